@@ -1,0 +1,16 @@
+"""From logits to the next token: greedy at temperature 0, else nucleus sampling (Holtzman et al. 2019)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_token(logits: torch.Tensor, *, temperature: float, top_p: float, draw: torch.Generator) -> int:
+    """Logits of shape (vocabulary,). The smallest set of tokens with at least `top_p` of the probability is drawn from."""
+    if temperature <= 0:
+        return int(logits.argmax())
+    chances = torch.softmax(logits.float() / temperature, dim=-1)
+    ordered, tokens = chances.sort(descending=True)
+    before = ordered.cumsum(0) - ordered
+    ordered = ordered.masked_fill(before >= top_p, 0.0)  # the first is always kept: nothing stands before it
+    return int(tokens[torch.multinomial(ordered, 1, generator=draw)])

@@ -1,0 +1,221 @@
+"""One base model with its adapters, answering several questions a token at a time, in turn. It knows no HTTP.
+
+Every question has a KV cache of its own. Each round gives each of them one token under its own adapter (or none), so base and
+adapter answer side by side from one set of weights, and a long answer never blocks a short one.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.inference.sampling import pick_token
+from training.engine.conversations import prompt_ids, use_template
+from training.engine.model import load_base, load_tokenizer, pick_device, pick_dtype
+
+MAX_QUESTIONS = 8  # under way and waiting; the next one is told to come back
+MAX_ADAPTERS = 4  # loaded beside the base; the least recently used one leaves
+
+Said = dict[str, Any]
+
+
+class Busy(Exception):
+    """MAX_QUESTIONS are under way."""
+
+
+@dataclass
+class Question:
+    """What to answer, with which adapter folder (None: the base alone), and where the answer goes."""
+
+    base: Path
+    adapter: Path | None
+    messages: list[dict[str, str]]
+    max_tokens: int = 200
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    said: queue.Queue[Said] = field(default_factory=queue.Queue)
+    hung_up: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Answer:
+    """A question under way. `pending` are the ids that the model has not seen yet, shape (1, n)."""
+
+    question: Question
+    pending: torch.Tensor
+    prompt_tokens: int
+    draw: torch.Generator
+    cache: Any = None
+    ids: list[int] = field(default_factory=list)
+    sent: str = ""
+    busy_seconds: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+
+class Speaker:
+    def __init__(self) -> None:
+        self.device = pick_device()
+        self.base: Path | None = None
+        self.model: Any = None
+        self.tokenizer: Any = None
+        self.stop_ids: set[int] = set()
+        self.loaded: OrderedDict[Path, str] = OrderedDict()
+        self.waiting: queue.Queue[Question] = queue.Queue()
+        self.answers: list[Answer] = []
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        threading.Thread(target=self._speak_for_ever, name="speaker", daemon=True).start()
+
+    def ask(self, question: Question) -> Iterator[Said]:
+        """Yields `{"text"}` pieces, perhaps `{"status"}` before, and `{"done", ...}` or `{"error"}` last.
+
+        Raises:
+            Busy: at once, before anything is yielded.
+        """
+        with self._lock:
+            if self._count >= MAX_QUESTIONS:
+                raise Busy(f"{self._count} questions are being answered; try again in a few seconds.")
+            self._count += 1
+        self.waiting.put(question)
+        return self._listen(question)
+
+    def _listen(self, question: Question) -> Iterator[Said]:
+        try:
+            while True:
+                said = question.said.get()
+                yield said
+                if "done" in said or "error" in said:
+                    return
+        finally:
+            question.hung_up.set()
+            with self._lock:
+                self._count -= 1
+
+    def _speak_for_ever(self) -> None:
+        while True:
+            self._take_questions()
+            for answer in list(self.answers):
+                try:
+                    going_on = not answer.question.hung_up.is_set() and self._say_one_token(answer)
+                except Exception as error:  # noqa: BLE001 told to whoever asked; the other answers go on
+                    answer.question.said.put({"error": f"{type(error).__name__}: {error}"})
+                    going_on = False
+                if not going_on:
+                    self.answers.remove(answer)
+
+    def _take_questions(self) -> None:
+        """Take what waits; block only when there is nothing to say. Another base waits until the present one is done."""
+        while True:
+            try:
+                question = self.waiting.get(block=not self.answers)
+            except queue.Empty:
+                return
+            if question.hung_up.is_set():
+                continue
+            if self.answers and question.base != self.base:
+                self.waiting.put(question)
+                return
+            try:
+                self.answers.append(self._begin(question))
+            except Exception as error:  # noqa: BLE001 told to whoever asked
+                question.said.put({"error": f"{type(error).__name__}: {error}"})
+
+    def _begin(self, question: Question) -> Answer:
+        if self.base != question.base:
+            question.said.put({"status": "loading the base model"})
+            self._load_base(question.base)
+        if question.adapter is not None and question.adapter not in self.loaded:
+            question.said.put({"status": "loading the adapter"})
+        self._use(question.adapter)
+        ids = prompt_ids(self.tokenizer, question.messages)
+        return Answer(
+            question=question,
+            pending=torch.tensor([ids], device=self.device),
+            prompt_tokens=len(ids),
+            draw=torch.Generator(self.device).manual_seed(question.seed),
+        )
+
+    def _load_base(self, folder: Path) -> None:
+        self.model, self.base = None, None
+        self.loaded.clear()
+        self.tokenizer = load_tokenizer(folder)
+        use_template(self.tokenizer)
+        self.model = load_base(folder, pick_dtype("auto", self.device), self.device).eval()
+        ends = self.model.generation_config.eos_token_id
+        self.stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.base = folder
+
+    def _use(self, adapter: Path | None) -> None:
+        """Make the next forward go through this adapter, or through none."""
+        from peft import PeftModel
+
+        if adapter is None:
+            if self.loaded:
+                self.model.base_model.disable_adapter_layers()
+            return
+        if adapter not in self.loaded:
+            name = f"adapter-{adapter.name}"
+            if not self.loaded:
+                base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+                self.model = PeftModel.from_pretrained(base, adapter, adapter_name=name).eval()
+            else:
+                self.model.load_adapter(adapter, adapter_name=name)
+            self.loaded[adapter] = name
+            self._drop_oldest()
+        self.loaded.move_to_end(adapter)
+        self.model.base_model.enable_adapter_layers()
+        self.model.set_adapter(self.loaded[adapter])
+
+    def _drop_oldest(self) -> None:
+        in_use = {answer.question.adapter for answer in self.answers}
+        for folder in list(self.loaded)[:-1]:
+            if len(self.loaded) <= MAX_ADAPTERS:
+                return
+            if folder not in in_use:
+                self.model.delete_adapter(self.loaded.pop(folder))
+
+    @torch.inference_mode()
+    def _say_one_token(self, answer: Answer) -> bool:
+        """Add one token to an answer and send what became readable; whether it goes on."""
+        question, began = answer.question, time.monotonic()
+        self._use(question.adapter)
+        output = self.model(input_ids=answer.pending, past_key_values=answer.cache, use_cache=True, logits_to_keep=1)
+        answer.cache = output.past_key_values
+        token = pick_token(
+            output.logits[0, -1], temperature=question.temperature, top_p=question.top_p, draw=answer.draw
+        )
+        answer.pending = torch.tensor([[token]], device=self.device)
+        answer.busy_seconds += time.monotonic() - began
+        ended = token in self.stop_ids
+        if not ended:
+            answer.ids.append(token)
+            self._send_text(answer)
+        if ended or len(answer.ids) >= question.max_tokens:
+            question.said.put(
+                {
+                    "done": "stop" if ended else "length",
+                    "prompt_tokens": answer.prompt_tokens,
+                    "completion_tokens": len(answer.ids),
+                    "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
+                    "model_tokens_per_second": len(answer.ids) / answer.busy_seconds,
+                }
+            )
+            return False
+        return True
+
+    def _send_text(self, answer: Answer) -> None:
+        text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # half a character: the next token completes it
+            answer.question.said.put({"text": text[len(answer.sent) :]})
+            answer.sent = text

@@ -1,0 +1,61 @@
+"""Put what a run left on the shelf, and hand it out again as a zip. It knows no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from django.db import transaction
+from django.db.models import Max
+from zipstream import ZIP_STORED, ZipStream
+
+from adapters.models import AdapterVersion
+from training.engine.checkpoint_files import ADAPTER
+from training.engine.files import sha256, sync
+from training.engine.outcome import Result
+from training.runs.models import Run
+
+
+def keep(run: Run, result: Result) -> None:
+    """Copy the run's adapter to a new version. A worker that died half-way does it again to the same end."""
+    with transaction.atomic():
+        version = AdapterVersion.objects.filter(run=run).first()
+        if version is None:
+            newest = AdapterVersion.objects.filter(owner=run.owner, name=run.name).aggregate(Max("number"))["number__max"] or 0
+            version = AdapterVersion(run=run, owner=run.owner, team=run.team, name=run.name, number=newest + 1)
+        version.base_model = run.base_model
+        version.method = run.method
+        version.step = result.adapter_step or 0
+        version.heldout_loss = result.heldout_loss
+        version.trainable_parameters = result.trainable_parameters
+        source = run.folder / "adapter"
+        version.files = {name: {"sha256": sha256(source / name), "bytes": (source / name).stat().st_size} for name in ADAPTER}
+        version.size_bytes = sum(facts["bytes"] for facts in version.files.values())
+        version.save()
+        copy(run, version)
+
+
+def copy(run: Run, version: AdapterVersion) -> None:
+    """Whole or not at all; inside the transaction, so that no row names files that are not there."""
+    aside = version.folder.with_name(f".{version.pk}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in ADAPTER:
+        shutil.copyfile(run.folder / "adapter" / name, aside / name)
+        sync(aside / name)
+    shutil.rmtree(version.folder, ignore_errors=True)
+    aside.rename(version.folder)
+
+
+def zip_stream(version: AdapterVersion) -> Iterator[bytes]:
+    """The adapter's files as a zip, made while it is sent. Stored, not packed: weights do not shrink."""
+    archive = ZipStream(compress_type=ZIP_STORED)
+    for name in sorted(version.files):
+        archive.add_path(version.folder / name, f"{file_stem(version)}/{name}")
+    yield from archive
+
+
+def file_stem(version: AdapterVersion) -> str:
+    """A name that is safe in a header and on every disk."""
+    safe = "".join(c if c.isascii() and c.isalnum() else "-" for c in version.name).strip("-") or "adapter"
+    return f"{safe}-v{version.number}"

@@ -1,0 +1,79 @@
+"""`/api/v1/`: the rooms' routers behind one door, and every problem in one shape: `{"error": {"message", "field"}}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import Http404, HttpRequest, HttpResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.security import HttpBearer, SessionAuth
+
+from adapters.api import router as adapters
+from training.catalog.api import router as models
+from training.datasets.api import router as datasets
+from training.errors import UserError
+from training.people.models import User
+from training.people.tokens import user_of_token
+from training.runs.api import router as runs
+
+
+class TokenAuth(HttpBearer):
+    def authenticate(self, request: HttpRequest, token: str) -> User | None:
+        user = user_of_token(token)
+        if user is not None:
+            request.user = user
+        return user
+
+
+class PageAuth(SessionAuth):
+    """The browser's own session, with CSRF checked on unsafe methods; a one-time password opens nothing but its change."""
+
+    def authenticate(self, request: HttpRequest, key: str | None) -> Any:
+        user = request.user
+        return user if user.is_authenticated and not user.must_change_password else None
+
+
+api = NinjaAPI(
+    title="SnapML",
+    version="1",
+    urls_namespace="api",
+    auth=[TokenAuth(), PageAuth()],
+    docs_url=None,
+    description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token USER` prints one.",
+)
+api.add_router("/models", models)
+api.add_router("/datasets", datasets)
+api.add_router("/runs", runs)
+api.add_router("/adapters", adapters)
+
+
+def problem(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:
+    return api.create_response(request, {"error": {"message": message, "field": field}}, status=status)
+
+
+@api.exception_handler(UserError)
+def on_user_error(request: HttpRequest, error: UserError) -> HttpResponse:
+    return problem(request, error.message, error.status, error.field)
+
+
+@api.exception_handler(ValidationError)
+def on_invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    first = error.errors[0]
+    field = ".".join(str(part) for part in first["loc"][1:] if part != "body")
+    return problem(request, f"{field}: {first['msg']}", 422, field)
+
+
+@api.exception_handler(AuthenticationError)
+def on_stranger(request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
+    return problem(request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401)
+
+
+@api.exception_handler(Http404)
+def on_missing(request: HttpRequest, _error: Http404) -> HttpResponse:
+    return problem(request, "There is nothing at this address.", 404)
+
+
+@api.exception_handler(HttpError)
+def on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return problem(request, str(error), error.status_code)

@@ -1,0 +1,21 @@
+"""The web server's one application: HTTP to Django, WebSockets to the consumers, and one handler for UserError in both."""
+
+import os
+from typing import Any
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "snapml_site.settings")
+http = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+
+from snapml_site.sockets import SameOriginOnly, socket_urls  # noqa: E402
+
+router = ProtocolTypeRouter({"http": http, "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(socket_urls)))})
+
+
+async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Any client may send `Daphne-Root-Path`, which would move every address: the site always stands at the root."""
+    await router({**scope, "root_path": ""}, receive, send)

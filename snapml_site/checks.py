@@ -1,0 +1,49 @@
+"""System checks: what would go wrong later, said at the start, each with an id and a hint."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+# package, lowest version, why
+FLOORS = (
+    ("daphne", (4, 2, 2), "CVE-2026-44545 and CVE-2026-44546"),
+    ("torch", (2, 10), "CVE-2026-24747"),
+    ("transformers", (5, 3), "CVE-2026-4372"),
+    ("peft", (0, 21), "adapter configs could name modules to import"),
+    ("huey", (3, 5, 4), "locked database at first open, hang at shutdown"),
+)
+
+
+@register()
+def pins(**_kwargs: Any) -> list[CheckMessage]:
+    found = []
+    for name, floor, why in FLOORS:
+        parts = tuple(int(part) for part in version(name).split("+")[0].split(".")[:3])
+        if parts < floor:
+            lowest = ".".join(map(str, floor))
+            found.append(Error(f"{name} {version(name)} is older than {lowest} ({why}).", hint="make run", id="snapml.E001"))
+    return found
+
+
+@register()
+def one_host(**_kwargs: Any) -> list[CheckMessage]:
+    if settings.REDIS_URL and not settings.DATABASE_URL:
+        return [
+            Warning(
+                "REDIS_URL is set, but the database is an SQLite file, which serves one host only.",
+                hint="Set DATABASE_URL to PostgreSQL for several hosts, or leave REDIS_URL out.",
+                id="snapml.W001",
+            )
+        ]
+    return []
+
+
+@register(deploy=True)
+def reachable(**_kwargs: Any) -> list[CheckMessage]:
+    if not settings.HTTPS:
+        return [Warning("Cookies travel unencrypted.", hint="Put a TLS proxy in front, SNAPML_HTTPS=1.", id="snapml.W002")]
+    return []

@@ -1,0 +1,24 @@
+"""The first admin and their one-time password, which opens nothing but the page that changes it."""
+
+from __future__ import annotations
+
+import secrets
+
+from training.people.models import User
+
+ADMIN = "admin"
+
+
+def first_admin_words() -> str:
+    """What `manage.py up` prints behind the address. A password that nobody used yet is made anew at each start."""
+    admin = User.objects.filter(username=ADMIN).first()
+    if admin is None and User.objects.filter(is_superuser=True).exists():
+        return "(sign in as before)"
+    if admin is not None and not admin.must_change_password:
+        return "(sign in as before)"
+    password = secrets.token_urlsafe(9)
+    if admin is None:
+        admin = User(username=ADMIN, is_superuser=True, is_staff=True, must_change_password=True)
+    admin.set_password(password)
+    admin.save()
+    return f"(sign in as {ADMIN}, one-time password {password})"

@@ -1,0 +1,40 @@
+"""What the frame around every page shows: the rail, and the strip with one bar per device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+from django.http import HttpRequest
+
+from training.runs.models import Run
+from training.runs.states import ACTIVE
+
+RAIL = (
+    ("runs", "Runs", "M4 19V9m5 10V5m5 14v-7m5 7V8"),
+    ("datasets", "Data", "M5 6c0-2 14-2 14 0v12c0 2-14 2-14 0zm0 0c0 2 14 2 14 0M5 12c0 2 14 2 14 0"),
+    ("adapters", "Adapters", "M7 4v16M7 8h6a3 3 0 0 1 3 3v9M16 4v4"),
+    ("models", "Models", "M12 3l8 4.5v9L12 21l-8-4.5v-9zm0 9l8-4.5M12 12v9M12 12L4 7.5"),
+)
+
+
+def frame(request: HttpRequest) -> dict[str, Any]:
+    if not getattr(request, "user", None) or not request.user.is_authenticated:
+        return {}
+    match = request.resolver_match
+    return {"rail": RAIL, "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "", **strip()}
+
+
+def strip() -> dict[str, Any]:
+    """This host as one device: memory used and total, and who trains on it."""
+    memory = psutil.virtual_memory()
+    holder = Run.objects.filter(state__in=ACTIVE).select_related("owner").first()
+    return {
+        "device": {
+            "name": "CPU",
+            "used_bytes": memory.total - memory.available,
+            "total_bytes": memory.total,
+            "share": round(100 * (1 - memory.available / memory.total)),
+            "holder": holder,
+        }
+    }

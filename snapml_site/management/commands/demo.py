@@ -1,0 +1,75 @@
+"""`manage.py demo`: people, teams, data, finished runs and a live one. Nothing is made up: the runs are trained here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+
+from training.catalog.acts import add_builtin, import_model
+from training.catalog.models import BaseModel, ModelState
+from training.datasets.examples import add_example
+from training.people.models import Team, User
+from training.runs.launch import launch_run
+from training.runs.models import Run
+from training.runs.states import OPEN
+from training.runs.supervise import supervise_run
+
+PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
+SHORT = {"tokens_per_batch": 512, "max_length": 256, "eval_interval": 10, "save_interval": 10, "eval_rows": 20}
+FINISHED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("alice", "smart_home", "Intents, rank 16", {"rank": 16, "max_steps": 40}),
+    ("bob", "smart_home", "Intents, rank 4", {"rank": 4, "alpha": 8, "max_steps": 30}),
+    ("carol", "shell_commands", "Shell, one pass", {"max_steps": 30}),
+)
+
+
+class Command(BaseCommand):
+    help = "Fill a fresh instance, about five minutes on two cores; a running worker takes the live run."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        call_command("migrate", verbosity=0)
+        if User.objects.filter(username__in=PEOPLE).exists():
+            raise CommandError("The demo is there already. For a fresh one, start with another SNAPML_HOME.")
+        model = self.ready_model()
+        people = self.make_people()
+        for name, example, title, settings in FINISHED:
+            self.stdout.write(f"Training: {title}…")
+            self.train(launch(people[name], model, example, title, {**SHORT, **settings}))
+        live = launch(people["alice"], model, "smart_home", "Intents, two epochs", {"epochs": 2, "max_length": 256})
+        self.stdout.write(f"{live.name} is waiting for a worker: `make run` shows it live.")
+
+    def ready_model(self) -> BaseModel:
+        model = add_builtin()
+        if model is None:
+            raise CommandError("The built-in model's package is not installed; `make run` installs it.")
+        self.stdout.write("Importing the built-in model…")
+        while model.state != ModelState.READY:
+            import_model(model.pk)
+            model.refresh_from_db()
+            if model.state == ModelState.FAILED:
+                raise CommandError(model.error)
+            time.sleep(0.5)
+        return model
+
+    def make_people(self) -> dict[str, User]:
+        password = secrets.token_urlsafe(9)
+        people = {name: User.objects.create_user(name, password=password) for name in PEOPLE}
+        for name, team in PEOPLE.items():
+            Team.objects.get_or_create(name=team)[0].members.add(people[name])
+        self.stdout.write(f"{', '.join(PEOPLE)} have the password {password}")
+        return people
+
+    def train(self, run: Run) -> None:
+        """Here, or by a worker that was faster."""
+        while run.state in OPEN:
+            supervise_run(run.pk)
+            time.sleep(0.5)
+            run.refresh_from_db()
+
+
+def launch(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
+    return launch_run(user, base_model=model, data=add_example(user, example), settings=settings, name=title)

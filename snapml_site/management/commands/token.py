@@ -1,0 +1,24 @@
+"""`manage.py token USER`: a new API token, printed once."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from training.people.models import User
+from training.people.tokens import create_token
+
+
+class Command(BaseCommand):
+    help = "Make an API token for a user and print it."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("user")
+        parser.add_argument("--name", default="made in the shell")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        user = User.objects.filter(username=options["user"]).first()
+        if user is None:
+            known = ", ".join(User.objects.order_by("username").values_list("username", flat=True)[:20])
+            raise CommandError(f"There is no user {options['user']!r}; there are {known or 'none yet'}.")
+        self.stdout.write(create_token(user, options["name"])[1])

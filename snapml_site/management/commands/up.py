@@ -1,0 +1,112 @@
+"""`manage.py up`: web, worker and inference under one parent. A child that dies is started again; Ctrl-C stops all in order."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from argparse import ArgumentParser
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.management import CommandError, call_command
+from django.core.management.base import BaseCommand
+from django.db import connections
+
+from snapml_site.children import Child, engine_room
+from snapml_site.first_admin import first_admin_words
+
+WATCH_SECONDS = 0.2
+START_SECONDS = 60.0
+
+
+class Command(BaseCommand):
+    help = "Start SnapML: web, worker and inference."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (set SNAPML_HOSTS too)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        host, port = options["host"], options["port"]
+        lock = only_one()
+        refuse_taken_port(host, port)
+        call_command("migrate", verbosity=0)
+        words = first_admin_words()
+        connections.close_all()
+        os.environ |= {
+            "INFERENCE_URL": f"http://127.0.0.1:{free_port()}",
+            "INFERENCE_TOKEN": secrets.token_urlsafe(32),
+        }
+        stopping = threading.Event()
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            stopping.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        children = engine_room(host, port)
+        web, worker, inference = children
+        web.start()
+        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104 compared, not bound
+        if wait_until_up(address + "health", stopping):
+            self.stdout.write(f"SnapML is at {address}  {words}")
+            self.stdout.flush()
+        worker.start()
+        inference.start()
+        watch(children, stopping)
+        self.stdout.write("Stopping: a running training saves a checkpoint first…")
+        self.stdout.flush()
+        for child in (worker, inference, web):
+            child.stop()
+        self.stdout.write("Stopped.")
+        lock.close()
+
+
+def only_one() -> Any:
+    """One `up` for one SNAPML_HOME; the kernel lets go of the lock when this process ends, however it ends."""
+    lock = (Path(settings.HOME) / "up.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CommandError(f"SnapML runs already on {settings.HOME}. Set SNAPML_HOME for a second one.") from error
+    return lock
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandError(f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run PORT={port + 1}") from error
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_up(address: str, stopping: threading.Event) -> bool:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and not stopping.is_set():
+        try:
+            with urllib.request.urlopen(address, timeout=1):  # noqa: S310 our own loopback address
+                return True
+        except OSError:
+            stopping.wait(0.05)
+    return False
+
+
+def watch(children: list[Child], stopping: threading.Event) -> None:
+    while not stopping.wait(WATCH_SECONDS):
+        for child in children:
+            child.start_again_if_dead()

@@ -1,0 +1,195 @@
+"""One settings file. With an empty environment it boots on SQLite; DATABASE_URL and REDIS_URL scale it out.
+
+| variable | meaning | default |
+|---|---|---|
+| SNAPML_HOME | folder of everything that SnapML stores | ./var |
+| SNAPML_HOSTS | host names that the site answers to, with commas | localhost, 127.0.0.1, [::1] |
+| SNAPML_HTTPS | 1: the site is reached by HTTPS only (secure cookies, HSTS) | 0 |
+| SNAPML_SLOTS | runs that train at the same time on this host | 1 |
+| SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
+| DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
+| INFERENCE_URL, INFERENCE_TOKEN | the inference program; `manage.py up` sets them | none |
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+import dj_database_url
+import plotly
+from csp.constants import NONCE, NONE, SELF
+from huey import RedisHuey, SqliteHuey
+from huey.serializer import SignedSerializer
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+HOME = Path(os.environ.get("SNAPML_HOME", BASE_DIR / "var")).resolve()
+HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
+DATABASE_URL = os.environ.get("DATABASE_URL", "")
+REDIS_URL = os.environ.get("REDIS_URL", "")
+
+
+def secret(name: str) -> str:
+    """A secret that is made at the first start and kept in a file that only its owner reads."""
+    path = HOME / name
+    if not path.exists():
+        aside = HOME / f".{name}.{os.getpid()}"
+        aside.touch(mode=0o600)
+        aside.write_text(secrets.token_urlsafe(48))
+        try:
+            path.hardlink_to(aside)  # the first of several processes wins
+        except FileExistsError:
+            pass
+        aside.unlink()
+    return path.read_text()
+
+
+SECRET_KEY = secret("secret_key")
+DEBUG = False
+HTTPS = os.environ.get("SNAPML_HTTPS") == "1"
+ALLOWED_HOSTS = [h for h in os.environ.get("SNAPML_HOSTS", "").split(",") if h] or ["localhost", "127.0.0.1", "[::1]"]
+
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "django_htmx",
+    "csp",
+    "training.people",
+    "training.catalog",
+    "training.datasets",
+    "training.runs",
+    "adapters",
+    "snapml_site",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "snapml_site.doors.LoginDoor",
+    "snapml_site.doors.ErrorDoor",
+]
+ROOT_URLCONF = "snapml_site.urls"
+ASGI_APPLICATION = "snapml_site.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "csp.context_processors.nonce",
+                "snapml_site.frame.frame",
+            ],
+            "builtins": ["snapml_site.templatetags.words", "django.contrib.humanize.templatetags.humanize"],
+        },
+    },
+]
+
+# IMMEDIATE takes the write lock at BEGIN, so a transaction never fails half-way with "database is locked".
+# synchronous=NORMAL in WAL mode loses no commit when a process dies, only (perhaps) the last ones when the power does.
+SQLITE = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": HOME / "snapml.sqlite3",
+    "OPTIONS": {
+        "timeout": 20,
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+    },
+}
+DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True) if DATABASE_URL else SQLITE}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# Huey is only a doorbell: a message holds a run's id and nothing else, signed because Huey unpickles what it reads.
+HUEY_OPTIONS = {"immediate": False, "results": False, "serializer": SignedSerializer(secret=SECRET_KEY)}
+HUEY = (
+    RedisHuey("snapml", url=REDIS_URL, **HUEY_OPTIONS)
+    if REDIS_URL
+    else SqliteHuey("snapml", filename=str(HOME / "huey.sqlite3"), strict_fifo=True, **HUEY_OPTIONS)
+)
+# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself (training/runs/bell.py).
+CHANNEL_LAYERS = (
+    {"default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}}
+    if REDIS_URL
+    else {}
+)
+
+AUTH_USER_MODEL = "people.User"
+LOGIN_URL = "sign-in"
+LOGIN_REDIRECT_URL = "runs"
+LOGOUT_REDIRECT_URL = "sign-in"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+SESSION_COOKIE_NAME = "snapml_session"
+CSRF_COOKIE_NAME = "snapml_csrf"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_SSL_REDIRECT = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF, NONCE],
+        "img-src": [SELF, "data:", "blob:"],  # blob: is plotly's "download as picture"
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    }
+}
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = False
+
+STATIC_URL = "static/"
+# plotly.min.js comes from the pip package, so that Python and JavaScript agree and nothing is built or copied.
+STATICFILES_DIRS = [BASE_DIR / "static", ("plotly", Path(plotly.__file__).parent / "package_data")]
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_MAX_AGE = 0  # revalidated by Last-Modified: a new version is seen at once, an old one costs an empty answer
+
+DATASET_MAX_BYTES = 64 * 2**20
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
+FILE_UPLOAD_HANDLERS = ["training.datasets.uploads.LimitedUploadHandler"]
+MODEL_FOLDERS = [Path(p).resolve() for p in os.environ.get("SNAPML_MODEL_FOLDERS", "").split(":") if p]
+BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
+
+SLOTS = int(os.environ.get("SNAPML_SLOTS", "1"))
+# Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash loop.
+MAX_DEATHS = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
+INFERENCE_URL = os.environ.get("INFERENCE_URL", "")
+INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {"snapml": {"level": "INFO"}, "daphne": {"level": "WARNING"}},
+}

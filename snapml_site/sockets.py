@@ -1,0 +1,41 @@
+"""Where WebSockets go, and that they come from our own pages."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from channels.security.websocket import WebsocketDenier
+from django.conf import settings
+from django.http.request import split_domain_port, validate_host
+from django.urls import path
+
+from training.runs.consumers import LiveConsumer
+
+socket_urls = [path("ws/live", LiveConsumer.as_asgi())]
+
+
+class SameOriginOnly:
+    """Refuses a handshake whose Origin is not scheme, host and port of the site itself.
+
+    Channels' AllowedHostsOriginValidator lets any port of an allowed host pass, so a notebook server on the same machine could
+    open a socket with the visitor's cookie.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> Any:
+        headers = dict(scope["headers"])
+        origin = headers.get(b"origin", b"").decode("latin1")
+        host = headers.get(b"host", b"").decode("latin1")
+        if not is_own(origin, host):
+            return await WebsocketDenier()(scope, receive, send)
+        return await self.inner(scope, receive, send)
+
+
+def is_own(origin: str, host: str) -> bool:
+    parts = urlsplit(origin)
+    scheme = "https" if settings.HTTPS else "http"
+    domain, _port = split_domain_port(host)
+    return parts.scheme == scheme and parts.netloc == host and validate_host(domain, settings.ALLOWED_HOSTS)

@@ -1,0 +1,94 @@
+"""Numbers as people read them. The JavaScript twin is static/js/words.js."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django import template
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+
+@register.filter
+def size(count: float | None) -> str:
+    """Bytes as `14.9 GB`: powers of 1,000, as device makers and `df -H` count."""
+    if count is None:
+        return ""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+@register.filter
+def short_count(count: float | None) -> str:
+    """134515008 as `134.5M`."""
+    if count is None:
+        return ""
+    for unit in ("", "k", "M", "B"):
+        if abs(count) < 1000:
+            return f"{count:.0f}{unit}" if not unit else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.1f}T"
+
+
+@register.filter
+def loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """3725 as `1 h 2 min`."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
+
+
+@register.filter
+def sparkline(points: list[float]) -> str | SafeString:
+    """Losses as a small drawing, 90 x 24."""
+    if len(points) < 2:
+        return ""
+    low, high = min(points), max(points)
+    span = (high - low) or 1
+    places = " ".join(f"{90 * i / (len(points) - 1):.1f},{22 - 20 * (p - low) / span:.1f}" for i, p in enumerate(points))
+    return format_html(
+        '<svg class="spark" viewBox="0 0 90 24" width="90" height="24" role="img" aria-label="loss from {} to {}">'
+        '<polyline points="{}"/></svg>',
+        f"{points[0]:.2f}",
+        f"{points[-1]:.2f}",
+        places,
+    )
+
+
+@register.filter
+def upto_comma(words: str) -> str:
+    """`1 hour, 3 minutes` as `1 hour`."""
+    return words.split(",", maxsplit=1)[0]
+
+
+@register.filter
+def clock(seconds: float) -> str:
+    """Epoch seconds as `14:03:27` (UTC)."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%H:%M:%S")
+
+
+@register.filter
+def log_line(event: Any) -> str:
+    """An event as a line of the log. Control characters are dropped, so that no line can pose as two."""
+    said = event.payload
+    if event.kind == "log":
+        text = str(said.get("text", ""))
+    else:
+        facts = {"step": event.step, **said} if event.step is not None else said
+        text = f"{event.kind} " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    return "".join(c for c in text if c == "\n" or c.isprintable())[:4000]

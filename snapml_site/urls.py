@@ -1,0 +1,25 @@
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.urls import include, path
+
+from snapml_site.api import api
+
+
+def health(_request: HttpRequest) -> HttpResponse:
+    return HttpResponse("ok", content_type="text/plain")
+
+
+def strip(request: HttpRequest) -> HttpResponse:
+    return render(request, "_strip.html")
+
+
+urlpatterns = [
+    path("", include("training.runs.urls")),
+    path("", include("training.datasets.urls")),
+    path("", include("training.catalog.urls")),
+    path("", include("training.people.urls")),
+    path("", include("adapters.urls")),
+    path("api/v1/", api.urls),
+    path("health", health, name="health"),
+    path("strip", strip, name="strip"),
+]

@@ -1,0 +1,91 @@
+// The numbers behind the charts: a snapshot's buckets, then every live step. It knows no plotly and no page.
+export const AXES = ["step", "total_tokens", "time"];
+export const SERIES = ["loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_bytes", "memory_peak_bytes"];
+
+function unpack(text, Kind) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return Array.from(new Kind(bytes.buffer));
+}
+
+export class Curves {
+  constructor() {
+    this.axes = Object.fromEntries(AXES.map((name) => [name, []]));
+    this.series = Object.fromEntries(SERIES.map((name) => [name, { mean: [], low: [], high: [] }]));
+    this.points = 0;
+    this.raw = true;
+  }
+
+  get length() {
+    return this.axes.step.length;
+  }
+
+  static fromSnapshot(packed) {
+    const curves = new Curves();
+    curves.raw = packed.raw;
+    curves.points = packed.points;
+    for (const name of AXES) curves.axes[name] = unpack(packed.axes[name], Float64Array);
+    for (const name of SERIES) {
+      const [mean, low, high] = packed.series[name].map((text) => unpack(text, Float32Array));
+      curves.series[name] = { mean, low: low ?? mean.slice(), high: high ?? mean.slice() };
+    }
+    return curves;
+  }
+
+  static fromLists(lists) {
+    const curves = new Curves();
+    curves.raw = lists.raw;
+    curves.points = lists.points;
+    curves.axes = lists.axes;
+    for (const name of SERIES) {
+      const { mean, low, high } = lists.series[name];
+      curves.series[name] = { mean, low: low ?? mean, high: high ?? mean };
+    }
+    return curves;
+  }
+
+  add(event) {
+    this.points += 1;
+    for (const name of AXES) this.axes[name].push(name === "time" ? event.time : event[name]);
+    for (const name of SERIES) {
+      const value = Number(event[name]); // "nan" and "inf" travel as text
+      for (const part of Object.values(this.series[name])) part.push(value);
+    }
+  }
+
+  // A resumed run trains the steps after `step` again: what was drawn of them goes.
+  rewind(step) {
+    let keep = this.length;
+    while (keep > 0 && this.axes.step[keep - 1] > step) keep -= 1;
+    for (const name of AXES) this.axes[name].length = keep;
+    for (const name of SERIES) for (const part of new Set(Object.values(this.series[name]))) part.length = keep;
+  }
+
+  // x and y of the faint line: each bucket from its low to its high, so that a spike is drawn however far one zooms out.
+  spread(axis, name) {
+    const { low, high } = this.series[name];
+    if (this.raw) return [this.axes[axis], low];
+    const x = [];
+    const y = [];
+    this.axes[axis].forEach((place, i) => {
+      x.push(place);
+      y.push(low[i]);
+      if (high[i] !== low[i]) {
+        x.push(place);
+        y.push(high[i]);
+      }
+    });
+    return [x, y];
+  }
+}
+
+// Exponential moving average, corrected for its start (as TensorBoard does): weight 0 is the line itself.
+export function smoothed(values, weight) {
+  let last = 0;
+  let norm = 0;
+  return values.map((value) => {
+    if (!Number.isFinite(value)) return null;
+    last = weight * last + (1 - weight) * value;
+    norm = weight * norm + (1 - weight);
+    return last / norm;
+  });
+}

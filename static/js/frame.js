@@ -1,0 +1,42 @@
+// What every page has: theme switch, dialogs, tabs and keys.
+const script = document.querySelector('script[src$="frame.js"]');
+const isDark = () => getComputedStyle(document.documentElement).colorScheme.includes("dark");
+
+document.addEventListener("click", (event) => {
+  const target = event.target.closest("[data-theme-switch], [data-keys], [data-open], [data-tab]");
+  if (!target) return;
+  if ("themeSwitch" in target.dataset) switchTheme();
+  else if ("keys" in target.dataset) document.getElementById("keys").showModal();
+  else if (target.dataset.open) document.getElementById(target.dataset.open).showModal();
+  else showTab(target);
+});
+
+function switchTheme() {
+  const theme = isDark() ? "light" : "dark";
+  localStorage.setItem("theme", theme);
+  document.documentElement.dataset.theme = theme;
+  document.dispatchEvent(new CustomEvent("theme"));
+}
+
+function showTab(tab) {
+  for (const other of tab.parentElement.querySelectorAll("[data-tab]")) {
+    const chosen = other === tab;
+    other.setAttribute("aria-selected", chosen);
+    document.getElementById(`tab-${other.dataset.tab}`).hidden = !chosen;
+  }
+}
+
+const places = { r: script.dataset.runs, d: script.dataset.data, a: script.dataset.adapters, m: script.dataset.models };
+let afterG = false;
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+  const go = afterG && places[event.key];
+  afterG = event.key === "g";
+  if (go) location.href = go;
+  else if (event.key === "?") document.getElementById("keys")?.showModal();
+  else if (event.key === "n") location.href = script.dataset.newRun;
+  else if (event.key === "/" && document.querySelector("[data-search]")) {
+    event.preventDefault();
+    document.querySelector("[data-search]").focus();
+  }
+});

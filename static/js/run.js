@@ -1,0 +1,165 @@
+// The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives in the address.
+import { figure } from "./charts.js";
+import { Curves } from "./curves.js";
+import { LiveRun } from "./socket.js";
+import { duration, loss, size, whole } from "./words.js";
+
+const POINTS = 1000;
+const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
+const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
+const page = document.getElementById("run");
+const chart = document.getElementById("chart");
+const view = new URLSearchParams(location.search);
+const part = (name) => page.querySelector(`[data-${name}]`);
+const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+
+let curves = new Curves();
+let zoomed = null;
+let marks = [];
+let began = null;
+let state = page.dataset.state;
+let asked = false;
+let seq = 0;
+let drawing = false;
+
+const live = new LiveRun(page.dataset.socket, Number(page.dataset.run), POINTS);
+live.addEventListener("open", () => connection("live", false));
+live.addEventListener("closed", () => connection("connection lost; trying again…", true));
+live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
+live.addEventListener("snap", ({ detail }) => {
+  curves = Curves.fromSnapshot(detail.curves);
+  marks = [];
+  zoomed = null;
+  part("samples").dataset.filled = "";
+  began = detail.events[0]?.time ?? detail.state.started_at;
+  detail.events.forEach(take);
+  show(detail.state, detail.upto);
+});
+live.addEventListener("delta", ({ detail }) => {
+  detail.events.forEach(take);
+  show(detail.state, detail.last);
+  if (curves.length > TOO_MANY) live.again();
+});
+
+function take(event) {
+  began ??= event.time;
+  if (event.kind === "step") curves.add(event);
+  if (event.kind === "sample") addSample(event);
+  if (MARKS.has(event.kind)) marks.push(event);
+  if (event.kind === "resume") {
+    curves.rewind(event.step);
+    marks = marks.filter((mark) => mark.step <= event.step || mark.kind === "resume");
+  }
+}
+
+function show(now, upto) {
+  seq = upto;
+  if (now.state !== state || ("message" in now && now.message !== (header("message")?.textContent ?? ""))) {
+    state = now.state;
+    htmx.ajax("GET", page.dataset.header, { target: "#header", swap: "innerHTML" }).then(() => fill(now));
+    for (const tab of page.querySelectorAll('[role="tab"][aria-selected="true"][hx-get]')) htmx.trigger(tab, "refresh");
+  }
+  fill(now);
+  draw();
+}
+
+const header = (name) => page.querySelector(`[data-live="${name}"]`);
+
+function fill(now) {
+  header("phase").textContent = now.phase;
+  header("progress").value = now.progress;
+  header("left").textContent = now.seconds_left == null ? "" : `about ${duration(now.seconds_left)} left`;
+  header("step").textContent = now.total_steps ? `${whole(now.step)} / ${whole(now.total_steps)}` : whole(now.step);
+  header("loss").textContent = loss(now.loss);
+  header("heldout").textContent = loss(now.heldout_loss);
+  header("peak").textContent = now.peak_memory_bytes ? size(now.peak_memory_bytes) : "–";
+  header("label").textContent = now.label;
+}
+
+function draw() {
+  if (asked) return;
+  asked = true;
+  requestAnimationFrame(async () => {
+    asked = false;
+    if (drawing) return draw();
+    drawing = true;
+    const upto = seq;
+    const axis = part("axis").value;
+    const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began });
+    chart.classList.remove("skeleton");
+    await Plotly.react(chart, traces, layout, config);
+    if (!chart.dataset.ready) {
+      chart.dataset.ready = "1";
+      chart.on("plotly_relayout", onZoom);
+    }
+    drawing = false;
+    requestAnimationFrame(() => document.dispatchEvent(new CustomEvent("drawn", { detail: { seq: upto, points: curves.points } })));
+  });
+}
+
+// Zoomed in, buckets give way to the points behind them.
+async function onZoom(change) {
+  const left = change["xaxis.range[0]"];
+  if (change["xaxis.autorange"]) return wholeRun();
+  if (left == null) return;
+  part("whole").hidden = false;
+  if (curves.raw && !zoomed) return;
+  const [first, last] = [left, change["xaxis.range[1]"]].map(stepAt);
+  const query = new URLSearchParams({ points: POINTS, first_step: Math.max(0, Math.floor(first)), last_step: Math.max(1, Math.ceil(last)) });
+  const answer = await fetch(`${page.dataset.metrics}?${query}`);
+  if (!answer.ok) return connection(`zoom failed (${answer.status})`, true);
+  zoomed = Curves.fromLists(await answer.json());
+  draw();
+}
+
+function wholeRun() {
+  zoomed = null;
+  part("whole").hidden = true;
+  draw();
+}
+
+function stepAt(x) {
+  const axis = part("axis").value;
+  if (axis === "step") return x;
+  const value = axis === "time" ? x * 60 + began : x;
+  const index = curves.axes[axis].findIndex((place) => place >= value);
+  return curves.axes.step[index < 0 ? curves.length - 1 : index] ?? 0;
+}
+
+function addSample(event) {
+  const box = part("samples");
+  if (!box.dataset.filled) box.replaceChildren();
+  box.dataset.filled = "1";
+  const sample = document.createElement("article");
+  sample.className = "sample";
+  const add = (kind, words) => {
+    const line = document.createElement("div");
+    line.className = kind;
+    line.textContent = words;
+    sample.append(line);
+  };
+  add("soft small", `step ${whole(event.step)}`);
+  add("", event.prompt);
+  add("answer", event.answer || "(no answer)");
+  add("soft small", `expected: ${event.expected}`);
+  box.prepend(sample);
+}
+
+function connection(words, off) {
+  part("connection").textContent = words;
+  part("connection").classList.toggle("off", off);
+}
+
+for (const name of ["axis", "smoothing"]) {
+  const knob = part(name);
+  if (view.has(name)) knob.value = view.get(name);
+  knob.addEventListener("input", () => {
+    view.set(name, knob.value);
+    history.replaceState(null, "", `?${view}`);
+    if (name === "axis") wholeRun();
+    draw();
+  });
+}
+part("whole").addEventListener("click", () => Plotly.relayout(chart, { "xaxis.autorange": true }));
+document.addEventListener("theme", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

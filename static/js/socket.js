@@ -1,0 +1,73 @@
+// One socket, one run, one cursor. Reload, sleep, lost Wi-Fi and a restarted server look the same: connect again and say the
+// last number that arrived; what comes then has no gap and no repeat.
+const FINAL = { 4401: "You are signed out; sign in again.", 4403: "This run is not yours to see any more.", 4429: "Too many open pages; close some." };
+
+export class LiveRun extends EventTarget {
+  constructor(address, run, points) {
+    super();
+    this.address = address;
+    this.run = run;
+    this.points = points;
+    this.cursor = 0;
+    this.wait = 250;
+    addEventListener("online", () => this.hurry());
+    document.addEventListener("visibilitychange", () => document.hidden || this.hurry());
+    this.connect();
+  }
+
+  connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    this.socket = new WebSocket(`${scheme}://${location.host}${this.address}`);
+    this.socket.onopen = () => {
+      this.wait = 250;
+      this.tell("open");
+      this.subscribe();
+    };
+    this.socket.onmessage = (message) => this.receive(JSON.parse(message.data));
+    this.socket.onclose = (event) => this.closed(event.code);
+  }
+
+  subscribe() {
+    this.send({ type: "sub", run: this.run, cursor: this.cursor, points: this.points });
+  }
+
+  receive(message) {
+    if (message.type === "delta" && message.first !== this.cursor + 1) {
+      this.cursor = 0; // a gap: the whole picture again
+      this.subscribe();
+      return;
+    }
+    this.cursor = message.type === "snap" ? message.upto : message.last;
+    this.send({ type: "ack", run: this.run, seq: this.cursor });
+    this.tell(message.type, message);
+  }
+
+  closed(code) {
+    if (FINAL[code]) {
+      this.tell("refused", { reason: FINAL[code] });
+      return;
+    }
+    this.tell("closed");
+    this.timer = setTimeout(() => this.connect(), this.wait * (0.75 + Math.random() / 2));
+    this.wait = Math.min(this.wait * 2, 10_000);
+  }
+
+  hurry() {
+    if (this.socket.readyState !== WebSocket.CLOSED) return;
+    clearTimeout(this.timer);
+    this.connect();
+  }
+
+  again() {
+    this.cursor = 0;
+    if (this.socket.readyState === WebSocket.OPEN) this.subscribe();
+  }
+
+  send(message) {
+    this.socket.send(JSON.stringify(message));
+  }
+
+  tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}

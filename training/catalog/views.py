@@ -1,0 +1,46 @@
+"""The Models page: cards, imports with their progress, and the form that adds one."""
+
+from __future__ import annotations
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST
+
+from training.catalog import acts
+from training.catalog.models import BaseModel, ModelState
+from training.errors import UserError
+
+
+def models(request: HttpRequest) -> HttpResponse:
+    rows = BaseModel.objects.all()
+    busy = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in rows)
+    template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
+    return render(request, template, {"models": rows, "busy": busy})
+
+
+def model(request: HttpRequest, model_id: int) -> HttpResponse:
+    return render(request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)})
+
+
+@require_POST
+def add(request: HttpRequest) -> HttpResponse:
+    location = request.POST.get("location", "").strip()
+    try:
+        if request.POST.get("source") == "hub":
+            acts.add_from_hub(request.user, location, request.POST.get("revision", "").strip())
+            messages.success(request, f"{location} is being downloaded.")
+        else:
+            added = acts.add_folder(request.user, location)
+            messages.success(request, f"{added.name} is in the catalog.")
+    except UserError as error:
+        rows = BaseModel.objects.all()
+        values = {"models": rows, "error": error, "location": location, "source": request.POST.get("source")}
+        return render(request, "catalog/models.html", values, status=error.status)
+    return redirect("models")
+
+
+@require_POST
+def retry(request: HttpRequest, model_id: int) -> HttpResponse:
+    acts.retry_import(request.user, get_object_or_404(BaseModel, pk=model_id))
+    return redirect("models")

@@ -1,0 +1,95 @@
+"""`python -m training.engine RUN_DIR`: trains what RUN_DIR/config.json says. The exit code says how it ended (outcome.py).
+
+It may be killed at any moment and started again on the same folder; it goes on from the newest whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from training.engine.config import ConfigError, RunConfig
+from training.engine.conversations import DataError
+from training.engine.events import Journal
+from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
+from training.engine.reins import Reins
+
+ATTEMPTS = "attempts"
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not (Path(arguments[0]) / "config.json").is_file():
+        sys.stderr.write("usage: python -m training.engine RUN_DIR   (RUN_DIR holds config.json)\n")
+        return EXIT_CODES[Outcome.CONFIG]
+    run_dir = Path(arguments[0]).resolve()
+    lock = take_lock(run_dir)
+    if lock is None:
+        return EXIT_CODES[Outcome.BUSY]
+    journal = Journal(run_dir)
+    result = read_result(run_dir)
+    if result is None:
+        reins = Reins(run_dir)
+        reins.listen()
+        result = run(run_dir, journal, reins)
+    if journal.last_kind != "end":
+        journal.write("end", outcome=result.outcome, message=result.message, step=result.step)
+    return EXIT_CODES[result.outcome]
+
+
+def take_lock(run_dir: Path) -> TextIO | None:
+    """Only one engine in a folder. The kernel lets go of the lock when this process dies, however it dies.
+
+    Whoever asks whether an engine lives holds the lock for an instant: hence a second of trying.
+    """
+    lock = (run_dir / "engine.lock").open("w")
+    for _ in range(20):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            (run_dir / "engine.json").write_text(json.dumps({"pid": os.getpid()}))
+            return lock
+    return None
+
+
+def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
+    """Train, and turn every way of ending into a result. Only final ones are written to result.json."""
+    from training.engine.attempt import Attempt
+
+    attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
+    try:
+        config = RunConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
+        outcome, message = attempt.run(config, reins)
+    except (ConfigError, json.JSONDecodeError) as error:
+        outcome, message = Outcome.CONFIG, str(error)
+    except DataError as error:
+        outcome, message = Outcome.DATA, str(error)
+    except Exception as error:  # noqa: BLE001 the one place that must tell every other error to the person
+        journal.write("log", level="error", text=traceback.format_exc())
+        outcome, message = attempt.explain(error)
+    result = attempt.result(outcome, message)
+    if outcome not in (Outcome.LEFT, Outcome.CRASHED):
+        result.write(run_dir)
+    return result
+
+
+def count_attempt(run_dir: Path) -> int:
+    """1 for the first start in this folder, one more for each start after it."""
+    path = run_dir / ATTEMPTS
+    number = int(path.read_text()) + 1 if path.exists() else 1
+    path.write_text(str(number))
+    return number
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for repeatable cuBLAS
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""One start of the engine in a run folder: prepares, trains, exports, and knows what to say of how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from training.engine import checkpoint
+from training.engine.config import RunConfig
+from training.engine.events import Journal
+from training.engine.loop import DiskFull, Diverged, train
+from training.engine.outcome import Outcome, Result
+from training.engine.reins import Reins
+from training.engine.session import Session, prepare
+
+
+class Attempt:
+    def __init__(self, run_dir: Path, journal: Journal, *, number: int) -> None:
+        self.run_dir = run_dir
+        self.journal = journal
+        self.number = number
+        self.session: Session | None = None
+        self.adapter_step: int | None = None
+        self.phase = "starting"
+
+    def run(self, config: RunConfig, reins: Reins) -> tuple[Outcome, str]:
+        """Train to an end; the adapter is exported if it is to be kept."""
+        for made in prepare(config, self.run_dir, self.number):
+            if isinstance(made, Session):
+                self.session = made
+            else:
+                self.write(*made)
+        assert self.session is not None
+        training = train(self.session, reins)
+        while True:
+            try:
+                self.write(*next(training))
+            except StopIteration as stop:
+                outcome: Outcome = stop.value
+                break
+        if outcome in (Outcome.FINISHED, Outcome.STOPPED):
+            self.export(config)
+        return outcome, ""
+
+    def export(self, config: RunConfig) -> None:
+        """The best checkpoint's adapter if that is wished and it is still there, else the newest one's."""
+        assert self.session is not None
+        best = self.session.best_step if config.final_weights == "best" else None
+        kept = {checkpoint.step_of(folder): folder for folder in checkpoint.all_checkpoints(self.run_dir)}
+        if not kept:
+            return  # stopped before the first step
+        self.write("phase", {"name": "exporting adapter"})
+        self.adapter_step = best if best in kept else max(kept)
+        checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
+
+    def write(self, kind: str, fields: dict[str, object]) -> None:
+        if kind == "phase":
+            self.phase = str(fields["name"])
+        self.journal.write(kind, **fields)
+
+    def explain(self, error: Exception) -> tuple[Outcome, str]:
+        """An outcome and a sentence for an error that came up in training."""
+        step = self.session.step if self.session else 0
+        if isinstance(error, Diverged):
+            return Outcome.DIVERGED, str(error)
+        if isinstance(error, DiskFull):
+            return Outcome.DISK, str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            return (
+                Outcome.MEMORY,
+                f"The device ran out of memory at step {step + 1}, while {self.phase}. Lower tokens_per_batch and raise "
+                "accumulation by the same factor, or switch on gradient checkpointing.",
+            )
+        return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
+
+    def result(self, outcome: Outcome, message: str) -> Result:
+        session = self.session
+        if session is None:
+            return Result(outcome=outcome, message=message)
+        return Result(
+            outcome=outcome,
+            message=message,
+            step=session.step,
+            total_steps=session.plan.total_steps,
+            loss=session.loss,
+            heldout_loss=session.best_loss if self.adapter_step == session.best_step else session.heldout_loss,
+            adapter_step=self.adapter_step,
+            trainable_parameters=session.trainable_parameters(),
+            total_tokens=session.total_tokens,
+        )

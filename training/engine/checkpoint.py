@@ -1,0 +1,152 @@
+"""Checkpoints that are whole or not there: written aside, synced, manifest with hashes last, then renamed.
+
+A checkpoint holds the adapter as PEFT saves it, the optimizer's tensors, the random state and a small JSON: all safetensors
+and JSON, nothing pickled. What it does not hold (learning rate, place in the data) follows from the step number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.engine.checkpoint_files import ADAPTER
+from training.engine.files import sha256, sync, write_atomically
+
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+KEPT = 2  # newest; the best one is kept besides
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def save(run_dir: Path, step: int, *, model: Any, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves nothing behind."""
+    root = run_dir / FOLDER
+    root.mkdir(exist_ok=True)
+    sweep(root)
+    aside = root / f".tmp-{step}-{os.getpid()}"
+    try:
+        aside.mkdir()
+        write_adapter(model, aside)
+        save_file(state_tensors(optimizer), aside / "state.safetensors")
+        (aside / "state.json").write_text(json.dumps({"step": step, **facts}))
+        files = sorted(path for path in aside.iterdir())
+        for path in files:
+            sync(path)
+        manifest = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        write_atomically(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
+        final = root / name_of(step)
+        shutil.rmtree(final, ignore_errors=True)  # one that did not verify, or resume would have begun there
+        aside.rename(final)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync(root)
+    return final
+
+
+def write_adapter(model: Any, folder: Path) -> None:
+    """`adapter_model.safetensors` and `adapter_config.json`, loadable with plain `peft.PeftModel.from_pretrained`."""
+    model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter position (`3.exp_avg`), and the random state of every device (`rng.cpu`)."""
+    tensors = {
+        f"{place}.{key}": value.detach().contiguous()
+        for place, parameter in enumerate(parameters(optimizer))
+        for key, value in optimizer.state[parameter].items()
+    }
+    tensors["rng.cpu"] = torch.get_rng_state()
+    for index in range(torch.cuda.device_count()):
+        tensors[f"rng.cuda:{index}"] = torch.cuda.get_rng_state(index)
+    return tensors
+
+
+def load(folder: Path, *, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put weights, optimizer and random state back as they were; returns the facts given to `save`, and `step`."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER[0]))
+    tensors = load_file(folder / "state.safetensors")
+    for place, parameter in enumerate(parameters(optimizer)):
+        mine = f"{place}."
+        optimizer.state[parameter] = {
+            key.removeprefix(mine): value if value.dim() == 0 else value.to(parameter.device)
+            for key, value in tensors.items()
+            if key.startswith(mine)
+        }
+    torch.set_rng_state(tensors["rng.cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"rng.cuda:{index}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"rng.cuda:{index}"], index)
+    facts: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return facts
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def newest_whole(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose manifest verifies; damaged ones are passed over."""
+    return next((folder for folder in all_checkpoints(run_dir) if is_whole(folder)), None)
+
+
+def all_checkpoints(run_dir: Path) -> Iterator[Path]:
+    """Newest first."""
+    yield from sorted((run_dir / FOLDER).glob("step-*"), reverse=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Every file of the manifest is there with the size and hash that were written."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all(
+            (folder / name).stat().st_size == facts["bytes"] and sha256(folder / name) == facts["sha256"]
+            for name, facts in files.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def forget_old(run_dir: Path, best_step: int | None) -> None:
+    """Keep the newest KEPT checkpoints and the best one."""
+    for folder in list(all_checkpoints(run_dir))[KEPT:]:
+        if step_of(folder) != best_step:
+            shutil.rmtree(folder)
+
+
+def sweep(root: Path) -> None:
+    """Remove what a killed engine left half-written. Only one engine runs in a folder, so none of it is in use."""
+    for rest in root.glob(".tmp-*"):
+        shutil.rmtree(rest)
+
+
+def export_adapter(source: Path, run_dir: Path) -> Path:
+    """Copy a checkpoint's adapter to `RUN_DIR/adapter`, whole or not at all."""
+    final, aside = run_dir / "adapter", run_dir / ".adapter"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name in ADAPTER:
+        shutil.copyfile(source / name, aside / name)
+        sync(aside / name)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    sync(run_dir)
+    return final

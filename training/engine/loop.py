@@ -1,0 +1,144 @@
+"""The training loop, for every method: step, evaluate, save, and look whether to stop. It yields events and writes none."""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Generator, Iterator
+
+import torch
+
+from training.engine import checkpoint, evaluate
+from training.engine.outcome import Outcome
+from training.engine.reins import Reins
+from training.engine.session import Event, Session
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not finite; the weights are still those of the step before."""
+
+
+class DiskFull(Exception):
+    """Two checkpoints in a row could not be written."""
+
+
+def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
+    """Train until the plan is done or the reins say stop; returns how it ended.
+
+    Raises:
+        Diverged: before the optimizer step, so that the weights stay sound.
+        DiskFull: after two failed saves.
+        torch.OutOfMemoryError: from CUDA.
+    """
+    config, plan = session.config, session.plan
+    session.model.train()
+    if session.step == 0:
+        yield from evaluate.heldout(session)
+        yield from evaluate.sample(session)
+    yield "phase", {"name": "first step" if session.step == 0 else "training"}
+
+    while session.step < plan.total_steps:
+        order = reins.order()
+        if order is not None:
+            if order is not Outcome.DISCARDED:
+                yield from save(session)
+            return order
+
+        yield take_step(session)
+        last = session.step == plan.total_steps
+
+        if last or session.step % config.eval_interval == 0:
+            yield from evaluate.heldout(session)
+            yield from evaluate.sample(session)
+            yield "phase", {"name": "training"}
+        if last or session.step % config.save_interval == 0:
+            yield from save(session)
+
+    return Outcome.FINISHED
+
+
+def take_step(session: Session) -> Event:
+    """One optimizer step over `accumulation` batches; the loss is the mean over all their trained tokens."""
+    began = time.monotonic()
+    batches = [[session.rows[i] for i in batch] for batch in session.plan.steps[session.step]]
+    trained = sum(row.trained for batch in batches for row in batch)
+    tokens = sum(len(row) for batch in batches for row in batch)
+    session.step += 1
+    learning_rate = session.config.learning_rate_at(session.step, session.plan.total_steps)
+    for group in session.optimizer.param_groups:
+        group["lr"] = learning_rate
+
+    total = torch.zeros((), device=session.device)
+    for rows in batches:
+        ids, labels = evaluate.collate(rows, session.tokenizer.pad_token_id, session.device)
+        loss_sum = session.head.loss_sum(session.model, ids, labels)
+        (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
+        total += loss_sum.detach()
+    parameters = checkpoint.parameters(session.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, session.config.max_grad_norm).item()
+    loss = total.item() / trained
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        session.step -= 1
+        raise Diverged(
+            f"The loss became {loss:g} (gradient norm {norm:g}) at step {session.step + 1}. The weights of step {session.step} "
+            f"are kept. A lower learning rate than {session.config.learning_rate:g} is the usual cure."
+        )
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+
+    session.loss = loss
+    session.total_tokens += tokens
+    seconds = time.monotonic() - began
+    return (
+        "step",
+        {
+            "step": session.step,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "tokens": tokens,
+            "trained_tokens": trained,
+            "total_tokens": session.total_tokens,
+            "tokens_per_second": tokens / seconds,
+            "seconds": seconds,
+            **session.meter.read(),
+        },
+    )
+
+
+def save(session: Session) -> Iterator[Event]:
+    """Write a checkpoint of this step, unless it is there already. One full disk is a warning, the second ends the run."""
+    if session.saved_step == session.step or session.step == 0:
+        return
+    yield "saving", {"step": session.step}
+    began = time.monotonic()
+    try:
+        folder = checkpoint.save(
+            session.run_dir,
+            session.step,
+            model=session.model,
+            optimizer=session.optimizer,
+            facts=session.facts(),
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        session.failed_saves += 1
+        if session.failed_saves > 1:
+            raise DiskFull(f"The disk was full at two checkpoints in a row, last at step {session.step}.") from error
+        yield "log", {"level": "warning", "text": f"The disk is full: no checkpoint at step {session.step}. Training goes on."}
+        return
+    session.saved_step, session.failed_saves = session.step, 0
+    checkpoint.forget_old(session.run_dir, session.best_step)
+    yield (
+        "checkpoint",
+        {
+            "step": session.step,
+            "path": str(folder.relative_to(session.run_dir)),
+            "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "seconds": time.monotonic() - began,
+            "best": session.best_step == session.step,
+        },
+    )
+    yield "memory", {"moment": "save", "step": session.step, **session.meter.read()}

@@ -1,0 +1,71 @@
+"""How a run may end, and the exit code that says so to whoever started the engine. No torch here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from training.engine.files import write_atomically
+
+RESULT = "result.json"
+
+
+class Outcome(StrEnum):
+    FINISHED = "finished"
+    STOPPED = "stopped"  # a person stopped it and kept what was learned
+    DISCARDED = "discarded"  # a person stopped it and threw it away
+    LEFT = "left"  # shutdown or a leash that went stale: a checkpoint is there, training is to go on
+    BUSY = "busy"  # another engine holds this run folder
+    CONFIG = "config_error"
+    DATA = "data_error"
+    DIVERGED = "diverged"
+    MEMORY = "out_of_memory"
+    DISK = "disk_full"
+    CRASHED = "crashed"
+
+
+# sysexits.h where it has a word for it; the rest from 90 on.
+EXIT_CODES: dict[Outcome, int] = {
+    Outcome.FINISHED: 0,
+    Outcome.STOPPED: 0,
+    Outcome.DISCARDED: 0,
+    Outcome.LEFT: 75,
+    Outcome.BUSY: 73,
+    Outcome.CONFIG: 78,
+    Outcome.DATA: 65,
+    Outcome.CRASHED: 70,
+    Outcome.DIVERGED: 90,
+    Outcome.MEMORY: 91,
+    Outcome.DISK: 92,
+}
+# After these the run is to be started again from its last checkpoint.
+RETRIED = frozenset({Outcome.LEFT, Outcome.BUSY, Outcome.CRASHED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `result.json` says. Losses are natural-log cross entropy per trained token; None where never measured."""
+
+    outcome: Outcome
+    message: str = ""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    heldout_loss: float | None = None
+    adapter_step: int | None = None
+    trainable_parameters: int = 0
+    total_tokens: int = 0
+
+    def write(self, run_dir: Path) -> None:
+        write_atomically(run_dir / RESULT, json.dumps(asdict(self), indent=1))
+
+
+def read_result(run_dir: Path) -> Result | None:
+    path = run_dir / RESULT
+    if not path.exists():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text())
+    return Result(**{**values, "outcome": Outcome(values["outcome"])})

@@ -1,0 +1,163 @@
+"""Everything a run holds in memory, made ready: data encoded, model wrapped, optimizer, plan, and where training stands.
+
+It yields its progress as events; the loop takes it from there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.engine import checkpoint
+from training.engine.batches import Plan, plan_steps
+from training.engine.config import RunConfig
+from training.engine.conversations import DataError, EncodedRow, encode_rows, read_rows, use_template
+from training.engine.memory import MemoryMeter
+from training.engine.methods import TABLE
+from training.engine.model import TrainedPositions, load_base, load_tokenizer, make_repeatable, pick_device, pick_dtype
+
+Event = tuple[str, dict[str, Any]]
+PROGRESS_ROWS = 500
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+
+
+@dataclass
+class Session:
+    """The state of one attempt. Losses are nats per trained token."""
+
+    config: RunConfig
+    run_dir: Path
+    device: torch.device
+    meter: MemoryMeter
+    tokenizer: Any
+    rows: list[EncodedRow]
+    heldout: list[EncodedRow]
+    heldout_messages: list[list[dict[str, str]]]
+    model: Any
+    head: TrainedPositions
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    step: int = 0
+    total_tokens: int = 0
+    loss: float | None = None
+    heldout_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    saved_step: int = 0
+    failed_saves: int = field(default=0)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must remember besides tensors."""
+        return {
+            "total_tokens": self.total_tokens,
+            "loss": self.loss,
+            "heldout_loss": self.heldout_loss,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+        }
+
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | Session]:
+    """Load and encode everything; the last thing yielded is the session, after its `start` and `resume` events.
+
+    Raises:
+        DataError, ConfigError: for the person to read.
+    """
+    device = pick_device()
+    make_repeatable(config, device)
+    meter = MemoryMeter(device)
+    yield "phase", {"name": "loading tokenizer"}
+    tokenizer = load_tokenizer(Path(config.model))
+    template = use_template(tokenizer)
+    train_rows, heldout_rows = read_rows(Path(config.train_data)), read_rows(Path(config.heldout_data))
+    heldout_rows = heldout_rows[: config.eval_rows]
+    rows: list[EncodedRow] = []
+    yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
+    heldout: list[EncodedRow] = []
+    yield from encode_with_progress(tokenizer, heldout_rows, heldout, config, "tokenizing held-out rows")
+    empty = sum(not row.trained for row in rows)
+    cut = sum(row.cut > 0 for row in rows)
+    rows = [row for row in rows if row.trained]
+    if not rows:
+        raise DataError(
+            f"All {len(train_rows)} rows have nothing to train after {config.max_length} tokens; raise max_length.",
+            field="max_length",
+        )
+    yield "phase", {"name": "loading model"}
+    dtype = pick_dtype(config.precision, device)
+    base = load_base(Path(config.model), dtype, device)
+    parameters = sum(p.numel() for p in base.parameters())
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = TABLE[config.method].wrap(base, config)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    session = Session(
+        config=config,
+        run_dir=run_dir,
+        device=device,
+        meter=meter,
+        tokenizer=tokenizer,
+        rows=rows,
+        heldout=[row for row in heldout if row.trained],
+        heldout_messages=[row["messages"] for row in heldout_rows],
+        model=model,
+        head=TrainedPositions(model),
+        optimizer=torch.optim.AdamW(trainable, lr=0.0, weight_decay=config.weight_decay, fused=True),
+        plan=plan_steps([len(row) for row in rows], config),
+    )
+    yield "memory", {"moment": "load", "step": 0, **meter.read()}
+    yield (
+        "start",
+        {
+            "attempt": attempt,
+            "step": 0,
+            "total_steps": session.plan.total_steps,
+            "epochs": session.plan.epochs,
+            "rows": len(rows),
+            "heldout_rows": len(session.heldout),
+            "tokens": sum(len(row) for row in rows),
+            "trained_tokens": sum(row.trained for row in rows),
+            "rows_cut": cut,
+            "rows_empty": empty,
+            "trainable_parameters": session.trainable_parameters(),
+            "parameters": parameters,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+            "precision": "bf16" if dtype is torch.bfloat16 else "fp32",
+            "threads": torch.get_num_threads(),
+            "chat_template": template,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        },
+    )
+    yield from resume(session, attempt)
+    yield session
+
+
+def resume(session: Session, attempt: int) -> Iterator[Event]:
+    """Go back to the newest whole checkpoint, if there is one."""
+    newest = checkpoint.newest_whole(session.run_dir)
+    if newest is not None:
+        facts = checkpoint.load(newest, model=session.model, optimizer=session.optimizer)
+        session.step = session.saved_step = facts.pop("step")
+        for name, value in facts.items():
+            setattr(session, name, value)
+    if attempt > 1:
+        yield "resume", {"attempt": attempt, "step": session.step}
+
+
+def encode_with_progress(
+    tokenizer: Any, rows: Sequence[dict[str, Any]], into: list[EncodedRow], config: RunConfig, name: str
+) -> Iterator[Event]:
+    encoded = encode_rows(tokenizer, rows, max_length=config.max_length, train_on_prompt=config.train_on_prompt)
+    for done, row in enumerate(encoded):
+        if done % PROGRESS_ROWS == 0:
+            yield "phase", {"name": name, "done": done, "total": len(rows)}
+        into.append(row)
+    yield "phase", {"name": name, "done": len(rows), "total": len(rows)}

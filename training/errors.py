@@ -1,0 +1,45 @@
+"""The errors that people read. It knows no Django: doors turn a `UserError` into a page, a JSON answer or a run's reason.
+
+Every message says what is wrong, where, and what to do.
+"""
+
+
+class UserError(Exception):
+    """Something a person can put right. `status` is the HTTP code of the doors, `field` the form's field if there is one."""
+
+    status = 400
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class NotAllowed(UserError):
+    """The person is known, but this is not theirs to do."""
+
+    status = 403
+
+
+class NotFound(UserError):
+    """There is no such thing, or none that this person may see: the two read the same on purpose."""
+
+    status = 404
+
+
+class Conflict(UserError):
+    """The thing exists, but its present state does not allow the act."""
+
+    status = 409
+
+
+class TooLarge(UserError):
+    """More bytes, rows or characters than the limit that the message names."""
+
+    status = 413
+
+
+class Unavailable(UserError):
+    """A part of SnapML that is needed for this is down or busy."""
+
+    status = 503

@@ -1,0 +1,13 @@
+from django.contrib.auth.views import LogoutView
+from django.urls import path
+
+from training.people import views
+
+urlpatterns = [
+    path("sign-in", views.SignIn.as_view(), name="sign-in"),
+    path("sign-out", LogoutView.as_view(), name="sign-out"),
+    path("account/password", views.ChangePassword.as_view(), name="password"),
+    path("account", views.account, name="account"),
+    path("account/tokens", views.token_new, name="token-new"),
+    path("account/tokens/<int:token_id>/revoke", views.token_revoke, name="token-revoke"),
+]

@@ -1,0 +1,102 @@
+"""512 step events become one chunk: a float64 column for each number, with its low, high and mean in front.
+
+A chart of a million steps then reads 1,954 small headers and no point; a spike is in its chunk's low or high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from django.db.models import Count
+from numpy.typing import NDArray
+
+from training.runs.models import CurveChunk, CurveColumn, Event
+
+CHUNK = 512
+NUMBERS = (
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens",
+    "trained_tokens",
+    "total_tokens",
+    "tokens_per_second",
+    "seconds",
+    "memory_bytes",
+    "memory_peak_bytes",
+)
+PLACES = ("seq", "step", "time")
+Column = NDArray[np.float64]
+
+
+def compact(run_id: int) -> None:
+    """Move whole chunks of step events out of the event table; the newest fewer than CHUNK stay rows.
+
+    Called inside the transaction that stored them.
+    """
+    counts = Event.objects.filter(run_id=run_id, kind="step").values("superseded").annotate(count=Count("pk")).order_by()
+    for group in counts:
+        for _ in range(group["count"] // CHUNK):
+            rows = list(Event.objects.filter(run_id=run_id, kind="step", superseded=group["superseded"])[:CHUNK])
+            write_chunk(run_id, columns_of(rows), superseded=group["superseded"])
+            Event.objects.filter(pk__in=[row.pk for row in rows]).delete()
+
+
+def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
+    """Step events as float64 columns of length len(rows). Events with per-device memory keep only their sums."""
+    columns = {name: [float(getattr(row, name)) for row in rows] for name in PLACES}
+    columns |= {name: [float(row.payload.get(name, "nan")) for row in rows] for name in NUMBERS}
+    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+
+
+def write_chunk(run_id: int, columns: dict[str, Column], *, superseded: bool = False) -> None:
+    seq, step = columns["seq"], columns["step"]
+    chunk = CurveChunk.objects.create(
+        run_id=run_id,
+        first_seq=int(seq[0]),
+        last_seq=int(seq[-1]),
+        first_step=int(step.min()),
+        last_step=int(step.max()),
+        count=len(seq),
+        superseded=superseded,
+    )
+    CurveColumn.objects.bulk_create([column_row(chunk, name, values) for name, values in columns.items()])
+
+
+def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
+    finite = values[np.isfinite(values)]
+    low, high, mean = (finite.min(), finite.max(), finite.mean()) if len(finite) else (None, None, None)
+    return CurveColumn(chunk=chunk, name=name, low=low, high=high, mean=mean, values=values.tobytes())
+
+
+def read_columns(chunk: CurveChunk, names: Sequence[str] = PLACES + NUMBERS) -> dict[str, Column]:
+    rows = CurveColumn.objects.filter(chunk=chunk, name__in=names)
+    return {row.name: np.frombuffer(bytes(row.values), dtype=np.float64) for row in rows}
+
+
+def events_of_chunk(chunk: CurveChunk) -> list[Event]:
+    """The step events that a chunk holds, in order."""
+    columns = read_columns(chunk)
+    events = []
+    for place in range(chunk.count):
+        numbers = {name: number(columns[name][place]) for name in NUMBERS if name in columns}
+        events.append(
+            Event(
+                run_id=chunk.run_id,
+                seq=int(columns["seq"][place]),
+                kind="step",
+                step=int(columns["step"][place]),
+                time=float(columns["time"][place]),
+                payload=numbers,
+                superseded=chunk.superseded,
+            )
+        )
+    return events
+
+
+def number(value: float) -> float | int | str:
+    """As the journal wrote it: whole numbers as int, what is not finite as text."""
+    if not np.isfinite(value):
+        return repr(float(value))
+    return int(value) if float(value).is_integer() and abs(value) > 1 else float(value)

@@ -1,0 +1,55 @@
+"""What an ended engine means for its run: the state, the words, and what is done with its files."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+
+from training.engine.outcome import EXIT_CODES, Outcome, Result
+from training.runs.models import Event, Run
+from training.runs.states import State
+
+STATES: dict[Outcome, State] = {
+    Outcome.FINISHED: State.FINISHED,
+    Outcome.STOPPED: State.STOPPED,
+    Outcome.DISCARDED: State.CANCELLED,
+    Outcome.CONFIG: State.FAILED,
+    Outcome.DATA: State.FAILED,
+    Outcome.DIVERGED: State.FAILED,
+    Outcome.MEMORY: State.FAILED,
+    Outcome.DISK: State.FAILED,
+    Outcome.CRASHED: State.FAILED,
+}
+
+# `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be imported (architecture.md).
+keepers: list[Callable[[Run, Result], None]] = []
+
+
+def finish(run: Run, result: Result) -> None:
+    """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the same as once."""
+    if result.outcome is Outcome.DISCARDED:
+        for name in ("checkpoints", "adapter"):
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+    elif result.adapter_step is not None:
+        for keep in keepers:
+            keep(run, result)
+
+
+def words_of_death(code: int | None) -> str:
+    """A sentence's beginning for an engine that left no result."""
+    if code is None:
+        return "The engine died while no worker watched"
+    if code == -signal.SIGKILL:
+        return "The engine was killed (SIGKILL; the system does that when memory runs out)"
+    if code < 0:
+        return f"The engine died of {signal.Signals(-code).name}"
+    if code == EXIT_CODES[Outcome.CRASHED]:
+        return "The engine crashed"
+    return f"The engine ended with code {code}"
+
+
+def last_words(run: Run) -> str:
+    """The last line of the last error that the engine wrote to its journal."""
+    errors = Event.objects.filter(run=run, kind="end").order_by("-seq").values_list("payload", flat=True)[:1]
+    return next((str(payload.get("message", "")) for payload in errors), "")

@@ -1,0 +1,97 @@
+"""The engine as a process of this host: started, found again, told to stop. It knows no database.
+
+Whether one lives is asked of the kernel: the engine holds a lock on `engine.lock` until it is gone, however it goes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from django.conf import settings
+
+from training.engine.reins import LEASH, STOP
+
+# What the engine gets to see of this process' environment: no SECRET_KEY, no database, no tokens.
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+PASSED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
+
+
+class EngineProcess:
+    """One engine in one run folder. `exit_code` stays None for an engine that another worker started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it in a session of its own, so that no signal to the worker's group reaches it."""
+        with (self.folder / "engine.log").open("ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "training.engine", str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=settings.BASE_DIR,
+                env=engine_environment(),
+                start_new_session=True,
+            )
+
+    def alive(self) -> bool:
+        if self._child is not None and self._child.poll() is None:
+            return True
+        return is_locked(self.folder / "engine.lock")
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._child.poll() if self._child is not None else None
+
+    def touch_leash(self) -> None:
+        (self.folder / LEASH).touch()
+
+    def ask_to_stop(self, how: str) -> None:
+        """`save` or `discard`; the engine looks after every step."""
+        (self.folder / STOP).write_text(how)
+
+    def signal(self, number: signal.Signals) -> None:
+        pid = self._pid()
+        if pid and self.alive():
+            try:
+                os.killpg(pid, number)  # it leads its group: started with start_new_session
+            except ProcessLookupError:
+                pass  # gone between the look and the signal
+
+    def _pid(self) -> int | None:
+        if self._child is not None:
+            return self._child.pid
+        try:
+            return int(json.loads((self.folder / "engine.json").read_text())["pid"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock. The look takes a shared lock for an instant; the engine tries for a second."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
+def engine_environment() -> dict[str, str]:
+    return {
+        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_PREFIXES)
+    } | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

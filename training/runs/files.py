@@ -1,0 +1,42 @@
+"""The files of a run's folder, for looking at. Names are never taken from a request, so no path can lead out of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from training.runs.models import Run
+
+TAIL_BYTES = 16_000
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+SHOWN = ("config.json", "events.jsonl", "result.json", "engine.log")
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    bytes: int
+
+
+def list_files(run: Run) -> list[File]:
+    """The run's own files, its checkpoints and its adapter, with their sizes. Links are left out."""
+    found = [run.folder / name for name in SHOWN]
+    for part in ("checkpoints", "adapter"):
+        found += sorted(path for path in (run.folder / part).rglob("*") if not path.name.startswith("."))
+    return [
+        File(str(path.relative_to(run.folder)), path.stat().st_size)
+        for path in found
+        if path.is_file() and not path.is_symlink() and "/." not in str(path.relative_to(run.folder))
+    ]
+
+
+def engine_output(run: Run) -> str:
+    """The end of what the engine and its libraries printed, without colours and progress bars' overwriting."""
+    path = run.folder / "engine.log"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    lines = [line.rsplit("\r", 1)[-1] for line in COLOURS.sub("", text).splitlines()]
+    return "\n".join(line for line in lines if line.strip())

@@ -1,0 +1,127 @@
+"""Journal lines -> rows, exactly once: events, the run's own row and the journal offset in one transaction under the fence.
+
+If the worker dies before the commit, the next one reads the same lines again; if after, it reads on behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+
+from training.runs.compact import compact, events_of_chunk
+from training.runs.lease import Lease
+from training.runs.models import CurveChunk, Event, Run
+from training.runs.states import State
+
+SPARKLINE_POINTS = 60
+RATE_MEMORY = 0.9  # share of the old value in the moving mean of seconds per step
+OWN_COLUMNS = ("seq", "time", "kind", "step")
+
+Line = dict[str, Any]
+
+
+def store(lease: Lease, run: Run, lines: Sequence[Line], offset: int) -> None:
+    """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in place.
+
+    Raises:
+        LeaseLost: nothing is stored.
+        ValueError: a number is missing or twice; nothing is stored.
+    """
+    for place, line in enumerate(lines, start=run.last_seq + 1):
+        if line["seq"] != place:
+            raise ValueError(f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}.")
+    changes: dict[str, Any] = {"last_seq": lines[-1]["seq"], "journal_offset": offset}
+    with transaction.atomic():
+        Event.objects.bulk_create([event_of(run.pk, line) for line in lines])
+        for line in lines:
+            rule = RULES.get(line["kind"])
+            if rule is not None:
+                changes |= rule(run, line) or {}
+                for name, value in changes.items():
+                    setattr(run, name, value)
+        lease.update(**changes, revision=F("revision") + 1)
+        if any(line["kind"] == "step" for line in lines):
+            compact(run.pk)
+
+
+def event_of(run_id: int, line: Line) -> Event:
+    return Event(
+        run_id=run_id,
+        seq=line["seq"],
+        kind=line["kind"],
+        step=line.get("step"),
+        time=line["time"],
+        payload={name: value for name, value in line.items() if name not in OWN_COLUMNS},
+    )
+
+
+def on_phase(run: Run, line: Line) -> dict[str, Any]:
+    return {"phase": line["name"], "phase_done": line.get("done"), "phase_total": line.get("total")}
+
+
+def on_start(run: Run, line: Line) -> dict[str, Any]:
+    # Conditional, since a person may have asked to stop in this very moment.
+    Run.objects.filter(pk=run.pk, state=State.STARTING).update(state=State.RUNNING)
+    plan = {name: value for name, value in line.items() if name not in OWN_COLUMNS}
+    return {"plan": plan, "total_steps": line["total_steps"]}
+
+
+def on_step(run: Run, line: Line) -> dict[str, Any]:
+    loss, seconds = float(line["loss"]), float(line["seconds"])
+    rate = seconds if run.seconds_per_step is None else RATE_MEMORY * run.seconds_per_step + (1 - RATE_MEMORY) * seconds
+    return {
+        "step": line["step"],
+        "loss": loss if math.isfinite(loss) else None,
+        "seconds_per_step": rate,
+        "sparkline": thinned([*run.sparkline, round(loss, 4)]) if math.isfinite(loss) else run.sparkline,
+        **on_memory(run, line),
+    }
+
+
+def on_memory(run: Run, line: Line) -> dict[str, Any]:
+    return {"peak_memory_bytes": max(run.peak_memory_bytes, line["memory_peak_bytes"])}
+
+
+def on_eval(run: Run, line: Line) -> dict[str, Any]:
+    return {"heldout_loss": float(line["heldout_loss"])}
+
+
+def on_checkpoint(run: Run, line: Line) -> dict[str, Any]:
+    return {"deaths": 0}  # it got further, so it is no crash loop
+
+
+def on_resume(run: Run, line: Line) -> dict[str, Any]:
+    """The steps after this one are trained again: what earlier attempts said of them is kept aside."""
+    step, seq = line["step"], line["seq"]
+    later = {"run_id": run.pk, "superseded": False}
+    for chunk in CurveChunk.objects.filter(**later, last_step__gt=step):
+        unpack(chunk)
+    kept = Event.objects.filter(**later, seq__lt=seq, step__gt=step).exclude(kind__in=("resume", "end"))
+    kept.update(superseded=True)
+    return {"step": step}
+
+
+def unpack(chunk: CurveChunk) -> None:
+    """Turn a chunk that a rewind cuts through back into events. A chunk is 512 steps, so this is rare and small."""
+    Event.objects.bulk_create(events_of_chunk(chunk))
+    chunk.delete()
+
+
+def thinned(points: list[float]) -> list[float]:
+    """At most SPARKLINE_POINTS: every second one goes when there are too many."""
+    return points if len(points) <= SPARKLINE_POINTS else points[::2]
+
+
+RULES = {
+    "phase": on_phase,
+    "start": on_start,
+    "step": on_step,
+    "memory": on_memory,
+    "eval": on_eval,
+    "checkpoint": on_checkpoint,
+    "resume": on_resume,
+}

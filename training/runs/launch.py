@@ -1,0 +1,129 @@
+"""Launch a run, stop it, let it go on: what people do to runs. It knows no torch and no request."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from training.catalog.models import BaseModel, ModelState
+from training.datasets.models import DatasetVersion
+from training.engine.config import RunConfig
+from training.engine.outcome import RESULT
+from training.engine.reins import STOP
+from training.errors import Conflict, UserError
+from training.people.models import User
+from training.runs import doorbell
+from training.runs.models import Run
+from training.runs.states import ACTIVE, State, Wish, sources_of
+
+MAX_NAME = 120
+# What the launch form may not say: the run's place on the disk is SnapML's business.
+OWN_SETTINGS = frozenset({"model", "train_data", "heldout_data"})
+
+
+def launch_run(
+    user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = ""
+) -> Run:
+    """Check the settings with the engine's own class, write the run's folder, and ring the workers once it is committed.
+
+    Raises:
+        ConfigError: a setting is wrong; `field` names it.
+        Conflict: the model is not ready.
+    """
+    if base_model.state != ModelState.READY:
+        raise Conflict(f"{base_model.name} is not ready yet ({base_model.get_state_display().lower()}).", field="model")
+    forbidden = sorted(OWN_SETTINGS & settings.keys())
+    if forbidden:
+        raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
+    config = RunConfig.from_dict(settings)
+    with transaction.atomic():
+        run = Run.objects.create(
+            owner=user,
+            team=user.first_team(),
+            name=name.strip()[:MAX_NAME] or f"{data.dataset.name}, {config.method}",
+            base_model=base_model,
+            data=data,
+            method=config.method,
+            config=settings_of(config),
+            queued_at=timezone.now(),
+        )
+        run.folder.mkdir(parents=True, mode=0o700)
+        (run.folder / "config.json").write_text(
+            json.dumps(
+                config.to_dict()
+                | {
+                    "model": str(base_model.folder),
+                    "train_data": str(data.file("train")),
+                    "heldout_data": str(data.file("heldout")),
+                },
+                indent=1,
+            )
+        )
+        transaction.on_commit(lambda: doorbell.ring(run.pk))
+    return run
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in OWN_SETTINGS}
+
+
+def stop_run(run: Run, *, discard: bool) -> Run:
+    """Stop a run and keep what it learned, or throw it away. A waiting run ends at once, a living one at its next step.
+
+    Raises:
+        Conflict: it has ended already.
+    """
+    wish = Wish.DISCARD if discard else Wish.STOP
+    changed = {"wish": wish, "revision": F("revision") + 1}
+    if Run.objects.filter(pk=run.pk, state__in=ACTIVE).update(**changed):
+        Run.objects.filter(pk=run.pk, state__in=(State.STARTING, State.RUNNING)).update(state=State.STOPPING)
+    elif not end_waiting(run, discard=discard):
+        run.refresh_from_db()
+        raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
+    doorbell.show(run.pk)
+    run.refresh_from_db()
+    return run
+
+
+def end_waiting(run: Run, *, discard: bool) -> bool:
+    """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for its state."""
+    if discard or not (run.folder / "checkpoints").exists():
+        state, message = State.CANCELLED, "Stopped while waiting."
+    else:
+        state, message = State.STOPPED, f"Stopped while waiting, after step {run.step}; its checkpoint is kept."
+    return bool(
+        Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+            state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
+        )
+    )
+
+
+def continue_run(run: Run) -> Run:
+    """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has none).
+
+    Raises:
+        Conflict: it is not in a state from which it can go on.
+    """
+    changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
+        state=State.QUEUED,
+        wish=Wish.RUN,
+        message="",
+        deaths=0,
+        not_before=None,
+        finished_at=None,
+        queued_at=timezone.now(),
+        revision=F("revision") + 1,
+    )
+    if not changed:
+        raise Conflict(f"{run.name} cannot go on from the state {run.get_state_display().lower()}.")
+    for name in (STOP, RESULT):
+        (run.folder / name).unlink(missing_ok=True)
+    shutil.rmtree(run.folder / "adapter", ignore_errors=True)
+    doorbell.ring(run.pk)
+    run.refresh_from_db()
+    return run

@@ -1,0 +1,116 @@
+"""A run is one row that tells the truth about it, its events, and its curves in chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.people.models import Owned
+from training.runs.states import State, Wish
+
+
+class Run(Owned):
+    """Units: seconds, bytes, steps. Lease times are the database's clock."""
+
+    name = models.CharField(max_length=120)
+    base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="runs")
+    data = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
+    method = models.CharField(max_length=40)
+    config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
+    wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
+    message = models.TextField(blank=True)
+    queued_at = models.DateTimeField()
+    not_before = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    lease_owner = models.CharField(max_length=200, blank=True)
+    lease_token = models.CharField(max_length=40, blank=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    attempt = models.PositiveIntegerField(default=0)
+    deaths = models.PositiveIntegerField(default=0)
+
+    last_seq = models.PositiveBigIntegerField(default=0)
+    journal_offset = models.PositiveBigIntegerField(default=0)
+    revision = models.PositiveBigIntegerField(default=0)
+    phase = models.CharField(max_length=60, blank=True)
+    phase_done = models.PositiveIntegerField(null=True)
+    phase_total = models.PositiveIntegerField(null=True)
+    step = models.PositiveIntegerField(default=0)
+    total_steps = models.PositiveIntegerField(default=0)
+    seconds_per_step = models.FloatField(null=True)
+    loss = models.FloatField(null=True)
+    heldout_loss = models.FloatField(null=True)
+    peak_memory_bytes = models.PositiveBigIntegerField(default=0)
+    plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["-created_at"]), models.Index(fields=["state", "queued_at"])]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        return Path(settings.HOME) / "runs" / str(self.pk)
+
+
+class Event(models.Model):
+    """One line of the journal. Step events move into curve chunks, 512 at a time; the rest stay rows."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
+    seq = models.PositiveBigIntegerField()
+    kind = models.CharField(max_length=20)
+    step = models.PositiveIntegerField(null=True)
+    time = models.FloatField()
+    payload: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    superseded = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ["seq"]
+        constraints = [models.UniqueConstraint(fields=["run", "seq"], name="each_event_once")]
+        indexes = [models.Index(fields=["run", "kind", "seq"])]
+
+
+class CurveChunk(models.Model):
+    """Up to 512 consecutive step events. `superseded`: an attempt that was rewound trained them again."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="chunks")
+    first_seq = models.PositiveBigIntegerField()
+    last_seq = models.PositiveBigIntegerField()
+    first_step = models.PositiveIntegerField()
+    last_step = models.PositiveIntegerField()
+    count = models.PositiveIntegerField()
+    superseded = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ["first_seq"]
+        constraints = [models.UniqueConstraint(fields=["run", "first_seq"], name="each_chunk_once")]
+        indexes = [models.Index(fields=["run", "superseded", "first_step"])]
+
+
+class CurveColumn(models.Model):
+    """One number of a chunk's events: float64 values in order, and what a zoomed-out chart needs of them.
+
+    low, high and mean leave out what is not finite; `values` keeps it.
+    """
+
+    chunk = models.ForeignKey(CurveChunk, on_delete=models.CASCADE, related_name="columns")
+    name = models.CharField(max_length=40)
+    low = models.FloatField(null=True)
+    high = models.FloatField(null=True)
+    mean = models.FloatField(null=True)
+    values = models.BinaryField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["chunk", "name"], name="each_column_once")]

@@ -1,0 +1,64 @@
+"""The state of a run in words and numbers, the same for page, socket and API. It tells only what the row knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.utils import timezone
+
+from training.runs.models import Run
+from training.runs.states import ACTIVE, State
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Everything that the header of a run's page shows."""
+    return {
+        "state": run.state,
+        "label": label(run),
+        "phase": phase(run),
+        "message": run.message,
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "progress": progress(run),
+        "seconds_left": seconds_left(run),
+        "loss": run.loss,
+        "heldout_loss": run.heldout_loss,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "attempt": run.attempt,
+        "wish": run.wish,
+        "started_at": run.started_at.timestamp() if run.started_at else None,
+        "finished_at": run.finished_at.timestamp() if run.finished_at else None,
+    }
+
+
+def out_of_touch(run: Run) -> bool:
+    """Active by its row, but no worker has renewed its lease: nobody knows how it is doing."""
+    return run.state in ACTIVE and run.lease_expires_at is not None and run.lease_expires_at < timezone.now()
+
+
+def label(run: Run) -> str:
+    return "Out of touch" if out_of_touch(run) else State(run.state).label
+
+
+def phase(run: Run) -> str:
+    """`tokenizing 4,100 / 12,000`, or what a waiting run waits for."""
+    if out_of_touch(run):
+        return "no worker watches it; it goes on when one is back"
+    if run.state == State.QUEUED:
+        return "waiting for a worker"
+    if run.state not in ACTIVE:
+        return ""
+    if run.phase_total:
+        return f"{run.phase} {run.phase_done or 0:,} / {run.phase_total:,}"
+    return run.phase
+
+
+def progress(run: Run) -> float:
+    """Share of the steps that are done, 0 to 1."""
+    return min(1.0, run.step / run.total_steps) if run.total_steps else 0.0
+
+
+def seconds_left(run: Run) -> float | None:
+    if run.state != State.RUNNING or run.seconds_per_step is None:
+        return None
+    return run.seconds_per_step * (run.total_steps - run.step)

@@ -1,0 +1,185 @@
+"""Watch one run: start its engine or take over a living one, turn its journal into rows, and say truly how it ended.
+
+The engine does not need this watcher to go on. Everything here may die at any point and be done again by the next worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import OperationalError, close_old_connections
+from django.db.models import F
+from django.db.models.functions import Now
+
+from training.engine.events import JOURNAL, read_events
+from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
+from training.errors import UserError
+from training.runs import doorbell, endings
+from training.runs.engine_process import EngineProcess
+from training.runs.ingest import store
+from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
+from training.runs.models import Run
+from training.runs.states import State, Wish
+
+TAIL_SECONDS = 0.025
+LOOK_SECONDS = 0.25
+STOP_PATIENCE_SECONDS = 120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
+KILL_PATIENCE_SECONDS = 30.0
+
+log = logging.getLogger("snapml.runs")
+shutting_down = threading.Event()  # set by the worker program when it is told to end
+
+
+def supervise_run(run_id: int) -> None:
+    """Watch `run_id` to its end, if this worker can claim it. A doorbell too many finds nothing to claim."""
+    lease = claim(run_id)
+    if lease is None:
+        return
+    try:
+        Watch(lease).run()
+    except LeaseLost:
+        log.warning("Run %s is watched by another worker now; this one lets go.", run_id)
+        return
+    for waiting in next_waiting():
+        doorbell.ring(waiting)
+
+
+def next_waiting() -> list[int]:
+    if shutting_down.is_set():
+        return []
+    return list(
+        Run.objects.filter(state=State.QUEUED, lease_token="").order_by("queued_at").values_list("pk", flat=True)[:1]
+    )
+
+
+class Watch:
+    """The watching of one run under one lease."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.record = Run.objects.get(pk=lease.run_id)
+        self.engine = EngineProcess(self.record.folder)
+        self.renewed_at = time.monotonic()
+        self.stop_asked_at: float | None = None
+        self.signalled = False
+
+    def run(self) -> None:
+        self.engine.touch_leash()
+        if not self.engine.alive() and read_result(self.record.folder) is None:
+            self.start()
+        renew, look = Every(RENEW_SECONDS), Every(LOOK_SECONDS)
+        while True:
+            try:
+                alive = self.engine.alive()  # asked before reading: what it wrote until its death is then surely read
+                moved = self.tail()
+                if renew.due():
+                    self.renew()
+                if look.due():
+                    self.look()
+                if not alive and not moved:
+                    return self.end()
+            except OperationalError as error:
+                self.wait_for_database(error)
+            if not moved:
+                time.sleep(TAIL_SECONDS)
+
+    def start(self) -> None:
+        self.lease.update(attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message="")
+        self.engine.start()
+
+    def tail(self) -> bool:
+        """Store what the journal has that the database has not; whether there was anything."""
+        journal = self.record.folder / JOURNAL
+        if not journal.exists():
+            return False
+        read = list(read_events(journal, self.record.journal_offset))
+        if not read:
+            return False
+        store(self.lease, self.record, [line for line, _ in read], read[-1][1])
+        doorbell.show(self.record.pk)
+        return True
+
+    def renew(self) -> None:
+        """The leash is touched only after the lease was renewed: a worker cut off from the database lets the engine go."""
+        self.lease.renew()
+        self.renewed_at = time.monotonic()
+        self.engine.touch_leash()
+
+    def look(self) -> None:
+        """What its people want of it, and whether this worker is to end."""
+        wish = Run.objects.values_list("wish", flat=True).get(pk=self.record.pk)
+        if shutting_down.is_set() and not self.signalled:
+            self.engine.signal(signal.SIGTERM)
+            self.signalled = True
+        if wish == Wish.RUN:
+            return
+        if self.stop_asked_at is None:
+            self.stop_asked_at = time.monotonic()
+            self.engine.ask_to_stop("discard" if wish == Wish.DISCARD else "save")
+        waited = time.monotonic() - self.stop_asked_at
+        if waited > STOP_PATIENCE_SECONDS + KILL_PATIENCE_SECONDS:
+            self.engine.signal(signal.SIGKILL)
+        elif waited > STOP_PATIENCE_SECONDS and not self.signalled:
+            self.engine.signal(signal.SIGTERM)
+            self.signalled = True
+
+    def wait_for_database(self, error: OperationalError) -> None:
+        if time.monotonic() - self.renewed_at > LEASE_SECONDS:
+            raise LeaseLost(f"the database did not answer for {LEASE_SECONDS} s") from error
+        log.warning("Run %s: the database does not answer (%s); trying again.", self.lease.run_id, error)
+        close_old_connections()
+        time.sleep(0.5)
+
+    def end(self) -> None:
+        """The engine is gone and its journal is read: say how it ended, or queue it again."""
+        run = Run.objects.select_related("base_model", "data__dataset").get(pk=self.record.pk)
+        result = read_result(run.folder)
+        code = self.engine.exit_code
+        if result is not None:
+            self.conclude(run, result)
+        elif run.wish != Wish.RUN:
+            outcome = Outcome.DISCARDED if run.wish == Wish.DISCARD else Outcome.STOPPED
+            self.conclude(run, Result(outcome=outcome, step=run.step, total_steps=run.total_steps))
+        elif code == EXIT_CODES[Outcome.LEFT]:
+            self.requeue(f"Paused at step {run.step} with a checkpoint; goes on by itself.")
+        elif code == EXIT_CODES[Outcome.BUSY]:
+            self.requeue("Another engine held this run's folder.")
+        else:
+            self.requeue_after_death(run, endings.words_of_death(code))
+
+    def conclude(self, run: Run, result: Result) -> None:
+        state = endings.STATES[result.outcome]
+        try:
+            endings.finish(run, result)
+        except (UserError, OSError) as error:
+            state, result = State.FAILED, Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}")
+        self.release(
+            state=state,
+            message=result.message,
+            finished_at=Now(),
+            heldout_loss=result.heldout_loss if result.heldout_loss is not None else run.heldout_loss,
+            phase="",
+        )
+
+    def requeue_after_death(self, run: Run, words: str) -> None:
+        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress are a crash loop."""
+        deaths = run.deaths + 1
+        if deaths > settings.MAX_DEATHS:
+            message = f"{words} {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
+            self.release(state=State.FAILED, message=message, finished_at=Now(), phase="")
+            return
+        wait = timedelta(seconds=2 ** (deaths - 1)) if deaths > 1 else timedelta()
+        self.requeue(f"{words} at step {run.step}; going on from its last checkpoint.", deaths=deaths, not_before=Now() + wait)
+
+    def requeue(self, message: str, **changes: object) -> None:
+        self.release(state=State.QUEUED, message=message, phase="", **changes)
+
+    def release(self, **changes: object) -> None:
+        changes |= {"lease_token": "", "lease_owner": "", "lease_expires_at": None, "revision": F("revision") + 1}
+        self.lease.update(**changes)
+        doorbell.show(self.lease.run_id)
