@@ -153,6 +153,7 @@ CONTENT_SECURITY_POLICY = {
         "default-src": [NONE],
         "script-src": [SELF, NONCE],
         "style-src": [SELF, NONCE],
+        "style-src-attr": ["'unsafe-inline'"],  # plotly colours words with style attributes; an attribute cannot load or run
         "img-src": [SELF, "data:", "blob:"],  # blob: is plotly's "download as picture"
         "font-src": [SELF],
         "connect-src": [SELF],

@@ -3,11 +3,11 @@ import { smoothed } from "./curves.js";
 import { size } from "./words.js";
 
 const ROWS = {
-  y: { title: "Loss", domain: [0.58, 1] },
-  y2: { title: "Memory", domain: [0.36, 0.54] },
-  y3: { title: "Learning rate", domain: [0.24, 0.33] },
-  y4: { title: "Gradient norm", domain: [0.12, 0.21] },
-  y5: { title: "Tokens/s", domain: [0, 0.09] },
+  y: { title: "Loss", domain: [0.59, 1] },
+  y2: { title: "Memory", domain: [0.37, 0.54] },
+  y3: { title: "Learning rate", domain: [0.24, 0.32] },
+  y4: { title: "Gradient norm", domain: [0.12, 0.2] },
+  y5: { title: "Tokens/s", domain: [0, 0.08] },
 };
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
 const SYMBOLS = { load: "diamond", eval: "circle", save: "square" };

@@ -11,7 +11,7 @@ const page = document.getElementById("run");
 const chart = document.getElementById("chart");
 const view = new URLSearchParams(location.search);
 const part = (name) => page.querySelector(`[data-${name}]`);
-const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
 let curves = new Curves();
 let zoomed = null;
@@ -32,7 +32,7 @@ live.addEventListener("snap", ({ detail }) => {
   zoomed = null;
   part("samples").dataset.filled = "";
   began = detail.events[0]?.time ?? detail.state.started_at;
-  detail.events.forEach(take);
+  detail.events.forEach(note); // its curves are rewound already
   show(detail.state, detail.upto);
 });
 live.addEventListener("delta", ({ detail }) => {
@@ -41,11 +41,15 @@ live.addEventListener("delta", ({ detail }) => {
   if (curves.length > TOO_MANY) live.again();
 });
 
-function take(event) {
+function note(event) {
   began ??= event.time;
-  if (event.kind === "step") curves.add(event);
   if (event.kind === "sample") addSample(event);
   if (MARKS.has(event.kind)) marks.push(event);
+}
+
+function take(event) {
+  note(event);
+  if (event.kind === "step") curves.add(event);
   if (event.kind === "resume") {
     curves.rewind(event.step);
     marks = marks.filter((mark) => mark.step <= event.step || mark.kind === "resume");

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from django.db import transaction
@@ -34,18 +35,18 @@ def store(lease: Lease, run: Run, lines: Sequence[Line], offset: int) -> None:
     for place, line in enumerate(lines, start=run.last_seq + 1):
         if line["seq"] != place:
             raise ValueError(f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}.")
+    draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": lines[-1]["seq"], "journal_offset": offset}
     with transaction.atomic():
         Event.objects.bulk_create([event_of(run.pk, line) for line in lines])
         for line in lines:
-            rule = RULES.get(line["kind"])
-            if rule is not None:
-                changes |= rule(run, line) or {}
-                for name, value in changes.items():
-                    setattr(run, name, value)
+            said = RULES[line["kind"]](draft, line) if line["kind"] in RULES else {}
+            draft.__dict__.update(said)
+            changes |= said
         lease.update(**changes, revision=F("revision") + 1)
         if any(line["kind"] == "step" for line in lines):
             compact(run.pk)
+    run.__dict__.update(changes)
 
 
 def event_of(run_id: int, line: Line) -> Event:

@@ -45,6 +45,13 @@ def supervise_run(run_id: int) -> None:
     except LeaseLost:
         log.warning("Run %s is watched by another worker now; this one lets go.", run_id)
         return
+    except Exception as error:  # noqa: BLE001 stored on the run; the lease runs out and the watching begins anew
+        log.exception("Watching run %s broke off.", run_id)
+        Run.objects.filter(pk=run_id, lease_token=lease.token).update(
+            message=f"Watching broke off and begins again within {LEASE_SECONDS} s: {type(error).__name__}: {error}",
+            revision=F("revision") + 1,
+        )
+        return
     for waiting in next_waiting():
         doorbell.ring(waiting)
 
