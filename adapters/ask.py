@@ -33,7 +33,10 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
         if not fits:
             raise UserError("Every message needs a role (system, user, assistant) and text.", field="messages")
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
-        raise UserError(f"The conversation has more than {MAX_CHARACTERS:,} characters; start a new one.", field="messages")
+        raise UserError(
+            f"The conversation has more than {MAX_CHARACTERS:,} characters; start a new one.",
+            field="messages",
+        )
     who = body.get("who")
     if who not in ("base", "adapter"):
         raise UserError("`who` must be base or adapter.", field="who")
@@ -47,6 +50,7 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
         "snapml": {
             "base": str(version.base_model.folder),
             "adapter": str(version.folder) if who == "adapter" else None,
+            "sha256": version.files["adapter_model.safetensors"]["sha256"],  # a run that went on writes new weights there
         },
     }
 

@@ -18,6 +18,12 @@ from training.runs.models import Run
 
 def keep(run: Run, result: Result) -> None:
     """Copy the run's adapter to a new version. A worker that died half-way does it again to the same end."""
+    source, aside = run.folder / "adapter", run.folder / ".shelf"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside)  # outside the transaction: nobody waits for a large adapter's copy
+    files = {name: {"sha256": sha256(aside / name), "bytes": (aside / name).stat().st_size} for name in ADAPTER}
+    for name in ADAPTER:
+        sync(aside / name)
     with transaction.atomic():
         version = AdapterVersion.objects.filter(run=run).first()
         if version is None:
@@ -28,23 +34,12 @@ def keep(run: Run, result: Result) -> None:
         version.step = result.adapter_step or 0
         version.heldout_loss = result.heldout_loss
         version.trainable_parameters = result.trainable_parameters
-        source = run.folder / "adapter"
-        version.files = {name: {"sha256": sha256(source / name), "bytes": (source / name).stat().st_size} for name in ADAPTER}
-        version.size_bytes = sum(facts["bytes"] for facts in version.files.values())
+        version.files = files
+        version.size_bytes = sum(facts["bytes"] for facts in files.values())
         version.save()
-        copy(run, version)
-
-
-def copy(run: Run, version: AdapterVersion) -> None:
-    """Whole or not at all; inside the transaction, so that no row names files that are not there."""
-    aside = version.folder.with_name(f".{version.pk}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name in ADAPTER:
-        shutil.copyfile(run.folder / "adapter" / name, aside / name)
-        sync(aside / name)
-    shutil.rmtree(version.folder, ignore_errors=True)
-    aside.rename(version.folder)
+        version.folder.parent.mkdir(exist_ok=True)
+        shutil.rmtree(version.folder, ignore_errors=True)
+        aside.rename(version.folder)  # inside it: no row names files that are not there
 
 
 def zip_stream(version: AdapterVersion) -> Iterator[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Iterator
 
+from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
@@ -12,6 +14,7 @@ from adapters import ask
 from adapters.models import AdapterVersion
 from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
+from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.visible import get_visible
 
@@ -30,17 +33,24 @@ def adapter(request: HttpRequest, adapter_id: int) -> HttpResponse:
 
 def download(request: HttpRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    answer = StreamingHttpResponse(zip_stream(version), content_type="application/zip")
+    answer = StreamingHttpResponse(in_pieces(zip_stream(version)), content_type="application/zip")
     answer["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
     return answer
+
+
+async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
+    while piece := await sync_to_async(next)(pieces, b""):
+        yield piece
 
 
 def heldout(request: HttpRequest, adapter_id: int) -> HttpResponse:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "run__data")
-    row = random_row(version.run.data) if version.run else None
+    data = visible_data(request.user, version.run.data_id) if version.run else None
+    row = random_row(data) if data else None
     if row is None:
-        raise NotFound("The data of this adapter's run is not there any more.")
+        raise NotFound("The data of this adapter's run is gone, or not shared with you.")
     return JsonResponse(row)
 
 

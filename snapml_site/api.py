@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from django.http import Http404, HttpRequest, HttpResponse
@@ -16,6 +17,8 @@ from training.errors import UserError
 from training.people.models import User
 from training.people.tokens import user_of_token
 from training.runs.api import router as runs
+
+log = logging.getLogger("snapml.api")
 
 
 class TokenAuth(HttpBearer):
@@ -72,6 +75,12 @@ def on_stranger(request: HttpRequest, _error: AuthenticationError) -> HttpRespon
 @api.exception_handler(Http404)
 def on_missing(request: HttpRequest, _error: Http404) -> HttpResponse:
     return problem(request, "There is nothing at this address.", 404)
+
+
+@api.exception_handler(Exception)
+def on_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("The API failed at %s.", request.path, exc_info=error)
+    return problem(request, "Something broke on the server; its log has the details.", 500)
 
 
 @api.exception_handler(HttpError)

@@ -25,7 +25,13 @@ def pins(**_kwargs: Any) -> list[CheckMessage]:
         parts = tuple(int(part) for part in version(name).split("+")[0].split(".")[:3])
         if parts < floor:
             lowest = ".".join(map(str, floor))
-            found.append(Error(f"{name} {version(name)} is older than {lowest} ({why}).", hint="make run", id="snapml.E001"))
+            found.append(
+                Error(
+                    f"{name} {version(name)} is older than {lowest} ({why}).",
+                    hint="make run",
+                    id="snapml.E001",
+                )
+            )
     return found
 
 
@@ -45,5 +51,11 @@ def one_host(**_kwargs: Any) -> list[CheckMessage]:
 @register(deploy=True)
 def reachable(**_kwargs: Any) -> list[CheckMessage]:
     if not settings.HTTPS:
-        return [Warning("Cookies travel unencrypted.", hint="Put a TLS proxy in front, SNAPML_HTTPS=1.", id="snapml.W002")]
+        return [
+            Warning(
+                "Cookies travel unencrypted.",
+                hint="Put a TLS proxy in front, SNAPML_HTTPS=1.",
+                id="snapml.W002",
+            )
+        ]
     return []

@@ -11,6 +11,8 @@ import time
 
 from django.conf import settings
 
+from training.child_environment import child_environment
+
 MANAGE = str(settings.BASE_DIR / "manage.py")
 # A child that lived this long died of something new: its next start is at once again.
 STEADY_SECONDS = 10.0
@@ -21,10 +23,18 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 class Child:
     """A program in a session of its own, so that the terminal's Ctrl-C reaches only the parent, which then stops in order."""
 
-    def __init__(self, name: str, command: list[str], *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        patience_seconds: float,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.command = command
         self.patience_seconds = patience_seconds
+        self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
         self.wait_seconds = 0.0
@@ -35,6 +45,7 @@ class Child:
         self.process = subprocess.Popen(
             self.command,
             cwd=settings.BASE_DIR,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 no threads yet
@@ -76,11 +87,28 @@ def engine_room(host: str, port: int) -> list[Child]:
     return [
         Child(
             "web",
-            [sys.executable, "-m", "daphne", "-v", "0", "-b", host, "-p", str(port), "--no-server-name", "snapml_site.asgi:application"],
+            [
+                sys.executable,
+                "-m",
+                "snapml_site.web",
+                "-v",
+                "0",
+                "-b",
+                host,
+                "-p",
+                str(port),
+                "--no-server-name",
+                "snapml_site.asgi:application",
+            ],
             patience_seconds=10,
         ),
         Child("worker", [sys.executable, MANAGE, "worker"], patience_seconds=180),
-        Child("inference", [sys.executable, "-m", "adapters.inference", inference_port], patience_seconds=10),
+        Child(
+            "inference",
+            [sys.executable, "-m", "adapters.inference", inference_port],
+            patience_seconds=10,
+            environment=child_environment("INFERENCE_TOKEN"),
+        ),
     ]
 
 

@@ -22,13 +22,17 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     if not getattr(request, "user", None) or not request.user.is_authenticated:
         return {}
     match = request.resolver_match
-    return {"rail": RAIL, "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "", **strip()}
+    return {
+        "rail": RAIL,
+        "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "",
+        **strip(request),
+    }
 
 
-def strip() -> dict[str, Any]:
-    """This host as one device: memory used and total, and who trains on it."""
+def strip(request: HttpRequest) -> dict[str, Any]:
+    """This host as one device: memory used and total, and who trains on it, if the person may see that run."""
     memory = psutil.virtual_memory()
-    holder = Run.objects.filter(state__in=ACTIVE).select_related("owner").first()
+    holder = Run.objects.visible_to(request.user).filter(state__in=ACTIVE).select_related("owner").first()
     return {
         "device": {
             "name": "CPU",

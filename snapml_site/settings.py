@@ -23,7 +23,9 @@ from huey.serializer import SignedSerializer
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("SNAPML_HOME", BASE_DIR / "var")).resolve()
-HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
+os.umask(0o077)  # databases, models and journals are for this user only
+HOME.mkdir(parents=True, exist_ok=True)
+HOME.chmod(0o700)
 DATABASE_URL = os.environ.get("DATABASE_URL", "")
 REDIS_URL = os.environ.get("REDIS_URL", "")
 
@@ -46,7 +48,11 @@ def secret(name: str) -> str:
 SECRET_KEY = secret("secret_key")
 DEBUG = False
 HTTPS = os.environ.get("SNAPML_HTTPS") == "1"
-ALLOWED_HOSTS = [h for h in os.environ.get("SNAPML_HOSTS", "").split(",") if h] or ["localhost", "127.0.0.1", "[::1]"]
+ALLOWED_HOSTS = [h for h in os.environ.get("SNAPML_HOSTS", "").split(",") if h] or [
+    "localhost",
+    "127.0.0.1",
+    "[::1]",
+]
 
 INSTALLED_APPS = [
     "daphne",
@@ -122,7 +128,12 @@ HUEY = (
 )
 # Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself (training/runs/bell.py).
 CHANNEL_LAYERS = (
-    {"default": {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer", "CONFIG": {"hosts": [REDIS_URL]}}}
+    {
+        "default": {
+            "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+            "CONFIG": {"hosts": [REDIS_URL]},
+        }
+    }
     if REDIS_URL
     else {}
 )
@@ -161,6 +172,14 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": [NONE],
         "frame-ancestors": [NONE],
     }
+}
+
+# Counts wrong passwords; large enough that nobody pushes a count out with made-up names.
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    },
 }
 
 LANGUAGE_CODE = "en-us"

@@ -14,5 +14,8 @@ if __name__ == "__main__":
     speaker = Speaker()
     speaker.start()
     uvicorn.run(
-        make_app(speaker, os.environ["INFERENCE_TOKEN"]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning"
+        make_app(speaker, os.environ["INFERENCE_TOKEN"]),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="warning",
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.speaker import Busy, Question, Said, Speaker
+from adapters.inference.speaker import Busy, Question, Said, Speaker, Weights
 
 MAX_BODY_BYTES = 1_000_000
 
@@ -39,12 +39,12 @@ def make_app(speaker: Speaker, token: str) -> Starlette:
         except (ValueError, KeyError, TypeError) as error:
             return problem(400, f"The request cannot be read: {error}")
         try:
-            said = speaker.ask(question)
+            speaker.ask(question)
         except Busy as busy:
             return problem(429, str(busy), {"Retry-After": "5"})
         if body.get("stream"):
-            return StreamingResponse(events(said, body.get("model", "")), media_type="text/event-stream")
-        return JSONResponse(whole(await run_in_threadpool(list, said), body.get("model", "")))
+            return StreamingResponse(events(question, body.get("model", "")), media_type="text/event-stream")
+        return JSONResponse(whole([piece async for piece in pieces(question)], body.get("model", "")))
 
     return Starlette(routes=[Route("/health", health), Route("/v1/chat/completions", chat, methods=["POST"])])
 
@@ -53,7 +53,7 @@ def question_of(body: dict[str, Any]) -> Question:
     place = body["snapml"]
     return Question(
         base=Path(place["base"]),
-        adapter=Path(place["adapter"]) if place.get("adapter") else None,
+        adapter=Weights(Path(place["adapter"]), str(place["sha256"])) if place.get("adapter") else None,
         messages=[{"role": str(m["role"]), "content": str(m["content"])} for m in body["messages"]],
         max_tokens=min(max(1, int(body.get("max_tokens", 200))), 2048),
         temperature=min(max(0.0, float(body.get("temperature", 0.0))), 2.0),
@@ -62,9 +62,21 @@ def question_of(body: dict[str, Any]) -> Question:
     )
 
 
-def events(said: Iterator[Said], model: str) -> Iterator[str]:
-    """Server-sent events in OpenAI's shape; a caller who hangs up closes the generator, which frees the place."""
-    for piece in said:
+async def pieces(question: Question) -> AsyncIterator[Said]:
+    """What is said, to the last word. A caller who hangs up cancels this, and the speaker is told."""
+    try:
+        while True:
+            said = await run_in_threadpool(question.said.get)
+            yield said
+            if "done" in said or "error" in said:
+                return
+    finally:
+        question.hung_up.set()
+
+
+async def events(question: Question, model: str) -> AsyncIterator[str]:
+    """Server-sent events in OpenAI's shape."""
+    async for piece in pieces(question):
         if "text" in piece:
             chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": piece["text"]}, "finish_reason": None}]}
         elif "status" in piece:
@@ -94,7 +106,11 @@ def whole(said: list[Said], model: str) -> dict[str, Any]:
 def usage(last: Said) -> dict[str, Any]:
     prompt, completion = last["prompt_tokens"], last["completion_tokens"]
     return {
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
         "snapml": {"tokens_per_second": last["tokens_per_second"]},
     }
 

@@ -10,10 +10,9 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,10 +24,18 @@ MAX_QUESTIONS = 8  # under way and waiting; the next one is told to come back
 MAX_ADAPTERS = 4  # loaded beside the base; the least recently used one leaves
 
 Said = dict[str, Any]
+HUNG_UP: Said = {"error": "The caller hung up."}
 
 
 class Busy(Exception):
     """MAX_QUESTIONS are under way."""
+
+
+class Weights(NamedTuple):
+    """An adapter's folder and the hash of its weights: other weights in the same folder are another adapter."""
+
+    folder: Path
+    sha256: str
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Question:
     """What to answer, with which adapter folder (None: the base alone), and where the answer goes."""
 
     base: Path
-    adapter: Path | None
+    adapter: Weights | None
     messages: list[dict[str, str]]
     max_tokens: int = 200
     temperature: float = 0.0
@@ -57,7 +64,6 @@ class Answer:
     cache: Any = None
     ids: list[int] = field(default_factory=list)
     sent: str = ""
-    busy_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
 
@@ -68,8 +74,9 @@ class Speaker:
         self.model: Any = None
         self.tokenizer: Any = None
         self.stop_ids: set[int] = set()
-        self.loaded: OrderedDict[Path, str] = OrderedDict()
+        self.loaded: OrderedDict[Weights, str] = OrderedDict()
         self.waiting: queue.Queue[Question] = queue.Queue()
+        self.next_base: Question | None = None  # waits until the present base has answered
         self.answers: list[Answer] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -77,59 +84,62 @@ class Speaker:
     def start(self) -> None:
         threading.Thread(target=self._speak_for_ever, name="speaker", daemon=True).start()
 
-    def ask(self, question: Question) -> Iterator[Said]:
-        """Yields `{"text"}` pieces, perhaps `{"status"}` before, and `{"done", ...}` or `{"error"}` last.
+    def ask(self, question: Question) -> None:
+        """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before, then `{"done"}` or `{"error"}`.
+
+        A caller who goes away sets `question.hung_up`; the place is free when the last word is said, whatever it is.
 
         Raises:
-            Busy: at once, before anything is yielded.
+            Busy: MAX_QUESTIONS are under way.
         """
         with self._lock:
             if self._count >= MAX_QUESTIONS:
                 raise Busy(f"{self._count} questions are being answered; try again in a few seconds.")
             self._count += 1
         self.waiting.put(question)
-        return self._listen(question)
 
-    def _listen(self, question: Question) -> Iterator[Said]:
-        try:
-            while True:
-                said = question.said.get()
-                yield said
-                if "done" in said or "error" in said:
-                    return
-        finally:
-            question.hung_up.set()
-            with self._lock:
-                self._count -= 1
+    def _last_word(self, question: Question, said: Said) -> None:
+        with self._lock:
+            self._count -= 1
+        question.said.put(said)
 
     def _speak_for_ever(self) -> None:
         while True:
             self._take_questions()
             for answer in list(self.answers):
                 try:
-                    going_on = not answer.question.hung_up.is_set() and self._say_one_token(answer)
+                    last = HUNG_UP if answer.question.hung_up.is_set() else self._say_one_token(answer)
                 except Exception as error:  # noqa: BLE001 told to whoever asked; the other answers go on
-                    answer.question.said.put({"error": f"{type(error).__name__}: {error}"})
-                    going_on = False
-                if not going_on:
+                    last = {"error": f"{type(error).__name__}: {error}"}
+                if last is not None:
                     self.answers.remove(answer)
+                    self._last_word(answer.question, last)
 
     def _take_questions(self) -> None:
-        """Take what waits; block only when there is nothing to say. Another base waits until the present one is done."""
+        """Take what waits, in order; block only when there is nothing to say.
+
+        A question for another base waits until the present base has answered, and everybody behind it waits with it.
+        """
         while True:
+            if self.next_base is not None and self.answers:
+                return
             try:
-                question = self.waiting.get(block=not self.answers)
+                question = self.next_base or self.waiting.get(block=not self.answers)
             except queue.Empty:
                 return
+            self.next_base = None
             if question.hung_up.is_set():
-                continue
-            if self.answers and question.base != self.base:
-                self.waiting.put(question)
-                return
-            try:
-                self.answers.append(self._begin(question))
-            except Exception as error:  # noqa: BLE001 told to whoever asked
-                question.said.put({"error": f"{type(error).__name__}: {error}"})
+                self._last_word(question, HUNG_UP)
+            elif self.answers and question.base != self.base:
+                self.next_base = question
+            else:
+                self._take(question)
+
+    def _take(self, question: Question) -> None:
+        try:
+            self.answers.append(self._begin(question))
+        except Exception as error:  # noqa: BLE001 told to whoever asked
+            self._last_word(question, {"error": f"{type(error).__name__}: {error}"})
 
     def _begin(self, question: Question) -> Answer:
         if self.base != question.base:
@@ -156,7 +166,7 @@ class Speaker:
         self.stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.base = folder
 
-    def _use(self, adapter: Path | None) -> None:
+    def _use(self, adapter: Weights | None) -> None:
         """Make the next forward go through this adapter, or through none."""
         from peft import PeftModel
 
@@ -165,12 +175,12 @@ class Speaker:
                 self.model.base_model.disable_adapter_layers()
             return
         if adapter not in self.loaded:
-            name = f"adapter-{adapter.name}"
+            name = f"adapter-{adapter.folder.name}-{adapter.sha256[:12]}"
             if not self.loaded:
                 base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-                self.model = PeftModel.from_pretrained(base, adapter, adapter_name=name).eval()
+                self.model = PeftModel.from_pretrained(base, adapter.folder, adapter_name=name).eval()
             else:
-                self.model.load_adapter(adapter, adapter_name=name)
+                self.model.load_adapter(adapter.folder, adapter_name=name)
             self.loaded[adapter] = name
             self._drop_oldest()
         self.loaded.move_to_end(adapter)
@@ -179,40 +189,33 @@ class Speaker:
 
     def _drop_oldest(self) -> None:
         in_use = {answer.question.adapter for answer in self.answers}
-        for folder in list(self.loaded)[:-1]:
+        for weights in list(self.loaded)[:-1]:
             if len(self.loaded) <= MAX_ADAPTERS:
                 return
-            if folder not in in_use:
-                self.model.delete_adapter(self.loaded.pop(folder))
+            if weights not in in_use:
+                self.model.delete_adapter(self.loaded.pop(weights))
 
     @torch.inference_mode()
-    def _say_one_token(self, answer: Answer) -> bool:
-        """Add one token to an answer and send what became readable; whether it goes on."""
-        question, began = answer.question, time.monotonic()
+    def _say_one_token(self, answer: Answer) -> Said | None:
+        """Add one token to an answer and send what became readable; the last word when it is at its end."""
+        question = answer.question
         self._use(question.adapter)
-        output = self.model(input_ids=answer.pending, past_key_values=answer.cache, use_cache=True, logits_to_keep=1)
+        output = self.model(input_ids=answer.pending, cache=answer.cache, use_cache=True, logits_to_keep=1)
         answer.cache = output.past_key_values
-        token = pick_token(
-            output.logits[0, -1], temperature=question.temperature, top_p=question.top_p, draw=answer.draw
-        )
+        token = pick_token(output.logits[0, -1], temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
         answer.pending = torch.tensor([[token]], device=self.device)
-        answer.busy_seconds += time.monotonic() - began
         ended = token in self.stop_ids
         if not ended:
             answer.ids.append(token)
             self._send_text(answer)
         if ended or len(answer.ids) >= question.max_tokens:
-            question.said.put(
-                {
-                    "done": "stop" if ended else "length",
-                    "prompt_tokens": answer.prompt_tokens,
-                    "completion_tokens": len(answer.ids),
-                    "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
-                    "model_tokens_per_second": len(answer.ids) / answer.busy_seconds,
-                }
-            )
-            return False
-        return True
+            return {
+                "done": "stop" if ended else "length",
+                "prompt_tokens": answer.prompt_tokens,
+                "completion_tokens": len(answer.ids),
+                "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
+            }
+        return None
 
     def _send_text(self, answer: Answer) -> None:
         text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)

@@ -15,7 +15,7 @@ register = template.Library()
 @register.filter
 def size(count: float | None) -> str:
     """Bytes as `14.9 GB`: powers of 1,000, as device makers and `df -H` count."""
-    if count is None:
+    if not isinstance(count, int | float):
         return ""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
@@ -27,7 +27,7 @@ def size(count: float | None) -> str:
 @register.filter
 def short_count(count: float | None) -> str:
     """134515008 as `134.5M`."""
-    if count is None:
+    if not isinstance(count, int | float):
         return ""
     for unit in ("", "k", "M", "B"):
         if abs(count) < 1000:

@@ -51,6 +51,7 @@ function take(event) {
   note(event);
   if (event.kind === "step") curves.add(event);
   if (event.kind === "resume") {
+    if (!curves.raw) return live.again(); // a bucket cannot be cut
     curves.rewind(event.step);
     marks = marks.filter((mark) => mark.step <= event.step || mark.kind === "resume");
   }

@@ -13,6 +13,7 @@ from django.db.models import Q
 
 from training.catalog.card import UnfitModel, read_card
 from training.catalog.models import BaseModel, ModelState, Source
+from training.child_environment import child_environment
 from training.errors import NotAllowed, NotFound, UserError
 from training.people.models import User
 
@@ -30,9 +31,7 @@ def add_builtin() -> BaseModel | None:
     files = sorted(Path(found.origin).parent.glob("*.gguf"))
     if not files:
         return None
-    model, _ = BaseModel.objects.get_or_create(
-        name=BUILTIN_NAME, defaults={"source": Source.BUILTIN, "location": str(files[0])}
-    )
+    model, _ = BaseModel.objects.get_or_create(name=BUILTIN_NAME, defaults={"source": Source.BUILTIN, "location": str(files[0])})
     if model.location != str(files[0]):  # another environment than the one that entered it
         BaseModel.objects.filter(pk=model.pk).update(location=str(files[0]))
     return model
@@ -46,10 +45,15 @@ def add_folder(user: User, path: str) -> BaseModel:
         UnfitModel: see `read_card`.
     """
     refuse_strangers(user)
+    if "\0" in path:
+        raise UserError("A path has no NUL character.", field="location")
     folder = Path(path).resolve()
     if not any(folder.is_relative_to(root) for root in settings.MODEL_FOLDERS):
         allowed = ", ".join(map(str, settings.MODEL_FOLDERS)) or "none yet"
-        raise NotAllowed(f"Models may be registered from the folders in SNAPML_MODEL_FOLDERS ({allowed}).", field="location")
+        raise NotAllowed(
+            f"Models may be registered from the folders in SNAPML_MODEL_FOLDERS ({allowed}).",
+            field="location",
+        )
     if not folder.is_dir():
         raise NotFound(f"There is no folder {folder}.", field="location")
     card = read_card(folder)
@@ -69,9 +73,7 @@ def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
     refuse_strangers(user)
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(f"{hub_id!r} is not a hub id; it looks like `owner/model`.", field="location")
-    return BaseModel.objects.create(
-        name=free_name(hub_id), source=Source.HUB, location=hub_id, revision=revision, added_by=user
-    )
+    return BaseModel.objects.create(name=free_name(hub_id), source=Source.HUB, location=hub_id, revision=revision, added_by=user)
 
 
 def retry_import(user: User, model: BaseModel) -> None:
@@ -86,7 +88,15 @@ def import_model(model_id: int) -> None:
         return
     model = BaseModel.objects.get(pk=model_id)
     kind = "gguf" if model.source == Source.BUILTIN else "hub"
-    command = [sys.executable, "-m", "training.engine.import_model", kind, model.location, str(model.folder), model.revision]
+    command = [
+        sys.executable,
+        "-m",
+        "training.engine.import_model",
+        kind,
+        model.location,
+        str(model.folder),
+        model.revision,
+    ]
     error = follow(model, command)
     if not error:
         try:
@@ -108,7 +118,14 @@ def follow(model: BaseModel, command: list[str]) -> str:
     log.mkdir(parents=True, exist_ok=True)
     error = ""
     with (log / f"{model.pk}.log").open("w") as stderr:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=settings.BASE_DIR)
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=settings.BASE_DIR,
+            env=child_environment("HF_TOKEN", "HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE"),
+        )
         assert child.stdout is not None
         for line in child.stdout:
             said = json.loads(line)

@@ -14,11 +14,32 @@ from typing import Any
 from training.errors import UserError
 
 MAX_JSON_BYTES = 32 * 2**20  # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
+MAX_TEMPLATE = 100_000  # characters
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
-DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPE_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "I16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Keys with which a config could name code to run (CVE-2026-4372, CVE-2026-5241).
-CODE_KEYS = ("auto_map", "_attn_implementation_internal", "_attn_implementation", "trust_remote_code", "custom_pipelines")
+CODE_KEYS = (
+    "auto_map",
+    "_attn_implementation_internal",
+    "_attn_implementation",
+    "trust_remote_code",
+    "custom_pipelines",
+)
 
 
 class UnfitModel(UserError):
@@ -31,8 +52,22 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises:
         UnfitModel: says which file is missing or wrong.
     """
+    try:
+        return card_of(folder)
+    except UnfitModel:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
+        raise UnfitModel(f"{folder.name} cannot be read as a model ({type(error).__name__}: {error}).") from error
+
+
+def card_of(folder: Path) -> dict[str, Any]:
+    refuse_links(folder)
+    if (folder / "adapter_config.json").exists():
+        raise UnfitModel(f"{folder.name} is an adapter, not a base model.")
     config = read_json(folder / "config.json")
-    refuse_code(config, "config.json")
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            refuse_code(read_json(folder / name), name)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         found = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
@@ -40,7 +75,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise UnfitModel(f"{folder.name} has {why}. SnapML loads safetensors only.")
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise UnfitModel(f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights.")
-    architectures = config.get("architectures") or ["unknown"]
+    architectures = config.get("architectures") or ["model without an architecture"]
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
         raise UnfitModel(f"{folder.name} is a {architectures[0]}; SnapML trains causal language models (…ForCausalLM).")
     parameters, dtypes = count_parameters(weights)
@@ -58,6 +93,18 @@ def read_card(folder: Path) -> dict[str, Any]:
         "chat_template": template,
         "licence": licence(folder),
     }
+
+
+def refuse_links(folder: Path) -> None:
+    """A link out of the folder would show other files of the server on the card.
+
+    Raises:
+        UnfitModel: names the link.
+    """
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if not path.resolve().is_relative_to(root):
+            raise UnfitModel(f"{path.name} is a link out of {folder.name}; copy the file instead.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -102,6 +149,8 @@ def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
             if name == "__metadata__":
                 continue
             shape, (begin, end) = tensor["shape"], tensor["data_offsets"]
+            if not all(type(size) is int and size >= 0 for size in shape):
+                raise UnfitModel(f"{path.name}: tensor {name} has the shape {shape}.")
             count = math.prod(shape)
             if end - begin != count * DTYPE_BYTES.get(tensor["dtype"], -1):
                 raise UnfitModel(f"{path.name}: tensor {name} does not have the size that its shape and dtype say.")
@@ -133,11 +182,12 @@ def read_header(path: Path) -> dict[str, Any]:
 def chat_template(folder: Path) -> str:
     """The model's own template, or an empty string: then the engine's default is used."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")[:100_000]
+        with (folder / "chat_template.jinja").open(encoding="utf-8") as file:
+            return file.read(MAX_TEMPLATE)
     if not (folder / "tokenizer_config.json").is_file():
         return ""
     template = read_json(folder / "tokenizer_config.json").get("chat_template") or ""
-    return template if isinstance(template, str) else ""
+    return template[:MAX_TEMPLATE] if isinstance(template, str) else ""
 
 
 def licence(folder: Path) -> str:

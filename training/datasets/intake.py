@@ -17,10 +17,11 @@ from django.db import transaction
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.rows import MAX_LINE_BYTES, BadRow, Row, parse_line
 from training.engine.files import sync
-from training.errors import UserError
+from training.errors import TooLarge, UserError, one_line
 from training.people.models import User
 
 SHOWN_PROBLEMS = 100
+MAX_ROWS = 500_000  # a row takes about 600 bytes in memory here: 300 MB
 HELDOUT_SHARE = 0.05
 HELDOUT_ROWS = (1, 500)  # never fewer, never more
 SPLIT_SEED = 0
@@ -49,6 +50,8 @@ def check_lines(lines: Iterable[bytes]) -> Checked:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if len(checked.rows) >= MAX_ROWS:
+            raise TooLarge(f"The file has more than {MAX_ROWS:,} rows; split it.", field="file")
         try:
             checked.rows.append(parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
         except BadRow as bad:
@@ -85,12 +88,17 @@ def create_dataset(
     parts = split_rows(checked.rows)
     if not parts["train"] or not parts["heldout"]:
         raise UserError(
-            f"There are {len(checked.rows)} usable rows; at least 2 are needed, one to train and one held out.", field="file"
+            f"There are {len(checked.rows)} usable rows; at least 2 are needed, one to train and one held out.",
+            field="file",
         )
     digest = write_parts(parts)
     with transaction.atomic():
         dataset = Dataset.objects.create(
-            owner=user, team=user.first_team(), name=name.strip()[:120], source=source, licence=licence
+            owner=user,
+            team=user.first_team(),
+            name=one_line(name)[:120],
+            source=one_line(source),
+            licence=licence,
         )
         return DatasetVersion.objects.create(
             dataset=dataset,

@@ -24,7 +24,7 @@ def random_row(version: DatasetVersion) -> dict[str, Any] | None:
     split, count = ("test", version.test_rows) if version.test_rows else ("heldout", version.heldout_rows)
     if not count:
         return None
-    messages = first_rows(version, split, random.randrange(count), 1)[0]  # noqa: S311 no secret
+    messages = first_rows(version, split, random.randrange(count), 1)[0]
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}
 

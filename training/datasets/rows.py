@@ -13,7 +13,14 @@ from typing import Any
 from training.errors import UserError
 
 ROLES = ("system", "user", "assistant")
-SPLITS = {"train": "train", "valid": "heldout", "validation": "heldout", "heldout": "heldout", "eval": "heldout", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "valid": "heldout",
+    "validation": "heldout",
+    "heldout": "heldout",
+    "eval": "heldout",
+    "test": "test",
+}
 MAX_LINE_BYTES = 4 * 2**20
 
 
@@ -53,11 +60,11 @@ def parse_line(line: bytes) -> Row:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRow(f"the key `{twice}` stands there twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadRow(f"the key `{name[:40]}` stands there twice")
+        found[name] = value
     return found
 
 
@@ -68,11 +75,11 @@ def read_messages(value: dict[str, Any]) -> list[dict[str, str]]:
         for name in ("prompt", "completion"):
             if not isinstance(value.get(name), str) or not value[name].strip():
                 raise BadRow(f"`{name}` must be text that is not empty")
-        return [
-            {"role": "user", "content": value["prompt"]},
-            {"role": "assistant", "content": value["completion"]},
-        ]
-    raise BadRow("expected `messages`, or `prompt` and `completion`; found " + (", ".join(map(repr, list(value)[:5])) or "no keys"))
+        pair = (("user", value["prompt"]), ("assistant", value["completion"]))
+        return [check_message({"role": role, "content": text}, place) for place, (role, text) in enumerate(pair, start=1)]
+    raise BadRow(
+        "expected `messages`, or `prompt` and `completion`; found " + (", ".join(map(repr, list(value)[:5])) or "no keys")
+    )
 
 
 def check_messages(messages: Any) -> list[dict[str, str]]:
@@ -96,6 +103,8 @@ def check_message(message: Any, place: int) -> dict[str, str]:
         raise BadRow(f"message {place}: `content` is {short(content)}; expected text")
     if role == "assistant" and not content.strip():
         raise BadRow(f"message {place}: `content` of the assistant is empty")
+    if "\0" in content:
+        raise BadRow(f"message {place}: `content` holds a NUL character")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -107,7 +116,7 @@ def read_split(value: dict[str, Any]) -> str:
     split = value.get("split", "")
     if split == "":
         return ""
-    if split not in SPLITS:
+    if not isinstance(split, str) or split not in SPLITS:
         raise BadRow(f"`split` is {short(split)}; expected train, valid or test")
     return SPLITS[split]
 

@@ -17,6 +17,7 @@ from typing import TextIO
 from training.engine.config import ConfigError, RunConfig
 from training.engine.conversations import DataError
 from training.engine.events import Journal
+from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.engine.reins import Reins
 
@@ -84,7 +85,7 @@ def count_attempt(run_dir: Path) -> int:
     """1 for the first start in this folder, one more for each start after it."""
     path = run_dir / ATTEMPTS
     number = int(path.read_text()) + 1 if path.exists() else 1
-    path.write_text(str(number))
+    write_atomically(path, str(number))
     return number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import torch
@@ -64,8 +65,8 @@ class Attempt:
         step = self.session.step if self.session else 0
         if isinstance(error, Diverged):
             return Outcome.DIVERGED, str(error)
-        if isinstance(error, DiskFull):
-            return Outcome.DISK, str(error)
+        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+            return Outcome.DISK, f"{error} Free some space, then go on from the checkpoint."
         if isinstance(error, torch.OutOfMemoryError):
             return (
                 Outcome.MEMORY,
@@ -78,13 +79,14 @@ class Attempt:
         session = self.session
         if session is None:
             return Result(outcome=outcome, message=message)
+        measured = {session.heldout_step: session.heldout_loss, session.best_step: session.best_loss}
         return Result(
             outcome=outcome,
             message=message,
             step=session.step,
             total_steps=session.plan.total_steps,
             loss=session.loss,
-            heldout_loss=session.best_loss if self.adapter_step == session.best_step else session.heldout_loss,
+            heldout_loss=measured.get(self.adapter_step),
             adapter_step=self.adapter_step,
             trainable_parameters=session.trainable_parameters(),
             total_tokens=session.total_tokens,

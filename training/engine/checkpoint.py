@@ -87,7 +87,7 @@ def load(folder: Path, *, model: Any, optimizer: torch.optim.Optimizer) -> dict[
     for place, parameter in enumerate(parameters(optimizer)):
         mine = f"{place}."
         optimizer.state[parameter] = {
-            key.removeprefix(mine): value if value.dim() == 0 else value.to(parameter.device)
+            key.removeprefix(mine): value.to(parameter.device)  # AdamW's `step`, too: the fused kernel wants it there
             for key, value in tensors.items()
             if key.startswith(mine)
         }

@@ -33,6 +33,7 @@ class RunConfig:
     """Every setting of a run. Lengths are in tokens, intervals in optimizer steps."""
 
     model: str = ""
+    model_name: str = ""  # what the adapter says it was trained on; the folder's name if empty
     train_data: str = ""
     heldout_data: str = ""
     method: str = setting("lora", "How the model is changed.", choices=METHODS)
@@ -50,11 +51,16 @@ class RunConfig:
         advanced=True,
     )
     learning_rate: float = setting(
-        1e-3, "Size of a step: lower it when the loss jumps, raise it when it hardly falls.", usual="1e-4 to 1e-3"
+        1e-3,
+        "Size of a step: lower it when the loss jumps, raise it when it hardly falls.",
+        usual="1e-4 to 1e-3",
     )
     schedule: str = setting("cosine", "How the learning rate falls after the warm-up.", choices=SCHEDULES, advanced=True)
     warmup_ratio: float = setting(
-        0.05, "Share of the steps in which the learning rate rises from zero.", usual="0.03 to 0.1", advanced=True
+        0.05,
+        "Share of the steps in which the learning rate rises from zero.",
+        usual="0.03 to 0.1",
+        advanced=True,
     )
     weight_decay: float = setting(0.0, "Pulls weights towards zero.", usual="0 to 0.1", advanced=True)
     max_grad_norm: float = setting(1.0, "Gradients longer than this are shortened to it.", usual="1.0", advanced=True)
@@ -63,15 +69,14 @@ class RunConfig:
     tokens_per_batch: int = setting(
         1024, "Tokens that go through the model at once; lower it when memory is short.", usual="512 to 16384"
     )
-    accumulation: int = setting(
-        1, "Batches added up before one optimizer step.", usual="1 to 16", advanced=True
-    )
+    accumulation: int = setting(1, "Batches added up before one optimizer step.", usual="1 to 16", advanced=True)
     max_length: int = setting(512, "Longer rows are cut off at this many tokens.", usual="256 to 4096")
-    train_on_prompt: bool = setting(
-        False, "Learn the prompt too, not only the assistant's answers.", usual="off", advanced=True
-    )
+    train_on_prompt: bool = setting(False, "Learn the prompt too, not only the assistant's answers.", usual="off", advanced=True)
     precision: str = setting(
-        "auto", "bf16 halves memory where the hardware has it; auto picks it there.", choices=PRECISIONS, advanced=True
+        "auto",
+        "bf16 halves memory where the hardware has it; auto picks it there.",
+        choices=PRECISIONS,
+        advanced=True,
     )
     gradient_checkpointing: bool = setting(
         False, "Computes activations twice to save memory; about a third slower.", usual="off", advanced=True
@@ -81,7 +86,9 @@ class RunConfig:
     eval_rows: int = setting(100, "How many held-out rows are measured each time.", usual="50 to 500", advanced=True)
     save_interval: int = setting(20, "Save a checkpoint every so many steps.", usual="20 to 500")
     final_weights: str = setting(
-        "best", "The adapter is the checkpoint with the best held-out loss, or the last.", choices=FINAL_WEIGHTS,
+        "best",
+        "The adapter is the checkpoint with the best held-out loss, or the last.",
+        choices=FINAL_WEIGHTS,
         advanced=True,
     )
     threads: int = setting(0, "CPU threads; 0 means all cores.", usual="0", advanced=True)
@@ -89,8 +96,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, low, high in LIMITS:
             value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value:g}; it must be from {low:g} to {high:g}.", field=name)
+            if not low <= value <= high:  # NaN is in no range
+                shown = str(value)[:20]
+                raise ConfigError(f"{name} is {shown}; it must be from {low:g} to {high:g}.", field=name)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.", field=name)
@@ -99,12 +107,6 @@ class RunConfig:
                 f"tokens_per_batch is {self.tokens_per_batch}, but one row may be max_length = {self.max_length} tokens; "
                 f"raise the first or lower the second.",
                 field="tokens_per_batch",
-            )
-        if self.final_weights == "best" and self.save_interval % self.eval_interval:
-            raise ConfigError(
-                f"save_interval is {self.save_interval} and eval_interval is {self.eval_interval}: to keep the best "
-                "checkpoint, the first must be a multiple of the second.",
-                field="save_interval",
             )
 
     @classmethod
@@ -161,4 +163,9 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}[kind]
     if not isinstance(value, wanted) or (kind != "bool" and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
-    return float(value) if kind == "float" else value
+    if kind != "float":
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{name} has too many digits.", field=name) from error

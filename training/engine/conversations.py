@@ -98,9 +98,7 @@ def assistant_spans(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, l
     return whole, spans
 
 
-def encode(
-    tokenizer: Any, messages: Sequence[Message], *, max_length: int, train_on_prompt: bool = False
-) -> EncodedRow:
+def encode(tokenizer: Any, messages: Sequence[Message], *, max_length: int, train_on_prompt: bool = False) -> EncodedRow:
     """Ids and labels of one conversation, cut off at `max_length` tokens.
 
     A token is trained if it begins inside an assistant's span. Tokens come from the whole text in one go, as in generation.

@@ -55,7 +55,7 @@ def heldout(session: Session) -> Iterator[Event]:
             ids, labels = collate(rows, session.tokenizer.pad_token_id, session.device)
             total += session.head.loss_sum(session.model, ids, labels).item()
     loss = total / sum(row.trained for row in session.heldout)
-    session.heldout_loss = loss
+    session.heldout_loss, session.heldout_step = loss, session.step
     best = session.best_loss is None or loss < session.best_loss
     if best:
         session.best_loss, session.best_step = loss, session.step

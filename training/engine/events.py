@@ -6,6 +6,7 @@ kernel's page cache. Only the kinds marked `sync` pay for an fsync, so that a st
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -71,13 +72,32 @@ class Journal:
         declared = KINDS.get(kind)
         if declared is None or not declared.fields >= fields.keys():
             raise ValueError(f"event {kind} with fields {sorted(fields)} is not declared in KINDS")
+        event = {
+            "seq": self.seq + 1,
+            "time": time.time(),
+            "kind": kind,
+            **{k: finite(v) for k, v in fields.items()},
+        }
+        self._append(json.dumps(event, allow_nan=False).encode() + b"\n")
         self.seq += 1
         self.last_kind = kind
-        event = {"seq": self.seq, "time": time.time(), "kind": kind, **{k: finite(v) for k, v in fields.items()}}
-        os.write(self._file, json.dumps(event, allow_nan=False).encode() + b"\n")
         if declared.sync:
             os.fsync(self._file)
         return self.seq
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or nothing: on a full disk the system may take only a part."""
+        begin = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+        except OSError:
+            written = 0
+            raise
+        finally:
+            if written < len(line):
+                os.ftruncate(self._file, begin)
+        if written < len(line):
+            raise OSError(errno.ENOSPC, "the journal's disk is full", str(self.path))
 
     def close(self) -> None:
         os.close(self._file)

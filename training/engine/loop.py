@@ -52,7 +52,8 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
             yield from evaluate.heldout(session)
             yield from evaluate.sample(session)
             yield "phase", {"name": "training"}
-        if last or session.step % config.save_interval == 0:
+        best = config.final_weights == "best" and session.best_step == session.step
+        if last or best or session.step % config.save_interval == 0:
             yield from save(session)
 
     return Outcome.FINISHED
@@ -127,7 +128,13 @@ def save(session: Session) -> Iterator[Event]:
         session.failed_saves += 1
         if session.failed_saves > 1:
             raise DiskFull(f"The disk was full at two checkpoints in a row, last at step {session.step}.") from error
-        yield "log", {"level": "warning", "text": f"The disk is full: no checkpoint at step {session.step}. Training goes on."}
+        yield (
+            "log",
+            {
+                "level": "warning",
+                "text": f"The disk is full: no checkpoint at step {session.step}. Training goes on.",
+            },
+        )
         return
     session.saved_step, session.failed_saves = session.step, 0
     checkpoint.forget_old(session.run_dir, session.best_step)

@@ -19,7 +19,14 @@ from training.engine.config import RunConfig
 from training.engine.conversations import DataError, EncodedRow, encode_rows, read_rows, use_template
 from training.engine.memory import MemoryMeter
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, load_base, load_tokenizer, make_repeatable, pick_device, pick_dtype
+from training.engine.model import (
+    TrainedPositions,
+    load_base,
+    load_tokenizer,
+    make_repeatable,
+    pick_device,
+    pick_dtype,
+)
 
 Event = tuple[str, dict[str, Any]]
 PROGRESS_ROWS = 500
@@ -46,6 +53,7 @@ class Session:
     total_tokens: int = 0
     loss: float | None = None
     heldout_loss: float | None = None
+    heldout_step: int | None = None
     best_loss: float | None = None
     best_step: int | None = None
     saved_step: int = 0
@@ -57,6 +65,7 @@ class Session:
             "total_tokens": self.total_tokens,
             "loss": self.loss,
             "heldout_loss": self.heldout_loss,
+            "heldout_step": self.heldout_step,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
         }
@@ -98,6 +107,8 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = TABLE[config.method].wrap(base, config)
+    for peft_config in model.peft_config.values():  # a name, not a path of this server
+        peft_config.base_model_name_or_path = config.model_name or Path(config.model).name
     trainable = [p for p in model.parameters() if p.requires_grad]
     session = Session(
         config=config,

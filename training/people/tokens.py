@@ -25,7 +25,7 @@ def create_token(user: User, name: str) -> tuple[ApiToken, str]:
 def user_of_token(secret: str) -> User | None:
     """The active person behind a token; notes its use, at most once a minute to spare writes."""
     token = ApiToken.objects.select_related("user").filter(digest=digest_of(secret), revoked_at=None).first()
-    if token is None or not token.user.is_active:
+    if token is None or not token.user.is_active or token.user.must_change_password:
         return None
     now = timezone.now()
     stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))

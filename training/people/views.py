@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 from typing import Any
 
 from django.contrib import messages
@@ -11,11 +13,13 @@ from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse_lazy
+from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from training.people.tokens import create_token, revoke_token
 
-MAX_TRIES = 10  # wrong passwords for one name from one address
+MAX_TRIES = 10  # for one name from one address
+MAX_TRIES_FROM_ONE_ADDRESS = 100
 TRIES_SECONDS = 300
 
 
@@ -24,25 +28,29 @@ class SignIn(auth.LoginView):
     redirect_authenticated_user = True
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if cache.get(self.tries_key(), 0) >= MAX_TRIES:
+        # Counted before the password is looked at, so that parallel guesses count too.
+        tries = [count(key) > most for key, most in self.counters()]  # all of them count, not only up to the first
+        if any(tries):
             form = AuthenticationForm(request)
             wait = f"Too many wrong passwords. Wait {TRIES_SECONDS // 60} minutes, then try again."
             return render(request, self.template_name, {"form": form, "wait": wait}, status=429)
         return super().post(request, *args, **kwargs)
 
-    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
-        key = self.tries_key()
-        cache.add(key, 0, TRIES_SECONDS)
-        cache.incr(key)
-        return super().form_invalid(form)
-
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        cache.delete(self.tries_key())
+        cache.delete_many([key for key, _ in self.counters()])
         return super().form_valid(form)
 
-    def tries_key(self) -> str:
-        name = self.request.POST.get("username", "")[:150].lower().encode().hex()
-        return f"tries:{self.request.META.get('REMOTE_ADDR')}:{name}"[:240]
+    def counters(self) -> tuple[tuple[str, int], ...]:
+        """Tries for this name, and from this address for all names. The name is normalised as Django's form does it."""
+        name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[:150].lower()
+        address = self.request.META.get("REMOTE_ADDR")
+        digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
+        return (f"tries:{address}:{digest}", MAX_TRIES), (f"tries:{address}", MAX_TRIES_FROM_ONE_ADDRESS)
+
+
+def count(key: str) -> int:
+    cache.add(key, 0, TRIES_SECONDS)
+    return cache.incr(key)
 
 
 class ChangePassword(auth.PasswordChangeView):
@@ -58,14 +66,16 @@ class ChangePassword(auth.PasswordChangeView):
 
 def account(request: HttpRequest) -> HttpResponse:
     tokens = request.user.tokens.order_by("-created_at")
-    return render(request, "people/account.html", {"tokens": tokens, "secret": request.session.pop("new_token", None)})
+    return render(request, "people/account.html", {"tokens": tokens})
 
 
 @require_POST
+@never_cache
 def token_new(request: HttpRequest) -> HttpResponse:
+    """The secret is in this one answer and nowhere else: not in an address, not in the session, not in a cache."""
     _, secret = create_token(request.user, request.POST.get("name", ""))
-    request.session["new_token"] = secret  # shown once on the page that follows, never in an address
-    return redirect("account")
+    tokens = request.user.tokens.order_by("-created_at")
+    return render(request, "people/account.html", {"tokens": tokens, "secret": secret})
 
 
 @require_POST

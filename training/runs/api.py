@@ -10,7 +10,7 @@ from ninja import Query, Router, Schema
 from pydantic import ConfigDict, Field
 
 from training.catalog.models import BaseModel
-from training.datasets.models import Dataset, DatasetVersion
+from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.visible import get_visible
 from training.runs import launch
@@ -29,8 +29,8 @@ class RunIn(Schema):
     """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
 
     model_config = ConfigDict(extra="forbid")
-    model: int
-    data: int = Field(description="id of a data set's version")
+    model: int = Field(ge=0, le=2**53)
+    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     name: str = Field("", max_length=launch.MAX_NAME)
     settings: dict[str, Any] = {}
 
@@ -80,18 +80,20 @@ RELATED = ("owner", "base_model", "data__dataset")
 @router.post("", response={201: RunOut})
 def create_run(request: HttpRequest, body: RunIn) -> tuple[int, Run]:
     model = BaseModel.objects.filter(pk=body.model).first()
-    version = DatasetVersion.objects.filter(pk=body.data).first()
+    version = visible_data(request.user, body.data)
     if model is None:
         raise NotFound(f"There is no base model {body.model}.", field="model")
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
-    get_visible(Dataset, request.user, version.dataset_id)
     return 201, launch.launch_run(request.user, base_model=model, data=version, settings=body.settings, name=body.name)
 
 
 @router.get("", response=list[RunOut])
 def list_runs(
-    request: HttpRequest, state: str = "", limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50, offset: Annotated[int, Query(ge=0)] = 0
+    request: HttpRequest,
+    state: str = "",
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
 ) -> Any:
     rows = Run.objects.visible_to(request.user).select_related(*RELATED)
     if state:
@@ -135,8 +137,8 @@ def read_metrics(
     request: HttpRequest,
     run_id: int,
     points: Annotated[int, Query(ge=10, le=10_000)] = 1000,
-    first_step: Annotated[int | None, Query(ge=0)] = None,
-    last_step: Annotated[int | None, Query(ge=0)] = None,
+    first_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
+    last_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     names: str = "",
 ) -> dict[str, Any]:
     """Curves with about `points` places; a place stands for many steps with their low, high and mean. Names with commas."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from training.runs import stream
 from training.runs.bell import bell
 from training.runs.doorbell import GROUP
 from training.runs.models import Run
+from training.runs.state_words import out_of_touch
 
 MAX_SUBSCRIPTIONS = 50
 MAX_SOCKETS_PER_USER = 20
@@ -35,8 +37,10 @@ ACK_SECONDS = 30.0
 CHECK_SECONDS = 30.0
 POINTS = (10, 2000)
 
+BROKEN = 1011  # RFC 6455: the server met an unexpected condition
 SIGNED_OUT, NOT_YOURS, TOO_MUCH, BAD_MESSAGE, TOO_SLOW = 4401, 4403, 4429, 4400, 4408
 
+log = logging.getLogger("snapml.runs")
 sockets_of: Counter[int] = Counter()
 
 
@@ -46,14 +50,13 @@ class Subscription:
     points: int
     unacked_since: float | None = None
     fresh: bool = True
-    revision: int = -1
+    shown: tuple[int, bool] = (-1, False)  # the row's revision, and whether the run was out of touch
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def connect(self) -> None:
         user = self.scope["user"]
-        self.counted = False
-        if not user.is_authenticated:
+        if not user.is_authenticated or user.must_change_password:
             await self.accept()  # a close before accept reaches the browser without its code
             await self.close(SIGNED_OUT)
             return
@@ -64,20 +67,33 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         sockets_of[user.pk] += 1
         self.counted = True
         self.user = user
+        self.pump: asyncio.Task[None] | None = None
         self.subscriptions: dict[int, Subscription] = {}
         self.received: deque[float] = deque(maxlen=MAX_MESSAGES_PER_SECOND)
         self.wake = asyncio.Event()
         await self.accept()
         if settings.CHANNEL_LAYERS:
             await self.channel_layer.group_add(GROUP, self.channel_name)
-        self.pump = asyncio.create_task(self.pump_for_ever())
+        self.pump = asyncio.create_task(self.pump_or_close())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """Whatever ends this socket, its place is given back."""
+        self.counted = False
+        try:
+            return await super().__call__(scope, receive, send)
+        finally:
+            await self.leave()
 
     async def disconnect(self, code: int) -> None:
+        await self.leave()
+
+    async def leave(self) -> None:
         if not self.counted:
             return
         self.counted = False
         sockets_of[self.user.pk] -= 1
-        self.pump.cancel()
+        if self.pump is not None:
+            self.pump.cancel()
         for run_id in self.subscriptions:
             bell.leave(run_id, self.wake)
         if settings.CHANNEL_LAYERS:
@@ -127,6 +143,14 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if self.subscriptions.pop(run_id, None) is not None:
             bell.leave(run_id, self.wake)
 
+    async def pump_or_close(self) -> None:
+        """A pump that broke must not leave a socket that looks alive: the browser comes back with its cursor."""
+        try:
+            await self.pump_for_ever()
+        except Exception:
+            log.exception("A live socket of %s broke.", self.user)
+            await self.close(BROKEN)
+
     async def pump_for_ever(self) -> None:
         checked_at = time.monotonic()
         while True:
@@ -149,8 +173,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def send_news(self, run_id: int, subscription: Subscription) -> None:
         """The next frame, if there is something to tell."""
-        last_seq, revision = await standing(run_id)
-        if not subscription.fresh and (last_seq, revision) == (subscription.cursor, subscription.revision):
+        last_seq, shown = await standing(run_id)
+        if not subscription.fresh and (last_seq, shown) == (subscription.cursor, subscription.shown):
             return
         behind = last_seq - subscription.cursor
         if subscription.cursor == 0 or behind < 0 or behind > stream.FAR_BEHIND:
@@ -159,7 +183,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         else:
             message = await read_delta(run_id, subscription.cursor)
             subscription.cursor = message["last"]
-        subscription.fresh, subscription.revision = False, revision
+        subscription.fresh, subscription.shown = False, shown
         subscription.unacked_since = time.monotonic()
         await self.send(text_data=json.dumps(message))
 
@@ -195,9 +219,9 @@ def may_see(user: User, run_id: int) -> bool:
 
 
 @database_sync_to_async
-def standing(run_id: int) -> tuple[int, int]:
-    last_seq, revision = Run.objects.values_list("last_seq", "revision").get(pk=run_id)
-    return last_seq, revision
+def standing(run_id: int) -> tuple[int, tuple[int, bool]]:
+    run = Run.objects.only("last_seq", "revision", "state", "lease_expires_at").get(pk=run_id)
+    return run.last_seq, (run.revision, out_of_touch(run))
 
 
 @database_sync_to_async
@@ -205,7 +229,7 @@ def user_of_session(key: str) -> User | None:
     request = HttpRequest()
     request.session = SessionStore(key)
     user = get_user(request)
-    return user if isinstance(user, User) and user.is_active else None
+    return user if isinstance(user, User) and user.is_active and not user.must_change_password else None
 
 
 read_snapshot = database_sync_to_async(stream.snapshot)

@@ -49,6 +49,12 @@ def words_of_death(code: int | None) -> str:
     return f"The engine ended with code {code}"
 
 
+def left_by_its_own_word(run: Run) -> bool:
+    """The last event says that the engine saved and left. For an engine that another worker started there is no exit code."""
+    last = Event.objects.filter(run=run, seq=run.last_seq, kind="end").first()
+    return last is not None and last.payload.get("outcome") == Outcome.LEFT
+
+
 def last_words(run: Run) -> str:
     """The last line of the last error that the engine wrote to its journal."""
     errors = Event.objects.filter(run=run, kind="end").order_by("-seq").values_list("payload", flat=True)[:1]

@@ -15,11 +15,8 @@ from pathlib import Path
 
 from django.conf import settings
 
+from training.child_environment import child_environment
 from training.engine.reins import LEASH, STOP
-
-# What the engine gets to see of this process' environment: no SECRET_KEY, no database, no tokens.
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-PASSED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
 
 
 class EngineProcess:
@@ -38,7 +35,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 cwd=settings.BASE_DIR,
-                env=engine_environment(),
+                env=child_environment() | {"HF_HUB_OFFLINE": "1"},
                 start_new_session=True,
             )
 
@@ -89,9 +86,3 @@ def is_locked(path: Path) -> bool:
         return False
     finally:
         os.close(handle)
-
-
-def engine_environment() -> dict[str, str]:
-    return {
-        name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_PREFIXES)
-    } | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

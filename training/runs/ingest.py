@@ -11,7 +11,7 @@ from copy import copy
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from training.runs.compact import compact, events_of_chunk
 from training.runs.lease import Lease
@@ -25,16 +25,20 @@ OWN_COLUMNS = ("seq", "time", "kind", "step")
 Line = dict[str, Any]
 
 
+class BrokenJournal(Exception):
+    """The journal's numbers do not follow on what is stored; the disk lost a part of it."""
+
+
 def store(lease: Lease, run: Run, lines: Sequence[Line], offset: int) -> None:
     """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in place.
 
     Raises:
         LeaseLost: nothing is stored.
-        ValueError: a number is missing or twice; nothing is stored.
+        BrokenJournal: a number is missing or twice; nothing is stored.
     """
     for place, line in enumerate(lines, start=run.last_seq + 1):
         if line["seq"] != place:
-            raise ValueError(f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}.")
+            raise BrokenJournal(f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}.")
     draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": lines[-1]["seq"], "journal_offset": offset}
     with transaction.atomic():
@@ -56,8 +60,13 @@ def event_of(run_id: int, line: Line) -> Event:
         kind=line["kind"],
         step=line.get("step"),
         time=line["time"],
-        payload={name: value for name, value in line.items() if name not in OWN_COLUMNS},
+        payload={name: clean(value) for name, value in line.items() if name not in OWN_COLUMNS},
     )
+
+
+def clean(value: Any) -> Any:
+    """A model may write a NUL, which PostgreSQL's JSON cannot hold."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def on_phase(run: Run, line: Line) -> dict[str, Any]:
@@ -88,7 +97,8 @@ def on_memory(run: Run, line: Line) -> dict[str, Any]:
 
 
 def on_eval(run: Run, line: Line) -> dict[str, Any]:
-    return {"heldout_loss": float(line["heldout_loss"])}
+    loss = float(line["heldout_loss"])
+    return {"heldout_loss": loss if math.isfinite(loss) else None}
 
 
 def on_checkpoint(run: Run, line: Line) -> dict[str, Any]:
@@ -101,8 +111,9 @@ def on_resume(run: Run, line: Line) -> dict[str, Any]:
     later = {"run_id": run.pk, "superseded": False}
     for chunk in CurveChunk.objects.filter(**later, last_step__gt=step):
         unpack(chunk)
-    kept = Event.objects.filter(**later, seq__lt=seq, step__gt=step).exclude(kind__in=("resume", "end"))
-    kept.update(superseded=True)
+    again = Q(step__gt=step) if step else Q(step__gte=0)  # from the very beginning, step 0's evaluation comes again too
+    past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
+    past.update(superseded=True)
     return {"step": step}
 
 

@@ -15,7 +15,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.outcome import RESULT
 from training.engine.reins import STOP
-from training.errors import Conflict, UserError
+from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 from training.runs import doorbell
 from training.runs.models import Run
@@ -23,12 +23,10 @@ from training.runs.states import ACTIVE, State, Wish, sources_of
 
 MAX_NAME = 120
 # What the launch form may not say: the run's place on the disk is SnapML's business.
-OWN_SETTINGS = frozenset({"model", "train_data", "heldout_data"})
+OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data"})
 
 
-def launch_run(
-    user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = ""
-) -> Run:
+def launch_run(user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = "") -> Run:
     """Check the settings with the engine's own class, write the run's folder, and ring the workers once it is committed.
 
     Raises:
@@ -44,20 +42,22 @@ def launch_run(
     with transaction.atomic():
         run = Run.objects.create(
             owner=user,
-            team=user.first_team(),
-            name=name.strip()[:MAX_NAME] or f"{data.dataset.name}, {config.method}",
+            team=data.dataset.team if data.dataset.team in user.teams.all() else None,  # whoever sees the run sees the data
+            name=one_line(name)[:MAX_NAME] or f"{data.dataset.name}, {config.method}",
             base_model=base_model,
             data=data,
             method=config.method,
             config=settings_of(config),
             queued_at=timezone.now(),
         )
-        run.folder.mkdir(parents=True, mode=0o700)
+        shutil.rmtree(run.folder, ignore_errors=True)  # of a launch that was killed; SQLite gives its number out again
+        run.folder.mkdir(parents=True)
         (run.folder / "config.json").write_text(
             json.dumps(
                 config.to_dict()
                 | {
                     "model": str(base_model.folder),
+                    "model_name": base_model.name,
                     "train_data": str(data.file("train")),
                     "heldout_data": str(data.file("heldout")),
                 },
@@ -95,12 +95,16 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
     if discard or not (run.folder / "checkpoints").exists():
         state, message = State.CANCELLED, "Stopped while waiting."
     else:
-        state, message = State.STOPPED, f"Stopped while waiting, after step {run.step}; its checkpoint is kept."
-    return bool(
-        Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
-            state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
+        state, message = (
+            State.STOPPED,
+            f"Stopped while waiting, after step {run.step}; its checkpoint is kept.",
         )
+    ended = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+        state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
     )
+    if ended and state == State.CANCELLED:
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return bool(ended)
 
 
 def continue_run(run: Run) -> Run:
@@ -109,21 +113,22 @@ def continue_run(run: Run) -> Run:
     Raises:
         Conflict: it is not in a state from which it can go on.
     """
-    changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
-        state=State.QUEUED,
-        wish=Wish.RUN,
-        message="",
-        deaths=0,
-        not_before=None,
-        finished_at=None,
-        queued_at=timezone.now(),
-        revision=F("revision") + 1,
-    )
-    if not changed:
-        raise Conflict(f"{run.name} cannot go on from the state {run.get_state_display().lower()}.")
-    for name in (STOP, RESULT):
-        (run.folder / name).unlink(missing_ok=True)
-    shutil.rmtree(run.folder / "adapter", ignore_errors=True)
-    doorbell.ring(run.pk)
+    with transaction.atomic():  # no worker claims it before the old result is gone
+        changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
+            state=State.QUEUED,
+            wish=Wish.RUN,
+            message="",
+            deaths=0,
+            not_before=None,
+            finished_at=None,
+            queued_at=timezone.now(),
+            revision=F("revision") + 1,
+        )
+        if not changed:
+            raise Conflict(f"{run.name} cannot go on from the state {run.get_state_display().lower()}.")
+        for name in (STOP, RESULT):
+            (run.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(run.folder / "adapter", ignore_errors=True)
+        transaction.on_commit(lambda: doorbell.ring(run.pk))
     run.refresh_from_db()
     return run

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 import time
+import zlib
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
@@ -59,6 +62,7 @@ def claim(run_id: int) -> Lease | None:
         "revision": F("revision") + 1,
     }
     with transaction.atomic():
+        one_claim_at_a_time()
         orphan = Run.objects.filter(pk=run_id).filter(orphaned()).update(**taken)
         if orphan:
             return Lease(run_id, token)
@@ -67,6 +71,13 @@ def claim(run_id: int) -> Lease | None:
         waiting = Run.objects.filter(pk=run_id, state=State.QUEUED, lease_token="").filter(due())
         changed = waiting.update(state=State.STARTING, phase="starting the engine", **taken)
     return Lease(run_id, token) if changed else None
+
+
+def one_claim_at_a_time() -> None:
+    """Slots are counted and taken in one go: SQLite's IMMEDIATE sees to it, PostgreSQL needs a lock of this host's own."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [zlib.crc32(host().encode())])
 
 
 def due() -> Q:
@@ -99,17 +110,26 @@ def host() -> str:
 
 
 def owner_name() -> str:
-    """host:pid:start; the start time tells a process from a later one with the same pid."""
-    return f"{host()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    """host:pid:start; the start tells a process from a later one with the same pid."""
+    return f"{host()}:{os.getpid()}:{start_of(os.getpid())}"
 
 
 def is_alive(owner: str) -> bool:
     _, pid, started = owner.rsplit(":", 2)
+    return bool(started) and start_of(int(pid)) == started
+
+
+def start_of(pid: int) -> str:
+    """When a living process began: on Linux in clock ticks since boot, which no change of the wall clock moves."""
     try:
-        process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" == started and process.status() != psutil.STATUS_ZOMBIE
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # the 3rd and the 22nd field of proc(5)
+    except FileNotFoundError:
+        pass
+    try:
+        return "" if sys.platform == "linux" else f"{psutil.Process(pid).create_time():.2f}"
     except psutil.NoSuchProcess:
-        return False
+        return ""
 
 
 class Every:

@@ -64,13 +64,11 @@ def delta(run_id: int, cursor: int) -> Message:
 def events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
     """The next `limit` events after number `cursor`, from rows and chunks alike."""
     found = {event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]}
-    from_chunks = 0
     for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by("first_seq"):
-        if from_chunks >= limit:
+        # Chunks of superseded and of valid steps overlap, so one that begins later may not be needed, but not the reverse.
+        if len(found) >= limit and chunk.first_seq > sorted(found)[limit - 1]:
             break
-        later = [event for event in events_of_chunk(chunk) if event.seq > cursor]
-        from_chunks += len(later)
-        found |= {event.seq: event for event in later}
+        found |= {event.seq: event for event in events_of_chunk(chunk) if event.seq > cursor}
     return [found[seq] for seq in sorted(found)][:limit]
 
 

@@ -6,6 +6,7 @@ The engine does not need this watcher to go on. Everything here may die at any p
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
 from training.runs import doorbell, endings
 from training.runs.engine_process import EngineProcess
-from training.runs.ingest import store
+from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
 from training.runs.states import State, Wish
@@ -37,7 +38,7 @@ shutting_down = threading.Event()  # set by the worker program when it is told t
 
 def supervise_run(run_id: int) -> None:
     """Watch `run_id` to its end, if this worker can claim it. A doorbell too many finds nothing to claim."""
-    lease = claim(run_id)
+    lease = None if shutting_down.is_set() else claim(run_id)
     if lease is None:
         return
     try:
@@ -45,7 +46,7 @@ def supervise_run(run_id: int) -> None:
     except LeaseLost:
         log.warning("Run %s is watched by another worker now; this one lets go.", run_id)
         return
-    except Exception as error:  # noqa: BLE001 stored on the run; the lease runs out and the watching begins anew
+    except Exception as error:
         log.exception("Watching run %s broke off.", run_id)
         Run.objects.filter(pk=run_id, lease_token=lease.token).update(
             message=f"Watching broke off and begins again within {LEASE_SECONDS} s: {type(error).__name__}: {error}",
@@ -59,9 +60,7 @@ def supervise_run(run_id: int) -> None:
 def next_waiting() -> list[int]:
     if shutting_down.is_set():
         return []
-    return list(
-        Run.objects.filter(state=State.QUEUED, lease_token="").order_by("queued_at").values_list("pk", flat=True)[:1]
-    )
+    return list(Run.objects.filter(state=State.QUEUED, lease_token="").order_by("queued_at").values_list("pk", flat=True)[:1])
 
 
 class Watch:
@@ -73,6 +72,7 @@ class Watch:
         self.engine = EngineProcess(self.record.folder)
         self.renewed_at = time.monotonic()
         self.stop_asked_at: float | None = None
+        self.told = Wish.RUN
         self.signalled = False
 
     def run(self) -> None:
@@ -92,6 +92,9 @@ class Watch:
                     return self.end()
             except OperationalError as error:
                 self.wait_for_database(error)
+            except BrokenJournal as error:
+                self.engine.signal(signal.SIGKILL)
+                return self.release(state=State.FAILED, message=str(error), finished_at=Now(), phase="")
             if not moved:
                 time.sleep(TAIL_SECONDS)
 
@@ -125,9 +128,11 @@ class Watch:
             self.signalled = True
         if wish == Wish.RUN:
             return
-        if self.stop_asked_at is None:
-            self.stop_asked_at = time.monotonic()
+        if wish != self.told:
+            self.lease.renew()  # only who holds the run may tell its engine
+            self.told, self.stop_asked_at = wish, self.stop_asked_at or time.monotonic()
             self.engine.ask_to_stop("discard" if wish == Wish.DISCARD else "save")
+        assert self.stop_asked_at is not None
         waited = time.monotonic() - self.stop_asked_at
         if waited > STOP_PATIENCE_SECONDS + KILL_PATIENCE_SECONDS:
             self.engine.signal(signal.SIGKILL)
@@ -147,13 +152,20 @@ class Watch:
         run = Run.objects.select_related("base_model", "data__dataset").get(pk=self.record.pk)
         result = read_result(run.folder)
         code = self.engine.exit_code
+        has_checkpoint = (run.folder / "checkpoints").exists()
         if result is not None:
             self.conclude(run, result)
-        elif run.wish != Wish.RUN:
-            outcome = Outcome.DISCARDED if run.wish == Wish.DISCARD else Outcome.STOPPED
-            self.conclude(run, Result(outcome=outcome, step=run.step, total_steps=run.total_steps))
-        elif code == EXIT_CODES[Outcome.LEFT]:
+        elif run.wish == Wish.DISCARD:
+            self.conclude(run, Result(outcome=Outcome.DISCARDED))
+        elif run.wish == Wish.STOP and not has_checkpoint:
+            self.conclude(
+                run,
+                Result(outcome=Outcome.STOPPED, message="Stopped before the first checkpoint; nothing was kept."),
+            )
+        elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
             self.requeue(f"Paused at step {run.step} with a checkpoint; goes on by itself.")
+        elif self.signalled and code == -signal.SIGTERM:
+            self.requeue("Paused before its first step; begins by itself.")
         elif code == EXIT_CODES[Outcome.BUSY]:
             self.requeue("Another engine held this run's folder.")
         else:
@@ -161,15 +173,22 @@ class Watch:
 
     def conclude(self, run: Run, result: Result) -> None:
         state = endings.STATES[result.outcome]
+        self.lease.renew()  # a worker that was frozen and thawed finds out here, before it touches a file
+        heldout = (
+            result.heldout_loss if result.heldout_loss is not None and math.isfinite(result.heldout_loss) else run.heldout_loss
+        )
         try:
             endings.finish(run, result)
         except (UserError, OSError) as error:
-            state, result = State.FAILED, Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}")
+            state, result = (
+                State.FAILED,
+                Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}"),
+            )
         self.release(
             state=state,
             message=result.message,
             finished_at=Now(),
-            heldout_loss=result.heldout_loss if result.heldout_loss is not None else run.heldout_loss,
+            heldout_loss=heldout,
             phase="",
         )
 
@@ -177,16 +196,27 @@ class Watch:
         """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress are a crash loop."""
         deaths = run.deaths + 1
         if deaths > settings.MAX_DEATHS:
-            message = f"{words} {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
+            message = (
+                f"{words} {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
+            )
             self.release(state=State.FAILED, message=message, finished_at=Now(), phase="")
             return
         wait = timedelta(seconds=2 ** (deaths - 1)) if deaths > 1 else timedelta()
-        self.requeue(f"{words} at step {run.step}; going on from its last checkpoint.", deaths=deaths, not_before=Now() + wait)
+        self.requeue(
+            f"{words} at step {run.step}; going on from its last checkpoint.",
+            deaths=deaths,
+            not_before=Now() + wait,
+        )
 
     def requeue(self, message: str, **changes: object) -> None:
         self.release(state=State.QUEUED, message=message, phase="", **changes)
 
     def release(self, **changes: object) -> None:
-        changes |= {"lease_token": "", "lease_owner": "", "lease_expires_at": None, "revision": F("revision") + 1}
+        changes |= {
+            "lease_token": "",
+            "lease_owner": "",
+            "lease_expires_at": None,
+            "revision": F("revision") + 1,
+        }
         self.lease.update(**changes)
         doorbell.show(self.lease.run_id)

@@ -11,7 +11,8 @@ from django.views.decorators.http import require_POST
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
-from training.errors import NotFound, UserError
+from training.datasets.visible import visible_data
+from training.errors import NotFound, UserError, one_line
 from training.people.visible import get_visible
 from training.runs import files, form, launch
 from training.runs.models import Event, Run
@@ -24,7 +25,7 @@ LOG_LINES = 300
 
 def runs(request: HttpRequest) -> HttpResponse:
     rows = Run.objects.visible_to(request.user).select_related("owner", "base_model", "data__dataset")
-    state, text = request.GET.get("state", ""), request.GET.get("q", "").strip()[:100]
+    state, text = request.GET.get("state", ""), one_line(request.GET.get("q", ""))[:100]
     if state in State.values:
         rows = rows.filter(state=state)
     if text:
@@ -46,7 +47,8 @@ def runs(request: HttpRequest) -> HttpResponse:
 
 def new(request: HttpRequest) -> HttpResponse:
     """The launch page. `?from=ID` copies a run's model, data and settings."""
-    copied = get_visible(Run, request.user, int(request.GET["from"])) if request.GET.get("from", "").isdecimal() else None
+    source = number(request.GET.get("from", ""))
+    copied = get_visible(Run, request.user, source) if source else None
     values: dict[str, Any] = copied.config if copied else {}
     chosen = {
         "model": str(copied.base_model_id) if copied else "",
@@ -61,11 +63,16 @@ def new(request: HttpRequest) -> HttpResponse:
             return redirect("run", start(request, chosen, values).pk)
         except UserError as problem:
             error = problem
-    return render(request, "runs/new.html", launch_page(request, chosen, values, error), status=error.status if error else 200)
+    return render(
+        request,
+        "runs/new.html",
+        launch_page(request, chosen, values, error),
+        status=error.status if error else 200,
+    )
 
 
 def start(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any]) -> Run:
-    model = BaseModel.objects.filter(pk=chosen["model"]).first() if chosen["model"].isdecimal() else None
+    model = BaseModel.objects.filter(pk=number(chosen["model"])).first()
     if model is None:
         raise NotFound("Choose a base model.", field="model")
     return launch.launch_run(
@@ -78,16 +85,18 @@ def start(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any]) 
 
 
 def visible_version(request: HttpRequest, text: str) -> DatasetVersion:
-    version = DatasetVersion.objects.select_related("dataset").filter(pk=text).first() if text.isdecimal() else None
+    version = visible_data(request.user, number(text))
     if version is None:
         raise NotFound("Choose a data set.", field="data")
-    get_visible(Dataset, request.user, version.dataset_id)
     return version
 
 
-def launch_page(
-    request: HttpRequest, chosen: dict[str, str], values: dict[str, Any], error: UserError | None
-) -> dict[str, Any]:
+def number(text: str) -> int:
+    """An id from an address or a form; 0, which no row has, for what is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+
+def launch_page(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any], error: UserError | None) -> dict[str, Any]:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [dataset.versions.all()[0] for dataset in datasets if dataset.versions.all()]
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))

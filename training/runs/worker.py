@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError, close_old_connections
+from django.db import close_old_connections
 from huey.consumer import Consumer
 
 from training.catalog import acts as catalog
@@ -49,8 +49,8 @@ def sweep_for_ever() -> None:
         close_old_connections()
         try:
             sweep()
-        except OperationalError as error:
-            log.warning("The sweeper waits for the database: %s", error)
+        except Exception:
+            log.exception("The sweeper failed and tries again in %s s.", SWEEP_SECONDS)
 
 
 def sweep() -> None:

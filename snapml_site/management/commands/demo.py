@@ -19,7 +19,13 @@ from training.runs.states import OPEN
 from training.runs.supervise import supervise_run
 
 PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
-SHORT = {"tokens_per_batch": 512, "max_length": 256, "eval_interval": 10, "save_interval": 10, "eval_rows": 20}
+SHORT = {
+    "tokens_per_batch": 512,
+    "max_length": 256,
+    "eval_interval": 10,
+    "save_interval": 10,
+    "eval_rows": 20,
+}
 FINISHED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("alice", "smart_home", "Intents, rank 16", {"rank": 16, "max_steps": 40}),
     ("bob", "smart_home", "Intents, rank 4", {"rank": 4, "alpha": 8, "max_steps": 30}),

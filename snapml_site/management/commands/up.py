@@ -86,7 +86,9 @@ def refuse_taken_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise CommandError(f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run PORT={port + 1}") from error
+            raise CommandError(
+                f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run PORT={port + 1}"
+            ) from error
 
 
 def free_port() -> int:

@@ -1,0 +1,204 @@
+import json
+import shutil
+import struct
+import sys
+
+import pytest
+from safetensors.numpy import save_file
+
+from training.catalog import acts
+from training.catalog.card import UnfitModel, read_card
+from training.catalog.models import BaseModel, ModelState
+from training.errors import NotAllowed, UserError
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model):
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_card_tells_what_the_files_say_without_torch(folder):
+    card = read_card(folder)
+    assert card["architecture"] == "LlamaForCausalLM"
+    assert card["layers"] == 2
+    assert card["context_length"] == 256
+    assert card["dtype"] == "F32"
+    assert card["parameters"] * 4 == pytest.approx(card["bytes"], rel=0.1)
+    assert "im_start" in card["chat_template"]
+
+
+def test_a_model_without_a_template_says_so(folder):
+    (folder / "chat_template.jinja").unlink()
+    assert read_card(folder)["chat_template"] == ""
+
+
+def test_the_licence_comes_from_its_model_card(folder):
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Model\n")
+    assert read_card(folder)["licence"] == "apache-2.0"
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnfitModel, match="pickled and could run code"):
+        read_card(folder)
+
+
+def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, tmp_path):
+    canary = tmp_path / "canary"
+    (folder / "model.safetensors").write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    with pytest.raises(UnfitModel, match="not a safetensors file"):
+        read_card(folder)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"auto_map": {"AutoModelForCausalLM": "evil.Model"}},
+        {"_attn_implementation_internal": "someone/kernel"},
+        {"trust_remote_code": True},
+        {"text_config": {"auto_map": {"AutoConfig": "evil.Config"}}},
+    ],
+)
+def test_a_config_that_names_code_is_refused(folder, values):
+    change_config(folder, **values)
+    with pytest.raises(UnfitModel, match="can run code"):
+        read_card(folder)
+
+
+def test_a_model_that_writes_no_text_is_refused(folder):
+    change_config(folder, architectures=["BertForMaskedLM"])
+    with pytest.raises(UnfitModel, match="causal language models"):
+        read_card(folder)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1],
+        "x",
+        {"architectures": "x"},
+        {"architectures": [1]},
+        {"architectures": ["XForCausalLM"], "text_config": 3},
+    ],
+)
+def test_a_config_of_a_strange_shape_is_a_sentence_and_no_crash(folder, value):
+    (folder / "config.json").write_text(json.dumps(value))
+    try:
+        read_card(folder)
+    except UnfitModel as error:
+        assert error.message
+
+
+def header(folder, value, length=None):
+    raw = json.dumps(value).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + b"\0" * 64)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 99999]},
+        {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]},
+        {"dtype": "F32", "shape": ["a"], "data_offsets": [0, 16]},
+        {"dtype": "F32", "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": ["a", "b"]},
+        {"dtype": "Q9", "shape": [4], "data_offsets": [0, 16]},
+        "nonsense",
+    ],
+)
+def test_a_broken_safetensors_header_is_refused(folder, tensor):
+    header(folder, {"x": tensor})
+    with pytest.raises(UnfitModel):
+        read_card(folder)
+
+
+def test_a_header_of_2_to_the_60_bytes_is_refused_without_reading_it(folder):
+    header(folder, {}, length=2**60)
+    with pytest.raises(UnfitModel, match="not a safetensors file"):
+        read_card(folder)
+
+
+def test_overlapping_tensors_are_refused(folder):
+    part = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    header(folder, {"a": part, "b": part})
+    with pytest.raises(UnfitModel, match="overlap"):
+        read_card(folder)
+
+
+def test_an_admin_registers_a_folder_and_others_may_not(people, folder, settings):
+    settings.MODEL_FOLDERS = [folder.parent]
+    model = acts.add_folder(people["admin"], str(folder))
+    assert model.state == ModelState.READY
+    with pytest.raises(NotAllowed):
+        acts.add_folder(people["alice"], str(folder))
+
+
+@pytest.mark.parametrize("path", ["/etc", "{root}/../../etc", "{root}/link", "{root}\0x"])
+def test_a_folder_outside_the_allowed_ones_is_refused(people, tmp_path, settings, path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to("/etc")
+    settings.MODEL_FOLDERS = [root]
+    with pytest.raises(UserError):
+        acts.add_folder(people["admin"], path.replace("{root}", str(root)))
+
+
+@pytest.mark.parametrize("hub_id", ["nope", "a/b/c", "-x/y", "/a", "a/"])
+def test_what_is_no_hub_id_is_refused(people, hub_id):
+    with pytest.raises(UserError, match="not a hub id"):
+        acts.add_from_hub(people["admin"], hub_id, "")
+
+
+def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
+    model = acts.add_from_hub(people["admin"], "someone/model", "")
+    said = '{"done": 0.1, "words": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
+    monkeypatch.setattr(acts.sys, "executable", sys.executable)
+    follow = acts.follow
+    monkeypatch.setattr(
+        acts,
+        "follow",
+        lambda m, _c: follow(m, [sys.executable, "-c", f"print('{said}', end=''); raise SystemExit(65)"]),
+    )
+    acts.import_model(model.pk)
+    model.refresh_from_db()
+    assert (model.state, model.error) == (ModelState.FAILED, "The hub cannot be reached.")
+    acts.retry_import(people["admin"], model)
+    model.refresh_from_db()
+    assert model.state == ModelState.WAITING
+
+
+def test_an_import_cut_off_by_a_dead_worker_begins_anew(db):
+    BaseModel.objects.create(name="x", source="hub", location="a/b", state=ModelState.IMPORTING)
+    acts.forget_dead_imports()
+    assert BaseModel.objects.get().state == ModelState.WAITING
+
+
+def test_the_models_page_shows_cards_progress_and_failures(as_alice, base_model):
+    BaseModel.objects.create(
+        name="coming",
+        source="hub",
+        location="a/b",
+        state="importing",
+        progress=0.4,
+        progress_words="downloading",
+    )
+    BaseModel.objects.create(name="broken", source="hub", location="a/c", state="failed", error="It is gated.")
+    page = as_alice.get("/models").content.decode()
+    for words in ("tiny-llama", "LlamaForCausalLM", "downloading", "It is gated.", "its own"):
+        assert words in page
+    assert "Add a base model" not in page
+    assert as_alice.post("/models/add", {"source": "folder", "location": "/x"}).status_code == 403
+
+
+def test_numpy_weights_of_other_shapes_are_counted(tmp_path, folder):
+    import numpy as np
+
+    save_file({"a": np.zeros((3, 5), np.float16)}, folder / "extra.safetensors")
+    assert read_card(folder)["dtype"] == "F16 + F32"

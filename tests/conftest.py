@@ -1,0 +1,111 @@
+"""The cast and the stage: alice owns, bob shares her team, mallory must not see; a tiny real model, and data to train on."""
+
+import os
+import tempfile
+
+# Before Django reads its settings: the tests' own home, and no import of the big model.
+os.environ["SNAPML_HOME"] = tempfile.mkdtemp(prefix="snapml-test-")
+os.environ["SNAPML_BUILTIN_MODEL"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def quick_passwords(settings):
+    """A test must not pay for a million rounds of PBKDF2."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(os.environ["SNAPML_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A Llama of 2 layers with a tokenizer of its own, saved as safetensors."""
+    return tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_model):
+    """Makes a run folder for the engine; settings may be given by name."""
+
+    def make(name="run", rows=tiny.ROWS, **settings):
+        return tiny.make_run(tmp_path / name, tiny_model, rows, **settings)
+
+    return make
+
+
+@pytest.fixture
+def people(db):
+    from training.people.models import Team, User
+
+    cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in ("alice", "bob", "mallory")}
+    cast["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
+    Team.objects.create(name="voice").members.set([cast["alice"], cast["bob"]])
+    Team.objects.create(name="others").members.set([cast["mallory"]])
+    return cast
+
+
+@pytest.fixture
+def alice(people):
+    return people["alice"]
+
+
+@pytest.fixture
+def base_model(db, tiny_model):
+    from training.catalog.card import read_card
+    from training.catalog.models import BaseModel
+
+    return BaseModel.objects.create(
+        name="tiny-llama",
+        source="folder",
+        location=str(tiny_model),
+        state="ready",
+        card=read_card(tiny_model),
+    )
+
+
+@pytest.fixture
+def data(alice):
+    from training.datasets.intake import create_dataset
+
+    return create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="upload: lights.jsonl")
+
+
+@pytest.fixture
+def no_bell(monkeypatch):
+    """No worker is rung; the list of runs that would have been."""
+    rung = []
+    monkeypatch.setattr("training.runs.doorbell.ring", rung.append)
+    return rung
+
+
+@pytest.fixture
+def run(alice, base_model, data, no_bell, django_capture_on_commit_callbacks):
+    """A queued run of alice's."""
+    from training.runs.launch import launch_run
+
+    with django_capture_on_commit_callbacks(execute=True):
+        made = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="Lights, tiny")
+    yield made
+    shutil.rmtree(made.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+@pytest.fixture
+def as_mallory(client, people):
+    client.force_login(people["mallory"])
+    return client

@@ -1,0 +1,80 @@
+import errno
+
+import pytest
+import torch
+
+from training.engine import checkpoint
+from training.engine.files import write_atomically
+
+
+class Model(torch.nn.Linear):
+    def save_pretrained(self, folder, safe_serialization):
+        for name in checkpoint.ADAPTER:
+            (folder / name).write_text("weights")
+
+
+@pytest.fixture
+def saver(tmp_path):
+    model = Model(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def save(step):
+        return checkpoint.save(tmp_path, step, model=model, optimizer=optimizer, facts={"loss": 1.0})
+
+    return save
+
+
+def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, saver):
+    saver(10)
+    saver(20)
+    damaged = saver(30)
+    (damaged / "state.safetensors").write_bytes(b"short")
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000020"
+
+
+def test_one_byte_changed_is_seen_by_its_hash(tmp_path, saver):
+    folder = saver(1)
+    (folder / "adapter_config.json").write_text("weightz")
+    assert not checkpoint.is_whole(folder)
+
+
+def test_one_without_its_manifest_does_not_count(tmp_path, saver):
+    (saver(1) / "manifest.json").unlink()
+    assert checkpoint.newest_whole(tmp_path) is None
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, saver, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        saver(5)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_a_killed_engine_left_half_written_is_swept(tmp_path, saver):
+    rest = tmp_path / "checkpoints" / ".tmp-3-999"
+    rest.mkdir(parents=True)
+    (rest / "state.json").write_text("{")
+    saver(4)
+    assert not rest.exists()
+
+
+def test_two_are_kept_and_the_best(tmp_path, saver):
+    for step in (1, 2, 3, 4):
+        saver(step)
+        checkpoint.forget_old(tmp_path, best_step=1)
+    names = sorted(folder.name for folder in checkpoint.all_checkpoints(tmp_path))
+    assert names == ["step-00000001", "step-00000003", "step-00000004"]
+
+
+def test_nothing_in_it_is_pickled(tmp_path, saver):
+    assert {path.suffix for path in saver(1).iterdir()} == {".json", ".safetensors"}
+
+
+def test_an_atomic_write_leaves_no_other_file(tmp_path):
+    write_atomically(tmp_path / "a.json", "1")
+    write_atomically(tmp_path / "a.json", "2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "2"

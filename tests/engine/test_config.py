@@ -1,0 +1,53 @@
+import pytest
+
+from training.engine.config import ConfigError, RunConfig
+
+
+def test_defaults_fit_together():
+    config = RunConfig()
+    assert config.rank == 16
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(ConfigError, match="no setting lerning_rate") as caught:
+        RunConfig.from_dict({"lerning_rate": 1})
+    assert caught.value.field == "lerning_rate"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("rank", "16", "must be of type int"),
+        ("rank", True, "must be of type int"),
+        ("rank", 0, "from 1 to 1024"),
+        ("learning_rate", float("nan"), "from 1e-08 to 1"),
+        ("schedule", "step", "one of cosine, linear, constant"),
+        ("train_on_prompt", 1, "must be of type bool"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_field(name, value, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        RunConfig.from_dict({name: value})
+    assert caught.value.field == name
+
+
+def test_a_contradiction_is_refused_with_both_values():
+    with pytest.raises(ConfigError, match=r"tokens_per_batch is 100.*max_length = 512"):
+        RunConfig(tokens_per_batch=100)
+    with pytest.raises(ConfigError, match=r"save_interval is 30 and eval_interval is 20"):
+        RunConfig(save_interval=30)
+
+
+def test_the_learning_rate_warms_up_then_falls_to_almost_zero():
+    config = RunConfig(learning_rate=1.0, warmup_ratio=0.1, schedule="cosine")
+    rates = [config.learning_rate_at(step, 100) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == max(rates) == 1.0
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_a_constant_rate_stays():
+    config = RunConfig(learning_rate=0.5, warmup_ratio=0.0, schedule="constant")
+    assert {config.learning_rate_at(step, 10) for step in range(1, 11)} == {0.5}

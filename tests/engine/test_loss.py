@@ -1,0 +1,39 @@
+"""The loss at trained positions alone is the loss of the whole batch, and costs no logits elsewhere."""
+
+import torch
+from torch.nn import functional
+
+from tests import tiny
+from training.engine.conversations import IGNORED, encode
+from training.engine.evaluate import collate
+from training.engine.model import TrainedPositions, load_base, load_tokenizer
+
+
+def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    model = load_base(tiny_model, torch.float32, torch.device("cpu"))
+    rows = [encode(tokenizer, row["messages"], max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
+    ids, labels = collate(rows, tokenizer.pad_token_id, torch.device("cpu"))
+    mask = torch.arange(ids.shape[1])[None, :] < torch.tensor([[len(row)] for row in rows])
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits
+        usual = functional.cross_entropy(
+            logits[:, :-1].reshape(-1, logits.shape[-1]),
+            labels[:, 1:].reshape(-1),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        seen = []
+        model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+        ours = TrainedPositions(model).loss_sum(model, ids, labels)
+    assert torch.allclose(usual, ours, atol=1e-4)
+    assert seen == [(sum(row.trained for row in rows), logits.shape[-1])]
+
+
+def test_generation_after_a_loss_sees_every_position_again(tiny_model):
+    model = load_base(tiny_model, torch.float32, torch.device("cpu"))
+    head = TrainedPositions(model)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        head.loss_sum(model, ids, ids)
+        assert model(input_ids=ids).logits.shape[:2] == (1, 4)

@@ -1,0 +1,237 @@
+"""A run folder from the shell: what goes in, what comes out, and how it may end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
+from training.engine.outcome import EXIT_CODES, Outcome, read_result
+
+ROOT = Path(__file__).parents[2]
+
+
+def engine(folder, **kwargs):
+    return subprocess.Popen([sys.executable, "-m", "training.engine", str(folder)], cwd=ROOT, stderr=subprocess.PIPE, **kwargs)
+
+
+def train(folder):
+    process = engine(folder)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors.decode()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_model):
+    folder = tiny.make_run(tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=12)
+    code, errors = train(folder)
+    assert code == 0, errors
+    return folder
+
+
+def test_it_works_from_a_shell_without_the_site(finished):
+    result = read_result(finished)
+    assert result.outcome is Outcome.FINISHED
+    assert result.step == result.total_steps == 12
+    assert result.heldout_loss is not None
+
+
+def test_the_journal_tells_everything_in_order(finished):
+    events = tiny.events(finished)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["step"] for event in events if event["kind"] == "step"] == list(range(1, 13))
+    assert [event["step"] for event in events if event["kind"] == "eval"] == [0, 4, 8, 12]
+    assert [event["step"] for event in events if event["kind"] == "sample"] == [0, 4, 8, 12]
+    assert events[-1]["kind"] == "end"
+    step = next(event for event in events if event["kind"] == "step")
+    assert step["memory_peak_bytes"] >= step["memory_bytes"] > 0
+    assert step["tokens"] >= step["trained_tokens"] > 0
+
+
+def test_the_loss_falls(finished):
+    losses = [event["loss"] for event in tiny.events(finished) if event["kind"] == "step"]
+    assert losses[-1] < losses[0] - 0.1  # a random base can only learn so much
+
+
+def test_two_checkpoints_and_the_best_are_kept_and_verify(finished):
+    kept = list(all_checkpoints(finished))
+    assert 2 <= len(kept) <= 3
+    assert all(is_whole(folder) for folder in kept)
+    assert not list((finished / "checkpoints").glob(".tmp-*"))
+
+
+def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(finished, tiny_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    plain = base(torch.tensor([[2, 3, 4]])).logits
+    model = PeftModel.from_pretrained(base, finished / "adapter").eval()
+    adapted = model(torch.tensor([[2, 3, 4]])).logits
+    assert not torch.allclose(plain, adapted)
+    reloaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), finished / "adapter"
+    ).eval()
+    assert torch.equal(adapted, reloaded(torch.tensor([[2, 3, 4]])).logits)
+
+
+def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(finished, tmp_path, tiny_model):
+    again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
+    assert train(again)[0] == 0
+    assert tiny.losses(tiny.events(again)) == tiny.losses(tiny.events(finished))
+    weights = "adapter/adapter_model.safetensors"
+    assert (again / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bits(finished, tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "killed", tiny_model, max_steps=12)
+    process = engine(folder)
+    wait_for(lambda: newest_whole(folder) is not None)
+    process.kill()
+    process.communicate()
+    assert train(folder)[0] == 0
+    events = tiny.events(folder)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert any(event["kind"] == "resume" for event in events) or events[-1]["step"] == 12
+    assert tiny.losses(events) == tiny.losses(tiny.events(finished))
+    weights = "adapter/adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model):
+    settings = {"max_steps": 12, "dropout": 0.3}
+    undisturbed = tiny.make_run(tmp_path / "a", tiny_model, **settings)
+    assert train(undisturbed)[0] == 0
+    disturbed = tiny.make_run(tmp_path / "b", tiny_model, **settings)
+    process = engine(disturbed)
+    wait_for(lambda: newest_whole(disturbed) is not None)
+    process.kill()
+    process.communicate()
+    assert train(disturbed)[0] == 0
+    assert tiny.losses(tiny.events(disturbed)) == tiny.losses(tiny.events(undisturbed))
+
+
+def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000, save_interval=100_000, eval_interval=100_000)
+    process = engine(folder)
+    wait_for(lambda: '"kind": "step"' in journal(folder))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODES[Outcome.LEFT]
+    assert read_result(folder) is None
+    left = json.loads((newest_whole(folder) / "state.json").read_text())["step"]
+    again = engine(folder)
+    wait_for(lambda: '"kind": "resume"' in journal(folder))
+    again.kill()
+    again.communicate()
+    resumed = next(event for event in tiny.events(folder) if event["kind"] == "resume")
+    assert resumed["step"] == left > 0
+
+
+def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model):
+    for word, outcome, kept in (("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)):
+        folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=100_000)
+        process = engine(folder)
+        wait_for(lambda folder=folder: '"kind": "step"' in journal(folder))
+        (folder / "stop").write_text(word)
+        process.communicate(timeout=60)
+        assert read_result(folder).outcome is outcome
+        assert (folder / "adapter" / "adapter_model.safetensors").exists() is kept
+
+
+def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
+    (folder / "leash").touch()
+    os.utime(folder / "leash", (time.time() - 60, time.time() - 60))
+    assert train(folder)[0] == EXIT_CODES[Outcome.LEFT]
+
+
+def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
+    first = engine(folder)
+    wait_for(lambda: '"kind": "phase"' in journal(folder))
+    assert train(folder)[0] == EXIT_CODES[Outcome.BUSY]
+    first.kill()
+    first.communicate()
+
+
+def test_a_finished_run_started_again_changes_nothing(finished):
+    before = (finished / "events.jsonl").read_bytes()
+    assert train(finished)[0] == 0
+    assert (finished / "events.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=40, save_interval=4)
+    code = (
+        "import sys, torch, training.engine.model as m\n"
+        "from training.engine.__main__ import main\n"
+        "old = m.TrainedPositions.loss_sum\n"
+        "def broken(self, model, ids, labels):\n"
+        "    loss = old(self, model, ids, labels)\n"
+        "    broken.calls += torch.is_grad_enabled()\n"
+        "    return loss * float('nan') if broken.calls == 7 else loss\n"
+        "broken.calls = 0\n"
+        "m.TrainedPositions.loss_sum = broken\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == EXIT_CODES[Outcome.DIVERGED]
+    result = read_result(folder)
+    assert "at step 7" in result.message
+    assert result.step == 6
+    assert newest_whole(folder).name == "step-00000004"
+
+
+def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_length=8)
+    assert train(folder)[0] == EXIT_CODES[Outcome.DATA]
+    assert "raise max_length" in read_result(folder).message
+
+
+def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, target_modules="qkv_proj")
+    assert train(folder)[0] == EXIT_CODES[Outcome.CONFIG]
+    assert "qkv_proj" in read_result(folder).message
+
+
+def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, gradient_checkpointing=True)
+    assert train(folder)[0] == 0
+    ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
+    for step, loss in ours.items():
+        assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)
+
+
+def test_accumulating_two_batches_is_one_step_over_all_their_tokens(tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, accumulation=2)
+    assert train(folder)[0] == 0
+    start = next(event for event in tiny.events(folder) if event["kind"] == "start")
+    step = next(event for event in tiny.events(folder) if event["kind"] == "step")
+    assert start["total_steps"] == 2
+    assert step["tokens"] > 160  # more than one batch's budget
+
+
+def test_without_a_config_it_says_how_it_is_used(tmp_path):
+    code, errors = train(tmp_path)
+    assert code == EXIT_CODES[Outcome.CONFIG]
+    assert "usage: python -m training.engine RUN_DIR" in errors
+
+
+def journal(folder):
+    path = folder / "events.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for(ready, seconds=60):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)

@@ -1,0 +1,125 @@
+import pytest
+from django.core.cache import cache
+from django.core.management import CommandError, call_command
+
+from snapml_site.first_admin import first_admin_words
+from training.errors import NotFound
+from training.people.models import ApiToken, User
+from training.people.tokens import create_token, revoke_token, user_of_token
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache():
+    cache.clear()
+
+
+def sign_in(client, name="alice", password="a-long-word-1"):
+    return client.post("/sign-in", {"username": name, "password": password})
+
+
+def test_signing_in_and_out(client, people):
+    assert sign_in(client)["Location"] == "/"
+    assert client.get("/").status_code == 200
+    client.post("/sign-out")
+    assert client.get("/")["Location"].startswith("/sign-in")
+
+
+def test_a_stranger_reads_the_same_words_whether_the_name_exists_or_not(client, people):
+    wrong = [sign_in(client, name, "nope").content.decode() for name in ("alice", "nobody")]
+    assert all("Name or password is wrong" in page for page in wrong)
+
+
+def test_guessing_is_slowed_down(client, people):
+    for _ in range(10):
+        sign_in(client, password="nope")
+    answer = sign_in(client)
+    assert answer.status_code == 429
+    assert "Wait 5 minutes" in answer.content.decode()
+
+
+@pytest.mark.parametrize("name", ["alice", " alice ", "ALICE", "\uff41lice"])
+def test_another_spelling_of_the_name_is_no_way_round(client, people, name):
+    for _ in range(10):
+        sign_in(client, password="nope")
+    assert sign_in(client, name).status_code == 429
+
+
+def test_an_address_that_tries_many_names_is_slowed_down_too(client, people):
+    for number in range(100):
+        sign_in(client, f"name{number}", "")
+    assert sign_in(client).status_code == 429
+
+
+def test_a_session_gets_a_new_key_at_sign_in(client, people):
+    client.get("/sign-in")
+    client.session.save()
+    before = client.session.session_key
+    sign_in(client)
+    assert client.session.session_key != before
+
+
+@pytest.mark.parametrize("place", ["https://evil.example/", "//evil.example", "javascript:alert(1)"])
+def test_sign_in_leads_nowhere_else(client, people, place):
+    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1", "next": place})
+    assert answer["Location"] == "/"
+
+
+def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(client, db):
+    words = first_admin_words()
+    password = words.rsplit(" ", 1)[1].rstrip(")")
+    sign_in(client, "admin", password)
+    assert client.get("/")["Location"] == "/account/password"
+    assert client.get("/api/v1/runs").status_code == 401
+    new = {"old_password": password, "new_password1": "tulip-river-42", "new_password2": "tulip-river-42"}
+    assert client.post("/account/password", new)["Location"] == "/"
+    assert client.get("/").status_code == 200
+    assert first_admin_words() == "(sign in as before)"
+
+
+def test_an_unused_one_time_password_is_made_anew_at_the_next_start(db):
+    assert first_admin_words() != first_admin_words()
+    assert User.objects.count() == 1
+
+
+def test_a_weak_password_is_refused_with_its_reason(client, people):
+    sign_in(client)
+    new = {"old_password": "a-long-word-1", "new_password1": "12345678", "new_password2": "12345678"}
+    assert "entirely numeric" in client.post("/account/password", new).content.decode()
+
+
+def test_a_token_is_found_by_its_secret_stored_as_a_hash_and_can_be_revoked(alice):
+    token, secret = create_token(alice, "laptop")
+    assert user_of_token(secret) == alice
+    assert secret not in str(ApiToken.objects.values())
+    revoke_token(alice, token.pk)
+    assert user_of_token(secret) is None
+
+
+def test_nobody_revokes_anothers_token(people):
+    token, secret = create_token(people["alice"], "laptop")
+    with pytest.raises(NotFound):
+        revoke_token(people["mallory"], token.pk)
+    assert user_of_token(secret) == people["alice"]
+
+
+def test_a_token_of_somebody_who_left_opens_nothing(alice):
+    _, secret = create_token(alice, "laptop")
+    alice.is_active = False
+    alice.save()
+    assert user_of_token(secret) is None
+
+
+def test_the_account_page_shows_a_new_token_once(as_alice):
+    answer = as_alice.post("/account/tokens", {"name": "laptop"})
+    assert "snapml_" in answer.content.decode()
+    assert "no-store" in answer["Cache-Control"]
+    later = as_alice.get("/account").content.decode()
+    assert "snapml_" not in later
+    assert "laptop" in later
+
+
+def test_the_token_command_prints_one_and_names_who_there_is(alice, capsys):
+    call_command("token", "alice")
+    assert user_of_token(capsys.readouterr().out.strip()) == alice
+    with pytest.raises(CommandError, match="there are alice"):
+        call_command("token", "nobody")

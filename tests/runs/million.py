@@ -1,0 +1,50 @@
+"""A long run written straight into the tables, as compaction would have left it."""
+
+import numpy as np
+
+from training.runs.compact import CHUNK, NUMBERS, column_row
+from training.runs.models import CurveChunk, CurveColumn, Event, Run
+
+
+def write_long_run(run, *, steps, spikes, height):
+    """Whole chunks, then rows for the rest; the loss is `height` at each spike and falls from 3 otherwise."""
+    step = np.arange(1, steps + 1, dtype=np.float64)
+    columns = dict.fromkeys(NUMBERS, step * 0 + 1) | {"seq": step, "step": step, "time": 1e9 + step}
+    columns["loss"] = 0.5 + 2.5 * np.exp(-step / steps * 5)
+    columns["loss"][[s - 1 for s in spikes]] = height
+    columns["total_tokens"] = step * 512
+    whole = steps // CHUNK
+    chunks = [
+        CurveChunk(
+            run=run,
+            first_seq=i * CHUNK + 1,
+            last_seq=(i + 1) * CHUNK,
+            first_step=i * CHUNK + 1,
+            last_step=(i + 1) * CHUNK,
+            count=CHUNK,
+        )
+        for i in range(whole)
+    ]
+    CurveChunk.objects.bulk_create(chunks, batch_size=500)
+    for at in range(0, whole, 100):
+        rows = []
+        for i in range(at, min(at + 100, whole)):
+            part = slice(i * CHUNK, (i + 1) * CHUNK)
+            rows += [column_row(chunks[i], name, values[part]) for name, values in columns.items()]
+        CurveColumn.objects.bulk_create(rows)
+    Event.objects.bulk_create(
+        [
+            Event(
+                run=run,
+                seq=n,
+                kind="step",
+                step=n,
+                time=1e9 + n,
+                payload={name: float(columns[name][n - 1]) for name in NUMBERS},
+            )
+            for n in range(whole * CHUNK + 1, steps + 1)
+        ]
+    )
+    Run.objects.filter(pk=run.pk).update(
+        last_seq=steps, step=steps, total_steps=steps, state="finished", loss=float(columns["loss"][-1])
+    )

@@ -1,0 +1,165 @@
+"""Journal lines become rows exactly once; what a rewind trains again is kept aside."""
+
+import json
+
+import pytest
+
+from training.runs.compact import CHUNK
+from training.runs.ingest import BrokenJournal, store
+from training.runs.lease import LeaseLost, claim
+from training.runs.models import CurveChunk, Event, Run
+from training.runs.stream import as_message, events_after, snapshot
+
+pytestmark = pytest.mark.django_db
+
+
+def step(n, loss=1.0, **more):
+    return {
+        "kind": "step",
+        "step": n,
+        "loss": loss,
+        "learning_rate": 0.1,
+        "gradient_norm": 1.0,
+        "tokens": 10,
+        "trained_tokens": 5,
+        "total_tokens": 10 * n,
+        "tokens_per_second": 100.0,
+        "seconds": 0.1,
+        "memory_bytes": 1000 + n,
+        "memory_peak_bytes": 2000 + n,
+        **more,
+    }
+
+
+class Journal:
+    """Numbers lines as the engine does."""
+
+    def __init__(self):
+        self.seq = 0
+
+    def lines(self, *events):
+        made = []
+        for event in events:
+            self.seq += 1
+            made.append({"seq": self.seq, "time": 1000.0 + self.seq, **event})
+        return made
+
+
+@pytest.fixture
+def journal():
+    return Journal()
+
+
+@pytest.fixture
+def watched(run):
+    lease = claim(run.pk)
+    return lease, Run.objects.get(pk=run.pk)
+
+
+def test_it_works(watched, journal):
+    lease, run = watched
+    store(lease, run, journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step(1, 2.5)), 77)
+    stored = Run.objects.get(pk=run.pk)
+    assert (stored.last_seq, stored.journal_offset, stored.step, stored.loss) == (2, 77, 1, 2.5)
+    assert (run.last_seq, run.step) == (2, 1)
+    assert stored.peak_memory_bytes == 2001
+    assert [event.kind for event in Event.objects.filter(run=run)] == ["phase", "step"]
+
+
+@pytest.mark.parametrize("kind", ["sample", "saving", "log", "end"])
+def test_lines_of_kinds_that_change_nothing_are_stored_once_too(watched, journal, kind):
+    lease, run = watched
+    for _ in range(3):
+        store(lease, run, journal.lines({"kind": kind, "step": 1}), 10)
+    assert Event.objects.filter(run=run, kind=kind).count() == run.last_seq == 3
+
+
+def test_a_number_missing_or_twice_stores_nothing(watched, journal):
+    lease, run = watched
+    lines = journal.lines(step(1), step(2))
+    store(lease, run, lines[:1], 10)
+    for wrong in (lines[:1], journal.lines(step(3))):
+        with pytest.raises(BrokenJournal):
+            store(lease, run, wrong, 20)
+    assert Event.objects.filter(run=run).count() == 1
+    store(lease, run, lines[1:], 20)
+    assert Run.objects.get(pk=run.pk).last_seq == 2
+
+
+def test_a_stale_worker_stores_nothing_and_its_picture_stays_behind(watched, journal):
+    lease, run = watched
+    Run.objects.filter(pk=run.pk).update(lease_token="another")
+    with pytest.raises(LeaseLost):
+        store(lease, run, journal.lines(step(1)), 10)
+    assert Event.objects.filter(run=run).count() == 0
+    assert run.last_seq == 0
+
+
+def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
+    lease, run = watched
+    lines = journal.lines(*[step(n, 1 / n) for n in range(1, 2 * CHUNK + 100)])
+    for at in range(0, len(lines), 200):
+        store(lease, run, lines[at : at + 200], at)
+    assert CurveChunk.objects.filter(run=run).count() == 2
+    assert Event.objects.filter(run=run).count() == 99
+    back = [as_message(event) for event in events_after(run.pk, 0, 5000)]
+    assert back == lines
+
+
+def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
+    lease, run = watched
+    store(lease, run, journal.lines(step(1, "nan"), {"kind": "eval", "step": 1, "heldout_loss": "inf", "perplexity": "inf"}), 1)
+    store(lease, run, journal.lines(*[step(n) for n in range(2, CHUNK + 2)]), 2)
+    assert Run.objects.get(pk=run.pk).heldout_loss is None
+    assert as_message(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
+    json.dumps(snapshot(run.pk, 100), allow_nan=False)
+
+
+def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
+    lease, run = watched
+    store(lease, run, journal.lines({"kind": "sample", "step": 1, "prompt": "a\0", "expected": "b", "answer": "c"}), 1)
+    assert Event.objects.get(run=run).payload["prompt"] == "a\ufffd"
+
+
+def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
+    lease, run = watched
+    lines = journal.lines(*[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "heldout_loss": 1.0})
+    store(lease, run, lines, 1)
+    store(lease, run, journal.lines({"kind": "resume", "attempt": 2, "step": 500}, *[step(n) for n in range(501, 901)]), 2)
+    picture = snapshot(run.pk, 2000)
+    assert picture["curves"]["points"] == 900
+    assert not [event for event in picture["events"] if event["kind"] == "eval"]
+    assert Run.objects.get(pk=run.pk).step == 900
+    everything = events_after(run.pk, 0, 10_000)
+    assert [event.seq for event in everything] == list(range(1, journal.seq + 1))
+    assert [event.step for event in everything if event.superseded and event.kind == "step"] == list(range(501, 701))
+
+
+def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
+    lease, run = watched
+    store(lease, run, journal.lines({"kind": "eval", "step": 0, "heldout_loss": 1.0}, step(1)), 1)
+    again = ({"kind": "resume", "attempt": 2, "step": 0}, {"kind": "eval", "step": 0, "heldout_loss": 1.0})
+    store(lease, run, journal.lines(*again), 2)
+    assert len([event for event in snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
+
+
+@pytest.mark.parametrize("limit", [100, 700, 2000])
+def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journal, limit):
+    lease, run = watched
+    at = 0
+    for attempt in range(2, 12):
+        store(lease, run, journal.lines(*[step(n) for n in range(at + 1, at + 151)]), attempt)
+        store(lease, run, journal.lines({"kind": "resume", "attempt": attempt, "step": at + 70}), attempt)
+        at += 70
+    cursor, seen = 0, []
+    while batch := events_after(run.pk, cursor, limit):
+        seen += [event.seq for event in batch]
+        cursor = seen[-1]
+    assert CurveChunk.objects.filter(run=run, superseded=True).exists()
+    assert seen == list(range(1, journal.seq + 1))
+
+
+def test_the_sparkline_stays_short(watched, journal):
+    lease, run = watched
+    store(lease, run, journal.lines(*[step(n) for n in range(1, 501)]), 1)
+    assert 30 <= len(Run.objects.get(pk=run.pk).sparkline) <= 60

@@ -1,0 +1,80 @@
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from training.runs import lease
+from training.runs.lease import LeaseLost, claim, claimable_runs, is_alive, owner_name
+from training.runs.models import Run
+from training.runs.states import State
+
+pytestmark = pytest.mark.django_db
+
+
+def dead_owner():
+    """The name of a worker of this host that is gone."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = f"{lease.host()}:{child.pid}:{lease.start_of(child.pid)}"
+    assert is_alive(name)
+    child.kill()
+    child.wait()
+    return name
+
+
+def test_only_the_first_claim_gets_it(run):
+    assert claim(run.pk) is not None
+    assert claim(run.pk) is None
+    assert Run.objects.get(pk=run.pk).state == State.STARTING
+
+
+def test_a_host_takes_no_more_than_its_slots(run, settings):
+    other = Run.objects.get(pk=run.pk)
+    other.pk = None
+    other.save()
+    assert claim(run.pk)
+    assert claim(other.pk) is None
+    assert claimable_runs() == []
+    settings.SLOTS = 2
+    assert claimable_runs() == [other.pk]
+    assert claim(other.pk)
+
+
+def test_a_run_is_not_claimed_before_its_time(run):
+    Run.objects.filter(pk=run.pk).update(not_before=timezone.now() + timedelta(minutes=1))
+    assert claimable_runs() == []
+    assert claim(run.pk) is None
+
+
+def test_a_run_whose_worker_is_gone_is_taken_over_at_once_under_a_new_token(run):
+    first = claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_owner=dead_owner())
+    assert claimable_runs() == [run.pk]
+    second = claim(run.pk)
+    assert second.token != first.token
+    with pytest.raises(LeaseLost):
+        first.renew()
+    second.renew()
+
+
+def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
+    claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
+    assert claim(run.pk) is None
+    Run.objects.filter(pk=run.pk).update(lease_owner="elsewhere:1:1", lease_expires_at=Now() - timedelta(seconds=1))
+    assert claim(run.pk) is not None
+
+
+def test_this_very_process_is_alive_and_a_later_one_with_its_pid_is_another():
+    assert is_alive(owner_name())
+    assert not is_alive(owner_name() + "1")
+
+
+def test_a_stale_token_writes_nothing(run):
+    held = claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(lease_token="another")
+    with pytest.raises(LeaseLost):
+        held.update(message="mine")
+    assert Run.objects.get(pk=run.pk).message == ""

@@ -1,0 +1,190 @@
+"""A worker watches a real engine train a tiny model; and what it says when the engine ends in other ways."""
+
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from adapters.models import AdapterVersion
+from tests import tiny
+from training.engine.outcome import Outcome, Result
+from training.runs import supervise
+from training.runs.launch import launch_run, stop_run
+from training.runs.lease import Lease, LeaseLost, claim
+from training.runs.models import Event, Run
+from training.runs.states import State, Wish
+from training.runs.supervise import Watch, supervise_run
+
+
+@pytest.fixture
+def launched(transactional_db, alice, base_model, data, no_bell):
+    made = []
+
+    def launch(**settings):
+        run = launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, **settings}, name="Lamps")
+        made.append(run)
+        return run
+
+    yield launch
+    for run in made:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def test_from_queued_to_an_adapter_on_the_shelf(launched):
+    run = launched()
+    supervise_run(run.pk)
+    run.refresh_from_db()
+    assert run.state == State.FINISHED
+    assert (run.step, run.total_steps, run.attempt) == (8, 8, 1)
+    assert run.lease_token == ""
+    numbers = list(Event.objects.filter(run=run).values_list("seq", flat=True))
+    assert numbers == list(range(1, run.last_seq + 1))
+    adapter = AdapterVersion.objects.get(run=run)
+    assert (adapter.name, adapter.number, adapter.heldout_loss) == ("Lamps", 1, run.heldout_loss)
+    assert sorted(path.name for path in adapter.folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert str(run.folder.parent.parent) not in (adapter.folder / "adapter_config.json").read_text()
+    supervise_run(run.pk)
+    assert AdapterVersion.objects.count() == 1
+
+
+def test_a_person_stops_it_and_the_adapter_is_kept(launched):
+    run = launched(max_steps=100_000)
+    watcher = threading.Thread(target=in_thread, args=(run.pk,))
+    watcher.start()
+    wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
+    stop_run(run, discard=False)
+    watcher.join(60)
+    run.refresh_from_db()
+    assert run.state == State.STOPPED
+    assert AdapterVersion.objects.get(run=run).step > 0
+
+
+def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
+    monkeypatch.setattr(supervise, "shutting_down", threading.Event())
+    run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
+    watcher = threading.Thread(target=in_thread, args=(run.pk,))
+    watcher.start()
+    wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
+    supervise.shutting_down.set()
+    watcher.join(60)
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    assert "Paused at step" in run.message
+    assert run.deaths == 0
+    assert list((run.folder / "checkpoints").glob("step-*"))
+
+
+def ended(run, *, code, **changes):
+    """A watch whose engine is gone with this exit code."""
+    lease = claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, **changes)
+    watch = Watch(lease)
+    watch.engine = type("Gone", (), {"exit_code": code})()
+    return watch
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "killed (SIGKILL"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")]
+)
+def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
+    ended(run, code=code).end()
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    assert words in run.message
+    assert (run.deaths, run.lease_token) == (1, "")
+
+
+@pytest.mark.django_db
+def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
+    ended(run, code=70, deaths=settings.MAX_DEATHS).end()
+    run.refresh_from_db()
+    assert run.state == State.FAILED
+    assert "4 times in a row without a new checkpoint" in run.message
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG])
+def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
+    watch = ended(run, code=1)
+    Result(outcome=outcome, message="It was too much.").write(run.folder)
+    watch.end()
+    run.refresh_from_db()
+    assert (run.state, run.message) == (State.FAILED, "It was too much.")
+
+
+@pytest.mark.django_db
+def test_an_adopted_engine_that_left_by_its_own_word_did_not_die(run):
+    watch = ended(run, code=None, last_seq=1)
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "left"})
+    watch.end()
+    run.refresh_from_db()
+    assert (run.state, run.deaths) == (State.QUEUED, 0)
+    assert "Paused" in run.message
+
+
+@pytest.mark.django_db
+def test_a_stop_before_anything_was_learned_says_that_nothing_was_kept(run):
+    ended(run, code=-9, wish=Wish.STOP).end()
+    run.refresh_from_db()
+    assert run.state == State.STOPPED
+    assert "nothing was kept" in run.message
+
+
+@pytest.mark.django_db
+def test_a_stop_whose_engine_died_is_done_by_the_next_one(run):
+    (run.folder / "checkpoints").mkdir()
+    ended(run, code=-9, wish=Wish.STOP).end()
+    run.refresh_from_db()
+    assert (run.state, run.wish) == (State.QUEUED, Wish.STOP)
+
+
+@pytest.mark.django_db
+def test_a_worker_that_was_frozen_finds_out_before_it_touches_the_shelf(run):
+    watch = ended(run, code=0)
+    Result(outcome=Outcome.DISCARDED).write(run.folder)
+    (run.folder / "checkpoints").mkdir()
+    Run.objects.filter(pk=run.pk).update(lease_token="another")
+    with pytest.raises(LeaseLost):
+        watch.end()
+    assert (run.folder / "checkpoints").exists()
+
+
+@pytest.mark.django_db
+def test_the_leash_is_touched_only_with_a_valid_lease(run):
+    watch = Watch(claim(run.pk))
+    watch.lease = Lease(run.pk, "stale")
+    with pytest.raises(LeaseLost):
+        watch.renew()
+    assert not (run.folder / "leash").exists()
+
+
+@pytest.mark.django_db
+def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
+    sent = []
+    watch = ended(run, code=None, wish=Wish.STOP)
+    watch.engine = type("Deaf", (), {"ask_to_stop": lambda _s, how: sent.append(how), "signal": lambda _s, n: sent.append(n)})()
+    watch.look()
+    watch.stop_asked_at = time.monotonic() - supervise.STOP_PATIENCE_SECONDS - 1
+    watch.look()
+    watch.stop_asked_at = time.monotonic() - 2 * supervise.STOP_PATIENCE_SECONDS
+    watch.look()
+    assert sent == ["save", signal.SIGTERM, signal.SIGKILL]
+
+
+def in_thread(run_id):
+    from django.db import connections
+
+    try:
+        supervise_run(run_id)
+    finally:
+        connections.close_all()
+
+
+def wait_for(ready, seconds=60):
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)

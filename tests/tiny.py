@@ -1,0 +1,103 @@
+"""Small real things: a Llama of 2 layers, a byte-level BPE tokenizer, and rows about lamps."""
+
+import json
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ROOMS = ("kitchen", "hall", "attic", "garage", "office", "cellar", "porch", "nursery")
+
+
+def row(user, assistant):
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+ROWS = [
+    row(f"turn {state} the {room} lamp", json.dumps({"intent": f"Turn{state.title()}", "area": room}))
+    for room in ROOMS
+    for state in ("on", "off")
+] + [row(f"is the {room} dark", "yes" if len(room) % 2 else "no") for room in ROOMS]
+
+SETTINGS = {
+    "rank": 4,
+    "alpha": 8,
+    "learning_rate": 0.01,
+    "max_steps": 8,
+    "tokens_per_batch": 160,
+    "max_length": 80,
+    "eval_interval": 4,
+    "save_interval": 4,
+    "eval_rows": 4,
+    "precision": "fp32",
+    "threads": 1,
+}
+
+
+def lines(rows):
+    return [json.dumps(r).encode() + b"\n" for r in rows]
+
+
+def make_tokenizer(template=TEMPLATE):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([m["content"] for r in ROWS for m in r["messages"]] + ["user", "assistant"], trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    wrapped.chat_template = template
+    return wrapped
+
+
+def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(template)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_run(folder: Path, model: Path, rows=ROWS, **settings) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_bytes(b"".join(lines(rows[:-4])))
+    (folder / "heldout.jsonl").write_bytes(b"".join(lines(rows[-4:])))
+    places = {
+        "model": str(model),
+        "train_data": str(folder / "train.jsonl"),
+        "heldout_data": str(folder / "heldout.jsonl"),
+    }
+    (folder / "config.json").write_text(json.dumps({**SETTINGS, **places, **settings}))
+    return folder
+
+
+def events(folder: Path):
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def losses(events_):
+    """The loss of every step as raw bits; a step that was trained again counts as the last time."""
+    return {e["step"]: float(e["loss"]).hex() for e in events_ if e["kind"] == "step"}
