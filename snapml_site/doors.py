@@ -61,3 +61,11 @@ class ErrorDoor:
             return JsonResponse({"error": {"message": error.message, "field": error.field}}, status=error.status)
         template = "_error.html" if request.headers.get("HX-Request") else "error.html"
         return render(request, template, {"error": error}, status=error.status)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+    """An address that nothing answers to: a page for people, the API's shape for programs."""
+    if request.path.startswith("/api/"):
+        message = "There is nothing at this address; /api/v1/openapi.json lists what there is."
+        return JsonResponse({"error": {"message": message, "field": ""}}, status=404)
+    return render(request, "404.html", status=404)

@@ -23,3 +23,4 @@ urlpatterns = [
     path("health", health, name="health"),
     path("strip", strip, name="strip"),
 ]
+handler404 = "snapml_site.doors.not_found"

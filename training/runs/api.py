@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from django.http import HttpRequest
-from ninja import Query, Router, Schema
+from ninja import Query, Router, Schema, Status
 from pydantic import ConfigDict, Field
 
 from training.catalog.models import BaseModel
@@ -78,14 +78,15 @@ RELATED = ("owner", "base_model", "data__dataset")
 
 
 @router.post("", response={201: RunOut})
-def create_run(request: HttpRequest, body: RunIn) -> tuple[int, Run]:
+def create_run(request: HttpRequest, body: RunIn) -> Status[Run]:
     model = BaseModel.objects.filter(pk=body.model).first()
     version = visible_data(request.user, body.data)
     if model is None:
         raise NotFound(f"There is no base model {body.model}.", field="model")
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
-    return 201, launch.launch_run(request.user, base_model=model, data=version, settings=body.settings, name=body.name)
+    run = launch.launch_run(request.user, base_model=model, data=version, settings=body.settings, name=body.name)
+    return Status(201, run)
 
 
 @router.get("", response=list[RunOut])

@@ -177,7 +177,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if not subscription.fresh and (last_seq, shown) == (subscription.cursor, subscription.shown):
             return
         behind = last_seq - subscription.cursor
-        if subscription.cursor == 0 or behind < 0 or behind > stream.FAR_BEHIND:
+        if (subscription.fresh and subscription.cursor == 0) or behind < 0 or behind > stream.FAR_BEHIND:
             message = await read_snapshot(run_id, subscription.points)
             subscription.cursor = message["upto"]
         else:

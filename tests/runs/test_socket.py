@@ -1,0 +1,292 @@
+"""The live socket: who may listen, what comes, and that nothing comes twice or not at all."""
+
+import asyncio
+import json
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.testing import WebsocketCommunicator
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
+from django.test import override_settings
+
+from snapml_site.asgi import application
+from tests.runs.test_ingest import Journal, step
+from training.runs import consumers
+from training.runs.ingest import store
+from training.runs.lease import claim
+from training.runs.models import Run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ORIGIN = (b"origin", b"http://localhost")
+HOST = (b"host", b"localhost")
+
+
+def session_of(user):
+    session = SessionStore()
+    session[SESSION_KEY] = str(user.pk)
+    session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+    session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+    session.save()
+    return session.session_key
+
+
+async def connect(user=None, headers=(ORIGIN, HOST)):
+    headers = list(headers)
+    if user is not None:
+        key = await sync_to_async(session_of)(user)
+        headers.append((b"cookie", f"snapml_session={key}".encode()))
+    socket = WebsocketCommunicator(application, "/ws/live", headers)
+    connected, _ = await socket.connect()
+    return socket, connected
+
+
+async def closed_with(socket):
+    message = await socket.receive_output(5)
+    while message["type"] != "websocket.close":
+        message = await socket.receive_output(5)
+    return message["code"]
+
+
+async def subscribe(socket, run, cursor=0):
+    await socket.send_json_to({"type": "sub", "run": run.pk, "cursor": cursor, "points": 100})
+
+
+async def receive(socket, run, *, ack=True):
+    message = await socket.receive_json_from(5)
+    if ack:
+        last = message["upto"] if message["type"] == "snap" else message["last"]
+        await socket.send_json_to({"type": "ack", "run": run.pk, "seq": last})
+    return message
+
+
+@pytest.fixture
+def writer(run):
+    """Stores events of a run as its worker does."""
+    lease, journal = claim(run.pk), Journal()
+    record = Run.objects.get(pk=run.pk)
+
+    def write(*events):
+        store(lease, record, journal.lines(*events), journal.seq)
+
+    return sync_to_async(write)
+
+
+async def test_a_snapshot_then_deltas_without_gap_or_repeat(run, alice, writer):
+    await writer(step(1), step(2))
+    socket, connected = await connect(alice)
+    assert connected
+    await subscribe(socket, run)
+    snap = await receive(socket, run)
+    assert (snap["type"], snap["upto"], snap["curves"]["points"]) == ("snap", 2, 2)
+    got = []
+    for n in range(3, 23):
+        await writer(step(n))
+        await asyncio.sleep(0.01)
+    while len(got) < 20:
+        delta = await receive(socket, run)
+        assert delta["first"] == (got[-1] if got else 2) + 1
+        got += [event["seq"] for event in delta["events"]]
+        assert not got or delta["last"] == got[-1]
+    assert got == list(range(3, 23))
+    await socket.disconnect()
+
+
+async def test_one_frame_waits_for_its_ack_and_then_all_since_come_as_one(run, alice, writer):
+    socket, _ = await connect(alice)
+    await subscribe(socket, run)
+    await receive(socket, run, ack=False)
+    for n in range(1, 11):
+        await writer(step(n))
+    assert await socket.receive_nothing(0.3)
+    await socket.send_json_to({"type": "ack", "run": run.pk, "seq": 0})
+    delta = await receive(socket, run)
+    assert [event["step"] for event in delta["events"]] == list(range(1, 11))
+    await socket.disconnect()
+
+
+async def test_a_reader_who_comes_back_gets_what_it_missed(run, alice, writer):
+    await writer(*[step(n) for n in range(1, 11)])
+    socket, _ = await connect(alice)
+    await subscribe(socket, run, cursor=4)
+    delta = await receive(socket, run)
+    assert [event["seq"] for event in delta["events"]] == [5, 6, 7, 8, 9, 10]
+    await socket.disconnect()
+
+
+async def test_one_who_is_far_behind_or_ahead_gets_a_snapshot(run, alice, writer, monkeypatch):
+    monkeypatch.setattr("training.runs.stream.FAR_BEHIND", 5)
+    await writer(*[step(n) for n in range(1, 11)])
+    for cursor in (1, 99):
+        socket, _ = await connect(alice)
+        await subscribe(socket, run, cursor=cursor)
+        assert (await receive(socket, run))["type"] == "snap"
+        await socket.disconnect()
+
+
+async def test_a_change_of_state_alone_is_told(run, alice):
+    socket, _ = await connect(alice)
+    await subscribe(socket, run)
+    assert (await receive(socket, run))["state"]["label"] == "Waiting"
+    await sync_to_async(Run.objects.filter(pk=run.pk).update)(state="failed", message="No.", revision=9)
+    told = await receive(socket, run)
+    assert (told["state"]["label"], told["state"]["message"], told["events"]) == ("Failed", "No.", [])
+    await socket.disconnect()
+
+
+async def test_fifty_dropped_sockets_leave_no_gap_and_no_double(run, alice, writer):
+    seen = []
+    total = 10_000
+
+    async def produce():
+        for at in range(0, total, 50):
+            await writer(*[step(n) for n in range(at + 1, at + 51)])
+            await asyncio.sleep(0.02)
+
+    task = asyncio.create_task(produce())
+    cursor, drops = 1, 0
+    await asyncio.sleep(0.05)
+    while not seen or seen[-1] < total:
+        socket, _ = await connect(alice)
+        await subscribe(socket, run, cursor=cursor)
+        frames = 0
+        while (frames < 1 or drops >= 50) and (not seen or seen[-1] < total):
+            delta = await receive(socket, run)
+            assert delta["type"] == "delta"
+            seen += [event["seq"] for event in delta["events"]]
+            cursor = delta["last"]
+            frames += 1
+        drops += 1
+        await socket.disconnect()
+    await task
+    assert drops >= 50
+    assert seen == list(range(2, total + 1))
+
+
+async def test_a_team_mate_may_listen(run, people):
+    socket, _ = await connect(people["bob"])
+    await subscribe(socket, run)
+    assert (await receive(socket, run))["type"] == "snap"
+    await socket.disconnect()
+
+
+async def test_strangers_may_not(run, people):
+    socket, _ = await connect(people["mallory"])
+    await subscribe(socket, run)
+    assert await closed_with(socket) == consumers.NOT_YOURS
+
+
+async def test_without_signing_in_it_is_closed_at_once(db):
+    socket, _ = await connect()
+    assert await closed_with(socket) == consumers.SIGNED_OUT
+
+
+async def test_a_one_time_password_opens_no_socket(alice):
+    alice.must_change_password = True
+    await alice.asave()
+    socket, _ = await connect(alice)
+    assert await closed_with(socket) == consumers.SIGNED_OUT
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (HOST,),
+        ((b"origin", b"http://localhost:8888"), HOST),
+        ((b"origin", b"https://localhost"), HOST),
+        ((b"origin", b"null"), HOST),
+        ((b"origin", b"http://evil.example"), HOST),
+        ((b"origin", b"http://evil.example"), (b"host", b"evil.example")),
+    ],
+)
+async def test_another_origin_is_refused(alice, headers):
+    _, connected = await connect(alice, headers)
+    assert not connected
+
+
+@pytest.mark.parametrize("change", ["session", "team", "inactive"])
+async def test_who_loses_the_right_loses_the_socket(run, people, monkeypatch, change):
+    monkeypatch.setattr(consumers, "CHECK_SECONDS", 0.0)
+    bob = people["bob"]
+    socket, _ = await connect(bob)
+    await subscribe(socket, run)
+    await receive(socket, run)
+    if change == "session":
+        await sync_to_async(SessionStore.get_model_class().objects.all().delete)()
+    elif change == "team":
+        await sync_to_async(bob.teams.clear)()
+    else:
+        bob.is_active = False
+        await bob.asave()
+    expected = consumers.NOT_YOURS if change == "team" else consumers.SIGNED_OUT
+    assert await closed_with(socket) == expected
+
+
+BAD = [
+    "{nope",
+    "[]",
+    '{"type": "sub"}',
+    '{"type": "sub", "run": "1", "cursor": 0}',
+    '{"type": "sub", "run": 1, "cursor": -1}',
+    '{"type": "sub", "run": 1, "cursor": 1.5}',
+    '{"type": "sub", "run": 1, "cursor": NaN}',
+    '{"type": "sub", "run": true, "cursor": 0}',
+    '{"type": "sub", "run": 1, "cursor": 1e400}',
+    "[" * 4000,
+]
+
+
+@pytest.mark.parametrize("text", BAD)
+async def test_garbage_closes_it(alice, text):
+    socket, _ = await connect(alice)
+    await socket.send_to(text_data=text)
+    assert await closed_with(socket) == consumers.BAD_MESSAGE
+
+
+async def test_too_long_and_too_many_messages_close_it(alice):
+    socket, _ = await connect(alice)
+    await socket.send_to(text_data=json.dumps({"type": "x" * 5000}))
+    assert await closed_with(socket) == consumers.TOO_MUCH
+    socket, _ = await connect(alice)
+    for _ in range(12):
+        await socket.send_json_to({"type": "unsub", "run": 1})
+    assert await closed_with(socket) == consumers.TOO_MUCH
+
+
+async def test_a_person_has_no_more_than_twenty_sockets_and_gets_places_back(alice):
+    sockets = [(await connect(alice))[0] for _ in range(20)]
+    extra, _ = await connect(alice)
+    assert await closed_with(extra) == consumers.TOO_MUCH
+    for socket in sockets:
+        await socket.disconnect()
+    assert consumers.sockets_of[alice.pk] == 0
+    again, connected = await connect(alice)
+    assert connected
+    assert await again.receive_nothing(0.1)
+    await again.disconnect()
+
+
+async def test_a_frame_that_is_never_acknowledged_ends_it(run, alice, monkeypatch):
+    monkeypatch.setattr(consumers, "ACK_SECONDS", 0.0)
+    socket, _ = await connect(alice)
+    await subscribe(socket, run)
+    await receive(socket, run, ack=False)
+    assert await closed_with(socket) == consumers.TOO_SLOW
+
+
+async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_back(run, alice, monkeypatch):
+    async def broken(_run_id):
+        raise RuntimeError("the database is gone")
+
+    monkeypatch.setattr(consumers, "standing", broken)
+    socket, _ = await connect(alice)
+    await subscribe(socket, run)
+    assert await closed_with(socket) == consumers.BROKEN
+
+
+async def test_the_host_must_be_an_allowed_one_too(alice):
+    with override_settings(ALLOWED_HOSTS=["snapml.example"]):
+        _, connected = await connect(alice, ((b"origin", b"http://snapml.example"), (b"host", b"snapml.example")))
+        assert connected
+        _, connected = await connect(alice)
+        assert not connected

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from tests import tiny
+from tests.runs.test_ingest import Journal, step
+from training.people.tokens import create_token
+from training.runs.ingest import store
+from training.runs.lease import claim
+from training.runs.models import Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def api(client, alice):
+    _, secret = create_token(alice, "test")
+
+    def call(method, path, body=None):
+        raw = json.dumps(body) if body is not None else ""
+        answer = client.generic(
+            method, f"/api/v1{path}", raw, content_type="application/json", HTTP_AUTHORIZATION=f"Bearer {secret}"
+        )
+        return answer.status_code, answer.json()
+
+    return call
+
+
+def test_a_run_from_launch_to_stop(api, base_model, data, no_bell):
+    code, run = api("POST", "/runs", {"model": base_model.pk, "data": data.pk, "settings": tiny.SETTINGS, "name": "Mine"})
+    assert code == 201
+    assert (run["name"], run["owner"], run["state"]["state"]) == ("Mine", "alice", "queued")
+    assert api("GET", f"/runs/{run['id']}")[1] == run
+    assert [r["id"] for r in api("GET", "/runs?state=queued")[1]] == [run["id"]]
+    assert api("POST", f"/runs/{run['id']}/stop", {})[1]["state"]["state"] == "cancelled"
+    assert api("POST", f"/runs/{run['id']}/stop", {})[0] == 409
+
+
+def test_events_after_a_number_and_curves(api, run):
+    lease, record, journal = claim(run.pk), Run.objects.get(pk=run.pk), Journal()
+    store(lease, record, journal.lines(*[step(n, 1 / n) for n in range(1, 1001)]), 1)
+    seen, after = [], 0
+    while True:
+        _, answer = api("GET", f"/runs/{run.pk}/events?after={after}&limit=300")
+        if not answer["events"]:
+            break
+        seen += [event["seq"] for event in answer["events"]]
+        after = answer["last_seq"]
+    assert seen == list(range(1, 1001))
+    _, curves = api("GET", f"/runs/{run.pk}/metrics?points=50&names=loss")
+    assert len(curves["axes"]["step"]) == 50
+    assert curves["series"]["loss"]["high"][0] == 1.0
+    assert list(curves["series"]) == ["loss"]
+
+
+def test_models_and_datasets_are_listed(api, base_model, data):
+    assert api("GET", "/models")[1][0]["card"]["layers"] == 2
+    assert api("GET", f"/models/{base_model.pk}")[1]["name"] == "tiny-llama"
+    assert api("GET", "/datasets")[1][0]["versions"][0]["id"] == data.pk
+    assert api("GET", f"/datasets/{data.dataset_id}")[1]["name"] == "Lights"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "code", "field"),
+    [
+        ("POST", "/runs", {"model": 1}, 422, "data"),
+        ("POST", "/runs", {"model": 99, "data": 1}, 404, "model"),
+        ("POST", "/runs", {"model": 10**30, "data": 1}, 422, "model"),
+        ("POST", "/runs", {"model": "{m}", "data": 999}, 404, "data"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"rank": 0}}, 400, "rank"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"rank": 10**400}}, 400, "rank"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"dropout": 10**400}}, 400, "dropout"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"model": "/etc"}}, 400, "model"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "owner": 3}, 422, "owner"),
+        ("POST", "/runs", {"model": "{m}", "data": "{d}", "lease_token": "x"}, 422, "lease_token"),
+        ("GET", "/runs?state=dreaming", None, 400, "state"),
+        ("GET", "/runs?limit=0", None, 422, "limit"),
+        ("GET", "/runs?offset=" + "9" * 30, None, 422, "offset"),
+        ("GET", "/runs/{r}/events?after=-1", None, 422, "after"),
+        ("GET", "/runs/{r}/metrics?names=password", None, 400, "names"),
+        ("GET", "/runs/" + "9" * 30, None, 404, ""),
+        ("GET", "/nothing", None, 404, ""),
+    ],
+)
+def test_every_problem_has_one_shape_and_the_right_code(api, run, base_model, data, method, path, body, code, field):
+    text = json.dumps(body).replace('"{m}"', str(base_model.pk)).replace('"{d}"', str(data.pk))
+    status, answer = api(method, path.replace("{r}", str(run.pk)), json.loads(text))
+    assert status == code
+    assert set(answer) == {"error"}
+    assert answer["error"]["message"]
+    if field:
+        assert answer["error"]["field"].endswith(field)
+
+
+def test_query_parameters_that_reach_for_other_columns_change_nothing(api, run):
+    plain = api("GET", "/runs")
+    assert api("GET", "/runs?owner__password__startswith=p&order_by=owner__email") == plain
+
+
+def test_a_fault_is_told_in_the_same_shape_without_its_details(api, run, monkeypatch):
+    monkeypatch.setattr("training.runs.api.read_curves", lambda *a, **k: 1 / 0)
+    code, answer = api("GET", f"/runs/{run.pk}/metrics")
+    assert code == 500
+    assert "ZeroDivision" not in str(answer)
