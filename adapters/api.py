@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpResponseBase
 from ninja import Router, Schema
 
 from adapters import views
 from adapters.models import AdapterVersion
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
 router = Router(tags=["adapters"])
@@ -44,16 +45,16 @@ class AdapterOut(Schema):
 
 
 @router.get("", response=list[AdapterOut])
-def list_adapters(request: HttpRequest) -> Any:
+def list_adapters(request: SignedIn) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)
-def read_adapter(request: HttpRequest, adapter_id: int) -> AdapterVersion:
+def read_adapter(request: SignedIn, adapter_id: int) -> AdapterVersion:
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
 
 
 @router.get("/{int:adapter_id}/download")
-def download_adapter(request: HttpRequest, adapter_id: int) -> HttpResponseBase:
+def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them."""
     return views.download(request, adapter_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Max
@@ -21,7 +22,9 @@ def keep(run: Run, result: Result) -> None:
     source, aside = run.folder / "adapter", run.folder / ".shelf"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)  # outside the transaction: nobody waits for a large adapter's copy
-    files = {name: {"sha256": sha256(aside / name), "bytes": (aside / name).stat().st_size} for name in ADAPTER}
+    files: dict[str, dict[str, Any]] = {
+        name: {"sha256": sha256(aside / name), "bytes": (aside / name).stat().st_size} for name in ADAPTER
+    }
     for name in ADAPTER:
         sync(aside / name)
     with transaction.atomic():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 from asgiref.sync import sync_to_async
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
@@ -16,22 +17,23 @@ from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
 MAX_BODY_BYTES = 200_000
 
 
-def adapters(request: HttpRequest) -> HttpResponse:
+def adapters(request: SignedIn) -> HttpResponse:
     rows = AdapterVersion.objects.visible_to(request.user).select_related("base_model", "run", "owner")
     return render(request, "adapters/adapters.html", {"adapters": rows})
 
 
-def adapter(request: HttpRequest, adapter_id: int) -> HttpResponse:
+def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "run__data__dataset", "owner")
     return render(request, "adapters/adapter.html", {"adapter": version})
 
 
-def download(request: HttpRequest, adapter_id: int) -> HttpResponseBase:
+def download(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
     answer = StreamingHttpResponse(in_pieces(zip_stream(version)), content_type="application/zip")
     answer["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
@@ -40,11 +42,11 @@ def download(request: HttpRequest, adapter_id: int) -> HttpResponseBase:
 
 async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
-    while piece := await sync_to_async(next)(pieces, b""):
+    while piece := await sync_to_async(partial(next, pieces, b""))():
         yield piece
 
 
-def heldout(request: HttpRequest, adapter_id: int) -> HttpResponse:
+def heldout(request: SignedIn, adapter_id: int) -> HttpResponse:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "run__data")
     data = visible_data(request.user, version.run.data_id) if version.run else None
@@ -55,7 +57,7 @@ def heldout(request: HttpRequest, adapter_id: int) -> HttpResponse:
 
 
 @require_POST
-def try_it(request: HttpRequest, adapter_id: int) -> HttpResponseBase:
+def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """Stream the answer of base or adapter to the conversation in the body, as server-sent events."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     if len(request.body) > MAX_BODY_BYTES:

@@ -20,7 +20,7 @@ FLOORS = (
 
 @register()
 def pins(**_kwargs: Any) -> list[CheckMessage]:
-    found = []
+    found: list[CheckMessage] = []
     for name, floor, why in FLOORS:
         parts = tuple(int(part) for part in version(name).split("+")[0].split(".")[:3])
         if parts < floor:

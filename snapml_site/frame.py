@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 from django.http import HttpRequest
 
+from training.people.models import User
 from training.runs.models import Run
 from training.runs.states import ACTIVE
 
@@ -19,20 +20,21 @@ RAIL = (
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:
-    if not getattr(request, "user", None) or not request.user.is_authenticated:
+    user = getattr(request, "user", None)
+    if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
     match = request.resolver_match
     return {
         "rail": RAIL,
         "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "",
-        **strip(request),
+        **strip(user),
     }
 
 
-def strip(request: HttpRequest) -> dict[str, Any]:
+def strip(user: User) -> dict[str, Any]:
     """This host as one device: memory used and total, and who trains on it, if the person may see that run."""
     memory = psutil.virtual_memory()
-    holder = Run.objects.visible_to(request.user).filter(state__in=ACTIVE).select_related("owner").first()
+    holder = Run.objects.visible_to(user).filter(state__in=ACTIVE).select_related("owner").first()
     return {
         "device": {
             "name": "CPU",

@@ -1,5 +1,7 @@
 """Who may go where: every address of the site against everybody in the cast, so that a new one without an entry fails."""
 
+import json
+
 import pytest
 from django.urls import get_resolver
 
@@ -142,7 +144,7 @@ def call(client, method, path, things, **headers):
     for key, value in things.items():
         path = path.replace("{" + key + "}", str(value))
     body = {"model": things["model_id"], "data": 1} if path.endswith("/runs") else {}
-    return client.generic(method.upper(), path, data=__import__("json").dumps(body), content_type="application/json", **headers)
+    return client.generic(method.upper(), path, data=json.dumps(body), content_type="application/json", **headers)
 
 
 @pytest.mark.parametrize(("method", "path"), list(operations()))
@@ -177,6 +179,8 @@ def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
     assert client.get("/api/v1/runs", HTTP_AUTHORIZATION=f"Bearer {secret}").status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/runs/%2e%2e%2f1", "/runs/1%00", "/data/..%2f..%2fetc", "/adapters/%252e%252e", "/static/../manage.py"])
+@pytest.mark.parametrize(
+    "path", ["/runs/%2e%2e%2f1", "/runs/1%00", "/data/..%2f..%2fetc", "/adapters/%252e%252e", "/static/../manage.py"]
+)
 def test_no_address_leads_out(as_alice, path):
     assert as_alice.get(path).status_code == 404

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest
 from ninja import Router, Schema
 
 from training.catalog.models import BaseModel
 from training.errors import NotFound
+from training.people.requests import SignedIn
 
 router = Router(tags=["models"])
 
@@ -25,12 +25,12 @@ class ModelOut(Schema):
 
 
 @router.get("", response=list[ModelOut])
-def list_models(request: HttpRequest) -> Any:
+def list_models(request: SignedIn) -> Any:
     return BaseModel.objects.all()
 
 
 @router.get("/{int:model_id}", response=ModelOut)
-def read_model(request: HttpRequest, model_id: int) -> BaseModel:
+def read_model(request: SignedIn, model_id: int) -> BaseModel:
     model = BaseModel.objects.filter(pk=model_id).first()
     if model is None:
         raise NotFound(f"There is no base model {model_id}.")

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
 from training.catalog import acts
 from training.catalog.models import BaseModel, ModelState
 from training.errors import UserError
+from training.people.requests import SignedIn
 
 
-def models(request: HttpRequest) -> HttpResponse:
+def models(request: SignedIn) -> HttpResponse:
     rows = BaseModel.objects.all()
     busy = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in rows)
     template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
     return render(request, template, {"models": rows, "busy": busy})
 
 
-def model(request: HttpRequest, model_id: int) -> HttpResponse:
+def model(request: SignedIn, model_id: int) -> HttpResponse:
     return render(request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)})
 
 
 @require_POST
-def add(request: HttpRequest) -> HttpResponse:
+def add(request: SignedIn) -> HttpResponse:
     location = request.POST.get("location", "").strip()
     try:
         if request.POST.get("source") == "hub":
@@ -41,6 +42,6 @@ def add(request: HttpRequest) -> HttpResponse:
 
 
 @require_POST
-def retry(request: HttpRequest, model_id: int) -> HttpResponse:
+def retry(request: SignedIn, model_id: int) -> HttpResponse:
     acts.retry_import(request.user, get_object_or_404(BaseModel, pk=model_id))
     return redirect("models")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from django.http import HttpRequest
 from ninja import Router, Schema
 
 from training.datasets.models import Dataset
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
 router = Router(tags=["datasets"])
@@ -40,10 +40,10 @@ class DatasetOut(Schema):
 
 
 @router.get("", response=list[DatasetOut])
-def list_datasets(request: HttpRequest) -> Any:
+def list_datasets(request: SignedIn) -> Any:
     return Dataset.objects.visible_to(request.user).select_related("owner").prefetch_related("versions")
 
 
 @router.get("/{int:dataset_id}", response=DatasetOut)
-def read_dataset(request: HttpRequest, dataset_id: int) -> Dataset:
+def read_dataset(request: SignedIn, dataset_id: int) -> Dataset:
     return get_visible(Dataset, request.user, dataset_id, "owner")

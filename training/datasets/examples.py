@@ -55,6 +55,6 @@ def add_example(user: User, key: str) -> DatasetVersion:
         raise NotFound(f"There is no example {key!r}; there are {', '.join(EXAMPLES)}.")
     had = Dataset.objects.filter(owner=user, source=example.source).first()
     if had is not None:
-        return had.versions.latest("number")
+        return DatasetVersion.objects.filter(dataset=had).latest("number")
     with (FOLDER / f"{key}.jsonl").open("rb") as lines:
         return create_dataset(user, example.title, lines, source=example.source, licence=example.licence)

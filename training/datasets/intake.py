@@ -82,9 +82,8 @@ def create_dataset(
     if not name.strip():
         raise UserError("The data set needs a name.", field="name")
     checked = check_lines(lines)
-    if checked.count and not leave_out:
-        rows = f"{checked.count:,} of {checked.count + len(checked.rows):,} rows"
-        raise BadData(f"{rows} cannot be used. Correct the file, or leave them out.", checked.problems, checked.count)
+    if not leave_out:
+        refuse_faulty(checked)
     parts = split_rows(checked.rows)
     if not parts["train"] or not parts["heldout"]:
         raise UserError(
@@ -111,6 +110,13 @@ def create_dataset(
             left_out=checked.count,
             problems=checked.problems,
         )
+
+
+def refuse_faulty(checked: Checked) -> None:
+    """Raises BadData if there is a faulty line."""
+    if checked.count:
+        rows = f"{checked.count:,} of {checked.count + len(checked.rows):,} rows"
+        raise BadData(f"{rows} cannot be used. Correct the file, or leave them out.", checked.problems, checked.count)
 
 
 def split_rows(rows: list[Row]) -> dict[str, list[Row]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO, cast
+
 from django.contrib import messages
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
@@ -13,10 +15,11 @@ from training.datasets.models import Dataset
 from training.datasets.preview import SHOWN_ROWS, first_rows
 from training.datasets.uploads import limit_words, was_too_large
 from training.errors import TooLarge, UserError
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
 
-def datasets(request: HttpRequest) -> HttpResponse:
+def datasets(request: SignedIn) -> HttpResponse:
     rows = Dataset.objects.visible_to(request.user).select_related("owner", "team").prefetch_related("versions")
     taken = {row.source for row in rows if row.owner_id == request.user.pk}
     examples = [example for example in EXAMPLES.values() if example.source not in taken]
@@ -24,25 +27,25 @@ def datasets(request: HttpRequest) -> HttpResponse:
 
 
 @require_POST
-def use_example(request: HttpRequest, key: str) -> HttpResponse:
+def use_example(request: SignedIn, key: str) -> HttpResponse:
     version = add_example(request.user, key)
     messages.success(request, f"{version.dataset.name} is ready: {version.train_rows:,} rows to train on.")
     return redirect("dataset", version.dataset_id)
 
 
-def new(request: HttpRequest) -> HttpResponse:
+def new(request: SignedIn) -> HttpResponse:
     if request.method != "POST":
         return render(request, "datasets/new.html", {"limit": limit_words()})
     uploaded = request.FILES.get("file")
     try:
         if was_too_large(request):
             raise TooLarge(f"The file is larger than {limit_words()}; nothing of it was kept.", field="file")
-        if uploaded is None:
+        if uploaded is None or uploaded.name is None or uploaded.file is None:
             raise UserError("Choose a JSONL file first.", field="file")
         version = create_dataset(
             request.user,
             request.POST.get("name", "").strip() or uploaded.name.rsplit(".", 1)[0],
-            bounded_lines(uploaded.file),
+            bounded_lines(cast(BinaryIO, uploaded.file)),
             source=f"upload: {uploaded.name}"[:200],
             leave_out=request.POST.get("leave_out") == "on",
         )
@@ -55,7 +58,7 @@ def new(request: HttpRequest) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
-def dataset(request: HttpRequest, dataset_id: int) -> HttpResponse:
+def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     found = get_visible(Dataset, request.user, dataset_id, "owner", "team")
     version = found.versions.latest("number")
     split = request.GET.get("split", "train")

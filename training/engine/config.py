@@ -161,7 +161,8 @@ CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "f
 def _typed(name: str, kind: str, value: Any) -> Any:
     """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a number."""
     wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}[kind]
-    if not isinstance(value, wanted) or (kind != "bool" and isinstance(value, bool)):
+    fits: bool = isinstance(value, wanted)
+    if not fits or (kind != "bool" and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
     if kind != "float":
         return value

@@ -104,7 +104,8 @@ def encode(tokenizer: Any, messages: Sequence[Message], *, max_length: int, trai
     A token is trained if it begins inside an assistant's span. Tokens come from the whole text in one go, as in generation.
     """
     if train_on_prompt:
-        whole, spans = render(tokenizer, messages), []
+        whole = render(tokenizer, messages)
+        spans: list[tuple[int, int]] = []
     else:
         whole, spans = assistant_spans(tokenizer, messages)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=not train_on_prompt)

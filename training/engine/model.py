@@ -67,7 +67,7 @@ def make_repeatable(config: RunConfig, device: torch.device) -> None:
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only a debugging aid, and 6 % of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid, 6 % of a step
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
 

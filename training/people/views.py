@@ -16,6 +16,7 @@ from django.urls import reverse_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
+from training.people.requests import SignedIn
 from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one name from one address
@@ -64,14 +65,14 @@ class ChangePassword(auth.PasswordChangeView):
         return answer
 
 
-def account(request: HttpRequest) -> HttpResponse:
+def account(request: SignedIn) -> HttpResponse:
     tokens = request.user.tokens.order_by("-created_at")
     return render(request, "people/account.html", {"tokens": tokens})
 
 
 @require_POST
 @never_cache
-def token_new(request: HttpRequest) -> HttpResponse:
+def token_new(request: SignedIn) -> HttpResponse:
     """The secret is in this one answer and nowhere else: not in an address, not in the session, not in a cache."""
     _, secret = create_token(request.user, request.POST.get("name", ""))
     tokens = request.user.tokens.order_by("-created_at")
@@ -79,7 +80,7 @@ def token_new(request: HttpRequest) -> HttpResponse:
 
 
 @require_POST
-def token_revoke(request: HttpRequest, token_id: int) -> HttpResponse:
+def token_revoke(request: SignedIn, token_id: int) -> HttpResponse:
     revoke_token(request.user, token_id)
     messages.success(request, "The token is revoked.")
     return redirect("account")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any
 
-from django.http import HttpRequest
 from ninja import Query, Router, Schema, Status
 from pydantic import ConfigDict, Field
 
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 from training.runs import launch
 from training.runs.curves import SERIES, read_curves
@@ -78,7 +78,7 @@ RELATED = ("owner", "base_model", "data__dataset")
 
 
 @router.post("", response={201: RunOut})
-def create_run(request: HttpRequest, body: RunIn) -> Status[Run]:
+def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     model = BaseModel.objects.filter(pk=body.model).first()
     version = visible_data(request.user, body.data)
     if model is None:
@@ -91,7 +91,7 @@ def create_run(request: HttpRequest, body: RunIn) -> Status[Run]:
 
 @router.get("", response=list[RunOut])
 def list_runs(
-    request: HttpRequest,
+    request: SignedIn,
     state: str = "",
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
@@ -105,23 +105,23 @@ def list_runs(
 
 
 @router.get("/{int:run_id}", response=RunOut)
-def read_run(request: HttpRequest, run_id: int) -> Run:
+def read_run(request: SignedIn, run_id: int) -> Run:
     return get_visible(Run, request.user, run_id, *RELATED)
 
 
 @router.post("/{int:run_id}/stop", response=RunOut)
-def stop_run(request: HttpRequest, run_id: int, body: StopIn) -> Run:
+def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
     return launch.stop_run(get_visible(Run, request.user, run_id, *RELATED), discard=body.discard)
 
 
 @router.post("/{int:run_id}/continue", response=RunOut)
-def continue_run(request: HttpRequest, run_id: int) -> Run:
+def continue_run(request: SignedIn, run_id: int) -> Run:
     return launch.continue_run(get_visible(Run, request.user, run_id, *RELATED))
 
 
 @router.get("/{int:run_id}/events", response=EventsOut)
 def read_events(
-    request: HttpRequest,
+    request: SignedIn,
     run_id: int,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 1000,
@@ -135,7 +135,7 @@ def read_events(
 
 @router.get("/{int:run_id}/metrics")
 def read_metrics(
-    request: HttpRequest,
+    request: SignedIn,
     run_id: int,
     points: Annotated[int, Query(ge=10, le=10_000)] = 1000,
     first_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,

@@ -66,7 +66,7 @@ class Bell:
         if connection.vendor != "sqlite":
             return False
         if self._sqlite is None:
-            self._sqlite = sqlite3.connect(settings.DATABASES["default"]["NAME"], check_same_thread=False)
+            self._sqlite = sqlite3.connect(str(settings.DATABASES["default"]["NAME"]), check_same_thread=False)
         version = self._sqlite.execute("PRAGMA data_version").fetchone()[0]
         moved = version != self._version
         self._version = version

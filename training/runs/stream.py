@@ -94,7 +94,8 @@ def one_moment() -> Iterator[None]:
 
 
 def read_run(run_id: int) -> Run:
-    return Run.objects.select_related("base_model", "data__dataset").get(pk=run_id)
+    run: Run = Run.objects.select_related("base_model", "data__dataset").get(pk=run_id)
+    return run
 
 
 def as_message(event: Event) -> Message:

@@ -122,7 +122,7 @@ class Watch:
 
     def look(self) -> None:
         """What its people want of it, and whether this worker is to end."""
-        wish = Run.objects.values_list("wish", flat=True).get(pk=self.record.pk)
+        wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
         if shutting_down.is_set() and not self.signalled:
             self.engine.signal(signal.SIGTERM)
             self.signalled = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.paginator import Paginator
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
@@ -13,6 +13,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError, one_line
+from training.people.requests import SignedIn
 from training.people.visible import get_visible
 from training.runs import files, form, launch
 from training.runs.models import Event, Run
@@ -23,7 +24,7 @@ RUNS_A_PAGE = 50
 LOG_LINES = 300
 
 
-def runs(request: HttpRequest) -> HttpResponse:
+def runs(request: SignedIn) -> HttpResponse:
     rows = Run.objects.visible_to(request.user).select_related("owner", "base_model", "data__dataset")
     state, text = request.GET.get("state", ""), one_line(request.GET.get("q", ""))[:100]
     if state in State.values:
@@ -45,7 +46,7 @@ def runs(request: HttpRequest) -> HttpResponse:
     return render(request, template, values)
 
 
-def new(request: HttpRequest) -> HttpResponse:
+def new(request: SignedIn) -> HttpResponse:
     """The launch page. `?from=ID` copies a run's model, data and settings."""
     source = number(request.GET.get("from", ""))
     copied = get_visible(Run, request.user, source) if source else None
@@ -71,7 +72,7 @@ def new(request: HttpRequest) -> HttpResponse:
     )
 
 
-def start(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any]) -> Run:
+def start(request: SignedIn, chosen: dict[str, str], values: dict[str, Any]) -> Run:
     model = BaseModel.objects.filter(pk=number(chosen["model"])).first()
     if model is None:
         raise NotFound("Choose a base model.", field="model")
@@ -84,7 +85,7 @@ def start(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any]) 
     )
 
 
-def visible_version(request: HttpRequest, text: str) -> DatasetVersion:
+def visible_version(request: SignedIn, text: str) -> DatasetVersion:
     version = visible_data(request.user, number(text))
     if version is None:
         raise NotFound("Choose a data set.", field="data")
@@ -96,7 +97,7 @@ def number(text: str) -> int:
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
-def launch_page(request: HttpRequest, chosen: dict[str, str], values: dict[str, Any], error: UserError | None) -> dict[str, Any]:
+def launch_page(request: SignedIn, chosen: dict[str, str], values: dict[str, Any], error: UserError | None) -> dict[str, Any]:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [dataset.versions.all()[0] for dataset in datasets if dataset.versions.all()]
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
@@ -115,14 +116,14 @@ def launch_page(request: HttpRequest, chosen: dict[str, str], values: dict[str, 
     }
 
 
-def run(request: HttpRequest, run_id: int) -> HttpResponse:
+def run(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
     adapter = getattr(found, "adapter", None) if found.state in ENDED else None
     values = {"run": found, "state": describe(found), "adapter": adapter, "files": files.list_files(found)}
     return render(request, "runs/run.html", values)
 
 
-def header(request: HttpRequest, run_id: int) -> HttpResponse:
+def header(request: SignedIn, run_id: int) -> HttpResponse:
     """The part of the page that depends on the state, fetched anew when the state changes."""
     found = get_visible(Run, request.user, run_id, "owner", "base_model", "data__dataset")
     adapter = getattr(found, "adapter", None) if found.state in ENDED else None
@@ -130,23 +131,23 @@ def header(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def stop(request: HttpRequest, run_id: int) -> HttpResponse:
+def stop(request: SignedIn, run_id: int) -> HttpResponse:
     launch.stop_run(get_visible(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
     return redirect("run", run_id)
 
 
 @require_POST
-def go_on(request: HttpRequest, run_id: int) -> HttpResponse:
+def go_on(request: SignedIn, run_id: int) -> HttpResponse:
     launch.continue_run(get_visible(Run, request.user, run_id))
     return redirect("run", run_id)
 
 
-def log(request: HttpRequest, run_id: int) -> HttpResponse:
+def log(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     rows = Event.objects.filter(run=found).exclude(kind__in=("step", "memory", "sample")).order_by("-seq")[:LOG_LINES]
     return render(request, "runs/_log.html", {"events": reversed(rows), "output": files.engine_output(found)})
 
 
-def run_files(request: HttpRequest, run_id: int) -> HttpResponse:
+def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     return render(request, "runs/_files.html", {"run": found, "files": files.list_files(found)})
