@@ -31,6 +31,7 @@ TAIL_SECONDS = 0.025
 LOOK_SECONDS = 0.25
 STOP_PATIENCE_SECONDS = 120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
 KILL_PATIENCE_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 16
 
 log = logging.getLogger("snapml.runs")
 shutting_down = threading.Event()  # set by the worker program when it is told to end
@@ -201,7 +202,7 @@ class Watch:
             )
             self.release(state=State.FAILED, message=message, finished_at=Now(), phase="")
             return
-        wait = timedelta(seconds=2 ** (deaths - 1)) if deaths > 1 else timedelta()
+        wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1))) if deaths > 1 else timedelta()
         self.requeue(
             f"{words} at step {run.step}; going on from its last checkpoint.",
             deaths=deaths,

@@ -1,0 +1,137 @@
+"""A whole SnapML of its own for a test: home, database, tiny model, and `manage.py up` with its three programs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+SET_UP = """
+import json, sys, django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from pathlib import Path
+from tests import tiny
+from training.catalog.card import read_card
+from training.catalog.models import BaseModel
+from training.datasets.intake import create_dataset
+from training.people.models import Team, User
+from training.people.tokens import create_token
+alice = User.objects.create_superuser("alice", password="tulip-river-42")
+model = sys.argv[1]
+if model:
+    BaseModel.objects.create(name="tiny-llama", source="folder", location=model, state="ready", card=read_card(Path(model)))
+    create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="test")
+print(create_token(alice, "test")[1])
+"""
+
+READ_BACK = """
+import json, sys, django
+django.setup()
+from adapters.models import AdapterVersion
+from training.runs.curves import read_curves
+from training.runs.models import Run
+from training.runs.stream import as_message, events_after
+run = Run.objects.get(pk=sys.argv[1])
+events = [as_message(e) for e in events_after(run.pk, 0, 10_000_000)]
+adapter = AdapterVersion.objects.get(run=run)
+print(json.dumps({
+    "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,
+    "losses": {e["step"]: float(e["loss"]).hex() for e in events if e["kind"] == "step"},
+    "points": read_curves(run.pk, ["loss"]).points,
+    "sha256": adapter.files["adapter_model.safetensors"]["sha256"],
+}))
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Stage:
+    """`with Stage(home, model) as stage:` signs alice in and starts everything; leaving stops it in order."""
+
+    def __init__(self, home, model="", **environment):
+        self.home, self.model, self.port = Path(home), str(model), free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        self.env = inherited | {
+            "SNAPML_HOME": str(home),
+            "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
+            "SNAPML_BUILTIN_MODEL": "0",
+            **environment,
+        }
+
+    def __enter__(self):
+        self.token = self.python(SET_UP, self.model).strip()
+        self.log = (self.home / "up.log").open("w")
+        command = [sys.executable, "manage.py", "up", "--port", str(self.port)]
+        self.up = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log)
+        self.wait_for(lambda: "SnapML is at" in self.said(), 60)
+        return self
+
+    def __exit__(self, *_):
+        self.up.send_signal(signal.SIGINT)
+        try:
+            self.up.wait(120)
+        finally:
+            self.log.close()
+
+    def said(self):
+        return (self.home / "up.log").read_text()
+
+    def python(self, code, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def api(self, method, path, body=None):
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.request(method, f"{self.address}/api/v1{path}", json=body, headers=headers, timeout=20).json()
+
+    def pid(self, name):
+        """The process of a child of `up`: web, worker or inference; or of a run's engine."""
+        if name.startswith("engine"):
+            path = self.home / "runs" / name.split(":")[1] / "engine.json"
+            return json.loads(path.read_text())["pid"] if path.exists() else None
+        words = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[name]
+        for child in psutil.Process(self.up.pid).children():
+            try:
+                if words in child.cmdline():
+                    return child.pid
+            except psutil.NoSuchProcess:
+                continue
+        return None
+
+    def kill(self, *names):
+        for name in names:
+            pid = self.pid(name)
+            if pid and psutil.pid_exists(pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    def read_back(self, run_id):
+        return json.loads(self.python(READ_BACK, run_id))
+
+    def wait_for(self, ready, seconds=120):
+        end = time.monotonic() + seconds
+        while not ready():
+            assert self.up.poll() is None, self.said()
+            assert time.monotonic() < end, "it did not happen in time\n" + self.said()[-3000:]
+            time.sleep(0.1)
