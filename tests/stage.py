@@ -92,7 +92,12 @@ class Stage:
 
     def python(self, code, *arguments):
         done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

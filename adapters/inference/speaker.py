@@ -207,8 +207,9 @@ class Speaker:
         ended = token in self.stop_ids
         if not ended:
             answer.ids.append(token)
-            self._send_text(answer)
-        if ended or len(answer.ids) >= question.max_tokens:
+        at_its_end = ended or len(answer.ids) >= question.max_tokens
+        self._send_text(answer, whole=at_its_end)
+        if at_its_end:
             return {
                 "done": "stop" if ended else "length",
                 "prompt_tokens": answer.prompt_tokens,
@@ -217,8 +218,8 @@ class Speaker:
             }
         return None
 
-    def _send_text(self, answer: Answer) -> None:
+    def _send_text(self, answer: Answer, *, whole: bool) -> None:
         text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half a character: the next token completes it
+        if whole or not text.endswith("\ufffd"):  # half a character: the next token completes it
             answer.question.said.put({"text": text[len(answer.sent) :]})
             answer.sent = text

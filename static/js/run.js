@@ -11,6 +11,8 @@ const page = document.getElementById("run");
 const chart = document.getElementById("chart");
 const view = new URLSearchParams(location.search);
 const part = (name) => page.querySelector(`[data-${name}]`);
+// The socket does not wait for plotly's 4.8 MB: the numbers come while it is still being read.
+const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
 let curves = new Curves();
@@ -91,6 +93,7 @@ function draw() {
     const upto = seq;
     const axis = part("axis").value;
     const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began });
+    await plotly;
     chart.classList.remove("skeleton");
     await Plotly.react(chart, traces, layout, config);
     if (!chart.dataset.ready) {

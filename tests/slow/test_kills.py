@@ -75,7 +75,9 @@ def survive(tmp_path, model, kills):
             assert found["losses"] == losses
             assert found["points"] == SETTINGS["max_steps"]
             assert found["sha256"] == weights
-    print(f"{done} kills {counts}, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit")
+    print(
+        f"{done} kills {counts}, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit"
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,107 @@
+"""Step end -> pixel: how long after the engine wrote a step the browser has drawn it. SQLite, one tab, 10 points a second.
+
+A program stands in for the engine and writes true step events, each with the time of its writing, into the journal of a real run;
+the real worker, database, web server, socket, page and plotly carry it to a headless Chromium, which notes the time after the
+frame in which the point was drawn. Both clocks are this machine's.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.report import quantile, report
+from tests.browser.chromium import browser
+from tests.stage import Stage
+
+POINTS, RATE, SKIPPED = 300, 10.0, 20
+
+LAUNCH = """
+import django, json
+django.setup()
+from django.db.models import F
+from training.runs.launch import launch_run
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.people.models import User
+from training.runs import doorbell, engine_process
+doorbell.ring = lambda _id: None
+run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Bench")
+print(run.pk)
+"""
+
+# The journal of a run whose engine is this script: it holds the engine's lock, so the worker takes it over as a living one.
+ENGINE = """
+import fcntl, json, os, sys, time
+from pathlib import Path
+from training.engine.events import Journal
+folder, points, rate = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+lock = (folder / "engine.lock").open("w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+(folder / "engine.json").write_text(json.dumps({"pid": os.getpid()}))
+journal = Journal(folder)
+journal.write("start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, heldout_rows=1, tokens=1, trained_tokens=1, rows_cut=0,
+    rows_empty=0, trainable_parameters=1, parameters=1, device="CPU", precision="fp32", threads=1, chat_template="model", versions={})
+begin = time.time() + 6
+for n in range(1, points + 1):
+    time.sleep(max(0, begin + n / rate - time.time()))
+    journal.write("step", step=n, loss=3 / n + 0.5, learning_rate=1e-3, gradient_norm=1.0, tokens=512, trained_tokens=100,
+        total_tokens=512 * n, tokens_per_second=5000.0, seconds=1 / rate, memory_bytes=10**9, memory_peak_bytes=2 * 10**9)
+time.sleep(3)
+"""
+
+
+def main() -> None:
+    import subprocess
+
+    from tests import tiny
+
+    home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
+    model = tiny.make_model(home / "model")
+    with Stage(home, model) as stage, browser() as chromium:
+        run = stage.python(LAUNCH).strip()
+        folder = home / "runs" / run
+        writer = subprocess.Popen(
+            [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)], env=stage.env, cwd=Path.cwd()
+        )
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(stage.address + "/sign-in")
+        page.fill("#username", "alice")
+        page.fill("#password", "tulip-river-42")
+        page.click("button:has-text('Sign in')")
+        page.goto(f"{stage.address}/runs/{run}")
+        page.evaluate(
+            "window.drawn = []; document.addEventListener('drawn',"
+            " (e) => window.drawn.push([e.detail.seq, performance.timeOrigin + performance.now()]))"
+        )
+        writer.wait()
+        drawn: list[list[float]] = page.evaluate("window.drawn")
+    events = tiny.events(folder)
+    report(figures(events, drawn))
+
+
+def figures(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:
+    """Milliseconds from the writing of each step to the end of the first frame that shows it; the first steps warm up."""
+    steps = [event for event in events if event["kind"] == "step"][SKIPPED:]
+    waits = []
+    for event in steps:
+        shown = next((at for seq, at in drawn if seq >= event["seq"]), None)
+        if shown is not None:
+            waits.append(shown - 1000 * event["time"])
+    return {
+        "p50_ms": round(quantile(waits, 0.5), 1),
+        "p95_ms": round(quantile(waits, 0.95), 1),
+        "max_ms": round(max(waits), 1),
+        "points": len(waits),
+        "never_drawn": len(steps) - len(waits),
+        "measured_at": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    main()

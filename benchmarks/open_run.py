@@ -1,0 +1,98 @@
+"""Open a run of a million steps: from the click in the list to the end of the frame that shows its curves, and how many of 100
+planted one-step spikes are in what was drawn. The run is written into the tables as compaction leaves it, not trained."""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.report import quantile, report
+from tests.browser.chromium import browser
+from tests.stage import Stage
+
+STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
+
+WRITE = """
+import django, json, sys
+django.setup()
+from training.runs import doorbell
+from training.runs.launch import launch_run
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.people.models import User
+from tests.runs.million import write_long_run
+doorbell.ring = lambda _id: None
+from django.db import transaction
+with transaction.atomic():
+    run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Long")
+    write_long_run(run, steps=int(sys.argv[1]), spikes=json.loads(sys.argv[2]), height=float(sys.argv[3]))
+print(run.pk)
+"""
+
+# Every spike is looked for in the points of the faint line, within one bucket of its step.
+SEEN = """([spikes, height]) => {
+  const { x, y } = document.getElementById("chart").data[0];
+  const width = Math.max(1, x.at(-1) / 500);
+  return spikes.filter((s) => x.some((place, i) => Math.abs(place - s) <= width && y[i] >= height)).length;
+}"""
+
+
+def main() -> None:
+    from tests import tiny
+
+    home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
+    spikes = sorted(random.Random(7).sample(range(1, STEPS + 1), SPIKES))
+    with Stage(home, tiny.make_model(home / "model")) as stage, browser() as chromium:
+        run = stage.python(WRITE, STEPS, spikes, HEIGHT).strip()
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(stage.address + "/sign-in")
+        page.fill("#username", "alice")
+        page.fill("#password", "tulip-river-42")
+        page.click("button:has-text('Sign in')")
+        page.add_init_script(
+            "document.addEventListener('drawn', () => { window.drawnAt ??= performance.timeOrigin + performance.now(); })"
+        )
+        waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][1:]  # the first fills the browser's cache
+        seen = page.evaluate(SEEN, [spikes, HEIGHT])
+        server = [server_time(page, run) for _ in range(REPEATS)]
+    report(
+        {
+            "open_p50_ms": round(quantile(waits, 0.5), 1),
+            "open_max_ms": round(max(waits), 1),
+            "curves_p50_ms": round(quantile(server, 0.5), 1),
+            "steps": STEPS,
+            "spikes_seen": seen,
+            "spikes": SPIKES,
+        }
+    )
+
+
+def open_once(page: Any, address: str, run: str) -> float:
+    """Milliseconds from the click on the run's name to its drawn curves."""
+    page.goto(address + "/")
+    link = page.locator(f"a[href='/runs/{run}']")
+    link.wait_for()
+    page.evaluate("sessionStorage.clicked = ''")
+    page.evaluate(
+        "addEventListener('click', () => { sessionStorage.clicked = performance.timeOrigin + performance.now(); }, true)"
+    )
+    link.click()
+    page.wait_for_url(f"**/runs/{run}")
+    while not page.evaluate("window.drawnAt ?? 0"):  # wait_for_function would need a policy that allows eval
+        page.wait_for_timeout(20)
+    return float(page.evaluate("window.drawnAt - Number(sessionStorage.clicked)"))
+
+
+def server_time(page: Any, run: str) -> float:
+    """Milliseconds for the curves alone, from the API."""
+    ask = "async (u) => { const t = performance.now(); await (await fetch(u)).arrayBuffer(); return performance.now() - t; }"
+    return float(page.evaluate(ask, f"/api/v1/runs/{run}/metrics?points=1000"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The inference program's heart: base and adapter side by side from one set of weights, as plain PEFT answers."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.inference import speaker as module
+from adapters.inference.sampling import pick_token
+from adapters.inference.speaker import Busy, Question, Speaker, Weights
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, tiny_model):
+    run = tiny.make_run(tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=30, learning_rate=0.05)
+    subprocess.run([sys.executable, "-m", "training.engine", str(run)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    return Weights(run / "adapter", "first")
+
+
+@pytest.fixture
+def speaker(monkeypatch):
+    monkeypatch.setattr(module, "pick_dtype", lambda *_: torch.float32)
+    made = Speaker()
+    made.start()
+    return made
+
+
+def question(tiny_model, adapter=None, **more):
+    return Question(base=tiny_model, adapter=adapter, messages=MESSAGES, max_tokens=12, **more)
+
+
+def hear(asked, seconds=60):
+    text, said = "", {}
+    while "done" not in said and "error" not in said:
+        said = asked.said.get(timeout=seconds)
+        text += said.get("text", "")
+    return text, said
+
+
+def plain_answer(tiny_model, adapter):
+    """What transformers and PEFT say by themselves, greedily."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter.folder)
+    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.eval().generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
+    return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_base_and_adapter_side_by_side_answer_as_each_does_alone(speaker, tiny_model, adapter):
+    asked = [question(tiny_model), question(tiny_model, adapter), question(tiny_model)]
+    for one in asked:
+        speaker.ask(one)
+    base, adapted, again = (hear(one)[0] for one in asked)
+    assert base == again == plain_answer(tiny_model, None)
+    assert adapted == plain_answer(tiny_model, adapter)
+    assert adapted != base
+
+
+def test_the_last_word_counts_tokens_and_their_rate(speaker, tiny_model):
+    asked = question(tiny_model)
+    speaker.ask(asked)
+    _, last = hear(asked)
+    assert last["done"] in ("stop", "length")
+    assert 0 < last["completion_tokens"] <= 12
+    assert last["prompt_tokens"] > 5
+    assert last["tokens_per_second"] > 0
+
+
+def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
+    answers = []
+    for seed in (1, 1, 2):
+        asked = question(tiny_model, temperature=1.5, seed=seed)
+        speaker.ask(asked)
+        answers.append(hear(asked)[0])
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_one_too_many_is_told_to_come_back_and_places_are_given_back(speaker, tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "MAX_QUESTIONS", 2)
+    asked = [question(tiny_model), question(tiny_model)]
+    for one in asked:
+        speaker.ask(one)
+    with pytest.raises(Busy, match="2 questions"):
+        speaker.ask(question(tiny_model))
+    for one in asked:
+        hear(one)
+    speaker.ask(question(tiny_model))
+
+
+def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
+    asked = question(tiny_model)
+    asked.hung_up.set()
+    speaker.ask(asked)
+    assert hear(asked)[1] == module.HUNG_UP
+    assert speaker._count == 0
+
+
+def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(speaker, tiny_model, tmp_path):
+    broken = Question(base=tmp_path, adapter=None, messages=MESSAGES)
+    speaker.ask(broken)
+    assert "error" in hear(broken)[1]
+    good = question(tiny_model)
+    speaker.ask(good)
+    assert "done" in hear(good)[1]
+
+
+def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, adapter, tmp_path):
+    folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
+    first = question(tiny_model, Weights(folder, "one"))
+    speaker.ask(first)
+    before = hear(first)[0]
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    save_file({name: -value if "lora_B" in name else value for name, value in load_file(path).items()}, path)
+    second = question(tiny_model, Weights(folder, "two"))
+    speaker.ask(second)
+    assert hear(second)[0] != before
+
+
+def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_ADAPTERS", 2)
+    for number in range(4):
+        asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
+        speaker.ask(asked)
+        assert "done" in hear(asked)[1]
+    assert len(speaker.loaded) == 2
+    assert len(speaker.model.peft_config) == 2
+
+
+def test_a_question_for_another_base_waits_for_its_turn_and_gets_it(speaker, tiny_model, tmp_path):
+    other = tiny.make_model(tmp_path / "other", hidden=16)
+    asked = [question(tiny_model), question(other), question(tiny_model)]
+    for one in asked:
+        speaker.ask(one)
+    assert all("done" in hear(one)[1] for one in asked)
+
+
+def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    draw = torch.Generator().manual_seed(0)
+    drawn = {pick_token(logits, temperature=1.0, top_p=0.7, draw=draw) for _ in range(200)}
+    assert drawn == {0, 1}
+    assert {pick_token(logits, temperature=1.0, top_p=0.01, draw=draw) for _ in range(20)} == {0}
+    assert pick_token(logits, temperature=0.0, top_p=1.0, draw=draw) == 0

@@ -1,0 +1,130 @@
+"""The page's door to the inference program, and the adapter's download."""
+
+import io
+import json
+import zipfile
+
+import httpx
+import pytest
+from asgiref.sync import async_to_sync
+
+from adapters import ask
+from adapters.models import AdapterVersion
+from adapters.shelf import file_stem
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def adapter(run, base_model, alice):
+    files = {"adapter_model.safetensors": {"sha256": "a", "bytes": 9}, "adapter_config.json": {"sha256": "b", "bytes": 2}}
+    made = AdapterVersion.objects.create(
+        owner=alice,
+        name="Lamps ☀ \r\n",
+        number=2,
+        base_model=base_model,
+        run=run,
+        method="lora",
+        step=1,
+        size_bytes=11,
+        files=files,
+    )
+    made.folder.mkdir(parents=True, exist_ok=True)
+    (made.folder / "adapter_model.safetensors").write_bytes(b"weights" * 100_000)
+    (made.folder / "adapter_config.json").write_text("{}")
+    return made
+
+
+BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
+    request = ask.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
+    assert request["snapml"] == {"base": str(base_model.folder), "adapter": str(adapter.folder), "sha256": "a"}
+    assert ask.question(adapter, {**BODY, "who": "base"})["snapml"]["adapter"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"messages": []}, "Write a message first"),
+        ({"messages": "hi"}, "Write a message first"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "needs a role"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "more than 20,000 characters"),
+        ({"who": "stranger"}, "must be base or adapter"),
+        ({"temperature": 9}, "from 0 to 2"),
+        ({"temperature": "hot"}, "from 0 to 2"),
+        ({"top_p": float("nan")}, "from 0.01 to 1"),
+        ({"max_tokens": True}, "from 1 to 2048"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, words):
+    answer = as_alice.post(
+        f"/adapters/{adapter.pk}/try", json.dumps({**BODY, **change}), "application/json", HTTP_ACCEPT="application/json"
+    )
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", ["{nope", "[]", '"x"'])
+def test_what_is_no_json_object_is_refused(as_alice, adapter, body):
+    answer = as_alice.post(f"/adapters/{adapter.pk}/try", body, "application/json", HTTP_ACCEPT="application/json")
+    assert answer.status_code == 400
+
+
+async def whole(pieces):
+    return b"".join([piece async for piece in pieces])
+
+
+async def heard(pieces):
+    return (await whole(pieces)).decode()
+
+
+async def test_when_it_is_down_the_page_says_so(settings):
+    settings.INFERENCE_URL = "http://127.0.0.1:9"
+    assert "is down" in await heard(ask.answer({}))
+    settings.INFERENCE_URL = ""
+    assert "is down" in await heard(ask.answer({}))
+
+
+async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
+    settings.INFERENCE_URL = "http://127.0.0.1:9"
+    busy = httpx.MockTransport(lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}}))
+    client = httpx.AsyncClient
+    monkeypatch.setattr(ask.httpx, "AsyncClient", lambda **_k: client(transport=busy))
+    assert "Busy: 8 are being answered." in await heard(ask.answer({}))
+
+
+def test_the_zip_holds_the_files_as_they_are_under_a_safe_name(as_alice, adapter):
+    answer = as_alice.get(f"/adapters/{adapter.pk}/download")
+    assert answer["Content-Disposition"] == 'attachment; filename="Lamps-v2.zip"'
+    archive = zipfile.ZipFile(io.BytesIO(async_to_sync(whole)(answer.streaming_content)))
+    assert archive.read("Lamps-v2/adapter_model.safetensors") == b"weights" * 100_000
+    assert len(archive.namelist()) == 2
+
+
+def test_a_name_of_signs_alone_gives_a_file_name_all_the_same(adapter):
+    adapter.name = '"; ☀'
+    assert file_stem(adapter) == "adapter-v2"
+
+
+def test_a_held_out_row_comes_with_its_expected_answer(as_alice, adapter):
+    row = as_alice.get(f"/adapters/{adapter.pk}/heldout").json()
+    assert row["expected"]
+    assert row["messages"][-1]["role"] == "user"
+
+
+def test_the_data_behind_a_shared_adapter_stays_with_its_owner(client, people, adapter):
+    adapter.team = people["mallory"].first_team()
+    adapter.save()
+    client.force_login(people["mallory"])
+    assert client.get(f"/adapters/{adapter.pk}").status_code == 200
+    answer = client.get(f"/adapters/{adapter.pk}/heldout", HTTP_ACCEPT="application/json")
+    assert answer.status_code == 404
+    assert "not shared with you" in answer.json()["error"]["message"]
+
+
+def test_the_shelf_groups_by_base_and_shows_each(as_alice, adapter):
+    page = as_alice.get("/adapters").content.decode()
+    assert "tiny-llama" in page
+    assert "v2" in page

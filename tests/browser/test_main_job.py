@@ -1,0 +1,141 @@
+"""Data, a run, the live curve, and base and adapter side by side: as a person clicks it, with a tiny model."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests import tiny
+
+pytestmark = pytest.mark.browser
+POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
+
+
+def launch(page, stage, name, **settings):
+    page.goto(stage.address + "/runs/new")
+    values = {"name": name, "max_steps": 12, "tokens_per_batch": 160, "max_length": 80, "eval_interval": 4, "save_interval": 4}
+    page.get_by_text("Advanced").click()
+    page.locator("#model").select_option(label="tiny-llama")
+    page.locator("#data").select_option(index=1)
+    for field, value in (values | settings).items():
+        page.locator(f"[name={field}]").fill(str(value))
+    page.get_by_role("button", name="Start run").click()
+    page.wait_for_url(re.compile(r"/runs/\d+$"))
+
+
+def test_upload_train_watch_try_download(page, stage, tmp_path):
+    page.get_by_role("link", name="Data", exact=True).click()
+    page.get_by_role("link", name="Upload data").first.click()
+    bad = tmp_path / "lamps.jsonl"
+    bad.write_bytes(b"".join(tiny.lines(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n')
+    page.get_by_label("JSONL file").set_input_files(bad)
+    page.get_by_role("button", name="Upload and check").click()
+    expect(page.get_by_text('line 25: message 1: `role` is "bot"; expected system, user or assistant')).to_be_visible()
+    page.complaints.clear()  # the browser notes the 400 that this page came with
+    page.get_by_label("JSONL file").set_input_files(bad)
+    page.get_by_label("Leave faulty lines out").check()
+    page.get_by_role("button", name="Upload and check").click()
+    expect(page.get_by_text("rows to train on")).to_be_visible()
+
+    page.get_by_role("link", name="New run with this").click()
+    launch(page, stage, "Lamps")
+    expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=60_000)
+    expect(page.locator("[data-live=step]")).to_have_text("12 / 12")
+    expect(page.get_by_text("is on the shelf")).to_be_visible()
+    expect(page.locator(".sample")).to_have_count(4)
+    assert page.evaluate(POINTS) == 12
+
+    page.get_by_role("link", name="Try it").click()
+    page.get_by_role("button", name="Random held-out row").click()
+    expect(page.locator("[data-expected-text]")).not_to_be_empty()
+    page.get_by_role("button", name="Ask both").click()
+    for who in ("base", "adapter"):
+        expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=60_000)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename == "Lamps-v1.zip"
+
+
+def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
+    launch(page, stage, "Long", max_steps=100_000, eval_interval=100_000, save_interval=100)
+    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=60_000)
+    page.goto(stage.address + "/data")
+    page.wait_for_timeout(1500)
+    page.go_back()
+    expect(page.locator("[data-connection]")).to_have_text("live")
+    page.wait_for_timeout(1000)
+    check_whole(page)
+
+    before = page.evaluate(POINTS)
+    stage.kill("web")
+    expect(page.locator("[data-connection]")).to_contain_text("connection lost")
+    expect(page.locator("[data-connection]")).to_have_text("live", timeout=30_000)
+    page.wait_for_timeout(1500)
+    check_whole(page)
+    assert page.evaluate(POINTS) > before
+    page.complaints.clear()  # the browser notes the refused connections
+
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Keep training").click()
+    expect(page.locator("[data-live=label]")).to_have_text("Running")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Stop and save").click()
+    expect(page.locator("[data-live=label]")).to_have_text("Stopped", timeout=30_000)
+    page.get_by_role("button", name="Go on from the checkpoint").click()
+    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=60_000)
+    page.wait_for_timeout(1000)
+    check_whole(page)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="Stop and discard").click()
+    expect(page.locator("[data-live=label]")).to_have_text("Cancelled", timeout=30_000)
+
+
+def check_whole(page):
+    """The smoothed line has every step once (or buckets in order), from the first to the last."""
+    steps = page.evaluate("() => document.getElementById('chart').data[1].x")
+    assert steps == sorted(set(steps))
+    raw = page.evaluate(
+        "() => document.getElementById('chart').data[0].x.length === document.getElementById('chart').data[1].x.length"
+    )
+    if raw:
+        assert steps == list(range(1, len(steps) + 1))
+
+
+def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, stage):
+    page.goto(stage.address + "/runs/new")
+    page.locator("#model").select_option(label="tiny-llama")
+    page.locator("#data").select_option(index=1)
+    page.locator("[name=name]").fill("My careful run")
+    page.locator("[name=tokens_per_batch]").fill("100")
+    page.get_by_role("button", name="Start run").click()
+    expect(page.get_by_role("alert")).to_contain_text("tokens_per_batch is 100, but one row may be max_length = 512")
+    expect(page.locator("[name=name]")).to_have_value("My careful run")
+    expect(page.locator("[name=tokens_per_batch]")).to_have_value("100")
+    page.complaints.clear()
+
+
+def test_the_button_names_what_is_missing(page, stage):
+    page.goto(stage.address + "/runs/new")
+    page.locator("#model").select_option("")
+    expect(page.locator("[data-go]")).to_have_text("Choose a base model")
+    expect(page.locator("[data-go]")).to_be_disabled()
+    page.locator("#model").select_option(label="tiny-llama")
+    page.locator("#data").select_option("")
+    expect(page.locator("[data-go]")).to_have_text("Choose data")
+
+
+def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, stage):
+    page.goto(stage.address + "/adapters")
+    page.get_by_role("link", name="Try it").first.click()
+    stage.kill("inference")
+    page.get_by_label("Message").fill("hello")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator("[data-who=base]")).to_contain_text("The inference program is down")
+    for _ in range(60):
+        page.get_by_label("Message").fill("hello")
+        page.get_by_role("button", name="Ask both").click()
+        expect(page.locator("[data-send]")).to_be_enabled(timeout=30_000)
+        page.wait_for_timeout(1000)
+        if "tokens/s" in page.locator("[data-who=base] [data-speed]").inner_text():
+            return
+    raise AssertionError("it did not come back")

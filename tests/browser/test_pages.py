@@ -1,0 +1,89 @@
+"""Every page at both widths, light and dark: nothing runs out of the window, nothing is written to the console."""
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+FILL = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.people.models import User
+from training.runs import doorbell
+from training.runs.launch import launch_run
+from training.runs.models import Run
+doorbell.ring = lambda _id: None
+alice = User.objects.get()
+for number in range(200):
+    name = "A run with quite a long name that says everything about its settings and more, number %d" % number
+    run = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name=name)
+    Run.objects.filter(pk=run.pk).update(state="failed", message="It was too much. " * 20, sparkline=[3, 2, 1.5], step=7, total_steps=9)
+print(Run.objects.order_by("pk").last().pk)
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(stage):
+    return stage.python(FILL).strip()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize(
+    "path", ["/", "/runs/new", "/runs/{run}", "/data", "/data/new", "/data/1", "/models", "/models/1", "/adapters", "/account"]
+)
+def test_it_fits(page, stage, filled, path, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(stage.address + path.format(run=filled))
+    expect(page.locator("h1")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_theme_switch_stays_after_a_reload(page, stage):
+    page.get_by_label("Account menu").click()
+    page.get_by_role("button", name="Light / dark").click()
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_keys_lead_about_and_say_which_they_are(page, stage):
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.wait_for_url(stage.address + "/data")
+    page.keyboard.press("n")
+    page.wait_for_url(stage.address + "/runs/new")
+
+
+def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, stage, filled):
+    page.goto(stage.address + "/")
+    page.get_by_label("Search by name").press_sequentially("number 17")
+    expect(page.locator("td.name")).to_have_count(11)
+    page.wait_for_url("**/?q=number*17*")
+    page.reload()
+    expect(page.locator("td.name")).to_have_count(11)
+
+
+def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
+    page.goto(f"{stage.address}/runs/{filled}?axis=total_tokens&smoothing=0.9")
+    assert page.locator("[data-axis]").input_value() == "total_tokens"
+    page.locator("[data-axis]").select_option("time")
+    assert "axis=time" in page.url
+    assert "smoothing=0.9" in page.url
+
+
+@pytest.mark.parametrize("name", ["<img src=x onerror=document.title='owned'>", "{{7*7}}<script>document.title='owned'</script>"])
+def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
+    models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
+    settings = {"max_steps": 1, "tokens_per_batch": 80, "max_length": 80}
+    body = {"model": models[0]["id"], "data": data[0]["versions"][0]["id"], "settings": settings, "name": name}
+    run = stage.api("POST", "/runs", body)["id"]
+    for path in ("/", f"/runs/{run}"):
+        page.goto(stage.address + path)
+        expect(page.get_by_text(name).first).to_be_visible()
+        page.wait_for_timeout(300)
+        assert page.title() != "owned"
