@@ -163,7 +163,7 @@ CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
         "script-src": [SELF, NONCE],
-        # The hash is the stylesheet of the map library inside plotly 7.1, which it adds while loading (tests/browser sees a change).
+        # The hash is the stylesheet of the map library inside plotly 7.1, added while it loads; tests/browser sees a change.
         "style-src": [SELF, NONCE, "'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"],
         "style-src-attr": ["'unsafe-inline'"],  # plotly colours words with style attributes; an attribute cannot load or run
         "img-src": [SELF, "data:", "blob:"],  # blob: is plotly's "download as picture"

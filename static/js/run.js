@@ -4,7 +4,6 @@ import { Curves } from "./curves.js";
 import { LiveRun } from "./socket.js";
 import { duration, loss, size, whole } from "./words.js";
 
-const POINTS = 1000;
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
 const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
 const page = document.getElementById("run");
@@ -24,11 +23,14 @@ let asked = false;
 let seq = 0;
 let drawing = false;
 
-const live = new LiveRun(page.dataset.socket, Number(page.dataset.run), POINTS);
+// The page brings the picture as it was when it was made; the socket goes on from there.
+const first = JSON.parse(document.getElementById("snapshot").textContent);
+const live = new LiveRun(page.dataset.socket, first.run, first.points, first.upto);
 live.addEventListener("open", () => connection("live", false));
 live.addEventListener("closed", () => connection("connection lost; trying again…", true));
 live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
-live.addEventListener("snap", ({ detail }) => {
+live.addEventListener("snap", ({ detail }) => showSnapshot(detail));
+function showSnapshot(detail) {
   curves = Curves.fromSnapshot(detail.curves);
   marks = [];
   zoomed = null;
@@ -36,7 +38,7 @@ live.addEventListener("snap", ({ detail }) => {
   began = detail.events[0]?.time ?? detail.state.started_at;
   detail.events.forEach(note); // its curves are rewound already
   show(detail.state, detail.upto);
-});
+}
 live.addEventListener("delta", ({ detail }) => {
   detail.events.forEach(take);
   show(detail.state, detail.last);
@@ -113,7 +115,7 @@ async function onZoom(change) {
   part("whole").hidden = false;
   if (curves.raw && !zoomed) return;
   const [first, last] = [left, change["xaxis.range[1]"]].map(stepAt);
-  const query = new URLSearchParams({ points: POINTS, first_step: Math.max(0, Math.floor(first)), last_step: Math.max(1, Math.ceil(last)) });
+  const query = new URLSearchParams({ points: first.points, first_step: Math.max(0, Math.floor(first)), last_step: Math.max(1, Math.ceil(last)) });
   const answer = await fetch(`${page.dataset.metrics}?${query}`);
   if (!answer.ok) return connection(`zoom failed (${answer.status})`, true);
   zoomed = Curves.fromLists(await answer.json());
@@ -171,3 +173,4 @@ for (const name of ["axis", "smoothing"]) {
 part("whole").addEventListener("click", () => Plotly.relayout(chart, { "xaxis.autorange": true }));
 document.addEventListener("theme", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+showSnapshot(first);

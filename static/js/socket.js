@@ -3,12 +3,12 @@
 const FINAL = { 4401: "You are signed out; sign in again.", 4403: "This run is not yours to see any more.", 4429: "Too many open pages; close some." };
 
 export class LiveRun extends EventTarget {
-  constructor(address, run, points) {
+  constructor(address, run, points, cursor) {
     super();
     this.address = address;
     this.run = run;
     this.points = points;
-    this.cursor = 0;
+    this.cursor = cursor;
     this.wait = 250;
     addEventListener("online", () => this.hurry());
     document.addEventListener("visibilitychange", () => document.hidden || this.hurry());

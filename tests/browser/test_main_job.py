@@ -125,8 +125,8 @@ def test_the_button_names_what_is_missing(page, stage):
 
 
 def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, stage):
-    page.goto(stage.address + "/adapters")
-    page.get_by_role("link", name="Try it").first.click()
+    launch(page, stage, "Small", max_steps=1)
+    page.get_by_role("link", name="Try it").click(timeout=60_000)
     stage.kill("inference")
     page.get_by_label("Message").fill("hello")
     page.get_by_role("button", name="Ask both").click()

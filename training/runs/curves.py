@@ -101,22 +101,21 @@ def read_points(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str,
 
 def from_headers(chunks: QuerySet[CurveChunk], tail: dict[str, Numbers], names: Sequence[str], points: int) -> Curves:
     """Curves from the chunks' headers alone; the points after the last chunk are one bucket more."""
-    heads = (
-        CurveColumn.objects.filter(chunk__in=chunks, name__in=names)
-        .order_by("name", "chunk__first_seq")
-        .values_list("name", "low", "high", "mean", "chunk__count")
-    )
-    table: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-    for name, *numbers in heads:
-        table[name].append(tuple(np.nan if number is None else number for number in numbers))
+    order = list(chunks.order_by("first_seq").values_list("pk", "count"))
+    # Put in order here: sorting 20,000 rows in the database would take longer than reading them (20 of 50 ms).
+    place = {pk: i for i, (pk, _) in enumerate(order)}
+    table = {name: np.full((len(order), 3), np.nan) for name in names}
+    heads = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list("name", "chunk_id", "low", "high", "mean")
+    for name, pk, low, high, mean in heads:
+        if mean is not None:
+            table[name][place[pk]] = low, high, mean
     parts: dict[str, tuple[Numbers, Numbers, Numbers]] = {}
-    weights = np.zeros(0)
+    weights = np.asarray([count for _, count in order] + [len(tail["step"])] * bool(len(tail["step"])), dtype=np.float64)
     for name in names:
-        rows = list(table[name])
+        rows = table[name]
         if len(tail[name]):
-            rows.append((tail[name].min(), tail[name].max(), tail[name].mean(), len(tail[name])))
-        low, high, mean, weights = np.asarray(rows, dtype=np.float64).T
-        parts[name] = (low, high, mean)
+            rows = np.vstack([rows, [tail[name].min(), tail[name].max(), tail[name].mean()]])
+        parts[name] = (rows[:, 0], rows[:, 1], rows[:, 2])
     return made(bucketed(parts, weights, points), int(weights.sum()), raw=False)
 
 

@@ -37,6 +37,7 @@ def snapshot(run_id: int, points: int) -> Message:
     return {
         "type": "snap",
         "run": run_id,
+        "points": points,
         "upto": run.last_seq,
         "state": describe(run),
         "curves": curves.packed(),

@@ -15,13 +15,14 @@ from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError, one_line
 from training.people.requests import SignedIn
 from training.people.visible import get_visible
-from training.runs import files, form, launch
+from training.runs import files, form, launch, stream
 from training.runs.models import Event, Run
 from training.runs.state_words import describe
 from training.runs.states import ENDED, OPEN, State
 
 RUNS_A_PAGE = 50
 LOG_LINES = 300
+CHART_POINTS = 600  # twice as many line points: about one for each pixel of a wide screen
 
 
 def runs(request: SignedIn) -> HttpResponse:
@@ -119,7 +120,7 @@ def launch_page(request: SignedIn, chosen: dict[str, str], values: dict[str, Any
 def run(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
     adapter = getattr(found, "adapter", None) if found.state in ENDED else None
-    values = {"run": found, "state": describe(found), "adapter": adapter, "files": files.list_files(found)}
+    values = {"run": found, "state": describe(found), "adapter": adapter, "snapshot": stream.snapshot(found.pk, CHART_POINTS)}
     return render(request, "runs/run.html", values)
 
 

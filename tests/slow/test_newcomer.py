@@ -1,0 +1,96 @@
+"""A newcomer: a clone in an empty folder, `make run`, and the main job with the real model in the browser."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chromium import browser, chromium_path
+from tests.stage import ROOT, free_port
+
+SHOTS = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None  # a folder for the README's pictures
+CHANGED = "tulip-river-42"
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone of the working tree's last commit, with nothing around it."""
+    folder = tmp_path / "snapml"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture
+def running(clone):
+    """`make run` in it; its address and one-time password."""
+    port, log = free_port(), clone / "run.log"
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("SNAPML_", "DJANGO_", "DATABASE_", "REDIS_", "VIRTUAL_"))}
+    with log.open("w") as out:
+        up = subprocess.Popen(
+            ["make", "run", f"PORT={port}"], cwd=clone, env=bare, stdout=out, stderr=out, start_new_session=True
+        )
+    end = time.monotonic() + 900
+    while not (found := re.search(r"SnapML is at (\S+)\s+\(sign in as admin, one-time password (\S+)\)", log.read_text())):
+        assert up.poll() is None and time.monotonic() < end, log.read_text()
+        time.sleep(0.5)
+    yield found.groups()
+    os.killpg(up.pid, signal.SIGINT)
+    up.wait(120)
+    assert "Stopped." in log.read_text()
+
+
+def shot(page, name):
+    if SHOTS:
+        page.screenshot(path=SHOTS / f"{name}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium_path() is None, reason="NO CHROMIUM FOUND: the main job is not walked")
+def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(running):
+    address, password = running
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1440, "height": 900})
+        page.goto(address)
+        page.get_by_label("Name").fill("admin")
+        page.get_by_label("Password").fill(password)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_label("Old password").fill(password)
+        page.get_by_label("New password", exact=True).fill(CHANGED)
+        page.get_by_label("New password confirmation").fill(CHANGED)
+        page.get_by_role("button", name="Change password").click()
+
+        page.goto(address + "models")
+        expect(page.locator(".state.ready")).to_be_visible(timeout=180_000)
+        page.goto(address + "data")
+        page.get_by_role("button", name="Use smart home").click()
+        page.get_by_role("link", name="New run with this").click()
+        for field, value in {"max_steps": 60, "tokens_per_batch": 512, "max_length": 256}.items():
+            page.locator(f"[name={field}]").fill(str(value))
+        shot(page, "new-run")
+        page.get_by_role("button", name="Start run").click()
+
+        live = page.locator("[data-live=label]")
+        expect(live).to_have_text("Running", timeout=60_000)
+        expect(page.locator("[data-live=step]")).to_have_text(re.compile(r"^(4\d|5\d) / 60$"), timeout=400_000)
+        shot(page, "run-live")
+        expect(live).to_have_text("Finished", timeout=400_000)
+        page.wait_for_timeout(1000)
+        shot(page, "run-finished")
+
+        page.get_by_role("link", name="Try it").click()
+        page.get_by_label("Message").fill("turn on the kitchen lamp")
+        page.get_by_role("button", name="Ask both").click()
+        for who in ("base", "adapter"):
+            expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=180_000)
+        shot(page, "try-it")
+        said = {who: page.locator(f"[data-who={who}] .turn.assistant").inner_text() for who in ("base", "adapter")}
+    answers = {who: text.removeprefix("assistant").strip() for who, text in said.items()}
+    assert "intent" in json.loads(answers["adapter"])
+    with pytest.raises(ValueError):
+        json.loads(answers["base"])
