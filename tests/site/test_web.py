@@ -1,0 +1,83 @@
+"""The web server itself, over raw sockets: what is cut off before Django sees it, and what clients cannot make it believe."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.stage import ROOT, free_port
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    home = tmp_path_factory.mktemp("web")
+    number = free_port()
+    env = {**os.environ, "SNAPML_HOME": str(home), "DJANGO_SETTINGS_MODULE": "snapml_site.settings", "TMPDIR": str(home)}
+    command = [sys.executable, "-m", "snapml_site.web", "-v", "0", "-p", str(number), "snapml_site.asgi:application"]
+    server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", number), 1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield number
+    server.kill()
+    server.wait()
+
+
+def ask(port, head, body=b""):
+    """The first bytes of the answer, and how many bytes of the body the server took."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\n")
+        sent = 0
+        try:
+            for at in range(0, len(body), 65536):
+                connection.sendall(body[at : at + 65536])
+                sent = at + 65536
+        except OSError:
+            pass  # it hung up
+        try:
+            return connection.recv(4096), sent
+        except ConnectionResetError:
+            return b"", sent
+
+
+def test_it_works(port):
+    assert ask(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_that_says_it_is_too_long_is_refused_at_once(port):
+    answer, _ = ask(port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999")
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_without_a_length_is_cut_off_while_it_arrives(port):
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    answer, sent = ask(port, b"POST /health HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked", chunk * 400)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
+    assert sent < 20 * MIB
+
+
+def test_only_the_upload_page_takes_more_than_a_form(port):
+    head = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Length: %d"
+    small, _ = ask(port, head % (b"/sign-in", 2 * MIB))
+    large, _ = ask(port, head % (b"/data/new", 2 * MIB), b"x" * 2 * MIB)
+    assert small.startswith(b"HTTP/1.1 413")
+    assert large.startswith((b"HTTP/1.1 302", b"HTTP/1.1 403"))
+
+
+@pytest.mark.parametrize("header", [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"])
+def test_no_header_moves_the_sites_addresses(port, header):
+    answer, _ = ask(port, b"GET / HTTP/1.1\nHost: localhost\n" + header)
+    assert b"Location: /sign-in?next=/" in answer
+    assert b"evil" not in answer
+
+
+def test_another_host_name_is_refused(port):
+    assert ask(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(b"HTTP/1.1 400")
