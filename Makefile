@@ -34,7 +34,7 @@ chaos: $(VENV)/.installed-dev ## Kill engine, worker and web 200 times; the loss
 	@$(BIN)/python -m pytest -m chaos -s
 
 bench: $(VENV)/.installed-dev ## Print the figures of every benchmark
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script --json; done
 
 # torch is pinned without its build tag ("+cpu"), so that one lock file serves CPU and CUDA machines.
 lock: $(VENV)/.installed-dev ## Make the lock files anew from pyproject.toml

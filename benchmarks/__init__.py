@@ -1,1 +1,21 @@
-"""Measurements that print their figures; with --json as one JSON object on the last line."""
+"""Measurements. Each script prints its figures for people, and with --json as one JSON object on the last line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def report(figures: dict[str, Any]) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:>24}  {value:,.2f}" if isinstance(value, float) else f"{name:>24}  {value}")
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value below which `share` of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.report import quantile, report
+from benchmarks import quantile, report
 from tests.browser.chromium import browser
 from tests.stage import Stage
 

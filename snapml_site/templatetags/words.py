@@ -8,6 +8,7 @@ from typing import Any
 from django import template
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timesince import timesince
 
 register = template.Library()
 
@@ -71,9 +72,10 @@ def sparkline(points: list[float]) -> str | SafeString:
 
 
 @register.filter
-def upto_comma(words: str) -> str:
-    """`1 hour, 3 minutes` as `1 hour`."""
-    return words.split(",", maxsplit=1)[0]
+def ago(moment: datetime) -> str:
+    """`3 minutes ago`, with one unit."""
+    words = timesince(moment).split(",", maxsplit=1)[0]
+    return "just now" if words.startswith("0") else f"{words} ago"
 
 
 @register.filter

@@ -10,7 +10,7 @@ const ROWS = {
   y5: { title: "Tokens/s", domain: [0, 0.08] },
 };
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
-const SYMBOLS = { load: "diamond", eval: "circle", save: "square" };
+const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "square" };
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -39,7 +39,7 @@ export function figure({ curves, marks, axis, smoothing, began }) {
   const traces = [
     { ...line("loss", "y", "chart-1", { title: "loss", width: 1 }), opacity: 0.3 },
     { ...line("loss", "y", "chart-1", { title: "smoothed", width: 2 }), x: scaled(curves.axes[axis]), y: smoothed(curves.series.loss.mean, smoothing) },
-    { x: evals.map(place), y: evals.map((mark) => Number(mark.heldout_loss)), yaxis: "y", name: "held-out", type: "scatter", mode: "lines+markers", line: { width: 1.6, color: colour("chart-2") }, marker: { size: 6 }, hovertemplate: "%{y:.4~g}", showlegend: false },
+    { x: evals.map(place), y: evals.map((mark) => Number(mark.heldout_loss)), yaxis: "y", name: "held-out", type: "scatter", mode: "lines+markers", line: { width: 1.6, color: colour("chart-2") }, marker: { size: 6 }, text: evals.map((mark) => Number(mark.perplexity).toPrecision(3)), hovertemplate: "%{y:.4~g} (perplexity %{text})", showlegend: false },
     { ...line("memory_peak_bytes", "y2", "chart-5", { title: "peak", unit: "B" }), hovertemplate: "%{y:.3s}B" },
     { ...line("memory_bytes", "y2", "chart-3", { title: "now", unit: "B" }), hovertemplate: "%{y:.3s}B" },
     { x: moments.map(place), y: moments.map((mark) => mark.memory_peak_bytes), yaxis: "y2", name: "", type: "scatter", mode: "markers", marker: { size: 7, color: colour("chart-4"), symbol: moments.map((mark) => SYMBOLS[mark.moment] ?? "circle") }, text: moments.map((mark) => `${mark.moment}: ${size(mark.memory_peak_bytes)}`), hovertemplate: "%{text}", showlegend: false },
@@ -50,7 +50,7 @@ export function figure({ curves, marks, axis, smoothing, began }) {
   return { traces, layout: layout(axis, lines(marks, place)) };
 }
 
-// A dotted line through all rows where the run was resumed; a solid one at its first step's place.
+// A dotted line through all rows where the run was resumed.
 function lines(marks, place) {
   return marks
     .filter((mark) => mark.kind === "resume")
@@ -62,7 +62,7 @@ function layout(axis, shapes) {
   const yaxis = ([key, row]) => [key.replace("y", "yaxis"), { domain: row.domain, gridcolor: colour("grid"), zeroline: false, tickformat: key === "y2" ? ".2s" : undefined, rangemode: key === "y2" ? "tozero" : "normal", nticks: key === "y" ? 8 : 3, fixedrange: true, automargin: false }];
   const titles = Object.values(ROWS).map((row) => ({ text: row.title, x: 0, xref: "paper", xanchor: "left", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12, color: text } }));
   const legend = `<span style="color:${colour("chart-1")}">train</span>  <span style="color:${colour("chart-2")}">held-out</span>`;
-  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>  <span style="color:${colour("chart-4")}">◆ load ● eval ■ save</span>`;
+  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>`;
   const keys = [[legend, ROWS.y], [memory, ROWS.y2]].map(([words, row]) => ({ text: words, x: 1, xref: "paper", xanchor: "right", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12 } }));
   return {
     ...Object.fromEntries(Object.entries(ROWS).map(yaxis)),

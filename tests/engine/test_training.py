@@ -50,6 +50,9 @@ def test_the_journal_tells_everything_in_order(finished):
     assert [event["step"] for event in events if event["kind"] == "eval"] == [0, 4, 8, 12]
     assert [event["step"] for event in events if event["kind"] == "sample"] == [0, 4, 8, 12]
     assert events[-1]["kind"] == "end"
+    moments = [event["moment"] for event in events if event["kind"] == "memory"]
+    assert moments[:3] == ["load", "eval", "first step"]
+    assert {"eval", "save"} <= set(moments[3:])
     step = next(event for event in events if event["kind"] == "step")
     assert step["memory_peak_bytes"] >= step["memory_bytes"] > 0
     assert step["tokens"] >= step["trained_tokens"] > 0

@@ -45,7 +45,11 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
                 yield from save(session)
             return order
 
-        yield take_step(session)
+        kind, told = take_step(session)
+        yield kind, told
+        if session.step == 1:
+            memory = {name: value for name, value in told.items() if name.startswith("memory") or name == "devices"}
+            yield "memory", {"moment": "first step", "step": 1, **memory}
         last = session.step == plan.total_steps
 
         if last or session.step % config.eval_interval == 0:

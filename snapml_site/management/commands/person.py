@@ -1,0 +1,34 @@
+"""`manage.py person NAME`: a new user with a one-time password, printed once; `--team` puts them, or an old user, into a team."""
+
+import secrets
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from training.people.models import Team, User
+
+
+class Command(BaseCommand):
+    help = "Add a person, or put one into a team."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name")
+        parser.add_argument("--team", default="", help="made if there is none of that name")
+        parser.add_argument("--admin", action="store_true", help="may add models and see everything")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        name, team = options["name"], options["team"]
+        user = User.objects.filter(username=name).first()
+        if user is not None and not team:
+            raise CommandError(f"{name} is there already; --team TEAM puts them into a team.")
+        if user is None:
+            password = secrets.token_urlsafe(9)
+            user = User(username=name, must_change_password=True, is_superuser=options["admin"], is_staff=options["admin"])
+            user.full_clean(exclude=["password"])
+            user.set_password(password)
+            user.save()
+            self.stdout.write(f"{name} signs in with the one-time password {password}")
+        if team:
+            Team.objects.get_or_create(name=team)[0].members.add(user)
+            self.stdout.write(f"{name} is in team {team}.")

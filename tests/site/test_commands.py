@@ -1,0 +1,45 @@
+import socket
+import subprocess
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from snapml_site.management.commands import up
+from tests.stage import ROOT
+from training.people.models import User
+
+
+def test_make_alone_lists_the_targets():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("run", "test", "lint", "demo", "chaos", "bench", "lock"):
+        assert f"make {target} " in listed
+
+
+def test_a_taken_port_is_told_with_the_next_one():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CommandError, match=f"Port {port} on 127.0.0.1 cannot be used.*PORT={port + 1}"):
+            up.refuse_taken_port("127.0.0.1", port)
+
+
+def test_a_second_one_on_the_same_home_is_refused():
+    first = up.only_one()
+    with pytest.raises(CommandError, match="runs already on"):
+        up.only_one()
+    first.close()
+    up.only_one().close()
+
+
+@pytest.mark.django_db
+def test_an_admin_adds_a_person_with_a_one_time_password_and_a_team(client, capsys):
+    call_command("person", "dora", team="Voice")
+    password = capsys.readouterr().out.splitlines()[0].rsplit(" ", 1)[1]
+    dora = User.objects.get(username="dora")
+    assert [team.name for team in dora.teams.all()] == ["Voice"]
+    assert not dora.is_superuser
+    answer = client.post("/sign-in", {"username": "dora", "password": password}, follow=True)
+    assert answer.request["PATH_INFO"] == "/account/password"
+    with pytest.raises(CommandError, match="is there already"):
+        call_command("person", "dora")
