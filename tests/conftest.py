@@ -1,14 +1,5 @@
 """The cast and the stage: alice owns, bob shares her team, mallory must not see; a tiny real model, and data to train on."""
 
-import os
-import tempfile
-
-# Before Django reads its settings: the tests' own home, and no import of the big model.
-os.environ["SNAPML_HOME"] = tempfile.mkdtemp(prefix="snapml-test-")
-os.environ["SNAPML_BUILTIN_MODEL"] = "0"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 import shutil
 from pathlib import Path
 
@@ -21,10 +12,6 @@ from tests import tiny
 def quick_passwords(settings):
     """A test must not pay for a million rounds of PBKDF2."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-
-
-def pytest_sessionfinish():
-    shutil.rmtree(os.environ["SNAPML_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,6 @@ def test_a_wrong_value_is_refused_with_its_field(name, value, words):
 def test_a_contradiction_is_refused_with_both_values():
     with pytest.raises(ConfigError, match=r"tokens_per_batch is 100.*max_length = 512"):
         RunConfig(tokens_per_batch=100)
-    with pytest.raises(ConfigError, match=r"save_interval is 30 and eval_interval is 20"):
-        RunConfig(save_interval=30)
 
 
 def test_the_learning_rate_warms_up_then_falls_to_almost_zero():

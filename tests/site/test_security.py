@@ -113,3 +113,7 @@ def test_no_page_asks_the_database_once_a_row(as_alice, run, django_assert_max_n
     for path in ("/", "/data", "/adapters", "/models", "/runs/new"):
         with django_assert_max_num_queries(14):
             assert as_alice.get(path).status_code == 200
+
+
+def test_the_tests_never_touch_a_real_instance():
+    assert Path(django_settings.HOME).name.startswith("snapml-test-")

@@ -1,0 +1,13 @@
+"""A home of the tests' own, set before Django reads its settings (pyproject.toml loads this as pytest's first plugin)."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+HOME = tempfile.mkdtemp(prefix="snapml-test-")
+os.environ["SNAPML_HOME"] = HOME
+os.environ["SNAPML_BUILTIN_MODEL"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
