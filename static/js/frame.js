@@ -29,7 +29,7 @@ function showTab(tab) {
 const places = { r: script.dataset.runs, d: script.dataset.data, a: script.dataset.adapters, m: script.dataset.models };
 let afterG = false;
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog[open]")) return;
   const go = afterG && places[event.key];
   afterG = event.key === "g";
   if (go) location.href = go;
