@@ -39,12 +39,6 @@ class TooLarge(UserError):
     status = 413
 
 
-class Unavailable(UserError):
-    """A part of SnapML that is needed for this is down or busy."""
-
-    status = 503
-
-
 def one_line(text: str) -> str:
     """A name as it may be stored and shown: control characters (NUL, line breaks, escapes) become blanks."""
     return "".join(c if c.isprintable() else " " for c in text).strip()

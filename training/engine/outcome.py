@@ -41,8 +41,6 @@ EXIT_CODES: dict[Outcome, int] = {
     Outcome.MEMORY: 91,
     Outcome.DISK: 92,
 }
-# After these the run is to be started again from its last checkpoint.
-RETRIED = frozenset({Outcome.LEFT, Outcome.BUSY, Outcome.CRASHED})
 
 
 @dataclass(frozen=True, kw_only=True)
