@@ -1,15 +1,15 @@
 """Adapters in the API: list, read, download."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 
 from django.http import HttpResponseBase
 from ninja import Router, Schema
+from ninja.pagination import paginate
 
 from adapters import views
 from adapters.models import AdapterVersion
+from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
@@ -44,7 +44,14 @@ class AdapterOut(Schema):
         return row.run_id
 
 
+class HeldoutOut(Schema):
+    messages: list[dict[str, str]]
+    expected: str
+    split: str
+
+
 @router.get("", response=list[AdapterOut])
+@paginate(Paged)
 def list_adapters(request: SignedIn) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
 
@@ -52,6 +59,12 @@ def list_adapters(request: SignedIn) -> Any:
 @router.get("/{int:adapter_id}", response=AdapterOut)
 def read_adapter(request: SignedIn, adapter_id: int) -> AdapterVersion:
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
+
+
+@router.get("/{int:adapter_id}/heldout", response=HeldoutOut)
+def read_heldout(request: SignedIn, adapter_id: int) -> Any:
+    """A prompt that this adapter was not trained on, and what is expected of it."""
+    return views.heldout_row(request, adapter_id)
 
 
 @router.get("/{int:adapter_id}/download")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -47,13 +48,17 @@ async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def heldout(request: SignedIn, adapter_id: int) -> HttpResponse:
+    return JsonResponse(heldout_row(request, adapter_id))
+
+
+def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "run__data")
     data = visible_data(request.user, version.run.data_id) if version.run else None
     row = random_row(data) if data else None
     if row is None:
         raise NotFound("The data of this adapter's run is gone, or not shared with you.")
-    return JsonResponse(row)
+    return row
 
 
 @require_POST

@@ -22,12 +22,12 @@ import torch
 from torch.nn import functional
 
 from benchmarks import report
-from training.engine.batches import epoch_batches
+from training.engine.batches import Batch, epoch_batches
 from training.engine.config import RunConfig
-from training.engine.conversations import IGNORED, encode, read_rows
+from training.engine.conversations import IGNORED, encode, load_tokenizer, read_rows
 from training.engine.evaluate import collate
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, load_base, load_tokenizer, pick_device, pick_dtype
+from training.engine.model import TrainedPositions, load_base, pick_device, pick_dtype
 
 BUDGET, REPEATS = 1024, 6
 EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_home.jsonl"
@@ -37,19 +37,19 @@ def main() -> None:
     folder = built_in()
     device = pick_device()
     tokenizer = load_tokenizer(folder)
-    rows = [encode(tokenizer, row["messages"], max_length=512) for row in read_rows(EXAMPLE) if row["split"] == "train"]
+    rows = [encode(tokenizer, row, max_length=512) for row in read_rows(EXAMPLE) if row["split"] == "train"]
     config = RunConfig(model=str(folder))
     model = TABLE["lora"].wrap(load_base(folder, pick_dtype("auto", device), device), config).train()
     head = TrainedPositions(model)
-    sorted_batches = epoch_batches([len(row) for row in rows], budget=BUDGET, seed="0:0")
+    sorted_batches = epoch_batches([len(row) for row in rows], RunConfig(tokens_per_batch=BUDGET, max_length=BUDGET), 0)
     size = round(statistics.mean(len(batch) for batch in sorted_batches))
     order = random.Random(0).sample(range(len(rows)), len(rows))
-    random_batches = [order[at : at + size] for at in range(0, len(order), size)]
+    random_batches: list[Batch] = [[(row,) for row in order[at : at + size]] for at in range(0, len(order), size)]
 
-    def full(batch: list[int]) -> float:
-        ids, labels = collate([rows[i] for i in batch], tokenizer.pad_token_id, device)
+    def full(batch: Batch) -> float:
+        ids, labels, _ = collate(batch, rows, tokenizer.pad_token_id, device)
         mask = torch.zeros_like(ids)
-        for place, i in enumerate(batch):
+        for place, (i,) in enumerate(batch):
             mask[place, : len(rows[i])] = 1
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         loss = functional.cross_entropy(
@@ -58,9 +58,8 @@ def main() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    def ours(batch: list[int]) -> float:
-        ids, labels = collate([rows[i] for i in batch], tokenizer.pad_token_id, device)
-        loss = head.loss_sum(model, ids, labels)
+    def ours(batch: Batch) -> float:
+        loss = head.loss_sum(model, *collate(batch, rows, tokenizer.pad_token_id, device))
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -71,7 +70,7 @@ def main() -> None:
             began = time.monotonic()
             step(batch)
             if turn:  # the first warms up
-                rates[name].append(sum(len(rows[i]) for i in batch) / (time.monotonic() - began))
+                rates[name].append(sum(len(rows[i]) for (i,) in batch) / (time.monotonic() - began))
     same = abs(full(sorted_batches[0]) - ours(sorted_batches[0])) / full(sorted_batches[0])
     report(
         {
@@ -85,9 +84,9 @@ def main() -> None:
     )
 
 
-def padding(batches: list[list[int]], rows: list[Any]) -> float:
+def padding(batches: list[Batch], rows: list[Any]) -> float:
     """Share of a batch's places that hold no token."""
-    places = sum(len(batch) * max(len(rows[i]) for i in batch) for batch in batches)
+    places = sum(len(batch) * max(len(rows[i]) for (i,) in batch) for batch in batches)
     return 1 - sum(len(row) for row in rows) / places
 
 

@@ -13,9 +13,10 @@ from ninja.security import HttpBearer, SessionAuth
 from adapters.api import router as adapters
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
-from training.errors import UserError
-from training.people.models import User
-from training.people.tokens import user_of_token
+from training.errors import NotAllowed, UserError
+from training.people.api import router as people
+from training.people.models import Scope, User
+from training.people.tokens import find_token
 from training.runs.api import router as runs
 
 log = logging.getLogger("snapml.api")
@@ -23,10 +24,13 @@ log = logging.getLogger("snapml.api")
 
 class TokenAuth(HttpBearer):
     def authenticate(self, request: HttpRequest, token: str) -> User | None:
-        user = user_of_token(token)
-        if user is not None:
-            request.user = user
-        return user
+        found = find_token(token)
+        if found is None:
+            return None
+        if found.scope == Scope.READ and request.method not in ("GET", "HEAD"):
+            raise NotAllowed("This token may only read; make one that may write on the account page.")
+        request.user = found.user
+        return found.user
 
 
 class PageAuth(SessionAuth):
@@ -45,6 +49,7 @@ api = NinjaAPI(
     docs_url=None,
     description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token USER` prints one.",
 )
+api.add_router("/people", people)
 api.add_router("/models", models)
 api.add_router("/datasets", datasets)
 api.add_router("/runs", runs)

@@ -7,8 +7,11 @@ from typing import Any
 import psutil
 from django.http import HttpRequest
 
+from adapters.models import AdapterVersion
+from training.datasets.models import Dataset
 from training.people.models import User
 from training.runs.models import Run
+from training.runs.notices import ended_lately
 from training.runs.states import ACTIVE
 
 RAIL = (
@@ -28,7 +31,20 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         "rail": RAIL,
         "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "",
         **strip(user),
+        **guide(user),
     }
+
+
+def guide(user: User) -> dict[str, Any]:
+    """The first run in three steps, with what is done already; nothing once it is dismissed or all is done."""
+    if user.guide_dismissed:
+        return {}
+    steps = [
+        ("Choose data", "datasets", Dataset.objects.visible_to(user).exists()),
+        ("Start a run", "run-new", Run.objects.filter(owner=user).exists()),
+        ("Try the adapter", "adapters", AdapterVersion.objects.visible_to(user).exists()),
+    ]
+    return {} if all(done for _, _, done in steps) else {"guide": steps}
 
 
 def strip(user: User) -> dict[str, Any]:
@@ -42,5 +58,6 @@ def strip(user: User) -> dict[str, Any]:
             "total_bytes": memory.total,
             "share": round(100 * (1 - memory.available / memory.total)),
             "holder": holder,
-        }
+        },
+        "ended": ended_lately(user),
     }

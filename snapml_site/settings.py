@@ -6,7 +6,9 @@
 | SNAPML_HOSTS | host names that the site answers to, with commas | localhost, 127.0.0.1, [::1] |
 | SNAPML_HTTPS | 1: the site is reached by HTTPS only (secure cookies, HSTS) | 0 |
 | SNAPML_SLOTS | runs that train at the same time on this host | 1 |
+| SNAPML_DATA_MAX_GIB | largest upload of data, in GiB | 2 |
 | SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
+| SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach | none |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
 | INFERENCE_URL, INFERENCE_TOKEN | the inference program; `manage.py up` sets them | none |
 """
@@ -56,6 +58,7 @@ ALLOWED_HOSTS = [h for h in os.environ.get("SNAPML_HOSTS", "").split(",") if h] 
 
 INSTALLED_APPS = [
     "daphne",
+    "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -194,11 +197,16 @@ STATICFILES_DIRS = [BASE_DIR / "static", ("plotly", Path(plotly.__file__).parent
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_MAX_AGE = 0  # revalidated by Last-Modified: a new version is seen at once, an old one costs an empty answer
 
-DATASET_MAX_BYTES = 64 * 2**20
+DATASET_MAX_BYTES = int(float(os.environ.get("SNAPML_DATA_MAX_GIB", "2")) * 2**30)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
+FILE_UPLOAD_TEMP_DIR = str(HOME / "incoming")  # on the disk where uploads stay, so that taking one over is a rename
+Path(FILE_UPLOAD_TEMP_DIR).mkdir(exist_ok=True)
 FILE_UPLOAD_HANDLERS = ["training.datasets.uploads.LimitedUploadHandler"]
 MODEL_FOLDERS = [Path(p).resolve() for p in os.environ.get("SNAPML_MODEL_FOLDERS", "").split(":") if p]
 BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
+
+# Hosts that webhooks may reach although their addresses are private.
+WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
 
 SLOTS = int(os.environ.get("SNAPML_SLOTS", "1"))
 # Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash loop.

@@ -1,3 +1,4 @@
+from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import include, path
@@ -20,6 +21,7 @@ urlpatterns = [
     path("", include("training.people.urls")),
     path("", include("adapters.urls")),
     path("api/v1/", api.urls),
+    path("admin/", admin.site.urls),
     path("health", health, name="health"),
     path("strip", strip, name="strip"),
 ]

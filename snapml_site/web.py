@@ -14,7 +14,7 @@ django.setup()
 
 from django.conf import settings  # noqa: E402
 
-UPLOAD_PATHS = (b"/data/new",)
+UPLOAD_PATHS = (b"/data/new", b"/api/v1/datasets/uploads")
 FORM_BYTES = 2**20
 
 

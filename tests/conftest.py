@@ -1,4 +1,7 @@
-"""The cast and the stage: alice owns, bob shares her team, mallory must not see; a tiny real model, and data to train on."""
+"""The cast and the stage: alice owns, bob shares her team, vera views it, lea leads it, mallory must not see.
+
+And a tiny real model, and data to train on.
+"""
 
 import shutil
 from pathlib import Path
@@ -34,9 +37,13 @@ def tiny_run(tmp_path, tiny_model):
 def people(db):
     from training.people.models import Team, User
 
-    cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in ("alice", "bob", "mallory")}
+    names = ("alice", "bob", "vera", "lea", "mallory")
+    cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in names}
     cast["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
-    Team.objects.create(name="voice").members.set([cast["alice"], cast["bob"]])
+    voice = Team.objects.create(name="voice")
+    voice.members.set([cast["alice"], cast["bob"]])
+    voice.members.add(cast["vera"], through_defaults={"role": "viewer"})
+    voice.members.add(cast["lea"], through_defaults={"role": "lead"})
     Team.objects.create(name="others").members.set([cast["mallory"]])
     return cast
 
@@ -62,7 +69,7 @@ def base_model(db, tiny_model):
 
 @pytest.fixture
 def data(alice):
-    from training.datasets.intake import create_dataset
+    from training.datasets.work import create_dataset
 
     return create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="upload: lights.jsonl")
 

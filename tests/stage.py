@@ -22,7 +22,7 @@ from pathlib import Path
 from tests import tiny
 from training.catalog.card import read_card
 from training.catalog.models import BaseModel
-from training.datasets.intake import create_dataset
+from training.datasets.work import create_dataset
 from training.people.models import Team, User
 from training.people.tokens import create_token
 alice = User.objects.create_superuser("alice", password="tulip-river-42")

@@ -19,7 +19,7 @@ ORDER = [
     {"adapters"},
     {"snapml_site"},
 ]
-TORCH_FREE = {"config", "events", "outcome", "files", "reins", "checkpoint_files"}
+TORCH_FREE = {"config", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference")
 PURE = ("training/datasets/rows.py", "training/catalog/card.py", "training/runs/engine_process.py")
@@ -164,5 +164,8 @@ def test_broad_excepts_are_few_and_say_why():
     for path in sources():
         lines = path.read_text().splitlines()
         found += [(line, after) for line, after in pairwise(lines) if "except Exception" in line]
-    assert all("noqa: BLE001 " in line or "log.exception(" in after for line, after in found), found
+    assert all(
+        "noqa: BLE001 " in line or "log.exception(" in after or ("raise" in after and "from error" in after)
+        for line, after in found
+    ), found
     assert len(found) <= 10

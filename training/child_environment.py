@@ -1,9 +1,20 @@
-"""What a program that reads untrusted files gets to see of our environment: no SECRET_KEY, no database, no tokens."""
+"""Child programs that read untrusted files: what they get to see of our environment, and how they tell their progress.
 
+No SECRET_KEY, no database, no tokens. A child prints one JSON object a line; its last words are its result.
+"""
+
+from __future__ import annotations
+
+import json
 import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 PASSED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
+NETWORK = ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "HF_ENDPOINT")
 
 
 def child_environment(*more: str) -> dict[str, str]:
@@ -11,3 +22,23 @@ def child_environment(*more: str) -> dict[str, str]:
     return {
         name: value for name, value in os.environ.items() if name in (*PASSED_ON, *more) or name.startswith(PASSED_PREFIXES)
     } | {"PYTHONUNBUFFERED": "1"}
+
+
+def follow_child(command: Sequence[str], log: Path, *, cwd: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Run a program and yield what it says. A program that dies without an error's words yields one for it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    failed = False
+    with log.open("w") as stderr:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd, env=environment)
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                said = json.loads(line)
+                failed = failed or "error" in said
+                yield said
+        finally:
+            if child.poll() is None:
+                child.terminate()
+            code = child.wait()
+    if code and not failed:
+        yield {"error": f"The program ended with code {code}; its log is {log.parent.name}/{log.name} in SNAPML_HOME."}

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from adapters.inference.sampling import pick_token
-from training.engine.conversations import prompt_ids, use_template
-from training.engine.model import load_base, load_tokenizer, pick_device, pick_dtype
+from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.model import load_base, pick_device, pick_dtype
 
 MAX_QUESTIONS = 8  # under way and waiting; the next one is told to come back
 MAX_ADAPTERS = 4  # loaded beside the base; the least recently used one leaves
@@ -148,7 +148,7 @@ class Speaker:
         if question.adapter is not None and question.adapter not in self.loaded:
             question.said.put({"status": "loading the adapter"})
         self._use(question.adapter)
-        ids = prompt_ids(self.tokenizer, question.messages)
+        ids = prompt_ids(self.tokenizer, {"messages": question.messages})
         return Answer(
             question=question,
             pending=torch.tensor([ids], device=self.device),

@@ -26,6 +26,32 @@ def size(count: float | None) -> str:
 
 
 @register.filter
+def percent(share: float | None) -> str:
+    """0.0312 as `3.1 %`."""
+    return f"{100 * share:.1f} %" if isinstance(share, int | float) else ""
+
+
+COLUMN_TITLES = {"progress": "Progress", "heldout": "Best held-out", "memory": "Peak memory"}
+
+
+@register.filter
+def column_title(name: str) -> str:
+    return COLUMN_TITLES.get(name, name.capitalize())
+
+
+@register.filter
+def figure(value: Any, name: str) -> str:
+    """A figure of a comparison in its unit."""
+    if value is None:
+        return "\N{EN DASH}"
+    if name.endswith("_bytes"):
+        return size(value)
+    if name.endswith("_seconds"):
+        return duration(value)
+    return loss(value) if name.endswith("loss") else f"{value:,.0f}"
+
+
+@register.filter
 def short_count(count: float | None) -> str:
     """134515008 as `134.5M`."""
     if not isinstance(count, int | float):

@@ -12,7 +12,7 @@ const ROWS = {
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
 const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "square" };
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // Places on the chosen axis. Time is minutes since the run's first event.
 export function placer(curves, axis, began) {

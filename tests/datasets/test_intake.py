@@ -1,66 +1,218 @@
-import io
+"""From a file to an immutable version: checked, split, deduplicated, and nothing left behind when it fails."""
+
 import json
+from pathlib import Path
 
 import pytest
-from django.core.files.uploadedfile import SimpleUploadedFile
 
 from tests import tiny
+from training.datasets import intake, shelf
+from training.datasets.build import Choices
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.intake import BadData, bounded_lines, check_lines, create_dataset
-from training.datasets.models import Dataset, DatasetVersion
+from training.datasets.intake import BadData, receive
+from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.preview import first_rows, random_row
-from training.errors import UserError
+from training.datasets.work import create_dataset, work_on
+from training.errors import Conflict, NotAllowed, UserError
+
+pytestmark = pytest.mark.django_db
 
 
-def test_it_works(data):
-    assert data.rows == len(tiny.ROWS)
-    assert data.train_rows + data.heldout_rows == data.rows
-    assert data.heldout_rows == 1
-    assert len(data.file("train").read_text().splitlines()) == data.train_rows
+@pytest.fixture
+def take(alice, tmp_path):
+    """Receives files, given as content by name; `heldout` is a file of held-out rows."""
+
+    def make(name="lights.jsonl", content=None, heldout=None, **more):
+        files = [(tmp_path / "in", name, "")]
+        files[0][0].write_bytes(b"".join(tiny.lines(tiny.ROWS)) if content is None else content)
+        if heldout is not None:
+            files.append((tmp_path / "held", "held.jsonl", "heldout"))
+            files[1][0].write_bytes(heldout)
+        return receive(alice, files, name="", source=f"upload: {name}", **more)
+
+    return make
 
 
-def test_no_row_is_in_both_parts_and_the_split_is_the_same_every_time(alice, data):
-    again = create_dataset(alice, "Again", tiny.lines(tiny.ROWS), source="x")
-    assert again.digest == data.digest
-    train, heldout = (set(data.file(split).read_text().splitlines()) for split in ("train", "heldout"))
-    assert not train & heldout
+def check(upload):
+    intake.ask_for(upload, "check")
+    work_on(upload.pk)
+    upload.refresh_from_db()
+    return upload
 
 
-def test_every_faulty_line_is_named_with_its_number(alice):
-    lines = [*tiny.lines(tiny.ROWS[:3]), b"\n", b'{"messages": []}\n', b"nonsense\n"]
-    with pytest.raises(BadData) as caught:
-        create_dataset(alice, "Bad", lines, source="x")
-    assert caught.value.problems[0].startswith("line 5: `messages`")
-    assert caught.value.problems[1].startswith("line 6: not JSON")
+def save(upload, *, leave_out=False, **choices):
+    intake.ask_for_save(upload, Choices(**choices), leave_out=leave_out)
+    work_on(upload.pk)
+    upload.refresh_from_db()
+    assert upload.state == "done", upload.error
+    return upload.versions.latest("number")
+
+
+def lines_of(version, split):
+    return version.file(split).read_text().splitlines()
+
+
+def test_it_works(take):
+    upload = check(take())
+    assert (upload.state, upload.report["rows"], upload.report["problems"]["count"]) == ("checked", len(tiny.ROWS), 0)
+    version = save(upload)
+    assert version.dataset.name == "lights"
+    assert version.train_rows + version.heldout_rows == len(tiny.ROWS)
+    assert len(lines_of(version, "train")) == version.train_rows
+    assert json.loads(lines_of(version, "train")[0])["messages"][0] in [row["messages"][0] for row in tiny.ROWS]
+
+
+def test_the_same_content_is_the_same_version_and_the_split_is_drawn_by_its_seed(take):
+    first, again = save(check(take())), save(check(take()))
+    other = save(check(take()), seed=7)
+    assert first.digest == again.digest != other.digest
+
+
+def test_a_share_of_ones_own_is_held_out(take):
+    version = save(check(take()), heldout_share=0.25)
+    assert version.heldout_rows == 6
+    assert not set(lines_of(version, "train")) & set(lines_of(version, "heldout"))
+
+
+def test_a_file_of_ones_own_is_held_out_and_rows_that_stand_in_both_leave_training(take):
+    held = b"".join(tiny.lines(tiny.ROWS[:3]))
+    version = save(check(take(heldout=held)))
+    assert (version.train_rows, version.heldout_rows) == (len(tiny.ROWS) - 3, 3)
+    assert version.report["dropped"]["in_both"] == 3
+    assert not set(lines_of(version, "train")) & set(lines_of(version, "heldout"))
+
+
+def test_a_column_says_the_split(take):
+    rows = [{**row, "part": "test" if i < 2 else "valid" if i < 5 else "train"} for i, row in enumerate(tiny.ROWS)]
+    upload = take(content=b"".join(tiny.lines(rows)))
+    intake.set_mapping(upload, {**upload.mapped, "split": "part"}, {})
+    version = save(check(upload))
+    assert (version.test_rows, version.heldout_rows) == (2, 3)
+
+
+def test_repeated_rows_are_counted_stay_on_one_side_and_can_be_dropped(take):
+    content = b"".join(tiny.lines(tiny.ROWS * 3))
+    upload = check(take(content=content))
+    assert upload.report["same"] == 2 * len(tiny.ROWS)
+    kept = save(upload, heldout_share=0.2)
+    assert not set(lines_of(kept, "train")) & set(lines_of(kept, "heldout"))
+    upload.state = "checked"
+    upload.save()
+    assert save(upload, drop_same=True).rows == len(tiny.ROWS)
+
+
+def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(take):
+    words = (
+        "please would you be so kind as to turn the lamp in the long hall beside the old kitchen stairs on for me now and then"
+    )
+    rows = [
+        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight") for i in range(2)
+    ] + tiny.ROWS
+    upload = check(take(content=b"".join(tiny.lines(rows))))
+    assert upload.report["alike"] == 1
+    assert upload.report["alike_shown"] == [[1, 2]]
+    assert save(upload, drop_alike=True).rows == len(rows) - 1
+    rows[1] = {**tiny.row(rows[0]["messages"][0]["content"], "another answer"), "split": "valid"}
+    leaking = save(check(take(content=b"".join(tiny.lines(rows)))))
+    assert leaking.report["leaks"]["prompts"] == 1
+
+
+def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(take, alice):
+    bad = [b'{"messages": [{"role": "bot%d", "content": "a"}]}\n' % i for i in range(150)]
+    upload = check(take(content=b"".join([*tiny.lines(tiny.ROWS[:4]), b"\n", *bad, b"nonsense\n"])))
+    problems = upload.report["problems"]
+    assert problems["count"] == 151
+    assert len(problems["shown"]) == 100
+    assert problems["shown"][0] == "line 6, message 1: `role` is `bot0`; expected system, user, assistant or tool"
+    assert [group["count"] for group in problems["groups"]] == [150, 1]
+    with pytest.raises(BadData, match=r"151 of 155 rows cannot be used. Correct the file, or leave them out."):
+        intake.ask_for_save(upload, Choices(), leave_out=False)
     assert Dataset.objects.count() == 0
+    version = save(upload, leave_out=True)
+    assert (version.rows, version.left_out) == (4, 151)
 
 
-def test_the_first_hundred_are_shown_and_all_are_counted():
-    checked = check_lines([b"x\n"] * 250)
-    assert (len(checked.problems), checked.count) == (100, 250)
+def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(take):
+    content = b"id,Frage,Antwort\n" + b"".join(b"n%d,what is %d,%d it is\n" % (i, i, i) for i in range(9))
+    upload = take("fragen.csv", content)
+    assert upload.mapped["columns"] == {"prompt": "id", "completion": "Frage"}
+    first = save(check(upload))
+    intake.set_mapping(upload, {"form": "pairs", "columns": {"prompt": "Frage", "completion": "Antwort"}}, {})
+    second = save(check(upload))
+    assert (second.dataset, second.number, first.number) == (first.dataset, 2, 1)
+    assert first.digest != second.digest
+    assert first.file("train").exists()
 
 
-def test_bad_rows_can_be_left_out(alice):
-    version = create_dataset(alice, "Mixed", [*tiny.lines(tiny.ROWS[:5]), b"x\n"], source="x", leave_out=True)
-    assert (version.rows, version.left_out) == (5, 1)
+def test_too_few_rows_are_refused_when_they_are_saved(take):
+    upload = check(take(content=tiny.lines(tiny.ROWS)[0]))
+    intake.ask_for_save(upload, Choices(), leave_out=False)
+    work_on(upload.pk)
+    upload.refresh_from_db()
+    assert upload.state == "failed"
+    assert "at least 2 different ones are needed" in upload.error
 
 
-def test_too_few_rows_are_refused(alice):
-    with pytest.raises(UserError, match="at least 2 are needed"):
-        create_dataset(alice, "One", tiny.lines(tiny.ROWS[:1]), source="x")
+def test_a_file_that_breaks_off_fails_with_its_sentence(take):
+    import gzip
+
+    upload = check(take("x.jsonl.gz", gzip.compress(b"".join(tiny.lines(tiny.ROWS)))[:-9]))
+    assert (upload.state, "cut off or damaged" in upload.error) == ("failed", True)
 
 
-def test_an_endless_line_takes_bounded_memory():
-    class Endless(io.RawIOBase):
-        left = 40
+def test_a_job_is_done_once(take):
+    upload = take()
+    intake.ask_for(upload, "check")
+    with pytest.raises(Conflict):
+        intake.ask_for(upload, "check")
+    work_on(upload.pk)
+    work_on(upload.pk)
+    with pytest.raises(Conflict, match="Check the file first"):
+        intake.ask_for_save(take(), Choices(), leave_out=False)
 
-        def readline(self, size):
-            self.left -= 1
-            return b"x" * size if self.left > 0 else b"\n" if self.left == 0 else b""
 
-    lines = list(bounded_lines(Endless()))
-    assert len(lines) == 1
-    assert "4 MiB" in check_lines(lines).problems[0]
+@pytest.mark.parametrize(("choices", "field"), [({"heldout_share": 1.5}, "heldout_share"), ({"seed": -1}, "seed")])
+def test_choices_that_cannot_be_are_refused(choices, field):
+    with pytest.raises(UserError) as caught:
+        Choices(**choices)
+    assert caught.value.field == field
+
+
+def test_insights_tell_languages_labels_secrets_and_private_addresses(take):
+    rows = [
+        tiny.row(f"Is this sentence number {i} a friendly one or is it not, please?", "yes" if i % 3 else "no") for i in range(40)
+    ]
+    rows[5] = tiny.row("my key is AKIAIOSFODNN7EXAMPLQ, keep it safe", "yes")
+    rows[6] = tiny.row("write to jane.roe@thefirm.io or to support@thefirm.io about it", "no")
+    found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]
+    assert found["languages"][0]["name"] == "en"
+    assert [label["words"] for label in found["labels"]] == ["yes", "no"]
+    assert found["secrets"] == {"count": 1, "shown": [{"place": 6, "words": "AWS Access Key"}]}
+    assert found["addresses"]["shown"] == [{"place": 7, "words": "ja…@thefirm.io"}]
+    assert "AKIA" not in json.dumps(found)
+
+
+def test_deleting_asks_for_the_name_and_frees_the_disk(take, alice, people):
+    version = save(check(take()))
+    folders = [version.file("train").parent, version.upload.folder]
+    with pytest.raises(UserError, match="Type the name, lights"):
+        shelf.delete(alice, version.dataset, "light")
+    with pytest.raises(NotAllowed):
+        shelf.delete(people["bob"], version.dataset, "lights")
+    assert shelf.delete(alice, version.dataset, "lights") > 0
+    assert not any(folder.exists() for folder in folders)
+    assert not Upload.objects.exists()
+
+
+def test_files_that_another_set_shares_stay(take, alice):
+    first, second = save(check(take())), save(check(take()))
+    shelf.delete(alice, first.dataset, "lights")
+    assert second.file("train").exists()
+
+
+def test_data_that_a_run_was_trained_on_cannot_be_deleted(run, alice):
+    with pytest.raises(Conflict, match="trained on by 1 run"):
+        shelf.delete(alice, run.data.dataset, "Lights")
 
 
 @pytest.mark.parametrize(("key", "train", "heldout", "test"), [("smart_home", 2322, 148, 488), ("shell_commands", 924, 80, 200)])
@@ -72,59 +224,37 @@ def test_examples_come_with_one_click_and_only_once(alice, key, train, heldout, 
     assert version.dataset.licence
 
 
+def test_faulty_lines_of_trusted_data_are_refused(alice):
+    with pytest.raises(BadData):
+        create_dataset(alice, "Bad", [*tiny.lines(tiny.ROWS[:3]), b"nonsense\n"], source="x")
+    assert DatasetVersion.objects.count() == 0
+
+
 def test_a_random_row_was_not_trained_on(data):
     row = random_row(data)
-    trained = [messages[0]["content"] for messages in first_rows(data, "train", 0, 100)]
+    trained = [turns[0]["content"] for turns in first_rows(data, "train", 0, 100)]
     assert row["messages"][-1]["content"] not in trained
     assert row["expected"]
 
 
-def post(client, content, **fields):
-    upload = SimpleUploadedFile("lights.jsonl", content)
-    return client.post("/data/new", {"file": upload, **fields})
+def test_plain_text_is_a_version_too(take):
+    version = save(check(take("story.txt", b"\n\n".join(b"Once there was a lamp number %d." % i for i in range(8)))))
+    assert json.loads(lines_of(version, "train")[0])["text"].startswith("Once there")
+    assert random_row(version)["expected"]
 
 
-def test_an_upload_is_checked_and_stored(as_alice):
-    answer = post(as_alice, b"".join(tiny.lines(tiny.ROWS)))
-    version = DatasetVersion.objects.get()
-    assert answer["Location"] == f"/data/{version.dataset_id}"
-    assert version.dataset.name == "lights"
-    page = as_alice.get(answer["Location"]).content.decode()
-    assert "kitchen" in page
+def test_the_child_reads_with_no_secret_in_its_environment(take, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgres://secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    seen = {}
+    monkeypatch.setattr(
+        "training.datasets.work.follow_child", lambda *a, environment, **k: seen.update(environment) or iter([{"error": "x"}])
+    )
+    check(take())
+    assert not {"DATABASE_URL", "HF_TOKEN", "SECRET_KEY"} & set(seen)
 
 
-def test_a_faulty_upload_says_which_lines_and_keeps_the_name(as_alice):
-    answer = post(as_alice, b'{"prompt": 1, "completion": "x"}\n', name="My lamps")
-    page = answer.content.decode()
-    assert answer.status_code == 400
-    assert "line 1: `prompt` must be text" in page
-    assert "My lamps" in page
-
-
-def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settings, tmp_path):
-    settings.DATASET_MAX_BYTES = 100_000
-    settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
-    answer = post(as_alice, b"x" * 400_000)
-    assert answer.status_code == 413
-    assert "nothing of it was kept" in answer.content.decode()
-    assert list(tmp_path.iterdir()) == []
-    assert Dataset.objects.count() == 0
-
-
-def test_markup_in_rows_and_names_is_shown_as_text(as_alice):
-    rows = [tiny.row(f"<script>alert({i})</script>", "<b>x</b>") for i in range(3)]
-    answer = post(as_alice, b"".join(tiny.lines(rows)), name="<img src=x>")
-    page = as_alice.get(answer["Location"]).content.decode()
-    assert "<script>alert" not in page
-    assert "<img src=x>" not in page
-    assert "&lt;script&gt;" in page
-
-
-def test_a_byte_order_mark_is_no_fault(as_alice):
-    answer = post(as_alice, b"\xef\xbb\xbf" + b"".join(tiny.lines(tiny.ROWS[:3])))
-    assert answer.status_code == 302
-
-
-def test_json_of_rows_is_what_was_uploaded(data):
-    first = json.loads(data.file("train").read_text().splitlines()[0])
-    assert first["messages"][0] in [row["messages"][0] for row in tiny.ROWS]
+def test_the_folder_of_an_upload_is_named_by_its_number_alone(take, settings):
+    upload = take("../../etc/passwd.jsonl")
+    assert upload.folder == Path(settings.HOME) / "uploads" / str(upload.pk)
+    assert sorted(path.name for path in upload.folder.iterdir()) == ["0"]

@@ -1,74 +1,124 @@
+"""Every form of row is read, and a faulty one is told with its field and its reason."""
+
 import json
 
 import pytest
 
-from training.datasets.rows import MAX_LINE_BYTES, BadRow, parse_line
-
-
-def line(value):
-    return json.dumps(value).encode()
-
-
-def test_messages_and_pairs_are_read():
-    assert parse_line(line({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})).messages[
-        1
-    ] == {
-        "role": "assistant",
-        "content": "b",
-    }
-    pair = parse_line(line({"prompt": "a", "completion": "b"}))
-    assert [message["role"] for message in pair.messages] == ["user", "assistant"]
-
-
-def test_a_named_split_is_kept():
-    assert parse_line(line({"prompt": "a", "completion": "b", "split": "valid"})).split == "heldout"
-
+from training.datasets.forms import Mapped, guess, to_row
+from training.datasets.rows import BadRow
 
 ANSWER = {"role": "assistant", "content": "b"}
+MESSAGES = Mapped("messages", {"messages": "messages", "tools": "tools"}, "split")
+PAIRS = Mapped("pairs", {"prompt": "prompt", "completion": "completion"}, "split")
+SHAREGPT = Mapped("sharegpt", {"conversations": "conversations"})
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "lamp", "arguments": '{"on": true}'}}]}
+
+
+def roles(record, mapped):
+    return [message["role"] for message in to_row(record, mapped).messages]
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("record", "form", "seen"),
     [
-        (b"{nope}", "not JSON: Expecting property name enclosed in double quotes at character 2"),
-        (b"[1]", "expected a JSON object"),
-        (b'"\xff"', "byte 2 is not UTF-8"),
-        (b"[" * 200_000, "nested too deeply"),
-        (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "the key `prompt` stands there twice"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
-        (line({"text": "a"}), "expected `messages`, or `prompt` and `completion`; found 'text'"),
-        (line({}), "found no keys"),
-        (line({"messages": []}), "at least one message"),
-        (line({"messages": "hi"}), "`messages` must be a list"),
-        (line({"messages": [3]}), "message 1 must be an object"),
         (
-            line({"messages": [{"role": "bot", "content": "a"}]}),
-            '`role` is "bot"; expected system, user or assistant',
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, ANSWER]},
+            "messages",
+            "system user assistant",
         ),
-        (line({"messages": [{"content": "a"}]}), "`role` is missing"),
-        (
-            line({"messages": [{"role": "user", "content": None}, ANSWER]}),
-            "message 1: `content` is missing; expected text",
-        ),
-        (line({"messages": [{"role": "user", "content": "a"}]}), "no assistant message"),
-        (
-            line({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}),
-            "assistant is empty",
-        ),
-        (
-            line({"messages": [ANSWER, {"role": "system", "content": "a"}]}),
-            "`system` message must come first",
-        ),
-        (line({"prompt": "a"}), "`completion` must be text"),
-        (line({"prompt": "a", "completion": "b", "split": "dev"}), "expected train, valid or test"),
-        (line({"prompt": "a\0", "completion": "b"}), "message 1: `content` holds a NUL character"),
-        (line({"prompt": "a", "completion": "b", "split": ["train"]}), "expected train, valid or test"),
-        (b"{" + b",".join(b'"k%d": 1' % i for i in range(100_000)) + b"}", "expected `messages`"),
-        (b'{"prompt": "\\ud800", "completion": "b"}', "half a character"),
-        (b"x" * (MAX_LINE_BYTES + 1), "more than 4 MiB"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "sharegpt", "user assistant"),
+        ({"instruction": "add", "input": "1 2", "output": "3"}, "alpaca", "user assistant"),
+        ({"prompt": "a", "completion": "b"}, "pairs", "user assistant"),
+        ({"Frage": "a", "Antwort": "b"}, "pairs", "user assistant"),
+        ({"question": "a", "context": "c", "answer": "b"}, "pairs", "user assistant"),
+        ({"messages": json.dumps([{"role": "user", "content": "a"}, ANSWER])}, "messages", "user assistant"),
+        ({"dialog": [{"role": "user", "content": "a"}, ANSWER], "id": 3}, "messages", "user assistant"),
     ],
 )
-def test_a_faulty_line_is_told_with_its_reason(raw, words):
+def test_the_form_is_guessed_and_read(record, form, seen):
+    mapped = guess([record])
+    assert mapped.form == form
+    assert roles(record, mapped) == seen.split()
+
+
+def test_plain_text_is_a_form():
+    assert to_row({"text": "once"}, guess([{"text": "once"}])).text == "once"
+
+
+def test_a_guess_that_is_not_sure_says_so():
+    assert not guess([{"Frage": "a", "Antwort": "b"}]).sure
+    assert guess([{"prompt": "a", "completion": "b"}]).sure
+
+
+def test_a_tool_call_is_kept_with_its_arguments_as_an_object_and_the_tools_beside_it():
+    record = {
+        "messages": [{"role": "user", "content": "a"}, CALL, {"role": "tool", "content": "ok"}, ANSWER],
+        "tools": [{"name": "lamp"}],
+    }
+    row = to_row(record, MESSAGES)
+    assert row.messages[1]["tool_calls"][0]["function"] == {"name": "lamp", "arguments": {"on": True}}
+    assert json.loads(row.to_json())["tools"] == [{"name": "lamp"}]
+
+
+def test_parts_of_text_are_joined_and_older_role_names_understood():
+    record = {
+        "messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER]
+    }
+    assert [m["content"] for m in to_row(record, MESSAGES).messages] == ["s", "a", "b"]
+
+
+def test_numbers_are_taken_as_labels():
+    assert to_row({"prompt": "a", "completion": 1}, PAIRS).messages[1]["content"] == "1"
+
+
+def test_a_named_split_is_kept():
+    assert to_row({"prompt": "a", "completion": "b", "split": "valid"}, PAIRS).split == "heldout"
+
+
+def test_the_shell_prompt_of_a_system_column_comes_first():
+    mapped = Mapped("pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"})
+    assert roles({"prompt": "a", "completion": "b", "sys": "s"}, mapped) == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("record", "mapped", "words"),
+    [
+        ({"text": "a"}, MESSAGES, "`messages` is missing; found `text`"),
+        ({}, MESSAGES, "found no fields"),
+        ({"messages": []}, MESSAGES, "at least one message"),
+        ({"messages": "hi"}, MESSAGES, "`messages` must be a list"),
+        ({"messages": [3]}, MESSAGES, "message 1 must be an object"),
+        (
+            {"messages": [{"role": "bot", "content": "a"}]},
+            MESSAGES,
+            "message 1: `role` is `bot`; expected system, user, assistant or tool",
+        ),
+        ({"messages": [{"content": "a"}]}, MESSAGES, "`role` is missing"),
+        ({"messages": [{"role": "user", "content": None}, ANSWER]}, MESSAGES, "message 1: `content` is missing; expected text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, MESSAGES, "part of type `image_url`"),
+        ({"messages": [{"role": "user", "content": "a"}]}, MESSAGES, "no assistant message"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, MESSAGES, "assistant is empty"),
+        ({"messages": [ANSWER, {"role": "system", "content": "a"}]}, MESSAGES, "`system` message must come first"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, MESSAGES, "no `function.name`"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+            MESSAGES,
+            "are not a JSON object",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}, ANSWER], "tools": "no"}, MESSAGES, "`tools` must be a list"),
+        ({"prompt": "a"}, PAIRS, "`completion` is missing; found `prompt`"),
+        ({"prompt": "a", "completion": ["b"]}, PAIRS, '`completion` is ["b"]; expected text'),
+        ({"prompt": "a", "completion": ""}, PAIRS, "`completion` is empty"),
+        ({"prompt": "a", "completion": "b", "split": "later"}, PAIRS, "`split` is `later`; expected train, valid or test"),
+        ({"prompt": "a\0", "completion": "b"}, PAIRS, "`prompt` holds a NUL character"),
+        ({"prompt": "a", "completion": "b", "split": ["train"]}, PAIRS, "expected train, valid or test"),
+        ({"prompt": "\ud800", "completion": "b"}, PAIRS, "half a character"),
+        ({"conversations": [{"from": "alien", "value": "x"}]}, SHAREGPT, "turn 1: `from` is `alien`"),
+        ({"conversations": [{"from": "gpt", "value": 3.5}, {"from": "human"}]}, SHAREGPT, "turn 2: `value` is missing"),
+        ({"conversations": "x"}, SHAREGPT, "`conversations` must be a list"),
+    ],
+)
+def test_a_faulty_row_is_told_with_its_field(record, mapped, words):
     with pytest.raises(BadRow) as caught:
-        parse_line(raw)
+        to_row(record, mapped)
     assert words in caught.value.message

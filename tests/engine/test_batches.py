@@ -3,24 +3,35 @@ import random
 from training.engine.batches import epoch_batches, fill, plan_steps
 from training.engine.config import RunConfig
 
-LENGTHS = [random.Random(3).randint(5, 60) for _ in range(1000)]
+
+def config(budget, **settings):
+    return RunConfig(**{"tokens_per_batch": budget, "max_length": 60, **settings})
+
+
+def rows_of(batches):
+    return [[row for (row,) in batch] for batch in batches]
+
+
+DRAW = random.Random(3)
+LENGTHS = [DRAW.randint(5, 60) for _ in range(1000)]
 
 
 def test_every_row_once_and_no_batch_over_its_budget_with_padding_counted():
-    batches = epoch_batches(LENGTHS, budget=256, seed="0:0")
+    batches = rows_of(epoch_batches(LENGTHS, config(256), 0))
     assert sorted(row for batch in batches for row in batch) == list(range(1000))
     assert all(len(batch) * max(LENGTHS[row] for row in batch) <= 256 for batch in batches)
 
 
 def test_neighbours_in_length_leave_little_padding():
-    batches = epoch_batches(LENGTHS, budget=512, seed="0:0")
+    batches = rows_of(epoch_batches(LENGTHS, config(512), 0))
     places = sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
     assert sum(LENGTHS) / places > 0.9
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
-    assert epoch_batches(LENGTHS, budget=256, seed="7:0") == epoch_batches(LENGTHS, budget=256, seed="7:0")
-    assert epoch_batches(LENGTHS, budget=256, seed="7:0") != epoch_batches(LENGTHS, budget=256, seed="7:1")
+    assert epoch_batches(LENGTHS, config(256), 0) == epoch_batches(LENGTHS, config(256), 0)
+    assert epoch_batches(LENGTHS, config(256), 0) != epoch_batches(LENGTHS, config(256), 1)
+    assert epoch_batches(LENGTHS, config(256), 0) != epoch_batches(LENGTHS, config(256, seed=1), 0)
 
 
 def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
@@ -37,4 +48,17 @@ def test_accumulation_does_not_reach_over_an_epochs_edge():
 
 
 def test_a_row_longer_than_the_budget_stands_alone():
-    assert fill([0, 1], [10, 100], budget=50) == [[0], [1]]
+    assert fill([(0,), (1,)], [10, 100], config(60)) == [[(0,)], [(1,)]]
+
+
+def test_batches_may_be_counted_in_rows():
+    batches = epoch_batches(LENGTHS, config(60, batch_by="rows", rows_per_batch=4), 0)
+    assert {len(batch) for batch in batches} == {4}
+
+
+def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
+    batches = epoch_batches(LENGTHS, config(512, packing=True, max_length=128), 0)
+    sequences = [packed for batch in batches for packed in batch]
+    assert sorted(row for packed in sequences for row in packed) == list(range(1000))
+    assert all(sum(LENGTHS[row] for row in packed) <= 128 for packed in sequences)
+    assert sum(LENGTHS) / (128 * len(sequences)) > 0.95

@@ -32,32 +32,32 @@ def trained_text(tokenizer, row):
 
 
 def test_only_the_assistants_words_and_its_end_marks_are_trained_over_several_turns(tokenizer):
-    row = encode(tokenizer, CONVERSATION, max_length=500)
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert trained_text(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
     assert row.trained == sum(label != IGNORED for label in row.labels)
 
 
 def test_the_ids_are_the_templates_own(tokenizer):
-    row = encode(tokenizer, CONVERSATION, max_length=500)
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert row.ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
 
 
 def test_a_prompt_is_the_beginning_of_its_row(tokenizer):
-    row = encode(tokenizer, CONVERSATION, max_length=500)
-    prompt = prompt_ids(tokenizer, CONVERSATION[:-1])
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    prompt = prompt_ids(tokenizer, {"messages": CONVERSATION}, len(CONVERSATION) - 1)
     assert row.ids.tolist()[: len(prompt)] == prompt
     assert row.labels[len(prompt)] != IGNORED
     assert row.labels[len(prompt) - 1] == IGNORED
 
 
 def test_the_switch_trains_the_prompt_too(tokenizer):
-    row = encode(tokenizer, CONVERSATION, max_length=500, train_on_prompt=True)
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500, train_on_prompt=True)
     assert (row.labels == row.ids).all()
 
 
 def test_a_long_row_is_cut_and_says_by_how_much(tokenizer):
-    whole = encode(tokenizer, CONVERSATION, max_length=500)
-    row = encode(tokenizer, CONVERSATION, max_length=10)
+    whole = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=10)
     assert len(row) == 10
     assert row.cut == len(whole) - 10
     assert row.trained == 0
@@ -67,7 +67,7 @@ def test_a_model_without_a_template_gets_the_default_one():
     tokenizer = tiny.make_tokenizer(template=None)
     assert use_template(tokenizer) == "default"
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
-    row = encode(tokenizer, CONVERSATION, max_length=500)
+    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert trained_text(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
 
 
@@ -78,7 +78,7 @@ def test_a_template_that_rewrites_earlier_turns_is_found_out():
     )
     tokenizer = tiny.make_tokenizer(template=forgetful)
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        encode(tokenizer, CONVERSATION, max_length=500)
+        encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
 
 
 def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
@@ -86,7 +86,7 @@ def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
         {"role": "user", "content": "say assistant\nyes"},
         {"role": "assistant", "content": "assistant"},
     ]
-    assert trained_text(tokenizer, encode(tokenizer, sly, max_length=500)) == "assistant<|im_end|>"
+    assert trained_text(tokenizer, encode(tokenizer, {"messages": sly}, max_length=500)) == "assistant<|im_end|>"
 
 
 def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
@@ -95,5 +95,5 @@ def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
         for line in (folder / f"{name}.jsonl").read_text().splitlines()[::37]:
             messages = json.loads(line)["messages"]
             answers = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
-            row = encode(tokenizer, messages, max_length=5000)
+            row = encode(tokenizer, {"messages": messages}, max_length=5000)
             assert trained_text(tokenizer, row) == "".join(answers)

@@ -4,16 +4,16 @@ import torch
 from torch.nn import functional
 
 from tests import tiny
-from training.engine.conversations import IGNORED, encode
+from training.engine.conversations import IGNORED, encode, load_tokenizer
 from training.engine.evaluate import collate
-from training.engine.model import TrainedPositions, load_base, load_tokenizer
+from training.engine.model import TrainedPositions, load_base
 
 
 def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
-    rows = [encode(tokenizer, row["messages"], max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
-    ids, labels = collate(rows, tokenizer.pad_token_id, torch.device("cpu"))
+    rows = [encode(tokenizer, row, max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
+    ids, labels, _ = collate([(0,), (1,)], rows, tokenizer.pad_token_id, torch.device("cpu"))
     mask = torch.arange(ids.shape[1])[None, :] < torch.tensor([[len(row)] for row in rows])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask.long()).logits
@@ -37,3 +37,15 @@ def test_generation_after_a_loss_sees_every_position_again(tiny_model):
     with torch.no_grad():
         head.loss_sum(model, ids, ids)
         assert model(input_ids=ids).logits.shape[:2] == (1, 4)
+
+
+def test_packed_rows_do_not_see_each_other(tiny_model):
+    tokenizer = load_tokenizer(tiny_model)
+    model = load_base(tiny_model, torch.float32, torch.device("cpu"))
+    head = TrainedPositions(model)
+    rows = [encode(tokenizer, row, max_length=80) for row in tiny.ROWS[:6]]
+    cpu, pad = torch.device("cpu"), tokenizer.pad_token_id
+    with torch.no_grad():
+        alone = sum(head.loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
+        packed = head.loss_sum(model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)).item()
+    assert abs(packed - alone) < 1e-3 * alone

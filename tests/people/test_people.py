@@ -5,7 +5,7 @@ from django.core.management import CommandError, call_command
 from snapml_site.first_admin import first_admin_words
 from training.errors import NotFound
 from training.people.models import ApiToken, User
-from training.people.tokens import create_token, revoke_token, user_of_token
+from training.people.tokens import create_token, find_token, revoke_token
 
 
 @pytest.fixture(autouse=True)
@@ -89,24 +89,24 @@ def test_a_weak_password_is_refused_with_its_reason(client, people):
 
 def test_a_token_is_found_by_its_secret_stored_as_a_hash_and_can_be_revoked(alice):
     token, secret = create_token(alice, "laptop")
-    assert user_of_token(secret) == alice
+    assert find_token(secret).user == alice
     assert secret not in str(ApiToken.objects.values())
     revoke_token(alice, token.pk)
-    assert user_of_token(secret) is None
+    assert find_token(secret) is None
 
 
 def test_nobody_revokes_anothers_token(people):
     token, secret = create_token(people["alice"], "laptop")
     with pytest.raises(NotFound):
         revoke_token(people["mallory"], token.pk)
-    assert user_of_token(secret) == people["alice"]
+    assert find_token(secret).user == people["alice"]
 
 
 def test_a_token_of_somebody_who_left_opens_nothing(alice):
     _, secret = create_token(alice, "laptop")
     alice.is_active = False
     alice.save()
-    assert user_of_token(secret) is None
+    assert find_token(secret) is None
 
 
 def test_the_account_page_shows_a_new_token_once(as_alice):
@@ -120,6 +120,6 @@ def test_the_account_page_shows_a_new_token_once(as_alice):
 
 def test_the_token_command_prints_one_and_names_who_there_is(alice, capsys):
     call_command("token", "alice")
-    assert user_of_token(capsys.readouterr().out.strip()) == alice
+    assert find_token(capsys.readouterr().out.strip()).user == alice
     with pytest.raises(CommandError, match="there are alice"):
         call_command("token", "nobody")

@@ -27,11 +27,15 @@ def api(client, alice):
 
 
 def test_a_run_from_launch_to_stop(api, base_model, data, no_bell):
-    code, run = api("POST", "/runs", {"model": base_model.pk, "data": data.pk, "settings": tiny.SETTINGS, "name": "Mine"})
+    code, run = api(
+        "POST",
+        "/runs",
+        {"model": base_model.pk, "data": data.pk, "settings": tiny.SETTINGS, "name": "Mine", "accept_warnings": True},
+    )
     assert code == 201
     assert (run["name"], run["owner"], run["state"]["state"]) == ("Mine", "alice", "queued")
     assert api("GET", f"/runs/{run['id']}")[1] == run
-    assert [r["id"] for r in api("GET", "/runs?state=queued")[1]] == [run["id"]]
+    assert [r["id"] for r in api("GET", "/runs?state=queued")[1]["items"]] == [run["id"]]
     assert api("POST", f"/runs/{run['id']}/stop", {})[1]["state"]["state"] == "cancelled"
     assert api("POST", f"/runs/{run['id']}/stop", {})[0] == 409
 
@@ -54,9 +58,9 @@ def test_events_after_a_number_and_curves(api, run):
 
 
 def test_models_and_datasets_are_listed(api, base_model, data):
-    assert api("GET", "/models")[1][0]["card"]["layers"] == 2
+    assert api("GET", "/models")[1]["items"][0]["card"]["layers"] == 2
     assert api("GET", f"/models/{base_model.pk}")[1]["name"] == "tiny-llama"
-    assert api("GET", "/datasets")[1][0]["versions"][0]["id"] == data.pk
+    assert api("GET", "/datasets")[1]["items"][0]["versions"][0]["id"] == data.pk
     assert api("GET", f"/datasets/{data.dataset_id}")[1]["name"] == "Lights"
 
 

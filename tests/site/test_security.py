@@ -111,7 +111,7 @@ def test_no_page_asks_the_database_once_a_row(as_alice, run, django_assert_max_n
         copy.pk = None
         copy.save()
     for path in ("/", "/data", "/adapters", "/models", "/runs/new"):
-        with django_assert_max_num_queries(14):
+        with django_assert_max_num_queries(18):
             assert as_alice.get(path).status_code == 200
 
 

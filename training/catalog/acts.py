@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from django.db.models import Q
 
 from training.catalog.card import UnfitModel, read_card
 from training.catalog.models import BaseModel, ModelState, Source
-from training.child_environment import child_environment
+from training.child_environment import NETWORK, child_environment, follow_child
 from training.errors import NotAllowed, NotFound, UserError
 from training.people.models import User
 
@@ -114,26 +112,13 @@ def import_model(model_id: int) -> None:
 
 def follow(model: BaseModel, command: list[str]) -> str:
     """Run the import program and write its progress to the row; returns the error for the person, or nothing."""
-    log = Path(settings.HOME) / "models"
-    log.mkdir(parents=True, exist_ok=True)
     error = ""
-    with (log / f"{model.pk}.log").open("w") as stderr:
-        child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            cwd=settings.BASE_DIR,
-            env=child_environment("HF_TOKEN", "HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE"),
-        )
-        assert child.stdout is not None
-        for line in child.stdout:
-            said = json.loads(line)
-            error = said.get("error", error)
-            if "done" in said:
-                BaseModel.objects.filter(pk=model.pk).update(progress=said["done"], progress_words=said["words"])
-    if child.wait() and not error:
-        error = f"The import program ended with code {child.returncode}; its log is models/{model.pk}.log in SNAPML_HOME."
+    log = Path(settings.HOME) / "models" / f"{model.pk}.log"
+    environment = child_environment("HF_TOKEN", *NETWORK)
+    for said in follow_child(command, log, cwd=settings.BASE_DIR, environment=environment):
+        error = said.get("error", error)
+        if "done" in said:
+            BaseModel.objects.filter(pk=model.pk).update(progress=said["done"], progress_words=said["words"])
     return error
 
 

@@ -1,13 +1,15 @@
-"""Base models in the API: read only; admins add them on the Models page."""
+"""Base models in the API: everybody reads them, admins add them."""
 
-from __future__ import annotations
+from typing import Any, Literal
 
-from typing import Any
+from ninja import Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
 
-from ninja import Router, Schema
-
+from training.catalog import acts
 from training.catalog.models import BaseModel
 from training.errors import NotFound
+from training.people.paging import Paged
 from training.people.requests import SignedIn
 
 router = Router(tags=["models"])
@@ -24,7 +26,30 @@ class ModelOut(Schema):
     card: dict[str, Any]
 
 
+class ModelIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"source": "hub", "location": "owner/model"}]})
+    source: Literal["folder", "hub"]
+    location: str = Field(max_length=500, description="a folder on the server, or a hub id")
+    revision: str = Field("", max_length=100)
+
+
+@router.post("", response={201: ModelOut})
+def add_model(request: SignedIn, body: ModelIn) -> Status[BaseModel]:
+    """Admins only. A hub model is downloaded in the background; follow its `state`."""
+    if body.source == "hub":
+        return Status(201, acts.add_from_hub(request.user, body.location.strip(), body.revision.strip()))
+    return Status(201, acts.add_folder(request.user, body.location.strip()))
+
+
+@router.post("/{int:model_id}/retry", response=ModelOut)
+def retry_model(request: SignedIn, model_id: int) -> BaseModel:
+    """Admins only: import a model again whose import failed."""
+    acts.retry_import(request.user, read_model(request, model_id))
+    return read_model(request, model_id)
+
+
 @router.get("", response=list[ModelOut])
+@paginate(Paged)
 def list_models(request: SignedIn) -> Any:
     return BaseModel.objects.all()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ CODE_KEYS = (
     "trust_remote_code",
     "custom_pipelines",
 )
+
+
+# Two-dimensional weights that are embeddings or the output layer.
+NO_LINEAR = ("embed_tokens", "wte", "wpe", "lm_head", "embed_in", "embed_out", "word_embeddings", "embed_positions")
 
 
 class UnfitModel(UserError):
@@ -200,3 +205,17 @@ def licence(folder: Path) -> str:
             if line.startswith("license:"):
                 return line.removeprefix("license:").strip()[:80]
     return ""
+
+
+@lru_cache(maxsize=64)
+def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """Name and shape of every linear layer but the output, from the safetensors headers: what `all-linear` means to PEFT."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in read_header(path).items():
+            if name == "__metadata__" or not name.endswith(".weight") or len(tensor["shape"]) != 2:
+                continue
+            module = name.removesuffix(".weight")
+            if module.rpartition(".")[2] not in NO_LINEAR:
+                found.append((module, (tensor["shape"][0], tensor["shape"][1])))
+    return tuple(found)

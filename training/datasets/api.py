@@ -1,17 +1,32 @@
-"""Data sets in the API."""
-
-from __future__ import annotations
+"""Data sets in the API: upload, map, check, save, read, delete."""
 
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 
-from ninja import Router, Schema
+from django.core.files.uploadedfile import TemporaryUploadedFile
+from ninja import File, Form, Query, Router, Schema, Status
+from ninja.files import UploadedFile
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
-from training.datasets.models import Dataset
+from training.datasets import intake, shelf
+from training.datasets.build import Choices
+from training.datasets.examples import add_example
+from training.datasets.forms import FORMS, Mapped
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.preview import preview, raw_rows
+from training.datasets.uploads import bell, limit_words, pasted, was_too_large
+from training.datasets.visible import visible_data
+from training.errors import Conflict, NotFound, TooLarge, UserError
+from training.people.paging import Paged
 from training.people.requests import SignedIn
-from training.people.visible import get_visible
+from training.people.visible import get_changeable, get_visible
 
 router = Router(tags=["datasets"])
+MOST_ROWS = 100
+MAPPING: JsonDict = {"form": "pairs", "columns": {"prompt": "question", "completion": "answer"}}
 
 
 class VersionOut(Schema):
@@ -23,6 +38,8 @@ class VersionOut(Schema):
     heldout_rows: int
     test_rows: int
     left_out: int
+    mapped: dict[str, Any]
+    report: dict[str, Any]
 
 
 class DatasetOut(Schema):
@@ -39,11 +56,181 @@ class DatasetOut(Schema):
         return str(row.owner.username)
 
 
+class UploadOut(Schema):
+    id: int
+    name: str
+    state: UploadState
+    bytes: int
+    files: list[dict[str, Any]]
+    mapped: dict[str, Any]
+    report: dict[str, Any]
+    progress_words: str
+    error: str
+    dataset_id: int | None
+
+
+class MappingIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [MAPPING]})
+    form: str = Field(max_length=20, description=f"one of {', '.join(FORMS)}")
+    columns: dict[str, str] = {}
+    split: str = Field("", max_length=200)
+    delimiter: str | None = Field(None, max_length=1)
+    header: bool | None = None
+    unit: str | None = Field(None, max_length=20)
+
+
+class SaveIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    leave_out: bool = Field(False, description="save without the faulty rows")
+    drop_same: bool = False
+    drop_alike: bool = False
+    heldout_share: float | None = Field(None, gt=0, lt=1)
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+
+class HubIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hub_id": "owner/dataset"}]})
+    hub_id: str = Field(max_length=200)
+    name: str = Field("", max_length=120)
+
+
+class NameIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=120)
+
+
 @router.get("", response=list[DatasetOut])
+@paginate(Paged)
 def list_datasets(request: SignedIn) -> Any:
     return Dataset.objects.visible_to(request.user).select_related("owner").prefetch_related("versions")
+
+
+@router.post("/examples/{key}", response={201: DatasetOut})
+def use_example(request: SignedIn, key: str) -> Status[Dataset]:
+    """Your own copy of `smart_home` or `shell_commands`."""
+    return Status(201, add_example(request.user, key).dataset)
+
+
+@router.get("/uploads", response=list[UploadOut])
+@paginate(Paged)
+def list_uploads(request: SignedIn) -> Any:
+    return Upload.objects.visible_to(request.user)
+
+
+@router.post("/uploads", response={201: UploadOut})
+def create_upload(
+    request: SignedIn,
+    file: File[UploadedFile | None] = None,
+    rows: Annotated[str, Form(max_length=2**20)] = "",
+    name: Annotated[str, Form(max_length=120)] = "",
+    dataset: Annotated[int | None, Form(ge=0, le=2**53)] = None,
+) -> Status[Upload]:
+    """Send a file, or rows as text. The answer guesses the form; correct it with PATCH, then POST to /check and /save."""
+    if was_too_large(request):
+        raise TooLarge(f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file")
+    into = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
+    if file is not None:
+        path = Path(cast(TemporaryUploadedFile, file).temporary_file_path())
+        files, source = [(path, str(file.name), "")], f"upload: {file.name}"
+    elif rows.strip():
+        files, source = [pasted(rows)], "pasted"
+    else:
+        raise UserError("Send a `file`, or `rows` as text.", field="file")
+    return Status(201, intake.receive(request.user, files, name=name, source=source, dataset=into))
+
+
+@router.post("/uploads/hub", response={201: UploadOut})
+def fetch_from_hub(request: SignedIn, body: HubIn) -> Status[Upload]:
+    """Fetch a public data set of the hub in the background; follow the upload's `state`."""
+    upload = intake.order_from_hub(request.user, body.hub_id, name=body.name)
+    bell(upload.pk)
+    return Status(201, upload)
+
+
+@router.get("/uploads/{int:upload_id}", response=UploadOut)
+def read_upload(request: SignedIn, upload_id: int) -> Upload:
+    return get_visible(Upload, request.user, upload_id)
+
+
+@router.delete("/uploads/{int:upload_id}", response={204: None})
+def forget_upload(request: SignedIn, upload_id: int) -> Status[None]:
+    shelf.forget_upload(request.user, get_changeable(Upload, request.user, upload_id))
+    return Status(204, None)
+
+
+@router.patch("/uploads/{int:upload_id}", response=UploadOut)
+def map_upload(request: SignedIn, upload_id: int, body: MappingIn) -> Upload:
+    """Say what the columns mean. What was checked before counts no more."""
+    upload = get_changeable(Upload, request.user, upload_id)
+    refuse_fileless(upload)
+    given = body.dict()
+    reading = {name: given.pop(name) for name in ("delimiter", "header", "unit")}
+    return intake.set_mapping(upload, given, {name: value for name, value in reading.items() if value is not None})
+
+
+@router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
+def preview_upload(request: SignedIn, upload_id: int) -> Any:
+    """The first records as rows under the present mapping, or why they are none."""
+    upload = get_visible(Upload, request.user, upload_id)
+    refuse_fileless(upload)
+    return preview(upload, Mapped(**upload.mapped)) if Mapped(**upload.mapped).complete else []
+
+
+@router.post("/uploads/{int:upload_id}/check", response=UploadOut)
+def check_upload(request: SignedIn, upload_id: int) -> Upload:
+    """Read every row in the background; `state` becomes `checked`, and `report` tells what was found."""
+    upload = get_changeable(Upload, request.user, upload_id)
+    refuse_fileless(upload)
+    intake.ask_for(upload, "check")
+    bell(upload.pk)
+    return upload
+
+
+@router.post("/uploads/{int:upload_id}/save", response=UploadOut)
+def save_upload(request: SignedIn, upload_id: int, body: SaveIn) -> Upload:
+    """Save a checked upload as a version, in the background; `state` becomes `done`."""
+    upload = get_changeable(Upload, request.user, upload_id)
+    given = body.dict()
+    leave_out = given.pop("leave_out")
+    intake.ask_for_save(upload, Choices(**given), leave_out=leave_out)
+    bell(upload.pk)
+    return upload
+
+
+def refuse_fileless(upload: Upload) -> None:
+    if not upload.files:
+        raise Conflict("The files of this upload have not arrived yet.")
+
+
+@router.get("/versions/{int:version_id}/rows", response=list[dict[str, Any]])
+def read_rows(
+    request: SignedIn,
+    version_id: int,
+    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
+    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 20,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> Any:
+    """Rows as they are trained on."""
+    version: DatasetVersion | None = visible_data(request.user, version_id)
+    if version is None:
+        raise NotFound(f"There is no data version {version_id} that you may see.")
+    return raw_rows(version, split, offset, limit)
 
 
 @router.get("/{int:dataset_id}", response=DatasetOut)
 def read_dataset(request: SignedIn, dataset_id: int) -> Dataset:
     return get_visible(Dataset, request.user, dataset_id, "owner")
+
+
+@router.patch("/{int:dataset_id}", response=DatasetOut)
+def rename_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Dataset:
+    dataset = get_changeable(Dataset, request.user, dataset_id, "owner")
+    shelf.rename(request.user, dataset, body.name)
+    return dataset
+
+
+@router.delete("/{int:dataset_id}", response={204: None})
+def delete_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Status[None]:
+    """Delete a data set with its versions and free the disk; `name` must be its name."""
+    shelf.delete(request.user, get_changeable(Dataset, request.user, dataset_id), body.name)
+    return Status(204, None)

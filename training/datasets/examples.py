@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.datasets.intake import create_dataset
 from training.datasets.models import Dataset, DatasetVersion
+from training.datasets.work import create_dataset
 from training.errors import NotFound
 from training.people.models import User
 

@@ -1,156 +1,151 @@
-"""From lines to an immutable version of a data set: checked, split, written under the hash of its content."""
+"""Uploads on their way to a data set: received, mapped, and handed to the worker to be checked and saved."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 
-from training.datasets.models import Dataset, DatasetVersion
-from training.datasets.rows import MAX_LINE_BYTES, BadRow, Row, parse_line
-from training.engine.files import sync
-from training.errors import TooLarge, UserError, one_line
+from training.datasets.build import Choices
+from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format, detect
+from training.datasets.forms import Mapped, guess
+from training.datasets.hub import check_hub_id
+from training.datasets.models import Dataset, Upload, UploadState
+from training.datasets.records import Found, records
+from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 
-SHOWN_PROBLEMS = 100
-MAX_ROWS = 500_000  # a row takes about 600 bytes in memory here: 300 MB
-HELDOUT_SHARE = 0.05
-HELDOUT_ROWS = (1, 500)  # never fewer, never more
-SPLIT_SEED = 0
-SPLIT_NAMES = ("train", "heldout", "test")
+SAMPLE_RECORDS = 200
+ALLOWED_UNPACKING = 4  # a gzip file may unpack to this many times the limit
+Named = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 
 
 class BadData(UserError):
-    """The file holds faulty lines; `problems` are the first hundred, `count` is their number."""
+    """The file holds faulty rows; `report` counts, groups and names them."""
 
-    def __init__(self, message: str, problems: list[str], count: int) -> None:
-        super().__init__(message)
-        self.problems = problems
-        self.count = count
-
-
-@dataclass
-class Checked:
-    rows: list[Row] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    count: int = 0
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message, field="file")
+        self.report = report
 
 
-def check_lines(lines: Iterable[bytes]) -> Checked:
-    """Every row, and of every faulty line its number and reason (the first SHOWN_PROBLEMS are kept)."""
-    checked = Checked()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if len(checked.rows) >= MAX_ROWS:
-            raise TooLarge(f"The file has more than {MAX_ROWS:,} rows; split it.", field="file")
-        try:
-            checked.rows.append(parse_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
-        except BadRow as bad:
-            checked.count += 1
-            if len(checked.problems) < SHOWN_PROBLEMS:
-                checked.problems.append(f"line {number}: {bad.message}")
-    return checked
+def most_bytes() -> int:
+    return int(settings.DATASET_MAX_BYTES) * ALLOWED_UNPACKING
 
 
-def bounded_lines(file: BinaryIO) -> Iterable[bytes]:
-    """Lines of a file; of a line past the limit only its beginning, so that memory stays bounded."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        rest = line
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
-        yield line
-
-
-def create_dataset(
-    user: User, name: str, lines: Iterable[bytes], *, source: str, licence: str = "", leave_out: bool = False
-) -> DatasetVersion:
-    """Check lines and store them as version 1 of a new data set.
+def receive(user: User, files: Sequence[Named], *, name: str, source: str, dataset: Dataset | None = None) -> Upload:
+    """Take over files that lie on disk (they are moved), tell their formats, and guess what their columns mean.
 
     Raises:
-        BadData: faulty lines, unless `leave_out` says to go on without them.
-        UserError: no name, or no rows left.
+        BadFile: empty, binary or in another encoding; nothing is kept then.
     """
-    if not name.strip():
-        raise UserError("The data set needs a name.", field="name")
-    checked = check_lines(lines)
+    described = [
+        {"file": str(number), "name": one_line(called)[-100:], "split": split, "format": detect(path, called).to_dict()}
+        for number, (path, called, split) in enumerate(files)
+    ]
+    upload = Upload.objects.create(
+        owner=user,
+        team=dataset.team if dataset else user.first_team(),
+        dataset=dataset,
+        name=one_line(name)[:120] or one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
+        source=one_line(source)[:200],
+        bytes=sum(path.stat().st_size for path, _, _ in files),
+        files=described,
+    )
+    shutil.rmtree(upload.folder, ignore_errors=True)
+    upload.folder.mkdir(parents=True)
+    for number, (path, _, _) in enumerate(files):
+        shutil.move(path, upload.folder / str(number))
+    upload.mapped = guess([record for _, record in sample(upload) if isinstance(record, dict)]).to_dict()
+    upload.save()
+    return upload
+
+
+def order_from_hub(user: User, hub_id: str, *, name: str) -> Upload:
+    """Enter a data set of the hub; the worker fetches it.
+
+    Raises:
+        UserError: not a hub id.
+    """
+    source = f"hub: {check_hub_id(hub_id)}"
+    return Upload.objects.create(
+        owner=user,
+        team=user.first_team(),
+        name=one_line(name)[:120] or hub_id.rpartition("/")[2],
+        source=source,
+        state=UploadState.WAITING,
+        job="fetch",
+    )
+
+
+def form_of(upload: Upload) -> Format:
+    return Format(**upload.files[0]["format"])
+
+
+def sample(upload: Upload, count: int = SAMPLE_RECORDS) -> list[Found]:
+    """The first records. What ends the file early (cut-off gzip, damaged Parquet) ends the sample; the check names it."""
+    found: list[Found] = []
+    try:
+        for record in islice(records(upload.folder / "0", form_of(upload), most_bytes=most_bytes()), count):
+            found.append(record)
+    except BadFile:
+        if not found:
+            raise
+    return found
+
+
+def set_mapping(upload: Upload, values: Mapping[str, Any], form: Mapping[str, Any]) -> Upload:
+    """Another meaning of the columns, or another way to read the file; what was checked before counts no more.
+
+    Raises:
+        UserError: a needed column is not chosen.
+        Conflict: the worker is at it.
+    """
+    mapped = Mapped.from_dict(values)
+    if upload.state in (UploadState.WAITING, UploadState.WORKING):
+        raise Conflict("The file is being read; wait until that is done.")
+    read = form_of(upload)
+    delimiter, unit = form.get("delimiter", read.delimiter), form.get("unit", read.unit)
+    if delimiter not in DELIMITERS or unit not in UNITS:
+        raise UserError(f"A row's parts are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter")
+    changed = replace(read, delimiter=delimiter, unit=unit, header=bool(form.get("header", read.header)))
+    files = [{**file, "format": changed.to_dict()} if file["format"]["kind"] == read.kind else file for file in upload.files]
+    upload.files, upload.mapped = files, mapped.to_dict()
+    upload.state, upload.report, upload.error = UploadState.DRAFT, {}, ""
+    upload.save()
+    return upload
+
+
+def ask_for(upload: Upload, job: str, **changes: Any) -> None:
+    """Leave a job for the worker.
+
+    Raises:
+        Conflict: there is one already, or a save without a check.
+    """
+    ready = [UploadState.CHECKED, UploadState.DONE] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    waiting = {"state": UploadState.WAITING, "job": job, "error": "", "progress_words": "", **changes}
+    if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
+        raise Conflict("Check the file first." if job == "save" else "The file is being read already, or has been.")
+    upload.refresh_from_db()
+
+
+def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
+    """Save a checked upload as a version.
+
+    Raises:
+        BadData: faulty rows that nobody said may be left out.
+    """
     if not leave_out:
-        refuse_faulty(checked)
-    parts = split_rows(checked.rows)
-    if not parts["train"] or not parts["heldout"]:
-        raise UserError(
-            f"There are {len(checked.rows)} usable rows; at least 2 are needed, one to train and one held out.",
-            field="file",
-        )
-    digest = write_parts(parts)
-    with transaction.atomic():
-        dataset = Dataset.objects.create(
-            owner=user,
-            team=user.first_team(),
-            name=one_line(name)[:120],
-            source=one_line(source),
-            licence=licence,
-        )
-        return DatasetVersion.objects.create(
-            dataset=dataset,
-            number=1,
-            digest=digest,
-            rows=len(checked.rows),
-            train_rows=len(parts["train"]),
-            heldout_rows=len(parts["heldout"]),
-            test_rows=len(parts["test"]),
-            left_out=checked.count,
-            problems=checked.problems,
-        )
+        refuse_faulty(upload.report)
+    ask_for(upload, "save", choices=choices.to_dict())
 
 
-def refuse_faulty(checked: Checked) -> None:
-    """Raises BadData if there is a faulty line."""
-    if checked.count:
-        rows = f"{checked.count:,} of {checked.count + len(checked.rows):,} rows"
-        raise BadData(f"{rows} cannot be used. Correct the file, or leave them out.", checked.problems, checked.count)
-
-
-def split_rows(rows: list[Row]) -> dict[str, list[Row]]:
-    """By the rows' own split where they name one; held-out rows are drawn from the rest if none is named."""
-    parts: dict[str, list[Row]] = {name: [row for row in rows if row.split == name] for name in SPLIT_NAMES}
-    free = [row for row in rows if not row.split]
-    if not parts["heldout"]:
-        pool = free or parts["train"]
-        low, high = HELDOUT_ROWS
-        count = min(max(low, round(HELDOUT_SHARE * len(pool))), high)
-        drawn = set(random.Random(SPLIT_SEED).sample(range(len(pool)), min(count, max(0, len(pool) - 1))))
-        parts["heldout"] = [row for i, row in enumerate(pool) if i in drawn]
-        rest = [row for i, row in enumerate(pool) if i not in drawn]
-        parts["train"] = parts["train"] + rest if free else rest
-    else:
-        parts["train"] += free
-    return parts
-
-
-def write_parts(parts: dict[str, list[Row]]) -> str:
-    """Write one JSONL a split under the SHA-256 of their content; the same content is stored once."""
-    texts = {
-        name: "".join(json.dumps({"messages": row.messages}, ensure_ascii=False) + "\n" for row in rows).encode()
-        for name, rows in parts.items()
-    }
-    digest = hashlib.sha256(b"\0".join(texts[name] for name in SPLIT_NAMES)).hexdigest()
-    root = Path(settings.HOME) / "data"
-    final, aside = root / digest, root / f".{digest}"
-    if final.exists():
-        return digest
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, text in texts.items():
-        (aside / f"{name}.jsonl").write_bytes(text)
-        sync(aside / f"{name}.jsonl")
-    aside.rename(final)
-    return digest
+def refuse_faulty(report: dict[str, Any]) -> None:
+    count = report["problems"]["count"] if report else 0
+    if count:
+        rows = f"{count:,} of {count + report['rows']:,} rows"
+        raise BadData(f"{rows} cannot be used. Correct the file, or leave them out.", report)

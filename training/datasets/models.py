@@ -1,4 +1,4 @@
-"""Data sets and their immutable, content-addressed versions."""
+"""Data sets, their immutable, content-addressed versions, and the uploads that versions are made from."""
 
 from __future__ import annotations
 
@@ -19,15 +19,54 @@ class Dataset(Owned):
 
     class Meta:
         ordering = ["-created_at"]
+        verbose_name = "data set"
 
     def __str__(self) -> str:
         return self.name
+
+
+class UploadState(models.TextChoices):
+    DRAFT = "draft", "To be mapped"
+    WAITING = "waiting", "Waiting"
+    WORKING = "working", "At work"
+    CHECKED = "checked", "Checked"
+    FAILED = "failed", "Failed"
+    DONE = "done", "Saved"
+
+
+class Upload(Owned):
+    """Files on their way to a version. They are kept, so that a wrong mapping can be corrected later as a new version.
+
+    `files`: `[{"file", "name", "split", "format"}]`; `job` is what the worker is asked for: check, save or fetch.
+    """
+
+    name = models.CharField(max_length=120)
+    source = models.CharField(max_length=200)
+    dataset = models.ForeignKey(Dataset, null=True, on_delete=models.CASCADE, related_name="uploads")
+    state = models.CharField(max_length=20, choices=UploadState.choices, default=UploadState.DRAFT, db_index=True)
+    job = models.CharField(max_length=10, blank=True)
+    bytes = models.PositiveBigIntegerField(default=0)
+    files: models.JSONField[list[Any], list[Any]] = models.JSONField(default=list)
+    mapped: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    choices: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    report: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    progress_words = models.CharField(max_length=200, blank=True)
+    error = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    @property
+    def folder(self) -> Path:
+        return Path(settings.HOME) / "uploads" / str(self.pk)
 
 
 class DatasetVersion(models.Model):
     """Rows as they were at one time. `digest` is the SHA-256 of its files' content and names the folder that holds them."""
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
+    upload = models.ForeignKey(Upload, null=True, on_delete=models.SET_NULL, related_name="versions")
     number = models.PositiveIntegerField()
     digest = models.CharField(max_length=64)
     rows = models.PositiveIntegerField()
@@ -35,7 +74,9 @@ class DatasetVersion(models.Model):
     heldout_rows = models.PositiveIntegerField()
     test_rows = models.PositiveIntegerField(default=0)
     left_out = models.PositiveIntegerField(default=0)
-    problems: models.JSONField[list[Any], list[Any]] = models.JSONField(default=list)
+    mapped: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    choices: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    report: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

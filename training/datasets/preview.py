@@ -1,22 +1,61 @@
-"""Rows of a version for people to look at. It reads no more of the file than it shows."""
+"""Rows for people to look at: of a version, and of an upload under a mapping. It reads no more of a file than it shows."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-from training.datasets.models import DatasetVersion
+from training.datasets.check import row_of
+from training.datasets.forms import Mapped
+from training.datasets.intake import form_of, sample
+from training.datasets.models import DatasetVersion, Upload
+from training.datasets.rows import BadRow
 
-SHOWN_ROWS = 20
+SHOWN_ROWS = 10
+SHOWN_PREVIEWS = 8
 LONGEST_SHOWN = 4_000  # characters of one message
+Turn = dict[str, str]
 
 
-def first_rows(version: DatasetVersion, split: str, start: int = 0, count: int = SHOWN_ROWS) -> list[list[dict[str, str]]]:
-    """Messages of the rows [start, start + count)."""
+def raw_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
+    """The rows [start, start + count) as the engine reads them."""
     with version.file(split).open(encoding="utf-8") as file:
-        return [clipped(json.loads(line)["messages"]) for line in islice(file, start, start + count)]
+        return [json.loads(line) for line in islice(file, start, start + count)]
+
+
+def first_rows(version: DatasetVersion, split: str, start: int = 0, count: int = SHOWN_ROWS) -> list[list[Turn]]:
+    """The turns of the rows [start, start + count)."""
+    return [turns(row) for row in raw_rows(version, split, start, count)]
+
+
+def turns(row: Mapping[str, Any]) -> list[Turn]:
+    """A row as turns of text: a call of a tool as its JSON, plain text as one turn."""
+    if row.get("text"):
+        return [{"role": "text", "content": row["text"][:LONGEST_SHOWN]}]
+    shown = []
+    if row.get("tools"):
+        shown.append({"role": "tools", "content": json.dumps(row["tools"], ensure_ascii=False)[:LONGEST_SHOWN]})
+    for message in row["messages"]:
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+        words = "\n".join([message["content"], *calls] if message["content"] else calls)
+        shown.append({"role": message["role"], "content": words[:LONGEST_SHOWN]})
+    return shown
+
+
+def preview(upload: Upload, mapped: Mapped) -> list[dict[str, Any]]:
+    """The first records as rows, or why they are none."""
+    place = form_of(upload).place
+    shown: list[dict[str, Any]] = []
+    for number, found in sample(upload, SHOWN_PREVIEWS):
+        row = row_of(found, mapped, "")
+        problem = row.message if isinstance(row, BadRow) else ""
+        seen = [] if isinstance(row, BadRow) else turns(json.loads(row.to_json()))
+        split = "" if isinstance(row, BadRow) else row.split
+        shown.append({"place": f"{place} {number}", "problem": problem, "turns": seen, "split": split})
+    return shown
 
 
 def random_row(version: DatasetVersion) -> dict[str, Any] | None:
@@ -24,10 +63,12 @@ def random_row(version: DatasetVersion) -> dict[str, Any] | None:
     split, count = ("test", version.test_rows) if version.test_rows else ("heldout", version.heldout_rows)
     if not count:
         return None
-    messages = first_rows(version, split, random.randrange(count), 1)[0]
+    row = raw_rows(version, split, random.randrange(count), 1)[0]
+    if row.get("text"):
+        words = row["text"].split(" ")
+        half = max(1, len(words) // 2)
+        asked, expected = " ".join(words[:half]), " ".join(words[half:])
+        return {"messages": [{"role": "user", "content": asked}], "expected": expected, "split": split}
+    messages = [message for message in turns(row) if message["role"] != "tools"]
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}
-
-
-def clipped(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{**message, "content": message["content"][:LONGEST_SHOWN]} for message in messages]

@@ -1,126 +1,188 @@
-"""A line of JSONL -> a row to train on, or a sentence that says what is wrong with it. It knows no ORM and no files.
-
-Two forms are read: OpenAI messages (`{"messages": [{"role", "content"}, ...]}`) and pairs (`{"prompt", "completion"}`), which
-become one user and one assistant message. A `split` of train, valid or test is honoured.
-"""
+"""What a row to train on is: a conversation or plain text, checked field by field. It knows no files, no forms and no ORM."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from training.errors import UserError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+SAME_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
 SPLITS = {
     "train": "train",
+    "training": "train",
     "valid": "heldout",
     "validation": "heldout",
     "heldout": "heldout",
+    "dev": "heldout",
     "eval": "heldout",
     "test": "test",
 }
-MAX_LINE_BYTES = 4 * 2**20
+MAX_ROW_BYTES = 4 * 2**20
 
 
 class BadRow(UserError):
-    """One line is faulty; the message names the field and the reason, the caller adds the line number."""
+    """One row is faulty; the message names the field and the reason, the caller adds the place.
+
+    `group` is the message without what differs from row to row, so that a thousand like it are told as one.
+    """
+
+    def __init__(self, message: str, *, group: str = "") -> None:
+        super().__init__(message[:300])  # a column may have any name
+        self.group = (group or message)[:160]
 
 
 @dataclass(frozen=True)
 class Row:
-    messages: list[dict[str, str]]
+    """Either `messages` (with the `tools` they may call) or `text`."""
+
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    text: str = ""
     split: str = ""  # train, heldout, test, or empty: to be drawn
 
+    def to_json(self) -> str:
+        if self.text:
+            return json.dumps({"text": self.text}, ensure_ascii=False)
+        tools = {"tools": list(self.tools)} if self.tools else {}
+        return json.dumps({"messages": list(self.messages), **tools}, ensure_ascii=False)
 
-def parse_line(line: bytes) -> Row:
-    """Check one line.
+
+def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, Any], ...]:
+    """OpenAI messages with an answer to learn and the system message first.
 
     Raises:
-        BadRow: what is wrong, and what was expected.
+        BadRow: names the message and its field.
     """
-    if len(line) > MAX_LINE_BYTES:
-        raise BadRow(f"the line has more than {MAX_LINE_BYTES // 2**20} MiB; split the row")
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRow(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
-    try:
-        value = json.loads(text, object_pairs_hook=unique_keys)
-    except RecursionError as error:
-        raise BadRow("the JSON is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at character {error.pos + 1}") from error
-    except ValueError as error:  # a number of more than 4,300 digits
-        raise BadRow(f"not JSON that can be read: {error}") from error
-    if not isinstance(value, dict):
-        raise BadRow("expected a JSON object")
-    return Row(messages=read_messages(value), split=read_split(value))
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise BadRow(f"the key `{name[:40]}` stands there twice")
-        found[name] = value
-    return found
-
-
-def read_messages(value: dict[str, Any]) -> list[dict[str, str]]:
-    if "messages" in value:
-        return check_messages(value["messages"])
-    if "prompt" in value or "completion" in value:
-        for name in ("prompt", "completion"):
-            if not isinstance(value.get(name), str) or not value[name].strip():
-                raise BadRow(f"`{name}` must be text that is not empty")
-        pair = (("user", value["prompt"]), ("assistant", value["completion"]))
-        return [check_message({"role": role, "content": text}, place) for place, (role, text) in enumerate(pair, start=1)]
-    raise BadRow(
-        "expected `messages`, or `prompt` and `completion`; found " + (", ".join(map(repr, list(value)[:5])) or "no keys")
-    )
-
-
-def check_messages(messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
-        raise BadRow("`messages` must be a list with at least one message")
-    rows = [check_message(message, place) for place, message in enumerate(messages, start=1)]
+        raise BadRow(f"`{field}` must be a list with at least one message")
+    rows = tuple(check_message(message, place) for place, message in enumerate(messages, start=1))
     if not any(message["role"] == "assistant" for message in rows):
-        raise BadRow("`messages` has no assistant message, so there is nothing to learn")
+        raise BadRow(f"`{field}` has no assistant message, so there is nothing to learn")
     if any(message["role"] == "system" for message in rows[1:]):
         raise BadRow("a `system` message must come first")
     return rows
 
 
-def check_message(message: Any, place: int) -> dict[str, str]:
-    if not isinstance(message, dict):
-        raise BadRow(f"message {place} must be an object with `role` and `content`")
-    role, content = message.get("role"), message.get("content")
+def check_message(message: Any, place: int) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise BadRow(f"message {place} must be an object with `role` and `content`", group="a message is not an object")
+    role = message.get("role")
+    role = SAME_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise BadRow(f"message {place}: `role` is {short(role)}; expected system, user or assistant")
-    if not isinstance(content, str):
-        raise BadRow(f"message {place}: `content` is {short(content)}; expected text")
-    if role == "assistant" and not content.strip():
-        raise BadRow(f"message {place}: `content` of the assistant is empty")
-    if "\0" in content:
-        raise BadRow(f"message {place}: `content` holds a NUL character")
+        raise BadRow(
+            f"message {place}: `role` is {short(message.get('role'))}; expected system, user, assistant or tool",
+            group="`role` is not one of system, user, assistant or tool",
+        )
+    calls = check_calls(message.get("tool_calls"), place) if role == "assistant" else []
+    content = message.get("content")
+    content = "" if content is None and calls else joined(content)
+    checked: dict[str, Any] = {"role": role, "content": check_text(content, "content", f"message {place}: ")}
+    if role == "assistant" and not calls and not checked["content"].strip():
+        raise BadRow(f"message {place}: `content` of the assistant is empty", group="`content` of the assistant is empty")
+    if calls:
+        checked["tool_calls"] = calls
+    if role == "tool":
+        checked |= {key: message[key] for key in ("name", "tool_call_id") if isinstance(message.get(key), str)}
+    return checked
+
+
+def joined(content: Any) -> Any:
+    """OpenAI's list of text parts as one text; anything else as it is."""
+    if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
+        kinds = {str(part.get("type")) for part in content} - {"text"}
+        if kinds:
+            kind = sorted(kinds)[0]
+            raise BadRow(
+                f"`content` has a part of type `{kind[:40]}`; only text can be trained on", group="`content` is not only text"
+            )
+        return "".join(str(part.get("text", "")) for part in content)
+    return content
+
+
+def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
+    """Tool calls, their arguments as an object (chat templates want it so; OpenAI sends them as text)."""
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise BadRow(f"message {place}: `tool_calls` must be a list", group="`tool_calls` is not a list")
+    checked = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+            raise BadRow(f"message {place}: a tool call has no `function.name`", group="a tool call has no `function.name`")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = parsed(arguments or "{}")
+        if not isinstance(arguments, dict):
+            raise BadRow(
+                f"message {place}: `arguments` of `{name[:40]}` are not a JSON object",
+                group="`arguments` of a tool call are not a JSON object",
+            )
+        checked.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+    check_text(json.dumps(checked, ensure_ascii=False), "tool_calls", f"message {place}: ")
+    return checked
+
+
+def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
+    if tools in (None, "", []):
+        return ()
+    if isinstance(tools, str):
+        tools = parsed(tools)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow("`tools` must be a list of objects")
+    check_text(json.dumps(tools, ensure_ascii=False), "tools")
+    return tuple(tools)
+
+
+def parsed(text: str) -> Any:
+    """JSON inside a text field; None for what is none."""
     try:
-        content.encode("utf-8")
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def check_text(value: Any, field: str, where: str = "") -> str:
+    """Text that can be stored and encoded. Numbers are taken as their digits: labels often are 0 and 1.
+
+    Raises:
+        BadRow: it is missing, not text, or holds what UTF-8 has no place for.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise BadRow(f"{where}`{field}` is {short(value)}; expected text", group=f"`{field}` is missing or not text")
+    if "\0" in value:
+        raise BadRow(f"{where}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character")
+    try:
+        value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadRow(f"message {place}: `content` holds half a character (a lone surrogate such as \\ud800)") from error
-    return {"role": role, "content": content}
+        if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that the reader could not decode
+            words = f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
+            raise BadRow(where + words, group=f"`{field}` is not UTF-8") from error
+        words = f"`{field}` holds half a character (a lone surrogate such as \\ud800)"
+        raise BadRow(where + words, group=f"`{field}` holds half a character") from error
+    return value
 
 
-def read_split(value: dict[str, Any]) -> str:
-    split = value.get("split", "")
-    if split == "":
+def check_split(value: Any) -> str:
+    if value in (None, ""):
         return ""
-    if not isinstance(split, str) or split not in SPLITS:
-        raise BadRow(f"`split` is {short(split)}; expected train, valid or test")
-    return SPLITS[split]
+    split = SPLITS.get(value.strip().lower(), "") if isinstance(value, str) else ""
+    if not split:
+        raise BadRow(f"`split` is {short(value)}; expected train, valid or test", group="`split` is not train, valid or test")
+    return split
 
 
 def short(value: Any) -> str:
-    text = "missing" if value is None else json.dumps(value)
+    if value is None:
+        return "missing"
+    if isinstance(value, str):
+        return f"`{value[:40]}…`" if len(value) > 40 else f"`{value}`" if value else "empty"
+    text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:40] + "…"

@@ -1,15 +1,26 @@
-"""Uploads go to disk piece by piece and break off at the limit, not after it."""
+"""Uploads go to disk piece by piece and break off at the limit, not after it; the worker hears of new ones."""
 
 from __future__ import annotations
 
+import logging
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.files.uploadhandler import StopUpload, TemporaryFileUploadHandler
+from huey.contrib.djhuey import db_task
+from redis.exceptions import RedisError
+
+STALE_SECONDS = 86_400
+QUEUE_DOWN = (OSError, sqlite3.Error, RedisError)
+log = logging.getLogger("snapml.datasets")
 
 
 class LimitedUploadHandler(TemporaryFileUploadHandler):
-    """Django's temporary file, removed at once when it grows past DATASET_MAX_BYTES."""
+    """Django's temporary file, removed at once when all files of a request together grow past DATASET_MAX_BYTES."""
 
     seen = 0
 
@@ -32,4 +43,35 @@ def was_too_large(request: Any) -> bool:
 
 
 def limit_words() -> str:
-    return f"{settings.DATASET_MAX_BYTES // 2**20} MiB"
+    most = settings.DATASET_MAX_BYTES
+    return f"{most / 2**30:g} GiB" if most >= 2**30 else f"{most / 2**20:g} MiB"
+
+
+def pasted(text: str) -> tuple[Path, str, str]:
+    """Rows that were typed or pasted, as a file."""
+    with tempfile.NamedTemporaryFile("wb", dir=settings.FILE_UPLOAD_TEMP_DIR, delete=False) as file:
+        file.write(text.encode("utf-8", errors="replace"))
+    return Path(file.name), "pasted", ""
+
+
+def sweep_temporary() -> None:
+    """Remove what a killed web server left of uploads that never arrived."""
+    for path in Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir():
+        if path.is_file() and path.stat().st_mtime < time.time() - STALE_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+@db_task()
+def work_on_upload(upload_id: int) -> None:
+    """Huey's door: thin, and handed nothing but an id."""
+    from training.datasets.work import work_on
+
+    work_on(upload_id)
+
+
+def bell(upload_id: int) -> None:
+    """Ask a worker to look at this upload. The sweeper would find it too, within 2 s."""
+    try:
+        work_on_upload(upload_id)
+    except QUEUE_DOWN as error:  # that must not undo an upload; the sweeper comes by
+        log.warning("The queue did not take upload %s (%s); the sweeper will find it.", upload_id, error)

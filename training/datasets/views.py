@@ -1,20 +1,19 @@
-"""The Data pages: the list with its examples, the upload with its named problems, and a set's rows."""
+"""The Data pages: the list with its examples, and a set's versions, rows and findings."""
 
 from __future__ import annotations
 
-from typing import BinaryIO, cast
+from typing import Any
 
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
+from training.datasets import shelf
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.intake import BadData, bounded_lines, create_dataset
-from training.datasets.models import Dataset
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import SHOWN_ROWS, first_rows
-from training.datasets.uploads import limit_words, was_too_large
-from training.errors import TooLarge, UserError
+from training.errors import NotFound
 from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
@@ -23,7 +22,8 @@ def datasets(request: SignedIn) -> HttpResponse:
     rows = Dataset.objects.visible_to(request.user).select_related("owner", "team").prefetch_related("versions")
     taken = {row.source for row in rows if row.owner_id == request.user.pk}
     examples = [example for example in EXAMPLES.values() if example.source not in taken]
-    return render(request, "datasets/datasets.html", {"datasets": rows, "examples": examples})
+    drafts = Upload.objects.filter(owner=request.user, dataset=None).exclude(state=UploadState.DONE)
+    return render(request, "datasets/datasets.html", {"datasets": rows, "examples": examples, "drafts": drafts})
 
 
 @require_POST
@@ -33,34 +33,11 @@ def use_example(request: SignedIn, key: str) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
-def new(request: SignedIn) -> HttpResponse:
-    if request.method != "POST":
-        return render(request, "datasets/new.html", {"limit": limit_words()})
-    uploaded = request.FILES.get("file")
-    try:
-        if was_too_large(request):
-            raise TooLarge(f"The file is larger than {limit_words()}; nothing of it was kept.", field="file")
-        if uploaded is None or uploaded.name is None or uploaded.file is None:
-            raise UserError("Choose a JSONL file first.", field="file")
-        version = create_dataset(
-            request.user,
-            request.POST.get("name", "").strip() or uploaded.name.rsplit(".", 1)[0],
-            bounded_lines(cast(BinaryIO, uploaded.file)),
-            source=f"upload: {uploaded.name}"[:200],
-            leave_out=request.POST.get("leave_out") == "on",
-        )
-    except UserError as error:
-        values = {"error": error, "name": request.POST.get("name", ""), "limit": limit_words()}
-        if isinstance(error, BadData):
-            values |= {"problems": error.problems, "count": error.count}
-        return render(request, "datasets/new.html", values, status=error.status)
-    messages.success(request, f"{version.train_rows:,} rows to train on, {version.heldout_rows:,} held out.")
-    return redirect("dataset", version.dataset_id)
-
-
 def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
+    """A set's rows. `?version=N` shows an older version."""
     found = get_visible(Dataset, request.user, dataset_id, "owner", "team")
-    version = found.versions.latest("number")
+    versions = list(found.versions.select_related("upload"))
+    version = chosen_version(versions, request.GET.get("version", ""))
     split = request.GET.get("split", "train")
     split = split if split in ("train", "heldout", "test") else "train"
     total = {"train": version.train_rows, "heldout": version.heldout_rows, "test": version.test_rows}[split]
@@ -69,6 +46,7 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     values = {
         "dataset": found,
         "version": version,
+        "versions": versions,
         "split": split,
         "splits": (
             ("train", "To train on", version.train_rows),
@@ -83,5 +61,27 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     return render(request, "datasets/dataset.html", values)
 
 
-def whole(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) < 10 else 1
+def chosen_version(versions: list[DatasetVersion], number: str) -> DatasetVersion:
+    wanted = whole(number) if number else versions[0].number
+    for version in versions:
+        if version.number == wanted:
+            return version
+    raise NotFound(f"There is no version {number} of this data set.")
+
+
+@require_POST
+def rename(request: SignedIn, dataset_id: int) -> HttpResponse:
+    shelf.rename(request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", ""))
+    return redirect("dataset", dataset_id)
+
+
+@require_POST
+def delete(request: SignedIn, dataset_id: int) -> HttpResponse:
+    found = get_visible(Dataset, request.user, dataset_id)
+    freed = shelf.delete(request.user, found, request.POST.get("name", ""))
+    messages.success(request, f"{found.name} is deleted; {freed / 2**20:,.1f} MiB are free again.")
+    return redirect("datasets")
+
+
+def whole(text: Any) -> int:
+    return int(text) if str(text).isdecimal() and str(text).isascii() and len(str(text)) < 10 else 1

@@ -1,6 +1,7 @@
-"""Which rows go through the model together, and in what order: a pure function of lengths, budget and seed.
+"""Which rows go through the model together, and in what order: a pure function of lengths, settings and seed.
 
-Because it is pure, a checkpoint need not store where the data stood: the step number says it.
+Because it is pure, a checkpoint need not store where the data stood: the step number says it; and the site can tell the steps
+of a run before it starts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 
 from training.engine.config import RunConfig
 
-Batch = list[int]  # row numbers
+Packed = tuple[int, ...]  # numbers of the rows that share one sequence; without packing there is one
+Batch = list[Packed]
 
 # Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to leave hardly any padding
 # (1.3 % on smart_home at 1,024 tokens, 20.8 % unsorted), few enough that an epoch is not a walk from short to long.
@@ -38,31 +40,58 @@ def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
     steps: list[list[Batch]] = []
     epoch = 0
     while epoch < config.epochs if not config.max_steps else len(steps) < config.max_steps:
-        batches = epoch_batches(lengths, budget=config.tokens_per_batch, seed=f"{config.seed}:{epoch}")
+        batches = epoch_batches(lengths, config, epoch)
         steps += [batches[i : i + config.accumulation] for i in range(0, len(batches), config.accumulation)]
         epoch += 1
     return Plan(steps[: config.max_steps or None], epoch)
 
 
-def epoch_batches(lengths: Sequence[int], *, budget: int, seed: str) -> list[Batch]:
-    """All rows once, in batches of at most `budget` tokens with padding counted, in an order drawn from `seed`."""
-    draw = random.Random(seed)
+def epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:
+    """All rows once, in batches within the budget with padding counted, in an order drawn from the seed."""
+    draw = random.Random(f"{config.seed}:{epoch}")
     rows = list(range(len(lengths)))
     draw.shuffle(rows)
     batches: list[Batch] = []
     for at in range(0, len(rows), WINDOW_ROWS):
-        window = sorted(rows[at : at + WINDOW_ROWS], key=lambda row: lengths[row])
-        batches += fill(window, lengths, budget)
+        window = rows[at : at + WINDOW_ROWS]
+        sequences = pack(window, lengths, config.max_length) if config.packing else [(row,) for row in window]
+        sequences.sort(key=lambda packed: length_of(packed, lengths))
+        batches += fill(sequences, lengths, config)
     draw.shuffle(batches)
     return batches
 
 
-def fill(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[Batch]:
-    """Rows, shortest first, into as few batches as fit the budget. A row longer than the budget gets one of its own."""
-    batches: list[Batch] = []
-    for row in rows:
-        if batches and lengths[row] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(row)
+def length_of(packed: Packed, lengths: Sequence[int]) -> int:
+    return sum(lengths[row] for row in packed)
+
+
+def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]:
+    """Rows into sequences of at most `most` tokens: longest first, each into the first sequence that has room."""
+    sequences: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        place = next((i for i, left in enumerate(room) if left >= lengths[row]), None)
+        if place is None:
+            sequences.append([row])
+            room.append(most - lengths[row])
         else:
-            batches.append([row])
+            sequences[place].append(row)
+            room[place] -= lengths[row]
+    return [tuple(sequence) for sequence in sequences]
+
+
+def fill(sequences: Sequence[Packed], lengths: Sequence[int], config: RunConfig) -> list[Batch]:
+    """Sequences, shortest first, into as few batches as fit the budget. One longer than the budget gets a batch of its own."""
+    batches: list[Batch] = []
+    for packed in sequences:
+        count = len(batches[-1]) + 1 if batches else 0
+        fits = (
+            count <= config.rows_per_batch
+            if config.batch_by == "rows"
+            else length_of(packed, lengths) * count <= config.tokens_per_batch
+        )
+        if batches and fits:
+            batches[-1].append(packed)
+        else:
+            batches.append([packed])
     return batches

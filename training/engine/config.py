@@ -12,6 +12,7 @@ from training.errors import UserError
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
+BATCHINGS = ("tokens", "rows")
 FINAL_WEIGHTS = ("best", "last")
 METHODS = ("lora",)  # the names of training/engine/methods; tests/engine/test_methods.py holds the two together
 
@@ -66,11 +67,26 @@ class RunConfig:
     max_grad_norm: float = setting(1.0, "Gradients longer than this are shortened to it.", usual="1.0", advanced=True)
     epochs: int = setting(1, "How often every row is seen.", usual="1 to 5")
     max_steps: int = setting(0, "Stop after this many steps; 0 means: after the epochs.", usual="0")
+    batch_by: str = setting(
+        "tokens",
+        "What fills a batch: tokens keep memory even when rows differ in length; rows are what papers count.",
+        choices=BATCHINGS,
+        advanced=True,
+    )
     tokens_per_batch: int = setting(
         1024, "Tokens that go through the model at once; lower it when memory is short.", usual="512 to 16384"
     )
+    rows_per_batch: int = setting(
+        8, "Rows that go through the model at once, if batches are counted in rows.", usual="1 to 32", advanced=True
+    )
     accumulation: int = setting(1, "Batches added up before one optimizer step.", usual="1 to 16", advanced=True)
     max_length: int = setting(512, "Longer rows are cut off at this many tokens.", usual="256 to 4096")
+    packing: bool = setting(
+        False,
+        "Puts several short rows into one sequence; they do not see each other. Worth it when lengths differ much.",
+        usual="off",
+        advanced=True,
+    )
     train_on_prompt: bool = setting(False, "Learn the prompt too, not only the assistant's answers.", usual="off", advanced=True)
     precision: str = setting(
         "auto",
@@ -84,6 +100,12 @@ class RunConfig:
     seed: int = setting(0, "The same seed, data and machine give the same losses to the bit.", advanced=True)
     eval_interval: int = setting(20, "Measure held-out loss and sample one answer every so many steps.", usual="20 to 200")
     eval_rows: int = setting(100, "How many held-out rows are measured each time.", usual="50 to 500", advanced=True)
+    early_stopping: int = setting(
+        0,
+        "Stop when the held-out loss has not improved in this many measurements; 0 trains to the end.",
+        usual="0, or 3 to 5",
+        advanced=True,
+    )
     save_interval: int = setting(20, "Save a checkpoint every so many steps.", usual="20 to 500")
     final_weights: str = setting(
         "best",
@@ -102,11 +124,18 @@ class RunConfig:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.", field=name)
-        if self.tokens_per_batch < self.max_length:
+        if self.batch_by == "tokens" and self.tokens_per_batch < self.max_length:
             raise ConfigError(
                 f"tokens_per_batch is {self.tokens_per_batch}, but one row may be max_length = {self.max_length} tokens; "
                 f"raise the first or lower the second.",
                 field="tokens_per_batch",
+            )
+        needed = self.early_stopping * self.eval_interval
+        if self.max_steps and needed >= self.max_steps:
+            raise ConfigError(
+                f"early_stopping is {self.early_stopping} with eval_interval = {self.eval_interval}, so it could stop at step "
+                f"{needed} at the earliest, but max_steps is {self.max_steps}; lower the first two or raise the last.",
+                field="early_stopping",
             )
 
     @classmethod
@@ -124,6 +153,26 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def warnings(self) -> list[str]:
+        """What is allowed but seldom meant, each with the nearest usual value."""
+        found = []
+        if self.learning_rate > 5e-3:
+            found.append(f"learning_rate is {self.learning_rate:g}; above 0.005 the loss usually jumps. 0.001 is a safe start.")
+        if self.alpha > 4 * self.rank:
+            found.append(
+                f"alpha is {self.alpha} with rank {self.rank}: updates count {self.alpha / self.rank:g}-fold; usual is 2."
+            )
+        if self.max_steps and self.eval_interval > self.max_steps:
+            found.append(
+                f"eval_interval is {self.eval_interval}, but there are only {self.max_steps} steps: the held-out loss is "
+                "measured at the start and the end only."
+            )
+        if self.epochs > 10 and not self.max_steps and not self.early_stopping:
+            found.append(f"epochs is {self.epochs} without early_stopping: the rows will be learned by heart. 1 to 5 is usual.")
+        if self.train_on_prompt:
+            found.append("train_on_prompt is on: the model also learns to write the questions.")
+        return found
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
         """Learning rate of step 1..total_steps: linear warm-up, then the schedule down to zero (or constant)."""
@@ -147,6 +196,8 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1000),
     ("max_steps", 0, 10_000_000),
     ("tokens_per_batch", 16, 1_048_576),
+    ("rows_per_batch", 1, 4096),
+    ("early_stopping", 0, 10_000),
     ("accumulation", 1, 1024),
     ("max_length", 8, 131_072),
     ("seed", 0, 2**31 - 1),
@@ -155,7 +206,13 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
     ("save_interval", 1, 1_000_000),
     ("threads", 0, 1024),
 )
-CHOICES = {"method": METHODS, "schedule": SCHEDULES, "precision": PRECISIONS, "final_weights": FINAL_WEIGHTS}
+CHOICES = {
+    "method": METHODS,
+    "batch_by": BATCHINGS,
+    "schedule": SCHEDULES,
+    "precision": PRECISIONS,
+    "final_weights": FINAL_WEIGHTS,
+}
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Rows of a data file -> token ids and labels. It knows neither batches nor the model, only a tokenizer.
 
-A row is `{"messages": [{"role", "content"}, ...]}`. Trained are the assistant's words and the mark that ends its turn; all
-else is masked with IGNORED, unless the prompt is to be learned too.
+A row is `{"messages": [{"role", "content"}, ...]}`, with the `tools` that it may call, or `{"text": ...}`. Of a conversation the
+assistant's words and the mark that ends its turn are trained; all else is masked with IGNORED, unless the prompt is to be
+learned too. Plain text is trained whole, without a template.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ IGNORED = -100  # torch's cross entropy leaves this label out
 
 # For models that bring no chat template: plain words, so that no token has to be added to the vocabulary.
 DEFAULT_TEMPLATE = (
+    "{% if tools %}{{ '### Tools:\n' + tools | tojson + '\n\n' }}{% endif %}"
     "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
+    "{% for call in message.get('tool_calls', []) %}{{ call['function'] | tojson }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]
+Row = dict[str, Any]
 
 
 class DataError(UserError):
@@ -50,6 +54,16 @@ class EncodedRow:
         return int((self.labels[1:] != IGNORED).sum())
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; needs no torch. One without a mark for padding pads with its end of text."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
@@ -63,67 +77,88 @@ def use_template(tokenizer: Any) -> str:
     return "default"
 
 
-def render(tokenizer: Any, messages: Sequence[Message], *, for_answer: bool = False) -> str:
-    """The text of a conversation; `for_answer` opens an assistant's turn at its end."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_answer))
+def render(tokenizer: Any, row: Row, *, upto: int | None = None, for_answer: bool = False) -> str:
+    """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end."""
+    messages, tools = row["messages"][:upto], row.get("tools")
+    return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=for_answer))
 
 
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids that ask the model for the next assistant turn."""
-    text = render(tokenizer, messages, for_answer=True)
+def prompt_ids(tokenizer: Any, row: Row, upto: int | None = None) -> list[int]:
+    """Token ids that ask the model for the assistant's turn after the first `upto` messages (after all of them if None)."""
+    text = render(tokenizer, row, upto=upto, for_answer=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def assistant_spans(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
     """The whole text, and for every assistant turn the characters [start, end) that it adds to its prompt.
 
     A span runs through the end-of-turn mark and not through the blank space after it, which is never generated.
 
     Raises:
-        DataError: the template writes earlier turns differently once later ones follow, so that no span can be told.
+        DataError: the template writes earlier turns differently once later ones follow, so that no span can be told; or it
+            leaves out the tool calls that are to be learned.
     """
-    whole = render(tokenizer, messages)
+    whole = render(tokenizer, row)
     spans = []
-    for place, message in enumerate(messages):
+    for place, message in enumerate(row["messages"]):
         if message["role"] != "assistant":
             continue
-        before = render(tokenizer, messages[:place], for_answer=True)
-        upto = render(tokenizer, messages[: place + 1])
+        before = render(tokenizer, row, upto=place, for_answer=True)
+        upto = render(tokenizer, row, upto=place + 1)
         if not (whole.startswith(before) and whole.startswith(upto.rstrip()) and len(upto) > len(before)):
             raise DataError(
                 f"This model's chat template rewrites earlier turns (seen at message {place + 1}), so the answers cannot be "
                 "told from the prompt. Keep one answer per row, or switch on train_on_prompt."
             )
-        spans.append((len(before), len(upto.rstrip())))
+        span = (len(before), len(upto.rstrip()))
+        refuse_lost_calls(message, whole[slice(*span)], place)
+        spans.append(span)
     return whole, spans
 
 
-def encode(tokenizer: Any, messages: Sequence[Message], *, max_length: int, train_on_prompt: bool = False) -> EncodedRow:
-    """Ids and labels of one conversation, cut off at `max_length` tokens.
+def refuse_lost_calls(message: Message, written: str, place: int) -> None:
+    """Raises DataError: the template knows no tools, so the call would be trained as an empty answer."""
+    for call in message.get("tool_calls", ()):
+        name = call["function"]["name"]
+        if name not in written:
+            raise DataError(
+                f"This model's chat template leaves out the tool call `{name}` (message {place + 1}), so it cannot be learned. "
+                "Choose a model whose template knows tools, or write the call as the assistant's text."
+            )
+
+
+def encode(tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False) -> EncodedRow:
+    """Ids and labels of one row, cut off at `max_length` tokens.
 
     A token is trained if it begins inside an assistant's span. Tokens come from the whole text in one go, as in generation.
+    Plain text begins with the tokenizer's first token, where it has one, and ends with its last.
     """
+    if "text" in row:
+        ids = np.asarray([*start_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]], dtype=np.int64)
+        if tokenizer.eos_token_id is not None:
+            ids = np.append(ids, tokenizer.eos_token_id)
+        return EncodedRow(ids[:max_length], ids[:max_length].copy(), cut=max(0, len(ids) - max_length))
     if train_on_prompt:
-        whole = render(tokenizer, messages)
-        spans: list[tuple[int, int]] = []
+        whole, spans = render(tokenizer, row), [(0, 2**62)]
     else:
-        whole, spans = assistant_spans(tokenizer, messages)
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=not train_on_prompt)
+        whole, spans = assistant_spans(tokenizer, row)
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-    if train_on_prompt:
-        labels = ids.copy()
-    else:
-        starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-        inside = np.zeros(len(ids), dtype=bool)
-        for start, end in spans:
-            inside |= (starts >= start) & (starts < end)
-        labels = np.where(inside, ids, IGNORED)
+    starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
+    inside = np.zeros(len(ids), dtype=bool)
+    for start, end in spans:
+        inside |= (starts >= start) & (starts < end)
+    labels = np.where(inside, ids, IGNORED)
     return EncodedRow(ids[:max_length], labels[:max_length], cut=max(0, len(ids) - max_length))
 
 
-def encode_rows(
-    tokenizer: Any, rows: Sequence[dict[str, Any]], *, max_length: int, train_on_prompt: bool
-) -> Iterator[EncodedRow]:
+def start_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts before a text: nothing, or its beginning-of-text token."""
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def encode_rows(tokenizer: Any, rows: Sequence[Row], *, max_length: int, train_on_prompt: bool) -> Iterator[EncodedRow]:
     """Encode all rows in order.
 
     Raises:
@@ -131,6 +166,6 @@ def encode_rows(
     """
     for number, row in enumerate(rows, start=1):
         try:
-            yield encode(tokenizer, row["messages"], max_length=max_length, train_on_prompt=train_on_prompt)
+            yield encode(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
             raise DataError(f"row {number}: {error.message}") from error

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from training.engine.batches import fill
-from training.engine.conversations import IGNORED, EncodedRow, prompt_ids
+from training.engine.batches import Batch, fill
+from training.engine.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
 from training.engine.session import Event, Session
 
 SAMPLE_TOKENS = 64
+SAMPLE_CHARACTERS = 2_000
 
 
-def collate(rows: list[EncodedRow], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and labels of shape (rows, longest row), padded on the right."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    labels = torch.full((len(rows), longest), IGNORED, dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.from_numpy(row.ids)
-        labels[place, : len(row)] = torch.from_numpy(row.labels)
-    return ids.to(device), labels.to(device)
+def collate(batch: Batch, rows: Sequence[EncodedRow], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids and labels of shape (sequences, longest sequence), padded on the right, and their positions if rows are packed.
+
+    Positions that begin anew tell transformers' causal mask where another row begins. The first token of a row follows on
+    nothing, so it has no label.
+    """
+    longest = max(sum(len(rows[i]) for i in packed) for packed in batch)
+    ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
+    labels = torch.full((len(batch), longest), IGNORED, dtype=torch.long)
+    positions = torch.zeros((len(batch), longest), dtype=torch.long)
+    for place, packed in enumerate(batch):
+        at = 0
+        for row in (rows[i] for i in packed):
+            ids[place, at : at + len(row)] = torch.from_numpy(row.ids)
+            labels[place, at + 1 : at + len(row)] = torch.from_numpy(row.labels[1:])
+            positions[place, at:] = torch.arange(longest - at)
+            at += len(row)
+    several = any(len(packed) > 1 for packed in batch)
+    return ids.to(device), labels.to(device), positions.to(device) if several else None
 
 
 @contextmanager
@@ -47,13 +59,12 @@ def heldout(session: Session) -> Iterator[Event]:
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
     order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
-    batches = fill(order, [len(row) for row in session.heldout], session.config.tokens_per_batch)
+    batches = fill([(row,) for row in order], [len(row) for row in session.heldout], session.config)
     total = 0.0
     with evaluating(session.model):
         for batch in batches:
-            rows = [session.heldout[i] for i in batch]
-            ids, labels = collate(rows, session.tokenizer.pad_token_id, session.device)
-            total += session.head.loss_sum(session.model, ids, labels).item()
+            tensors = collate(batch, session.heldout, session.tokenizer.pad_token_id, session.device)
+            total += session.head.loss_sum(session.model, *tensors).item()
     loss = total / sum(row.trained for row in session.heldout)
     session.heldout_loss, session.heldout_step = loss, session.step
     best = session.best_loss is None or loss < session.best_loss
@@ -66,6 +77,7 @@ def heldout(session: Session) -> Iterator[Event]:
             "heldout_loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),  # e^709 is the largest double
             "rows": len(session.heldout),
+            "total_tokens": session.total_tokens,
             "seconds": time.monotonic() - began,
             "best": best,
         },
@@ -75,11 +87,11 @@ def heldout(session: Session) -> Iterator[Event]:
 
 def sample(session: Session) -> Iterator[Event]:
     """The greedy answer to one held-out prompt, another one each time."""
-    answered = [m for m in session.heldout_messages if m[-1]["role"] == "assistant"]
-    if not answered:
+    asked = sampled_row(session)
+    if asked is None:
         return
-    messages = answered[session.step // session.config.eval_interval % len(answered)]
-    ids = torch.tensor([prompt_ids(session.tokenizer, messages[:-1])], device=session.device)
+    prompt_tokens, prompt, expected = asked
+    ids = torch.tensor([prompt_tokens], device=session.device)
     with evaluating(session.model):
         output = session.model.generate(
             input_ids=ids,
@@ -89,8 +101,21 @@ def sample(session: Session) -> Iterator[Event]:
             pad_token_id=session.tokenizer.pad_token_id,
         )
     answer = session.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    yield "sample", {"step": session.step, "prompt": prompt, "expected": expected, "answer": answer}
+
+
+def sampled_row(session: Session) -> tuple[list[int], str, str] | None:
+    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for its second half."""
+    answered = [row for row in session.heldout_rows if "text" in row or row["messages"][-1]["role"] == "assistant"]
+    if not answered:
+        return None
+    row = answered[session.step // session.config.eval_interval % len(answered)]
+    if "text" in row:
+        half = max(1, len(row["text"]) // 2)
+        begun, rest = row["text"][:half], row["text"][half:]
+        ids = [*start_ids(session.tokenizer), *session.tokenizer(begun, add_special_tokens=False)["input_ids"]]
+        return ids[-session.config.max_length :], begun[-SAMPLE_CHARACTERS:], rest[:SAMPLE_CHARACTERS]
+    messages = row["messages"]
     asked = next((m["content"] for m in reversed(messages[:-1]) if m["role"] == "user"), "")
-    yield (
-        "sample",
-        {"step": session.step, "prompt": asked, "expected": messages[-1]["content"], "answer": answer},
-    )
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in messages[-1].get("tool_calls", ())]
+    return prompt_ids(session.tokenizer, row, len(messages) - 1), asked, "\n".join([messages[-1]["content"], *calls]).strip()

@@ -45,7 +45,7 @@ KINDS: dict[str, Kind] = {
         "step loss learning_rate gradient_norm tokens trained_tokens total_tokens tokens_per_second seconds "
         "memory_bytes memory_peak_bytes devices",
     ),
-    "eval": _kind("held-out loss", "step heldout_loss perplexity rows seconds best"),
+    "eval": _kind("held-out loss", "step heldout_loss perplexity rows total_tokens seconds best"),
     "sample": _kind("one answer to a held-out prompt", "step prompt expected answer"),
     "memory": _kind("memory at a moment that is not a step", "moment step memory_bytes memory_peak_bytes devices"),
     "saving": _kind("a checkpoint is about to be written", "step", sync=True),

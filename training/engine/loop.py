@@ -59,25 +59,39 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
         best = config.final_weights == "best" and session.best_step == session.step
         if last or best or session.step % config.save_interval == 0:
             yield from save(session)
+        if waited_enough(session) and not last:
+            yield from save(session)
+            measurements = f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
+            words = f"Early stopping: the held-out loss has not improved in {measurements}; best at step {session.best_step}."
+            yield "log", {"level": "info", "text": words}
+            break
 
     return Outcome.FINISHED
+
+
+def waited_enough(session: Session) -> bool:
+    """Has the held-out loss been no better for `early_stopping` measurements in a row? Told from steps, so a resume knows it."""
+    if not session.config.early_stopping or session.best_step is None or session.heldout_step != session.step:
+        return False
+    since = session.step - session.best_step
+    return since >= session.config.early_stopping * session.config.eval_interval
 
 
 def take_step(session: Session) -> Event:
     """One optimizer step over `accumulation` batches; the loss is the mean over all their trained tokens."""
     began = time.monotonic()
-    batches = [[session.rows[i] for i in batch] for batch in session.plan.steps[session.step]]
-    trained = sum(row.trained for batch in batches for row in batch)
-    tokens = sum(len(row) for batch in batches for row in batch)
+    batches = session.plan.steps[session.step]
+    rows = [session.rows[i] for batch in batches for packed in batch for i in packed]
+    trained, tokens = sum(row.trained for row in rows), sum(len(row) for row in rows)
     session.step += 1
     learning_rate = session.config.learning_rate_at(session.step, session.plan.total_steps)
     for group in session.optimizer.param_groups:
         group["lr"] = learning_rate
 
     total = torch.zeros((), device=session.device)
-    for rows in batches:
-        ids, labels = evaluate.collate(rows, session.tokenizer.pad_token_id, session.device)
-        loss_sum = session.head.loss_sum(session.model, ids, labels)
+    for batch in batches:
+        tensors = evaluate.collate(batch, session.rows, session.tokenizer.pad_token_id, session.device)
+        loss_sum = session.head.loss_sum(session.model, *tensors)
         (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         total += loss_sum.detach()
     parameters = checkpoint.parameters(session.optimizer)

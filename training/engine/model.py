@@ -1,4 +1,4 @@
-"""The base model and its tokenizer from a local folder of safetensors, and the loss at trained positions.
+"""The base model from a local folder of safetensors, and the loss at trained positions.
 
 Nothing is downloaded, no code from the folder runs, and pickled weights are refused.
 """
@@ -29,15 +29,6 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if precision == "bf16" else torch.float32
     has = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has else torch.float32
-
-
-def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_base(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -90,8 +81,8 @@ class TrainedPositions:
         hidden = inputs[0]
         return (hidden[:, -self._keep.shape[1] :][self._keep], *inputs[1:])
 
-    def loss_sum(self, model: Any, ids: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the cross entropy (nats) over all trained tokens of a batch; ids and labels are (rows, tokens).
+    def loss_sum(self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and positions are (rows, tokens).
 
         Padding stands on the right, where no trained position can see it: with no attention mask at all, attention keeps its
         fast causal kernel and no (tokens x tokens) mask is built.
@@ -99,7 +90,7 @@ class TrainedPositions:
         self._keep = torch.zeros_like(labels, dtype=torch.bool)
         self._keep[:, :-1] = labels[:, 1:] != IGNORED
         try:
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         finally:
             keep, self._keep = self._keep, None
         targets = labels[:, 1:][keep[:, :-1]]

@@ -16,13 +16,12 @@ import torch
 from training.engine import checkpoint
 from training.engine.batches import Plan, plan_steps
 from training.engine.config import RunConfig
-from training.engine.conversations import DataError, EncodedRow, encode_rows, read_rows, use_template
+from training.engine.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
 from training.engine.memory import MemoryMeter
 from training.engine.methods import TABLE
 from training.engine.model import (
     TrainedPositions,
     load_base,
-    load_tokenizer,
     make_repeatable,
     pick_device,
     pick_dtype,
@@ -44,7 +43,7 @@ class Session:
     tokenizer: Any
     rows: list[EncodedRow]
     heldout: list[EncodedRow]
-    heldout_messages: list[list[dict[str, str]]]
+    heldout_rows: list[dict[str, Any]]
     model: Any
     head: TrainedPositions
     optimizer: torch.optim.Optimizer
@@ -118,7 +117,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         tokenizer=tokenizer,
         rows=rows,
         heldout=[row for row in heldout if row.trained],
-        heldout_messages=[row["messages"] for row in heldout_rows],
+        heldout_rows=heldout_rows,
         model=model,
         head=TrainedPositions(model),
         optimizer=torch.optim.AdamW(trainable, lr=0.0, weight_decay=config.weight_decay, fused=True),

@@ -13,17 +13,45 @@ class User(AbstractUser):
     """A person. `is_superuser` is an admin of SnapML."""
 
     must_change_password = models.BooleanField(default=False)
+    guide_dismissed = models.BooleanField(default=False)
 
     def first_team(self) -> Team | None:
-        return self.teams.order_by("name").first()
+        """The team that this person's new things are shared with; a viewer's things are their own."""
+        return (
+            Team.objects.filter(memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)).order_by("name").first()
+        )
+
+
+class Role(models.TextChoices):
+    VIEWER = "viewer", "Viewer"  # sees what the team has
+    MEMBER = "member", "Member"  # shares with the team, and changes what is their own
+    LEAD = "lead", "Lead"  # changes what the team has, and who is in it
 
 
 class Team(models.Model):
     name = models.CharField(max_length=80, unique=True)
-    members = models.ManyToManyField(User, related_name="teams", blank=True)
+    members = models.ManyToManyField(User, through="Membership", related_name="teams", blank=True)
 
     def __str__(self) -> str:
         return self.name
+
+
+class Membership(models.Model):
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
+    team = models.ForeignKey(Team, on_delete=models.CASCADE, related_name="memberships")
+    role = models.CharField(max_length=10, choices=Role.choices, default=Role.MEMBER)
+
+    class Meta:
+        ordering = ["user__username"]
+        constraints = [models.UniqueConstraint(fields=["user", "team"], name="once_in_a_team")]
+
+    def __str__(self) -> str:
+        return f"{self.user.username}, {self.get_role_display().lower()} of {self.team}"
+
+
+class Scope(models.TextChoices):
+    READ = "read", "Read"
+    WRITE = "write", "Read and write"
 
 
 class ApiToken(models.Model):
@@ -33,9 +61,39 @@ class ApiToken(models.Model):
     name = models.CharField(max_length=80)
     digest = models.CharField(max_length=64, unique=True)
     hint = models.CharField(max_length=12)
+    scope = models.CharField(max_length=10, choices=Scope.choices, default=Scope.WRITE)
     created_at = models.DateTimeField(auto_now_add=True)
     last_used_at = models.DateTimeField(null=True)
     revoked_at = models.DateTimeField(null=True)
+
+
+class Webhook(models.Model):
+    """An address of a person's own that hears of their runs' ends. `secret` signs what is sent there."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="webhooks")
+    url = models.CharField(max_length=500)
+    secret = models.CharField(max_length=64)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["created_at"]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class Delivery(models.Model):
+    """One message to a webhook, sent until it arrives or has failed too often. `body` is sent byte for byte each time."""
+
+    webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="deliveries")
+    body = models.TextField()
+    tries = models.PositiveIntegerField(default=0)
+    due_at = models.DateTimeField(null=True, db_index=True)  # null: arrived, or given up
+    told = models.CharField(max_length=300, blank=True)  # what the last try came to
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
 
 
 class OwnedQuerySet(models.QuerySet[Any]):
@@ -45,6 +103,13 @@ class OwnedQuerySet(models.QuerySet[Any]):
             return self.all()
         mine = Q(owner=user) | Q(team__in=user.teams.values("pk"))
         return self.filter(mine)
+
+    def changeable_by(self, user: User) -> Self:
+        """What a person may change: their own things, and those of the teams that they lead; admins all."""
+        if user.is_superuser:
+            return self.all()
+        led = user.memberships.filter(role=Role.LEAD).values("team")
+        return self.filter(Q(owner=user) | Q(team__in=led))
 
 
 class Owned(models.Model):

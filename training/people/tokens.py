@@ -9,28 +9,36 @@ from datetime import timedelta
 from django.db.models import Q
 from django.utils import timezone
 
-from training.errors import NotFound
-from training.people.models import ApiToken, User
+from training.errors import NotFound, UserError, one_line
+from training.people.models import ApiToken, Scope, User
 
 PREFIX = "snapml_"
 
 
-def create_token(user: User, name: str) -> tuple[ApiToken, str]:
-    """A new token and its secret, which is shown this once and never again."""
+def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiToken, str]:
+    """A new token and its secret, which is shown this once and never again.
+
+    Raises:
+        UserError: an unknown scope.
+    """
+    if scope not in Scope.values:
+        raise UserError(f"scope must be one of {', '.join(Scope.values)}.", field="scope")
     secret = PREFIX + secrets.token_urlsafe(32)
-    token = ApiToken.objects.create(user=user, name=name[:80] or "token", digest=digest_of(secret), hint=secret[-4:])
+    token = ApiToken.objects.create(
+        user=user, name=one_line(name)[:80] or "token", scope=scope, digest=digest_of(secret), hint=secret[-4:]
+    )
     return token, secret
 
 
-def user_of_token(secret: str) -> User | None:
-    """The active person behind a token; notes its use, at most once a minute to spare writes."""
+def find_token(secret: str) -> ApiToken | None:
+    """The token, if the person behind it is active; notes its use, at most once a minute to spare writes."""
     token = ApiToken.objects.select_related("user").filter(digest=digest_of(secret), revoked_at=None).first()
     if token is None or not token.user.is_active or token.user.must_change_password:
         return None
     now = timezone.now()
     stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
     ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=now)
-    return token.user
+    return token
 
 
 def revoke_token(user: User, token_id: int) -> None:

@@ -10,4 +10,9 @@ urlpatterns = [
     path("account", views.account, name="account"),
     path("account/tokens", views.token_new, name="token-new"),
     path("account/tokens/<int:token_id>/revoke", views.token_revoke, name="token-revoke"),
+    path("account/teams", views.team_new, name="team-new"),
+    path("account/teams/<int:team_id>", views.team_role, name="team-role"),
+    path("account/webhooks", views.webhook_new, name="webhook-new"),
+    path("account/webhooks/<int:webhook_id>/remove", views.webhook_remove, name="webhook-remove"),
+    path("account/guide", views.guide_dismiss, name="guide-dismiss"),
 ]

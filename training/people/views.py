@@ -16,6 +16,8 @@ from django.urls import reverse_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
+from training.people import teams, webhooks
+from training.people.models import Role, Scope
 from training.people.requests import SignedIn
 from training.people.tokens import create_token, revoke_token
 
@@ -66,17 +68,26 @@ class ChangePassword(auth.PasswordChangeView):
 
 
 def account(request: SignedIn) -> HttpResponse:
-    tokens = request.user.tokens.order_by("-created_at")
-    return render(request, "people/account.html", {"tokens": tokens})
+    return render(request, "people/account.html", account_values(request))
+
+
+def account_values(request: SignedIn) -> dict[str, Any]:
+    shown = teams.visible_teams(request.user)
+    return {
+        "tokens": request.user.tokens.order_by("-created_at"),
+        "teams": [(team, list(team.memberships.all()), teams.leads(request.user, team)) for team in shown],
+        "roles": Role.choices,
+        "scopes": Scope.choices,
+        "webhooks": request.user.webhooks.prefetch_related("deliveries"),
+    }
 
 
 @require_POST
 @never_cache
 def token_new(request: SignedIn) -> HttpResponse:
     """The secret is in this one answer and nowhere else: not in an address, not in the session, not in a cache."""
-    _, secret = create_token(request.user, request.POST.get("name", ""))
-    tokens = request.user.tokens.order_by("-created_at")
-    return render(request, "people/account.html", {"tokens": tokens, "secret": secret})
+    _, secret = create_token(request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ))
+    return render(request, "people/account.html", {**account_values(request), "secret": secret})
 
 
 @require_POST
@@ -84,3 +95,43 @@ def token_revoke(request: SignedIn, token_id: int) -> HttpResponse:
     revoke_token(request.user, token_id)
     messages.success(request, "The token is revoked.")
     return redirect("account")
+
+
+@require_POST
+def team_new(request: SignedIn) -> HttpResponse:
+    made = teams.create_team(request.user, request.POST.get("name", ""))
+    messages.success(request, f"Team {made} is there; add its people.")
+    return redirect("account")
+
+
+@require_POST
+def team_role(request: SignedIn, team_id: int) -> HttpResponse:
+    """Add a person to a team, change their role, or (role `remove`) take them out."""
+    team, name, role = teams.get_team(request.user, team_id), request.POST.get("username", ""), request.POST.get("role", "")
+    if role == "remove":
+        teams.remove(request.user, team, name)
+        messages.success(request, f"{name} is no longer in {team}.")
+    else:
+        member = teams.set_role(request.user, team, name, role)
+        messages.success(request, f"{member}.")
+    return redirect("account")
+
+
+@require_POST
+def webhook_new(request: SignedIn) -> HttpResponse:
+    webhooks.add_webhook(request.user, request.POST.get("url", ""))
+    messages.success(request, "A signed message goes there when a run of yours ends.")
+    return redirect("account")
+
+
+@require_POST
+def webhook_remove(request: SignedIn, webhook_id: int) -> HttpResponse:
+    webhooks.remove_webhook(request.user, webhook_id)
+    return redirect("account")
+
+
+@require_POST
+def guide_dismiss(request: SignedIn) -> HttpResponse:
+    request.user.guide_dismissed = True
+    request.user.save(update_fields=["guide_dismissed"])
+    return redirect("runs")

@@ -1,107 +1,122 @@
-"""Runs in the API: create, read, list, stop, go on; their events after a number and their curves."""
+"""Runs in the API: everything that their pages can do. Lists are paged and filtered from an allow-list."""
 
-from __future__ import annotations
-
-from datetime import datetime
 from typing import Annotated, Any
 
-from ninja import Query, Router, Schema, Status
-from pydantic import ConfigDict, Field
+from django.http import HttpResponse
+from ninja import Query, Router, Status
+from ninja.pagination import paginate
 
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
+from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
+from training.people.paging import Paged
 from training.people.requests import SignedIn
-from training.people.visible import get_visible
-from training.runs import launch
+from training.people.visible import get_changeable, get_visible
+from training.runs import keep, launch, listing, measure, run_file, sweep
 from training.runs.curves import SERIES, read_curves
-from training.runs.models import Run
-from training.runs.state_words import describe
-from training.runs.states import State
+from training.runs.forecast import forecast
+from training.runs.models import Event, Run, Sweep
+from training.runs.schemas import (
+    EvalsOut,
+    EventsOut,
+    Filters,
+    ForecastOut,
+    LengthsOut,
+    MetricsOut,
+    Number,
+    RunChange,
+    RunIn,
+    RunOut,
+    SettingOut,
+    StopIn,
+    SureIn,
+    SweepOut,
+    settings_described,
+)
 from training.runs.stream import as_message, events_after, one_moment
 
 router = Router(tags=["runs"])
-MAX_LISTED = 200
 MAX_EVENTS = 5_000
+RELATED = (*listing.RELATED, "team")
 
 
-class RunIn(Schema):
-    """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: int = Field(ge=0, le=2**53)
-    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
-    name: str = Field("", max_length=launch.MAX_NAME)
-    settings: dict[str, Any] = {}
-
-
-class StopIn(Schema):
-    model_config = ConfigDict(extra="forbid")
-    discard: bool = False
-
-
-class RunOut(Schema):
-    id: int
-    name: str
-    owner: str
-    model: str
-    data: str
-    method: str
-    created_at: datetime
-    state: dict[str, Any]
-    config: dict[str, Any]
-    last_seq: int
-
-    @staticmethod
-    def resolve_owner(row: Run) -> str:
-        return str(row.owner.username)
-
-    @staticmethod
-    def resolve_model(row: Run) -> str:
-        return row.base_model.name
-
-    @staticmethod
-    def resolve_data(row: Run) -> str:
-        return str(row.data)
-
-    @staticmethod
-    def resolve_state(row: Run) -> dict[str, Any]:
-        return describe(row)
-
-
-class EventsOut(Schema):
-    events: list[dict[str, Any]]
-    last_seq: int
-
-
-RELATED = ("owner", "base_model", "data__dataset")
-
-
-@router.post("", response={201: RunOut})
-def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
+def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
+    """Raises NotFound: one of them is not there, or not for the person to see."""
     model = BaseModel.objects.filter(pk=body.model).first()
     version = visible_data(request.user, body.data)
     if model is None:
         raise NotFound(f"There is no base model {body.model}.", field="model")
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
-    run = launch.launch_run(request.user, base_model=model, data=version, settings=body.settings, name=body.name)
-    return Status(201, run)
+    return {"base_model": model, "data": version}
+
+
+@router.get("/settings", response=list[SettingOut])
+def list_settings(request: SignedIn) -> Any:
+    """Every setting of a run with its default, its range and a sentence."""
+    return settings_described()
+
+
+@router.post("/forecast", response=ForecastOut)
+def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
+    """What a launch would do: the card of the launch page. Steps and tokens are there once the lengths are measured."""
+    asked = model_and_data(request, body)
+    everyone = sweep.members(body.settings)
+    config = RunConfig.from_dict(everyone[0])
+    found = measure.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
+    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found)}
+
+
+@router.get("/lengths", response=LengthsOut)
+def read_lengths(
+    request: SignedIn, model: Number, data: Number, max_length: Annotated[int, Query(ge=8, le=131_072)] = 512
+) -> Any:
+    """Token lengths of a data version as a model sees it; measured now if nobody has yet (seconds)."""
+    base = BaseModel.objects.filter(pk=model, state="ready").first()
+    version = visible_data(request.user, data)
+    if base is None or version is None:
+        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
+    found = measure.lengths(version, base)
+    return {**measure.cut_at(found, max_length), "histogram": measure.histogram(found)}
+
+
+@router.post("", response={201: RunOut})
+def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
+    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
+    asked = model_and_data(request, body)
+    fixed, grid = sweep.split_grid(body.settings)
+    if grid:
+        raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
+    refuse_unwise(body, asked, fixed)
+    return Status(201, launch.launch_run(request.user, **asked, settings=fixed, name=body.name))
+
+
+def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
+    warnings = [] if body.accept_warnings else sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
+    if warnings:
+        raise launch.Unwise(warnings)
+
+
+@router.post("/sweeps", response={201: SweepOut})
+def create_sweep(request: SignedIn, body: RunIn) -> Status[Sweep]:
+    """Start a run for every combination of the settings that are lists."""
+    asked = model_and_data(request, body)
+    refuse_unwise(body, asked, body.settings)
+    return Status(201, sweep.launch_sweep(request.user, **asked, settings=body.settings, name=body.name))
+
+
+@router.get("/sweeps/{int:sweep_id}", response=SweepOut)
+def read_sweep(request: SignedIn, sweep_id: int) -> Sweep:
+    return get_visible(Sweep, request.user, sweep_id, "owner")
 
 
 @router.get("", response=list[RunOut])
-def list_runs(
-    request: SignedIn,
-    state: str = "",
-    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
-    offset: Annotated[int, Query(ge=0, le=2**53)] = 0,
-) -> Any:
-    rows = Run.objects.visible_to(request.user).select_related(*RELATED)
-    if state:
-        if state not in State.values:
-            raise UserError(f"state must be one of {', '.join(State.values)}.", field="state")
-        rows = rows.filter(state=state)
-    return rows[offset : offset + limit]
+@paginate(Paged)
+def list_runs(request: SignedIn, filters: Annotated[Filters, Query()]) -> Any:
+    """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
+    asked = listing.Asked.from_query({name: str(value) for name, value in filters.dict().items() if value})
+    return listing.find(request.user, asked).defer(None).select_related(*RELATED)
 
 
 @router.get("/{int:run_id}", response=RunOut)
@@ -109,14 +124,41 @@ def read_run(request: SignedIn, run_id: int) -> Run:
     return get_visible(Run, request.user, run_id, *RELATED)
 
 
+@router.patch("/{int:run_id}", response=RunOut)
+def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
+    """Rename, tag, note or archive a run."""
+    run = get_changeable(Run, request.user, run_id, *RELATED)
+    tags = None if body.tags is None else ",".join(body.tags)
+    keep.describe_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
+    if body.archived is not None:
+        keep.archive(request.user, run, back=not body.archived)
+    return run
+
+
+@router.delete("/{int:run_id}", response={204: None})
+def delete_run(request: SignedIn, run_id: int, body: SureIn) -> Status[None]:
+    """Delete a run that is over and free its disk; `name` must be its name."""
+    keep.delete(request.user, get_changeable(Run, request.user, run_id), body.name)
+    return Status(204, None)
+
+
 @router.post("/{int:run_id}/stop", response=RunOut)
 def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
-    return launch.stop_run(get_visible(Run, request.user, run_id, *RELATED), discard=body.discard)
+    return launch.stop_run(get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard)
 
 
 @router.post("/{int:run_id}/continue", response=RunOut)
 def continue_run(request: SignedIn, run_id: int) -> Run:
-    return launch.continue_run(get_visible(Run, request.user, run_id, *RELATED))
+    return launch.continue_run(get_changeable(Run, request.user, run_id, *RELATED))
+
+
+@router.get(
+    "/{int:run_id}/config", response={200: str}, openapi_extra={"responses": {200: {"content": {"application/yaml": {}}}}}
+)
+def read_config(request: SignedIn, run_id: int) -> HttpResponse:
+    """The whole run as YAML; `manage.py launch FILE` starts it again."""
+    run = get_visible(Run, request.user, run_id, *RELATED)
+    return HttpResponse(run_file.to_yaml(run), content_type="application/yaml")
 
 
 @router.get("/{int:run_id}/events", response=EventsOut)
@@ -133,7 +175,17 @@ def read_events(
     return {"events": events, "last_seq": events[-1]["seq"] if events else after}
 
 
-@router.get("/{int:run_id}/metrics")
+@router.get("/{int:run_id}/evals", response=EvalsOut)
+def read_evals(request: SignedIn, run_id: int) -> dict[str, Any]:
+    """Every measurement on held-out rows that counts, in order."""
+    run = get_visible(Run, request.user, run_id)
+    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")
+    tokens = {row.step: row.payload.get("total_tokens") for row in rows}
+    found = [{"step": row.step, "time": row.time, "total_tokens": tokens[row.step], **row.payload} for row in rows]
+    return {"evals": found}
+
+
+@router.get("/{int:run_id}/metrics", response=MetricsOut)
 def read_metrics(
     request: SignedIn,
     run_id: int,

@@ -11,6 +11,8 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.conf import settings
 
+from training.datasets.uploads import QUEUE_DOWN
+
 GROUP = "runs"
 log = logging.getLogger("snapml.runs")
 
@@ -21,7 +23,7 @@ def ring(run_id: int) -> None:
 
     try:
         supervise(run_id)
-    except Exception as error:  # noqa: BLE001 a queue that is down must not undo a launch; the sweeper comes by
+    except QUEUE_DOWN as error:  # that must not undo a launch; the sweeper comes by
         log.warning("The queue did not take run %s (%s); the sweeper will find it.", run_id, error)
 
 
@@ -30,5 +32,5 @@ def show(run_id: int) -> None:
     if settings.CHANNEL_LAYERS:
         try:
             async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "moved", "run": run_id})
-        except Exception as error:  # noqa: BLE001 a bell that is down must not undo what was done
+        except QUEUE_DOWN as error:  # that must not undo what was done
             log.warning("Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error)

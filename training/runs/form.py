@@ -21,14 +21,21 @@ TITLES = {
     "warmup_ratio": "Warm-up share",
     "max_length": "Longest row",
     "threads": "CPU threads",
+    "batch_by": "Batches are counted in",
+    "rows_per_batch": "Rows per batch",
+    "early_stopping": "Early stopping",
 }
 GROUPS = (
     ("LoRA", ("rank", "alpha", "dropout", "target_modules")),
-    ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "accumulation", "max_length")),
+    ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
+    ("Batches", ("batch_by", "rows_per_batch", "accumulation", "packing")),
     ("Schedule", ("schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
-    ("Measuring and saving", ("eval_interval", "eval_rows", "save_interval", "final_weights")),
+    ("Measuring and saving", ("eval_interval", "eval_rows", "save_interval", "early_stopping", "final_weights")),
     ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "seed", "threads")),
 )
+
+
+MOST_VALUES = 50
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,15 @@ class Field:
     high: float | None
 
     @property
-    def step(self) -> str:
-        return "1" if self.kind == "int" else "any"
+    def text(self) -> str:
+        """The value as one types it; several values of a sweep with commas."""
+        values = self.value if isinstance(self.value, list) else [self.value]
+        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def title(name: str) -> str:
+    """A setting's name as the page writes it."""
+    return TITLES.get(name, name.replace("_", " ").capitalize()) if name else "the settings"
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Field]:
@@ -59,7 +73,7 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
         low, high = limits.get(f.name, (None, None))
         made[f.name] = Field(
             name=f.name,
-            title=TITLES.get(f.name, f.name.replace("_", " ").capitalize()),
+            title=title(f.name),
             kind=str(f.type),
             value=values.get(f.name, f.default),
             words=f.metadata["words"],
@@ -80,13 +94,18 @@ def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list
 
 
 def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
-    """Form text -> typed settings. What cannot be read as a number stays text, and the config class refuses it by name."""
+    """Form text -> typed settings; numbers with commas become a list, which makes a sweep.
+
+    What cannot be read as a number stays text, and the config class refuses it by name.
+    """
     settings: dict[str, Any] = {}
     for name, field in fields({}).items():
         if field.kind == "bool":
             settings[name] = posted.get(name) == "on"
         elif name in posted:
-            settings[name] = typed(posted[name].strip(), field.kind)
+            parts = posted[name].split(",") if field.kind in ("int", "float") else [posted[name]]
+            values = [typed(part.strip(), field.kind) for part in parts[:MOST_VALUES] if part.strip()] or [""]
+            settings[name] = values if len(values) > 1 else values[0]
     return settings
 
 

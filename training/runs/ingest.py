@@ -98,7 +98,10 @@ def on_memory(run: Run, line: Line) -> dict[str, Any]:
 
 def on_eval(run: Run, line: Line) -> dict[str, Any]:
     loss = float(line["heldout_loss"])
-    return {"heldout_loss": loss if math.isfinite(loss) else None}
+    if not math.isfinite(loss):
+        return {"heldout_loss": None}
+    better = run.best_heldout_loss is None or loss < run.best_heldout_loss
+    return {"heldout_loss": loss} | ({"best_heldout_loss": loss, "best_step": line["step"]} if better else {})
 
 
 def on_checkpoint(run: Run, line: Line) -> dict[str, Any]:

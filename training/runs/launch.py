@@ -16,9 +16,10 @@ from training.engine.config import RunConfig
 from training.engine.outcome import RESULT
 from training.engine.reins import STOP
 from training.errors import Conflict, UserError, one_line
-from training.people.models import User
+from training.people.models import Role, Team, User
 from training.runs import doorbell
-from training.runs.models import Run
+from training.runs.models import Run, Sweep
+from training.runs.notices import tell_of_end
 from training.runs.states import ACTIVE, State, Wish, sources_of
 
 MAX_NAME = 120
@@ -26,7 +27,33 @@ MAX_NAME = 120
 OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data"})
 
 
-def launch_run(user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = "") -> Run:
+class Unwise(UserError):
+    """Nothing is wrong, but something is seldom meant; the launch goes through when it is told that this is known."""
+
+    status = 409
+
+    def __init__(self, warnings: list[str]) -> None:
+        super().__init__(" ".join(warnings) + " To start anyway, accept the warnings.", field="accept_warnings")
+        self.warnings = warnings
+
+
+def read_settings(settings: dict[str, Any]) -> RunConfig:
+    """Raises ConfigError: a setting is wrong, `field` names it; UserError: one that is not the launch's business."""
+    forbidden = sorted(OWN_SETTINGS & settings.keys())
+    if forbidden:
+        raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
+    return RunConfig.from_dict(settings)
+
+
+def launch_run(
+    user: User,
+    *,
+    base_model: BaseModel,
+    data: DatasetVersion,
+    settings: dict[str, Any],
+    name: str = "",
+    sweep: Sweep | None = None,
+) -> Run:
     """Check the settings with the engine's own class, write the run's folder, and ring the workers once it is committed.
 
     Raises:
@@ -35,14 +62,12 @@ def launch_run(user: User, *, base_model: BaseModel, data: DatasetVersion, setti
     """
     if base_model.state != ModelState.READY:
         raise Conflict(f"{base_model.name} is not ready yet ({base_model.get_state_display().lower()}).", field="model")
-    forbidden = sorted(OWN_SETTINGS & settings.keys())
-    if forbidden:
-        raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
-    config = RunConfig.from_dict(settings)
+    config = read_settings(settings)
     with transaction.atomic():
         run = Run.objects.create(
             owner=user,
-            team=data.dataset.team if data.dataset.team in user.teams.all() else None,  # whoever sees the run sees the data
+            team=team_of(user, data),
+            sweep=sweep,
             name=one_line(name)[:MAX_NAME] or f"{data.dataset.name}, {config.method}",
             base_model=base_model,
             data=data,
@@ -50,22 +75,29 @@ def launch_run(user: User, *, base_model: BaseModel, data: DatasetVersion, setti
             config=settings_of(config),
             queued_at=timezone.now(),
         )
-        shutil.rmtree(run.folder, ignore_errors=True)  # of a launch that was killed; SQLite gives its number out again
-        run.folder.mkdir(parents=True)
-        (run.folder / "config.json").write_text(
-            json.dumps(
-                config.to_dict()
-                | {
-                    "model": str(base_model.folder),
-                    "model_name": base_model.name,
-                    "train_data": str(data.file("train")),
-                    "heldout_data": str(data.file("heldout")),
-                },
-                indent=1,
-            )
-        )
+        write_folder(run, config)
         transaction.on_commit(lambda: doorbell.ring(run.pk))
     return run
+
+
+def write_folder(run: Run, config: RunConfig) -> None:
+    """The folder that the engine is started on, with its config.json."""
+    shutil.rmtree(run.folder, ignore_errors=True)  # of a launch that was killed; SQLite gives its number out again
+    run.folder.mkdir(parents=True)
+    places = {
+        "model": str(run.base_model.folder),
+        "model_name": run.base_model.name,
+        "train_data": str(run.data.file("train")),
+        "heldout_data": str(run.data.file("heldout")),
+    }
+    (run.folder / "config.json").write_text(json.dumps(config.to_dict() | places, indent=1))
+
+
+def team_of(user: User, data: DatasetVersion) -> Team | None:
+    """Whoever sees the run sees the data; what a viewer starts is theirs alone."""
+    team = data.dataset.team
+    shares = team is not None and user.memberships.filter(team=team).exclude(role=Role.VIEWER).exists()
+    return team if shares else None
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -99,9 +131,12 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             State.STOPPED,
             f"Stopped while waiting, after step {run.step}; its checkpoint is kept.",
         )
-    ended = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
-        state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
-    )
+    with transaction.atomic():
+        ended = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+            state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
+        )
+        if ended:
+            tell_of_end(Run.objects.select_related("owner").get(pk=run.pk))
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return bool(ended)

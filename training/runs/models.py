@@ -14,6 +14,20 @@ from training.people.models import Owned
 from training.runs.states import State, Wish
 
 
+class Sweep(Owned):
+    """Runs that differ in the settings of a grid, started together."""
+
+    name = models.CharField(max_length=120)
+    grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Run(Owned):
     """Units: seconds, bytes, steps. Lease times are the database's clock."""
 
@@ -23,6 +37,10 @@ class Run(Owned):
     method = models.CharField(max_length=40)
     config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
+    sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
+    tags = models.CharField(max_length=300, blank=True)  # ",one,two,": searched with one LIKE, no table and no join
+    notes = models.TextField(blank=True)
+    archived_at = models.DateTimeField(null=True)
 
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
     wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
@@ -49,13 +67,20 @@ class Run(Owned):
     seconds_per_step = models.FloatField(null=True)
     loss = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
+    best_heldout_loss = models.FloatField(null=True)
+    best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
 
     class Meta:
         ordering = ["-created_at"]
-        indexes = [models.Index(fields=["-created_at"]), models.Index(fields=["state", "queued_at"])]
+        indexes = [
+            models.Index(fields=["-created_at"]),
+            models.Index(fields=["state", "queued_at"]),
+            models.Index(fields=["owner", "-created_at"]),
+            models.Index(fields=["team", "-created_at"]),
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -63,6 +88,10 @@ class Run(Owned):
     @property
     def folder(self) -> Path:
         return Path(settings.HOME) / "runs" / str(self.pk)
+
+    @property
+    def tag_list(self) -> list[str]:
+        return [tag for tag in self.tags.split(",") if tag]
 
 
 class Event(models.Model):

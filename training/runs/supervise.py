@@ -13,7 +13,7 @@ import time
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import OperationalError, close_old_connections
+from django.db import OperationalError, close_old_connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -25,7 +25,8 @@ from training.runs.engine_process import EngineProcess
 from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
-from training.runs.states import State, Wish
+from training.runs.notices import tell_of_end
+from training.runs.states import ENDED, State, Wish
 
 TAIL_SECONDS = 0.025
 LOOK_SECONDS = 0.25
@@ -219,5 +220,8 @@ class Watch:
             "lease_expires_at": None,
             "revision": F("revision") + 1,
         }
-        self.lease.update(**changes)
+        with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
+            self.lease.update(**changes)
+            if changes.get("state") in ENDED:
+                tell_of_end(Run.objects.select_related("owner").get(pk=self.lease.run_id))
         doorbell.show(self.lease.run_id)

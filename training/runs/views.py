@@ -1,146 +1,147 @@
-"""The Runs pages: list, launch, one run live, and what people do to it."""
+"""The Runs pages: the list, one run live, several side by side, and what people do to runs that are there."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
-from django.core.paginator import Paginator
-from django.http import HttpResponse
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
-from training.catalog.models import BaseModel, ModelState
-from training.datasets.models import Dataset, DatasetVersion
-from training.datasets.visible import visible_data
-from training.errors import NotFound, UserError, one_line
+from training.datasets.models import Dataset
+from training.errors import NotFound, UserError
 from training.people.requests import SignedIn
-from training.people.visible import get_visible
-from training.runs import files, form, launch, stream
+from training.people.visible import get_changeable, get_visible
+from training.runs import compare, files, keep, launch, listing, metrics_file, run_file, stream
 from training.runs.models import Event, Run
-from training.runs.state_words import describe
+from training.runs.state_words import describe, figures_of
 from training.runs.states import ENDED, OPEN, State
 
-RUNS_A_PAGE = 50
+Answer = TypeVar("Answer", bound=HttpResponseBase)
 LOG_LINES = 300
 CHART_POINTS = 600  # twice as many line points: about one for each pixel of a wide screen
 
 
 def runs(request: SignedIn) -> HttpResponse:
-    rows = Run.objects.visible_to(request.user).select_related("owner", "base_model", "data__dataset")
-    state, text = request.GET.get("state", ""), one_line(request.GET.get("q", ""))[:100]
-    if state in State.values:
-        rows = rows.filter(state=state)
-    if text:
-        rows = rows.filter(name__icontains=text)
-    page = Paginator(rows.defer("config", "plan"), RUNS_A_PAGE).get_page(request.GET.get("page"))
+    asked = listing.Asked.from_query(request.GET.dict())
+    page = listing.one_page(request.user, asked, request.GET.get("page"))
     values = {
         "page": page,
+        "asked": asked,
         "described": [(run, describe(run)) for run in page],
-        "states": State.choices,
-        "state": state,
-        "q": text,
-        "filtered": bool(state or text),
-        "has_data": Dataset.objects.visible_to(request.user).exists(),
         "moving": any(run.state in OPEN for run in page),
+        "sorts": [(name, asked.address(sort=next_sort(asked.sort, name))) for name in listing.SORTS],
     }
-    template = "runs/_table.html" if request.headers.get("HX-Request") else "runs/runs.html"
-    return render(request, template, values)
+    if request.headers.get("HX-Request"):
+        return render(request, "runs/_table.html", values)
+    values |= {
+        "states": State.choices,
+        "options": listing.options(request.user),
+        "filtered": bool(asked.address(sort="")),
+        "has_data": Dataset.objects.visible_to(request.user).exists(),
+    }
+    return render(request, "runs/runs.html", values)
 
 
-def new(request: SignedIn) -> HttpResponse:
-    """The launch page. `?from=ID` copies a run's model, data and settings."""
-    source = number(request.GET.get("from", ""))
-    copied = get_visible(Run, request.user, source) if source else None
-    values: dict[str, Any] = copied.config if copied else {}
-    chosen = {
-        "model": str(copied.base_model_id) if copied else "",
-        "data": str(copied.data_id) if copied else request.GET.get("data", ""),
-        "name": f"{copied.name} again"[: launch.MAX_NAME] if copied else "",
-    }
-    error = None
-    if request.method == "POST":
-        chosen = {name: request.POST.get(name, "") for name in chosen}
-        values = form.settings_from(request.POST)
-        try:
-            return redirect("run", start(request, chosen, values).pk)
-        except UserError as problem:
-            error = problem
-    return render(
-        request,
-        "runs/new.html",
-        launch_page(request, chosen, values, error),
-        status=error.status if error else 200,
+def next_sort(now: str, name: str) -> str:
+    """A click sorts by a column, a second one turns the order."""
+    return (
+        f"-{name}" if now == name else name if now == f"-{name}" else name if name in ("name", "model", "owner") else f"-{name}"
     )
-
-
-def start(request: SignedIn, chosen: dict[str, str], values: dict[str, Any]) -> Run:
-    model = BaseModel.objects.filter(pk=number(chosen["model"])).first()
-    if model is None:
-        raise NotFound("Choose a base model.", field="model")
-    return launch.launch_run(
-        request.user,
-        base_model=model,
-        data=visible_version(request, chosen["data"]),
-        settings=values,
-        name=chosen["name"],
-    )
-
-
-def visible_version(request: SignedIn, text: str) -> DatasetVersion:
-    version = visible_data(request.user, number(text))
-    if version is None:
-        raise NotFound("Choose a data set.", field="data")
-    return version
-
-
-def number(text: str) -> int:
-    """An id from an address or a form; 0, which no row has, for what is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
-
-
-def launch_page(request: SignedIn, chosen: dict[str, str], values: dict[str, Any], error: UserError | None) -> dict[str, Any]:
-    datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
-    versions = [dataset.versions.all()[0] for dataset in datasets if dataset.versions.all()]
-    models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
-    if not chosen["data"] and len(versions) == 1:
-        chosen["data"] = str(versions[0].pk)
-    if not chosen["model"] and len(models) == 1:
-        chosen["model"] = str(models[0].pk)
-    return {
-        "models": models,
-        "versions": versions,
-        "chosen": chosen,
-        "error": error,
-        "groups": form.groups(values, advanced=False),
-        "advanced": form.groups(values, advanced=True),
-        "open_fold": error is not None and getattr(form.fields({}).get(error.field), "advanced", False),
-    }
 
 
 def run(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
-    adapter = getattr(found, "adapter", None) if found.state in ENDED else None
-    values = {"run": found, "state": describe(found), "adapter": adapter, "snapshot": stream.snapshot(found.pk, CHART_POINTS)}
+    found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
+    values = {**header_values(request, found), "snapshot": stream.snapshot(found.pk, CHART_POINTS)}
     return render(request, "runs/run.html", values)
 
 
 def header(request: SignedIn, run_id: int) -> HttpResponse:
     """The part of the page that depends on the state, fetched anew when the state changes."""
-    found = get_visible(Run, request.user, run_id, "owner", "base_model", "data__dataset")
+    found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
+    return render(request, "runs/_header.html", header_values(request, found))
+
+
+def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
+    mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     adapter = getattr(found, "adapter", None) if found.state in ENDED else None
-    return render(request, "runs/_header.html", {"run": found, "state": describe(found), "adapter": adapter})
+    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine}
 
 
 @require_POST
 def stop(request: SignedIn, run_id: int) -> HttpResponse:
-    launch.stop_run(get_visible(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
+    launch.stop_run(get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
     return redirect("run", run_id)
 
 
 @require_POST
 def go_on(request: SignedIn, run_id: int) -> HttpResponse:
-    launch.continue_run(get_visible(Run, request.user, run_id))
+    launch.continue_run(get_changeable(Run, request.user, run_id))
     return redirect("run", run_id)
+
+
+@require_POST
+def edit(request: SignedIn, run_id: int) -> HttpResponse:
+    found = get_changeable(Run, request.user, run_id)
+    given = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
+    keep.describe_run(request.user, found, **given)
+    return redirect("run", run_id)
+
+
+@require_POST
+def archive(request: SignedIn, run_id: int) -> HttpResponse:
+    keep.archive(request.user, get_changeable(Run, request.user, run_id), back=request.POST.get("back") == "1")
+    return redirect("run", run_id)
+
+
+@require_POST
+def delete(request: SignedIn, run_id: int) -> HttpResponse:
+    found = get_changeable(Run, request.user, run_id)
+    freed = keep.delete(request.user, found, request.POST.get("name", ""))
+    messages.success(request, f"{found.name} is deleted; {freed / 1e6:,.1f} MB are free again.")
+    return redirect("runs")
+
+
+@require_POST
+def archive_several(request: SignedIn) -> HttpResponse:
+    """Archive the ticked runs that one may change and that are over; says how many were not."""
+    chosen = [number(text) for text in request.POST.getlist("run")][: listing.RUNS_A_PAGE]
+    done = 0
+    found = Run.objects.changeable_by(request.user).filter(pk__in=chosen)
+    for one in found.exclude(state__in=OPEN):
+        keep.archive(request.user, one)
+        done += 1
+    left = len(chosen) - done
+    words = f"{done} archived" + (f"; {left} left, since they are not over or not yours." if left else ".")
+    messages.success(request, words)
+    return redirect("runs")
+
+
+def side_by_side(request: SignedIn) -> HttpResponse:
+    """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the whole view."""
+    wanted = list(dict.fromkeys(number(text) for text in request.GET.getlist("run")))
+    if not 2 <= len(wanted) <= compare.MOST:
+        raise UserError(f"Choose 2 to {compare.MOST} runs to compare; {len(wanted)} are chosen.", field="run")
+    rows = Run.objects.visible_to(request.user).select_related(*listing.RELATED).in_bulk(wanted)
+    if len(rows) < len(wanted):
+        raise NotFound("One of these runs is not there, or not for you to see.")
+    chosen = [rows[pk] for pk in wanted]
+    settings = [{"model": str(one.base_model), "data": str(one.data), **one.config} for one in chosen]
+    values = {
+        "runs": [(one, describe(one)) for one in chosen],
+        "settings": compare.differences(settings),
+        "figures": compare.figures([figures_of(one) for one in chosen]),
+        "chosen": [{"id": one.pk, "name": one.name} for one in chosen],
+    }
+    return render(request, "runs/compare.html", values)
+
+
+def number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
 def log(request: SignedIn, run_id: int) -> HttpResponse:
@@ -152,3 +153,30 @@ def log(request: SignedIn, run_id: int) -> HttpResponse:
 def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     return render(request, "runs/_files.html", {"run": found, "files": files.list_files(found)})
+
+
+def config_file(request: SignedIn, run_id: int) -> HttpResponse:
+    found = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
+    return attachment(HttpResponse(run_file.to_yaml(found), content_type="application/yaml"), found, "yaml")
+
+
+def metrics_csv(request: SignedIn, run_id: int) -> HttpResponseBase:
+    found = get_visible(Run, request.user, run_id)
+    return attachment(StreamingHttpResponse(in_pieces(metrics_file.as_csv(found)), content_type="text/csv"), found, "csv")
+
+
+def metrics_parquet(request: SignedIn, run_id: int) -> HttpResponse:
+    found = get_visible(Run, request.user, run_id)
+    return attachment(HttpResponse(metrics_file.as_parquet(found), content_type="application/octet-stream"), found, "parquet")
+
+
+def attachment(answer: Answer, found: Run, ending: str) -> Answer:
+    """A download under a name made of the run's number alone: no name of a person reaches a header."""
+    answer["Content-Disposition"] = f'attachment; filename="run-{found.pk}.{ending}"'
+    return answer
+
+
+async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
+    while piece := await sync_to_async(partial(next, pieces, b""))():
+        yield piece

@@ -14,6 +14,10 @@ from huey.consumer import Consumer
 
 from training.catalog import acts as catalog
 from training.catalog.models import BaseModel, ModelState
+from training.datasets.models import Upload, UploadState
+from training.datasets.uploads import sweep_temporary, work_on_upload
+from training.datasets.work import forget_dead_work
+from training.people.webhooks import send_due
 from training.runs import supervise, tasks
 from training.runs.lease import claimable_runs
 
@@ -34,12 +38,14 @@ class Worker(Consumer):  # type: ignore[misc]
 
 
 def run_worker(huey: Any) -> None:
-    """Serve until told to end. One thread for each slot, and one for imports."""
+    """Serve until told to end. One thread for each slot, one for imports and one for uploads."""
     catalog.forget_dead_imports()
+    forget_dead_work()
+    sweep_temporary()
     if settings.BUILTIN_MODEL:
         catalog.add_builtin()
     threading.Thread(target=sweep_for_ever, name="sweeper", daemon=True).start()
-    worker = Worker(huey, workers=settings.SLOTS + 1, periodic=False, initial_delay=0.05, max_delay=0.5)
+    worker = Worker(huey, workers=settings.SLOTS + 2, periodic=False, initial_delay=0.05, max_delay=0.5)
     worker.run()
 
 
@@ -60,3 +66,6 @@ def sweep() -> None:
         tasks.supervise(run_id)
     for model_id in BaseModel.objects.filter(state=ModelState.WAITING).values_list("pk", flat=True):
         tasks.import_model(model_id)
+    send_due()
+    for upload_id in Upload.objects.filter(state=UploadState.WAITING).values_list("pk", flat=True):
+        work_on_upload(upload_id)

@@ -1,0 +1,29 @@
+"""`manage.py export RUN --to tensorboard|mlflow|wandb TARGET`: a run's numbers for another tracker."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from training.errors import UserError
+from training.runs.export import EXPORTS
+from training.runs.models import Run
+
+
+class Command(BaseCommand):
+    help = "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking address) or Weights & Biases (a project)."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("run", type=int, help="the run's number, as in its address")
+        parser.add_argument("target", help="folder, tracking address, or project")
+        parser.add_argument("--to", required=True, choices=sorted(EXPORTS))
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        run = Run.objects.select_related("base_model", "data__dataset").filter(pk=options["run"]).first()
+        if run is None:
+            raise CommandError(f"There is no run {options['run']}.")
+        try:
+            place = EXPORTS[options["to"]](run, options["target"])
+        except UserError as error:
+            raise CommandError(error.message) from error
+        self.stdout.write(f"{run.name} is in {place}.")

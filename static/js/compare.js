@@ -1,0 +1,80 @@
+// Several runs in one chart. What is shown, over what and how smooth lives in the address, so that a view can be shared.
+import { colour } from "./charts.js";
+import { Curves, smoothed } from "./curves.js";
+import { whole } from "./words.js";
+
+// Okabe and Ito's colours (2008), told apart with every kind of colour vision; the same order in chart and tables.
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07c00", "#56b4e9", "#7f5fc7", "#8c6d46", "#708090", "#a02040"];
+const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes since the start" };
+const page = document.getElementById("compare");
+const part = (name) => page.querySelector(`[data-${name}]`);
+const runs = JSON.parse(document.getElementById("chosen-runs").textContent);
+const view = new URLSearchParams(location.search);
+const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
+
+for (const [i, mark] of [...page.querySelectorAll("[data-swatch]")].entries()) mark.style.background = COLOURS[i % runs.length];
+for (const name of ["metric", "axis", "smoothing"]) {
+  if (view.get(name)) part(name).value = view.get(name);
+  part(name).addEventListener("input", () => {
+    view.set(name, part(name).value);
+    history.replaceState(null, "", `?${view}`);
+    draw();
+  });
+}
+const same = page.querySelectorAll("[data-same]");
+part("all").addEventListener("change", ({ target }) => same.forEach((row) => (row.hidden = !target.checked)));
+part("none").hidden = page.querySelectorAll("[data-settings] tr:not([data-same])").length > 1;
+
+async function load(run) {
+  const [metrics, events] = await Promise.all([fetch(`/api/v1/runs/${run.id}/metrics`), fetch(`/api/v1/runs/${run.id}/evals`)]);
+  if (!metrics.ok || !events.ok) throw new Error(`${run.name} could not be loaded (${metrics.status}).`);
+  run.curves = Curves.fromLists(await metrics.json());
+  run.evals = (await events.json()).evals;
+  run.began = Math.min(run.curves.axes.time[0] ?? Infinity, run.evals[0]?.time ?? Infinity);
+}
+
+function xs(run, places, axis) {
+  return axis === "time" ? places.map((time) => (time - run.began) / 60) : places;
+}
+
+function traces(run, i, { metric, axis, smoothing }) {
+  const line = { color: COLOURS[i], width: 2 };
+  const base = { name: run.name.slice(0, 60), legendgroup: String(i), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
+  if (metric === "heldout_loss") {
+    return [{ ...base, mode: "lines+markers", x: xs(run, run.evals.map((e) => e[axis]), axis), y: run.evals.map((e) => e.heldout_loss) }];
+  }
+  const x = xs(run, run.curves.axes[axis], axis);
+  const [faintX, y] = run.curves.spread(axis, metric);
+  const raw = { ...base, x: xs(run, faintX, axis), y, line: { ...line, width: 1 }, opacity: 0.25, showlegend: false, hoverinfo: "skip", hovertemplate: undefined };
+  return [raw, { ...base, x, y: smoothed(run.curves.series[metric].mean, smoothing) }];
+}
+
+function draw() {
+  if (!runs.every((run) => run.curves)) return;
+  const asked = { metric: part("metric").value, axis: part("axis").value, smoothing: Number(part("smoothing").value) };
+  const soft = colour("soft");
+  const axis = { gridcolor: colour("grid"), zeroline: false };
+  const layout = {
+    margin: { l: 56, r: 12, t: 8, b: 44 },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: soft },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    xaxis: { ...axis, title: { text: X_TITLES[asked.axis], standoff: 6 } },
+    yaxis: { ...axis, title: { text: part("metric").selectedOptions[0].text }, tickformat: asked.metric.includes("bytes") ? ".3s" : undefined },
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
+    legend: { orientation: "h", y: -0.16 },
+    uirevision: `${asked.metric} ${asked.axis}`,
+  };
+  part("chart").classList.remove("skeleton");
+  window.Plotly.react(part("chart"), runs.flatMap((run, i) => traces(run, i, asked)), layout, { displayModeBar: false, responsive: true });
+}
+
+Promise.all([plotly, ...runs.map(load)])
+  .then(() => {
+    part("told").textContent = `${whole(runs.reduce((sum, run) => sum + run.curves.points, 0))} steps`;
+    draw();
+  })
+  .catch((error) => (part("told").textContent = error.message));
+document.addEventListener("theme", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

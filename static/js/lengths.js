@@ -1,0 +1,29 @@
+// The histogram of row lengths on a data set's page, drawn again whenever the fragment that holds its numbers comes in.
+import { colour } from "./charts.js";
+
+function draw() {
+  const box = document.querySelector("[data-histogram]");
+  const told = document.getElementById("lengths");
+  if (!box || !told || !window.Plotly) return;
+  const { edges, length, ...series } = JSON.parse(told.textContent);
+  const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
+  const trace = (name, key) => ({ x: middles, y: series[name], name, type: "scatter", mode: "lines", line: { shape: "hvh", width: 1.8, color: colour(key) }, hovertemplate: "%{y} rows" });
+  const layout = {
+    margin: { l: 44, r: 8, t: 8, b: 36 },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("soft") },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    xaxis: { title: { text: "tokens in a row", standoff: 4 }, gridcolor: colour("grid"), zeroline: false, rangemode: "tozero" },
+    yaxis: { title: { text: "rows" }, gridcolor: colour("grid"), zeroline: false, rangemode: "tozero" },
+    legend: { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom" },
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
+    shapes: length <= edges.at(-1) ? [{ type: "line", x0: length, x1: length, yref: "paper", y0: 0, y1: 1, line: { color: colour("failed"), width: 1.5, dash: "dash" } }] : [],
+  };
+  window.Plotly.react(box, [trace("prompt", "chart-5"), trace("answer", "chart-3"), trace("total", "chart-1")], layout, { responsive: true, displayModeBar: false });
+}
+
+document.body.addEventListener("htmx:afterSwap", draw);
+document.getElementById("plotly").addEventListener("load", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+document.addEventListener("theme", draw);

@@ -1,0 +1,27 @@
+// The list of runs: what is ticked stays ticked while the table renews itself, and can be compared or archived.
+const MOST = 10;
+const form = document.getElementById("chosen");
+const chosen = new Set();
+
+function show() {
+  const bulk = form.querySelector("[data-bulk]");
+  bulk.hidden = chosen.size === 0;
+  form.querySelector("[data-count]").textContent = `${chosen.size} chosen`;
+  const compare = form.querySelector("[data-compare-button]");
+  compare.disabled = chosen.size < 2 || chosen.size > MOST;
+  compare.textContent = chosen.size > MOST ? `Compare (at most ${MOST})` : "Compare";
+  for (const box of form.querySelectorAll("input[name=run]")) box.checked = chosen.has(box.value);
+}
+
+if (form) {
+  form.addEventListener("change", ({ target }) => {
+    if (target.name !== "run") return;
+    if (target.checked) chosen.add(target.value);
+    else chosen.delete(target.value);
+    show();
+  });
+  form.addEventListener("click", ({ target }) => {
+    if (target.closest("[data-compare-button]")) location.assign(`${form.dataset.compare}?${[...chosen].map((id) => `run=${id}`).join("&")}`);
+  });
+  document.body.addEventListener("htmx:afterSwap", show);
+}

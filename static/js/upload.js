@@ -1,0 +1,61 @@
+// Upload with progress: drag and drop, a limit that is told before a byte is sent, and a Cancel.
+import { size } from "./words.js";
+
+const form = document.getElementById("new-data");
+const part = (name) => form.querySelector(`[data-${name}]`);
+const file = form.elements.file;
+const LIMIT = Number(form.dataset.limit);
+let request = null;
+
+function complain(words) {
+  part("problem").textContent = words;
+  part("problem").hidden = !words;
+  part("sending").hidden = true;
+  form.querySelector("button.main").disabled = false;
+}
+
+function send() {
+  const bytes = [...form.querySelectorAll("input[type=file]")].reduce((sum, input) => sum + (input.files[0]?.size ?? 0), 0);
+  if (bytes > LIMIT) return complain(`The upload has ${size(bytes)}; at most ${form.dataset.limitWords} can be taken.`);
+  complain("");
+  form.querySelector("button.main").disabled = true;
+  part("sending").hidden = !bytes;
+  request = new XMLHttpRequest();
+  request.open("POST", form.action || location.href);
+  request.setRequestHeader("Accept", "application/json");
+  request.responseType = "json";
+  const began = performance.now();
+  request.upload.onprogress = ({ loaded, total }) => {
+    form.querySelector("progress").value = loaded / total;
+    const rate = loaded / ((performance.now() - began) / 1000);
+    part("sent").textContent = loaded < total ? `${size(loaded)} of ${size(total)}, ${size(rate)}/s` : "Arrived; reading the first rows…";
+  };
+  request.onload = () => {
+    if (request.status === 200 && request.response?.url) location.assign(request.response.url);
+    else complain(request.response?.error?.message ?? `The server answered ${request.status}; nothing was kept.`);
+  };
+  request.onerror = () => complain("The upload broke off; nothing of it was kept. Try again.");
+  request.onabort = () => complain("Cancelled; nothing was kept.");
+  request.send(new FormData(form));
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  send();
+});
+part("cancel").addEventListener("click", () => request?.abort());
+
+const drop = part("drop");
+for (const name of ["dragenter", "dragover"]) {
+  drop.addEventListener(name, (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+}
+for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+drop.addEventListener("drop", (event) => {
+  event.preventDefault();
+  if (!event.dataTransfer.files.length) return;
+  file.files = event.dataTransfer.files;
+  send();
+});

@@ -1,0 +1,140 @@
+"""Every format is told by its content and read in bounded memory; a broken file ends in a sentence with its place."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from training.datasets.formats import BadFile, Format, detect
+from training.datasets.records import records
+from training.datasets.rows import MAX_ROW_BYTES, BadRow
+
+PAIRS = [{"prompt": "a", "completion": "b"}, {"prompt": "c, d", "completion": "e"}]
+LINES = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
+
+
+@pytest.fixture
+def read(tmp_path):
+    def make(content, name="data", **changes):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        form = detect(path, name)
+        form = Format(**{**form.to_dict(), **changes})
+        return form, list(records(path, form, most_bytes=10**9))
+
+    return make
+
+
+def parquet(rows):
+    out = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return bytes(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "kind"),
+    [
+        (LINES, "a.jsonl", "jsonl"),
+        (LINES, "a", "jsonl"),
+        (LINES, "a.json", "jsonl"),
+        (b"\xef\xbb\xbf" + LINES, "a.jsonl", "jsonl"),
+        (json.dumps(PAIRS).encode(), "a.json", "json"),
+        (json.dumps(PAIRS, indent=2).encode(), "a", "json"),
+        (b'prompt,completion\na,b\n"c, d",e\n', "a.csv", "csv"),
+        (b"prompt;completion\na;b\nc, d;e\n", "a.csv", "csv"),
+        (b"prompt\tcompletion\na\tb\nc, d\te\n", "a.tsv", "csv"),
+        (parquet(PAIRS), "a.parquet", "parquet"),
+        (parquet(PAIRS), "a.bin", "parquet"),
+        (gzip.compress(LINES), "a.jsonl.gz", "jsonl"),
+        (gzip.compress(b'prompt,completion\na,b\n"c, d",e\n'), "a.csv.gz", "csv"),
+    ],
+)
+def test_it_is_told_and_read(read, content, name, kind):
+    form, found = read(content, name)
+    assert form.kind == kind
+    assert [value for _, value in found] == PAIRS
+
+
+def test_plain_text_is_read_by_paragraph_or_by_line(read):
+    content = b"one\ntwo\n\n\nthree\n"
+    assert read(content, "a.txt")[1] == [(1, {"text": "one\ntwo"}), (5, {"text": "three"})]
+    assert [value["text"] for _, value in read(content, "a.txt", unit="line")[1]] == ["one", "two", "three"]
+
+
+def test_a_csv_may_have_no_header(read):
+    assert read(b"a,b\nc,d\n", "x.csv", header=False)[1][0] == (1, {"column 1": "a", "column 2": "b"})
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (b"", "a.jsonl", "is empty"),
+        (b"  \n \n", "a.jsonl", "is empty"),
+        (b"PK\x03\x04zipped", "a.xlsx", "a zip or Excel file"),
+        (b"\x80\x04\x95pickled", "a.jsonl", "a Python pickle"),
+        (b"abc\0def", "a.txt", "binary (a zero byte at 4)"),
+        ("hé".encode("utf-16"), "a.csv", "UTF-16; save it as UTF-8"),
+        ("é".encode("latin-1") * 50, "a.txt", "not UTF-8 text"),
+        (b"PAR1nonsense", "a.parquet", "damaged after row 0"),
+        (gzip.compress(LINES)[:-9], "a.jsonl.gz", "cut off or damaged after line"),
+        (b"\x1f\x8bnonsense", "a.gz", "gzip file is damaged"),
+        (b"a,a\n1,2\n", "a.csv", "names the column `a` twice"),
+        (gzip.compress(parquet(PAIRS)), "a.gz", "Parquet inside gzip"),
+    ],
+)
+def test_a_file_that_is_none_gets_a_sentence(read, content, name, words):
+    with pytest.raises(BadFile, match="(?s)" + words.replace("(", r"\(").replace(")", r"\)")):
+        read(content, name)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "line", "words"),
+    [
+        (b'{"a": "b"}\n{nope}\n', "a.jsonl", 2, "not JSON: Expecting property name"),
+        (b"[1]\n", "a.jsonl", 1, "expected a JSON object"),
+        (b'{"a": "b"}\n"\xff"\n', "a.jsonl", 2, "byte 2 is not UTF-8"),
+        (b'{"a":' + b"[" * 200_000 + b"\n", "a.jsonl", 1, "nested too deeply"),
+        (b'{"a": 1, "a": 2}\n', "a.jsonl", 1, "the key `a` stands there twice"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "a.jsonl", 1, "not JSON that can be read"),
+        (b'{"a": "' + b"x" * MAX_ROW_BYTES + b'"}\n', "a.jsonl", 1, "more than 4 MiB"),
+        (b'[{"a": 1},\n{"b": tru}, {"a": 2}, {"a": 3}]', "a.json", 2, "not JSON: Expecting value"),
+        (b'[{"a": 1},\n{"a": 2}', "a.json", 2, "cut off: the closing `]` is missing"),
+        (b'[{"a": 1},\n{"a": "lo', "a.json", 2, "Unterminated string"),
+        (b'[{"a": 1, "a": 2}]', "a.json", 1, "stands there twice"),
+        (b'[{"a": 1} {"a": 2}]', "a.json", 1, "one comma belongs between two rows"),
+        (b'[{"a": 1},]', "a.json", 1, "one comma belongs"),
+        (b'[{"a": 1}] more', "a.json", 1, "more after the closing"),
+        (b"[" * 200_000, "a.json", 1, "nested too deeply"),
+        (b'{"rows": {}}', "a.json", 1, "expected a JSON array of rows; found '{'"),
+        (b'[{"a": "' + b"x" * (2 * MAX_ROW_BYTES) + b'"}]', "a.json", 1, "more than 4 MiB"),
+        (b"a,b\n1,2,3\n", "a.csv", 2, "has 3 fields; the header has 2"),
+        (b'a,b\n1,"2\n3,4\n', "a.csv", 2, "not CSV"),
+        (b'a,b\n1,"' + b"x" * (MAX_ROW_BYTES + 10) + b'"\n', "a.csv", 2, "not CSV: field larger"),
+        (b"x" * (MAX_ROW_BYTES + 10), "a.txt", 1, "more than 4 MiB"),
+    ],
+)
+def test_a_broken_record_is_told_with_its_line(read, content, name, line, words):
+    told = [(number, bad.message) for number, bad in read(content, name)[1] if isinstance(bad, BadRow)]
+    assert told[0][0] == line
+    assert words in told[0][1]
+
+
+def test_the_rows_around_a_broken_one_are_read(read):
+    found = read(b'{"a": "1"}\nnope\n{"a": "3"}\n', "a.jsonl")[1]
+    assert [number for number, value in found if isinstance(value, dict)] == [1, 3]
+
+
+def test_a_gzip_bomb_ends_at_the_limit(tmp_path):
+    path = tmp_path / "bomb"
+    path.write_bytes(gzip.compress(b'{"a": "' + b"x" * 1000 + b'"}\n' * 1 + b" " * 50_000_000))
+    with pytest.raises(BadFile, match="unpacks to more than the limit"):
+        list(records(path, detect(path, "a.jsonl.gz"), most_bytes=1_000_000))
+
+
+def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
+    path = tmp_path / "big.json"
+    path.write_text("[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]")
+    found = list(records(path, Format("json"), most_bytes=10**9))
+    assert [(number, value["n"]) for number, value in found] == [(i + 1, i) for i in range(3000)]

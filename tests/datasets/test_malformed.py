@@ -1,0 +1,99 @@
+"""Whatever bytes come in: every record is a row or a named problem, and no other error ever leaves the reader."""
+
+import gzip
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from training.datasets.formats import BadFile, detect
+from training.datasets.forms import FORMS, PARTS, Mapped, guess, to_row
+from training.datasets.records import records
+from training.datasets.rows import BadRow, Row
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+names = st.sampled_from(
+    ["messages", "prompt", "completion", "conversations", "text", "tools", "split", "instruction", "output", "other"]
+)
+rows = st.dictionaries(names, values, max_size=5)
+damage = st.tuples(st.floats(0, 1), st.binary(max_size=6))
+endings = st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a"])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("malformed") / "file"
+
+
+def read(place, content, name):
+    """Every record, named problem or file's fault; anything else fails the test."""
+    place.write_bytes(content)
+    try:
+        form = detect(place, name)
+        found = list(records(place, form, most_bytes=10**7))
+    except BadFile as error:
+        assert error.message.endswith((".", "column `a` twice; rename one.")) or error.message
+        return []
+    sample = [value for _, value in found if isinstance(value, dict)]
+    mapped = guess(sample)
+    for number, value in found:
+        assert number >= 1
+        if isinstance(value, BadRow):
+            assert value.message
+            assert len(value.message) < 400
+        elif mapped.columns:
+            made(value, mapped)
+    return found
+
+
+def made(value, mapped):
+    try:
+        row = to_row(value, mapped)
+    except BadRow as bad:
+        assert bad.message
+        assert len(bad.group) < 400
+    else:
+        assert isinstance(row, Row)
+        json.loads(row.to_json()).keys()
+        row.to_json().encode()
+
+
+slow_ok = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+
+@slow_ok
+@given(content=st.binary(max_size=400), name=endings)
+def test_any_bytes(place, content, name):
+    read(place, content, name)
+
+
+@slow_ok
+@given(content=st.lists(rows, max_size=6), hit=damage, name=endings, zipped=st.booleans(), array=st.booleans())
+def test_rows_that_were_damaged(place, content, hit, name, zipped, array):
+    text = json.dumps(content) if array else "".join(json.dumps(row) + "\n" for row in content)
+    raw = bytearray(text.encode())
+    at = int(hit[0] * len(raw))
+    raw[at : at + len(hit[1])] = hit[1]
+    read(place, gzip.compress(bytes(raw))[: -1 if at % 2 else None] if zipped else bytes(raw), name)
+
+
+@slow_ok
+@given(record=rows, form=st.sampled_from(sorted(FORMS)), split=st.sampled_from(["", "split"]))
+def test_any_record_under_any_mapping(record, form, split):
+    made(record, Mapped(form, {part: part for part, _ in PARTS[form]}, split))
+
+
+@slow_ok
+@given(text=st.text(max_size=200), name=st.sampled_from(["a.csv", "a.tsv", "a.txt"]))
+def test_any_text(place, text, name):
+    read(place, text.encode("utf-8", "surrogatepass"), name)

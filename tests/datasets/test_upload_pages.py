@@ -1,0 +1,152 @@
+"""The way from a file to a version in the browser's requests: upload, map, check, save; strangers see nothing of it."""
+
+from pathlib import Path
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+
+from tests import tiny
+from training.datasets.models import Dataset, Upload
+from training.datasets.work import work_on
+
+pytestmark = pytest.mark.django_db
+LIGHTS = b"".join(tiny.lines(tiny.ROWS))
+
+
+@pytest.fixture(autouse=True)
+def no_queue(monkeypatch):
+    monkeypatch.setattr("training.datasets.uploads.work_on_upload", lambda _id: None)
+
+
+def post(client, content=LIGHTS, called="lights.jsonl", **fields):
+    return client.post("/data/new", {"file": SimpleUploadedFile(called, content), **fields})
+
+
+def incoming(settings):
+    return list(Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir())
+
+
+def test_it_works(as_alice, settings):
+    answer = post(as_alice)
+    upload = Upload.objects.get()
+    assert answer["Location"] == f"/data/uploads/{upload.pk}"
+    assert incoming(settings) == []
+    page = as_alice.get(answer["Location"]).content.decode()
+    assert "OpenAI messages" in page
+    assert "turn on the kitchen lamp" in page
+    mapping = {"form": "messages", "column-messages": "messages", "check": "1"}
+    assert "Checking every row" in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
+    work_on(upload.pk)
+    assert f"{len(tiny.ROWS)} usable rows" in as_alice.get(answer["Location"]).content.decode()
+    as_alice.post(f"/data/uploads/{upload.pk}/save", {"seed": "0"})
+    work_on(upload.pk)
+    assert "Saved as lights v1" in as_alice.get(answer["Location"]).content.decode()
+    assert "kitchen" in as_alice.get(f"/data/{Dataset.objects.get().pk}").content.decode()
+
+
+def test_the_preview_follows_a_change_of_the_mapping_at_once(as_alice):
+    post(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
+    upload = Upload.objects.get()
+    changed = {
+        "form": "pairs",
+        "column-prompt": "Frage",
+        "column-completion": "Antwort",
+        "delimiter": ",",
+        "has_header": "1",
+        "header": "1",
+    }
+    page = as_alice.post(f"/data/uploads/{upload.pk}/map", changed).content.decode()
+    assert '<span class="who">user</span>what' in page
+    assert Upload.objects.get().mapped["columns"] == {"prompt": "Frage", "completion": "Antwort"}
+
+
+def test_a_missing_column_is_asked_for_and_nothing_is_lost(as_alice):
+    post(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
+    upload = Upload.objects.get()
+    page = as_alice.post(f"/data/uploads/{upload.pk}/map", {"form": "pairs", "column-prompt": "Frage"}).content.decode()
+    assert "Choose the column that holds the completion." in page
+    assert '<option value="Frage" selected>' in page
+
+
+def test_rows_can_be_pasted(as_alice):
+    answer = as_alice.post("/data/new", {"rows": LIGHTS.decode(), "name": "Typed"})
+    assert answer.status_code == 302
+    assert Upload.objects.get().name == "Typed"
+
+
+def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
+    answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", LIGHTS)}, headers={"accept": "application/json"})
+    assert answer.json()["url"].startswith("/data/uploads/")
+    answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", b"")}, headers={"accept": "application/json"})
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"PK\x03\x04x", "a zip or Excel file"), (b"  ", "is empty"), ("hé".encode("utf-16"), "UTF-16")],
+)
+def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(as_alice, settings, content, words):
+    answer = post(as_alice, content, name="My lamps.jsonl")
+    assert answer.status_code == 400
+    assert words in answer.content.decode()
+    assert not Upload.objects.exists()
+    assert incoming(settings) == []
+
+
+def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settings, tmp_path):
+    settings.DATASET_MAX_BYTES = 100_000
+    settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
+    answer = post(as_alice, b"x" * 400_000)
+    assert answer.status_code == 413
+    assert "nothing of it was kept" in answer.content.decode()
+    assert list(tmp_path.iterdir()) == []
+    assert not Upload.objects.exists()
+
+
+@pytest.mark.parametrize("hub_id", ["../../etc", "a/b/c", "-x/y", "file:///etc/passwd", "http://127.0.0.1/x"])
+def test_what_is_no_hub_id_never_reaches_the_network(as_alice, hub_id):
+    assert as_alice.post("/data/new", {"hub_id": hub_id}).status_code == 400
+    assert not Upload.objects.exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    as_alice.post("/data/new", {"hub_id": "owner/name"})
+    upload = Upload.objects.get()
+    work_on(upload.pk)
+    upload.refresh_from_db()
+    assert (upload.state, "cannot be reached" in upload.error) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/forget", "post")]
+)
+def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
+    post(as_alice)
+    client.force_login(people["mallory"])
+    assert getattr(client, method)(f"/data/uploads/{Upload.objects.get().pk}{path}").status_code == 404
+
+
+def test_a_team_mate_may_look_but_not_change(as_alice, client, people):
+    post(as_alice)
+    client.force_login(people["bob"])
+    address = f"/data/uploads/{Upload.objects.get().pk}"
+    assert client.get(address).status_code == 200
+    assert client.post(address + "/save").status_code == 403
+
+
+def test_an_upload_can_be_thrown_away(as_alice):
+    post(as_alice)
+    upload = Upload.objects.get()
+    as_alice.post(f"/data/uploads/{upload.pk}/forget")
+    assert not upload.folder.exists()
+
+
+def test_markup_in_rows_names_and_columns_is_shown_as_text(as_alice):
+    rows = b"<b>q</b>,a\n<script>alert(1)</script>,x\n<script>alert(2)</script>,y\n"
+    answer = post(as_alice, rows, "x.csv", name="<img src=x>")
+    page = as_alice.get(answer["Location"]).content.decode()
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert "<b>q</b>" not in page
+    assert "&lt;script&gt;" in page

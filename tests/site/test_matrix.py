@@ -1,0 +1,163 @@
+"""The permission matrix: every operation of the API, from its OpenAPI document, against everybody. One without a row fails.
+
+A letter a person: y may, l may only look (403), n finds nothing (404). The person's door is open when the answer is neither
+401, 403 nor 404; whether the act then makes sense (409, 422) is not this test's business.
+"""
+
+import json
+
+import pytest
+
+from snapml_site.api import api
+from training.people.tokens import create_token
+
+pytestmark = pytest.mark.django_db
+CAST = ("stranger", "mallory", "vera", "bob", "lea", "alice", "admin")
+ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
+LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
+CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
+ADMIN = {**dict.fromkeys(CAST[1:6], "l"), "admin": "y"}
+LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
+MINE = {**dict.fromkeys(CAST[1:], "n"), "alice": "y"}  # a thing that is no team's: its owner's alone
+
+MATRIX = {
+    "get /people/me": ALL,
+    "get /people/me/tokens": ALL,
+    "post /people/me/tokens": ALL,
+    "delete /people/me/tokens/{token_id}": MINE,
+    "get /people/me/webhooks": ALL,
+    "post /people/me/webhooks": ALL,
+    "delete /people/me/webhooks/{webhook_id}": MINE,
+    "get /people/teams": ALL,
+    "post /people/teams": ADMIN,
+    "get /people/teams/{team_id}": LOOK,
+    "put /people/teams/{team_id}/members/{username}": LEAD,
+    "delete /people/teams/{team_id}/members/{username}": {**LEAD, "bob": "y"},  # bob is who leaves
+    "get /models": ALL,
+    "post /models": ADMIN,
+    "get /models/{model_id}": ALL,
+    "post /models/{model_id}/retry": ADMIN,
+    "get /datasets": ALL,
+    "post /datasets/examples/{key}": ALL,
+    "get /datasets/uploads": ALL,
+    "post /datasets/uploads": ALL,
+    "post /datasets/uploads/hub": ALL,
+    "get /datasets/uploads/{upload_id}": LOOK,
+    "delete /datasets/uploads/{upload_id}": CHANGE,
+    "patch /datasets/uploads/{upload_id}": CHANGE,
+    "get /datasets/uploads/{upload_id}/preview": LOOK,
+    "post /datasets/uploads/{upload_id}/check": CHANGE,
+    "post /datasets/uploads/{upload_id}/save": CHANGE,
+    "get /datasets/versions/{version_id}/rows": LOOK,
+    "get /datasets/{dataset_id}": LOOK,
+    "patch /datasets/{dataset_id}": CHANGE,
+    "delete /datasets/{dataset_id}": CHANGE,
+    "get /runs/settings": ALL,
+    "post /runs/forecast": LOOK,
+    "get /runs/lengths": LOOK,
+    "post /runs": LOOK,
+    "get /runs": ALL,
+    "post /runs/sweeps": LOOK,
+    "get /runs/sweeps/{sweep_id}": LOOK,
+    "get /runs/{run_id}": LOOK,
+    "patch /runs/{run_id}": CHANGE,
+    "delete /runs/{run_id}": CHANGE,
+    "post /runs/{run_id}/stop": CHANGE,
+    "post /runs/{run_id}/continue": CHANGE,
+    "get /runs/{run_id}/config": LOOK,
+    "get /runs/{run_id}/events": LOOK,
+    "get /runs/{run_id}/evals": LOOK,
+    "get /runs/{run_id}/metrics": LOOK,
+    "get /adapters": ALL,
+    "get /adapters/{adapter_id}": LOOK,
+    "get /adapters/{adapter_id}/heldout": LOOK,
+    "get /adapters/{adapter_id}/download": LOOK,
+}
+BODIES = {
+    "post /people/me/tokens": {"name": "x"},
+    "post /people/me/webhooks": {"url": "https://198.51.100.7/x"},
+    "post /people/teams": {"name": "new"},
+    "put /people/teams/{team_id}/members/{username}": {"role": "viewer"},
+    "post /models": {"source": "hub", "location": "a/b"},
+    "post /datasets/uploads/hub": {"hub_id": "a/b"},
+    "patch /datasets/uploads/{upload_id}": {"form": "messages", "columns": {"messages": "messages"}},
+    "patch /datasets/{dataset_id}": {"name": "New"},
+    "delete /datasets/{dataset_id}": {"name": "x"},
+    "delete /runs/{run_id}": {"name": "x"},
+}
+
+
+def operations():
+    for path, methods in api.get_openapi_schema()["paths"].items():
+        for method in methods:
+            yield f"{method} {path.removeprefix('/api/v1')}"
+
+
+@pytest.fixture(autouse=True)
+def no_program(monkeypatch):
+    """Tokens are counted by a program of its own; the matrix asks only who may ask for it."""
+    from training.errors import UserError
+
+    def refuse(_request):
+        raise UserError("not here")
+
+    monkeypatch.setattr("training.runs.measure.ask", refuse)
+    monkeypatch.setattr("training.datasets.uploads.work_on_upload", lambda _id: None)
+
+
+def call(client, operation, things, who):
+    method, path = operation.split(" ")
+    for key, value in things.items():
+        path = path.replace("{" + key + "}", str(value))
+    launch = {"model": things["model_id"], "data": things["version_id"], "settings": {"max_steps": 3}}
+    body = launch if operation in ("post /runs", "post /runs/sweeps", "post /runs/forecast") else BODIES.get(operation, {})
+    if operation == "get /runs/lengths":
+        path += f"?model={things['model_id']}&data={things['version_id']}"
+    headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}
+    if operation == "post /datasets/uploads":
+        return client.post(f"/api/v1{path}", {"rows": '{"prompt": "a", "completion": "b"}'}, **headers)
+    return client.generic(method.upper(), f"/api/v1{path}", json.dumps(body), content_type="application/json", **headers)
+
+
+def test_every_operation_has_its_row():
+    assert set(operations()) == set(MATRIX)
+
+
+@pytest.mark.parametrize("operation", sorted(MATRIX))
+def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
+    expected = {"stranger": 401, "y": None, "l": 403, "n": 404}
+    token, _ = create_token(people["alice"], "hers")
+    things = {**things, "token_id": token.pk}
+    assert call(client, operation, things, "").status_code == 401
+    for who in sorted(CAST[1:], key=lambda name: MATRIX[operation][name] == "y"):  # those who may come last: they change things
+        _, secret = create_token(people[who], "test")
+        answer = call(client, operation, things, secret)
+        wanted = expected[MATRIX[operation][who]]
+        if wanted is not None:
+            assert answer.status_code == wanted, (who, answer.content)
+        elif who == next(name for name in CAST[1:] if MATRIX[operation][name] == "y"):
+            assert answer.status_code not in (401, 403, 404), (who, answer.content)
+        assert answer.status_code < 500, (who, answer.content)
+
+
+@pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
+def test_a_token_that_may_only_read_changes_nothing(client, alice, things, operation):
+    _, secret = create_token(alice, "reader", "read")
+    answer = call(client, operation, things, secret)
+    assert (answer.status_code, answer.json()["error"]["message"][:24]) == (403, "This token may only read")
+
+
+@pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
+def test_a_cookie_alone_does_not_act_from_another_site(people, things, operation):
+    from django.test import Client
+
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(people["alice"])
+    assert call(client, operation, things, "").status_code == 403
+
+
+@pytest.mark.parametrize("operation", sorted(MATRIX))
+def test_a_wrong_token_opens_nothing(client, things, operation):
+    answer = call(client, operation, things, "snapml_wrong")
+    assert answer.status_code == 401
+    assert answer.json()["error"]["message"].startswith("Sign in")

@@ -1,0 +1,26 @@
+"""Data sets in the admin site, to look at; versions are immutable, and deleting frees the disk only through its act."""
+
+from django.contrib import admin
+
+from training.datasets.models import Dataset, DatasetVersion, Upload
+from training.people.admin import ReadOnly
+
+
+@admin.register(Dataset)
+class DatasetAdmin(ReadOnly):
+    list_display = ("name", "owner", "team", "source", "created_at")
+    list_select_related = ("owner", "team")
+    search_fields = ("name",)
+
+
+@admin.register(DatasetVersion)
+class DatasetVersionAdmin(ReadOnly):
+    list_display = ("dataset", "number", "rows", "train_rows", "heldout_rows", "test_rows", "digest")
+    list_select_related = ("dataset",)
+
+
+@admin.register(Upload)
+class UploadAdmin(ReadOnly):
+    list_display = ("name", "owner", "state", "job", "bytes", "created_at")
+    list_filter = ("state",)
+    list_select_related = ("owner",)

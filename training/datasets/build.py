@@ -1,0 +1,149 @@
+"""Second pass: staged rows -> train, held-out and test files under the hash of their content. It knows no ORM."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.datasets.check import SPLIT_CODES
+from training.datasets.similar import Numbers, repeats
+from training.engine.files import sync
+from training.errors import UserError
+
+SPLITS = ("train", "heldout", "test")
+HELDOUT_SHARE = 0.05
+MOST_HELDOUT = 500  # of the default share; a share that a person names is taken as it is
+TRAIN, HELDOUT, TEST = SPLIT_CODES["train"], SPLIT_CODES["heldout"], SPLIT_CODES["test"]
+DROPPED = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is done with the rows that were found. `heldout_share` None: 5 %, at most 500 rows."""
+
+    drop_same: bool = False
+    drop_alike: bool = False
+    heldout_share: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.heldout_share is not None and not 0 < self.heldout_share < 1:
+            shown = f"{self.heldout_share:g}"
+            raise UserError(f"The held-out share is {shown}; it must lie between 0 and 1, such as 0.05.", field="heldout_share")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"The seed is {self.seed}; it must be from 0 to 2147483647.", field="seed")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build(staged: Path, choices: Choices, root: Path) -> dict[str, Any]:
+    """Write the parts below `root`; returns their digest, their rows, and what was dropped or leaks.
+
+    Raises:
+        UserError: fewer than two rows are left.
+    """
+    with np.load(staged / "facts.npz") as packed:
+        facts = {name: packed[name] for name in packed.files}
+    split, dropped = assign(facts, choices)
+    rows = {name: int((split == SPLIT_CODES[name]).sum()) for name in SPLITS}
+    if not rows["train"] or not rows["heldout"]:
+        usable = sum(rows.values())
+        raise UserError(
+            f"There {'is' if usable == 1 else 'are'} {usable} usable row{'' if usable == 1 else 's'}; "
+            "at least 2 different ones are needed, one to train on and one held out.",
+            field="file",
+        )
+    return {"digest": write(staged, split, root), "rows": rows, "dropped": dropped, "leaks": leaks(facts, split)}
+
+
+def assign(facts: dict[str, Any], choices: Choices) -> tuple[Numbers, dict[str, int]]:
+    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are left out."""
+    split = facts["split"].copy()
+    dropped = {"same": 0, "alike": 0, "in_both": 0}
+    if choices.drop_same:
+        dropped["same"] = drop(split, repeats(facts["content"]))
+    if choices.drop_alike:
+        dropped["alike"] = drop(split, (facts["alike"] >= 0) & ~repeats(facts["content"]))
+    for kept, other in ((TEST, (HELDOUT, TRAIN, 0)), (HELDOUT, (TRAIN, 0))):
+        seen = facts["content"][split == kept]
+        dropped["in_both"] += drop(split, np.isin(facts["content"], seen) & np.isin(split, other))
+    if not (split == HELDOUT).any():
+        draw_heldout(split, facts["content"], choices)
+    split[split == 0] = TRAIN
+    return split, dropped
+
+
+def drop(split: Numbers, which: Numbers) -> int:
+    which = which & (split != DROPPED)
+    split[which] = DROPPED
+    return int(which.sum())
+
+
+def draw_heldout(split: Numbers, content: Numbers, choices: Choices) -> None:
+    """Draw whole groups of equal rows until the share is reached; from rows without a split if there are any."""
+    pool = np.flatnonzero(split == (0 if (split == 0).any() else TRAIN))
+    if len(pool) < 2:
+        return
+    groups, member = np.unique(content[pool], return_inverse=True)
+    sizes = np.bincount(member)
+    share = choices.heldout_share or HELDOUT_SHARE
+    wanted = max(1, round(share * len(pool)))
+    if choices.heldout_share is None:
+        wanted = min(wanted, MOST_HELDOUT)
+    order = list(range(len(groups)))
+    random.Random(choices.seed).shuffle(order)
+    chosen = np.zeros(len(groups), dtype=bool)
+    got = 0
+    for group in order[:-1]:  # one group at least is left to train on
+        if got >= wanted:
+            break
+        chosen[group] = True
+        got += int(sizes[group])
+    split[pool[chosen[member]]] = HELDOUT
+
+
+def leaks(facts: dict[str, Any], split: Numbers) -> dict[str, int]:
+    """Held-out and test rows that training could answer by heart: the same prompt, or a row that looks alike."""
+    away = (split == HELDOUT) | (split == TEST)
+    prompts = np.isin(facts["prompt"], facts["prompt"][split == TRAIN]) & away
+    other = np.where(facts["alike"] >= 0, facts["alike"], 0)
+    pairs = (facts["alike"] >= 0) & (split != DROPPED) & (split[other] != DROPPED) & ((split == TRAIN) != (split[other] == TRAIN))
+    similar = np.zeros(len(split), dtype=bool)
+    similar[pairs & away] = True
+    similar[other[pairs & ~away]] = True
+    return {"prompts": int(prompts.sum()), "alike": int((similar & away & ~prompts).sum()), "of": int(away.sum())}
+
+
+def write(staged: Path, split: Numbers, root: Path) -> str:
+    """One JSONL a split under the SHA-256 of their content; the same content is stored once."""
+    root.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".build-", dir=root))
+    try:
+        files = {SPLIT_CODES[name]: (aside / f"{name}.jsonl").open("wb") for name in SPLITS}
+        with (staged / "rows.jsonl").open("rb") as rows:
+            for code, line in zip(split.tolist(), rows, strict=True):
+                if code != DROPPED:
+                    files[code].write(line)
+        for file in files.values():
+            file.close()
+        digest = hashlib.sha256()
+        for name in SPLITS:
+            digest.update(b"\0" if name != SPLITS[0] else b"")
+            with (aside / f"{name}.jsonl").open("rb") as written:
+                while piece := written.read(2**20):
+                    digest.update(piece)
+            sync(aside / f"{name}.jsonl")
+        final = root / digest.hexdigest()
+        if not final.exists():
+            aside.rename(final)
+        return digest.hexdigest()
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

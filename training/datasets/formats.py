@@ -1,0 +1,128 @@
+"""What format a file is in, judged by its first bytes and its name. It knows no forms and no ORM."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+FORMATS = {"jsonl": "JSON Lines", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "text": "plain text"}
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".md": "text"}
+DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+UNITS = {"paragraph": "a paragraph", "line": "a line"}
+HEAD_BYTES = 65_536
+BOMS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+MAGICS = (
+    (b"PK\x03\x04", "a zip or Excel file"),
+    (b"%PDF", "a PDF"),
+    (b"\x89PNG", "a picture"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"\x80\x04", "a Python pickle"),
+)
+
+
+class BadFile(UserError):
+    """The file as a whole cannot be read as data."""
+
+
+@dataclass(frozen=True)
+class Format:
+    kind: str
+    zipped: bool = False
+    delimiter: str = ","
+    header: bool = True
+    unit: str = "paragraph"  # of plain text: what makes a row
+
+    @property
+    def place(self) -> str:
+        """What a record is counted by: columnar files have no lines."""
+        return "row" if self.kind == "parquet" else "line"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def detect(path: Path, name: str) -> Format:
+    """The format of a file, by its content first and its name second.
+
+    Raises:
+        BadFile: empty, binary, or in another encoding; says which.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    zipped = head.startswith(b"\x1f\x8b")
+    if zipped:
+        head = unzipped(head)
+    stem = name.lower().removesuffix(".gz")
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
+        raise BadFile("The file is empty.", field="file")
+    if head.startswith(b"PAR1"):
+        if zipped:
+            raise BadFile("This is Parquet inside gzip; Parquet is compressed already, so upload it as it is.", field="file")
+        return Format("parquet")
+    return text_format(refuse_binary(head), stem, zipped)
+
+
+def unzipped(head: bytes) -> bytes:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+    except zlib.error as error:
+        raise BadFile("The gzip file is damaged.", field="file") from error
+
+
+def refuse_binary(head: bytes) -> str:
+    for mark, encoding in BOMS:
+        if head.startswith(mark):
+            raise BadFile(f"The file is {encoding}; save it as UTF-8.", field="file")
+    for magic, words in MAGICS:
+        if head.startswith(magic):
+            raise BadFile(f"This is {words}, not one of {', '.join(FORMATS.values())}.", field="file")
+    if b"\0" in head:
+        raise BadFile(f"The file is binary (a zero byte at {head.index(0) + 1}), not text or Parquet.", field="file")
+    text = head.decode("utf-8-sig", errors="surrogateescape")
+    bad = sum("\udc80" <= c <= "\udcff" for c in text[:-4])
+    if bad > len(text) / 10:
+        raise BadFile("The file is not UTF-8 text; save it as UTF-8.", field="file")
+    return text
+
+
+def text_format(head: str, name: str, zipped: bool) -> Format:
+    named = ENDINGS.get(Path(name).suffix, "")
+    first = head.lstrip()[:1]
+    if named == "csv" or (not named and first not in ("{", "[") and delimiter_of(head, name)):
+        return Format("csv", zipped, delimiter_of(head, name) or ",")
+    if named == "text" or (not named and first not in ("{", "[")):
+        return Format("text", zipped)
+    if named == "json" and first == "{" and is_object(head.splitlines()[0]) and "\n" in head.strip():
+        return Format("jsonl", zipped)  # named .json, but one object a line
+    return Format("json" if first == "[" or named == "json" else "jsonl", zipped)
+
+
+def is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def delimiter_of(head: str, name: str) -> str:
+    if name.endswith(".tsv"):
+        return "\t"
+    try:
+        found = csv.Sniffer().sniff(head[:8192].rpartition("\n")[0] or head[:8192], "".join(DELIMITERS)).delimiter
+    except csv.Error:
+        return ""
+    return found if found in head.splitlines()[0] else ""

@@ -1,0 +1,68 @@
+"""What people do to a data set that is there: rename it, delete it and free the disk."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import ProtectedError
+
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.errors import Conflict, UserError, one_line
+from training.people.models import User
+from training.people.visible import may_change
+
+
+def rename(user: User, dataset: Dataset, name: str) -> None:
+    may_change(user, dataset)
+    if not one_line(name):
+        raise UserError("The data set needs a name.", field="name")
+    dataset.name = one_line(name)[:120]
+    dataset.save(update_fields=["name"])
+
+
+def delete(user: User, dataset: Dataset, name: str) -> int:
+    """Delete a data set with its versions and uploads; returns the bytes freed. Files that another set shares stay.
+
+    Raises:
+        Conflict: a run was trained on it.
+        UserError: `name` is not its name.
+    """
+    may_change(user, dataset)
+    if one_line(name) != dataset.name:
+        raise UserError(f"Type the name, {dataset.name}, to delete it.", field="name")
+    digests = set(dataset.versions.values_list("digest", flat=True))
+    folders = [upload.folder for upload in dataset.uploads.all()]
+    try:
+        with transaction.atomic():
+            Dataset.objects.filter(pk=dataset.pk).delete()
+    except ProtectedError as error:
+        count = len(error.protected_objects)
+        runs = f"{count} run{'' if count == 1 else 's'}"
+        raise Conflict(f"{dataset.name} was trained on by {runs}; delete them first.") from error
+    kept = set(DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True))
+    folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
+    return sum(remove(folder) for folder in folders)
+
+
+def forget_upload(user: User, upload: Upload) -> None:
+    """Throw an upload away that no version was made from.
+
+    Raises:
+        Conflict: the worker is at it, or versions came of it.
+    """
+    may_change(user, upload)
+    if upload.state == UploadState.WORKING or upload.versions.exists():
+        raise Conflict("The upload is in use.")
+    folder = upload.folder
+    upload.delete()
+    remove(folder)
+
+
+def remove(folder: Path) -> int:
+    """Remove a folder; returns the bytes of its files."""
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed

@@ -1,0 +1,72 @@
+"""The admin site: everything can be looked at; what has an act of its own is changed through that act, not here.
+
+Secrets (token digests, webhook keys) are shown nowhere. Only superusers have `is_staff`, so only they come in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.auth.admin import UserAdmin
+from django.http import HttpRequest
+
+from training.people.models import ApiToken, Delivery, Membership, Team, User, Webhook
+
+
+class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
+    """For rows that acts and workers write: the admin looks, and nothing is changed behind their backs."""
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class Members(admin.TabularInline):  # type: ignore[type-arg]
+    model = Membership
+    extra = 1
+    autocomplete_fields = ("user",)
+
+
+@admin.register(User)
+class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
+    list_display = ("username", "is_active", "is_superuser", "must_change_password", "last_login")
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("Access", {"fields": ("is_active", "is_superuser", "is_staff", "must_change_password")}),
+        ("Dates", {"fields": ("last_login", "date_joined")}),
+    )
+    readonly_fields = ("last_login", "date_joined")
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("name",)
+    search_fields = ("name",)
+    inlines = (Members,)
+
+
+@admin.register(ApiToken)
+class TokenAdmin(ReadOnly):
+    list_display = ("user", "name", "scope", "hint", "created_at", "last_used_at", "revoked_at")
+    fields = list_display
+    list_select_related = ("user",)
+
+
+@admin.register(Webhook)
+class WebhookAdmin(ReadOnly):
+    list_display = ("user", "url", "created_at")
+    fields = list_display
+    list_select_related = ("user",)
+
+
+@admin.register(Delivery)
+class DeliveryAdmin(ReadOnly):
+    list_display = ("webhook", "created_at", "tries", "due_at", "told")
+    fields = (*list_display, "body")
+    list_select_related = ("webhook",)

@@ -1,0 +1,164 @@
+"""People in the API: oneself, one's tokens and webhooks, and teams."""
+
+from typing import Any
+
+from ninja import Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
+
+from training.people import teams, tokens, webhooks
+from training.people.models import ApiToken, Role, Scope, Team, User, Webhook
+from training.people.paging import Paged
+from training.people.requests import SignedIn
+
+router = Router(tags=["people"])
+
+
+class MemberOut(Schema):
+    username: str
+    role: Role
+
+    @staticmethod
+    def resolve_username(row: Any) -> str:
+        return str(row.user.username)
+
+
+class TeamOut(Schema):
+    id: int
+    name: str
+    members: list[MemberOut]
+
+    @staticmethod
+    def resolve_members(row: Team) -> Any:
+        return row.memberships.select_related("user")
+
+
+class MeOut(Schema):
+    id: int
+    username: str
+    admin: bool
+    teams: list[TeamOut]
+
+    @staticmethod
+    def resolve_admin(row: User) -> bool:
+        return row.is_superuser
+
+    @staticmethod
+    def resolve_teams(row: User) -> Any:
+        return row.teams.order_by("name")
+
+
+class TokenIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "notebook", "scope": "read"}]})
+    name: str = Field(max_length=80)
+    scope: Scope = Scope.READ
+
+
+class TokenOut(Schema):
+    id: int
+    name: str
+    scope: Scope
+    hint: str
+    revoked: bool
+
+    @staticmethod
+    def resolve_revoked(row: ApiToken) -> bool:
+        return row.revoked_at is not None
+
+
+class SecretOut(Schema):
+    id: int
+    secret: str
+
+
+class WebhookIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://chat.example.com/hooks/snapml"}]})
+    url: str = Field(max_length=500)
+
+
+class WebhookOut(Schema):
+    id: int
+    url: str
+    secret: str
+
+
+class TeamIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=80)
+
+
+class RoleIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "member"}]})
+    role: Role
+
+
+@router.get("/me", response=MeOut)
+def read_me(request: SignedIn) -> User:
+    return request.user
+
+
+@router.get("/me/tokens", response=list[TokenOut])
+@paginate(Paged)
+def list_tokens(request: SignedIn) -> Any:
+    return request.user.tokens.order_by("-created_at")
+
+
+@router.post("/me/tokens", response={201: SecretOut})
+def create_token(request: SignedIn, body: TokenIn) -> Status[dict[str, Any]]:
+    """Make a token; its secret is in this answer and never again."""
+    token, secret = tokens.create_token(request.user, body.name, body.scope)
+    return Status(201, {"id": token.pk, "secret": secret})
+
+
+@router.delete("/me/tokens/{int:token_id}", response={204: None})
+def revoke_token(request: SignedIn, token_id: int) -> Status[None]:
+    tokens.revoke_token(request.user, token_id)
+    return Status(204, None)
+
+
+@router.get("/me/webhooks", response=list[WebhookOut])
+@paginate(Paged)
+def list_webhooks(request: SignedIn) -> Any:
+    return request.user.webhooks.all()
+
+
+@router.post("/me/webhooks", response={201: WebhookOut})
+def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
+    """Send a signed message here when a run of yours ends."""
+    return Status(201, webhooks.add_webhook(request.user, body.url))
+
+
+@router.delete("/me/webhooks/{int:webhook_id}", response={204: None})
+def delete_webhook(request: SignedIn, webhook_id: int) -> Status[None]:
+    webhooks.remove_webhook(request.user, webhook_id)
+    return Status(204, None)
+
+
+@router.get("/teams", response=list[TeamOut])
+@paginate(Paged)
+def list_teams(request: SignedIn) -> Any:
+    rows = Team.objects.all() if request.user.is_superuser else request.user.teams.all()
+    return rows.order_by("name")
+
+
+@router.post("/teams", response={201: TeamOut})
+def create_team(request: SignedIn, body: TeamIn) -> Status[Team]:
+    """Admins only."""
+    return Status(201, teams.create_team(request.user, body.name))
+
+
+@router.get("/teams/{int:team_id}", response=TeamOut)
+def read_team(request: SignedIn, team_id: int) -> Team:
+    return teams.get_team(request.user, team_id)
+
+
+@router.put("/teams/{int:team_id}/members/{username}", response=MemberOut)
+def set_role(request: SignedIn, team_id: int, username: str, body: RoleIn) -> Any:
+    """Put a person into the team, or change their role; leads and admins."""
+    return teams.set_role(request.user, teams.get_team(request.user, team_id), username, body.role)
+
+
+@router.delete("/teams/{int:team_id}/members/{username}", response={204: None})
+def remove_member(request: SignedIn, team_id: int, username: str) -> Status[None]:
+    teams.remove(request.user, teams.get_team(request.user, team_id), username)
+    return Status(204, None)

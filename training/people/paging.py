@@ -1,0 +1,27 @@
+"""How lists of the API are paged: `limit` and `offset` in, `items` and `count` out, within bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from ninja import Field, Schema
+from ninja.pagination import PaginationBase
+
+MOST = 200
+
+
+class Paged(PaginationBase):
+    """`@paginate(Paged)` for every list. A page of 50 unless asked otherwise, of MOST at most."""
+
+    class Input(Schema):
+        limit: int = Field(50, ge=1, le=MOST)
+        offset: int = Field(0, ge=0, le=2**53)
+
+    class Output(Schema):
+        items: list[Any]
+        count: int
+
+    def paginate_queryset(self, queryset: QuerySet[Any], pagination: Any, request: Any, **params: Any) -> Any:
+        rows = queryset[pagination.offset : pagination.offset + pagination.limit]
+        return {"items": list(rows), "count": queryset.count()}

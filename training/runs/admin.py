@@ -1,0 +1,21 @@
+"""Runs in the admin site, to look at; their states move by acts and workers only."""
+
+from django.contrib import admin
+
+from training.people.admin import ReadOnly
+from training.runs.models import Run, Sweep
+
+
+@admin.register(Run)
+class RunAdmin(ReadOnly):
+    list_display = ("name", "owner", "team", "state", "method", "base_model", "step", "created_at")
+    list_filter = ("state", "method")
+    list_select_related = ("owner", "team", "base_model")
+    search_fields = ("name",)
+    exclude = ("lease_token",)
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnly):
+    list_display = ("name", "owner", "team", "created_at")
+    list_select_related = ("owner", "team")

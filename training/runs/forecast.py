@@ -1,0 +1,134 @@
+"""What a launch will do, in numbers: rows, tokens, steps, batch, trainable parameters, device and files. Nothing is trained."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+import psutil
+
+from training.catalog.card import linear_layers
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.engine.batches import epoch_batches
+from training.engine.config import RunConfig
+from training.runs.measure import Lengths, cut_at
+
+EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
+CUT_WARNING = 0.01
+
+
+def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found: Lengths | None) -> dict[str, Any]:
+    """The card's numbers; those that need token lengths are absent until these are measured."""
+    trainable = trainable_parameters(model, config)
+    said: dict[str, Any] = {
+        "rows": version.train_rows,
+        "heldout_rows": min(version.heldout_rows, config.eval_rows),
+        "batch": batch_words(config),
+        "length": config.max_length,
+        "trainable": trainable,
+        "parameters": model.card.get("parameters"),
+        "device": device_words(),
+        "adapter_bytes": 4 * trainable,  # adapters are kept in fp32
+        "checkpoint_bytes": 12 * trainable,  # and AdamW's two moments
+        "warnings": all_warnings(config, model, found),
+    }
+    if found is not None:
+        facts = cut_at(found, config.max_length)
+        steps, exact = count_steps(found, config)
+        epochs = steps / max(1, steps_an_epoch(found, config))
+        said |= {
+            "lengths": facts,
+            "steps": steps,
+            "exact": exact and found.measured == found.rows,
+            "tokens": int(facts["tokens"] * min(epochs, 1e6)),
+            "evals": 1 + -(-steps // config.eval_interval),
+        }
+    return said
+
+
+def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> list[str]:
+    """What is unwise about these settings with this model and, where its lengths are known, this data."""
+    known = length_warnings(cut_at(found, config.max_length), config) if found is not None else []
+    return config.warnings() + context_warnings(config, model) + known
+
+
+def count_steps(found: Lengths, config: RunConfig) -> tuple[int, bool]:
+    """Optimizer steps, and whether they were planned (of a large set they are scaled up from one epoch)."""
+    if config.max_steps:
+        return config.max_steps, True
+    if found.measured * config.epochs > EXACT_ROWS or found.factor > 1:
+        return round(steps_an_epoch(found, config) * config.epochs), False
+    kept = kept_lengths_of(found, config)
+    batches = [len(epoch_batches(kept, config, epoch)) for epoch in range(config.epochs)]
+    return sum(-(-count // config.accumulation) for count in batches), True
+
+
+def steps_an_epoch(found: Lengths, config: RunConfig) -> float:
+    kept = kept_lengths_of(found, config)
+    return max(1.0, len(epoch_batches(kept, config, 0)) * found.factor / config.accumulation) if kept else 1.0
+
+
+def kept_lengths_of(found: Lengths, config: RunConfig) -> list[int]:
+    """Lengths of the rows that keep something to train, cut off as the engine cuts them."""
+    return [
+        int(min(total, config.max_length))
+        for total, first in zip(found.total, found.first, strict=True)
+        if first < config.max_length
+    ]
+
+
+def batch_words(config: RunConfig) -> str:
+    """`2 x 4 = 8 rows a step`, or tokens."""
+    one, unit = (config.rows_per_batch, "rows") if config.batch_by == "rows" else (config.tokens_per_batch, "tokens")
+    if config.accumulation == 1:
+        return f"{one:,} {unit} a step"
+    return f"{one:,} x {config.accumulation:,} = {one * config.accumulation:,} {unit} a step"
+
+
+def trainable_parameters(model: BaseModel, config: RunConfig) -> int:
+    """Rank x (in + out) for every linear layer that the adapter touches (Hu et al. 2021, section 4.1)."""
+    wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    layers = linear_layers(model.folder)
+    chosen = [shape for name, shape in layers if wanted == ["all-linear"] or name.rpartition(".")[2] in wanted]
+    return sum(config.rank * (rows + columns) for rows, columns in chosen)
+
+
+@lru_cache(maxsize=1)
+def device_name() -> str:
+    """The first NVIDIA card's name, or what the CPU is."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
+        return f"CPU, {os.cpu_count()} cores"
+
+
+def device_words() -> str:
+    free = psutil.virtual_memory().available / 1e9
+    return device_name() if not device_name().startswith("CPU") else f"{device_name()}, {free:.1f} GB of memory free"
+
+
+def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
+    most = model.card.get("context_length")
+    if most and config.max_length > most:
+        return [f"max_length is {config.max_length:,}, but {model.name} was made for at most {most:,} tokens."]
+    return []
+
+
+def length_warnings(facts: dict[str, Any], config: RunConfig) -> list[str]:
+    found = []
+    if facts["fault"]:
+        found.append(f"Some rows cannot be trained on with this model; the first is {facts['fault']}")
+    if facts["empty"]:
+        words = f"{facts['empty']:,} of {facts['measured']:,} rows"
+        found.append(f"{words} keep nothing to train within {config.max_length:,} tokens; they are left out. Raise max_length.")
+    if facts["cut_share"] > CUT_WARNING:
+        found.append(
+            f"{facts['cut']:,} of {facts['measured']:,} rows are cut off at {config.max_length:,} tokens "
+            f"({100 * facts['cut_share']:.1f} %); the longest has {facts['longest']:,}. Raise max_length."
+        )
+    return found

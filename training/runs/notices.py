@@ -1,0 +1,34 @@
+"""Who hears of a run's end: the owner's webhooks, and the owner's open pages."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from training.people.models import User
+from training.people.webhooks import queue_message
+from training.runs.models import Run
+from training.runs.states import ENDED, State
+
+SHOWN_SECONDS = 60  # pages ask every 5 s; one that slept longer has nothing new to tell
+
+
+def tell_of_end(run: Run) -> None:
+    """Leave a message for each webhook of the owner. Called once, when a run comes to its end."""
+    body = {
+        "event": "run.ended",
+        "run": {"id": run.pk, "name": run.name, "state": run.state, "message": run.message, "step": run.step},
+        "best_heldout_loss": run.best_heldout_loss,
+        "ended_at": (run.finished_at or timezone.now()).isoformat(),
+    }
+    queue_message(run.owner, json.dumps(body))
+
+
+def ended_lately(user: User) -> list[dict[str, Any]]:
+    """The person's own runs that ended in the last minute, for the browser's notification."""
+    since = timezone.now() - timedelta(seconds=SHOWN_SECONDS)
+    rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only("pk", "name", "state", "finished_at")
+    return [{"id": run.pk, "name": run.name, "state": State(run.state).label} for run in rows]

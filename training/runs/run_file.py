@@ -1,0 +1,91 @@
+"""A run described as a file: YAML with the model's and the data's names and every setting. It knows no request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from training.catalog.models import BaseModel
+from training.datasets.models import Dataset, DatasetVersion
+from training.errors import NotFound, TooLarge, UserError
+from training.people.models import User
+from training.runs.models import Run
+
+MAX_CHARACTERS = 64_000
+KEYS = ("name", "model", "data", "settings")
+
+
+def to_yaml(run: Run) -> str:
+    """The whole config; `manage.py launch` and the launch page read it back. The digest holds the data to its version."""
+    described = {
+        "name": run.name,
+        "model": run.base_model.name,
+        "data": {"name": run.data.dataset.name, "version": run.data.number, "sha256": run.data.digest},
+        "settings": run.config,
+    }
+    return yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """The file as a mapping with `model`, `data` and `settings`.
+
+    Raises:
+        UserError: not YAML of this form; names the line or the key.
+        TooLarge: longer than MAX_CHARACTERS.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise UserError("The file uses YAML aliases (`*name`); write the values out.", field="file")
+        value = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"line {line}: not YAML: {error.problem}", field="file") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"The file is not YAML that can be read: {str(error)[:200]}", field="file") from error
+    if not isinstance(value, dict):
+        raise UserError(f"The file must be a mapping with {', '.join(KEYS)}.", field="file")
+    unknown = sorted(str(key) for key in set(value) - set(KEYS))
+    if unknown:
+        raise UserError(f"There is no key {unknown[0][:40]!r}; known are {', '.join(KEYS)}.", field="file")
+    settings = value.get("settings") or {}
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise UserError("`settings` must be a mapping of names to values.", field="file")
+    return {**value, "settings": settings, "name": str(value.get("name") or "")}
+
+
+def find_model(described: dict[str, Any]) -> BaseModel:
+    """Raises NotFound: no such model in the catalog."""
+    name = described.get("model")
+    model = BaseModel.objects.filter(name=str(name)).first()
+    if model is None:
+        have = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
+        raise NotFound(f"There is no base model {str(name)[:80]!r}; there are {have}.", field="model")
+    return model
+
+
+def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
+    """The version by its content if the file names that, else by name and number (the newest if no number is given).
+
+    Raises:
+        NotFound: none that the person may see.
+    """
+    wanted = described.get("data")
+    wanted = wanted if isinstance(wanted, dict) else {"name": wanted}
+    mine = DatasetVersion.objects.filter(dataset__in=Dataset.objects.visible_to(user)).select_related("dataset__team")
+    if wanted.get("sha256"):
+        rows = mine.filter(digest=str(wanted["sha256"]))
+    else:
+        rows = mine.filter(dataset__name=str(wanted.get("name")))
+        if wanted.get("version") is not None:
+            number = wanted["version"]
+            rows = rows.filter(number=number if isinstance(number, int) and 0 < number < 2**31 else 0)
+    version = rows.order_by("-number").first()
+    if version is None:
+        raise NotFound(
+            f"There is no data {str(wanted.get('name'))[:80]!r} that you may see in the version that the file names.",
+            field="data",
+        )
+    return version

@@ -1,0 +1,79 @@
+"""Several values for a setting: the grid they span, counted before it is started, and started as one sweep."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from django.db import transaction
+
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.errors import TooLarge, one_line
+from training.people.models import User
+from training.runs.forecast import all_warnings
+from training.runs.launch import MAX_NAME, launch_run, read_settings, team_of
+from training.runs.measure import kept_lengths
+from training.runs.models import Sweep
+
+MOST_RUNS = 60
+
+
+def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Settings with one value, and those with several. A value that is named twice counts once."""
+    grid = {name: list(dict.fromkeys(values)) for name, values in settings.items() if isinstance(values, list)}
+    single = {name: values[0] for name, values in grid.items() if len(values) == 1}
+    fixed = {name: value for name, value in settings.items() if name not in grid}
+    return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
+
+
+def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of every run of the grid, in its order.
+
+    Raises:
+        TooLarge: more than MOST_RUNS runs.
+        ConfigError: one of them cannot be right.
+    """
+    fixed, grid = split_grid(settings)
+    count = count_runs(grid)
+    if count > MOST_RUNS:
+        sizes = " x ".join(str(len(values)) for values in grid.values())
+        raise TooLarge(f"{sizes} = {count:,} runs; a sweep has at most {MOST_RUNS}. Take values out.", field=next(iter(grid)))
+    made = [fixed | dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    for one in made:
+        read_settings(one)
+    return made
+
+
+def warnings_of(everyone: list[dict[str, Any]], base_model: BaseModel, data: DatasetVersion) -> list[str]:
+    """What the card would warn of for any run of the grid, as far as it is known without waiting; each once."""
+    found: dict[str, None] = {}
+    for settings in everyone:
+        config = read_settings(settings)
+        lengths = kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt)
+        found |= dict.fromkeys(all_warnings(config, base_model, lengths))
+    return list(found)
+
+
+def count_runs(grid: dict[str, list[Any]]) -> int:
+    count = 1
+    for values in grid.values():
+        count *= len(values)
+    return count
+
+
+def launch_sweep(user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = "") -> Sweep:
+    """Start a run for every place of the grid; all of them or none.
+
+    Raises:
+        TooLarge, ConfigError, Conflict: see `members` and `launch_run`.
+    """
+    _, grid = split_grid(settings)
+    everyone = members(settings)
+    title = one_line(name)[:MAX_NAME] or f"{data.dataset.name}, {' x '.join(grid)}"[:MAX_NAME]
+    with transaction.atomic():
+        sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid=grid)
+        for one in everyone:
+            words = ", ".join(f"{key} {one[key]}" for key in grid)
+            launch_run(user, base_model=base_model, data=data, settings=one, name=f"{title}: {words}", sweep=sweep)
+    return sweep
