@@ -82,14 +82,18 @@ def on_start(run: Run, line: Line) -> dict[str, Any]:
 
 def on_step(run: Run, line: Line) -> dict[str, Any]:
     loss, seconds = float(line["loss"]), float(line["seconds"])
-    rate = seconds if run.seconds_per_step is None else RATE_MEMORY * run.seconds_per_step + (1 - RATE_MEMORY) * seconds
     return {
         "step": line["step"],
         "loss": loss if math.isfinite(loss) else None,
-        "seconds_per_step": rate,
+        "seconds_per_step": moving(run.seconds_per_step, seconds),
+        "tokens_per_second": moving(run.tokens_per_second, float(line["tokens_per_second"])),
         "sparkline": thinned([*run.sparkline, round(loss, 4)]) if math.isfinite(loss) else run.sparkline,
         **on_memory(run, line),
     }
+
+
+def moving(old: float | None, new: float) -> float:
+    return new if old is None else RATE_MEMORY * old + (1 - RATE_MEMORY) * new
 
 
 def on_memory(run: Run, line: Line) -> dict[str, Any]:

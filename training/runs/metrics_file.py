@@ -26,14 +26,17 @@ def steps_of(run: Run) -> Iterator[dict[str, Any]]:
     }
     if 0 in evals:
         yield {"step": 0, "time": None, **{name: evals[0].get(name) for name in EVAL_COLUMNS}}
-    chunks = CurveChunk.objects.filter(run=run, superseded=False).order_by("first_step").prefetch_related("columns")
-    for chunk in chunks.iterator(chunk_size=CHUNKS_AT_ONCE):
-        columns = {column.name: np.frombuffer(column.values, dtype=np.float64) for column in chunk.columns.all()}
-        for place in range(chunk.count):
-            row: dict[str, Any] = {name: float(columns[name][place]) for name in COLUMNS if name in columns}
-            row["step"] = int(row["step"])
-            yield row | told_at(int(row["step"]), evals)
-    for event in Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq").iterator(chunk_size=1000):
+    chunk_ids = list(CurveChunk.objects.filter(run=run, superseded=False).order_by("first_step").values_list("pk", flat=True))
+    tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))  # fewer than a chunk's 512
+    for at in range(0, len(chunk_ids), CHUNKS_AT_ONCE):  # short reads: a slow download holds no transaction open
+        found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by("first_step")
+        for chunk in found.prefetch_related("columns"):
+            columns = {column.name: np.frombuffer(column.values, dtype=np.float64) for column in chunk.columns.all()}
+            for place in range(chunk.count):
+                row: dict[str, Any] = {name: float(columns[name][place]) for name in COLUMNS if name in columns}
+                row["step"] = int(row["step"])
+                yield row | told_at(int(row["step"]), evals)
+    for event in tail:
         told = {name: event.payload.get(name) for name in COLUMNS} | {"step": event.step, "time": event.time}
         yield told | told_at(event.step or 0, evals)
 

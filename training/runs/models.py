@@ -65,6 +65,7 @@ class Run(Owned):
     step = models.PositiveIntegerField(default=0)
     total_steps = models.PositiveIntegerField(default=0)
     seconds_per_step = models.FloatField(null=True)
+    tokens_per_second = models.FloatField(null=True)
     loss = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     best_heldout_loss = models.FloatField(null=True)

@@ -66,16 +66,13 @@ def seconds_left(run: Run) -> float | None:
 
 def figures_of(run: Run) -> dict[str, Any]:
     """What a comparison shows of a run; see `compare.FIGURES`."""
-    ended = run.finished_at or timezone.now()
-    plan = run.plan or {}
-    per_step = plan.get("tokens", 0) * plan.get("epochs", 1) / run.total_steps if run.total_steps else 0
     return {
         "best_heldout_loss": run.best_heldout_loss,
         "heldout_loss": run.heldout_loss,
         "loss": run.loss,
         "peak_memory_bytes": run.peak_memory_bytes or None,
-        "tokens_per_second": per_step / run.seconds_per_step if run.seconds_per_step and per_step else None,
-        "trainable_parameters": plan.get("trainable_parameters"),
+        "tokens_per_second": run.tokens_per_second,
+        "trainable_parameters": run.plan.get("trainable_parameters"),
         "step": run.step or None,
-        "train_seconds": (ended - run.started_at).total_seconds() if run.started_at else None,
+        "train_seconds": (run.finished_at - run.started_at).total_seconds() if run.started_at and run.finished_at else None,
     }

@@ -9,6 +9,7 @@ from django.db import transaction
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
+from training.engine.config import ConfigError
 from training.errors import TooLarge, one_line
 from training.people.models import User
 from training.runs.forecast import all_warnings
@@ -21,10 +22,24 @@ MOST_RUNS = 60
 
 def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Settings with one value, and those with several. A value that is named twice counts once."""
-    grid = {name: list(dict.fromkeys(values)) for name, values in settings.items() if isinstance(values, list)}
+    grid = {
+        name: list(dict.fromkeys(plain(name, value) for value in values))
+        for name, values in settings.items()
+        if isinstance(values, list)
+    }
+    empty = [name for name, values in grid.items() if not values]
+    if empty:
+        raise ConfigError(f"{empty[0]} is an empty list; give it a value, or leave it out.", field=empty[0])
     single = {name: values[0] for name, values in grid.items() if len(values) == 1}
     fixed = {name: value for name, value in settings.items() if name not in grid}
     return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
+
+
+def plain(name: str, value: Any) -> Any:
+    """Raises ConfigError: a list or an object among the values of a setting."""
+    if not isinstance(value, str | int | float):
+        raise ConfigError(f"{name} is {str(value)[:40]} in one run; it must be a number or a word.", field=name)
+    return value
 
 
 def members(settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,139 @@
+"""The list of runs: filters, order and pages from an allow-list, and what people do to runs in it."""
+
+import pytest
+
+from training.errors import Conflict, NotAllowed, UserError
+from training.runs import keep
+from training.runs.listing import SORTS, Asked, find
+from training.runs.models import Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def several(run, people):
+    """Four runs with different states, owners and names."""
+    made = [run]
+    for name, state, owner, loss in (
+        ("Beta", "finished", "alice", 0.5),
+        ("Gamma", "failed", "bob", None),
+        ("Delta", "finished", "mallory", 0.1),
+    ):
+        copy = Run.objects.get(pk=run.pk)
+        copy.pk, copy.name, copy.state, copy.owner, copy.best_heldout_loss = None, name, state, people[owner], loss
+        copy.team = None if owner == "mallory" else run.team
+        copy.save()
+        made.append(copy)
+    return made
+
+
+def names(user, **query):
+    return [row.name for row in find(user, Asked.from_query(query))]
+
+
+def test_it_works(several, alice):
+    assert names(alice) == ["Gamma", "Beta", "Lights, tiny"]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({"state": "finished"}, ["Beta"]),
+        ({"owner": "bob"}, ["Gamma"]),
+        ({"model": "tiny-llama"}, ["Gamma", "Beta", "Lights, tiny"]),
+        ({"data": "nothing"}, []),
+        ({"method": "lora", "q": "light"}, ["Lights, tiny"]),
+        ({"q": "keep me"}, ["Beta"]),
+        ({"tag": "good one"}, ["Beta"]),
+        ({"tag": "good"}, []),
+        ({"archived": "1"}, ["Archived"]),
+        ({"sort": "name"}, ["Beta", "Gamma", "Lights, tiny"]),
+        ({"sort": "heldout"}, ["Beta", "Gamma", "Lights, tiny"]),
+        ({"sort": "-heldout"}, ["Beta", "Gamma", "Lights, tiny"]),
+    ],
+)
+def test_filters_and_order(several, alice, query, found):
+    Run.objects.filter(name="Beta").update(tags=",good one,", notes="please keep me")
+    copy = Run.objects.get(name="Beta")
+    copy.pk, copy.name, copy.archived_at = None, "Archived", copy.created_at
+    copy.save()
+    order = names(alice, **query)
+    assert sorted(order) == sorted(found)
+    if "sort" in query:
+        assert order[0] == found[0]
+
+
+@pytest.mark.parametrize("query", [{"sort": "owner__password"}, {"sort": "?"}, {"state": "x"}, {"sort": "--name"}])
+def test_nothing_else_reaches_the_database(query):
+    with pytest.raises(UserError):
+        Asked.from_query(query)
+
+
+def test_unknown_parameters_are_not_filters(several, alice, as_alice):
+    assert names(alice, owner__password__startswith="pbkdf2") == names(alice)
+    assert as_alice.get("/?owner__username=bob").status_code == 200
+
+
+@pytest.mark.parametrize("sort", sorted(SORTS))
+def test_every_column_sorts_both_ways(several, as_alice, sort):
+    for way in (sort, f"-{sort}"):
+        assert as_alice.get(f"/?sort={way}").status_code == 200
+
+
+def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
+    as_alice.post(f"/runs/{run.pk}/edit", {"name": "New", "tags": "one, two, one,", "notes": "Remember.\nThis."})
+    run.refresh_from_db()
+    assert (run.name, run.tag_list, run.notes) == ("New", ["one", "two"], "Remember.\nThis.")
+    assert "Remember." in as_alice.get(f"/runs/{run.pk}").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"name": "  "}, "name"),
+        ({"tags": "<b>"}, "tags"),
+        ({"tags": ",".join(map(str, range(20)))}, "tags"),
+        ({"notes": "x" * 10_001}, "notes"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(run, alice, change, field):
+    with pytest.raises(UserError) as caught:
+        keep.describe_run(alice, run, **change)
+    assert caught.value.field == field
+
+
+def test_archiving_hides_and_brings_back(several, as_alice, alice):
+    done = several[1]
+    as_alice.post("/runs/archive", {"run": [done.pk, several[0].pk, several[2].pk]})
+    assert names(alice) == ["Gamma", "Lights, tiny"]  # bob's, and one that is not over, stay
+    as_alice.post(f"/runs/{done.pk}/archive", {"back": "1"})
+    assert "Beta" in names(alice)
+
+
+def test_deleting_asks_for_the_name_frees_the_disk_and_waits_for_the_end(run, alice, people):
+    with pytest.raises(UserError, match="Type the name, Lights, tiny"):
+        keep.delete(alice, run, "Lights")
+    with pytest.raises(Conflict, match="not over yet"):
+        keep.delete(alice, run, run.name)
+    Run.objects.filter(pk=run.pk).update(state="failed")
+    with pytest.raises(NotAllowed):
+        keep.delete(people["bob"], run, run.name)
+    assert keep.delete(alice, run, run.name) > 0
+    assert not run.folder.exists()
+    assert not Run.objects.exists()
+
+
+def test_two_thousand_runs_take_no_query_a_row(run, as_alice, django_assert_max_num_queries):
+    copies = []
+    for i in range(2000):
+        copy = (
+            Run.objects.get(pk=run.pk)
+            if not copies
+            else Run(**{f.attname: getattr(copies[0], f.attname) for f in Run._meta.concrete_fields})
+        )
+        copy.pk, copy.name = None, f"Run {i}"
+        copies.append(copy)
+    Run.objects.bulk_create(copies)
+    with django_assert_max_num_queries(18):
+        page = as_alice.get("/").content.decode()
+    assert "1 to 50 of 2,001" in page

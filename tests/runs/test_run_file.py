@@ -1,0 +1,83 @@
+"""A run as a file: out and in again to the same, by page, API and command; a file that is none gets a sentence."""
+
+import io
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.management import CommandError, call_command
+
+from training.errors import NotFound, UserError
+from training.runs.models import Run, Sweep
+from training.runs.run_file import find_data, read_yaml, to_yaml
+
+pytestmark = pytest.mark.django_db
+
+
+def test_it_comes_back_as_it_went(run, alice):
+    described = read_yaml(to_yaml(run))
+    assert described["settings"] == run.config
+    assert described["model"] == run.base_model.name
+    assert find_data(alice, described) == run.data
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "line 1: not YAML"),
+        ("- 1", "must be a mapping"),
+        ("modell: x", "There is no key 'modell'"),
+        ("settings: 3", "`settings` must be a mapping"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("!!python/object/apply:os.system ['id']", "not YAML"),
+        ("x" * 70_000, "more than 64,000 characters"),
+        ("[" * 10_000, "not YAML"),
+    ],
+)
+def test_a_file_that_is_none_gets_a_sentence(text, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        read_yaml(text)
+
+
+def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, alice, people):
+    assert find_data(alice, {"data": {"name": "old name", "sha256": run.data.digest}}) == run.data
+    assert find_data(alice, {"data": "Lights"}) == run.data
+    for user, wanted in ((people["mallory"], {"name": "Lights"}), (alice, {"name": "Lights", "version": 9}), (alice, None)):
+        with pytest.raises(NotFound):
+            find_data(user, {"data": wanted})
+
+
+def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
+    answer = as_alice.get(f"/runs/{run.pk}/config.yaml")
+    assert answer["Content-Disposition"] == f'attachment; filename="run-{run.pk}.yaml"'
+    page = as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)}).content.decode()
+    assert 'value="Lights, tiny"' in page
+    assert '<input id="rank" name="rank" inputmode="decimal" autocomplete="off" value="4">' in page
+    bad = as_alice.post(
+        "/runs/new/file", {"file": SimpleUploadedFile("r.yaml", b"settings: {rank: 0}\nmodel: tiny-llama\ndata: Lights")}
+    )
+    assert "rank is 0" in bad.content.decode()
+
+
+def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run))
+    with pytest.raises(CommandError, match="the loss usually jumps"):
+        call_command("launch", file, user="alice")
+    out = io.StringIO()
+    call_command("launch", file, user="alice", accept_warnings=True, stdout=out)
+    assert "is waiting for a worker" in out.getvalue()
+    assert Run.objects.count() == 2
+    file.write_text(
+        "model: tiny-llama\ndata: Lights\nsettings: {rank: [2, 4], alpha: 4, max_length: 64, max_steps: 3, eval_interval: 1}"
+    )
+    call_command("launch", file, user="alice", stdout=out)
+    assert Sweep.objects.get().runs.count() == 2
+    with pytest.raises(CommandError, match="There is nobody called zoe"):
+        call_command("launch", file, user="zoe")
+
+
+def test_new_from_this_run_copies_everything(as_alice, run):
+    page = as_alice.get(f"/runs/new?from={run.pk}").content.decode()
+    for name in ("rank", "alpha", "max_steps", "tokens_per_batch", "max_length", "eval_interval", "save_interval"):
+        assert f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"' in page
+    assert "Lights, tiny again" in page
