@@ -5,6 +5,7 @@ Both are asked of `training.engine.look`, a program of its own, because a model'
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -28,6 +29,7 @@ PATIENCE_SECONDS = 150
 BUSY_SECONDS = 60
 AT_ONCE = threading.BoundedSemaphore(2)
 BINS = 40
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
 
 class Busy(UserError):
@@ -90,7 +92,10 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def place(version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool) -> Path:
-    name = f"{model.pk}-{split}{'-prompt' if train_on_prompt else ''}"
+    files = [model.folder / name for name in TOKENIZER_FILES]
+    seen = "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file())  # another tokenizer, another count
+    key = hashlib.sha256(seen.encode()).hexdigest()[:16]
+    name = f"{key}-{split}{'-prompt' if train_on_prompt else ''}"
     return Path(settings.HOME) / "data" / version.digest / "lengths" / f"{name}.npz"
 
 

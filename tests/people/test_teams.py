@@ -1,0 +1,71 @@
+"""Teams: who is in one, as what, and what that lets them do."""
+
+import pytest
+
+from training.errors import Conflict, NotAllowed, NotFound, UserError
+from training.people import teams
+from training.people.models import Membership, Team
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def voice(people):
+    return Team.objects.get(name="voice")
+
+
+def test_a_lead_adds_changes_and_takes_out(voice, people):
+    lea = people["lea"]
+    assert teams.set_role(lea, voice, "mallory", "member").role == "member"
+    assert teams.set_role(lea, voice, "mallory", "viewer").role == "viewer"
+    teams.remove(lea, voice, "mallory")
+    assert not Membership.objects.filter(user=people["mallory"], team=voice).exists()
+
+
+@pytest.mark.parametrize("who", ["alice", "vera", "mallory"])
+def test_others_change_nobody(voice, people, who):
+    with pytest.raises(NotAllowed):
+        teams.set_role(people[who], voice, who, "lead")
+
+
+def test_everybody_may_leave_but_the_last_lead(voice, people):
+    teams.remove(people["bob"], voice, "bob")
+    with pytest.raises(Conflict, match="lea is the only lead"):
+        teams.remove(people["lea"], voice, "lea")
+    with pytest.raises(Conflict):
+        teams.set_role(people["lea"], voice, "lea", "member")
+
+
+def test_what_is_not_there_is_named(voice, people):
+    with pytest.raises(NotFound, match="nobody called 'zoe'"):
+        teams.set_role(people["lea"], voice, "zoe", "member")
+    with pytest.raises(UserError, match="role must be one of"):
+        teams.set_role(people["lea"], voice, "bob", "king")
+
+
+def test_only_admins_make_teams(people):
+    with pytest.raises(NotAllowed):
+        teams.create_team(people["lea"], "Mine")
+    assert teams.create_team(people["admin"], "Mine").name == "Mine"
+    with pytest.raises(Conflict):
+        teams.create_team(people["admin"], "Mine")
+
+
+def test_a_viewers_new_things_are_their_own(people):
+    assert people["vera"].first_team() is None
+    assert people["bob"].first_team().name == "voice"
+
+
+def test_the_page_of_a_lead_has_the_forms_and_that_of_a_member_has_not(client, people, voice):
+    for who, may in (("lea", True), ("bob", False)):
+        client.force_login(people[who])
+        assert ("Add to voice" in client.get("/account").content.decode()) is may
+    client.force_login(people["lea"])
+    client.post(f"/account/teams/{voice.pk}", {"username": "vera", "role": "member"})
+    assert Membership.objects.get(user=people["vera"], team=voice).role == "member"
+
+
+def test_the_guide_leads_to_the_first_run_and_can_be_dismissed(as_alice):
+    assert "Your first run" in as_alice.get("/models").content.decode()
+    as_alice.post("/account/guide")
+    assert "Your first run" not in as_alice.get("/models").content.decode()

@@ -1,0 +1,150 @@
+"""Webhooks: signed, retried, and never sent into a private network, whatever the address looks like."""
+
+import hashlib
+import hmac
+import json
+import threading
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from django.utils import timezone
+
+from training.people import webhooks
+from training.people.models import Delivery
+from training.people.webhooks import Unreachable, add_webhook, queue_message, send_due, signature
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def listener(settings):
+    """A web server on this machine, allowed by its name; what it got, and what it answers."""
+    heard = {"requests": [], "status": 200}
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            heard["requests"].append((self.path, dict(self.headers), body))
+            self.send_response(heard["status"])
+            if heard["status"] == 302:
+                self.send_header("Location", "http://127.0.0.1:1/secret")
+            self.end_headers()
+
+        def log_message(self, *_args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Ear)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    settings.WEBHOOK_HOSTS = ["localhost"]
+    heard["url"] = f"http://localhost:{server.server_port}/hook?x=1"
+    yield heard
+    server.shutdown()
+
+
+def test_it_works(listener, alice):
+    hook = add_webhook(alice, listener["url"])
+    queue_message(alice, '{"event": "x"}')
+    assert send_due() == 1
+    path, headers, body = listener["requests"][0]
+    assert (path, body) == ("/hook?x=1", '{"event": "x"}')
+    assert headers["Host"].startswith("localhost:")
+    sent, mac = (part.split("=")[1] for part in headers["X-SnapML-Signature"].split(","))
+    assert mac == hmac.new(hook.secret.encode(), f"{sent}.{body}".encode(), hashlib.sha256).hexdigest()
+    assert Delivery.objects.get().told == "answered 200"
+    assert send_due() == 0
+
+
+def test_a_signature_is_of_time_and_body():
+    assert signature("k", "b", 1) != signature("k", "b", 2) != signature("k", "c", 2)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://0.0.0.0/",
+        "http://[::]/",
+        "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://017700000001/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://10.0.0.1/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://224.0.0.1/",
+        "http://localhost/",
+        "http://localhost./",
+        "http://user@198.51.100.1/",
+        "http://127.0.0.1\\@example.com/",
+        "http://example.com#@127.0.0.1/",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1/",
+        "ftp://198.51.100.1/",
+        "//198.51.100.1/",
+        "http://",
+        "",
+        "http://exa mple.com/",
+        "http://example.com/\r\nX: y",
+        "http://" + "a" * 600 + ".com/",
+    ],
+)
+def test_an_address_that_is_not_open_to_the_world_is_refused(alice, url):
+    with pytest.raises(Unreachable):
+        add_webhook(alice, url)
+
+
+def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(listener, alice, monkeypatch):
+    add_webhook(alice, listener["url"])
+    queue_message(alice, "{}")
+    asked, real = [], webhooks.socket.getaddrinfo
+    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda host, *a, **k: asked.append(host) or real(host, *a, **k))
+    send_due()
+    assert asked == ["localhost", "127.0.0.1"]  # the second is the address itself, as the connection is made
+    assert len(listener["requests"]) == 1
+
+
+def test_a_name_that_turns_private_later_gets_nothing(alice, monkeypatch):
+    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("8.8.8.8", 0))])
+    add_webhook(alice, "https://hooks.example.com/x")
+    queue_message(alice, "{}")
+    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("192.168.0.9", 0))])
+    send_due()
+    assert "private network" in Delivery.objects.get().told
+
+
+def test_a_redirect_is_not_followed_and_failures_are_tried_again_until_enough(listener, alice):
+    listener["status"] = 302
+    add_webhook(alice, listener["url"])
+    queue_message(alice, "{}")
+    for tries in range(1, 6):
+        Delivery.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+        assert send_due() == 1
+        assert Delivery.objects.get().tries == tries
+    delivery = Delivery.objects.get()
+    assert (delivery.told, delivery.due_at) == ("answered 302", None)
+    assert len(listener["requests"]) == 5
+
+
+def test_the_end_of_a_run_is_told_once(listener, run, alice):
+    from training.runs.launch import stop_run
+
+    add_webhook(alice, listener["url"])
+    stop_run(run, discard=True)
+    assert send_due() == 1
+    told = json.loads(listener["requests"][0][2])
+    assert (told["event"], told["run"]["name"], told["run"]["state"]) == ("run.ended", "Lights, tiny", "cancelled")
+
+
+def test_nobody_sees_or_removes_anothers_webhook(listener, alice, client, people):
+    hook = add_webhook(alice, listener["url"])
+    client.force_login(people["bob"])
+    assert hook.secret not in client.get("/account").content.decode()
+    assert client.post(f"/account/webhooks/{hook.pk}/remove").status_code == 404
+    client.force_login(alice)
+    client.post(f"/account/webhooks/{hook.pk}/remove")
+    assert alice.webhooks.count() == 0
