@@ -19,7 +19,8 @@ def launch(page, stage, name, **settings):
     page.locator("#data").select_option(index=1)
     for field, value in (values | settings).items():
         page.locator(f"[name={field}]").fill(str(value))
-    page.get_by_role("button", name="Start run").click()
+    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=60_000)
+    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
 
@@ -28,14 +29,17 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(b"".join(tiny.lines(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n')
-    page.get_by_label("JSONL file").set_input_files(bad)
-    page.get_by_role("button", name="Upload and check").click()
-    expect(page.get_by_text('line 25: message 1: `role` is "bot"; expected system, user or assistant')).to_be_visible()
-    page.complaints.clear()  # the browser notes the 400 that this page came with
-    page.get_by_label("JSONL file").set_input_files(bad)
-    page.get_by_label("Leave faulty lines out").check()
-    page.get_by_role("button", name="Upload and check").click()
-    expect(page.get_by_text("rows to train on")).to_be_visible()
+    page.get_by_label("File", exact=True).set_input_files(bad)
+    page.get_by_role("button", name="Upload").click()
+    page.get_by_role("button", name=re.compile("Check all")).click()
+    expect(page.get_by_text("line 25, message 1: `role` is `bot`; expected system, user, assistant or tool")).to_be_visible(
+        timeout=30_000
+    )
+    page.get_by_role("button", name="Save as a data set").click()
+    expect(page.get_by_text("1 of 25 rows cannot be used. Correct the file, or leave them out.")).to_be_visible()
+    page.get_by_label("Leave the 1 faulty row out").check()
+    page.get_by_role("button", name="Save as a data set").click()
+    expect(page.get_by_text("rows to train on")).to_be_visible(timeout=30_000)
 
     page.get_by_role("link", name="New run with this").click()
     launch(page, stage, "Lamps")

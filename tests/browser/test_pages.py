@@ -1,9 +1,13 @@
-"""Every page at both widths, light and dark: nothing runs out of the window, nothing is written to the console."""
+"""Every page at both widths, light and dark: nothing runs out of the window, axe finds no serious fault, the console is empty."""
 
+from pathlib import Path
+
+import axe_playwright_python
 import pytest
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
+AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 FILL = """
 import django
 django.setup()
@@ -19,6 +23,15 @@ for number in range(200):
     name = "A run with quite a long name that says everything about its settings and more, number %d" % number
     run = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name=name)
     Run.objects.filter(pk=run.pk).update(state="failed", message="It was too much. " * 20, sparkline=[3, 2, 1.5], step=7, total_steps=9)
+from training.datasets.intake import receive
+from training.runs.models import Sweep
+from pathlib import Path
+from django.conf import settings
+sweep = Sweep.objects.create(owner=alice, team=None, name="A sweep with a long name " * 4, grid={"rank": [1, 2], "learning_rate": [0.1, 0.2]})
+Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_heldout_loss=1.5)
+path = Path(settings.HOME) / "fragen.csv"
+path.write_text("id,Frage,Antwort\\n" + "".join("%d,%s,yes\\n" % (i, "Long words " * 30) for i in range(30)))
+receive(alice, [(path, "fragen.csv", "")], name="A name of an upload that is quite long, too " * 2, source="upload: fragen.csv")
 print(Run.objects.order_by("pk").last().pk)
 """
 
@@ -28,17 +41,44 @@ def filled(stage):
     return stage.python(FILL).strip()
 
 
+PAGES = [
+    "/",
+    "/runs/new",
+    "/runs/{run}",
+    "/data",
+    "/data/new",
+    "/data/1",
+    "/data/uploads/1",
+    "/models",
+    "/models/1",
+    "/adapters",
+    "/account",
+    "/sweeps/1",
+    "/runs/compare?run={run}&run=1",
+]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-@pytest.mark.parametrize(
-    "path", ["/", "/runs/new", "/runs/{run}", "/data", "/data/new", "/data/1", "/models", "/models/1", "/adapters", "/account"]
-)
+@pytest.mark.parametrize("path", PAGES)
 def test_it_fits(page, stage, filled, path, width, scheme):
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
     page.goto(stage.address + path.format(run=filled))
     expect(page.locator("h1")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PAGES)
+def test_axe_finds_no_serious_fault(page, stage, filled, path, scheme):
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.goto(stage.address + path.format(run=filled))
+    page.wait_for_load_state("networkidle")
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"][:200], len(v["nodes"])) for v in found if v["impact"] in ("serious", "critical")]
+    assert serious == []
 
 
 def test_the_theme_switch_stays_after_a_reload(page, stage):

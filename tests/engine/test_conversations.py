@@ -97,3 +97,47 @@ def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
             answers = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
             row = encode(tokenizer, {"messages": messages}, max_length=5000)
             assert trained_text(tokenizer, row) == "".join(answers)
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% for c in m.get('tool_calls', []) %}CALL {{ c['function'] | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "lamp", "arguments": {"on": True}}}]}
+CALLING = {
+    "messages": [
+        {"role": "user", "content": "light"},
+        CALL,
+        {"role": "tool", "content": "ok"},
+        {"role": "assistant", "content": "Done."},
+    ],
+    "tools": [{"name": "lamp"}],
+}
+
+
+def test_a_tool_call_is_trained_and_the_tools_and_their_answer_are_not():
+    tokenizer = tiny.make_tokenizer(TOOL_TEMPLATE)
+    row = encode(tokenizer, CALLING, max_length=500)
+    assert trained_text(tokenizer, row) == 'CALL {"name": "lamp", "arguments": {"on": true}}<|im_end|>Done.<|im_end|>'
+    assert "TOOLS" in tokenizer.decode(row.ids)
+
+
+def test_a_template_that_leaves_the_call_out_is_refused():
+    with pytest.raises(DataError, match="leaves out the tool call `lamp`"):
+        encode(tiny.make_tokenizer(), CALLING, max_length=500)
+
+
+def test_the_default_template_knows_tools():
+    tokenizer = tiny.make_tokenizer(None)
+    use_template(tokenizer)
+    assert '{"name": "lamp"' in trained_text(tokenizer, encode(tokenizer, CALLING, max_length=500))
+
+
+def test_plain_text_is_trained_whole_and_ends():
+    tokenizer = tiny.make_tokenizer()
+    row = encode(tokenizer, {"text": "once upon"}, max_length=500)
+    assert tokenizer.decode(row.ids) == "once upon<|im_end|>"
+    assert row.trained == len(row) - 1
+    assert len(encode(tokenizer, {"text": "once upon"}, max_length=3)) == 3

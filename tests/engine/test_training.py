@@ -238,3 +238,49 @@ def wait_for(ready, seconds=60):
     while not ready():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off"} for room in tiny.ROOMS] * 2
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"packing": True, "max_length": 80},
+        {"batch_by": "rows", "rows_per_batch": 3},
+        {"packing": True, "batch_by": "rows", "rows_per_batch": 2},
+    ],
+)
+def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, way):
+    whole, cut = tiny_run("whole", **way), tiny_run("cut", **way)
+    assert train(whole)[0] == 0
+    steps = [e for e in tiny.events(whole) if e["kind"] == "step"]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    process = engine(cut)
+    while not (cut / "checkpoints" / "step-00000004").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert train(cut)[0] == 0
+    assert tiny.losses(tiny.events(cut)) == tiny.losses(tiny.events(whole))
+
+
+def test_plain_text_is_learned_and_sampled(tiny_run):
+    folder = tiny_run("text", rows=TEXTS)
+    assert train(folder)[0] == 0
+    samples = [e for e in tiny.events(folder) if e["kind"] == "sample"]
+    assert samples[0]["prompt"].startswith("the lamp")
+    assert samples[0]["expected"]
+
+
+def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run):
+    folder = tiny_run("early", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=50, early_stopping=2)
+    assert train(folder)[0] == 0
+    events = tiny.events(folder)
+    words = [e["text"] for e in events if e["kind"] == "log"]
+    best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["heldout_loss"]))["step"]
+    last = max(e["step"] for e in events if e["kind"] == "step")
+    assert last == best + 4 < 60
+    assert f"best at step {best}" in words[-1]
+    assert read_result(folder).outcome is Outcome.FINISHED

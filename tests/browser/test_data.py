@@ -1,0 +1,156 @@
+"""Data as people bring it: each form uploaded, mapped, cleaned, looked at token by token, swept over; strangers see nothing."""
+
+import gzip
+import io
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from playwright.sync_api import expect
+
+from tests import tiny
+from tests.browser.conftest import sign_in
+
+pytestmark = pytest.mark.browser
+PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
+MALLORY = """
+import django
+django.setup()
+from training.people.models import User
+User.objects.create_user("mallory", password="tulip-river-42")
+"""
+
+
+def parquet(rows):
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+FILES = {
+    "messages.jsonl": b"".join(tiny.lines(tiny.ROWS)),
+    "sharegpt.json": json.dumps(
+        [{"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]} for a, b in PAIRS]
+    ).encode(),
+    "alpaca.jsonl.gz": gzip.compress(lines([{"instruction": a, "input": "", "output": b} for a, b in PAIRS])),
+    "pairs.csv": b"question,answer\n" + b"".join(f"{a},{b}\n".encode() for a, b in PAIRS),
+    "pairs.tsv": b"prompt\tcompletion\n" + b"".join(f"{a}\t{b}\n".encode() for a, b in PAIRS),
+    "pairs.parquet": parquet([{"prompt": a, "completion": b} for a, b in PAIRS]),
+    "story.txt": "\n\n".join(f"{a}. {b}." for a, b in PAIRS).encode(),
+}
+
+
+def upload(page, stage, name, content):
+    page.goto(stage.address + "/data/new")
+    page.get_by_label("File", exact=True).set_input_files(
+        {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    )
+    page.get_by_role("button", name="Upload").click()
+    page.wait_for_url(re.compile(r"/data/uploads/\d+$"))
+
+
+def check_and_save(page):
+    page.get_by_role("button", name=re.compile("Check all")).click()
+    page.get_by_role("button", name="Save as a data set").click(timeout=30_000)
+    expect(page.get_by_text("See what will be trained")).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_each_form_is_guessed_and_saved(page, stage, name):
+    upload(page, stage, name, FILES[name])
+    expect(page.locator(".turn").first).to_contain_text("lamp")
+    check_and_save(page)
+    expect(page.get_by_text("rows to train on")).to_be_visible()
+
+
+def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
+    content = (
+        b"id,Frage,Antwort\n"
+        + b"".join(f"{i},{a},{b}\n".encode() for i, (a, b) in enumerate(PAIRS))
+        + b"9,short\n10,,nothing asked\n"
+    )
+    upload(page, stage, "fragen.csv", content)
+    expect(page.get_by_text("This is a guess.")).to_be_visible()
+    page.get_by_label("Prompt").select_option("Frage")
+    page.get_by_label("Completion").select_option("Antwort")
+    expect(page.locator(".turn.user").first).to_contain_text("turn on lamp 0")
+    page.get_by_role("button", name=re.compile("Check all")).click()
+    expect(page.get_by_text("line 14: has 2 fields; the header has 3")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("line 15: `Frage` is empty")).to_be_visible()
+    page.get_by_label("Leave the 2 faulty rows out").check()
+    page.get_by_role("button", name="Save as a data set").click()
+    page.get_by_role("link", name="New run with this").click(timeout=30_000)
+    page.get_by_label("Longest row").fill("64")
+    expect(page.locator("#card")).to_contain_text("1,024 tokens a step")
+    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=60_000)
+    page.get_by_role("button", name="Start run").click()
+    page.wait_for_url(re.compile(r"/runs/\d+$"))
+
+
+def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):
+    page.goto(stage.address + "/data/1")
+    expect(page.locator(".tokens .t").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".tokens .m").first).to_contain_text("<|im_start|>user")
+    expect(page.get_by_text("The model's own chat template is used.")).to_be_visible()
+    expect(page.locator("[data-histogram] .main-svg").first).to_be_visible()
+    page.get_by_label("Train on the prompt").check()
+    expect(page.locator(".tokens .t").first).to_contain_text("user", timeout=60_000)
+
+
+def test_a_sweep_is_counted_started_and_compared(page, stage):
+    page.goto(stage.address + "/runs/new?data=1")
+    page.locator("#model").select_option(label="tiny-llama")
+    page.get_by_text("Advanced").click()
+    for name, value in {
+        "rank": "2, 4",
+        "alpha": "8",
+        "max_steps": "6",
+        "max_length": "80",
+        "tokens_per_batch": "160",
+        "eval_interval": "3",
+    }.items():
+        page.locator(f"[name={name}]").fill(value)
+    page.get_by_role("button", name="2 runs; start?").click(timeout=60_000)
+    page.wait_for_url(re.compile(r"/sweeps/\d+$"))
+    expect(page.locator(".state.finished")).to_have_count(2, timeout=120_000)
+    expect(page.get_by_text("Best so far")).to_be_visible()
+    for box in page.locator("input[name=run]").all():
+        box.check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name="Compare 2 runs")).to_be_visible()
+    expect(page.locator("[data-chart] .scatterlayer .trace").first).to_be_attached(timeout=30_000)
+    expect(page.locator("[data-settings] tr:visible")).to_have_count(2)
+    page.locator("[data-axis]").select_option("total_tokens")
+    assert "axis=total_tokens" in page.url
+
+
+def test_a_stranger_sees_nothing(page, chromium, stage):
+    stage.python(MALLORY)
+    context = chromium.new_context()
+    other = context.new_page()
+    sign_in(other, stage, "mallory")
+    for path, words in (("/", "From data to a better model"), ("/data", "No data of your own yet"), ("/adapters", "adapter")):
+        other.goto(stage.address + path)
+        expect(other.get_by_text(words).first).to_be_visible()
+        expect(other.get_by_text("Lights")).to_have_count(0)
+    for path in ("/runs/1", "/data/1", "/data/uploads/1", "/data/versions/1/trained"):
+        assert other.goto(stage.address + path).status == 404
+    context.close()
+
+
+def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
+    page.goto(stage.address + "/data/new")
+    page.evaluate(
+        "document.getElementById('new-data').dataset.limit = 10; document.getElementById('new-data').dataset.limitWords = '10 bytes'"
+    )
+    page.reload()
+    page.evaluate("Object.defineProperty(File.prototype, 'size', { get: () => 5e9 })")
+    page.get_by_label("File", exact=True).set_input_files({"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"{}"})
+    page.get_by_role("button", name="Upload").click()
+    expect(page.get_by_role("alert")).to_contain_text("at most 2 GiB can be taken")
