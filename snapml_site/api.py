@@ -30,6 +30,7 @@ class TokenAuth(HttpBearer):
         if found.scope == Scope.READ and request.method not in ("GET", "HEAD"):
             raise NotAllowed("This token may only read; make one that may write on the account page.")
         request.user = found.user
+        request.by_token = True  # type: ignore[attr-defined]
         return found.user
 
 

@@ -11,9 +11,10 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
+from snapml_site.bodies import ReadLater  # noqa: E402
 from snapml_site.sockets import SameOriginOnly, socket_urls  # noqa: E402
 
-router = ProtocolTypeRouter({"http": http, "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(socket_urls)))})
+router = ProtocolTypeRouter({"http": ReadLater(http), "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(socket_urls)))})
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -36,15 +36,15 @@ def tiny_run(tmp_path, tiny_model):
 @pytest.fixture
 def people(db):
     from training.people.models import Team, User
+    from training.people.teams import join
 
     names = ("alice", "bob", "vera", "lea", "mallory")
     cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in names}
     cast["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
     voice = Team.objects.create(name="voice")
-    voice.members.set([cast["alice"], cast["bob"]])
-    voice.members.add(cast["vera"], through_defaults={"role": "viewer"})
-    voice.members.add(cast["lea"], through_defaults={"role": "lead"})
-    Team.objects.create(name="others").members.set([cast["mallory"]])
+    for name, role in (("alice", "member"), ("bob", "member"), ("vera", "viewer"), ("lea", "lead")):
+        join(cast[name], voice, role)
+    join(cast["mallory"], Team.objects.create(name="others"), "lead")
     return cast
 
 

@@ -33,13 +33,16 @@ async function load(run) {
   run.began = Math.min(run.curves.axes.time[0] ?? Infinity, run.evals[0]?.time ?? Infinity);
 }
 
+// plotly reads a few tags in names; a name is text.
+const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
 function xs(run, places, axis) {
   return axis === "time" ? places.map((time) => (time - run.began) / 60) : places;
 }
 
 function traces(run, i, { metric, axis, smoothing }) {
   const line = { color: COLOURS[i], width: 2 };
-  const base = { name: run.name.slice(0, 60), legendgroup: String(i), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
+  const base = { name: plain(run.name.slice(0, 60)), legendgroup: String(i), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
   if (metric === "heldout_loss") {
     return [{ ...base, mode: "lines+markers", x: xs(run, run.evals.map((e) => e[axis]), axis), y: run.evals.map((e) => e.heldout_loss) }];
   }

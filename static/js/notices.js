@@ -10,7 +10,7 @@ function wanted() {
 function tell() {
   const told = new Set(JSON.parse(localStorage.getItem(TOLD) ?? "[]"));
   for (const run of document.querySelectorAll("[data-ended-run]")) {
-    const key = `${run.dataset.endedRun} ${run.dataset.state}`;
+    const key = `${run.dataset.endedRun} ${run.dataset.at}`;
     if (told.has(key)) continue;
     told.add(key);
     if (wanted()) {

@@ -107,7 +107,7 @@ def test_a_file_that_is_none_gets_a_sentence(read, content, name, words):
         (b'[{"a": 1},]', "a.json", 1, "one comma belongs"),
         (b'[{"a": 1}] more', "a.json", 1, "more after the closing"),
         (b"[" * 200_000, "a.json", 1, "nested too deeply"),
-        (b'{"rows": {}}', "a.json", 1, "expected a JSON array of rows; found '{'"),
+        (b'{\n"rows": {}}', "a.json", 1, "expected a JSON array of rows; found '{'"),
         (b'[{"a": "' + b"x" * (2 * MAX_ROW_BYTES) + b'"}]', "a.json", 1, "more than 4 MiB"),
         (b"a,b\n1,2,3\n", "a.csv", 2, "has 3 fields; the header has 2"),
         (b'a,b\n1,"2\n3,4\n', "a.csv", 2, "not CSV"),

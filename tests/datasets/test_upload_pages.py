@@ -13,11 +13,6 @@ pytestmark = pytest.mark.django_db
 LIGHTS = b"".join(tiny.lines(tiny.ROWS))
 
 
-@pytest.fixture(autouse=True)
-def no_queue(monkeypatch):
-    monkeypatch.setattr("training.datasets.uploads.work_on_upload", lambda _id: None)
-
-
 def post(client, content=LIGHTS, called="lights.jsonl", **fields):
     return client.post("/data/new", {"file": SimpleUploadedFile(called, content), **fields})
 

@@ -56,6 +56,24 @@ def test_a_viewers_new_things_are_their_own(people):
     assert people["bob"].first_team().name == "voice"
 
 
+def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
+    others = Team.objects.get(name="others")
+    teams.set_role(people["mallory"], others, "alice", "member")
+    people["alice"].refresh_from_db()
+    assert people["alice"].first_team().name == "voice"
+    teams.share_with(people["alice"], others.pk)
+    assert people["alice"].first_team() == others
+    with pytest.raises(NotAllowed):
+        teams.share_with(people["vera"], Team.objects.get(name="voice").pk)
+
+
+def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_bell):
+    from training.runs.launch import launch_run
+
+    with pytest.raises(NotAllowed, match="You only view what team voice has"):
+        launch_run(people["vera"], base_model=base_model, data=data, settings={})
+
+
 def test_the_page_of_a_lead_has_the_forms_and_that_of_a_member_has_not(client, people, voice):
     for who, may in (("lea", True), ("bob", False)):
         client.force_login(people[who])

@@ -29,8 +29,8 @@ def test_it_comes_back_as_it_went(run, alice):
         ("settings: 3", "`settings` must be a mapping"),
         ("a: &x [1]\nb: *x", "aliases"),
         ("!!python/object/apply:os.system ['id']", "not YAML"),
-        ("x" * 70_000, "more than 64,000 characters"),
-        ("[" * 10_000, "not YAML"),
+        ("x" * 70_000, "more than 16,000 characters"),
+        ("[" * 10_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_is_none_gets_a_sentence(text, words):

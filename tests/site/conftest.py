@@ -1,5 +1,7 @@
 """One of each thing that has an address, all of them alice's and shared with her team."""
 
+import json
+
 import pytest
 
 from adapters.models import AdapterVersion
@@ -35,6 +37,7 @@ def things(run, base_model, data, alice):
     upload = Upload.objects.create(**shared, name="Lights", source="x", files=files, mapped=mapped)
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "0").write_bytes(b"".join(tiny.lines(tiny.ROWS)))
+    (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
     return {
         "run_id": run.pk,
         "dataset_id": data.dataset_id,

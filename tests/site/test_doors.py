@@ -65,6 +65,7 @@ SHARED = {
     "token-new",
     "token-revoke",
     "team-new",
+    "team-share",
     "team-role",
     "webhook-new",
     "webhook-remove",

@@ -19,6 +19,7 @@ def port(tmp_path_factory):
     number = free_port()
     env = {**os.environ, "SNAPML_HOME": str(home), "DJANGO_SETTINGS_MODULE": "snapml_site.settings", "TMPDIR": str(home)}
     command = [sys.executable, "-m", "snapml_site.web", "-v", "0", "-p", str(number), "snapml_site.asgi:application"]
+    subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, env=env, check=True)
     server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
     for _ in range(200):
         try:
@@ -64,12 +65,13 @@ def test_a_body_without_a_length_is_cut_off_while_it_arrives(port):
     assert sent < 20 * MIB
 
 
-def test_only_the_upload_page_takes_more_than_a_form(port):
-    head = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Length: %d"
-    small, _ = ask(port, head % (b"/sign-in", 2 * MIB))
-    large, _ = ask(port, head % (b"/data/new", 2 * MIB), b"x" * 2 * MIB)
-    assert small.startswith(b"HTTP/1.1 413")
-    assert large.startswith((b"HTTP/1.1 302", b"HTTP/1.1 403"))
+HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Length: %d"
+
+
+@pytest.mark.parametrize("path", [b"/sign-in", b"/data/new", b"/api/v1/datasets/uploads"])
+@pytest.mark.parametrize("more", [b"", b"\nCookie: snapml_session=nobody", b"\nAuthorization: Bearer snapml_nobody"])
+def test_a_stranger_sends_no_more_than_a_form(port, path, more):
+    assert ask(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize("header", [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"])

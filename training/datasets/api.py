@@ -17,9 +17,9 @@ from training.datasets.examples import add_example
 from training.datasets.forms import FORMS, Mapped
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import preview, raw_rows
-from training.datasets.uploads import bell, limit_words, pasted, was_too_large
+from training.datasets.uploads import limit_words, pasted, was_too_large
 from training.datasets.visible import visible_data
-from training.errors import Conflict, NotFound, TooLarge, UserError
+from training.errors import NotFound, TooLarge, UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
@@ -142,9 +142,7 @@ def create_upload(
 @router.post("/uploads/hub", response={201: UploadOut})
 def fetch_from_hub(request: SignedIn, body: HubIn) -> Status[Upload]:
     """Fetch a public data set of the hub in the background; follow the upload's `state`."""
-    upload = intake.order_from_hub(request.user, body.hub_id, name=body.name)
-    bell(upload.pk)
-    return Status(201, upload)
+    return Status(201, intake.order_from_hub(request.user, body.hub_id, name=body.name))
 
 
 @router.get("/uploads/{int:upload_id}", response=UploadOut)
@@ -162,44 +160,39 @@ def forget_upload(request: SignedIn, upload_id: int) -> Status[None]:
 def map_upload(request: SignedIn, upload_id: int, body: MappingIn) -> Upload:
     """Say what the columns mean. What was checked before counts no more."""
     upload = get_changeable(Upload, request.user, upload_id)
-    refuse_fileless(upload)
     given = body.dict()
     reading = {name: given.pop(name) for name in ("delimiter", "header", "unit")}
-    return intake.set_mapping(upload, given, {name: value for name, value in reading.items() if value is not None})
+    reading = {name: value for name, value in reading.items() if value is not None}
+    if reading:
+        intake.set_reading(upload, reading)
+    return intake.set_mapping(upload, given)
 
 
 @router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
 def preview_upload(request: SignedIn, upload_id: int) -> Any:
     """The first records as rows under the present mapping, or why they are none."""
     upload = get_visible(Upload, request.user, upload_id)
-    refuse_fileless(upload)
-    return preview(upload, Mapped(**upload.mapped)) if Mapped(**upload.mapped).complete else []
+    intake.form_of(upload)
+    mapped = Mapped(**upload.mapped)
+    return preview(upload, mapped) if mapped.complete else []
 
 
 @router.post("/uploads/{int:upload_id}/check", response=UploadOut)
 def check_upload(request: SignedIn, upload_id: int) -> Upload:
     """Read every row in the background; `state` becomes `checked`, and `report` tells what was found."""
     upload = get_changeable(Upload, request.user, upload_id)
-    refuse_fileless(upload)
-    intake.ask_for(upload, "check")
-    bell(upload.pk)
+    intake.ask_for_check(upload)
     return upload
 
 
 @router.post("/uploads/{int:upload_id}/save", response=UploadOut)
 def save_upload(request: SignedIn, upload_id: int, body: SaveIn) -> Upload:
     """Save a checked upload as a version, in the background; `state` becomes `done`."""
-    upload = get_changeable(Upload, request.user, upload_id)
+    upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     given = body.dict()
     leave_out = given.pop("leave_out")
     intake.ask_for_save(upload, Choices(**given), leave_out=leave_out)
-    bell(upload.pk)
     return upload
-
-
-def refuse_fileless(upload: Upload) -> None:
-    if not upload.files:
-        raise Conflict("The files of this upload have not arrived yet.")
 
 
 @router.get("/versions/{int:version_id}/rows", response=list[dict[str, Any]])

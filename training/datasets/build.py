@@ -65,20 +65,39 @@ def build(staged: Path, choices: Choices, root: Path) -> dict[str, Any]:
 
 
 def assign(facts: dict[str, Any], choices: Choices) -> tuple[Numbers, dict[str, int]]:
-    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are left out."""
+    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are left out.
+
+    What a person holds out stays as it is: rows leave training, never the held-out or test part, but for repeats within one.
+    """
     split = facts["split"].copy()
     dropped = {"same": 0, "alike": 0, "in_both": 0}
-    if choices.drop_same:
-        dropped["same"] = drop(split, repeats(facts["content"]))
-    if choices.drop_alike:
-        dropped["alike"] = drop(split, (facts["alike"] >= 0) & ~repeats(facts["content"]))
     for kept, other in ((TEST, (HELDOUT, TRAIN, 0)), (HELDOUT, (TRAIN, 0))):
         seen = facts["content"][split == kept]
         dropped["in_both"] += drop(split, np.isin(facts["content"], seen) & np.isin(split, other))
-    if not (split == HELDOUT).any():
+    if choices.drop_same:
+        for part in ((TRAIN, 0), (HELDOUT,), (TEST,)):
+            inside = np.flatnonzero(np.isin(split, part))
+            again = np.zeros(len(split), dtype=bool)
+            again[inside[repeats(facts["content"][inside])]] = True
+            dropped["same"] += drop(split, again)
+    if choices.drop_alike:
+        root = roots(facts["alike"])
+        away = np.zeros(len(split), dtype=bool)
+        away[root[np.isin(split, (HELDOUT, TEST))]] = True  # groups that have a row held out
+        same = facts["content"] == facts["content"][root]
+        dropped["alike"] = drop(split, np.isin(split, (TRAIN, 0)) & (away[root] | ((facts["alike"] >= 0) & ~same)))
+    if not (facts["split"] == HELDOUT).any():
         draw_heldout(split, facts["content"], choices)
     split[split == 0] = TRAIN
     return split, dropped
+
+
+def roots(alike: Numbers) -> Numbers:
+    """int64 of shape (rows,): the first row of the group that looks like a row; its own number if it stands alone."""
+    root = np.where(alike >= 0, alike, np.arange(len(alike)))
+    while not np.array_equal(further := root[root], root):
+        root = further
+    return root
 
 
 def drop(split: Numbers, which: Numbers) -> int:
@@ -89,7 +108,9 @@ def drop(split: Numbers, which: Numbers) -> int:
 
 def draw_heldout(split: Numbers, content: Numbers, choices: Choices) -> None:
     """Draw whole groups of equal rows until the share is reached; from rows without a split if there are any."""
-    pool = np.flatnonzero(split == (0 if (split == 0).any() else TRAIN))
+    pool = np.flatnonzero(split == 0)
+    if len(np.unique(content[pool])) < 2:  # none to draw from: all rows may be drawn
+        pool = np.flatnonzero((split == 0) | (split == TRAIN))
     if len(pool) < 2:
         return
     groups, member = np.unique(content[pool], return_inverse=True)
@@ -114,12 +135,11 @@ def leaks(facts: dict[str, Any], split: Numbers) -> dict[str, int]:
     """Held-out and test rows that training could answer by heart: the same prompt, or a row that looks alike."""
     away = (split == HELDOUT) | (split == TEST)
     prompts = np.isin(facts["prompt"], facts["prompt"][split == TRAIN]) & away
-    other = np.where(facts["alike"] >= 0, facts["alike"], 0)
-    pairs = (facts["alike"] >= 0) & (split != DROPPED) & (split[other] != DROPPED) & ((split == TRAIN) != (split[other] == TRAIN))
-    similar = np.zeros(len(split), dtype=bool)
-    similar[pairs & away] = True
-    similar[other[pairs & ~away]] = True
-    return {"prompts": int(prompts.sum()), "alike": int((similar & away & ~prompts).sum()), "of": int(away.sum())}
+    root = roots(facts["alike"])
+    trained = np.zeros(len(split), dtype=bool)
+    trained[root[split == TRAIN]] = True  # groups that have a row to train on
+    similar = away & trained[root]
+    return {"prompts": int(prompts.sum()), "alike": int((similar & ~prompts).sum()), "of": int(away.sum())}
 
 
 def write(staged: Path, split: Numbers, root: Path) -> str:

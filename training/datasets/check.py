@@ -17,7 +17,7 @@ from training.datasets.formats import Format
 from training.datasets.forms import Mapped, to_row
 from training.datasets.insights import Insights
 from training.datasets.records import records
-from training.datasets.rows import BadRow, Row
+from training.datasets.rows import MAX_ROW_BYTES, BadRow, Row
 from training.datasets.similar import Signatures, digest64, folded, repeats
 from training.errors import TooLarge
 
@@ -47,9 +47,11 @@ class Problems:
     shown: list[str] = field(default_factory=list)
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
     count: int = 0
+    unread: str = ""  # the place behind which nothing could be read
 
     def add(self, place: str, bad: BadRow) -> None:
         self.count += 1
+        self.unread = self.unread or (place if bad.ends else "")
         if len(self.shown) < SHOWN_PROBLEMS:
             self.shown.append(f"{place}: {bad.message}" if not bad.message.startswith("message ") else f"{place}, {bad.message}")
         group = self.groups.setdefault(
@@ -61,20 +63,26 @@ class Problems:
 
     def told(self) -> dict[str, Any]:
         groups = sorted(self.groups.items(), key=lambda item: -item[1]["count"])
-        return {"count": self.count, "shown": self.shown, "groups": [{"words": words, **group} for words, group in groups]}
+        return {
+            "count": self.count,
+            "shown": self.shown,
+            "unread": self.unread,
+            "groups": [{"words": words, **group} for words, group in groups],
+        }
 
 
 @dataclass
 class Facts:
     """A few numbers of every usable row."""
 
+    place: list[int] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
     split: list[int] = field(default_factory=list)
     content: list[int] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
 
     def pack(self) -> dict[str, Any]:
-        kinds = {"line": np.int64, "split": np.uint8, "content": np.uint64, "prompt": np.uint64}
+        kinds = {"place": np.uint8, "line": np.int64, "split": np.uint8, "content": np.uint64, "prompt": np.uint64}
         return {name: np.asarray(getattr(self, name), dtype=kind) for name, kind in kinds.items()}
 
 
@@ -82,10 +90,17 @@ class Staging:
     """Collects packed facts, so that a million rows are not a million Python integers."""
 
     def __init__(self) -> None:
-        self.open, self.packed, self.count = Facts(), [], 0  # type: ignore[var-annotated]
+        self.open = Facts()
+        self.packed: list[dict[str, Any]] = []
+        self.count = 0
+        self.places: list[str] = []  # "line", or "held.jsonl, line" where there are several files
 
-    def add(self, line: int, row: Row, prompt: str, content: str) -> None:
-        self.open.line.append(line)
+    def add(self, place: str, row: Row, prompt: str, content: str) -> None:
+        words, _, line = place.rpartition(" ")
+        if not self.places or self.places[-1] != words:
+            self.places.append(words)
+        self.open.place.append(len(self.places) - 1)
+        self.open.line.append(int(line))
         self.open.split.append(SPLIT_CODES[row.split])
         self.open.content.append(digest64(content))
         self.open.prompt.append(digest64(folded(prompt)))
@@ -108,7 +123,7 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
     """
     sources = list(sources)
     problems, staging, insights, signatures = Problems(), Staging(), Insights(), Signatures()
-    told_at = time.monotonic()
+    told_at, written = time.monotonic(), 0
     with (into / "rows.jsonl").open("w", encoding="utf-8") as out:
         for source in sources:
             for number, found in records(source.path, source.form, most_bytes=most_bytes):
@@ -116,15 +131,16 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
                 row = row_of(found, mapped, source.split)
                 if isinstance(row, BadRow):
                     problems.add(place, row)
-                    continue
-                if staging.count >= MAX_ROWS:
-                    raise TooLarge(f"The file has more than {MAX_ROWS:,} rows; split it.", field="file")
-                text = words_of(row)
-                content = row.to_json()
-                out.write(content + "\n")
-                staging.add(number, row, prompt_of(row), content)
-                insights.add(number, row, text)
-                signatures.add(text)
+                else:
+                    content, text = row.to_json(), words_of(row)
+                    written += out.write(content + "\n")
+                    staging.add(place, row, prompt_of(row), content)
+                    insights.add(place, row, text)
+                    signatures.add(text)
+                if staging.count + problems.count > MAX_ROWS or written > most_bytes:
+                    raise TooLarge(
+                        f"The data has more than {MAX_ROWS:,} rows or {most_bytes / 2**30:g} GiB; split it.", field="file"
+                    )
                 if time.monotonic() - told_at > TELL_SECONDS:
                     told_at = time.monotonic()
                     tell(0.0, f"{staging.count + problems.count:,} rows read")
@@ -132,21 +148,23 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
     facts = staging.all()
     facts["alike"] = signatures.alike()
     np.savez(into / "facts.npz", **facts)
-    return report(facts, problems, insights, sources[0].form.place)
+    return report(facts, problems, insights, staging.places)
 
 
-def report(facts: dict[str, Any], problems: Problems, insights: Insights, place: str) -> dict[str, Any]:
+def report(facts: dict[str, Any], problems: Problems, insights: Insights, places: list[str]) -> dict[str, Any]:
+    def name(row: Any) -> str:
+        return f"{places[facts['place'][row]]} {facts['line'][row]:,}"
+
     again = repeats(facts["content"])
     alike = np.flatnonzero((facts["alike"] >= 0) & ~again)
     return {
-        "rows": len(facts["line"]),
+        "rows": len(facts["content"]),
         "problems": problems.told(),
         "same": int(again.sum()),
         "alike": len(alike),
-        "alike_shown": [[int(facts["line"][facts["alike"][i]]), int(facts["line"][i])] for i in alike[:SHOWN_ALIKE]],
+        "alike_shown": [[name(facts["alike"][i]), name(i)] for i in alike[:SHOWN_ALIKE]],
         "splits": {name: int((facts["split"] == code).sum()) for name, code in SPLIT_CODES.items() if name},
         "insights": insights.told(),
-        "place": place,
     }
 
 
@@ -160,6 +178,8 @@ def row_of(found: Any, mapped: Mapped, split: str) -> Row | BadRow:
         return bad
     except RecursionError:
         return BadRow("the row is nested too deeply")
+    if sum(len(message["content"]) for message in row.messages) + len(row.text) > MAX_ROW_BYTES:
+        return BadRow(f"the row has more than {MAX_ROW_BYTES // 2**20} MiB; split it")
     return Row(row.messages, row.tools, row.text, split) if split else row
 
 

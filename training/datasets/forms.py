@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.datasets.rows import SPLITS, BadRow, Row, check_messages, check_split, check_text, check_tools, parsed, short
+from training.datasets.rows import SPLITS, BadRow, Row, check_messages, check_split, check_text, check_tools, clean, parsed, short
 from training.errors import UserError
 
 Record = Mapping[str, Any]
+MOST_NAME = 200
 FORMS = {
     "messages": "OpenAI messages",
     "sharegpt": "ShareGPT conversations",
@@ -67,15 +68,23 @@ class Mapped:
             raise UserError(f"The form is {form!r}; there are {', '.join(FORMS)}.", field="form")
         given = values.get("columns", {})
         columns = {part: str(given[part]) for part, _ in PARTS[form] if given.get(part)}
+        for name in (*columns.values(), str(values.get("split", ""))):
+            if clean(name) != name or len(name) > MOST_NAME:
+                raise UserError(f"The column {clean(name)[:40]!r} has a name that cannot be stored; rename it.", field="form")
         for part, needed in PARTS[form]:
             if needed and part not in columns:
                 raise UserError(f"Choose the column that holds the {part}.", field=part)
         return cls(form, columns, str(values.get("split", "")), bool(values.get("sure", True)))
 
 
+def fit(name: str) -> bool:
+    """A column's name that can be stored and chosen."""
+    return len(name) <= MOST_NAME and clean(name) == name
+
+
 def guess(sample: Sequence[Record]) -> Mapped:
     """The most likely meaning of the columns, judged by names and by what stands in them."""
-    names = list(dict.fromkeys(name for record in sample for name in record))
+    names = [name for name in dict.fromkeys(name for record in sample for name in record) if fit(name)]
     split = next((n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), "")
     found = conversations(sample, names)
     if found:

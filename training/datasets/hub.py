@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training.datasets.rows import SPLITS
 from training.errors import NotFound, TooLarge, UserError
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -61,13 +60,21 @@ def fetch(hub_id: str, folder: Path, *, most_bytes: int, tell: Callable[[float, 
         local = hf_hub_download(hub_id, path, repo_type="dataset", revision=REVISION, local_dir=folder / "hub", token=False)
         shutil.move(local, folder / str(number))
         done += sizes[path]
-        files.append({"file": str(number), "name": path[-100:], "split": SPLITS.get(Path(path).parent.name, "train")})
+        files.append({"file": str(number), "name": path[-100:], "split": split_of(path)})
     shutil.rmtree(folder / "hub", ignore_errors=True)
     return files
+
+
+def split_of(path: str) -> str:
+    """Train, held out or test by the folder's name; empty (left out) for a split of another kind, such as `unsupervised`."""
+    folder = Path(path).parent.name.removeprefix("partial-")
+    beginnings = (("train", "train"), ("valid", "heldout"), ("val", "heldout"), ("dev", "heldout"), ("test", "test"))
+    return next((split for beginning, split in beginnings if folder.startswith(beginning)), "")
 
 
 def one_configuration(paths: list[str]) -> list[str]:
     """The files of the configuration that most people mean: `default`, else the first by name."""
     names = sorted({path.split("/")[0] for path in paths})
     chosen = next((name for name in PREFERRED if name in names), names[0] if names else "")
-    return sorted(path for path in paths if path.split("/")[0] == chosen)
+    mine = sorted(path for path in paths if path.split("/")[0] == chosen and split_of(path))
+    return sorted(mine, key=lambda path: split_of(path) != "train")  # the first file is the one that people see

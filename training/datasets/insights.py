@@ -15,6 +15,7 @@ LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
 EVERY_ROW = 20_000  # from here on the language of every tenth row is looked at: it is half of the time
 EXAMPLES = 20
 EXTREMES = 5
+JUDGED_CHARACTERS = 20_000  # of a row, for secrets and addresses: some patterns take the square of the length
 # Detectors that look for the form of a key. Those that guess by entropy or by the word "password" are left out: they would mark
 # every hash and every sentence about passwords.
 SECRET_DETECTORS = (
@@ -58,19 +59,20 @@ class Insights:
         self.secrets: list[dict[str, Any]] = []
         self.addresses: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self.longest: list[tuple[int, int]] = []
-        self.shortest: list[tuple[int, int]] = []
+        self.longest: list[tuple[int, int, str]] = []
+        self.shortest: list[tuple[int, int, str]] = []
 
-    def add(self, place: int, row: Row, text: str) -> None:
+    def add(self, place: str, row: Row, text: str) -> None:
         self.counts["rows"] += 1
-        keep_extreme(self.longest, (len(text), -place))
-        keep_extreme(self.shortest, (-len(text), -place))
+        keep_extreme(self.longest, (len(text), -self.counts["rows"], place))
+        keep_extreme(self.shortest, (-len(text), -self.counts["rows"], place))
         self.add_language(text)
         self.add_label(row)
-        for kind in self.secrets_in(text):
+        whole = row.to_json()[:JUDGED_CHARACTERS]  # system prompts and tools may hold them, too
+        for kind in self.secrets_in(whole):
             self.note(self.secrets, "secrets", place, kind)
-        if "@" in text:
-            for address in ADDRESS.findall(text):
+        if "@" in whole:
+            for address in ADDRESS.findall(whole):
                 if is_private(address):
                     self.note(self.addresses, "addresses", place, masked(address))
 
@@ -93,13 +95,9 @@ class Insights:
             self.labels = None
 
     def secrets_in(self, text: str) -> list[str]:
-        if not any(
-            mark in text for mark in ("-----BEGIN", "://", "_", "=", "eyJ", "AKIA", "ASIA", "sk-", "SG.", "xox", "AC", ":")
-        ):
-            return []  # none of the detectors' forms can be here; spares half of the time
         return sorted({d.secret_type for d in self.detectors for _ in d.analyze_string(text)})
 
-    def note(self, into: list[dict[str, Any]], name: str, place: int, words: str) -> None:
+    def note(self, into: list[dict[str, Any]], name: str, place: str, words: str) -> None:
         self.counts[name] += 1
         if len(into) < EXAMPLES:
             into.append({"place": place, "words": words})
@@ -114,12 +112,12 @@ class Insights:
             "labels": [{"words": words, "count": count} for words, count in Counter(labels).most_common()],
             "secrets": {"count": self.counts["secrets"], "shown": self.secrets},
             "addresses": {"count": self.counts["addresses"], "shown": self.addresses},
-            "longest": [{"place": -place, "characters": size} for size, place in sorted(self.longest, reverse=True)],
-            "shortest": [{"place": -place, "characters": -size} for size, place in sorted(self.shortest, reverse=True)],
+            "longest": [{"place": place, "characters": size} for size, _, place in sorted(self.longest, reverse=True)],
+            "shortest": [{"place": place, "characters": -size} for size, _, place in sorted(self.shortest, reverse=True)],
         }
 
 
-def keep_extreme(heap: list[tuple[int, int]], item: tuple[int, int]) -> None:
+def keep_extreme(heap: list[tuple[int, int, str]], item: tuple[int, int, str]) -> None:
     if len(heap) < EXTREMES:
         heapq.heappush(heap, item)
     elif item > heap[0]:
@@ -130,7 +128,7 @@ def is_private(address: str) -> bool:
     from email_validator import EmailNotValidError, validate_email
 
     name, _, domain = address.rpartition("@")
-    if name.lower() in PUBLIC_NAMES or domain.lower().endswith(PUBLIC_DOMAINS):
+    if name.lower() in PUBLIC_NAMES or any(f".{domain.lower()}".endswith(f".{known}") for known in PUBLIC_DOMAINS):
         return False
     try:
         validate_email(address, check_deliverability=False)

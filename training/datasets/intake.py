@@ -1,27 +1,33 @@
-"""Uploads on their way to a data set: received, mapped, and handed to the worker to be checked and saved."""
+"""Uploads on their way to a data set: received, looked at, mapped, and handed to the worker to be checked and saved.
+
+No file is read in this process: `program.py` does it, and leaves the first records in `sample.json`.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
+from training.child_environment import child_environment
 from training.datasets.build import Choices
-from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format, detect
-from training.datasets.forms import Mapped, guess
+from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
+from training.datasets.forms import Mapped
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
-from training.datasets.records import Found, records
 from training.errors import Conflict, UserError, one_line
 from training.people.models import User
+from training.people.visible import may_change
 
-SAMPLE_RECORDS = 200
-ALLOWED_UNPACKING = 4  # a gzip file may unpack to this many times the limit
+LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
+ALLOWED_UNPACKING = 4  # a gzip file may unpack to this many times the limit, and no more may be written of it
+BUSY = (UploadState.WAITING, UploadState.WORKING)
 Named = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 
 
@@ -42,30 +48,85 @@ def receive(user: User, files: Sequence[Named], *, name: str, source: str, datas
 
     Raises:
         BadFile: empty, binary or in another encoding; nothing is kept then.
+        UserError: the disk has no room for it.
     """
-    described = [
-        {"file": str(number), "name": one_line(called)[-100:], "split": split, "format": detect(path, called).to_dict()}
-        for number, (path, called, split) in enumerate(files)
-    ]
+    size = sum(path.stat().st_size for path, _, _ in files)
+    if shutil.disk_usage(settings.HOME).free < 3 * size:
+        raise UserError("The server's disk has no room for this data; ask an admin to free some.", field="file")
     upload = Upload.objects.create(
         owner=user,
         team=dataset.team if dataset else user.first_team(),
         dataset=dataset,
         name=one_line(name)[:120] or one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
         source=one_line(source)[:200],
-        bytes=sum(path.stat().st_size for path, _, _ in files),
-        files=described,
+        bytes=size,
+        files=[
+            {"file": str(number), "name": one_line(called)[-100:], "split": split}
+            for number, (_, called, split) in enumerate(files)
+        ],
     )
     shutil.rmtree(upload.folder, ignore_errors=True)
     upload.folder.mkdir(parents=True)
     for number, (path, _, _) in enumerate(files):
         shutil.move(path, upload.folder / str(number))
-    upload.mapped = guess([record for _, record in sample(upload) if isinstance(record, dict)]).to_dict()
+    try:
+        look(upload)
+    except UserError:
+        shutil.rmtree(upload.folder, ignore_errors=True)
+        upload.delete()
+        raise
     upload.save()
     return upload
 
 
-def order_from_hub(user: User, hub_id: str, *, name: str) -> Upload:
+def order_of(upload: Upload) -> dict[str, Any]:
+    """What the program is told."""
+    return {
+        "files": upload.files,
+        "mapped": upload.mapped,
+        "choices": upload.choices,
+        "hub_id": upload.source.removeprefix("hub: "),
+        "root": str(Path(settings.HOME) / "data"),
+        "most_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else most_bytes(),
+        "most_written": most_bytes() + 2**28,
+    }
+
+
+def look(upload: Upload) -> None:
+    """Let the program look at the files, and note what it saw. The row is not saved.
+
+    Raises:
+        BadFile: what is wrong with the file.
+    """
+    (upload.folder / "order.json").write_text(json.dumps(order_of(upload)))
+    command = [sys.executable, "-m", "training.datasets.program", "look", str(upload.folder)]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=LOOK_SECONDS,
+            cwd=settings.BASE_DIR,
+            env=child_environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BadFile("The first rows of this file take too long to read.", field="file") from error
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    last = next((words for words in reversed(said) if "looked" in words or "error" in words), None)
+    if last is None:
+        raise BadFile("The first rows of this file take too long or too much memory to read.", field="file")
+    if "error" in last:
+        raise BadFile(last["error"], field=last["field"])
+    note_look(upload, last["looked"])
+
+
+def note_look(upload: Upload, looked: dict[str, Any]) -> None:
+    upload.files = [{**file, "format": form} for file, form in zip(upload.files, looked["formats"], strict=True)]
+    upload.mapped = looked["mapped"]
+
+
+def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | None = None) -> Upload:
     """Enter a data set of the hub; the worker fetches it.
 
     Raises:
@@ -74,7 +135,8 @@ def order_from_hub(user: User, hub_id: str, *, name: str) -> Upload:
     source = f"hub: {check_hub_id(hub_id)}"
     return Upload.objects.create(
         owner=user,
-        team=user.first_team(),
+        team=dataset.team if dataset else user.first_team(),
+        dataset=dataset,
         name=one_line(name)[:120] or hub_id.rpartition("/")[2],
         source=source,
         state=UploadState.WAITING,
@@ -83,41 +145,56 @@ def order_from_hub(user: User, hub_id: str, *, name: str) -> Upload:
 
 
 def form_of(upload: Upload) -> Format:
+    """Raises Conflict: nobody has looked at the files yet."""
+    if not upload.files or "format" not in upload.files[0]:
+        raise Conflict("The files of this upload have not arrived.")
     return Format(**upload.files[0]["format"])
 
 
-def sample(upload: Upload, count: int = SAMPLE_RECORDS) -> list[Found]:
-    """The first records. What ends the file early (cut-off gzip, damaged Parquet) ends the sample; the check names it."""
-    found: list[Found] = []
-    try:
-        for record in islice(records(upload.folder / "0", form_of(upload), most_bytes=most_bytes()), count):
-            found.append(record)
-    except BadFile:
-        if not found:
-            raise
-    return found
+def sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
+    """The first records: (line, record, or what is wrong with it)."""
+    path = upload.folder / "sample.json"
+    return [tuple(one) for one in json.loads(path.read_text())] if path.is_file() else []
 
 
-def set_mapping(upload: Upload, values: Mapping[str, Any], form: Mapping[str, Any]) -> Upload:
-    """Another meaning of the columns, or another way to read the file; what was checked before counts no more.
+def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
+    """Another meaning of the columns; what was checked before counts no more.
 
     Raises:
         UserError: a needed column is not chosen.
         Conflict: the worker is at it.
     """
-    mapped = Mapped.from_dict(values)
-    if upload.state in (UploadState.WAITING, UploadState.WORKING):
-        raise Conflict("The file is being read; wait until that is done.")
+    form_of(upload)
+    put_back(upload, mapped=Mapped.from_dict(values).to_dict())
+    return upload
+
+
+def set_reading(upload: Upload, form: Mapping[str, Any]) -> Upload:
+    """Another way to read the file (delimiter, header, unit of text); the columns are guessed anew.
+
+    Raises:
+        UserError: no such way.
+        Conflict: the worker is at it.
+    """
     read = form_of(upload)
     delimiter, unit = form.get("delimiter", read.delimiter), form.get("unit", read.unit)
     if delimiter not in DELIMITERS or unit not in UNITS:
-        raise UserError(f"A row's parts are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter")
-    changed = replace(read, delimiter=delimiter, unit=unit, header=bool(form.get("header", read.header)))
-    files = [{**file, "format": changed.to_dict()} if file["format"]["kind"] == read.kind else file for file in upload.files]
-    upload.files, upload.mapped = files, mapped.to_dict()
-    upload.state, upload.report, upload.error = UploadState.DRAFT, {}, ""
-    upload.save()
+        raise UserError(f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter")
+    if upload.state in BUSY:
+        raise Conflict("The file is being read; wait until that is done.")
+    changed = {**read.to_dict(), "delimiter": delimiter, "unit": unit, "header": bool(form.get("header", read.header))}
+    upload.files = [{**file, "format": changed} if file["format"]["kind"] == read.kind else file for file in upload.files]
+    look(upload)
+    put_back(upload, files=upload.files, mapped=upload.mapped)
     return upload
+
+
+def put_back(upload: Upload, **changes: Any) -> None:
+    """To the mapping, with changes; by condition, since a worker may take the upload in this very moment."""
+    changes |= {"state": UploadState.DRAFT, "report": {}, "error": ""}
+    if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY).update(**changes):
+        raise Conflict("The file is being read; wait until that is done.")
+    upload.refresh_from_db()
 
 
 def ask_for(upload: Upload, job: str, **changes: Any) -> None:
@@ -126,11 +203,18 @@ def ask_for(upload: Upload, job: str, **changes: Any) -> None:
     Raises:
         Conflict: there is one already, or a save without a check.
     """
-    ready = [UploadState.CHECKED, UploadState.DONE] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    ready = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
     waiting = {"state": UploadState.WAITING, "job": job, "error": "", "progress_words": "", **changes}
     if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
         raise Conflict("Check the file first." if job == "save" else "The file is being read already, or has been.")
     upload.refresh_from_db()
+
+
+def ask_for_check(upload: Upload) -> None:
+    """Raises Conflict: there is nothing to check yet; UserError: a needed column is not chosen."""
+    form_of(upload)
+    Mapped.from_dict(upload.mapped)
+    ask_for(upload, "check")
 
 
 def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
@@ -138,14 +222,18 @@ def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
 
     Raises:
         BadData: faulty rows that nobody said may be left out.
+        NotAllowed: its data set is no longer its owner's to change.
     """
+    if upload.dataset is not None:
+        may_change(upload.owner, upload.dataset)
     if not leave_out:
         refuse_faulty(upload.report)
     ask_for(upload, "save", choices=choices.to_dict())
 
 
 def refuse_faulty(report: dict[str, Any]) -> None:
-    count = report["problems"]["count"] if report else 0
-    if count:
-        rows = f"{count:,} of {count + report['rows']:,} rows"
-        raise BadData(f"{rows} cannot be used. Correct the file, or leave them out.", report)
+    problems = report["problems"] if report else {"count": 0}
+    if problems["count"]:
+        rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
+        unread = " The file could not be read to its end." if problems.get("unread") else ""
+        raise BadData(f"{rows} cannot be used.{unread} Correct the file, or leave them out.", report)

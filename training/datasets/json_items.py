@@ -49,7 +49,7 @@ class Reader:
 
     def __init__(self, file: Any) -> None:
         self.file = file
-        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape").decode
         self.text, self.at, self.line, self.ended = "", 0, 1, False
 
     def more(self) -> bool:
@@ -81,17 +81,16 @@ PLAIN = json.JSONDecoder()
 
 def json_items(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     """The objects of a JSON array with the line on which each begins. After a fault in the syntax nothing more can be told."""
-    reader = Reader(file)
-    try:
-        yield from items(reader)
-    except UnicodeDecodeError:
-        yield reader.line, BadRow("the file is not UTF-8 from here on; save it as UTF-8", group="not UTF-8")
+    yield from items(Reader(file))
 
 
 def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     first = reader.peek()
     if first != "[":
-        yield reader.line, BadRow(f"expected a JSON array of rows; found {first or 'nothing'!r}", group="not a JSON array")
+        yield (
+            reader.line,
+            BadRow(f"expected a JSON array of rows; found {first or 'nothing'!r}", group="not a JSON array", ends=True),
+        )
         return
     reader.pass_to(reader.at + 1)
     while (mark := reader.peek()) and mark != "]":
@@ -105,10 +104,10 @@ def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
             reader.pass_to(reader.at + 1)
             mark = "" if reader.peek() == "]" else ","
         if mark not in (",", "]") and reader.text[reader.at :]:
-            yield reader.line, BadRow("not JSON: one comma belongs between two rows", group="not JSON")
+            yield reader.line, BadRow("not JSON: one comma belongs between two rows", group="not JSON", ends=True)
             return
     if not mark:
-        yield reader.line, BadRow("the file is cut off: the closing `]` is missing", group="the file is cut off")
+        yield reader.line, BadRow("the file is cut off: the closing `]` is missing", group="the file is cut off", ends=True)
         return
     reader.pass_to(reader.at + 1)
     if reader.peek():
@@ -125,12 +124,13 @@ def read_item(reader: Reader) -> tuple[Any, int]:
             except BadRow as bad:  # a key twice: the row is faulty, the file goes on
                 return bad, PLAIN.raw_decode(reader.text, reader.at)[1]
         except RecursionError:
-            return BadRow("the JSON is nested too deeply"), 0
+            return BadRow("the JSON is nested too deeply", ends=True), 0
         except json.JSONDecodeError as error:
             wrong = error.pos < len(reader.text) - EDGE and not error.msg.startswith("Unterminated string")
             if length > MAX_ROW_BYTES:
-                return BadRow(f"the row has more than {MAX_ROW_BYTES // 2**20} MiB, or a quote or bracket is never closed"), 0
+                words = f"the row has more than {MAX_ROW_BYTES // 2**20} MiB, or a quote or bracket is never closed"
+                return BadRow(words, ends=True), 0
             if wrong or not reader.more():
-                return BadRow(f"not JSON: {error.msg}; the rest of the file cannot be read", group="not JSON"), 0
+                return BadRow(f"not JSON: {error.msg}; the rest of the file cannot be read", group="not JSON", ends=True), 0
         except ValueError as error:  # a number of more than 4,300 digits
-            return BadRow(f"not JSON that can be read: {error}"), 0
+            return BadRow(f"not JSON that can be read: {error}", ends=True), 0

@@ -16,14 +16,23 @@ from training.datasets.rows import BadRow
 
 SHOWN_ROWS = 10
 SHOWN_PREVIEWS = 8
+MOST_CHARACTERS = 2_000_000  # of the rows of one page
+MOST_TURNS = 50
 LONGEST_SHOWN = 4_000  # characters of one message
 Turn = dict[str, str]
 
 
 def raw_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """The rows [start, start + count) as the engine reads them."""
+    """The rows [start, start + count) as the engine reads them; fewer if they are huge, but one at least."""
+    rows: list[dict[str, Any]] = []
+    size = 0
     with version.file(split).open(encoding="utf-8") as file:
-        return [json.loads(line) for line in islice(file, start, start + count)]
+        for line in islice(file, start, start + count):
+            size += len(line)
+            if rows and size > MOST_CHARACTERS:
+                break
+            rows.append(json.loads(line))
+    return rows
 
 
 def first_rows(version: DatasetVersion, split: str, start: int = 0, count: int = SHOWN_ROWS) -> list[list[Turn]]:
@@ -38,10 +47,12 @@ def turns(row: Mapping[str, Any]) -> list[Turn]:
     shown = []
     if row.get("tools"):
         shown.append({"role": "tools", "content": json.dumps(row["tools"], ensure_ascii=False)[:LONGEST_SHOWN]})
-    for message in row["messages"]:
+    for message in row["messages"][:MOST_TURNS]:
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
         words = "\n".join([message["content"], *calls] if message["content"] else calls)
         shown.append({"role": message["role"], "content": words[:LONGEST_SHOWN]})
+    if (more := len(row["messages"]) - MOST_TURNS) > 0:
+        shown.append({"role": "text", "content": f"… {more:,} more messages"})
     return shown
 
 
@@ -49,8 +60,8 @@ def preview(upload: Upload, mapped: Mapped) -> list[dict[str, Any]]:
     """The first records as rows, or why they are none."""
     place = form_of(upload).place
     shown: list[dict[str, Any]] = []
-    for number, found in sample(upload, SHOWN_PREVIEWS):
-        row = row_of(found, mapped, "")
+    for number, record, fault in sample(upload)[:SHOWN_PREVIEWS]:
+        row = BadRow(fault) if record is None else row_of(record, mapped, "")
         problem = row.message if isinstance(row, BadRow) else ""
         seen = [] if isinstance(row, BadRow) else turns(json.loads(row.to_json()))
         split = "" if isinstance(row, BadRow) else row.split
@@ -69,6 +80,6 @@ def random_row(version: DatasetVersion) -> dict[str, Any] | None:
         half = max(1, len(words) // 2)
         asked, expected = " ".join(words[:half]), " ".join(words[half:])
         return {"messages": [{"role": "user", "content": asked}], "expected": expected, "split": split}
-    messages = [message for message in turns(row) if message["role"] != "tools"]
+    messages = [message for message in turns(row) if message["role"] not in ("tools", "text")]
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}

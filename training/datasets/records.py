@@ -33,7 +33,7 @@ def records(path: Path, form: Format, *, most_bytes: int) -> Iterator[Found]:
         BadFile: nothing after this point can be read.
     """
     if form.kind == "parquet":
-        yield from parquet_records(path)
+        yield from parquet_records(path, most_bytes)
         return
     number = 0
     with opened(path, form.zipped) as raw:
@@ -63,8 +63,12 @@ class Measured(io.RawIOBase):
     def counted(self, piece: bytes) -> bytes:
         self.left -= len(piece)
         if self.left < 0:
-            raise BadFile("The file unpacks to more than the limit for data; split it.", field="file")
+            raise too_much()
         return piece
+
+
+def too_much() -> BadFile:
+    return BadFile("The file unpacks to more than the limit for data; split it.", field="file")
 
 
 def bounded_lines(file: Any) -> Iterator[bytes]:
@@ -102,20 +106,31 @@ def loads_object(line: bytes) -> dict[str, Any]:
     return value
 
 
+class CsvLines:
+    """Lines as text for csv.reader; notes when one was longer than a row may be."""
+
+    def __init__(self, file: Any) -> None:
+        self.lines, self.first, self.cut = bounded_lines(file), True, False
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.lines:
+            self.cut = self.cut or len(line) > MAX_ROW_BYTES
+            yield line.decode("utf-8-sig" if self.first else "utf-8", errors="surrogateescape")
+            self.first = False
+
+
 def csv_records(file: Any, form: Format) -> Iterator[Found]:
-    texts = (
-        line.decode("utf-8-sig" if i == 0 else "utf-8", errors="surrogateescape") for i, line in enumerate(bounded_lines(file))
-    )
-    reader = csv.reader(texts, delimiter=form.delimiter, strict=True)
+    lines = CsvLines(file)
+    reader = csv.reader(iter(lines), delimiter=form.delimiter, strict=True)
     header: list[str] = []
     while True:
-        number = reader.line_num + 1
+        number, lines.cut = reader.line_num + 1, False
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, BadRow(f"not CSV: {error} (is a quote opened here and never closed?)", group="not CSV")
+            yield number, not_csv(error, number, reader.line_num)
             continue
         if not cells:
             continue
@@ -123,11 +138,20 @@ def csv_records(file: Any, form: Format) -> Iterator[Found]:
             header = read_header(cells, form)
             if form.header:
                 continue
-        if len(cells) != len(header):
+        if lines.cut:
+            yield number, too_long()
+        elif len(cells) != len(header):
             words = f"has {len(cells)} fields; the header has {len(header)}"
             yield number, BadRow(words, group="a row has more or fewer fields than the header")
         else:
             yield number, dict(zip(header, cells, strict=True))
+
+
+def not_csv(error: csv.Error, first: int, last: int) -> BadRow:
+    """A quote that is never closed swallows the lines after it: that is said."""
+    swallowed = f"; lines {first:,} to {last:,} were not read" if last > first else ""
+    words = f"not CSV: {error} (is a quote opened here and never closed?){swallowed}"
+    return BadRow(words, group="not CSV", ends=last > first)
 
 
 def read_header(cells: list[str], form: Format) -> list[str]:
@@ -163,7 +187,7 @@ def text_records(file: Any, form: Format) -> Iterator[Found]:
         yield begun, too_long() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
 
 
-def parquet_records(path: Path) -> Iterator[Found]:
+def parquet_records(path: Path, left: int) -> Iterator[Found]:
     import pyarrow
     import pyarrow.parquet
 
@@ -174,10 +198,14 @@ def parquet_records(path: Path) -> Iterator[Found]:
             if (size := file.metadata.row_group(group).total_byte_size) > MAX_ROW_GROUP_BYTES:
                 most = f"{MAX_ROW_GROUP_BYTES // 2**20} MiB"
                 raise BadFile(f"Row group {group + 1} has {size / 2**20:,.0f} MiB; write groups under {most}.", field="file")
-        for batch in file.iter_batches(batch_size=256, use_threads=False):
-            for value in batch.to_pylist():
+        for batch in file.iter_batches(batch_size=64, use_threads=False):
+            left -= batch.nbytes
+            if left < 0:
+                raise too_much()
+            for place in range(batch.num_rows):
                 number += 1
-                yield number, value
+                row = batch.slice(place, 1)  # one at a time: a small file may hold huge rows
+                yield number, too_long() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
             f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}", field="file"

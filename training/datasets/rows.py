@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.errors import UserError
+from training.errors import UserError, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 SAME_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
 SPLITS = {
     "train": "train",
     "training": "train",
+    "val": "heldout",
     "valid": "heldout",
     "validation": "heldout",
     "heldout": "heldout",
@@ -28,11 +29,18 @@ class BadRow(UserError):
     """One row is faulty; the message names the field and the reason, the caller adds the place.
 
     `group` is the message without what differs from row to row, so that a thousand like it are told as one.
+    `ends`: rows after this one, too, were not read.
     """
 
-    def __init__(self, message: str, *, group: str = "") -> None:
-        super().__init__(message[:300])  # a column may have any name
-        self.group = (group or message)[:160]
+    def __init__(self, message: str, *, group: str = "", ends: bool = False) -> None:
+        super().__init__(clean(message)[:300])  # a column may have any name
+        self.group = clean(group or message)[:160]
+        self.ends = ends
+
+
+def clean(text: str) -> str:
+    """Words that can be stored and sent: no control characters and no half ones."""
+    return one_line(text.encode("utf-8", errors="replace").decode())
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ def check_message(message: Any, place: int) -> dict[str, Any]:
     if calls:
         checked["tool_calls"] = calls
     if role == "tool":
-        checked |= {key: message[key] for key in ("name", "tool_call_id") if isinstance(message.get(key), str)}
+        known = [key for key in ("name", "tool_call_id") if isinstance(message.get(key), str)]
+        checked |= {key: check_text(message[key], key, f"message {place}: ") for key in known}
     return checked
 
 
@@ -118,13 +127,13 @@ def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = parsed(arguments or "{}")
-        if not isinstance(arguments, dict):
+        if not isinstance(arguments, dict) or len(name) > 100:
             raise BadRow(
                 f"message {place}: `arguments` of `{name[:40]}` are not a JSON object",
                 group="`arguments` of a tool call are not a JSON object",
             )
         checked.append({"type": "function", "function": {"name": name, "arguments": arguments}})
-    check_text(json.dumps(checked, ensure_ascii=False), "tool_calls", f"message {place}: ")
+    check_text(as_json(checked, "tool_calls"), "tool_calls", f"message {place}: ")
     return checked
 
 
@@ -135,8 +144,15 @@ def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
         tools = parsed(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("`tools` must be a list of objects")
-    check_text(json.dumps(tools, ensure_ascii=False), "tools")
+    check_text(as_json(tools, "tools"), "tools")
     return tuple(tools)
+
+
+def as_json(value: Any, field: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:  # Parquet knows dates and decimals
+        raise BadRow(f"`{field}` holds what JSON cannot ({error})", group=f"`{field}` holds what JSON cannot") from error
 
 
 def parsed(text: str) -> Any:

@@ -9,7 +9,9 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import ProtectedError
 
-from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.intake import BUSY
+from training.datasets.models import Dataset, DatasetVersion, Upload
+from training.datasets.work import shared_data_folder
 from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
@@ -33,31 +35,37 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
     may_change(user, dataset)
     if one_line(name) != dataset.name:
         raise UserError(f"Type the name, {dataset.name}, to delete it.", field="name")
+    if dataset.uploads.filter(state__in=BUSY).exists():
+        raise Conflict(f"A file of {dataset.name} is being read; wait until that is done, or throw it away.")
     digests = set(dataset.versions.values_list("digest", flat=True))
     folders = [upload.folder for upload in dataset.uploads.all()]
     try:
-        with transaction.atomic():
-            Dataset.objects.filter(pk=dataset.pk).delete()
+        with shared_data_folder(alone=True):
+            with transaction.atomic():
+                Dataset.objects.filter(pk=dataset.pk).delete()
+            kept = set(DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True))
+            folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
+            freed = sum(remove(folder) for folder in folders)
+    except BlockingIOError as error:
+        raise Conflict("Another data set is being saved just now; try again in a minute.") from error
     except ProtectedError as error:
         count = len(error.protected_objects)
         runs = f"{count} run{'' if count == 1 else 's'}"
         raise Conflict(f"{dataset.name} was trained on by {runs}; delete them first.") from error
-    kept = set(DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True))
-    folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
-    return sum(remove(folder) for folder in folders)
+    return freed
 
 
 def forget_upload(user: User, upload: Upload) -> None:
-    """Throw an upload away that no version was made from.
+    """Throw an upload away that no version was made from; a worker that is at it stops.
 
     Raises:
-        Conflict: the worker is at it, or versions came of it.
+        Conflict: versions came of it.
     """
     may_change(user, upload)
-    if upload.state == UploadState.WORKING or upload.versions.exists():
-        raise Conflict("The upload is in use.")
+    if upload.versions.exists():
+        raise Conflict("Versions were made from this upload; delete the data set instead.")
     folder = upload.folder
-    upload.delete()
+    Upload.objects.filter(pk=upload.pk).delete()
     remove(folder)
 
 

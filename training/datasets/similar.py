@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 SLOTS, BANDS = 32, 8  # four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
 ALIKE = 0.8  # share of equal slots
-CHUNK_ROWS = 2_000
+CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # what waits takes at most 20 MB
+MOST_CHARACTERS = 50_000  # a longer row is judged by its beginning
 WORD = re.compile(r"\w+")
 SEED = 42
 Numbers = NDArray[Any]
@@ -29,8 +30,8 @@ def digest64(text: str) -> int:
 
 
 def folded(text: str) -> str:
-    """A text without what does not make it another one: case, punctuation, blanks."""
-    return " ".join(WORD.findall(text.lower()))
+    """A text without what does not make it another one: case and blanks."""
+    return " ".join(text.lower().split())
 
 
 def shingles(text: str) -> list[str]:
@@ -46,12 +47,14 @@ class Signatures:
 
     def __init__(self) -> None:
         self.waiting: list[list[str]] = []
+        self.size = 0
         self.bands: list[Numbers] = []
         self.slots: list[Numbers] = []
 
     def add(self, text: str) -> None:
-        self.waiting.append(shingles(text))
-        if len(self.waiting) >= CHUNK_ROWS:
+        self.waiting.append(shingles(text[:MOST_CHARACTERS]))
+        self.size += len(self.waiting[-1])
+        if len(self.waiting) >= CHUNK_ROWS or self.size > CHUNK_SHINGLES:
             self.flush()
 
     def flush(self) -> None:
@@ -66,7 +69,7 @@ class Signatures:
             mixed = (mixed ^ slots[:, column::4]) * np.uint32(16777619)
         self.bands.append(mixed)
         self.slots.append(slots.astype(np.uint8))
-        self.waiting = []
+        self.waiting, self.size = [], 0
 
     def alike(self) -> Numbers:
         """int64 of shape (rows,): the first row before this one that looks like it, or -1."""

@@ -19,7 +19,7 @@ from training.datasets.intake import Named
 from training.datasets.models import Dataset, Upload, UploadState
 from training.datasets.preview import preview
 from training.datasets.shelf import forget_upload
-from training.datasets.uploads import bell, limit_words, pasted, was_too_large
+from training.datasets.uploads import limit_words, pasted, was_too_large
 from training.errors import TooLarge, UserError
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
@@ -51,14 +51,13 @@ def take(request: SignedIn, dataset: Dataset | None) -> Upload:
         raise TooLarge(f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file")
     name = request.POST.get("name", "").strip()
     if hub_id := request.POST.get("hub_id", "").strip():
-        upload = intake.order_from_hub(request.user, hub_id, name=name)
-        bell(upload.pk)
-        return upload
+        return intake.order_from_hub(request.user, hub_id, name=name, dataset=dataset)
     rows = request.POST.get("rows", "")
     files = [named(request.FILES.get("file"), ""), named(request.FILES.get("heldout"), "heldout")]
     given = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
-        return intake.receive(request.user, [pasted(rows)], name=name or "Pasted rows", source="pasted", dataset=dataset)
+        given = [pasted(rows), *given]
+        return intake.receive(request.user, given, name=name or "Pasted rows", source="pasted", dataset=dataset)
     if files[0] is None:
         raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
     return intake.receive(request.user, given, name=name, source=f"upload: {given[0][1]}", dataset=dataset)
@@ -83,18 +82,15 @@ def page_values(found: Upload) -> dict[str, Any]:
         "moving": found.state in (UploadState.WAITING, UploadState.WORKING),
         "versions": found.versions.all(),
     }
-    if found.state in (UploadState.DRAFT, UploadState.FAILED) and found.files:
+    if found.state in (UploadState.DRAFT, UploadState.FAILED) and found.mapped:
         values |= mapping_values(found, Mapped(**found.mapped))
     return values
 
 
 def mapping_values(found: Upload, mapped: Mapped) -> dict[str, Any]:
     read = intake.form_of(found)
-    try:
-        records = [record for _, record in intake.sample(found) if isinstance(record, dict)]
-        rows = preview(found, mapped) if mapped.complete else []
-    except UserError as error:
-        return {"error": error, "read": read, "forms": FORMS.items(), "mapped": mapped}
+    records = [record for _, record, _ in intake.sample(found) if record is not None]
+    rows = preview(found, mapped) if mapped.complete else []
     columns = list(dict.fromkeys(str(name) for record in records for name in record))[:MOST_COLUMNS_SHOWN]
     return {
         "read": read,
@@ -113,36 +109,46 @@ def posted_mapping(request: SignedIn, found: Upload) -> dict[str, Any]:
     changed = form != found.mapped.get("form")
     columns = {part: request.POST.get(f"column-{part}", "") for part, _ in PARTS.get(form, ())}
     if changed:  # another form has other parts: columns of the same name are taken
-        names = {str(name) for _, record in intake.sample(found) if isinstance(record, dict) for name in record}
+        names = {str(name) for _, record, _ in intake.sample(found) if record is not None for name in record}
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
     return {"form": form, "columns": columns, "split": request.POST.get("split", "")}
+
+
+def reading_of(request: SignedIn) -> dict[str, Any]:
+    reading: dict[str, Any] = {name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST}
+    return reading | ({"header": "header" in request.POST} if "has_header" in request.POST else {})
+
+
+def reads_otherwise(request: SignedIn, found: Upload) -> bool:
+    """Was the way to read the file changed, and not only what its columns mean?"""
+    now = intake.form_of(found).to_dict()
+    return any(now[name] != value for name, value in reading_of(request).items())
 
 
 @require_POST
 def map_columns(request: SignedIn, upload_id: int) -> HttpResponse:
     """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the whole file is read."""
-    found = get_changeable(Upload, request.user, upload_id)
+    found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     values = posted_mapping(request, found)
-    reading = {name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST}
-    if "has_header" in request.POST:
-        reading["header"] = request.POST.get("header", "")
     try:
-        intake.set_mapping(found, values, reading)
+        if reads_otherwise(request, found):
+            intake.set_reading(found, reading_of(request))
+        else:
+            intake.set_mapping(found, values)
+            if request.POST.get("check"):
+                intake.ask_for_check(found)
     except UserError as error:
         if error.status != 400 or values["form"] not in FORMS:
             raise
         mapped = Mapped(values["form"], {k: v for k, v in values["columns"].items() if v}, values["split"])
         shown = {"upload": found, **mapping_values(found, mapped), "error": error}
         return render(request, "datasets/_upload.html", shown)
-    if request.POST.get("check"):
-        intake.ask_for(found, "check")
-        bell(found.pk)
     return render(request, "datasets/_upload.html", page_values(found))
 
 
 @require_POST
 def save(request: SignedIn, upload_id: int) -> HttpResponse:
-    found = get_changeable(Upload, request.user, upload_id)
+    found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     try:
         choices = Choices(
             drop_same=request.POST.get("drop_same") == "on",
@@ -155,7 +161,6 @@ def save(request: SignedIn, upload_id: int) -> HttpResponse:
         if error.status != 400:
             raise
         return render(request, "datasets/_upload.html", {**page_values(found), "error": error})
-    bell(found.pk)
     return render(request, "datasets/_upload.html", page_values(found))
 
 
@@ -180,7 +185,8 @@ def share(text: str) -> float | None:
 def remap(request: SignedIn, upload_id: int) -> HttpResponse:
     """Back to the mapping: another reading of the same files becomes a new version."""
     found = get_changeable(Upload, request.user, upload_id)
-    intake.set_mapping(found, found.mapped, {})
+    intake.form_of(found)
+    intake.put_back(found)
     return redirect("upload", upload_id)
 
 

@@ -1,9 +1,7 @@
-"""Uploads go to disk piece by piece and break off at the limit, not after it; the worker hears of new ones."""
+"""Uploads go to disk piece by piece and break off at the limit, not after it."""
 
 from __future__ import annotations
 
-import logging
-import sqlite3
 import tempfile
 import time
 from pathlib import Path
@@ -11,12 +9,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.files.uploadhandler import StopUpload, TemporaryFileUploadHandler
-from huey.contrib.djhuey import db_task
-from redis.exceptions import RedisError
 
 STALE_SECONDS = 86_400
-QUEUE_DOWN = (OSError, sqlite3.Error, RedisError)
-log = logging.getLogger("snapml.datasets")
 
 
 class LimitedUploadHandler(TemporaryFileUploadHandler):
@@ -59,19 +53,3 @@ def sweep_temporary() -> None:
     for path in Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir():
         if path.is_file() and path.stat().st_mtime < time.time() - STALE_SECONDS:
             path.unlink(missing_ok=True)
-
-
-@db_task()
-def work_on_upload(upload_id: int) -> None:
-    """Huey's door: thin, and handed nothing but an id."""
-    from training.datasets.work import work_on
-
-    work_on(upload_id)
-
-
-def bell(upload_id: int) -> None:
-    """Ask a worker to look at this upload. The sweeper would find it too, within 2 s."""
-    try:
-        work_on_upload(upload_id)
-    except QUEUE_DOWN as error:  # that must not undo an upload; the sweeper comes by
-        log.warning("The queue did not take upload %s (%s); the sweeper will find it.", upload_id, error)

@@ -56,6 +56,7 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
         "rows": list(enumerate(first_rows(version, split, start), start=start + 1)),
         "total": total,
         "page": page,
+        "start": start,
         "pages": max(1, -(-total // SHOWN_ROWS)),
     }
     return render(request, "datasets/dataset.html", values)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from training.errors import UserError
 
+TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("auto", "bf16", "fp32")
 BATCHINGS = ("tokens", "rows")
@@ -121,6 +123,11 @@ class RunConfig:
             if not low <= value <= high:  # NaN is in no range
                 shown = str(value)[:20]
                 raise ConfigError(f"{name} is {shown}; it must be from {low:g} to {high:g}.", field=name)
+        if not TARGETS.fullmatch(self.target_modules):
+            raise ConfigError(
+                "target_modules must be all-linear, or names of letters, digits, dots and _ with commas between them.",
+                field="target_modules",
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}.", field=name)
@@ -221,6 +228,8 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     fits: bool = isinstance(value, wanted)
     if not fits or (kind != "bool" and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise ConfigError(f"{name} has too many digits.", field=name)
     if kind != "float":
         return value
     try:

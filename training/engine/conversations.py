@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from training.errors import UserError
@@ -78,9 +79,16 @@ def use_template(tokenizer: Any) -> str:
 
 
 def render(tokenizer: Any, row: Row, *, upto: int | None = None, for_answer: bool = False) -> str:
-    """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end."""
+    """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end.
+
+    Raises:
+        DataError: the template does not take such a row (Gemma's, for one, knows no system message).
+    """
     messages, tools = row["messages"][:upto], row.get("tools")
-    return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=for_answer))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=for_answer))
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise DataError(f"This model's chat template refuses the row: {str(error)[:200] or type(error).__name__}.") from error
 
 
 def prompt_ids(tokenizer: Any, row: Row, upto: int | None = None) -> list[int]:
@@ -92,7 +100,8 @@ def prompt_ids(tokenizer: Any, row: Row, upto: int | None = None) -> list[int]:
 def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
     """The whole text, and for every assistant turn the characters [start, end) that it adds to its prompt.
 
-    A span runs through the end-of-turn mark and not through the blank space after it, which is never generated.
+    A span runs through the end-of-turn mark and not through the blank space after it, which is never generated. An opening turn
+    of the assistant answers nothing, so it has no span.
 
     Raises:
         DataError: the template writes earlier turns differently once later ones follow, so that no span can be told; or it
@@ -101,7 +110,7 @@ def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]
     whole = render(tokenizer, row)
     spans = []
     for place, message in enumerate(row["messages"]):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or place == 0:
             continue
         before = render(tokenizer, row, upto=place, for_answer=True)
         upto = render(tokenizer, row, upto=place + 1)
@@ -122,7 +131,7 @@ def refuse_lost_calls(message: Message, written: str, place: int) -> None:
         name = call["function"]["name"]
         if name not in written:
             raise DataError(
-                f"This model's chat template leaves out the tool call `{name}` (message {place + 1}), so it cannot be learned. "
+                f"This model's chat template leaves out the tool call `{name[:80]}` (message {place + 1}); it cannot be learned. "
                 "Choose a model whose template knows tools, or write the call as the assistant's text."
             )
 

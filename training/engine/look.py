@@ -7,6 +7,7 @@ The template of a model is code that somebody wrote: it runs here under limits o
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from itertools import islice
@@ -19,7 +20,7 @@ from training.engine.conversations import IGNORED, DataError, EncodedRow, encode
 from training.errors import UserError
 
 MOST_MEMORY_BYTES = 6 * 2**30  # address space; importing torch alone maps 3 GiB of it
-MOST_SECONDS = 120
+MOST_SECONDS = {"look": 20, "measure": 120}
 WHOLE = 10_000_000  # a length that cuts nothing off
 NEVER = 2**31 - 1  # the place of the first trained token where there is none
 SHOWN_TOKENS = 3_000
@@ -64,13 +65,14 @@ def look(tokenizer: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measure(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Write int32 arrays to `into`: total tokens, trained tokens, and the place of the first trained one, of each row read.
+    """Write int32 arrays to `into`, a number a row: all tokens, trained ones (in all, and before each of `lengths`), the first.
 
     A row whose answers the model's template cannot tell has none; the first such fault is told.
     """
     count, most = request["count"], request["most_rows"]
     every = -(-count // most)
-    lengths: dict[str, list[int]] = {"total": [], "trained": [], "first": []}
+    names = ("total", "trained", "first", *(f"trained_{length}" for length in request["lengths"]))
+    lengths: dict[str, list[int]] = {name: [] for name in names}
     fault = ""
     with Path(request["file"]).open(encoding="utf-8") as file:
         for line in islice(file, 0, None, every):
@@ -83,7 +85,9 @@ def measure(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
             lengths["total"].append(len(row))
             lengths["trained"].append(len(places))
             lengths["first"].append(int(places[0]) + 1 if len(places) else NEVER)
-    aside = Path(request["into"]).with_suffix(".part.npz")
+            for length in request["lengths"]:
+                lengths[f"trained_{length}"].append(int(np.searchsorted(places, length - 1)))
+    aside = Path(request["into"]).with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {name: np.asarray(values, dtype=np.int32) for name, values in lengths.items()}
     np.savez(aside, **arrays)
     aside.rename(request["into"])
@@ -92,8 +96,9 @@ def measure(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
     request = json.load(sys.stdin)
+    seconds = MOST_SECONDS["look" if "rows" in request else "measure"]
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     try:
         tokenizer = load_tokenizer(Path(request["model"]))
         answer: dict[str, Any] = {"template": use_template(tokenizer)}

@@ -45,6 +45,13 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
                 yield from save(session)
             return order
 
+        if waited_enough(session):  # looked at before a step, so that an attempt that resumes here ends here, too
+            yield from save(session)
+            measurements = f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
+            words = f"Early stopping: the held-out loss has not improved in {measurements}; best at step {session.best_step}."
+            yield "log", {"level": "info", "text": words}
+            break
+
         kind, told = take_step(session)
         yield kind, told
         if session.step == 1:
@@ -59,13 +66,6 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
         best = config.final_weights == "best" and session.best_step == session.step
         if last or best or session.step % config.save_interval == 0:
             yield from save(session)
-        if waited_enough(session) and not last:
-            yield from save(session)
-            measurements = f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
-            words = f"Early stopping: the held-out loss has not improved in {measurements}; best at step {session.best_step}."
-            yield "log", {"level": "info", "text": words}
-            break
-
     return Outcome.FINISHED
 
 

@@ -81,6 +81,25 @@ class TrainedPositions:
         hidden = inputs[0]
         return (hidden[:, -self._keep.shape[1] :][self._keep], *inputs[1:])
 
+    def refuse_leaks(self, model: Any, ids: Any) -> None:
+        """Make sure that packed rows do not see each other: what stands before a row must not change what comes out of it.
+
+        Raises:
+            ConfigError: it does. (Seen with OPT, BioGPT, Qwen3-Next and GraniteMoeHybrid, which do not look at positions.)
+        """
+        row = torch.as_tensor(ids, device=next(model.parameters()).device)
+        places = torch.arange(len(row), device=row.device)
+        positions = torch.cat([places, places])[None]
+        model.eval()
+        with torch.no_grad():
+            first, second = (
+                model(input_ids=torch.cat([before, row])[None], position_ids=positions, use_cache=False).logits[0, len(row) :]
+                for before in (row, row.roll(1).flip(0))
+            )
+        model.train()
+        if (first - second).abs().max() > 1e-3 * first.abs().max():
+            raise ConfigError("This model lets packed rows see each other; switch packing off.", field="packing")
+
     def loss_sum(self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
         """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and positions are (rows, tokens).
 

@@ -146,6 +146,8 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         },
     )
+    if config.packing:
+        session.head.refuse_leaks(session.model, session.rows[0].ids[: config.max_length // 2])
     yield from resume(session, attempt)
     yield session
 

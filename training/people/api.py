@@ -6,6 +6,7 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
+from training.errors import NotAllowed
 from training.people import teams, tokens, webhooks
 from training.people.models import ApiToken, Role, Scope, Team, User, Webhook
 from training.people.paging import Paged
@@ -79,6 +80,9 @@ class WebhookIn(Schema):
 class WebhookOut(Schema):
     id: int
     url: str
+
+
+class WebhookMade(WebhookOut):
     secret: str
 
 
@@ -90,6 +94,12 @@ class TeamIn(Schema):
 class RoleIn(Schema):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"role": "member"}]})
     role: Role
+
+
+def refuse_tokens(request: SignedIn) -> None:
+    """What outlives a token's revocation is made by people who are signed in."""
+    if getattr(request, "by_token", False):
+        raise NotAllowed("A token cannot do this; sign in and use the account page.")
 
 
 @router.get("/me", response=MeOut)
@@ -105,7 +115,8 @@ def list_tokens(request: SignedIn) -> Any:
 
 @router.post("/me/tokens", response={201: SecretOut})
 def create_token(request: SignedIn, body: TokenIn) -> Status[dict[str, Any]]:
-    """Make a token; its secret is in this answer and never again."""
+    """Make a token; its secret is in this answer and never again. A token makes no tokens: sign in for that."""
+    refuse_tokens(request)
     token, secret = tokens.create_token(request.user, body.name, body.scope)
     return Status(201, {"id": token.pk, "secret": secret})
 
@@ -122,9 +133,10 @@ def list_webhooks(request: SignedIn) -> Any:
     return request.user.webhooks.all()
 
 
-@router.post("/me/webhooks", response={201: WebhookOut})
+@router.post("/me/webhooks", response={201: WebhookMade})
 def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
-    """Send a signed message here when a run of yours ends."""
+    """Send a signed message here when a run of yours ends. The secret is in this answer only; a token makes no webhooks."""
+    refuse_tokens(request)
     return Status(201, webhooks.add_webhook(request.user, body.url))
 
 

@@ -13,13 +13,16 @@ class User(AbstractUser):
     """A person. `is_superuser` is an admin of SnapML."""
 
     must_change_password = models.BooleanField(default=False)
+    default_team = models.ForeignKey("Team", null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
     guide_dismissed = models.BooleanField(default=False)
 
     def first_team(self) -> Team | None:
-        """The team that this person's new things are shared with; a viewer's things are their own."""
-        return (
-            Team.objects.filter(memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)).order_by("name").first()
-        )
+        """The team that this person's new things are shared with: the one they chose, if they are more than a viewer of it.
+
+        It is their own choice, so that nobody gets to see things by adding people to a team.
+        """
+        mine = Team.objects.filter(memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD))
+        return mine.filter(pk=self.default_team_id or 0).first()
 
 
 class Role(models.TextChoices):

@@ -59,6 +59,27 @@ def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
         return Membership.objects.update_or_create(user=user, team=team, defaults={"role": role})[0]
 
 
+def join(user: User, team: Team, role: str = Role.MEMBER) -> None:
+    """What an admin does at the command line: the person is in the team, and shares what they make with it from now on."""
+    Membership.objects.update_or_create(user=user, team=team, defaults={"role": role})
+    if user.default_team is None:
+        user.default_team = team
+        user.save(update_fields=["default_team"])
+
+
+def share_with(user: User, team_id: int | None) -> None:
+    """Choose the team that new things are shared with; None for nobody.
+
+    Raises:
+        NotAllowed: the person is at most a viewer of it.
+    """
+    mine = user.memberships.exclude(role=Role.VIEWER)
+    if team_id is not None and not mine.filter(team=team_id).exists():
+        raise NotAllowed("You can share new things only with a team of which you are a member or lead.", field="team")
+    user.default_team_id = team_id
+    user.save(update_fields=["default_team"])
+
+
 def remove(actor: User, team: Team, username: str) -> None:
     """Take a person out of a team; what they shared with it stays shared. Everybody may leave.
 

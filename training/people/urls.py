@@ -11,6 +11,7 @@ urlpatterns = [
     path("account/tokens", views.token_new, name="token-new"),
     path("account/tokens/<int:token_id>/revoke", views.token_revoke, name="token-revoke"),
     path("account/teams", views.team_new, name="team-new"),
+    path("account/teams/share", views.team_share, name="team-share"),
     path("account/teams/<int:team_id>", views.team_role, name="team-role"),
     path("account/webhooks", views.webhook_new, name="webhook-new"),
     path("account/webhooks/<int:webhook_id>/remove", views.webhook_remove, name="webhook-remove"),

@@ -105,6 +105,14 @@ def team_new(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
+def team_share(request: SignedIn) -> HttpResponse:
+    """Which team new things are shared with."""
+    chosen = request.POST.get("team", "")
+    teams.share_with(request.user, int(chosen) if chosen.isascii() and chosen.isdecimal() and len(chosen) < 16 else None)
+    return redirect("account")
+
+
+@require_POST
 def team_role(request: SignedIn, team_id: int) -> HttpResponse:
     """Add a person to a team, change their role, or (role `remove`) take them out."""
     team, name, role = teams.get_team(request.user, team_id), request.POST.get("username", ""), request.POST.get("role", "")

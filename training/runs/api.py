@@ -176,13 +176,11 @@ def read_events(
 
 
 @router.get("/{int:run_id}/evals", response=EvalsOut)
-def read_evals(request: SignedIn, run_id: int) -> dict[str, Any]:
-    """Every measurement on held-out rows that counts, in order."""
+def read_evals(request: SignedIn, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0) -> dict[str, Any]:
+    """Measurements on held-out rows that count, in order, at most 5,000 from `offset` on."""
     run = get_visible(Run, request.user, run_id)
-    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")
-    tokens = {row.step: row.payload.get("total_tokens") for row in rows}
-    found = [{"step": row.step, "time": row.time, "total_tokens": tokens[row.step], **row.payload} for row in rows]
-    return {"evals": found}
+    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[offset : offset + MAX_EVENTS]
+    return {"evals": [{"step": row.step, "time": row.time, **row.payload} for row in rows]}
 
 
 @router.get("/{int:run_id}/metrics", response=MetricsOut)
@@ -196,7 +194,7 @@ def read_metrics(
 ) -> dict[str, Any]:
     """Curves with about `points` places; a place stands for many steps with their low, high and mean. Names with commas."""
     run = get_visible(Run, request.user, run_id)
-    wanted = [name for name in names.split(",") if name] or list(SERIES)
+    wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or list(SERIES)
     unknown = [name for name in wanted if name not in SERIES]
     if unknown:
         raise UserError(f"There is no metric {unknown[0]}; there are {', '.join(SERIES)}.", field="names")

@@ -6,14 +6,15 @@ Both may be lost without harm: workers sweep every few seconds, web servers look
 from __future__ import annotations
 
 import logging
+import sqlite3
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.conf import settings
-
-from training.datasets.uploads import QUEUE_DOWN
+from redis.exceptions import RedisError
 
 GROUP = "runs"
+QUEUE_DOWN = (OSError, sqlite3.Error, RedisError)
 log = logging.getLogger("snapml.runs")
 
 

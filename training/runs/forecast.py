@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,8 +12,9 @@ import psutil
 from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.batches import epoch_batches
+from training.engine.batches import length_of, plan_steps
 from training.engine.config import RunConfig
+from training.errors import UserError
 from training.runs.measure import Lengths, cut_at
 
 EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
@@ -36,16 +38,21 @@ def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found
     }
     if found is not None:
         facts = cut_at(found, config.max_length)
-        steps, exact = count_steps(found, config)
-        epochs = steps / max(1, steps_an_epoch(found, config))
+        steps, tokens, exact = count_steps(found, config)
         said |= {
             "lengths": facts,
             "steps": steps,
             "exact": exact and found.measured == found.rows,
-            "tokens": int(facts["tokens"] * min(epochs, 1e6)),
+            "tokens": tokens,
             "evals": 1 + -(-steps // config.eval_interval),
         }
     return said
+
+
+def refuse_fault(found: Lengths | None) -> None:
+    """Raises UserError: the engine would refuse the data, so the launch does."""
+    if found is not None and found.fault:
+        raise UserError(f"This model cannot be trained on this data; the first such row is {found.fault}", field="data")
 
 
 def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> list[str]:
@@ -54,20 +61,19 @@ def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> 
     return config.warnings() + context_warnings(config, model) + known
 
 
-def count_steps(found: Lengths, config: RunConfig) -> tuple[int, bool]:
-    """Optimizer steps, and whether they were planned (of a large set they are scaled up from one epoch)."""
-    if config.max_steps:
-        return config.max_steps, True
-    if found.measured * config.epochs > EXACT_ROWS or found.factor > 1:
-        return round(steps_an_epoch(found, config) * config.epochs), False
+def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
+    """Optimizer steps and their tokens, and whether they were planned one by one (of much data they are scaled up)."""
     kept = kept_lengths_of(found, config)
-    batches = [len(epoch_batches(kept, config, epoch)) for epoch in range(config.epochs)]
-    return sum(-(-count // config.accumulation) for count in batches), True
-
-
-def steps_an_epoch(found: Lengths, config: RunConfig) -> float:
-    kept = kept_lengths_of(found, config)
-    return max(1.0, len(epoch_batches(kept, config, 0)) * found.factor / config.accumulation) if kept else 1.0
+    if not kept:
+        return 0, 0, True
+    once = replace(config, epochs=1, max_steps=0)
+    steps_once = plan_steps(kept, once).total_steps * found.factor
+    epochs = config.max_steps / steps_once if config.max_steps else float(config.epochs)
+    if found.factor > 1 or len(kept) * max(1.0, epochs) > EXACT_ROWS:
+        return config.max_steps or round(steps_once * epochs), int(sum(kept) * found.factor * epochs), False
+    plan = plan_steps(kept, config)
+    tokens = sum(length_of(packed, kept) for step in plan.steps for batch in step for packed in batch)
+    return plan.total_steps, tokens, True
 
 
 def kept_lengths_of(found: Lengths, config: RunConfig) -> list[int]:
@@ -91,7 +97,9 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int:
     """Rank x (in + out) for every linear layer that the adapter touches (Hu et al. 2021, section 4.1)."""
     wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = linear_layers(model.folder)
-    chosen = [shape for name, shape in layers if wanted == ["all-linear"] or name.rpartition(".")[2] in wanted]
+    chosen = [
+        shape for name, shape in layers if wanted == ["all-linear"] or any(f".{name}".endswith(f".{one}") for one in wanted)
+    ]
     return sum(config.rank * (rows + columns) for rows, columns in chosen)
 
 
@@ -121,8 +129,6 @@ def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
 
 def length_warnings(facts: dict[str, Any], config: RunConfig) -> list[str]:
     found = []
-    if facts["fault"]:
-        found.append(f"Some rows cannot be trained on with this model; the first is {facts['fault']}")
     if facts["empty"]:
         words = f"{facts['empty']:,} of {facts['measured']:,} rows"
         found.append(f"{words} keep nothing to train within {config.max_length:,} tokens; they are left out. Raise max_length.")

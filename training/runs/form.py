@@ -35,9 +35,6 @@ GROUPS = (
 )
 
 
-MOST_VALUES = 50
-
-
 @dataclass(frozen=True)
 class Field:
     name: str
@@ -55,7 +52,7 @@ class Field:
     def text(self) -> str:
         """The value as one types it; several values of a sweep with commas."""
         values = self.value if isinstance(self.value, list) else [self.value]
-        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return ", ".join(map(str, values))
 
 
 def title(name: str) -> str:
@@ -104,7 +101,7 @@ def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
             settings[name] = posted.get(name) == "on"
         elif name in posted:
             parts = posted[name].split(",") if field.kind in ("int", "float") else [posted[name]]
-            values = [typed(part.strip(), field.kind) for part in parts[:MOST_VALUES] if part.strip()] or [""]
+            values = [typed(part.strip(), field.kind) for part in parts if part.strip()] or [""]
             settings[name] = values if len(values) > 1 else values[0]
     return settings
 

@@ -121,7 +121,11 @@ def on_resume(run: Run, line: Line) -> dict[str, Any]:
     again = Q(step__gt=step) if step else Q(step__gte=0)  # from the very beginning, step 0's evaluation comes again too
     past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
     past.update(superseded=True)
-    return {"step": step}
+    kept = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
+    losses = [(float(event.payload["heldout_loss"]), event.step) for event in kept]
+    finite = [(loss, at) for loss, at in losses if math.isfinite(loss)]
+    best, at = min(finite, default=(None, None))
+    return {"step": step, "heldout_loss": finite[-1][0] if finite else None, "best_heldout_loss": best, "best_step": at}
 
 
 def unpack(chunk: CurveChunk) -> None:

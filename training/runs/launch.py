@@ -15,7 +15,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.outcome import RESULT
 from training.engine.reins import STOP
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.people.models import Role, Team, User
 from training.runs import doorbell
 from training.runs.models import Run, Sweep
@@ -68,7 +68,7 @@ def launch_run(
             owner=user,
             team=team_of(user, data),
             sweep=sweep,
-            name=one_line(name)[:MAX_NAME] or f"{data.dataset.name}, {config.method}",
+            name=(one_line(name) or f"{data.dataset.name}, {config.method}")[:MAX_NAME],
             base_model=base_model,
             data=data,
             method=config.method,
@@ -94,10 +94,19 @@ def write_folder(run: Run, config: RunConfig) -> None:
 
 
 def team_of(user: User, data: DatasetVersion) -> Team | None:
-    """Whoever sees the run sees the data; what a viewer starts is theirs alone."""
+    """A run belongs to the team of its data: whoever sees the one sees the other, and may delete both.
+
+    Raises:
+        NotAllowed: the person only views that team.
+    """
     team = data.dataset.team
-    shares = team is not None and user.memberships.filter(team=team).exclude(role=Role.VIEWER).exists()
-    return team if shares else None
+    if team is None or user.is_superuser or data.dataset.owner_id == user.pk:
+        return team
+    if not user.memberships.filter(team=team).exclude(role=Role.VIEWER).exists():
+        raise NotAllowed(
+            f"You only view what team {team} has; ask a lead to make you a member to train on its data.", field="data"
+        )
+    return team
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

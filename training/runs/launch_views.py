@@ -12,7 +12,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
-from training.errors import NotFound, UserError
+from training.errors import Conflict, NotFound, UserError
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
 from training.runs import form, launch, listing, measure, run_file, sweep
@@ -57,9 +57,19 @@ def from_file(request: SignedIn) -> HttpResponse:
         chosen["model"] = str(run_file.find_model(described).pk)
         chosen["data"] = str(run_file.find_data(request.user, described).pk)
         sweep.members(values)
+        refuse_words(values)
     except UserError as problem:
         error = problem
     return page(request, chosen, values, error)
+
+
+def refuse_words(values: dict[str, Any]) -> None:
+    """Raises UserError: several values of a setting that the page offers one of; it would start less than the file says."""
+    for name, field in form.fields({}).items():
+        if isinstance(values.get(name), list) and field.kind not in ("int", "float"):
+            raise UserError(
+                f"{name} has several values; start this file with `manage.py launch`, or POST it to the API.", field=name
+            )
 
 
 def posted(request: SignedIn) -> tuple[dict[str, str], dict[str, Any]]:
@@ -76,7 +86,7 @@ def start(request: SignedIn, chosen: dict[str, str], values: dict[str, Any]) -> 
     asked: dict[str, Any] = {"base_model": model, "data": version, "settings": values, "name": chosen["name"]}
     fixed, grid = sweep.split_grid(values)
     warnings = sweep.warnings_of(sweep.members(values), model, version)
-    unseen = [words for words in warnings if words not in request.POST.getlist("seen")]
+    unseen = [words for words in warnings if sweep.mark(words) not in request.POST.getlist("seen")]
     if unseen:
         raise launch.Unwise(unseen)
     if grid:
@@ -147,8 +157,12 @@ def card_values(request: SignedIn, chosen: dict[str, str], values: dict[str, Any
         nothing = "Choose model and data" if model is None and version is None else ""
         return said | {"missing": nothing or ("Choose a model" if model is None else "Choose data")}
     found = measure.kept_lengths(version, model, train_on_prompt=config.train_on_prompt)
+    try:
+        warnings = sweep.warnings_of(everyone, model, version)
+    except UserError as problem:
+        return said | {"problem": problem, "missing": "Choose another model or data"}
     will = forecast(config, model, version, found)
-    will["warnings"] = sweep.warnings_of(everyone, model, version)
+    will["warnings"] = [(words, sweep.mark(words)) for words in warnings]
     return said | {"will": will, "measured": found is not None}
 
 
@@ -178,5 +192,8 @@ def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
 def stop_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
     found = get_changeable(Sweep, request.user, sweep_id)
     for run in found.runs.filter(state__in=OPEN):
-        launch.stop_run(run, discard=False)
+        try:
+            launch.stop_run(run, discard=False)
+        except Conflict:
+            continue  # it came to its end by itself in this moment
     return redirect("sweep", sweep_id)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from training.engine.config import RunConfig
 from training.errors import UserError
 
 MOST_ROWS = 20_000  # about a millisecond each; of larger sets every n-th row is measured, and the page says so
+LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)  # what the data page offers
 PATIENCE_SECONDS = 150
-BUSY_SECONDS = 60
-AT_ONCE = threading.BoundedSemaphore(2)
+BUSY_SECONDS = 30
+AGAIN_SECONDS = 600
+AT_ONCE = threading.BoundedSemaphore(3)
 BINS = 40
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
@@ -45,6 +49,7 @@ class Lengths:
     total: NDArray[np.int32]
     trained: NDArray[np.int32]
     first: NDArray[np.int32]
+    trained_at: dict[int, NDArray[np.int32]]  # of LENGTHS: trained tokens before that place
     rows: int  # in the set; more than were measured if it is large
     template: str
     fault: str
@@ -109,7 +114,9 @@ def kept_lengths(
         return None
     words = json.loads(told.read_text())
     with np.load(path) as arrays:
-        return Lengths(arrays["total"], arrays["trained"], arrays["first"], words["rows"], words["template"], words["fault"])
+        at = {length: arrays[f"trained_{length}"] for length in LENGTHS}
+        told_words = (words["rows"], words["template"], words["fault"])
+        return Lengths(arrays["total"], arrays["trained"], arrays["first"], at, *told_words)
 
 
 def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool = False, split: str = "train") -> Lengths:
@@ -131,9 +138,21 @@ def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool 
         "most_rows": MOST_ROWS,
         "into": str(path),
         "train_on_prompt": train_on_prompt,
+        "lengths": LENGTHS,
     }
-    answer = ask(request)
-    path.with_suffix(".json").write_text(json.dumps({"rows": rows, "template": answer["template"], "fault": answer["fault"]}))
+    failed = path.with_suffix(".failed")
+    if failed.is_file() and failed.stat().st_mtime > time.time() - AGAIN_SECONDS:
+        raise UserError(failed.read_text(), field="model")
+    try:
+        answer = ask(request)
+    except Busy:
+        raise
+    except UserError as error:  # remembered, or each look at the page would take the whole patience again
+        failed.write_text(error.message)
+        raise
+    aside = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    aside.write_text(json.dumps({"rows": rows, "template": answer["template"], "fault": answer["fault"]}))
+    aside.rename(path.with_suffix(".json"))
     made = kept_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
     assert made is not None
     return made
@@ -162,11 +181,18 @@ def cut_at(found: Lengths, max_length: int) -> dict[str, Any]:
         "empty": int((~usable).sum()),
         "empty_share": float((~usable).mean()) if found.measured else 0.0,
         "tokens": int(kept[usable].sum() * found.factor),
-        "prompt_tokens": int((found.total - found.trained).sum() * found.factor),
-        "answer_tokens": int(found.trained.sum() * found.factor),
+        "answer_tokens": int(trained_within(found, max_length)[usable].sum() * found.factor),
         "template": found.template,
         "fault": found.fault,
     }
+
+
+def trained_within(found: Lengths, max_length: int) -> NDArray[np.int32]:
+    """Trained tokens of each row before a length: counted for those of LENGTHS, else as if the answer ran on from its start."""
+    if max_length in found.trained_at:
+        return found.trained_at[max_length]
+    room = np.maximum(0, max_length - np.minimum(found.first, 2**30))
+    return np.where(found.total <= max_length, found.trained, np.minimum(found.trained, room)).astype(np.int32)
 
 
 def padding(found: Lengths, config: RunConfig) -> dict[str, float]:

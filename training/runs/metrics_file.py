@@ -11,6 +11,7 @@ import numpy as np
 
 from training.runs.curves import SERIES
 from training.runs.models import CurveChunk, Event, Run
+from training.runs.stream import one_moment
 
 COLUMNS = ("step", "time", "total_tokens", *SERIES)
 EVAL_COLUMNS = ("heldout_loss", "perplexity")
@@ -19,15 +20,16 @@ CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
 
 def steps_of(run: Run) -> Iterator[dict[str, Any]]:
     """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps are left out."""
-    evals = {
-        event.step: event.payload
-        for event in Event.objects.filter(run=run, kind="eval", superseded=False)
-        if event.step is not None
-    }
+    with one_moment():
+        evals = {
+            event.step: event.payload
+            for event in Event.objects.filter(run=run, kind="eval", superseded=False)
+            if event.step is not None
+        }
+        chunk_ids = list(CurveChunk.objects.filter(run=run, superseded=False).order_by("first_step").values_list("pk", flat=True))
+        tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))  # fewer than a chunk's 512
     if 0 in evals:
         yield {"step": 0, "time": None, **{name: evals[0].get(name) for name in EVAL_COLUMNS}}
-    chunk_ids = list(CurveChunk.objects.filter(run=run, superseded=False).order_by("first_step").values_list("pk", flat=True))
-    tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))  # fewer than a chunk's 512
     for at in range(0, len(chunk_ids), CHUNKS_AT_ONCE):  # short reads: a slow download holds no transaction open
         found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by("first_step")
         for chunk in found.prefetch_related("columns"):

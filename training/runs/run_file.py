@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset, DatasetVersion
-from training.errors import NotFound, TooLarge, UserError
+from training.errors import NotFound, TooLarge, UserError, one_line
 from training.people.models import User
 from training.runs.models import Run
 
-MAX_CHARACTERS = 64_000
+MAX_CHARACTERS = 16_000
+MOST_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
+BEGINS = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 KEYS = ("name", "model", "data", "settings")
 
 
@@ -37,8 +42,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     if len(text) > MAX_CHARACTERS:
         raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise UserError("The file uses YAML aliases (`*name`); write the values out.", field="file")
+        refuse_tricks(text)
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -53,16 +57,34 @@ def read_yaml(text: str) -> dict[str, Any]:
     settings = value.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
-    return {**value, "settings": settings, "name": str(value.get("name") or "")}
+    settings = {name: numeric(given) for name, given in settings.items()}
+    return {**value, "settings": settings, "name": one_line(str(value.get("name") or ""))}
+
+
+def refuse_tricks(text: str) -> None:
+    """Raises UserError: aliases, or nesting that no run has."""
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise UserError("The file uses YAML aliases (`*name`); write the values out.", field="file")
+        depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
+        if depth > MOST_DEPTH:
+            raise UserError("The file is nested too deeply to describe a run.", field="file")
+
+
+def numeric(given: Any) -> Any:
+    if isinstance(given, list):
+        return [numeric(one) for one in given]
+    return float(given) if isinstance(given, str) and SCIENTIFIC.fullmatch(given) else given
 
 
 def find_model(described: dict[str, Any]) -> BaseModel:
     """Raises NotFound: no such model in the catalog."""
-    name = described.get("model")
-    model = BaseModel.objects.filter(name=str(name)).first()
+    name = one_line(str(described.get("model")))
+    model = BaseModel.objects.filter(name=name).first()
     if model is None:
         have = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
-        raise NotFound(f"There is no base model {str(name)[:80]!r}; there are {have}.", field="model")
+        raise NotFound(f"There is no base model {name[:80]!r}; there are {have}.", field="model")
     return model
 
 
@@ -76,9 +98,11 @@ def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
     wanted = wanted if isinstance(wanted, dict) else {"name": wanted}
     mine = DatasetVersion.objects.filter(dataset__in=Dataset.objects.visible_to(user)).select_related("dataset__team")
     if wanted.get("sha256"):
-        rows = mine.filter(digest=str(wanted["sha256"]))
+        rows = mine.filter(digest=one_line(str(wanted["sha256"])))
+        named = rows.filter(dataset__name=one_line(str(wanted.get("name"))))
+        rows = named if named.exists() else rows  # the same content under another name is the same data
     else:
-        rows = mine.filter(dataset__name=str(wanted.get("name")))
+        rows = mine.filter(dataset__name=one_line(str(wanted.get("name"))))
         if wanted.get("version") is not None:
             number = wanted["version"]
             rows = rows.filter(number=number if isinstance(number, int) and 0 < number < 2**31 else 0)

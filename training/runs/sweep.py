@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 from typing import Any
 
@@ -9,15 +11,16 @@ from django.db import transaction
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.config import ConfigError
+from training.engine.config import ConfigError, RunConfig
 from training.errors import TooLarge, one_line
 from training.people.models import User
-from training.runs.forecast import all_warnings
+from training.runs.forecast import all_warnings, refuse_fault
 from training.runs.launch import MAX_NAME, launch_run, read_settings, team_of
 from training.runs.measure import kept_lengths
 from training.runs.models import Sweep
 
 MOST_RUNS = 60
+KNOWN = {f.name for f in dataclasses.fields(RunConfig)}
 
 
 def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
@@ -49,6 +52,9 @@ def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
         TooLarge: more than MOST_RUNS runs.
         ConfigError: one of them cannot be right.
     """
+    unknown = sorted(set(settings) - KNOWN)
+    if unknown:
+        raise ConfigError(f"There is no setting {unknown[0][:40]!r}.", field=unknown[0][:40])
     fixed, grid = split_grid(settings)
     count = count_runs(grid)
     if count > MOST_RUNS:
@@ -66,8 +72,14 @@ def warnings_of(everyone: list[dict[str, Any]], base_model: BaseModel, data: Dat
     for settings in everyone:
         config = read_settings(settings)
         lengths = kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt)
+        refuse_fault(lengths)
         found |= dict.fromkeys(all_warnings(config, base_model, lengths))
     return list(found)
+
+
+def mark(words: str) -> str:
+    """A warning's name in a form, so that a person passes just what they have seen."""
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 def count_runs(grid: dict[str, list[Any]]) -> int:

@@ -17,7 +17,6 @@ from training.runs import measure
 from training.runs.launch_views import number
 
 ROWS = 4
-LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def trained(request: SignedIn, version_id: int) -> HttpResponse:
@@ -29,10 +28,11 @@ def trained(request: SignedIn, version_id: int) -> HttpResponse:
     wanted = number(request.GET.get("model", ""))
     model = next((one for one in models if one.pk == wanted), models[0] if models else None)
     split = request.GET.get("split", "train")
-    split = split if split in ("train", "heldout", "test") else "train"
+    counts = {"train": version.train_rows, "heldout": version.heldout_rows, "test": version.test_rows}
+    split = split if counts.get(split) else "train"
     prompt = request.GET.get("prompt") == "on"
     values: dict[str, Any] = {"version": version, "models": models, "model": model, "split": split, "prompt": prompt}
-    values |= {"lengths": LENGTHS, "page": max(1, number(request.GET.get("page", "1"))), "length": 512}
+    values |= {"lengths": measure.LENGTHS, "start": number(request.GET.get("start", "0")), "length": 512}
     if model is not None:
         try:
             values |= shown(request, values)
@@ -46,7 +46,7 @@ def shown(request: SignedIn, asked: dict[str, Any]) -> dict[str, Any]:
     length = number(request.GET.get("length", "")) or asked["length"]
     length = min(max(8, length), 131_072)
     found = measure.lengths(version, model, train_on_prompt=prompt, split=split)
-    start = (asked["page"] - 1) * ROWS
+    start = min(asked["start"], max(0, found.rows - 1))
     rows = raw_rows(version, split, start, ROWS)
     told = measure.tokens_of(model, rows, max_length=length, train_on_prompt=prompt)
     config = RunConfig(max_length=length, tokens_per_batch=max(1024, length))
@@ -57,5 +57,6 @@ def shown(request: SignedIn, asked: dict[str, Any]) -> dict[str, Any]:
         "facts": measure.cut_at(found, length),
         "padding": measure.padding(found, config),
         "histogram": measure.histogram(found) | {"length": length},
-        "next": start + ROWS < found.rows,
+        "earlier": max(0, start - ROWS) if start else None,
+        "later": start + ROWS if start + ROWS < found.rows else None,
     }

@@ -10,6 +10,7 @@ from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
+from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
@@ -36,15 +37,23 @@ def runs(request: SignedIn) -> HttpResponse:
         "moving": any(run.state in OPEN for run in page),
         "sorts": [(name, asked.address(sort=next_sort(asked.sort, name))) for name in listing.SORTS],
     }
-    if request.headers.get("HX-Request"):
-        return render(request, "runs/_table.html", values)
+    if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
+        return two_bodies(render(request, "runs/_table.html", values))
     values |= {
         "states": State.choices,
         "options": listing.options(request.user),
         "filtered": bool(asked.address(sort="")),
         "has_data": Dataset.objects.visible_to(request.user).exists(),
+        "has_archived": not page.paginator.count and Run.objects.visible_to(request.user).exists(),
     }
-    return render(request, "runs/runs.html", values)
+    return two_bodies(render(request, "runs/runs.html", values))
+
+
+def two_bodies(answer: HttpResponse) -> HttpResponse:
+    """The same address has a page and a fragment; no cache may give one for the other."""
+    patch_vary_headers(answer, ["HX-Request"])
+    answer["Cache-Control"] = "no-store"
+    return answer
 
 
 def next_sort(now: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -14,14 +15,12 @@ from huey.consumer import Consumer
 
 from training.catalog import acts as catalog
 from training.catalog.models import BaseModel, ModelState
-from training.datasets.models import Upload, UploadState
-from training.datasets.uploads import sweep_temporary, work_on_upload
-from training.datasets.work import forget_dead_work
+from training.datasets.uploads import sweep_temporary
+from training.datasets.work import AT_ONCE, read_next
 from training.people.webhooks import send_due
 from training.runs import supervise, tasks
 from training.runs.lease import claimable_runs
 
-SWEEP_SECONDS = 2.0
 log = logging.getLogger("snapml.worker")
 
 
@@ -38,25 +37,25 @@ class Worker(Consumer):  # type: ignore[misc]
 
 
 def run_worker(huey: Any) -> None:
-    """Serve until told to end. One thread for each slot, one for imports and one for uploads."""
+    """Serve until told to end. One thread for each slot, one for imports, and some that serve uploads and webhooks."""
     catalog.forget_dead_imports()
-    forget_dead_work()
-    sweep_temporary()
     if settings.BUILTIN_MODEL:
         catalog.add_builtin()
-    threading.Thread(target=sweep_for_ever, name="sweeper", daemon=True).start()
-    worker = Worker(huey, workers=settings.SLOTS + 2, periodic=False, initial_delay=0.05, max_delay=0.5)
+    for act, seconds, threads in BESIDE:
+        for _ in range(threads):
+            threading.Thread(target=repeat, args=(act, seconds), name=act.__name__, daemon=True).start()
+    worker = Worker(huey, workers=settings.SLOTS + 1, periodic=False, initial_delay=0.05, max_delay=0.5)
     worker.run()
 
 
-def sweep_for_ever() -> None:
-    """Ring for whatever waits without a watcher: lost doorbells, dead workers' runs, paused runs, models to import."""
-    while not supervise.shutting_down.wait(SWEEP_SECONDS):
+def repeat(act: Callable[[], object], seconds: float) -> None:
+    """Do something over and over until the worker ends; what fails once is tried again."""
+    while not supervise.shutting_down.wait(seconds):
         close_old_connections()
         try:
-            sweep()
+            act()
         except Exception:
-            log.exception("The sweeper failed and tries again in %s s.", SWEEP_SECONDS)
+            log.exception("%s failed and is tried again in %s s.", act.__name__, seconds)
 
 
 def sweep() -> None:
@@ -66,6 +65,12 @@ def sweep() -> None:
         tasks.supervise(run_id)
     for model_id in BaseModel.objects.filter(state=ModelState.WAITING).values_list("pk", flat=True):
         tasks.import_model(model_id)
-    send_due()
-    for upload_id in Upload.objects.filter(state=UploadState.WAITING).values_list("pk", flat=True):
-        work_on_upload(upload_id)
+
+
+# What a worker does beside supervising runs: act, seconds between two times, threads.
+BESIDE: tuple[tuple[Callable[[], object], float, int], ...] = (
+    (sweep, 2.0, 1),
+    (read_next, 0.3, AT_ONCE),
+    (send_due, 1.0, 1),
+    (sweep_temporary, 3600.0, 1),
+)

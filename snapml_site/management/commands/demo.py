@@ -13,6 +13,7 @@ from training.catalog.acts import add_builtin, import_model
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
 from training.people.models import Team, User
+from training.people.teams import join
 from training.runs.launch import launch_run
 from training.runs.models import Run
 from training.runs.states import OPEN
@@ -65,7 +66,7 @@ class Command(BaseCommand):
         password = secrets.token_urlsafe(9)
         people = {name: User.objects.create_user(name, password=password) for name in PEOPLE}
         for name, team in PEOPLE.items():
-            Team.objects.get_or_create(name=team)[0].members.add(people[name])
+            join(people[name], Team.objects.get_or_create(name=team)[0])
         self.stdout.write(f"{', '.join(PEOPLE)} have the password {password}")
         return people
 

@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from training.people.models import Team, User
+from training.people.teams import join
 
 
 class Command(BaseCommand):
@@ -30,5 +31,5 @@ class Command(BaseCommand):
             user.save()
             self.stdout.write(f"{name} signs in with the one-time password {password}")
         if team:
-            Team.objects.get_or_create(name=team)[0].members.add(user)
+            join(user, Team.objects.get_or_create(name=team)[0])
             self.stdout.write(f"{name} is in team {team}.")
