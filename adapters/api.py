@@ -67,7 +67,10 @@ def read_heldout(request: SignedIn, adapter_id: int) -> Any:
     return views.heldout_row(request, adapter_id)
 
 
-@router.get("/{int:adapter_id}/download")
+ZIP: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}
+
+
+@router.get("/{int:adapter_id}/download", openapi_extra=ZIP)
 def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them."""
     return views.download(request, adapter_id)

@@ -42,7 +42,43 @@ class PageAuth(SessionAuth):
         return user if user.is_authenticated and not user.must_change_password else None
 
 
-api = NinjaAPI(
+class Api(NinjaAPI):
+    """Ninja's, whose description names the one shape of problems at every operation."""
+
+    def get_openapi_schema(self, **options: Any) -> Any:
+        schema = super().get_openapi_schema(**options)
+        schema["components"]["schemas"]["Problem"] = PROBLEM
+        answer = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                for status, words in PROBLEMS.items():
+                    operation["responses"].setdefault(status, {"description": words, **answer})
+        return schema
+
+
+PROBLEM = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "field"],
+            "properties": {"message": {"type": "string"}, "field": {"type": "string"}},
+        }
+    },
+}
+PROBLEMS = {
+    400: "Something in the request is wrong; the message says what.",
+    401: "No token and no session, or a wrong one.",
+    403: "Known, but not theirs to do.",
+    404: "Not there, or not theirs to see.",
+    409: "The thing's present state does not allow it, or a warning was not accepted.",
+    413: "More than a limit that the message names.",
+    422: "A field has the wrong type or range; `field` names it.",
+    429: "Too many at once; try again later.",
+}
+
+api = Api(
     title="SnapML",
     version="1",
     urls_namespace="api",
