@@ -101,7 +101,7 @@ def test_keys_lead_about_and_say_which_they_are(page, stage):
 
 def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, stage, filled):
     page.goto(stage.address + "/")
-    page.get_by_label("Search by name").press_sequentially("number 17")
+    page.get_by_label("Search names, tags and notes").press_sequentially("number 17")
     expect(page.locator("td.name")).to_have_count(11)
     page.wait_for_url("**/?q=number*17*")
     page.reload()
@@ -120,7 +120,13 @@ def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
 def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
     models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
     settings = {"max_steps": 1, "tokens_per_batch": 80, "max_length": 80}
-    body = {"model": models[0]["id"], "data": data[0]["versions"][0]["id"], "settings": settings, "name": name}
+    body = {
+        "model": models["items"][0]["id"],
+        "data": data["items"][0]["versions"][0]["id"],
+        "settings": settings,
+        "name": name,
+        "accept_warnings": True,
+    }
     run = stage.api("POST", "/runs", body)["id"]
     for path in ("/", f"/runs/{run}"):
         page.goto(stage.address + path)

@@ -1,0 +1,88 @@
+"""How fast and in how much memory data is checked and saved: a million rows of JSON Lines, and a file of 2 GiB.
+
+The work runs in its own program, as on an upload; its peak is what the kernel counted for it. `--rows N` takes another number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import report
+
+ROOT = Path(__file__).parent.parent
+GIB = 2**30
+FORMAT = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
+MAPPED = {"form": "pairs", "columns": {"prompt": "prompt", "completion": "completion"}, "split": "", "sure": True}
+
+
+def write_rows(path: Path, rows: int, words_a_row: int) -> None:
+    draw = random.Random(0)
+    words = [f"word{number}" for number in range(5000)]
+    with path.open("w") as out:
+        for _ in range(rows):
+            text = draw.choices(words, k=words_a_row)
+            half = len(text) * 2 // 3
+            out.write(json.dumps({"prompt": " ".join(text[:half]), "completion": " ".join(text[half:])}) + "\n")
+
+
+def run(act: str, folder: Path) -> tuple[float, float]:
+    """Seconds, and the peak of the program in MB."""
+    began = time.monotonic()
+    code = (
+        "import resource, sys; from pathlib import Path; from training.datasets.program import main; "
+        "code = main(sys.argv[1], Path(sys.argv[2])); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, act, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    return time.monotonic() - began, int(done.stdout.rsplit("peak ", 1)[1]) * 1024 / 1e6
+
+
+def measure(rows: int, words_a_row: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_rows(folder / "0", rows, words_a_row)
+        size = (folder / "0").stat().st_size
+        order = {
+            "files": [{"file": "0", "name": "a.jsonl", "split": "", "format": FORMAT}],
+            "mapped": MAPPED,
+            "choices": {},
+            "root": str(folder / "data"),
+            "most_bytes": 8 * GIB,
+            "most_written": 9 * GIB,
+        }
+        (folder / "order.json").write_text(json.dumps(order))
+        check_seconds, check_mb = run("check", folder)
+        save_seconds, save_mb = run("save", folder)
+    return {
+        "file_gib": round(size / GIB, 2),
+        "rows": rows,
+        "rows_per_second": round(rows / check_seconds),
+        "save_rows_per_second": round(rows / save_seconds),
+        "peak_mb": round(max(check_mb, save_mb)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    asked = parser.parse_args()
+    small = measure(asked.rows, 30)
+    large = measure(asked.rows // 10, 3250)  # ten times fewer rows, each of 21 kB: 2 GiB for a million
+    report(small | {f"long_rows_{name}": value for name, value in large.items()})
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""How long the list of runs takes with 2,000 of them: the time to the first byte as a browser sees it, and the queries it asks."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import report
+from tests.stage import Stage
+
+RUNS, REPEATS = 2_000, 15
+FILL = """
+import sys, django
+django.setup()
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.people.models import User
+from training.runs import doorbell
+from training.runs.launch import launch_run
+from training.runs.models import Run
+doorbell.ring = lambda _id: None
+alice = User.objects.get(username="alice")
+first = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={})
+states = ["finished", "failed", "stopped", "cancelled"]
+made = []
+for number in range(int(sys.argv[1])):
+    run = Run.objects.get(pk=first.pk) if not made else Run(**{f.attname: getattr(made[0], f.attname) for f in Run._meta.concrete_fields})
+    run.pk, run.name, run.state = None, f"Run {number}", states[number % 4]
+    run.sparkline, run.loss, run.tags = [3.0, 2.0, 1.5] * 20, 1 / (number + 1), f",tag {number % 7},"
+    made.append(run)
+Run.objects.bulk_create(made)
+"""
+QUERIES = """
+import django
+django.setup()
+from django.conf import settings
+settings.ALLOWED_HOSTS.append("testserver")
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from training.people.models import User
+client = Client()
+client.force_login(User.objects.get(username="alice"))
+client.get("/")
+with CaptureQueriesContext(connection, ) as asked:
+    client.get("/")
+print(len(asked))
+"""
+PAGES = {"runs_list": "/", "sorted": "/?sort=loss", "filtered": "/?state=failed&q=Run+1&tag=tag+3", "last_page": "/?page=40"}
+
+
+def first_byte(client: httpx.Client, path: str) -> float:
+    began = time.monotonic()
+    with client.stream("GET", path) as answer:
+        next(answer.iter_raw())
+        return (time.monotonic() - began) * 1000
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        from tests import tiny
+
+        model = tiny.make_model(Path(home) / "tiny-llama")
+        with Stage(Path(home), model) as stage:
+            stage.python(FILL, RUNS)
+            with httpx.Client(base_url=stage.address) as client:
+                token = client.get("/sign-in").text.split('name="csrfmiddlewaretoken" value="')[1].split('"')[0]
+                form = {"username": "alice", "password": "tulip-river-42", "csrfmiddlewaretoken": token}
+                client.post("/sign-in", data=form, headers={"Referer": stage.address})
+                said: dict[str, Any] = {}
+                for name, path in PAGES.items():
+                    times = [first_byte(client, path) for _ in range(REPEATS + 2)][2:]
+                    said[f"{name}_ms_{RUNS}"] = round(statistics.median(times), 1)
+                    said[f"{name}_worst_ms"] = round(max(times), 1)
+            said["queries"] = int(stage.python(QUERIES))
+    report(said)
+
+
+if __name__ == "__main__":
+    main()
