@@ -1,11 +1,13 @@
 """Adapters in the API: list, read, download."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from django.http import HttpResponseBase
 from ninja import Router, Schema
 from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
 
 from adapters import views
 from adapters.models import AdapterVersion
@@ -14,6 +16,7 @@ from training.people.requests import SignedIn
 from training.people.visible import get_visible
 
 router = Router(tags=["adapters"])
+TRY: JsonDict = {"who": "adapter", "messages": [{"role": "user", "content": "turn on the kitchen lamp"}]}
 
 
 class AdapterOut(Schema):
@@ -44,6 +47,18 @@ class AdapterOut(Schema):
         return row.run_id
 
 
+STREAM: dict[str, Any] = {"responses": {200: {"content": {"text/event-stream": {}}}}}
+
+
+class TryIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [TRY]})
+    who: Literal["base", "adapter"]
+    messages: list[dict[str, str]] = Field(min_length=1, max_length=100)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0.01, le=1)
+    max_tokens: int = Field(200, ge=1, le=2048)
+
+
 class HeldoutOut(Schema):
     messages: list[dict[str, str]]
     expected: str
@@ -65,6 +80,12 @@ def read_adapter(request: SignedIn, adapter_id: int) -> AdapterVersion:
 def read_heldout(request: SignedIn, adapter_id: int) -> Any:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     return views.heldout_row(request, adapter_id)
+
+
+@router.post("/{int:adapter_id}/try", openapi_extra=STREAM)
+def try_adapter(request: SignedIn, adapter_id: int, body: TryIn) -> HttpResponseBase:
+    """The answer of base or adapter to a conversation, as server-sent events in OpenAI's chunks."""
+    return views.stream_answer(request, adapter_id, body.dict())
 
 
 ZIP: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}

@@ -64,7 +64,6 @@ def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
 @require_POST
 def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """Stream the answer of base or adapter to the conversation in the body, as server-sent events."""
-    version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     if len(request.body) > MAX_BODY_BYTES:
         raise UserError(f"The request has more than {MAX_BODY_BYTES:,} bytes.")
     try:
@@ -73,6 +72,11 @@ def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
         raise UserError(f"The request is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise UserError("The request must be a JSON object.")
+    return stream_answer(request, adapter_id, body)
+
+
+def stream_answer(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
+    version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     answer = StreamingHttpResponse(ask.answer(ask.question(version, body)), content_type="text/event-stream")
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"

@@ -138,3 +138,39 @@ def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
     path.write_text("[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]")
     found = list(records(path, Format("json"), most_bytes=10**9))
     assert [(number, value["n"]) for number, value in found] == [(i + 1, i) for i in range(3000)]
+
+
+def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed(read):
+    bad = read(b'a,b\n1,"2\n' + b"3,4\n" * 50, "a.csv")[1][-1][1]
+    assert "lines 2 to 52 were not read" in bad.message
+    assert bad.ends
+
+
+def test_a_csv_line_that_is_too_long_is_not_silently_cut(read):
+    line = b"x" * (3 * 2**20) + b"," + b"y" * (3 * 2**20) + b"\n"
+    assert [type(value) for _, value in read(b"a,b\n" + line + b"1,2\n", "a.csv")[1]] == [BadRow, dict]
+
+
+def test_a_bad_byte_in_an_array_costs_one_row_and_is_told_with_its_line(read):
+    rows = [b'{"a": "ok"}', b'{"a": "\xe9"}', b'{"a": "fine"}']
+    found = read(b"[" + b",\n".join(rows) + b"]", "a.json")[1]
+    assert [number for number, _ in found] == [1, 2, 3]
+    assert found[2][1] == {"a": "fine"}
+
+
+def test_json_lines_called_json_are_read_whatever_the_length_of_the_first(read):
+    long = json.dumps({"a": "x" * 100_000}).encode()
+    assert [number for number, _ in read(long + b"\n" + b'{"a": "y"}\n', "a.json")[1]] == [1, 2]
+
+
+def test_a_line_made_to_keep_a_sniffer_busy_is_told_at_once(read):
+    found = read(b'a,"b",c\na,"b",c\n' + b'"' * 3000 + b"x\na,b,c\n", "a.csv")[1]
+    assert found[0] == (2, {"a": "a", "b": "b", "c": "c"})
+
+
+def test_a_small_parquet_with_huge_rows_is_bounded(tmp_path):
+    path = tmp_path / "bomb.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": ["x" * 2**20] * 300}), path, use_dictionary=True, compression="zstd")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(BadFile, match="unpacks to more than the limit"):
+        list(records(path, Format("parquet"), most_bytes=50 * 2**20))

@@ -262,3 +262,126 @@ def test_the_folder_of_an_upload_is_named_by_its_number_alone(take, settings):
     upload = take("../../etc/passwd.jsonl")
     assert upload.folder == Path(settings.HOME) / "uploads" / str(upload.pk)
     assert sorted(path.name for path in upload.folder.iterdir()) == ["0", "order.json", "sample.json"]
+
+
+def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(take):
+    words = (
+        "please would you be so kind as to turn the lamp in the long hall beside the old kitchen stairs on for me now and then"
+    )
+    alike = [tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight") for i in range(4)]
+    held = b"".join(tiny.lines([*tiny.ROWS[:3], alike[3]]))
+    version = save(
+        check(take(content=b"".join(tiny.lines(tiny.ROWS + alike[:3])), heldout=held)), drop_same=True, drop_alike=True
+    )
+    assert version.heldout_rows == 4
+    assert version.train_rows == len(tiny.ROWS) - 3
+    assert version.report["leaks"]["alike"] == 0
+
+
+def test_one_row_without_a_split_does_not_stop_the_draw(take):
+    rows = [{**row, "split": "train"} for row in tiny.ROWS[:-1]] + [tiny.ROWS[-1]]
+    assert save(check(take(content=b"".join(tiny.lines(rows))))).heldout_rows == 1
+
+
+def test_prompts_that_differ_in_a_sign_are_no_leak(take):
+    rows = [tiny.row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [{**tiny.row("3 - 4 =", "-1"), "split": "valid"}]
+    assert save(check(take(content=b"".join(tiny.lines(rows))))).report["leaks"]["prompts"] == 0
+
+
+def test_secrets_are_found_in_system_prompts_and_tool_calls_too(take):
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "f", "arguments": {"key": "glpat-AbCdEfGhIjKlMnOpQrSt"}}}],
+    }
+    secret = {"role": "system", "content": "The key is AKIAIOSFODNN7EXAMPLQ, tell nobody."}
+    user = {"role": "user", "content": "a"}
+    rows = [*tiny.ROWS, {"messages": [secret, user, {"role": "assistant", "content": "b"}]}, {"messages": [user, call]}]
+    found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]["secrets"]
+    assert [one["place"] for one in found["shown"]] == [f"line {len(rows) - 1}", f"line {len(rows)}"]
+
+
+def test_names_that_cannot_be_stored_are_no_columns_and_no_fault_of_the_page(take):
+    rows = [{"pro\x00mpt": "a", "q\ud800": "x", "prompt": "b", "completion": f"c{i}"} for i in range(4)]
+    rows.append({"prompt": "a", "completion": ["\ud800"]})
+    upload = check(take(content=b"".join(tiny.lines(rows))))
+    assert upload.mapped["columns"] == {"prompt": "prompt", "completion": "completion"}
+    assert upload.report["problems"]["shown"][0].encode()
+
+
+def test_a_file_that_could_not_be_read_to_its_end_says_so(take):
+    content = b"prompt,completion\n" + b"a,b\n" * 9 + b'c,"never closed\n' + b"d,e\n" * 50
+    upload = check(take("x.csv", content))
+    assert upload.report["problems"]["unread"] == "line 11"
+    with pytest.raises(BadData, match="could not be read to its end"):
+        intake.ask_for_save(upload, Choices(), leave_out=False)
+
+
+def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(take, alice, monkeypatch):
+    upload = take()
+    intake.ask_for(upload, "check")
+
+    def throw(*_args, **_kwargs):
+        shelf.forget_upload(alice, upload)
+        yield {"alive": True}
+        raise AssertionError("the program was followed on")
+
+    monkeypatch.setattr("training.datasets.work.follow_child", throw)
+    folder = upload.folder
+    work_on(upload.pk)
+    assert not Upload.objects.exists()
+    assert not folder.exists()
+
+
+def test_whatever_breaks_in_the_worker_is_told_on_the_upload(take, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.datasets.work.follow_child", full)
+    upload = check(take())
+    assert (upload.state, upload.error) == ("failed", "It could not be read (OSError).")
+
+
+def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_no_version(take, alice, people):
+    version = save(check(take()))
+    other = take(dataset=version.dataset)
+    intake.ask_for(other, "check")
+    with pytest.raises(Conflict, match="is being read"):
+        shelf.delete(alice, version.dataset, "lights")
+    work_on(other.pk)
+    version.dataset.owner, version.dataset.team = people["mallory"], None
+    version.dataset.save()
+    other = Upload.objects.get(pk=other.pk)
+    with pytest.raises(NotAllowed):
+        intake.ask_for_save(other, Choices(), leave_out=False)
+
+
+def test_an_upload_whose_worker_died_waits_again(take):
+    from datetime import timedelta
+
+    from django.utils import timezone
+
+    from training.datasets.work import read_next
+
+    upload = take()
+    Upload.objects.filter(pk=upload.pk).update(state="working", job="check", worked_at=timezone.now() - timedelta(seconds=90))
+    read_next()
+    upload.refresh_from_db()
+    assert upload.state == "checked"
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("default/train/0.parquet", "train"),
+        ("d/validation_matched/0.parquet", "heldout"),
+        ("d/test_mismatched/0.parquet", "test"),
+        ("d/val/0.parquet", "heldout"),
+        ("d/unsupervised/0.parquet", ""),
+    ],
+)
+def test_the_splits_of_the_hub_are_told_by_their_beginning(path, split):
+    from training.datasets.hub import one_configuration, split_of
+
+    assert split_of(path) == split
+    assert one_configuration([path]) == ([path] if split else [])

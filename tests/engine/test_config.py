@@ -49,3 +49,24 @@ def test_the_learning_rate_warms_up_then_falls_to_almost_zero():
 def test_a_constant_rate_stays():
     config = RunConfig(learning_rate=0.5, warmup_ratio=0.0, schedule="constant")
     assert {config.learning_rate_at(step, 10) for step in range(1, 11)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"target_modules": "a" * 501}, "target_modules must be"),
+        ({"target_modules": "q\0"}, "target_modules must be"),
+        ({"seed": 10**30}, "seed has too many digits"),
+        ({"early_stopping": 5, "eval_interval": 100, "max_steps": 200}, "early_stopping is 5 with eval_interval = 100"),
+        ({"batch_by": "bytes"}, "batch_by is 'bytes'"),
+    ],
+)
+def test_more_that_cannot_be_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        RunConfig.from_dict(given)
+
+
+def test_what_is_only_unwise_is_a_warning():
+    assert RunConfig().warnings() == []
+    assert "above 0.005" in RunConfig(learning_rate=0.01).warnings()[0]
+    assert "8-fold" in RunConfig(rank=4, alpha=32).warnings()[0]

@@ -141,3 +141,21 @@ def test_plain_text_is_trained_whole_and_ends():
     assert tokenizer.decode(row.ids) == "once upon<|im_end|>"
     assert row.trained == len(row) - 1
     assert len(encode(tokenizer, {"text": "once upon"}, max_length=3)) == 3
+
+
+def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
+    tokenizer = tiny.make_tokenizer()
+    turns = [
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    assert trained_text(tokenizer, encode(tokenizer, {"messages": turns}, max_length=500)) == "yes<|im_end|>"
+
+
+def test_a_row_that_the_template_refuses_is_a_data_error():
+    tokenizer = tiny.make_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + tiny.TEMPLATE
+    )
+    with pytest.raises(DataError, match="chat template refuses the row: no system here"):
+        encode(tokenizer, {"messages": CONVERSATION}, max_length=500)

@@ -163,3 +163,24 @@ def test_the_sparkline_stays_short(watched, journal):
     lease, run = watched
     store(lease, run, journal.lines(*[step(n) for n in range(1, 501)]), 1)
     assert 30 <= len(Run.objects.get(pk=run.pk).sparkline) <= 60
+
+
+def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
+    lease, run = watched
+
+    def measured(n, loss):
+        return {
+            "kind": "eval",
+            "step": n,
+            "heldout_loss": loss,
+            "perplexity": 1.0,
+            "rows": 1,
+            "total_tokens": n,
+            "seconds": 0.1,
+            "best": True,
+        }
+
+    store(lease, run, journal.lines(measured(0, 3.0), step(1), step(2), measured(2, 2.0), step(3), measured(3, 1.0)), 1)
+    assert (run.best_heldout_loss, run.best_step) == (1.0, 3)
+    store(lease, run, journal.lines({"kind": "resume", "step": 2, "attempt": 2}), 2)
+    assert (run.best_heldout_loss, run.best_step, run.heldout_loss) == (2.0, 2, 2.0)

@@ -170,3 +170,40 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
     found = as_alice.get(f"/api/v1/runs/lengths?model={base_model.pk}&data={data.pk}").json()
     assert found["rows"] == data.train_rows
     assert {s["name"] for s in as_alice.get("/api/v1/runs/settings").json()} >= {"rank", "packing", "early_stopping"}
+
+
+def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model, alice):
+    from training.engine.__main__ import main
+    from training.runs.launch import launch_run
+
+    for more in ({"accumulation": 4, "epochs": 2, "max_steps": 0}, {"accumulation": 2, "max_steps": 3}):
+        settings = {**tiny.SETTINGS, "tokens_per_batch": 80, **more}
+        said = forecast(RunConfig.from_dict(settings), base_model, data, lengths(data, base_model))
+        run = launch_run(alice, base_model=base_model, data=data, settings=settings)
+        main([str(run.folder)])
+        steps = [e for e in tiny.events(run.folder) if e["kind"] == "step"]
+        assert (said["steps"], said["tokens"], said["exact"]) == (len(steps), sum(e["tokens"] for e in steps), True)
+
+
+def test_target_modules_count_as_peft_matches_them(data, base_model):
+    dotted = forecast(RunConfig(target_modules="self_attn.q_proj", max_length=64), base_model, data, None)
+    plain = forecast(RunConfig(target_modules="q_proj", max_length=64), base_model, data, None)
+    assert dotted["trainable"] == plain["trainable"] > 0
+
+
+def test_data_that_the_model_cannot_hold_is_not_launched(tmp_path, as_alice, alice, data, base_model, no_bell):
+    folder = tiny.make_model(tmp_path / "strict", template="{{ raise_exception('never') }}")
+    base_model.location = str(folder)
+    base_model.save()
+    lengths(data, base_model)
+    chosen = {"model": base_model.pk, "data": data.pk, "max_length": "64"}
+    card = as_alice.post("/runs/new/card", chosen).content.decode()
+    assert "This model cannot be trained on this data; the first such row is row 1" in card
+    assert "Choose another model or data" in card
+    assert as_alice.post("/runs/new", chosen).status_code == 400
+
+
+def test_trained_tokens_stop_at_the_length(data, base_model):
+    found = lengths(data, base_model)
+    assert cut_at(found, 128)["answer_tokens"] == int(found.trained.sum())
+    assert cut_at(found, 20)["answer_tokens"] < int(found.trained.sum())

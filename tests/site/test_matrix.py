@@ -22,6 +22,7 @@ MINE = {**dict.fromkeys(CAST[1:], "n"), "alice": "y"}  # a thing that is no team
 
 MATRIX = {
     "get /people/me": ALL,
+    "patch /people/me": {**ALL, "vera": "l", "mallory": "l", "admin": "l"},  # voice is theirs to share with, or not
     "get /people/me/tokens": ALL,
     "post /people/me/tokens": dict.fromkeys(CAST[1:], "l"),  # a token makes no token
     "delete /people/me/tokens/{token_id}": MINE,
@@ -59,6 +60,8 @@ MATRIX = {
     "get /runs": ALL,
     "post /runs/sweeps": {**LOOK, "vera": "l"},
     "get /runs/sweeps/{sweep_id}": LOOK,
+    "post /runs/sweeps/{sweep_id}/stop": CHANGE,
+    "get /runs/tokens": LOOK,
     "get /runs/{run_id}": LOOK,
     "patch /runs/{run_id}": CHANGE,
     "delete /runs/{run_id}": CHANGE,
@@ -72,9 +75,11 @@ MATRIX = {
     "get /adapters/{adapter_id}": LOOK,
     "get /adapters/{adapter_id}/heldout": LOOK,
     "get /adapters/{adapter_id}/download": LOOK,
+    "post /adapters/{adapter_id}/try": LOOK,
 }
 BODIES = {
     "post /people/me/tokens": {"name": "x"},
+    "post /adapters/{adapter_id}/try": {"who": "base", "messages": [{"role": "user", "content": "a"}]},
     "post /people/me/webhooks": {"url": "https://198.51.100.7/x"},
     "post /people/teams": {"name": "new"},
     "put /people/teams/{team_id}/members/{username}": {"role": "viewer"},
@@ -110,7 +115,8 @@ def call(client, operation, things, who):
         path = path.replace("{" + key + "}", str(value))
     launch = {"model": things["model_id"], "data": things["version_id"], "settings": {"max_steps": 3}, "accept_warnings": True}
     body = launch if operation in ("post /runs", "post /runs/sweeps", "post /runs/forecast") else BODIES.get(operation, {})
-    if operation == "get /runs/lengths":
+    body = {"default_team": things["team_id"]} if operation == "patch /people/me" else body
+    if operation in ("get /runs/lengths", "get /runs/tokens"):
         path += f"?model={things['model_id']}&data={things['version_id']}"
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}
     if operation == "post /datasets/uploads":

@@ -38,6 +38,7 @@ class MeOut(Schema):
     id: int
     username: str
     admin: bool
+    default_team_id: int | None
     teams: list[TeamOut]
 
     @staticmethod
@@ -47,6 +48,11 @@ class MeOut(Schema):
     @staticmethod
     def resolve_teams(row: User) -> Any:
         return row.teams.order_by("name")
+
+
+class MeIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    default_team: int | None = Field(ge=0, le=2**53)
 
 
 class TokenIn(Schema):
@@ -104,6 +110,13 @@ def refuse_tokens(request: SignedIn) -> None:
 
 @router.get("/me", response=MeOut)
 def read_me(request: SignedIn) -> User:
+    return request.user
+
+
+@router.patch("/me", response=MeOut)
+def change_me(request: SignedIn, body: MeIn) -> User:
+    """Choose the team that new things are shared with; null for nobody."""
+    teams.share_with(request.user, body.default_team)
     return request.user
 
 

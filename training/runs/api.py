@@ -7,6 +7,8 @@ from ninja import Query, Router, Status
 from ninja.pagination import paginate
 
 from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
@@ -32,6 +34,7 @@ from training.runs.schemas import (
     StopIn,
     SureIn,
     SweepOut,
+    TokensOut,
     settings_described,
 )
 from training.runs.stream import as_message, events_after, one_moment
@@ -50,6 +53,14 @@ def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
     return {"base_model": model, "data": version}
+
+
+def ready_model_and_data(request: SignedIn, model: int, data: int) -> tuple[BaseModel, DatasetVersion]:
+    base = BaseModel.objects.filter(pk=model, state="ready").first()
+    version = visible_data(request.user, data)
+    if base is None or version is None:
+        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
+    return base, version
 
 
 @router.get("/settings", response=list[SettingOut])
@@ -73,10 +84,7 @@ def read_lengths(
     request: SignedIn, model: Number, data: Number, max_length: Annotated[int, Query(ge=8, le=131_072)] = 512
 ) -> Any:
     """Token lengths of a data version as a model sees it; measured now if nobody has yet (seconds)."""
-    base = BaseModel.objects.filter(pk=model, state="ready").first()
-    version = visible_data(request.user, data)
-    if base is None or version is None:
-        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
+    base, version = ready_model_and_data(request, model, data)
     found = measure.lengths(version, base)
     return {**measure.cut_at(found, max_length), "histogram": measure.histogram(found)}
 
@@ -109,6 +117,29 @@ def create_sweep(request: SignedIn, body: RunIn) -> Status[Sweep]:
 @router.get("/sweeps/{int:sweep_id}", response=SweepOut)
 def read_sweep(request: SignedIn, sweep_id: int) -> Sweep:
     return get_visible(Sweep, request.user, sweep_id, "owner")
+
+
+@router.post("/sweeps/{int:sweep_id}/stop", response=SweepOut)
+def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
+    """Stop every run of a sweep that is not over, and keep what they learned."""
+    found = get_changeable(Sweep, request.user, sweep_id, "owner")
+    launch.stop_all(found)
+    return found
+
+
+@router.get("/tokens", response=TokensOut)
+def read_tokens(
+    request: SignedIn,
+    model: Number,
+    data: Number,
+    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
+) -> Any:
+    """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
+    base, version = ready_model_and_data(request, model, data)
+    rows = raw_rows(version, split, offset, 4)
+    return measure.tokens_of(base, rows, max_length=max_length, train_on_prompt=False)
 
 
 @router.get("", response=list[RunOut])

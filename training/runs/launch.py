@@ -20,7 +20,7 @@ from training.people.models import Role, Team, User
 from training.runs import doorbell
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
-from training.runs.states import ACTIVE, State, Wish, sources_of
+from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
 
 MAX_NAME = 120
 # What the launch form may not say: the run's place on the disk is SnapML's business.
@@ -129,6 +129,15 @@ def stop_run(run: Run, *, discard: bool) -> Run:
     doorbell.show(run.pk)
     run.refresh_from_db()
     return run
+
+
+def stop_all(sweep: Sweep) -> None:
+    """Stop every run of a sweep that is not over, and keep what they learned."""
+    for run in sweep.runs.filter(state__in=OPEN):
+        try:
+            stop_run(run, discard=False)
+        except Conflict:
+            continue  # it came to its end by itself in this moment
 
 
 def end_waiting(run: Run, *, discard: bool) -> bool:

@@ -12,7 +12,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
-from training.errors import Conflict, NotFound, UserError
+from training.errors import NotFound, UserError
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
 from training.runs import form, launch, listing, measure, run_file, sweep
@@ -190,10 +190,5 @@ def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
 
 @require_POST
 def stop_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
-    found = get_changeable(Sweep, request.user, sweep_id)
-    for run in found.runs.filter(state__in=OPEN):
-        try:
-            launch.stop_run(run, discard=False)
-        except Conflict:
-            continue  # it came to its end by itself in this moment
+    launch.stop_all(get_changeable(Sweep, request.user, sweep_id))
     return redirect("sweep", sweep_id)

@@ -175,6 +175,11 @@ class LengthsOut(Schema):
     histogram: dict[str, list[int]]
 
 
+class TokensOut(Schema):
+    template: str
+    rows: list[dict[str, Any]]
+
+
 class EventsOut(Schema):
     events: list[dict[str, Any]]
     last_seq: int
