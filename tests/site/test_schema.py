@@ -2,7 +2,9 @@
 
 import pytest
 import schemathesis
+from django.core.signals import request_finished, request_started
 from django.core.wsgi import get_wsgi_application
+from django.db import close_old_connections
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -36,6 +38,17 @@ def no_program(monkeypatch, no_bell):
     monkeypatch.setattr("training.runs.measure.ask", refuse)
     monkeypatch.setattr("training.datasets.intake.look", refuse)
     monkeypatch.setattr("training.people.webhooks.resolve", refuse)
+
+
+@pytest.fixture(autouse=True)
+def one_connection():
+    """The end of a request closes the database connection; here it is the test's own."""
+    signals = (request_started, request_finished)
+    for signal in signals:
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in signals:
+        signal.connect(close_old_connections)
 
 
 @pytest.fixture
