@@ -69,9 +69,14 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         expect(page.locator(".state.ready")).to_be_visible(timeout=180_000)
         page.goto(address + "data")
         page.get_by_role("button", name="Use smart home").click()
+        expect(page.locator(".tokens .t").first).to_be_visible(timeout=120_000)
+        page.wait_for_timeout(1500)
+        shot(page, "data")
         page.get_by_role("link", name="New run with this").click()
         for field, value in {"max_steps": 60, "tokens_per_batch": 512, "max_length": 256}.items():
             page.locator(f"[name={field}]").fill(str(value))
+        expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=120_000)
+        expect(page.locator("#card")).to_contain_text("60, measured")
         shot(page, "new-run")
         page.get_by_role("button", name="Start run").click()
 
