@@ -13,7 +13,7 @@ from adapters.models import AdapterVersion
 from training.errors import UserError
 
 MAX_CHARACTERS = 20_000
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 # Loading a base may take a minute on a slow disk; a token never takes that long.
 TIMEOUT = httpx.Timeout(5.0, read=120.0)
 DOWN = "The inference program is down. It is started again by itself; try again in a few seconds."
@@ -31,7 +31,7 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
     for message in messages:
         fits = isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
         if not fits:
-            raise UserError("Every message needs a role (system, user, assistant) and text.", field="messages")
+            raise UserError("Every message needs a role (system, user, assistant, tool) and text.", field="messages")
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
         raise UserError(
             f"The conversation has more than {MAX_CHARACTERS:,} characters; start a new one.",

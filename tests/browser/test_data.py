@@ -154,3 +154,13 @@ def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
     page.get_by_label("File", exact=True).set_input_files({"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"{}"})
     page.get_by_role("button", name="Upload").click()
     expect(page.get_by_role("alert")).to_contain_text("at most 2 GiB can be taken")
+
+
+def test_a_file_is_dropped_on_the_page(page, stage):
+    page.goto(stage.address + "/data/new")
+    dropped = page.evaluate_handle(
+        "() => { const data = new DataTransfer(); data.items.add(new File(['question,answer\\nlamp 1,on\\nlamp 2,off\\n'], 'lamps.csv')); return data; }"
+    )
+    page.dispatch_event("[data-drop]", "drop", {"dataTransfer": dropped})
+    page.wait_for_url(re.compile(r"/data/uploads/\d+$"))
+    expect(page.locator(".turn.user").first).to_contain_text("lamp 1")

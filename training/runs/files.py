@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -35,7 +36,11 @@ def engine_output(run: Run) -> str:
     path = run.folder / "engine.log"
     if not path.is_file():
         return ""
-    with path.open("rb") as file:
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a link would show another file of the server
+    except OSError:
+        return ""
+    with os.fdopen(opened, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
     lines = [line.rsplit("\r", 1)[-1] for line in COLOURS.sub("", text).splitlines()]
