@@ -41,7 +41,7 @@ def engine_output(run: Run) -> str:
     except OSError:
         return ""
     with os.fdopen(opened, "rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        file.seek(max(0, os.fstat(opened).st_size - TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
     lines = [line.rsplit("\r", 1)[-1] for line in COLOURS.sub("", text).splitlines()]
     return "\n".join(line for line in lines if line.strip())
