@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
@@ -18,7 +15,7 @@ from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_visible
 
 MAX_BODY_BYTES = 200_000
@@ -39,12 +36,6 @@ def download(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     answer = StreamingHttpResponse(in_pieces(zip_stream(version)), content_type="application/zip")
     answer["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
     return answer
-
-
-async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
-    while piece := await sync_to_async(partial(next, pieces, b""))():
-        yield piece
 
 
 def heldout(request: SignedIn, adapter_id: int) -> HttpResponse:

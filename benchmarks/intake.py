@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -81,7 +80,6 @@ def main() -> None:
     small = measure(asked.rows, 30)
     large = measure(asked.rows // 10, 3250)  # ten times fewer rows, each of 21 kB: 2 GiB for a million
     report(small | {f"long_rows_{name}": value for name, value in large.items()})
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
 
 
 if __name__ == "__main__":

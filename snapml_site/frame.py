@@ -31,7 +31,7 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         "rail": RAIL,
         "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "",
         **strip(user),
-        **guide(user),
+        **({} if request.headers.get("HX-Request") else guide(user)),  # fragments, the strip among them, do not show it
     }
 
 

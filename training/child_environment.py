@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def child_environment(*more: str) -> dict[str, str]:
     return {
         name: value for name, value in os.environ.items() if name in (*PASSED_ON, *more) or name.startswith(PASSED_PREFIXES)
     } | {"PYTHONUNBUFFERED": "1"}
+
+
+def run_child(module: str, *arguments: str, cwd: Path, seconds: float, said: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a module to its end with `said` on its stdin. Raises subprocess.TimeoutExpired after `seconds`."""
+    command = [sys.executable, "-m", module, *arguments]
+    environment = child_environment()
+    return subprocess.run(
+        command, input=said, capture_output=True, text=True, timeout=seconds, cwd=cwd, env=environment, check=False
+    )
 
 
 def follow_child(command: Sequence[str], log: Path, *, cwd: Path, environment: dict[str, str]) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,16 @@ const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+// What all charts share: no border, no ground of their own, the page's type, one hover for all lines.
+export const look = () => ({
+  font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("soft") },
+  paper_bgcolor: "rgba(0,0,0,0)",
+  plot_bgcolor: "rgba(0,0,0,0)",
+  hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
+  hovermode: "x unified",
+});
+export const axisLook = () => ({ gridcolor: colour("grid"), zeroline: false });
+
 // Places on the chosen axis. Time is minutes since the run's first event.
 export function placer(curves, axis, began) {
   const { step } = curves.axes;
@@ -67,12 +77,8 @@ function layout(axis, shapes) {
   return {
     ...Object.fromEntries(Object.entries(ROWS).map(yaxis)),
     xaxis: { anchor: "y5", gridcolor: colour("grid"), zeroline: false, title: { text: X_TITLES[axis], standoff: 6 }, showspikes: true, spikemode: "across", spikesnap: "cursor", spikethickness: 1, spikecolor: text, spikedash: "solid" },
+    ...look(),
     margin: { l: 52, r: 12, t: 22, b: 40 },
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
-    hovermode: "x unified",
     hoversubplots: "axis",
     showlegend: false,
     annotations: [...titles, ...keys],

@@ -1,10 +1,8 @@
 // Several runs in one chart. What is shown, over what and how smooth lives in the address, so that a view can be shared.
-import { colour } from "./charts.js";
+import { axisLook, colour, look } from "./charts.js";
 import { Curves, smoothed } from "./curves.js";
 import { whole } from "./words.js";
 
-// Okabe and Ito's colours (2008), told apart with every kind of colour vision; the same order in chart and tables.
-const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07c00", "#56b4e9", "#7f5fc7", "#8c6d46", "#708090", "#a02040"];
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes since the start" };
 const page = document.getElementById("compare");
 const part = (name) => page.querySelector(`[data-${name}]`);
@@ -12,7 +10,7 @@ const runs = JSON.parse(document.getElementById("chosen-runs").textContent);
 const view = new URLSearchParams(location.search);
 const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 
-for (const [i, mark] of [...page.querySelectorAll("[data-swatch]")].entries()) mark.style.background = COLOURS[i % runs.length];
+for (const [i, mark] of [...page.querySelectorAll("[data-swatch]")].entries()) mark.style.background = `var(--chart-${(i % runs.length) + 1})`;
 for (const name of ["metric", "axis", "smoothing"]) {
   if (view.get(name)) part(name).value = view.get(name);
   part(name).addEventListener("input", () => {
@@ -41,7 +39,7 @@ function xs(run, places, axis) {
 }
 
 function traces(run, i, { metric, axis, smoothing }) {
-  const line = { color: COLOURS[i], width: 2 };
+  const line = { color: colour(`chart-${i + 1}`), width: 2 };
   const base = { name: plain(run.name.slice(0, 60)), legendgroup: String(i), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
   if (metric === "heldout_loss") {
     return [{ ...base, mode: "lines+markers", x: xs(run, run.evals.map((e) => e[axis]), axis), y: run.evals.map((e) => e.heldout_loss) }];
@@ -55,17 +53,12 @@ function traces(run, i, { metric, axis, smoothing }) {
 function draw() {
   if (!runs.every((run) => run.curves)) return;
   const asked = { metric: part("metric").value, axis: part("axis").value, smoothing: Number(part("smoothing").value) };
-  const soft = colour("soft");
-  const axis = { gridcolor: colour("grid"), zeroline: false };
+  const axis = axisLook();
   const layout = {
+    ...look(),
     margin: { l: 56, r: 12, t: 8, b: 44 },
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: soft },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
     xaxis: { ...axis, title: { text: X_TITLES[asked.axis], standoff: 6 } },
     yaxis: { ...axis, title: { text: part("metric").selectedOptions[0].text }, tickformat: asked.metric.includes("bytes") ? ".3s" : undefined },
-    hovermode: "x unified",
-    hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
     legend: { orientation: "h", y: -0.16 },
     uirevision: `${asked.metric} ${asked.axis}`,
   };

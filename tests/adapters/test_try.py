@@ -9,30 +9,15 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from adapters import ask
-from adapters.models import AdapterVersion
 from adapters.shelf import file_stem
+from tests.shelf import put_on_shelf
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def adapter(run, base_model, alice):
-    files = {"adapter_model.safetensors": {"sha256": "a", "bytes": 9}, "adapter_config.json": {"sha256": "b", "bytes": 2}}
-    made = AdapterVersion.objects.create(
-        owner=alice,
-        name="Lamps ☀ \r\n",
-        number=2,
-        base_model=base_model,
-        run=run,
-        method="lora",
-        step=1,
-        size_bytes=11,
-        files=files,
-    )
-    made.folder.mkdir(parents=True, exist_ok=True)
-    (made.folder / "adapter_model.safetensors").write_bytes(b"weights" * 100_000)
-    (made.folder / "adapter_config.json").write_text("{}")
-    return made
+def adapter(run):
+    return put_on_shelf(run, name="Lamps ☀ \r\n", number=2, weights=b"weights" * 100_000)
 
 
 BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
@@ -49,7 +34,7 @@ def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapte
     [
         ({"messages": []}, "Write a message first"),
         ({"messages": "hi"}, "Write a message first"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "needs a role"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "needs a role"),
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, "more than 20,000 characters"),
         ({"who": "stranger"}, "must be base or adapter"),
         ({"temperature": 9}, "from 0 to 2"),

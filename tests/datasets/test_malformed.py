@@ -40,7 +40,7 @@ def read(place, content, name):
         form = detect(place, name)
         found = list(records(place, form, most_bytes=10**7))
     except BadFile as error:
-        assert error.message.endswith((".", "column `a` twice; rename one.")) or error.message
+        assert error.message
         return []
     sample = [value for _, value in found if isinstance(value, dict)]
     mapped = guess(sample)

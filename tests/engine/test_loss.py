@@ -1,9 +1,11 @@
 """The loss at trained positions alone is the loss of the whole batch, and costs no logits elsewhere."""
 
+import pytest
 import torch
 from torch.nn import functional
 
 from tests import tiny
+from training.engine.config import ConfigError
 from training.engine.conversations import IGNORED, encode, load_tokenizer
 from training.engine.evaluate import collate
 from training.engine.model import TrainedPositions, load_base
@@ -49,3 +51,18 @@ def test_packed_rows_do_not_see_each_other(tiny_model):
         alone = sum(head.loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
         packed = head.loss_sum(model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)).item()
     assert abs(packed - alone) < 1e-3 * alone
+
+
+def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    ids = list(range(3, 15))
+    llama = load_base(tiny_model, torch.float32, torch.device("cpu"))
+    TrainedPositions(llama).refuse_leaks(llama, ids)
+    torch.manual_seed(0)
+    small = OPTConfig(
+        vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    )
+    leaking = OPTForCausalLM(small)
+    with pytest.raises(ConfigError, match="switch packing off"):
+        TrainedPositions(leaking).refuse_leaks(leaking, ids)

@@ -284,3 +284,13 @@ def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run):
     assert last == best + 4 < 60
     assert f"best at step {best}" in words[-1]
     assert read_result(folder).outcome is Outcome.FINISHED
+
+
+def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(tiny_run):
+    folder = tiny_run("again", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=2, early_stopping=2)
+    assert train(folder)[0] == 0
+    steps = [e["step"] for e in tiny.events(folder) if e["kind"] == "step"]
+    (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
+    assert train(folder)[0] == 0
+    assert [e["step"] for e in tiny.events(folder) if e["kind"] == "step"] == steps
+    assert read_result(folder).step == steps[-1]

@@ -4,33 +4,17 @@ import json
 
 import pytest
 
-from adapters.models import AdapterVersion
 from tests import tiny
+from tests.shelf import put_on_shelf
 from training.datasets.models import Upload
 from training.people.models import Team, Webhook
 from training.runs.models import Sweep
-
-ADAPTER_FILES = {"adapter_model.safetensors": {"sha256": "a", "bytes": 1}, "adapter_config.json": {"sha256": "b", "bytes": 1}}
 
 
 @pytest.fixture
 def things(run, base_model, data, alice):
     """The numbers that stand in addresses, by the name of the parameter."""
     shared = {"owner": alice, "team": run.team}
-    adapter = AdapterVersion.objects.create(
-        **shared,
-        name="Lights",
-        number=1,
-        base_model=base_model,
-        run=run,
-        method="lora",
-        step=1,
-        size_bytes=2,
-        files=ADAPTER_FILES,
-    )
-    adapter.folder.mkdir(parents=True, exist_ok=True)
-    for name in ADAPTER_FILES:
-        (adapter.folder / name).write_text("x")
     read = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
     mapped = {"form": "messages", "columns": {"messages": "messages"}, "split": "", "sure": True}
     files = [{"file": "0", "name": "a.jsonl", "split": "", "format": read}]
@@ -43,7 +27,7 @@ def things(run, base_model, data, alice):
         "dataset_id": data.dataset_id,
         "version_id": data.pk,
         "upload_id": upload.pk,
-        "adapter_id": adapter.pk,
+        "adapter_id": put_on_shelf(run).pk,
         "model_id": base_model.pk,
         "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"rank": [1, 2]}).pk,
         "team_id": Team.objects.get(name="voice").pk,

@@ -152,7 +152,7 @@ def read_upload(request: SignedIn, upload_id: int) -> Upload:
 
 @router.delete("/uploads/{int:upload_id}", response={204: None})
 def forget_upload(request: SignedIn, upload_id: int) -> Status[None]:
-    shelf.forget_upload(request.user, get_changeable(Upload, request.user, upload_id))
+    shelf.forget_upload(request.user, get_visible(Upload, request.user, upload_id))
     return Status(204, None)
 
 
@@ -217,7 +217,7 @@ def read_dataset(request: SignedIn, dataset_id: int) -> Dataset:
 
 @router.patch("/{int:dataset_id}", response=DatasetOut)
 def rename_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Dataset:
-    dataset = get_changeable(Dataset, request.user, dataset_id, "owner")
+    dataset = get_visible(Dataset, request.user, dataset_id, "owner")
     shelf.rename(request.user, dataset, body.name)
     return dataset
 
@@ -225,5 +225,5 @@ def rename_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Dataset:
 @router.delete("/{int:dataset_id}", response={204: None})
 def delete_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Status[None]:
     """Delete a data set with its versions and free the disk; `name` must be its name."""
-    shelf.delete(request.user, get_changeable(Dataset, request.user, dataset_id), body.name)
+    shelf.delete(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

@@ -95,15 +95,14 @@ class Staging:
         self.count = 0
         self.places: list[str] = []  # "line", or "held.jsonl, line" where there are several files
 
-    def add(self, place: str, row: Row, prompt: str, content: str) -> None:
-        words, _, line = place.rpartition(" ")
+    def add(self, words: str, line: int, row: Row, content: str) -> None:
         if not self.places or self.places[-1] != words:
             self.places.append(words)
         self.open.place.append(len(self.places) - 1)
-        self.open.line.append(int(line))
+        self.open.line.append(line)
         self.open.split.append(SPLIT_CODES[row.split])
         self.open.content.append(digest64(content))
-        self.open.prompt.append(digest64(folded(prompt)))
+        self.open.prompt.append(digest64(folded(prompt_of(row))))
         self.count += 1
         if len(self.open.line) >= 10_000:
             self.packed.append(self.open.pack())
@@ -126,15 +125,16 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
     told_at, written = time.monotonic(), 0
     with (into / "rows.jsonl").open("w", encoding="utf-8") as out:
         for source in sources:
+            words = place_words(source, len(sources) > 1)
             for number, found in records(source.path, source.form, most_bytes=most_bytes):
-                place = place_of(source, number, len(sources) > 1)
+                place = f"{words} {number}"
                 row = row_of(found, mapped, source.split)
                 if isinstance(row, BadRow):
                     problems.add(place, row)
                 else:
                     content, text = row.to_json(), words_of(row)
                     written += out.write(content + "\n")
-                    staging.add(place, row, prompt_of(row), content)
+                    staging.add(words, number, row, content)
                     insights.add(place, row, text)
                     signatures.add(text)
                 if staging.count + problems.count > MAX_ROWS or written > most_bytes:
@@ -183,8 +183,9 @@ def row_of(found: Any, mapped: Mapped, split: str) -> Row | BadRow:
     return Row(row.messages, row.tools, row.text, split) if split else row
 
 
-def place_of(source: Source, number: int, several: bool) -> str:
-    return f"{source.name}, {source.form.place} {number}" if several and source.name else f"{source.form.place} {number}"
+def place_words(source: Source, several: bool) -> str:
+    """What stands before a record's number: `line`, or `held.jsonl, line` where there are several files."""
+    return f"{source.name}, {source.form.place}" if several and source.name else source.form.place
 
 
 def prompt_of(row: Row) -> str:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
-from training.child_environment import child_environment
+from training.child_environment import run_child
 from training.datasets.build import Choices
 from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
 from training.datasets.forms import Mapped
@@ -99,17 +98,8 @@ def look(upload: Upload) -> None:
         BadFile: what is wrong with the file.
     """
     (upload.folder / "order.json").write_text(json.dumps(order_of(upload)))
-    command = [sys.executable, "-m", "training.datasets.program", "look", str(upload.folder)]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=LOOK_SECONDS,
-            cwd=settings.BASE_DIR,
-            env=child_environment(),
-            check=False,
-        )
+        done = run_child("training.datasets.program", "look", str(upload.folder), cwd=settings.BASE_DIR, seconds=LOOK_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise BadFile("The first rows of this file take too long to read.", field="file") from error
     said = [json.loads(line) for line in done.stdout.splitlines()]
@@ -155,6 +145,11 @@ def sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
     """The first records: (line, record, or what is wrong with it)."""
     path = upload.folder / "sample.json"
     return [tuple(one) for one in json.loads(path.read_text())] if path.is_file() else []
+
+
+def column_names(upload: Upload) -> list[str]:
+    """The names that occur in the sample, in order."""
+    return list(dict.fromkeys(str(name) for _, record, _ in sample(upload) if record is not None for name in record))
 
 
 def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:

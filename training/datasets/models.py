@@ -10,6 +10,8 @@ from django.db import models
 
 from training.people.models import Owned
 
+SPLITS = {"train": "To train on", "heldout": "Held out", "test": "Test"}
+
 
 class Dataset(Owned):
     name = models.CharField(max_length=120)
@@ -86,6 +88,10 @@ class DatasetVersion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.dataset.name} v{self.number}"
+
+    def count(self, split: str) -> int:
+        """Rows of `train`, `heldout` or `test`."""
+        return {"train": self.train_rows, "heldout": self.heldout_rows, "test": self.test_rows}[split]
 
     def file(self, split: str) -> Path:
         """The JSONL of `train`, `heldout` or `test`."""

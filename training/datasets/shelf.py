@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from django.conf import settings
@@ -12,6 +11,7 @@ from django.db.models import ProtectedError
 from training.datasets.intake import BUSY
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.work import shared_data_folder
+from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
@@ -45,7 +45,7 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
                 Dataset.objects.filter(pk=dataset.pk).delete()
             kept = set(DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True))
             folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
-            freed = sum(remove(folder) for folder in folders)
+            freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
         raise Conflict("Another data set is being saved just now; try again in a minute.") from error
     except ProtectedError as error:
@@ -66,11 +66,4 @@ def forget_upload(user: User, upload: Upload) -> None:
         raise Conflict("Versions were made from this upload; delete the data set instead.")
     folder = upload.folder
     Upload.objects.filter(pk=upload.pk).delete()
-    remove(folder)
-
-
-def remove(folder: Path) -> int:
-    """Remove a folder; returns the bytes of its files."""
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    shutil.rmtree(folder, ignore_errors=True)
-    return freed
+    remove_tree(folder)

@@ -21,7 +21,7 @@ from training.datasets.preview import preview
 from training.datasets.shelf import forget_upload
 from training.datasets.uploads import limit_words, pasted, was_too_large
 from training.errors import TooLarge, UserError
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 
 MOST_COLUMNS_SHOWN = 200
@@ -29,8 +29,8 @@ MOST_COLUMNS_SHOWN = 200
 
 def new(request: SignedIn) -> HttpResponseBase:
     """`?dataset=ID` adds a version to a set that is there."""
-    asked = request.POST.get("dataset") or request.GET.get("dataset") or ""
-    dataset = get_changeable(Dataset, request.user, int(asked)) if asked.isdecimal() and len(asked) < 16 else None
+    asked = number(request.POST.get("dataset") or request.GET.get("dataset") or "")
+    dataset = get_changeable(Dataset, request.user, asked) if asked else None
     values: dict[str, Any] = {"limit": limit_words(), "limit_bytes": settings.DATASET_MAX_BYTES, "dataset": dataset}
     if request.method != "POST":
         return render(request, "datasets/new.html", values)
@@ -79,7 +79,7 @@ def upload(request: SignedIn, upload_id: int) -> HttpResponse:
 def page_values(found: Upload) -> dict[str, Any]:
     values: dict[str, Any] = {
         "upload": found,
-        "moving": found.state in (UploadState.WAITING, UploadState.WORKING),
+        "moving": found.state in intake.BUSY,
         "versions": found.versions.all(),
     }
     if found.state in (UploadState.DRAFT, UploadState.FAILED) and found.mapped:
@@ -89,16 +89,14 @@ def page_values(found: Upload) -> dict[str, Any]:
 
 def mapping_values(found: Upload, mapped: Mapped) -> dict[str, Any]:
     read = intake.form_of(found)
-    records = [record for _, record, _ in intake.sample(found) if record is not None]
     rows = preview(found, mapped) if mapped.complete else []
-    columns = list(dict.fromkeys(str(name) for record in records for name in record))[:MOST_COLUMNS_SHOWN]
     return {
         "read": read,
         "delimiters": DELIMITERS.items(),
         "units": UNITS.items(),
         "forms": FORMS.items(),
         "mapped": mapped,
-        "columns": columns,
+        "columns": intake.column_names(found)[:MOST_COLUMNS_SHOWN],
         "parts": [(part, needed, mapped.columns.get(part, "")) for part, needed in PARTS[mapped.form]],
         "rows": rows,
     }
@@ -109,7 +107,7 @@ def posted_mapping(request: SignedIn, found: Upload) -> dict[str, Any]:
     changed = form != found.mapped.get("form")
     columns = {part: request.POST.get(f"column-{part}", "") for part, _ in PARTS.get(form, ())}
     if changed:  # another form has other parts: columns of the same name are taken
-        names = {str(name) for _, record, _ in intake.sample(found) if record is not None for name in record}
+        names = intake.column_names(found)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
     return {"form": form, "columns": columns, "split": request.POST.get("split", "")}
 
@@ -192,5 +190,5 @@ def remap(request: SignedIn, upload_id: int) -> HttpResponse:
 
 @require_POST
 def forget(request: SignedIn, upload_id: int) -> HttpResponse:
-    forget_upload(request.user, get_changeable(Upload, request.user, upload_id))
+    forget_upload(request.user, get_visible(Upload, request.user, upload_id))
     return redirect("datasets")

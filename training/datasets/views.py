@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -11,10 +9,10 @@ from django.views.decorators.http import require_POST
 
 from training.datasets import shelf
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.models import SPLITS, Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import SHOWN_ROWS, first_rows
 from training.errors import NotFound
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, number
 from training.people.visible import get_visible
 
 
@@ -39,20 +37,16 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     versions = list(found.versions.select_related("upload"))
     version = chosen_version(versions, request.GET.get("version", ""))
     split = request.GET.get("split", "train")
-    split = split if split in ("train", "heldout", "test") else "train"
-    total = {"train": version.train_rows, "heldout": version.heldout_rows, "test": version.test_rows}[split]
-    page = min(max(1, whole(request.GET.get("page", "1"))), max(1, -(-total // SHOWN_ROWS)))
+    split = split if split in SPLITS else "train"
+    total = version.count(split)
+    page = min(max(1, number(request.GET.get("page", "1"))), max(1, -(-total // SHOWN_ROWS)))
     start = (page - 1) * SHOWN_ROWS
     values = {
         "dataset": found,
         "version": version,
         "versions": versions,
         "split": split,
-        "splits": (
-            ("train", "To train on", version.train_rows),
-            ("heldout", "Held out", version.heldout_rows),
-            ("test", "Test", version.test_rows),
-        ),
+        "splits": [(name, title, version.count(name)) for name, title in SPLITS.items()],
         "rows": list(enumerate(first_rows(version, split, start), start=start + 1)),
         "total": total,
         "page": page,
@@ -62,12 +56,12 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     return render(request, "datasets/dataset.html", values)
 
 
-def chosen_version(versions: list[DatasetVersion], number: str) -> DatasetVersion:
-    wanted = whole(number) if number else versions[0].number
+def chosen_version(versions: list[DatasetVersion], asked: str) -> DatasetVersion:
+    wanted = number(asked) if asked else versions[0].number
     for version in versions:
         if version.number == wanted:
             return version
-    raise NotFound(f"There is no version {number} of this data set.")
+    raise NotFound(f"There is no version {asked[:20]} of this data set.")
 
 
 @require_POST
@@ -82,7 +76,3 @@ def delete(request: SignedIn, dataset_id: int) -> HttpResponse:
     freed = shelf.delete(request.user, found, request.POST.get("name", ""))
     messages.success(request, f"{found.name} is deleted; {freed / 2**20:,.1f} MiB are free again.")
     return redirect("datasets")
-
-
-def whole(text: Any) -> int:
-    return int(text) if str(text).isdecimal() and str(text).isascii() and len(str(text)) < 10 else 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import threading
 from pathlib import Path
 
 
@@ -18,11 +20,18 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     aside.write_text(text)
     sync(aside)
     aside.rename(path)
     sync(path.parent)
+
+
+def remove_tree(folder: Path) -> int:
+    """Remove a folder; returns the bytes of its files."""
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST
 
 from training.people import teams, webhooks
 from training.people.models import Role, Scope
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, number
 from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one name from one address
@@ -107,8 +107,7 @@ def team_new(request: SignedIn) -> HttpResponse:
 @require_POST
 def team_share(request: SignedIn) -> HttpResponse:
     """Which team new things are shared with."""
-    chosen = request.POST.get("team", "")
-    teams.share_with(request.user, int(chosen) if chosen.isascii() and chosen.isdecimal() and len(chosen) < 16 else None)
+    teams.share_with(request.user, number(request.POST.get("team", "")) or None)
     return redirect("account")
 
 

@@ -158,7 +158,7 @@ def read_run(request: SignedIn, run_id: int) -> Run:
 @router.patch("/{int:run_id}", response=RunOut)
 def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
     """Rename, tag, note or archive a run."""
-    run = get_changeable(Run, request.user, run_id, *RELATED)
+    run = get_visible(Run, request.user, run_id, *RELATED)
     tags = None if body.tags is None else ",".join(body.tags)
     keep.describe_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
     if body.archived is not None:
@@ -169,7 +169,7 @@ def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
 @router.delete("/{int:run_id}", response={204: None})
 def delete_run(request: SignedIn, run_id: int, body: SureIn) -> Status[None]:
     """Delete a run that is over and free its disk; `name` must be its name."""
-    keep.delete(request.user, get_changeable(Run, request.user, run_id), body.name)
+    keep.delete(request.user, get_visible(Run, request.user, run_id), body.name)
     return Status(204, None)
 
 

@@ -42,7 +42,7 @@ def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found
         said |= {
             "lengths": facts,
             "steps": steps,
-            "exact": exact and found.measured == found.rows,
+            "exact": exact,
             "tokens": tokens,
             "evals": 1 + -(-steps // config.eval_interval),
         }
@@ -63,7 +63,7 @@ def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> 
 
 def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
     """Optimizer steps and their tokens, and whether they were planned one by one (of much data they are scaled up)."""
-    kept = kept_lengths_of(found, config)
+    kept = found.kept(config.max_length)
     if not kept:
         return 0, 0, True
     once = replace(config, epochs=1, max_steps=0)
@@ -74,15 +74,6 @@ def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
     plan = plan_steps(kept, config)
     tokens = sum(length_of(packed, kept) for step in plan.steps for batch in step for packed in batch)
     return plan.total_steps, tokens, True
-
-
-def kept_lengths_of(found: Lengths, config: RunConfig) -> list[int]:
-    """Lengths of the rows that keep something to train, cut off as the engine cuts them."""
-    return [
-        int(min(total, config.max_length))
-        for total, first in zip(found.total, found.first, strict=True)
-        if first < config.max_length
-    ]
 
 
 def batch_words(config: RunConfig) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable
 
 from django.db import transaction
 from django.utils import timezone
 
+from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
@@ -81,6 +81,4 @@ def delete(user: User, run: Run, name: str) -> int:
             raise Conflict(f"{run.name} is not over yet; stop it first.")
         folder = run.folder
         Run.objects.filter(pk=run.pk).delete()
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    shutil.rmtree(folder, ignore_errors=True)
-    return freed
+    return remove_tree(folder)

@@ -154,7 +154,7 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if ended:
-            tell_of_end(Run.objects.select_related("owner").get(pk=run.pk))
+            tell_of_end(run.pk)
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return bool(ended)

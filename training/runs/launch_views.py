@@ -13,7 +13,7 @@ from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import form, launch, listing, measure, run_file, sweep
 from training.runs.forecast import forecast
@@ -106,11 +106,6 @@ def chosen_version(request: SignedIn, text: str) -> DatasetVersion:
     if version is None:
         raise NotFound("Choose a data set.", field="data")
     return version
-
-
-def number(text: str) -> int:
-    """An id from an address or a form; 0, which no row has, for what is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
 def page(request: SignedIn, chosen: dict[str, str], values: dict[str, Any], error: UserError | None) -> HttpResponse:

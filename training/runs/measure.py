@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -21,9 +19,11 @@ from django.conf import settings
 from numpy.typing import NDArray
 
 from training.catalog.models import BaseModel
-from training.child_environment import child_environment
+from training.child_environment import run_child
 from training.datasets.models import DatasetVersion
+from training.engine.batches import epoch_batches, length_of
 from training.engine.config import RunConfig
+from training.engine.files import write_atomically
 from training.errors import UserError
 
 MOST_ROWS = 20_000  # about a millisecond each; of larger sets every n-th row is measured, and the page says so
@@ -58,6 +58,11 @@ class Lengths:
     def measured(self) -> int:
         return len(self.total)
 
+    def kept(self, max_length: int) -> list[int]:
+        """Lengths of the rows that keep something to train, cut off as the engine cuts them."""
+        found: list[int] = np.minimum(self.total, max_length)[self.first < max_length].tolist()
+        return found
+
     @property
     def factor(self) -> float:
         """What a count of the measured rows stands for."""
@@ -74,16 +79,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     if not AT_ONCE.acquire(timeout=BUSY_SECONDS):
         raise Busy("Others are looking at tokens just now; try again in a minute.")
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "training.engine.look"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            cwd=settings.BASE_DIR,
-            env=child_environment(),
-            check=False,
-        )
+        done = run_child("training.engine.look", said=json.dumps(request), cwd=settings.BASE_DIR, seconds=PATIENCE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError("This model's chat template took too long; it may never end.", field="model") from error
     finally:
@@ -130,7 +126,7 @@ def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool 
         return kept
     path = place(version, model, split, train_on_prompt)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = {"train": version.train_rows, "heldout": version.heldout_rows, "test": version.test_rows}[split]
+    rows = version.count(split)
     request = {
         "model": str(model.folder),
         "file": str(version.file(split)),
@@ -150,9 +146,8 @@ def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool 
     except UserError as error:  # remembered, or each look at the page would take the whole patience again
         failed.write_text(error.message)
         raise
-    aside = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    aside.write_text(json.dumps({"rows": rows, "template": answer["template"], "fault": answer["fault"]}))
-    aside.rename(path.with_suffix(".json"))
+    told = {"rows": rows, "template": answer["template"], "fault": answer["fault"]}
+    write_atomically(path.with_suffix(".json"), json.dumps(told))
     made = kept_lengths(version, model, train_on_prompt=train_on_prompt, split=split)
     assert made is not None
     return made
@@ -197,9 +192,7 @@ def trained_within(found: Lengths, max_length: int) -> NDArray[np.int32]:
 
 def padding(found: Lengths, config: RunConfig) -> dict[str, float]:
     """Share of padding with our batches, and with rows in random order in batches of the same size."""
-    from training.engine.batches import epoch_batches, length_of
-
-    kept = np.minimum(found.total, config.max_length)[found.first < config.max_length].tolist()
+    kept = found.kept(config.max_length)
     if not kept:
         return {"ours": 0.0, "random": 0.0}
     batches = epoch_batches(kept, config, 0)

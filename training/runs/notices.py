@@ -16,8 +16,9 @@ from training.runs.states import ENDED, State
 SHOWN_SECONDS = 300  # pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
 
 
-def tell_of_end(run: Run) -> None:
-    """Leave a message for each webhook of the owner. Called once, when a run comes to its end."""
+def tell_of_end(run_id: int) -> None:
+    """Leave a message for each webhook of the owner. Called once, in the transaction that ends the run."""
+    run = Run.objects.select_related("owner").get(pk=run_id)
     body = {
         "event": "run.ended",
         "run": {"id": run.pk, "name": run.name, "state": run.state, "message": run.message, "step": run.step},

@@ -223,5 +223,5 @@ class Watch:
         with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
             self.lease.update(**changes)
             if changes.get("state") in ENDED:
-                tell_of_end(Run.objects.select_related("owner").get(pk=self.lease.run_id))
+                tell_of_end(self.lease.run_id)
         doorbell.show(self.lease.run_id)

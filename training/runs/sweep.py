@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from typing import Any
 
 from django.db import transaction
@@ -56,7 +57,7 @@ def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
     if unknown:
         raise ConfigError(f"There is no setting {unknown[0][:40]!r}.", field=unknown[0][:40])
     fixed, grid = split_grid(settings)
-    count = count_runs(grid)
+    count = math.prod(len(values) for values in grid.values())
     if count > MOST_RUNS:
         sizes = " x ".join(str(len(values)) for values in grid.values())
         raise TooLarge(f"{sizes} = {count:,} runs; a sweep has at most {MOST_RUNS}. Take values out.", field=next(iter(grid)))
@@ -68,25 +69,17 @@ def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 def warnings_of(everyone: list[dict[str, Any]], base_model: BaseModel, data: DatasetVersion) -> list[str]:
     """What the card would warn of for any run of the grid, as far as it is known without waiting; each once."""
-    found: dict[str, None] = {}
-    for settings in everyone:
-        config = read_settings(settings)
-        lengths = kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt)
-        refuse_fault(lengths)
-        found |= dict.fromkeys(all_warnings(config, base_model, lengths))
-    return list(found)
+    configs = [read_settings(settings) for settings in everyone]
+    lengths = {on: kept_lengths(data, base_model, train_on_prompt=on) for on in {config.train_on_prompt for config in configs}}
+    for found in lengths.values():
+        refuse_fault(found)
+    warnings = [all_warnings(config, base_model, lengths[config.train_on_prompt]) for config in configs]
+    return list(dict.fromkeys(words for some in warnings for words in some))
 
 
 def mark(words: str) -> str:
     """A warning's name in a form, so that a person passes just what they have seen."""
     return hashlib.sha256(words.encode()).hexdigest()[:16]
-
-
-def count_runs(grid: dict[str, list[Any]]) -> int:
-    count = 1
-    for values in grid.values():
-        count *= len(values)
-    return count
 
 
 def launch_sweep(user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = "") -> Sweep:

@@ -12,9 +12,8 @@ from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, number
 from training.runs import measure
-from training.runs.launch_views import number
 
 ROWS = 4
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
-from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
@@ -15,7 +12,7 @@ from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
 from training.errors import NotFound, UserError
-from training.people.requests import SignedIn
+from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import compare, files, keep, launch, listing, metrics_file, run_file, stream
 from training.runs.models import Event, Run
@@ -57,10 +54,10 @@ def two_bodies(answer: HttpResponse) -> HttpResponse:
 
 
 def next_sort(now: str, name: str) -> str:
-    """A click sorts by a column, a second one turns the order."""
-    return (
-        f"-{name}" if now == name else name if now == f"-{name}" else name if name in ("name", "model", "owner") else f"-{name}"
-    )
+    """A click sorts by a column, names from the first and numbers from the highest; a second one turns the order."""
+    if now.removeprefix("-") == name:
+        return name if now.startswith("-") else f"-{name}"
+    return name if name in ("name", "model", "owner") else f"-{name}"
 
 
 def run(request: SignedIn, run_id: int) -> HttpResponse:
@@ -95,7 +92,7 @@ def go_on(request: SignedIn, run_id: int) -> HttpResponse:
 
 @require_POST
 def edit(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_changeable(Run, request.user, run_id)
+    found = get_visible(Run, request.user, run_id)
     given = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
     keep.describe_run(request.user, found, **given)
     return redirect("run", run_id)
@@ -103,13 +100,13 @@ def edit(request: SignedIn, run_id: int) -> HttpResponse:
 
 @require_POST
 def archive(request: SignedIn, run_id: int) -> HttpResponse:
-    keep.archive(request.user, get_changeable(Run, request.user, run_id), back=request.POST.get("back") == "1")
+    keep.archive(request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1")
     return redirect("run", run_id)
 
 
 @require_POST
 def delete(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_changeable(Run, request.user, run_id)
+    found = get_visible(Run, request.user, run_id)
     freed = keep.delete(request.user, found, request.POST.get("name", ""))
     messages.success(request, f"{found.name} is deleted; {freed / 1e6:,.1f} MB are free again.")
     return redirect("runs")
@@ -149,10 +146,6 @@ def side_by_side(request: SignedIn) -> HttpResponse:
     return render(request, "runs/compare.html", values)
 
 
-def number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
-
-
 def log(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     rows = Event.objects.filter(run=found).exclude(kind__in=("step", "memory", "sample")).order_by("-seq")[:LOG_LINES]
@@ -183,9 +176,3 @@ def attachment(answer: Answer, found: Run, ending: str) -> Answer:
     """A download under a name made of the run's number alone: no name of a person reaches a header."""
     answer["Content-Disposition"] = f'attachment; filename="run-{found.pk}.{ending}"'
     return answer
-
-
-async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
-    while piece := await sync_to_async(partial(next, pieces, b""))():
-        yield piece
