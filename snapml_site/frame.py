@@ -22,14 +22,18 @@ RAIL = (
 )
 
 
+BELONGS_TO = {"sweeps": "runs", "uploads": "datasets"}
+
+
 def frame(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
     match = request.resolver_match
+    here = (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else ""
     return {
         "rail": RAIL,
-        "here": (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else "",
+        "here": BELONGS_TO.get(here, here),
         **strip(user),
         **({} if request.headers.get("HX-Request") else guide(user)),  # fragments, the strip among them, do not show it
     }

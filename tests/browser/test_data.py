@@ -164,3 +164,23 @@ def test_a_file_is_dropped_on_the_page(page, stage):
     page.dispatch_event("[data-drop]", "drop", {"dataTransfer": dropped})
     page.wait_for_url(re.compile(r"/data/uploads/\d+$"))
     expect(page.locator(".turn.user").first).to_contain_text("lamp 1")
+
+
+def test_a_notification_tells_of_a_runs_end_once(page, stage):
+    page.context.grant_permissions(["notifications"], origin=stage.address)
+    page.add_init_script(
+        "window.told = JSON.parse(sessionStorage.getItem('told') ?? '[]');"
+        "window.Notification = class { static permission = 'granted'; static requestPermission = async () => 'granted';"
+        "constructor(title) { window.told.push(title); sessionStorage.setItem('told', JSON.stringify(window.told)); } };"
+    )
+    page.goto(stage.address + "/account")
+    page.get_by_role("button", name="Tell me in this browser when a run ends").click()
+    expect(page.get_by_role("button", name="Stop telling me in this browser")).to_be_visible()
+    settings = {"max_steps": 2, "max_length": 80, "tokens_per_batch": 160}
+    body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
+    run = stage.api("POST", "/runs", body)["id"]
+    stage.wait_for(lambda: stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished")
+    page.wait_for_timeout(7000)
+    page.reload()
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.told").count("Finished: Told of") == 1

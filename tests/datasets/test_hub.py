@@ -1,0 +1,113 @@
+"""A data set of the hub, fetched by the hub's own library from a stand-in that speaks as much of its language as is asked."""
+
+import io
+import json
+import threading
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from training.datasets import intake
+from training.datasets.build import Choices
+from training.datasets.models import Upload
+from training.datasets.work import work_on
+
+pytestmark = pytest.mark.django_db
+COMMIT = "c" * 40
+
+
+def parquet(rows):
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    return out.getvalue()
+
+
+FILES = {
+    "default/train/0000.parquet": parquet([{"question": f"what is {i}", "answer": str(i)} for i in range(8)]),
+    "default/train/0001.parquet": parquet([{"question": f"what is {i}", "answer": str(i)} for i in range(8, 12)]),
+    "default/validation/0000.parquet": parquet([{"question": "what is left", "answer": "nothing"}]),
+    "default/unsupervised/0000.parquet": parquet([{"question": "?", "answer": ""}]),
+    "other/train/0000.parquet": parquet([{"question": "never", "answer": "seen"}]),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    asked = []
+
+    def answer(self, body):
+        Hub.asked.append(self.headers.get("Authorization"))
+        path = unquote(urlsplit(self.path).path)
+        if path.startswith("/api/datasets/owner/lamps/revision/refs/convert/parquet"):
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
+            return self.send(json.dumps({"id": "owner/lamps", "sha": COMMIT, "siblings": siblings}).encode(), body=body)
+        name = path.rpartition("/refs/convert/parquet/")[2]
+        if path.startswith("/datasets/owner/lamps/resolve/") and name in FILES:
+            return self.send(FILES[name], body=body, ETag=f'"{sha256(FILES[name]).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def send(self, content, *, body, **headers):
+        self.send_response(200)
+        for name, value in {"Content-Length": len(content), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    Hub.asked = []
+    yield
+    server.shutdown()
+
+
+def fetch(user, hub_id):
+    upload = intake.order_from_hub(user, hub_id, name="")
+    work_on(upload.pk)
+    return Upload.objects.get(pk=upload.pk)
+
+
+def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
+    upload = fetch(alice, "owner/lamps")
+    assert (upload.state, upload.error) == ("draft", "")
+    assert [file["split"] for file in upload.files] == ["train", "train", "heldout"]
+    assert upload.mapped["columns"] == {"prompt": "question", "completion": "answer"}
+    intake.ask_for_check(upload)
+    work_on(upload.pk)
+    upload.refresh_from_db()
+    intake.ask_for_save(upload, Choices(), leave_out=False)
+    work_on(upload.pk)
+    version = upload.versions.get()
+    assert (version.dataset.name, version.train_rows, version.heldout_rows) == ("lamps", 12, 1)
+    assert set(Hub.asked) == {None}  # the server's own token is not lent to its users
+
+
+def test_more_than_the_limit_is_not_fetched(hub, alice, settings):
+    settings.DATASET_MAX_BYTES = 1000
+    upload = fetch(alice, "owner/lamps")
+    assert (upload.state, "more than the 0 MiB allowed" in upload.error) == ("failed", True)
+
+
+def test_what_the_hub_does_not_show_to_everybody_is_said(hub, alice):
+    upload = fetch(alice, "owner/secret")
+    assert (upload.state, "shows no data set owner/secret" in upload.error) == ("failed", True)
