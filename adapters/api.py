@@ -93,5 +93,5 @@ ZIP: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}
 
 @router.get("/{int:adapter_id}/download", openapi_extra=ZIP)
 def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
-    """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them."""
+    """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or of the whole model."""
     return views.download(request, adapter_id)

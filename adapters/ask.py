@@ -10,6 +10,7 @@ import httpx
 from django.conf import settings
 
 from adapters.models import AdapterVersion
+from training.engine.methods import TABLE
 from training.errors import UserError
 
 MAX_CHARACTERS = 20_000
@@ -47,11 +48,22 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
         "temperature": number(body, "temperature", 0.0, 2.0, default=0.0),
         "top_p": number(body, "top_p", 0.01, 1.0, default=1.0),
         "max_tokens": int(number(body, "max_tokens", 1, 2048, default=200)),
-        "snapml": {
-            "base": str(version.base_model.folder),
-            "adapter": str(version.folder) if who == "adapter" else None,
-            "sha256": version.files["adapter_model.safetensors"]["sha256"],  # a run that went on writes new weights there
-        },
+        "snapml": places(version, who),
+    }
+
+
+def places(version: AdapterVersion, who: str) -> dict[str, Any]:
+    """Where base and weights lie. The hash is with them because a run that went on writes new weights to the same folder.
+
+    The base beside a QLoRA adapter is in 4 bits as it was trained; a run that trained the whole model left a base of its own.
+    """
+    if version.whole_model and who == "adapter":
+        return {"base": str(version.folder), "base_sha256": version.sha256}
+    return {
+        "base": str(version.base_model.folder),
+        "quantised": TABLE[version.method].quantised,
+        "adapter": str(version.folder) if who == "adapter" else None,
+        "sha256": version.sha256,
     }
 
 

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.db import models
 
 from training.catalog.models import BaseModel
+from training.engine.methods import TABLE
 from training.people.models import Owned
 from training.runs.models import Run
 
@@ -34,6 +35,15 @@ class AdapterVersion(Owned):
 
     def __str__(self) -> str:
         return f"{self.name} v{self.number}"
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        return str(next(facts["sha256"] for name, facts in self.files.items() if name.endswith(".safetensors")))
+
+    @property
+    def whole_model(self) -> bool:
+        return TABLE[self.method].whole_model
 
     @property
     def folder(self) -> Path:

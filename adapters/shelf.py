@@ -11,7 +11,6 @@ from django.db.models import Max
 from zipstream import ZIP_STORED, ZipStream
 
 from adapters.models import AdapterVersion
-from training.engine.checkpoint_files import ADAPTER
 from training.engine.files import sha256, sync
 from training.engine.outcome import Result
 from training.runs.models import Run
@@ -22,11 +21,10 @@ def keep(run: Run, result: Result) -> None:
     source, aside = run.folder / "adapter", run.folder / ".shelf"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)  # outside the transaction: nobody waits for a large adapter's copy
-    files: dict[str, dict[str, Any]] = {
-        name: {"sha256": sha256(aside / name), "bytes": (aside / name).stat().st_size} for name in ADAPTER
-    }
-    for name in ADAPTER:
-        sync(aside / name)
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(aside.iterdir()):
+        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        sync(path)
     with transaction.atomic():
         version = AdapterVersion.objects.filter(run=run).first()
         if version is None:

@@ -27,7 +27,7 @@ from training.engine.config import RunConfig
 from training.engine.conversations import IGNORED, encode, load_tokenizer, read_rows
 from training.engine.evaluate import collate
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, load_base, pick_device, pick_dtype
+from training.engine.model import TrainedPositions, fastest_dtype, load_base, pick_device
 
 BUDGET, REPEATS = 1024, 6
 EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_home.jsonl"
@@ -39,7 +39,7 @@ def main() -> None:
     tokenizer = load_tokenizer(folder)
     rows = [encode(tokenizer, row, max_length=512) for row in read_rows(EXAMPLE) if row["split"] == "train"]
     config = RunConfig(model=str(folder))
-    model = TABLE["lora"].wrap(load_base(folder, pick_dtype("auto", device), device), config).train()
+    model = TABLE["lora"].wrap(load_base(folder, fastest_dtype(device), device), config).train()
     head = TrainedPositions(model)
     sorted_batches = epoch_batches([len(row) for row in rows], RunConfig(tokens_per_batch=BUDGET, max_length=BUDGET), 0)
     size = round(statistics.mean(len(batch) for batch in sorted_batches))

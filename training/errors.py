@@ -15,6 +15,10 @@ class UserError(Exception):
         self.field = field
 
 
+class ConfigError(UserError):
+    """A setting that cannot be right, or two that contradict each other."""
+
+
 class NotAllowed(UserError):
     """The person is known, but this is not theirs to do."""
 

@@ -17,14 +17,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.speaker import Busy, Question, Said, Speaker, Weights
+from adapters.inference.held import Base, Weights
+from adapters.inference.speaker import Busy, Question, Said, Speaker
 
 MAX_BODY_BYTES = 1_000_000
 
 
 def make_app(speaker: Speaker, token: str) -> Starlette:
     async def health(_request: Request) -> Response:
-        return JSONResponse({"base": str(speaker.base or ""), "answering": len(speaker.answers)})
+        base = speaker.held.base
+        return JSONResponse({"base": str(base.folder) if base else "", "answering": len(speaker.answers)})
 
     async def chat(request: Request) -> Response:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -52,7 +54,7 @@ def make_app(speaker: Speaker, token: str) -> Starlette:
 def question_of(body: dict[str, Any]) -> Question:
     place = body["snapml"]
     return Question(
-        base=Path(place["base"]),
+        base=Base(Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))),
         adapter=Weights(Path(place["adapter"]), str(place["sha256"])) if place.get("adapter") else None,
         messages=[{"role": str(m["role"]), "content": str(m["content"])} for m in body["messages"]],
         max_tokens=min(max(1, int(body.get("max_tokens", 200))), 2048),

@@ -9,19 +9,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from adapters.inference.held import Base, Held, Weights
 from adapters.inference.sampling import pick_token
-from training.engine.conversations import load_tokenizer, prompt_ids, use_template
-from training.engine.model import load_base, pick_device, pick_dtype
+from training.engine.conversations import prompt_ids
 
 MAX_QUESTIONS = 8  # under way and waiting; the next one is told to come back
-MAX_ADAPTERS = 4  # loaded beside the base; the least recently used one leaves
 
 Said = dict[str, Any]
 HUNG_UP: Said = {"error": "The caller hung up."}
@@ -31,18 +28,11 @@ class Busy(Exception):
     """MAX_QUESTIONS are under way."""
 
 
-class Weights(NamedTuple):
-    """An adapter's folder and the hash of its weights: other weights in the same folder are another adapter."""
-
-    folder: Path
-    sha256: str
-
-
 @dataclass
 class Question:
-    """What to answer, with which adapter folder (None: the base alone), and where the answer goes."""
+    """What to answer, with which adapter (None: the base alone), and where the answer goes."""
 
-    base: Path
+    base: Base
     adapter: Weights | None
     messages: list[dict[str, str]]
     max_tokens: int = 200
@@ -69,14 +59,9 @@ class Answer:
 
 class Speaker:
     def __init__(self) -> None:
-        self.device = pick_device()
-        self.base: Path | None = None
-        self.model: Any = None
-        self.tokenizer: Any = None
-        self.stop_ids: set[int] = set()
-        self.loaded: OrderedDict[Weights, str] = OrderedDict()
+        self.held = Held()
         self.waiting: queue.Queue[Question] = queue.Queue()
-        self.next_base: Question | None = None  # waits until the present base has answered
+        self.next_base: Question | None = None  # waits until what is held has answered
         self.answers: list[Answer] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -118,7 +103,8 @@ class Speaker:
     def _take_questions(self) -> None:
         """Take what waits, in order; block only when there is nothing to say.
 
-        A question for another base waits until the present base has answered, and everybody behind it waits with it.
+        A question for another base, or with an adapter of another type, waits until those of the present have been answered, and
+        everybody behind it waits with it.
         """
         while True:
             if self.next_base is not None and self.answers:
@@ -130,7 +116,7 @@ class Speaker:
             self.next_base = None
             if question.hung_up.is_set():
                 self._last_word(question, HUNG_UP)
-            elif self.answers and question.base != self.base:
+            elif self.answers and not self.held.fits(question.base, question.adapter):
                 self.next_base = question
             else:
                 self._take(question)
@@ -142,69 +128,33 @@ class Speaker:
             self._last_word(question, {"error": f"{type(error).__name__}: {error}"})
 
     def _begin(self, question: Question) -> Answer:
-        if self.base != question.base:
+        if self.held.base != question.base:
             question.said.put({"status": "loading the base model"})
-            self._load_base(question.base)
-        if question.adapter is not None and question.adapter not in self.loaded:
+            self.held.load_base(question.base)
+        if question.adapter is not None and question.adapter not in self.held.loaded:
             question.said.put({"status": "loading the adapter"})
         self._use(question.adapter)
-        ids = prompt_ids(self.tokenizer, {"messages": question.messages})
+        ids = prompt_ids(self.held.tokenizer, {"messages": question.messages})
         return Answer(
             question=question,
-            pending=torch.tensor([ids], device=self.device),
+            pending=torch.tensor([ids], device=self.held.device),
             prompt_tokens=len(ids),
-            draw=torch.Generator(self.device).manual_seed(question.seed),
+            draw=torch.Generator(self.held.device).manual_seed(question.seed),
         )
 
-    def _load_base(self, folder: Path) -> None:
-        self.model, self.base = None, None
-        self.loaded.clear()
-        self.tokenizer = load_tokenizer(folder)
-        use_template(self.tokenizer)
-        self.model = load_base(folder, pick_dtype("auto", self.device), self.device).eval()
-        ends = self.model.generation_config.eos_token_id
-        self.stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.base = folder
-
     def _use(self, adapter: Weights | None) -> None:
-        """Make the next forward go through this adapter, or through none."""
-        from peft import PeftModel
-
-        if adapter is None:
-            if self.loaded:
-                self.model.base_model.disable_adapter_layers()
-            return
-        if adapter not in self.loaded:
-            name = f"adapter-{adapter.folder.name}-{adapter.sha256[:12]}"
-            if not self.loaded:
-                base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-                self.model = PeftModel.from_pretrained(base, adapter.folder, adapter_name=name).eval()
-            else:
-                self.model.load_adapter(adapter.folder, adapter_name=name)
-            self.loaded[adapter] = name
-            self._drop_oldest()
-        self.loaded.move_to_end(adapter)
-        self.model.base_model.enable_adapter_layers()
-        self.model.set_adapter(self.loaded[adapter])
-
-    def _drop_oldest(self) -> None:
-        in_use = {answer.question.adapter for answer in self.answers}
-        for weights in list(self.loaded)[:-1]:
-            if len(self.loaded) <= MAX_ADAPTERS:
-                return
-            if weights not in in_use:
-                self.model.delete_adapter(self.loaded.pop(weights))
+        self.held.use(adapter, {answer.question.adapter for answer in self.answers})
 
     @torch.inference_mode()
     def _say_one_token(self, answer: Answer) -> Said | None:
         """Add one token to an answer and send what became readable; the last word when it is at its end."""
         question = answer.question
         self._use(question.adapter)
-        output = self.model(input_ids=answer.pending, cache=answer.cache, use_cache=True, logits_to_keep=1)
-        answer.cache = output.past_key_values
+        output = self.held.forward(answer.pending, answer.cache, question.adapter)
+        answer.cache = output.cache
         token = pick_token(output.logits[0, -1], temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
-        answer.pending = torch.tensor([[token]], device=self.device)
-        ended = token in self.stop_ids
+        answer.pending = torch.tensor([[token]], device=self.held.device)
+        ended = token in self.held.stop_ids
         if not ended:
             answer.ids.append(token)
         at_its_end = ended or len(answer.ids) >= question.max_tokens
@@ -219,7 +169,7 @@ class Speaker:
         return None
 
     def _send_text(self, answer: Answer, *, whole: bool) -> None:
-        text = self.tokenizer.decode(answer.ids, skip_special_tokens=True)
+        text = self.held.tokenizer.decode(answer.ids, skip_special_tokens=True)
         if whole or not text.endswith("\ufffd"):  # half a character: the next token completes it
             answer.question.said.put({"text": text[len(answer.sent) :]})
             answer.sent = text

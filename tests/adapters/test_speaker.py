@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.inference import speaker as module
+from adapters.inference import held
+from adapters.inference import speaker as speaker_module
+from adapters.inference.held import Base, Weights
 from adapters.inference.sampling import pick_token
-from adapters.inference.speaker import Busy, Question, Speaker, Weights
+from adapters.inference.speaker import Busy, Question, Speaker
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +28,14 @@ def adapter(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def speaker(monkeypatch):
-    monkeypatch.setattr(module, "pick_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
     made = Speaker()
     made.start()
     return made
 
 
 def question(tiny_model, adapter=None, **more):
-    return Question(base=tiny_model, adapter=adapter, messages=MESSAGES, max_tokens=12, **more)
+    return Question(base=Base(tiny_model), adapter=adapter, messages=MESSAGES, max_tokens=12, **more)
 
 
 def hear(asked, seconds=60):
@@ -88,7 +90,7 @@ def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
 
 
 def test_one_too_many_is_told_to_come_back_and_places_are_given_back(speaker, tiny_model, monkeypatch):
-    monkeypatch.setattr(module, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(speaker_module, "MAX_QUESTIONS", 2)
     asked = [question(tiny_model), question(tiny_model)]
     for one in asked:
         speaker.ask(one)
@@ -103,12 +105,12 @@ def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
     asked = question(tiny_model)
     asked.hung_up.set()
     speaker.ask(asked)
-    assert hear(asked)[1] == module.HUNG_UP
+    assert hear(asked)[1] == speaker_module.HUNG_UP
     assert speaker._count == 0
 
 
 def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(speaker, tiny_model, tmp_path):
-    broken = Question(base=tmp_path, adapter=None, messages=MESSAGES)
+    broken = Question(base=Base(tmp_path), adapter=None, messages=MESSAGES)
     speaker.ask(broken)
     assert "error" in hear(broken)[1]
     good = question(tiny_model)
@@ -131,13 +133,13 @@ def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, a
 
 
 def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(held, "MAX_ADAPTERS", 2)
     for number in range(4):
         asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
         speaker.ask(asked)
         assert "done" in hear(asked)[1]
-    assert len(speaker.loaded) == 2
-    assert len(speaker.model.peft_config) == 2
+    assert len(speaker.held.loaded) == 2
+    assert len(speaker.held.model.peft_config) == 2
 
 
 def test_a_question_for_another_base_waits_for_its_turn_and_gets_it(speaker, tiny_model, tmp_path):
@@ -155,3 +157,31 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
     assert drawn == {0, 1}
     assert {pick_token(logits, temperature=1.0, top_p=0.01, draw=draw) for _ in range(20)} == {0}
     assert pick_token(logits, temperature=0.0, top_p=1.0, draw=draw) == 0
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "qlora", "full"])
+def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_model, adapter, tmp_path, method):
+    import training.engine.__main__ as engine
+    from training.engine.methods import TABLE
+
+    run = tiny.make_run(tmp_path / "run", tiny_model, method=method, rank=16, alpha=32, max_steps=12, learning_rate=0.02)
+    assert (
+        subprocess.run(
+            [sys.executable, "-m", engine.__name__.removesuffix(".__main__"), str(run)], cwd=ROOT, check=False
+        ).returncode
+        == 0
+    )
+    if method == "full":
+        asked = Question(base=Base(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12)
+        expected = plain_answer(run / "adapter", None)
+    else:
+        base = Base(tiny_model, TABLE[method].quantised)
+        asked = Question(base=base, adapter=Weights(run / "adapter", "x"), messages=MESSAGES, max_tokens=12)
+        expected = None if TABLE[method].quantised else plain_answer(tiny_model, Weights(run / "adapter", "x"))
+    alone = question(tiny_model)
+    for one in (asked, alone, question(tiny_model, adapter)):  # another type waits until this one has answered
+        speaker.ask(one)
+    text, last = hear(asked)
+    assert "done" in last, last
+    assert expected is None or text == expected
+    assert hear(alone)[0] == plain_answer(tiny_model, None)

@@ -25,7 +25,8 @@ BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
     request = ask.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
-    assert request["snapml"] == {"base": str(base_model.folder), "adapter": str(adapter.folder), "sha256": "a"}
+    place = {"base": str(base_model.folder), "quantised": False, "adapter": str(adapter.folder), "sha256": "a"}
+    assert request["snapml"] == place
     assert ask.question(adapter, {**BODY, "who": "base"})["snapml"]["adapter"] is None
 
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from training.engine import checkpoint
+from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 
 
 class Model(torch.nn.Linear):
-    def save_pretrained(self, folder, safe_serialization):
-        for name in checkpoint.ADAPTER:
-            (folder / name).write_text("weights")
+    def save_pretrained(self, folder, max_shard_size):
+        (folder / "model.safetensors").write_text("weights")
+        (folder / "config.json").write_text("{}")
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def saver(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
 
     def save(step):
-        return checkpoint.save(tmp_path, step, model=model, optimizer=optimizer, facts={"loss": 1.0})
+        return checkpoint.save(tmp_path, step, checkpoint.Trained(model, optimizer, RunConfig()), {"loss": 1.0})
 
     return save
 
@@ -34,7 +35,7 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, sa
 
 def test_one_byte_changed_is_seen_by_its_hash(tmp_path, saver):
     folder = saver(1)
-    (folder / "adapter_config.json").write_text("weightz")
+    (folder / "config.json").write_text("[]")
     assert not checkpoint.is_whole(folder)
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from training.engine.config import ConfigError, RunConfig
+from training.engine.config import RunConfig
+from training.errors import ConfigError
 
 
 def test_defaults_fit_together():

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 
 from tests import tiny
-from training.engine.config import ConfigError
 from training.engine.conversations import IGNORED, encode, load_tokenizer
 from training.engine.evaluate import collate
 from training.engine.model import TrainedPositions, load_base
+from training.errors import ConfigError
 
 
 def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):

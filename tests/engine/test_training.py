@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from tests import tiny
+from training.engine.__main__ import main
 from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
+from training.engine.reins import Reins
 
 ROOT = Path(__file__).parents[2]
 
@@ -264,6 +267,44 @@ def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, way):
     process.wait()
     assert train(cut)[0] == 0
     assert tiny.losses(tiny.events(cut)) == tiny.losses(tiny.events(whole))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The engine in this process: quicker by its imports. What it turns is turned back."""
+    monkeypatch.setattr(Reins, "listen", lambda _self: None)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+TECHNIQUES = [
+    {"method": "lora", "init_weights": "pissa_niter_4"},
+    {"method": "lora", "init_weights": "eva"},
+    {"method": "lora", "lora_plus_ratio": 8.0, "optimizer": "adamw_8bit"},
+    {"method": "qlora", "init_weights": "loftq", "optimizer": "paged_adamw_8bit"},
+    {"method": "full", "precision": "mixed"},
+    {"method": "prefix", "prefix_projection": True},
+    {"method": "prompt"},
+    {"method": "bottleneck", "bottleneck_size": 8},
+    {"method": "ia3"},
+]
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: "-".join(map(str, t.values())))
+def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_run, in_process, technique):
+    lora = {} if technique["method"].endswith("lora") else {"rank": 16, "alpha": 32}
+    folder = tiny_run("run", **lora, **technique)
+    assert main([str(folder)]) == 0
+    whole = tiny.losses(tiny.events(folder))
+    weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
+    shutil.rmtree(folder / "checkpoints" / "step-00000008")  # as if it had been killed before its last checkpoint
+    (folder / "result.json").unlink()
+    assert main([str(folder)]) == 0
+    assert any(event["kind"] == "resume" and event["step"] == 4 for event in tiny.events(folder))
+    assert tiny.losses(tiny.events(folder)) == whole
+    assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
 
 
 def test_plain_text_is_learned_and_sampled(tiny_run):

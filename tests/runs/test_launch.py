@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from tests import tiny
-from training.engine.config import ConfigError, RunConfig
-from training.errors import Conflict, UserError
+from training.engine.config import RunConfig
+from training.errors import ConfigError, Conflict, UserError
 from training.people.models import Team
 from training.runs.launch import continue_run, launch_run, stop_run
 from training.runs.lease import claim

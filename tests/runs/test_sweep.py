@@ -3,8 +3,7 @@
 import pytest
 
 from tests import tiny
-from training.engine.config import ConfigError
-from training.errors import TooLarge
+from training.errors import ConfigError, TooLarge
 from training.runs.models import Run, Sweep
 from training.runs.sweep import launch_sweep, members, split_grid
 

@@ -14,12 +14,13 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from training.engine.config import ConfigError, RunConfig
+from training.engine.config import RunConfig
 from training.engine.conversations import DataError
 from training.engine.events import Journal
 from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.engine.reins import Reins
+from training.errors import ConfigError
 
 ATTEMPTS = "attempts"
 

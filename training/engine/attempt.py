@@ -11,6 +11,7 @@ from training.engine import checkpoint
 from training.engine.config import RunConfig
 from training.engine.events import Journal
 from training.engine.loop import DiskFull, Diverged, train
+from training.engine.methods import TABLE
 from training.engine.outcome import Outcome, Result
 from training.engine.reins import Reins
 from training.engine.session import Session, prepare
@@ -53,7 +54,9 @@ class Attempt:
             return  # stopped before the first step
         self.write("phase", {"name": "exporting adapter"})
         self.adapter_step = best if best in kept else max(kept)
-        checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
+        folder = checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
+        if TABLE[config.method].whole_model:  # a base model of its own needs its tokenizer
+            self.session.tokenizer.save_pretrained(folder)
 
     def write(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "phase":

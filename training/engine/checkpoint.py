@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there: written aside, synced, manifest with hashes last, then renamed.
 
-A checkpoint holds the adapter as PEFT saves it, the optimizer's tensors, the random state and a small JSON: all safetensors
+A checkpoint holds the weights (weights.py), the optimizer's tensors, the random state and a small JSON: all safetensors
 and JSON, nothing pickled. What it does not hold (learning rate, place in the data) follows from the step number.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.engine.checkpoint_files import ADAPTER
+from training.engine import optimizers, weights
+from training.engine.checkpoint_files import STATE
+from training.engine.config import RunConfig
 from training.engine.files import sha256, sync, write_atomically
 
 FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
+OPTIMIZER = "optimizer."
+MANIFEST = STATE[2]
 KEPT = 2  # newest; the best one is kept besides
 
 
@@ -33,7 +37,17 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def save(run_dir: Path, step: int, *, model: Any, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint is made of. `start` is the adapter before its first step, where saving needs it (weights.py)."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    config: RunConfig
+    start: dict[str, Tensor] | None = None
+
+
+def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> Path:
     """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves nothing behind."""
     root = run_dir / FOLDER
     root.mkdir(exist_ok=True)
@@ -41,9 +55,9 @@ def save(run_dir: Path, step: int, *, model: Any, optimizer: torch.optim.Optimiz
     aside = root / f".tmp-{step}-{os.getpid()}"
     try:
         aside.mkdir()
-        write_adapter(model, aside)
-        save_file(state_tensors(optimizer), aside / "state.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, **facts}))
+        weights.write_weights(trained.model, aside, trained.start)
+        save_file(state_tensors(trained), aside / STATE[0])
+        (aside / STATE[1]).write_text(json.dumps({"step": step, **facts}))
         files = sorted(path for path in aside.iterdir())
         for path in files:
             sync(path)
@@ -59,48 +73,29 @@ def save(run_dir: Path, step: int, *, model: Any, optimizer: torch.optim.Optimiz
     return final
 
 
-def write_adapter(model: Any, folder: Path) -> None:
-    """`adapter_model.safetensors` and `adapter_config.json`, loadable with plain `peft.PeftModel.from_pretrained`."""
-    model.save_pretrained(folder, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-
-
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter position (`3.exp_avg`), and the random state of every device (`rng.cpu`)."""
-    tensors = {
-        f"{place}.{key}": value.detach().contiguous()
-        for place, parameter in enumerate(parameters(optimizer))
-        for key, value in optimizer.state[parameter].items()
-    }
+def state_tensors(trained: Trained) -> dict[str, Tensor]:
+    """The optimizer's state, weights that are not saved as they are trained, and the random state of every device (`rng.cpu`)."""
+    tensors = {f"{OPTIMIZER}{name}": value for name, value in optimizers.state_of(trained.optimizer).items()}
+    tensors |= weights.raw_weights(trained.model, trained.config)
     tensors["rng.cpu"] = torch.get_rng_state()
     for index in range(torch.cuda.device_count()):
         tensors[f"rng.cuda:{index}"] = torch.cuda.get_rng_state(index)
     return tensors
 
 
-def load(folder: Path, *, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(folder: Path, trained: Trained) -> dict[str, Any]:
     """Put weights, optimizer and random state back as they were; returns the facts given to `save`, and `step`."""
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER[0]))
-    tensors = load_file(folder / "state.safetensors")
-    for place, parameter in enumerate(parameters(optimizer)):
-        mine = f"{place}."
-        optimizer.state[parameter] = {
-            key.removeprefix(mine): value.to(parameter.device)  # AdamW's `step`, too: the fused kernel wants it there
-            for key, value in tensors.items()
-            if key.startswith(mine)
-        }
+    tensors = load_file(folder / STATE[0])
+    raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW)}
+    weights.read_weights(trained.model, folder, raw)
+    kept = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items() if name.startswith(OPTIMIZER)}
+    optimizers.put_back(trained.optimizer, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     for index in range(torch.cuda.device_count()):
         if f"rng.cuda:{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda:{index}"], index)
-    facts: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    facts: dict[str, Any] = json.loads((folder / STATE[1]).read_text())
     return facts
-
-
-def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def newest_whole(run_dir: Path) -> Path | None:
@@ -139,13 +134,14 @@ def sweep(root: Path) -> None:
 
 
 def export_adapter(source: Path, run_dir: Path) -> Path:
-    """Copy a checkpoint's adapter to `RUN_DIR/adapter`, whole or not at all."""
+    """Copy what a checkpoint learned to `RUN_DIR/adapter`, whole or not at all."""
     final, aside = run_dir / "adapter", run_dir / ".adapter"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    for name in ADAPTER:
-        shutil.copyfile(source / name, aside / name)
-        sync(aside / name)
+    for path in source.iterdir():
+        if path.name not in STATE:
+            shutil.copyfile(path, aside / path.name)
+            sync(aside / path.name)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     sync(run_dir)

@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {
     "start": _kind(
         "the plan, once the data and the model are there",
         "attempt step total_steps epochs rows heldout_rows tokens trained_tokens rows_cut rows_empty "
-        "trainable_parameters parameters device precision threads chat_template versions",
+        "trainable_parameters parameters device precision optimizer threads chat_template versions",
     ),
     "resume": _kind("training goes on from a checkpoint; later steps of earlier attempts no longer count", "attempt step"),
     "step": _kind(

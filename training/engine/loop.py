@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from training.engine import checkpoint, evaluate
+from training.engine import checkpoint, evaluate, optimizers
 from training.engine.outcome import Outcome
 from training.engine.reins import Reins
 from training.engine.session import Event, Session
@@ -86,7 +86,7 @@ def take_step(session: Session) -> Event:
     session.step += 1
     learning_rate = session.config.learning_rate_at(session.step, session.plan.total_steps)
     for group in session.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate"]  # LoRA+ has two
 
     total = torch.zeros((), device=session.device)
     for batch in batches:
@@ -94,7 +94,7 @@ def take_step(session: Session) -> Event:
         loss_sum = session.head.loss_sum(session.model, *tensors)
         (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         total += loss_sum.detach()
-    parameters = checkpoint.parameters(session.optimizer)
+    parameters = optimizers.parameters(session.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, session.config.max_grad_norm).item()
     loss = total.item() / trained
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -133,13 +133,7 @@ def save(session: Session) -> Iterator[Event]:
     yield "saving", {"step": session.step}
     began = time.monotonic()
     try:
-        folder = checkpoint.save(
-            session.run_dir,
-            session.step,
-            model=session.model,
-            optimizer=session.optimizer,
-            facts=session.facts(),
-        )
+        folder = checkpoint.save(session.run_dir, session.step, session.trained(), session.facts())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

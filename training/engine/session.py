@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from training.engine import checkpoint
+from training.engine import checkpoint, optimizers, weights
 from training.engine.batches import Plan, plan_steps
 from training.engine.config import RunConfig
 from training.engine.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
@@ -21,15 +21,20 @@ from training.engine.memory import MemoryMeter
 from training.engine.methods import TABLE
 from training.engine.model import (
     TrainedPositions,
+    compute_in_bf16,
+    count_parameters,
     load_base,
     make_repeatable,
     pick_device,
-    pick_dtype,
+    pick_precision,
+    weights_dtype,
+    wrap,
 )
+from training.engine.starts import begin
 
 Event = tuple[str, dict[str, Any]]
 PROGRESS_ROWS = 500
-LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Session:
     model: Any
     head: TrainedPositions
     optimizer: torch.optim.Optimizer
+    start: dict[str, torch.Tensor] | None
     plan: Plan
     step: int = 0
     total_tokens: int = 0
@@ -68,6 +74,9 @@ class Session:
             "best_loss": self.best_loss,
             "best_step": self.best_step,
         }
+
+    def trained(self) -> checkpoint.Trained:
+        return checkpoint.Trained(self.model, self.optimizer, self.config, self.start)
 
     def trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -100,15 +109,13 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
             field="max_length",
         )
     yield "phase", {"name": "loading model"}
-    dtype = pick_dtype(config.precision, device)
-    base = load_base(Path(config.model), dtype, device)
-    parameters = sum(p.numel() for p in base.parameters())
-    if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = TABLE[config.method].wrap(base, config)
-    for peft_config in model.peft_config.values():  # a name, not a path of this server
-        peft_config.base_model_name_or_path = config.model_name or Path(config.model).name
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    method = TABLE[config.method]
+    precision = pick_precision(config, device)
+    base = load_base(Path(config.model), weights_dtype(precision), device, quantised=method.quantised)
+    parameters = count_parameters(base)
+    model = wrap(base, config)
+    if precision == "mixed":
+        compute_in_bf16(model, device)
     session = Session(
         config=config,
         run_dir=run_dir,
@@ -120,7 +127,8 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         heldout_rows=heldout_rows,
         model=model,
         head=TrainedPositions(model),
-        optimizer=torch.optim.AdamW(trainable, lr=0.0, weight_decay=config.weight_decay, fused=True),
+        optimizer=optimizers.make_optimizer(model, config, device),
+        start=weights.start_of(model, config),
         plan=plan_steps([len(row) for row in rows], config),
     )
     yield "memory", {"moment": "load", "step": 0, **meter.read()}
@@ -140,7 +148,8 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
             "trainable_parameters": session.trainable_parameters(),
             "parameters": parameters,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-            "precision": "bf16" if dtype is torch.bfloat16 else "fp32",
+            "precision": precision,
+            "optimizer": optimizers.choose(config, device),
             "threads": torch.get_num_threads(),
             "chat_template": template,
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -156,10 +165,13 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
     """Go back to the newest whole checkpoint, if there is one."""
     newest = checkpoint.newest_whole(session.run_dir)
     if newest is not None:
-        facts = checkpoint.load(newest, model=session.model, optimizer=session.optimizer)
+        facts = checkpoint.load(newest, session.trained())
         session.step = session.saved_step = facts.pop("step")
         for name, value in facts.items():
             setattr(session, name, value)
+    elif session.config.init_weights in ("eva", "loftq"):
+        yield "phase", {"name": "looking for a start"}
+        begin(session.model, session.config, session.rows)
     if attempt > 1:
         yield "resume", {"attempt": attempt, "step": session.step}
 

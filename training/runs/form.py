@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.engine.config import LIMITS, RunConfig
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
 from training.runs.launch import OWN_SETTINGS
 
 TITLES = {
@@ -24,12 +25,21 @@ TITLES = {
     "batch_by": "Batches are counted in",
     "rows_per_batch": "Rows per batch",
     "early_stopping": "Early stopping",
+    "init_weights": "Start",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "lora_plus_ratio": "LoRA+ ratio",
+    "rank_pattern": "Ranks by layer",
+    "alpha_pattern": "Alphas by layer",
+    "prompt_init": "Start from",
+    "prompt_text": "Text to start from",
+    "bottleneck_size": "Bottleneck size",
+    "prefix_projection": "Projection",
 }
 GROUPS = (
-    ("LoRA", ("rank", "alpha", "dropout", "target_modules")),
     ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
     ("Batches", ("batch_by", "rows_per_batch", "accumulation", "packing")),
-    ("Schedule", ("schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
+    ("Schedule", ("optimizer", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
     ("Measuring and saving", ("eval_interval", "eval_rows", "save_interval", "early_stopping", "final_weights")),
     ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "seed", "threads")),
 )
@@ -60,19 +70,27 @@ def title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " ").capitalize()) if name else "the settings"
 
 
+def method_of(values: Mapping[str, Any]) -> str:
+    """The technique that the values name, LoRA if they name none that there is."""
+    name = values.get("method", "lora")
+    return name if isinstance(name, str) and name in TABLE else "lora"
+
+
 def fields(values: Mapping[str, Any]) -> dict[str, Field]:
-    """Every setting a person may turn, with the given value or its default."""
-    limits = {name: (low, high) for name, low, high in LIMITS}
+    """Every setting that a person may turn for the technique, with the given value or what is usual for it."""
+    name = method_of(values)
+    method, config = TABLE[name], RunConfig.from_dict({"method": name})
+    hidden = OWN_SETTINGS | config.foreign() | set(method.never) | {"method"}
     made = {}
     for f in dataclasses.fields(RunConfig):
-        if f.name in OWN_SETTINGS or f.name == "method":
+        if f.name in hidden:
             continue
-        low, high = limits.get(f.name, (None, None))
+        low, high = f.metadata["within"] or (None, None)
         made[f.name] = Field(
             name=f.name,
             title=title(f.name),
             kind=str(f.type),
-            value=values.get(f.name, f.default),
+            value=values.get(f.name, getattr(config, f.name)),
             words=f.metadata["words"],
             usual=f.metadata["usual"],
             choices=f.metadata["choices"],
@@ -84,9 +102,10 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
 
 
 def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
-    """Fields under their headings, either those in view or those behind the fold."""
-    known = fields(values)
-    made = [(title, [known[name] for name in names if known[name].advanced == advanced]) for title, names in GROUPS]
+    """Fields under their headings, the technique's own first; either those in view or those behind the fold."""
+    known, method = fields(values), TABLE[method_of(values)]
+    headings = ((method.title, method.settings), *GROUPS)
+    made = [(title, [known[n] for n in names if n in known and known[n].advanced == advanced]) for title, names in headings]
     return [(title, members) for title, members in made if members]
 
 
@@ -95,8 +114,8 @@ def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
 
     What cannot be read as a number stays text, and the config class refuses it by name.
     """
-    settings: dict[str, Any] = {}
-    for name, field in fields({}).items():
+    settings: dict[str, Any] = {"method": posted.get("method") or "lora"}
+    for name, field in fields(settings).items():
         if field.kind == "bool":
             settings[name] = posted.get(name) == "on"
         elif name in posted:
@@ -104,6 +123,15 @@ def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
             values = [typed(part.strip(), field.kind) for part in parts if part.strip()] or [""]
             settings[name] = values if len(values) > 1 else values[0]
     return settings
+
+
+def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values for another technique: what a person turned stays, what was usual for some technique is now usual for this."""
+    method = TABLE[method_of(values)]
+    plain = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    usual = {name: {plain[name], *(m.usual[name] for m in TABLE.values() if name in m.usual)} for name in plain}
+    kept = {name: value for name, value in values.items() if isinstance(value, list) or value not in usual.get(name, ())}
+    return {**method.usual, **kept, "method": method_of(values)}
 
 
 def typed(text: str, kind: str) -> Any:

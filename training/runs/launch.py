@@ -13,6 +13,7 @@ from django.utils import timezone
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
+from training.engine.methods import TABLE
 from training.engine.outcome import RESULT
 from training.engine.reins import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
@@ -68,7 +69,7 @@ def launch_run(
             owner=user,
             team=team_of(user, data),
             sweep=sweep,
-            name=(one_line(name) or f"{data.dataset.name}, {config.method}")[:MAX_NAME],
+            name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[:MAX_NAME],
             base_model=base_model,
             data=data,
             method=config.method,

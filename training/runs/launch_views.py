@@ -12,6 +12,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
+from training.engine.methods import TABLE
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
@@ -121,12 +122,29 @@ def page(request: SignedIn, chosen: dict[str, str], values: dict[str, Any], erro
         "versions": versions,
         "chosen": chosen,
         "error": error,
-        "groups": form.groups(values, advanced=False),
-        "advanced": form.groups(values, advanced=True),
+        **shown_settings(values),
         "open_fold": error is not None and getattr(form.fields({}).get(error.field), "advanced", False),
         **card_values(request, chosen, {**form.settings_from({}), **values} if values else {}),
     }
     return render(request, "runs/new.html", shown, status=error.status if error else 200)
+
+
+@require_POST
+def settings(request: SignedIn) -> HttpResponse:
+    """The settings of the technique that was chosen; what a person turned stays."""
+    values = form.follow_method(form.settings_from(request.POST))
+    answer = render(request, "runs/_settings.html", shown_settings(values))
+    answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
+    return answer
+
+
+def shown_settings(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "groups": form.groups(values, advanced=False),
+        "advanced": form.groups(values, advanced=True),
+        "techniques": TABLE,
+        "chosen_method": form.method_of(values),
+    }
 
 
 @require_POST
@@ -141,7 +159,7 @@ def card_values(request: SignedIn, chosen: dict[str, str], values: dict[str, Any
     said: dict[str, Any] = {"missing": "", "count": 1}
     model = BaseModel.objects.filter(pk=number(chosen["model"]), state=ModelState.READY).first()
     version = visible_data(request.user, number(chosen["data"]))
-    said |= {"model": model, "version": version}
+    said |= {"model": model, "version": version, "method": TABLE[form.method_of(values)]}
     try:
         everyone = sweep.members(values)
         config = RunConfig.from_dict(everyone[0])

@@ -10,7 +10,8 @@ from ninja import Query, Schema
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from training.engine.config import LIMITS, RunConfig
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
 from training.runs import keep, launch
 from training.runs.models import Run, Sweep
 from training.runs.state_words import describe
@@ -137,10 +138,10 @@ class SettingOut(Schema):
     choices: list[str]
     lowest: float | None
     highest: float | None
+    methods: list[str] = Field(description="techniques that have it; empty: all")
 
 
 def settings_described() -> list[dict[str, Any]]:
-    limits = {name: (low, high) for name, low, high in LIMITS}
     return [
         {
             "name": f.name,
@@ -149,8 +150,9 @@ def settings_described() -> list[dict[str, Any]]:
             "words": f.metadata["words"],
             "usual": f.metadata["usual"],
             "choices": list(f.metadata["choices"]),
-            "lowest": limits.get(f.name, (None, None))[0],
-            "highest": limits.get(f.name, (None, None))[1],
+            "lowest": (f.metadata["within"] or (None, None))[0],
+            "highest": (f.metadata["within"] or (None, None))[1],
+            "methods": [name for name, method in TABLE.items() if f.name in method.settings],
         }
         for f in dataclasses.fields(RunConfig)
         if f.name not in launch.OWN_SETTINGS

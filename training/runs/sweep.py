@@ -12,8 +12,8 @@ from django.db import transaction
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.config import ConfigError, RunConfig
-from training.errors import TooLarge, one_line
+from training.engine.config import RunConfig
+from training.errors import ConfigError, TooLarge, one_line
 from training.people.models import User
 from training.runs.forecast import all_warnings, refuse_fault
 from training.runs.launch import MAX_NAME, launch_run, read_settings, team_of

@@ -1,18 +1,40 @@
-"""What a technique must say of itself."""
+"""What a technique must say of itself. Torch and PEFT are imported inside `wrap`, so that the site may read the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from training.engine.config import RunConfig
+if TYPE_CHECKING:
+    from training.engine.config import RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """`wrap(model, config)` gives a PEFT model whose trainable parameters are just the technique's."""
+    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it raises ConfigError.
+
+    `settings` are the names in training/engine/settings.py that it has, `usual` what differs from their defaults. What it
+    cannot do is a sentence that people read; an empty one means that it can.
+    """
 
     title: str
+    words: str
     paper: str
     wrap: Callable[[Any, RunConfig], Any]
+    settings: tuple[str, ...] = ()
+    usual: Mapping[str, Any] = field(default_factory=dict)
+    highest_rate: float = 5e-3  # learning rates above it usually make the loss jump
+    never: Mapping[str, str] = field(default_factory=dict)  # a setting that cannot be switched on -> why
+    quantised: bool = False  # the base model is loaded in 4 bits
+    whole_model: bool = False  # what is trained and saved is the model itself, not an adapter
+    no_merge: str = ""
+    no_mix: str = ""  # why one batch cannot hold rows of several adapters
+
+
+ONE_AT_A_TIME = "PEFT would ignore the names without an error; one batch uses one adapter."
+
+
+def named(text: str) -> str | list[str]:
+    """target_modules as PEFT wants them: `all-linear`, or a list of names."""
+    return text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]

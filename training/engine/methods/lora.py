@@ -1,24 +1,55 @@
-"""LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha / rank."""
+"""LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha / rank.
+
+Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts (training/engine/starts.py).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.engine.config import ConfigError, RunConfig
-from training.engine.methods.base import Method
+from training.engine.methods.base import Method, named
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.engine.config import RunConfig
+
+SETTINGS = (
+    "rank",
+    "alpha",
+    "dropout",
+    "target_modules",
+    "init_weights",
+    "rslora",
+    "dora",
+    "lora_plus_ratio",
+    "rank_pattern",
+    "alpha_pattern",
+)
+# PEFT's names of its starts, where they differ from ours. LoftQ is ours: PEFT's wants CUDA.
+PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
 
 
 def wrap(model: Any, config: RunConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import EvaConfig, LoraConfig, get_peft_model
 
-    targets: str | list[str] = config.target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    from training.engine.settings import read_pattern
+
+    if config.init_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
+        raise ConfigError(
+            f"{type(model).__name__} keeps its weights transposed, where PEFT's OLoRA goes wrong; take pissa.",
+            field="init_weights",
+        )
     peft_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=targets,
+        target_modules=named(config.target_modules),
+        init_lora_weights=PEFT_STARTS.get(config.init_weights, config.init_weights),
+        eva_config=EvaConfig(rho=1.0) if config.init_weights == "eva" else None,  # 1: every layer keeps its rank
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        rank_pattern=read_pattern(config.rank_pattern),
+        alpha_pattern=read_pattern(config.alpha_pattern),
         task_type="CAUSAL_LM",
     )
     try:
@@ -27,4 +58,10 @@ def wrap(model: Any, config: RunConfig) -> Any:
         raise ConfigError(f"target_modules {config.target_modules!r} does not fit this model: {error}") from error
 
 
-METHOD = Method(title="LoRA", paper="https://arxiv.org/abs/2106.09685", wrap=wrap)
+METHOD = Method(
+    title="LoRA",
+    words="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a fraction of the memory.",
+    paper="https://arxiv.org/abs/2106.09685",
+    wrap=wrap,
+    settings=SETTINGS,
+)

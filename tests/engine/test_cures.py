@@ -1,0 +1,140 @@
+"""Five silent failures of the libraries, each cured in one place: every test here fails without its cure."""
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+
+from tests.engine import families
+from tests.engine.test_methods import CPU, IDS, logits, make
+from training.engine.merge import main, merged
+from training.engine.model import TrainedPositions, load_base
+from training.engine.weights import attach, start_of, write_weights
+from training.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return families.save("llama", tmp_path_factory.mktemp("llama"))
+
+
+def save(model, folder, start=None):
+    folder.mkdir()
+    write_weights(model, folder, start)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method):
+    _, model, _, _ = make(llama, method, steps=3, virtual_tokens=4)
+    seen = []
+    model.get_base_model().register_forward_pre_hook(lambda _m, _a, kw: seen.append(kw), with_kwargs=True)
+    model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False, pad_token_id=1)
+    cache = seen[-1].get("cache") or seen[-1]["past_key_values"]
+    assert cache.get_seq_length() == 4 + IDS.shape[1] + len(seen) - 1
+
+
+def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
+    found = []
+    for measure_first in (False, True):
+        _, model, _, _ = make(llama, "qlora")
+        if measure_first:
+            logits(model)
+        TrainedPositions(model).loss_sum(model.train(), IDS, IDS).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "support_avx512bf16_for_cpu")]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)  # also where the CPU has no such kernels
+
+
+def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
+    _, model, _, _ = make(llama, "qlora", steps=2)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.mul_(0.1)  # an update so small that it would not leave a 4-bit weight's rounding
+    told = logits(model)
+    adapter = save(model, tmp_path / "adapter")
+    base = load_base(llama, torch.float32, CPU, quantised=True)
+    moved = (told - logits(base)).abs().max()
+    assert moved > 1e-4
+    whole = merged(llama, adapter, "qlora", torch.float32)
+    assert (logits(whole) - told).abs().max() < 0.02 * moved
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_a_merged_model_answers_as_base_and_adapter(llama, tmp_path, method):
+    _, model, _, _ = make(llama, method, steps=4)
+    adapter = save(model, tmp_path / "adapter")
+    assert (logits(merged(llama, adapter, method, torch.float32)) - logits(model)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "full"])
+def test_what_cannot_be_merged_says_why(llama, tmp_path, method, capsys):
+    with pytest.raises(UserError, match="cannot be merged"):
+        merged(llama, tmp_path, method)
+    assert main(str(llama), str(tmp_path), str(tmp_path / "target"), method) == 65
+    assert "cannot be merged" in capsys.readouterr().err
+
+
+def two_adapters(folder, tmp_path, method, **more):
+    _, model, start, _ = make(folder, method, steps=3, **more)
+    saved = save(model, tmp_path / "one", start)
+    both = attach(load_base(folder, torch.float32, CPU), saved, "one")
+    both.load_adapter(saved, adapter_name="two")
+    with torch.no_grad():
+        for name, p in both.named_parameters():
+            if ".two" in name:
+                p.mul_(-2.0)
+    return both.eval()
+
+
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, method):
+    model = two_adapters(llama, tmp_path, method)
+    names = ["one", "two", "__base__"]
+    ids = torch.cat([IDS, IDS[:1]])
+    with torch.no_grad():
+        together = model(input_ids=ids, adapter_names=names, use_cache=False).logits
+    for row, name in enumerate(names):
+        if name == "__base__":
+            with model.disable_adapter():
+                alone = logits(model, ids[row : row + 1])
+        else:
+            model.set_adapter(name)
+            alone = logits(model, ids[row : row + 1])
+        assert (together[row] - alone[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("ia3", {}), ("prefix", {}), ("prompt", {"prompt_init": "random"}), ("lora", {"dora": True})],
+)
+def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_path, method, more):
+    model = two_adapters(llama, tmp_path, method, **more)
+    before = logits(model)
+    with pytest.raises(UserError, match="cannot share a batch"):
+        model(input_ids=IDS, adapter_names=["one", "two"])
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")]
+)
+def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_path, names, words):
+    model = two_adapters(llama, tmp_path, "lora")
+    before = logits(model)
+    with pytest.raises(UserError, match=words):
+        model(input_ids=IDS, adapter_names=names)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(llama, tmp_path):
+    config, model, start, _ = make(llama, "lora", steps=4, init_weights="pissa_niter_4")
+    assert start is not None and start_of(model, config) is not None
+    saved = save(model, tmp_path / "adapter", start)
+    torch.manual_seed(99)
+    again = attach(load_base(llama, torch.float32, CPU), saved, "default")
+    assert (logits(again) - logits(model)).abs().max() < 2e-5
+    assert again.peft_config["default"].init_lora_weights is True
+    ranks = {value.shape[0] for name, value in get_peft_model_state_dict(again).items() if "lora_A" in name}
+    assert ranks == {32}

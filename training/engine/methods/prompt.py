@@ -1,0 +1,43 @@
+"""Prompt tuning (Lester et al. 2021): learned token embeddings stand in front of the prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from training.engine.methods.base import ONE_AT_A_TIME, Method
+
+if TYPE_CHECKING:
+    from training.engine.config import RunConfig
+
+
+def wrap(model: Any, config: RunConfig) -> Any:
+    from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
+
+    text = config.prompt_init == "text"
+    peft_config = PromptTuningConfig(
+        num_virtual_tokens=config.virtual_tokens,
+        prompt_tuning_init=PromptTuningInit.TEXT if text else PromptTuningInit.RANDOM,
+        prompt_tuning_init_text=config.prompt_text if text else None,
+        tokenizer_name_or_path=config.model if text else None,
+        tokenizer_kwargs={"local_files_only": True} if text else None,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, peft_config)
+    # The saved adapter is whole without the text, and must not name a folder of this machine.
+    peft_config.prompt_tuning_init = PromptTuningInit.RANDOM
+    peft_config.prompt_tuning_init_text = peft_config.tokenizer_name_or_path = peft_config.tokenizer_kwargs = None
+    return wrapped
+
+
+METHOD = Method(
+    title="Prompt tuning",
+    words="Learns a few tokens in front of the prompt. The smallest file of all; needs a large model to shine.",
+    paper="https://arxiv.org/abs/2104.08691",
+    wrap=wrap,
+    settings=("virtual_tokens", "prompt_init", "prompt_text"),
+    usual={"learning_rate": 1e-2},
+    highest_rate=0.5,
+    never={"packing": "the prompt stands in front of a sequence, and only its first row would follow on it."},
+    no_merge="A prompt is not an update of weights.",
+    no_mix=ONE_AT_A_TIME,
+)

@@ -1,0 +1,141 @@
+"""The settings that belong to techniques, and how a setting is declared. No torch here.
+
+Which technique has which of them stands in its row of training/engine/methods.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.engine.methods import TABLE
+from training.errors import ConfigError
+
+TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
+PATTERN = re.compile(r"([\w.\-]{1,80} *= *\d{1,4} *(, *|$)){0,50}", re.ASCII)
+STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
+
+
+def setting(
+    default: Any,
+    words: str,
+    *,
+    usual: str = "",
+    choices: tuple[str, ...] = (),
+    within: tuple[float, float] | None = None,
+    advanced: bool = False,
+) -> Any:
+    """A field with the sentence that the launch page prints under it, the range that most stay in, and what is allowed."""
+    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced}
+    return field(default=default, metadata=told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TechniqueSettings:
+    """How the model is changed. Sizes are numbers of features or tokens."""
+
+    method: str = setting("lora", "How the model is changed.", choices=tuple(TABLE))
+    rank: int = setting(16, "Size of the update: more learns more and takes more memory.", usual="8 to 64", within=(1, 1024))
+    alpha: int = setting(
+        32, "Strength of the update; the update is scaled by alpha / rank.", usual="rank to 2 x rank", within=(1, 4096)
+    )
+    dropout: float = setting(
+        0.0,
+        "Share of the update's inputs left out at random; raise it when data is little. Costs a third more time on a CPU.",
+        usual="0 to 0.1",
+        within=(0, 0.9),
+    )
+    target_modules: str = setting(
+        "all-linear",
+        "Which layers are adapted: all-linear, or names with commas such as q_proj,v_proj.",
+        usual="all-linear",
+        advanced=True,
+    )
+    init_weights: str = setting(
+        "default",
+        "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA from the data, LoftQ from what "
+        "4 bits lose. They learn faster at first and cost a minute before the first step.",
+        choices=STARTS,
+        advanced=True,
+    )
+    rslora: bool = setting(
+        False, "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).", advanced=True
+    )
+    dora: bool = setting(
+        False,
+        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower.",
+        advanced=True,
+    )
+    lora_plus_ratio: float = setting(
+        1.0,
+        "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is plain LoRA.",
+        usual="1, or 4 to 16",
+        within=(1, 64),
+        advanced=True,
+    )
+    rank_pattern: str = setting("", "Another rank for some layers, such as down_proj=32, v_proj=8.", usual="empty", advanced=True)
+    alpha_pattern: str = setting(
+        "", "Another alpha for some layers, such as down_proj=64, v_proj=16.", usual="empty", advanced=True
+    )
+    virtual_tokens: int = setting(
+        20, "Learned tokens in front of every prompt: more can say more and take room.", usual="10 to 100", within=(1, 1000)
+    )
+    prefix_projection: bool = setting(
+        False, "Learns the prefix through a small network, thrown away at the end: steadier, slower.", advanced=True
+    )
+    prompt_init: str = setting(
+        "text", "The learned tokens start as those of a text, or at random. A text learns faster.", choices=("text", "random")
+    )
+    prompt_text: str = setting(
+        "Follow the instructions and answer as in the examples.", "What the learned tokens say before training.", usual="the task"
+    )
+    bottleneck_size: int = setting(
+        64, "Width of the small layers put in: more learns more and takes more memory.", usual="16 to 256", within=(1, 4096)
+    )
+    placement: str = setting(
+        "both",
+        "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward alone (Pfeiffer), half the cost.",
+        choices=("both", "feed-forward"),
+    )
+    activation: str = setting(
+        "relu", "The curve between down- and up-projection.", choices=("relu", "gelu", "silu"), advanced=True
+    )
+
+
+def check_technique(config: TechniqueSettings) -> None:
+    """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict each other."""
+    if not TARGETS.fullmatch(config.target_modules):
+        raise ConfigError(
+            "target_modules must be all-linear, or names of letters, digits, dots and _ with commas between them.",
+            field="target_modules",
+        )
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not PATTERN.fullmatch(getattr(config, name)):
+            raise ConfigError(f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.", field=name)
+    if len(config.prompt_text) > 2000 or (config.prompt_init == "text" and not config.prompt_text.strip()):
+        raise ConfigError("prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.", field="prompt_text")
+    if config.init_weights == "loftq" and config.method != "qlora":
+        raise ConfigError(
+            "init_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.", field="init_weights"
+        )
+    mutating = config.init_weights in ("pissa", "pissa_niter_4", "olora")
+    if mutating and config.method == "qlora":
+        raise ConfigError(
+            f"init_weights is {config.init_weights}, which changes the base's weights; those of qlora are 4 bits. Use loftq.",
+            field="init_weights",
+        )
+    if mutating and (config.dora or config.rslora or config.rank_pattern or config.alpha_pattern):
+        raise ConfigError(
+            f"init_weights is {config.init_weights}: its adapter is saved as plain LoRA, which rslora, dora, rank_pattern and "
+            "alpha_pattern do not allow.",
+            field="init_weights",
+        )
+    if config.dora and config.init_weights == "eva":
+        raise ConfigError("dora and init_weights = eva do not go together; switch one off.", field="dora")
+
+
+def read_pattern(text: str) -> dict[str, int]:
+    """`down_proj=32, v_proj=8` as PEFT wants it."""
+    pairs = (part.split("=") for part in text.split(",") if part.strip())
+    return {name.strip(): int(number) for name, number in pairs}
