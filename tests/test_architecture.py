@@ -19,7 +19,7 @@ ORDER = [
     {"adapters"},
     {"snapml_site"},
 ]
-TORCH_FREE = {"config", "settings", "methods", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
+TORCH_FREE = {"config", "settings", "methods", "memory_law", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference")
 PURE = ("training/datasets/rows.py", "training/catalog/card.py", "training/runs/engine_process.py")

@@ -156,6 +156,12 @@ class RunConfig(TechniqueSettings):
         """The settings that this run has; those of other techniques are left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.foreign()}
 
+    def optimizer_on(self, device: str) -> str:
+        """`auto` is paged 8-bit AdamW for QLoRA on CUDA, as its paper has it, and AdamW elsewhere."""
+        if self.optimizer != "auto":
+            return self.optimizer
+        return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw"
+
     def foreign(self) -> set[str]:
         """Settings that belong to other techniques."""
         theirs = {name for method in TABLE.values() for name in method.settings}

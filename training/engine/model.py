@@ -118,14 +118,14 @@ class TrainedPositions:
     """
 
     def __init__(self, model: Any) -> None:
-        self._keep: Tensor | None = None
+        self._at: tuple[Tensor, int] | None = None  # places among rows x tokens, and tokens
         model.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def _select(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._keep is None:
+        if self._at is None:
             return None
-        hidden = inputs[0]
-        return (hidden[:, -self._keep.shape[1] :][self._keep], *inputs[1:])
+        places, length = self._at
+        return (inputs[0][:, -length:].flatten(0, 1).index_select(0, places), *inputs[1:])
 
     def refuse_leaks(self, model: Any, ids: Any) -> None:
         """Make sure that packed rows do not see each other: what stands before a row must not change what comes out of it.
@@ -152,11 +152,16 @@ class TrainedPositions:
         Padding stands on the right, where no trained position can see it: with no attention mask at all, attention keeps its
         fast causal kernel and no (tokens x tokens) mask is built.
         """
-        self._keep = torch.zeros_like(labels, dtype=torch.bool)
-        self._keep[:, :-1] = labels[:, 1:] != IGNORED
+        keep = torch.zeros_like(labels, dtype=torch.bool)
+        keep[:, :-1] = labels[:, 1:] != IGNORED
+        places = keep.flatten().nonzero().squeeze(1)
+        return self.loss_at(model, ids, places, labels[:, 1:][keep[:, :-1]], positions)
+
+    def loss_at(self, model: Any, ids: Tensor, places: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
+        """The same from the places (numbers among rows x tokens) whose next token is trained, and those tokens."""
+        self._at = (places, ids.shape[1])
         try:
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         finally:
-            keep, self._keep = self._keep, None
-        targets = labels[:, 1:][keep[:, :-1]]
+            self._at = None
         return functional.cross_entropy(logits.float(), targets, reduction="sum")

@@ -8,14 +8,6 @@ import torch
 from torch import Tensor
 
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
-
-
-def choose(config: RunConfig, device: torch.device) -> str:
-    """`auto` is paged 8-bit AdamW for QLoRA on CUDA, as its paper has it, and AdamW elsewhere."""
-    if config.optimizer != "auto":
-        return config.optimizer
-    return "paged_adamw_8bit" if TABLE[config.method].quantised and device.type == "cuda" else "adamw"
 
 
 def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -26,7 +18,7 @@ def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch
     groups: list[dict[str, Any]] = [{"params": [p for _, p in trained if id(p) not in known], "rate": 1.0}]
     if fast:
         groups.append({"params": fast, "rate": config.lora_plus_ratio})
-    kind = choose(config, device)
+    kind = config.optimizer_on(device.type)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, fused=True)
     import bitsandbytes

@@ -149,7 +149,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
             "parameters": parameters,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
             "precision": precision,
-            "optimizer": optimizers.choose(config, device),
+            "optimizer": config.optimizer_on(device.type),
             "threads": torch.get_num_threads(),
             "chat_template": template,
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -1,0 +1,189 @@
+"""The memory forecast against the allocator's own log of real steps: techniques x architectures x dtype x checkpointing x optimizer.
+
+On a CPU the log is the profiler's (every allocation and release of the step), on CUDA `max_memory_allocated`. The forecast comes from
+shallow fake models as on the launch page; the real model has other depth and batches. `--smollm FOLDER` adds real weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+
+from benchmarks import report
+from training.engine.config import RunConfig
+from training.engine.forecast import law_of
+from training.engine.memory_law import Shape, largest
+from training.engine.methods import TABLE
+from training.engine.model import (
+    TrainedPositions,
+    compute_in_bf16,
+    load_base,
+    make_repeatable,
+    pick_device,
+    pick_precision,
+    weights_dtype,
+    wrap,
+)
+from training.engine.optimizers import make_optimizer, parameters
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+}
+BATCHES = (Shape(3, 160, 200), Shape(1, 700, 350), Shape(8, 64, 128))
+TECHNIQUES = tuple(TABLE)
+
+
+def make_models(root: Path) -> dict[str, Path]:
+    """One small random model of each family, saved as a folder."""
+    import transformers as t
+
+    gpt2 = t.GPT2Config(vocab_size=4096, n_embd=256, n_layer=6, n_head=8, n_positions=2048)
+    made = {
+        "llama": t.LlamaForCausalLM(t.LlamaConfig(**SIZES)),
+        "qwen3": t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, head_dim=32)),
+        "gemma3": t.Gemma3ForCausalLM(t.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=1024)),
+        "mistral": t.MistralForCausalLM(t.MistralConfig(**SIZES, sliding_window=None)),
+        "gpt2": t.GPT2LMHeadModel(gpt2),
+    }
+    for name, model in made.items():
+        model.save_pretrained(root / name)
+    return {name: root / name for name in made}
+
+
+def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
+    """Every technique on every architecture, the other choices drawn so that all their pairs occur."""
+    draw, made = random.Random(0), []
+    for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
+        for method in TECHNIQUES:
+            for turn in range(1 if quick else 2):
+                settings: dict[str, Any] = {
+                    "method": method,
+                    "precision": ("fp32", "mixed" if TABLE[method].whole_model else "bf16")[turn if not quick else 1],
+                    "optimizer": draw.choice(("adamw", "adamw_8bit")),
+                    "gradient_checkpointing": "gradient_checkpointing" not in TABLE[method].never and draw.random() < 0.5,
+                    "accumulation": draw.choice((1, 2)),
+                }
+                if method == "prompt":
+                    settings["prompt_init"] = "random"
+                made.append((family, RunConfig.from_dict(settings), draw.choice(BATCHES)))
+    return made
+
+
+def forecast(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
+    law = law_of(folder, config, device.type)
+    return largest(law, [shape], config).total
+
+
+def measure(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
+    """Bytes alive at the peak of the second optimizer step of a real run."""
+    make_repeatable(config, device)
+    precision = pick_precision(config, device)
+    base = load_base(folder, weights_dtype(precision), device, quantised=TABLE[config.method].quantised)
+    model = wrap(base, replace(config, model=str(folder)))
+    if precision == "mixed":
+        compute_in_bf16(model, device)
+    head, optimizer = TrainedPositions(model), make_optimizer(model, config, device)
+    ids = torch.randint(0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device)
+    places = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained].sort().values
+    targets = ids.flatten()[places]
+
+    def step() -> None:
+        for _ in range(config.accumulation):
+            head.loss_at(model.train(), ids, places, targets, None).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return float(torch.cuda.max_memory_allocated())
+    held = [*model.parameters(), *model.buffers(), *state_tensors(optimizer), ids, places, targets]
+    before = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
+    return float(before + peak_of_log(step))
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [v for state in optimizer.state.values() for k, v in state.items() if isinstance(v, torch.Tensor) and "qmap" not in k]
+
+
+def peak_of_log(step: Any) -> int:
+    """The most that the CPU allocator had given out, beyond what it had at the start, while `step` ran."""
+    with torch.autograd.profiler.profile(profile_memory=True) as log:
+        step()
+    assert log.kineto_results is not None
+    events = [e for e in log.kineto_results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"]
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--smollm", type=Path)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    device = pick_device()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as root:
+        torch.manual_seed(0)
+        folders = make_models(Path(root))
+        wanted = cells(arguments.quick)
+        if arguments.smollm:
+            folders["smollm2-135m"] = arguments.smollm
+            usual = [
+                RunConfig.from_dict({"method": m} | ({"prompt_init": "random"} if m == "prompt" else {})) for m in TECHNIQUES
+            ]
+            wanted += [("smollm2-135m", config, Shape(4, 256, 300)) for config in usual]
+        for family, config, shape in wanted:
+            if arguments.only and arguments.only not in f"{family} {config.method}":
+                continue
+            told = forecast(folders[family], config, shape, device)
+            real = measure(folders[family], config, shape, device)
+            gc.collect()
+            choices = f"{config.precision} {config.optimizer} gc={config.gradient_checkpointing:d} acc={config.accumulation}"
+            rows.append(
+                {"cell": f"{family} {config.method} {choices} {shape.rows}x{shape.length}", "forecast": told, "measured": real}
+            )
+            error = told / real - 1
+            sys.stderr.write(f"{rows[-1]['cell']:70s} {told / 1e6:9.1f} {real / 1e6:9.1f} MB {100 * error:+.2f} %\n")
+    errors = [abs(row["forecast"] / row["measured"] - 1) for row in rows]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    report(
+        {
+            "mean_error": round(sum(errors) / len(errors), 5),
+            "worst_error": round(max(errors), 5),
+            "cells": len(rows),
+            "device": name,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

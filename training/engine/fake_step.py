@@ -1,0 +1,251 @@
+"""One true training step on fake tensors: the model, technique, loss and optimizer that a run uses, without weights.
+
+Shallow models suffice: without padding every stretch of a step is affine in layers, batch, length, trained positions and the
+technique's size (training/engine/memory_law.py), so a few of them tell the whole.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from training.engine.config import RunConfig
+from training.engine.memory_law import Shape
+from training.engine.methods import TABLE
+from training.engine.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
+from training.engine.optimizers import make_optimizer
+from training.engine.storages import Storages
+
+NF4_BLOCK, ABSMAX_BLOCK = 64, 256
+BYTES_8BIT_BLOCK, SMALLEST_8BIT = 256, 4096
+
+
+def nf4_extra(weights: int) -> int:
+    """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and offset (double quantisation)."""
+    blocks = -(-weights // NF4_BLOCK)
+    return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
+
+
+class _Product(torch.autograd.Function):
+    """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the product takes, both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.shape = shape
+        return x @ torch.empty(shape, dtype=x.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None
+
+
+def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
+    """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear layer but the output."""
+    import bitsandbytes
+    from transformers.pytorch_utils import Conv1D
+
+    class FourBit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc] # PEFT asks for the class
+        def __init__(self, inputs: int, outputs: int, bias: nn.Parameter | None) -> None:
+            nn.Module.__init__(self)
+            self.in_features, self.out_features, self.compute_dtype = inputs, outputs, dtype
+            self.weight = nn.Parameter(torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False)
+            self.weight.compress_statistics, self.weight.quant_type = True, "nf4"  # type: ignore[attr-defined]
+            self.register_buffer("extra", torch.empty(nf4_extra(inputs * outputs), dtype=torch.uint8))
+            self.bias = bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = x.to(dtype)
+            shape = (self.out_features, self.in_features)
+            if torch.is_grad_enabled() and kept.requires_grad:
+                made: Tensor = _Product.apply(kept, shape)  # type: ignore[no-untyped-call]
+            else:
+                made = kept @ torch.empty(shape, dtype=dtype).t()
+            return (made if self.bias is None else made + self.bias).to(x.dtype)
+
+    output = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if layer is output or not isinstance(layer, nn.Linear | Conv1D):
+                continue
+            turned = isinstance(layer, Conv1D)
+            outputs, inputs = layer.weight.shape[::-1] if turned else layer.weight.shape
+            setattr(parent, name, FourBit(inputs, outputs, layer.bias))
+    model.is_loaded_in_4bit = True
+
+
+def make_fake(model: nn.Module) -> None:
+    """Every parameter and buffer of a model on `meta` becomes a fake CPU tensor; what was tied stays tied."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fake: Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = fake
+                held[name] = made[id(tensor)]  # type: ignore[assignment]
+
+
+class FakeRun:
+    """A model of `layers` layers, wrapped and ready; `step(shape)` tells what is alive at every moment of a step."""
+
+    def __init__(self, model_config: Any, config: RunConfig, *, layers: int, precision: str, device: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.config = config
+        dtype = weights_dtype(precision)
+        with torch.device("meta"):
+            base = AutoModelForCausalLM.from_config(with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa")
+            self.largest = max(p.numel() for p in base.parameters())
+            self.parameters = base.num_parameters()
+            if TABLE[config.method].quantised:
+                four_bit_layers(base, dtype)
+            self.model = wrap(base, config)
+        self.modes = ExitStack()
+        self.storages = Storages(device)
+        self.modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        self.modes.enter_context(self.storages)
+        self.modes.enter_context(packed_or_not(packed=config.packing))
+        make_fake(self.model)
+        if precision == "mixed":
+            compute_in_bf16(self.model, torch.device("cpu"))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in trained)
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(lambda p: self.storages.call([p.grad], "gradients"))
+        self.head = TrainedPositions(self.model)
+        output = self.model.get_output_embeddings()
+        output.register_forward_pre_hook(lambda *_: self.storages.enter(self.mark("head"), "logits"))
+        output.register_forward_hook(lambda _m, _a, out: self.mark_gradient(out, "backward projection"))
+        self.watch_layers(layers)
+        self.kind_of_optimizer = "adamw" if config.optimizer in ("auto", "adamw") else "8bit"
+        self.measuring, self.forward = False, True
+        self.optimizer = make_optimizer(self.model, config, torch.device("cpu")) if self.kind_of_optimizer == "adamw" else None
+        self.begin_optimizer(trained)
+
+    def mark(self, stretch: str) -> str:
+        return f"eval {stretch}" if self.measuring else stretch
+
+    def enter_forward(self, stretch: str) -> None:
+        """Not when gradient checkpointing computes a layer again on the way back."""
+        if self.forward:
+            self.storages.enter(self.mark(f"forward {stretch}"), "activations")
+
+    def watch_layers(self, layers: int) -> None:
+        """Backward goes through the stretches loss, projection, top layer, layers between, bottom layer, embeddings."""
+        blocks = next(m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+        names = {layers - 1: "top", 0: "bottom"}
+        for place, block in enumerate(blocks):
+            name = names.get(place, "between")
+            block.register_forward_pre_hook(lambda *_, name=name: self.enter_forward(name))
+            block.register_forward_hook(lambda _m, _a, out, name=name: self.mark_gradient(out, f"backward {name}"))
+        self.model.get_input_embeddings().register_forward_hook(
+            lambda _m, _a, out: self.mark_gradient(out, "backward embeddings")
+        )
+
+    def mark_gradient(self, out: Any, stretch: str) -> None:
+        tensor = out[0] if isinstance(out, tuple) else out
+        if tensor.requires_grad:
+            tensor.register_hook(lambda _grad: self.storages.enter(stretch, "temporary"))
+
+    def begin_optimizer(self, trained: list[nn.Parameter]) -> None:
+        """The optimizer's state as it is from the second step on."""
+        if self.optimizer is None:
+            self.state = [torch.empty(bytes_8bit(p.numel()), dtype=torch.uint8) for p in trained]
+            self.storages.call(self.state, "optimizer")
+            return
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in trained:
+            self.storages.call(self.optimizer.state[parameter].values(), "optimizer")
+
+    def step(self, shape: Shape) -> dict[str, list[tuple[int, ...]]]:
+        """Bytes by kind at every moment of every stretch, for a batch of this shape; those of a measurement begin with `eval`."""
+        self.storages.begin()
+        ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
+        labels = FixedLabels(shape)
+        for _ in range(2 if self.config.accumulation > 1 else 1):
+            self.storages.enter("forward", "activations")
+            self.model.train()
+            loss = self.loss(ids, labels)
+            self.forward = False
+            self.storages.enter("backward loss", "logits")
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.forward = True
+            del loss
+        self.storages.enter("optimizer", "temporary")
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=False)
+        if self.optimizer is not None:
+            self.optimizer.step()
+        for parameter in trained:
+            parameter.grad = None
+        self.measuring = True
+        self.storages.enter("eval forward", "activations")
+        self.model.eval()
+        with torch.no_grad():
+            self.loss(ids, labels)
+        self.measuring = False
+        return self.storages.moments
+
+    def loss(self, ids: Tensor, labels: FixedLabels) -> Tensor:
+        positions = torch.zeros_like(ids) if self.config.packing else None
+        return self.head.loss_at(self.model, ids, labels.places, labels.targets, positions)
+
+    def close(self) -> None:
+        self.modes.close()
+
+
+class FixedLabels:
+    """Where the trained positions of a batch are: their number decides, not their places, and fake tensors have no values."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.places = torch.zeros(shape.trained, dtype=torch.long)
+        self.targets = torch.zeros(shape.trained, dtype=torch.long)
+
+
+def bytes_8bit(numbers: int) -> int:
+    """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32 (bitsandbytes 0.50)."""
+    return 2 * numbers + 8 * -(-numbers // BYTES_8BIT_BLOCK) if numbers >= SMALLEST_8BIT else 8 * numbers
+
+
+def with_layers(model_config: Any, layers: int) -> Any:
+    """The model's config with fewer layers; of models with a pattern of layer kinds, its first ones."""
+    made = copy.deepcopy(model_config)
+    text = made.get_text_config()
+    name = "num_hidden_layers" if hasattr(text, "num_hidden_layers") else "n_layer"
+    setattr(text, name, layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return made
+
+
+@contextmanager
+def packed_or_not(*, packed: bool) -> Iterator[None]:
+    """transformers looks at position ids' values to find packed rows; fake ones have none, so it is told."""
+
+    def told(position_ids: Tensor) -> Tensor | None:
+        return torch.zeros_like(position_ids) if packed else None
+
+    with mock.patch("transformers.masking_utils.find_packed_sequence_indices", told):
+        yield
+
+
+def model_config_of(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

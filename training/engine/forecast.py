@@ -1,0 +1,106 @@
+"""`python -m training.engine.forecast`: memory laws of runs, without weights. A JSON request a line in, an answer a line out.
+
+A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu" or "cuda"}; the answer is a law as
+memory_law.py reads it, or {"error": words}. The program stays for the next line: its imports take 10 s, a law 5 s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.engine.config import RunConfig
+from training.engine.fake_step import FakeRun, model_config_of
+from training.engine.memory_law import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
+from training.engine.methods import TABLE
+from training.engine.model import pick_precision
+from training.errors import UserError
+
+IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
+
+
+def law_of(folder: Path, config: RunConfig, device: str) -> Law:
+    """Simulate shallow models of two depths and sizes and fit their law.
+
+    Raises:
+        UserError: the technique or a setting does not fit the model.
+    """
+    model_config = model_config_of(folder)
+    text = model_config.get_text_config()
+    layers = text.num_hidden_layers
+    precision = pick_precision(config, torch.device(device)) if device == "cpu" else cuda_precision(config)
+    config = replace(config, optimizer=config.optimizer_on(device), **plain_start(config))
+    name = size_setting(config, device)
+    shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
+    samples: list[Sample] = []
+    facts: dict[str, Any] = {"precision": precision, "optimizer": config.optimizer, "size_setting": name}
+    for depth in range(2):
+        for sized in range(2 if name else 1):
+            size = SIZES[sized] if name else 0
+            more: dict[str, Any] = {name: size} if name else {}
+            one = replace(config, **more)
+            run = FakeRun(model_config, one, layers=DEPTHS[depth], precision=precision, device=device)
+            try:
+                for shape in shapes[: CORNERS[depth, sized]]:
+                    samples.append((DEPTHS[depth], size, shape, run.step(shape)))
+                facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest
+                facts[f"parameters_{depth}"] = run.parameters
+            finally:
+                run.close()
+    return fit(layers, samples, facts)
+
+
+def plain_start(config: RunConfig) -> dict[str, Any]:
+    """Starts cost time before the first step and nothing in it; they need weights, which there are none of."""
+    more: dict[str, Any] = {"init_weights": "default"}
+    return more | ({"prompt_init": "random"} if config.method == "prompt" else {})
+
+
+def beside_window(window: int | None, max_length: int) -> tuple[Shape, ...]:
+    """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of one kind are asked for."""
+    longest = max(shape.length for shape in SHAPES)
+    if not window or (max_length <= window and longest <= window):
+        return SHAPES
+    if max_length > window:
+        return tuple(Shape(s.rows, s.length + window, s.trained) for s in SHAPES)
+    return tuple(Shape(s.rows, max(4, s.length * window // longest), s.trained) for s in SHAPES)
+
+
+def cuda_precision(config: RunConfig) -> str:
+    """What `auto` means on a card, told on a machine without one."""
+    if config.precision != "auto":
+        return config.precision
+    return "mixed" if TABLE[config.method].whole_model else "bf16"
+
+
+def answer(line: str) -> dict[str, Any]:
+    request = json.loads(line)
+    try:
+        config = RunConfig.from_dict(request["settings"])
+        return law_of(Path(request["model"]), config, request["device"]).to_json()
+    except UserError as error:
+        return {"error": error.message, "field": error.field}
+    except Exception as error:  # noqa: BLE001 an architecture that cannot be simulated becomes a sentence on the page
+        return {"error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).", "field": "model"}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            return
+        sys.stdout.write(json.dumps(answer(line)) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,133 @@
+"""Memory laws, each made once and kept: asked of `training.engine.forecast`, a program that stays for the next question.
+
+A law depends on the model's config, the technique and some settings, not on data, lengths or learning rates, so moving those is
+answered from the kept law at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from training.catalog.card import read_json
+from training.child_environment import child_environment
+from training.engine.config import RunConfig
+from training.engine.files import write_atomically
+from training.engine.memory_law import Law, size_setting
+from training.engine.methods import TABLE
+from training.errors import UserError
+
+EDITION = 1  # of the laws: one more when the engine's steps change, so that none of the old are read
+PATIENCE_SECONDS = 120
+COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
+# Settings of techniques that change nothing in a step's memory.
+WEIGHTLESS = {"alpha", "init_weights", "prompt_init", "prompt_text", "lora_plus_ratio", "rslora", "alpha_pattern"}
+
+
+class Unlawful(UserError):
+    """The model, or these settings with it, cannot be simulated; the message says why."""
+
+
+def key_of(folder: Path, config: RunConfig, device: str) -> str:
+    """What the law depends on, as one word."""
+    names = set(COMMON) | set(TABLE[config.method].settings) - WEIGHTLESS - {size_setting(config, device)}
+    text = read_json(folder / "config.json")
+    window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
+    told = {name: getattr(config, name) for name in sorted(names)} | {"optimizer": config.optimizer_on(device)}
+    told |= {"accumulates": config.accumulation > 1, "beyond": isinstance(window, int) and config.max_length > window}
+    whole = json.dumps([EDITION, device, told, text], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+
+def place_of(folder: Path, config: RunConfig, device: str) -> Path:
+    return Path(settings.HOME) / "laws" / f"{key_of(folder, config, device)}.json"
+
+
+def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
+    """The law, if it has been made.
+
+    Raises:
+        Unlawful: it was tried and there is none.
+    """
+    path = place_of(folder, config, device)
+    if not path.is_file():
+        return None
+    told = json.loads(path.read_text())
+    if "error" in told:
+        raise Unlawful(told["error"], field=told["field"])
+    return Law.from_json(told)
+
+
+def law(folder: Path, config: RunConfig, device: str) -> Law:
+    """The law, made now if need be: about 6 s, and 10 s more when the program has to be started.
+
+    Raises:
+        Unlawful: see `kept_law`.
+        UserError: the program broke off.
+    """
+    kept = kept_law(folder, config, device)
+    if kept is None:
+        told = PROGRAM.ask({"model": str(folder), "settings": config.to_dict(), "device": device})
+        path = place_of(folder, config, device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(told))
+        kept = kept_law(folder, config, device)
+        assert kept is not None
+    return kept
+
+
+class Program:
+    """The forecasting program: started when it is first asked, started again when it has gone (it leaves when it is idle)."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off."""
+        with self._lock:
+            for _ in range(2):  # a child that left since the last question cannot be told from one that is there
+                child = self._running()
+                watch = threading.Timer(PATIENCE_SECONDS, child.kill)
+                watch.start()
+                try:
+                    line = self._talk(child, json.dumps(request))
+                finally:
+                    watch.cancel()
+                if line:
+                    answer: dict[str, Any] = json.loads(line)
+                    return answer
+        raise UserError("The memory forecast broke off; the log of the web server says why.", field="model")
+
+    @staticmethod
+    def _talk(child: subprocess.Popen[str], line: str) -> str:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line + "\n")
+            child.stdin.flush()
+            return child.stdout.readline()
+        except (BrokenPipeError, OSError):
+            return ""
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._child is None or self._child.poll() is not None:
+            command = [sys.executable, "-W", "ignore", "-m", "training.engine.forecast"]
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=settings.BASE_DIR,
+                env=child_environment() | {"CUDA_VISIBLE_DEVICES": ""},
+            )
+        return self._child
+
+
+PROGRAM = Program()

@@ -1,0 +1,141 @@
+"""What a run will take of a device's memory, told before it starts: from a memory law and the batches that its data makes."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import psutil
+
+from training.catalog.models import BaseModel
+from training.engine.batches import epoch_batches, length_of
+from training.engine.config import RunConfig
+from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
+from training.errors import UserError
+from training.runs.laws import kept_law
+from training.runs.measure import Lengths, trained_within
+from training.runs.models import Run
+from training.runs.states import State
+
+# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU; on CUDA the context and
+# cuBLAS' workspace (measured on an H100).
+FRAMEWORK_BYTES = {"cpu": 900_000_000, "cuda": 600_000_000}
+LEARNED_FROM = 20  # runs
+MOST_SHAPES = 2_000
+
+
+@lru_cache(maxsize=1)
+def device_kind() -> str:
+    """`cuda` where NVIDIA's driver finds a card, else `cpu`."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
+    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
+        return "cpu"
+
+
+@lru_cache(maxsize=1)
+def device_name() -> str:
+    """The first NVIDIA card's name, or what the CPU is."""
+    if device_kind() == "cpu":
+        return f"CPU, {psutil.cpu_count()} cores"
+    import pynvml
+
+    return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
+
+
+def device_memory() -> tuple[int, int]:
+    """Bytes in all and free now, of the device that trains."""
+    if device_kind() == "cpu":
+        host = psutil.virtual_memory()
+        return host.total, host.available
+    import pynvml
+
+    told = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
+    return int(told.total), int(told.free)
+
+
+def framework_bytes() -> int:
+    """The constant part: what past runs on this kind of device took beyond their forecast's other parts."""
+    past = Run.objects.filter(state=State.FINISHED, forecast__device=device_name()).order_by("-pk")[:LEARNED_FROM]
+    found = [run.peak_memory_bytes - run.forecast["variable"] for run in past if run.peak_memory_bytes]
+    return int(statistics.median(found)) if found else FRAMEWORK_BYTES[device_kind()]
+
+
+def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
+    """Every batch that one epoch makes; of data that nobody has measured, the largest that the settings allow."""
+    if found is None or not found.measured:
+        rows = config.rows_per_batch if config.batch_by == "rows" else max(1, config.tokens_per_batch // config.max_length)
+        return [Shape(rows, config.max_length, rows * config.max_length)]
+    kept = found.kept(config.max_length)
+    trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
+    made = {
+        Shape(
+            len(batch),
+            max(length_of(packed, kept) for packed in batch),
+            sum(trained[row] for packed in batch for row in packed),
+        )
+        for batch in epoch_batches(kept, replace(config, epochs=1), 0)
+    }
+    return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]
+
+
+def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framework: int) -> dict[str, Any]:
+    """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch that takes most."""
+    shapes = shapes_of(found, config)
+    step = largest(law, shapes, config)
+    measuring = largest(law, shapes, config, measuring=True)
+    kinds = {name: int(value) for name, value in step.kinds.items()}
+    variable = sum(kinds.values())
+    # While it is loaded, one tensor is there twice.
+    load = kinds["weights"] + 2 * int(law.facts["largest"])
+    return {
+        "kinds": kinds | {"framework": framework},
+        "variable": variable,
+        "step": variable + framework,
+        "eval": int(measuring.total) + framework,
+        "load": load + framework,
+        "peak": max(variable, int(measuring.total), load) + framework,
+        "stretch": step.stretch,
+        "batch": [step.shape.rows, step.shape.length],
+        "trainable": law_trainable(law, config),
+        "precision": law.facts["precision"],
+        "optimizer": law.facts["optimizer"],
+        "device": device_name(),
+    }
+
+
+def law_trainable(law: Law, config: RunConfig) -> int:
+    """Trained parameters, affine in layers and size as the law's samples have them."""
+    facts, name = law.facts, law.facts["size_setting"]
+    share = (size_of(law, config) - SIZES[0]) / (SIZES[1] - SIZES[0]) if name else 0.0
+    at = []
+    for depth in (0, 1):
+        small, large = (float(facts.get(f"trainable_{depth}{sized}", facts[f"trainable_{depth}0"])) for sized in (0, 1))
+        at.append(small + share * (large - small))
+    return round(at[0] + (law.layers - DEPTHS[0]) * (at[1] - at[0]) / (DEPTHS[1] - DEPTHS[0]))
+
+
+def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None) -> dict[str, Any] | None:
+    """The forecast, if its law has been made.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    law = kept_law(model.folder, config, device_kind())
+    return None if law is None else memory_forecast(law, config, found, framework_bytes())
+
+
+def refuse_misfit(told: dict[str, Any], config: RunConfig) -> None:
+    """Raises UserError: it would never fit this device, however free."""
+    total, _ = device_memory()
+    if told["peak"] > total:
+        raise UserError(
+            f"This run needs {told['peak'] / 1e9:.1f} GB, and {device_name()} has {total / 1e9:.1f} GB in all. Halve "
+            "tokens_per_batch and double accumulation, switch on gradient_checkpointing, or take qlora.",
+            field="tokens_per_batch",
+        )
