@@ -32,6 +32,7 @@ PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
 def wrap(model: Any, config: RunConfig) -> Any:
     from peft import EvaConfig, LoraConfig, get_peft_model
 
+    from training.engine.fast_lora import quicken
     from training.engine.settings import read_pattern
 
     if config.init_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
@@ -53,9 +54,11 @@ def wrap(model: Any, config: RunConfig) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, peft_config)
+        wrapped = get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(f"target_modules {config.target_modules!r} does not fit this model: {error}") from error
+    quicken(wrapped, dropout=config.dropout)
+    return wrapped
 
 
 METHOD = Method(
