@@ -120,13 +120,11 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from training.engine.conversations import IGNORED, load_tokenizer
+    from training.engine.conversations import load_tokenizer
     from training.engine.model import fastest_dtype, pick_device
 
     rows = encoded(folder, "train")
-    data = Dataset.from_list(
-        [{"input_ids": r.ids.tolist(), "completion_mask": (r.labels != IGNORED).astype(int).tolist()} for r in rows]
-    )
+    data = Dataset.from_list([{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows])
     fast = fastest_dtype(pick_device())
     tuned = {"gradient_checkpointing": False, "bf16": fast is torch.bfloat16, "train_sampling_strategy": "group_by_length"}
     settings = SFTConfig(
@@ -136,7 +134,6 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
         learning_rate=RATE,
         report_to="none",
         save_strategy="no",
-        completion_only_loss=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         model_init_kwargs={"dtype": fast} if best else None,
         **(tuned if best else {}),

@@ -105,6 +105,8 @@ class FakeRun:
         from transformers import AutoModelForCausalLM
 
         self.config = config
+        if device == "cuda":
+            model_config = without_attention_dropout(model_config)
         dtype = weights_dtype(precision)
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa")
@@ -231,6 +233,16 @@ def with_layers(model_config: Any, layers: int) -> Any:
     setattr(text, name, layers)
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
+    return made
+
+
+def without_attention_dropout(model_config: Any) -> Any:
+    """CUDA's attention kernels drop out on the fly; the CPU's, on which we simulate, would keep a matrix of all pairs for it."""
+    made = copy.deepcopy(model_config)
+    for config in (made, made.get_text_config()):
+        for name in ("attention_dropout", "attn_pdrop"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
     return made
 
 
