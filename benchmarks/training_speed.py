@@ -46,7 +46,7 @@ def heldout_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     with torch.no_grad():
         for place in range(len(rows)):
             total += head.loss_sum(model.eval(), *collate([(place,)], rows, 0, device)).item()
-    return total / sum(row.trained for row in rows)
+    return float(total / sum(row.trained for row in rows))
 
 
 def peak_bytes() -> int:

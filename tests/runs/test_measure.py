@@ -158,7 +158,7 @@ def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model,
     asked = {"model": base_model.pk, "data": data.pk, "max_length": "64", "learning_rate": "0.1"}
     refused = as_alice.post("/runs/new", asked)
     assert refused.status_code == 409
-    warning = "learning_rate is 0.1; above 0.005 the loss usually jumps. 0.001 is a safe start."
+    warning = "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
     assert warning in refused.content.decode()
     assert as_alice.post("/runs/new", {**asked, "seen": mark(warning)}).status_code == 302
 

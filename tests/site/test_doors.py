@@ -49,6 +49,8 @@ SHARED = {
     "run-new",
     "run-card",
     "run-measured",
+    "run-memory",
+    "run-settings",
     "run-file",
     "run-compare",
     "runs-archive",

@@ -18,68 +18,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.engine.config import RunConfig
+from training.engine.fake_bits import bytes_8bit, four_bit_layers
 from training.engine.memory_law import Shape
 from training.engine.methods import TABLE
 from training.engine.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
 from training.engine.optimizers import make_optimizer
 from training.engine.storages import Storages
-
-NF4_BLOCK, ABSMAX_BLOCK = 64, 256
-BYTES_8BIT_BLOCK, SMALLEST_8BIT = 256, 4096
-
-
-def nf4_extra(weights: int) -> int:
-    """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and offset (double quantisation)."""
-    blocks = -(-weights // NF4_BLOCK)
-    return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
-
-
-class _Product(torch.autograd.Function):
-    """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the product takes, both ways."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.shape = shape
-        return x @ torch.empty(shape, dtype=x.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None
-
-
-def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
-    """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear layer but the output."""
-    import bitsandbytes
-    from transformers.pytorch_utils import Conv1D
-
-    class FourBit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc] # PEFT asks for the class
-        def __init__(self, inputs: int, outputs: int, bias: nn.Parameter | None) -> None:
-            nn.Module.__init__(self)
-            self.in_features, self.out_features, self.compute_dtype = inputs, outputs, dtype
-            self.weight = nn.Parameter(torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False)
-            self.weight.compress_statistics, self.weight.quant_type = True, "nf4"  # type: ignore[attr-defined]
-            self.register_buffer("extra", torch.empty(nf4_extra(inputs * outputs), dtype=torch.uint8))
-            self.bias = bias
-
-        def forward(self, x: Tensor) -> Tensor:
-            kept = x.to(dtype)
-            shape = (self.out_features, self.in_features)
-            if torch.is_grad_enabled() and kept.requires_grad:
-                made: Tensor = _Product.apply(kept, shape)  # type: ignore[no-untyped-call]
-            else:
-                made = kept @ torch.empty(shape, dtype=dtype).t()
-            return (made if self.bias is None else made + self.bias).to(x.dtype)
-
-    output = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if layer is output or not isinstance(layer, nn.Linear | Conv1D):
-                continue
-            turned = isinstance(layer, Conv1D)
-            outputs, inputs = layer.weight.shape[::-1] if turned else layer.weight.shape
-            setattr(parent, name, FourBit(inputs, outputs, layer.bias))
-    model.is_loaded_in_4bit = True
 
 
 def make_fake(model: nn.Module) -> None:
@@ -218,11 +162,6 @@ class FixedLabels:
     def __init__(self, shape: Shape) -> None:
         self.places = torch.zeros(shape.trained, dtype=torch.long)
         self.targets = torch.zeros(shape.trained, dtype=torch.long)
-
-
-def bytes_8bit(numbers: int) -> int:
-    """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32 (bitsandbytes 0.50)."""
-    return 2 * numbers + 8 * -(-numbers // BYTES_8BIT_BLOCK) if numbers >= SMALLEST_8BIT else 8 * numbers
 
 
 def with_layers(model_config: Any, layers: int) -> Any:

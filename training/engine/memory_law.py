@@ -31,13 +31,13 @@ class Shape:
 
 
 def terms(shapes: Sequence[Shape], layers: float, size: float) -> Floats:
-    """What a stretch's bytes are made of, shape (shapes, 15): tokens are rows x length, with padding."""
+    """What a stretch's bytes are made of, shape (shapes, 17): tokens are rows x length, with padding."""
     r, t, m = (np.asarray([getattr(s, name) for s in shapes], dtype=float) for name in ("rows", "length", "trained"))
     one, tokens, mask = np.ones_like(r), r * t, r * t * t
-    plain = [one, r, t, m, tokens, mask]
+    plain = [one, r, t, m, tokens, mask, t * t]
     deep = [one * layers, tokens * layers, mask * layers]
     sized = [held * size * at for held in (one, r, tokens) for at in (1, layers)]
-    return np.stack([*plain, *deep, *sized], axis=1)
+    return np.stack([*plain, *deep, *sized, t * size], axis=1)
 
 
 # Batches for the first depth and size: enough to tell the terms of a batch apart. The others need their corners only. None has
@@ -50,11 +50,13 @@ SHAPES = (
     Shape(3, 512, 128),
     Shape(5, 256, 320),
     Shape(4, 384, 192),
+    Shape(3, 640, 300),
+    Shape(2, 384, 700),
 )
 DEPTHS = (2, 3)
 SIZES = (8, 24)
 SIZED = ("rank", "virtual_tokens", "bottleneck_size")
-CORNERS = {(0, 0): 7, (1, 0): 3, (0, 1): 3, (1, 1): 3}  # (depth, size) -> how many of SHAPES
+CORNERS = {(0, 0): 9, (1, 0): 3, (0, 1): 4, (1, 1): 3}  # (depth, size) -> how many of SHAPES
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
-
-import psutil
 
 from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.batches import length_of, plan_steps
 from training.engine.config import RunConfig
+from training.engine.methods import TABLE
 from training.errors import UserError
 from training.runs.measure import Lengths, cut_at
+from training.runs.memory import device_memory, device_name, kept_forecast
 
 EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 CUT_WARNING = 0.01
@@ -23,7 +21,8 @@ CUT_WARNING = 0.01
 
 def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found: Lengths | None) -> dict[str, Any]:
     """The card's numbers; those that need token lengths are absent until these are measured."""
-    trainable = trainable_parameters(model, config)
+    memory = kept_forecast(config, model, found)
+    trainable = memory["trainable"] if memory else trainable_parameters(model, config)
     said: dict[str, Any] = {
         "rows": version.train_rows,
         "heldout_rows": min(version.heldout_rows, config.eval_rows),
@@ -32,8 +31,9 @@ def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found
         "trainable": trainable,
         "parameters": model.card.get("parameters"),
         "device": device_words(),
-        "adapter_bytes": 4 * trainable,  # adapters are kept in fp32
-        "checkpoint_bytes": 12 * trainable,  # and AdamW's two moments
+        "adapter_bytes": 4 * trainable if trainable else None,  # what is trained is kept in fp32
+        "checkpoint_bytes": 12 * trainable if trainable else None,  # and AdamW's two moments
+        "memory": memory and memory | fit_words(memory),
         "warnings": all_warnings(config, model, found),
     }
     if found is not None:
@@ -84,8 +84,19 @@ def batch_words(config: RunConfig) -> str:
     return f"{one:,} x {config.accumulation:,} = {one * config.accumulation:,} {unit} a step"
 
 
-def trainable_parameters(model: BaseModel, config: RunConfig) -> int:
-    """Rank x (in + out) for every linear layer that the adapter touches (Hu et al. 2021, section 4.1)."""
+def fit_words(memory: dict[str, Any]) -> dict[str, Any]:
+    """Does it fit what is free now? In words, and shares of the whole device for the bar."""
+    total, free = device_memory()
+    need = memory["peak"]
+    verdict = "fits" if need <= free else "does not fit now" if need <= total else "can never fit this device"
+    bar = [(name, round(100 * value / max(total, need), 2), value) for name, value in memory["kinds"].items() if value]
+    return {"verdict": verdict, "fits": need <= free, "free": free, "total": total, "bar": bar}
+
+
+def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
+    """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell it with their law."""
+    if "rank" not in TABLE[config.method].settings or config.dora or config.rank_pattern:
+        return None
     wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = linear_layers(model.folder)
     chosen = [
@@ -94,21 +105,9 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int:
     return sum(config.rank * (rows + columns) for rows, columns in chosen)
 
 
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """The first NVIDIA card's name, or what the CPU is."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
-    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
-        return f"CPU, {os.cpu_count()} cores"
-
-
 def device_words() -> str:
-    free = psutil.virtual_memory().available / 1e9
-    return device_name() if not device_name().startswith("CPU") else f"{device_name()}, {free:.1f} GB of memory free"
+    total, free = device_memory()
+    return f"{device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
 
 
 def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:

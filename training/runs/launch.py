@@ -19,6 +19,8 @@ from training.engine.reins import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.people.models import Role, Team, User
 from training.runs import doorbell
+from training.runs.measure import kept_lengths
+from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
 from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
@@ -74,6 +76,8 @@ def launch_run(
             data=data,
             method=config.method,
             config=settings_of(config),
+            forecast=kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
+            or {},
             queued_at=timezone.now(),
         )
         write_folder(run, config)

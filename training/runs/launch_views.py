@@ -18,6 +18,8 @@ from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import form, launch, listing, measure, run_file, sweep
 from training.runs.forecast import forecast
+from training.runs.laws import law
+from training.runs.memory import device_kind
 from training.runs.models import Run, Sweep
 from training.runs.state_words import describe
 from training.runs.states import OPEN
@@ -174,7 +176,10 @@ def card_values(request: SignedIn, chosen: dict[str, str], values: dict[str, Any
         warnings = sweep.warnings_of(everyone, model, version)
     except UserError as problem:
         return said | {"problem": problem, "missing": "Choose another model or data"}
-    will = forecast(config, model, version, found)
+    try:
+        will = forecast(config, model, version, found)
+    except UserError as problem:  # this technique does not fit the model
+        return said | {"problem": problem, "missing": "Choose another technique"}
     will["warnings"] = [(words, sweep.mark(words)) for words in warnings]
     return said | {"will": will, "measured": found is not None}
 
@@ -184,6 +189,20 @@ def measured(request: SignedIn) -> HttpResponse:
     model, version = chosen_model(request.GET.get("model", "")), chosen_version(request, request.GET.get("data", ""))
     try:
         measure.lengths(version, model, train_on_prompt=request.GET.get("train_on_prompt") == "on")
+    except UserError as error:
+        return render(request, "_error.html", {"error": error})
+    answer = HttpResponse(status=204)
+    answer["HX-Trigger"] = "measured"
+    return answer
+
+
+@require_POST
+def memory(request: SignedIn) -> HttpResponse:
+    """Simulate a step of what the form says; the card asks for this when its memory law has not been made yet."""
+    chosen, values = posted(request)
+    try:
+        config = RunConfig.from_dict(sweep.members(values)[0])
+        law(chosen_model(chosen["model"]).folder, config, device_kind())
     except UserError as error:
         return render(request, "_error.html", {"error": error})
     answer = HttpResponse(status=204)

@@ -13,7 +13,6 @@ from training.catalog.models import BaseModel
 from training.engine.batches import epoch_batches, length_of
 from training.engine.config import RunConfig
 from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
-from training.errors import UserError
 from training.runs.laws import kept_law
 from training.runs.measure import Lengths, trained_within
 from training.runs.models import Run
@@ -128,14 +127,3 @@ def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None) ->
     """
     law = kept_law(model.folder, config, device_kind())
     return None if law is None else memory_forecast(law, config, found, framework_bytes())
-
-
-def refuse_misfit(told: dict[str, Any], config: RunConfig) -> None:
-    """Raises UserError: it would never fit this device, however free."""
-    total, _ = device_memory()
-    if told["peak"] > total:
-        raise UserError(
-            f"This run needs {told['peak'] / 1e9:.1f} GB, and {device_name()} has {total / 1e9:.1f} GB in all. Halve "
-            "tokens_per_batch and double accumulation, switch on gradient_checkpointing, or take qlora.",
-            field="tokens_per_batch",
-        )
