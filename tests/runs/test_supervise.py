@@ -183,7 +183,7 @@ def in_thread(run_id):
         connections.close_all()
 
 
-def wait_for(ready, seconds=60):
+def wait_for(ready, seconds=120):  # an engine imports for 10 s on a quiet machine
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, "it did not happen in time"
