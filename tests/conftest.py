@@ -34,6 +34,21 @@ def tiny_run(tmp_path, tiny_model):
 
 
 @pytest.fixture
+def engine_here(monkeypatch):
+    """The engine in this process, quicker by 10 s of imports: `engine_here([folder])`. What it turns is turned back."""
+    import torch
+
+    from training.engine.__main__ import main
+    from training.engine.reins import Reins
+
+    monkeypatch.setattr(Reins, "listen", lambda _self: None)
+    threads = torch.get_num_threads()
+    yield main
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def people(db):
     from training.people.models import Team, User
     from training.people.teams import join

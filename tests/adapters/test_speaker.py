@@ -160,17 +160,11 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "qlora", "full"])
-def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_model, adapter, tmp_path, method):
-    import training.engine.__main__ as engine
+def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_model, adapter, tmp_path, method, engine_here):
     from training.engine.methods import TABLE
 
     run = tiny.make_run(tmp_path / "run", tiny_model, method=method, rank=16, alpha=32, max_steps=12, learning_rate=0.02)
-    assert (
-        subprocess.run(
-            [sys.executable, "-m", engine.__name__.removesuffix(".__main__"), str(run)], cwd=ROOT, check=False
-        ).returncode
-        == 0
-    )
+    assert engine_here([str(run)]) == 0
     if method == "full":
         asked = Question(base=Base(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12)
         expected = plain_answer(run / "adapter", None)

@@ -74,7 +74,7 @@ def test_it_fits(page, stage, filled, path, width, scheme):
 def test_axe_finds_no_serious_fault(page, stage, filled, path, scheme):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(stage.address + path.format(run=filled))
-    page.wait_for_load_state("networkidle")
+    page.wait_for_load_state("networkidle", timeout=120_000)
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
     serious = [(v["id"], v["nodes"][0]["html"][:200], len(v["nodes"])) for v in found if v["impact"] in ("serious", "critical")]

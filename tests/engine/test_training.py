@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from tests import tiny
-from training.engine.__main__ import main
 from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
-from training.engine.reins import Reins
 
 ROOT = Path(__file__).parents[2]
 
@@ -269,16 +267,6 @@ def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, way):
     assert tiny.losses(tiny.events(cut)) == tiny.losses(tiny.events(whole))
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """The engine in this process: quicker by its imports. What it turns is turned back."""
-    monkeypatch.setattr(Reins, "listen", lambda _self: None)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
-
-
 TECHNIQUES = [
     {"method": "lora", "init_weights": "pissa_niter_4"},
     {"method": "lora", "init_weights": "eva"},
@@ -293,15 +281,15 @@ TECHNIQUES = [
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: "-".join(map(str, t.values())))
-def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_run, in_process, technique):
+def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_run, engine_here, technique):
     lora = {} if technique["method"].endswith("lora") else {"rank": 16, "alpha": 32}
     folder = tiny_run("run", **lora, **technique)
-    assert main([str(folder)]) == 0
+    assert engine_here([str(folder)]) == 0
     whole = tiny.losses(tiny.events(folder))
     weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
     shutil.rmtree(folder / "checkpoints" / "step-00000008")  # as if it had been killed before its last checkpoint
     (folder / "result.json").unlink()
-    assert main([str(folder)]) == 0
+    assert engine_here([str(folder)]) == 0
     assert any(event["kind"] == "resume" and event["step"] == 4 for event in tiny.events(folder))
     assert tiny.losses(tiny.events(folder)) == whole
     assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
