@@ -98,8 +98,9 @@ class Held:
         if self.loaded and adapter.kind == self.kind:
             self.model.load_adapter(adapter.folder, adapter_name=name)
         else:
-            self.model = attach(self._plain(), adapter.folder, name)
-            self.loaded.clear()
+            self.model = self._plain()
+            self.loaded.clear()  # before what may fail: nothing is beside the base now
+            self.model = attach(self.model, adapter.folder, name)
             self.kind = adapter.kind
         self.loaded[adapter] = name
 

@@ -30,8 +30,7 @@ def add_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-if NAME not in PeftType.__members__:
-    add_type(NAME)
+add_type(NAME)
 
 
 @dataclass
@@ -148,5 +147,4 @@ def _tell_names(names: list[str], _layer: Any, args: tuple[Any, ...], kwargs: di
     return args, {**kwargs, "adapter_names": names}
 
 
-if getattr(PeftType, NAME) not in __import__("peft").mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
-    register_peft_method(name="bottleneck", config_cls=BottleneckConfig, model_cls=BottleneckModel)
+register_peft_method(name="bottleneck", config_cls=BottleneckConfig, model_cls=BottleneckModel)

@@ -55,7 +55,6 @@ class FakeRun:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa")
             self.largest = max(p.numel() for p in base.parameters())
-            self.parameters = base.num_parameters()
             if TABLE[config.method].quantised:
                 four_bit_layers(base, dtype)
             self.model = wrap(base, config)

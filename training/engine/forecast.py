@@ -19,8 +19,7 @@ import torch
 from training.engine.config import RunConfig
 from training.engine.fake_step import FakeRun, model_config_of
 from training.engine.memory_law import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
-from training.engine.methods import TABLE
-from training.engine.model import pick_precision
+from training.engine.model import pick_precision, precision_for
 from training.errors import UserError
 
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
@@ -35,7 +34,7 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     model_config = model_config_of(folder)
     text = model_config.get_text_config()
     layers = text.num_hidden_layers
-    precision = pick_precision(config, torch.device(device)) if device == "cpu" else cuda_precision(config)
+    precision = pick_precision(config, torch.device("cpu")) if device == "cpu" else precision_for(config, has_bf16=True)
     config = replace(config, optimizer=config.optimizer_on(device), **plain_start(config))
     name = size_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
@@ -51,7 +50,6 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
                 for shape in shapes[: CORNERS[depth, sized]]:
                     samples.append((DEPTHS[depth], size, shape, run.step(shape)))
                 facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest
-                facts[f"parameters_{depth}"] = run.parameters
             finally:
                 run.close()
     return fit(layers, samples, facts)
@@ -71,13 +69,6 @@ def beside_window(window: int | None, max_length: int) -> tuple[Shape, ...]:
     if max_length > window:
         return tuple(Shape(s.rows, s.length + window, s.trained) for s in SHAPES)
     return tuple(Shape(s.rows, max(4, s.length * window // longest), s.trained) for s in SHAPES)
-
-
-def cuda_precision(config: RunConfig) -> str:
-    """What `auto` means on a card, told on a machine without one."""
-    if config.precision != "auto":
-        return config.precision
-    return "mixed" if TABLE[config.method].whole_model else "bf16"
 
 
 def answer(line: str) -> dict[str, Any]:

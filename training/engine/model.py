@@ -30,9 +30,14 @@ def pick_precision(config: RunConfig, device: torch.device) -> str:
     Without the instruction a CPU emulates bf16, slower than fp32. A whole model is trained in `mixed`: bf16 has 8 bits of
     mantissa, so a weight of 1 does not move by steps under 0.004, and full fine-tuning's are 100 times smaller.
     """
+    return precision_for(config, has_bf16=fastest_dtype(device) is torch.bfloat16)
+
+
+def precision_for(config: RunConfig, *, has_bf16: bool) -> str:
+    """The same for hardware that is not at hand."""
     if config.precision != "auto":
         return config.precision
-    if fastest_dtype(device) is torch.float32:
+    if not has_bf16:
         return "fp32"
     return "mixed" if TABLE[config.method].whole_model else "bf16"
 

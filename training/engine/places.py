@@ -17,8 +17,7 @@ def sublayer_ends(model: Any) -> list[str]:
 
 
 def feed_forward_ends(model: Any) -> list[str]:
-    found = present(model, FEED_FORWARD_ENDS, "feed-forward")
-    return found
+    return present(model, FEED_FORWARD_ENDS, "feed-forward")
 
 
 def keys_and_values(model: Any) -> list[str]:

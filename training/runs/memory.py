@@ -18,9 +18,10 @@ from training.runs.measure import Lengths, trained_within
 from training.runs.models import Run
 from training.runs.states import State
 
-# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU; on CUDA the context and
-# cuBLAS' workspace (measured on an H100).
-FRAMEWORK_BYTES = {"cpu": 900_000_000, "cuda": 600_000_000}
+# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU (a guess); on CUDA the
+# workspaces of cuBLAS (measured on an H200).
+FRAMEWORK_BYTES = {"cpu": 900_000_000, "cuda": 68_157_440}
+CONTEXT_BYTES = {"cpu": 0, "cuda": 735_000_000}  # taken beside CUDA's allocator, which measures a run (on an H200)
 LEARNED_FROM = 20  # runs
 MOST_SHAPES = 2_000
 
@@ -60,8 +61,9 @@ def device_memory() -> tuple[int, int]:
 
 def framework_bytes() -> int:
     """The constant part: what past runs on this kind of device took beyond their forecast's other parts."""
-    past = Run.objects.filter(state=State.FINISHED, forecast__device=device_name()).order_by("-pk")[:LEARNED_FROM]
-    found = [run.peak_memory_bytes - run.forecast["variable"] for run in past if run.peak_memory_bytes]
+    past = Run.objects.filter(state=State.FINISHED, forecast__device=device_name(), peak_memory_bytes__gt=0).order_by("-pk")
+    told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
+    found = [measured - forecast["variable"] for measured, forecast in told]
     return int(statistics.median(found)) if found else FRAMEWORK_BYTES[device_kind()]
 
 
@@ -89,16 +91,19 @@ def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framewor
     step = largest(law, shapes, config)
     measuring = largest(law, shapes, config, measuring=True)
     kinds = {name: int(value) for name, value in step.kinds.items()}
+    context = CONTEXT_BYTES[device_kind()]
     variable = sum(kinds.values())
     # While it is loaded, one tensor is there twice.
     load = kinds["weights"] + 2 * int(law.facts["largest"])
+    measurable = max(variable, int(measuring.total), load) + framework
     return {
-        "kinds": kinds | {"framework": framework},
+        "kinds": kinds | {"framework": framework + context},
         "variable": variable,
-        "step": variable + framework,
-        "eval": int(measuring.total) + framework,
-        "load": load + framework,
-        "peak": max(variable, int(measuring.total), load) + framework,
+        "step": variable + framework + context,
+        "eval": int(measuring.total) + framework + context,
+        "load": load + framework + context,
+        "measurable": measurable,  # what the run will measure of it
+        "peak": measurable + context,
         "stretch": step.stretch,
         "batch": [step.shape.rows, step.shape.length],
         "trainable": law_trainable(law, config),
