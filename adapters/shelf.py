@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models import Max
 from zipstream import ZIP_STORED, ZipStream
 
+from adapters.card import NAME, card_of
 from adapters.models import AdapterVersion
 from training.engine.files import sha256, sync
 from training.engine.outcome import Result
@@ -21,6 +22,7 @@ def keep(run: Run, result: Result) -> None:
     source, aside = run.folder / "adapter", run.folder / ".shelf"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside)  # outside the transaction: nobody waits for a large adapter's copy
+    (aside / NAME).write_text(card_of(run, step=result.adapter_step or 0, heldout_loss=result.heldout_loss))
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(aside.iterdir()):
         files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}

@@ -132,6 +132,7 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
         per_device_train_batch_size=BATCH,
         max_steps=steps,
         learning_rate=RATE,
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
         dataset_kwargs={"skip_prepare_dataset": True},

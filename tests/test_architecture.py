@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"training.errors", "training.engine", "training.child_environment"},
     {"training.people"},
-    {"training.catalog", "training.datasets"},
+    {"training.catalog", "training.datasets", "training.auto"},
     {"training.runs"},
     {"adapters"},
     {"snapml_site"},

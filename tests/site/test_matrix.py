@@ -56,6 +56,7 @@ MATRIX = {
     "get /runs/settings": ALL,
     "post /runs/forecast": LOOK,
     "get /runs/lengths": LOOK,
+    "post /runs/plan": LOOK,
     "post /runs": {**LOOK, "vera": "l"},  # a viewer trains on nothing of the team's
     "get /runs": ALL,
     "post /runs/sweeps": {**LOOK, "vera": "l"},
@@ -116,6 +117,8 @@ def call(client, operation, things, who):
     launch = {"model": things["model_id"], "data": things["version_id"], "settings": {"max_steps": 3}, "accept_warnings": True}
     body = launch if operation in ("post /runs", "post /runs/sweeps", "post /runs/forecast") else BODIES.get(operation, {})
     body = {"default_team": things["team_id"]} if operation == "patch /people/me" else body
+    if operation == "post /runs/plan":
+        body = {"model": things["model_id"], "data": things["version_id"]}
     if operation in ("get /runs/lengths", "get /runs/tokens"):
         path += f"?model={things['model_id']}&data={things['version_id']}"
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}

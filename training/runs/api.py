@@ -6,98 +6,54 @@ from django.http import HttpResponse
 from ninja import Query, Router, Status
 from ninja.pagination import paginate
 
-from training.catalog.models import BaseModel
-from training.datasets.models import DatasetVersion
-from training.datasets.preview import raw_rows
-from training.datasets.visible import visible_data
-from training.engine.config import RunConfig
-from training.errors import NotFound, UserError
+from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
-from training.runs import keep, launch, listing, measure, run_file, sweep
+from training.runs import keep, launch, launch_api, listing, plans, run_file, sweep
 from training.runs.curves import SERIES, read_curves
-from training.runs.forecast import forecast
+from training.runs.launch_api import model_and_data
 from training.runs.models import Event, Run, Sweep
 from training.runs.schemas import (
+    AutoIn,
     EvalsOut,
     EventsOut,
     Filters,
-    ForecastOut,
-    LengthsOut,
     MetricsOut,
-    Number,
     RunChange,
     RunIn,
     RunOut,
-    SettingOut,
     StopIn,
     SureIn,
     SweepOut,
-    TokensOut,
-    settings_described,
 )
 from training.runs.stream import as_message, events_after, one_moment
 
 router = Router(tags=["runs"])
+router.add_router("", launch_api.router)
 MAX_EVENTS = 5_000
 RELATED = (*listing.RELATED, "team")
-
-
-def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
-    """Raises NotFound: one of them is not there, or not for the person to see."""
-    model = BaseModel.objects.filter(pk=body.model).first()
-    version = visible_data(request.user, body.data)
-    if model is None:
-        raise NotFound(f"There is no base model {body.model}.", field="model")
-    if version is None:
-        raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
-    return {"base_model": model, "data": version}
-
-
-def ready_model_and_data(request: SignedIn, model: int, data: int) -> tuple[BaseModel, DatasetVersion]:
-    base = BaseModel.objects.filter(pk=model, state="ready").first()
-    version = visible_data(request.user, data)
-    if base is None or version is None:
-        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
-    return base, version
-
-
-@router.get("/settings", response=list[SettingOut])
-def list_settings(request: SignedIn) -> Any:
-    """Every setting of a run with its default, its range and a sentence."""
-    return settings_described()
-
-
-@router.post("/forecast", response=ForecastOut)
-def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
-    """What a launch would do: the card of the launch page. Steps and tokens are there once the lengths are measured."""
-    asked = model_and_data(request, body)
-    everyone = sweep.members(body.settings)
-    config = RunConfig.from_dict(everyone[0])
-    found = measure.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
-    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found)}
-
-
-@router.get("/lengths", response=LengthsOut)
-def read_lengths(
-    request: SignedIn, model: Number, data: Number, max_length: Annotated[int, Query(ge=8, le=131_072)] = 512
-) -> Any:
-    """Token lengths of a data version as a model sees it; measured now if nobody has yet (seconds)."""
-    base, version = ready_model_and_data(request, model, data)
-    found = measure.lengths(version, base)
-    return {**measure.cut_at(found, max_length), "histogram": measure.histogram(found)}
 
 
 @router.post("", response={201: RunOut})
 def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
     asked = model_and_data(request, body)
+    if body.auto is not None:
+        return Status(201, create_planned(request, body, body.auto, asked))
     fixed, grid = sweep.split_grid(body.settings)
     if grid:
         raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
     refuse_unwise(body, asked, fixed)
     return Status(201, launch.launch_run(request.user, **asked, settings=fixed, name=body.name))
+
+
+def create_planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
+    if body.settings:
+        raise UserError("With `auto`, settings are chosen; put those that must stay into `auto.locked`.", field="settings")
+    plan = plans.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked)
+    refuse_unwise(body, asked, plan.settings)
+    return plans.launch_planned(request.user, plan, name=body.name, **asked)
 
 
 def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -125,21 +81,6 @@ def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
     found = get_changeable(Sweep, request.user, sweep_id, "owner")
     launch.stop_all(found)
     return found
-
-
-@router.get("/tokens", response=TokensOut)
-def read_tokens(
-    request: SignedIn,
-    model: Number,
-    data: Number,
-    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
-    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
-    max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
-) -> Any:
-    """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
-    base, version = ready_model_and_data(request, model, data)
-    rows = raw_rows(version, split, offset, 4)
-    return measure.tokens_of(base, rows, max_length=max_length, train_on_prompt=False)
 
 
 @router.get("", response=list[RunOut])

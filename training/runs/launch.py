@@ -63,8 +63,7 @@ def launch_run(
         ConfigError: a setting is wrong; `field` names it.
         Conflict: the model is not ready.
     """
-    if base_model.state != ModelState.READY:
-        raise Conflict(f"{base_model.name} is not ready yet ({base_model.get_state_display().lower()}).", field="model")
+    refuse_unready(base_model)
     config = read_settings(settings)
     with transaction.atomic():
         run = Run.objects.create(
@@ -83,6 +82,12 @@ def launch_run(
         write_folder(run, config)
         transaction.on_commit(lambda: doorbell.ring(run.pk))
     return run
+
+
+def refuse_unready(model: BaseModel) -> None:
+    """Raises Conflict: the model's weights are not there yet."""
+    if model.state != ModelState.READY:
+        raise Conflict(f"{model.name} is not ready yet ({model.get_state_display().lower()}).", field="model")
 
 
 def write_folder(run: Run, config: RunConfig) -> None:

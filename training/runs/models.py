@@ -73,6 +73,7 @@ class Run(Owned):
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # bytes, runs/memory.py
+    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # a Plan of training/auto
     sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
 
     class Meta:

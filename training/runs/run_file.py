@@ -18,7 +18,7 @@ MOST_DEPTH = 20  # settings need three; every level costs PyYAML time that grows
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
 BEGINS = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
 ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-KEYS = ("name", "model", "data", "settings")
+KEYS = ("name", "model", "data", "settings", "auto")
 
 
 def to_yaml(run: Run) -> str:
@@ -57,6 +57,11 @@ def read_yaml(text: str) -> dict[str, Any]:
     settings = value.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
+    auto = value.get("auto")
+    if auto is not None and not (isinstance(auto, dict) and set(auto) <= {"goal", "locked"} and not settings):
+        raise UserError("`auto` must be a mapping with goal and locked, and stand instead of `settings`.", field="file")
+    if auto and not isinstance(auto.get("locked") or {}, dict):
+        raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
     settings = {name: numeric(given) for name, given in settings.items()}
     return {**value, "settings": settings, "name": one_line(str(value.get("name") or ""))}
 

@@ -10,6 +10,7 @@ from ninja import Query, Schema
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
+from training.auto.situation import GOALS
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.runs import keep, launch
@@ -25,6 +26,26 @@ EXAMPLE: JsonDict = {
 }
 
 
+class AutoIn(Schema):
+    """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]})
+    goal: str = Field("task", max_length=40, description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()))
+    locked: dict[str, Any] = {}
+
+
+class PlanIn(AutoIn):
+    model: int = Field(ge=0, le=2**53, description="id of a base model")
+    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+
+
+class PlanOut(Schema):
+    goal: str
+    settings: dict[str, Any]
+    choices: list[dict[str, Any]] = Field(description="setting, value, why, instead, source, locked")
+    facts: dict[str, Any]
+
+
 class RunIn(Schema):
     """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
 
@@ -33,6 +54,7 @@ class RunIn(Schema):
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     name: str = Field("", max_length=launch.MAX_NAME)
     settings: dict[str, Any] = Field({}, description="see /runs/settings; a list of values spans a sweep")
+    auto: AutoIn | None = Field(None, description="choose the settings; then `settings` stays empty")
     accept_warnings: bool = Field(False, description="start although something is unwise")
 
 
@@ -86,6 +108,7 @@ class RunOut(Schema):
     best_heldout_loss: float | None
     best_step: int | None
     config: dict[str, Any]
+    advice: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")
     last_seq: int
 
     @staticmethod

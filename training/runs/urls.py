@@ -1,14 +1,14 @@
 from django.urls import path
 
-from training.runs import launch_views, token_views, views
+from training.runs import card_views, launch_views, sweep_views, token_views, views
 
 urlpatterns = [
     path("", views.runs, name="runs"),
     path("runs/new", launch_views.new, name="run-new"),
-    path("runs/new/card", launch_views.card, name="run-card"),
+    path("runs/new/card", card_views.card, name="run-card"),
     path("runs/new/settings", launch_views.settings, name="run-settings"),
-    path("runs/new/memory", launch_views.memory, name="run-memory"),
-    path("runs/new/measured", launch_views.measured, name="run-measured"),
+    path("runs/new/memory", card_views.memory, name="run-memory"),
+    path("runs/new/measured", card_views.measured, name="run-measured"),
     path("runs/new/file", launch_views.from_file, name="run-file"),
     path("runs/compare", views.side_by_side, name="run-compare"),
     path("runs/archive", views.archive_several, name="runs-archive"),
@@ -24,7 +24,7 @@ urlpatterns = [
     path("runs/<int:run_id>/config.yaml", views.config_file, name="run-config"),
     path("runs/<int:run_id>/metrics.csv", views.metrics_csv, name="run-csv"),
     path("runs/<int:run_id>/metrics.parquet", views.metrics_parquet, name="run-parquet"),
-    path("sweeps/<int:sweep_id>", launch_views.show_sweep, name="sweep"),
-    path("sweeps/<int:sweep_id>/stop", launch_views.stop_sweep, name="sweep-stop"),
+    path("sweeps/<int:sweep_id>", sweep_views.show_sweep, name="sweep"),
+    path("sweeps/<int:sweep_id>/stop", sweep_views.stop_sweep, name="sweep-stop"),
     path("data/versions/<int:version_id>/trained", token_views.trained, name="data-trained"),
 ]

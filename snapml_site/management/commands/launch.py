@@ -6,9 +6,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from training.auto.situation import show
 from training.errors import UserError
 from training.people.models import User
-from training.runs import launch, run_file, sweep
+from training.runs import launch, plans, run_file, sweep
 
 
 class Command(BaseCommand):
@@ -34,11 +35,20 @@ class Command(BaseCommand):
 
     def start(self, user: User, described: dict[str, Any], *, accept: bool) -> None:
         asked: dict[str, Any] = {"base_model": run_file.find_model(described), "data": run_file.find_data(user, described)}
-        settings, name = described["settings"], described["name"]
+        name, auto = described["name"], described.get("auto")
+        plan = None
+        if auto is not None:
+            locked = {key: run_file.numeric(value) for key, value in (auto.get("locked") or {}).items()}
+            plan = plans.plan_now(*asked.values(), goal=str(auto.get("goal") or "task"), locked=locked)
+        settings = plan.settings if plan else described["settings"]
         warnings = sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
         if warnings and not accept:
             raise CommandError("\n".join([*warnings, "To start anyway: --accept-warnings"]))
-        if sweep.split_grid(settings)[1]:
+        if plan:
+            run = plans.launch_planned(user, plan, **asked, name=name)
+            self.stdout.write("\n".join(f"{one.setting} = {show(one.value)}: {one.why}" for one in plan.choices))
+            self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
+        elif sweep.split_grid(settings)[1]:
             made = sweep.launch_sweep(user, **asked, settings=settings, name=name)
             self.stdout.write(f"Sweep {made.pk}, {made.name}: {made.runs.count()} runs are waiting.")
         else:

@@ -1,0 +1,153 @@
+"""Auto LLM's plan: the technique that fits, each choice with its reason and the alternative, and everything around what is locked."""
+
+import json
+
+import numpy as np
+import pytest
+
+from training.auto.plan import make_plan
+from training.auto.situation import GOALS, Situation
+from training.engine.config import RunConfig
+from training.errors import ConfigError, UserError
+
+GB = 10**9
+WEIGHTS = {"lora": 14 * GB, "qlora": 4 * GB, "full": 80 * GB, "prompt": 14 * GB}
+
+
+def need(config):
+    """A 7B model as rough as it can be: weights, and activations by tokens."""
+    activations = config.tokens_per_batch * (200_000 if config.gradient_checkpointing else 2_000_000)
+    return {"peak": WEIGHTS[config.method] + activations, "precision": "bf16", "optimizer": "adamw", "trainable": 1}
+
+
+def at(free, lengths=None, **more):
+    lengths = np.asarray(lengths if lengths is not None else [100] * 990 + [300] * 10, dtype=np.int32)
+    told = {
+        "model": "some-7b",
+        "hidden_size": 4096,
+        "context_length": 4096,
+        "parameters_a_rank": 2_500_000,
+        "rows": len(lengths),
+        "heldout_rows": 100,
+        "lengths": lengths,
+        "trained": lengths // 2,
+        "device": "a card",
+        "total": 80 * GB,
+        "free": free,
+        "need": need,
+        "steps": lambda config: 190,
+    }
+    return Situation(**{**told, **more})
+
+
+def choice(plan, name):
+    return next(one for one in plan.choices if one.setting == name)
+
+
+def test_it_works():
+    plan = make_plan(at(24 * GB))
+    config = RunConfig.from_dict(plan.settings)
+    assert (config.method, config.rank, config.alpha, config.target_modules) == ("lora", 16, 32, "all-linear")
+    assert config.learning_rate == 2e-4
+    assert config.max_length == 128  # the 1 % of longer rows are cut
+    assert not config.gradient_checkpointing
+    assert all(one.why for one in plan.choices)
+    assert "QLoRA would need" in choice(plan, "method").instead
+    json.dumps(plan.to_json())
+
+
+def test_short_memory_takes_qlora_and_says_what_lora_would_need():
+    plan = make_plan(at(10 * GB))
+    assert plan.settings["method"] == "qlora"
+    assert "would need 14.0 GB of 10.0 GB free; QLoRA needs" in choice(plan, "method").why
+
+
+def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
+    wide = at(24 * GB, lengths=[1000] * 1000, rows=1000)
+    assert make_plan(wide).settings["accumulation"] > 1
+    assert make_plan(wide).settings["method"] == "lora"
+    tight = at(16 * GB, lengths=[1000] * 1000)
+    plan = make_plan(tight)
+    assert plan.settings["method"] == "lora" and plan.settings["gradient_checkpointing"]
+    assert "without it even 1,024 tokens at once would need 16.0 GB" in choice(plan, "gradient_checkpointing").why
+
+
+def test_accumulation_keeps_the_rows_of_a_step():
+    whole, halved = make_plan(at(200 * GB, lengths=[1000] * 1000)), make_plan(at(20 * GB, lengths=[1000] * 1000))
+    one, other = (plan.settings["tokens_per_batch"] * plan.settings["accumulation"] for plan in (whole, halved))
+    assert halved.settings["accumulation"] > 1
+    assert other == pytest.approx(one, rel=0.1)
+
+
+def test_what_never_fits_is_refused_with_the_nearest_that_would():
+    long = {"lengths": [4000] * 1000}
+    with pytest.raises(
+        UserError,
+        match=r"Nothing fits: the least, QLoRA with gradient checkpointing, 4,032 tokens at once, needs 4.8 GB of 4.5 GB",
+    ):
+        make_plan(at(4.5 * GB, **long))
+    with pytest.raises(UserError, match=r"With rows cut at \d+ tokens \(100 % are longer\) it would fit"):
+        make_plan(at(4.5 * GB, **long))
+    with pytest.raises(UserError, match="Take a smaller model"):
+        make_plan(at(2 * GB))
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_the_goal_sets_the_rank(goal):
+    assert make_plan(at(40 * GB), goal=goal).settings["rank"] == GOALS[goal][0]
+
+
+def test_much_data_raises_the_rank_until_it_can_hold_it():
+    plan = make_plan(at(40 * GB, rows=2_000_000))
+    assert plan.settings["rank"] == 32
+    assert "100,000,000" not in choice(plan, "alpha").why and "bits" in choice(plan, "rank").why
+    assert make_plan(at(40 * GB, lengths=[100] * 50)).settings["rank"] == 8
+
+
+def test_a_lock_holds_and_the_rest_is_planned_around_it():
+    plan = make_plan(at(24 * GB), locked={"rank": 64})
+    assert plan.settings["rank"] == 64 and plan.settings["alpha"] == 128
+    assert choice(plan, "rank").locked and "The plan would take 16" in choice(plan, "rank").instead
+    assert make_plan(at(24 * GB), locked={"method": "qlora"}).settings["method"] == "qlora"
+    assert make_plan(at(24 * GB), locked={"gradient_checkpointing": True}).settings["gradient_checkpointing"] is True
+    assert make_plan(at(24 * GB), locked={"tokens_per_batch": 256}).settings["tokens_per_batch"] == 256
+
+
+def test_other_techniques_only_when_asked_for():
+    plan = make_plan(at(24 * GB), locked={"method": "prompt"})
+    assert "rank" not in plan.settings
+    assert plan.settings["learning_rate"] == RunConfig.from_dict({"method": "prompt"}).learning_rate
+    full = make_plan(at(100 * GB), locked={"method": "full"})
+    assert full.settings["learning_rate"] == 1e-5
+
+
+def test_narrow_models_and_short_runs_learn_faster():
+    assert make_plan(at(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(9.1e-4)
+    assert make_plan(at(24 * GB, hidden_size=576, steps=lambda config: 50)).settings["learning_rate"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("locked", "field"),
+    [({"rank": 0}, "rank"), ({"rank": "many"}, "rank"), ({"nonsense": 1}, "nonsense"), ({"method": "magic"}, "method")],
+)
+def test_a_wrong_lock_is_refused_by_name(locked, field):
+    with pytest.raises(ConfigError) as caught:
+        make_plan(at(24 * GB), locked=locked)
+    assert caught.value.field == field
+
+
+def test_a_lock_on_what_no_plan_chooses_is_refused():
+    with pytest.raises(UserError, match="seed cannot be locked"):
+        make_plan(at(24 * GB), locked={"seed": 3})
+    with pytest.raises(ConfigError, match="rank is not a setting of Prompt tuning"):
+        make_plan(at(24 * GB), locked={"method": "prompt", "rank": 8})
+
+
+def test_a_technique_that_the_model_cannot_have_is_passed_over():
+    def no_qlora(config):
+        if config.method == "qlora":
+            raise UserError("QLoRA does not fit this model.", field="method")
+        return need(config)
+
+    plan = make_plan(at(24 * GB, need=no_qlora))
+    assert "QLoRA is not possible here" in choice(plan, "method").instead

@@ -1,0 +1,153 @@
+"""Auto LLM on the launch page, in the API and from a file: planned with reasons, locked in part, started, and kept with the run."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from django.core.management import call_command
+from django.urls import reverse
+
+from training.runs import laws, measure, memory, plans
+from training.runs.models import Run
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(scope="module")
+def tiny_laws(tiny_model):
+    """Laws are simulated once for the module: the answers of the forecasting program, in this process."""
+    from training.engine.forecast import answer
+
+    kept = {}
+
+    def ask(request):
+        line = json.dumps(request)
+        if line not in kept:
+            kept[line] = answer(line)
+        return kept[line]
+
+    return ask
+
+
+@pytest.fixture
+def ready(data, base_model, tiny_laws, monkeypatch):
+    """Data and model with their tokens counted, and a device with 8 GB free."""
+    lengths = measure.Lengths(
+        np.full(data.train_rows, 60, np.int32),
+        np.full(data.train_rows, 20, np.int32),
+        np.full(data.train_rows, 40, np.int32),
+        {length: np.full(data.train_rows, 20, np.int32) for length in measure.LENGTHS},
+        data.train_rows,
+        "model",
+        "",
+    )
+    monkeypatch.setattr(laws.PROGRAM, "ask", tiny_laws)
+    monkeypatch.setattr(measure, "kept_lengths", lambda *_args, **_more: lengths)
+    monkeypatch.setattr(plans, "lengths", lambda *_args, **_more: lengths)
+    device = SimpleNamespace(free=8 * 10**9)
+    for module in (plans, memory):
+        monkeypatch.setattr(module, "device_memory", lambda: (16 * 10**9, device.free))
+    form = {"mode": "auto", "mode-was": "auto", "model": base_model.pk, "data": data.pk, "goal": "task"}
+    return SimpleNamespace(model=base_model, data=data, form=form, device=device)
+
+
+def planned(client, form):
+    client.post(reverse("run-memory"), form)
+    return client.post(reverse("run-card"), form).content.decode()
+
+
+def shown_plan(page):
+    return page.split('name="plan" value="')[1].split('"')[0]
+
+
+def test_it_works(client, alice, ready):
+    client.force_login(alice)
+    before = client.post(reverse("run-card"), ready.form).content.decode()
+    assert "simulating steps" in before and "Planning…" in before
+    page = planned(client, ready.form)
+    assert "LoRA fits" in page and "QLoRA would need" in page
+    answer = client.post(reverse("run-new"), ready.form | {"plan": shown_plan(page)})
+    run = Run.objects.get()
+    assert answer.url == reverse("run", args=[run.pk])
+    assert run.method == "lora"
+    reasons = {one["setting"]: one for one in run.advice["choices"]}
+    assert reasons["rank"]["value"] == run.config["rank"]
+    assert "LoRA fits" in client.get(answer.url).content.decode()
+
+
+def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, ready):
+    client.force_login(alice)
+    page = planned(client, ready.form | {"set-rank": "4", "was-rank": "8"})
+    assert 'id="set-rank" name="set-rank" value="4"' in page
+    assert 'value="8" autocomplete' in page.split('name="set-alpha"')[1][:60], "alpha is planned around it"
+    kept = {"set-rank": "4", "was-rank": "4"}
+    assert 'name="set-rank" value="4"' in planned(client, ready.form | kept | {"lock": "rank"})
+    assert 'name="set-rank" value="4"' not in planned(client, ready.form | kept)
+
+
+def test_a_wrong_lock_is_told_and_the_plan_on_the_page_stays(client, alice, ready):
+    client.force_login(alice)
+    page = planned(client, ready.form | {"set-rank": "0", "was-rank": "8"})
+    assert "rank is 0; it must be from 1 to 1024" in page
+    assert "Correct Rank" in page and 'id="plan"' not in page
+
+
+def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready):
+    client.force_login(alice)
+    page = planned(client, ready.form)
+    ready.device.free = 0.4 * 10**9
+    answer = client.post(reverse("run-new"), ready.form | {"plan": shown_plan(page)})
+    assert answer.status_code in (400, 409)
+    assert not Run.objects.exists()
+
+
+def test_what_never_fits_says_so(client, alice, ready):
+    client.force_login(alice)
+    ready.device.free = 10**6
+    only = {"set-method": "lora", "set-gradient_checkpointing": "off", "lock": ["method", "gradient_checkpointing"]}
+    page = planned(client, ready.form | only)
+    assert "Nothing fits: the least," in page and "disabled" in page.split("<button")[-1]
+
+
+def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
+    client.force_login(alice)
+    planned(client, ready.form)
+    page = client.post(reverse("run-settings"), ready.form | {"mode": "choose"}).content.decode()
+    assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
+    back = client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}).content.decode()
+    assert 'class="plan"' in back
+
+
+def test_the_api_plans_and_starts(client, alice, ready):
+    client.force_login(alice)
+    headers = {"content_type": "application/json"}
+    asked = {"model": ready.model.pk, "data": ready.data.pk}
+    plan = client.post("/api/v1/runs/plan", asked | {"goal": "style", "locked": {"epochs": 2}}, **headers).json()
+    assert plan["settings"]["epochs"] == 2 and {"setting", "why", "instead", "locked"} <= set(plan["choices"][0])
+    made = client.post("/api/v1/runs", asked | {"auto": {"locked": {"rank": 4}}}, **headers)
+    assert made.status_code == 201, made.content
+    assert made.json()["config"]["rank"] == 4 and made.json()["advice"]["choices"]
+    wrong = client.post("/api/v1/runs", asked | {"auto": {}, "settings": {"rank": 4}}, **headers)
+    assert wrong.status_code == 400 and "auto.locked" in wrong.content.decode()
+    unknown = client.post("/api/v1/runs/plan", asked | {"goal": "fame"}, **headers)
+    assert unknown.status_code == 400 and "must be one of" in unknown.content.decode()
+
+
+def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
+    file = tmp_path / "auto.yaml"
+    file.write_text(
+        f"model: {ready.model.name}\ndata: {ready.data.dataset.name}\nauto: {{goal: hard, locked: {{learning_rate: 1e-3}}}}\n"
+    )
+    call_command("launch", str(file), "--user", "alice")
+    assert Run.objects.get().config["learning_rate"] == 1e-3
+    assert "rank = " in capsys.readouterr().out
+
+
+def test_the_adapters_card_tells_the_plan(alice, ready):
+    from adapters.card import card_of
+
+    plan = plans.plan_now(ready.model, ready.data)
+    run = plans.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
+    text = card_of(run, step=5, heldout_loss=1.25)
+    assert "**method = lora**: LoRA fits" in text and "held-out loss 1.2500" in text and "\\<b\\>" in text

@@ -1,0 +1,201 @@
+"""Auto LLM's plan: the settings of a run with the reason for each. Pure: memory and steps are asked of the situation.
+
+The technique is LoRA where it fits, QLoRA where memory is short, another one when it is locked. Before a slower technique comes
+a smaller batch (costs nothing but patience: gradients are accumulated), then gradient checkpointing (a third more time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.auto import rules
+from training.auto.situation import GOALS, Choice, Draft, Plan, Situation, size
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.errors import UserError
+
+TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to run: what it takes of memory at its fullest moment, and what is free for it."""
+
+    config: RunConfig
+    need: Mapping[str, Any]
+    room: float
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.need["peak"] <= self.room)
+
+    @property
+    def words(self) -> str:
+        checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
+        return f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} tokens at once"
+
+
+def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, Any] | None = None) -> Plan:
+    """The plan around what is locked.
+
+    Raises:
+        ConfigError: a locked setting is wrong; `field` names it.
+        UserError: nothing fits the device; says what would, or the technique does not fit the model.
+    """
+    if goal not in GOALS:
+        raise UserError(f"The goal is {goal[:40]!r}; it must be one of {', '.join(GOALS)}.", field="goal")
+    draft = Draft(situation, goal, locked or {})
+    RunConfig.from_dict(
+        {"tokens_per_batch": 131_072, "max_length": 8, **draft.locked}
+    )  # a wrong lock is told before anything else
+    length = rules.max_length(draft)
+    epochs = rules.epochs(draft)
+    beside = shape_of(draft)
+    rows = rules.rows_a_step(draft, epochs)
+    tokens = wanted_tokens(situation, length, rows)
+    common = {"max_length": length, "epochs": epochs, **{name: v for name, v in draft.locked.items() if name not in beside}}
+    tried: list[Setup] = []
+    for setup in setups(draft, {**common}, beside, tokens):
+        tried.append(setup)
+        if setup.fits:
+            break
+    if not tried or not tried[-1].fits:
+        refuse(draft, tried, {**common}, beside)
+    taken = tried[-1]
+    choose_technique(draft, tried, taken, beside)
+    choose_batch(draft, taken, tokens, rows)
+    rate = rules.learning_rate(draft, taken.config)
+    rules.schedule(draft)
+    final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
+    rules.measuring(draft, final)
+    draft.refuse_unused()
+    plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
+    RunConfig.from_dict(plan.settings)
+    return plan
+
+
+def shape_of(draft: Draft) -> dict[str, Any]:
+    """Rank, alpha and modules, where the technique has them; they are chosen before it, since memory depends on them."""
+    method = draft.locked.get("method", "lora")
+    if "rank" not in TABLE[method].settings:
+        return {}
+    rank = rules.rank(draft)
+    return {"rank": rank, "alpha": rules.alpha(draft, rank), "target_modules": rules.target_modules(draft)}
+
+
+def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
+    """Tokens of a step that holds about so many rows."""
+    mean = float(situation.lengths.clip(max=length).mean())
+    return max(length, rules.up_to(rows * mean, 64))
+
+
+def setups(draft: Draft, common: dict[str, Any], shape: dict[str, Any], tokens: int) -> Iterator[Setup]:
+    """Ways to run, the quickest first: batches cut in halves, then gradient checkpointing, then the next technique."""
+    methods = (draft.locked["method"],) if "method" in draft.locked else TECHNIQUES
+    for name in methods:
+        never = "gradient_checkpointing" in TABLE[name].never
+        lock = draft.locked.get("gradient_checkpointing")
+        for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
+            try:
+                yield from halvings(draft, {**common, **shape, "method": name, "gradient_checkpointing": checkpointing}, tokens)
+            except UserError as error:
+                if len(methods) == 1 or error.field not in ("model", "method"):
+                    raise  # of several techniques, one that this model cannot have is passed over
+
+
+def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
+    """The batch whole, then in halves down to one row, with as many accumulated."""
+    lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
+    at_once = lock or tokens
+    while True:
+        whole = settings | {"tokens_per_batch": at_once, "accumulation": times or max(1, round(tokens / at_once))}
+        config = RunConfig.from_dict(whole)
+        yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))
+        if lock or at_once <= config.max_length:
+            return
+        at_once = max(config.max_length, rules.up_to(at_once / 2, 16))
+
+
+def choose_technique(draft: Draft, tried: list[Setup], taken: Setup, shape: dict[str, Any]) -> None:
+    at, method = draft.situation, taken.config.method
+    title, need = TABLE[method].title, size(taken.need["peak"])
+    other = next((one for one in reversed(tried) if one.config.method != method), None)
+    if other is not None:
+        why = f"{title}: {other.words}, would need {size(other.need['peak'])} of {size(at.free)} free; {title} needs {need}."
+        instead = "LoRA is quicker and a little more exact; free memory or take shorter rows for it."
+    else:
+        why = f"{title} fits: {need} of {size(at.free)} free on {at.device}."
+        instead = other_technique(draft, taken) if method == "lora" else ""
+    draft.take("method", method, why, instead=instead, source=TABLE[method].paper)
+    plain = next((one for one in reversed(tried) if one.config.method == method and not one.config.gradient_checkpointing), None)
+    if taken.config.gradient_checkpointing and plain is not None:
+        why = f"On: without it even {plain.config.tokens_per_batch:,} tokens at once would need {size(plain.need['peak'])}."
+        instead = "Off would be about a third quicker."
+    else:
+        why, instead = f"Off: {need} fit without it.", "On would save activations' memory and take about a third longer."
+    source = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost"
+    draft.take("gradient_checkpointing", taken.config.gradient_checkpointing, why, instead=instead, source=source)
+    why = f"Computes in {taken.need['precision']}, which suits {at.device} best."
+    draft.take("precision", "auto", why, instead="fp32 everywhere would be slower where bf16 is at hand.")
+    why = f"{OPTIMIZERS[taken.need['optimizer']]}."
+    draft.take("optimizer", "auto", why, source="Dettmers et al. 2022, 8-bit Optimizers")
+
+
+OPTIMIZERS = {
+    "adamw": "AdamW, 8 bytes a trained parameter: with an adapter that is little",
+    "adamw_8bit": "AdamW with states of 8 bits",
+    "paged_adamw_8bit": "AdamW with states of 8 bits, which may move to the host for a moment when the card is full",
+}
+
+
+def other_technique(draft: Draft, taken: Setup) -> str:
+    """What QLoRA would need, beside LoRA that fits."""
+    try:
+        need = draft.situation.need(RunConfig.from_dict({**taken.config.to_dict(), "method": "qlora"}))
+    except UserError as error:
+        if error.field not in ("model", "method"):
+            raise
+        return f"QLoRA is not possible here: {error.message}"
+    return f"QLoRA would need {size(need['peak'])}; it is slower and rounds the base to 4 bits."
+
+
+def choose_batch(draft: Draft, taken: Setup, tokens: int, rows: int) -> None:
+    at_once, times = taken.config.tokens_per_batch, taken.config.accumulation
+    about = f"about {rows} rows a step"
+    need = size(taken.need["peak"])
+    why = f"The whole step at once, {about}: {need} at its fullest moment." if times == 1 else f"So much fits at once: {need}."
+    instead = "Larger steps make fewer of them; LoRA learns worse from large batches." if times == 1 else ""
+    draft.take("tokens_per_batch", at_once, why, instead=instead, source=rules.MANUAL)
+    why = f"{times} x {at_once:,} tokens make {about}." if times > 1 else "Nothing to add up: a step fits at once."
+    draft.take("accumulation", times, why)
+
+
+def refuse(draft: Draft, tried: list[Setup], common: dict[str, Any], shape: dict[str, Any]) -> None:
+    """Raises UserError: nothing fits; names the nearest that would."""
+    least = min(tried, key=lambda setup: float(setup.need["peak"]))
+    words = f"Nothing fits: the least, {least.words}, needs {size(least.need['peak'])} of {size(draft.situation.free)} free."
+    length = least.config.max_length
+    while length > 64:
+        length = rules.up_to(length / 2, 32)
+        fixed = {**least.config.to_dict(), "max_length": length, "tokens_per_batch": length}
+        if draft.situation.need(RunConfig.from_dict(fixed))["peak"] <= least.room:
+            cut = 100 * draft.situation.cut_share(length)
+            raise UserError(
+                f"{words} With rows cut at {length} tokens ({cut:.0f} % are longer) it would fit.", field="max_length"
+            )
+    raise UserError(f"{words} Take a smaller model, or free memory on {draft.situation.device}.", field="model")
+
+
+ORDER = ("method", "rank", "alpha", "target_modules", "learning_rate", "epochs", "max_length", "tokens_per_batch", "accumulation")
+
+
+def ordered(choices: list[Choice]) -> list[Choice]:
+    """What people look for first, first."""
+    return sorted(choices, key=lambda one: ORDER.index(one.setting) if one.setting in ORDER else len(ORDER))
+
+
+def facts_of(situation: Situation) -> dict[str, Any]:
+    names = ("model", "rows", "heldout_rows", "trained_tokens", "device", "total", "free")
+    return {name: getattr(situation, name) for name in names}

@@ -1,0 +1,119 @@
+"""What a plan is made for, and what a plan is. It knows no ORM, no request and no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.engine.config import RunConfig
+from training.errors import UserError
+
+# What the adapter is for -> rank to begin with, and its words. Ranks: Biderman et al. 2024, "LoRA Learns Less and Forgets Less"
+# (style needs little, code and mathematics 64 and more), and the guides of Unsloth and LLaMA-Factory (8 to 64).
+GOALS: dict[str, tuple[int, str]] = {
+    "task": (16, "a task, by examples"),
+    "style": (8, "a tone or a format"),
+    "knowledge": (32, "the knowledge of a field"),
+    "hard": (64, "hard tasks, such as code or reasoning"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """`lengths` and `trained` are int32 arrays of tokens, one number a measured row; bytes are those of the device that trains.
+
+    `need(config)` is a memory forecast with `peak`, `precision` and `optimizer`; it raises UserError where the technique does not
+    fit the model. `steps(config)` counts optimizer steps.
+    """
+
+    model: str
+    hidden_size: int
+    context_length: int | None
+    parameters_a_rank: int  # what one more rank adds over all linear layers
+    rows: int
+    heldout_rows: int
+    lengths: NDArray[np.int32]
+    trained: NDArray[np.int32]
+    device: str
+    total: int
+    free: int
+    need: Callable[[RunConfig], Mapping[str, Any]]
+    steps: Callable[[RunConfig], int]
+
+    @property
+    def trained_tokens(self) -> int:
+        """Of one epoch over all rows, from the measured ones."""
+        return int(self.trained.sum() * self.rows / max(1, len(self.trained)))
+
+    def cut_share(self, length: int) -> float:
+        return float((self.lengths > length).mean())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting with its sentence, the nearest alternative that was rejected, and where the rule comes from."""
+
+    setting: str
+    value: Any
+    why: str
+    instead: str = ""
+    source: str = ""
+    locked: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    goal: str
+    choices: list[Choice]
+    facts: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {choice.setting: choice.value for choice in self.choices}
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class Draft:
+    """A plan in the making. What a person locked wins; the plan's own choice is then told as the alternative."""
+
+    situation: Situation
+    goal: str
+    locked: Mapping[str, Any]
+    choices: list[Choice] = field(default_factory=list)
+
+    def take(self, setting: str, value: Any, why: str, *, instead: str = "", source: str = "") -> Any:
+        if setting in self.locked:
+            kept = self.locked[setting]
+            same = f"The plan would take {show(value)}: {why}" if kept != value else "The rest is planned around it."
+            self.choices.append(Choice(setting, kept, "You set it.", instead=same, source=source, locked=True))
+            return kept
+        self.choices.append(Choice(setting, value, why, instead, source))
+        return value
+
+    def refuse_unused(self) -> None:
+        """Raises UserError: something is locked that the plan does not choose, so the lock would be without effect."""
+        unused = sorted(set(self.locked) - {choice.setting for choice in self.choices})
+        if unused:
+            raise UserError(f"{unused[0]} cannot be locked in this plan; leave it out, or choose the settings.", field=unused[0])
+
+
+def show(value: Any) -> str:
+    """A setting's value as a sentence has it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float) and 0 < value < 0.01:
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def size(value: float) -> str:
+    """Bytes as a sentence has them."""
+    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.0f} MB"

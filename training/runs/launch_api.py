@@ -1,0 +1,96 @@
+"""What the API tells before a launch: settings, plan, forecast, and the data as a model sees it."""
+
+from typing import Annotated, Any
+
+from ninja import Query, Router
+
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.datasets.preview import raw_rows
+from training.datasets.visible import visible_data
+from training.engine.config import RunConfig
+from training.errors import NotFound
+from training.people.requests import SignedIn
+from training.runs import measure, plans, sweep
+from training.runs.forecast import forecast
+from training.runs.schemas import (
+    ForecastOut,
+    LengthsOut,
+    Number,
+    PlanIn,
+    PlanOut,
+    RunIn,
+    SettingOut,
+    TokensOut,
+    settings_described,
+)
+
+router = Router(tags=["runs"])
+
+
+def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
+    """Raises NotFound: one of them is not there, or not for the person to see."""
+    model = BaseModel.objects.filter(pk=body.model).first()
+    version = visible_data(request.user, body.data)
+    if model is None:
+        raise NotFound(f"There is no base model {body.model}.", field="model")
+    if version is None:
+        raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
+    return {"base_model": model, "data": version}
+
+
+def ready_model_and_data(request: SignedIn, model: int, data: int) -> tuple[BaseModel, DatasetVersion]:
+    base = BaseModel.objects.filter(pk=model, state="ready").first()
+    version = visible_data(request.user, data)
+    if base is None or version is None:
+        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
+    return base, version
+
+
+@router.get("/settings", response=list[SettingOut])
+def list_settings(request: SignedIn) -> Any:
+    """Every setting of a run with its default, its range and a sentence."""
+    return settings_described()
+
+
+@router.post("/forecast", response=ForecastOut)
+def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
+    """What a launch would do: the card of the launch page. Steps and tokens are there once the lengths are measured."""
+    asked = model_and_data(request, body)
+    everyone = sweep.members(body.settings)
+    config = RunConfig.from_dict(everyone[0])
+    found = measure.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
+    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found)}
+
+
+@router.post("/plan", response=PlanOut)
+def read_plan(request: SignedIn, body: PlanIn) -> Any:
+    """What Auto LLM would do, with the reason for each choice. The first time for a model and data takes some seconds."""
+    base, version = ready_model_and_data(request, body.model, body.data)
+    plan = plans.plan_now(base, version, goal=body.goal, locked=body.locked)
+    return {**plan.to_json(), "settings": plan.settings}
+
+
+@router.get("/lengths", response=LengthsOut)
+def read_lengths(
+    request: SignedIn, model: Number, data: Number, max_length: Annotated[int, Query(ge=8, le=131_072)] = 512
+) -> Any:
+    """Token lengths of a data version as a model sees it; measured now if nobody has yet (seconds)."""
+    base, version = ready_model_and_data(request, model, data)
+    found = measure.lengths(version, base)
+    return {**measure.cut_at(found, max_length), "histogram": measure.histogram(found)}
+
+
+@router.get("/tokens", response=TokensOut)
+def read_tokens(
+    request: SignedIn,
+    model: Number,
+    data: Number,
+    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
+) -> Any:
+    """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
+    base, version = ready_model_and_data(request, model, data)
+    rows = raw_rows(version, split, offset, 4)
+    return measure.tokens_of(base, rows, max_length=max_length, train_on_prompt=False)

@@ -1,0 +1,106 @@
+"""Auto LLM for a model and data that are here: gathers what a plan needs, and starts a run with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.db import transaction
+
+from training.auto.plan import make_plan
+from training.auto.situation import Plan, Situation
+from training.catalog.card import linear_layers
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.engine.config import RunConfig
+from training.engine.memory_law import Law
+from training.errors import UserError
+from training.people.models import User
+from training.runs.forecast import count_steps, refuse_fault
+from training.runs.launch import launch_run, refuse_unready
+from training.runs.laws import kept_law, law
+from training.runs.measure import Lengths, lengths, trained_within
+from training.runs.memory import device_kind, device_memory, device_name, framework_bytes, memory_forecast
+from training.runs.models import Run
+
+
+def launch_planned(user: User, plan: Plan, *, base_model: BaseModel, data: DatasetVersion, name: str = "") -> Run:
+    """Start a run with a plan's settings; the plan stays with it.
+
+    Raises:
+        ConfigError, Conflict: see `launch_run`.
+    """
+    with transaction.atomic():
+        run = launch_run(user, base_model=base_model, data=data, settings=plan.settings, name=name)
+        run.advice = plan.to_json()
+        run.save(update_fields=["advice"])
+    return run
+
+
+class NotSimulated(Exception):
+    """A memory law that the plan needs has not been made; `laws.law` takes seconds for it."""
+
+
+def plan_now(model: BaseModel, data: DatasetVersion, *, goal: str = "task", locked: Mapping[str, Any] | None = None) -> Plan:
+    """A plan, with the tokens counted and the steps simulated now if nobody has yet (seconds).
+
+    Raises:
+        Conflict: the model is not ready.
+        UserError: see `lengths` and `plan_for`.
+    """
+    refuse_unready(model)
+    return plan_for(model, data, lengths(data, model), goal=goal, locked=locked)
+
+
+def plan_for(
+    model: BaseModel,
+    data: DatasetVersion,
+    found: Lengths,
+    *,
+    goal: str = "task",
+    locked: Mapping[str, Any] | None = None,
+    wait: bool = True,
+) -> Plan:
+    """A plan for this device as it is now. `wait`: make the memory laws that are missing, 5 s each.
+
+    Raises:
+        NotSimulated: a law is missing and may not be waited for.
+        UserError: see `make_plan`; or the data cannot be trained on with this model.
+    """
+    refuse_fault(found)
+    if not found.measured:
+        raise UserError("The data has no rows to train on.", field="data")
+    return make_plan(situation_of(model, data, found, law if wait else kept_only), goal=goal, locked=locked)
+
+
+def kept_only(*asked: Any) -> Law:
+    kept = kept_law(*asked)
+    if kept is None:
+        raise NotSimulated
+    return kept
+
+
+def situation_of(
+    model: BaseModel, data: DatasetVersion, found: Lengths, find_law: Callable[[Any, RunConfig, str], Law]
+) -> Situation:
+    total, free = device_memory()
+    kind, framework = device_kind(), framework_bytes()
+
+    def need(config: RunConfig) -> Mapping[str, Any]:
+        return memory_forecast(find_law(model.folder, config, kind), config, found, framework)
+
+    return Situation(
+        model=model.name,
+        hidden_size=int(model.card["hidden_size"]),
+        context_length=model.card.get("context_length"),
+        parameters_a_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
+        rows=data.train_rows,
+        heldout_rows=data.heldout_rows,
+        lengths=found.total,
+        trained=trained_within(found, 2**30),
+        device=device_name(),
+        total=total,
+        free=free,
+        need=need,
+        steps=lambda config: count_steps(found, config)[0],
+    )
