@@ -8,7 +8,7 @@ import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from training.runs import laws, measure, memory, plans
+from training.runs import forecast, laws, measure, plans
 from training.runs.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -46,7 +46,7 @@ def ready(data, base_model, tiny_laws, monkeypatch):
     monkeypatch.setattr(measure, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(plans, "lengths", lambda *_args, **_more: lengths)
     device = SimpleNamespace(free=8 * 10**9)
-    for module in (plans, memory):
+    for module in (plans, forecast):
         monkeypatch.setattr(module, "device_memory", lambda: (16 * 10**9, device.free))
     form = {"mode": "auto", "mode-was": "auto", "model": base_model.pk, "data": data.pk, "goal": "task"}
     return SimpleNamespace(model=base_model, data=data, form=form, device=device)
@@ -151,3 +151,29 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
     run = plans.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
     text = card_of(run, step=5, heldout_loss=1.25)
     assert "**method = lora**: LoRA fits" in text and "held-out loss 1.2500" in text and "\\<b\\>" in text
+
+
+def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):
+    client.force_login(alice)
+    form = ready.form | {"mode": "choose", "mode-was": "choose", "method": "lora"}
+    page = client.post(reverse("run-costs"), form).content.decode()
+    assert "simulating…" in page
+    for _ in range(12):
+        if "simulating…" not in page:
+            break
+        page = client.post(reverse("run-costs"), form).content.decode()
+    assert page.count(": fits") == 7
+    assert "Cannot be merged into the base" in page
+    ready.device.free = 1
+    page = client.post(reverse("run-costs") + "?look=1", form).content.decode()
+    assert page.count("does not fit now") == 7 and "grey" in page
+
+
+def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
+    from training.engine.config import RunConfig
+    from training.runs import costs
+
+    costs.tried.clear()
+    for _ in range(8):
+        costs.make_beforehand()
+    assert laws.kept_law(ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu")

@@ -49,6 +49,7 @@ SHARED = {
     "run-new",
     "run-card",
     "run-measured",
+    "run-costs",
     "run-memory",
     "run-settings",
     "run-file",

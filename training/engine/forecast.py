@@ -84,6 +84,7 @@ def answer(line: str) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    os.nice(5)  # training goes first
     while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
         line = sys.stdin.readline()
         if not line:

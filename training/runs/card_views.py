@@ -15,9 +15,9 @@ from training.errors import UserError
 from training.people.requests import SignedIn, number
 from training.runs import form, measure, plan_form, sweep
 from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model
+from training.runs.device import device_kind
 from training.runs.forecast import forecast
 from training.runs.laws import law
-from training.runs.memory import device_kind
 
 
 @require_POST

@@ -12,8 +12,9 @@ from training.engine.batches import length_of, plan_steps
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
+from training.runs.device import device_memory, device_name
 from training.runs.measure import Lengths, cut_at
-from training.runs.memory import device_memory, device_name, kept_forecast
+from training.runs.memory import kept_forecast
 
 EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 CUT_WARNING = 0.01

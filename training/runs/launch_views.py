@@ -12,13 +12,14 @@ from training.auto.situation import GOALS, Plan
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset
 from training.datasets.visible import visible_data
-from training.engine.methods import TABLE
 from training.errors import Conflict, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible
-from training.runs import form, launch, plan_form, run_file, sweep
+from training.runs import form, launch, measure, plan_form, run_file, sweep
 from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model
 from training.runs.card_views import card_values
+from training.runs.costs import costs as costs_of
+from training.runs.costs import make_missing
 from training.runs.models import Run
 from training.runs.plans import launch_planned
 
@@ -129,7 +130,7 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
         "versions": versions,
         "chosen": chosen,
         "error": error,
-        **shown_settings(asked),
+        **shown_settings(request, asked),
         "open_fold": error is not None and getattr(form.fields({}).get(error.field), "advanced", False),
         **card_values(request, asked),
     }
@@ -144,18 +145,40 @@ def settings(request: SignedIn) -> HttpResponse:
         asked = Asked(asked.chosen, posted(request, mode="auto").values, auto=False)
     elif not asked.auto:
         asked = Asked(asked.chosen, form.follow_method(asked.values), auto=False)
-    answer = render(request, "runs/_how.html", shown_settings(asked))
+    answer = render(request, "runs/_how.html", shown_settings(request, asked))
     answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
     return answer
 
 
-def shown_settings(asked: Asked) -> dict[str, Any]:
+@require_POST
+def costs(request: SignedIn) -> HttpResponse:
+    """The techniques with their cost, after one that is missing was simulated (`look`: as they are)."""
+    asked = posted(request)
+    model, error = ready_model(asked.chosen["model"]), None
+    if model and "look" not in request.GET:
+        try:
+            make_missing(model, asked.values)
+        except UserError as problem:
+            error = problem
+    shown = {**techniques_shown(request, asked), "chosen_method": form.method_of(asked.values)}
+    return render(request, "runs/_techniques.html", shown | ({"simulating": False} if error else {}))
+
+
+def techniques_shown(request: SignedIn, asked: Asked) -> dict[str, Any]:
+    """What the technique cards show; `simulating`: some costs are still missing."""
+    model, version = ready_model(asked.chosen["model"]), visible_data(request.user, number(asked.chosen["data"]))
+    found = measure.kept_lengths(version, model) if model and version else None
+    known = costs_of(model, found, asked.values)
+    return {"techniques": known, "simulating": any(cost.waits for cost in known.values())}
+
+
+def shown_settings(request: SignedIn, asked: Asked) -> dict[str, Any]:
     return {
         "auto": asked.auto,
         "planned": asked.planned,
         "goals": GOALS,
         "groups": form.groups(asked.values, advanced=False),
         "advanced": form.groups(asked.values, advanced=True),
-        "techniques": TABLE,
+        **({} if asked.auto else techniques_shown(request, asked)),
         "chosen_method": form.method_of(asked.values),
     }

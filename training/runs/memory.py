@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
-
-import psutil
 
 from training.catalog.models import BaseModel
 from training.engine.batches import epoch_batches, length_of
 from training.engine.config import RunConfig
 from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
+from training.runs.device import device_kind, device_name
 from training.runs.laws import kept_law
 from training.runs.measure import Lengths, trained_within
 from training.runs.models import Run
@@ -24,39 +22,6 @@ FRAMEWORK_BYTES = {"cpu": 900_000_000, "cuda": 68_157_440}
 CONTEXT_BYTES = {"cpu": 0, "cuda": 735_000_000}  # taken beside CUDA's allocator, which measures a run (on an H200)
 LEARNED_FROM = 20  # runs
 MOST_SHAPES = 2_000
-
-
-@lru_cache(maxsize=1)
-def device_kind() -> str:
-    """`cuda` where NVIDIA's driver finds a card, else `cpu`."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
-    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
-        return "cpu"
-
-
-@lru_cache(maxsize=1)
-def device_name() -> str:
-    """The first NVIDIA card's name, or what the CPU is."""
-    if device_kind() == "cpu":
-        return f"CPU, {psutil.cpu_count()} cores"
-    import pynvml
-
-    return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
-
-
-def device_memory() -> tuple[int, int]:
-    """Bytes in all and free now, of the device that trains."""
-    if device_kind() == "cpu":
-        host = psutil.virtual_memory()
-        return host.total, host.available
-    import pynvml
-
-    told = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
-    return int(told.total), int(told.free)
 
 
 def framework_bytes() -> int:

@@ -16,11 +16,12 @@ from training.engine.config import RunConfig
 from training.engine.memory_law import Law
 from training.errors import UserError
 from training.people.models import User
+from training.runs.device import device_kind, device_memory, device_name
 from training.runs.forecast import count_steps, refuse_fault
 from training.runs.launch import launch_run, refuse_unready
 from training.runs.laws import kept_law, law
 from training.runs.measure import Lengths, lengths, trained_within
-from training.runs.memory import device_kind, device_memory, device_name, framework_bytes, memory_forecast
+from training.runs.memory import framework_bytes, memory_forecast
 from training.runs.models import Run
 
 

@@ -7,6 +7,7 @@ urlpatterns = [
     path("runs/new", launch_views.new, name="run-new"),
     path("runs/new/card", card_views.card, name="run-card"),
     path("runs/new/settings", launch_views.settings, name="run-settings"),
+    path("runs/new/costs", launch_views.costs, name="run-costs"),
     path("runs/new/memory", card_views.memory, name="run-memory"),
     path("runs/new/measured", card_views.measured, name="run-measured"),
     path("runs/new/file", launch_views.from_file, name="run-file"),

@@ -1,0 +1,106 @@
+"""What every technique would take of memory for one model and data, and the laws that are missing for that, made one by one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.catalog.models import BaseModel, ModelState
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.engine.methods.base import Method
+from training.errors import ConfigError, UserError
+from training.runs.device import device_kind
+from training.runs.forecast import fit_words
+from training.runs.form import follow_method
+from training.runs.laws import Unlawful, kept_law, law, place_of
+from training.runs.measure import Lengths
+from training.runs.memory import framework_bytes, memory_forecast
+
+log = logging.getLogger("snapml.forecast")
+tried: set[Path] = set()  # laws whose simulation broke off; asked for by a person, they are tried again
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A technique's forecast as `fit_words` tells it; `problem` says why there can be none."""
+
+    method: Method
+    memory: dict[str, Any] | None = None
+    problem: str = ""
+    waits: bool = False  # to be simulated
+
+    @property
+    def impossible(self) -> bool:
+        """It cannot be started on this device, whatever else runs there."""
+        return bool(self.problem) or (self.memory is not None and self.memory["peak"] > self.memory["total"])
+
+
+def configs_of(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | None]]:
+    """The settings as each technique would have them; None where they contradict each other."""
+    first = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    for name, method in TABLE.items():
+        known = set(RunConfig.from_dict({"method": name}).to_dict()) - set(method.never)
+        try:
+            yield name, RunConfig.from_dict({k: v for k, v in follow_method({**first, "method": name}).items() if k in known})
+        except ConfigError:
+            yield name, None
+
+
+def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, Any]) -> dict[str, Cost]:
+    """Each technique's cost with these settings, as far as its law has been made."""
+    if model is None:
+        return {name: Cost(method) for name, method in TABLE.items()}
+    made, framework = {}, framework_bytes()
+    for name, config in configs_of(values):
+        made[name] = Cost(TABLE[name])
+        if config is None:
+            continue
+        try:
+            kept = kept_law(model.folder, config, device_kind())
+        except Unlawful as error:
+            made[name] = Cost(TABLE[name], problem=error.message)
+            continue
+        if kept is None:
+            made[name] = Cost(TABLE[name], waits=True)
+        else:
+            memory = memory_forecast(kept, config, found, framework)
+            made[name] = Cost(TABLE[name], memory | fit_words(memory))
+    return made
+
+
+def make_missing(model: BaseModel, values: Mapping[str, Any], *, most: int = 1) -> int:
+    """Simulate up to `most` techniques whose law is missing; returns how many there were.
+
+    Raises:
+        UserError: the simulation broke off.
+    """
+    made, device = 0, device_kind()
+    for _, config in configs_of(values):
+        if made == most or config is None or place_of(model.folder, config, device).is_file():
+            continue
+        made += 1
+        try:
+            law(model.folder, config, device)
+        except Unlawful:
+            continue  # kept as this law's answer
+    return made
+
+
+def make_beforehand() -> None:
+    """One law that is missing for a model that is ready, with usual settings: the launch page then waits for none."""
+    for model in BaseModel.objects.filter(state=ModelState.READY):
+        missing = [c for _, c in configs_of({}) if c and not place_of(model.folder, c, device_kind()).is_file()]
+        for config in missing:
+            place = place_of(model.folder, config, device_kind())
+            if place in tried:
+                continue
+            tried.add(place)
+            try:
+                law(model.folder, config, device_kind())
+            except UserError as error:
+                log.warning("%s on %s: %s", TABLE[config.method].title, model.name, error.message)
+            return
