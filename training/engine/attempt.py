@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -14,7 +16,10 @@ from training.engine.loop import DiskFull, Diverged, train
 from training.engine.methods import TABLE
 from training.engine.outcome import Outcome, Result
 from training.engine.reins import Reins
-from training.engine.session import Session, prepare
+from training.engine.session import Event, Session, prepare
+from training.engine.tune import CHOSEN, chosen_config, tune
+
+Ended = TypeVar("Ended")
 
 
 class Attempt:
@@ -28,22 +33,29 @@ class Attempt:
 
     def run(self, config: RunConfig, reins: Reins) -> tuple[Outcome, str]:
         """Train to an end; the adapter is exported if it is to be kept."""
+        config = chosen_config(self.run_dir, config)
         for made in prepare(config, self.run_dir, self.number):
             if isinstance(made, Session):
                 self.session = made
             else:
                 self.write(*made)
         assert self.session is not None
-        training = train(self.session, reins)
-        while True:
-            try:
-                self.write(*next(training))
-            except StopIteration as stop:
-                outcome: Outcome = stop.value
-                break
+        outcome = None
+        if config.tunes and self.session.step == 0 and not (self.run_dir / CHOSEN).exists():
+            outcome = self.follow(tune(self.session, reins))
+        outcome = outcome or self.follow(train(self.session, reins))
         if outcome in (Outcome.FINISHED, Outcome.STOPPED):
             self.export(config)
         return outcome, ""
+
+    def follow(self, part: Generator[Event, None, Ended]) -> Ended:
+        """Write a part's events to the journal; returns how it ended."""
+        while True:
+            try:
+                self.write(*next(part))
+            except StopIteration as stop:
+                ended: Ended = stop.value
+                return ended
 
     def export(self, config: RunConfig) -> None:
         """The best checkpoint's adapter if that is wished and it is still there, else the newest one's."""

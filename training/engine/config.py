@@ -162,6 +162,17 @@ class RunConfig(TechniqueSettings):
             return self.optimizer
         return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw"
 
+    @property
+    def tunes(self) -> bool:
+        """Are there trials before the run?"""
+        return self.tune_share > 0 or self.tune_minutes > 0
+
+    def widest(self) -> RunConfig:
+        """The settings with the most memory that this run may come to: trials may double the rank."""
+        if not self.tunes or "rank" not in self.tune_over:
+            return self
+        return dataclasses.replace(self, rank=max(ranks(self.rank)))
+
     def foreign(self) -> set[str]:
         """Settings that belong to other techniques."""
         theirs = {name for method in TABLE.values() for name in method.settings}
@@ -211,6 +222,11 @@ class RunConfig(TechniqueSettings):
         done = (step - warmup) / max(1, total_steps - warmup + 1)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * factor[self.schedule]
+
+
+def ranks(rank: int) -> list[int]:
+    """What trials may take instead of a rank."""
+    return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

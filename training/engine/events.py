@@ -50,6 +50,14 @@ KINDS: dict[str, Kind] = {
     "memory": _kind("memory at a moment that is not a step", "moment step memory_bytes memory_peak_bytes devices"),
     "saving": _kind("a checkpoint is about to be written", "step", sync=True),
     "checkpoint": _kind("a checkpoint is complete on the disk", "step path bytes seconds best", sync=True),
+    "trial": _kind(
+        "a short trial before the run begins, stops early or is done; losses are [step, held-out loss] pairs",
+        "number step settings steps losses outcome spent budget whole seconds",
+    ),
+    "tuned": _kind(
+        "the trials are over: who goes on, and what rows that no trial saw say of it against the plan's own guess",
+        "step winner settings trainable_parameters spent plan_loss winner_loss difference standard_error rows words",
+    ),
     "log": _kind("a line for the log tail", "level text"),
     "end": _kind("the engine leaves", "outcome message step", sync=True),
 }

@@ -124,7 +124,11 @@ class TrainedPositions:
 
     def __init__(self, model: Any) -> None:
         self._at: tuple[Tensor, int] | None = None  # places among rows x tokens, and tokens
-        model.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
+
+    def let_go(self) -> None:
+        """Take the hook out of the model, which another head is to use."""
+        self._hook.remove()
 
     def _select(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._at is None:

@@ -113,9 +113,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
     precision = pick_precision(config, device)
     base = load_base(Path(config.model), weights_dtype(precision), device, quantised=method.quantised)
     parameters = count_parameters(base)
-    model = wrap(base, config)
-    if precision == "mixed":
-        compute_in_bf16(model, device)
+    model = equipped(base, config, device)
     session = Session(
         config=config,
         run_dir=run_dir,
@@ -159,6 +157,14 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         session.head.refuse_leaks(session.model, session.rows[0].ids[: config.max_length // 2])
     yield from resume(session, attempt)
     yield session
+
+
+def equipped(base: Any, config: RunConfig, device: torch.device) -> Any:
+    """The base as the technique trains it, computing in the run's precision."""
+    model = wrap(base, config)
+    if pick_precision(config, device) == "mixed":
+        compute_in_bf16(model, device)
+    return model
 
 
 def resume(session: Session, attempt: int) -> Iterator[Event]:

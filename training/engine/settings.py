@@ -14,6 +14,7 @@ from training.errors import ConfigError
 
 TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
 PATTERN = re.compile(r"([\w.\-]{1,80} *= *\d{1,4} *(, *|$)){0,50}", re.ASCII)
+TUNABLE = ("learning_rate", "rank", "alpha", "target_modules")
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
 
 
@@ -78,6 +79,19 @@ class TechniqueSettings:
     alpha_pattern: str = setting(
         "", "Another alpha for some layers, such as down_proj=64, v_proj=16.", usual="empty", advanced=True
     )
+    tune_share: float = setting(
+        0.0,
+        "Share of the run's steps spent on short trials before it: they choose what tune_over names by held-out loss, and the "
+        "best one goes on. 0: no trials.",
+        usual="0, or 0.2 to 0.5",
+        within=(0, 2),
+    )
+    tune_minutes: float = setting(
+        0.0, "The same as minutes; they count if both are given.", usual="0", within=(0, 10_000), advanced=True
+    )
+    tune_over: str = setting(
+        "learning_rate,rank,alpha,target_modules", "What the trials vary, with commas.", usual="all four", advanced=True
+    )
     virtual_tokens: int = setting(
         20, "Learned tokens in front of every prompt: more can say more and take room.", usual="10 to 100", within=(1, 1000)
     )
@@ -131,8 +145,23 @@ def check_technique(config: TechniqueSettings) -> None:
             "alpha_pattern do not allow.",
             field="init_weights",
         )
+    check_tuning(config)
     if config.dora and config.init_weights == "eva":
         raise ConfigError("dora and init_weights = eva do not go together; switch one off.", field="dora")
+
+
+def check_tuning(config: TechniqueSettings) -> None:
+    """Raises ConfigError: trials are asked for over something that they cannot vary."""
+    over = [name.strip() for name in config.tune_over.split(",")]
+    wrong = [name for name in over if name not in TUNABLE]
+    if wrong or not config.tune_over.isascii():
+        words = f"tune_over names {wrong[0][:40]!r}; trials vary {', '.join(TUNABLE)}."
+        raise ConfigError(words, field="tune_over")
+    if (config.tune_share or config.tune_minutes) and config.init_weights != "default":
+        raise ConfigError(
+            f"init_weights is {config.init_weights}, which changes or reads the base: trials share one base and need default.",
+            field="init_weights",
+        )
 
 
 def read_pattern(text: str) -> dict[str, int]:

@@ -108,6 +108,14 @@ def on_eval(run: Run, line: Line) -> dict[str, Any]:
     return {"heldout_loss": loss} | ({"best_heldout_loss": loss, "best_step": line["step"]} if better else {})
 
 
+def on_tuned(run: Run, line: Line) -> dict[str, Any]:
+    """Trials chose settings: the run goes on with those."""
+    return {
+        "config": {**run.config, **line["settings"]},
+        "plan": {**run.plan, "trainable_parameters": line["trainable_parameters"]},
+    }
+
+
 def on_checkpoint(run: Run, line: Line) -> dict[str, Any]:
     return {"deaths": 0}  # it got further, so it is no crash loop
 
@@ -146,5 +154,6 @@ RULES = {
     "memory": on_memory,
     "eval": on_eval,
     "checkpoint": on_checkpoint,
+    "tuned": on_tuned,
     "resume": on_resume,
 }

@@ -28,7 +28,18 @@ EDITION = 1  # of the laws: one more when the engine's steps change, so that non
 PATIENCE_SECONDS = 120
 COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
-WEIGHTLESS = {"alpha", "init_weights", "prompt_init", "prompt_text", "lora_plus_ratio", "rslora", "alpha_pattern"}
+WEIGHTLESS = {
+    "alpha",
+    "init_weights",
+    "prompt_init",
+    "prompt_text",
+    "lora_plus_ratio",
+    "rslora",
+    "alpha_pattern",
+    "tune_share",
+    "tune_minutes",
+    "tune_over",
+}
 
 
 class Unlawful(UserError):

@@ -16,7 +16,7 @@ from training.runs.curves import read_curves
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.state_words import describe
 
-SNAPSHOT_KINDS = ("eval", "sample", "memory", "checkpoint", "resume", "start", "end", "log")
+SNAPSHOT_KINDS = ("eval", "sample", "memory", "checkpoint", "resume", "start", "end", "log", "trial", "tuned")
 SNAPSHOT_EVENTS = 500  # of each kind the newest; a run has a few dozen
 DELTA_EVENTS = 2_000
 FAR_BEHIND = 5_000  # a reader that lacks more gets a snapshot instead of the events

@@ -24,6 +24,9 @@ SETTINGS = (
     "lora_plus_ratio",
     "rank_pattern",
     "alpha_pattern",
+    "tune_share",
+    "tune_minutes",
+    "tune_over",
 )
 # PEFT's names of its starts, where they differ from ours. LoftQ is ours: PEFT's wants CUDA.
 PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}

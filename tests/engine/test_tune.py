@@ -1,0 +1,148 @@
+"""Trials before a run: the plan's guess first, losers stopped early, the winner goes on where it stands, judged on rows unseen."""
+
+import json
+
+import pytest
+
+from tests import tiny
+from training.engine.config import RunConfig
+from training.engine.outcome import Outcome
+from training.engine.reins import Reins
+from training.engine.search import Search, Trial, compare, kept_trials, rungs_of, settings_of
+from training.errors import ConfigError
+
+ROWS = [*tiny.ROWS] * 4
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def make(tiny_run):
+    """A run folder with 20 held-out rows."""
+
+    def made(name="run", **settings):
+        folder = tiny_run(name, rows=ROWS, **settings)
+        (folder / "heldout.jsonl").write_bytes(b"".join(tiny.lines(ROWS[:20])))
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def tuned(make, engine_here):
+    folder = make(max_steps=24, tune_share=1.5, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8)
+    assert engine_here([str(folder)]) == 0, (folder / "events.jsonl").read_text()[-2000:]
+    return folder
+
+
+def test_it_works(tuned):
+    told = events(tuned)
+    trials = list(kept_trials(tuned))
+    assert len(trials) >= 4
+    assert trials[0].settings == {"learning_rate": 0.001, "rank": 4, "alpha": 8, "target_modules": "all-linear"}
+    assert trials[0].state == "done", "the plan's guess goes all the way"
+    assert {trial.state for trial in trials} >= {"done", "stopped"}
+    assert sum(trial.step for trial in trials) >= 36, "the budget is spent"
+    last = next(event for event in told if event["kind"] == "tuned")
+    done = [trial for trial in trials if trial.state == "done"]
+    best = min(done, key=lambda trial: trial.losses[trial.step])
+    assert last["winner"] in (0, best.number) and last["rows"] == 10
+    steps = [event["step"] for event in told if event["kind"] == "step"]
+    assert steps == list(range(1, 25)), "the winner goes on and the curve is whole"
+    adapter = json.loads((tuned / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == last["settings"]["rank"]
+
+
+def test_one_base_serves_all_trials(tuned):
+    assert sum(event.get("name") == "loading model" for event in events(tuned)) == 1
+
+
+def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
+    """Trials follow the whole run's schedule, so the plan's guess learns just as it would have."""
+    plain = make("plain", max_steps=24, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8)
+    assert engine_here([str(plain)]) == 0
+    losses = [event["loss"] for event in events(plain) if event["kind"] == "step"]
+    first = next(iter(kept_trials(tuned)))
+    assert [step["loss"] for step in first.steps] == losses[: first.step]
+
+
+def test_a_killed_engine_goes_on_with_the_next_trial(make, engine_here, monkeypatch):
+    settings = {"max_steps": 24, "tune_share": 1.5, "eval_rows": 20, "eval_interval": 8, "learning_rate": 0.001}
+    whole, broken = make("whole", **settings), make("broken", **settings)
+    assert engine_here([str(whole)]) == 0
+    calls = []
+    plain = Reins.order
+
+    def order(self):
+        calls.append(1)
+        return Outcome.LEFT if len(calls) == 18 else plain(self)
+
+    monkeypatch.setattr(Reins, "order", order)
+    assert engine_here([str(broken)]) != 0
+    before = list(kept_trials(broken))
+    assert before
+    monkeypatch.setattr(Reins, "order", plain)
+    assert engine_here([str(broken)]) == 0
+    after = list(kept_trials(broken))
+    assert [trial.losses for trial in after[: len(before)]] == [trial.losses for trial in before]
+    steps = [event["step"] for event in events(broken) if event["kind"] == "step"]
+    assert steps == list(range(1, 25))
+
+
+def test_too_few_heldout_rows_are_refused_before_anything_is_trained(tiny_run, engine_here):
+    folder = tiny_run(max_steps=8, tune_share=1.0, eval_rows=3)
+    assert engine_here([str(folder)]) != 0
+    assert "too few; hold out 8" in events(folder)[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"tune_share": 0.5, "init_weights": "pissa"}, "init_weights"),
+        ({"tune_share": 0.5, "tune_over": "learning_rate,luck"}, "tune_over"),
+        ({"tune_share": 0.5, "method": "prompt"}, "tune_share"),
+    ],
+)
+def test_contradictions_are_refused(given, field):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(given)
+    assert caught.value.field == field
+
+
+def test_locked_settings_are_not_varied():
+    config = RunConfig.from_dict({"tune_share": 1.0, "tune_over": "learning_rate"})
+    search = Search(config, ["all-linear", "q_proj"], [2, 4, 8])
+    made = [search.ask() for _ in range(4)]
+    assert {trial.settings["rank"] for trial in made} == {16} and {trial.settings["target_modules"] for trial in made} == {
+        "all-linear"
+    }
+    assert len({trial.settings["learning_rate"] for trial in made}) == 4
+
+
+def test_alpha_keeps_its_ratio_where_only_the_rank_is_varied():
+    config = RunConfig.from_dict({"rank": 8, "alpha": 8, "tune_share": 1.0, "tune_over": "rank"})
+    assert settings_of(config, {"rank": 16})["alpha"] == 16
+
+
+def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():
+    assert RunConfig.from_dict({"tune_share": 0.5}).widest().rank == 32
+    assert RunConfig.from_dict({"tune_share": 0.5, "tune_over": "learning_rate"}).widest().rank == 16
+    assert RunConfig().widest().rank == 16
+
+
+def test_the_comparison_knows_what_is_chance():
+    plan = Trial(0, {}, {}, unseen=[2.0, 3.0, 2.5, 2.0] * 10)
+    luckier = Trial(1, {}, {}, unseen=[1.9, 3.1, 2.4, 2.1] * 10)
+    better = Trial(2, {}, {}, unseen=[1.5, 2.4, 1.9, 1.6] * 10)
+    tokens = [2] * 40
+    difference, error = compare(plan, luckier, tokens)
+    assert abs(difference) < 2 * error
+    difference, error = compare(plan, better, tokens)
+    assert difference > 2 * error
+
+
+def test_rungs_halve_down_from_a_quarter_of_the_budget():
+    assert rungs_of(80, 200) == [5, 10, 20]
+    assert rungs_of(4, 100)[-1] == 4

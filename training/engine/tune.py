@@ -1,0 +1,283 @@
+"""Short trials before a run, on one loaded base: they choose rates, ranks and layers by held-out loss, and the best one goes on.
+
+Every second held-out row chooses; the others are seen by no trial and tell at the end whether the winner is better than the
+plan's own guess. A trial follows the whole run's learning rates, so that it can go on where it stands. Each one is a file in
+RUN_DIR/trials; an engine that was killed goes on with the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.engine import checkpoint, evaluate, optimizers
+from training.engine.config import RunConfig
+from training.engine.conversations import DataError, EncodedRow
+from training.engine.files import write_atomically
+from training.engine.loop import Diverged, take_step
+from training.engine.model import TrainedPositions
+from training.engine.outcome import Outcome
+from training.engine.reins import Reins
+from training.engine.search import FOLDER, Search, Trial, compare, kept_trials, rungs_of
+from training.engine.session import Event, Session, equipped
+
+CHOSEN = "chosen.json"
+FEWEST_ROWS = 8  # held out: below, the halves say nothing
+TIMED_STEPS = 3
+
+Told = Generator[Event, None, Outcome | None]
+
+
+@dataclass
+class Bench:
+    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are steps."""
+
+    session: Session
+    search: Search
+    seeing: list[EncodedRow]
+    unseen: list[EncodedRow]
+    budget: int
+    spent: int = 0
+    fresh: bool = True  # the session stands at step 0 with the plan's own settings
+
+    def progress(self) -> dict[str, int]:
+        return {"done": min(self.spent, self.budget), "total": self.budget}
+
+
+def chosen_config(run_dir: Path, config: RunConfig) -> RunConfig:
+    """The settings that trials chose, once they have; the winner's checkpoint is moved to the run's."""
+    path = run_dir / CHOSEN
+    if not path.is_file():
+        return config
+    told = json.loads(path.read_text())
+    for folder in (run_dir / FOLDER / told["state"]).glob(f"{checkpoint.FOLDER}/step-*"):
+        (run_dir / checkpoint.FOLDER).mkdir(exist_ok=True)
+        folder.rename(run_dir / checkpoint.FOLDER / folder.name)
+    for name in ("best", "plan"):
+        shutil.rmtree(run_dir / FOLDER / name, ignore_errors=True)
+    return replace(config, **told["settings"])
+
+
+def tune(session: Session, reins: Reins) -> Told:
+    """Run trials until the budget is spent; leaves the session as the winner at its last step. Returns an order to end, or None.
+
+    Raises:
+        DataError: too few held-out rows to choose by.
+    """
+    if len(session.heldout) < FEWEST_ROWS:
+        raise DataError(
+            f"Trials compare held-out losses, and {len(session.heldout)} held-out rows are too few; hold out {FEWEST_ROWS} or "
+            "more, or switch the trials off.",
+            field="tune_share",
+        )
+    known = list(kept_trials(session.run_dir))
+    if not known:
+        yield from evaluate.heldout(session)
+        yield from evaluate.sample(session)
+    yield "phase", {"name": "preparing trials"}
+    bench = bench_of(session, known)
+    best: Trial | None = None
+    for trial in known:
+        yield "trial", told(bench, trial)
+        bench.search.recall(trial)
+        bench.spent += trial.step
+        best = better(best, trial)
+    while bench.spent < bench.budget or not bench.search.count:
+        trial = bench.search.ask()
+        order = yield from run_trial(bench, trial, reins)
+        if order is not None:
+            return order
+        bench.search.tell(trial)
+        best = better(best, trial)
+        if best is trial:
+            keep_state(session, trial)
+        trial.write(session.run_dir)
+    yield from choose(bench, best)
+    return None
+
+
+def keep_state(session: Session, trial: Trial) -> None:
+    """The plan's own guess and the best trial can go on from where they stood."""
+    aside = session.run_dir / FOLDER / name_of(trial)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    checkpoint.save(aside, trial.step, session.trained(), session.facts())
+
+
+def name_of(trial: Trial) -> str:
+    return "best" if trial.number else "plan"
+
+
+def better(best: Trial | None, trial: Trial) -> Trial | None:
+    """The one with the lower loss, of those that went all the way."""
+    if trial.state != "done":
+        return best
+    return trial if best is None or trial.losses[trial.step] < best.losses[best.step] else best
+
+
+def bench_of(session: Session, known: list[Trial]) -> Bench:
+    config, total = session.config, session.plan.total_steps
+    budget = round(config.tune_share * total)
+    if config.tune_minutes:
+        budget = round(60 * config.tune_minutes / seconds_a_step(session))
+    rungs = list(known[0].losses) if known and known[0].state == "done" else rungs_of(budget, total)
+    search = Search(config, layer_sets(session.model, config), rungs)
+    return Bench(session, search, session.heldout[0::2], session.heldout[1::2], budget, fresh=not known)
+
+
+def seconds_a_step(session: Session) -> float:
+    """Of the first steps, forward and backward alone: nothing is learned by it."""
+    began = time.monotonic()
+    for batches in session.plan.steps[:TIMED_STEPS]:
+        for batch in batches:
+            tensors = evaluate.collate(batch, session.rows, session.tokenizer.pad_token_id, session.device)
+            session.head.loss_sum(session.model, *tensors).backward()  # type: ignore[no-untyped-call]
+        session.optimizer.zero_grad(set_to_none=True)
+    return (time.monotonic() - began) / min(TIMED_STEPS, len(session.plan.steps))
+
+
+def layer_sets(model: Any, config: RunConfig) -> list[str]:
+    """The plan's layers; and those of attention alone and of the feed-forward part alone, where their names differ."""
+    found: dict[str, set[str]] = {"attn": set(), "mlp": set()}
+    for name in (name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")):
+        part = "attn" if "attn" in name or "attention" in name else "mlp"
+        found[part].add(name.rsplit(".", 1)[-1])
+    if not all(found.values()) or found["attn"] & found["mlp"]:
+        return [config.target_modules]
+    return [config.target_modules, *(",".join(sorted(names)) for names in found.values())]
+
+
+def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
+    """Train a trial from rung to rung, until it is done, stopped early or failed. The first one is the session as it stands."""
+    session, began = bench.session, time.monotonic()
+    yield "trial", told(bench, trial)
+    try:
+        if not bench.fresh:
+            wrap_again(session, {**trial.settings})
+        bench.fresh = False
+        for rung in bench.search.rungs:
+            while session.step < rung:
+                order = reins.order()
+                if order is not None:
+                    return order
+                trial.steps.append(take_step(session)[1])
+                bench.spent += 1
+                yield "phase", {"name": f"trial {trial.number + 1}", **bench.progress()}
+            loss = sum(row_losses(session, bench.seeing)) / sum(row.trained for row in bench.seeing)
+            trial.losses[rung] = loss
+            if not bench.search.goes_on(trial, loss):
+                trial.state = "stopped"
+                break
+            if rung != bench.search.rungs[-1]:
+                yield "trial", told(bench, trial)
+        else:
+            trial.state = "done"
+            trial.unseen = row_losses(session, bench.unseen)
+    except (Diverged, torch.OutOfMemoryError) as error:
+        trial.state = "failed"
+        yield "log", {"level": "warning", "text": f"Trial {trial.number + 1} failed: {error}"}
+    trial.seconds = time.monotonic() - began
+    yield "trial", told(bench, trial)
+    return None
+
+
+def told(bench: Bench, trial: Trial) -> dict[str, Any]:
+    """A trial's event. Losses by step, nats per trained token."""
+    return {
+        "number": trial.number,
+        "step": 0,  # of the run, which has not begun
+        "settings": trial.settings,
+        "steps": trial.step,
+        "losses": [[step, loss] for step, loss in trial.losses.items()],
+        "outcome": trial.state,
+        "spent": bench.spent,
+        "budget": bench.budget,
+        "whole": bench.search.rungs[-1],
+        "seconds": trial.seconds,
+    }
+
+
+def wrap_again(session: Session, settings: dict[str, Any]) -> None:
+    """The same base with a new adapter at step 0."""
+    session.head.let_go()
+    base = session.model.unload()
+    session.optimizer.zero_grad(set_to_none=True)
+    del session.optimizer
+    gc.collect()
+    session.config = replace(session.config, **settings)
+    torch.manual_seed(session.config.seed)
+    session.model = equipped(base, session.config, session.device)
+    session.model.train()
+    session.head = TrainedPositions(session.model)
+    session.optimizer = optimizers.make_optimizer(session.model, session.config, session.device)
+    session.step = session.saved_step = session.total_tokens = 0
+    session.loss = None
+
+
+def row_losses(session: Session, rows: list[EncodedRow]) -> list[float]:
+    """Sum of the cross entropy of each row, in nats: batches hold one row, so that rows can be compared in pairs."""
+    pad, device = session.tokenizer.pad_token_id, session.device
+    with evaluate.evaluating(session.model):
+        return [
+            float(session.head.loss_sum(session.model, *evaluate.collate([(place,)], rows, pad, device)))
+            for place in range(len(rows))
+        ]
+
+
+def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
+    """Say who won and by how much, put the winner's state into the session, and let the run go on from there."""
+    session = bench.session
+    plan = next(iter(kept_trials(session.run_dir)))
+    if best is None or plan.state != "done":
+        raise Diverged("Not one trial got to its end; a lower learning rate or less memory is the usual cure.")
+    verdict, winner = verdict_of(plan, best, [row.trained for row in bench.unseen])
+    write_atomically(session.run_dir / CHOSEN, json.dumps({"state": name_of(winner), "settings": winner.settings}))
+    config = chosen_config(session.run_dir, session.config)
+    wrap_again(session, winner.settings)
+    session.config = config
+    newest = checkpoint.newest_whole(session.run_dir)
+    if newest is not None:
+        facts = checkpoint.load(newest, session.trained())
+        session.step = session.saved_step = facts.pop("step")
+        session.total_tokens, session.loss = facts["total_tokens"], facts["loss"]
+        for step in winner.steps:
+            yield "step", step
+    yield "tuned", {"step": session.step, **verdict, "settings": winner.settings, "spent": bench.spent, **size_of(session)}
+    yield from evaluate.heldout(session)
+    yield from evaluate.sample(session)
+
+
+def size_of(session: Session) -> dict[str, int]:
+    return {"trainable_parameters": session.trainable_parameters()}
+
+
+def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, Any], Trial]:
+    """What the rows that no trial saw say of the best trial against the plan's own guess, and which of the two goes on."""
+    difference, error = compare(plan, best, tokens)
+    figures = {
+        "winner": best.number,
+        "plan_loss": sum(plan.unseen) / sum(tokens),
+        "winner_loss": sum(best.unseen) / sum(tokens),
+        "difference": difference,
+        "standard_error": error,
+        "rows": len(tokens),
+    }
+    rows, by = f"{len(tokens)} rows that no trial saw", f"{abs(difference):.3f} (± {2 * error:.3f})"
+    if best.number == plan.number:
+        return figures | {"words": "No trial beat the plan's own guess, which goes on."}, plan
+    if difference > 2 * error:
+        return figures | {"words": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and goes on."}, best
+    if difference < -2 * error:
+        words = f"Trial {best.number + 1} looked best, but is worse than the plan's own guess by {by} on {rows}."
+        words += " The guess goes on."
+        return figures | {"winner": plan.number, "words": words}, plan
+    words = f"Trial {best.number + 1} goes on; on {rows} it differs from the plan's own guess by no more than chance, {by}."
+    return figures | {"words": words}, best
