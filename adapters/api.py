@@ -29,6 +29,7 @@ class AdapterOut(Schema):
     method: str
     step: int
     heldout_loss: float | None
+    exact_match: float | None
     trainable_parameters: int
     size_bytes: int
     files: dict[str, Any]

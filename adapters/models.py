@@ -23,6 +23,7 @@ class AdapterVersion(Owned):
     run = models.OneToOneField(Run, null=True, on_delete=models.SET_NULL, related_name="adapter")
     method = models.CharField(max_length=40)
     step = models.PositiveIntegerField()
+    exact_match = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     trainable_parameters = models.PositiveBigIntegerField(default=0)
     size_bytes = models.PositiveBigIntegerField()

@@ -35,6 +35,7 @@ def keep(run: Run, result: Result) -> None:
         version.base_model = run.base_model
         version.method = run.method
         version.step = result.adapter_step or 0
+        version.exact_match = result.exact_match
         version.heldout_loss = result.heldout_loss
         version.trainable_parameters = result.trainable_parameters
         version.files = files

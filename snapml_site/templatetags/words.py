@@ -48,7 +48,9 @@ def figure(value: Any, name: str) -> str:
         return size(value)
     if name.endswith("_seconds"):
         return duration(value)
-    return loss(value) if name.endswith("loss") else f"{value:,.0f}"
+    if name == "exact_match":
+        return percent(value)
+    return loss(value) if name.endswith("loss") or name == "perplexity" else f"{value:,.0f}"
 
 
 @register.filter

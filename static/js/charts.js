@@ -37,7 +37,7 @@ export function placer(curves, axis, began) {
   };
 }
 
-export function figure({ curves, marks, axis, smoothing, began }) {
+export function figure({ curves, marks, axis, smoothing, began, forecast }) {
   const scaled = axis === "time" ? (x) => x.map((t) => (t - began) / 60) : (x) => x;
   const place = placer(curves, axis, began);
   const line = (name, row, key, { title, width = 1.6, unit = "" } = {}) => {
@@ -57,7 +57,7 @@ export function figure({ curves, marks, axis, smoothing, began }) {
     line("gradient_norm", "y4", "chart-1", { title: "gradient norm" }),
     line("tokens_per_second", "y5", "chart-1", { title: "tokens/s" }),
   ];
-  return { traces, layout: layout(axis, lines(marks, place)) };
+  return { traces, layout: layout(axis, [...lines(marks, place), ...expected(forecast)], forecast) };
 }
 
 // A dotted line through all rows where the run was resumed.
@@ -67,12 +67,18 @@ function lines(marks, place) {
     .map((mark) => ({ type: "line", xref: "x", yref: "paper", x0: place(mark), x1: place(mark), y0: 0, y1: 1, line: { color: colour("paused"), width: 1, dash: "dot" } }));
 }
 
-function layout(axis, shapes) {
+// What was forecast, across the measured memory.
+function expected(forecast) {
+  if (!forecast) return [];
+  return [{ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: forecast, y1: forecast, line: { color: colour("soft"), width: 1.2, dash: "dash" } }];
+}
+
+function layout(axis, shapes, forecast) {
   const text = colour("soft");
   const yaxis = ([key, row]) => [key.replace("y", "yaxis"), { domain: row.domain, gridcolor: colour("grid"), zeroline: false, tickformat: key === "y2" ? ".2s" : undefined, rangemode: key === "y2" ? "tozero" : "normal", nticks: key === "y" ? 8 : 3, fixedrange: true, automargin: false }];
   const titles = Object.values(ROWS).map((row) => ({ text: row.title, x: 0, xref: "paper", xanchor: "left", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12, color: text } }));
   const legend = `<span style="color:${colour("chart-1")}">train</span>  <span style="color:${colour("chart-2")}">held-out</span>`;
-  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>`;
+  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>${forecast ? `  – – forecast ${size(forecast)}` : ""}`;
   const keys = [[legend, ROWS.y], [memory, ROWS.y2]].map(([words, row]) => ({ text: words, x: 1, xref: "paper", xanchor: "right", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12 } }));
   return {
     ...Object.fromEntries(Object.entries(ROWS).map(yaxis)),

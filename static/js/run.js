@@ -2,6 +2,7 @@
 import { figure } from "./charts.js";
 import { Curves } from "./curves.js";
 import { LiveRun } from "./socket.js";
+import { Trials } from "./trials.js";
 import { duration, loss, size, whole } from "./words.js";
 
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
@@ -13,6 +14,8 @@ const part = (name) => page.querySelector(`[data-${name}]`);
 // The socket does not wait for plotly's 4.8 MB: the numbers come while it is still being read.
 const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
+
+const trials = new Trials(part("trials"), plotly);
 
 let curves = new Curves();
 let zoomed = null;
@@ -33,6 +36,7 @@ live.addEventListener("snap", ({ detail }) => showSnapshot(detail));
 function showSnapshot(detail) {
   curves = Curves.fromSnapshot(detail.curves);
   marks = [];
+  trials.clear();
   zoomed = null;
   part("samples").dataset.filled = "";
   began = detail.events[0]?.time ?? detail.state.started_at;
@@ -48,6 +52,7 @@ live.addEventListener("delta", ({ detail }) => {
 function note(event) {
   began ??= event.time;
   if (event.kind === "sample") addSample(event);
+  trials.take(event);
   if (MARKS.has(event.kind)) marks.push(event);
 }
 
@@ -94,7 +99,7 @@ function draw() {
     drawing = true;
     const upto = seq;
     const axis = part("axis").value;
-    const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began });
+    const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began, forecast: Number(page.dataset.forecast) });
     await plotly;
     chart.classList.remove("skeleton");
     await Plotly.react(chart, traces, layout, config);

@@ -70,6 +70,7 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     rules.schedule(draft)
     final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
     rules.measuring(draft, final)
+    rules.trials(draft, final)
     draft.refuse_unused()
     plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
     RunConfig.from_dict(plan.settings)

@@ -10,6 +10,7 @@ import numpy as np
 from training.auto.situation import GOALS, Draft, show
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
+from training.engine.settings import TUNABLE
 
 MANUAL = "LoRA Without Regret, Schulman et al. 2025"
 MOST_CUT = 0.01
@@ -139,6 +140,17 @@ def measuring(draft: Draft, config: RunConfig) -> None:
         else f"Off: about {steps} steps are too few to stop early."
     )
     draft.take("early_stopping", 3 if quiet and enough else 0, why, source="Prechelt 1998, Early Stopping, But When?")
+
+
+def trials(draft: Draft, config: RunConfig) -> None:
+    """Off unless asked for: trials take time that the person should agree to. They vary what is not locked."""
+    if "tune_share" not in TABLE[config.method].settings:
+        return
+    over = [name for name in TUNABLE if name not in draft.locked]
+    why = "Off: the plan's guess is used as it is. 0.3 spends 30 % more steps on short trials that look for a better one."
+    draft.take("tune_share", 0.0, why, source="Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning")
+    if over and len(over) < len(TUNABLE) and "tune_over" not in draft.locked:
+        draft.take("tune_over", ",".join(over), "What is locked is not varied.")
 
 
 def numbers(need: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from training.engine import checkpoint
+from training.engine.answers import exact_match
 from training.engine.config import RunConfig
 from training.engine.events import Journal
 from training.engine.loop import DiskFull, Diverged, train
@@ -17,7 +18,8 @@ from training.engine.methods import TABLE
 from training.engine.outcome import Outcome, Result
 from training.engine.reins import Reins
 from training.engine.session import Event, Session, prepare
-from training.engine.tune import CHOSEN, chosen_config, tune
+from training.engine.tune import tune
+from training.engine.winner import CHOSEN, chosen_config
 
 Ended = TypeVar("Ended")
 
@@ -29,6 +31,7 @@ class Attempt:
         self.number = number
         self.session: Session | None = None
         self.adapter_step: int | None = None
+        self.exact_match: float | None = None
         self.phase = "starting"
 
     def run(self, config: RunConfig, reins: Reins) -> tuple[Outcome, str]:
@@ -46,6 +49,8 @@ class Attempt:
         outcome = outcome or self.follow(train(self.session, reins))
         if outcome in (Outcome.FINISHED, Outcome.STOPPED):
             self.export(config)
+        if outcome is Outcome.FINISHED:
+            self.compare_answers()
         return outcome, ""
 
     def follow(self, part: Generator[Event, None, Ended]) -> Ended:
@@ -69,6 +74,20 @@ class Attempt:
         folder = checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
         if TABLE[config.method].whole_model:  # a base model of its own needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
+
+    def compare_answers(self) -> None:
+        """Exact match of the weights that were exported, which may be those of an earlier step."""
+        session = self.session
+        assert session is not None
+        if not session.config.exact_rows or self.adapter_step is None:
+            return
+        if self.adapter_step != session.step:
+            checkpoint.load(self.run_dir / checkpoint.FOLDER / checkpoint.name_of(self.adapter_step), session.trained())
+        for kind, told in exact_match(session):
+            if kind == "answers":
+                told["step"] = self.adapter_step
+                self.exact_match = told["exact_match"]
+            self.write(kind, told)
 
     def write(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "phase":
@@ -102,6 +121,7 @@ class Attempt:
             total_steps=session.plan.total_steps,
             loss=session.loss,
             heldout_loss=measured.get(self.adapter_step),
+            exact_match=self.exact_match,
             adapter_step=self.adapter_step,
             trainable_parameters=session.trainable_parameters(),
             total_tokens=session.total_tokens,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.engine.methods import TABLE
-from training.engine.settings import TechniqueSettings, check_technique, setting
+from training.engine.settings import TechniqueSettings, check_technique, ranks, setting
 from training.errors import ConfigError
 
 
@@ -96,6 +96,13 @@ class RunConfig(TechniqueSettings):
     )
     eval_rows: int = setting(
         100, "How many held-out rows are measured each time.", usual="50 to 500", advanced=True, within=(1, 100_000)
+    )
+    exact_rows: int = setting(
+        20,
+        "How many held-out prompts are answered at the end and compared word for word with the expected answers; 0: none.",
+        usual="20 to 200",
+        advanced=True,
+        within=(0, 100_000),
     )
     early_stopping: int = setting(
         0,
@@ -222,11 +229,6 @@ class RunConfig(TechniqueSettings):
         done = (step - warmup) / max(1, total_steps - warmup + 1)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * factor[self.schedule]
-
-
-def ranks(rank: int) -> list[int]:
-    """What trials may take instead of a rank."""
-    return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

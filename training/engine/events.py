@@ -47,6 +47,7 @@ KINDS: dict[str, Kind] = {
     ),
     "eval": _kind("held-out loss", "step heldout_loss perplexity rows total_tokens seconds best"),
     "sample": _kind("one answer to a held-out prompt", "step prompt expected answer"),
+    "answers": _kind("held-out prompts answered by what is exported, word for word", "step rows matches exact_match seconds"),
     "memory": _kind("memory at a moment that is not a step", "moment step memory_bytes memory_peak_bytes devices"),
     "saving": _kind("a checkpoint is about to be written", "step", sync=True),
     "checkpoint": _kind("a checkpoint is complete on the disk", "step path bytes seconds best", sync=True),

@@ -53,6 +53,7 @@ class Result:
     total_steps: int = 0
     loss: float | None = None
     heldout_loss: float | None = None
+    exact_match: float | None = None
     adapter_step: int | None = None
     trainable_parameters: int = 0
     total_tokens: int = 0

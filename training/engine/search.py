@@ -17,8 +17,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from training.engine.config import RunConfig, ranks
+from training.engine.config import RunConfig
 from training.engine.files import write_atomically
+from training.engine.settings import ranks
 
 FOLDER = "trials"
 FACTOR = 2  # the better half goes on

@@ -150,6 +150,11 @@ def check_technique(config: TechniqueSettings) -> None:
         raise ConfigError("dora and init_weights = eva do not go together; switch one off.", field="dora")
 
 
+def ranks(rank: int) -> list[int]:
+    """What trials may take instead of a rank."""
+    return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
+
+
 def check_tuning(config: TechniqueSettings) -> None:
     """Raises ConfigError: trials are asked for over something that they cannot vary."""
     over = [name.strip() for name in config.tune_over.split(",")]

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +24,10 @@ from training.engine.loop import Diverged, take_step
 from training.engine.model import TrainedPositions
 from training.engine.outcome import Outcome
 from training.engine.reins import Reins
-from training.engine.search import FOLDER, Search, Trial, compare, kept_trials, rungs_of
+from training.engine.search import Search, Trial, kept_trials, rungs_of
 from training.engine.session import Event, Session, equipped
+from training.engine.winner import CHOSEN, better, chosen_config, keep_state, name_of, verdict_of
 
-CHOSEN = "chosen.json"
 FEWEST_ROWS = 8  # held out: below, the halves say nothing
 TIMED_STEPS = 3
 
@@ -50,20 +48,6 @@ class Bench:
 
     def progress(self) -> dict[str, int]:
         return {"done": min(self.spent, self.budget), "total": self.budget}
-
-
-def chosen_config(run_dir: Path, config: RunConfig) -> RunConfig:
-    """The settings that trials chose, once they have; the winner's checkpoint is moved to the run's."""
-    path = run_dir / CHOSEN
-    if not path.is_file():
-        return config
-    told = json.loads(path.read_text())
-    for folder in (run_dir / FOLDER / told["state"]).glob(f"{checkpoint.FOLDER}/step-*"):
-        (run_dir / checkpoint.FOLDER).mkdir(exist_ok=True)
-        folder.rename(run_dir / checkpoint.FOLDER / folder.name)
-    for name in ("best", "plan"):
-        shutil.rmtree(run_dir / FOLDER / name, ignore_errors=True)
-    return replace(config, **told["settings"])
 
 
 def tune(session: Session, reins: Reins) -> Told:
@@ -102,25 +86,6 @@ def tune(session: Session, reins: Reins) -> Told:
         trial.write(session.run_dir)
     yield from choose(bench, best)
     return None
-
-
-def keep_state(session: Session, trial: Trial) -> None:
-    """The plan's own guess and the best trial can go on from where they stood."""
-    aside = session.run_dir / FOLDER / name_of(trial)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    checkpoint.save(aside, trial.step, session.trained(), session.facts())
-
-
-def name_of(trial: Trial) -> str:
-    return "best" if trial.number else "plan"
-
-
-def better(best: Trial | None, trial: Trial) -> Trial | None:
-    """The one with the lower loss, of those that went all the way."""
-    if trial.state != "done":
-        return best
-    return trial if best is None or trial.losses[trial.step] < best.losses[best.step] else best
 
 
 def bench_of(session: Session, known: list[Trial]) -> Bench:
@@ -257,27 +222,3 @@ def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
 
 def size_of(session: Session) -> dict[str, int]:
     return {"trainable_parameters": session.trainable_parameters()}
-
-
-def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, Any], Trial]:
-    """What the rows that no trial saw say of the best trial against the plan's own guess, and which of the two goes on."""
-    difference, error = compare(plan, best, tokens)
-    figures = {
-        "winner": best.number,
-        "plan_loss": sum(plan.unseen) / sum(tokens),
-        "winner_loss": sum(best.unseen) / sum(tokens),
-        "difference": difference,
-        "standard_error": error,
-        "rows": len(tokens),
-    }
-    rows, by = f"{len(tokens)} rows that no trial saw", f"{abs(difference):.3f} (± {2 * error:.3f})"
-    if best.number == plan.number:
-        return figures | {"words": "No trial beat the plan's own guess, which goes on."}, plan
-    if difference > 2 * error:
-        return figures | {"words": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and goes on."}, best
-    if difference < -2 * error:
-        words = f"Trial {best.number + 1} looked best, but is worse than the plan's own guess by {by} on {rows}."
-        words += " The guess goes on."
-        return figures | {"winner": plan.number, "words": words}, plan
-    words = f"Trial {best.number + 1} goes on; on {rows} it differs from the plan's own guess by no more than chance, {by}."
-    return figures | {"words": words}, best

@@ -9,6 +9,8 @@ MOST = 10
 # Figures of a run and which way is better: "low", "high", or neither.
 FIGURES: tuple[tuple[str, str, str], ...] = (
     ("best_heldout_loss", "Best held-out loss", "low"),
+    ("perplexity", "Perplexity of that", "low"),
+    ("exact_match", "Answers word for word right", "high"),
     ("heldout_loss", "Last held-out loss", "low"),
     ("loss", "Last training loss", "low"),
     ("peak_memory_bytes", "Peak memory", "low"),

@@ -17,6 +17,7 @@ TITLES = {
     "tokens_per_batch": "Tokens per batch",
     "eval_interval": "Evaluate every",
     "eval_rows": "Held-out rows",
+    "exact_rows": "Answers compared",
     "save_interval": "Save every",
     "max_steps": "Most steps",
     "warmup_ratio": "Warm-up share",
@@ -35,12 +36,15 @@ TITLES = {
     "prompt_text": "Text to start from",
     "bottleneck_size": "Bottleneck size",
     "prefix_projection": "Projection",
+    "tune_share": "Trials first",
+    "tune_minutes": "Minutes of trials",
+    "tune_over": "Trials vary",
 }
 GROUPS = (
     ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
     ("Batches", ("batch_by", "rows_per_batch", "accumulation", "packing")),
     ("Schedule", ("optimizer", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
-    ("Measuring and saving", ("eval_interval", "eval_rows", "save_interval", "early_stopping", "final_weights")),
+    ("Measuring and saving", ("eval_interval", "eval_rows", "exact_rows", "save_interval", "early_stopping", "final_weights")),
     ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "seed", "threads")),
 )
 

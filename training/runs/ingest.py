@@ -108,6 +108,10 @@ def on_eval(run: Run, line: Line) -> dict[str, Any]:
     return {"heldout_loss": loss} | ({"best_heldout_loss": loss, "best_step": line["step"]} if better else {})
 
 
+def on_answers(run: Run, line: Line) -> dict[str, Any]:
+    return {"exact_match": line["exact_match"]}
+
+
 def on_tuned(run: Run, line: Line) -> dict[str, Any]:
     """Trials chose settings: the run goes on with those."""
     return {
@@ -154,6 +158,7 @@ RULES = {
     "memory": on_memory,
     "eval": on_eval,
     "checkpoint": on_checkpoint,
+    "answers": on_answers,
     "tuned": on_tuned,
     "resume": on_resume,
 }

@@ -48,6 +48,7 @@ class Unlawful(UserError):
 
 def key_of(folder: Path, config: RunConfig, device: str) -> str:
     """What the law depends on, as one word."""
+    config = config.widest()
     names = set(COMMON) | set(TABLE[config.method].settings) - WEIGHTLESS - {size_setting(config, device)}
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
@@ -85,7 +86,7 @@ def law(folder: Path, config: RunConfig, device: str) -> Law:
     """
     kept = kept_law(folder, config, device)
     if kept is None:
-        told = PROGRAM.ask({"model": str(folder), "settings": config.to_dict(), "device": device})
+        told = PROGRAM.ask({"model": str(folder), "settings": config.widest().to_dict(), "device": device})
         path = place_of(folder, config, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(told))

@@ -52,6 +52,7 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
 
 def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framework: int) -> dict[str, Any]:
     """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch that takes most."""
+    trainable, config = law_trainable(law, config), config.widest()
     shapes = shapes_of(found, config)
     step = largest(law, shapes, config)
     measuring = largest(law, shapes, config, measuring=True)
@@ -71,7 +72,7 @@ def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framewor
         "peak": measurable + context,
         "stretch": step.stretch,
         "batch": [step.shape.rows, step.shape.length],
-        "trainable": law_trainable(law, config),
+        "trainable": trainable,
         "precision": law.facts["precision"],
         "optimizer": law.facts["optimizer"],
         "device": device_name(),

@@ -69,6 +69,7 @@ class Run(Owned):
     loss = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     best_heldout_loss = models.FloatField(null=True)
+    exact_match = models.FloatField(null=True)  # share of held-out prompts answered word for word, by what is exported
     best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)

@@ -106,6 +106,7 @@ class RunOut(Schema):
     created_at: datetime
     state: dict[str, Any]
     best_heldout_loss: float | None
+    exact_match: float | None = Field(description="share of held-out prompts answered word for word")
     best_step: int | None
     config: dict[str, Any]
     advice: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.utils import timezone
@@ -68,6 +69,8 @@ def figures_of(run: Run) -> dict[str, Any]:
     """What a comparison shows of a run; see `compare.FIGURES`."""
     return {
         "best_heldout_loss": run.best_heldout_loss,
+        "perplexity": math.exp(min(run.best_heldout_loss, 700.0)) if run.best_heldout_loss is not None else None,
+        "exact_match": run.exact_match,
         "heldout_loss": run.heldout_loss,
         "loss": run.loss,
         "peak_memory_bytes": run.peak_memory_bytes or None,
