@@ -53,6 +53,7 @@ function note(event) {
   began ??= event.time;
   if (event.kind === "sample") addSample(event);
   trials.take(event);
+  if (event.kind === "tuned" && event.seq > first.upto) refresh();
   if (MARKS.has(event.kind)) marks.push(event);
 }
 
@@ -70,13 +71,14 @@ function show(now, upto) {
   seq = upto;
   if (now.state !== state || ("message" in now && now.message !== (header("message")?.textContent ?? ""))) {
     state = now.state;
-    htmx.ajax("GET", page.dataset.header, { target: "#header", swap: "innerHTML" }).then(() => fill(now));
+    refresh().then(() => fill(now));
     for (const tab of page.querySelectorAll('[role="tab"][aria-selected="true"][hx-get]')) htmx.trigger(tab, "refresh");
   }
   fill(now);
   draw();
 }
 
+const refresh = () => htmx.ajax("GET", page.dataset.header, { target: "#header", swap: "innerHTML" });
 const header = (name) => page.querySelector(`[data-live="${name}"]`);
 
 function fill(now) {

@@ -60,30 +60,36 @@ export class Trials {
   charts(trials, part) {
     const told = trials.filter((trial) => trial.losses.length);
     if (!told.length) return;
-    const losses = told.map(last);
-    const layers = [...new Set(told.map((trial) => trial.settings.target_modules))];
-    const values = (name) => told.map((trial) => trial.settings[name]);
-    const ranks = [...new Set(values("rank"))].sort((a, b) => a - b);
-    const dimensions = [
-      { label: "learning rate (log10)", values: values("learning_rate").map(Math.log10) },
-      { label: "rank", values: values("rank").map((rank) => ranks.indexOf(rank)), tickvals: ranks.map((_, i) => i), ticktext: ranks.map(String), range: [-0.2, ranks.length - 0.8] },
-      { label: "alpha", values: values("alpha") },
-      { label: "layers", values: values("target_modules").map((name) => layers.indexOf(name)), tickvals: layers.map((_, i) => i), ticktext: layers.map((name) => (name.length > 14 ? `${name.slice(0, 13)}…` : name)), range: [-0.2, layers.length - 0.8] },
-      { label: "held-out loss", values: losses },
-    ];
-    const line = { color: losses, colorscale: [[0, colour("chart-1")], [1, colour("chart-2")]] };
-    const parallel = { type: "parcoords", dimensions, line, labelfont: { color: colour("text") }, tickfont: { color: colour("soft") }, rangefont: { color: "rgba(0,0,0,0)" } };
-    Plotly.react(part("parallel"), [parallel], { ...look(), margin: { l: 70, r: 70, t: 40, b: 20 } }, config);
-
-    const bySpent = told.slice().sort((a, b) => a.spent - b.spent);
-    const best = bySpent.map((_, i) => Math.min(...bySpent.slice(0, i + 1).filter((trial) => trial.outcome === "done" || trial.number === 0).map(last)));
-    const traces = [
-      { x: bySpent.map((trial) => trial.spent), y: bySpent.map(last), text: bySpent.map((trial) => `trial ${trial.number + 1}, ${OUTCOMES[trial.outcome]} at step ${trial.steps}`), mode: "markers", marker: { color: colour("chart-1"), size: 8 }, hovertemplate: "%{text}: %{y:.4g}<extra></extra>" },
-      { x: bySpent.map((trial) => trial.spent), y: best, mode: "lines", line: { shape: "hv", color: colour("chart-2"), width: 2 }, hovertemplate: "best so far: %{y:.4g}<extra></extra>" },
-    ];
-    const axes = { xaxis: { ...axisLook(), title: { text: "steps spent on trials" } }, yaxis: { ...axisLook(), title: { text: "held-out loss" } } };
-    Plotly.react(part("spent"), traces, { ...look(), ...axes, hovermode: "closest", showlegend: false, margin: { l: 56, r: 12, t: 12, b: 44 } }, config);
+    const best = this.verdict?.winner ?? told.reduce((a, b) => (b.steps > a.steps || (b.steps === a.steps && last(b) < last(a)) ? b : a)).number;
+    const line = (trial) => ({ color: colour(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"), width: trial.number === best ? 3 : 1.4 });
+    const shared = (trial) => ({ type: "scatter", mode: "lines+markers", line: line(trial), opacity: trial.number === best ? 1 : 0.6, showlegend: false });
+    const axes = dimensions(told);
+    const parallel = told.map((trial) => ({ ...shared(trial), x: axes.map((axis) => axis.name), y: axes.map((axis) => axis.place(trial)), text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.words(trial)}`), hovertemplate: "%{text}<extra></extra>" }));
+    const ends = axes.flatMap((axis) => [[axis.high, 1, "bottom"], [axis.low, 0, "top"]].map(([words, y, yanchor]) => ({ x: axis.name, y, yanchor, text: words, showarrow: false, font: { size: 11, color: colour("soft") } })));
+    const flat = { visible: false, range: [-0.12, 1.12], fixedrange: true };
+    Plotly.react(part("parallel"), parallel, { ...look(), hovermode: "closest", xaxis: { ...axisLook(), type: "category", fixedrange: true, side: "bottom" }, yaxis: flat, annotations: ends, margin: { l: 40, r: 40, t: 8, b: 30 } }, config);
+    const curves = told.map((trial) => ({ ...shared(trial), x: trial.losses.map(([step]) => step), y: trial.losses.map(([, value]) => value), name: `trial ${trial.number + 1}`, hovertemplate: `trial ${trial.number + 1}, step %{x}: %{y:.4g}<extra></extra>` }));
+    Plotly.react(part("spent"), curves, { ...look(), hovermode: "closest", xaxis: { ...axisLook(), title: { text: "steps spent on a trial" }, rangemode: "tozero" }, yaxis: { ...axisLook(), title: { text: "held-out loss" } }, margin: { l: 56, r: 12, t: 12, b: 44 } }, config);
   }
+}
+
+// What the parallel axes are: each has a place from 0 to 1 for a trial, its words there and at both ends.
+function dimensions(trials) {
+  const numeric = (name, value, words, scale = (x) => x) => {
+    const all = trials.map(value);
+    const [low, high] = [Math.min(...all), Math.max(...all)];
+    const place = (trial) => (high > low ? (scale(value(trial)) - scale(low)) / (scale(high) - scale(low)) : 0.5);
+    return { name, place, words: (trial) => words(value(trial)), low: high > low ? words(low) : "", high: words(high) };
+  };
+  const layers = [...new Set(trials.map((trial) => trial.settings.target_modules))];
+  const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
+  return [
+    numeric("learning rate", (trial) => trial.settings.learning_rate, (value) => value.toPrecision(3), Math.log),
+    numeric("rank", (trial) => trial.settings.rank, String, Math.log),
+    numeric("alpha", (trial) => trial.settings.alpha, String, Math.log),
+    { name: "layers", place: (trial) => (layers.length > 1 ? layers.indexOf(trial.settings.target_modules) / (layers.length - 1) : 0.5), words: (trial) => trial.settings.target_modules, low: layers.length > 1 ? short(layers[0]) : "", high: short(layers.at(-1)) },
+    numeric("held-out loss", last, loss),
+  ];
 }
 
 const last = (trial) => trial.losses.at(-1)?.[1];

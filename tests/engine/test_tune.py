@@ -143,6 +143,8 @@ def test_the_comparison_knows_what_is_chance():
     assert difference > 2 * error
 
 
-def test_rungs_halve_down_from_a_quarter_of_the_budget():
-    assert rungs_of(80, 200) == [5, 10, 20]
-    assert rungs_of(4, 100)[-1] == 4
+def test_rungs_halve_down_from_a_quarter_of_the_budget_and_none_comes_before_the_warm_up_is_over():
+    config = RunConfig.from_dict({"warmup_ratio": 0.0})
+    assert rungs_of(80, config, 200) == [5, 10, 20]
+    assert rungs_of(4, config, 100) == [2, 4]
+    assert rungs_of(80, RunConfig.from_dict({"warmup_ratio": 0.05}), 200) == [15, 30]

@@ -23,22 +23,26 @@ def simulated(tiny_model):
         law = law_of(tiny_model, config, "cpu")
         run = FakeRun(model_config_of(tiny_model), config, layers=2, precision="fp32", device="cpu")
         batch = Shape(5, 70, 90)
-        told = max(sum(row) for name, rows in run.step(batch).items() for row in rows if not name.startswith("eval"))
-        found[method] = (config, law, batch, told, run.trainable)
+        run.step(batch)
+        moments = run.step(batch)
+        told = max(sum(row) for name, rows in moments.items() for row in rows if not name.startswith("eval"))
+        measuring = max(sum(row) for name, rows in moments.items() for row in rows if name.startswith("eval"))
+        found[method] = (config, law, batch, told, measuring, run.trainable)
         run.close()
     return found
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "prefix"])
 def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
-    config, law, batch, told, trainable = simulated[method]
+    config, law, batch, told, measuring, trainable = simulated[method]
     kept = Law.from_json(json.loads(json.dumps(law.to_json())))
     assert largest(kept, [batch], config).total == pytest.approx(told, rel=0.005)
+    assert largest(kept, [batch], config, measuring=True).total == pytest.approx(measuring, rel=0.005)
     assert memory.law_trainable(kept, config) == trainable
 
 
 def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
-    config, law, batch, told, _ = simulated["lora"]
+    config, law, batch, told, _, _ = simulated["lora"]
     assert largest(law, [batch], replace(config, rank=64)).total > told
     assert largest(law, [Shape(10, 70, 90)], config).total > told
     assert set(largest(law, [batch], config).kinds) >= {"weights", "gradients", "optimizer", "activations", "logits", "temporary"}

@@ -57,6 +57,7 @@ MATRIX = {
     "post /runs/forecast": LOOK,
     "get /runs/lengths": LOOK,
     "post /runs/plan": LOOK,
+    "post /runs/forecast/model": ALL,
     "post /runs": {**LOOK, "vera": "l"},  # a viewer trains on nothing of the team's
     "get /runs": ALL,
     "post /runs/sweeps": {**LOOK, "vera": "l"},

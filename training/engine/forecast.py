@@ -39,7 +39,7 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     name = size_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
-    facts: dict[str, Any] = {"precision": precision, "optimizer": config.optimizer, "size_setting": name}
+    facts: dict[str, Any] = {"device": device, "precision": precision, "optimizer": config.optimizer, "size_setting": name}
     for depth in range(2):
         for sized in range(2 if name else 1):
             size = SIZES[sized] if name else 0
@@ -47,6 +47,7 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
             one = replace(config, **more)
             run = FakeRun(model_config, one, layers=DEPTHS[depth], precision=precision, device=device)
             try:
+                run.step(shapes[0])  # a first measuring has 9 moments after its layers, every later one 12
                 for shape in shapes[: CORNERS[depth, sized]]:
                     samples.append((DEPTHS[depth], size, shape, run.step(shape)))
                 facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest

@@ -40,14 +40,15 @@ def terms(shapes: Sequence[Shape], layers: float, size: float) -> Floats:
     return np.stack([*plain, *deep, *sized, t * size], axis=1)
 
 
-# Batches for the first depth and size: enough to tell the terms of a batch apart. The others need their corners only. None has
-# one row, with which some reshapes need no copy.
+# Batches for the first depth and size: enough to tell the terms of a batch apart. The others need their corners only: the first
+# four have three numbers of rows, or rows could not be told from tokens where the size changes. None has one row, with which
+# some reshapes need no copy.
 SHAPES = (
     Shape(2, 256, 64),
     Shape(4, 768, 512),
     Shape(2, 768, 64),
-    Shape(2, 512, 64),
     Shape(3, 512, 128),
+    Shape(2, 512, 64),
     Shape(5, 256, 320),
     Shape(4, 384, 192),
     Shape(3, 640, 300),

@@ -133,10 +133,18 @@ def settings_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
     return {"learning_rate": rate, "rank": rank, "alpha": max(1, round(ratio * rank)), "target_modules": modules}
 
 
-def rungs_of(budget: int, total: int) -> list[int]:
-    """Steps at which trials are compared: a whole trial takes a quarter of the budget, the others a fourth or half of that."""
+def rungs_of(budget: int, config: RunConfig, total: int) -> list[int]:
+    """Steps at which trials are compared: a whole trial takes about a quarter of the budget, others half or a fourth of that.
+
+    Nobody is judged before the warm-up is over, when every rate looks alike.
+    """
+    warm = math.ceil(config.warmup_ratio * total)
     whole = max(4, min(budget // 4, total // 2))
-    return sorted({max(1, whole // 4), max(1, whole // 4) * FACTOR, max(1, whole // 4) * FACTOR**2})
+    first = max(1, whole // FACTOR**2, min(warm + max(2, warm // 2), total // 2))
+    rungs = [first]
+    while rungs[-1] * FACTOR <= max(whole, first * FACTOR) and rungs[-1] * FACTOR <= total:
+        rungs.append(rungs[-1] * FACTOR)
+    return rungs
 
 
 def compare(plan: Trial, winner: Trial, tokens: list[int]) -> tuple[float, float]:

@@ -63,9 +63,8 @@ def tune(session: Session, reins: Reins) -> Told:
             field="tune_share",
         )
     known = list(kept_trials(session.run_dir))
-    if not known:
-        yield from evaluate.heldout(session)
-        yield from evaluate.sample(session)
+    yield from evaluate.heldout(session)
+    yield from evaluate.sample(session)
     yield "phase", {"name": "preparing trials"}
     bench = bench_of(session, known)
     best: Trial | None = None
@@ -93,7 +92,7 @@ def bench_of(session: Session, known: list[Trial]) -> Bench:
     budget = round(config.tune_share * total)
     if config.tune_minutes:
         budget = round(60 * config.tune_minutes / seconds_a_step(session))
-    rungs = list(known[0].losses) if known and known[0].state == "done" else rungs_of(budget, total)
+    rungs = list(known[0].losses) if known and known[0].state == "done" else rungs_of(budget, config, total)
     search = Search(config, layer_sets(session.model, config), rungs)
     return Bench(session, search, session.heldout[0::2], session.heldout[1::2], budget, fresh=not known)
 

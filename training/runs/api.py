@@ -13,9 +13,9 @@ from training.people.visible import get_changeable, get_visible
 from training.runs import keep, launch, launch_api, listing, plans, run_file, sweep
 from training.runs.curves import SERIES, read_curves
 from training.runs.launch_api import model_and_data
+from training.runs.launch_schemas import AutoIn
 from training.runs.models import Event, Run, Sweep
 from training.runs.schemas import (
-    AutoIn,
     EvalsOut,
     EventsOut,
     Filters,

@@ -11,19 +11,10 @@ from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound
 from training.people.requests import SignedIn
-from training.runs import measure, plans, sweep
+from training.runs import any_model, measure, plans, sweep
 from training.runs.forecast import forecast
-from training.runs.schemas import (
-    ForecastOut,
-    LengthsOut,
-    Number,
-    PlanIn,
-    PlanOut,
-    RunIn,
-    SettingOut,
-    TokensOut,
-    settings_described,
-)
+from training.runs.launch_schemas import ForecastOut, LengthsOut, ModelForecastIn, ModelForecastOut, PlanIn, PlanOut, TokensOut
+from training.runs.schemas import Number, RunIn, SettingOut, settings_described
 
 router = Router(tags=["runs"])
 
@@ -61,6 +52,12 @@ def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
     config = RunConfig.from_dict(everyone[0])
     found = measure.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
     return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found)}
+
+
+@router.post("/forecast/model", response=ModelForecastOut)
+def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
+    """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5 to 20 s."""
+    return any_model.forecast_of(body.config, body.settings, rows=body.rows, length=body.length, device=body.device)
 
 
 @router.post("/plan", response=PlanOut)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from training.engine.memory_law import Law, size_setting
 from training.engine.methods import TABLE
 from training.errors import UserError
 
-EDITION = 1  # of the laws: one more when the engine's steps change, so that none of the old are read
+EDITION = 4  # of the laws: one more when the engine's steps change, so that none of the old are read
 PATIENCE_SECONDS = 120
 COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
@@ -62,6 +63,24 @@ def place_of(folder: Path, config: RunConfig, device: str) -> Path:
     return Path(settings.HOME) / "laws" / f"{key_of(folder, config, device)}.json"
 
 
+def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> Law:
+    """The law of any model from its config.json, made anew (5 to 20 s) and not kept.
+
+    Raises:
+        Unlawful: see `kept_law`.
+        UserError: the program broke off.
+    """
+    with tempfile.TemporaryDirectory(prefix="snapml-config-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config_json))
+        return law_told(ANY_MODEL.ask({"model": folder, "settings": config.widest().to_dict(), "device": device}))
+
+
+def law_told(told: dict[str, Any]) -> Law:
+    if "error" in told:
+        raise Unlawful(told["error"], field=told["field"])
+    return Law.from_json(told)
+
+
 def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
     """The law, if it has been made.
 
@@ -71,10 +90,7 @@ def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
     path = place_of(folder, config, device)
     if not path.is_file():
         return None
-    told = json.loads(path.read_text())
-    if "error" in told:
-        raise Unlawful(told["error"], field=told["field"])
-    return Law.from_json(told)
+    return law_told(json.loads(path.read_text()))
 
 
 def law(folder: Path, config: RunConfig, device: str) -> Law:
@@ -142,4 +158,5 @@ class Program:
         return self._child
 
 
-PROGRAM = Program()
+PROGRAM = Program()  # for models that are here
+ANY_MODEL = Program()  # for any config.json, so that nobody's launch page waits for it

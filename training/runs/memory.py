@@ -57,7 +57,7 @@ def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framewor
     step = largest(law, shapes, config)
     measuring = largest(law, shapes, config, measuring=True)
     kinds = {name: int(value) for name, value in step.kinds.items()}
-    context = CONTEXT_BYTES[device_kind()]
+    context = CONTEXT_BYTES[law.facts["device"]]
     variable = sum(kinds.values())
     # While it is loaded, one tensor is there twice.
     load = kinds["weights"] + 2 * int(law.facts["largest"])

@@ -10,10 +10,10 @@ from ninja import Query, Schema
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from training.auto.situation import GOALS
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.runs import keep, launch
+from training.runs.launch_schemas import AutoIn
 from training.runs.models import Run, Sweep
 from training.runs.state_words import describe
 
@@ -24,26 +24,6 @@ EXAMPLE: JsonDict = {
     "name": "Lights, rank 16",
     "settings": {"rank": 16, "learning_rate": 0.001, "epochs": 2},
 }
-
-
-class AutoIn(Schema):
-    """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]})
-    goal: str = Field("task", max_length=40, description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()))
-    locked: dict[str, Any] = {}
-
-
-class PlanIn(AutoIn):
-    model: int = Field(ge=0, le=2**53, description="id of a base model")
-    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
-
-
-class PlanOut(Schema):
-    goal: str
-    settings: dict[str, Any]
-    choices: list[dict[str, Any]] = Field(description="setting, value, why, instead, source, locked")
-    facts: dict[str, Any]
 
 
 class RunIn(Schema):
@@ -181,29 +161,6 @@ def settings_described() -> list[dict[str, Any]]:
         for f in dataclasses.fields(RunConfig)
         if f.name not in launch.OWN_SETTINGS
     ]
-
-
-class ForecastOut(Schema):
-    runs: int
-    will: dict[str, Any]
-
-
-class LengthsOut(Schema):
-    rows: int
-    measured: int
-    longest: int
-    cut: int
-    empty: int
-    tokens: int
-    answer_tokens: int
-    template: str
-    fault: str
-    histogram: dict[str, list[int]]
-
-
-class TokensOut(Schema):
-    template: str
-    rows: list[dict[str, Any]]
 
 
 class EventsOut(Schema):

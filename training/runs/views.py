@@ -67,9 +67,9 @@ def run(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 def header(request: SignedIn, run_id: int) -> HttpResponse:
-    """The part of the page that depends on the state, fetched anew when the state changes."""
+    """What depends on the state, fetched anew when that changes; the config besides, which trials may have changed."""
     found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
-    return render(request, "runs/_header.html", header_values(request, found))
+    return render(request, "runs/_header_again.html", header_values(request, found))
 
 
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:

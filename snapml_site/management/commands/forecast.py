@@ -1,0 +1,59 @@
+"""`manage.py forecast CONFIG.json`: what each technique would take of memory, for any model, without its weights."""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import yaml
+from django.core.management.base import BaseCommand, CommandError
+
+from training.engine.methods import TABLE
+from training.errors import UserError
+from training.runs.any_model import forecast_of
+from training.runs.memory import CONTEXT_BYTES
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
+HEAD = ("technique", "trained", "precision", "states", *KINDS, "step", "load", "eval", "peak")
+
+
+class Command(BaseCommand):
+    help = "Print the memory that training a model would take, from its config.json."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("config", type=Path, help="a config.json, or the folder of one")
+        parser.add_argument("--method", choices=[*TABLE, "all"], default="all")
+        parser.add_argument("--rows", type=int, default=1)
+        parser.add_argument("--length", type=int, default=2048, help="tokens a row")
+        parser.add_argument("--device", choices=sorted(CONTEXT_BYTES), default="cuda")
+        parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the run")
+        parser.add_argument("--json", action="store_true")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        path = options["config"] / "config.json" if options["config"].is_dir() else options["config"]
+        try:
+            model = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{path} cannot be read: {error}") from error
+        settings = dict(pair.partition("=")[::2] for pair in options["set"])
+        given = {name: yaml.safe_load(value) for name, value in settings.items()}
+        told = {}
+        for name in TABLE if options["method"] == "all" else (options["method"],):
+            try:
+                where = {"rows": options["rows"], "length": options["length"], "device": options["device"]}
+                told[name] = forecast_of(model, {**given, "method": name}, **where)
+            except UserError as error:
+                if options["method"] != "all":
+                    raise CommandError(error.message) from error
+                self.stderr.write(f"{TABLE[name].title}: {error.message}")
+        self.stdout.write(json.dumps(told, indent=1) if options["json"] else table(told))
+
+
+def table(told: dict[str, dict[str, Any]]) -> str:
+    """Markdown, GB."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
+    for name, one in told.items():
+        numbers = [one["kinds"][kind] for kind in KINDS] + [one[moment] for moment in ("step", "load", "eval", "peak")]
+        cells = [TABLE[name].title, f"{one['trainable'] / 1e6:,.1f} M", one["precision"], one["optimizer"]]
+        lines.append("| " + " | ".join([*cells, *(f"{number / 1e9:.1f}" for number in numbers)]) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""The memory of any model from its config.json: by command and API, and a file that is none, or names code, is refused."""
+
+import json
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from training.engine.forecast import answer
+from training.errors import UserError
+from training.runs import laws
+from training.runs.any_model import forecast_of
+from training.runs.launch_schemas import ANY_MODEL
+
+SMALL = ANY_MODEL["config"]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    """The forecasting program in this process."""
+    monkeypatch.setattr(laws.ANY_MODEL, "ask", lambda request: answer(json.dumps(request)))
+
+
+def test_it_works():
+    told = forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu")
+    more = forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=4, length=64, device="cpu")
+    assert told["kinds"]["weights"] > 0 and told["batch"] == [2, 64]
+    assert more["step"] > told["step"] >= told["kinds"]["weights"]
+
+
+def test_the_command_prints_a_table(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(SMALL))
+    call_command("forecast", str(path), "--method", "lora", "--length", "64", "--set", "rank=4")
+    out = capsys.readouterr().out
+    assert "| LoRA | 0.0 M | bf16 | adamw |" in out
+    call_command("forecast", str(path), "--method", "ia3", "--length", "64", "--json")
+    assert json.loads(capsys.readouterr().out)["ia3"]["step"] > 0
+    with pytest.raises(CommandError, match="rank is 0"):
+        call_command("forecast", str(path), "--method", "lora", "--set", "rank=0")
+    with pytest.raises(CommandError, match="cannot be read"):
+        call_command("forecast", str(tmp_path / "no.json"))
+
+
+@pytest.mark.django_db
+def test_the_api_tells_the_same(client, alice):
+    client.force_login(alice)
+    body = {"config": SMALL, "settings": {"method": "lora", "rank": 4}, "rows": 2, "length": 64, "device": "cpu"}
+    told = client.post("/api/v1/runs/forecast/model", body, content_type="application/json").json()
+    assert told["step"] == forecast_of(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "words"),
+    [
+        ({"model_type": "llama"}, {}, "names no architectures"),
+        ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, "auto_map"),
+        ({**SMALL, "padding": "x" * 70_000}, {}, "more than 64,000"),
+        ({**SMALL, "hidden_size": "wide"}, {}, "cannot be forecast"),
+        ({**SMALL, "model_type": "none-of-these"}, {}, "cannot be|not|unknown"),
+        (SMALL, {"tokens_per_batch": 512}, "given by rows and length"),
+    ],
+)
+def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, given, words):
+    with pytest.raises(UserError, match=words):
+        forecast_of(config, given, length=64)

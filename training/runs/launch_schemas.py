@@ -1,0 +1,91 @@
+"""The shapes of what the API tells before a launch: plans, forecasts, lengths and tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ninja import Schema
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
+
+from training.auto.situation import GOALS
+
+ANY_MODEL: JsonDict = {
+    "config": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "vocab_size": 512,
+    },
+    "settings": {"method": "lora"},
+}
+
+
+class AutoIn(Schema):
+    """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]})
+    goal: str = Field("task", max_length=40, description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()))
+    locked: dict[str, Any] = {}
+
+
+class PlanIn(AutoIn):
+    model: int = Field(ge=0, le=2**53, description="id of a base model")
+    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+
+
+class PlanOut(Schema):
+    goal: str
+    settings: dict[str, Any]
+    choices: list[dict[str, Any]] = Field(description="setting, value, why, instead, source, locked")
+    facts: dict[str, Any]
+
+
+class ForecastOut(Schema):
+    runs: int
+    will: dict[str, Any]
+
+
+class ModelForecastIn(Schema):
+    """Any causal language model by its config.json; the batch is `rows` x `length`, all of it trained."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ANY_MODEL]})
+    config: dict[str, Any] = Field(description="the model's config.json")
+    settings: dict[str, Any] = Field({}, description="of a run; one value each")
+    rows: int = Field(1, ge=1, le=4096)
+    length: int = Field(2048, ge=8, le=131_072)
+    device: Literal["cpu", "cuda"] = "cuda"
+
+
+class ModelForecastOut(Schema):
+    """Bytes."""
+
+    load: int
+    step: int
+    eval: int
+    peak: int
+    kinds: dict[str, int] = Field(description="of the fullest moment of a step")
+    trainable: int
+    precision: str
+    optimizer: str
+
+
+class LengthsOut(Schema):
+    rows: int
+    measured: int
+    longest: int
+    cut: int
+    empty: int
+    tokens: int
+    answer_tokens: int
+    template: str
+    fault: str
+    histogram: dict[str, list[int]]
+
+
+class TokensOut(Schema):
+    template: str
+    rows: list[dict[str, Any]]
