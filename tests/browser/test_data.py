@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from tests import tiny
 from tests.browser.conftest import sign_in
+from tests.browser.test_main_job import by_hand
 
 pytestmark = pytest.mark.browser
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
@@ -104,7 +105,7 @@ def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):
 
 
 def test_a_sweep_is_counted_started_and_compared(page, stage):
-    page.goto(stage.address + "/runs/new?data=1")
+    by_hand(page, stage, "?data=1")
     page.locator("#model").select_option(label="tiny-llama")
     page.get_by_text("Advanced").click()
     for name, value in {

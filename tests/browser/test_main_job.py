@@ -11,8 +11,14 @@ pytestmark = pytest.mark.browser
 POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
 
 
+def by_hand(page, stage, query=""):
+    page.goto(f"{stage.address}/runs/new{query}")
+    page.get_by_role("radio", name="I choose").check()
+    expect(page.get_by_text("Advanced")).to_be_visible(timeout=30_000)
+
+
 def launch(page, stage, name, **settings):
-    page.goto(stage.address + "/runs/new")
+    by_hand(page, stage)
     values = {"name": name, "max_steps": 12, "tokens_per_batch": 160, "max_length": 80, "eval_interval": 4, "save_interval": 4}
     page.get_by_text("Advanced").click()
     page.locator("#model").select_option(label="tiny-llama")
@@ -106,7 +112,7 @@ def check_whole(page):
 
 
 def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, stage):
-    page.goto(stage.address + "/runs/new")
+    by_hand(page, stage)
     page.locator("#model").select_option(label="tiny-llama")
     page.locator("#data").select_option(index=1)
     page.locator("[name=name]").fill("My careful run")

@@ -73,10 +73,12 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         page.wait_for_timeout(1500)
         shot(page, "data")
         page.get_by_role("link", name="New run with this").click()
-        for field, value in {"max_steps": 60, "tokens_per_batch": 512, "max_length": 256}.items():
-            page.locator(f"[name={field}]").fill(str(value))
-        expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=120_000)
-        expect(page.locator("#card")).to_contain_text("60, measured")
+        expect(page.get_by_label("Auto", exact=False).first).to_be_checked()
+        expect(page.locator("ol.plan")).to_contain_text("LoRA fits", timeout=180_000)
+        expect(page.locator("ol.plan")).to_contain_text("QLoRA would need")
+        page.get_by_label("Most steps").fill("60")
+        expect(page.locator("#card")).to_contain_text("60, measured", timeout=60_000)
+        page.wait_for_timeout(500)
         shot(page, "new-run")
         page.get_by_role("button", name="Start run").click()
 
@@ -86,6 +88,8 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         shot(page, "run-live")
         expect(live).to_have_text("Finished", timeout=400_000)
         page.wait_for_timeout(1000)
+        expect(page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B, measured [\d.]+ [MG]B"))).to_be_visible()
+        expect(page.get_by_text("word for word right")).to_be_visible()
         shot(page, "run-finished")
 
         page.get_by_role("link", name="Try it").click()

@@ -52,6 +52,7 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     )  # a wrong lock is told before anything else
     length = rules.max_length(draft)
     epochs = rules.epochs(draft)
+    rules.max_steps(draft)
     beside = shape_of(draft)
     rows = rules.rows_a_step(draft, epochs)
     tokens = wanted_tokens(situation, length, rows)
@@ -189,7 +190,18 @@ def refuse(draft: Draft, tried: list[Setup], common: dict[str, Any], shape: dict
     raise UserError(f"{words} Take a smaller model, or free memory on {draft.situation.device}.", field="model")
 
 
-ORDER = ("method", "rank", "alpha", "target_modules", "learning_rate", "epochs", "max_length", "tokens_per_batch", "accumulation")
+ORDER = (
+    "method",
+    "rank",
+    "alpha",
+    "target_modules",
+    "learning_rate",
+    "epochs",
+    "max_steps",
+    "max_length",
+    "tokens_per_batch",
+    "accumulation",
+)
 
 
 def ordered(choices: list[Choice]) -> list[Choice]:

@@ -88,6 +88,10 @@ def epochs(draft: Draft) -> int:
     )
 
 
+def max_steps(draft: Draft) -> None:
+    draft.take("max_steps", 0, "0: it ends after the epochs. 60 would be a first try.")
+
+
 def rows_a_step(draft: Draft, epochs: int) -> int:
     """A power of two from 4 to 16, small enough for 100 steps. LoRA suffers from large batches more than full fine-tuning."""
     wanted = draft.situation.rows * epochs / SHORT_RUN

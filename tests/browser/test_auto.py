@@ -1,0 +1,95 @@
+"""Auto as a person clicks it: plan, lock, start, forecast against measured, adapter; and every technique launched by hand."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.test_main_job import by_hand
+from training.engine.methods import TABLE
+
+pytestmark = pytest.mark.browser
+
+
+def choose(page):
+    page.locator("#model").select_option(label="tiny-llama")
+    page.locator("#data").select_option(index=1)
+
+
+def start_and_finish(page):
+    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=60_000)
+    page.wait_for_url(re.compile(r"/runs/\d+$"))
+    expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
+    expect(page.get_by_text("is on the shelf")).to_be_visible()
+
+
+def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, stage):
+    page.goto(stage.address + "/runs/new")
+    expect(page.get_by_role("radio", name="Auto")).to_be_checked()
+    choose(page)
+    plan = page.locator("ol.plan")
+    expect(plan).to_contain_text("LoRA fits", timeout=120_000)
+    page.get_by_label("Rank").fill("4")
+    expect(page.get_by_label("Alpha")).to_have_value("8")
+    expect(plan.locator("li.locked")).to_have_count(1)
+    page.get_by_label("Most steps").fill("12")
+    expect(page.locator("#card")).to_contain_text("12, measured", timeout=30_000)
+    start_and_finish(page)
+    expect(page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))).to_be_visible()
+    page.get_by_role("tab", name="Plan").click()
+    expect(page.locator("#tab-plan")).to_contain_text("The plan would take")
+    expect(page.locator("#tab-config")).to_be_hidden()
+
+
+def test_auto_takes_back_a_lock(page, stage):
+    page.goto(stage.address + "/runs/new")
+    choose(page)
+    rank = page.get_by_label("Rank")
+    expect(rank).to_be_visible(timeout=120_000)
+    planned = rank.input_value()
+    rank.fill("3")
+    box = page.locator("#lock-rank")
+    expect(box).to_be_checked()
+    box.uncheck()
+    expect(rank).to_have_value(planned)
+
+
+def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
+    page.goto(stage.address + "/data")
+    page.get_by_role("button", name="Use smart home").click()
+    page.get_by_role("link", name="New run with this").click(timeout=60_000)
+    page.locator("#model").select_option(label="tiny-llama")
+    expect(page.locator("ol.plan")).to_be_visible(timeout=120_000)
+    page.get_by_label("Most steps").fill("16")
+    page.get_by_label("Trials first").fill("1.5")
+    expect(page.locator("#card")).to_contain_text("16, measured", timeout=30_000)
+    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=60_000)
+    page.wait_for_url(re.compile(r"/runs/\d+$"))
+    expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=60_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
+    rows = page.locator("[data-trials] tbody tr")
+    assert rows.count() >= 3
+    expect(page.locator("[data-trials] tbody tr.best")).to_contain_text("goes on")
+    expect(page.locator("[data-verdict]")).to_contain_text("the plan's own guess")
+    expect(page.locator("[data-live=step]")).to_have_text("16 / 16")
+    expect(page.locator("[data-parallel] .main-svg").first).to_be_visible()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_technique_is_launched_by_clicking(page, stage, name):
+    by_hand(page, stage)
+    choose(page)
+    page.locator(f"#technique-{name}").check()
+    expect(page.locator(f"#technique-{name}")).to_be_checked()
+    page.get_by_text("Advanced").click()
+    for field, value in {
+        "max_steps": 6,
+        "tokens_per_batch": 160,
+        "max_length": 80,
+        "eval_interval": 3,
+        "save_interval": 3,
+    }.items():
+        page.locator(f"[name={field}]").fill(str(value))
+    expect(page.locator("#card")).to_contain_text("6, measured", timeout=60_000)
+    expect(page.locator("#card dl")).to_contain_text(TABLE[name].title)
+    start_and_finish(page)
