@@ -169,6 +169,16 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
     assert page.count("does not fit now") == 7 and "grey" in page
 
 
+def test_a_run_that_was_started_unforecast_gets_its_forecast_from_the_worker(run, ready):
+    from training.runs import costs
+
+    Run.objects.update(forecast={})
+    costs.tried.clear()
+    costs.forecast_launched()
+    run.refresh_from_db()
+    assert run.forecast["peak"] > 0
+
+
 def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     from training.engine.config import RunConfig
     from training.runs import costs

@@ -26,9 +26,10 @@ def setting(
     choices: tuple[str, ...] = (),
     within: tuple[float, float] | None = None,
     advanced: bool = False,
+    paper: str = "",
 ) -> Any:
     """A field with the sentence that the launch page prints under it, the range that most stay in, and what is allowed."""
-    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced}
+    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced, "paper": paper}
     return field(default=default, metadata=told)
 
 
@@ -37,7 +38,13 @@ class TechniqueSettings:
     """How the model is changed. Sizes are numbers of features or tokens."""
 
     method: str = setting("lora", "How the model is changed.", choices=tuple(TABLE))
-    rank: int = setting(16, "Size of the update: more learns more and takes more memory.", usual="8 to 64", within=(1, 1024))
+    rank: int = setting(
+        16,
+        "Size of the update: more learns more and takes more memory.",
+        usual="8 to 64",
+        within=(1, 1024),
+        paper="https://arxiv.org/abs/2106.09685",
+    )
     alpha: int = setting(
         32, "Strength of the update; the update is scaled by alpha / rank.", usual="rank to 2 x rank", within=(1, 4096)
     )
@@ -51,6 +58,7 @@ class TechniqueSettings:
         "all-linear",
         "Which layers are adapted: all-linear, or names with commas such as q_proj,v_proj.",
         usual="all-linear",
+        paper="https://arxiv.org/abs/2305.14314",
         advanced=True,
     )
     init_weights: str = setting(
@@ -59,14 +67,19 @@ class TechniqueSettings:
         "4 bits lose. They learn faster at first and cost a minute before the first step.",
         choices=STARTS,
         advanced=True,
+        paper="https://arxiv.org/abs/2404.02948",
     )
     rslora: bool = setting(
-        False, "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).", advanced=True
+        False,
+        "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).",
+        advanced=True,
+        paper="https://arxiv.org/abs/2312.03732",
     )
     dora: bool = setting(
         False,
         "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower.",
         advanced=True,
+        paper="https://arxiv.org/abs/2402.09353",
     )
     lora_plus_ratio: float = setting(
         1.0,
@@ -74,6 +87,7 @@ class TechniqueSettings:
         usual="1, or 4 to 16",
         within=(1, 64),
         advanced=True,
+        paper="https://arxiv.org/abs/2402.12354",
     )
     rank_pattern: str = setting("", "Another rank for some layers, such as down_proj=32, v_proj=8.", usual="empty", advanced=True)
     alpha_pattern: str = setting(
@@ -85,6 +99,7 @@ class TechniqueSettings:
         "best one goes on. 0: no trials.",
         usual="0, or 0.2 to 0.5",
         within=(0, 2),
+        paper="https://arxiv.org/abs/1810.05934",
     )
     tune_minutes: float = setting(
         0.0, "The same as minutes; they count if both are given.", usual="0", within=(0, 10_000), advanced=True
@@ -111,6 +126,7 @@ class TechniqueSettings:
         "both",
         "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward alone (Pfeiffer), half the cost.",
         choices=("both", "feed-forward"),
+        paper="https://arxiv.org/abs/2005.00247",
     )
     activation: str = setting(
         "relu", "The curve between down- and up-projection.", choices=("relu", "gelu", "silu"), advanced=True

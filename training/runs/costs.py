@@ -17,8 +17,10 @@ from training.runs.device import device_kind
 from training.runs.forecast import fit_words
 from training.runs.form import follow_method
 from training.runs.laws import Unlawful, kept_law, law, place_of
-from training.runs.measure import Lengths
+from training.runs.measure import Lengths, kept_lengths
 from training.runs.memory import framework_bytes, memory_forecast
+from training.runs.models import Run
+from training.runs.states import OPEN
 
 log = logging.getLogger("snapml.forecast")
 tried: set[Path] = set()  # laws whose simulation broke off; asked for by a person, they are tried again
@@ -88,6 +90,23 @@ def make_missing(model: BaseModel, values: Mapping[str, Any], *, most: int = 1) 
         except Unlawful:
             continue  # kept as this law's answer
     return made
+
+
+def forecast_launched() -> None:
+    """Runs that were started before their step was simulated (by API or file, mostly) get their forecast while they train."""
+    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related("base_model", "data"):
+        config = RunConfig.from_dict(run.config)
+        place = place_of(run.base_model.folder, config, device_kind())
+        if place in tried and not place.is_file():
+            continue
+        tried.add(place)
+        try:
+            found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+            made = memory_forecast(law(run.base_model.folder, config, device_kind()), config, found, framework_bytes())
+        except UserError as error:
+            log.warning("Run %s has no forecast: %s", run.pk, error.message)
+            continue
+        Run.objects.filter(pk=run.pk).update(forecast=made)
 
 
 def make_beforehand() -> None:

@@ -61,6 +61,7 @@ class Field:
     advanced: bool
     low: float | None
     high: float | None
+    paper: str
 
     @property
     def text(self) -> str:
@@ -101,6 +102,7 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
             advanced=f.metadata["advanced"],
             low=low,
             high=high,
+            paper=f.metadata["paper"],
         )
     return made
 

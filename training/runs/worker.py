@@ -19,7 +19,7 @@ from training.datasets.uploads import sweep_temporary
 from training.datasets.work import AT_ONCE, read_next
 from training.people.webhooks import send_due
 from training.runs import supervise, tasks
-from training.runs.costs import make_beforehand
+from training.runs.costs import forecast_launched, make_beforehand
 from training.runs.lease import claimable_runs
 
 log = logging.getLogger("snapml.worker")
@@ -74,5 +74,6 @@ BESIDE: tuple[tuple[Callable[[], object], float, int], ...] = (
     (read_next, 0.3, AT_ONCE),
     (send_due, 1.0, 1),
     (make_beforehand, 5.0, 1),
+    (forecast_launched, 3.0, 1),
     (sweep_temporary, 3600.0, 1),
 )

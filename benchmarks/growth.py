@@ -1,0 +1,125 @@
+"""How a LoRA step's time and memory grow with length, batch and rank: measured seconds, and the memory law's bytes.
+
+SmolLM2-135M with its real weights, rows of random tokens of which half are trained. `--picture FILE.png` draws it (needs Chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+BEFORE, TIMED = 1, 3
+USUAL = {"length": 128, "rows": 8, "rank": 16}
+SWEEPS: dict[str, tuple[int, ...]] = {
+    "length": (32, 64, 128, 256, 512),
+    "rows": (1, 2, 4, 8, 16, 32),
+    "rank": (4, 16, 64, 128, 256),
+}
+TITLES = {
+    "length": "tokens a row (8 rows, rank 16)",
+    "rows": "rows a step (128 tokens, rank 16)",
+    "rank": "rank (8 rows of 128 tokens)",
+}
+
+
+def seconds_a_step(base: Any, length: int, rows: int, rank: int) -> float:
+    """The median of TIMED steps, forward, backward and AdamW."""
+    import torch
+
+    from training.engine.config import RunConfig
+    from training.engine.model import TrainedPositions
+    from training.engine.optimizers import make_optimizer
+    from training.engine.session import equipped
+
+    device = torch.device("cpu")
+    config = RunConfig.from_dict({"rank": rank, "alpha": 2 * rank})
+    model = equipped(base, config, device).train()
+    head, optimizer = TrainedPositions(model), make_optimizer(model, config, device)
+    ids = torch.randint(0, 40_000, (rows, length), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, : length // 2] = -100
+    taken = []
+    for _ in range(BEFORE + TIMED):
+        began = time.monotonic()
+        (head.loss_sum(model, ids, labels) / labels.numel()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        taken.append(time.monotonic() - began)
+    head.let_go()
+    model.unload()
+    return statistics.median(taken[BEFORE:])
+
+
+def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Seconds and memory over each of the three, as a PNG."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from tests.browser.chromium import browser
+
+    figure = make_subplots(rows=2, cols=3, shared_xaxes="columns", vertical_spacing=0.06)
+    for column, (name, points) in enumerate(told.items(), 1):
+        x = [point[name] for point in points]
+        for row, (key, scale, colour) in enumerate((("seconds", 1.0, "#0072B2"), ("bytes", 1e9, "#D55E00")), 1):
+            line = {"color": colour, "width": 2}
+            y = [point[key] / scale for point in points]
+            figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", line=line, showlegend=False), row=row, col=column)
+            figure.update_yaxes(rangemode="tozero", gridcolor="#e3e6ea", row=row, col=column)
+        figure.update_xaxes(title_text=TITLES[name], row=2, col=column)
+        figure.update_xaxes(gridcolor="#e3e6ea", col=column)
+    figure.update_yaxes(title_text="seconds a step", row=1, col=1)
+    figure.update_yaxes(title_text="memory, GB", row=2, col=1)
+    figure.update_layout(width=1200, height=560, plot_bgcolor="white", font={"family": "sans-serif", "size": 13})
+    figure.update_layout(margin={"l": 60, "r": 20, "t": 20, "b": 50})
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1200, "height": 560})
+        page.set_content(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
+        page.wait_for_selector(".main-svg")
+        page.screenshot(path=path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    import torch
+
+    from benchmarks import report
+    from benchmarks.engine_step import built_in
+    from training.engine.config import RunConfig
+    from training.engine.forecast import law_of
+    from training.engine.memory_law import Shape, largest
+    from training.engine.model import fastest_dtype, load_base
+
+    folder = arguments.model or built_in()
+    law = law_of(folder, RunConfig(), "cpu")
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    torch.set_num_threads(threads)
+    base = load_base(folder, fastest_dtype(torch.device("cpu")), torch.device("cpu"))
+    told: dict[str, list[dict[str, float]]] = {}
+    for name, values in SWEEPS.items():
+        told[name] = []
+        for value in values:
+            at = {**USUAL, name: value}
+            config = RunConfig.from_dict({"rank": at["rank"], "alpha": 2 * at["rank"]})
+            need = largest(law, [Shape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config).total
+            told[name].append({name: value, "seconds": round(seconds_a_step(base, **at), 3), "bytes": int(need)})
+    if arguments.picture:
+        draw(told, arguments.picture)
+    report({"model": folder.name, "threads": threads, **{f"by_{name}": json.dumps(points) for name, points in told.items()}})
+
+
+if __name__ == "__main__":
+    main()
