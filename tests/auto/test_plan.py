@@ -151,3 +151,33 @@ def test_a_technique_that_the_model_cannot_have_is_passed_over():
 
     plan = make_plan(at(24 * GB, need=no_qlora))
     assert "QLoRA is not possible here" in choice(plan, "method").instead
+
+
+def test_a_model_that_no_technique_can_be_simulated_for_says_why():
+    def none(config):
+        raise UserError("This model cannot be forecast.", field="model")
+
+    with pytest.raises(UserError, match="cannot be forecast"):
+        make_plan(at(24 * GB, need=none))
+
+
+def test_accumulation_that_is_locked_divides_the_step():
+    plan = make_plan(at(24 * GB), locked={"accumulation": 4})
+    free = make_plan(at(24 * GB)).settings
+    assert plan.settings["tokens_per_batch"] * 4 == pytest.approx(free["tokens_per_batch"], rel=0.1)
+
+
+def test_trials_vary_what_is_not_locked():
+    plan = make_plan(at(24 * GB), locked={"rank": 8, "tune_share": 0.3})
+    assert plan.settings["tune_over"] == "learning_rate,alpha,target_modules"
+    assert (
+        make_plan(at(24 * GB), locked={"tune_share": 0.3, "tune_over": "learning_rate"}).settings["tune_over"] == "learning_rate"
+    )
+    every = {"rank": 8, "alpha": 16, "target_modules": "all-linear", "learning_rate": 1e-4, "tune_share": 0.3}
+    with pytest.raises(UserError, match="Everything that trials vary is locked"):
+        make_plan(at(24 * GB), locked=every)
+
+
+def test_a_lock_on_measuring_leaves_no_contradiction():
+    plan = make_plan(at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_interval": 20})
+    assert plan.settings["early_stopping"] == 0

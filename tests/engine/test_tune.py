@@ -113,7 +113,7 @@ def test_contradictions_are_refused(given, field):
 
 def test_locked_settings_are_not_varied():
     config = RunConfig.from_dict({"tune_share": 1.0, "tune_over": "learning_rate"})
-    search = Search(config, ["all-linear", "q_proj"], [2, 4, 8])
+    search = Search(config, ["all-linear", "q_proj"], [2, 4, 8], seed=0)
     made = [search.ask() for _ in range(4)]
     assert {trial.settings["rank"] for trial in made} == {16} and {trial.settings["target_modules"] for trial in made} == {
         "all-linear"
@@ -121,9 +121,53 @@ def test_locked_settings_are_not_varied():
     assert len({trial.settings["learning_rate"] for trial in made}) == 4
 
 
-def test_alpha_keeps_its_ratio_where_only_the_rank_is_varied():
-    config = RunConfig.from_dict({"rank": 8, "alpha": 8, "tune_share": 1.0, "tune_over": "rank"})
-    assert settings_of(config, {"rank": 16})["alpha"] == 16
+def test_what_is_not_varied_stays_as_it_is():
+    config = RunConfig.from_dict({"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tune_share": 1.0, "tune_over": "rank"})
+    found = settings_of(config, {"rank": 16})
+    assert found["alpha"] == 8 and found["learning_rate"] == 0.0012345
+    assert settings_of(config, {"rank": 1024, "alpha": 8.0})["alpha"] == 4096
+
+
+def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(make, engine_here, monkeypatch):
+    from training.engine import tune
+
+    plain = tune.take_step
+
+    def step(session):
+        if session.config.learning_rate == 0.001 and session.step == 3:
+            raise tune.Diverged("The loss became nan.")
+        return plain(session)
+
+    monkeypatch.setattr(tune, "take_step", step)
+    folder = make(max_steps=24, tune_share=1.5, eval_rows=20, eval_interval=8, learning_rate=0.001, tune_over="learning_rate")
+    assert engine_here([str(folder)]) == 0
+    last = next(event for event in events(folder) if event["kind"] == "tuned")
+    assert last["winner"] > 0 and "own guess failed" in last["words"]
+    assert next(iter(kept_trials(folder))).state == "failed"
+
+
+def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(make, engine_here, monkeypatch):
+    from training.engine import tune
+
+    def step(session):
+        raise tune.Diverged("The loss became nan.")
+
+    monkeypatch.setattr(tune, "take_step", step)
+    folder = make(max_steps=24, tune_share=1.5, eval_rows=20)
+    assert engine_here([str(folder)]) != 0
+    assert events(folder)[-1]["outcome"] == "diverged"
+
+
+def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned, engine_here):
+    from training.engine.winner import chosen, write_chosen
+
+    verdict = chosen(tuned)
+    verdict.pop("told")
+    write_chosen(tuned, verdict, told=False)
+    (tuned / "result.json").unlink()
+    assert engine_here([str(tuned)]) == 0
+    assert [event["words"] for event in events(tuned) if event["kind"] == "tuned"] == [verdict["words"]] * 2
+    assert chosen(tuned)["told"]
 
 
 def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():

@@ -55,6 +55,8 @@ def test_the_api_tells_the_same(client, alice):
         ({"model_type": "llama"}, {}, "names no architectures"),
         ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, "auto_map"),
         ({**SMALL, "padding": "x" * 70_000}, {}, "more than 64,000"),
+        ({**SMALL, "num_hidden_layers": 10**9}, {}, "no model has so many"),
+        ({**SMALL, "vocab_size": 10**12}, {}, "no model has so many"),
         ({**SMALL, "hidden_size": "wide"}, {}, "cannot be forecast"),
         ({**SMALL, "model_type": "none-of-these"}, {}, "cannot be|not|unknown"),
         (SMALL, {"tokens_per_batch": 512}, "given by rows and length"),

@@ -187,3 +187,40 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     for _ in range(8):
         costs.make_beforehand()
     assert laws.kept_law(ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu")
+
+
+def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
+    client.force_login(alice)
+    locked = ready.form | {"set-target_modules": "q_proj", "was-target_modules": "all-linear"}
+    waiting = client.post(reverse("run-card"), locked).content.decode()
+    assert '<input type="hidden" name="set-target_modules" value="q_proj">' in waiting
+    assert '<input type="hidden" name="lock" value="target_modules">' in waiting
+
+
+def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(client, alice, ready, monkeypatch):
+    from training.errors import UserError
+
+    def broken(_request):
+        raise UserError("The memory forecast broke off; the log of the web server says why.")
+
+    client.force_login(alice)
+    monkeypatch.setattr(laws.PROGRAM, "ask", broken)
+    answer = client.post(reverse("run-memory"), ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"})
+    assert "broke off" in answer.content.decode() and "HX-Trigger" not in answer
+
+
+def test_a_technique_without_checkpointing_has_no_row_for_it(client, alice, ready):
+    client.force_login(alice)
+    page = planned(client, ready.form | {"set-method": "prefix", "was-method": "lora"})
+    assert "set-gradient_checkpointing" not in page and "set-learning_rate" in page
+
+
+def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(client, alice, ready):
+    import io
+
+    client.force_login(alice)
+    for text in ("learning_rate: []", "learning_rate: {a: 1}"):
+        file = io.BytesIO(f"model: tiny-llama\ndata: Lights\nsettings:\n  {text}\n".encode())
+        file.name = "run.yaml"
+        answer = client.post(reverse("run-file"), {"file": file})
+        assert answer.status_code == 400 and "learning_rate" in answer.content.decode()

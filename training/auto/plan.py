@@ -57,16 +57,10 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     rows = rules.rows_a_step(draft, epochs)
     tokens = wanted_tokens(situation, length, rows)
     common = {"max_length": length, "epochs": epochs, **{name: v for name, v in draft.locked.items() if name not in beside}}
-    tried: list[Setup] = []
-    for setup in setups(draft, {**common}, beside, tokens):
-        tried.append(setup)
-        if setup.fits:
-            break
-    if not tried or not tried[-1].fits:
-        refuse(draft, tried, {**common}, beside)
+    tried = tried_until_one_fits(draft, common | beside, tokens)
     taken = tried[-1]
-    choose_technique(draft, tried, taken, beside)
-    choose_batch(draft, taken, tokens, rows)
+    choose_technique(draft, tried, taken)
+    choose_batch(draft, taken, tokens)
     rate = rules.learning_rate(draft, taken.config)
     rules.schedule(draft)
     final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
@@ -76,6 +70,24 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
     RunConfig.from_dict(plan.settings)
     return plan
+
+
+def tried_until_one_fits(draft: Draft, common: dict[str, Any], tokens: int) -> list[Setup]:
+    """Ways to run in the order of `setups`; the last one fits.
+
+    Raises:
+        UserError: none fits, or none is possible with this model.
+    """
+    tried: list[Setup] = []
+    problems: list[UserError] = []
+    for setup in setups(draft, common, tokens, problems):
+        tried.append(setup)
+        if setup.fits:
+            return tried
+    if not tried:
+        raise problems[-1]
+    refuse(draft, tried)
+    return tried
 
 
 def shape_of(draft: Draft) -> dict[str, Any]:
@@ -93,24 +105,28 @@ def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
     return max(length, rules.up_to(rows * mean, 64))
 
 
-def setups(draft: Draft, common: dict[str, Any], shape: dict[str, Any], tokens: int) -> Iterator[Setup]:
-    """Ways to run, the quickest first: batches cut in halves, then gradient checkpointing, then the next technique."""
+def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]) -> Iterator[Setup]:
+    """Ways to run, the quickest first: batches cut in halves, then gradient checkpointing, then the next technique.
+
+    A technique that this model cannot have is passed over; why goes to `problems`.
+    """
     methods = (draft.locked["method"],) if "method" in draft.locked else TECHNIQUES
     for name in methods:
         never = "gradient_checkpointing" in TABLE[name].never
         lock = draft.locked.get("gradient_checkpointing")
         for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
             try:
-                yield from halvings(draft, {**common, **shape, "method": name, "gradient_checkpointing": checkpointing}, tokens)
+                yield from halvings(draft, {**common, "method": name, "gradient_checkpointing": checkpointing}, tokens)
             except UserError as error:
                 if len(methods) == 1 or error.field not in ("model", "method"):
-                    raise  # of several techniques, one that this model cannot have is passed over
+                    raise
+                problems.append(error)
 
 
 def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
     """The batch whole, then in halves down to one row, with as many accumulated."""
     lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
-    at_once = lock or tokens
+    at_once = lock or max(settings["max_length"], tokens // (times or 1))
     while True:
         whole = settings | {"tokens_per_batch": at_once, "accumulation": times or max(1, round(tokens / at_once))}
         config = RunConfig.from_dict(whole)
@@ -120,7 +136,7 @@ def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Se
         at_once = max(config.max_length, rules.up_to(at_once / 2, 16))
 
 
-def choose_technique(draft: Draft, tried: list[Setup], taken: Setup, shape: dict[str, Any]) -> None:
+def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     at, method = draft.situation, taken.config.method
     title, need = TABLE[method].title, size(taken.need["peak"])
     other = next((one for one in reversed(tried) if one.config.method != method), None)
@@ -163,9 +179,10 @@ def other_technique(draft: Draft, taken: Setup) -> str:
     return f"QLoRA would need {size(need['peak'])}; it is slower and rounds the base to 4 bits."
 
 
-def choose_batch(draft: Draft, taken: Setup, tokens: int, rows: int) -> None:
+def choose_batch(draft: Draft, taken: Setup, tokens: int) -> None:
     at_once, times = taken.config.tokens_per_batch, taken.config.accumulation
-    about = f"about {rows} rows a step"
+    mean = float(draft.situation.lengths.clip(max=taken.config.max_length).mean())
+    about = f"about {max(1, round(at_once * times / mean))} rows a step"
     need = size(taken.need["peak"])
     why = f"The whole step at once, {about}: {need} at its fullest moment." if times == 1 else f"So much fits at once: {need}."
     instead = "Larger steps make fewer of them; LoRA learns worse from large batches." if times == 1 else ""
@@ -174,7 +191,7 @@ def choose_batch(draft: Draft, taken: Setup, tokens: int, rows: int) -> None:
     draft.take("accumulation", times, why)
 
 
-def refuse(draft: Draft, tried: list[Setup], common: dict[str, Any], shape: dict[str, Any]) -> None:
+def refuse(draft: Draft, tried: list[Setup]) -> None:
     """Raises UserError: nothing fits; names the nearest that would."""
     least = min(tried, key=lambda setup: float(setup.need["peak"]))
     words = f"Nothing fits: the least, {least.words}, needs {size(least.need['peak'])} of {size(draft.situation.free)} free."

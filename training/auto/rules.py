@@ -11,6 +11,7 @@ from training.auto.situation import GOALS, Draft, show
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.engine.settings import TUNABLE
+from training.errors import UserError
 
 MANUAL = "LoRA Without Regret, Schulman et al. 2025"
 MOST_CUT = 0.01
@@ -59,8 +60,12 @@ def rank(draft: Draft) -> int:
         value *= 2
         why = f"{at.trained_tokens:,} trained tokens hold about that many bits; rank {value} can keep "
         why += f"{2 * value * at.parameters_a_rank:,}, half of it could not."
+    if 2 * value * at.parameters_a_rank < bits:
+        why = (
+            f"{MOST_RANK} is the most a plan takes, although {bits:,} trained tokens hold more: beyond it, full fine-tuning pays."
+        )
     instead = f"{2 * value} would train {2 * value * at.parameters_a_rank:,} parameters instead of "
-    instead += f"{value * at.parameters_a_rank:,}; the data does not ask for it."
+    instead += f"{value * at.parameters_a_rank:,}, in more memory."
     return int(draft.take("rank", value, why, instead=instead, source=MANUAL))
 
 
@@ -135,7 +140,8 @@ def measuring(draft: Draft, config: RunConfig) -> None:
     steps = max(1, at.steps(config))
     interval = int(draft.take("eval_interval", max(1, steps // MEASUREMENTS), f"Ten measurements in about {steps:,} steps."))
     draft.take("save_interval", interval, "A checkpoint with each measurement, so that the best one is kept.")
-    quiet, enough = at.heldout_rows >= QUIET_HELDOUT, steps >= 4 * MEASUREMENTS
+    quiet = at.heldout_rows >= QUIET_HELDOUT
+    enough = steps >= 4 * MEASUREMENTS and steps > 3 * interval
     why = (
         "Stops when the held-out loss has not improved in 3 measurements: what follows would be learned by heart."
         if quiet and enough
@@ -153,7 +159,9 @@ def trials(draft: Draft, config: RunConfig) -> None:
     over = [name for name in TUNABLE if name not in draft.locked]
     why = "Off: the plan's guess is used as it is. 0.3 spends 30 % more steps on short trials that look for a better one."
     draft.take("tune_share", 0.0, why, source="Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning")
-    if over and len(over) < len(TUNABLE) and "tune_over" not in draft.locked:
+    if not over and draft.locked.get("tune_share"):
+        raise UserError("Everything that trials vary is locked; unlock one of them, or lock no trials.", field="tune_share")
+    if "tune_over" in draft.locked or (over and len(over) < len(TUNABLE)):
         draft.take("tune_over", ",".join(over), "What is locked is not varied.")
 
 

@@ -90,7 +90,7 @@ def card_of(folder: Path) -> dict[str, Any]:
         "architecture": architectures[0],
         "parameters": parameters,
         "layers": text.get("num_hidden_layers") or text.get("n_layer"),
-        "hidden_size": text.get("hidden_size") or text.get("n_embd"),
+        "hidden_size": text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or text.get("n_embed"),
         "context_length": text.get("max_position_embeddings") or text.get("n_positions"),
         "vocabulary": text.get("vocab_size"),
         "dtype": " + ".join(sorted(dtypes)),

@@ -18,8 +18,8 @@ from training.engine.methods import TABLE
 from training.engine.outcome import Outcome, Result
 from training.engine.reins import Reins
 from training.engine.session import Event, Session, prepare
-from training.engine.tune import tune
-from training.engine.winner import CHOSEN, chosen_config
+from training.engine.tune import tell_chosen, tune
+from training.engine.winner import chosen, chosen_config
 
 Ended = TypeVar("Ended")
 
@@ -44,13 +44,14 @@ class Attempt:
                 self.write(*made)
         assert self.session is not None
         outcome = None
-        if config.tunes and self.session.step == 0 and not (self.run_dir / CHOSEN).exists():
+        if config.tunes and chosen(self.run_dir) is None:
             outcome = self.follow(tune(self.session, reins))
+        self.follow(tell_chosen(self.run_dir))
         outcome = outcome or self.follow(train(self.session, reins))
         if outcome in (Outcome.FINISHED, Outcome.STOPPED):
             self.export(config)
         if outcome is Outcome.FINISHED:
-            self.compare_answers()
+            self.compare_answers(reins)
         return outcome, ""
 
     def follow(self, part: Generator[Event, None, Ended]) -> Ended:
@@ -75,19 +76,22 @@ class Attempt:
         if TABLE[config.method].whole_model:  # a base model of its own needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
 
-    def compare_answers(self) -> None:
-        """Exact match of the weights that were exported, which may be those of an earlier step."""
+    def compare_answers(self, reins: Reins) -> None:
+        """Exact match of the exported weights, which may be those of an earlier step. It costs nobody a finished run."""
         session = self.session
         assert session is not None
         if not session.config.exact_rows or self.adapter_step is None:
             return
         if self.adapter_step != session.step:
             checkpoint.load(self.run_dir / checkpoint.FOLDER / checkpoint.name_of(self.adapter_step), session.trained())
-        for kind, told in exact_match(session):
-            if kind == "answers":
-                told["step"] = self.adapter_step
-                self.exact_match = told["exact_match"]
-            self.write(kind, told)
+        try:
+            for kind, told in exact_match(session, reins):
+                if kind == "answers":
+                    told["step"] = self.adapter_step
+                    self.exact_match = told["exact_match"]
+                self.write(kind, told)
+        except (RuntimeError, IndexError) as error:  # out of memory, or a prompt longer than the model's positions
+            self.write("log", {"level": "warning", "text": f"Held-out answers could not be compared: {error}"})
 
     def write(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "phase":

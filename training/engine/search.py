@@ -60,12 +60,12 @@ def kept_trials(run_dir: Path) -> Iterator[Trial]:
 class Search:
     """`modules` are sets of layers to choose from, the plan's own first; after `rungs` steps trials are compared."""
 
-    def __init__(self, config: RunConfig, modules: list[str], rungs: list[int]) -> None:
+    def __init__(self, config: RunConfig, modules: list[str], rungs: list[int], *, seed: int) -> None:
         self.config = config
         self.rungs = rungs
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=FACTOR)
-        sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=4)
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
         self.study = optuna.create_study(sampler=sampler, pruner=pruner)
         self.space = space_of(config, modules)
         self.open: optuna.Trial | None = None
@@ -125,12 +125,14 @@ def guess_of(config: RunConfig, space: dict[str, BaseDistribution]) -> dict[str,
 
 
 def settings_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """A trial's settings. Where alpha is not varied, it keeps its ratio to the rank."""
+    """A trial's settings: what is not varied stays as it is. Alpha is told as a multiple of the rank."""
     rank = params.get("rank", config.rank)
-    ratio = params.get("alpha", config.alpha / config.rank)
-    rate = float(f"{params.get('learning_rate', config.learning_rate):.3g}")
+    alpha = min(4096, max(1, round(params["alpha"] * rank))) if "alpha" in params else config.alpha
+    rate = config.learning_rate
+    if "learning_rate" in params and params["learning_rate"] != rate:
+        rate = float(f"{params['learning_rate']:.3g}")
     modules = params.get("target_modules", config.target_modules)
-    return {"learning_rate": rate, "rank": rank, "alpha": max(1, round(ratio * rank)), "target_modules": modules}
+    return {"learning_rate": rate, "rank": rank, "alpha": alpha, "target_modules": modules}
 
 
 def rungs_of(budget: int, config: RunConfig, total: int) -> list[int]:

@@ -15,6 +15,16 @@ from training.errors import ConfigError
 TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
 PATTERN = re.compile(r"([\w.\-]{1,80} *= *\d{1,4} *(, *|$)){0,50}", re.ASCII)
 TUNABLE = ("learning_rate", "rank", "alpha", "target_modules")
+PAPERS = {
+    "rank": "https://arxiv.org/abs/2106.09685",
+    "target_modules": "https://arxiv.org/abs/2305.14314",
+    "init_weights": "https://arxiv.org/abs/2404.02948",
+    "rslora": "https://arxiv.org/abs/2312.03732",
+    "dora": "https://arxiv.org/abs/2402.09353",
+    "lora_plus_ratio": "https://arxiv.org/abs/2402.12354",
+    "tune_share": "https://arxiv.org/abs/1810.05934",
+    "placement": "https://arxiv.org/abs/2005.00247",
+}
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
 
 
@@ -26,10 +36,9 @@ def setting(
     choices: tuple[str, ...] = (),
     within: tuple[float, float] | None = None,
     advanced: bool = False,
-    paper: str = "",
 ) -> Any:
     """A field with the sentence that the launch page prints under it, the range that most stay in, and what is allowed."""
-    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced, "paper": paper}
+    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced}
     return field(default=default, metadata=told)
 
 
@@ -43,7 +52,6 @@ class TechniqueSettings:
         "Size of the update: more learns more and takes more memory.",
         usual="8 to 64",
         within=(1, 1024),
-        paper="https://arxiv.org/abs/2106.09685",
     )
     alpha: int = setting(
         32, "Strength of the update; the update is scaled by alpha / rank.", usual="rank to 2 x rank", within=(1, 4096)
@@ -58,7 +66,6 @@ class TechniqueSettings:
         "all-linear",
         "Which layers are adapted: all-linear, or names with commas such as q_proj,v_proj.",
         usual="all-linear",
-        paper="https://arxiv.org/abs/2305.14314",
         advanced=True,
     )
     init_weights: str = setting(
@@ -67,19 +74,16 @@ class TechniqueSettings:
         "4 bits lose. They learn faster at first and cost a minute before the first step.",
         choices=STARTS,
         advanced=True,
-        paper="https://arxiv.org/abs/2404.02948",
     )
     rslora: bool = setting(
         False,
         "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).",
         advanced=True,
-        paper="https://arxiv.org/abs/2312.03732",
     )
     dora: bool = setting(
         False,
         "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower.",
         advanced=True,
-        paper="https://arxiv.org/abs/2402.09353",
     )
     lora_plus_ratio: float = setting(
         1.0,
@@ -87,7 +91,6 @@ class TechniqueSettings:
         usual="1, or 4 to 16",
         within=(1, 64),
         advanced=True,
-        paper="https://arxiv.org/abs/2402.12354",
     )
     rank_pattern: str = setting("", "Another rank for some layers, such as down_proj=32, v_proj=8.", usual="empty", advanced=True)
     alpha_pattern: str = setting(
@@ -99,7 +102,6 @@ class TechniqueSettings:
         "best one goes on. 0: no trials.",
         usual="0, or 0.2 to 0.5",
         within=(0, 2),
-        paper="https://arxiv.org/abs/1810.05934",
     )
     tune_minutes: float = setting(
         0.0, "The same as minutes; they count if both are given.", usual="0", within=(0, 10_000), advanced=True
@@ -126,7 +128,6 @@ class TechniqueSettings:
         "both",
         "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward alone (Pfeiffer), half the cost.",
         choices=("both", "feed-forward"),
-        paper="https://arxiv.org/abs/2005.00247",
     )
     activation: str = setting(
         "relu", "The curve between down- and up-projection.", choices=("relu", "gelu", "silu"), advanced=True

@@ -8,10 +8,11 @@ RUN_DIR/trials; an engine that was killed goes on with the next.
 from __future__ import annotations
 
 import gc
-import json
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +20,13 @@ import torch
 from training.engine import checkpoint, evaluate, optimizers
 from training.engine.config import RunConfig
 from training.engine.conversations import DataError, EncodedRow
-from training.engine.files import write_atomically
-from training.engine.loop import Diverged, take_step
+from training.engine.loop import Diverged, save, take_step
 from training.engine.model import TrainedPositions
 from training.engine.outcome import Outcome
 from training.engine.reins import Reins
 from training.engine.search import Search, Trial, kept_trials, rungs_of
 from training.engine.session import Event, Session, equipped
-from training.engine.winner import CHOSEN, better, chosen_config, keep_state, name_of, verdict_of
+from training.engine.winner import better, chosen, chosen_config, forget_states, keep_state, verdict_of, write_chosen
 
 FEWEST_ROWS = 8  # held out: below, the halves say nothing
 TIMED_STEPS = 3
@@ -71,7 +71,7 @@ def tune(session: Session, reins: Reins) -> Told:
     for trial in known:
         yield "trial", told(bench, trial)
         bench.search.recall(trial)
-        bench.spent += trial.step
+        bench.spent += max(1, trial.step)
         best = better(best, trial)
     while bench.spent < bench.budget or not bench.search.count:
         trial = bench.search.ask()
@@ -80,9 +80,10 @@ def tune(session: Session, reins: Reins) -> Told:
             return order
         bench.search.tell(trial)
         best = better(best, trial)
-        if best is trial:
+        if best is trial or (trial.number == 0 and trial.state == "done"):
             keep_state(session, trial)
         trial.write(session.run_dir)
+        forget_states(session.run_dir, keep=(0, best.number if best else 0))
     yield from choose(bench, best)
     return None
 
@@ -93,7 +94,7 @@ def bench_of(session: Session, known: list[Trial]) -> Bench:
     if config.tune_minutes:
         budget = round(60 * config.tune_minutes / seconds_a_step(session))
     rungs = list(known[0].losses) if known and known[0].state == "done" else rungs_of(budget, config, total)
-    search = Search(config, layer_sets(session.model, config), rungs)
+    search = Search(config, layer_sets(session.model, config), rungs, seed=config.seed + len(known))
     return Bench(session, search, session.heldout[0::2], session.heldout[1::2], budget, fresh=not known)
 
 
@@ -136,6 +137,8 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
                 bench.spent += 1
                 yield "phase", {"name": f"trial {trial.number + 1}", **bench.progress()}
             loss = sum(row_losses(session, bench.seeing)) / sum(row.trained for row in bench.seeing)
+            if not math.isfinite(loss):
+                raise Diverged(f"Its held-out loss became {loss:g} at step {rung}.")
             trial.losses[rung] = loss
             if not bench.search.goes_on(trial, loss):
                 trial.state = "stopped"
@@ -146,7 +149,10 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
             trial.state = "done"
             trial.unseen = row_losses(session, bench.unseen)
     except (Diverged, torch.OutOfMemoryError) as error:
+        if trial.number == 0 and not trial.steps:
+            raise  # it is the run as it was planned, and cannot take one step
         trial.state = "failed"
+        bench.spent += not trial.steps
         yield "log", {"level": "warning", "text": f"Trial {trial.number + 1} failed: {error}"}
     trial.seconds = time.monotonic() - began
     yield "trial", told(bench, trial)
@@ -200,23 +206,32 @@ def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
     """Say who won and by how much, put the winner's state into the session, and let the run go on from there."""
     session = bench.session
     plan = next(iter(kept_trials(session.run_dir)))
-    if best is None or plan.state != "done":
+    if best is None:
         raise Diverged("Not one trial got to its end; a lower learning rate or less memory is the usual cure.")
     verdict, winner = verdict_of(plan, best, [row.trained for row in bench.unseen])
-    write_atomically(session.run_dir / CHOSEN, json.dumps({"state": name_of(winner), "settings": winner.settings}))
-    config = chosen_config(session.run_dir, session.config)
+    for step in winner.steps:  # first: an attempt that breaks off here rewinds to step 0, and these with it
+        yield "step", step
     wrap_again(session, winner.settings)
-    session.config = config
+    told = {**verdict, "step": winner.step, "settings": winner.settings, "spent": bench.spent, **size_of(session)}
+    write_chosen(session.run_dir, told, told=False)
+    session.config = chosen_config(session.run_dir, session.config)
     newest = checkpoint.newest_whole(session.run_dir)
     if newest is not None:
         facts = checkpoint.load(newest, session.trained())
-        session.step = session.saved_step = facts.pop("step")
-        session.total_tokens, session.loss = facts["total_tokens"], facts["loss"]
-        for step in winner.steps:
-            yield "step", step
-    yield "tuned", {"step": session.step, **verdict, "settings": winner.settings, "spent": bench.spent, **size_of(session)}
+        session.step = facts.pop("step")
+        session.total_tokens, session.loss = winner.steps[-1]["total_tokens"], winner.steps[-1]["loss"]
+    yield from tell_chosen(session.run_dir)
     yield from evaluate.heldout(session)
     yield from evaluate.sample(session)
+    yield from save(session)  # anew, with what was measured
+
+
+def tell_chosen(run_dir: Path) -> Generator[Event, None, None]:
+    """The `tuned` event, unless it is in the journal: an engine may be killed after it chose and before it told."""
+    verdict = chosen(run_dir)
+    if verdict is not None and not verdict.pop("told"):
+        yield "tuned", verdict
+        write_chosen(run_dir, verdict, told=True)
 
 
 def size_of(session: Session) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from training.engine import checkpoint
 from training.engine.config import RunConfig
+from training.engine.files import write_atomically
 from training.engine.search import FOLDER, Trial, compare
 from training.engine.session import Session
 
@@ -18,28 +19,43 @@ CHOSEN = "chosen.json"
 
 def chosen_config(run_dir: Path, config: RunConfig) -> RunConfig:
     """The settings that trials chose, once they have; the winner's checkpoint is moved to the run's."""
-    path = run_dir / CHOSEN
-    if not path.is_file():
+    told = chosen(run_dir)
+    if told is None:
         return config
-    told = json.loads(path.read_text())
-    for folder in (run_dir / FOLDER / told["state"]).glob(f"{checkpoint.FOLDER}/step-*"):
+    for folder in (state_folder(run_dir, told["winner"]) / checkpoint.FOLDER).glob("step-*"):
         (run_dir / checkpoint.FOLDER).mkdir(exist_ok=True)
         folder.rename(run_dir / checkpoint.FOLDER / folder.name)
-    for name in ("best", "plan"):
-        shutil.rmtree(run_dir / FOLDER / name, ignore_errors=True)
+    forget_states(run_dir)
     return replace(config, **told["settings"])
 
 
+def chosen(run_dir: Path) -> dict[str, Any] | None:
+    """What the `tuned` event says, and `told`: is it in the journal?"""
+    path = run_dir / CHOSEN
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_chosen(run_dir: Path, verdict: dict[str, Any], *, told: bool) -> None:
+    write_atomically(run_dir / CHOSEN, json.dumps({**verdict, "told": told}))
+
+
+def state_folder(run_dir: Path, number: int) -> Path:
+    return run_dir / FOLDER / f"state-{number}"
+
+
 def keep_state(session: Session, trial: Trial) -> None:
-    """The plan's own guess and the best trial can go on from where they stood."""
-    aside = session.run_dir / FOLDER / name_of(trial)
+    """A trial can go on from where it stood. Those of others are forgotten only when this one's file is written."""
+    aside = state_folder(session.run_dir, trial.number)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     checkpoint.save(aside, trial.step, session.trained(), session.facts())
 
 
-def name_of(trial: Trial) -> str:
-    return "best" if trial.number else "plan"
+def forget_states(run_dir: Path, *, keep: tuple[int, ...] = ()) -> None:
+    kept = {state_folder(run_dir, number) for number in keep}
+    for folder in (run_dir / FOLDER).glob("state-*"):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def better(best: Trial | None, trial: Trial) -> Trial | None:
@@ -51,6 +67,9 @@ def better(best: Trial | None, trial: Trial) -> Trial | None:
 
 def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, Any], Trial]:
     """What the rows that no trial saw say of the best trial against the plan's own guess, and which of the two goes on."""
+    if plan.state != "done":
+        words = f"The plan's own guess failed; trial {best.number + 1} goes on."
+        return {"winner": best.number, "rows": 0, "words": words}, best
     difference, error = compare(plan, best, tokens)
     figures = {
         "winner": best.number,

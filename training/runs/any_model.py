@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from training.catalog.card import refuse_code
@@ -12,7 +13,25 @@ from training.runs.laws import law_of
 from training.runs.memory import FRAMEWORK_BYTES, memory_forecast
 
 MAX_CONFIG = 64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
+COUNTED = re.compile("layer|head|expert|block|stage")
+MOST_COUNTED, MOST = 4_096, 100_000_000
 KEYS = ("architectures", "model_type")
+
+
+def refuse_giants(value: Any, name: str = "") -> None:
+    """transformers makes lists by the number of layers, heads and experts before anything is shallow.
+
+    Raises:
+        UserError: a number that no model has.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_giants(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            refuse_giants(inner, name)
+    elif isinstance(value, int) and value > (MOST_COUNTED if COUNTED.search(name) else MOST):
+        raise UserError(f"{name} is {str(value)[:20]} in the config.json; no model has so many.", field="config")
 
 
 def forecast_of(
@@ -30,6 +49,7 @@ def forecast_of(
     if missing:
         raise UserError(f"The config.json names no {missing[0]}; take the whole file.", field="config")
     refuse_code(config_json, "config.json")
+    refuse_giants(config_json)
     if isinstance(settings.get("tokens_per_batch"), int) or "batch_by" in settings:
         raise UserError("The batch is given by rows and length here; leave tokens_per_batch and batch_by out.", field="settings")
     batch = {"batch_by": "rows", "rows_per_batch": rows, "max_length": length}

@@ -80,8 +80,8 @@ def memory(request: SignedIn) -> HttpResponse:
         model, version = chosen_model(chosen["model"]), chosen_version(request, chosen["data"])
         if request.POST.get("mode") == "auto":
             problem = plan_form.planned(request.POST, model, version, wait=True).problem
-            if problem and plan_form.planned(request.POST, model, version).waits_for:
-                raise problem  # the simulation itself; any other is shown by the card
+            if plan_form.planned(request.POST, model, version).waits_for == "memory":  # else a problem is shown by the card
+                raise problem or UserError("The memory forecast broke off; the log of the web server says why.")
         else:
             config = RunConfig.from_dict(sweep.members(form.settings_from(request.POST))[0])
             law(model.folder, config, device_kind())

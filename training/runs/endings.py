@@ -29,7 +29,7 @@ keepers: list[Callable[[Run, Result], None]] = []
 def finish(run: Run, result: Result) -> None:
     """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the same as once."""
     if result.outcome is Outcome.DISCARDED:
-        for name in ("checkpoints", "adapter"):
+        for name in ("checkpoints", "adapter", "trials"):
             shutil.rmtree(run.folder / name, ignore_errors=True)
     elif result.adapter_step is not None:
         for keep in keepers:

@@ -9,6 +9,7 @@ from typing import Any
 
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
+from training.engine.settings import PAPERS
 from training.runs.launch import OWN_SETTINGS
 
 TITLES = {
@@ -102,7 +103,7 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
             advanced=f.metadata["advanced"],
             low=low,
             high=high,
-            paper=f.metadata["paper"],
+            paper=PAPERS.get(f.name, ""),
         )
     return made
 

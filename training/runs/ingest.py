@@ -112,6 +112,10 @@ def on_answers(run: Run, line: Line) -> dict[str, Any]:
     return {"exact_match": line["exact_match"]}
 
 
+def on_trial(run: Run, line: Line) -> dict[str, Any]:
+    return {"deaths": 0} if line["outcome"] in ("done", "stopped") else {}
+
+
 def on_tuned(run: Run, line: Line) -> dict[str, Any]:
     """Trials chose settings: the run goes on with those."""
     return {
@@ -159,6 +163,7 @@ RULES = {
     "eval": on_eval,
     "checkpoint": on_checkpoint,
     "answers": on_answers,
+    "trial": on_trial,
     "tuned": on_tuned,
     "resume": on_resume,
 }

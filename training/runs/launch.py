@@ -152,7 +152,7 @@ def stop_all(sweep: Sweep) -> None:
 
 def end_waiting(run: Run, *, discard: bool) -> bool:
     """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for its state."""
-    if discard or not (run.folder / "checkpoints").exists():
+    if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
         state, message = State.CANCELLED, "Stopped while waiting."
     else:
         state, message = (

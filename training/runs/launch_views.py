@@ -52,14 +52,14 @@ def from_file(request: SignedIn) -> HttpResponse:
         if uploaded is None:
             raise UserError("Choose a YAML file first.", field="file")
         described = run_file.read_yaml(uploaded.read(4 * run_file.MAX_CHARACTERS + 1).decode("utf-8", errors="replace"))
+        sweep.members(described["settings"])
+        refuse_words(described["settings"])
         values = described["settings"]
         chosen["name"] = described["name"][: launch.MAX_NAME]
         chosen["model"] = str(run_file.find_model(described).pk)
         chosen["data"] = str(run_file.find_data(request.user, described).pk)
         if described.get("auto") is not None:
             raise UserError("This file lets Auto choose; start it with `manage.py launch`, or choose Auto here.", field="file")
-        sweep.members(values)
-        refuse_words(values)
     except UserError as problem:
         error = problem
     return page(request, Asked(chosen, values, auto=False), error)

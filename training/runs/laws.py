@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def law(folder: Path, config: RunConfig, device: str) -> Law:
     return kept
 
 
+class Busy(UserError):
+    """Too many ask for simulations at this moment."""
+
+    status = 429
+
+
 class Program:
     """The forecasting program: started when it is first asked, started again when it has gone (it leaves when it is idle)."""
 
@@ -119,10 +126,13 @@ class Program:
         self._lock = threading.Lock()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off."""
-        with self._lock:
+        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off; Busy: others ask and do not come to an end."""
+        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
+            raise Busy("Others are simulating steps just now; try again in a minute.")
+        try:
             for _ in range(2):  # a child that left since the last question cannot be told from one that is there
                 child = self._running()
+                began = time.monotonic()
                 watch = threading.Timer(PATIENCE_SECONDS, child.kill)
                 watch.start()
                 try:
@@ -132,7 +142,11 @@ class Program:
                 if line:
                     answer: dict[str, Any] = json.loads(line)
                     return answer
-        raise UserError("The memory forecast broke off; the log of the web server says why.", field="model")
+                if time.monotonic() - began > PATIENCE_SECONDS:
+                    break
+        finally:
+            self._lock.release()
+        raise UserError("The memory forecast broke off; the log of the web server says why.")
 
     @staticmethod
     def _talk(child: subprocess.Popen[str], line: str) -> str:

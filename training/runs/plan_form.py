@@ -56,7 +56,15 @@ class Planned:
         if self.plan is None:
             return []
         known = form.fields(self.plan.settings)
-        return [Row(choice, form.title(choice.setting), known.get(choice.setting)) for choice in self.plan.choices]
+        rows = [Row(choice, form.title(choice.setting), known.get(choice.setting)) for choice in self.plan.choices]
+        return [row for row in rows if row.field or row.choice.setting == "method"]
+
+    @property
+    def locked_texts(self) -> list[tuple[str, str]]:
+        """Locks as the form has them, for while there are no rows."""
+        return [
+            (name, ("on" if value else "off") if isinstance(value, bool) else str(value)) for name, value in self.locked.items()
+        ]
 
     @property
     def mark(self) -> str:

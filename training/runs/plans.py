@@ -84,6 +84,10 @@ def kept_only(*asked: Any) -> Law:
 def situation_of(
     model: BaseModel, data: DatasetVersion, found: Lengths, find_law: Callable[[Any, RunConfig, str], Law]
 ) -> Situation:
+    if not model.card.get("hidden_size"):
+        raise UserError(
+            f"The config.json of {model.name} names no hidden_size, which a plan needs; choose the settings.", field="model"
+        )
     total, free = device_memory()
     kind, framework = device_kind(), framework_bytes()
 
