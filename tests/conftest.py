@@ -11,6 +11,18 @@ import pytest
 from tests import tiny
 
 
+def pytest_addoption(parser):
+    parser.addoption("--only-database", action="store_true", help="leave out what asks no database: for another DATABASE_URL")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--only-database"):
+        ask = {"db", "transactional_db", "django_db_setup"}
+        left = [item for item in items if not (ask & set(item.fixturenames) or item.get_closest_marker("django_db"))]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+
+
 @pytest.fixture(autouse=True)
 def quick_passwords(settings):
     """A test must not pay for a million rounds of PBKDF2."""
