@@ -1,20 +1,20 @@
 // The launch page: an answer that comes back late must not undo what a person did since it was asked for.
 const form = document.getElementById("launch");
+const typed = new Map(); // name -> what stands in the field, and after how many edits
 let edits = 0;
 let answered = 0;
-let technique = null;
-form.addEventListener("input", () => (edits += 1));
+form.addEventListener("input", ({ target }) => typed.set(target.name, { value: target.value, checked: target.checked, at: (edits += 1) }));
 form.addEventListener("htmx:beforeSend", ({ detail }) => (detail.xhr.edits = edits));
-document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
-  answered = detail.xhr.edits ?? edits;
-  technique = detail.target.id === "techniques" ? form.elements.method?.value : null;
-});
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => (answered = detail.xhr.edits ?? edits));
 document.body.addEventListener("htmx:oobBeforeSwap", ({ detail }) => {
   if (detail.target.id === "plan" && answered !== edits) detail.shouldSwap = false; // the next answer is on its way
 });
-// Costs come one by one, each with all techniques: the one that is chosen stays so.
 document.body.addEventListener("htmx:afterSwap", () => {
-  const box = technique && document.getElementById(`technique-${technique}`);
-  if (box) box.checked = true;
-  technique = null;
+  const later = [...typed].filter(([, { at }]) => at > answered);
+  for (const [name, { value, checked }] of later) {
+    const field = name === "method" ? document.getElementById(`technique-${value}`) : form.elements[name];
+    if (!field || field.length) continue; // gone, or several of one name
+    if (field.type === "checkbox" || field.type === "radio") field.checked = checked;
+    else field.value = value;
+  }
 });

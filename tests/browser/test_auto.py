@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 def choose(page):
     page.locator("#model").select_option(label="tiny-llama")
-    page.locator("#data").select_option(index=1)
+    page.locator("#data").select_option(label="Lights v1 (23 rows)")
 
 
 def start_and_finish(page):
