@@ -87,9 +87,9 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     page.get_by_label("Leave the 2 faulty rows out").check()
     page.get_by_role("button", name="Save as a data set").click()
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
-    page.get_by_label("Longest row").fill("64")
-    expect(page.locator("#card")).to_contain_text("1,024 tokens a step")
-    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=60_000)
+    page.get_by_label("Longest row").fill("80", timeout=120_000)
+    expect(page.locator("#lock-max_length")).to_be_checked()
+    expect(page.locator("#card")).to_contain_text("at most 80 tokens")
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
