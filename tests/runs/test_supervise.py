@@ -43,7 +43,11 @@ def test_from_queued_to_an_adapter_on_the_shelf(launched):
     assert numbers == list(range(1, run.last_seq + 1))
     adapter = AdapterVersion.objects.get(run=run)
     assert (adapter.name, adapter.number, adapter.heldout_loss) == ("Lamps", 1, run.heldout_loss)
-    assert sorted(path.name for path in adapter.folder.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in adapter.folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert str(run.folder.parent.parent) not in (adapter.folder / "adapter_config.json").read_text()
     supervise_run(run.pk)
     assert AdapterVersion.objects.count() == 1
