@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from training.auto import rules
 from training.auto.situation import GOALS, Choice, Draft, Plan, Situation, size
@@ -47,9 +47,7 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     if goal not in GOALS:
         raise UserError(f"The goal is {goal[:40]!r}; it must be one of {', '.join(GOALS)}.", field="goal")
     draft = Draft(situation, goal, locked or {})
-    RunConfig.from_dict(
-        {"tokens_per_batch": 131_072, "max_length": 8, **draft.locked}
-    )  # a wrong lock is told before anything else
+    RunConfig.from_dict({"tokens_per_batch": 131_072, "max_length": 8, **draft.locked})  # a wrong lock is told first
     length = rules.max_length(draft)
     epochs = rules.epochs(draft)
     rules.max_steps(draft)
@@ -87,7 +85,6 @@ def tried_until_one_fits(draft: Draft, common: dict[str, Any], tokens: int) -> l
     if not tried:
         raise problems[-1]
     refuse(draft, tried)
-    return tried
 
 
 def shape_of(draft: Draft) -> dict[str, Any]:
@@ -191,7 +188,7 @@ def choose_batch(draft: Draft, taken: Setup, tokens: int) -> None:
     draft.take("accumulation", times, why)
 
 
-def refuse(draft: Draft, tried: list[Setup]) -> None:
+def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
     """Raises UserError: nothing fits; names the nearest that would."""
     least = min(tried, key=lambda setup: float(setup.need["peak"]))
     words = f"Nothing fits: the least, {least.words}, needs {size(least.need['peak'])} of {size(draft.situation.free)} free."
