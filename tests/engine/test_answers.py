@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests import tiny
 from training.engine import answers
 from training.engine.conversations import encode, load_tokenizer
 
@@ -52,4 +51,3 @@ def test_of_several_turns_the_last_is_asked(tiny_model):
     }
     found = answers.last_answer(encode(tokenizer, row, max_length=200))
     assert "second" in tokenizer.decode(found) and "first" not in tokenizer.decode(found)
-    assert tiny.ROWS

@@ -58,7 +58,7 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     tried = tried_until_one_fits(draft, common | beside, tokens)
     taken = tried[-1]
     choose_technique(draft, tried, taken)
-    choose_batch(draft, taken, tokens)
+    choose_batch(draft, taken)
     rate = rules.learning_rate(draft, taken.config)
     rules.schedule(draft)
     final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
@@ -176,7 +176,7 @@ def other_technique(draft: Draft, taken: Setup) -> str:
     return f"QLoRA would need {size(need['peak'])}; it is slower and rounds the base to 4 bits."
 
 
-def choose_batch(draft: Draft, taken: Setup, tokens: int) -> None:
+def choose_batch(draft: Draft, taken: Setup) -> None:
     at_once, times = taken.config.tokens_per_batch, taken.config.accumulation
     mean = float(draft.situation.lengths.clip(max=taken.config.max_length).mean())
     about = f"about {max(1, round(at_once * times / mean))} rows a step"

@@ -124,7 +124,7 @@ def learning_rate(draft: Draft, config: RunConfig) -> float:
 
 
 def rounded(value: float) -> float:
-    """To one digit, or two where that says more: 0.00091 -> 9e-4."""
+    """To two digits: 0.000914 -> 9.1e-4."""
     return float(f"{value:.1e}") if value < 1 else value
 
 

@@ -30,6 +30,11 @@ def posted(request: SignedIn, *, mode: str = "") -> Asked:
     chosen = {name: request.POST.get(name, "") for name in CHOSEN}
     if (mode or request.POST.get("mode")) != "auto":
         return Asked(chosen, form.settings_from(request.POST), auto=False)
+    return with_plan(request, chosen)
+
+
+def with_plan(request: SignedIn, chosen: dict[str, str]) -> Asked:
+    """What Auto makes of the chosen model and data, around the locks of the form."""
     planned = plan_form.planned(request.POST, ready_model(chosen["model"]), visible_data(request.user, number(chosen["data"])))
     return Asked(chosen, plan_form.settings_of(planned.plan), auto=True, planned=planned)
 

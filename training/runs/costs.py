@@ -23,7 +23,7 @@ from training.runs.models import Run
 from training.runs.states import OPEN
 
 log = logging.getLogger("snapml.forecast")
-tried: set[Path] = set()  # laws whose simulation broke off; asked for by a person, they are tried again
+tried: set[Path] = set()  # laws that this worker asked for: one that broke off is tried again only when a person asks
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,25 @@ def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, A
     return made
 
 
-def make_missing(model: BaseModel, values: Mapping[str, Any], *, most: int = 1) -> int:
-    """Simulate up to `most` techniques whose law is missing; returns how many there were.
+def make_one_missing(model: BaseModel, values: Mapping[str, Any]) -> None:
+    """Simulate the first technique whose law is missing.
 
     Raises:
         UserError: the simulation broke off.
     """
-    made, device = 0, device_kind()
-    for _, config in configs_of(values):
-        if made == most or config is None or place_of(model.folder, config, device).is_file():
-            continue
-        made += 1
+    for config in missing(model, values):
         try:
-            law(model.folder, config, device)
+            law(model.folder, config, device_kind())
         except Unlawful:
-            continue  # kept as this law's answer
-    return made
+            pass  # kept as this law's answer, and shown with the technique
+        return
+
+
+def missing(model: BaseModel, values: Mapping[str, Any]) -> Iterator[RunConfig]:
+    """The settings of the techniques whose law has not been made."""
+    for _, config in configs_of(values):
+        if config is not None and not place_of(model.folder, config, device_kind()).is_file():
+            yield config
 
 
 def forecast_launched() -> None:
@@ -112,8 +115,7 @@ def forecast_launched() -> None:
 def make_beforehand() -> None:
     """One law that is missing for a model that is ready, with usual settings: the launch page then waits for none."""
     for model in BaseModel.objects.filter(state=ModelState.READY):
-        missing = [c for _, c in configs_of({}) if c and not place_of(model.folder, c, device_kind()).is_file()]
-        for config in missing:
+        for config in missing(model, {}):
             place = place_of(model.folder, config, device_kind())
             if place in tried:
                 continue

@@ -15,11 +15,11 @@ from training.datasets.visible import visible_data
 from training.errors import Conflict, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible
-from training.runs import form, launch, measure, plan_form, run_file, sweep
-from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model
+from training.runs import form, launch, measure, run_file, sweep
+from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model, with_plan
 from training.runs.card_views import card_values
 from training.runs.costs import costs as costs_of
-from training.runs.costs import make_missing
+from training.runs.costs import make_one_missing
 from training.runs.models import Run
 from training.runs.plans import launch_planned
 
@@ -121,10 +121,7 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
     if not chosen["model"] and len(models) == 1:
         chosen["model"] = str(models[0].pk)
     if asked.auto and asked.planned is None:
-        planned = plan_form.planned(
-            request.POST, ready_model(chosen["model"]), visible_data(request.user, number(chosen["data"]))
-        )
-        asked = Asked(chosen, plan_form.settings_of(planned.plan), auto=True, planned=planned)
+        asked = with_plan(request, chosen)
     shown = {
         "models": models,
         "versions": versions,
@@ -157,7 +154,7 @@ def costs(request: SignedIn) -> HttpResponse:
     model, error = ready_model(asked.chosen["model"]), None
     if model and "look" not in request.GET:
         try:
-            make_missing(model, asked.values)
+            make_one_missing(model, asked.values)
         except UserError as problem:
             error = problem
     shown = {**techniques_shown(request, asked), "chosen_method": form.method_of(asked.values)}

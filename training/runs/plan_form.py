@@ -28,8 +28,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        value = self.choice.value
-        return ("on" if value else "off") if isinstance(value, bool) else str(value)
+        return text_of(self.choice.value)
 
     @property
     def options(self) -> list[tuple[str, str]]:
@@ -62,14 +61,17 @@ class Planned:
     @property
     def locked_texts(self) -> list[tuple[str, str]]:
         """Locks as the form has them, for while there are no rows."""
-        return [
-            (name, ("on" if value else "off") if isinstance(value, bool) else str(value)) for name, value in self.locked.items()
-        ]
+        return [(name, text_of(value)) for name, value in self.locked.items()]
 
     @property
     def mark(self) -> str:
         """The plan as one word: a launch says which plan was on the screen."""
         return mark_of(self.plan.settings) if self.plan else ""
+
+
+def text_of(value: Any) -> str:
+    """A value as its field has it."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def mark_of(settings: Mapping[str, Any]) -> str:
