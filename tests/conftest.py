@@ -23,6 +23,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left]
 
 
+def pytest_make_parametrize_id(val):
+    """Bytes are named by their number: gzip writes the second into its header, and two processes must name a test alike."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def quick_passwords(settings):
     """A test must not pay for a million rounds of PBKDF2."""
