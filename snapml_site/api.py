@@ -14,6 +14,7 @@ from adapters.api import router as adapters
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
 from training.errors import NotAllowed, UserError
+from training.gpus.api import router as gpus
 from training.people.api import router as people
 from training.people.models import Scope, User
 from training.people.tokens import find_token
@@ -89,6 +90,7 @@ api = Api(
 api.add_router("/people", people)
 api.add_router("/models", models)
 api.add_router("/datasets", datasets)
+api.add_router("/gpus", gpus)
 api.add_router("/runs", runs)
 api.add_router("/adapters", adapters)
 

@@ -1,24 +1,32 @@
-"""What the frame around every page shows: the rail, and the strip with one bar per device."""
+"""What the frame around every page shows: the rail, and the strip with one bar per device and the person's month."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import psutil
 from django.http import HttpRequest
 
 from adapters.models import AdapterVersion
 from training.datasets.models import Dataset
-from training.people.models import User
+from training.gpus.devices import is_gone
+from training.gpus.models import Allocation, Device
+from training.gpus.usage import own_hours
+from training.people.models import Role, User
 from training.runs.models import Run
 from training.runs.notices import ended_lately
-from training.runs.states import ACTIVE
+
+MOST_BARS = 8
 
 RAIL = (
     ("runs", "Runs", "M4 19V9m5 10V5m5 14v-7m5 7V8"),
     ("datasets", "Data", "M5 6c0-2 14-2 14 0v12c0 2-14 2-14 0zm0 0c0 2 14 2 14 0M5 12c0 2 14 2 14 0"),
     ("adapters", "Adapters", "M7 4v16M7 8h6a3 3 0 0 1 3 3v9M16 4v4"),
     ("models", "Models", "M12 3l8 4.5v9L12 21l-8-4.5v-9zm0 9l8-4.5M12 12v9M12 12L4 7.5"),
+    ("gpus", "GPUs", "M7 7h10v10H7zM9 3v4m6-4v4M9 17v4m6-4v4M3 9h4m-4 6h4M17 9h4m-4 6h4"),
+)
+STEERING = (
+    ("quotas", "Quotas", "M12 3a9 9 0 1 0 9 9h-9z M15 3.5A9 9 0 0 1 20.5 9H15z"),
+    ("audit", "Audit", "M6 3h9l4 4v14H6zM9 11h7m-7 4h7"),
 )
 
 
@@ -30,9 +38,10 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
     match = request.resolver_match
-    here = (match.url_name or "").split("-")[0].rstrip("s") + "s" if match else ""
+    name = (match.url_name or "").split("-")[0] if match else ""
+    here = name if name in ("audit",) else name.rstrip("s") + "s"
     return {
-        "rail": RAIL,
+        "rail": rail(user),
         "here": BELONGS_TO.get(here, here),
         **strip(user),
         **({} if request.headers.get("HX-Request") else guide(user)),  # fragments, the strip among them, do not show it
@@ -51,17 +60,23 @@ def guide(user: User) -> dict[str, Any]:
     return {} if all(done for _, _, done in steps) else {"guide": steps}
 
 
+def rail(user: User) -> tuple[tuple[str, str, str], ...]:
+    """The rooms that a person may enter; quotas and the audit log are for admins and leads."""
+    leads = user.is_superuser or user.memberships.filter(role=Role.LEAD).exists()
+    return (*RAIL, *STEERING) if leads else RAIL
+
+
 def strip(user: User) -> dict[str, Any]:
-    """This host as one device: memory used and total, and who trains on it, if the person may see that run."""
-    memory = psutil.virtual_memory()
-    holder = Run.objects.visible_to(user).filter(state__in=ACTIVE).select_related("owner").first()
-    return {
-        "device": {
-            "name": "CPU",
-            "used_bytes": memory.total - memory.available,
-            "total_bytes": memory.total,
-            "share": round(100 * (1 - memory.available / memory.total)),
-            "holder": holder,
-        },
-        "ended": ended_lately(user),
-    }
+    """A bar for each device that reports, and who is there, if the person may see that run; and the person's month."""
+    held = {one.device_id: one.run_id for one in Allocation.objects.filter(released_at=None)}
+    runs = Run.objects.visible_to(user).select_related("owner").only("name", "owner__username").in_bulk(list(held.values()))
+    devices = [one for one in Device.objects.select_related("host")[:MOST_BARS] if not is_gone(one.host)]
+    bars = [
+        {
+            "device": one,
+            "share": round(100 * one.used_bytes / max(1, one.total_bytes)),
+            "holder": runs.get(held.get(one.pk, 0)),
+        }
+        for one in devices
+    ]
+    return {"bars": bars, "hours": own_hours(user), "ended": ended_lately(user)}

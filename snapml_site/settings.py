@@ -5,7 +5,6 @@
 | SNAPML_HOME | folder of everything that SnapML stores | ./var |
 | SNAPML_HOSTS | host names that the site answers to, with commas | localhost, 127.0.0.1, [::1] |
 | SNAPML_HTTPS | 1: the site is reached by HTTPS only (secure cookies, HSTS) | 0 |
-| SNAPML_SLOTS | runs that train at the same time on this host | 1 |
 | SNAPML_DATA_MAX_GIB | largest upload of data, in GiB | 2 |
 | SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
 | SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach | none |
@@ -70,6 +69,7 @@ INSTALLED_APPS = [
     "training.people",
     "training.catalog",
     "training.datasets",
+    "training.gpus",
     "training.runs",
     "adapters",
     "snapml_site",
@@ -118,6 +118,7 @@ SQLITE = {
         "transaction_mode": "IMMEDIATE",
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
     },
+    "TEST": {"NAME": HOME / "test.sqlite3"},  # in memory, threads would share a cache, whose locks wait for nobody
 }
 DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True) if DATABASE_URL else SQLITE}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -208,7 +209,6 @@ BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
 # Hosts that webhooks may reach although their addresses are private.
 WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
 
-SLOTS = int(os.environ.get("SNAPML_SLOTS", "1"))
 # Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash loop.
 MAX_DEATHS = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "")

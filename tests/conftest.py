@@ -115,7 +115,17 @@ def no_bell(monkeypatch):
 
 
 @pytest.fixture
-def run(alice, base_model, data, no_bell, django_capture_on_commit_callbacks):
+def device(db):
+    """This host as a worker reports it: one CPU with 24 GB."""
+    from training.gpus import devices
+    from training.gpus.models import Device
+
+    devices.report([devices.Reading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)])
+    return Device.objects.get()
+
+
+@pytest.fixture
+def run(alice, base_model, data, device, no_bell, django_capture_on_commit_callbacks):
     """A queued run of alice's."""
     from training.runs.launch import launch_run
 

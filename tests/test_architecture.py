@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     {"training.errors", "training.engine", "training.child_environment"},
     {"training.people"},
-    {"training.catalog", "training.datasets", "training.auto"},
+    {"training.catalog", "training.datasets", "training.auto", "training.gpus"},
     {"training.runs"},
     {"adapters"},
     {"snapml_site"},
@@ -22,7 +22,12 @@ ORDER = [
 TORCH_FREE = {"config", "settings", "methods", "memory_law", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference")
-PURE = ("training/datasets/rows.py", "training/catalog/card.py", "training/runs/engine_process.py")
+PURE = (
+    "training/datasets/rows.py",
+    "training/catalog/card.py",
+    "training/runs/engine_process.py",
+    *(f"training/gpus/{name}.py" for name in ("scene", "board", "scheduler", "preempt", "explain", "eta", "simulated")),
+)
 LAYERS = {"models": 0, "states": 0, "tasks": 2, "consumers": 2, "api": 2, "views": 2, "urls": 3}
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP, MOST_ARGUMENTS = 250, 40, 80, 6
 

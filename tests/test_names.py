@@ -4,5 +4,5 @@ import re
 
 
 def test_no_test_is_named_by_the_bytes_that_it_reads(request):
-    unsteady = [item.nodeid for item in request.session.items if re.search(r"\\x[0-9a-f]{2}|0x[0-9a-f]{6}", item.nodeid)]
+    unsteady = [item.nodeid for item in request.session.items if re.search(r"\\x1f\\x8b| at 0x", item.nodeid)]
     assert not unsteady

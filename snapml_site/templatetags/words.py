@@ -122,3 +122,27 @@ def log_line(event: Any) -> str:
         facts = {"step": event.step, **said} if event.step is not None else said
         text = f"{event.kind} " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     return "".join(c for c in text if c == "\n" or c.isprintable())[:4000]
+
+
+@register.filter
+def when(waits: dict[str, Any]) -> str:
+    """The range in which a waiting run should start, from now: `in 10 to 25 min`, `not before 2 h`."""
+    earliest, latest = waits.get("earliest"), waits.get("latest")
+    if earliest is None:
+        return "nobody can tell yet" if waits else ""
+    now = datetime.now(tz=UTC).timestamp()
+    soon = max(0.0, earliest - now)
+    if latest is None:
+        return f"not before {duration(soon)}" if soon > 60 else "nobody can tell yet"
+    late = max(soon, latest - now)
+    if late < 60:
+        return "within a minute"
+    return f"in {duration(soon)} to {duration(late)}"
+
+
+@register.filter
+def in_time(seconds: float | None) -> str:
+    """Seconds from now: `now`, `in 10 min`, `not with what is known`."""
+    if seconds is None:
+        return "not before something else changes"
+    return "now" if seconds < 1 else f"in {duration(seconds)}"

@@ -26,12 +26,12 @@ function showTab(tab) {
   }
 }
 
-const places = { r: script.dataset.runs, d: script.dataset.data, a: script.dataset.adapters, m: script.dataset.models };
+const places = { r: script.dataset.runs, d: script.dataset.data, a: script.dataset.adapters, m: script.dataset.models, g: script.dataset.gpus };
 let afterG = false;
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog[open]")) return;
   const go = afterG && places[event.key];
-  afterG = event.key === "g";
+  afterG = event.key === "g" && !afterG;
   if (go) location.href = go;
   else if (event.key === "?") document.getElementById("keys")?.showModal();
   else if (event.key === "n") location.href = script.dataset.newRun;

@@ -3,7 +3,7 @@ import { figure } from "./charts.js";
 import { Curves } from "./curves.js";
 import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
-import { duration, loss, size, whole } from "./words.js";
+import { duration, loss, size, startWords, whole } from "./words.js";
 
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
 const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
@@ -84,7 +84,7 @@ const header = (name) => page.querySelector(`[data-live="${name}"]`);
 function fill(now) {
   header("phase").textContent = now.phase;
   header("progress").value = now.progress;
-  header("left").textContent = now.seconds_left == null ? "" : `about ${duration(now.seconds_left)} left`;
+  header("left").textContent = now.seconds_left == null ? startWords(now.waits) : `about ${duration(now.seconds_left)} left`;
   header("step").textContent = now.total_steps ? `${whole(now.step)} / ${whole(now.total_steps)}` : whole(now.step);
   header("loss").textContent = loss(now.loss);
   header("heldout").textContent = loss(now.heldout_loss);

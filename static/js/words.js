@@ -16,3 +16,13 @@ export function duration(seconds) {
 
 export const loss = (value) => (value == null ? "–" : value.toFixed(3));
 export const whole = (value) => value.toLocaleString("en-US");
+
+// The range in which a waiting run should start, from now.
+export function startWords(waits) {
+  if (!waits?.at) return "";
+  if (waits.earliest == null) return "Should start: nobody can tell yet";
+  const soon = Math.max(0, waits.earliest - Date.now() / 1000);
+  if (waits.latest == null) return soon > 60 ? `Should start not before ${duration(soon)}` : "Should start: nobody can tell yet";
+  const late = Math.max(soon, waits.latest - Date.now() / 1000);
+  return late < 60 ? "Should start within a minute" : `Should start in ${duration(soon)} to ${duration(late)}`;
+}

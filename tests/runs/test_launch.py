@@ -78,7 +78,7 @@ def test_a_waiting_run_with_a_checkpoint_is_stopped_and_keeps_it_or_discards_it(
     (run.folder / "checkpoints").mkdir()
     assert stop_run(run, discard=False).state == State.STOPPED
     assert (run.folder / "checkpoints").exists()
-    continue_run(run)
+    continue_run(run.owner, run)
     assert stop_run(run, discard=True).state == State.CANCELLED
     assert not (run.folder / "checkpoints").exists()
 
@@ -94,13 +94,13 @@ def test_a_stopped_run_goes_on_and_a_finished_one_does_not(run, django_capture_o
     for name in ("stop", "result.json"):
         (run.folder / name).write_text("{}")
     with django_capture_on_commit_callbacks(execute=True):
-        assert continue_run(run).state == State.QUEUED
+        assert continue_run(run.owner, run).state == State.QUEUED
     assert no_bell[-1] == run.pk
     assert not (run.folder / "stop").exists()
     assert not (run.folder / "result.json").exists()
     Run.objects.filter(pk=run.pk).update(state=State.FINISHED)
     with pytest.raises(Conflict):
-        continue_run(run)
+        continue_run(run.owner, run)
 
 
 def test_the_table_of_moves_names_every_state():

@@ -6,6 +6,8 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from training.gpus.devices import host_name
+from training.gpus.models import Pool
 from training.runs import lease
 from training.runs.lease import LeaseLost, claim, claimable_runs, is_alive, owner_name
 from training.runs.models import Run
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.django_db
 def dead_owner():
     """The name of a worker of this host that is gone."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = f"{lease.host()}:{child.pid}:{lease.start_of(child.pid)}"
+    name = f"{host_name()}:{child.pid}:{lease.start_of(child.pid)}"
     assert is_alive(name)
     child.kill()
     child.wait()
@@ -30,15 +32,15 @@ def test_only_the_first_claim_gets_it(run):
     assert Run.objects.get(pk=run.pk).state == State.STARTING
 
 
-def test_a_host_takes_no_more_than_its_slots(run, settings):
+def test_a_device_takes_no_more_runs_than_its_pool_lets_share_it(run):
     other = Run.objects.get(pk=run.pk)
     other.pk = None
     other.save()
+    Run.objects.update(forecast={"peak": 8 * 10**9})
     assert claim(run.pk)
     assert claim(other.pk) is None
     assert claimable_runs() == []
-    settings.SLOTS = 2
-    assert claimable_runs() == [other.pk]
+    Pool.objects.update(runs_per_device=2)
     assert claim(other.pk)
 
 

@@ -19,7 +19,7 @@ from training.runs.supervise import Watch, supervise_run
 
 
 @pytest.fixture
-def launched(transactional_db, alice, base_model, data, no_bell):
+def launched(transactional_db, alice, base_model, data, device, no_bell):
     made = []
 
     def launch(**settings):

@@ -12,7 +12,7 @@ from training.runs.models import Sweep
 
 
 @pytest.fixture
-def things(run, base_model, data, alice):
+def things(run, base_model, data, alice, device):
     """The numbers that stand in addresses, by the name of the parameter."""
     shared = {"owner": alice, "team": run.team}
     read = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
@@ -33,6 +33,8 @@ def things(run, base_model, data, alice):
         "team_id": Team.objects.get(name="voice").pk,
         "token_id": 1,
         "webhook_id": Webhook.objects.create(user=alice, url="https://example.com/x", secret="s").pk,
+        "device_id": device.pk,
+        "pool_id": device.pool_id,
         "key": "smart_home",
         "username": "bob",
     }

@@ -7,6 +7,7 @@ import pytest
 from django.urls import get_resolver
 
 from training.people.tokens import create_token
+from training.runs import queue
 
 pytestmark = pytest.mark.django_db
 OPEN = {"sign-in", "sign-out", "health"}
@@ -35,6 +36,9 @@ CHANGING = {
     "run-edit",
     "run-archive",
     "run-delete",
+    "run-class",
+    "run-up",
+    "run-pool",
     "sweep-stop",
     "dataset-rename",
     "dataset-delete",
@@ -74,7 +78,12 @@ SHARED = {
     "webhook-remove",
     "guide-dismiss",
     "strip",
+    "gpus",
+    "gpu-timeline",
 }
+# Admins, and leads as far as it concerns their teams.
+LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
+ADMINS = {"quota-pool", "quota-person", "gpu-offer"}
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +114,10 @@ def address(name, things):
 
 
 def test_every_page_has_its_place_in_the_table():
-    assert set(pages()) == OPEN | OWNED | CHANGING | SHARED
+    assert set(pages()) == OPEN | OWNED | CHANGING | SHARED | LEADING | ADMINS
 
 
-@pytest.mark.parametrize("name", sorted(OWNED | CHANGING | SHARED))
+@pytest.mark.parametrize("name", sorted(OWNED | CHANGING | SHARED | LEADING | ADMINS))
 def test_strangers_are_sent_to_sign_in(client, things, name):
     for ask in (client.get, client.post):
         answer = ask(address(name, things))
@@ -119,7 +128,9 @@ def test_strangers_are_sent_to_sign_in(client, things, name):
 def ask(client, name, things):
     if name == "adapter-try":
         return client.post(address(name, things), content_type="application/json", data={"who": "base"})
-    return (client.post if name in CHANGING else client.get)(address(name, things), {})
+    return (client.post if name in CHANGING else client.get)(
+        address(name, things), {"pool": things["pool_id"], "priority": "background"}
+    )
 
 
 @pytest.mark.parametrize("name", sorted(OWNED))
@@ -137,6 +148,30 @@ def test_things_are_changed_by_their_owner_leads_and_admins(client, people, thin
         assert code == wanted if wanted else code not in (403, 500), who
         if wanted is None:
             break  # it may be gone now
+
+
+@pytest.mark.parametrize("name", sorted(LEADING | ADMINS))
+def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, things, name):
+    for who, leads in (("alice", False), ("bob", False), ("vera", False), ("lea", True), ("admin", True)):
+        client.force_login(people[who])
+        code = (client.post if name == "gpu-offer" else client.get)(address(name, things)).status_code
+        may = who == "admin" or (leads and name in LEADING)
+        assert code in ((200, 302) if may else (403,)), (who, code)
+
+
+def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, people, things):
+    from training.gpus import audit
+    from training.people.models import Team
+
+    voice, others = Team.objects.get(name="voice"), Team.objects.get(name="others")
+    audit.note(people["admin"], "quota", "voice in CPU", team=voice)
+    audit.note(people["admin"], "quota", "others in CPU", team=others)
+    client.force_login(people["lea"])
+    assert b"others in CPU" not in client.get("/audit").content
+    assert b"voice in CPU" in client.get("/audit").content
+    assert b"others" not in client.get("/quotas").content
+    assert client.get(f"/quotas/{things['pool_id']}/{others.pk}").status_code == 404
+    assert client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": "hold"}).status_code == 403
 
 
 def test_the_admin_site_is_for_admins(client, people):
@@ -159,6 +194,13 @@ def test_the_admin_site_is_for_admins(client, people):
         "datasets/upload",
         "runs/run",
         "runs/sweep",
+        "gpus/allocation",
+        "gpus/auditentry",
+        "gpus/device",
+        "gpus/host",
+        "gpus/personalquota",
+        "gpus/pool",
+        "gpus/quota",
         "adapters/adapterversion",
     ],
 )
@@ -181,8 +223,7 @@ def test_lists_show_only_what_one_may_see(client, people, things, name):
 
 
 def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run):
-    run.state = "running"
-    run.save()
+    queue.admit()
     for who, sees in (("bob", True), ("mallory", False)):
         client.force_login(people[who])
         assert ("Lights, tiny" in client.get("/strip").content.decode()) is sees

@@ -17,6 +17,7 @@ ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
 LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
 CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
 ADMIN = {**dict.fromkeys(CAST[1:6], "l"), "admin": "y"}
+LEADS = {**dict.fromkeys(CAST[1:], "l"), "lea": "y", "mallory": "y", "admin": "y"}  # mallory leads a team of her own
 LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
 MINE = {**dict.fromkeys(CAST[1:], "n"), "alice": "y"}  # a thing that is no team's: its owner's alone
 
@@ -64,6 +65,11 @@ MATRIX = {
     "get /runs/sweeps/{sweep_id}": LOOK,
     "post /runs/sweeps/{sweep_id}/stop": CHANGE,
     "get /runs/tokens": LOOK,
+    "get /runs/queue": ALL,
+    "post /runs/queue/dry-run/{pool_id}": ADMIN,
+    "post /runs/{run_id}/up": CHANGE,
+    "post /runs/{run_id}/class": CHANGE,
+    "post /runs/{run_id}/pool": CHANGE,
     "get /runs/{run_id}": LOOK,
     "patch /runs/{run_id}": CHANGE,
     "delete /runs/{run_id}": CHANGE,
@@ -73,6 +79,17 @@ MATRIX = {
     "get /runs/{run_id}/events": LOOK,
     "get /runs/{run_id}/evals": LOOK,
     "get /runs/{run_id}/metrics": LOOK,
+    "get /gpus/devices": ALL,
+    "post /gpus/devices/{device_id}/offer": ADMIN,
+    "get /gpus/pools": ALL,
+    "patch /gpus/pools/{pool_id}": ADMIN,
+    "get /gpus/pools/{pool_id}/quotas": LEADS,
+    "put /gpus/pools/{pool_id}/quotas": ADMIN,
+    "post /gpus/pools/{pool_id}/hold": ADMIN,
+    "put /gpus/people/{username}/quota": ADMIN,
+    "get /gpus/usage": LEADS,
+    "get /gpus/audit": LEADS,
+    "get /gpus/audit/intact": ADMIN,
     "get /adapters": ALL,
     "get /adapters/{adapter_id}": LOOK,
     "get /adapters/{adapter_id}/heldout": LOOK,
@@ -91,6 +108,12 @@ BODIES = {
     "patch /datasets/{dataset_id}": {"name": "New"},
     "delete /datasets/{dataset_id}": {"name": "x"},
     "delete /runs/{run_id}": {"name": "x"},
+    "post /runs/{run_id}/class": {"priority": "background"},
+    "patch /gpus/pools/{pool_id}": {"runs_per_device": 2},
+    "put /gpus/pools/{pool_id}/quotas": {"team": None, "limit": 1},
+    "post /runs/queue/dry-run/{pool_id}": {"team": None, "limit": 1},
+    "post /gpus/pools/{pool_id}/hold": {"held": True, "whole_pool": True},
+    "put /gpus/people/{username}/quota": {"running": 2},
 }
 
 
@@ -120,6 +143,8 @@ def call(client, operation, things, who):
     body = {"default_team": things["team_id"]} if operation == "patch /people/me" else body
     if operation == "post /runs/plan":
         body = {"model": things["model_id"], "data": things["version_id"]}
+    if operation == "post /runs/{run_id}/pool":
+        body = {"pool": things["pool_id"]}
     if operation in ("get /runs/lengths", "get /runs/tokens"):
         path += f"?model={things['model_id']}&data={things['version_id']}"
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}

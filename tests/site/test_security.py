@@ -27,7 +27,7 @@ def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
     stub.chmod(0o700)
     monkeypatch.setattr("training.runs.engine_process.sys.executable", str(stub))
     engine = EngineProcess(tmp_path)
-    engine.start()
+    engine.start({})
     engine._child.wait(20)
     seen = json.loads((tmp_path / "env.json").read_text())
     assert "PATH" in seen
@@ -40,7 +40,7 @@ def test_a_name_never_becomes_part_of_a_command(tmp_path, monkeypatch):
     folder = tmp_path / "$(touch x); touch y"
     folder.mkdir()
     engine = EngineProcess(folder)
-    engine.start()
+    engine.start({})
     engine._child.wait(60)
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "y").exists()
@@ -110,7 +110,7 @@ def test_no_page_asks_the_database_once_a_row(as_alice, run, django_assert_max_n
         copy = Run.objects.get(pk=run.pk)
         copy.pk = None
         copy.save()
-    for path in ("/", "/data", "/adapters", "/models", "/runs/new"):
+    for path in ("/", "/data", "/adapters", "/models", "/runs/new", "/gpus"):
         with django_assert_max_num_queries(18):
             assert as_alice.get(path).status_code == 200
 

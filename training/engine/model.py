@@ -6,6 +6,7 @@ Nothing is downloaded, no code from the folder runs, and pickled weights are ref
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from training.errors import ConfigError
 
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hold_to_share(device: torch.device) -> None:
+    """Where other runs use this device, too, the allocator ends at what this one reserved: SNAPML_DEVICE_BYTES."""
+    share = os.environ.get("SNAPML_DEVICE_BYTES")
+    if share and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, int(share) / total), device)
 
 
 def pick_precision(config: RunConfig, device: torch.device) -> str:

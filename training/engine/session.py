@@ -23,6 +23,7 @@ from training.engine.model import (
     TrainedPositions,
     compute_in_bf16,
     count_parameters,
+    hold_to_share,
     load_base,
     make_repeatable,
     pick_device,
@@ -89,6 +90,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         DataError, ConfigError: for the person to read.
     """
     device = pick_device()
+    hold_to_share(device)
     make_repeatable(config, device)
     meter = MemoryMeter(device)
     yield "phase", {"name": "loading tokenizer"}

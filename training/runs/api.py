@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+from django.db import transaction
 from django.http import HttpResponse
 from ninja import Query, Router, Status
 from ninja.pagination import paginate
@@ -10,7 +11,7 @@ from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
-from training.runs import keep, launch, launch_api, listing, plans, run_file, sweep
+from training.runs import keep, launch, launch_api, listing, plans, queue_api, run_file, steer, sweep
 from training.runs.curves import SERIES, read_curves
 from training.runs.launch_api import model_and_data
 from training.runs.launch_schemas import AutoIn
@@ -31,6 +32,7 @@ from training.runs.stream import as_message, events_after, one_moment
 
 router = Router(tags=["runs"])
 router.add_router("", launch_api.router)
+router.add_router("", queue_api.router)
 MAX_EVENTS = 5_000
 RELATED = (*listing.RELATED, "team")
 
@@ -39,13 +41,22 @@ RELATED = (*listing.RELATED, "team")
 def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
     asked = model_and_data(request, body)
-    if body.auto is not None:
-        return Status(201, create_planned(request, body, body.auto, asked))
+    with transaction.atomic():
+        run = create_planned(request, body, body.auto, asked) if body.auto is not None else create_chosen(request, body, asked)
+        if body.priority is not None:
+            steer.change_class(request.user, run, body.priority)
+        if body.pool is not None:
+            queue_api.put_into(request.user, run, body.pool)
+    run.refresh_from_db()
+    return Status(201, run)
+
+
+def create_chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
     fixed, grid = sweep.split_grid(body.settings)
     if grid:
         raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
     refuse_unwise(body, asked, fixed)
-    return Status(201, launch.launch_run(request.user, **asked, settings=fixed, name=body.name))
+    return launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
 
 
 def create_planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
@@ -121,7 +132,7 @@ def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
 
 @router.post("/{int:run_id}/continue", response=RunOut)
 def continue_run(request: SignedIn, run_id: int) -> Run:
-    return launch.continue_run(get_changeable(Run, request.user, run_id, *RELATED))
+    return launch.continue_run(request.user, get_changeable(Run, request.user, run_id, *RELATED))
 
 
 @router.get(

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 from training.engine.outcome import EXIT_CODES, Outcome, Result
+from training.gpus.models import Allocation
 from training.runs.models import Event, Run
 from training.runs.states import State
 
@@ -47,6 +48,26 @@ def words_of_death(code: int | None) -> str:
     if code == EXIT_CODES[Outcome.CRASHED]:
         return "The engine crashed"
     return f"The engine ended with code {code}"
+
+
+def words_of_eviction(run: Run, held: Allocation) -> str:
+    """Why it had to leave its device, and what that cost."""
+    why = f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
+    saved = (
+        Event.objects.filter(run=run, kind="checkpoint", superseded=False).order_by("-seq").values_list("step", flat=True).first()
+    )
+    lost = run.step - (saved or 0)
+    cost = (
+        "no step is lost" if not lost else f"{lost:,} {'step' if lost == 1 else 'steps'} since its checkpoint are trained again"
+    )
+    return f"Stopped {why} at step {run.step:,}; {cost}. Goes on by itself when there is a device."
+
+
+def words_of_time(run: Run) -> str:
+    return (
+        f"Stopped at step {run.step:,}: it held devices for as long as its team's runs may. "
+        "What it learned is kept; an admin may let it go on."
+    )
 
 
 def left_by_its_own_word(run: Run) -> bool:

@@ -26,8 +26,8 @@ class EngineProcess:
         self.folder = folder
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it in a session of its own, so that no signal to the worker's group reaches it."""
+    def start(self, device: dict[str, str]) -> None:
+        """Start it in a session of its own, so that no signal to the worker's group reaches it. `device` names its device."""
         with (self.folder / "engine.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "training.engine", str(self.folder)],
@@ -35,7 +35,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 cwd=settings.BASE_DIR,
-                env=child_environment() | {"HF_HUB_OFFLINE": "1"},
+                env=child_environment() | {"HF_HUB_OFFLINE": "1"} | device,
                 start_new_session=True,
             )
 

@@ -17,8 +17,9 @@ from training.engine.methods import TABLE
 from training.engine.outcome import RESULT
 from training.engine.reins import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.gpus import reserve
 from training.people.models import Role, Team, User
-from training.runs import doorbell
+from training.runs import doorbell, steer
 from training.runs.measure import kept_lengths
 from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
@@ -61,22 +62,25 @@ def launch_run(
 
     Raises:
         ConfigError: a setting is wrong; `field` names it.
-        Conflict: the model is not ready.
+        Conflict: the model is not ready, or the person has as many runs in the queue as they may.
+        UserError: no device or quota would ever take it.
     """
     refuse_unready(base_model)
     config = read_settings(settings)
+    team = team_of(user, data)
+    memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
     with transaction.atomic():
+        steer.refuse_hopeless(user, team, memory)
         run = Run.objects.create(
             owner=user,
-            team=team_of(user, data),
+            team=team,
             sweep=sweep,
             name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[:MAX_NAME],
             base_model=base_model,
             data=data,
             method=config.method,
             config=settings_of(config),
-            forecast=kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
-            or {},
+            forecast=memory or {},
             queued_at=timezone.now(),
         )
         write_folder(run, config)
@@ -164,18 +168,21 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if ended:
+            reserve.release(run.pk)  # it may have been given a device that no worker has taken up yet
             tell_of_end(run.pk)
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
     return bool(ended)
 
 
-def continue_run(run: Run) -> Run:
+def continue_run(user: User, run: Run) -> Run:
     """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has none).
 
     Raises:
+        NotAllowed: it has used its time, and only an admin lets it go on.
         Conflict: it is not in a state from which it can go on.
     """
+    steer.refuse_overdue(user, run)
     with transaction.atomic():  # no worker claims it before the old result is gone
         changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
             state=State.QUEUED,

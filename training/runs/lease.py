@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import sys
 import time
-import zlib
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
-from django.conf import settings
-from django.db import connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
+from training.gpus.devices import host_name
+from training.gpus.models import Allocation
+from training.runs import queue
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
@@ -53,7 +53,7 @@ class Lease:
 
 
 def claim(run_id: int) -> Lease | None:
-    """Take a waiting run if this host has a free slot, or an active one whose worker is dead. None: nothing to do."""
+    """Take a run that was given a device of this host and waits, or whose worker is dead. None: it is neither."""
     token = secrets.token_hex(16)
     taken = {
         "lease_token": token,
@@ -61,57 +61,37 @@ def claim(run_id: int) -> Lease | None:
         "lease_expires_at": Now() + timedelta(seconds=LEASE_SECONDS),
         "revision": F("revision") + 1,
     }
-    with transaction.atomic():
-        one_claim_at_a_time()
-        orphan = Run.objects.filter(pk=run_id).filter(orphaned()).update(**taken)
-        if orphan:
-            return Lease(run_id, token)
-        if held_here() >= settings.SLOTS:
-            return None
-        waiting = Run.objects.filter(pk=run_id, state=State.QUEUED, lease_token="").filter(due())
-        changed = waiting.update(state=State.STARTING, phase="starting the engine", **taken)
+    here = Run.objects.filter(pk=run_id, pk__in=given_here())
+    if here.filter(orphaned()).update(**taken):
+        return Lease(run_id, token)
+    if not here.exists():
+        queue.look_once(but=run_id)
+    changed = here.filter(state=State.QUEUED, lease_token="").update(state=State.STARTING, phase="starting the engine", **taken)
     return Lease(run_id, token) if changed else None
 
 
-def one_claim_at_a_time() -> None:
-    """Slots are counted and taken in one go: SQLite's IMMEDIATE sees to it, PostgreSQL needs a lock of this host's own."""
-    if connection.vendor == "postgresql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [zlib.crc32(host().encode())])
-
-
-def due() -> Q:
-    return Q(not_before=None) | Q(not_before__lte=Now())
+def given_here() -> Any:
+    """Runs that hold a device of this host."""
+    return Allocation.objects.filter(device__host__name=host_name(), released_at=None).values("run_id")
 
 
 def orphaned() -> Q:
     """Active runs without a living watcher: the lease ran out, or its owner is a process of this host that is gone."""
     expired = Q(lease_expires_at__lt=Now())
-    owners = Run.objects.filter(state__in=ACTIVE, lease_owner__startswith=host() + ":").values_list("lease_owner", flat=True)
+    owners = Run.objects.filter(state__in=ACTIVE, lease_owner__startswith=host_name() + ":").values_list("lease_owner", flat=True)
     dead = [owner for owner in owners.distinct() if not is_alive(owner)]
     return Q(state__in=ACTIVE) & (expired | Q(lease_owner__in=dead))
 
 
 def claimable_runs() -> list[int]:
-    """Runs that a worker of this host should look at now, oldest first."""
-    orphans = Run.objects.filter(orphaned()).order_by("queued_at").values_list("pk", flat=True)
-    waiting = Run.objects.filter(due(), state=State.QUEUED, lease_token="").order_by("queued_at").values_list("pk", flat=True)
-    free = max(0, settings.SLOTS - held_here())
-    return [*orphans, *waiting[:free]]
-
-
-def held_here() -> int:
-    """Runs that take a slot of this host: active, whoever of this host watches them."""
-    return Run.objects.filter(state__in=ACTIVE, lease_owner__startswith=host() + ":").count()
-
-
-def host() -> str:
-    return socket.gethostname()
+    """Runs that hold a device of this host and that nobody watches, oldest first."""
+    mine = Run.objects.filter(pk__in=given_here()).order_by("queued_at")
+    return list(mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True))
 
 
 def owner_name() -> str:
     """host:pid:start; the start tells a process from a later one with the same pid."""
-    return f"{host()}:{os.getpid()}:{start_of(os.getpid())}"
+    return f"{host_name()}:{os.getpid()}:{start_of(os.getpid())}"
 
 
 def is_alive(owner: str) -> bool:

@@ -10,8 +10,9 @@ from django.db import models
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
+from training.gpus.models import Pool
 from training.people.models import Owned
-from training.runs.states import State, Wish
+from training.runs.states import Priority, State, Wish
 
 
 class Sweep(Owned):
@@ -45,6 +46,10 @@ class Run(Owned):
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
     wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
     message = models.TextField(blank=True)
+    pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")  # null: none has reported yet
+    priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
+    moved_up_at = models.DateTimeField(null=True)  # to the front of its owner's own runs
+    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # queue.py: place, reason, times
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)

@@ -16,6 +16,7 @@ from training.runs import keep, launch
 from training.runs.launch_schemas import AutoIn
 from training.runs.models import Run, Sweep
 from training.runs.state_words import describe
+from training.runs.states import Priority
 
 Number = Annotated[int, Query(ge=0, le=2**53)]
 EXAMPLE: JsonDict = {
@@ -35,6 +36,10 @@ class RunIn(Schema):
     name: str = Field("", max_length=launch.MAX_NAME)
     settings: dict[str, Any] = Field({}, description="see /runs/settings; a list of values spans a sweep")
     auto: AutoIn | None = Field(None, description="choose the settings; then `settings` stays empty")
+    priority: Priority | None = Field(None, description="normal if not given; urgent is granted by admins")
+    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+        None, description="the id of one; if not given, of the largest devices"
+    )
     accept_warnings: bool = Field(False, description="start although something is unwise")
 
 

@@ -10,6 +10,8 @@ from django.utils import timezone
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
+STALE_SECONDS = 30.0  # the queue's words are written again every 10 s while a worker lives
+
 
 def describe(run: Run) -> dict[str, Any]:
     """Everything that the header of a run's page shows."""
@@ -27,6 +29,8 @@ def describe(run: Run) -> dict[str, Any]:
         "peak_memory_bytes": run.peak_memory_bytes,
         "attempt": run.attempt,
         "wish": run.wish,
+        "priority": run.priority,
+        "waits": run.waits if run.state == State.QUEUED else {},
         "started_at": run.started_at.timestamp() if run.started_at else None,
         "finished_at": run.finished_at.timestamp() if run.finished_at else None,
     }
@@ -46,12 +50,20 @@ def phase(run: Run) -> str:
     if out_of_touch(run):
         return "no worker watches it; it goes on when one is back"
     if run.state == State.QUEUED:
-        return "waiting for a worker"
+        return waiting_words(run)
     if run.state not in ACTIVE:
         return ""
     if run.phase_total:
         return f"{run.phase} {run.phase_done or 0:,} / {run.phase_total:,}"
     return run.phase
+
+
+def waiting_words(run: Run) -> str:
+    """Place and reason in the queue; of old words nobody knows whether they still hold."""
+    waits = run.waits
+    if timezone.now().timestamp() - waits.get("at", 0) > STALE_SECONDS:
+        return "waiting for a worker"
+    return f"place {waits['place']} of {waits['of']}: {waits['reason']}"
 
 
 def progress(run: Run) -> float:

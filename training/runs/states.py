@@ -22,6 +22,15 @@ class Wish(models.TextChoices):
     RUN = "run", "go on"
     STOP = "stop", "stop and save"
     DISCARD = "discard", "stop and discard"
+    TIME = "time", "stop and save, its time is up"
+
+
+class Priority(models.TextChoices):
+    """The classes of training/gpus/scene.py; admins grant the first."""
+
+    URGENT = "urgent", "Urgent"
+    NORMAL = "normal", "Normal"
+    BACKGROUND = "background", "Background"
 
 
 ACTIVE = (State.STARTING, State.RUNNING, State.STOPPING)

@@ -20,7 +20,10 @@ from django.db.models.functions import Now
 from training.engine.events import JOURNAL, read_events
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
-from training.runs import doorbell, endings
+from training.gpus import reserve
+from training.gpus.devices import CPU
+from training.gpus.models import Allocation
+from training.runs import doorbell, endings, queue
 from training.runs.engine_process import EngineProcess
 from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
@@ -55,14 +58,8 @@ def supervise_run(run_id: int) -> None:
             revision=F("revision") + 1,
         )
         return
-    for waiting in next_waiting():
-        doorbell.ring(waiting)
-
-
-def next_waiting() -> list[int]:
-    if shutting_down.is_set():
-        return []
-    return list(Run.objects.filter(state=State.QUEUED, lease_token="").order_by("queued_at").values_list("pk", flat=True)[:1])
+    if not shutting_down.is_set():
+        queue.look_once()
 
 
 class Watch:
@@ -76,6 +73,7 @@ class Watch:
         self.stop_asked_at: float | None = None
         self.told = Wish.RUN
         self.signalled = False
+        self.evicted: Allocation | None = None
 
     def run(self) -> None:
         self.engine.touch_leash()
@@ -102,7 +100,15 @@ class Watch:
 
     def start(self) -> None:
         self.lease.update(attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message="")
-        self.engine.start()
+        self.engine.start(self.device_variables())
+
+    def device_variables(self) -> dict[str, str]:
+        """The one device that the engine may see, and its share of the memory where others run there too."""
+        held = reserve.held_by(self.record.pk)
+        if held is None or held.device.pool.kind == CPU:
+            return {}
+        share = {"SNAPML_DEVICE_BYTES": str(held.reserved_bytes)} if held.reserved_bytes else {}
+        return {"CUDA_VISIBLE_DEVICES": held.device.uuid, **(share if held.device.pool.runs_per_device > 1 else {})}
 
     def tail(self) -> bool:
         """Store what the journal has that the database has not; whether there was anything."""
@@ -123,22 +129,29 @@ class Watch:
         self.engine.touch_leash()
 
     def look(self) -> None:
-        """What its people want of it, and whether this worker is to end."""
+        """What its people want of it, whether its device is wanted back, and whether this worker is to end."""
         wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
-        if shutting_down.is_set() and not self.signalled:
-            self.engine.signal(signal.SIGTERM)
-            self.signalled = True
-        if wish == Wish.RUN:
+        if self.evicted is None:
+            told = Allocation.objects.filter(run_id=self.record.pk, released_at=None, evicted_at__isnull=False)
+            self.evicted = told.first()
+        if shutting_down.is_set() or self.evicted:
+            self.ask_to_leave()
+        if wish == Wish.RUN and not self.evicted:
             return
+        self.stop_asked_at = self.stop_asked_at or time.monotonic()
         if wish != self.told:
             self.lease.renew()  # only who holds the run may tell its engine
-            self.told, self.stop_asked_at = wish, self.stop_asked_at or time.monotonic()
+            self.told = wish
             self.engine.ask_to_stop("discard" if wish == Wish.DISCARD else "save")
-        assert self.stop_asked_at is not None
         waited = time.monotonic() - self.stop_asked_at
         if waited > STOP_PATIENCE_SECONDS + KILL_PATIENCE_SECONDS:
             self.engine.signal(signal.SIGKILL)
-        elif waited > STOP_PATIENCE_SECONDS and not self.signalled:
+        elif waited > STOP_PATIENCE_SECONDS:
+            self.ask_to_leave()
+
+    def ask_to_leave(self) -> None:
+        """It saves a checkpoint at its next step and leaves, to go on later."""
+        if not self.signalled:
             self.engine.signal(signal.SIGTERM)
             self.signalled = True
 
@@ -159,11 +172,13 @@ class Watch:
             self.conclude(run, result)
         elif run.wish == Wish.DISCARD:
             self.conclude(run, Result(outcome=Outcome.DISCARDED))
-        elif run.wish == Wish.STOP and not has_checkpoint:
+        elif run.wish in (Wish.STOP, Wish.TIME) and not has_checkpoint:
             self.conclude(
                 run,
                 Result(outcome=Outcome.STOPPED, message="Stopped before the first checkpoint; nothing was kept."),
             )
+        elif self.evicted is not None:
+            self.requeue(endings.words_of_eviction(run, self.evicted))
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
             self.requeue(f"Paused at step {run.step} with a checkpoint; goes on by itself.")
         elif self.signalled and code == -signal.SIGTERM:
@@ -188,7 +203,7 @@ class Watch:
             )
         self.release(
             state=state,
-            message=result.message,
+            message=endings.words_of_time(run) if run.wish == Wish.TIME and state == State.STOPPED else result.message,
             finished_at=Now(),
             heldout_loss=heldout,
             phase="",
@@ -222,6 +237,7 @@ class Watch:
         }
         with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
             self.lease.update(**changes)
+            reserve.release(self.lease.run_id)
             if changes.get("state") in ENDED:
                 tell_of_end(self.lease.run_id)
         doorbell.show(self.lease.run_id)

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from training.runs import card_views, launch_views, sweep_views, token_views, views
+from training.runs import card_views, gpu_views, launch_views, quota_views, sweep_views, token_views, views
 
 urlpatterns = [
     path("", views.runs, name="runs"),
@@ -27,5 +27,14 @@ urlpatterns = [
     path("runs/<int:run_id>/metrics.parquet", views.metrics_parquet, name="run-parquet"),
     path("sweeps/<int:sweep_id>", sweep_views.show_sweep, name="sweep"),
     path("sweeps/<int:sweep_id>/stop", sweep_views.stop_sweep, name="sweep-stop"),
+    path("gpus", gpu_views.gpus, name="gpus"),
+    path("gpus/timeline", gpu_views.timeline, name="gpu-timeline"),
+    path("quotas", gpu_views.quotas_page, name="quotas"),
+    path("quotas/<int:pool_id>/<int:team_id>", quota_views.quota, name="quota"),
+    path("quotas/pools/<int:pool_id>", quota_views.pool, name="quota-pool"),
+    path("quotas/people/<str:username>", quota_views.person, name="quota-person"),
+    path("runs/<int:run_id>/up", gpu_views.move_up, name="run-up"),
+    path("runs/<int:run_id>/class", gpu_views.change_class, name="run-class"),
+    path("runs/<int:run_id>/pool", gpu_views.change_pool, name="run-pool"),
     path("data/versions/<int:version_id>/trained", token_views.trained, name="data-trained"),
 ]

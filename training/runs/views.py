@@ -12,6 +12,7 @@ from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
 from training.errors import NotFound, UserError
+from training.gpus import reserve
 from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import compare, files, keep, launch, listing, metrics_file, run_file, stream
@@ -75,7 +76,7 @@ def header(request: SignedIn, run_id: int) -> HttpResponse:
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     adapter = getattr(found, "adapter", None) if found.state in ENDED else None
-    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine}
+    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": reserve.held_by(found.pk)}
 
 
 @require_POST
@@ -86,7 +87,7 @@ def stop(request: SignedIn, run_id: int) -> HttpResponse:
 
 @require_POST
 def go_on(request: SignedIn, run_id: int) -> HttpResponse:
-    launch.continue_run(get_changeable(Run, request.user, run_id))
+    launch.continue_run(request.user, get_changeable(Run, request.user, run_id))
     return redirect("run", run_id)
 
 

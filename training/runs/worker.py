@@ -17,8 +17,10 @@ from training.catalog import acts as catalog
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.uploads import sweep_temporary
 from training.datasets.work import AT_ONCE, read_next
+from training.gpus import devices
+from training.gpus.models import MOST_A_DEVICE
 from training.people.webhooks import send_due
-from training.runs import supervise, tasks
+from training.runs import queue, supervise, tasks
 from training.runs.costs import forecast_launched, make_beforehand
 from training.runs.lease import claimable_runs
 
@@ -38,14 +40,16 @@ class Worker(Consumer):  # type: ignore[misc]
 
 
 def run_worker(huey: Any) -> None:
-    """Serve until told to end. One thread for each slot, one for imports, and some that serve uploads and webhooks."""
+    """Serve until told to end. A thread for each run that may train here, one for imports, and some beside (BESIDE)."""
     catalog.forget_dead_imports()
     if settings.BUILTIN_MODEL:
         catalog.add_builtin()
     for act, seconds, threads in BESIDE:
         for _ in range(threads):
             threading.Thread(target=repeat, args=(act, seconds), name=act.__name__, daemon=True).start()
-    worker = Worker(huey, workers=settings.SLOTS + 1, periodic=False, initial_delay=0.05, max_delay=0.5)
+    devices.report()
+    threads = MOST_A_DEVICE * len(devices.read_devices())  # each watches one run
+    worker = Worker(huey, workers=threads + 1, periodic=False, initial_delay=0.05, max_delay=0.5)
     worker.run()
 
 
@@ -62,6 +66,7 @@ def repeat(act: Callable[[], object], seconds: float) -> None:
 def sweep() -> None:
     if settings.HUEY.pending_count():
         return  # bells that were rung are not answered yet; more of them would only pile up
+    queue.look()
     for run_id in claimable_runs():
         tasks.supervise(run_id)
     for model_id in BaseModel.objects.filter(state=ModelState.WAITING).values_list("pk", flat=True):
@@ -70,6 +75,7 @@ def sweep() -> None:
 
 # What a worker does beside supervising runs: act, seconds between two times, threads.
 BESIDE: tuple[tuple[Callable[[], object], float, int], ...] = (
+    (devices.report, 5.0, 1),
     (sweep, 2.0, 1),
     (read_next, 0.3, AT_ONCE),
     (send_due, 1.0, 1),

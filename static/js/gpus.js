@@ -1,0 +1,72 @@
+// The timeline of the GPUs page: a bar for every run that held a device, coloured by team. Other parts of the page are HTMX's.
+import { axisLook, colour, look } from "./charts.js";
+
+const box = document.getElementById("timeline");
+const chart = box.querySelector("[data-chart]");
+const span = box.querySelector("[data-span]");
+const SHADES = ["chart-1", "chart-2", "chart-3", "chart-4", "chart-5"];
+const ROW = 24; // pixels a device: 64 of them are one and a half screens, and stay readable
+const MOST_TEAMS = 50;
+let shown = [];
+
+const clock = (seconds) => new Date(seconds * 1000);
+const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+
+function figure({ begin, end, rows }) {
+  const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) => b.localeCompare(a, undefined, { numeric: true }));
+  const teams = [...new Set(rows.map((row) => row.team))].sort();
+  const traces = teams.slice(0, MOST_TEAMS).map((team, number) => {
+    const mine = rows.filter((row) => row.team === team);
+    return {
+      type: "bar",
+      orientation: "h",
+      name: escaped(team),
+      y: mine.map((row) => row.device),
+      base: mine.map((row) => clock(row.from)),
+      x: mine.map((row) => (row.to - row.from) * 1000),
+      customdata: mine.map((row) => row.id),
+      text: mine.map((row) => `${escaped(row.run)}, ${escaped(row.user)}${row.preempted ? ", stopped for another" : ""}`),
+      textposition: "none",
+      hovertemplate: "%{text}<br>from %{base|%b %d, %H:%M}<extra></extra>",
+      marker: { color: colour(SHADES[number % SHADES.length]), opacity: number < SHADES.length ? 1 : 0.65, line: { width: 1, color: colour("card") } },
+    };
+  });
+  const layout = {
+    ...look(),
+    hovermode: "closest",
+    barmode: "overlay",
+    bargap: 0.25,
+    height: 90 + ROW * devices.length,
+    margin: { l: 8, r: 8, t: 8, b: 36 },
+    xaxis: { ...axisLook(), type: "date", range: [clock(begin), clock(end)] },
+    yaxis: { ...axisLook(), automargin: true, type: "category", categoryorder: "array", categoryarray: devices, fixedrange: true },
+    showlegend: teams.length > 1,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+  };
+  return [traces, layout];
+}
+
+async function draw() {
+  const answer = await fetch(`${box.dataset.address}?span=${span.value}`);
+  if (!answer.ok) return;
+  const told = await answer.json();
+  shown = told.rows;
+  box.querySelector("[data-none]").hidden = shown.length > 0;
+  chart.hidden = shown.length === 0;
+  if (!shown.length) return;
+  await window.Plotly.react(chart, ...figure(told), { displayModeBar: false, responsive: true });
+  chart.removeAllListeners?.("plotly_click");
+  chart.on("plotly_click", ({ points }) => location.assign(box.dataset.run.replace(/0$/, points[0].customdata)));
+}
+
+const plotly = document.getElementById("plotly");
+if (window.Plotly) draw();
+else plotly.addEventListener("load", draw);
+const wanted = new URLSearchParams(location.search).get("span");
+if (wanted && [...span.options].some((option) => option.value === wanted)) span.value = wanted;
+span.addEventListener("change", () => {
+  history.replaceState(null, "", `?span=${span.value}`);
+  draw();
+});
+document.addEventListener("theme", draw);
+setInterval(() => document.hidden || draw(), 15000);

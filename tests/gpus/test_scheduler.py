@@ -1,0 +1,225 @@
+"""Who starts, who waits and who goes: the policy, on a simulated pool with the true scheduler."""
+
+import math
+
+from training.gpus.eta import dry_run, ranges
+from training.gpus.explain import barriers, words
+from training.gpus.scene import Card, Holding, Person, Request, Scene, Share
+from training.gpus.scheduler import Scheduler
+from training.gpus.simulated import SimulatedPool
+
+GB = 10**9
+NLP, VISION = 1, 2
+
+
+def ask(run, team=NLP, user=None, **changes):
+    values = {"submitted": float(run), "memory": 20 * GB, "seconds": 1000.0}
+    return Request(run, team, user or team, **(values | changes))
+
+
+def pool(cards=4, **choices):
+    return SimulatedPool.of(cards, 24 * GB, **choices)
+
+
+def teams(nlp=2, vision=2, **changes):
+    return {NLP: Share("nlp", nlp, **changes), VISION: Share("vision", vision)}
+
+
+def reason(made, run):
+    scheduler = Scheduler(made.seen())
+    found = scheduler.admit(made.now).barriers
+    place, barrier = barriers(scheduler, found)[run]
+    return place, words(barrier, made.seen())
+
+
+def test_it_works():
+    made = pool(1)
+    made.submit(ask(1), 100)
+    made.submit(ask(2), 100)
+    assert set(made.running) == {1} and set(made.waiting) == {2}
+    made.run_until(100)
+    assert set(made.running) == {2}
+    made.run_until(200)
+    assert made.finished == {1: 100, 2: 200}
+
+
+def test_a_team_borrows_what_is_idle_and_gives_it_back_newest_first():
+    made = pool(4, teams=teams())
+    for run in range(1, 5):
+        made.submit(ask(run), 10_000)
+        made.run_until(made.now + 10)
+    assert len(made.running) == 4
+    made.run_until(2000)
+    made.submit(ask(9, VISION), 100)
+    assert set(made.leaving) == {4}
+    made.run_until(2031)
+    assert 9 in made.running and 4 in made.waiting
+    made.run_until(2200)
+    assert 4 in made.running
+
+
+def test_a_run_over_its_guarantee_evicts_nobody():
+    made = pool(2, teams=teams(nlp=1, vision=0))
+    made.submit(ask(1, VISION), 10_000)
+    made.submit(ask(2, VISION), 10_000)
+    made.run_until(5000)
+    made.submit(ask(3, NLP), 10_000)
+    made.run_until(5100)
+    assert 3 in made.running
+    made.submit(ask(4, NLP), 10_000)
+    assert not made.leaving
+
+
+def test_a_run_is_left_alone_for_ten_minutes_and_after_three_stops_a_day():
+    made = pool(1, teams=teams(nlp=0, vision=1))
+    made.submit(ask(1), 100_000)
+    made.run_until(599)
+    made.submit(ask(10, VISION), 10)
+    assert not made.leaving
+    made.run_until(600)
+    assert set(made.leaving) == {1}
+    made.run_until(700)
+    for number in (11, 12, 13):
+        made.run_until(made.now + 700)
+        made.submit(ask(number, VISION), 10)
+        made.run_until(made.now + 100)
+    assert len(made.running[1][0].evicted_at) == 3
+    assert 13 in made.waiting
+
+
+def test_background_goes_first_and_counts_against_no_guarantee():
+    made = pool(2, teams=teams(nlp=1, vision=1))
+    made.submit(ask(1, NLP, priority="background"), 10_000)
+    made.submit(ask(2, NLP), 10_000)
+    made.run_until(1000)
+    made.submit(ask(3, VISION), 100)
+    assert set(made.leaving) == {1}
+
+
+def test_urgent_runs_come_first_and_are_left_alone():
+    made = pool(1, teams=teams(nlp=0, vision=0))
+    made.submit(ask(1), 10_000)
+    made.run_until(1000)
+    made.submit(ask(2, VISION), 10_000)
+    made.submit(ask(3, VISION, priority="urgent"), 10_000)
+    assert made.leaving.keys() == {1}
+    made.run_until(1100)
+    assert 3 in made.running
+
+
+def test_what_was_freed_for_a_run_goes_to_that_run():
+    """Two victims that leave at different times; the device of the first is not stolen meanwhile (Kueue #13797)."""
+    made = pool(1, teams=teams(nlp=0, vision=1), most_a_card=2)
+    made.submit(ask(1, memory=10 * GB), 10_000)
+    made.submit(ask(2, memory=10 * GB), 10_000)
+    made.run_until(1000)
+    made.submit(ask(3, VISION), 100)
+    assert set(made.leaving) == {1, 2}
+    made.end(1)
+    made.submit(ask(4, memory=10 * GB), 100)
+    assert 4 in made.waiting and 3 in made.waiting
+    made.run_until(1040)
+    assert 3 in made.running
+
+
+def test_a_large_head_is_not_starved_by_small_runs():
+    made = pool(1, most_a_card=4)
+    made.submit(ask(1, memory=5 * GB, seconds=1000), 1000)
+    made.submit(ask(2, VISION, memory=None), 100)
+    for run in range(3, 60):
+        made.submit(ask(run, user=run, memory=5 * GB, seconds=300), 300)
+        made.run_until(made.now + 50)
+    started = next(line.started for line in made.ledger if line.run == 2)
+    assert started == 1000
+    early = [line for line in made.ledger if line.started < 1000 and line.run > 2]
+    assert early and all(line.ended <= 1000 for line in early)  # they filled the gap, and delayed nothing
+
+
+def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
+    made = pool(1, most_a_card=2)
+    made.submit(ask(1, memory=12 * GB), 100)
+    made.submit(ask(2, memory=13 * GB), 100)
+    made.submit(ask(3, user=9, memory=11 * GB), 100)
+    assert set(made.running) == {1, 3}
+    alone = pool(1)
+    alone.submit(ask(1, memory=1 * GB), 100)
+    alone.submit(ask(2, memory=1 * GB), 100)
+    assert set(alone.running) == {1}
+
+
+def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once():
+    people = {5: Person("anna", used=10_000.0), 6: Person("ben", used=0.0)}
+    cards = [Card(n, "h", 24 * GB) for n in range(3)]
+    waiting = [ask(run, user=5) for run in (1, 2)] + [ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)]
+    made = Scheduler(Scene("p", cards, waiting=waiting, people=people)).admit(0.0)
+    assert [held.run for held in made.starts] == [3, 4, 1]  # after two entries of 9,000 s ben has used more than anna
+
+
+def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
+    made = pool(1)
+    made.submit(ask(1), 100)
+    made.submit(ask(2, VISION, user=7), 100)
+    made.submit(ask(3, user=8), 100)
+    made.submit(ask(4, user=8, moved_up=1.0), 100)
+    made.run_until(250)
+    assert [line.run for line in made.ledger] == [1, 2, 4]
+
+
+def test_limits_hold_and_are_told_with_their_numbers():
+    made = pool(4, teams={NLP: Share("nlp", 1, limit=2)}, people={3: Person("carl", running=1)})
+    for run in (1, 2, 3):
+        made.submit(ask(run), 100)
+    made.submit(ask(4, VISION, user=3), 100)
+    made.submit(ask(5, VISION, user=3), 100)
+    assert set(made.running) == {1, 2, 4}
+    assert reason(made, 3)[1] == "team nlp holds 2 of at most 2 devices in simulated."
+    assert reason(made, 5)[1] == "you hold 1 of at most 1 devices."
+
+
+def test_a_budget_counts_what_running_runs_will_still_take():
+    made = pool(4, teams={NLP: Share("nlp", seconds_left=1500.0)})
+    for run in (1, 2, 3):
+        made.submit(ask(run), 1000)
+    assert set(made.running) == {1, 2}
+    assert "device-hours" in reason(made, 3)[1]
+
+
+def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
+    made = pool(1, teams=teams(nlp=1), most_a_card=2)
+    made.submit(ask(1), 1000)
+    made.submit(ask(81, VISION, memory=None), 100)
+    made.submit(ask(82, user=9, memory=3 * GB, seconds=5000), 100)
+    place, words_of_head = reason(made, 81)
+    assert place == 1 and "needs the whole of one of the 1 devices in simulated, and all are in use" in words_of_head
+    assert "kept for run 81" in reason(made, 82)[1]
+
+
+def test_what_can_never_fit_is_told():
+    made = pool(1)
+    made.submit(ask(1, memory=30 * GB), 100)
+    assert reason(made, 1)[1] == "needs 30.0 GB, and the largest device of simulated has 24.0 GB."
+
+
+def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold():
+    gone = Scene("p", [Card(0, "h", 24 * GB, usable=False)], waiting=[ask(1)])
+    held = Scene("p", [Card(0, "h", 24 * GB)], waiting=[ask(1)], held=True)
+    for scene in (gone, held):
+        assert not Scheduler(scene).admit(0.0).starts
+
+
+def test_the_start_is_told_as_a_range():
+    cards = [Card(0, "h", 24 * GB)]
+    scene = Scene("p", cards, [Holding(1, 0, NLP, 1, 0.0, 20 * GB, ends=1000.0)], [ask(2), ask(3)])
+    told = ranges(scene, 400.0)
+    assert (told[2].earliest, told[2].latest) == (1000, 1300)
+    assert (told[3].earliest, told[3].latest) == (2000, 2800)
+    unknown = Scene("p", cards, [Holding(1, 0, NLP, 1, 0.0, 20 * GB)], [ask(2)])
+    assert ranges(unknown, 0.0) == {}
+
+
+def test_a_dry_run_tells_who_would_wait_longer():
+    cards = [Card(n, "h", 24 * GB) for n in range(2)]
+    before = Scene("p", cards, waiting=[ask(1), ask(2)])
+    after = Scene("p", cards, waiting=[ask(1), ask(2)], teams={NLP: Share("nlp", limit=1)})
+    assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
+    assert dry_run(before, Scene("p", cards, waiting=[ask(1), ask(2)], held=True), 0.0) == {1: (0, math.inf), 2: (0, math.inf)}

@@ -1,0 +1,210 @@
+"""A waiting run gets a device from the one queue, is told its place and reason, makes room, and gives its device back."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from tests import tiny
+from training.errors import Conflict, NotAllowed, UserError
+from training.gpus import quotas, reserve
+from training.gpus.devices import Reading, report
+from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
+from training.people.models import Team
+from training.runs import endings, queue, steer
+from training.runs.launch import launch_run, stop_run
+from training.runs.lease import claim
+from training.runs.models import Event, Run
+from training.runs.states import State, Wish
+from training.runs.supervise import Watch
+
+pytestmark = pytest.mark.django_db
+GB = 10**9
+
+
+@pytest.fixture
+def another(run):
+    def make(**changes):
+        made = Run.objects.get(pk=run.pk)
+        made.pk = None
+        fresh = {"queued_at": timezone.now(), "name": "another", "state": State.QUEUED, "waits": {}, "step": 0, "total_steps": 0}
+        fresh |= {"lease_token": "", "lease_owner": "", "seconds_per_step": None}
+        for name, value in (fresh | changes).items():
+            setattr(made, name, value)
+        made.save()
+        made.folder.mkdir(parents=True, exist_ok=True)
+        return made
+
+    return make
+
+
+def waits(run):
+    return Run.objects.get(pk=run.pk).waits
+
+
+def ended_watch(run, code=75):
+    watch = Watch(claim(run.pk))
+    watch.engine = type("Gone", (), {"exit_code": code, "signal": lambda _s, _n: None})()
+    return watch
+
+
+def test_an_admitted_run_holds_its_device_until_its_engine_is_gone(run, device):
+    watch = ended_watch(run)
+    held = Allocation.objects.get()
+    assert (held.run_id, held.device, held.released_at, held.user) == (run.pk, device, None, run.owner)
+    watch.requeue("gone")
+    held.refresh_from_db()
+    assert held.released_at is not None
+
+
+def test_the_database_itself_refuses_a_device_twice(run, another, device):
+    holder = reserve.Holder(run.pk, run.name, run.owner, None, "normal", None)
+    reserve.reserve(device, holder)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Allocation.objects.create(
+            device=device, place=0, run_id=99, run_name="", user=run.owner, priority="normal", started_at=timezone.now()
+        )
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Allocation.objects.create(
+            device=device, place=1, run_id=run.pk, run_name="", user=run.owner, priority="normal", started_at=timezone.now()
+        )
+
+
+def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run, another):
+    claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0)
+    second, third = another(), another()
+    queue.look()
+    now = timezone.now().timestamp()
+    assert (waits(second)["place"], waits(third)["place"], waits(third)["of"]) == (1, 2, 2)
+    assert "one of the 1 devices in CPU, and all are in use" in waits(second)["reason"]
+    assert 590 < waits(second)["earliest"] - now < 610
+    assert 890 < waits(second)["latest"] - now < 910
+    assert waits(third)["latest"] is None  # nobody knows yet how long such a run takes
+
+
+def test_the_words_move_the_page_only_when_something_is_new(run, another):
+    claim(run.pk)
+    second = another()
+    queue.look()
+    before = Run.objects.get(pk=second.pk).revision
+    queue.look()
+    assert Run.objects.get(pk=second.pk).revision == before
+    another(queued_at=timezone.now() - timedelta(days=1))
+    queue.look()
+    assert Run.objects.get(pk=second.pk).revision == before + 1
+
+
+def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, another, people):
+    others = Team.objects.get(name="others")
+    Quota.objects.create(pool=Pool.objects.get(), team=others, guaranteed=1)
+    watch = ended_watch(run)
+    Allocation.objects.update(started_at=timezone.now() - timedelta(hours=1))
+    urgent = another(team=others, owner=people["mallory"])
+    queue.look()
+    held = Allocation.objects.get(run_id=run.pk)
+    assert held.evicted_for == urgent.pk
+    assert Device.objects.get().kept_for == urgent.pk
+    assert waits(urgent)["reason"] == f"starts when run {run.pk} has saved its checkpoint and left its device."
+    sent = []
+    watch.engine.__class__.signal = lambda _s, number: sent.append(number)
+    watch.look()
+    assert sent == [15]
+    Run.objects.filter(pk=run.pk).update(step=12)
+    Event.objects.create(run=run, seq=1, kind="checkpoint", step=10, time=1.0, payload={})
+    watch.end()
+    run.refresh_from_db()
+    assert run.state == State.QUEUED
+    assert f"Stopped for run {urgent.pk} at step 12; 2 steps since its checkpoint are trained again." in run.message
+    assert queue.admit() == [urgent.pk]
+    assert {entry.act for entry in AuditEntry.objects.all()} == {"admitted", "preempted"}
+
+
+def test_a_device_kept_for_a_run_that_is_cancelled_is_free_again(run, another, device):
+    waiting = another()
+    Device.objects.update(kept_for=waiting.pk)
+    stop_run(waiting, discard=True)
+    assert queue.admit() == [run.pk]
+
+
+def test_a_run_without_a_forecast_has_its_device_alone(run, another):
+    Pool.objects.update(runs_per_device=2)
+    Run.objects.filter(pk=run.pk).update(forecast={})
+    another(forecast={"peak": 1 * GB})
+    assert queue.admit() == [run.pk]
+
+
+def test_runs_of_a_host_that_is_gone_wait_again_and_go_on_elsewhere(run):
+    claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=1))
+    Host.objects.update(reported_at=timezone.now() - timedelta(minutes=5))
+    assert queue.admit() == []
+    run.refresh_from_db()
+    assert run.state == State.QUEUED and "is gone" in run.message
+    report([Reading(0, "other", "CPU, 8 cores", "CPU", 64 * GB, 0)], host="elsewhere")
+    assert queue.admit() == [run.pk]
+    assert Allocation.objects.get(released_at=None).device.host.name == "elsewhere"
+    assert claim(run.pk) is None  # that is for a worker of the other host
+
+
+def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
+    watch = ended_watch(run)
+    Quota.objects.create(pool=Pool.objects.get(), team=run.team, longest_seconds=3600)
+    Allocation.objects.update(started_at=timezone.now() - timedelta(hours=2))
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
+    queue.admit()
+    run.refresh_from_db()
+    assert (run.state, run.wish) == (State.STOPPING, Wish.TIME)
+    assert "as long as its team's runs may" in endings.words_of_time(run)
+    watch.engine.__class__.ask_to_stop = lambda _s, how: None
+    watch.look()
+
+
+def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_not(run, another, people):
+    claim(run.pk)
+    pool = Pool.objects.get()
+    with pytest.raises(NotAllowed):
+        quotas.hold(people["lea"], quotas.quota_of(pool, run.team), held=True)
+    quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=True, reason="maintenance")
+    assert Allocation.objects.get().evicted_at is None
+    waiting = another()
+    queue.look()
+    assert "is on hold" in waits(waiting)["reason"]
+    quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=True, drain=True)
+    assert Allocation.objects.get().evicted_at is not None
+    Allocation.objects.update(released_at=timezone.now())
+    quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=False)
+    assert queue.admit() == [waiting.pk]
+
+
+def test_what_can_never_run_is_refused_at_launch(alice, base_model, data, device, no_bell, monkeypatch):
+    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
+    with pytest.raises(UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 20 * GB})
+    Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
+    with pytest.raises(UserError, match=r"a run may reserve at most 10.0 GB"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
+def test_nobody_queues_more_than_their_quota(run, alice, base_model, data):
+    PersonalQuota.objects.create(user=alice, queued=1)
+    with pytest.raises(Conflict, match="1 of at most 1"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
+def test_urgent_is_granted_by_admins(run, people):
+    with pytest.raises(NotAllowed):
+        steer.change_class(run.owner, run, "urgent")
+    steer.change_class(run.owner, run, "background")
+    steer.change_class(people["admin"], run, "urgent", reason="demo at noon")
+    run.refresh_from_db()
+    assert run.priority == "urgent"
+    assert AuditEntry.objects.filter(act="class", actor=people["admin"]).count() == 1
+
+
+def test_owners_move_their_own_runs_up(run, another):
+    second = another()
+    steer.move_up(second)
+    assert queue.admit() == [second.pk]

@@ -1,0 +1,124 @@
+"""Devices, pools, quotas, usage and audit in the API, with the permissions of the pages. The queue is with the runs."""
+
+from typing import Annotated, Any
+
+from ninja import Query, Router
+from ninja.pagination import paginate
+
+from training.errors import NotFound
+from training.gpus import audit, quotas, usage
+from training.gpus.models import Device, PersonalQuota, Pool, Quota
+from training.gpus.schemas import (
+    AuditOut,
+    DeviceOut,
+    HoldIn,
+    PersonIn,
+    PersonOut,
+    PoolChange,
+    PoolOut,
+    QuotaIn,
+    QuotaOut,
+    UsageOut,
+    WhyIn,
+    as_row,
+)
+from training.gpus.views import audit_entries
+from training.people.models import User
+from training.people.paging import Paged
+from training.people.requests import SignedIn
+from training.people.teams import get_team
+
+router = Router(tags=["gpus"])
+
+
+@router.get("/devices", response=list[DeviceOut])
+@paginate(Paged)
+def list_devices(request: SignedIn) -> Any:
+    return Device.objects.select_related("host")
+
+
+@router.post("/devices/{int:device_id}/offer", response=DeviceOut)
+def offer_again(request: SignedIn, device_id: int, body: WhyIn) -> Device:
+    """Give a dirty device out again although memory is held there; admins only."""
+    quotas.admins_only(request.user)
+    device = Device.objects.select_related("host").filter(pk=device_id).first()
+    if device is None:
+        raise NotFound(f"There is no device {device_id}.")
+    quotas.offer_again(request.user, device, body.reason)
+    device.refresh_from_db()
+    return device
+
+
+@router.get("/pools", response=list[PoolOut])
+@paginate(Paged)
+def list_pools(request: SignedIn) -> Any:
+    return Pool.objects.all()
+
+
+@router.patch("/pools/{int:pool_id}", response=PoolOut)
+def change_pool(request: SignedIn, pool_id: int, body: PoolChange) -> Pool:
+    """Admins only. An edit stops nothing that runs."""
+    changes = {name: value for name, value in body.dict(exclude={"reason"}).items() if value is not None}
+    return quotas.edit_pool(request.user, quotas.get_pool(pool_id), changes, body.reason)
+
+
+@router.get("/pools/{int:pool_id}/quotas", response=list[QuotaOut])
+def list_quotas(request: SignedIn, pool_id: int) -> list[dict[str, Any]]:
+    """Every team's part for admins, their own teams' for leads."""
+    quotas.refuse_strangers(request.user)
+    return [as_row(line) for line in usage.team_lines(request.user, quotas.get_pool(pool_id))]
+
+
+@router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
+def set_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> dict[str, Any]:
+    """Admins only. An edit stops nothing that runs."""
+    quotas.admins_only(request.user)
+    pool = quotas.get_pool(pool_id)
+    team = get_team(request.user, body.team) if body.team is not None else None
+    quota = quotas.edit_quota(request.user, pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True), body.reason)
+    return next(as_row(line) for line in usage.team_lines(request.user, pool) if line.quota.team_id == quota.team_id)
+
+
+@router.post("/pools/{int:pool_id}/hold", response=PoolOut)
+def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
+    """Let nothing new start, of a team or in the whole pool; `drain` makes what runs save and wait. Admins only."""
+    quotas.admins_only(request.user)
+    pool = quotas.get_pool(pool_id)
+    team = get_team(request.user, body.team) if body.team is not None else None
+    target: Pool | Quota = pool if body.whole_pool else quotas.quota_of(pool, team)
+    quotas.hold(request.user, target, held=body.held, drain=body.drain, reason=body.reason)
+    return quotas.get_pool(pool_id)
+
+
+@router.put("/people/{username}/quota", response=PersonOut)
+def set_personal_quota(request: SignedIn, username: str, body: PersonIn) -> PersonalQuota:
+    """Admins only."""
+    quotas.admins_only(request.user)
+    user = User.objects.filter(username=username).first()
+    if user is None:
+        raise NotFound("There is nobody of that name.")
+    return quotas.edit_person(request.user, user, body.dict(exclude={"reason"}, exclude_unset=True), body.reason)
+
+
+@router.get("/usage", response=list[UsageOut])
+def read_usage(request: SignedIn, month: Annotated[str, Query(max_length=7)] = "") -> Any:
+    """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams' part."""
+    quotas.refuse_strangers(request.user)
+    return usage.report_lines(request.user, usage.month_named(month))
+
+
+@router.get("/audit", response=list[AuditOut])
+@paginate(Paged)
+def list_audit(
+    request: SignedIn, act: Annotated[str, Query(max_length=30)] = "", q: Annotated[str, Query(max_length=100)] = ""
+) -> Any:
+    """Who did what, newest first; leads see what concerns their teams."""
+    return audit_entries(request.user, act, q)
+
+
+@router.get("/audit/intact", response=dict[str, int | None])
+def check_audit(request: SignedIn) -> dict[str, int | None]:
+    """The id of the first entry that is not what was written, null if the whole chain holds; admins only."""
+    quotas.admins_only(request.user)
+    broken = audit.first_break()
+    return {"broken_at": broken.pk if broken else None}

@@ -1,0 +1,147 @@
+"""Every worker host tells what devices it has and how they are: NVIDIA cards by NVML, or else its CPU as one device."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import psutil
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from training.gpus import audit
+from training.gpus.models import Condition, Device, Host, Pool
+
+GONE_AFTER = timedelta(seconds=30)  # six reports
+BUSY_SHARE = 0.05
+LEFT_OVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
+PATIENCE = timedelta(seconds=30)  # for the driver to take memory back
+CPU = "CPU"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one device says of itself. Bytes, degrees Celsius, watts; utilisation 0 to 1."""
+
+    index: int
+    uuid: str
+    name: str
+    kind: str
+    total: int
+    used: int
+    utilisation: float | None = None
+    temperature: float | None = None
+    power_watts: float | None = None
+    processes: list[dict[str, int]] = field(default_factory=list)
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def read_devices() -> list[Reading]:
+    """The NVIDIA cards of this host; none or no driver: its CPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [read_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())] or [read_cpu()]
+    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
+        return [read_cpu()]
+
+
+def read_cpu() -> Reading:
+    memory = psutil.virtual_memory()
+    busy = psutil.cpu_percent(None) / 100
+    name = f"CPU, {psutil.cpu_count()} cores"
+    return Reading(0, f"cpu-{host_name()}", name, CPU, memory.total, memory.total - memory.available, busy)
+
+
+def read_card(nvml: Any, index: int) -> Reading:
+    card = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(card)
+    name = str(nvml.nvmlDeviceGetName(card))
+
+    def ask(what: Any, *more: Any) -> float | None:
+        try:
+            return float(what(card, *more))
+        except nvml.NVMLError:  # not every card tells everything
+            return None
+
+    try:
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        processes = [{"pid": int(p.pid), "bytes": int(p.usedGpuMemory or 0)} for p in running]
+        utilisation = float(nvml.nvmlDeviceGetUtilizationRates(card).gpu) / 100
+    except nvml.NVMLError:
+        processes, utilisation = [], None
+    return Reading(
+        index,
+        str(nvml.nvmlDeviceGetUUID(card)),
+        name,
+        name,
+        int(memory.total),
+        int(memory.used),
+        utilisation,
+        ask(nvml.nvmlDeviceGetTemperature, 0),
+        (watts / 1000 if (watts := ask(nvml.nvmlDeviceGetPowerUsage)) is not None else None),
+        processes,
+    )
+
+
+def report(readings: list[Reading] | None = None, host: str | None = None) -> None:
+    """Write down what this host's devices say now. A device that it had and has no more is missing."""
+    readings = read_devices() if readings is None else readings
+    with transaction.atomic():
+        place, _ = Host.objects.update_or_create(name=host or host_name(), defaults={"reported_at": Now()})
+        known = {device.uuid: device for device in place.devices.select_for_update().select_related("pool")}
+        for reading in readings:
+            device = known.pop(reading.uuid, None) or Device(host=place, uuid=reading.uuid, pool=pool_of(reading.kind))
+            take_reading(device, reading)
+        for device in known.values():
+            if device.condition != Condition.MISSING:
+                device.condition, device.changed_at = Condition.MISSING, timezone.now()
+                device.save()
+
+
+def pool_of(kind: str) -> Pool:
+    """The pool of this kind of device; the first one of a kind makes it."""
+    return Pool.objects.get_or_create(kind=kind[:80], defaults={"name": kind[:80]})[0]
+
+
+def take_reading(device: Device, reading: Reading) -> None:
+    now = timezone.now()
+    device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total
+    device.used_bytes, device.utilisation = reading.used, reading.utilisation
+    device.temperature, device.power_watts, device.processes = reading.temperature, reading.power_watts, reading.processes
+    if reading.utilisation is None or reading.utilisation >= BUSY_SHARE:
+        device.busy_at = now
+    found = condition_of(device, reading, now)
+    if found != device.condition:
+        if found == Condition.DIRTY:
+            audit.note(
+                None, "device dirty", str(device), change=({}, {"used_bytes": reading.used, "idle_bytes": device.idle_bytes})
+            )
+        device.condition, device.changed_at = found, now
+    device.save()
+
+
+def condition_of(device: Device, reading: Reading, now: Any) -> str:
+    """A device that a run has left is good again when its memory is; after half a minute it is dirty instead."""
+    clean = reading.used <= device.idle_bytes + LEFT_OVER_BYTES
+    if device.condition == Condition.MISSING or device.condition == Condition.GOOD or clean:
+        return Condition.GOOD
+    if device.condition == Condition.CHECKING and device.changed_at and now - device.changed_at < PATIENCE:
+        return Condition.CHECKING
+    return Condition.DIRTY
+
+
+def is_gone(host: Host) -> bool:
+    """It has not reported for half a minute."""
+    return bool(timezone.now() - host.reported_at > GONE_AFTER)
+
+
+def usable(device: Device) -> bool:
+    return device.condition == Condition.GOOD and not is_gone(device.host)

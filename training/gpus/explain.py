@@ -1,0 +1,93 @@
+"""A waiting run's reason as a sentence with its numbers, and what would make it start sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from training.gpus.scene import Barrier, Request, Scene
+from training.gpus.scheduler import Scheduler
+
+Facts = Mapping[str, Any]
+
+
+def gigabytes(value: float) -> str:
+    return f"{value / 1e9:.1f} GB"
+
+
+def team_words(facts: Facts) -> str:
+    if facts["team"] == "no team":
+        return ""
+    return f"; team {facts['team']} holds {facts['holds']}, and {facts['guaranteed']} are its guarantee"
+
+
+def full(facts: Facts, scene: Scene) -> str:
+    need = f"needs {gigabytes(facts['needs'])} on" if facts["needs"] else "needs the whole of"
+    idle = f"; {facts['idle']} idle, none large enough" if facts["idle"] else ", and all are in use" if facts["devices"] else ""
+    return f"{need} one of the {facts['devices']} devices in {scene.pool}{idle}{team_words(facts)}."
+
+
+def kept(facts: Facts, scene: Scene) -> str:
+    need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
+    return (
+        f"needs {need} in {scene.pool}; what is free there is kept for run {facts['head']}, which came first{team_words(facts)}."
+    )
+
+
+SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
+    "full": full,
+    "kept": kept,
+    "leaving": lambda f, s: f"starts when run {f['for']} has saved its checkpoint and left its device.",
+    "pool_held": lambda f, s: f"{s.pool} is on hold: an admin lets nothing start there now.",
+    "team_held": lambda f, s: f"team {f['team']} is on hold: an admin lets none of its runs start now.",
+    "team_limit": lambda f, s: f"team {f['team']} holds {f['holds']} of at most {f['limit']} devices in {s.pool}.",
+    "team_hours": lambda f, s: f"team {f['team']} has used its device-hours of this month, or its running runs will.",
+    "user_limit": lambda f, s: f"you hold {f['holds']} of at most {f['limit']} devices.",
+    "user_hours": lambda f, s: "you have used your device-hours of this month, or your running runs will.",
+    "pause": lambda f, s: "waits a few seconds after a crash before it tries again.",
+    "most_memory": lambda f, s: f"needs {gigabytes(f['needs'])}, and a run may reserve at most {gigabytes(f['most'])}.",
+    "never_fits": lambda f, s: (
+        f"needs {gigabytes(f['needs'])}, and the largest device of {s.pool} has {gigabytes(f['largest'])}."
+    ),
+    "no_devices": lambda f, s: f"no device of {s.pool} reports; a worker must run on a host that has one.",
+    "behind": lambda f, s: f"{f['ahead']} runs are ahead of it.",
+}
+SOONER: dict[str, str] = {
+    "team_limit": "A run of the team that ends, or an admin who raises the limit.",
+    "team_hours": "The next month, or an admin who raises the budget.",
+    "user_limit": "One of your runs that ends, or an admin who raises your limit.",
+    "user_hours": "The next month, or an admin who raises your budget.",
+    "most_memory": "A smaller batch, a shorter length or QLoRA; or an admin who raises the limit.",
+    "never_fits": "A smaller batch, a shorter length or QLoRA; or a pool with larger devices.",
+    "pool_held": "An admin who lifts the hold.",
+    "team_held": "An admin who lifts the hold.",
+}
+
+
+def words(barrier: Barrier, scene: Scene) -> str:
+    return SENTENCES[barrier.why](barrier.facts, scene)
+
+
+def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
+    """What would let it start sooner, as far as this scene shows."""
+    if barrier.why in SOONER:
+        return SOONER[barrier.why]
+    room = max((scheduler.room(card) for card in scheduler.open), default=0)
+    if barrier.why in ("full", "kept") and request.memory and 0 < room < request.memory and scheduler.scene.most_a_card > 1:
+        return f"With at most {gigabytes(room)} it would fit beside another run now."
+    if request.priority == "background":
+        return "As a normal run it would come before all background runs."
+    return ""
+
+
+def barriers(scheduler: Scheduler, found: Mapping[int, Barrier]) -> dict[int, tuple[int, Barrier]]:
+    """Place in the queue and barrier of everyone who waits, those included that the pass did not reach."""
+    told = {}
+    for place, request in enumerate(scheduler.in_order(), start=1):
+        barrier = found.get(request.run)
+        if scheduler.scene.held:
+            barrier = Barrier("pool_held")
+        elif not any(card.usable for card in scheduler.cards.values()):
+            barrier = Barrier("no_devices")
+        told[request.run] = (place, barrier or scheduler.limits(request) or Barrier("behind", {"ahead": place - 1}))
+    return told

@@ -1,0 +1,160 @@
+"""Devices and their pools, what each team and person may have of them, who held what when, and who changed what.
+
+It knows no run but by its number: the ledger outlives the runs. Units: bytes, seconds, device-hours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+
+from training.people.models import Team, User
+
+MOST_A_DEVICE = 4
+
+
+class Pool(models.Model):
+    """Devices of one kind. Made when the first device of the kind reports."""
+
+    name = models.CharField(max_length=80, unique=True)
+    kind = models.CharField(max_length=80, unique=True)  # what the driver calls the devices
+    runs_per_device = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_A_DEVICE)])
+    shortest_seconds = models.PositiveIntegerField(default=600)  # a run is not stopped for others before that
+    held = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Host(models.Model):
+    name = models.CharField(max_length=200, unique=True)
+    reported_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Condition(models.TextChoices):
+    GOOD = "good", "Good"
+    CHECKING = "checking", "Checking"  # a run has just left it
+    DIRTY = "dirty", "Dirty"  # its memory is still held although no run of ours is there
+    MISSING = "missing", "Missing"  # its host reports, but not this device
+
+
+class Device(models.Model):
+    host = models.ForeignKey(Host, on_delete=models.PROTECT, related_name="devices")
+    pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="devices")
+    index = models.PositiveIntegerField()
+    uuid = models.CharField(max_length=80, unique=True)
+    name = models.CharField(max_length=80)
+    total_bytes = models.PositiveBigIntegerField()
+    used_bytes = models.PositiveBigIntegerField(default=0)
+    idle_bytes = models.PositiveBigIntegerField(default=0)  # what was in use when it was last given out
+    utilisation = models.FloatField(null=True)  # share, 0 to 1
+    temperature = models.FloatField(null=True)  # degrees Celsius
+    power_watts = models.FloatField(null=True)
+    processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(default=list)  # pid, bytes
+    condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
+    kept_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
+    changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
+    busy_at = models.DateTimeField(null=True)  # last seen at 5 % utilisation or more
+
+    class Meta:
+        ordering = ["host__name", "index"]
+
+    def __str__(self) -> str:
+        return f"{self.host.name} {self.index}"
+
+
+class Quota(models.Model):
+    """What a team may have of a pool; `team` null: all who are in no team. Absent: no guarantee and no limit."""
+
+    pool = models.ForeignKey(Pool, on_delete=models.CASCADE, related_name="quotas")
+    team = models.ForeignKey(Team, null=True, on_delete=models.CASCADE, related_name="quotas")
+    guaranteed = models.PositiveIntegerField(default=0)
+    limit = models.PositiveIntegerField(null=True)
+    weight = models.FloatField(default=1.0)
+    hours_a_month = models.FloatField(null=True)
+    hard = models.BooleanField(default=False)  # what the hours are: a warning, or an end
+    most_bytes = models.PositiveBigIntegerField(null=True)
+    longest_seconds = models.PositiveIntegerField(null=True)
+    held = models.BooleanField(default=False)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["pool", "team"], name="one_quota_a_team_and_pool", nulls_distinct=False),
+            models.CheckConstraint(condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")), name="limit_holds_guarantee"),
+            models.CheckConstraint(condition=Q(weight__gt=0), name="weight_is_positive"),
+        ]
+
+
+class PersonalQuota(models.Model):
+    """What one person may have, over all pools."""
+
+    user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="quota")
+    running = models.PositiveIntegerField(null=True)
+    queued = models.PositiveIntegerField(null=True)
+    hours_a_month = models.FloatField(null=True)
+    hard = models.BooleanField(default=False)
+
+
+class Allocation(models.Model):
+    """A device held by a run, from the admission to the moment when its process is surely gone. Written once, closed once.
+
+    `place`: a device has as many as its pool lets runs share it; the unique index makes a double booking impossible.
+    """
+
+    device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="allocations")
+    place = models.PositiveSmallIntegerField(default=0)
+    run_id = models.PositiveBigIntegerField(db_index=True)
+    run_name = models.CharField(max_length=120)
+    user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
+    team = models.ForeignKey(Team, null=True, on_delete=models.SET_NULL, related_name="+")
+    priority = models.CharField(max_length=10)
+    reserved_bytes = models.PositiveBigIntegerField(null=True)  # null: the whole device
+    started_at = models.DateTimeField()
+    evicted_at = models.DateTimeField(null=True)
+    evicted_for = models.PositiveBigIntegerField(null=True)
+    released_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["device", "place"], condition=Q(released_at=None), name="no_device_twice"),
+            models.UniqueConstraint(fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"),
+            models.CheckConstraint(condition=Q(place__lt=MOST_A_DEVICE), name="places_are_few"),
+        ]
+        indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
+
+
+class AuditEntry(models.Model):
+    """Who did what, when and why. Entries are only added; each holds the digest of the one before (audit.py)."""
+
+    at = models.DateTimeField()
+    actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    actor_name = models.CharField(max_length=150)  # "scheduler" where no person acted
+    act = models.CharField(max_length=30)
+    subject = models.CharField(max_length=200)
+    team = models.ForeignKey(Team, null=True, on_delete=models.SET_NULL, related_name="+")
+    before: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    after: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    reason = models.CharField(max_length=300, blank=True)
+    previous = models.CharField(max_length=64, blank=True)
+    digest = models.CharField(max_length=64, unique=True)
+
+    class Meta:
+        ordering = ["-pk"]
+        indexes = [models.Index(fields=["act", "-at"]), models.Index(fields=["team", "-at"])]
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.pk is not None:
+            raise TypeError("An audit entry is never changed.")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("An audit entry is never deleted.")

@@ -1,0 +1,102 @@
+"""A pool as the scheduler sees it, read from the rows in one go: devices, quotas, people, and who holds what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from django.db.models import Count
+
+from training.gpus import ledger
+from training.gpus.devices import usable
+from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
+from training.gpus.scene import NOBODY, Card, Holding, Person, Request, Scene, Share
+from training.people.models import User
+
+MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
+LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
+
+
+def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mapping[int, float]) -> Scene:
+    """`ends`: expected end of the runs that hold a device here, in seconds since 1970."""
+    devices = Device.objects.filter(pool=pool).select_related("host")
+    cards = [Card(d.pk, d.host.name, d.total_bytes, usable(d), d.kept_for) for d in devices]
+    allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
+    return Scene(
+        pool=pool.name,
+        cards=cards,
+        holdings=holdings_of(allocations, now, ends),
+        waiting=waiting,
+        teams={quota.team_id or NOBODY: share for quota, share in shares_of(pool, now)},
+        people=people_of(pool, now),
+        most_a_card=pool.runs_per_device,
+        shortest=pool.shortest_seconds,
+        held=pool.held,
+        now=now.timestamp(),
+    )
+
+
+def holdings_of(allocations: Sequence[Allocation], now: datetime, ends: Mapping[int, float]) -> list[Holding]:
+    stopped = Allocation.objects.filter(run_id__in=[a.run_id for a in allocations], evicted_at__gt=now - timedelta(days=1))
+    times = {row["run_id"]: row["times"] for row in stopped.values("run_id").annotate(times=Count("pk"))}
+    return [
+        Holding(
+            run=one.run_id,
+            card=one.device_id,
+            team=one.team_id or NOBODY,
+            user=one.user_id,
+            started=one.started_at.timestamp(),
+            memory=one.reserved_bytes,
+            priority=one.priority,
+            ends=now.timestamp() + LEAVING_SECONDS if one.evicted_at else ends.get(one.run_id, math.inf),
+            leaving=one.evicted_at is not None,
+            spared=times.get(one.run_id, 0) >= MOST_EVICTIONS,
+        )
+        for one in allocations
+    ]
+
+
+def shares_of(pool: Pool, now: datetime) -> list[tuple[Quota, Share]]:
+    quotas = list(Quota.objects.filter(pool=pool).select_related("team"))
+    counted = any(quota.hard and quota.hours_a_month is not None for quota in quotas)
+    used = ledger.used_this_month("team_id", now, device__pool=pool) if counted else {}
+    return [(quota, share_of(quota, used.get(quota.team_id, 0.0))) for quota in quotas]
+
+
+def share_of(quota: Quota, used: float) -> Share:
+    left = 3600 * quota.hours_a_month - used if quota.hard and quota.hours_a_month is not None else None
+    return Share(
+        name=quota.team.name if quota.team else "no team",
+        guaranteed=quota.guaranteed,
+        limit=quota.limit,
+        weight=quota.weight,
+        seconds_left=left,
+        most_memory=quota.most_bytes,
+        held=quota.held,
+    )
+
+
+def people_of(pool: Pool, now: datetime) -> dict[int, Person]:
+    """What each person used of late, and their own limits; these hold over all pools."""
+    quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
+    of_late = ledger.used_of_late(now)
+    counted = any(quota.hard and quota.hours_a_month is not None for quota in quotas.values())
+    used = ledger.used_this_month("user_id", now) if counted else {}
+    elsewhere = Counter(Allocation.objects.filter(released_at=None).exclude(device__pool=pool).values_list("user", flat=True))
+    found = {}
+    for user in {*quotas, *of_late}:
+        quota = quotas.get(user) or PersonalQuota()
+        left = 3600 * quota.hours_a_month - used.get(user, 0.0) if quota.hard and quota.hours_a_month is not None else None
+        running = None if quota.running is None else max(0, quota.running - elsewhere[user])
+        found[user] = Person(running=running, seconds_left=left, used=of_late.get(user, 0.0))
+    return found
+
+
+def budget_of(user: User, now: datetime) -> tuple[float, float | None]:
+    """Seconds that a person has used this month, and what they may use."""
+    quota = PersonalQuota.objects.filter(user=user).first()
+    hours = quota.hours_a_month if quota else None
+    used = ledger.used_this_month("user_id", now, user=user).get(user.pk, 0.0)
+    return used, None if hours is None else 3600 * hours

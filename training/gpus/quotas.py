@@ -1,0 +1,181 @@
+"""What admins hand out. An edit stops nothing that runs; *hold* and *hold and drain* are acts of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from django.db import transaction
+
+from training.errors import NotAllowed, NotFound, UserError
+from training.gpus import audit, reserve
+from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
+from training.people.models import Role, Team, User
+
+TEAM_FIELDS = ("guaranteed", "limit", "weight", "hours_a_month", "hard", "most_bytes", "longest_seconds")
+PERSON_FIELDS = ("running", "queued", "hours_a_month", "hard")
+POOL_FIELDS = ("name", "runs_per_device", "shortest_seconds")
+MOST = 2**53
+
+
+def admins_only(actor: User) -> None:
+    if not actor.is_superuser:
+        raise NotAllowed("Only admins hand out devices.")
+
+
+def refuse_strangers(user: User) -> None:
+    """Raises NotAllowed: neither an admin nor a lead of any team."""
+    if not user.is_superuser and not user.memberships.filter(role=Role.LEAD).exists():
+        raise NotAllowed("Quotas are for admins, and for leads as far as they concern their teams.")
+
+
+def get_pool(pool_id: int) -> Pool:
+    found = Pool.objects.filter(pk=pool_id).first()
+    if found is None:
+        raise NotFound(f"There is no pool {pool_id}.")
+    return found
+
+
+def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = "") -> Pool:
+    """Raises NotAllowed; UserError: a value is out of its range, `field` names it."""
+    admins_only(actor)
+    checked_pool(pool, changes)
+    changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
+    return written(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)  # type: ignore[no-any-return]
+
+
+def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
+    """The pool with these changes, not saved.
+
+    Raises:
+        UserError: a value is out of its range, `field` names it.
+    """
+    if "name" in changes:
+        changes["name"] = str(changes["name"]).strip()[:80]
+        if not changes["name"] or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists():
+            raise UserError("The pool needs a name of its own.", field="name")
+    if not 1 <= int(changes.get("runs_per_device", 1)) <= MOST_A_DEVICE:
+        raise UserError(f"runs_per_device is 1 to {MOST_A_DEVICE}.", field="runs_per_device")
+    whole(changes, "shortest_seconds")
+    found = get_pool(pool.pk)
+    for name in POOL_FIELDS:
+        if name in changes:
+            setattr(found, name, changes[name])
+    return found
+
+
+def quota_of(pool: Pool, team: Team | None) -> Quota:
+    """What the team has of this pool; without a row, the defaults."""
+    return Quota.objects.filter(pool=pool, team=team).first() or Quota(pool=pool, team=team)
+
+
+def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quota:
+    """The quota with these changes, not yet saved.
+
+    Raises:
+        UserError: a value is out of its range, or more is guaranteed than the pool has.
+    """
+    quota = quota_of(pool, team)
+    for name in ("guaranteed", "limit", "most_bytes", "longest_seconds"):
+        whole(changes, name)
+    for name in ("weight", "hours_a_month"):
+        value = changes.get(name)
+        if value is not None and not (math.isfinite(value) and 0 < value <= MOST):
+            raise UserError(f"{name} must be a number above 0.", field=name)
+    for name in TEAM_FIELDS:
+        if name in changes:
+            setattr(quota, name, changes[name])
+    if quota.guaranteed is None or quota.weight is None:
+        raise UserError("guaranteed and weight need a number.", field="guaranteed")
+    if quota.limit is not None and quota.limit < quota.guaranteed:
+        raise UserError(
+            f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}); raise it or lower that.", field="limit"
+        )
+    devices = pool.devices.exclude(condition=Condition.MISSING).count()
+    others = sum(Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True)) if team else 0
+    if changes.get("guaranteed") and others + quota.guaranteed > devices:
+        raise UserError(
+            f"{pool} has {devices} devices and {others} are guaranteed to others: at most {max(0, devices - others)} are left.",
+            field="guaranteed",
+        )
+    return quota
+
+
+def edit_quota(actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = "") -> Quota:
+    """Raises NotAllowed, UserError: see `checked_quota`."""
+    admins_only(actor)
+    with transaction.atomic():
+        audit.one_at_a_time("admission")
+        quota = checked_quota(pool, team, changes)
+        before = quota_of(pool, team)
+        quota.save()
+        old, new = ({name: getattr(one, name) for name in TEAM_FIELDS} for one in (before, quota))
+        note_change(actor, "quota", f"{team or 'no team'} in {pool}", (old, new), team=team, reason=reason)
+    return quota
+
+
+def edit_person(actor: User, user: User, changes: dict[str, Any], reason: str = "") -> PersonalQuota:
+    """Raises NotAllowed, UserError."""
+    admins_only(actor)
+    whole(changes, "running")
+    whole(changes, "queued")
+    hours = changes.get("hours_a_month")
+    if hours is not None and not (math.isfinite(hours) and 0 < hours <= MOST):
+        raise UserError("hours_a_month must be a number above 0.", field="hours_a_month")
+    quota, _ = PersonalQuota.objects.get_or_create(user=user)
+    changes = {name: value for name, value in changes.items() if name in PERSON_FIELDS}
+    return written(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
+
+
+def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, reason: str = "") -> None:
+    """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves and waits, too.
+
+    Raises:
+        NotAllowed: not an admin.
+    """
+    admins_only(actor)
+    pool, team = (target, None) if isinstance(target, Pool) else (target.pool, target.team)
+    with transaction.atomic():
+        audit.one_at_a_time("admission")
+        before, target.held = target.held, held
+        target.save()
+        act = "hold and drain" if held and drain else "hold" if held else "lift hold"
+        subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
+        audit.note(actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason)
+        if held and drain:
+            running = Allocation.objects.filter(device__pool=pool, released_at=None)
+            concerned = running if isinstance(target, Pool) else running.filter(team=team)
+            for run_id in concerned.values_list("run_id", flat=True):
+                reserve.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
+
+
+def offer_again(actor: User, device: Device, reason: str = "") -> None:
+    """An admin has looked at a dirty device and gives it out although memory is held there."""
+    admins_only(actor)
+    Device.objects.filter(pk=device.pk).update(condition=Condition.GOOD, idle_bytes=device.used_bytes)
+    change = ({"condition": device.condition}, {"condition": Condition.GOOD.value})
+    audit.note(actor, "offer again", str(device), change=change, reason=reason)
+
+
+def whole(changes: dict[str, Any], name: str) -> None:
+    value = changes.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31 * 4096):
+        raise UserError(f"{name} must be a whole number, 0 or more.", field=name)
+
+
+def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str) -> Any:
+    old = {name: getattr(row, name) for name in changes}
+    with transaction.atomic():
+        for name, value in changes.items():
+            setattr(row, name, value)
+        row.save()
+        note_change(actor, *about, (old, changes), reason=reason)
+    return row
+
+
+def note_change(actor: User, act: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **more: Any) -> None:
+    """An entry with what is different; none if nothing is."""
+    old, new = change
+    names = [name for name in new if new[name] != old.get(name)]
+    if names:
+        audit.note(actor, act, subject, change=({n: old.get(n) for n in names}, {n: new[n] for n in names}), **more)

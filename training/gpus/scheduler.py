@@ -1,0 +1,238 @@
+"""Who starts now, who waits, and who must go: one admission pass over a scene. The same code tells times by running on a copy.
+
+Order: inside the guarantee before borrowing, then class, then the team that has least over its guarantee for its weight, then
+the person who used least of late, then who asked first. The first run that finds no device keeps one (EASY backfill, Lifka 1995):
+others start there only if they end before it can begin, or fit beside it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from training.gpus.board import Board
+from training.gpus.preempt import victims_for
+from training.gpus.scene import CLASSES, Barrier, Decision, Holding, Request, Scene
+
+MOST_EXAMINED = 200  # runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
+Line = tuple[int, int]  # team and user: their runs in the order in which they want them
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The device that waits for the head of the queue, and from when."""
+
+    request: Request
+    card: int
+    at: float
+
+
+class Scheduler(Board):
+    """A scene that moves: `admit` starts runs, `release` ends them, `add` lets one more wait."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.charged: dict[int, float] = defaultdict(float)
+        self.kept: Kept | None = None
+        self.lines: dict[Line, list[Request]] = defaultdict(list)
+        self.heap: list[tuple[tuple[float, ...], int, Line]] = []
+        self.version: dict[Line, int] = defaultdict(int)
+        self.lines_of: dict[int, set[Line]] = defaultdict(set)
+        for request in scene.waiting:
+            line = (request.team, request.user)
+            self.lines[line].append(request)
+            self.lines_of[request.team].add(line)
+        for line, requests in self.lines.items():
+            requests.sort(key=lambda r: r.rank)
+            self._push(line)
+
+    # -- one pass
+
+    def admit(self, now: float, *, evict: bool = True) -> Decision:
+        """Start what may start at `now`. With `evict`, say who must make room for runs inside their team's guarantee."""
+        made = Decision()
+        self.kept = None
+        aside: list[Line] = []
+        looked = 0
+        while self.heap and looked < MOST_EXAMINED and (self.open or evict) and not self.scene.held:
+            line = self._pop()
+            if line is None:
+                break
+            aside.append(line)
+            for request in list(self.lines[line]):
+                barrier = self.limits(request)
+                if barrier is None:
+                    card = self.place(request, now)
+                    if card is not None:
+                        made.starts.append(self.start(request, card, now))
+                        aside.pop()  # the line is in the heap again, behind or before others now
+                        break
+                    barrier = self._no_room(request, now, made, evict)
+                    looked += 1
+                made.barriers[request.run] = barrier
+                if barrier.why.startswith(("team", "user")) or looked >= MOST_EXAMINED:
+                    break  # none of this line can start
+        for line in aside:
+            self._push(line)
+        return made
+
+    def start(self, request: Request, card: int, now: float) -> Holding:
+        held = Holding(
+            request.run, card, request.team, request.user, now, request.memory, request.priority, now + request.seconds
+        )
+        self.lines[request.team, request.user].remove(request)
+        self.take(held, since=now)
+        self.charged[request.user] += request.seconds if request.seconds < math.inf else 3600.0  # the entry is charged at once
+        if self.cards[card].kept_for == request.run:
+            self.cards[card] = replace(self.cards[card], kept_for=None)
+        self.look_again(card)
+        self._touch(request.team)
+        return held
+
+    def release(self, run: int) -> None:
+        held = self.gone(run)
+        self._touch(held.team)
+
+    # -- what may be
+
+    def limits(self, request: Request) -> Barrier | None:
+        """What forbids this run to start, however many devices are free."""
+        share, person = self.scene.share(request.team), self.scene.person(request.user)
+        holds, mine = self.running[request.team] + self.background[request.team], self.of_user[request.user]
+        limit, most = share.limit, person.running
+        will_take = self.committed["team", request.team], self.committed["user", request.user]
+        checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
+            (share.held, "team_held", {"team": share.name}),
+            (limit is not None and holds >= limit, "team_limit", {"team": share.name, "holds": holds, "limit": limit or 0}),
+            (share.seconds_left is not None and share.seconds_left <= will_take[0], "team_hours", {"team": share.name}),
+            (most is not None and mine >= most, "user_limit", {"holds": mine, "limit": most or 0}),
+            (person.seconds_left is not None and person.seconds_left <= will_take[1], "user_hours", {}),
+            (not request.due, "pause", {}),
+        )
+        return next((Barrier(why, facts) for broken, why, facts in checks if broken), None) or self.never(request)
+
+    def never(self, request: Request) -> Barrier | None:
+        """What would forbid it on an empty pool, too."""
+        most = self.scene.share(request.team).most_memory
+        largest = max((card.memory for card in self.scene.cards), default=0)
+        need = request.memory if request.memory is not None else min(largest, self.smallest())
+        if most is not None and need > most:
+            return Barrier("most_memory", {"needs": need, "most": most})
+        if self.scene.cards and need > largest:
+            return Barrier("never_fits", {"needs": need, "largest": largest})
+        return None
+
+    def inside(self, request: Request) -> bool:
+        """Whether this run would be inside its team's guarantee; background never is."""
+        return request.priority != "background" and self.running[request.team] < self.scene.share(request.team).guaranteed
+
+    def place(self, request: Request, now: float) -> int | None:
+        """The device with the least room left that takes this run."""
+        best: tuple[int, int] | None = None
+        for card in self.open:
+            if self.cards[card].kept_for not in (None, request.run) or not self.fits(request, card):
+                continue
+            if self.cards[card].kept_for == request.run:
+                return card
+            if self.kept is not None and self.kept.card == card and not self._spares(self.kept, request, now):
+                continue
+            rest = self.room(card)
+            if best is None or (rest, card) < best:
+                best = (rest, card)
+        return best[1] if best else None
+
+    # -- inside
+
+    def _no_room(self, request: Request, now: float, made: Decision, evict: bool) -> Barrier:
+        coming = next((card.id for card in self.cards.values() if card.kept_for == request.run), None)
+        if coming is not None:
+            return Barrier("leaving", {"for": ", ".join(str(held.run) for held in self.on[coming])})
+        if evict and (self.inside(request) or request.priority == "urgent"):
+            found = victims_for(self, request, now)
+            if found is not None:
+                card, victims = found
+                made.evictions |= {held.run: request.run for held in victims}
+                self.tell_to_leave(card, victims, request.run)
+                return Barrier("leaving", {"for": ", ".join(str(held.run) for held in victims)})
+        if self.kept is None:
+            self.kept = self._keep_one(request, now)
+        if self.kept is None or self.kept.request.run == request.run or not self.open:
+            return Barrier("full", self._numbers(request))
+        return Barrier("kept", {**self._numbers(request), "head": self.kept.request.run})
+
+    def _numbers(self, request: Request) -> dict[str, float | int | str]:
+        usable = [card for card in self.cards.values() if card.usable]
+        busy = sum(bool(self.on[card.id]) for card in usable)
+        return {
+            "needs": request.memory or 0,
+            "devices": len(usable),
+            "idle": len(usable) - busy,
+            "team": self.scene.share(request.team).name,
+            "holds": self.running[request.team] + self.background[request.team],
+            "guaranteed": self.scene.share(request.team).guaranteed,
+        }
+
+    def _keep_one(self, request: Request, now: float) -> Kept | None:
+        """Where and when the head can begin first, going by the expected ends."""
+        best: Kept | None = None
+        for card in self.cards.values():
+            if not card.usable or card.kept_for is not None or (request.memory or 0) > card.memory:
+                continue
+            gone: list[Holding] = []
+            at = now
+            for held in sorted(self.on[card.id], key=lambda h: h.ends):
+                gone.append(held)
+                at = max(now, held.ends)
+                if self.fits(request, card.id, without=gone):
+                    break
+            if best is None or at < best.at:
+                best = Kept(request, card.id, at)
+        return best
+
+    def _spares(self, kept: Kept, request: Request, now: float) -> bool:
+        """Whether the head of the queue begins no later if this run starts on its device."""
+        head = kept.request
+        if head.run == request.run or now + request.seconds <= kept.at < math.inf:
+            return True
+        leave = [held for held in self.on[kept.card] if held.ends <= kept.at]
+        return head.memory is not None and self.fits(request, kept.card, without=leave, beside=head.memory)
+
+    def _key(self, line: Line) -> tuple[float, ...]:
+        request = self.lines[line][0]
+        share = self.scene.share(request.team)
+        over = (self.running[request.team] - share.guaranteed) / share.weight
+        used = self.scene.person(request.user).used + self.charged[request.user]
+        return (not self.inside(request), CLASSES.index(request.priority), over, used, request.submitted, request.run)
+
+    def _push(self, line: Line) -> None:
+        self.version[line] += 1
+        if self.lines[line]:
+            heapq.heappush(self.heap, (self._key(line), self.version[line], line))
+
+    def _pop(self) -> Line | None:
+        while self.heap:
+            _, version, line = heapq.heappop(self.heap)
+            if version == self.version[line]:
+                return line
+        return None
+
+    def _touch(self, team: int) -> None:
+        """A team's place in the order has changed."""
+        for line in self.lines_of[team]:
+            self._push(line)
+
+    def in_order(self) -> Iterator[Request]:
+        """Whoever waits, in the order in which they are looked at now."""
+        keyed = sorted((self._key(line), line) for line, requests in self.lines.items() if requests)
+        heads = [(key, 0, line) for key, line in keyed]
+        heapq.heapify(heads)
+        while heads:
+            key, at, line = heapq.heappop(heads)
+            yield self.lines[line][at]
+            if at + 1 < len(self.lines[line]):
+                following = self.lines[line][at + 1]
+                later = (key[0], CLASSES.index(following.priority), key[2], key[3], following.submitted, following.run)
+                heapq.heappush(heads, (later, at + 1, line))

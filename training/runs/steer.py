@@ -1,0 +1,103 @@
+"""What people do to the queue: move their own runs up, change a run's class or pool; and what a launch is refused for at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from training.errors import Conflict, NotAllowed, UserError
+from training.gpus import audit
+from training.gpus.explain import words
+from training.gpus.ledger import used_by_run
+from training.gpus.models import PersonalQuota, Pool
+from training.gpus.picture import scene_of
+from training.gpus.scene import NOBODY, Request
+from training.gpus.scheduler import Scheduler
+from training.people.models import Team, User
+from training.runs import doorbell, queue
+from training.runs.models import Run
+from training.runs.states import Priority, State
+
+
+def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None) -> None:
+    """Refuse a run that could never start: too large for every device or for its team's quota, or one too many in the queue.
+
+    Raises:
+        UserError: it can never fit; the sentence has the numbers.
+        Conflict: the person has as many runs in the queue as they may.
+    """
+    quota = PersonalQuota.objects.filter(user=user).exclude(queued=None).first()
+    queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
+    if quota is not None and queued >= (quota.queued or 0):
+        raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
+    pool = queue.default_pool()
+    if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
+        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]))
+
+
+def refuse_never(pool: Pool, request: Request) -> None:
+    """Raises UserError: no device of the pool, or no quota, would ever take it."""
+    scene = scene_of(pool, timezone.now(), [], {})
+    barrier = Scheduler(scene).never(request)
+    if barrier is not None:
+        raise UserError(
+            f"This run can never start in {pool}: it {words(barrier, scene)} "
+            "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."
+        )
+
+
+def refuse_overdue(user: User, run: Run) -> None:
+    """Raises NotAllowed: the run has held devices for as long as it may; only an admin lets it go on."""
+    longest = queue.longest_of(run)
+    if longest is not None and not user.is_superuser and used_by_run(run.pk) >= longest.total_seconds():
+        hours = longest.total_seconds() / 3600
+        raise NotAllowed(f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to let it go on.")
+
+
+def move_up(run: Run) -> None:
+    """To the front of its owner's own waiting runs; it passes nobody else's.
+
+    Raises:
+        Conflict: it does not wait.
+    """
+    changed = Run.objects.filter(pk=run.pk, state=State.QUEUED)
+    if not changed.update(moved_up_at=timezone.now(), revision=F("revision") + 1):
+        raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
+    doorbell.show(run.pk)
+
+
+def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
+    """Raises NotAllowed: `urgent` is granted by admins; UserError: there is no such class."""
+    if priority not in Priority.values:
+        raise UserError(f"priority must be one of {', '.join(Priority.values)}.", field="priority")
+    if Priority.URGENT in (priority, run.priority) and not user.is_superuser:
+        raise NotAllowed("Only an admin makes a run urgent, or takes that back.")
+    if priority == run.priority:
+        return
+    with transaction.atomic():
+        Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
+        audit.note(
+            user,
+            "class",
+            f"run {run.pk}",
+            team=run.team,
+            change=({"priority": run.priority}, {"priority": priority}),
+            reason=reason,
+        )
+    doorbell.show(run.pk)
+
+
+def change_pool(user: User, run: Run, pool: Pool) -> None:
+    """Let a waiting run wait for other devices.
+
+    Raises:
+        Conflict: it does not wait.
+        UserError: it can never fit there.
+    """
+    refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, run.forecast.get("peak")))
+    if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(pool=pool, waits={}, revision=F("revision") + 1):
+        raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
+    doorbell.show(run.pk)
