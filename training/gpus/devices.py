@@ -16,6 +16,7 @@ from training.gpus import audit
 from training.gpus.models import Condition, Device, Host, Pool
 
 GONE_AFTER = timedelta(seconds=30)  # six reports
+FRESH_FOR = timedelta(seconds=15)
 BUSY_SHARE = 0.05
 LEFT_OVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
 PATIENCE = timedelta(seconds=30)  # for the driver to take memory back
@@ -104,6 +105,12 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
             if device.condition != Condition.MISSING:
                 device.condition, device.changed_at = Condition.MISSING, timezone.now()
                 device.save()
+
+
+def report_if_old() -> None:
+    """Whoever is about to train here says first what is here, if nobody has lately."""
+    if not Host.objects.filter(name=host_name(), reported_at__gt=Now() - FRESH_FOR).exists():
+        report()
 
 
 def pool_of(kind: str) -> Pool:

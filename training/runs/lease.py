@@ -19,7 +19,7 @@ import psutil
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from training.gpus.devices import host_name
+from training.gpus.devices import host_name, report_if_old
 from training.gpus.models import Allocation
 from training.runs import queue
 from training.runs.models import Run
@@ -65,6 +65,7 @@ def claim(run_id: int) -> Lease | None:
     if here.filter(orphaned()).update(**taken):
         return Lease(run_id, token)
     if not here.exists():
+        report_if_old()
         queue.look_once(but=run_id)
     changed = here.filter(state=State.QUEUED, lease_token="").update(state=State.STARTING, phase="starting the engine", **taken)
     return Lease(run_id, token) if changed else None
