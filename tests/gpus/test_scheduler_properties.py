@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +36,10 @@ SHARES = {team: Share(f"team {team}", guaranteed=1) for team in TEAMS}
 class Watched(SimulatedPool):
     """Looks at every admission while it happens."""
 
+    def __init__(self, scene):
+        self.numbers = count(1)
+        super().__init__(scene)
+
     def look(self):
         held = defaultdict(int)
         for _, holding in self.running.values():
@@ -67,7 +71,7 @@ def act(pool, work, step):
     kind, *values = step
     if kind == "submit":
         team, user, memory, priority, seconds, guess = values
-        run = len(work) + 1
+        run = next(pool.numbers)
         work[run] = seconds
         pool.submit(Request(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds)
     elif kind == "wait":
