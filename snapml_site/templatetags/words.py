@@ -137,7 +137,8 @@ def when(waits: dict[str, Any]) -> str:
     late = max(soon, latest - now)
     if late < 60:
         return "within a minute"
-    return f"in {duration(soon)} to {duration(late)}"
+    (first, *unit), (_, *other) = duration(soon).split(" ", 1), duration(late).split(" ", 1)
+    return f"in {first if unit == other else duration(soon)} to {duration(late)}"
 
 
 @register.filter

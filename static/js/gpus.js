@@ -15,6 +15,7 @@ const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 function figure({ begin, end, rows }) {
   const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) => b.localeCompare(a, undefined, { numeric: true }));
   const teams = [...new Set(rows.map((row) => row.team))].sort();
+  const first = Math.min(...rows.map((row) => row.from)); // what was before anything happened is not shown
   const traces = teams.slice(0, MOST_TEAMS).map((team, number) => {
     const mine = rows.filter((row) => row.team === team);
     return {
@@ -36,9 +37,9 @@ function figure({ begin, end, rows }) {
     hovermode: "closest",
     barmode: "overlay",
     bargap: 0.25,
-    height: 90 + ROW * devices.length,
-    margin: { l: 8, r: 8, t: 8, b: 36 },
-    xaxis: { ...axisLook(), type: "date", range: [clock(begin), clock(end)] },
+    height: 110 + ROW * devices.length,
+    margin: { l: 8, r: 8, t: 8, b: 48 },
+    xaxis: { ...axisLook(), type: "date", range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)], nticks: box.clientWidth / 110, tickangle: 0 },
     yaxis: { ...axisLook(), automargin: true, type: "category", categoryorder: "array", categoryarray: devices, fixedrange: true },
     showlegend: teams.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
@@ -70,3 +71,7 @@ span.addEventListener("change", () => {
 });
 document.addEventListener("theme", draw);
 setInterval(() => document.hidden || draw(), 15000);
+
+// The tables renew themselves, but not under somebody's hands.
+const busy = () => document.hidden || document.querySelector("#gpus :focus, #gpus details[open]");
+setInterval(() => busy() || window.htmx?.trigger("#gpus", "renew"), 5000);

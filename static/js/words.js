@@ -17,6 +17,9 @@ export function duration(seconds) {
 export const loss = (value) => (value == null ? "–" : value.toFixed(3));
 export const whole = (value) => value.toLocaleString("en-US");
 
+// "3" of "3 min", where the other has the same unit.
+const shorter = (one, other) => (one.split(" ").slice(1).join() === other.split(" ").slice(1).join() ? one.split(" ")[0] : one);
+
 // The range in which a waiting run should start, from now.
 export function startWords(waits) {
   if (!waits?.at) return "";
@@ -24,5 +27,5 @@ export function startWords(waits) {
   const soon = Math.max(0, waits.earliest - Date.now() / 1000);
   if (waits.latest == null) return soon > 60 ? `Should start not before ${duration(soon)}` : "Should start: nobody can tell yet";
   const late = Math.max(soon, waits.latest - Date.now() / 1000);
-  return late < 60 ? "Should start within a minute" : `Should start in ${duration(soon)} to ${duration(late)}`;
+  return late < 60 ? "Should start within a minute" : `Should start in ${shorter(duration(soon), duration(late))} to ${duration(late)}`;
 }

@@ -62,3 +62,12 @@ def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
     assert sorted(row for packed in sequences for row in packed) == list(range(1000))
     assert all(sum(LENGTHS[row] for row in packed) <= 128 for packed in sequences)
     assert sum(LENGTHS) / (128 * len(sequences)) > 0.95
+
+
+def test_parts_of_a_batch_leave_every_row_in_its_step():
+    whole = plan_steps(LENGTHS, config(512, accumulation=2))
+    parted = plan_steps(LENGTHS, config(512, accumulation=2, batch_parts=3))
+    assert len(parted.steps) == len(whole.steps)
+    for one, other in zip(whole.steps, parted.steps, strict=True):
+        assert [row for batch in one for row in batch] == [row for batch in other for row in batch]
+        assert max(len(batch) for batch in other) <= -(-max(len(batch) for batch in one) // 3)

@@ -323,3 +323,31 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
     assert train(folder)[0] == 0
     assert [e["step"] for e in tiny.events(folder) if e["kind"] == "step"] == steps
     assert read_result(folder).step == steps[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_parts": 2}, {"gradient_checkpointing": True}, {"max_length": 40}, {"optimizer": "adamw_8bit"}, {"method": "qlora"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(tiny_run, engine_here, change):
+    folder = tiny_run(max_steps=4, save_interval=2)
+    assert engine_here([str(folder)]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_steps": 8, **change}))
+    (folder / "result.json").unlink()
+    assert engine_here([str(folder)]) == 0
+    events = tiny.events(folder)
+    resumed = next(event for event in events if event["kind"] == "resume")
+    steps = [event["step"] for event in events if event["kind"] == "step"]
+    assert (resumed["step"], steps) == (4, list(range(1, 9)))
+    told = [event["text"] for event in events if event["kind"] == "log"]
+    assert any("the optimizer begins anew" in text for text in told) is ("optimizer" in change)
+
+
+def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, batch_parts=2)
+    assert train(folder)[0] == 0
+    ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
+    for step, loss in ours.items():
+        assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)

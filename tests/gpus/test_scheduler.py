@@ -190,7 +190,7 @@ def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
     made.submit(ask(81, VISION, memory=None), 100)
     made.submit(ask(82, user=9, memory=3 * GB, seconds=5000), 100)
     place, words_of_head = reason(made, 81)
-    assert place == 1 and "needs the whole of one of the 1 devices in simulated, and all are in use" in words_of_head
+    assert place == 1 and "needs a whole device, and the one device of simulated is in use" in words_of_head
     assert "kept for run 81" in reason(made, 82)[1]
 
 

@@ -78,7 +78,7 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
     queue.look()
     now = timezone.now().timestamp()
     assert (waits(second)["place"], waits(third)["place"], waits(third)["of"]) == (1, 2, 2)
-    assert "one of the 1 devices in CPU, and all are in use" in waits(second)["reason"]
+    assert "and the one device of CPU is in use" in waits(second)["reason"]
     assert 590 < waits(second)["earliest"] - now < 610
     assert 890 < waits(second)["latest"] - now < 910
     assert waits(third)["latest"] is None  # nobody knows yet how long such a run takes

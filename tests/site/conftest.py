@@ -35,6 +35,7 @@ def things(run, base_model, data, alice, device):
         "webhook_id": Webhook.objects.create(user=alice, url="https://example.com/x", secret="s").pk,
         "device_id": device.pk,
         "pool_id": device.pool_id,
+        "name": "halve",
         "key": "smart_home",
         "username": "bob",
     }

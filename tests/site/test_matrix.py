@@ -68,6 +68,8 @@ MATRIX = {
     "get /runs/queue": ALL,
     "post /runs/queue/dry-run/{pool_id}": ADMIN,
     "post /runs/{run_id}/up": CHANGE,
+    "get /runs/{run_id}/ways": LOOK,
+    "post /runs/{run_id}/ways/{name}": CHANGE,
     "post /runs/{run_id}/class": CHANGE,
     "post /runs/{run_id}/pool": CHANGE,
     "get /runs/{run_id}": LOOK,

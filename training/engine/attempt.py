@@ -106,11 +106,7 @@ class Attempt:
         if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             return Outcome.DISK, f"{error} Free some space, then go on from the checkpoint."
         if isinstance(error, torch.OutOfMemoryError):
-            return (
-                Outcome.MEMORY,
-                f"The device ran out of memory at step {step + 1}, while {self.phase}. Lower tokens_per_batch and raise "
-                "accumulation by the same factor, or switch on gradient checkpointing.",
-            )
+            return Outcome.MEMORY, f"Out of memory at step {step}, while {self.phase}."
         return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
 
     def result(self, outcome: Outcome, message: str) -> Result:

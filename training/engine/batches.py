@@ -35,15 +35,25 @@ class Plan:
 def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
     """Group the rows of each epoch into batches, and batches into steps of `accumulation` batches.
 
-    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge.
+    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `batch_parts` cuts each batch and moves
+    no row to another step, so a run may go on with more parts from any checkpoint.
     """
     steps: list[list[Batch]] = []
     epoch = 0
     while epoch < config.epochs if not config.max_steps else len(steps) < config.max_steps:
         batches = epoch_batches(lengths, config, epoch)
-        steps += [batches[i : i + config.accumulation] for i in range(0, len(batches), config.accumulation)]
+        steps += [
+            [part for batch in batches[i : i + config.accumulation] for part in parts_of(batch, config.batch_parts)]
+            for i in range(0, len(batches), config.accumulation)
+        ]
         epoch += 1
     return Plan(steps[: config.max_steps or None], epoch)
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """A batch in at most `count` parts, as equal as can be; a part has one sequence at least."""
+    size = -(-len(batch) // count)
+    return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
 def epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:

@@ -57,7 +57,7 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
         aside.mkdir()
         weights.write_weights(trained.model, aside, trained.start)
         save_file(state_tensors(trained), aside / STATE[0])
-        (aside / STATE[1]).write_text(json.dumps({"step": step, **facts}))
+        (aside / STATE[1]).write_text(json.dumps({"step": step, "optimizer": kind_of(trained.optimizer), **facts}))
         files = sorted(path for path in aside.iterdir())
         for path in files:
             sync(path)
@@ -84,18 +84,27 @@ def state_tensors(trained: Trained) -> dict[str, Tensor]:
 
 
 def load(folder: Path, trained: Trained) -> dict[str, Any]:
-    """Put weights, optimizer and random state back as they were; returns the facts given to `save`, and `step`."""
+    """Put weights, optimizer and random state back as they were; returns the facts given to `save`, and `step`.
+
+    `restarted`: the checkpoint is of another kind of optimizer, so this one begins with the weights alone.
+    """
     tensors = load_file(folder / STATE[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW)}
     weights.read_weights(trained.model, folder, raw)
-    kept = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items() if name.startswith(OPTIMIZER)}
-    optimizers.put_back(trained.optimizer, kept)
+    facts: dict[str, Any] = json.loads((folder / STATE[1]).read_text())
+    facts["restarted"] = facts.pop("optimizer") != kind_of(trained.optimizer)
+    if not facts["restarted"]:
+        kept = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items() if name.startswith(OPTIMIZER)}
+        optimizers.put_back(trained.optimizer, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     for index in range(torch.cuda.device_count()):
         if f"rng.cuda:{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda:{index}"], index)
-    facts: dict[str, Any] = json.loads((folder / STATE[1]).read_text())
     return facts
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    return type(optimizer).__name__
 
 
 def newest_whole(run_dir: Path) -> Path | None:

@@ -65,6 +65,13 @@ class RunConfig(TechniqueSettings):
     accumulation: int = setting(
         1, "Batches added up before one optimizer step.", usual="1 to 16", advanced=True, within=(1, 1024)
     )
+    batch_parts: int = setting(
+        1,
+        "Sends each batch through the model in so many parts, one after the other: the same step, less memory, a little slower.",
+        usual="1",
+        advanced=True,
+        within=(1, 4096),
+    )
     max_length: int = setting(512, "Longer rows are cut off at this many tokens.", usual="256 to 4096", within=(8, 131_072))
     packing: bool = setting(
         False,
@@ -87,6 +94,12 @@ class RunConfig(TechniqueSettings):
     )
     gradient_checkpointing: bool = setting(
         False, "Computes activations twice to save memory; about a third slower.", usual="off", advanced=True
+    )
+    recover: bool = setting(
+        False,
+        "When memory runs out, halves what goes through the model at once and goes on from the last checkpoint by itself.",
+        usual="off",
+        advanced=True,
     )
     seed: int = setting(
         0, "The same seed, data and machine give the same losses to the bit.", advanced=True, within=(0, 2**31 - 1)
@@ -168,6 +181,11 @@ class RunConfig(TechniqueSettings):
         if self.optimizer != "auto":
             return self.optimizer
         return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw"
+
+    @property
+    def accumulates(self) -> bool:
+        """Do gradients of several passes add up before a step?"""
+        return self.accumulation > 1 or self.batch_parts > 1
 
     @property
     def tunes(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine.batches import Batch, fill
+from training.engine.batches import Batch, fill, parts_of
 from training.engine.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
 from training.engine.session import Event, Session
 
@@ -59,7 +59,8 @@ def heldout(session: Session) -> Iterator[Event]:
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
     order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
-    batches = fill([(row,) for row in order], [len(row) for row in session.heldout], session.config)
+    filled = fill([(row,) for row in order], [len(row) for row in session.heldout], session.config)
+    batches = [part for batch in filled for part in parts_of(batch, session.config.batch_parts)]
     total = 0.0
     with evaluating(session.model):
         for batch in batches:

@@ -123,7 +123,7 @@ class FakeRun:
         self.storages.begin()
         ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
         labels = FixedLabels(shape)
-        for _ in range(2 if self.config.accumulation > 1 else 1):
+        for _ in range(2 if self.config.accumulates else 1):
             self.storages.enter("forward", "activations")
             self.model.train()
             loss = self.loss(ids, labels)

@@ -175,6 +175,9 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
     if newest is not None:
         facts = checkpoint.load(newest, session.trained())
         session.step = session.saved_step = facts.pop("step")
+        if facts.pop("restarted"):
+            words = "The checkpoint is of another optimizer: the weights go on, and the optimizer begins anew."
+            yield "log", {"level": "warning", "text": words}
         for name, value in facts.items():
             setattr(session, name, value)
     elif session.config.init_weights in ("eva", "loftq"):

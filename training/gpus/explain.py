@@ -22,9 +22,11 @@ def team_words(facts: Facts) -> str:
 
 
 def full(facts: Facts, scene: Scene) -> str:
-    need = f"needs {gigabytes(facts['needs'])} on" if facts["needs"] else "needs the whole of"
-    idle = f"; {facts['idle']} idle, none large enough" if facts["idle"] else ", and all are in use" if facts["devices"] else ""
-    return f"{need} one of the {facts['devices']} devices in {scene.pool}{idle}{team_words(facts)}."
+    need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
+    if facts["devices"] == 1:
+        return f"needs {need}, and the one device of {scene.pool} is in use{team_words(facts)}."
+    idle = f"{facts['idle']} have too little room" if facts["idle"] else "all of them are in use"
+    return f"needs {need} on one of the {facts['devices']} devices of {scene.pool}; {idle}{team_words(facts)}."
 
 
 def kept(facts: Facts, scene: Scene) -> str:

@@ -19,6 +19,8 @@ TITLES = {
     "eval_interval": "Evaluate every",
     "eval_rows": "Held-out rows",
     "exact_rows": "Answers compared",
+    "batch_parts": "Parts of a batch",
+    "recover": "Recover by itself",
     "save_interval": "Save every",
     "max_steps": "Most steps",
     "warmup_ratio": "Warm-up share",
@@ -43,10 +45,10 @@ TITLES = {
 }
 GROUPS = (
     ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
-    ("Batches", ("batch_by", "rows_per_batch", "accumulation", "packing")),
+    ("Batches", ("batch_by", "rows_per_batch", "accumulation", "batch_parts", "packing")),
     ("Schedule", ("optimizer", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
     ("Measuring and saving", ("eval_interval", "eval_rows", "exact_rows", "save_interval", "early_stopping", "final_weights")),
-    ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "seed", "threads")),
+    ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "recover", "seed", "threads")),
 )
 
 

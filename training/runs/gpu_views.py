@@ -15,8 +15,8 @@ from training.gpus import quotas, usage
 from training.gpus.devices import is_gone
 from training.gpus.models import Allocation, Device, Pool
 from training.people.requests import SignedIn, number
-from training.people.visible import get_changeable
-from training.runs import steer
+from training.people.visible import get_changeable, get_visible
+from training.runs import queue, steer, ways_on
 from training.runs.models import Run
 from training.runs.states import Priority, State
 
@@ -120,6 +120,23 @@ def change_pool(request: SignedIn, run_id: int) -> HttpResponse:
     if pool is None:
         raise NotFound("There is no such pool.", field="pool")
     steer.change_pool(request.user, run, pool)
+    return redirect("run", run_id)
+
+
+def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
+    """What a run that ran out of memory can go on with, each with its forecast; laws that are missing are made (seconds)."""
+    run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
+    pool = run.pool or queue.default_pool()
+    total = max((device.total_bytes for device in pool.devices.all()), default=0) if pool else 0
+    rows = [(way, way.memory["peak"] <= total if way.memory and total else None) for way in ways_on.ways_of(run)]
+    mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
+    return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine})
+
+
+@require_POST
+def go_on_with(request: SignedIn, run_id: int) -> HttpResponse:
+    run = get_changeable(Run, request.user, run_id, "base_model", "data__dataset")
+    ways_on.go_on_with(request.user, run, request.POST.get("way", ""))
     return redirect("run", run_id)
 
 

@@ -25,6 +25,7 @@ from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
 from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
+from training.runs.ways import nearest
 
 MAX_NAME = 120
 # What the launch form may not say: the run's place on the disk is SnapML's business.
@@ -70,7 +71,7 @@ def launch_run(
     team = team_of(user, data)
     memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
     with transaction.atomic():
-        steer.refuse_hopeless(user, team, memory)
+        steer.refuse_hopeless(user, team, memory, lambda most: nearest(config, base_model, data, most))
         run = Run.objects.create(
             owner=user,
             team=team,
@@ -188,6 +189,7 @@ def continue_run(user: User, run: Run) -> Run:
             state=State.QUEUED,
             wish=Wish.RUN,
             message="",
+            failure="",
             deaths=0,
             not_before=None,
             finished_at=None,

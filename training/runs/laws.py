@@ -55,7 +55,7 @@ def key_of(folder: Path, config: RunConfig, device: str) -> str:
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
     told = {name: getattr(config, name) for name in sorted(names)} | {"optimizer": config.optimizer_on(device)}
-    told |= {"accumulates": config.accumulation > 1, "beyond": isinstance(window, int) and config.max_length > window}
+    told |= {"accumulates": config.accumulates, "beyond": isinstance(window, int) and config.max_length > window}
     whole = json.dumps([EDITION, device, told, text], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 

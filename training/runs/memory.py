@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from training.catalog.models import BaseModel
-from training.engine.batches import epoch_batches, length_of
+from training.engine.batches import epoch_batches, length_of, parts_of
 from training.engine.config import RunConfig
 from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
 from training.runs.device import device_kind, device_name
@@ -36,6 +36,7 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
     """Every batch that one epoch makes; of data that nobody has measured, the largest that the settings allow."""
     if found is None or not found.measured:
         rows = config.rows_per_batch if config.batch_by == "rows" else max(1, config.tokens_per_batch // config.max_length)
+        rows = -(-rows // config.batch_parts)
         return [Shape(rows, config.max_length, rows * config.max_length)]
     kept = found.kept(config.max_length)
     trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
@@ -45,7 +46,8 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
             max(length_of(packed, kept) for packed in batch),
             sum(trained[row] for packed in batch for row in packed),
         )
-        for batch in epoch_batches(kept, replace(config, epochs=1), 0)
+        for whole in epoch_batches(kept, replace(config, epochs=1), 0)
+        for batch in parts_of(whole, config.batch_parts)
     }
     return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]
 

@@ -14,8 +14,8 @@ from training.people.models import User
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.teams import get_team
-from training.people.visible import get_changeable
-from training.runs import dry_run, listing, steer
+from training.people.visible import get_changeable, get_visible
+from training.runs import dry_run, listing, steer, ways_on
 from training.runs.models import Run
 from training.runs.schemas import RunOut
 from training.runs.states import Priority, State
@@ -47,6 +47,13 @@ class ClassIn(Schema):
 class PoolIn(Schema):
     model_config = ConfigDict(extra="forbid")
     pool: Annotated[int, Field(ge=0, le=2**53)]
+
+
+class WayOut(Schema):
+    name: str
+    words: str
+    changes: dict[str, Any]
+    peak_bytes: int | None = Field(description="null: the step has not been simulated")
 
 
 class MovedOut(Schema):
@@ -99,6 +106,20 @@ def try_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> list[dict[str, 
         {"run": row.run.pk, "name": row.run.name, "was_seconds": row.was, "will_seconds": row.will}
         for row in dry_run.quota_edit(checked)
     ]
+
+
+@router.get("/{int:run_id}/ways", response=list[WayOut])
+def list_ways(request: SignedIn, run_id: int) -> list[dict[str, Any]]:
+    """Changes with which a run that ran out of memory may go on, those that cost least first, with their forecasts."""
+    run = get_visible(Run, request.user, run_id, *RELATED)
+    found = ways_on.ways_of(run)
+    return [{**vars(way), "peak_bytes": way.memory["peak"] if way.memory else None} for way in found]
+
+
+@router.post("/{int:run_id}/ways/{name}", response=RunOut)
+def go_on_with(request: SignedIn, run_id: int, name: str) -> Run:
+    """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
+    return ways_on.go_on_with(request.user, get_changeable(Run, request.user, run_id, *RELATED), name)
 
 
 @router.post("/{int:run_id}/up", response=RunOut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.db import transaction
@@ -22,11 +23,11 @@ from training.runs.models import Run
 from training.runs.states import Priority, State
 
 
-def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None) -> None:
+def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None, nearest: Callable[[int], str]) -> None:
     """Refuse a run that could never start: too large for every device or for its team's quota, or one too many in the queue.
 
     Raises:
-        UserError: it can never fit; the sentence has the numbers.
+        UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
         Conflict: the person has as many runs in the queue as they may.
     """
     quota = PersonalQuota.objects.filter(user=user).exclude(queued=None).first()
@@ -35,18 +36,16 @@ def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None
         raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
     pool = queue.default_pool()
     if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
-        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]))
+        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]), nearest)
 
 
-def refuse_never(pool: Pool, request: Request) -> None:
+def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: "") -> None:
     """Raises UserError: no device of the pool, or no quota, would ever take it."""
     scene = scene_of(pool, timezone.now(), [], {})
     barrier = Scheduler(scene).never(request)
     if barrier is not None:
-        raise UserError(
-            f"This run can never start in {pool}: it {words(barrier, scene)} "
-            "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."
-        )
+        most = int(barrier.facts.get("most", barrier.facts.get("largest", 0)))
+        raise UserError(f"This run can never start in {pool}: it {words(barrier, scene)} {nearest(most)}".strip())
 
 
 def refuse_overdue(user: User, run: Run) -> None:

@@ -23,7 +23,7 @@ from training.errors import UserError
 from training.gpus import reserve
 from training.gpus.devices import CPU
 from training.gpus.models import Allocation
-from training.runs import doorbell, endings, queue
+from training.runs import doorbell, endings, queue, ways_on
 from training.runs.engine_process import EngineProcess
 from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
@@ -36,6 +36,7 @@ LOOK_SECONDS = 0.25
 STOP_PATIENCE_SECONDS = 120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
 KILL_PATIENCE_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 16
+KILLED = "killed"
 
 log = logging.getLogger("snapml.runs")
 shutting_down = threading.Event()  # set by the worker program when it is told to end
@@ -186,7 +187,7 @@ class Watch:
         elif code == EXIT_CODES[Outcome.BUSY]:
             self.requeue("Another engine held this run's folder.")
         else:
-            self.requeue_after_death(run, endings.words_of_death(code))
+            self.requeue_after_death(run, endings.words_of_death(code), code)
 
     def conclude(self, run: Run, result: Result) -> None:
         state = endings.STATES[result.outcome]
@@ -201,26 +202,31 @@ class Watch:
                 State.FAILED,
                 Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}"),
             )
+        if result.outcome is Outcome.MEMORY and run.wish == Wish.RUN and (words := ways_on.recover(run)):
+            return self.requeue(f"{result.message} {words}", deaths=0)
         self.release(
             state=state,
+            failure=result.outcome if state == State.FAILED else "",
             message=endings.words_of_time(run) if run.wish == Wish.TIME and state == State.STOPPED else result.message,
             finished_at=Now(),
             heldout_loss=heldout,
             phase="",
         )
 
-    def requeue_after_death(self, run: Run, words: str) -> None:
+    def requeue_after_death(self, run: Run, words: str, code: int | None) -> None:
         """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress are a crash loop."""
         deaths = run.deaths + 1
         if deaths > settings.MAX_DEATHS:
             message = (
                 f"{words} {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
             )
-            self.release(state=State.FAILED, message=message, finished_at=Now(), phase="")
+            failure = KILLED if code == -signal.SIGKILL else Outcome.CRASHED
+            self.release(state=State.FAILED, failure=failure, message=message, finished_at=Now(), phase="")
             return
+        changed = ways_on.recover(run) if deaths > 1 and code == -signal.SIGKILL and run.wish == Wish.RUN else ""
         wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1))) if deaths > 1 else timedelta()
         self.requeue(
-            f"{words} at step {run.step}; going on from its last checkpoint.",
+            f"{words} at step {run.step}; going on from its last checkpoint. {changed}".strip(),
             deaths=deaths,
             not_before=Now() + wait,
         )

@@ -1,0 +1,50 @@
+"""Fifty people press Start at the same moment at the limit: exactly as many get a device as may."""
+
+import shutil
+import threading
+
+import pytest
+from django.db import connections
+
+from tests import tiny
+from training.gpus.devices import Reading, report
+from training.gpus.models import Allocation, Pool, Quota
+from training.people.models import User
+from training.runs import queue
+from training.runs.launch import launch_run
+from training.runs.models import Run
+
+THREADS, DEVICES, LIMIT = 50, 4, 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(alice, base_model, data, no_bell):
+    report([Reading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0) for number in range(DEVICES)])
+    Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, limit=LIMIT)
+    begin, admitted, faults = threading.Barrier(THREADS), [], []
+
+    def submit():
+        try:
+            user = User.objects.get(pk=alice.pk)
+            begin.wait()
+            launch_run(user, base_model=base_model, data=data, settings=tiny.SETTINGS)
+            admitted.extend(queue.admit())
+        except Exception as error:  # noqa: BLE001 told below, by the test's own thread
+            faults.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=submit) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        assert not faults
+        assert Run.objects.count() == THREADS
+        held = list(Allocation.objects.filter(released_at=None).values_list("device", "run_id"))
+        assert len(held) == len(admitted) == LIMIT
+        assert len({device for device, _ in held}) == LIMIT
+    finally:
+        for run in Run.objects.all():
+            shutil.rmtree(run.folder, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""Out of memory is a state to recover from: what can be changed, what each change needs, and going on from the checkpoint."""
+
+import json
+import signal
+
+import pytest
+
+from tests import tiny
+from training.engine.config import RunConfig
+from training.engine.outcome import Outcome, Result
+from training.errors import Conflict, UserError
+from training.runs import ways_on
+from training.runs.launch import launch_run
+from training.runs.lease import claim
+from training.runs.models import Run
+from training.runs.states import State
+from training.runs.supervise import Watch
+from training.runs.ways import nearest
+
+pytestmark = pytest.mark.django_db
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch):
+    """A law that knows rows and checkpointing only; true ones take seconds and are tested in test_memory.py."""
+    monkeypatch.setattr("training.runs.ways.kept_law", lambda _folder, config, _device: config)
+    monkeypatch.setattr("training.runs.ways_on.kept_law", lambda _folder, config, _device: config)
+    monkeypatch.setattr("training.runs.ways_on.law", lambda _folder, config, _device: config)
+    monkeypatch.setattr(
+        "training.runs.ways.memory_forecast",
+        lambda law, config, _found, _framework: {"peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts},
+    )
+
+
+def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
+    Run.objects.filter(pk=run.pk).update(config={**run.config, **config})
+    watch = Watch(claim(run.pk))
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
+    watch.engine = type("Gone", (), {"exit_code": code})()
+    if outcome:
+        Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(run.folder)
+    watch.end()
+    run.refresh_from_db()
+
+
+def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_forecasts(run):
+    ended(run)
+    assert (run.state, run.failure, run.message) == ("failed", "out_of_memory", "Out of memory at step 41, while evaluating.")
+    told = {way.name: (way.changes, way.memory["peak"]) for way in ways_on.ways_of(run)}
+    assert told["halve"] == ({"batch_parts": 2}, 8 * GB)
+    assert told["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
+    assert told["8-bit"][0] == {"optimizer": "adamw_8bit"}
+    assert told["qlora"][0] == {"method": "qlora"}
+
+
+def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, alice):
+    ended(run)
+    ways_on.go_on_with(alice, run, "halve")
+    run.refresh_from_db()
+    assert (run.state, run.failure, run.config["batch_parts"], run.forecast["peak"]) == ("queued", "", 2, 8 * GB)
+    written = json.loads((run.folder / "config.json").read_text())
+    assert written["batch_parts"] == 2
+    assert RunConfig.from_dict(written).model.endswith("tiny-llama")
+    assert not (run.folder / "result.json").exists()
+
+
+def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_changed(run, alice):
+    with pytest.raises(Conflict):
+        ways_on.go_on_with(alice, run, "halve")
+    ended(run)
+    with pytest.raises(UserError, match="cannot go on that way"):
+        ways_on.go_on_with(alice, run, "magic")
+
+
+def test_recover_by_itself_is_a_setting(run):
+    ended(run, recover=True)
+    assert (run.state, run.config["batch_parts"], run.deaths) == ("queued", 2, 0)
+    assert run.message.endswith("Goes on by itself from its last checkpoint with batch_parts 2.")
+    assert not (run.folder / "result.json").exists()
+
+
+def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(run, settings_of_deaths):
+    Run.objects.filter(pk=run.pk).update(deaths=1)
+    ended(run, code=-signal.SIGKILL, outcome=None, recover=True)
+    assert (run.state, run.config["batch_parts"]) == ("queued", 2)
+    assert "killed (SIGKILL" in run.message and "batch_parts 2" in run.message
+
+
+def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, settings_of_deaths, as_alice):
+    Run.objects.filter(pk=run.pk).update(deaths=3)
+    ended(run, code=-signal.SIGKILL, outcome=None)
+    assert (run.state, run.failure) == ("failed", "killed")
+    assert b"Ways on" in as_alice.get(f"/runs/{run.pk}").content
+    assert b"Go on so" in as_alice.get(f"/runs/{run.pk}/ways").content
+
+
+@pytest.fixture
+def settings_of_deaths(settings):
+    settings.MAX_DEATHS = 3
+
+
+def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(alice, base_model, data, device, no_bell, monkeypatch):
+    assert "batch_parts 2 it would need 8.0 GB" in nearest(RunConfig(), base_model, data, 10 * GB)
+    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(RunConfig(), base_model, data, 5 * GB)
+    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
+    with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)

@@ -1,0 +1,80 @@
+"""A run that ran out of memory goes on by a way of the ladder (ways.py): on a click, or by itself where `recover` says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+
+from training.engine.config import RunConfig
+from training.engine.files import write_atomically
+from training.engine.outcome import RESULT
+from training.errors import Conflict, UserError
+from training.people.models import User
+from training.runs import launch
+from training.runs.laws import kept_law, law
+from training.runs.measure import kept_lengths
+from training.runs.models import Run
+from training.runs.states import State
+from training.runs.ways import Way, changed_config, ways
+
+BY_ITSELF = ("halve", "checkpointing")  # what changes no result
+
+
+def ways_of(run: Run, *, wait: bool = True) -> list[Way]:
+    """The ways on for a run. `wait`: simulate what has not been (seconds each)."""
+    config = RunConfig.from_dict(run.config)
+    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    return ways(config, run.base_model, found, find=law if wait else kept_law)
+
+
+def go_on_with(user: User, run: Run, name: str) -> Run:
+    """Change the run's settings by one way of the ladder, and queue it again from its last checkpoint.
+
+    Raises:
+        UserError: it has no such way.
+        Conflict, NotAllowed: see `continue_run`.
+    """
+    with transaction.atomic():
+        change(run, name)
+        return launch.continue_run(user, run)
+
+
+def change(run: Run, name: str) -> Way:
+    """Write the changed settings to the row and to the folder's config.json, which the next attempt reads.
+
+    Raises:
+        UserError: it has no such way; Conflict: it runs.
+    """
+    if run.state not in (State.FAILED, State.STOPPED):
+        raise Conflict(f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is changed.")
+    way = next((way for way in ways_of(run, wait=False) if way.name == name), None)
+    if way is None:
+        raise UserError(f"{run.name} cannot go on that way; the run's page shows those that it has.", field="way")
+    config = changed_config(RunConfig.from_dict(run.config), way.changes)
+    put(run, config, way.memory)
+    return way
+
+
+def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
+    settings = launch.settings_of(config)
+    Run.objects.filter(pk=run.pk).update(config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1)
+    path = run.folder / "config.json"
+    places = {name: value for name, value in json.loads(path.read_text()).items() if name in launch.OWN_SETTINGS}
+    write_atomically(path, json.dumps(config.to_dict() | places, indent=1))
+    run.refresh_from_db()
+
+
+def recover(run: Run) -> str:
+    """What the supervisor does with a run whose memory ran out: change it, and say how it goes on; nothing if it has no way."""
+    if not run.config.get("recover"):
+        return ""
+    way = next((way for way in ways_of(run, wait=False) if way.name in BY_ITSELF), None)
+    if way is None:
+        return ""
+    put(run, changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
+    (run.folder / RESULT).unlink(missing_ok=True)
+    told = ", ".join(f"{name} {str(value).lower()}" for name, value in way.changes.items())
+    return f"Goes on by itself from its last checkpoint with {told}."
