@@ -37,6 +37,7 @@ READ_BACK = """
 import json, sys, django
 django.setup()
 from adapters.models import AdapterVersion
+from training.gpus.models import Allocation
 from training.runs.curves import read_curves
 from training.runs.models import Run
 from training.runs.stream import as_message, events_after
@@ -47,6 +48,7 @@ print(json.dumps({
     "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,
     "losses": {e["step"]: float(e["loss"]).hex() for e in events if e["kind"] == "step"},
     "points": read_curves(run.pk, ["loss"]).points,
+    "held": [[a.started_at.timestamp(), a.released_at and a.released_at.timestamp()] for a in Allocation.objects.order_by("started_at")],
     "sha256": adapter.files["adapter_model.safetensors"]["sha256"],
 }))
 """

@@ -53,6 +53,12 @@ PAGES = [
     "/models/1",
     "/adapters",
     "/account",
+    "/gpus",
+    "/quotas",
+    "/quotas/1/0",
+    "/quotas/pools/1",
+    "/quotas/people/alice",
+    "/audit",
     "/sweeps/1",
     "/runs/compare?run={run}&run=1",
 ]

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -75,6 +76,8 @@ def survive(tmp_path, model, kills):
             assert found["losses"] == losses
             assert found["points"] == SETTINGS["max_steps"]
             assert found["sha256"] == weights
+            assert all(one[1] is not None for one in found["held"])  # every device is given back
+            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]  # and none was held twice
     print(
         f"{done} kills {counts}, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit"
     )

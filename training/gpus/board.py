@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training.gpus.scene import Holding, Request, Scene
+from training.gpus.scene import Card, Holding, Request, Scene
 
 
 class Board:
@@ -22,12 +23,21 @@ class Board:
         self.background: dict[int, int] = defaultdict(int)
         self.of_user: dict[int, int] = defaultdict(int)
         self.committed: dict[tuple[str, int], float] = defaultdict(float)  # device-seconds that running runs will still take
+        self.open: list[tuple[int, int]] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
+        self.entry: dict[int, tuple[int, int]] = {}
+        self.known_ends: dict[int, dict[int | None, float]] = {}
+        usable = [card.memory for card in scene.cards if card.usable]
+        self.usable, self.busy = len(usable), 0  # devices
+        self.smallest, self.largest = min(usable, default=0), max((card.memory for card in scene.cards), default=0)
+        self.kept_by = {card.kept_for: card.id for card in scene.cards if card.kept_for is not None}
         for held in scene.holdings:
             self.take(held, since=scene.now)
-        self.open = {card.id for card in scene.cards if self.has_place(card.id)}
+        for card in scene.cards:
+            self.look_again(card.id)
 
     def take(self, held: Holding, since: float) -> None:
         """`since`: from when on its time is not in the ledger yet."""
+        self.busy += self.cards[held.card].usable and not self.on[held.card]
         self.on[held.card].append(held)
         self.where[held.run] = held
         counts = self.background if held.priority == "background" else self.running
@@ -42,6 +52,7 @@ class Board:
         """A run has left its device."""
         held = self.where.pop(run)
         self.on[held.card].remove(held)
+        self.busy -= self.cards[held.card].usable and not self.on[held.card]
         counts = self.background if held.priority == "background" else self.running
         counts[held.team] -= 1
         self.of_user[held.user] -= 1
@@ -62,18 +73,46 @@ class Board:
         taken = sum(held.memory or 0 for held in there) + beside
         return len(there) + bool(beside) < self.scene.most_a_card and taken + request.memory <= self.cards[card].memory
 
-    def smallest(self) -> int:
-        return min((card.memory for card in self.scene.cards if card.usable), default=0)
-
     def tell_to_leave(self, card: int, victims: Iterable[Holding], keep_for: int) -> None:
         going = set(victims)
         self.on[card] = [replace(held, leaving=True) if held in going else held for held in self.on[card]]
         self.where |= {held.run: held for held in self.on[card]}
         self.cards[card] = replace(self.cards[card], kept_for=keep_for)
+        self.kept_by[keep_for] = card
         self.look_again(card)
 
+    def free_at(self, request: Request, card: Card) -> float:
+        """When enough of the runs on a device should have ended for this one. Kept until the device changes."""
+        known = self.known_ends[card.id]
+        if request.memory not in known:
+            known[request.memory] = self._free_at(request, card)
+        return known[request.memory]
+
+    def _free_at(self, request: Request, card: Card) -> float:
+        there = sorted(self.on[card.id], key=lambda held: held.ends)
+        if request.memory is None or self.scene.most_a_card == 1:
+            return there[-1].ends
+        room, left = self.room(card.id), len(there)
+        for held in there:
+            room, left = room + (held.memory or card.memory), left - 1
+            if room >= request.memory and left < self.scene.most_a_card:
+                return held.ends
+        return math.inf
+
     def look_again(self, card: int) -> None:
-        (self.open.add if self.has_place(card) else self.open.discard)(card)
+        """Put a device where it belongs among the open ones, or take it out."""
+        self.known_ends[card] = {}
+        old = self.entry.pop(card, None)
+        if old is not None:
+            del self.open[bisect.bisect_left(self.open, old)]
+        if self.has_place(card):
+            self.entry[card] = (self.room(card), card)
+            bisect.insort(self.open, self.entry[card])
+
+    @property
+    def most_room(self) -> int:
+        """Bytes on the emptiest device."""
+        return self.open[-1][0] if self.open else -1
 
     def has_place(self, card: int) -> bool:
         there = self.on[card]

@@ -74,7 +74,7 @@ def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
     """What would let it start sooner, as far as this scene shows."""
     if barrier.why in SOONER:
         return SOONER[barrier.why]
-    room = max((scheduler.room(card) for card in scheduler.open), default=0)
+    room = scheduler.most_room
     if barrier.why in ("full", "kept") and request.memory and 0 < room < request.memory and scheduler.scene.most_a_card > 1:
         return f"With at most {gigabytes(room)} it would fit beside another run now."
     if request.priority == "background":

@@ -7,6 +7,7 @@ others start there only if they end before it can begin, or fit beside it.
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections import defaultdict
@@ -45,19 +46,23 @@ class Scheduler(Board):
             line = (request.team, request.user)
             self.lines[line].append(request)
             self.lines_of[request.team].add(line)
+        self.needs = sorted(self.need(request) for request in scene.waiting)
         for line, requests in self.lines.items():
             requests.sort(key=lambda r: r.rank)
             self._push(line)
 
     # -- one pass
 
-    def admit(self, now: float, *, evict: bool = True) -> Decision:
-        """Start what may start at `now`. With `evict`, say who must make room for runs inside their team's guarantee."""
+    def admit(self, now: float, *, evict: bool = True, depth: int = MOST_EXAMINED) -> Decision:
+        """Start what may start at `now`; at most `depth` runs that find no device are looked at.
+
+        With `evict`, say who must make room for runs inside their team's guarantee.
+        """
         made = Decision()
         self.kept = None
         aside: list[Line] = []
         looked = 0
-        while self.heap and looked < MOST_EXAMINED and (self.open or evict) and not self.scene.held:
+        while self.heap and looked < depth and (evict or self.somebody_fits()) and not self.scene.held:
             line = self._pop()
             if line is None:
                 break
@@ -73,21 +78,27 @@ class Scheduler(Board):
                     barrier = self._no_room(request, now, made, evict)
                     looked += 1
                 made.barriers[request.run] = barrier
-                if barrier.why.startswith(("team", "user")) or looked >= MOST_EXAMINED:
+                if barrier.why.startswith(("team", "user")) or looked >= depth:
                     break  # none of this line can start
         for line in aside:
             self._push(line)
         return made
+
+    def somebody_fits(self) -> bool:
+        """Whether the smallest of those who wait finds room on the emptiest device; without, a pass has nothing to do."""
+        return bool(self.needs) and self.needs[0] <= self.most_room
 
     def start(self, request: Request, card: int, now: float) -> Holding:
         held = Holding(
             request.run, card, request.team, request.user, now, request.memory, request.priority, now + request.seconds
         )
         self.lines[request.team, request.user].remove(request)
+        del self.needs[bisect.bisect_left(self.needs, self.need(request))]
         self.take(held, since=now)
         self.charged[request.user] += request.seconds if request.seconds < math.inf else 3600.0  # the entry is charged at once
         if self.cards[card].kept_for == request.run:
             self.cards[card] = replace(self.cards[card], kept_for=None)
+            del self.kept_by[request.run]
         self.look_again(card)
         self._touch(request.team)
         return held
@@ -117,12 +128,11 @@ class Scheduler(Board):
     def never(self, request: Request) -> Barrier | None:
         """What would forbid it on an empty pool, too."""
         most = self.scene.share(request.team).most_memory
-        largest = max((card.memory for card in self.scene.cards), default=0)
-        need = request.memory if request.memory is not None else min(largest, self.smallest())
+        need = self.need(request)
         if most is not None and need > most:
             return Barrier("most_memory", {"needs": need, "most": most})
-        if self.scene.cards and need > largest:
-            return Barrier("never_fits", {"needs": need, "largest": largest})
+        if self.scene.cards and need > self.largest:
+            return Barrier("never_fits", {"needs": need, "largest": self.largest})
         return None
 
     def inside(self, request: Request) -> bool:
@@ -131,23 +141,24 @@ class Scheduler(Board):
 
     def place(self, request: Request, now: float) -> int | None:
         """The device with the least room left that takes this run."""
-        best: tuple[int, int] | None = None
-        for card in self.open:
-            if self.cards[card].kept_for not in (None, request.run) or not self.fits(request, card):
+        mine = self.kept_by.get(request.run)
+        if mine is not None:
+            return mine if self.fits(request, mine) else None
+        for _, card in self.open[bisect.bisect_left(self.open, (self.need(request), -1)) :]:
+            if self.cards[card].kept_for is not None or not self.fits(request, card):
                 continue
-            if self.cards[card].kept_for == request.run:
+            if self.kept is None or self.kept.card != card or self._spares(self.kept, request, now):
                 return card
-            if self.kept is not None and self.kept.card == card and not self._spares(self.kept, request, now):
-                continue
-            rest = self.room(card)
-            if best is None or (rest, card) < best:
-                best = (rest, card)
-        return best[1] if best else None
+        return None
+
+    def need(self, request: Request) -> int:
+        """Room that it needs at least; one without a forecast needs a device that nobody is on."""
+        return request.memory if request.memory is not None else self.smallest
 
     # -- inside
 
     def _no_room(self, request: Request, now: float, made: Decision, evict: bool) -> Barrier:
-        coming = next((card.id for card in self.cards.values() if card.kept_for == request.run), None)
+        coming = self.kept_by.get(request.run)
         if coming is not None:
             return Barrier("leaving", {"for": ", ".join(str(held.run) for held in self.on[coming])})
         if evict and (self.inside(request) or request.priority == "urgent"):
@@ -164,12 +175,10 @@ class Scheduler(Board):
         return Barrier("kept", {**self._numbers(request), "head": self.kept.request.run})
 
     def _numbers(self, request: Request) -> dict[str, float | int | str]:
-        usable = [card for card in self.cards.values() if card.usable]
-        busy = sum(bool(self.on[card.id]) for card in usable)
         return {
             "needs": request.memory or 0,
-            "devices": len(usable),
-            "idle": len(usable) - busy,
+            "devices": self.usable,
+            "idle": self.usable - self.busy,
             "team": self.scene.share(request.team).name,
             "holds": self.running[request.team] + self.background[request.team],
             "guaranteed": self.scene.share(request.team).guaranteed,
@@ -181,13 +190,7 @@ class Scheduler(Board):
         for card in self.cards.values():
             if not card.usable or card.kept_for is not None or (request.memory or 0) > card.memory:
                 continue
-            gone: list[Holding] = []
-            at = now
-            for held in sorted(self.on[card.id], key=lambda h: h.ends):
-                gone.append(held)
-                at = max(now, held.ends)
-                if self.fits(request, card.id, without=gone):
-                    break
+            at = max(now, self.free_at(request, card))
             if best is None or at < best.at:
                 best = Kept(request, card.id, at)
         return best

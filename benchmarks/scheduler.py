@@ -1,0 +1,87 @@
+"""One admission pass over 512 devices, and when every waiting run should start; and how both grow from 100 to 10,000 of them.
+
+The true scheduler on a scene in memory: what the database adds is not in it. Half the runs share devices with others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import report
+from training.gpus.eta import ranges
+from training.gpus.explain import barriers
+from training.gpus.scene import Card, Holding, Request, Scene, Share
+from training.gpus.scheduler import Scheduler
+
+DEVICES, TEAMS, PEOPLE = 512, 50, 200
+GB = 10**9
+NOW = 10_000.0
+TIMES = 3
+
+
+def scene(waiting: int) -> Scene:
+    """All devices but eight in use, as after a pass in a busy week."""
+    draw = random.Random(waiting)
+    cards = [Card(number, f"host{number // 8}", 80 * GB) for number in range(DEVICES)]
+    held = [
+        Holding(
+            10**6 + n, n, draw.randrange(TEAMS) + 1, draw.randrange(PEOPLE), draw.uniform(0, NOW), 40 * GB, ends=NOW + later(draw)
+        )
+        for n in range(DEVICES - 8)
+    ]
+    asked = [
+        Request(run, user % TEAMS + 1, user, float(run), draw.choice((30, 40, 70)) * GB, draw.choice(CLASSES), later(draw))
+        for run in range(1, waiting + 1)
+        for user in [draw.randrange(PEOPLE)]
+    ]
+    teams = {team: Share(f"team {team}", guaranteed=8, limit=40) for team in range(1, TEAMS + 1)}
+    return Scene("pool", cards, held, asked, teams, most_a_card=2, now=NOW)
+
+
+CLASSES = ("normal", "normal", "normal", "background")
+
+
+def later(draw: random.Random) -> float:
+    return draw.uniform(600, 4 * 3600)
+
+
+def fastest(act: Callable[[], object]) -> float:
+    """Milliseconds of the best of a few times."""
+    best = math.inf
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        act()
+        best = min(best, time.perf_counter() - began)
+    return 1000 * best
+
+
+def one_pass(seen: Scene) -> None:
+    scheduler = Scheduler(seen)
+    barriers(scheduler, scheduler.admit(NOW).barriers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.parse_args()
+    figures: dict[str, float] = {}
+    for waiting in (100, 1_000, 10_000):
+        seen = scene(waiting)
+        figures[f"pass_ms_{waiting}"] = round(fastest(lambda seen=seen: one_pass(seen)), 1)  # type: ignore[misc]
+        figures[f"eta_ms_{waiting}"] = round(fastest(lambda seen=seen: ranges(seen, NOW)), 1)  # type: ignore[misc]
+    # The exponent of the growth over the last tenfold: 1 is linear.
+    figures["growth"] = round(math.log10(figures["pass_ms_10000"] / figures["pass_ms_1000"]), 2)
+    figures["eta_growth"] = round(math.log10(figures["eta_ms_10000"] / figures["eta_ms_1000"]), 2)
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Somebody waits and sees why; an admin lowers a limit, sees the dry run, holds, drains, and lifts the hold."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests import tiny
+from tests.browser.conftest import sign_in
+
+pytestmark = pytest.mark.browser
+SETTINGS = {**tiny.SETTINGS, "max_steps": 100_000, "save_interval": 50, "eval_interval": 100_000}
+BOB = """
+import django
+django.setup()
+from training.datasets.models import Dataset
+from training.people.models import Team, User
+from training.people.teams import join
+voice = Team.objects.create(name="voice")
+bob = User.objects.create_user("bob", password="tulip-river-42")
+join(bob, voice)
+Dataset.objects.update(owner=bob, team=voice)
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.runs.launch import launch_run
+import sys, json
+for name in ("First", "Second"):
+    launch_run(bob, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings=json.loads(sys.argv[1]), name=name)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(stage):
+    """bob's first run trains, his second waits."""
+    import json
+
+    stage.python(BOB, json.dumps(SETTINGS))
+    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["step"] > 0)
+
+
+def test_somebody_who_waits_sees_their_place_and_why(two, chromium, stage):
+    page = chromium.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    sign_in(page, stage, "bob")
+    page.get_by_role("link", name="Second").click()
+    phase = page.locator("[data-live=phase]")
+    expect(phase).to_contain_text("place 1 of 1", timeout=20_000)
+    expect(phase).to_contain_text("the one device of CPU is in use")
+    page.get_by_role("link", name="GPUs").click()
+    row = page.get_by_role("row", name=re.compile("Second"))
+    expect(row).to_contain_text("the one device of CPU is in use")
+    expect(page.get_by_role("row", name=re.compile("In use"))).to_contain_text("First")
+    row.get_by_text("Steer").click()
+    row.get_by_role("button", name="Make it background").click()
+    expect(page.get_by_role("row", name=re.compile("Second"))).to_contain_text("Background")
+    expect(page.get_by_role("link", name="Quotas")).to_have_count(0)
+    page.context.close()
+
+
+def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two, page, stage):
+    page.get_by_role("link", name="Quotas").click()
+    page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
+    page.get_by_label("Limit").fill("0")
+    page.get_by_role("button", name="Try it out").click()
+    expect(page.get_by_role("status")).to_contain_text("Nothing is saved yet")
+    expect(page.get_by_role("status")).to_contain_text("Second")
+    expect(page.get_by_role("status")).to_contain_text("not before something else changes")
+    expect(page.get_by_label("Limit")).to_have_value("0")
+    assert stage.api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
+
+    page.get_by_role("button", name="Hold and drain…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
+    expect(page.get_by_text("On hold")).to_be_visible()
+    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["state"] == "queued")
+    told = stage.api("GET", "/runs/1")["state"]
+    assert "by an admin, who drains its devices" in told["message"] and "no step is lost" in told["message"]
+
+    page.goto(stage.address + "/runs/1")
+    expect(page.locator("[data-live=phase]")).to_contain_text("team voice is on hold", timeout=20_000)
+    page.goto(stage.address + "/audit")
+    expect(page.get_by_role("cell", name="hold and drain", exact=True)).to_be_visible()
+    page.goto(stage.address + "/quotas")
+    page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
+    page.get_by_role("button", name="Lift the hold").click()
+    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["state"] == "running")
+    for run in (1, 2):
+        stage.api("POST", f"/runs/{run}/stop", {"discard": True})
