@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.engine.methods import TABLE
-from training.engine.settings import TechniqueSettings, check_technique, ranks, setting
+from training.engine.settings import TechniqueSettings, check_technique, ranks, setting, typed_value
 from training.errors import ConfigError
 
 
@@ -168,7 +168,7 @@ class RunConfig(TechniqueSettings):
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ConfigError(f"There is no setting {', '.join(unknown)}; known are {', '.join(known)}.", field=unknown[0])
-        typed = {name: _typed(name, str(known[name].type), value) for name, value in values.items()}
+        typed = {name: typed_value(name, str(known[name].type), value) for name, value in values.items()}
         method = TABLE.get(typed.get("method", "lora"))
         return cls(**{**(method.usual if method else {}), **typed})
 
@@ -247,19 +247,3 @@ class RunConfig(TechniqueSettings):
         done = (step - warmup) / max(1, total_steps - warmup + 1)
         factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.learning_rate * factor[self.schedule]
-
-
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a number."""
-    wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}[kind]
-    fits: bool = isinstance(value, wanted)
-    if not fits or (kind != "bool" and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
-    if isinstance(value, int) and abs(value) > 2**63:
-        raise ConfigError(f"{name} has too many digits.", field=name)
-    if kind != "float":
-        return value
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ConfigError(f"{name} has too many digits.", field=name) from error

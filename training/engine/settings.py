@@ -190,3 +190,19 @@ def read_pattern(text: str) -> dict[str, int]:
     """`down_proj=32, v_proj=8` as PEFT wants it."""
     pairs = (part.split("=") for part in text.split(",") if part.strip())
     return {name.strip(): int(number) for name, number in pairs}
+
+
+def typed_value(name: str, kind: str, value: Any) -> Any:
+    """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a number."""
+    wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}[kind]
+    fits: bool = isinstance(value, wanted)
+    if not fits or (kind != "bool" and isinstance(value, bool)):
+        raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise ConfigError(f"{name} has too many digits.", field=name)
+    if kind != "float":
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{name} has too many digits.", field=name) from error
