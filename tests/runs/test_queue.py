@@ -13,7 +13,7 @@ from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
 from training.people.models import Team
 from training.runs import endings, queue, steer
-from training.runs.launch import launch_run, stop_run
+from training.runs.launch import continue_run, launch_run, stop_run
 from training.runs.lease import claim
 from training.runs.models import Event, Run
 from training.runs.states import State, Wish
@@ -208,3 +208,10 @@ def test_owners_move_their_own_runs_up(run, another):
     second = another()
     steer.move_up(second)
     assert queue.admit() == [second.pk]
+
+
+def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice):
+    stopped = another(state=State.STOPPED)
+    PersonalQuota.objects.create(user=alice, queued=1)
+    with pytest.raises(Conflict, match="1 of at most 1"):
+        continue_run(alice, stopped)

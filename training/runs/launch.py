@@ -181,10 +181,12 @@ def continue_run(user: User, run: Run) -> Run:
 
     Raises:
         NotAllowed: it has used its time, and only an admin lets it go on.
+        Conflict: its owner has as many waiting runs as they may.
         Conflict: it is not in a state from which it can go on.
     """
     steer.refuse_overdue(user, run)
     with transaction.atomic():  # no worker claims it before the old result is gone
+        steer.refuse_full_queue(run.owner)
         changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
             state=State.QUEUED,
             wish=Wish.RUN,

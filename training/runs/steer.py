@@ -30,13 +30,19 @@ def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None
         UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
         Conflict: the person has as many runs in the queue as they may.
     """
+    refuse_full_queue(user)
+    pool = queue.default_pool()
+    if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
+        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]), nearest)
+
+
+def refuse_full_queue(user: User) -> None:
+    """Raises Conflict: the person has as many waiting runs as they may. Counted and added by one at a time."""
+    audit.one_at_a_time(f"queue of {user.pk}")
     quota = PersonalQuota.objects.filter(user=user).exclude(queued=None).first()
     queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
     if quota is not None and queued >= (quota.queued or 0):
         raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
-    pool = queue.default_pool()
-    if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
-        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]), nearest)
 
 
 def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: "") -> None:
