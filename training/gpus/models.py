@@ -88,7 +88,8 @@ class Quota(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["pool", "team"], name="one_quota_a_team_and_pool", nulls_distinct=False),
+            models.UniqueConstraint(fields=["pool", "team"], name="one_quota_a_team_and_pool"),
+            models.UniqueConstraint(fields=["pool"], condition=Q(team=None), name="one_quota_for_those_in_no_team"),
             models.CheckConstraint(condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")), name="limit_holds_guarantee"),
             models.CheckConstraint(condition=Q(weight__gt=0), name="weight_is_positive"),
         ]
