@@ -53,6 +53,7 @@ async function draw() {
   const told = await answer.json();
   shown = told.rows;
   box.querySelector("[data-none]").hidden = shown.length > 0;
+  box.querySelector("[data-left]").textContent = told.left_out ? `${told.left_out} earlier ones are not drawn; choose a shorter time.` : "";
   chart.hidden = shown.length === 0;
   if (!shown.length) return;
   await window.Plotly.react(chart, ...figure(told), { displayModeBar: false, responsive: true });

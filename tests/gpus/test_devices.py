@@ -94,3 +94,16 @@ def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
     reserve.release(2)
     reserve.reserve(device, reserve.Holder(4, "run", alice, None, "normal", GB))
     assert Allocation.objects.get(run_id=4).place == 1
+
+
+def test_a_card_that_comes_back_under_another_host_name_is_the_same_device():
+    report([card()], host="old")
+    report([card()], host="new")
+    assert str(Device.objects.get()) == "new 0"
+
+
+def test_a_pool_named_like_another_kind_is_no_trap(people):
+    report([card()])
+    quotas.edit_pool(people["admin"], Pool.objects.get(), {"name": "CPU"})
+    report()
+    assert sorted(Pool.objects.values_list("name", flat=True)) == ["CPU", "CPU (new)"]

@@ -148,7 +148,7 @@ def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
 
 
 def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once():
-    people = {5: Person("anna", used=10_000.0), 6: Person("ben", used=0.0)}
+    people = {5: Person(used=10_000.0), 6: Person(used=0.0)}
     cards = [Card(n, "h", 24 * GB) for n in range(3)]
     waiting = [ask(run, user=5) for run in (1, 2)] + [ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)]
     made = Scheduler(Scene("p", cards, waiting=waiting, people=people)).admit(0.0)
@@ -166,14 +166,14 @@ def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
 
 
 def test_limits_hold_and_are_told_with_their_numbers():
-    made = pool(4, teams={NLP: Share("nlp", 1, limit=2)}, people={3: Person("carl", running=1)})
+    made = pool(4, teams={NLP: Share("nlp", 1, limit=2)}, people={3: Person(running=1)})
     for run in (1, 2, 3):
         made.submit(ask(run), 100)
     made.submit(ask(4, VISION, user=3), 100)
     made.submit(ask(5, VISION, user=3), 100)
     assert set(made.running) == {1, 2, 4}
     assert reason(made, 3)[1] == "team nlp holds 2 of at most 2 devices in simulated."
-    assert reason(made, 5)[1] == "you hold 1 of at most 1 devices."
+    assert reason(made, 5)[1] == "its owner holds 1 of at most 1 devices."
 
 
 def test_a_budget_counts_what_running_runs_will_still_take():
@@ -223,3 +223,52 @@ def test_a_dry_run_tells_who_would_wait_longer():
     after = Scene("p", cards, waiting=[ask(1), ask(2)], teams={NLP: Share("nlp", limit=1)})
     assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
     assert dry_run(before, Scene("p", cards, waiting=[ask(1), ask(2)], held=True), 0.0) == {1: (0, math.inf), 2: (0, math.inf)}
+
+
+def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
+    """48 devices asked for, 376 evicted (KAI #1565): what is kept for a team's runs counts as held."""
+    made = pool(6, teams={NLP: Share("nlp", 1, limit=1), VISION: Share("vision")})
+    for run in range(1, 7):
+        made.submit(ask(run, VISION), 100_000)
+    made.run_until(2000)
+    for run in range(10, 15):
+        made.submit(ask(run, NLP), 1000)
+    assert len(made.leaving) == 1
+    made.run_until(2100)
+    assert len(made.running) == 6
+    assert sum(card.kept_for is not None for card in made.cards.values()) == 0
+
+
+def test_nobody_starts_on_a_kept_device_that_is_not_good():
+    scene = Scene("p", [Card(0, "h", 24 * GB, usable=False, kept_for=1)], waiting=[ask(1)])
+    assert not Scheduler(scene).admit(0.0).starts
+
+
+def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():
+    scene = Scene(
+        "p", [Card(0, "h", 24 * GB, kept_for=1)], waiting=[ask(1), ask(2, VISION)], teams={NLP: Share("nlp", held=True)}
+    )
+    made = Scheduler(scene).admit(0.0)
+    assert made.given_up == [1]
+    assert [held.run for held in made.starts] == [2]
+
+
+def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
+    cards = [Card(0, "h", 80 * GB), Card(1, "h", 24 * GB)]
+    waiting = [
+        ask(1, NLP, user=1, memory=70 * GB),
+        ask(2, NLP, user=1, memory=10 * GB, priority="background"),
+        ask(3, NLP, user=2, memory=10 * GB, submitted=9.0),
+    ]
+    scene = Scene("p", cards, [Holding(9, 0, VISION, 9, 0.0, 70 * GB, ends=50.0)], waiting)
+    assert [held.run for held in Scheduler(scene).admit(0.0).starts] == [3]
+
+
+def test_no_more_leave_a_shared_device_than_must():
+    made = SimulatedPool.of(1, 100 * GB, most_a_card=3, teams=teams(nlp=0, vision=1))
+    made.submit(ask(1, memory=80 * GB), 10_000)
+    made.run_until(10)
+    made.submit(ask(2, memory=10 * GB), 10_000)
+    made.run_until(1000)
+    made.submit(ask(3, VISION, memory=80 * GB), 100)
+    assert set(made.leaving) == {1}

@@ -215,3 +215,44 @@ def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice)
     PersonalQuota.objects.create(user=alice, queued=1)
     with pytest.raises(Conflict, match="1 of at most 1"):
         continue_run(alice, stopped)
+
+
+def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
+    claim(run.pk)
+    Quota.objects.create(pool=Pool.objects.get(), team=run.team, longest_seconds=3600)
+    Allocation.objects.update(started_at=timezone.now() - timedelta(hours=2), released_at=timezone.now())
+    Run.objects.filter(pk=run.pk).update(state=State.STOPPED, lease_token="", lease_owner="", lease_expires_at=None)
+    run.refresh_from_db()
+    with pytest.raises(NotAllowed, match=r"has held devices for 1\.0 h"):
+        continue_run(run.owner, run)
+    continue_run(people["admin"], run)
+    claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
+    queue.admit()
+    assert Run.objects.get(pk=run.pk).state == State.RUNNING
+
+
+def test_new_runs_do_not_wait_for_devices_that_are_long_gone(run):
+    report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="retired")
+    assert queue.default_pool().kind == "H100"
+    Host.objects.filter(name="retired").update(reported_at=timezone.now() - timedelta(days=30))
+    assert queue.default_pool().kind == "CPU"
+
+
+def test_a_stop_while_it_makes_room_is_a_stop(run, another):
+    watch = ended_watch(run)
+    Allocation.objects.update(evicted_at=timezone.now())
+    watch.look()
+    Run.objects.filter(pk=run.pk).update(wish=Wish.STOP, state=State.STOPPING, step=5, last_seq=1)
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "left"})
+    (run.folder / "checkpoints").mkdir()
+    watch.end()
+    run.refresh_from_db()
+    assert (run.state, run.message) == (State.STOPPED, "Stopped after step 5; its checkpoint is kept.")
+
+
+def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alice):
+    report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="second")
+    queue.admit()
+    with pytest.raises(Conflict, match="has just been given a device"):
+        steer.change_pool(alice, run, Pool.objects.get(kind="H100"))

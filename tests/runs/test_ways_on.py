@@ -9,6 +9,7 @@ from tests import tiny
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
+from training.gpus.models import PersonalQuota
 from training.runs import ways_on
 from training.runs.launch import launch_run
 from training.runs.lease import claim
@@ -106,3 +107,14 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(alice, base_
     monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
+def test_a_way_that_is_refused_changes_nothing(run, alice):
+    ended(run)
+    PersonalQuota.objects.create(user=alice, queued=0)
+    before = (run.folder / "config.json").read_text()
+    with pytest.raises(Conflict):
+        ways_on.go_on_with(alice, run, "halve")
+    run.refresh_from_db()
+    assert (run.folder / "config.json").read_text() == before
+    assert "batch_parts" not in run.config or run.config["batch_parts"] == 1

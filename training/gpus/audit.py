@@ -10,6 +10,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils import timezone
 
+from training.errors import one_line
 from training.gpus.models import AuditEntry
 from training.people.models import Team, User
 
@@ -39,7 +40,7 @@ def note(
             team=team,
             before=before,
             after=after,
-            reason=reason[:300],
+            reason=one_line(reason)[:300],
             previous=last,
         )
         entry.digest = digest_of(entry)

@@ -96,15 +96,26 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
     """Write down what this host's devices say now. A device that it had and has no more is missing."""
     readings = read_devices() if readings is None else readings
     with transaction.atomic():
+        audit.one_at_a_time("audit")  # before the devices, as an admission has it
         place, _ = Host.objects.update_or_create(name=host or host_name(), defaults={"reported_at": Now()})
         known = {device.uuid: device for device in place.devices.select_for_update().select_related("pool")}
         for reading in readings:
-            device = known.pop(reading.uuid, None) or Device(host=place, uuid=reading.uuid, pool=pool_of(reading.kind))
+            device = known.pop(reading.uuid, None) or moved_here(place, reading)
             take_reading(device, reading)
         for device in known.values():
             if device.condition != Condition.MISSING:
                 device.condition, device.changed_at = Condition.MISSING, timezone.now()
                 device.save()
+
+
+def moved_here(host: Host, reading: Reading) -> Device:
+    """A new device, or one that another host had: a card was moved, or the host has another name now."""
+    found = Device.objects.select_for_update().select_related("pool").filter(uuid=reading.uuid).first()
+    if found is None:
+        return Device(host=host, uuid=reading.uuid, pool=pool_of(reading.kind))
+    if not found.allocations.filter(released_at=None).exists():
+        found.host = host  # else its run is given up first, since the old host is gone
+    return found
 
 
 def report_if_old() -> None:
@@ -115,7 +126,9 @@ def report_if_old() -> None:
 
 def pool_of(kind: str) -> Pool:
     """The pool of this kind of device; the first one of a kind makes it."""
-    return Pool.objects.get_or_create(kind=kind[:80], defaults={"name": kind[:80]})[0]
+    taken = Pool.objects.filter(name=kind[:80]).exclude(kind=kind[:80]).exists()
+    name = f"{kind[:70]} (new)" if taken else kind[:80]
+    return Pool.objects.get_or_create(kind=kind[:80], defaults={"name": name})[0]
 
 
 def take_reading(device: Device, reading: Reading) -> None:

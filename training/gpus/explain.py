@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from training.gpus.scene import Barrier, Request, Scene
@@ -44,8 +45,8 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
     "team_held": lambda f, s: f"team {f['team']} is on hold: an admin lets none of its runs start now.",
     "team_limit": lambda f, s: f"team {f['team']} holds {f['holds']} of at most {f['limit']} devices in {s.pool}.",
     "team_hours": lambda f, s: f"team {f['team']} has used its device-hours of this month, or its running runs will.",
-    "user_limit": lambda f, s: f"you hold {f['holds']} of at most {f['limit']} devices.",
-    "user_hours": lambda f, s: "you have used your device-hours of this month, or your running runs will.",
+    "user_limit": lambda f, s: f"its owner holds {f['holds']} of at most {f['limit']} devices.",
+    "user_hours": lambda f, s: "its owner has used their device-hours of this month, or their running runs will.",
     "pause": lambda f, s: "waits a few seconds after a crash before it tries again.",
     "most_memory": lambda f, s: f"needs {gigabytes(f['needs'])}, and a run may reserve at most {gigabytes(f['most'])}.",
     "never_fits": lambda f, s: (
@@ -57,8 +58,8 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
 SOONER: dict[str, str] = {
     "team_limit": "A run of the team that ends, or an admin who raises the limit.",
     "team_hours": "The next month, or an admin who raises the budget.",
-    "user_limit": "One of your runs that ends, or an admin who raises your limit.",
-    "user_hours": "The next month, or an admin who raises your budget.",
+    "user_limit": "A run of its owner that ends, or an admin who raises that limit.",
+    "user_hours": "The next month, or an admin who raises the budget.",
     "most_memory": "A smaller batch, a shorter length or QLoRA; or an admin who raises the limit.",
     "never_fits": "A smaller batch, a shorter length or QLoRA; or a pool with larger devices.",
     "pool_held": "An admin who lifts the hold.",
@@ -82,10 +83,22 @@ def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
     return ""
 
 
+def in_order(scheduler: Scheduler) -> Iterator[Request]:
+    """Whoever waits, in the order in which a pass would look at them now: everybody's runs in their own order."""
+    heads = [(scheduler.key_of(requests[0]), 0, line) for line, requests in scheduler.lines.items() if requests]
+    heapq.heapify(heads)
+    while heads:
+        _, at, line = heapq.heappop(heads)
+        requests = scheduler.lines[line]
+        yield requests[at]
+        if at + 1 < len(requests):
+            heapq.heappush(heads, (scheduler.key_of(requests[at + 1]), at + 1, line))
+
+
 def barriers(scheduler: Scheduler, found: Mapping[int, Barrier]) -> dict[int, tuple[int, Barrier]]:
     """Place in the queue and barrier of everyone who waits, those included that the pass did not reach."""
     told = {}
-    for place, request in enumerate(scheduler.in_order(), start=1):
+    for place, request in enumerate(in_order(scheduler), start=1):
         barrier = found.get(request.run)
         if scheduler.scene.held:
             barrier = Barrier("pool_held")

@@ -38,6 +38,13 @@ def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mappin
     )
 
 
+def bounds_of(pool: Pool, team: int) -> Scene:
+    """Only what decides whether a run could ever start: the devices, and the team's quota."""
+    cards = [Card(one.pk, "", one.total_bytes) for one in Device.objects.filter(pool=pool)]
+    quota = Quota.objects.filter(pool=pool, team=team or None).select_related("team").first()
+    return Scene(pool.name, cards, teams={team: share_of(quota, 0.0)} if quota else {})
+
+
 def holdings_of(allocations: Sequence[Allocation], now: datetime, ends: Mapping[int, float]) -> list[Holding]:
     stopped = Allocation.objects.filter(run_id__in=[a.run_id for a in allocations], evicted_at__gt=now - timedelta(days=1))
     times = {row["run_id"]: row["times"] for row in stopped.values("run_id").annotate(times=Count("pk"))}
@@ -89,8 +96,7 @@ def people_of(pool: Pool, now: datetime) -> dict[int, Person]:
     for user in {*quotas, *of_late}:
         quota = quotas.get(user) or PersonalQuota()
         left = 3600 * quota.hours_a_month - used.get(user, 0.0) if quota.hard and quota.hours_a_month is not None else None
-        running = None if quota.running is None else max(0, quota.running - elsewhere[user])
-        found[user] = Person(running=running, seconds_left=left, used=of_late.get(user, 0.0))
+        found[user] = Person(quota.running, elsewhere[user], left, of_late.get(user, 0.0))
     return found
 
 

@@ -28,6 +28,10 @@ def victims_for(scheduler: Scheduler, request: Request, now: float) -> tuple[int
             going.append(held)
         if not going or not scheduler.fits(request, card.id, without=going):
             continue
+        for held in list(going):  # one that the others made needless stays
+            rest = [other for other in going if other is not held]
+            if scheduler.fits(request, card.id, without=rest):
+                going = rest
         cost = (len(going), sum(h.priority != "background" for h in going), -min(h.started for h in going))
         if best is None or cost < best[0]:
             best = (cost, card.id, going)

@@ -76,8 +76,11 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
         UserError: a value is out of its range, or more is guaranteed than the pool has.
     """
     quota = quota_of(pool, team)
-    for name in ("guaranteed", "limit", "most_bytes", "longest_seconds"):
+    for name in ("guaranteed", "limit", "longest_seconds"):
         whole(changes, name)
+    whole(changes, "most_bytes", MOST)
+    if changes.get("longest_seconds") == 0:
+        raise UserError("longest_seconds must be above 0; leave it empty for no end.", field="longest_seconds")
     for name in ("weight", "hours_a_month"):
         value = changes.get(name)
         if value is not None and not (math.isfinite(value) and 0 < value <= MOST):
@@ -92,7 +95,7 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
             f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}); raise it or lower that.", field="limit"
         )
     devices = pool.devices.exclude(condition=Condition.MISSING).count()
-    others = sum(Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True)) if team else 0
+    others = sum(Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True))
     if changes.get("guaranteed") and others + quota.guaranteed > devices:
         raise UserError(
             f"{pool} has {devices} devices and {others} are guaranteed to others: at most {max(0, devices - others)} are left.",
@@ -108,7 +111,7 @@ def edit_quota(actor: User, pool: Pool, team: Team | None, changes: dict[str, An
         audit.one_at_a_time("admission")
         quota = checked_quota(pool, team, changes)
         before = quota_of(pool, team)
-        quota.save()
+        quota.save(update_fields=list(TEAM_FIELDS) if quota.pk else None)
         old, new = ({name: getattr(one, name) for name in TEAM_FIELDS} for one in (before, quota))
         note_change(actor, "quota", f"{team or 'no team'} in {pool}", (old, new), team=team, reason=reason)
     return quota
@@ -138,7 +141,7 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
     with transaction.atomic():
         audit.one_at_a_time("admission")
         before, target.held = target.held, held
-        target.save()
+        target.save(update_fields=["held"] if target.pk else None)
         act = "hold and drain" if held and drain else "hold" if held else "lift hold"
         subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
         audit.note(actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason)
@@ -157,10 +160,10 @@ def offer_again(actor: User, device: Device, reason: str = "") -> None:
     audit.note(actor, "offer again", str(device), change=change, reason=reason)
 
 
-def whole(changes: dict[str, Any], name: str) -> None:
+def whole(changes: dict[str, Any], name: str, most: int = 2**31 - 1) -> None:
     value = changes.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31 * 4096):
-        raise UserError(f"{name} must be a whole number, 0 or more.", field=name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most):
+        raise UserError(f"{name} must be a whole number from 0 to {most:,}.", field=name)
 
 
 def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str) -> Any:
@@ -168,7 +171,7 @@ def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, st
     with transaction.atomic():
         for name, value in changes.items():
             setattr(row, name, value)
-        row.save()
+        row.save(update_fields=list(changes))
         note_change(actor, *about, (old, changes), reason=reason)
     return row
 

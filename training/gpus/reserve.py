@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from training.gpus import audit
-from training.gpus.devices import CPU
+from training.gpus.devices import CPU, is_gone
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device
 from training.people.models import Team, User
 
@@ -69,11 +68,19 @@ def evict(run_id: int, *, keep_for: int | None, reason: str) -> None:
     audit.note(None, "preempted", f"run {run_id}", team=held.team, change=({}, {"for": keep_for}), reason=reason)
 
 
-def forget_kept(waiting: set[int]) -> None:
-    """Devices that are kept for runs that wait no more are free for all."""
-    Device.objects.filter(~Q(kept_for=None)).exclude(kept_for__in=waiting).update(kept_for=None)
+def forget_kept(pools: dict[int, int | None]) -> None:
+    """Devices that are kept for runs that wait no more, or not there, or that cannot be given out. `pools`: of those who wait."""
+    for device in Device.objects.exclude(kept_for=None).select_related("host"):
+        broken = device.condition in (Condition.DIRTY, Condition.MISSING) or is_gone(device.host)
+        if broken or pools.get(device.kept_for or 0) != device.pool_id:
+            Device.objects.filter(pk=device.pk).update(kept_for=None)
 
 
 def held_by(run_id: int) -> Allocation | None:
     """The device that a run holds now."""
     return Allocation.objects.filter(run_id=run_id, released_at=None).select_related("device__host", "device__pool").first()
+
+
+def evicted(run_id: int) -> Allocation | None:
+    """The device that the run has been told to leave."""
+    return Allocation.objects.filter(run_id=run_id, released_at=None, evicted_at__isnull=False).first()

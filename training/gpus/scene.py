@@ -77,8 +77,8 @@ class Share:
 class Person:
     """`used`: device-seconds of late, decayed with a half-life of a week; who used less comes first."""
 
-    name: str = ""
     running: int | None = None
+    elsewhere: int = 0  # devices that they hold in other pools
     seconds_left: float | None = None
     used: float = 0.0
 
@@ -115,4 +115,5 @@ class Barrier:
 class Decision:
     starts: list[Holding] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
+    given_up: list[int] = field(default_factory=list)  # runs for which a device is kept no more
     barriers: dict[int, Barrier] = field(default_factory=dict)  # of the runs that were looked at and did not start

@@ -11,7 +11,6 @@ import bisect
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from training.gpus.board import Board
@@ -39,9 +38,11 @@ class Scheduler(Board):
         self.charged: dict[int, float] = defaultdict(float)
         self.kept: Kept | None = None
         self.lines: dict[Line, list[Request]] = defaultdict(list)
+        self.at: dict[Line, int] = defaultdict(int)  # how far a pass has come in each
         self.heap: list[tuple[tuple[float, ...], int, Line]] = []
         self.version: dict[Line, int] = defaultdict(int)
         self.lines_of: dict[int, set[Line]] = defaultdict(set)
+        self.requests = {request.run: request for request in scene.waiting}
         for request in scene.waiting:
             line = (request.team, request.user)
             self.lines[line].append(request)
@@ -60,27 +61,30 @@ class Scheduler(Board):
         """
         made = Decision()
         self.kept = None
-        aside: list[Line] = []
+        aside: set[Line] = set()
         looked = 0
         while self.heap and looked < depth and (evict or self.somebody_fits()) and not self.scene.held:
             line = self._pop()
             if line is None:
                 break
-            aside.append(line)
-            for request in list(self.lines[line]):
-                barrier = self.limits(request)
-                if barrier is None:
-                    card = self.place(request, now)
-                    if card is not None:
-                        made.starts.append(self.start(request, card, now))
-                        aside.pop()  # the line is in the heap again, behind or before others now
-                        break
-                    barrier = self._no_room(request, now, made, evict)
-                    looked += 1
-                made.barriers[request.run] = barrier
-                if barrier.why.startswith(("team", "user")) or looked >= depth:
-                    break  # none of this line can start
+            aside.add(line)
+            request = self.lines[line][self.at[line]]
+            barrier = self.limits(request)
+            if barrier is not None and barrier.why != "pause":
+                self._give_up_kept(request, made)
+            if barrier is None:
+                card = self.place(request, now)
+                if card is not None:
+                    made.starts.append(self.start(request, card, now))
+                    continue
+                barrier = self._no_room(request, now, made, evict)
+                looked += 1
+            made.barriers[request.run] = barrier
+            if not barrier.why.startswith(("team", "user")):  # else none of this line can start
+                self.at[line] += 1  # the next of them comes in when it is its turn
+                self._push(line)
         for line in aside:
+            self.at[line] = 0
             self._push(line)
         return made
 
@@ -112,7 +116,8 @@ class Scheduler(Board):
     def limits(self, request: Request) -> Barrier | None:
         """What forbids this run to start, however many devices are free."""
         share, person = self.scene.share(request.team), self.scene.person(request.user)
-        holds, mine = self.running[request.team] + self.background[request.team], self.of_user[request.user]
+        holds = self.running[request.team] + self.background[request.team] + self.promised(request, "team")
+        mine = person.elsewhere + self.of_user[request.user] + self.promised(request, "user")
         limit, most = share.limit, person.running
         will_take = self.committed["team", request.team], self.committed["user", request.user]
         checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
@@ -137,13 +142,20 @@ class Scheduler(Board):
 
     def inside(self, request: Request) -> bool:
         """Whether this run would be inside its team's guarantee; background never is."""
-        return request.priority != "background" and self.running[request.team] < self.scene.share(request.team).guaranteed
+        holds = self.running[request.team] + self.promised(request, "team")
+        return request.priority != "background" and holds < self.scene.share(request.team).guaranteed
+
+    def promised(self, request: Request, whose: str) -> int:
+        """Devices that are kept for other waiting runs of the same team or user: as good as held."""
+        mine = getattr(request, whose)
+        others = (self.requests[run] for run in self.kept_by if run != request.run and run in self.requests)
+        return sum(getattr(other, whose) == mine for other in others)
 
     def place(self, request: Request, now: float) -> int | None:
         """The device with the least room left that takes this run."""
         mine = self.kept_by.get(request.run)
         if mine is not None:
-            return mine if self.fits(request, mine) else None
+            return mine if self.cards[mine].usable and self.fits(request, mine) else None
         for _, card in self.open[bisect.bisect_left(self.open, (self.need(request), -1)) :]:
             if self.cards[card].kept_for is not None or not self.fits(request, card):
                 continue
@@ -184,6 +196,13 @@ class Scheduler(Board):
             "guaranteed": self.scene.share(request.team).guaranteed,
         }
 
+    def _give_up_kept(self, request: Request, made: Decision) -> None:
+        """What was freed for a run that may not start now is for all again."""
+        card = self.kept_by.pop(request.run, None)
+        if card is not None:
+            self.cards[card] = replace(self.cards[card], kept_for=None)
+            made.given_up.append(request.run)
+
     def _keep_one(self, request: Request, now: float) -> Kept | None:
         """Where and when the head can begin first, going by the expected ends."""
         best: Kept | None = None
@@ -203,8 +222,8 @@ class Scheduler(Board):
         leave = [held for held in self.on[kept.card] if held.ends <= kept.at]
         return head.memory is not None and self.fits(request, kept.card, without=leave, beside=head.memory)
 
-    def _key(self, line: Line) -> tuple[float, ...]:
-        request = self.lines[line][0]
+    def key_of(self, request: Request) -> tuple[float, ...]:
+        """Its place in the order: the smaller comes first."""
         share = self.scene.share(request.team)
         over = (self.running[request.team] - share.guaranteed) / share.weight
         used = self.scene.person(request.user).used + self.charged[request.user]
@@ -212,8 +231,9 @@ class Scheduler(Board):
 
     def _push(self, line: Line) -> None:
         self.version[line] += 1
-        if self.lines[line]:
-            heapq.heappush(self.heap, (self._key(line), self.version[line], line))
+        if self.at[line] < len(self.lines[line]):
+            key = self.key_of(self.lines[line][self.at[line]])
+            heapq.heappush(self.heap, (key, self.version[line], line))
 
     def _pop(self) -> Line | None:
         while self.heap:
@@ -226,16 +246,3 @@ class Scheduler(Board):
         """A team's place in the order has changed."""
         for line in self.lines_of[team]:
             self._push(line)
-
-    def in_order(self) -> Iterator[Request]:
-        """Whoever waits, in the order in which they are looked at now."""
-        keyed = sorted((self._key(line), line) for line, requests in self.lines.items() if requests)
-        heads = [(key, 0, line) for key, line in keyed]
-        heapq.heapify(heads)
-        while heads:
-            key, at, line = heapq.heappop(heads)
-            yield self.lines[line][at]
-            if at + 1 < len(self.lines[line]):
-                following = self.lines[line][at + 1]
-                later = (key[0], CLASSES.index(following.priority), key[2], key[3], following.submitted, following.run)
-                heapq.heappush(heads, (later, at + 1, line))

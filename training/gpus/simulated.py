@@ -64,6 +64,8 @@ class SimulatedPool:
             self.ledger.append(Interval(held.run, held.card, held.team, self.now))
             if self.cards[held.card].kept_for == held.run:
                 self.cards[held.card] = replace(self.cards[held.card], kept_for=None)
+        for run in made.given_up:
+            self.forget(run)
         for victim, preemptor in made.evictions.items():
             job, held = self.running[victim]
             job.evicted_at.append(self.now)
@@ -116,7 +118,11 @@ class SimulatedPool:
     def withdraw(self, run: int) -> None:
         """A waiting run is cancelled; what was kept for it is free."""
         self.waiting.pop(run)
+        self.forget(run)
+        self.look()
+
+    def forget(self, run: int) -> None:
+        """Keep no device for a run any more."""
         self.cards = {
             number: replace(card, kept_for=None) if card.kept_for == run else card for number, card in self.cards.items()
         }
-        self.look()

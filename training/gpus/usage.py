@@ -144,6 +144,8 @@ def month_named(text: str) -> datetime:
     if not text:
         return timezone.now()
     try:
+        if not "2000" <= text < "3000":
+            raise ValueError(text)
         return datetime.strptime(text + "-02 +0000", "%Y-%m-%d %z")
     except ValueError as error:
         raise UserError("A month is written as 2026-11.", field="month") from error

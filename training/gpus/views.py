@@ -36,6 +36,7 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
     if seen is not None and not seen:
         raise NotAllowed("The audit log is for admins, and for leads as far as it concerns their teams.")
     rows = AuditEntry.objects.all() if seen is None else AuditEntry.objects.filter(team__in=seen)
+    act, text = act.replace("\0", ""), text.replace("\0", "")
     if act:
         rows = rows.filter(act=act)
     if text:
@@ -44,7 +45,7 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
 
 
 def audit(request: SignedIn) -> HttpResponse:
-    act, text = request.GET.get("act", "")[:30], request.GET.get("q", "").replace("\0", "")[:100]
+    act, text = request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
     rows = audit_entries(request.user, act, text)
     values = {
         "page": Paginator(rows, ENTRIES_A_PAGE).get_page(request.GET.get("page")),
@@ -58,7 +59,7 @@ def audit(request: SignedIn) -> HttpResponse:
 
 
 def audit_file(request: SignedIn) -> HttpResponseBase:
-    rows = audit_entries(request.user, request.GET.get("act", "")[:30], request.GET.get("q", "").replace("\0", "")[:100])
+    rows = audit_entries(request.user, request.GET.get("act", "")[:30], request.GET.get("q", "")[:100])
     head = ["id", "at", "actor", "act", "subject", "before", "after", "reason", "digest"]
 
     def lines() -> Iterator[list[object]]:

@@ -1,5 +1,6 @@
 """Runs in the API: everything that their pages can do. Lists are paged and filtered from an allow-list."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from django.db import transaction
@@ -41,8 +42,9 @@ RELATED = (*listing.RELATED, "team")
 def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
     asked = model_and_data(request, body)
-    with transaction.atomic():
-        run = create_planned(request, body, body.auto, asked) if body.auto is not None else create_chosen(request, body, asked)
+    start = planned(request, body, body.auto, asked) if body.auto is not None else chosen(request, body, asked)
+    with transaction.atomic():  # planning may take a minute, and nobody else could write meanwhile
+        run = start()
         if body.priority is not None:
             steer.change_class(request.user, run, body.priority)
         if body.pool is not None:
@@ -51,20 +53,21 @@ def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     return Status(201, run)
 
 
-def create_chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
+def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Callable[[], Run]:
+    """What starts the run, once it is checked."""
     fixed, grid = sweep.split_grid(body.settings)
     if grid:
         raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
     refuse_unwise(body, asked, fixed)
-    return launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
+    return lambda: launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
 
 
-def create_planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
+def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Callable[[], Run]:
     if body.settings:
         raise UserError("With `auto`, settings are chosen; put those that must stay into `auto.locked`.", field="settings")
     plan = plans.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked)
     refuse_unwise(body, asked, plan.settings)
-    return plans.launch_planned(request.user, plan, name=body.name, **asked)
+    return lambda: plans.launch_planned(request.user, plan, name=body.name, **asked)
 
 
 def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:

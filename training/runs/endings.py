@@ -63,6 +63,11 @@ def words_of_eviction(run: Run, held: Allocation) -> str:
     return f"Stopped {why} at step {run.step:,}; {cost}. Goes on by itself when there is a device."
 
 
+def stopped_with_checkpoint(run: Run) -> Result:
+    """For an engine that saved and left for another reason while somebody wished it to stop."""
+    return Result(outcome=Outcome.STOPPED, message=f"Stopped after step {run.step:,}; its checkpoint is kept.")
+
+
 def words_of_time(run: Run) -> str:
     return (
         f"Stopped at step {run.step:,}: it held devices for as long as its team's runs may. "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from django.db.models import F
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -58,18 +59,16 @@ def pools_for(request: SignedIn) -> list[dict[str, Any]]:
 def queue_for(request: SignedIn) -> dict[str, Any]:
     """Who waits, in their order; of those whom the person may not see, only how many."""
     waiting = Run.objects.filter(state=State.QUEUED)
-    mine = list(
-        waiting.filter(pk__in=Run.objects.visible_to(request.user).filter(state=State.QUEUED).values("pk"))
-        .select_related("owner", "team", "pool")
-        .defer("config", "plan", "advice", "sparkline")
-    )
-    mine.sort(key=lambda run: (run.waits.get("place", 10**9), run.queued_at))
+    seen = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
+    ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related("owner", "team", "pool")
+    mine, count = list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]), seen.count()
     may_change = set(Run.objects.changeable_by(request.user).filter(state=State.QUEUED).values_list("pk", flat=True))
-    rows = [(run, run.pk in may_change) for run in mine[:MOST_WAITING]]
+    rows = [(run, run.pk in may_change) for run in mine]
     return {
         "waiting": rows,
-        "hidden": waiting.count() - len(mine),
-        "cut": max(0, len(mine) - MOST_WAITING),
+        "hidden": waiting.count() - count,
+        "cut": count - len(mine),
+        "pools_to_choose": list(Pool.objects.all()),
         "classes": Priority.choices,
     }
 
@@ -79,9 +78,10 @@ def timeline(request: SignedIn) -> JsonResponse:
     begin = timezone.now() - SPANS.get(request.GET.get("span", "day"), SPANS["day"])
     found = usage.intervals(request.user, begin)
     devices = Device.objects.select_related("host", "pool").in_bulk(list(found))
+    held = sorted((one for several in found.values() for one in several), key=lambda one: one.started_at)
     rows = [
         {
-            "device": f"{devices[device_id].host.name} · {devices[device_id].index}",
+            "device": f"{devices[one.device_id].host.name} · {devices[one.device_id].index}",
             "team": one.team.name if one.team else one.user.username,
             "run": one.run_name,
             "id": one.run_id,
@@ -90,14 +90,10 @@ def timeline(request: SignedIn) -> JsonResponse:
             "to": (one.released_at or timezone.now()).timestamp(),
             "preempted": one.evicted_at is not None,
         }
-        for device_id, several in found.items()
-        for one in several
+        for one in held[-MOST_INTERVALS:]  # the latest
     ]
-    rows.sort(key=lambda row: (row["device"], row["from"]))
-    shown = rows[-MOST_INTERVALS:]
-    return JsonResponse(
-        {"begin": begin.timestamp(), "end": timezone.now().timestamp(), "rows": shown, "left_out": len(rows) - len(shown)}
-    )
+    told = {"begin": begin.timestamp(), "end": timezone.now().timestamp(), "rows": rows, "left_out": len(held) - len(rows)}
+    return JsonResponse(told)
 
 
 @require_POST

@@ -70,8 +70,9 @@ def launch_run(
     config = read_settings(settings)
     team = team_of(user, data)
     memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
+    steer.refuse_hopeless(user, team, memory, lambda most: nearest(config, base_model, data, most))
     with transaction.atomic():
-        steer.refuse_hopeless(user, team, memory, lambda most: nearest(config, base_model, data, most))
+        steer.refuse_full_queue(user)
         run = Run.objects.create(
             owner=user,
             team=team,

@@ -46,6 +46,7 @@ class Run(Owned):
     state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
     wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
     message = models.TextField(blank=True)
+    forgiven_seconds = models.FloatField(default=0.0)  # on devices, that an admin let it go on after
     failure = models.CharField(max_length=20, blank=True)  # of a failed run: the engine's outcome, or `killed`
     pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")  # null: none has reported yet
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)

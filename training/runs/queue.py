@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from training.gpus import audit, reserve
-from training.gpus.devices import CPU, GONE_AFTER
+from training.gpus.devices import CPU, GONE_AFTER, usable
 from training.gpus.eta import Range, ranges
 from training.gpus.explain import barriers, sooner, words
 from training.gpus.ledger import used_by_run
@@ -34,10 +34,10 @@ FRESH_SECONDS = 10  # a waiting run's words are written again at least that ofte
 
 
 def default_pool() -> Pool | None:
-    """The pool of the largest device."""
-    cards = Device.objects.exclude(pool__kind=CPU).order_by("-total_bytes")
-    device = cards.first() or Device.objects.order_by("pk").first()
-    return device.pool if device else None
+    """The pool of the largest device that reports, a card before a CPU; where none does, of the largest ever seen."""
+    devices = list(Device.objects.select_related("host", "pool"))
+    best = max(devices, key=lambda one: (usable(one), one.pool.kind != CPU, one.total_bytes), default=None)
+    return best.pool if best else None
 
 
 def admit() -> list[int]:
@@ -48,7 +48,7 @@ def admit() -> list[int]:
         now = timezone.now()
         end_overdue(now)
         Run.objects.filter(state=State.QUEUED, pool=None).update(pool=default_pool())
-        reserve.forget_kept(set(Run.objects.filter(state=State.QUEUED).values_list("pk", flat=True)))
+        reserve.forget_kept(dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool")))
         kinds = timing.seconds_of_kinds()
         return [run_id for pool in Pool.objects.all() for run_id in admit_in(pool, now, kinds)]
 
@@ -68,6 +68,7 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
         run = runs[held.run]
         holder = reserve.Holder(run.pk, run.name, run.owner, run.team, run.priority, held.memory)
         reserve.reserve(devices[held.card], holder)
+    Device.objects.filter(kept_for__in=made.given_up).update(kept_for=None)
     for victim, preemptor in made.evictions.items():
         reserve.evict(victim, keep_for=preemptor, reason=f"makes room for run {preemptor}")
 
@@ -195,9 +196,9 @@ def end_overdue(now: datetime) -> None:
     for quota in Quota.objects.exclude(longest_seconds=None):
         held = Allocation.objects.filter(device__pool=quota.pool_id, team=quota.team_id, released_at=None)
         for run_id in list(held.values_list("run_id", flat=True)):
-            if used_by_run(run_id, now) >= float(quota.longest_seconds or 0):
-                overdue = Run.objects.filter(pk=run_id, state__in=(State.STARTING, State.RUNNING))
-                overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1)
+            too_long = used_by_run(run_id, now) - float(quota.longest_seconds or 0)
+            overdue = Run.objects.filter(pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=too_long)
+            overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1)
 
 
 def longest_of(run: Run) -> timedelta | None:

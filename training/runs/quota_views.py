@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.contrib import messages
@@ -42,6 +43,8 @@ def read_form(form: dict[str, tuple[str, Any, int]], posted: Any) -> dict[str, A
         text = posted.get(field, "").strip().replace(",", "")
         try:
             value = kind(text) * unit if text else None
+            if value is not None and not math.isfinite(value):
+                raise ValueError(text)
         except ValueError as error:
             raise UserError(f"{field}: {text[:40]!r} is not a number.", field=field) from error
         found[name] = value if value is None or name in ("weight", "hours_a_month") else round(value)

@@ -10,11 +10,11 @@ from django.db.models import F
 from django.utils import timezone
 
 from training.errors import Conflict, NotAllowed, UserError
-from training.gpus import audit
+from training.gpus import audit, reserve
 from training.gpus.explain import words
 from training.gpus.ledger import used_by_run
-from training.gpus.models import PersonalQuota, Pool
-from training.gpus.picture import scene_of
+from training.gpus.models import Allocation, PersonalQuota, Pool
+from training.gpus.picture import bounds_of
 from training.gpus.scene import NOBODY, Request
 from training.gpus.scheduler import Scheduler
 from training.people.models import Team, User
@@ -24,13 +24,11 @@ from training.runs.states import Priority, State
 
 
 def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None, nearest: Callable[[int], str]) -> None:
-    """Refuse a run that could never start: too large for every device or for its team's quota, or one too many in the queue.
+    """Refuse a run that could never start: too large for every device or for its team's quota.
 
     Raises:
         UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
-        Conflict: the person has as many runs in the queue as they may.
     """
-    refuse_full_queue(user)
     pool = queue.default_pool()
     if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
         refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]), nearest)
@@ -47,7 +45,7 @@ def refuse_full_queue(user: User) -> None:
 
 def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: "") -> None:
     """Raises UserError: no device of the pool, or no quota, would ever take it."""
-    scene = scene_of(pool, timezone.now(), [], {})
+    scene = bounds_of(pool, request.team)
     barrier = Scheduler(scene).never(request)
     if barrier is not None:
         most = int(barrier.facts.get("most", barrier.facts.get("largest", 0)))
@@ -55,9 +53,16 @@ def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = l
 
 
 def refuse_overdue(user: User, run: Run) -> None:
-    """Raises NotAllowed: the run has held devices for as long as it may; only an admin lets it go on."""
-    longest = queue.longest_of(run)
-    if longest is not None and not user.is_superuser and used_by_run(run.pk) >= longest.total_seconds():
+    """An admin forgives what it has used; it may then use as much again.
+
+    Raises:
+        NotAllowed: the run has held devices for as long as it may, and only an admin lets it go on.
+    """
+    longest, used = queue.longest_of(run), used_by_run(run.pk)
+    if longest is not None and used - run.forgiven_seconds >= longest.total_seconds():
+        if user.is_superuser:
+            Run.objects.filter(pk=run.pk).update(forgiven_seconds=used)
+            return
         hours = longest.total_seconds() / 3600
         raise NotAllowed(f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to let it go on.")
 
@@ -84,6 +89,7 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
         return
     with transaction.atomic():
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
+        Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
         audit.note(
             user,
             "class",
@@ -102,6 +108,8 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         Conflict: it does not wait.
         UserError: it can never fit there.
     """
+    if reserve.held_by(run.pk) is not None:
+        raise Conflict(f"{run.name} has just been given a device of {run.pool}; stop it first.")
     refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, run.forecast.get("peak")))
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(pool=pool, waits={}, revision=F("revision") + 1):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")

@@ -132,9 +132,7 @@ class Watch:
     def look(self) -> None:
         """What its people want of it, whether its device is wanted back, and whether this worker is to end."""
         wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
-        if self.evicted is None:
-            told = Allocation.objects.filter(run_id=self.record.pk, released_at=None, evicted_at__isnull=False)
-            self.evicted = told.first()
+        self.evicted = self.evicted or reserve.evicted(self.record.pk)
         if shutting_down.is_set() or self.evicted:
             self.ask_to_leave()
         if wish == Wish.RUN and not self.evicted:
@@ -178,6 +176,8 @@ class Watch:
                 run,
                 Result(outcome=Outcome.STOPPED, message="Stopped before the first checkpoint; nothing was kept."),
             )
+        elif run.wish in (Wish.STOP, Wish.TIME) and endings.left_by_its_own_word(run):  # told to leave and to stop at once
+            self.conclude(run, endings.stopped_with_checkpoint(run))
         elif self.evicted is not None:
             self.requeue(endings.words_of_eviction(run, self.evicted))
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):

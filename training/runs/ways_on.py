@@ -37,24 +37,21 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
         UserError: it has no such way.
         Conflict, NotAllowed: see `continue_run`.
     """
-    with transaction.atomic():
-        change(run, name)
-        return launch.continue_run(user, run)
+    with transaction.atomic():  # the row is held until both are done; the file is written when nothing can refuse any more
+        held = Run.objects.select_for_update().select_related("base_model", "data__dataset", "owner", "team").get(pk=run.pk)
+        way = chosen_way(held, name)
+        queued = launch.continue_run(user, held)
+        put(queued, changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
+        return queued
 
 
-def change(run: Run, name: str) -> Way:
-    """Write the changed settings to the row and to the folder's config.json, which the next attempt reads.
-
-    Raises:
-        UserError: it has no such way; Conflict: it runs.
-    """
+def chosen_way(run: Run, name: str) -> Way:
+    """Raises UserError: it has no such way; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
         raise Conflict(f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is changed.")
     way = next((way for way in ways_of(run, wait=False) if way.name == name), None)
     if way is None:
         raise UserError(f"{run.name} cannot go on that way; the run's page shows those that it has.", field="way")
-    config = changed_config(RunConfig.from_dict(run.config), way.changes)
-    put(run, config, way.memory)
     return way
 
 
