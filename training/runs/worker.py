@@ -64,9 +64,9 @@ def repeat(act: Callable[[], object], seconds: float) -> None:
 
 
 def sweep() -> None:
+    queue.look()
     if settings.HUEY.pending_count():
         return  # bells that were rung are not answered yet; more of them would only pile up
-    queue.look()
     for run_id in claimable_runs():
         tasks.supervise(run_id)
     for model_id in BaseModel.objects.filter(state=ModelState.WAITING).values_list("pk", flat=True):
