@@ -241,7 +241,9 @@ def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
 
 def test_nobody_starts_on_a_kept_device_that_is_not_good():
     scene = Scene("p", [Card(0, "h", 24 * GB, usable=False, kept_for=1)], waiting=[ask(1)])
-    assert not Scheduler(scene).admit(0.0).starts
+    made = Scheduler(scene).admit(0.0)
+    assert not made.starts
+    assert words(made.barriers[1], scene) == "starts when the device that was freed for it is seen to be empty."
 
 
 def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():

@@ -256,3 +256,10 @@ def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alic
     queue.admit()
     with pytest.raises(Conflict, match="has just been given a device"):
         steer.change_pool(alice, run, Pool.objects.get(kind="H100"))
+
+
+def test_a_device_of_a_run_that_is_over_is_given_back_whoever_forgot_it(run, another):
+    claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.FAILED)
+    second = another()
+    assert queue.admit() == [second.pk]

@@ -90,6 +90,8 @@ class Board:
 
     def _free_at(self, request: Request, card: Card) -> float:
         there = sorted(self.on[card.id], key=lambda held: held.ends)
+        if not there:
+            return -math.inf
         if request.memory is None or self.scene.most_a_card == 1:
             return there[-1].ends
         room, left = self.room(card.id), len(there)

@@ -41,6 +41,7 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
     "full": full,
     "kept": kept,
     "leaving": lambda f, s: f"starts when run {f['for']} has saved its checkpoint and left its device.",
+    "checked": lambda f, s: "starts when the device that was freed for it is seen to be empty.",
     "pool_held": lambda f, s: f"{s.pool} is on hold: an admin lets nothing start there now.",
     "team_held": lambda f, s: f"team {f['team']} is on hold: an admin lets none of its runs start now.",
     "team_limit": lambda f, s: f"team {f['team']} holds {f['holds']} of at most {f['limit']} devices in {s.pool}.",

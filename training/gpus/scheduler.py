@@ -172,7 +172,8 @@ class Scheduler(Board):
     def _no_room(self, request: Request, now: float, made: Decision, evict: bool) -> Barrier:
         coming = self.kept_by.get(request.run)
         if coming is not None:
-            return Barrier("leaving", {"for": ", ".join(str(held.run) for held in self.on[coming])})
+            leaving = ", ".join(str(held.run) for held in self.on[coming])
+            return Barrier("leaving", {"for": leaving}) if leaving else Barrier("checked")
         if evict and (self.inside(request) or request.priority == "urgent"):
             found = victims_for(self, request, now)
             if found is not None:

@@ -27,7 +27,7 @@ from training.gpus.scene import NOBODY, Decision, Request, Scene
 from training.gpus.scheduler import Scheduler
 from training.runs import doorbell, timing
 from training.runs.models import Run
-from training.runs.states import ACTIVE, State, Wish
+from training.runs.states import ACTIVE, OPEN, State, Wish
 
 CLOCK_SHARE = 20
 FRESH_SECONDS = 10  # a waiting run's words are written again at least that often, so that their age shows a dead worker
@@ -189,6 +189,9 @@ def give_up_lost() -> None:
         )
         if changed:
             reserve.release(run_id)
+    over = Allocation.objects.filter(released_at=None).exclude(run_id__in=Run.objects.filter(state__in=OPEN).values("pk"))
+    for run_id in over.values_list("run_id", flat=True):
+        reserve.release(run_id)  # whoever ended it died before it gave the device back
 
 
 def end_overdue(now: datetime) -> None:
