@@ -8,6 +8,7 @@ import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
+from training.gpus.models import Quota
 from training.runs import forecast, laws, measure, plans
 from training.runs.models import Run
 
@@ -224,3 +225,9 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
         file.name = "run.yaml"
         answer = client.post(reverse("run-file"), {"file": file})
         assert answer.status_code == 400 and "learning_rate" in answer.content.decode()
+
+
+def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
+    Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
+    situation = plans.situation_of(ready.model, ready.data, measure.kept_lengths(), laws.law)
+    assert (situation.total, situation.free) == (3 * 10**9, 3 * 10**9)

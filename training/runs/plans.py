@@ -16,6 +16,7 @@ from training.engine.config import RunConfig
 from training.engine.memory_law import Law
 from training.errors import UserError
 from training.people.models import User
+from training.runs import steer
 from training.runs.device import device_kind, device_memory, device_name
 from training.runs.forecast import count_steps, refuse_fault
 from training.runs.launch import launch_run, refuse_unready
@@ -88,7 +89,8 @@ def situation_of(
         raise UserError(
             f"The config.json of {model.name} names no hidden_size, which a plan needs; choose the settings.", field="model"
         )
-    total, free = device_memory()
+    most = steer.most_memory(data.dataset.team)  # what the quota leaves
+    total, free = (min(have, most) if most is not None else have for have in device_memory())
     kind, framework = device_kind(), framework_bytes()
 
     def need(config: RunConfig) -> Mapping[str, Any]:

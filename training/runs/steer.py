@@ -13,7 +13,7 @@ from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import audit, reserve
 from training.gpus.explain import words
 from training.gpus.ledger import used_by_run
-from training.gpus.models import Allocation, PersonalQuota, Pool
+from training.gpus.models import Allocation, PersonalQuota, Pool, Quota
 from training.gpus.picture import bounds_of
 from training.gpus.scene import NOBODY, Request
 from training.gpus.scheduler import Scheduler
@@ -41,6 +41,12 @@ def refuse_full_queue(user: User) -> None:
     queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
     if quota is not None and queued >= (quota.queued or 0):
         raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
+
+
+def most_memory(team: Team | None) -> int | None:
+    """Bytes that a run of this team may reserve where it would run by default; None: what the device has."""
+    quota = Quota.objects.filter(pool=queue.default_pool(), team=team).first()
+    return quota.most_bytes if quota else None
 
 
 def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: "") -> None:
