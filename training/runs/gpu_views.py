@@ -68,7 +68,6 @@ def queue_for(request: SignedIn) -> dict[str, Any]:
         "waiting": rows,
         "hidden": waiting.count() - count,
         "cut": count - len(mine),
-        "pools_to_choose": list(Pool.objects.all()),
         "classes": Priority.choices,
     }
 
