@@ -93,10 +93,11 @@ def no_program(monkeypatch):
     """Tokens are counted by a program of its own; the doors ask only who may ask for it."""
     from training.errors import UserError
 
-    def refuse(_request):
+    def refuse(*_asked):
         raise UserError("not here")
 
     monkeypatch.setattr("training.runs.measure.ask", refuse)
+    monkeypatch.setattr("training.runs.ways_on.law", refuse)
 
 
 def pages():
