@@ -17,7 +17,7 @@ def choose(page):
 
 
 def start_and_finish(page):
-    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=60_000)
+    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
     expect(page.get_by_text("is on the shelf")).to_be_visible()
@@ -33,7 +33,7 @@ def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, stage):
     expect(page.get_by_label("Alpha")).to_have_value("8")
     expect(plan.locator("li.locked")).to_have_count(1)
     page.get_by_label("Most steps").fill("12")
-    expect(page.locator("#card")).to_contain_text("12, measured", timeout=30_000)
+    expect(page.locator("#card")).to_contain_text("12, measured", timeout=90_000)
     start_and_finish(page)
     expect(page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))).to_be_visible()
     page.get_by_role("tab", name="Plan").click()
@@ -57,16 +57,16 @@ def test_auto_takes_back_a_lock(page, stage):
 def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
     page.goto(stage.address + "/data")
     page.get_by_role("button", name="Use smart home").click()
-    page.get_by_role("link", name="New run with this").click(timeout=60_000)
+    page.get_by_role("link", name="New run with this").click(timeout=150_000)
     page.locator("#model").select_option(label="tiny-llama")
     expect(page.locator("ol.plan")).to_be_visible(timeout=120_000)
     page.get_by_label("Most steps").fill("16")
     page.get_by_label("Trials first").fill("1.5")
     expect(page.locator("ol.plan li.locked")).to_have_count(2)
-    expect(page.locator("#card")).to_contain_text("16, measured", timeout=30_000)
-    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=60_000)
+    expect(page.locator("#card")).to_contain_text("16, measured", timeout=90_000)
+    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
-    expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=60_000)
+    expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=150_000)
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
     rows = page.locator("[data-trials] tbody tr")
     assert rows.count() >= 3
@@ -91,6 +91,6 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
         "save_interval": 3,
     }.items():
         page.locator(f"[name={field}]").fill(str(value))
-    expect(page.locator("#card")).to_contain_text("6, measured", timeout=60_000)
+    expect(page.locator("#card")).to_contain_text("6, measured", timeout=150_000)
     expect(page.locator("#card dl")).to_contain_text(TABLE[name].title)
     start_and_finish(page)

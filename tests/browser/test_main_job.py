@@ -14,7 +14,7 @@ POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
 def by_hand(page, stage, query=""):
     page.goto(f"{stage.address}/runs/new{query}")
     page.get_by_role("radio", name="I choose").check()
-    expect(page.get_by_text("Advanced")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Advanced")).to_be_visible(timeout=90_000)
 
 
 def launch(page, stage, name, **settings):
@@ -25,7 +25,7 @@ def launch(page, stage, name, **settings):
     page.locator("#data").select_option(index=1)
     for field, value in (values | settings).items():
         page.locator(f"[name={field}]").fill(str(value))
-    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=60_000)
+    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=150_000)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
@@ -39,17 +39,17 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     page.get_by_role("button", name="Upload").click()
     page.get_by_role("button", name=re.compile("Check all")).click()
     expect(page.get_by_text("line 25, message 1: `role` is `bot`; expected system, user, assistant or tool")).to_be_visible(
-        timeout=30_000
+        timeout=90_000
     )
     page.get_by_role("button", name="Save as a data set").click()
     expect(page.get_by_text("1 of 25 rows cannot be used. Correct the file, or leave them out.")).to_be_visible()
     page.get_by_label("Leave the 1 faulty row out").check()
     page.get_by_role("button", name="Save as a data set").click()
-    expect(page.get_by_text("rows to train on")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("rows to train on")).to_be_visible(timeout=90_000)
 
     page.get_by_role("link", name="New run with this").click()
     launch(page, stage, "Lamps")
-    expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=60_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=150_000)
     expect(page.locator("[data-live=step]")).to_have_text("12 / 12")
     expect(page.get_by_text("is on the shelf")).to_be_visible()
     expect(page.locator(".sample")).to_have_count(4)
@@ -60,7 +60,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     expect(page.locator("[data-expected-text]")).not_to_be_empty()
     page.get_by_role("button", name="Ask both").click()
     for who in ("base", "adapter"):
-        expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=60_000)
+        expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=150_000)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "Lamps-v1.zip"
@@ -68,7 +68,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
 
 def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
     launch(page, stage, "Long", max_steps=100_000, eval_interval=100_000, save_interval=100)
-    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=60_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.goto(stage.address + "/data")
     page.wait_for_timeout(1500)
     page.go_back()
@@ -79,7 +79,7 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
     before = page.evaluate(POINTS)
     stage.kill("web")
     expect(page.locator("[data-connection]")).to_contain_text("connection lost")
-    expect(page.locator("[data-connection]")).to_have_text("live", timeout=30_000)
+    expect(page.locator("[data-connection]")).to_have_text("live", timeout=90_000)
     page.wait_for_timeout(1500)
     check_whole(page)
     assert page.evaluate(POINTS) > before
@@ -90,14 +90,14 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
     expect(page.locator("[data-live=label]")).to_have_text("Running")
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop and save").click()
-    expect(page.locator("[data-live=label]")).to_have_text("Stopped", timeout=30_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Stopped", timeout=90_000)
     page.get_by_role("button", name="Go on from the checkpoint").click()
-    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=60_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.wait_for_timeout(1000)
     check_whole(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop and discard").click()
-    expect(page.locator("[data-live=label]")).to_have_text("Cancelled", timeout=30_000)
+    expect(page.locator("[data-live=label]")).to_have_text("Cancelled", timeout=90_000)
 
 
 def check_whole(page):
@@ -138,7 +138,7 @@ def test_the_button_names_what_is_missing(page, stage):
 
 def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, stage):
     launch(page, stage, "Small", max_steps=1)
-    page.get_by_role("link", name="Try it").click(timeout=60_000)
+    page.get_by_role("link", name="Try it").click(timeout=150_000)
     stage.kill("inference")
     page.get_by_label("Message").fill("hello")
     page.get_by_role("button", name="Ask both").click()
@@ -146,7 +146,7 @@ def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page
     for _ in range(60):
         page.get_by_label("Message").fill("hello")
         page.get_by_role("button", name="Ask both").click()
-        expect(page.locator("[data-send]")).to_be_enabled(timeout=30_000)
+        expect(page.locator("[data-send]")).to_be_enabled(timeout=90_000)
         page.wait_for_timeout(1000)
         if "tokens/s" in page.locator("[data-who=base] [data-speed]").inner_text():
             return
