@@ -30,7 +30,7 @@ TIMES = 3
 def scene(waiting: int) -> Scene:
     """All devices but eight in use, as after a pass in a busy week."""
     draw = random.Random(waiting)
-    cards = [Card(number, f"host{number // 8}", 80 * GB) for number in range(DEVICES)]
+    cards = [Card(number, 80 * GB) for number in range(DEVICES)]
     held = [
         Holding(
             10**6 + n, n, draw.randrange(TEAMS) + 1, draw.randrange(PEOPLE), draw.uniform(0, NOW), 40 * GB, ends=NOW + later(draw)

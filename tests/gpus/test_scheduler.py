@@ -149,7 +149,7 @@ def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
 
 def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once():
     people = {5: Person(used=10_000.0), 6: Person(used=0.0)}
-    cards = [Card(n, "h", 24 * GB) for n in range(3)]
+    cards = [Card(n, 24 * GB) for n in range(3)]
     waiting = [ask(run, user=5) for run in (1, 2)] + [ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)]
     made = Scheduler(Scene("p", cards, waiting=waiting, people=people)).admit(0.0)
     assert [held.run for held in made.starts] == [3, 4, 1]  # after two entries of 9,000 s ben has used more than anna
@@ -201,14 +201,14 @@ def test_what_can_never_fit_is_told():
 
 
 def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold():
-    gone = Scene("p", [Card(0, "h", 24 * GB, usable=False)], waiting=[ask(1)])
-    held = Scene("p", [Card(0, "h", 24 * GB)], waiting=[ask(1)], held=True)
+    gone = Scene("p", [Card(0, 24 * GB, usable=False)], waiting=[ask(1)])
+    held = Scene("p", [Card(0, 24 * GB)], waiting=[ask(1)], held=True)
     for scene in (gone, held):
         assert not Scheduler(scene).admit(0.0).starts
 
 
 def test_the_start_is_told_as_a_range():
-    cards = [Card(0, "h", 24 * GB)]
+    cards = [Card(0, 24 * GB)]
     scene = Scene("p", cards, [Holding(1, 0, NLP, 1, 0.0, 20 * GB, ends=1000.0)], [ask(2), ask(3)])
     told = ranges(scene, 400.0)
     assert (told[2].earliest, told[2].latest) == (1000, 1300)
@@ -218,7 +218,7 @@ def test_the_start_is_told_as_a_range():
 
 
 def test_a_dry_run_tells_who_would_wait_longer():
-    cards = [Card(n, "h", 24 * GB) for n in range(2)]
+    cards = [Card(n, 24 * GB) for n in range(2)]
     before = Scene("p", cards, waiting=[ask(1), ask(2)])
     after = Scene("p", cards, waiting=[ask(1), ask(2)], teams={NLP: Share("nlp", limit=1)})
     assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
@@ -240,23 +240,21 @@ def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
 
 
 def test_nobody_starts_on_a_kept_device_that_is_not_good():
-    scene = Scene("p", [Card(0, "h", 24 * GB, usable=False, kept_for=1)], waiting=[ask(1)])
+    scene = Scene("p", [Card(0, 24 * GB, usable=False, kept_for=1)], waiting=[ask(1)])
     made = Scheduler(scene).admit(0.0)
     assert not made.starts
     assert words(made.barriers[1], scene) == "starts when the device that was freed for it is seen to be empty."
 
 
 def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():
-    scene = Scene(
-        "p", [Card(0, "h", 24 * GB, kept_for=1)], waiting=[ask(1), ask(2, VISION)], teams={NLP: Share("nlp", held=True)}
-    )
+    scene = Scene("p", [Card(0, 24 * GB, kept_for=1)], waiting=[ask(1), ask(2, VISION)], teams={NLP: Share("nlp", held=True)})
     made = Scheduler(scene).admit(0.0)
     assert made.given_up == [1]
     assert [held.run for held in made.starts] == [2]
 
 
 def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
-    cards = [Card(0, "h", 80 * GB), Card(1, "h", 24 * GB)]
+    cards = [Card(0, 80 * GB), Card(1, 24 * GB)]
     waiting = [
         ask(1, NLP, user=1, memory=70 * GB),
         ask(2, NLP, user=1, memory=10 * GB, priority="background"),

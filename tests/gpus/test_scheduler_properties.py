@@ -8,8 +8,8 @@ from itertools import count, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.gpus.scene import Card, Request, Scene, Share
-from training.gpus.simulated import DAY, MOST_EVICTIONS, SimulatedPool
+from training.gpus.scene import MOST_EVICTIONS, Card, Request, Scene, Share
+from training.gpus.simulated import DAY, SimulatedPool
 
 GB = 10**9
 TEAMS = (1, 2, 3)
@@ -94,7 +94,7 @@ def act(pool, work, step):
 @settings(max_examples=120, deadline=None)
 @given(stories, st.integers(1, 4), st.integers(1, 3))
 def test_every_story_ends_well(story, devices, most_a_card):
-    cards = [Card(number, f"host{number}", 24 * GB) for number in range(devices)]
+    cards = [Card(number, 24 * GB) for number in range(devices)]
     pool = Watched(Scene("p", cards, teams=dict(SHARES), most_a_card=most_a_card))
     work = {}
     for step in story:

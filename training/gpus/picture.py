@@ -12,17 +12,15 @@ from django.db.models import Count
 from training.gpus import ledger
 from training.gpus.devices import usable
 from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
-from training.gpus.scene import NOBODY, Card, Holding, Person, Request, Scene, Share
-from training.people.models import User
+from training.gpus.scene import MOST_EVICTIONS, NOBODY, Card, Holding, Person, Request, Scene, Share
 
-MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
 LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
 
 
 def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mapping[int, float]) -> Scene:
     """`ends`: expected end of the runs that hold a device here, in seconds since 1970."""
     devices = Device.objects.filter(pool=pool).select_related("host")
-    cards = [Card(d.pk, d.host.name, d.total_bytes, usable(d), d.kept_for) for d in devices]
+    cards = [Card(d.pk, d.total_bytes, usable(d), d.kept_for) for d in devices]
     allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
     return Scene(
         pool=pool.name,
@@ -40,7 +38,7 @@ def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mappin
 
 def bounds_of(pool: Pool, team: int) -> Scene:
     """Only what decides whether a run could ever start: the devices, and the team's quota."""
-    cards = [Card(one.pk, "", one.total_bytes) for one in Device.objects.filter(pool=pool)]
+    cards = [Card(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)]
     quota = Quota.objects.filter(pool=pool, team=team or None).select_related("team").first()
     return Scene(pool.name, cards, teams={team: share_of(quota, 0.0)} if quota else {})
 
@@ -67,42 +65,38 @@ def holdings_of(allocations: Sequence[Allocation], now: datetime, ends: Mapping[
 
 def shares_of(pool: Pool, now: datetime) -> list[tuple[Quota, Share]]:
     quotas = list(Quota.objects.filter(pool=pool).select_related("team"))
-    counted = any(quota.hard and quota.hours_a_month is not None for quota in quotas)
+    counted = any(seconds_left(quota, 0.0) is not None for quota in quotas)
     used = ledger.used_this_month("team_id", now, device__pool=pool) if counted else {}
     return [(quota, share_of(quota, used.get(quota.team_id, 0.0))) for quota in quotas]
 
 
 def share_of(quota: Quota, used: float) -> Share:
-    left = 3600 * quota.hours_a_month - used if quota.hard and quota.hours_a_month is not None else None
     return Share(
         name=quota.team.name if quota.team else "no team",
         guaranteed=quota.guaranteed,
         limit=quota.limit,
         weight=quota.weight,
-        seconds_left=left,
+        seconds_left=seconds_left(quota, used),
         most_memory=quota.most_bytes,
         held=quota.held,
     )
+
+
+def seconds_left(quota: Quota | PersonalQuota, used: float) -> float | None:
+    """Of a hard budget; None where there is none, or only a warning."""
+    return 3600 * quota.hours_a_month - used if quota.hard and quota.hours_a_month is not None else None
 
 
 def people_of(pool: Pool, now: datetime) -> dict[int, Person]:
     """What each person used of late, and their own limits; these hold over all pools."""
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
     of_late = ledger.used_of_late(now)
-    counted = any(quota.hard and quota.hours_a_month is not None for quota in quotas.values())
+    counted = any(seconds_left(quota, 0.0) is not None for quota in quotas.values())
     used = ledger.used_this_month("user_id", now) if counted else {}
     elsewhere = Counter(Allocation.objects.filter(released_at=None).exclude(device__pool=pool).values_list("user", flat=True))
     found = {}
     for user in {*quotas, *of_late}:
         quota = quotas.get(user) or PersonalQuota()
-        left = 3600 * quota.hours_a_month - used.get(user, 0.0) if quota.hard and quota.hours_a_month is not None else None
+        left = seconds_left(quota, used.get(user, 0.0))
         found[user] = Person(quota.running, elsewhere[user], left, of_late.get(user, 0.0))
     return found
-
-
-def budget_of(user: User, now: datetime) -> tuple[float, float | None]:
-    """Seconds that a person has used this month, and what they may use."""
-    quota = PersonalQuota.objects.filter(user=user).first()
-    hours = quota.hours_a_month if quota else None
-    used = ledger.used_this_month("user_id", now, user=user).get(user.pk, 0.0)
-    return used, None if hours is None else 3600 * hours

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import transaction
 
-from training.errors import NotAllowed, NotFound, UserError
+from training.errors import NotAllowed, NotFound, UserError, one_line
 from training.gpus import audit, reserve
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
 from training.people.models import Role, Team, User
@@ -51,7 +51,7 @@ def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
         UserError: a value is out of its range, `field` names it.
     """
     if "name" in changes:
-        changes["name"] = str(changes["name"]).strip()[:80]
+        changes["name"] = one_line(str(changes["name"]))[:80]
         if not changes["name"] or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists():
             raise UserError("The pool needs a name of its own.", field="name")
     if not 1 <= int(changes.get("runs_per_device", 1)) <= MOST_A_DEVICE:
@@ -81,10 +81,8 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
     whole(changes, "most_bytes", MOST)
     if changes.get("longest_seconds") == 0:
         raise UserError("longest_seconds must be above 0; leave it empty for no end.", field="longest_seconds")
-    for name in ("weight", "hours_a_month"):
-        value = changes.get(name)
-        if value is not None and not (math.isfinite(value) and 0 < value <= MOST):
-            raise UserError(f"{name} must be a number above 0.", field=name)
+    positive(changes, "weight")
+    positive(changes, "hours_a_month")
     for name in TEAM_FIELDS:
         if name in changes:
             setattr(quota, name, changes[name])
@@ -122,9 +120,7 @@ def edit_person(actor: User, user: User, changes: dict[str, Any], reason: str = 
     admins_only(actor)
     whole(changes, "running")
     whole(changes, "queued")
-    hours = changes.get("hours_a_month")
-    if hours is not None and not (math.isfinite(hours) and 0 < hours <= MOST):
-        raise UserError("hours_a_month must be a number above 0.", field="hours_a_month")
+    positive(changes, "hours_a_month")
     quota, _ = PersonalQuota.objects.get_or_create(user=user)
     changes = {name: value for name, value in changes.items() if name in PERSON_FIELDS}
     return written(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
@@ -164,6 +160,12 @@ def whole(changes: dict[str, Any], name: str, most: int = 2**31 - 1) -> None:
     value = changes.get(name)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most):
         raise UserError(f"{name} must be a whole number from 0 to {most:,}.", field=name)
+
+
+def positive(changes: dict[str, Any], name: str) -> None:
+    value = changes.get(name)
+    if value is not None and not (math.isfinite(value) and 0 < value <= MOST):
+        raise UserError(f"{name} must be a number above 0.", field=name)
 
 
 def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 CLASSES = ("urgent", "normal", "background")  # urgent is granted by admins; background is always preemptible
+MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
 NOBODY = 0  # the team of runs that belong to no team
 
 
@@ -18,7 +19,6 @@ class Card:
     """A device. `kept_for`: a run for which another was stopped here."""
 
     id: int
-    host: str
     memory: int
     usable: bool = True
     kept_for: int | None = None

@@ -31,7 +31,7 @@ class Kept:
 
 
 class Scheduler(Board):
-    """A scene that moves: `admit` starts runs, `release` ends them, `add` lets one more wait."""
+    """A scene that moves: `admit` starts runs, `release` ends them."""
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)

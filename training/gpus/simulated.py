@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from training.gpus.scene import Card, Decision, Holding, Request, Scene
+from training.gpus.scene import MOST_EVICTIONS, Card, Decision, Holding, Request, Scene
 from training.gpus.scheduler import Scheduler
 
 GRACE = 30.0  # seconds from being told to leave to being gone
-MOST_EVICTIONS = 3  # of one run in a day
 DAY = 86_400.0
 
 
@@ -48,7 +47,7 @@ class SimulatedPool:
     @classmethod
     def of(cls, count: int, memory: int, **choices: object) -> SimulatedPool:
         """`SimulatedPool.of(4, 24_000_000_000)`."""
-        cards = [Card(number, f"host{number // 8}", memory) for number in range(count)]
+        cards = [Card(number, memory) for number in range(count)]
         return cls(Scene("simulated", cards, **choices))  # type: ignore[arg-type]
 
     def submit(self, request: Request, seconds: float) -> None:
