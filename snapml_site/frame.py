@@ -10,8 +10,8 @@ from adapters.models import AdapterVersion
 from training.datasets.models import Dataset
 from training.gpus.devices import is_gone
 from training.gpus.models import Allocation, Device
-from training.gpus.usage import own_hours
-from training.people.models import Role, User
+from training.gpus.usage import looks_into_quotas, own_hours
+from training.people.models import User
 from training.runs.models import Run
 from training.runs.notices import ended_lately
 
@@ -62,8 +62,7 @@ def guide(user: User) -> dict[str, Any]:
 
 def rail(user: User) -> tuple[tuple[str, str, str], ...]:
     """The rooms that a person may enter; quotas and the audit log are for admins and leads."""
-    leads = user.is_superuser or user.memberships.filter(role=Role.LEAD).exists()
-    return (*RAIL, *STEERING) if leads else RAIL
+    return (*RAIL, *STEERING) if looks_into_quotas(user) else RAIL
 
 
 def strip(user: User) -> dict[str, Any]:

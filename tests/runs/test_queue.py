@@ -263,3 +263,12 @@ def test_a_device_of_a_run_that_is_over_is_given_back_whoever_forgot_it(run, ano
     Run.objects.filter(pk=run.pk).update(state=State.FAILED)
     second = another()
     assert queue.admit() == [second.pk]
+
+
+def test_the_api_tells_the_queue(run, another, as_alice):
+    claim(run.pk)
+    second = another()
+    queue.look()
+    [told] = as_alice.get("/api/v1/runs/queue").json()["items"]
+    assert (told["id"], told["owner"], told["pool"], told["place"]) == (second.pk, "alice", "CPU", 1)
+    assert "is in use" in told["reason"] and told["latest"] is None

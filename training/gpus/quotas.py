@@ -8,9 +8,9 @@ from typing import Any
 from django.db import transaction
 
 from training.errors import NotAllowed, NotFound, UserError, one_line
-from training.gpus import audit, reserve
+from training.gpus import audit, reserve, usage
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
-from training.people.models import Role, Team, User
+from training.people.models import Team, User
 
 TEAM_FIELDS = ("guaranteed", "limit", "weight", "hours_a_month", "hard", "most_bytes", "longest_seconds")
 PERSON_FIELDS = ("running", "queued", "hours_a_month", "hard")
@@ -25,8 +25,8 @@ def admins_only(actor: User) -> None:
 
 def refuse_strangers(user: User) -> None:
     """Raises NotAllowed: neither an admin nor a lead of any team."""
-    if not user.is_superuser and not user.memberships.filter(role=Role.LEAD).exists():
-        raise NotAllowed("Quotas are for admins, and for leads as far as they concern their teams.")
+    if not usage.looks_into_quotas(user):
+        raise NotAllowed("Quotas, report and audit log are for admins, and for leads as far as they concern their teams.")
 
 
 def get_pool(pool_id: int) -> Pool:

@@ -63,6 +63,12 @@ def teams_seen(user: User) -> set[int] | None:
     return set(user.memberships.filter(role=Role.LEAD).values_list("team_id", flat=True))
 
 
+def looks_into_quotas(user: User) -> bool:
+    """Admins, and leads of any team."""
+    seen = teams_seen(user)
+    return seen is None or bool(seen)
+
+
 def team_lines(user: User, pool: Pool) -> list[TeamLine]:
     """A line for each team (and one for nobody's team) that the person may look into."""
     now = timezone.now()

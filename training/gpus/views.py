@@ -15,7 +15,6 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from training.errors import NotAllowed
 from training.gpus import audit as log
 from training.gpus import quotas, usage
 from training.gpus.models import AuditEntry, Device
@@ -32,9 +31,8 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
     Raises:
         NotAllowed: the person leads no team.
     """
+    quotas.refuse_strangers(user)
     seen = usage.teams_seen(user)
-    if seen is not None and not seen:
-        raise NotAllowed("The audit log is for admins, and for leads as far as it concerns their teams.")
     rows = AuditEntry.objects.all() if seen is None else AuditEntry.objects.filter(team__in=seen)
     act, text = act.replace("\0", ""), text.replace("\0", "")
     if act:
@@ -72,9 +70,7 @@ def audit_file(request: SignedIn) -> HttpResponseBase:
 
 def report(request: SignedIn) -> HttpResponseBase:
     """`?month=2026-11` as CSV: device-seconds by team, person and pool."""
-    seen = usage.teams_seen(request.user)
-    if seen is not None and not seen:
-        raise NotAllowed("The report is for admins, and for leads as far as it concerns their teams.")
+    quotas.refuse_strangers(request.user)
     text = request.GET.get("month", "")
     moment = usage.month_named(text)
     head = ["team", "person", "pool", "runs", "device_seconds", "device_hours"]

@@ -62,7 +62,7 @@ def queue_for(request: SignedIn) -> dict[str, Any]:
     seen = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
     ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related("owner", "team", "pool")
     mine, count = list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]), seen.count()
-    may_change = set(Run.objects.changeable_by(request.user).filter(state=State.QUEUED).values_list("pk", flat=True))
+    may_change = set(Run.objects.changeable_by(request.user).filter(pk__in=[run.pk for run in mine]).values_list("pk", flat=True))
     rows = [(run, run.pk in may_change) for run in mine]
     return {
         "waiting": rows,

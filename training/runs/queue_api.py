@@ -37,6 +37,38 @@ class WaitingOut(Schema):
     earliest: float | None = Field(description="seconds since 1970")
     latest: float | None = Field(description="null: something ahead has no expected end")
 
+    @staticmethod
+    def resolve_owner(row: Run) -> str:
+        return str(row.owner.username)
+
+    @staticmethod
+    def resolve_team(row: Run) -> str | None:
+        return row.team.name if row.team else None
+
+    @staticmethod
+    def resolve_pool(row: Run) -> str | None:
+        return row.pool.name if row.pool else None
+
+    @staticmethod
+    def resolve_place(row: Run) -> int | None:
+        return row.waits.get("place")
+
+    @staticmethod
+    def resolve_reason(row: Run) -> str:
+        return str(row.waits.get("reason", ""))
+
+    @staticmethod
+    def resolve_sooner(row: Run) -> str:
+        return str(row.waits.get("sooner", ""))
+
+    @staticmethod
+    def resolve_earliest(row: Run) -> float | None:
+        return row.waits.get("earliest")
+
+    @staticmethod
+    def resolve_latest(row: Run) -> float | None:
+        return row.waits.get("latest")
+
 
 class ClassIn(Schema):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": "background"}]})
@@ -67,32 +99,8 @@ class MovedOut(Schema):
 @paginate(Paged)
 def read_queue(request: SignedIn) -> Any:
     """Runs that wait and that you may see, oldest first, each with its place, its reason and when it should start."""
-    return WaitingRows(Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at"))
-
-
-class WaitingRows:
-    """A query whose rows become what is told of them, a page at a time."""
-
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows.select_related("owner", "team", "pool").defer("config", "plan", "advice")
-
-    def count(self) -> int:
-        return int(self.rows.count())
-
-    def __getitem__(self, part: slice) -> list[dict[str, Any]]:
-        return [as_waiting(run) for run in self.rows[part]]
-
-
-def as_waiting(run: Run) -> dict[str, Any]:
-    told = {"place": None, "reason": "", "sooner": "", "earliest": None, "latest": None} | run.waits
-    return told | {
-        "id": run.pk,
-        "name": run.name,
-        "owner": run.owner.username,
-        "team": run.team.name if run.team else None,
-        "pool": run.pool.name if run.pool else None,
-        "priority": run.priority,
-    }
+    waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
+    return waiting.select_related("owner", "team", "pool").defer("config", "plan", "advice")
 
 
 @router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])

@@ -51,6 +51,15 @@ def read_form(form: dict[str, tuple[str, Any, int]], posted: Any) -> dict[str, A
     return found
 
 
+def hold_if_asked(request: SignedIn, target: Pool | Quota) -> bool:
+    """Whether one of the buttons for a hold was pressed; what it says is done."""
+    held, drain = HOLDS.get(request.POST.get("act", ""), (None, False))
+    if held is None:
+        return False
+    quotas.hold(request.user, target, held=held, drain=drain, reason=request.POST.get("reason", ""))
+    return True
+
+
 def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
     """A team's part of a pool (team 0: whoever is in no team). POST `act`: try, save, hold, drain or lift."""
     quotas.refuse_strangers(request.user)
@@ -63,11 +72,9 @@ def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
     if request.method != "POST":
         return render(request, "gpus/quota.html", values | {"form": shown(line.quota, TEAM_FORM), "hard": line.quota.hard})
     quotas.admins_only(request.user)
-    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
-    if act in HOLDS:
-        held, drain = HOLDS[act]
-        quotas.hold(request.user, quotas.quota_of(pool, team), held=held, drain=drain, reason=reason)
+    if hold_if_asked(request, quotas.quota_of(pool, team)):
         return redirect("quota", pool_id, team_id)
+    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
     typed = {"form": {name: request.POST.get(name, "") for name in TEAM_FORM}, "hard": bool(request.POST.get("hard"))}
     try:
         changes = read_form(TEAM_FORM, request.POST) | {"hard": bool(request.POST.get("hard"))}
@@ -90,11 +97,9 @@ def pool(request: SignedIn, pool_id: int) -> HttpResponse:
     values: dict[str, Any] = {"pool": found, "name": found.name, "form": shown(found, POOL_FORM)}
     if request.method != "POST":
         return render(request, "gpus/pool.html", values)
-    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
-    if act in HOLDS:
-        held, drain = HOLDS[act]
-        quotas.hold(request.user, found, held=held, drain=drain, reason=reason)
+    if hold_if_asked(request, found):
         return redirect("quota-pool", pool_id)
+    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
     values |= {"name": request.POST.get("name", ""), "form": {name: request.POST.get(name, "") for name in POOL_FORM}}
     try:
         changes = {k: v for k, v in read_form(POOL_FORM, request.POST).items() if v is not None} | {"name": values["name"]}
