@@ -143,7 +143,7 @@ def when(waits: dict[str, Any]) -> str:
 
 @register.filter
 def in_time(seconds: float | None) -> str:
-    """Seconds from now: `now`, `in 10 min`, `not with what is known`."""
+    """Seconds from now: `now`, `in 10 min`; None: nothing that is known would let it."""
     if seconds is None:
         return "not before something else changes"
     return "now" if seconds < 1 else f"in {duration(seconds)}"

@@ -26,8 +26,6 @@ GB = 10**9
 def simulated(monkeypatch):
     """A law that knows rows and checkpointing only; true ones take seconds and are tested in test_memory.py."""
     monkeypatch.setattr("training.runs.ways.kept_law", lambda _folder, config, _device: config)
-    monkeypatch.setattr("training.runs.ways_on.kept_law", lambda _folder, config, _device: config)
-    monkeypatch.setattr("training.runs.ways_on.law", lambda _folder, config, _device: config)
     monkeypatch.setattr(
         "training.runs.ways.memory_forecast",
         lambda law, config, _found, _framework: {"peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts},
@@ -118,3 +116,17 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
     run.refresh_from_db()
     assert (run.folder / "config.json").read_text() == before
     assert "batch_parts" not in run.config or run.config["batch_parts"] == 1
+
+
+def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
+    known = []
+    monkeypatch.setattr("training.runs.ways.kept_law", lambda _folder, config, _device: config if config in known else None)
+    monkeypatch.setattr("training.runs.ways_on.law", lambda _folder, config, _device: known.append(config))
+    ended(run)
+    first = as_alice.get(f"/runs/{run.pk}/ways").content
+    assert (first.count(b"being simulated"), b"make=1" in first, known) == (4, True, [])
+    as_alice.get(f"/runs/{run.pk}/ways?make=1")
+    assert len(known) == 1
+    for _ in range(3):
+        last = as_alice.get(f"/runs/{run.pk}/ways?make=1").content
+    assert (last.count(b"being simulated"), b"make=1" in last) == (0, False)

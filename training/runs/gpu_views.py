@@ -119,13 +119,16 @@ def change_pool(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
-    """What a run that ran out of memory can go on with, each with its forecast; laws that are missing are made (seconds)."""
+    """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates one that is missing first."""
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
+    if request.GET.get("make"):
+        ways_on.simulate_one(run)
     pool = run.pool or queue.default_pool()
     total = max((device.total_bytes for device in pool.devices.all()), default=0) if pool else 0
     rows = [(way, way.memory["peak"] <= total if way.memory and total else None) for way in ways_on.ways_of(run)]
     mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
-    return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine})
+    unknown = any(way.memory is None for way, _ in rows)
+    return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown})
 
 
 @require_POST

@@ -5,14 +5,13 @@ A run that ran out of memory goes on by one of them (ways_on.py), and a launch t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.memory_law import Law
 from training.engine.methods import TABLE
 from training.errors import ConfigError
 from training.runs.device import device_kind
@@ -53,13 +52,13 @@ def steps_down(config: RunConfig, found: Lengths | None) -> Iterator[tuple[str, 
         yield "qlora", "Keep the base model in 4 bits (QLoRA); slower, and the adapter goes on.", {"method": "qlora"}
 
 
-def ways(config: RunConfig, model: BaseModel, found: Lengths | None, *, find: Callable[..., Law | None]) -> list[Way]:
-    """Every way down from these settings, with its forecast where `find` has the law for it."""
+def ways(config: RunConfig, model: BaseModel, found: Lengths | None) -> list[Way]:
+    """Every way down from these settings, with its forecast where its step has been simulated."""
     framework, made = framework_bytes(), []
     for name, words, changes in steps_down(config, found):
         try:
             changed = changed_config(config, changes)
-            known = find(model.folder, changed, device_kind())
+            known = kept_law(model.folder, changed, device_kind())
         except (ConfigError, Unlawful):
             continue  # this run cannot go that way
         made.append(Way(name, words, changes, None if known is None else memory_forecast(known, changed, found, framework)))
@@ -80,7 +79,7 @@ def nearest(config: RunConfig, model: BaseModel, data: DatasetVersion, most: int
     found = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
     tried, halved = config, 0
     while halved < 12:
-        down = ways(tried, model, found, find=kept_law)
+        down = ways(tried, model, found)
         fitting = next((way for way in down if way.memory is not None and way.memory["peak"] <= most), None)
         if fitting is not None:
             told = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())

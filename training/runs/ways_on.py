@@ -14,7 +14,8 @@ from training.engine.outcome import RESULT
 from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import launch
-from training.runs.laws import kept_law, law
+from training.runs.device import device_kind
+from training.runs.laws import Unlawful, law
 from training.runs.measure import kept_lengths
 from training.runs.models import Run
 from training.runs.states import State
@@ -23,11 +24,25 @@ from training.runs.ways import Way, changed_config, ways
 BY_ITSELF = ("halve", "checkpointing")  # what changes no result
 
 
-def ways_of(run: Run, *, wait: bool = True) -> list[Way]:
-    """The ways on for a run. `wait`: simulate what has not been (seconds each)."""
+def ways_of(run: Run) -> list[Way]:
+    """The ways on for a run, with the forecasts that are known."""
     config = RunConfig.from_dict(run.config)
-    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    return ways(config, run.base_model, found, find=law if wait else kept_law)
+    return ways(config, run.base_model, kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt))
+
+
+def simulate_one(run: Run) -> None:
+    """Make the law of the first way whose forecast is not known yet (seconds).
+
+    Raises:
+        UserError: the simulation broke off.
+    """
+    way = next((way for way in ways_of(run) if way.memory is None), None)
+    if way is None:
+        return
+    try:
+        law(run.base_model.folder, changed_config(RunConfig.from_dict(run.config), way.changes), device_kind())
+    except Unlawful:
+        pass  # kept as this law's answer: the run has no such way
 
 
 def go_on_with(user: User, run: Run, name: str) -> Run:
@@ -49,7 +64,7 @@ def chosen_way(run: Run, name: str) -> Way:
     """Raises UserError: it has no such way; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
         raise Conflict(f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is changed.")
-    way = next((way for way in ways_of(run, wait=False) if way.name == name), None)
+    way = next((way for way in ways_of(run) if way.name == name), None)
     if way is None:
         raise UserError(f"{run.name} cannot go on that way; the run's page shows those that it has.", field="way")
     return way
@@ -68,7 +83,7 @@ def recover(run: Run) -> str:
     """What the supervisor does with a run whose memory ran out: change it, and say how it goes on; nothing if it has no way."""
     if not run.config.get("recover"):
         return ""
-    way = next((way for way in ways_of(run, wait=False) if way.name in BY_ITSELF), None)
+    way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)
     if way is None:
         return ""
     put(run, changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
