@@ -53,7 +53,11 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
         Conflict, NotAllowed: see `continue_run`.
     """
     with transaction.atomic():  # the row is held until both are done; the file is written when nothing can refuse any more
-        held = Run.objects.select_for_update().select_related("base_model", "data__dataset", "owner", "team").get(pk=run.pk)
+        held = (
+            Run.objects.select_for_update(of=("self",))
+            .select_related("base_model", "data__dataset", "owner", "team")
+            .get(pk=run.pk)
+        )
         way = chosen_way(held, name)
         queued = launch.continue_run(user, held)
         put(queued, changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
