@@ -13,5 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-if WORKER and os.environ.get("REDIS_URL"):  # each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
+if WORKER and os.environ.get(
+    "REDIS_URL"
+):  # each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
     os.environ["REDIS_URL"] = f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{WORKER.removeprefix('gw')}"

@@ -3,14 +3,15 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from training.gpus.models import Quota
-from training.runs import forecast, laws, measure, plans
+from tests import tiny
+from training.gpus.models import Device, Quota
+from training.runs import laws, measure, plans
 from training.runs.models import Run
+from training.runs.target import target_of
 
 pytestmark = pytest.mark.django_db
 
@@ -32,25 +33,19 @@ def tiny_laws(tiny_model):
 
 
 @pytest.fixture
-def ready(data, base_model, tiny_laws, monkeypatch):
+def ready(data, base_model, device, tiny_laws, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
-    lengths = measure.Lengths(
-        np.full(data.train_rows, 60, np.int32),
-        np.full(data.train_rows, 20, np.int32),
-        np.full(data.train_rows, 40, np.int32),
-        {length: np.full(data.train_rows, 20, np.int32) for length in measure.LENGTHS},
-        data.train_rows,
-        "model",
-        "",
-    )
+    lengths = tiny.measured(data.train_rows)
     monkeypatch.setattr(laws.PROGRAM, "ask", tiny_laws)
     monkeypatch.setattr(measure, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(plans, "lengths", lambda *_args, **_more: lengths)
-    device = SimpleNamespace(free=8 * 10**9)
-    for module in (plans, forecast):
-        monkeypatch.setattr(module, "device_memory", lambda: (16 * 10**9, device.free))
+    leave_free(8 * 10**9)
     form = {"mode": "auto", "mode-was": "auto", "model": base_model.pk, "data": data.pk, "goal": "task"}
-    return SimpleNamespace(model=base_model, data=data, form=form, device=device)
+    return SimpleNamespace(model=base_model, data=data, form=form)
+
+
+def leave_free(free):
+    Device.objects.update(total_bytes=16 * 10**9, used_bytes=16 * 10**9 - free)
 
 
 def planned(client, form):
@@ -97,7 +92,7 @@ def test_a_wrong_lock_is_told_and_the_plan_on_the_page_stays(client, alice, read
 def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready):
     client.force_login(alice)
     page = planned(client, ready.form)
-    ready.device.free = 0.4 * 10**9
+    leave_free(4 * 10**8)
     answer = client.post(reverse("run-new"), ready.form | {"plan": shown_plan(page)})
     assert answer.status_code in (400, 409)
     assert not Run.objects.exists()
@@ -105,7 +100,7 @@ def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready
 
 def test_what_never_fits_says_so(client, alice, ready):
     client.force_login(alice)
-    ready.device.free = 10**6
+    leave_free(10**6)
     only = {"set-method": "lora", "set-gradient_checkpointing": "off", "lock": ["method", "gradient_checkpointing"]}
     page = planned(client, ready.form | only)
     assert "Nothing fits: the least," in page and "disabled" in page.split("<button")[-1]
@@ -165,7 +160,7 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
         page = client.post(reverse("run-costs"), form).content.decode()
     assert page.count(": fits") == 7
     assert "Cannot be merged into the base" in page
-    ready.device.free = 1
+    leave_free(1)
     page = client.post(reverse("run-costs") + "?look=1", form).content.decode()
     assert page.count("does not fit now") == 7 and "grey" in page
 
@@ -229,5 +224,5 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
-    situation = plans.situation_of(ready.model, ready.data, measure.kept_lengths(), laws.law)
+    situation = plans.situation_of(plans.Case(ready.model, ready.data, measure.kept_lengths(), target_of()), laws.law)
     assert (situation.total, situation.free) == (3 * 10**9, 3 * 10**9)

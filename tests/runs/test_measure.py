@@ -11,6 +11,7 @@ from training.engine.config import RunConfig
 from training.runs.forecast import forecast
 from training.runs.measure import cut_at, histogram, lengths, padding, tokens_of
 from training.runs.sweep import mark
+from training.runs.target import target_of
 
 pytestmark = pytest.mark.django_db
 
@@ -65,7 +66,7 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice):
 
     settings = {**tiny.SETTINGS, "max_steps": 0, "epochs": 2, "max_length": 30, "tokens_per_batch": 100}
     found = lengths(data, base_model)
-    said = forecast(RunConfig.from_dict(settings), base_model, data, found)
+    said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
     main([str(run.folder)])
     events = tiny.events(run.folder)
@@ -89,7 +90,7 @@ def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(data, base_model
     monkeypatch.setattr("training.runs.measure.MOST_ROWS", 10)
     found = lengths(data, base_model)
     assert found.measured < found.rows == data.train_rows
-    assert not forecast(RunConfig(max_length=64), base_model, data, found)["exact"]
+    assert not forecast(RunConfig(max_length=64), base_model, data, found, target_of())["exact"]
     page = as_alice.get(f"/data/versions/{data.pk}/trained").content.decode()
     assert f"Counted on {found.measured} of {data.train_rows} rows" in page
 
@@ -178,7 +179,7 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model
 
     for more in ({"accumulation": 4, "epochs": 2, "max_steps": 0}, {"accumulation": 2, "max_steps": 3}):
         settings = {**tiny.SETTINGS, "tokens_per_batch": 80, **more}
-        said = forecast(RunConfig.from_dict(settings), base_model, data, lengths(data, base_model))
+        said = forecast(RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of())
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
         main([str(run.folder)])
         steps = [e for e in tiny.events(run.folder) if e["kind"] == "step"]
@@ -186,8 +187,8 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model
 
 
 def test_target_modules_count_as_peft_matches_them(data, base_model):
-    dotted = forecast(RunConfig(target_modules="self_attn.q_proj", max_length=64), base_model, data, None)
-    plain = forecast(RunConfig(target_modules="q_proj", max_length=64), base_model, data, None)
+    dotted = forecast(RunConfig(target_modules="self_attn.q_proj", max_length=64), base_model, data, None, target_of())
+    plain = forecast(RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, target_of())
     assert dotted["trainable"] == plain["trainable"] > 0
 
 

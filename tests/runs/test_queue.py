@@ -18,6 +18,7 @@ from training.runs.lease import claim
 from training.runs.models import Event, Run
 from training.runs.states import State, Wish
 from training.runs.supervise import Watch
+from training.runs.target import target_of
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -234,9 +235,9 @@ def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
 
 def test_new_runs_do_not_wait_for_devices_that_are_long_gone(run):
     report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="retired")
-    assert queue.default_pool().kind == "H100"
+    assert target_of().pool.kind == "H100"
     Host.objects.filter(name="retired").update(reported_at=timezone.now() - timedelta(days=30))
-    assert queue.default_pool().kind == "CPU"
+    assert target_of().pool.kind == "CPU"
 
 
 def test_a_stop_while_it_makes_room_is_a_stop(run, another):

@@ -16,6 +16,7 @@ from training.runs.lease import claim
 from training.runs.models import Run
 from training.runs.states import State
 from training.runs.supervise import Watch
+from training.runs.target import target_of
 from training.runs.ways import nearest
 
 pytestmark = pytest.mark.django_db
@@ -100,8 +101,8 @@ def settings_of_deaths(settings):
 
 
 def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(alice, base_model, data, device, no_bell, monkeypatch):
-    assert "batch_parts 2 it would need 8.0 GB" in nearest(RunConfig(), base_model, data, 10 * GB)
-    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(RunConfig(), base_model, data, 5 * GB)
+    assert "batch_parts 2 it would need 8.0 GB" in nearest(RunConfig(), base_model, data, 10 * GB, target_of())
+    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(RunConfig(), base_model, data, 5 * GB, target_of())
     monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)

@@ -1,9 +1,7 @@
 """Runs in the API: everything that their pages can do. Lists are paged and filtered from an allow-list."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
-from django.db import transaction
 from django.http import HttpResponse
 from ninja import Query, Router, Status
 from ninja.pagination import paginate
@@ -14,7 +12,7 @@ from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
 from training.runs import keep, launch, launch_api, listing, plans, queue_api, run_file, steer, sweep
 from training.runs.curves import SERIES, read_curves
-from training.runs.launch_api import model_and_data
+from training.runs.launch_api import model_and_data, where_of
 from training.runs.launch_schemas import AutoIn
 from training.runs.models import Event, Run, Sweep
 from training.runs.schemas import (
@@ -41,33 +39,25 @@ RELATED = (*listing.RELATED, "team")
 @router.post("", response={201: RunOut})
 def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
     """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
-    asked = model_and_data(request, body)
-    start = planned(request, body, body.auto, asked) if body.auto is not None else chosen(request, body, asked)
-    with transaction.atomic():  # planning may take a minute, and nobody else could write meanwhile
-        run = start()
-        if body.priority is not None:
-            steer.change_class(request.user, run, body.priority)
-        if body.pool is not None:
-            queue_api.put_into(request.user, run, body.pool)
-    run.refresh_from_db()
-    return Status(201, run)
+    asked = model_and_data(request, body) | {"where": where_of(body)}
+    return Status(201, planned(request, body, body.auto, asked) if body.auto is not None else chosen(request, body, asked))
 
 
-def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Callable[[], Run]:
-    """What starts the run, once it is checked."""
+def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
     fixed, grid = sweep.split_grid(body.settings)
     if grid:
         raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
     refuse_unwise(body, asked, fixed)
-    return lambda: launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
+    return launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
 
 
-def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Callable[[], Run]:
+def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
     if body.settings:
         raise UserError("With `auto`, settings are chosen; put those that must stay into `auto.locked`.", field="settings")
-    plan = plans.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked)
+    where: steer.Where = asked["where"]
+    plan = plans.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool)
     refuse_unwise(body, asked, plan.settings)
-    return lambda: plans.launch_planned(request.user, plan, name=body.name, **asked)
+    return plans.launch_planned(request.user, plan, name=body.name, **asked)
 
 
 def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -79,7 +69,7 @@ def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) 
 @router.post("/sweeps", response={201: SweepOut})
 def create_sweep(request: SignedIn, body: RunIn) -> Status[Sweep]:
     """Start a run for every combination of the settings that are lists."""
-    asked = model_and_data(request, body)
+    asked = model_and_data(request, body) | {"where": where_of(body)}
     refuse_unwise(body, asked, body.settings)
     return Status(201, sweep.launch_sweep(request.user, **asked, settings=body.settings, name=body.name))
 

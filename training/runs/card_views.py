@@ -8,31 +8,29 @@ from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
-from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
-from training.people.requests import SignedIn, number
+from training.people.requests import SignedIn
 from training.runs import form, measure, plan_form, sweep
-from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model
-from training.runs.device import device_kind
+from training.runs.asked import Asked, picked_in, posted
 from training.runs.forecast import forecast
 from training.runs.laws import law
+from training.runs.picked import NAMES, Picked
 
 
 @require_POST
 def card(request: SignedIn) -> HttpResponse:
     """The card beside the form, for what the form says at this moment; with Auto, the plan comes along."""
     asked = posted(request)
-    values = {**card_values(request, asked), "auto": asked.auto, "planned": asked.planned, "beside": True}
+    values = {**card_values(asked), "auto": asked.auto, "planned": asked.planned, "beside": True}
     return render(request, "runs/_card.html", values)
 
 
-def card_values(request: SignedIn, asked: Asked) -> dict[str, Any]:
+def card_values(asked: Asked) -> dict[str, Any]:
     """What will happen, or the next thing that is missing."""
-    chosen, values = asked.chosen, asked.values
+    values, model, version = asked.values, asked.picked.model, asked.picked.version
     said: dict[str, Any] = {"missing": "", "count": 1}
-    model, version = ready_model(chosen["model"]), visible_data(request.user, number(chosen["data"]))
     said |= {"model": model, "version": version, "method": TABLE[form.method_of(values)]}
     if asked.auto and asked.planned and asked.planned.plan is None and model and version:
         problem = asked.planned.problem
@@ -53,7 +51,7 @@ def card_values(request: SignedIn, asked: Asked) -> dict[str, Any]:
     except UserError as problem:
         return said | {"problem": problem, "missing": "Choose another model or data"}
     try:
-        will = forecast(config, model, version, found)
+        will = forecast(config, model, version, found, asked.picked.target)
     except UserError as problem:  # this technique does not fit the model
         return said | {"problem": problem, "missing": "Choose another technique"}
     will["warnings"] = [(words, sweep.mark(words)) for words in warnings]
@@ -62,7 +60,8 @@ def card_values(request: SignedIn, asked: Asked) -> dict[str, Any]:
 
 def measured(request: SignedIn) -> HttpResponse:
     """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody has yet."""
-    model, version = chosen_model(request.GET.get("model", "")), chosen_version(request, request.GET.get("data", ""))
+    picked = Picked(request.user, {name: request.GET.get(name, "") for name in NAMES})
+    model, version = picked.must_have_model(), picked.must_have_data()
     try:
         measure.lengths(version, model, train_on_prompt=request.GET.get("train_on_prompt") == "on")
     except UserError as error:
@@ -75,16 +74,16 @@ def measured(request: SignedIn) -> HttpResponse:
 @require_POST
 def memory(request: SignedIn) -> HttpResponse:
     """Simulate steps of what the form says; the card asks for this when memory laws are missing for it, or for the plan."""
-    chosen = {name: request.POST.get(name, "") for name in CHOSEN}
+    picked = picked_in(request)
     try:
-        model, version = chosen_model(chosen["model"]), chosen_version(request, chosen["data"])
+        model, _ = picked.must_have_model(), picked.must_have_data()
         if request.POST.get("mode") == "auto":
-            problem = plan_form.planned(request.POST, model, version, wait=True).problem
-            if plan_form.planned(request.POST, model, version).waits_for == "memory":  # else a problem is shown by the card
+            problem = plan_form.planned(request.POST, picked, wait=True).problem
+            if plan_form.planned(request.POST, picked).waits_for == "memory":  # else a problem is shown by the card
                 raise problem or UserError("The memory forecast broke off; the log of the web server says why.")
         else:
             config = RunConfig.from_dict(sweep.members(form.settings_from(request.POST))[0])
-            law(model.folder, config, device_kind())
+            law(model.folder, config, picked.target.kind)
     except UserError as error:
         return render(request, "_error.html", {"error": error})
     answer = HttpResponse(status=204)

@@ -13,14 +13,14 @@ from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.engine.methods.base import Method
 from training.errors import ConfigError, UserError
-from training.runs.device import device_kind
 from training.runs.forecast import fit_words
 from training.runs.form import follow_method
 from training.runs.laws import Unlawful, kept_law, law, place_of
 from training.runs.measure import Lengths, kept_lengths
-from training.runs.memory import framework_bytes, memory_forecast
+from training.runs.memory import forecast_on, framework_bytes, memory_forecast
 from training.runs.models import Run
 from training.runs.states import OPEN
+from training.runs.target import Target, target_of
 
 log = logging.getLogger("snapml.forecast")
 tried: set[Path] = set()  # laws that this worker asked for: one that broke off is tried again only when a person asks
@@ -52,17 +52,17 @@ def configs_of(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | Non
             yield name, None
 
 
-def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, Any]) -> dict[str, Cost]:
+def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, Any], target: Target) -> dict[str, Cost]:
     """Each technique's cost with these settings, as far as its law has been made."""
     if model is None:
         return {name: Cost(method) for name, method in TABLE.items()}
-    made, framework = {}, framework_bytes()
+    made, framework = {}, framework_bytes(target)
     for name, config in configs_of(values):
         made[name] = Cost(TABLE[name])
         if config is None:
             continue
         try:
-            kept = kept_law(model.folder, config, device_kind())
+            kept = kept_law(model.folder, config, target.kind)
         except Unlawful as error:
             made[name] = Cost(TABLE[name], problem=error.message)
             continue
@@ -70,42 +70,42 @@ def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, A
             made[name] = Cost(TABLE[name], waits=True)
         else:
             memory = memory_forecast(kept, config, found, framework)
-            made[name] = Cost(TABLE[name], memory | fit_words(memory))
+            made[name] = Cost(TABLE[name], memory | fit_words(memory, target))
     return made
 
 
-def make_one_missing(model: BaseModel, values: Mapping[str, Any]) -> None:
+def make_one_missing(model: BaseModel, values: Mapping[str, Any], kind: str) -> None:
     """Simulate the first technique whose law is missing.
 
     Raises:
         UserError: the simulation broke off.
     """
-    for config in missing(model, values):
+    for config in missing(model, values, kind):
         try:
-            law(model.folder, config, device_kind())
+            law(model.folder, config, kind)
         except Unlawful:
             pass  # kept as this law's answer, and shown with the technique
         return
 
 
-def missing(model: BaseModel, values: Mapping[str, Any]) -> Iterator[RunConfig]:
-    """The settings of the techniques whose law has not been made."""
+def missing(model: BaseModel, values: Mapping[str, Any], kind: str) -> Iterator[RunConfig]:
+    """The settings of the techniques whose law for this kind of device has not been made."""
     for _, config in configs_of(values):
-        if config is not None and not place_of(model.folder, config, device_kind()).is_file():
+        if config is not None and not place_of(model.folder, config, kind).is_file():
             yield config
 
 
 def forecast_launched() -> None:
     """Runs that were started before their step was simulated (by API or file, mostly) get their forecast while they train."""
-    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related("base_model", "data"):
-        config = RunConfig.from_dict(run.config)
-        place = place_of(run.base_model.folder, config, device_kind())
+    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related("base_model", "data", "pool"):
+        config, target = RunConfig.from_dict(run.config), target_of(run.pool)
+        place = place_of(run.base_model.folder, config, target.kind)
         if place in tried and not place.is_file():
             continue
         tried.add(place)
         try:
             found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-            made = memory_forecast(law(run.base_model.folder, config, device_kind()), config, found, framework_bytes())
+            made = forecast_on(target, law(run.base_model.folder, config, target.kind), config, found)
         except UserError as error:
             log.warning("Run %s has no forecast: %s", run.pk, error.message)
             continue
@@ -114,14 +114,15 @@ def forecast_launched() -> None:
 
 def make_beforehand() -> None:
     """One law that is missing for a model that is ready, with usual settings: the launch page then waits for none."""
+    kind = target_of().kind
     for model in BaseModel.objects.filter(state=ModelState.READY):
-        for config in missing(model, {}):
-            place = place_of(model.folder, config, device_kind())
+        for config in missing(model, {}, kind):
+            place = place_of(model.folder, config, kind)
             if place in tried:
                 continue
             tried.add(place)
             try:
-                law(model.folder, config, device_kind())
+                law(model.folder, config, kind)
             except UserError as error:
                 log.warning("%s on %s: %s", TABLE[config.method].title, model.name, error.message)
             return

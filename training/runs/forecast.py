@@ -12,17 +12,19 @@ from training.engine.batches import length_of, plan_steps
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
-from training.runs.device import device_memory, device_name
 from training.runs.measure import Lengths, cut_at
 from training.runs.memory import kept_forecast
+from training.runs.target import Target
 
 EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 CUT_WARNING = 0.01
 
 
-def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found: Lengths | None) -> dict[str, Any]:
+def forecast(
+    config: RunConfig, model: BaseModel, version: DatasetVersion, found: Lengths | None, target: Target
+) -> dict[str, Any]:
     """The card's numbers; those that need token lengths are absent until these are measured."""
-    memory = kept_forecast(config, model, found)
+    memory = kept_forecast(config, model, found, target)
     trainable = memory["trainable"] if memory else trainable_parameters(model, config)
     said: dict[str, Any] = {
         "rows": version.train_rows,
@@ -31,10 +33,10 @@ def forecast(config: RunConfig, model: BaseModel, version: DatasetVersion, found
         "length": config.max_length,
         "trainable": trainable,
         "parameters": model.card.get("parameters"),
-        "device": device_words(),
+        "device": target.words,
         "adapter_bytes": 4 * trainable if trainable else None,  # what is trained is kept in fp32
         "checkpoint_bytes": 12 * trainable if trainable else None,  # and AdamW's two moments
-        "memory": memory and memory | fit_words(memory),
+        "memory": memory and memory | fit_words(memory, target),
         "warnings": all_warnings(config, model, found),
     }
     if found is not None:
@@ -85,10 +87,9 @@ def batch_words(config: RunConfig) -> str:
     return f"{one:,} x {config.accumulation:,} = {one * config.accumulation:,} {unit} a step"
 
 
-def fit_words(memory: dict[str, Any]) -> dict[str, Any]:
+def fit_words(memory: dict[str, Any], target: Target) -> dict[str, Any]:
     """Does it fit what is free now? In words, and shares of the whole device for the bar."""
-    total, free = device_memory()
-    need = memory["peak"]
+    need, total, free = memory["peak"], target.total, target.free
     verdict = "fits" if need <= free else "does not fit now" if need <= total else "can never fit this device"
     bar = [(name, round(100 * value / max(total, need), 2), value) for name, value in memory["kinds"].items() if value]
     return {"verdict": verdict, "fits": need <= free, "free": free, "total": total, "bar": bar}
@@ -104,11 +105,6 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
         shape for name, shape in layers if wanted == ["all-linear"] or any(f".{name}".endswith(f".{one}") for one in wanted)
     ]
     return sum(config.rank * (rows + columns) for rows, columns in chosen)
-
-
-def device_words() -> str:
-    total, free = device_memory()
-    return f"{device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
 
 
 def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:

@@ -17,9 +17,10 @@ from training.gpus.devices import is_gone
 from training.gpus.models import Allocation, Device, Pool
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
-from training.runs import queue, steer, ways_on
+from training.runs import steer, ways_on
 from training.runs.models import Run
 from training.runs.states import Priority, State
+from training.runs.target import target_of
 
 SPANS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
 MOST_INTERVALS = 5_000
@@ -120,12 +121,11 @@ def change_pool(request: SignedIn, run_id: int) -> HttpResponse:
 
 def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
     """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates one that is missing first."""
-    run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
+    run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
     if request.GET.get("make"):
         ways_on.simulate_one(run)
-    pool = run.pool or queue.default_pool()
-    total = max((device.total_bytes for device in pool.devices.all()), default=0) if pool else 0
-    rows = [(way, way.memory["peak"] <= total if way.memory and total else None) for way in ways_on.ways_of(run)]
+    total = target_of(run.pool).total
+    rows = [(way, way.memory["peak"] <= total if way.memory else None) for way in ways_on.ways_of(run)]
     mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
     unknown = any(way.memory is None for way, _ in rows)
     return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown})

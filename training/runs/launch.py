@@ -18,6 +18,7 @@ from training.engine.outcome import RESULT
 from training.engine.reins import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.gpus import reserve
+from training.gpus.scene import NOBODY, Request
 from training.people.models import Role, Team, User
 from training.runs import doorbell, steer
 from training.runs.measure import kept_lengths
@@ -25,6 +26,8 @@ from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
 from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
+from training.runs.steer import ANYWHERE, Where
+from training.runs.target import target_of
 from training.runs.ways import nearest
 
 MAX_NAME = 120
@@ -57,34 +60,36 @@ def launch_run(
     data: DatasetVersion,
     settings: dict[str, Any],
     name: str = "",
-    sweep: Sweep | None = None,
+    where: Where = ANYWHERE,
 ) -> Run:
     """Check the settings with the engine's own class, write the run's folder, and ring the workers once it is committed.
 
     Raises:
         ConfigError: a setting is wrong; `field` names it.
         Conflict: the model is not ready, or the person has as many runs in the queue as they may.
-        UserError: no device or quota would ever take it.
+        UserError: no device or quota would ever take it; NotAllowed: the class is granted by admins.
     """
     refuse_unready(base_model)
     config = read_settings(settings)
-    team = team_of(user, data)
-    memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt))
-    steer.refuse_hopeless(user, team, memory, lambda most: nearest(config, base_model, data, most))
+    team, target = team_of(user, data), target_of(where.pool)
+    memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt), target)
+    request = Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"] if memory else None)
+    steer.refuse_hopeless(request, target.pool, lambda most: nearest(config, base_model, data, most, target))
     with transaction.atomic():
         steer.refuse_full_queue(user)
         run = Run.objects.create(
             owner=user,
             team=team,
-            sweep=sweep,
             name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[:MAX_NAME],
             base_model=base_model,
             data=data,
             method=config.method,
             config=settings_of(config),
             forecast=memory or {},
+            pool=target.pool,
             queued_at=timezone.now(),
         )
+        steer.change_class(user, run, where.priority)
         write_folder(run, config)
         transaction.on_commit(lambda: doorbell.ring(run.pk))
     return run

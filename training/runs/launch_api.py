@@ -10,11 +10,15 @@ from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound
+from training.gpus.models import Pool
 from training.people.requests import SignedIn
 from training.runs import any_model, measure, plans, sweep
 from training.runs.forecast import forecast
 from training.runs.launch_schemas import ForecastOut, LengthsOut, ModelForecastIn, ModelForecastOut, PlanIn, PlanOut, TokensOut
 from training.runs.schemas import Number, RunIn, SettingOut, settings_described
+from training.runs.states import Priority
+from training.runs.steer import Where
+from training.runs.target import target_of
 
 router = Router(tags=["runs"])
 
@@ -28,6 +32,19 @@ def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
     return {"base_model": model, "data": version}
+
+
+def where_of(body: RunIn) -> Where:
+    """Raises NotFound: there are no such devices."""
+    return Where(None if body.pool is None else pool_of(body.pool), body.priority or Priority.NORMAL)
+
+
+def pool_of(pool_id: int) -> Pool:
+    """Raises NotFound: there is none."""
+    pool = Pool.objects.filter(pk=pool_id).first()
+    if pool is None:
+        raise NotFound(f"There is no pool {pool_id}.", field="pool")
+    return pool
 
 
 def ready_model_and_data(request: SignedIn, model: int, data: int) -> tuple[BaseModel, DatasetVersion]:
@@ -51,7 +68,8 @@ def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
     everyone = sweep.members(body.settings)
     config = RunConfig.from_dict(everyone[0])
     found = measure.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
-    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found)}
+    target = target_of(where_of(body).pool)
+    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found, target)}
 
 
 @router.post("/forecast/model", response=ModelForecastOut)
@@ -64,7 +82,8 @@ def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
 def read_plan(request: SignedIn, body: PlanIn) -> Any:
     """What Auto LLM would do, with the reason for each choice. The first time for a model and data takes some seconds."""
     base, version = ready_model_and_data(request, body.model, body.data)
-    plan = plans.plan_now(base, version, goal=body.goal, locked=body.locked)
+    pool = None if body.pool is None else pool_of(body.pool)
+    plan = plans.plan_now(base, version, goal=body.goal, locked=body.locked, pool=pool)
     return {**plan.to_json(), "settings": plan.settings}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ninja import Schema
 from pydantic import ConfigDict, Field
@@ -35,6 +35,7 @@ class AutoIn(Schema):
 class PlanIn(AutoIn):
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(None, description="id of the devices that it is planned for")
 
 
 class PlanOut(Schema):

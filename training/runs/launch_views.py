@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.http import HttpResponse
@@ -11,28 +12,31 @@ from django.views.decorators.http import require_POST
 from training.auto.situation import GOALS, Plan
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset
-from training.datasets.visible import visible_data
 from training.errors import Conflict, UserError
+from training.gpus.models import Pool
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible
 from training.runs import form, launch, measure, run_file, sweep
-from training.runs.asked import CHOSEN, Asked, chosen_model, chosen_version, posted, ready_model, with_plan
+from training.runs.asked import Asked, posted, with_plan
 from training.runs.card_views import card_values
 from training.runs.costs import costs as costs_of
 from training.runs.costs import make_one_missing
 from training.runs.models import Run
+from training.runs.picked import NAMES, Picked
 from training.runs.plans import launch_planned
+from training.runs.states import Priority
 
 
 def new(request: SignedIn) -> HttpResponse:
     """The launch page. `?from=ID` copies everything of a run."""
     source = number(request.GET.get("from", ""))
     copied = get_visible(Run, request.user, source) if source else None
-    asked = Asked({"model": "", "data": request.GET.get("data", ""), "name": ""}, {}, auto=copied is None)
+    texts = dict.fromkeys(NAMES, "") | {"data": request.GET.get("data", "")}
     if copied:
         name = f"{copied.name} again"[: launch.MAX_NAME]
-        chosen = {"model": str(copied.base_model_id), "data": str(copied.data_id), "name": name}
-        asked = Asked(chosen, copied.config, auto=False)
+        texts |= {"model": str(copied.base_model_id), "data": str(copied.data_id), "name": name}
+        texts |= {"pool": str(copied.pool_id or ""), "priority": copied.priority}
+    asked = Asked(Picked(request.user, texts), copied.config if copied else {}, auto=copied is None)
     error = None
     if request.method == "POST":
         asked = posted(request)
@@ -47,7 +51,7 @@ def new(request: SignedIn) -> HttpResponse:
 def from_file(request: SignedIn) -> HttpResponse:
     """The launch page filled from a run's YAML file; nothing is started."""
     uploaded = request.FILES.get("file")
-    chosen, values, error = dict.fromkeys(CHOSEN, ""), {}, None
+    chosen, values, error = dict.fromkeys(NAMES, ""), {}, None
     try:
         if uploaded is None:
             raise UserError("Choose a YAML file first.", field="file")
@@ -62,7 +66,7 @@ def from_file(request: SignedIn) -> HttpResponse:
             raise UserError("This file lets Auto choose; start it with `manage.py launch`, or choose Auto here.", field="file")
     except UserError as problem:
         error = problem
-    return page(request, Asked(chosen, values, auto=False), error)
+    return page(request, Asked(Picked(request.user, chosen), values, auto=False), error)
 
 
 def refuse_words(values: dict[str, Any]) -> None:
@@ -81,19 +85,20 @@ def start(request: SignedIn, asked: Asked) -> HttpResponse:
         Unwise: there are warnings that the person has not seen.
         Conflict: the plan is another one than that on the screen.
     """
-    model, version = chosen_model(asked.chosen["model"]), chosen_version(request, asked.chosen["data"])
+    picked = asked.picked
+    model, version = picked.must_have_model(), picked.must_have_data()
     plan = plan_to_start(request, asked)
-    said: dict[str, Any] = {"base_model": model, "data": version, "settings": asked.values, "name": asked.chosen["name"]}
+    said: dict[str, Any] = {"base_model": model, "data": version, "name": picked.texts["name"], "where": picked.where()}
     fixed, grid = sweep.split_grid(asked.values)
     warnings = sweep.warnings_of(sweep.members(asked.values), model, version)
     unseen = [words for words in warnings if sweep.mark(words) not in request.POST.getlist("seen")]
     if unseen:
         raise launch.Unwise(unseen)
     if grid:
-        return redirect("sweep", sweep.launch_sweep(request.user, **said).pk)
+        return redirect("sweep", sweep.launch_sweep(request.user, **said, settings=asked.values).pk)
     if plan:
-        return redirect("run", launch_planned(request.user, plan, base_model=model, data=version, name=asked.chosen["name"]).pk)
-    return redirect("run", launch.launch_run(request.user, **{**said, "settings": fixed}).pk)
+        return redirect("run", launch_planned(request.user, plan, **said).pk)
+    return redirect("run", launch.launch_run(request.user, **said, settings=fixed).pk)
 
 
 def plan_to_start(request: SignedIn, asked: Asked) -> Plan | None:
@@ -115,21 +120,21 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
-    chosen = asked.chosen
-    if not chosen["data"] and len(versions) == 1:
-        chosen["data"] = str(versions[0].pk)
-    if not chosen["model"] and len(models) == 1:
-        chosen["model"] = str(models[0].pk)
-    if asked.auto and asked.planned is None:
-        asked = with_plan(request, chosen)
+    only = {name: str(some[0].pk) for name, some in (("data", versions), ("model", models)) if len(some) == 1}
+    picked = Picked(request.user, asked.picked.texts | {name: pk for name, pk in only.items() if not asked.picked.texts[name]})
+    asked = with_plan(request, picked) if asked.auto and asked.planned is None else replace(asked, picked=picked)
     shown = {
         "models": models,
         "versions": versions,
-        "chosen": chosen,
+        "chosen": picked.texts,
+        "pools": Pool.objects.all(),
+        "classes": Priority.choices
+        if request.user.is_superuser
+        else [one for one in Priority.choices if one[0] != Priority.URGENT],
         "error": error,
         **shown_settings(request, asked),
         "open_fold": error is not None and getattr(form.fields({}).get(error.field), "advanced", False),
-        **card_values(request, asked),
+        **card_values(asked),
     }
     return render(request, "runs/new.html", shown, status=error.status if error else 200)
 
@@ -139,9 +144,9 @@ def settings(request: SignedIn) -> HttpResponse:
     """The part of the form that Auto or the technique decides. What a person turned stays; a plan's values are taken over."""
     asked = posted(request)
     if not asked.auto and request.POST.get("mode-was") == "auto":
-        asked = Asked(asked.chosen, posted(request, mode="auto").values, auto=False)
+        asked = Asked(asked.picked, posted(request, mode="auto").values, auto=False)
     elif not asked.auto:
-        asked = Asked(asked.chosen, form.follow_method(asked.values), auto=False)
+        asked = Asked(asked.picked, form.follow_method(asked.values), auto=False)
     answer = render(request, "runs/_how.html", shown_settings(request, asked))
     answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
     return answer
@@ -151,21 +156,21 @@ def settings(request: SignedIn) -> HttpResponse:
 def costs(request: SignedIn) -> HttpResponse:
     """The techniques with their cost, after one that is missing was simulated (`look`: as they are)."""
     asked = posted(request)
-    model, error = ready_model(asked.chosen["model"]), None
+    model, error = asked.picked.model, None
     if model and "look" not in request.GET:
         try:
-            make_one_missing(model, asked.values)
+            make_one_missing(model, asked.values, asked.picked.target.kind)
         except UserError as problem:
             error = problem
-    shown = {**techniques_shown(request, asked), "chosen_method": form.method_of(asked.values)}
+    shown = {**techniques_shown(asked), "chosen_method": form.method_of(asked.values)}
     return render(request, "runs/_techniques.html", shown | ({"simulating": False} if error else {}))
 
 
-def techniques_shown(request: SignedIn, asked: Asked) -> dict[str, Any]:
+def techniques_shown(asked: Asked) -> dict[str, Any]:
     """What the technique cards show; `simulating`: some costs are still missing."""
-    model, version = ready_model(asked.chosen["model"]), visible_data(request.user, number(asked.chosen["data"]))
+    model, version = asked.picked.model, asked.picked.version
     found = measure.kept_lengths(version, model) if model and version else None
-    known = costs_of(model, found, asked.values)
+    known = costs_of(model, found, asked.values, asked.picked.target)
     return {"techniques": known, "simulating": any(cost.waits for cost in known.values())}
 
 
@@ -176,6 +181,6 @@ def shown_settings(request: SignedIn, asked: Asked) -> dict[str, Any]:
         "goals": GOALS,
         "groups": form.groups(asked.values, advanced=False),
         "advanced": form.groups(asked.values, advanced=True),
-        **({} if asked.auto else techniques_shown(request, asked)),
+        **({} if asked.auto else techniques_shown(asked)),
         "chosen_method": form.method_of(asked.values),
     }

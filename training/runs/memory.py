@@ -10,11 +10,11 @@ from training.catalog.models import BaseModel
 from training.engine.batches import epoch_batches, length_of, parts_of
 from training.engine.config import RunConfig
 from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
-from training.runs.device import device_kind, device_name
 from training.runs.laws import kept_law
 from training.runs.measure import Lengths, trained_within
 from training.runs.models import Run
 from training.runs.states import State
+from training.runs.target import Target
 
 # Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU (a guess); on CUDA the
 # workspaces of cuBLAS (measured on an H200).
@@ -24,12 +24,12 @@ LEARNED_FROM = 20  # runs
 MOST_SHAPES = 2_000
 
 
-def framework_bytes() -> int:
+def framework_bytes(target: Target) -> int:
     """The constant part: what past runs on this kind of device took beyond their forecast's other parts."""
-    past = Run.objects.filter(state=State.FINISHED, forecast__device=device_name(), peak_memory_bytes__gt=0).order_by("-pk")
+    past = Run.objects.filter(state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0).order_by("-pk")
     told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
     found = [measured - forecast["variable"] for measured, forecast in told]
-    return int(statistics.median(found)) if found else FRAMEWORK_BYTES[device_kind()]
+    return int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
 
 
 def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
@@ -77,7 +77,6 @@ def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framewor
         "trainable": trainable,
         "precision": law.facts["precision"],
         "optimizer": law.facts["optimizer"],
-        "device": device_name(),
     }
 
 
@@ -92,11 +91,16 @@ def law_trainable(law: Law, config: RunConfig) -> int:
     return round(at[0] + (law.layers - DEPTHS[0]) * (at[1] - at[0]) / (DEPTHS[1] - DEPTHS[0]))
 
 
-def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None) -> dict[str, Any] | None:
+def forecast_on(target: Target, law: Law, config: RunConfig, found: Lengths | None) -> dict[str, Any]:
+    """What `memory_forecast` says of a device, with what past runs there took; the device's name is kept with it."""
+    return memory_forecast(law, config, found, framework_bytes(target)) | {"device": target.name}
+
+
+def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> dict[str, Any] | None:
     """The forecast, if its law has been made.
 
     Raises:
         UserError: it cannot be made.
     """
-    law = kept_law(model.folder, config, device_kind())
-    return None if law is None else memory_forecast(law, config, found, framework_bytes())
+    law = kept_law(model.folder, config, target.kind)
+    return None if law is None else forecast_on(target, law, config, found)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.auto.situation import GOALS, Choice, Plan
-from training.catalog.models import BaseModel
-from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
 from training.runs import form, measure
-from training.runs.plans import NotSimulated, plan_for
+from training.runs.picked import Picked
+from training.runs.plans import Case, NotSimulated, plan_for
 
 SET, WAS, LOCK = "set-", "was-", "lock"  # a row's field, what stood there when it was shown, the ticked rows
 
@@ -95,7 +94,8 @@ def every_field() -> dict[str, form.Field]:
     return {name: field for method in TABLE for name, field in form.fields({"method": method}).items()}
 
 
-def planned(posted: Any, model: BaseModel | None, version: DatasetVersion | None, *, wait: bool = False) -> Planned:
+def planned(posted: Any, picked: Picked, *, wait: bool = False) -> Planned:
+    model, version = picked.model, picked.version
     goal = posted.get("goal") or next(iter(GOALS))
     locked = locked_in(posted)
     if model is None or version is None:
@@ -104,7 +104,7 @@ def planned(posted: Any, model: BaseModel | None, version: DatasetVersion | None
     if found is None:
         return Planned(goal, locked, waits_for="lengths")
     try:
-        return Planned(goal, locked, plan_for(model, version, found, goal=goal, locked=locked, wait=wait))
+        return Planned(goal, locked, plan_for(Case(model, version, found, picked.target), goal=goal, locked=locked, wait=wait))
     except NotSimulated:
         return Planned(goal, locked, waits_for="memory")
     except UserError as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
@@ -15,25 +16,29 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.memory_law import Law
 from training.errors import UserError
+from training.gpus.models import Pool
 from training.people.models import User
 from training.runs import steer
-from training.runs.device import device_kind, device_memory, device_name
 from training.runs.forecast import count_steps, refuse_fault
 from training.runs.launch import launch_run, refuse_unready
 from training.runs.laws import kept_law, law
 from training.runs.measure import Lengths, lengths, trained_within
 from training.runs.memory import framework_bytes, memory_forecast
 from training.runs.models import Run
+from training.runs.steer import ANYWHERE, Where
+from training.runs.target import Target, target_of
 
 
-def launch_planned(user: User, plan: Plan, *, base_model: BaseModel, data: DatasetVersion, name: str = "") -> Run:
+def launch_planned(
+    user: User, plan: Plan, *, base_model: BaseModel, data: DatasetVersion, name: str = "", where: Where = ANYWHERE
+) -> Run:
     """Start a run with a plan's settings; the plan stays with it.
 
     Raises:
         ConfigError, Conflict: see `launch_run`.
     """
     with transaction.atomic():
-        run = launch_run(user, base_model=base_model, data=data, settings=plan.settings, name=name)
+        run = launch_run(user, base_model=base_model, data=data, settings=plan.settings, name=name, where=where)
         run.advice = plan.to_json()
         run.save(update_fields=["advice"])
     return run
@@ -43,7 +48,24 @@ class NotSimulated(Exception):
     """A memory law that the plan needs has not been made; `laws.law` takes seconds for it."""
 
 
-def plan_now(model: BaseModel, data: DatasetVersion, *, goal: str = "task", locked: Mapping[str, Any] | None = None) -> Plan:
+@dataclass(frozen=True)
+class Case:
+    """What a plan is made for."""
+
+    model: BaseModel
+    data: DatasetVersion
+    found: Lengths
+    target: Target
+
+
+def plan_now(
+    model: BaseModel,
+    data: DatasetVersion,
+    *,
+    goal: str = "task",
+    locked: Mapping[str, Any] | None = None,
+    pool: Pool | None = None,
+) -> Plan:
     """A plan, with the tokens counted and the steps simulated now if nobody has yet (seconds).
 
     Raises:
@@ -51,28 +73,20 @@ def plan_now(model: BaseModel, data: DatasetVersion, *, goal: str = "task", lock
         UserError: see `lengths` and `plan_for`.
     """
     refuse_unready(model)
-    return plan_for(model, data, lengths(data, model), goal=goal, locked=locked)
+    return plan_for(Case(model, data, lengths(data, model), target_of(pool)), goal=goal, locked=locked)
 
 
-def plan_for(
-    model: BaseModel,
-    data: DatasetVersion,
-    found: Lengths,
-    *,
-    goal: str = "task",
-    locked: Mapping[str, Any] | None = None,
-    wait: bool = True,
-) -> Plan:
-    """A plan for this device as it is now. `wait`: make the memory laws that are missing, 5 s each.
+def plan_for(case: Case, *, goal: str = "task", locked: Mapping[str, Any] | None = None, wait: bool = True) -> Plan:
+    """A plan for the device as it is now. `wait`: make the memory laws that are missing, 5 s each.
 
     Raises:
         NotSimulated: a law is missing and may not be waited for.
         UserError: see `make_plan`; or the data cannot be trained on with this model.
     """
-    refuse_fault(found)
-    if not found.measured:
+    refuse_fault(case.found)
+    if not case.found.measured:
         raise UserError("The data has no rows to train on.", field="data")
-    return make_plan(situation_of(model, data, found, law if wait else kept_only), goal=goal, locked=locked)
+    return make_plan(situation_of(case, law if wait else kept_only), goal=goal, locked=locked)
 
 
 def kept_only(*asked: Any) -> Law:
@@ -82,19 +96,18 @@ def kept_only(*asked: Any) -> Law:
     return kept
 
 
-def situation_of(
-    model: BaseModel, data: DatasetVersion, found: Lengths, find_law: Callable[[Any, RunConfig, str], Law]
-) -> Situation:
+def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], Law]) -> Situation:
+    model, data, found, target = case.model, case.data, case.found, case.target
     if not model.card.get("hidden_size"):
         raise UserError(
             f"The config.json of {model.name} names no hidden_size, which a plan needs; choose the settings.", field="model"
         )
-    most = steer.most_memory(data.dataset.team)  # what the quota leaves
-    total, free = (min(have, most) if most is not None else have for have in device_memory())
-    kind, framework = device_kind(), framework_bytes()
+    most = steer.most_memory(target.pool, data.dataset.team)  # what the quota leaves
+    total, free = (min(have, most) if most is not None else have for have in (target.total, target.free))
+    framework = framework_bytes(target)
 
     def need(config: RunConfig) -> Mapping[str, Any]:
-        return memory_forecast(find_law(model.folder, config, kind), config, found, framework)
+        return memory_forecast(find_law(model.folder, config, target.kind), config, found, framework)
 
     return Situation(
         model=model.name,
@@ -105,7 +118,7 @@ def situation_of(
         heldout_rows=data.heldout_rows,
         lengths=found.total,
         trained=trained_within(found, 2**30),
-        device=device_name(),
+        device=target.name,
         total=total,
         free=free,
         need=need,

@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from training.gpus import audit, reserve
-from training.gpus.devices import CPU, GONE_AFTER, usable
+from training.gpus.devices import GONE_AFTER
 from training.gpus.eta import Range, ranges
 from training.gpus.explain import barriers, sooner, words
 from training.gpus.ledger import used_by_run
@@ -28,16 +28,10 @@ from training.gpus.scheduler import Scheduler
 from training.runs import doorbell, timing
 from training.runs.models import Run
 from training.runs.states import ACTIVE, OPEN, State, Wish
+from training.runs.target import default_pool
 
 CLOCK_SHARE = 20
 FRESH_SECONDS = 10  # a waiting run's words are written again at least that often, so that their age shows a dead worker
-
-
-def default_pool() -> Pool | None:
-    """The pool of the largest device that reports, a card before a CPU; where none does, of the largest ever seen."""
-    devices = list(Device.objects.select_related("host", "pool"))
-    best = max(devices, key=lambda one: (usable(one), one.pool.kind != CPU, one.total_bytes), default=None)
-    return best.pool if best else None
 
 
 def admit() -> list[int]:

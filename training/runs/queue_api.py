@@ -6,16 +6,14 @@ from ninja import Router, Schema
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
-from training.errors import NotFound
 from training.gpus import quotas
-from training.gpus.models import Pool
 from training.gpus.schemas import QuotaIn
-from training.people.models import User
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.teams import get_team
 from training.people.visible import get_changeable, get_visible
 from training.runs import dry_run, listing, steer, ways_on
+from training.runs.launch_api import pool_of
 from training.runs.models import Run
 from training.runs.schemas import RunOut
 from training.runs.states import Priority, State
@@ -151,12 +149,6 @@ def change_class(request: SignedIn, run_id: int, body: ClassIn) -> Run:
 def change_pool(request: SignedIn, run_id: int, body: PoolIn) -> Run:
     """Wait for devices of another pool."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
-    put_into(request.user, run, body.pool)
+    steer.change_pool(request.user, run, pool_of(body.pool))
+    run.refresh_from_db()
     return run
-
-
-def put_into(user: User, run: Run, pool_id: int) -> None:
-    pool = Pool.objects.filter(pk=pool_id).first()
-    if pool is None:
-        raise NotFound(f"There is no pool {pool_id}.", field="pool")
-    steer.change_pool(user, run, pool)

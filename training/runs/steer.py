@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from training.engine.config import RunConfig
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import audit, reserve
 from training.gpus.explain import words
@@ -19,19 +20,32 @@ from training.gpus.scene import NOBODY, Request
 from training.gpus.scheduler import Scheduler
 from training.people.models import Team, User
 from training.runs import doorbell, queue
+from training.runs.measure import kept_lengths
+from training.runs.memory import kept_forecast
 from training.runs.models import Run
 from training.runs.states import Priority, State
+from training.runs.target import target_of
 
 
-def refuse_hopeless(user: User, team: Team | None, memory: dict[str, Any] | None, nearest: Callable[[int], str]) -> None:
+@dataclass(frozen=True)
+class Where:
+    """The devices that a run is to wait for, and its class."""
+
+    pool: Pool | None = None  # those that runs get by default
+    priority: str = Priority.NORMAL
+
+
+ANYWHERE = Where()
+
+
+def refuse_hopeless(request: Request, pool: Pool | None, nearest: Callable[[int], str]) -> None:
     """Refuse a run that could never start: too large for every device or for its team's quota.
 
     Raises:
         UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
     """
-    pool = queue.default_pool()
-    if pool is not None and memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
-        refuse_never(pool, Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"]), nearest)
+    if pool is not None and request.memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
+        refuse_never(pool, request, nearest)
 
 
 def refuse_full_queue(user: User) -> None:
@@ -43,9 +57,9 @@ def refuse_full_queue(user: User) -> None:
         raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
 
 
-def most_memory(team: Team | None) -> int | None:
-    """Bytes that a run of this team may reserve where it would run by default; None: what the device has."""
-    quota = Quota.objects.filter(pool=queue.default_pool(), team=team).first()
+def most_memory(pool: Pool | None, team: Team | None) -> int | None:
+    """Bytes that a run of this team may reserve in a pool; None: what the device has."""
+    quota = Quota.objects.filter(pool=pool, team=team).first()
     return quota.most_bytes if quota else None
 
 
@@ -104,11 +118,12 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
             change=({"priority": run.priority}, {"priority": priority}),
             reason=reason,
         )
+    run.priority = priority
     doorbell.show(run.pk)
 
 
 def change_pool(user: User, run: Run, pool: Pool) -> None:
-    """Let a waiting run wait for other devices.
+    """Let a waiting run wait for other devices; what it needs is told anew, for them.
 
     Raises:
         Conflict: it does not wait.
@@ -116,7 +131,11 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
     """
     if reserve.held_by(run.pk) is not None:
         raise Conflict(f"{run.name} has just been given a device of {run.pool}; stop it first.")
-    refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, run.forecast.get("peak")))
-    if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(pool=pool, waits={}, revision=F("revision") + 1):
+    config = RunConfig.from_dict(run.config)
+    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    forecast = kept_forecast(config, run.base_model, found, target_of(pool)) or {}  # if there is none, a worker makes it
+    refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
+    changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
+    if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
     doorbell.show(run.pk)

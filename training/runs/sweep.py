@@ -19,6 +19,7 @@ from training.runs.forecast import all_warnings, refuse_fault
 from training.runs.launch import MAX_NAME, launch_run, read_settings, team_of
 from training.runs.measure import kept_lengths
 from training.runs.models import Sweep
+from training.runs.steer import ANYWHERE, Where
 
 MOST_RUNS = 60
 KNOWN = {f.name for f in dataclasses.fields(RunConfig)}
@@ -82,7 +83,15 @@ def mark(words: str) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
-def launch_sweep(user: User, *, base_model: BaseModel, data: DatasetVersion, settings: dict[str, Any], name: str = "") -> Sweep:
+def launch_sweep(
+    user: User,
+    *,
+    base_model: BaseModel,
+    data: DatasetVersion,
+    settings: dict[str, Any],
+    name: str = "",
+    where: Where = ANYWHERE,
+) -> Sweep:
     """Start a run for every place of the grid; all of them or none.
 
     Raises:
@@ -95,5 +104,8 @@ def launch_sweep(user: User, *, base_model: BaseModel, data: DatasetVersion, set
         sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid=grid)
         for one in everyone:
             words = ", ".join(f"{key} {one[key]}" for key in grid)
-            launch_run(user, base_model=base_model, data=data, settings=one, name=f"{title}: {words}", sweep=sweep)
+            asked: dict[str, Any] = {"base_model": base_model, "data": data, "settings": one, "name": f"{title}: {words}"}
+            run = launch_run(user, **asked, where=where)
+            run.sweep = sweep
+            run.save(update_fields=["sweep"])
     return sweep

@@ -14,10 +14,10 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import ConfigError
-from training.runs.device import device_kind
 from training.runs.laws import Unlawful, kept_law
 from training.runs.measure import Lengths, cut_at, kept_lengths
 from training.runs.memory import framework_bytes, memory_forecast, shapes_of
+from training.runs.target import Target
 
 SHORTEST = 64  # tokens; below, rows keep too little to learn from
 Settings = dict[str, Any]
@@ -33,7 +33,7 @@ class Way:
     memory: dict[str, Any] | None
 
 
-def steps_down(config: RunConfig, found: Lengths | None) -> Iterator[tuple[str, str, Settings]]:
+def steps_down(config: RunConfig, found: Lengths | None, kind: str) -> Iterator[tuple[str, str, Settings]]:
     """The ladder: name, sentence and change of each rung that this run has."""
     method = TABLE[config.method]
     if max(shape.rows for shape in shapes_of(found, config)) > 1:
@@ -45,23 +45,24 @@ def steps_down(config: RunConfig, found: Lengths | None) -> Iterator[tuple[str, 
         length = config.max_length // 2
         cut = f" {100 * cut_at(found, length)['cut_share']:.1f} % of the rows are cut off." if found and found.measured else ""
         yield "shorter", f"Cut rows at {length:,} tokens.{cut}", {"max_length": length}
-    if config.optimizer_on(device_kind()) == "adamw":
+    if config.optimizer_on(kind) == "adamw":
         words = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
         yield "8-bit", words, {"optimizer": "adamw_8bit"}
     if config.method == "lora":
         yield "qlora", "Keep the base model in 4 bits (QLoRA); slower, and the adapter goes on.", {"method": "qlora"}
 
 
-def ways(config: RunConfig, model: BaseModel, found: Lengths | None) -> list[Way]:
+def ways(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> list[Way]:
     """Every way down from these settings, with its forecast where its step has been simulated."""
-    framework, made = framework_bytes(), []
-    for name, words, changes in steps_down(config, found):
+    framework, made = framework_bytes(target), []
+    for name, words, changes in steps_down(config, found, target.kind):
         try:
             changed = changed_config(config, changes)
-            known = kept_law(model.folder, changed, device_kind())
+            known = kept_law(model.folder, changed, target.kind)
         except (ConfigError, Unlawful):
             continue  # this run cannot go that way
-        made.append(Way(name, words, changes, None if known is None else memory_forecast(known, changed, found, framework)))
+        memory = None if known is None else memory_forecast(known, changed, found, framework) | {"device": target.name}
+        made.append(Way(name, words, changes, memory))
     return made
 
 
@@ -74,12 +75,12 @@ def changed_config(config: RunConfig, changes: Settings) -> RunConfig:
     return RunConfig.from_dict(known)
 
 
-def nearest(config: RunConfig, model: BaseModel, data: DatasetVersion, most: int) -> str:
+def nearest(config: RunConfig, model: BaseModel, data: DatasetVersion, most: int, target: Target) -> str:
     """The first change that would fit into `most` bytes, as a sentence; what is not simulated yet is not looked at."""
     found = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
     tried, halved = config, 0
     while halved < 12:
-        down = ways(tried, model, found)
+        down = ways(tried, model, found, target)
         fitting = next((way for way in down if way.memory is not None and way.memory["peak"] <= most), None)
         if fitting is not None:
             told = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())

@@ -14,11 +14,11 @@ from training.engine.outcome import RESULT
 from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import launch
-from training.runs.device import device_kind
 from training.runs.laws import Unlawful, law
 from training.runs.measure import kept_lengths
 from training.runs.models import Run
 from training.runs.states import State
+from training.runs.target import target_of
 from training.runs.ways import Way, changed_config, ways
 
 BY_ITSELF = ("halve", "checkpointing")  # what changes no result
@@ -27,7 +27,8 @@ BY_ITSELF = ("halve", "checkpointing")  # what changes no result
 def ways_of(run: Run) -> list[Way]:
     """The ways on for a run, with the forecasts that are known."""
     config = RunConfig.from_dict(run.config)
-    return ways(config, run.base_model, kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt))
+    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    return ways(config, run.base_model, found, target_of(run.pool))
 
 
 def simulate_one(run: Run) -> None:
@@ -40,7 +41,7 @@ def simulate_one(run: Run) -> None:
     if way is None:
         return
     try:
-        law(run.base_model.folder, changed_config(RunConfig.from_dict(run.config), way.changes), device_kind())
+        law(run.base_model.folder, changed_config(RunConfig.from_dict(run.config), way.changes), target_of(run.pool).kind)
     except Unlawful:
         pass  # kept as this law's answer: the run has no such way
 

@@ -1,0 +1,93 @@
+"""A person chooses the devices and the class at launch; the forecast is for those devices, whatever the web server has."""
+
+import pytest
+from django.urls import reverse
+
+from tests import tiny
+from training.errors import NotAllowed
+from training.gpus import devices
+from training.gpus.models import Device, Pool
+from training.runs.launch import launch_run
+from training.runs.models import Run, Sweep
+from training.runs.steer import Where
+from training.runs.target import target_of
+
+GB = 10**9
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def cards(device):
+    """Two pools beside this host's CPU, on a host of their own."""
+    told = [
+        devices.Reading(0, "a", "H100", "H100", 80 * GB, 30 * GB),
+        devices.Reading(1, "b", "H100", "H100", 80 * GB, GB),
+        devices.Reading(2, "c", "T4", "T4", 16 * GB, GB),
+    ]
+    devices.report(told, host="cards")
+    return {pool.kind: pool for pool in Pool.objects.all()}
+
+
+@pytest.fixture
+def form(base_model, data):
+    return {"mode": "choose", "mode-was": "choose", "method": "lora", "model": base_model.pk, "data": data.pk}
+
+
+def shown(client, form):
+    return client.post(reverse("run-card"), form).content.decode()
+
+
+def test_it_works(as_alice, form, cards, no_bell):
+    page = as_alice.get(reverse("run-new")).content.decode()
+    assert "The largest" in page and ">T4</option>" in page and ">Urgent<" not in page
+    card = shown(as_alice, form | {"pool": cards["T4"].pk})
+    assert "T4, 15.0 of 16.0 GB free" in card
+    seen = card.split('name="seen" value="')[1:]
+    started = form | {"pool": cards["T4"].pk, "priority": "background", "seen": [one.split('"')[0] for one in seen]}
+    assert as_alice.post(reverse("run-new"), started).status_code == 302
+    run = Run.objects.get()
+    assert (run.pool, run.priority) == (cards["T4"], "background")
+
+
+def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form, cards):
+    assert "H100, 79.0 of 80.0 GB free" in shown(as_alice, form)
+    assert (target_of().kind, target_of(cards["CPU"]).kind) == ("cuda", "cpu")
+
+
+def test_a_copy_waits_where_its_original_did(as_alice, run, cards):
+    Run.objects.update(pool=cards["T4"], priority="background")
+    page = as_alice.get(f"{reverse('run-new')}?from={run.pk}").content.decode()
+    assert f'value="{cards["T4"].pk}" selected' in page and 'value="background" selected' in page
+
+
+def test_devices_that_are_not_given_out_are_told(as_alice, form, cards):
+    Device.objects.filter(name="T4").update(condition="dirty")
+    assert "not given out now" in shown(as_alice, form | {"pool": cards["T4"].pk})
+
+
+def test_before_any_worker_reports_this_hosts_own_device_is_shown(as_alice, form, db):
+    assert Device.objects.count() == 0
+    assert devices.read_devices()[0].name in shown(as_alice, form)
+
+
+def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_bell):
+    asked = {"base_model": base_model, "data": data, "settings": tiny.SETTINGS, "where": Where(priority="urgent")}
+    with pytest.raises(NotAllowed):
+        launch_run(alice, **asked)
+    assert not Run.objects.exists(), "nothing is left of a refused launch"
+    assert launch_run(people["admin"], **asked).priority == "urgent"
+
+
+def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(as_alice, form, device):
+    for more, words in (({"priority": "royal"}, "The class is one of"), ({"pool": "99"}, "not there any more")):
+        answer = as_alice.post(reverse("run-new"), form | more)
+        assert answer.status_code in (400, 404) and words in answer.content.decode()
+    assert not Run.objects.exists()
+
+
+def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_bell):
+    body = {"model": base_model.pk, "data": data.pk, "settings": {**tiny.SETTINGS, "rank": [2, 4]}, "accept_warnings": True}
+    more = {"pool": cards["T4"].pk, "priority": "background"}
+    answer = as_alice.post("/api/v1/runs/sweeps", body | more, content_type="application/json")
+    assert answer.status_code == 201, answer.content
+    assert set(Sweep.objects.get().runs.values_list("pool", "priority")) == {(cards["T4"].pk, "background")}
