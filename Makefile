@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev ## ruff and mypy --strict
 demo: $(VENV)/.installed ## Fill a fresh instance with people, teams, data, finished runs and a live one
 	@$(BIN)/python manage.py demo
 
-chaos: $(VENV)/.installed-dev ## Kill engine, worker and web 200 times; the losses must stay the same to the bit
+chaos: $(VENV)/.installed-dev ## Kill, freeze and mislead engine, worker and web 200 times; the losses must stay the same to the bit
 	@$(BIN)/python -m pytest -m chaos -s
 
 bench: $(VENV)/.installed-dev ## Print the figures of every benchmark

@@ -53,14 +53,27 @@ def words_of_death(code: int | None) -> str:
 def words_of_eviction(run: Run, held: Allocation) -> str:
     """Why it had to leave its device, and what that cost."""
     why = f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
+    return f"Stopped {why} at step {run.step:,}; {cost_of_leaving(run)}. Goes on by itself when there is a device."
+
+
+def words_of_greed(run: Run, taken: int) -> str:
+    """It took more of a device that others use than it had reserved there."""
+    reserved = run.forecast.get("peak", 0)
+    return (
+        f"Stopped at step {run.step:,}: it took {taken / 1e9:.1f} GB of a device that others use, and had reserved "
+        f"{reserved / 1e9:.1f} GB; {cost_of_leaving(run)}. Goes on by itself where there is as much."
+    )
+
+
+def cost_of_leaving(run: Run) -> str:
+    """The steps since its checkpoint, in words."""
     saved = (
         Event.objects.filter(run=run, kind="checkpoint", superseded=False).order_by("-seq").values_list("step", flat=True).first()
     )
     lost = run.step - (saved or 0)
-    cost = (
+    return (
         "no step is lost" if not lost else f"{lost:,} {'step' if lost == 1 else 'steps'} since its checkpoint are trained again"
     )
-    return f"Stopped {why} at step {run.step:,}; {cost}. Goes on by itself when there is a device."
 
 
 def stopped_with_checkpoint(run: Run) -> Result:

@@ -56,14 +56,15 @@ class EngineProcess:
         (self.folder / STOP).write_text(how)
 
     def signal(self, number: signal.Signals) -> None:
-        pid = self._pid()
+        pid = self.pid
         if pid and self.alive():
             try:
                 os.killpg(pid, number)  # it leads its group: started with start_new_session
             except ProcessLookupError:
                 pass  # gone between the look and the signal
 
-    def _pid(self) -> int | None:
+    @property
+    def pid(self) -> int | None:
         if self._child is not None:
             return self._child.pid
         try:

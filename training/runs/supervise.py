@@ -21,7 +21,6 @@ from training.engine.events import JOURNAL, read_events
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
 from training.gpus import reserve
-from training.gpus.devices import CPU
 from training.gpus.models import Allocation
 from training.runs import doorbell, endings, queue, ways_on
 from training.runs.engine_process import EngineProcess
@@ -29,10 +28,12 @@ from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
 from training.runs.notices import tell_of_end
+from training.runs.share import Share
 from training.runs.states import ENDED, State, Wish
 
 TAIL_SECONDS = 0.025
 LOOK_SECONDS = 0.25
+SHARE_SECONDS = 2.0
 STOP_PATIENCE_SECONDS = 120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
 KILL_PATIENCE_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 16
@@ -75,18 +76,22 @@ class Watch:
         self.told = Wish.RUN
         self.signalled = False
         self.evicted: Allocation | None = None
+        self.share = Share(lease.run_id)
+        self.greedy = 0  # bytes that it took of a device that others use, if that was too much
 
     def run(self) -> None:
         self.engine.touch_leash()
         if not self.engine.alive() and read_result(self.record.folder) is None:
             self.start()
-        renew, look = Every(RENEW_SECONDS), Every(LOOK_SECONDS)
+        renew, look, watch = Every(RENEW_SECONDS), Every(LOOK_SECONDS), Every(SHARE_SECONDS)
         while True:
             try:
                 alive = self.engine.alive()  # asked before reading: what it wrote until its death is then surely read
                 moved = self.tail()
                 if renew.due():
                     self.renew()
+                if watch.due():
+                    self.greedy = self.greedy or self.share.exceeded(self.engine.pid)
                 if look.due():
                     self.look()
                 if not alive and not moved:
@@ -101,15 +106,7 @@ class Watch:
 
     def start(self) -> None:
         self.lease.update(attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message="")
-        self.engine.start(self.device_variables())
-
-    def device_variables(self) -> dict[str, str]:
-        """The one device that the engine may see, and its share of the memory where others run there too."""
-        held = reserve.held_by(self.record.pk)
-        if held is None or held.device.pool.kind == CPU:
-            return {}
-        share = {"SNAPML_DEVICE_BYTES": str(held.reserved_bytes)} if held.reserved_bytes else {}
-        return {"CUDA_VISIBLE_DEVICES": held.device.uuid, **(share if held.device.pool.runs_per_device > 1 else {})}
+        self.engine.start(self.share.variables())
 
     def tail(self) -> bool:
         """Store what the journal has that the database has not; whether there was anything."""
@@ -133,9 +130,9 @@ class Watch:
         """What its people want of it, whether its device is wanted back, and whether this worker is to end."""
         wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
         self.evicted = self.evicted or reserve.evicted(self.record.pk)
-        if shutting_down.is_set() or self.evicted:
+        if shutting_down.is_set() or self.evicted or self.greedy:
             self.ask_to_leave()
-        if wish == Wish.RUN and not self.evicted:
+        if wish == Wish.RUN and not self.evicted and not self.greedy:
             return
         self.stop_asked_at = self.stop_asked_at or time.monotonic()
         if wish != self.told:
@@ -180,6 +177,8 @@ class Watch:
             self.conclude(run, endings.stopped_with_checkpoint(run))
         elif self.evicted is not None:
             self.requeue(endings.words_of_eviction(run, self.evicted))
+        elif self.greedy:
+            self.requeue(endings.words_of_greed(run, self.greedy), forecast=run.forecast | {"peak": round(1.05 * self.greedy)})
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
             self.requeue(f"Paused at step {run.step} with a checkpoint; goes on by itself.")
         elif self.signalled and code == -signal.SIGTERM:
