@@ -1,7 +1,7 @@
 """SnapML's engine against TRL's SFTTrainer: same model, rows, LoRA (r 16 on all linear layers), effective batch 8 and steps.
 
-Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient checkpointing, grouped by length, bf16
-where the hardware has it). `--trl-python` names the Python of an environment that has trl; `--model` a model's folder.
+Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient checkpointing, bf16 where the hardware
+has it, and the very batches of ours, rows of like length together, so that the held-out losses can be compared). `--trl-python` names the Python of an environment that has trl; `--model` a model's folder.
 """
 
 from __future__ import annotations
@@ -65,6 +65,26 @@ def wait() -> float:
     return time.monotonic()
 
 
+def asked(steps: int) -> dict[str, Any]:
+    return {
+        "batch_by": "rows",
+        "rows_per_batch": BATCH,
+        "learning_rate": RATE,
+        "schedule": "linear",
+        "warmup_ratio": 0.0,
+        "max_steps": steps,
+    }
+
+
+def in_our_order(rows: list[Any], steps: int) -> list[Any]:
+    """The rows as the engine takes them, batch after batch."""
+    from training.engine.batches import plan_steps
+    from training.engine.config import RunConfig
+
+    plan = plan_steps([len(row) for row in rows], RunConfig.from_dict(asked(steps)))
+    return [rows[place] for step in plan.steps for batch in step for packed in batch for place in packed]
+
+
 def ours(folder: Path, steps: int) -> dict[str, Any]:
     """The engine itself, on a run folder, journal and memory readings included; only measuring and saving wait for the end."""
     from training.engine.__main__ import main as engine
@@ -75,16 +95,10 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
     for name in ("train", "heldout"):
         kept = [line for line in lines if line["split"] == ("train" if name == "train" else "test")] or lines[:HELDOUT]
         (run / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)))
-    settings = {
+    settings = asked(steps) | {
         "model": str(folder),
         "train_data": str(run / "train.jsonl"),
         "heldout_data": str(run / "heldout.jsonl"),
-        "batch_by": "rows",
-        "rows_per_batch": BATCH,
-        "learning_rate": RATE,
-        "schedule": "linear",
-        "warmup_ratio": 0.0,
-        "max_steps": steps,
         "eval_interval": 10**6,
         "eval_rows": 1,
         "save_interval": 10**6,
@@ -124,9 +138,10 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     from training.engine.model import fastest_dtype, pick_device
 
     rows = encoded(folder, "train")
+    rows = in_our_order(rows, steps) if best else rows
     data = Dataset.from_list([{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows])
     fast = fastest_dtype(pick_device())
-    tuned = {"gradient_checkpointing": False, "bf16": fast is torch.bfloat16, "train_sampling_strategy": "group_by_length"}
+    tuned = {"gradient_checkpointing": False, "bf16": fast is torch.bfloat16, "train_sampling_strategy": "sequential"}
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,

@@ -273,3 +273,12 @@ def test_the_api_tells_the_queue(run, another, as_alice):
     [told] = as_alice.get("/api/v1/runs/queue").json()["items"]
     assert (told["id"], told["owner"], told["pool"], told["place"]) == (second.pk, "alice", "CPU", 1)
     assert "is in use" in told["reason"] and told["latest"] is None
+
+
+def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, another, as_alice):
+    second = another()
+    assert queue.admit() == [run.pk]
+    queue.look()
+    page = as_alice.get("/gpus").content.decode()
+    assert f"Has been given {Device.objects.get()}; its worker takes it up." in page
+    assert page.count("Nobody has looked at it yet") == 0 and second.name in page
