@@ -9,8 +9,8 @@ import pytest
 
 from adapters.models import AdapterVersion
 from tests import tiny
-from training.engine.outcome import Outcome, Result
-from training.runs import supervise
+from training.engine.outcome import EXIT_CODES, Outcome, Result
+from training.runs import engine_process, supervise
 from training.runs.launch import launch_run, stop_run
 from training.runs.lease import Lease, LeaseLost, claim
 from training.runs.models import Event, Run
@@ -80,18 +80,19 @@ def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
     assert list((run.folder / "checkpoints").glob("step-*"))
 
 
-def ended(run, *, code, **changes):
+def ended(run, *, code, killed_for_memory=False, **changes):
     """A watch whose engine is gone with this exit code."""
     lease = claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, **changes)
     watch = Watch(lease)
-    watch.engine = type("Gone", (), {"exit_code": code})()
+    watch.engine = type("Gone", (), {"exit_code": code, "killed_for_memory": killed_for_memory})()
     return watch
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("code", "words"), [(-9, "killed (SIGKILL"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")]
+    ("code", "words"),
+    [(-9, "not by the system for want of memory"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")],
 )
 def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
     ended(run, code=code).end()
@@ -99,6 +100,33 @@ def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
     assert run.state == State.QUEUED
     assert words in run.message
     assert (run.deaths, run.lease_token) == (1, "")
+
+
+@pytest.mark.django_db
+def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
+    monkeypatch.setattr(supervise.ways_on, "recover", lambda _run: "Half the rows at once.")
+    ended(run, code=-9, killed_for_memory=True).end()
+    run.refresh_from_db()
+    assert "this host's memory ran out" in run.message and "Half the rows at once." in run.message
+
+
+@pytest.mark.django_db
+def test_a_run_that_leaves_among_its_trials_does_not_speak_of_a_checkpoint(run):
+    (run.folder / "trials").mkdir()
+    ended(run, code=EXIT_CODES[Outcome.LEFT]).end()
+    run.refresh_from_db()
+    assert run.message.startswith("Paused among its trials")
+
+
+def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch):
+    counted = iter([3, 3, 3, 4])
+    monkeypatch.setattr(engine_process, "kills_for_memory", lambda: next(counted))
+    for told in (False, True):
+        process = engine_process.EngineProcess(tmp_path)
+        process.start({})
+        process.kill()
+        assert not process.alive()
+        assert process.killed_for_memory is told
 
 
 @pytest.mark.django_db

@@ -37,7 +37,7 @@ def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(config={**run.config, **config})
     watch = Watch(claim(run.pk))
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
-    watch.engine = type("Gone", (), {"exit_code": code})()
+    watch.engine = type("Gone", (), {"exit_code": code, "killed_for_memory": None})()
     if outcome:
         Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(run.folder)
     watch.end()

@@ -37,12 +37,16 @@ def finish(run: Run, result: Result) -> None:
             keep(run, result)
 
 
-def words_of_death(code: int | None) -> str:
+def words_of_death(code: int | None, *, killed_for_memory: bool | None) -> str:
     """A sentence's beginning for an engine that left no result."""
     if code is None:
         return "The engine died while no worker watched"
+    if killed_for_memory:
+        return "The system killed the engine (SIGKILL): this host's memory ran out, or its container's"
     if code == -signal.SIGKILL:
-        return "The engine was killed (SIGKILL; the system does that when memory runs out)"
+        return "The engine was killed (SIGKILL)" + (
+            ", not by the system for want of memory" if killed_for_memory is False else ""
+        )
     if code < 0:
         return f"The engine died of {signal.Signals(-code).name}"
     if code == EXIT_CODES[Outcome.CRASHED]:
@@ -54,6 +58,12 @@ def words_of_eviction(run: Run, held: Allocation) -> str:
     """Why it had to leave its device, and what that cost."""
     why = f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
     return f"Stopped {why} at step {run.step:,}; {cost_of_leaving(run)}. Goes on by itself when there is a device."
+
+
+def words_of_pause(run: Run) -> str:
+    if not (run.folder / "checkpoints").exists() and (run.folder / "trials").exists():
+        return "Paused among its trials; goes on by itself with the one that was under way."
+    return f"Paused at step {run.step} with a checkpoint; goes on by itself."
 
 
 def words_of_greed(run: Run, taken: int) -> str:

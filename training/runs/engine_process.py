@@ -11,12 +11,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from django.conf import settings
 
 from training.child_environment import child_environment
 from training.engine.reins import LEASH, STOP
+
+GONE_SECONDS = 30.0  # the kernel may have gigabytes to take back
 
 
 class EngineProcess:
@@ -25,9 +28,11 @@ class EngineProcess:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._child: subprocess.Popen[bytes] | None = None
+        self._kills_before: int | None = None
 
     def start(self, device: dict[str, str]) -> None:
         """Start it in a session of its own, so that no signal to the worker's group reaches it. `device` names its device."""
+        self._kills_before = kills_for_memory()
         with (self.folder / "engine.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "training.engine", str(self.folder)],
@@ -64,6 +69,21 @@ class EngineProcess:
                 pass  # gone between the look and the signal
 
     @property
+    def killed_for_memory(self) -> bool | None:
+        """It died of SIGKILL, and the system has killed for want of memory since it was started here. None: nobody knows."""
+        now = kills_for_memory()
+        if self.exit_code != -signal.SIGKILL or now is None or self._kills_before is None:
+            return None
+        return now > self._kills_before
+
+    def kill(self) -> None:
+        """Returns when it is gone: only then may another have its device."""
+        end = time.monotonic() + GONE_SECONDS
+        self.signal(signal.SIGKILL)
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    @property
     def pid(self) -> int | None:
         if self._child is not None:
             return self._child.pid
@@ -71,6 +91,15 @@ class EngineProcess:
             return int(json.loads((self.folder / "engine.json").read_text())["pid"])
         except (OSError, ValueError, KeyError):
             return None
+
+
+def kills_for_memory() -> int | None:
+    """How often Linux has killed a process of this host, in a container or not, as memory ran out; None: it does not tell."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def is_locked(path: Path) -> bool:

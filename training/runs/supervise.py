@@ -99,7 +99,7 @@ class Watch:
             except OperationalError as error:
                 self.wait_for_database(error)
             except BrokenJournal as error:
-                self.engine.signal(signal.SIGKILL)
+                self.engine.kill()
                 return self.release(state=State.FAILED, message=str(error), finished_at=Now(), phase="")
             if not moved:
                 time.sleep(TAIL_SECONDS)
@@ -180,13 +180,14 @@ class Watch:
         elif self.greedy:
             self.requeue(endings.words_of_greed(run, self.greedy), forecast=run.forecast | {"peak": round(1.05 * self.greedy)})
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
-            self.requeue(f"Paused at step {run.step} with a checkpoint; goes on by itself.")
+            self.requeue(endings.words_of_pause(run))
         elif self.signalled and code == -signal.SIGTERM:
             self.requeue("Paused before its first step; begins by itself.")
         elif code == EXIT_CODES[Outcome.BUSY]:
             self.requeue("Another engine held this run's folder.")
         else:
-            self.requeue_after_death(run, endings.words_of_death(code), code)
+            words = endings.words_of_death(code, killed_for_memory=self.engine.killed_for_memory)
+            self.requeue_after_death(run, words, code)
 
     def conclude(self, run: Run, result: Result) -> None:
         state = endings.STATES[result.outcome]
@@ -222,7 +223,8 @@ class Watch:
             failure = KILLED if code == -signal.SIGKILL else Outcome.CRASHED
             self.release(state=State.FAILED, failure=failure, message=message, finished_at=Now(), phase="")
             return
-        changed = ways_on.recover(run) if deaths > 1 and code == -signal.SIGKILL and run.wish == Wish.RUN else ""
+        memory = self.engine.killed_for_memory or (deaths > 1 and code == -signal.SIGKILL)
+        changed = ways_on.recover(run) if memory and run.wish == Wish.RUN else ""
         wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1))) if deaths > 1 else timedelta()
         self.requeue(
             f"{words} at step {run.step}; going on from its last checkpoint. {changed}".strip(),
