@@ -6,6 +6,21 @@ let answered = 0;
 form.addEventListener("input", ({ target }) => typed.set(target.name, { value: target.value, checked: target.checked, at: (edits += 1) }));
 form.addEventListener("htmx:beforeSend", ({ detail }) => (detail.xhr.edits = edits));
 document.body.addEventListener("htmx:beforeSwap", ({ detail }) => (answered = detail.xhr.edits ?? edits));
+
+// A card that is swapped while its button is pressed would swallow the click: it is asked for again when the button is let go.
+let pressed = false;
+let missed = false;
+form.addEventListener("pointerdown", ({ target }) => (pressed = Boolean(target.closest("button"))));
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  if (!pressed || detail.target.id !== "card") return;
+  detail.shouldSwap = false;
+  missed = true;
+});
+for (const kind of ["pointerup", "pointercancel"])
+  document.addEventListener(kind, () => setTimeout(() => { // after the click
+    if (missed) htmx.trigger(document.body, "measured");
+    pressed = missed = false;
+  }));
 document.body.addEventListener("htmx:oobBeforeSwap", ({ detail }) => {
   if (detail.target.id === "plan" && answered !== edits) detail.shouldSwap = false; // the next answer is on its way
 });

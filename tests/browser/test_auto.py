@@ -94,3 +94,20 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=150_000)
     expect(page.locator("#card dl")).to_contain_text(TABLE[name].title)
     start_and_finish(page)
+
+
+def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(page, stage):
+    by_hand(page, stage)
+    choose(page)
+    page.get_by_text("Advanced").click()
+    page.locator("[name=max_steps]").fill("6")
+    expect(page.locator("#card")).to_contain_text("6, measured", timeout=90_000)
+    button = page.get_by_role("button", name=re.compile("Start run|Start anyway"))
+    expect(button).to_be_enabled(timeout=150_000)
+    button.hover()
+    page.mouse.down()
+    with page.expect_response(re.compile("/runs/new/card")):
+        page.evaluate("htmx.trigger(document.body, 'measured')")
+    page.wait_for_timeout(500)
+    page.mouse.up()
+    page.wait_for_url(re.compile(r"/runs/\d+$"))
