@@ -18,6 +18,7 @@ from training.engine.config import RunConfig
 from training.engine.conversations import IGNORED
 from training.engine.cures import cure_repacking
 from training.engine.methods import TABLE
+from training.engine.short_attention import quicken_attention
 from training.errors import ConfigError
 
 
@@ -73,6 +74,8 @@ def load_base(folder: Path, dtype: torch.dtype, device: torch.device, *, quantis
     """
     from transformers import AutoModelForCausalLM
 
+    if device.type == "cpu":
+        quicken_attention()
     bits = {"quantization_config": four_bits(dtype), "device_map": {"": device}} if quantised else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,108 @@
+"""On a CPU, short rows in bf16 attend by plain products: as exact as torch's kernel, and where they do not hold, torch's is taken."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from training.engine import short_attention
+from training.engine.short_attention import LONGEST, ShortAttention, attention
+
+SHAPES = [(8, 9, 3, 66, 64), (1, 4, 4, 2, 16), (3, 8, 1, 33, 32), (5, 6, 2, 200, 64)]
+
+
+def drawn(rows, heads, groups, length, width, dtype=torch.bfloat16):
+    torch.manual_seed(1)
+    shapes = [(rows, length, heads, width), (rows, length, groups, width), (rows, length, groups, width)]
+    return [torch.randn(shape).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
+
+
+def far(found, exact):
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def gradients(made, tensors, grad):
+    return torch.autograd.grad(made, tensors, grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_works(shape):
+    tensors = drawn(*shape)
+    repeats = shape[1] // shape[2]
+    grad = torch.randn(shape[0], shape[3], shape[1], shape[4])
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=repeats > 1, scale=0.1).transpose(1, 2)
+    true_gradients = gradients(truth, exact, grad.double())
+    made = ShortAttention.apply(*tensors, 0.1)
+    assert made.dtype == torch.bfloat16 and far(made, truth) < 0.004  # bf16 has 8 bits: 0.0039
+    usual = functional.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=repeats > 1, scale=0.1).transpose(1, 2)
+    ours = gradients(made, tensors, grad.bfloat16())
+    theirs = gradients(usual, tensors, grad.bfloat16())
+    for one, other, true in zip(ours, theirs, true_gradients, strict=True):
+        assert far(one, true) < max(0.005, 1.2 * far(other, true))
+
+
+def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
+    tensors = drawn(5, 6, 2, 40, 16)
+    whole = ShortAttention.apply(*tensors, 0.25)
+    grads = gradients(whole, tensors, torch.ones_like(whole))
+    monkeypatch.setattr(short_attention, "SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
+    parts = ShortAttention.apply(*tensors, 0.25)
+    assert torch.equal(parts, whole)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True))
+
+
+def test_later_tokens_change_nothing_before_them():
+    query, key, value = drawn(2, 4, 2, 30, 16)
+    before = ShortAttention.apply(query, key, value, 0.25)
+    with torch.no_grad():
+        key[:, :, 20:] = 9.0
+        value[:, :, 20:] = 9.0
+    assert torch.equal(before[:, :20], ShortAttention.apply(query, key, value, 0.25)[:, :20])
+
+
+class Layer(torch.nn.Module):
+    is_causal, num_key_value_groups = True, 3
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "fp32",
+        "a mask",
+        "a cache before it",
+        "too long",
+        "not causal",
+        "dropout",
+    ],
+)
+def test_all_else_is_torchs(other, monkeypatch):
+    monkeypatch.setattr(ShortAttention, "apply", lambda *_: pytest.fail("not here"))
+    length = LONGEST + 1 if other == "too long" else 12
+    query, key, value = drawn(2, 9, 3, length, 16, torch.float32 if other == "fp32" else torch.bfloat16)
+    more = {"attention_mask": torch.ones(2, 1, 12, 12, dtype=torch.bool)} if other == "a mask" else {"attention_mask": None}
+    more |= {"is_causal": False} if other == "not causal" else {"dropout": 0.5} if other == "dropout" else {}
+    if other == "a cache before it":
+        query = query[:, :, -2:]
+    made, _ = attention(Layer(), query, key, value, **more)
+    assert made.shape == (2, query.shape[2], 9, 16)
+
+
+def test_the_engine_takes_it(tiny_model):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from training.engine.model import load_base
+
+    model = load_base(tiny_model, torch.bfloat16, torch.device("cpu"))
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
+    logits = model(input_ids=torch.arange(20)[None], use_cache=False).logits
+    assert any("ShortAttention" in name for name in graph(logits.grad_fn))
+
+
+def graph(node):
+    todo, names = [node], set()
+    while todo:
+        one = todo.pop()
+        if one is not None and one not in names:
+            names.add(one)
+            todo += [parent for parent, _ in one.next_functions]
+    return {one.name() for one in names}
