@@ -46,7 +46,7 @@ class FakeRun:
     """A model of `layers` layers, wrapped and ready; `step(shape)` tells what is alive at every moment of a step."""
 
     def __init__(self, model_config: Any, config: RunConfig, *, layers: int, precision: str, device: str) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AttentionInterface, AutoModelForCausalLM
 
         self.config = config
         if device == "cuda":
@@ -63,6 +63,8 @@ class FakeRun:
         self.modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self.modes.enter_context(self.storages)
         self.modes.enter_context(packed_or_not(packed=config.packing))
+        self.modes.enter_context(mock.patch.dict(AttentionInterface._global_mapping, {"sdpa": self.attend}))
+        self.block = ""
         make_fake(self.model)
         if precision == "mixed":
             compute_in_bf16(self.model, torch.device("cpu"))
@@ -95,10 +97,20 @@ class FakeRun:
         for place, block in enumerate(blocks):
             name = names.get(place, "between")
             block.register_forward_pre_hook(lambda *_, name=name: self.enter_forward(name))
+            block.register_forward_pre_hook(lambda *_, name=name: setattr(self, "block", name))
             block.register_forward_hook(lambda _m, _a, out, name=name: self.mark_gradient(out, f"backward {name}"))
         self.model.get_input_embeddings().register_forward_hook(
             lambda _m, _a, out: self.mark_gradient(out, "backward embeddings")
         )
+
+    def attend(self, module: Any, query: Tensor, *others: Any, **more: Any) -> Any:
+        """By torch's kernel, whatever runs take here; its way back is a stretch of its own (memory_law.attention_bytes)."""
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        out, weights = sdpa_attention_forward(module, query, *others, **more)
+        self.mark_gradient(out, f"backward {self.block} attention")
+        self.mark_gradient(query, f"backward {self.block} below")
+        return out, weights
 
     def mark_gradient(self, out: Any, stretch: str) -> None:
         tensor = out[0] if isinstance(out, tuple) else out

@@ -40,6 +40,7 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
     facts: dict[str, Any] = {"device": device, "precision": precision, "optimizer": config.optimizer, "size_setting": name}
+    facts["short_attention"] = short_attention(text, config) if device == "cpu" and precision != "fp32" else (0, 0)
     for depth in range(2):
         for sized in range(2 if name else 1):
             size = SIZES[sized] if name else 0
@@ -54,6 +55,14 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
             finally:
                 run.close()
     return fit(layers, samples, facts)
+
+
+def short_attention(text: Any, config: RunConfig) -> tuple[int, int]:
+    """Heads and their width, of a model and technique that attend by short_attention.py; zeros where torch's kernel does."""
+    dropout = getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0)
+    if config.packing or config.method == "prefix" or dropout:
+        return 0, 0
+    return text.num_attention_heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def plain_start(config: RunConfig) -> dict[str, Any]:

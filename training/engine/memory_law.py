@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 
+LONGEST_SHORT = 128  # tokens; up to there a CPU attends by plain products (training/engine/short_attention.py)
+SCORE_BYTES = 1_000_000  # of scores at once: what a core's cache holds
+
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
 Floats = NDArray[np.float64]
 
@@ -148,12 +151,33 @@ def size_of(law: Law, config: RunConfig) -> float:
     return float(getattr(config, name)) if name else 0.0
 
 
+def rows_at_once(heads: int, length: int) -> int:
+    """How many rows short attention takes together."""
+    return max(1, SCORE_BYTES // (4 * heads * length * length))
+
+
+def attention_bytes(law: Law, shape: Shape) -> int:
+    """What short attention takes in every layer beyond torch's kernel, by which the simulated steps attend.
+
+    Measured (the allocator's log, six shapes): 12 bytes a score of the rows that it takes at once, and 9 a number of theirs in
+    a query, within a tenth.
+    """
+    heads, width = law.facts["short_attention"]
+    if not heads or not 1 < shape.length <= LONGEST_SHORT:
+        return 0
+    rows = min(shape.rows, rows_at_once(heads, shape.length))
+    return int(rows * heads * shape.length * (12 * shape.length + 9 * width))
+
+
 def largest(law: Law, shapes: Sequence[Shape], config: RunConfig, *, measuring: bool = False) -> Peak:
     """The fullest moment over all batches, of training or of measuring."""
     best: Peak | None = None
+    attention = [attention_bytes(law, shape) for shape in shapes]
     for name, held in law.peaks(shapes, size_of(law, config)).items():
         if name.startswith("eval") != measuring:
             continue
+        if name.endswith(" attention"):
+            held[:, KINDS.index("temporary")] += attention
         place = int(held.sum(axis=1).argmax())
         if best is None or held[place].sum() > best.total:
             best = Peak(dict(zip(KINDS, held[place].tolist(), strict=True)), name, shapes[place])

@@ -1,31 +1,30 @@
-"""Causal attention in bf16 over short rows on a CPU, as plain matrix products.
+"""Causal attention in bf16 over short rows on a CPU, as plain matrix products; scores are fp32, as torch's kernel has them.
 
-torch's CPU kernel takes 0.9 ms forward and 6.0 ms backward for 8 rows of 66 tokens in SmolLM2-135M's shape, a quarter of a LoRA
-step; these products take 0.3 and 0.7 (2 cores, AVX512-BF16), with gradients as near to those in fp64 (off by 0.3 and 0.4 %).
-From 512 tokens on torch's kernel is as quick. Like it, this keeps no matrix of all pairs for the way back.
+torch's kernel takes 0.9 ms forward and 6.0 ms backward for 8 rows of 66 tokens in SmolLM2-135M's shape, a quarter of a LoRA step;
+these products take 1.9 together (2 cores, AVX512-BF16), half of its time at 128 tokens, and more of it than torch from 256 on.
+Like it, this keeps no matrix of all pairs for the way back.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LONGEST = 384  # tokens
+from training.engine.memory_law import LONGEST_SHORT, rows_at_once
+
 SCORE_BYTES = (
     2_000_000  # of scores at once: what two cores' caches hold. Without a bound, 32 rows of 128 tokens take four times as long
 )
 
 
-@lru_cache(maxsize=512)
-def causal(length: int, repeats: int) -> Tensor:
-    """0 where a token may look, minus infinity behind it; for `repeats` query heads that share a key head, below each other."""
-    ahead = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return torch.zeros(length, length).masked_fill_(ahead, -math.inf).repeat(repeats, 1)
+# 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody simulates.
+CAUSAL = torch.zeros(LONGEST_SHORT, LONGEST_SHORT).masked_fill_(
+    torch.ones(LONGEST_SHORT, LONGEST_SHORT, dtype=torch.bool).triu(1), -math.inf
+)
 
 
 def grouped(heads: Tensor, groups: int) -> Tensor:
@@ -34,17 +33,17 @@ def grouped(heads: Tensor, groups: int) -> Tensor:
 
 
 def some_rows(query: Tensor) -> Iterator[slice]:
-    """As many rows at once as SCORE_BYTES allow."""
     rows, heads, length, _ = query.shape
-    size = max(1, SCORE_BYTES // (4 * heads * length * length))
+    size = rows_at_once(heads, length)
     return (slice(at, at + size) for at in range(0, rows, size))
 
 
 def probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """fp32 (rows x groups, heads of a group x tokens, tokens)."""
+    """fp32 (rows x groups, heads of a group x tokens, tokens). Scores of 40 are usual, and bf16 would round them by 0.1."""
     length = key.shape[1]
-    scores = torch.bmm(query, key.transpose(1, 2)).float()
-    return torch.softmax(scores.mul_(scale).add_(causal(length, query.shape[1] // length)), -1)
+    scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
+    scores.view(len(key), -1, length, length).add_(CAUSAL[:length, :length])
+    return torch.softmax(scores, -1)
 
 
 class ShortAttention(torch.autograd.Function):
@@ -66,23 +65,25 @@ class ShortAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value = ctx.saved_tensors
-        groups, scale = key.shape[1], ctx.scale
+        groups = key.shape[1]
         made = [torch.empty_like(tensor) for tensor in (query, key, value)]
         for at in some_rows(query):
-            q, k, v = (grouped(tensor[at], groups) for tensor in (query, key, value))
-            grad = grouped(grads[0][at].transpose(1, 2), groups)
-            share = probabilities(q, k, scale)
-            weighted = torch.bmm(grad, v.transpose(1, 2)).float().mul_(share)
-            # The softmax's derivative: P (dP - rowsum(P dP)).
-            grad_scores = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).mul_(scale).to(q.dtype)
-            found = (
-                torch.bmm(grad_scores, k),
-                torch.bmm(grad_scores.transpose(1, 2), q),
-                torch.bmm(share.to(q.dtype).transpose(1, 2), grad),
-            )
+            of_rows = (query[at], key[at], value[at], grads[0][at].transpose(1, 2))
+            q, k, v, grad = (grouped(tensor, groups) for tensor in of_rows)
+            found = gradients(q, k, v, grad, ctx.scale)
             for whole, part in zip(made, found, strict=True):
                 whole[at] = part.view_as(whole[at])
         return made[0], made[1], made[2], None
+
+
+def gradients(query: Tensor, key: Tensor, value: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, key and value, all as `grouped` has them; what is between is gone before the next rows come."""
+    share = probabilities(query, key, scale)
+    weighted = torch.bmm(grad, value.transpose(1, 2)).float().mul_(share)
+    # The softmax's derivative: P (dP - rowsum(P dP)).
+    of_scores = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).mul_(scale).to(query.dtype)
+    of_value = torch.bmm(share.to(query.dtype).transpose(1, 2), grad)
+    return torch.bmm(of_scores, key), torch.bmm(of_scores.transpose(1, 2), query), of_value
 
 
 def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
@@ -91,7 +92,9 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
 
     is_causal = more.get("is_causal")
     plain = attention_mask is None and not more.get("dropout") and more.get("position_bias") is None and not more.get("softcap")
-    fits = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= LONGEST
+    fits = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= LONGEST_SHORT
+    if torch.is_autocast_enabled("cpu"):  # what torch's kernel is given, too
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     on_cpu = query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
     if plain and fits and on_cpu and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         scale = more.get("scaling") or query.shape[-1] ** -0.5
