@@ -10,7 +10,7 @@ document.body.addEventListener("htmx:beforeSwap", ({ detail }) => (answered = de
 // A card that is swapped while its button is pressed would swallow the click: it is asked for again when the button is let go.
 let pressed = false;
 let missed = false;
-form.addEventListener("pointerdown", ({ target }) => (pressed = Boolean(target.closest("button"))));
+form.addEventListener("pointerdown", ({ target, button }) => (pressed = button === 0 && Boolean(target.closest("button"))));
 document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
   if (!pressed || detail.target.id !== "card") return;
   detail.shouldSwap = false;

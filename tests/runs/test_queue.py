@@ -279,6 +279,8 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
     second = another()
     assert queue.admit() == [run.pk]
     queue.look()
+    assert f"has been given {Device.objects.get()}" in as_alice.get(f"/runs/{run.pk}").content.decode()
+    assert "has been given" in as_alice.get("/api/v1/runs/queue").content.decode()
     page = as_alice.get("/gpus").content.decode()
     assert f"Has been given {Device.objects.get()}; its worker takes it up." in page
     assert page.count("Nobody has looked at it yet") == 0 and second.name in page

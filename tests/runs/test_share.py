@@ -4,15 +4,18 @@ import os
 import threading
 
 import pytest
+from django.utils import timezone
 
 from tests.runs.test_supervise import in_thread, launched, wait_for  # noqa: F401
 from training.gpus import reserve
-from training.gpus.models import Allocation, Device, Pool
+from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs import supervise
-from training.runs.lease import claim
+from training.runs.lease import Lease, claim
+from training.runs.memory import CONTEXT_BYTES
 from training.runs.models import Run
-from training.runs.share import LOOKS, Share
+from training.runs.share import LOOKS, Share, raised
 from training.runs.states import State
+from training.runs.supervise import Watch
 
 GB = 10**9
 
@@ -52,18 +55,51 @@ def test_within_its_reservation_it_is_left_alone(shared):
     assert looks(Share(shared.pk)) == [0] * LOOKS
 
 
-def test_where_devices_are_not_shared_nothing_is_watched(shared):
-    beside(shared)
+def test_a_device_that_is_shared_since_the_run_began_is_watched_too(shared):
     Pool.objects.update(runs_per_device=1)
-    assert looks(Share(shared.pk)) == [0] * LOOKS
+    held = Share(shared.pk)
+    assert looks(held) == [0] * LOOKS
+    Pool.objects.update(runs_per_device=2)
+    beside(shared)
+    assert looks(held)[-1] > 0
 
 
-def test_of_a_card_it_counts_what_the_driver_told_of_its_processes(shared):
+def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
     beside(shared)
     Pool.objects.update(kind="H100")
     Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 3 * GB}, {"pid": 1, "bytes": 50 * GB}])
-    assert looks(Share(shared.pk))[-1] == 3 * GB
-    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(10**6)
+    held = Share(shared.pk)
+    assert looks(held, 10) == [0] * 10, "one reading, looked at ten times"
+    seen = []
+    for _ in range(LOOKS - 1):
+        Host.objects.update(reported_at=timezone.now())
+        seen += looks(held, 2)
+    assert seen[-1] == 3 * GB
+
+
+def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared):
+    Pool.objects.update(kind="H100")
+    Allocation.objects.update(reserved_bytes=3 * GB)
+    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(3 * GB - CONTEXT_BYTES["cuda"])
+    Pool.objects.update(runs_per_device=1)
+    assert "SNAPML_DEVICE_BYTES" not in Share(shared.pk).variables()
+
+
+def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(shared):
+    assert raised(shared, 4 * GB)["peak"] == 42 * GB // 10
+    quota = Quota.objects.create(pool=Pool.objects.get(), team=shared.team, most_bytes=41 * GB // 10)
+    assert raised(shared, 4 * GB)["peak"] == 41 * GB // 10
+    quota.most_bytes = 3 * GB
+    quota.save()
+    assert raised(shared, 4 * GB) is None
+    watch = Watch(Lease(shared.pk, Run.objects.get().lease_token))
+    watch.engine = type("Gone", (), {"exit_code": 75, "killed_for_memory": False})()
+    watch.greedy = 4 * GB
+    Run.objects.update(state=State.RUNNING)
+    watch.end()
+    shared.refresh_from_db()
+    assert (shared.state, shared.failure) == (State.FAILED, "out_of_memory")
+    assert "Nowhere may it have as much" in shared.message
 
 
 def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(launched, alice, monkeypatch):  # noqa: F811

@@ -92,7 +92,7 @@ def ended(run, *, code, killed_for_memory=False, **changes):
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(-9, "not by the system for want of memory"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")],
+    [(-9, "killed (SIGKILL)"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")],
 )
 def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
     ended(run, code=code).end()
@@ -107,7 +107,7 @@ def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monk
     monkeypatch.setattr(supervise.ways_on, "recover", lambda _run: "Half the rows at once.")
     ended(run, code=-9, killed_for_memory=True).end()
     run.refresh_from_db()
-    assert "this host's memory ran out" in run.message and "Half the rows at once." in run.message
+    assert "memory ran out on its host at that moment" in run.message and "Half the rows at once." in run.message
 
 
 @pytest.mark.django_db
@@ -123,9 +123,10 @@ def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch)
     monkeypatch.setattr(engine_process, "kills_for_memory", lambda: next(counted))
     for told in (False, True):
         process = engine_process.EngineProcess(tmp_path)
+        process.touch_leash()
         process.start({})
-        process.kill()
-        assert not process.alive()
+        process.signal(signal.SIGKILL)
+        wait_for(lambda process=process: not process.alive())
         assert process.killed_for_memory is told
 
 

@@ -49,6 +49,11 @@ def test_it_works(as_alice, form, cards, no_bell):
     assert (run.pool, run.priority) == (cards["T4"], "background")
 
 
+def test_the_techniques_are_weighed_anew_for_other_devices(as_alice, form):
+    page = as_alice.post(reverse("run-costs") + "?look=1", form).content.decode()
+    assert "change from:#pool" in page, "else they would stay greyed, or not, as the first devices had it"
+
+
 def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form, cards):
     assert "H100, 79.0 of 80.0 GB free" in shown(as_alice, form)
     assert (target_of().kind, target_of(cards["CPU"]).kind) == ("cuda", "cpu")

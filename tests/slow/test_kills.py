@@ -47,22 +47,20 @@ class Freezer:
     """Stops the worker for a while, with a second one beside it; then lets it go on, and kills the second one."""
 
     def __init__(self, stage):
-        self.stage, self.thread = stage, None
+        self.stage, self.thread, self.thawed = stage, None, threading.Event()
 
     def freeze(self):
         self.thaw()
-        pid = self.stage.pid("worker")
-        if pid:
-            self.thread = threading.Thread(target=self.hold, args=(pid,))
-            self.thread.start()
+        self.stage.wait_for(lambda: self.stage.pid("worker"))
+        self.thread = threading.Thread(target=self.hold, args=(self.stage.pid("worker"),), daemon=True)
+        self.thread.start()
 
     def hold(self, pid):
         command = [sys.executable, "manage.py", "worker"]
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
         with subprocess.Popen(command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log) as second:
-            time.sleep(FROZEN_SECONDS)
-            with suppress(ProcessLookupError):
+            self.thawed.wait(FROZEN_SECONDS)
+            with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
                 os.kill(pid, signal.SIGCONT)
             time.sleep(5)  # both watch for a moment: the one must find out that it may not
             second.kill()
@@ -71,6 +69,13 @@ class Freezer:
         """Wait until nobody stands still."""
         if self.thread:
             self.thread.join()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.thawed.set()
+        self.thaw()
 
 
 def disturb(stage, freezer, what, run_id):
@@ -126,10 +131,9 @@ def survive(tmp_path, model, times):
     home = tmp_path / "home"
     home.mkdir()
     to_do, attempts, runs, began = drawn(draw, times), 0, 0, time.monotonic()
-    counts = Counter(to_do)
-    with Stage(home, model, SNAPML_MAX_DEATHS="1000") as stage:
+    counts = Counter()
+    with Stage(home, model, SNAPML_MAX_DEATHS="1000") as stage, Freezer(stage) as freezer:
         losses, weights = undisturbed(tmp_path / "undisturbed", model)
-        freezer = Freezer(stage)
         while to_do:
             run_id = launch(stage)
             runs += 1
@@ -137,7 +141,9 @@ def survive(tmp_path, model, times):
                 time.sleep(draw.uniform(0.2, 8.0) if to_do else 0.5)
                 now = state(stage, run_id)
                 if to_do and now is not None and now["state"] not in ENDED:
-                    disturb(stage, freezer, to_do.pop(), run_id)
+                    what = to_do.pop()
+                    disturb(stage, freezer, what, run_id)
+                    counts[what] += 1
             freezer.thaw()
             stage.wait_for(lambda run_id=run_id: state(stage, run_id) is not None)
             now = state(stage, run_id)

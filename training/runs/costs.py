@@ -109,7 +109,7 @@ def forecast_launched() -> None:
         except UserError as error:
             log.warning("Run %s has no forecast: %s", run.pk, error.message)
             continue
-        Run.objects.filter(pk=run.pk).update(forecast=made)
+        Run.objects.filter(pk=run.pk, pool=run.pool_id, config=run.config, forecast={}).update(forecast=made)
 
 
 def make_beforehand() -> None:

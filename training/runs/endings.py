@@ -37,16 +37,12 @@ def finish(run: Run, result: Result) -> None:
             keep(run, result)
 
 
-def words_of_death(code: int | None, *, killed_for_memory: bool | None) -> str:
+def words_of_death(code: int | None, *, killed_for_memory: bool) -> str:
     """A sentence's beginning for an engine that left no result."""
     if code is None:
         return "The engine died while no worker watched"
-    if killed_for_memory:
-        return "The system killed the engine (SIGKILL): this host's memory ran out, or its container's"
     if code == -signal.SIGKILL:
-        return "The engine was killed (SIGKILL)" + (
-            ", not by the system for want of memory" if killed_for_memory is False else ""
-        )
+        return f"The engine was killed (SIGKILL{'; memory ran out on its host at that moment' if killed_for_memory else ''})"
     if code < 0:
         return f"The engine died of {signal.Signals(-code).name}"
     if code == EXIT_CODES[Outcome.CRASHED]:
@@ -71,7 +67,7 @@ def words_of_greed(run: Run, taken: int) -> str:
     reserved = run.forecast.get("peak", 0)
     return (
         f"Stopped at step {run.step:,}: it took {taken / 1e9:.1f} GB of a device that others use, and had reserved "
-        f"{reserved / 1e9:.1f} GB; {cost_of_leaving(run)}. Goes on by itself where there is as much."
+        f"{reserved / 1e9:.1f} GB; {cost_of_leaving(run)}."
     )
 
 

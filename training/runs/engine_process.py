@@ -11,15 +11,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from django.conf import settings
 
 from training.child_environment import child_environment
 from training.engine.reins import LEASH, STOP
-
-GONE_SECONDS = 30.0  # the kernel may have gigabytes to take back
 
 
 class EngineProcess:
@@ -28,11 +25,10 @@ class EngineProcess:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._child: subprocess.Popen[bytes] | None = None
-        self._kills_before: int | None = None
+        self._kills_before = 0
 
     def start(self, device: dict[str, str]) -> None:
         """Start it in a session of its own, so that no signal to the worker's group reaches it. `device` names its device."""
-        self._kills_before = kills_for_memory()
         with (self.folder / "engine.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "training.engine", str(self.folder)],
@@ -54,6 +50,7 @@ class EngineProcess:
         return self._child.poll() if self._child is not None else None
 
     def touch_leash(self) -> None:
+        self._kills_before = kills_for_memory()
         (self.folder / LEASH).touch()
 
     def ask_to_stop(self, how: str) -> None:
@@ -69,19 +66,9 @@ class EngineProcess:
                 pass  # gone between the look and the signal
 
     @property
-    def killed_for_memory(self) -> bool | None:
-        """It died of SIGKILL, and the system has killed for want of memory since it was started here. None: nobody knows."""
-        now = kills_for_memory()
-        if self.exit_code != -signal.SIGKILL or now is None or self._kills_before is None:
-            return None
-        return now > self._kills_before
-
-    def kill(self) -> None:
-        """Returns when it is gone: only then may another have its device."""
-        end = time.monotonic() + GONE_SECONDS
-        self.signal(signal.SIGKILL)
-        while self.alive() and time.monotonic() < end:
-            time.sleep(0.02)
+    def killed_for_memory(self) -> bool:
+        """It died of SIGKILL, and Linux has killed for want of memory since its leash was touched last, seconds ago."""
+        return self.exit_code == -signal.SIGKILL and kills_for_memory() > self._kills_before
 
     @property
     def pid(self) -> int | None:
@@ -93,13 +80,13 @@ class EngineProcess:
             return None
 
 
-def kills_for_memory() -> int | None:
-    """How often Linux has killed a process of this host, in a container or not, as memory ran out; None: it does not tell."""
+def kills_for_memory() -> int:
+    """How often Linux has killed a process of this host, in a container or not, as memory ran out; 0 where it does not tell."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def is_locked(path: Path) -> bool:

@@ -64,9 +64,7 @@ def queue_for(request: SignedIn) -> dict[str, Any]:
     ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related("owner", "team", "pool")
     mine, count = list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]), seen.count()
     may_change = set(Run.objects.changeable_by(request.user).filter(pk__in=[run.pk for run in mine]).values_list("pk", flat=True))
-    given = Allocation.objects.filter(released_at=None, run_id__in=[run.pk for run in mine]).select_related("device__host")
-    devices = {one.run_id: one.device for one in given}
-    rows = [(run, run.pk in may_change, devices.get(run.pk)) for run in mine]
+    rows = [(run, run.pk in may_change) for run in mine]
     return {
         "waiting": rows,
         "hidden": waiting.count() - count,

@@ -66,11 +66,10 @@ def launch_run(
 
     Raises:
         ConfigError: a setting is wrong; `field` names it.
-        Conflict: the model is not ready, or the person has as many runs in the queue as they may.
-        UserError: no device or quota would ever take it; NotAllowed: the class is granted by admins.
+        Conflict: the model is not ready, or the queue has as many of the person's runs as it may; NotAllowed: see `refuse_class`.
+        UserError: no device or quota would ever take it.
     """
-    refuse_unready(base_model)
-    config = read_settings(settings)
+    config = refuse_early(user, base_model, settings, where)
     team, target = team_of(user, data), target_of(where.pool)
     memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt), target)
     request = Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"] if memory else None)
@@ -87,12 +86,20 @@ def launch_run(
             config=settings_of(config),
             forecast=memory or {},
             pool=target.pool,
+            priority=where.priority,
             queued_at=timezone.now(),
         )
-        steer.change_class(user, run, where.priority)
+        steer.note_class(user, run)
         write_folder(run, config)
         transaction.on_commit(lambda: doorbell.ring(run.pk))
     return run
+
+
+def refuse_early(user: User, base_model: BaseModel, settings: dict[str, Any], where: Where) -> RunConfig:
+    """What needs no look at data or devices; the settings as the engine has them."""
+    refuse_unready(base_model)
+    steer.refuse_class(user, where.priority)
+    return read_settings(settings)
 
 
 def refuse_unready(model: BaseModel) -> None:

@@ -67,7 +67,9 @@ def claim(run_id: int) -> Lease | None:
     if not here.exists():
         report_if_old()
         queue.look_once(but=run_id)
-    changed = here.filter(state=State.QUEUED, lease_token="").update(state=State.STARTING, phase="starting the engine", **taken)
+    changed = here.filter(state=State.QUEUED, lease_token="").update(
+        state=State.STARTING, phase="starting the engine", waits={}, **taken
+    )
     return Lease(run_id, token) if changed else None
 
 

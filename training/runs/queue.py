@@ -62,6 +62,8 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
         run = runs[held.run]
         holder = reserve.Holder(run.pk, run.name, run.owner, run.team, run.priority, held.memory)
         reserve.reserve(devices[held.card], holder)
+        given = {"given": str(devices[held.card]), "at": timezone.now().timestamp()}
+        Run.objects.filter(pk=run.pk).update(waits=given, revision=F("revision") + 1)
     Device.objects.filter(kept_for__in=made.given_up).update(kept_for=None)
     for victim, preemptor in made.evictions.items():
         reserve.evict(victim, keep_for=preemptor, reason=f"makes room for run {preemptor}")
@@ -178,6 +180,7 @@ def give_up_lost() -> None:
             lease_owner="",
             lease_expires_at=None,
             phase="",
+            waits={},
             message=f"Its host {host} is gone; goes on from its last checkpoint elsewhere.",
             revision=F("revision") + 1,
         )

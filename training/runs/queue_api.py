@@ -16,6 +16,7 @@ from training.runs import dry_run, listing, steer, ways_on
 from training.runs.launch_api import pool_of
 from training.runs.models import Run
 from training.runs.schemas import RunOut
+from training.runs.state_words import waiting_words
 from training.runs.states import Priority, State
 
 router = Router(tags=["gpus"])
@@ -53,7 +54,7 @@ class WaitingOut(Schema):
 
     @staticmethod
     def resolve_reason(row: Run) -> str:
-        return str(row.waits.get("reason", ""))
+        return waiting_words(row) if "given" in row.waits else str(row.waits.get("reason", ""))
 
     @staticmethod
     def resolve_sooner(row: Run) -> str:

@@ -1,17 +1,23 @@
-"""A run on a device that others use, too, is held to what it reserved: by the allocator's own limit, and by a look from outside.
+"""A run on a device that others use is held to what it reserved: by its allocator's own limit, and by a look from outside.
 
 The limit (SNAPML_DEVICE_BYTES) binds CUDA's allocator only, not what libraries take beside it, and nothing on a CPU.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import psutil
+from django.utils import timezone
 
 from training.gpus import reserve
 from training.gpus.devices import CPU
 from training.gpus.models import Allocation, Device
+from training.runs.memory import CONTEXT_BYTES
+from training.runs.models import Run
+from training.runs.steer import most_memory
+from training.runs.target import target_of
 
 TOLERANCE = 1.1  # forecasts are 5 % off at worst (docs/benchmarks.md), and a driver counts in pages
 LOOKS = 3  # in a row: a peak that is over before the next look has done its harm
@@ -24,36 +30,51 @@ class Share:
         self.run_id = run_id
         self.held = reserve.held_by(run_id)
         self.seen: list[int] = []
-
-    @property
-    def bytes(self) -> int | None:
-        """None: the device is the run's alone."""
-        return self.held.reserved_bytes if self.held and self.held.device.pool.runs_per_device > 1 else None
+        self.told_at: datetime | None = None
 
     def variables(self) -> dict[str, str]:
-        """For the engine: the one card that it may see, and its share of the memory."""
+        """For the engine: the one card that it may see, and what its allocator may take of it beside CUDA's own context."""
         if self.held is None or self.held.device.pool.kind == CPU:
             return {}
-        return {"CUDA_VISIBLE_DEVICES": self.held.device.uuid} | ({"SNAPML_DEVICE_BYTES": str(self.bytes)} if self.bytes else {})
+        made = {"CUDA_VISIBLE_DEVICES": self.held.device.uuid}
+        if self.held.reserved_bytes and self.held.device.pool.runs_per_device > 1:
+            made["SNAPML_DEVICE_BYTES"] = str(max(1, self.held.reserved_bytes - CONTEXT_BYTES["cuda"]))
+        return made
 
     def exceeded(self, pid: int | None) -> int:
         """Bytes that the engine has taken at least over some looks, if that is too much and others run beside it; else 0."""
-        if self.held is None or self.bytes is None or pid is None:
+        held = self.held
+        if held is None or not held.reserved_bytes or pid is None:
             return 0
-        others = Allocation.objects.filter(device=self.held.device_id, released_at=None).exclude(run_id=self.run_id)
-        taken = memory_of(pid, self.held.device)
-        self.seen = [*self.seen, taken][-LOOKS:] if taken > TOLERANCE * self.bytes and others.exists() else []
+        if not Allocation.objects.filter(device=held.device_id, released_at=None).exclude(run_id=self.run_id).exists():
+            self.seen = []
+            return 0
+        taken, told_at = memory_of(pid, held.device)
+        if told_at != self.told_at:  # a driver's reading counts once, however often it is looked at
+            self.told_at = told_at
+            self.seen = [*self.seen, taken][-LOOKS:] if taken > TOLERANCE * held.reserved_bytes else []
         return min(self.seen) if len(self.seen) == LOOKS else 0
 
 
-def memory_of(pid: int, device: Device) -> int:
-    """Bytes that a process and its children take of a device: on a CPU resident memory, else what the driver last told."""
+def memory_of(pid: int, device: Device) -> tuple[int, datetime]:
+    """Bytes that a process and its children take of a device, and since when that is known.
+
+    On a CPU it is resident memory, now; of a card what its host last reported.
+    """
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         if device.pool.kind == CPU:
-            return sum(int(one.memory_info().rss) for one in family)
+            return sum(int(one.memory_info().rss) for one in family), timezone.now()
     except psutil.NoSuchProcess:
-        return 0
+        return 0, timezone.now()
     known = {one.pid for one in family}
-    told: list[dict[str, Any]] = Device.objects.values_list("processes", flat=True).get(pk=device.pk)
-    return sum(int(one["bytes"]) for one in told if one["pid"] in known)
+    told: tuple[list[dict[str, Any]], datetime] = Device.objects.values_list("processes", "host__reported_at").get(pk=device.pk)
+    return sum(int(one["bytes"]) for one in told[0] if one["pid"] in known), told[1]
+
+
+def raised(run: Run, taken: int) -> dict[str, Any] | None:
+    """The forecast of a run that took more than it had reserved; None: nowhere may it have as much."""
+    target = target_of(run.pool)
+    most = most_memory(target.pool, run.team)
+    peak = min(round(1.05 * taken), target.total if most is None else min(target.total, most))
+    return run.forecast | {"peak": peak} if peak >= taken else None

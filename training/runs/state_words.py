@@ -61,6 +61,8 @@ def phase(run: Run) -> str:
 def waiting_words(run: Run) -> str:
     """Place and reason in the queue; of old words nobody knows whether they still hold."""
     waits = run.waits
+    if "given" in waits:
+        return f"has been given {waits['given']}; its worker takes it up"
     if timezone.now().timestamp() - waits.get("at", 0) > STALE_SECONDS:
         return "waiting for a worker"
     return f"place {waits['place']} of {waits['of']}: {waits['reason']}"

@@ -99,12 +99,23 @@ def move_up(run: Run) -> None:
     doorbell.show(run.pk)
 
 
+def refuse_class(user: User, *classes: str) -> None:
+    """Raises UserError: there is no such class; NotAllowed: `urgent` is granted, and taken back, by admins."""
+    if not set(classes) <= set(Priority.values):
+        raise UserError(f"priority must be one of {', '.join(Priority.values)}.", field="priority")
+    if Priority.URGENT in classes and not user.is_superuser:
+        raise NotAllowed("Only an admin makes a run urgent, or takes that back.")
+
+
+def note_class(user: User, run: Run) -> None:
+    """A launch that an admin made urgent stands in the audit log; one that waits behind others is nobody's business."""
+    if run.priority == Priority.URGENT:
+        audit.note(user, "class", f"run {run.pk}", team=run.team, change=({}, {"priority": run.priority}))
+
+
 def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
     """Raises NotAllowed: `urgent` is granted by admins; UserError: there is no such class."""
-    if priority not in Priority.values:
-        raise UserError(f"priority must be one of {', '.join(Priority.values)}.", field="priority")
-    if Priority.URGENT in (priority, run.priority) and not user.is_superuser:
-        raise NotAllowed("Only an admin makes a run urgent, or takes that back.")
+    refuse_class(user, priority, run.priority)
     if priority == run.priority:
         return
     with transaction.atomic():

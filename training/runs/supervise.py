@@ -28,7 +28,7 @@ from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
 from training.runs.notices import tell_of_end
-from training.runs.share import Share
+from training.runs.share import Share, raised
 from training.runs.states import ENDED, State, Wish
 
 TAIL_SECONDS = 0.025
@@ -99,8 +99,10 @@ class Watch:
             except OperationalError as error:
                 self.wait_for_database(error)
             except BrokenJournal as error:
-                self.engine.kill()
-                return self.release(state=State.FAILED, message=str(error), finished_at=Now(), phase="")
+                self.engine.signal(signal.SIGKILL)
+                if not self.engine.alive():  # only then may another have its device
+                    return self.release(state=State.FAILED, message=str(error), finished_at=Now(), phase="")
+                moved = False
             if not moved:
                 time.sleep(TAIL_SECONDS)
 
@@ -178,7 +180,10 @@ class Watch:
         elif self.evicted is not None:
             self.requeue(endings.words_of_eviction(run, self.evicted))
         elif self.greedy:
-            self.requeue(endings.words_of_greed(run, self.greedy), forecast=run.forecast | {"peak": round(1.05 * self.greedy)})
+            words, forecast = endings.words_of_greed(run, self.greedy), raised(run, self.greedy)
+            if forecast is None:
+                return self.conclude(run, Result(outcome=Outcome.MEMORY, message=f"{words} Nowhere may it have as much."))
+            self.requeue(f"{words} Goes on by itself where there is as much.", forecast=forecast)
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
             self.requeue(endings.words_of_pause(run))
         elif self.signalled and code == -signal.SIGTERM:
@@ -186,8 +191,7 @@ class Watch:
         elif code == EXIT_CODES[Outcome.BUSY]:
             self.requeue("Another engine held this run's folder.")
         else:
-            words = endings.words_of_death(code, killed_for_memory=self.engine.killed_for_memory)
-            self.requeue_after_death(run, words, code)
+            self.requeue_after_death(run, code)
 
     def conclude(self, run: Run, result: Result) -> None:
         state = endings.STATES[result.outcome]
@@ -213,16 +217,13 @@ class Watch:
             phase="",
         )
 
-    def requeue_after_death(self, run: Run, words: str, code: int | None) -> None:
+    def requeue_after_death(self, run: Run, code: int | None) -> None:
         """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress are a crash loop."""
-        deaths = run.deaths + 1
+        words, deaths = endings.words_of_death(code, killed_for_memory=self.engine.killed_for_memory), run.deaths + 1
         if deaths > settings.MAX_DEATHS:
-            message = (
-                f"{words} {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
-            )
+            words += f" {deaths} times in a row without a new checkpoint, last at step {run.step}. {endings.last_words(run)}"
             failure = KILLED if code == -signal.SIGKILL else Outcome.CRASHED
-            self.release(state=State.FAILED, failure=failure, message=message, finished_at=Now(), phase="")
-            return
+            return self.release(state=State.FAILED, failure=failure, message=words, finished_at=Now(), phase="")
         memory = self.engine.killed_for_memory or (deaths > 1 and code == -signal.SIGKILL)
         changed = ways_on.recover(run) if memory and run.wish == Wish.RUN else ""
         wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1))) if deaths > 1 else timedelta()
@@ -236,12 +237,7 @@ class Watch:
         self.release(state=State.QUEUED, message=message, phase="", **changes)
 
     def release(self, **changes: object) -> None:
-        changes |= {
-            "lease_token": "",
-            "lease_owner": "",
-            "lease_expires_at": None,
-            "revision": F("revision") + 1,
-        }
+        changes |= {"lease_token": "", "lease_owner": "", "lease_expires_at": None, "revision": F("revision") + 1}
         with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
             self.lease.update(**changes)
             reserve.release(self.lease.run_id)
