@@ -8,6 +8,11 @@ from training.engine import memory_law
 from training.engine.memory_law import LONGEST_SHORT
 from training.engine.short_attention import ShortAttention, attention
 
+
+class Layer(torch.nn.Module):
+    is_causal, num_key_value_groups = True, 3
+
+
 SHAPES = [(8, 9, 3, 66, 64), (1, 4, 4, 2, 16), (3, 8, 1, 33, 32), (5, 6, 2, 128, 64)]
 
 
@@ -54,6 +59,13 @@ def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True))
 
 
+def test_mixed_precision_rounds_no_scores():
+    tensors = drawn(2, 4, 2, 30, 16, spread=4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        made, _ = attention(Layer(), *(tensor.float() for tensor in tensors), None, scaling=0.25)
+    assert torch.equal(made, ShortAttention.apply(*tensors, 0.25))
+
+
 def test_later_tokens_change_nothing_before_them():
     query, key, value = drawn(2, 4, 2, 30, 16)
     before = ShortAttention.apply(query, key, value, 0.25)
@@ -61,10 +73,6 @@ def test_later_tokens_change_nothing_before_them():
         key[:, :, 20:] = 9.0
         value[:, :, 20:] = 9.0
     assert torch.equal(before[:, :20], ShortAttention.apply(query, key, value, 0.25)[:, :20])
-
-
-class Layer(torch.nn.Module):
-    is_causal, num_key_value_groups = True, 3
 
 
 @pytest.mark.parametrize(

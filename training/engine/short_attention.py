@@ -57,9 +57,10 @@ class ShortAttention(torch.autograd.Function):
         rows, heads, length, _ = query.shape
         groups = key.shape[1]
         made = query.new_empty(rows, length, heads, value.shape[-1])
-        for at in some_rows(query):
-            share = probabilities(grouped(query[at], groups), grouped(key[at], groups), scale).to(query.dtype)
-            made[at] = torch.bmm(share, grouped(value[at], groups)).view(-1, heads, length, value.shape[-1]).transpose(1, 2)
+        with torch.autocast("cpu", enabled=False):  # it would round the scores
+            for at in some_rows(query):
+                share = probabilities(grouped(query[at], groups), grouped(key[at], groups), scale).to(query.dtype)
+                made[at] = torch.bmm(share, grouped(value[at], groups)).view(-1, heads, length, value.shape[-1]).transpose(1, 2)
         return made
 
     @staticmethod
