@@ -197,6 +197,7 @@ def main() -> None:
         return
     from benchmarks import report
     from benchmarks.engine_step import built_in
+    from training.child_environment import STEADY_MEMORY
 
     folder = arguments.model or built_in()
     told: dict[str, dict[str, Any]] = {}
@@ -205,7 +206,8 @@ def main() -> None:
             continue
         python = sys.executable if name == "ours" else arguments.trl_python
         command = [python, "-W", "ignore", __file__, "--arm", name, "--model", str(folder), "--steps", str(arguments.steps)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        environment = os.environ | (STEADY_MEMORY if name == "ours" else {})  # as the site starts its engine
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
         told[name] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -4,6 +4,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,15 @@ def test_a_run_that_leaves_among_its_trials_does_not_speak_of_a_checkpoint(run):
     ended(run, code=EXIT_CODES[Outcome.LEFT]).end()
     run.refresh_from_db()
     assert run.message.startswith("Paused among its trials")
+
+
+def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
+    process = engine_process.EngineProcess(tmp_path)
+    process.start({"CUDA_VISIBLE_DEVICES": "GPU-7"})
+    told = Path(f"/proc/{process.pid}/environ")
+    wait_for(lambda: b"HF_HUB_OFFLINE" in told.read_bytes())  # between fork and exec it is still ours
+    assert {b"ONEDNN_PRIMITIVE_CACHE_CAPACITY=32", b"CUDA_VISIBLE_DEVICES=GPU-7"} <= set(told.read_bytes().split(b"\0"))
+    process.signal(signal.SIGKILL)
 
 
 def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from django.conf import settings
 
-from training.child_environment import child_environment
+from training.child_environment import STEADY_MEMORY, child_environment
 from training.engine.reins import LEASH, STOP
 
 
@@ -36,7 +36,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 cwd=settings.BASE_DIR,
-                env=child_environment() | {"HF_HUB_OFFLINE": "1"} | device,
+                env=child_environment() | STEADY_MEMORY | {"HF_HUB_OFFLINE": "1"} | device,
                 start_new_session=True,
             )
 
