@@ -15,7 +15,7 @@ from typing import Any
 
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 PASSED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
-# Every step has another shape. oneDNN keeps 1,024 of its programs with their buffers, and glibc raises its threshold for blocks that
+# Every step has another shape. oneDNN keeps 1,024 of its programs with their buffers, and glibc raises its limit for blocks that
 # go back to the system to 32 MB: SmolLM2-135M grew from 1.3 to 2.0 GB over 40 steps, and with these stays at 1.5, as quick.
 STEADY_MEMORY = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
