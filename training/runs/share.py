@@ -19,7 +19,7 @@ from training.runs.models import Run
 from training.runs.steer import most_memory
 from training.runs.target import target_of
 
-TOLERANCE = 1.1  # forecasts are 5 % off at worst (docs/benchmarks.md), and a driver counts in pages
+TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
 LOOKS = 3  # in a row: a peak that is over before the next look has done its harm
 
 
@@ -73,7 +73,7 @@ def memory_of(pid: int, device: Device) -> tuple[int, datetime]:
 
 
 def raised(run: Run, taken: int) -> dict[str, Any] | None:
-    """The forecast of a run that took more than it had reserved; None: nowhere may it have as much."""
+    """The forecast of a run that took more than it had reserved; None: nowhere in its pool may it have as much."""
     target = target_of(run.pool)
     most = most_memory(target.pool, run.team)
     peak = min(round(1.05 * taken), target.total if most is None else min(target.total, most))
