@@ -182,7 +182,9 @@ class Watch:
         elif self.greedy:
             words, forecast = endings.words_of_greed(run, self.greedy), raised(run, self.greedy)
             if forecast is None:
-                return self.conclude(run, Result(outcome=Outcome.MEMORY, message=f"{words} Nowhere may it have as much in its pool."))
+                return self.conclude(
+                    run, Result(outcome=Outcome.MEMORY, message=f"{words} Nowhere may it have as much in its pool.")
+                )
             self.requeue(f"{words} Goes on by itself where there is as much.", forecast=forecast)
         elif code == EXIT_CODES[Outcome.LEFT] or endings.left_by_its_own_word(run):
             self.requeue(endings.words_of_pause(run))
