@@ -45,6 +45,7 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
         "model": str(version) if who == "adapter" else version.base_model.name,
         "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
         "stream": True,
+        "stream_options": {"include_usage": True},
         "temperature": number(body, "temperature", 0.0, 2.0, default=0.0),
         "top_p": number(body, "top_p", 0.01, 1.0, default=1.0),
         "max_tokens": int(number(body, "max_tokens", 1, 2048, default=200)),

@@ -1,4 +1,4 @@
-"""The base model in memory and the adapters beside it. It knows no questions.
+"""A base model in memory with the adapters beside it. It knows no questions.
 
 PEFT puts only adapters of one type beside a base, so those of another type wait until this one's have answered (`fits`).
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from training.engine.conversations import load_tokenizer, use_template
+from training.engine.cures import CAN_MIX
 from training.engine.model import fastest_dtype, load_base, pick_device
 from training.engine.weights import attach
 
-MAX_ADAPTERS = 4  # loaded beside the base; the least recently used one leaves
+MAX_ADAPTERS = 16  # loaded beside a base; the least recently used one leaves
+UNKNOWN = "?"
 
 
 class Base(NamedTuple):
@@ -34,64 +37,94 @@ class Weights(NamedTuple):
     sha256: str
 
     @property
+    def config(self) -> dict[str, Any]:
+        made: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_text())
+        return made
+
+    @property
     def kind(self) -> str:
-        """PEFT's type of it."""
-        return str(json.loads((self.folder / "adapter_config.json").read_text())["peft_type"])
+        """PEFT's type of it; DoRA counts as one of its own, because its rows cannot share a batch with LoRA's."""
+        config = self.config
+        return f"{config['peft_type']}{' DORA' if config.get('use_dora') else ''}"
 
 
 class Held:
-    def __init__(self) -> None:
+    """Raises ConfigError: the base's folder holds no model that can be loaded."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
         self.device = pick_device()
-        self.base: Base | None = None
-        self.model: Any = None
-        self.tokenizer: Any = None
-        self.stop_ids: set[int] = set()
-        self.kind = ""
-        self.loaded: OrderedDict[Weights, str] = OrderedDict()
-
-    def fits(self, base: Base, adapter: Weights | None) -> bool:
-        """Can this be asked beside what is held, without anything leaving?"""
-        return base == self.base and (adapter is None or not self.loaded or adapter.kind == self.kind)
-
-    def load_base(self, base: Base) -> None:
-        self.model, self.base = None, None
-        self.loaded.clear()
         self.tokenizer = load_tokenizer(base.folder)
         use_template(self.tokenizer)
-        dtype = fastest_dtype(self.device)
-        self.model = load_base(base.folder, dtype, self.device, quantised=base.quantised).eval()
+        self.model: Any = load_base(base.folder, fastest_dtype(self.device), self.device, quantised=base.quantised).eval()
         ends = self.model.generation_config.eos_token_id
-        self.stop_ids = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.base = base
+        self.stop_ids: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.longest: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        self.kind = ""
+        self.loaded: OrderedDict[Weights, str] = OrderedDict()
+        self._through: Weights | str | None = UNKNOWN
 
-    def use(self, adapter: Weights | None, in_use: set[Weights | None]) -> None:
-        """Make the next forward go through this adapter, or through none. Those `in_use` stay."""
-        if adapter is None:
-            if self.loaded and not self.prompted:
-                self.model.base_model.disable_adapter_layers()
-            return
-        if adapter not in self.loaded:
-            self._load(adapter)
-            self._drop_oldest(in_use)
-        self.loaded.move_to_end(adapter)
-        if not self.prompted:
-            self.model.base_model.enable_adapter_layers()
-        self.model.set_adapter(self.loaded[adapter])
+    def fits(self, adapter: Weights | None) -> bool:
+        """Can this be asked beside what is held, without anything leaving?"""
+        return adapter is None or not self.loaded or adapter.kind == self.kind
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(p.nbytes for p in self.model.parameters())
 
     @property
     def prompted(self) -> bool:
         """Are the adapters prompts or prefixes, which stand before the text and change no layer?"""
         return bool(self.loaded) and self.model.active_peft_config.is_prompt_learning
 
-    def forward(self, ids: torch.Tensor, cache: Any, adapter: Weights | None) -> Any:
-        """Logits of the last place for ids of shape (1, n), and the cache with them in it.
+    @property
+    def mixes(self) -> bool:
+        """May rows of several adapters share a batch? Most tuners would ignore whose row it is (training/engine/cures.py)."""
+        return not self.loaded or self.prompted or self.kind in CAN_MIX
 
-        A prompt or prefix is in the cache after the first call, so what follows goes to the base itself.
+    def bring(self, adapter: Weights | None, in_use: set[Weights]) -> None:
+        """Have this adapter beside the base. Those `in_use` stay."""
+        if adapter is None:
+            return
+        if adapter not in self.loaded:
+            self._load(adapter)
+            self._drop_oldest(in_use)
+        self.loaded.move_to_end(adapter)
+
+    def first(self, ids: torch.Tensor, adapter: Weights | None, *, every: bool = False) -> Any:
+        """A question's first forward: logits of its last place (or `every` one) for ids of shape (1, n), and the cache."""
+        keep = 0 if every else 1
+        if self.prompted and adapter is None:
+            return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=keep)
+        self._go_through(adapter)
+        return self.model(input_ids=ids, use_cache=True, logits_to_keep=keep)
+
+    def next(self, given: dict[str, Any], adapters: Sequence[Weights | None]) -> Any:
+        """A forward of one token a row, each through its own adapter; `given` are a causal model's own arguments.
+
+        A prompt or prefix is in the cache since the first forward, so these go to the base itself.
         """
-        if self.prompted and (adapter is None or cache is not None):
-            return self.model.get_base_model()(input_ids=ids, cache=cache, use_cache=True, logits_to_keep=1)
-        begun = {} if self.prompted else {"cache": cache}
-        return self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **begun)
+        if self.prompted:
+            return self.model.get_base_model()(**given)
+        if len(set(adapters)) == 1:
+            self._go_through(adapters[0])
+            return self.model(**given)
+        if self._through in (None, UNKNOWN):
+            self._go_through(next(adapter for adapter in adapters if adapter is not None))
+        names = ["__base__" if adapter is None else self.loaded[adapter] for adapter in adapters]
+        return self.model(**given, adapter_names=names)
+
+    def _go_through(self, adapter: Weights | None) -> None:
+        """Switch the layers to an adapter, or off; nothing is done if they are so already."""
+        if not self.loaded or self._through == adapter:
+            return
+        if adapter is None:
+            self.model.base_model.disable_adapter_layers()
+        else:
+            if not self.prompted:
+                self.model.base_model.enable_adapter_layers()
+            self.model.set_adapter(self.loaded[adapter])
+        self._through = adapter
 
     def _load(self, adapter: Weights) -> None:
         name = f"adapter-{adapter.folder.name}-{adapter.sha256[:12]}"
@@ -103,6 +136,7 @@ class Held:
             self.model = attach(self.model, adapter.folder, name)
             self.kind = adapter.kind
         self.loaded[adapter] = name
+        self._through = UNKNOWN
 
     def _plain(self) -> Any:
         """The base without what PEFT put into it."""
@@ -110,9 +144,10 @@ class Held:
             return self.model
         return self.model.get_base_model() if self.prompted else self.model.unload()
 
-    def _drop_oldest(self, in_use: set[Weights | None]) -> None:
+    def _drop_oldest(self, in_use: set[Weights]) -> None:
         for weights in list(self.loaded)[:-1]:
             if len(self.loaded) <= MAX_ADAPTERS:
                 return
             if weights not in in_use:
                 self.model.delete_adapter(self.loaded.pop(weights))
+                self._through = UNKNOWN

@@ -14,3 +14,11 @@ def pick_token(logits: torch.Tensor, *, temperature: float, top_p: float, draw: 
     before = ordered.cumsum(0) - ordered
     ordered = ordered.masked_fill(before >= top_p, 0.0)  # the first is always kept: nothing stands before it
     return int(tokens[torch.multinomial(ordered, 1, generator=draw)])
+
+
+def logprobs_of(logits: torch.Tensor, ids: list[int]) -> list[float | None]:
+    """The natural logarithm of each token's probability, from logits of shape (tokens, vocabulary); the first has none."""
+    if len(ids) < 2:
+        return [None] * len(ids)
+    told = torch.log_softmax(logits[:-1].float(), -1)
+    return [None, *told[torch.arange(len(ids) - 1), torch.tensor(ids[1:], device=told.device)].tolist()]

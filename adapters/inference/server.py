@@ -1,14 +1,17 @@
-"""The inference program's HTTP: OpenAI's chat completions, streamed or whole, on loopback behind a token.
+"""The inference program's HTTP: OpenAI's models, chat completions and completions, on loopback behind a token.
 
-Only the site calls it. Folders of base and adapter come in the field `snapml`, checked by the site against what its user may see.
+Only the site calls it. Where base and adapter lie comes in the field `snapml`, checked by the site against what its user may see;
+another server (vLLM, say) leaves that field unread and goes by the name of the model.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
-from pathlib import Path
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,51 +20,128 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.held import Base, Weights
-from adapters.inference.speaker import Busy, Question, Said, Speaker
+from adapters.inference.batch import Question, Said
+from adapters.inference.openai_shapes import Malformed, Shape, problem_of, questions_of, speed, usage
+from adapters.inference.speaker import Busy, Speaker
 
 MAX_BODY_BYTES = 1_000_000
+MAX_NAMES = 1000
+RETRY_SECONDS = 5
+MOST_PROMPTS = 16
+
+
+class Refused(Exception):
+    """An answer with a status other than 200."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(status)
+        self.response = JSONResponse(body, status, {"Retry-After": str(RETRY_SECONDS)} if status == 429 else None)
+
+
+class Server:
+    def __init__(self, speaker: Speaker, token: str) -> None:
+        self.speaker = speaker
+        self.token = token
+        self.names: OrderedDict[str, dict[str, Any]] = OrderedDict()  # of models asked for, and where they lie
+        self.started = int(time.time())
+
+    async def health(self, _request: Request) -> Response:
+        held = [str(base.folder) for base in self.speaker.residents.held]
+        return JSONResponse({"bases": held, "answering": self.speaker.count})
+
+    async def models(self, request: Request) -> Response:
+        """Those that have been asked for by name, newest last."""
+        self.let_in(request)
+        entries = [{"id": name, "object": "model", "created": self.started, "owned_by": "snapml"} for name in self.names]
+        return JSONResponse({"object": "list", "data": entries})
+
+    async def chat(self, request: Request) -> Response:
+        return await self.answer(request, chat=True)
+
+    async def complete(self, request: Request) -> Response:
+        return await self.answer(request, chat=False)
+
+    async def answer(self, request: Request, *, chat: bool) -> Response:
+        self.let_in(request)
+        body = await body_of(request)
+        place = self.place_of(body)
+        questions = questions_of(body, place, chat=chat)
+        if len(questions) > MOST_PROMPTS or (len(questions) > 1 and body.get("stream")):
+            raise Malformed(f"A request has at most {MOST_PROMPTS} prompts, and one if it is streamed.", "prompt")
+        self.ask(questions)
+        shape = Shape(str(body.get("model", "")), chat=chat)
+        if body.get("stream"):
+            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            return StreamingResponse(events(questions[0], shape, with_usage=with_usage), media_type="text/event-stream")
+        said = await hang_up_with(request, questions)
+        for last in (one[-1] for one in said):
+            if "error" in last:
+                theirs = last.get("fault") == "theirs"
+                raise Refused(400 if theirs else 500, problem_of(last["error"], kind=kind_of(last)))
+        return JSONResponse(shape.whole(said))
+
+    def ask(self, questions: list[Question]) -> None:
+        """All of them or none."""
+        for place, question in enumerate(questions):
+            try:
+                self.speaker.ask(question)
+            except Busy as busy:
+                for asked in questions[:place]:
+                    asked.hung_up.set()
+                raise Refused(429, problem_of(str(busy), kind="rate_limit_error", code="busy")) from busy
+
+    def let_in(self, request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not secrets.compare_digest(given.encode(), self.token.encode()):
+            raise Refused(401, problem_of("A valid token is needed.", kind="authentication_error", code="invalid_api_key"))
+
+    def place_of(self, body: dict[str, Any]) -> dict[str, Any]:
+        name, place = str(body.get("model", "")), body.get("snapml")
+        if place is None and name in self.names:
+            return self.names[name]
+        if not isinstance(place, dict) or not place.get("base"):
+            raise Refused(404, problem_of(f"There is no model {name!r} here.", param="model", code="model_not_found"))
+        self.names[name] = place
+        self.names.move_to_end(name)
+        if len(self.names) > MAX_NAMES:
+            self.names.popitem(last=False)
+        return place
 
 
 def make_app(speaker: Speaker, token: str) -> Starlette:
-    async def health(_request: Request) -> Response:
-        base = speaker.held.base
-        return JSONResponse({"base": str(base.folder) if base else "", "answering": len(speaker.answers)})
+    server = Server(speaker, token)
+    routes = [
+        Route("/health", server.health),
+        Route("/v1/models", guarded(server.models)),
+        Route("/v1/chat/completions", guarded(server.chat), methods=["POST"]),
+        Route("/v1/completions", guarded(server.complete), methods=["POST"]),
+    ]
+    return Starlette(routes=routes)
 
-    async def chat(request: Request) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), token.encode()):
-            return problem(401, "A valid token is needed.")
-        raw = await request.body()
-        if len(raw) > MAX_BODY_BYTES:
-            return problem(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+
+def guarded(door: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def through(request: Request) -> Response:
         try:
-            body = json.loads(raw)
-            question = question_of(body)
-        except (ValueError, KeyError, TypeError) as error:
-            return problem(400, f"The request cannot be read: {error}")
-        try:
-            speaker.ask(question)
-        except Busy as busy:
-            return problem(429, str(busy), {"Retry-After": "5"})
-        if body.get("stream"):
-            return StreamingResponse(events(question, body.get("model", "")), media_type="text/event-stream")
-        return JSONResponse(whole([piece async for piece in pieces(question)], body.get("model", "")))
+            return await door(request)
+        except Refused as refused:
+            return refused.response
+        except Malformed as error:
+            return JSONResponse(problem_of(str(error), param=error.param), 400)
 
-    return Starlette(routes=[Route("/health", health), Route("/v1/chat/completions", chat, methods=["POST"])])
+    return through
 
 
-def question_of(body: dict[str, Any]) -> Question:
-    place = body["snapml"]
-    return Question(
-        base=Base(Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))),
-        adapter=Weights(Path(place["adapter"]), str(place["sha256"])) if place.get("adapter") else None,
-        messages=[{"role": str(m["role"]), "content": str(m["content"])} for m in body["messages"]],
-        max_tokens=min(max(1, int(body.get("max_tokens", 200))), 2048),
-        temperature=min(max(0.0, float(body.get("temperature", 0.0))), 2.0),
-        top_p=min(max(0.01, float(body.get("top_p", 1.0))), 1.0),
-        seed=int(body.get("seed", 0)),
-    )
+async def body_of(request: Request) -> dict[str, Any]:
+    raw = await request.body()
+    if len(raw) > MAX_BODY_BYTES:
+        raise Refused(413, problem_of(f"The request has more than {MAX_BODY_BYTES:,} bytes."))
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"The request is not JSON: {error}", "") from error
+    if not isinstance(body, dict):
+        raise Malformed("The request must be a JSON object.", "")
+    return body
 
 
 async def pieces(question: Question) -> AsyncIterator[Said]:
@@ -76,46 +156,46 @@ async def pieces(question: Question) -> AsyncIterator[Said]:
         question.hung_up.set()
 
 
-async def events(question: Question, model: str) -> AsyncIterator[str]:
+async def hang_up_with(request: Request, questions: list[Question]) -> list[list[Said]]:
+    """All that is said to each question. A caller who goes away meanwhile hangs up on all."""
+
+    async def hear(question: Question) -> list[Said]:
+        return [piece async for piece in pieces(question)]
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.5)
+        for question in questions:
+            question.hung_up.set()
+
+    watching = asyncio.create_task(gone())
+    try:
+        return list(await asyncio.gather(*(hear(question) for question in questions)))
+    finally:
+        watching.cancel()
+
+
+async def events(question: Question, shape: Shape, *, with_usage: bool) -> AsyncIterator[str]:
     """Server-sent events in OpenAI's shape."""
+    if shape.chat:
+        yield event(shape.opening(0))
     async for piece in pieces(question):
         if "text" in piece:
-            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": piece["text"]}, "finish_reason": None}]}
+            yield event(shape.chunk(0, piece["text"], None))
         elif "status" in piece:
-            chunk = {"choices": [], "snapml": {"status": piece["status"]}}
+            yield event(shape.aside(snapml={"status": piece["status"]}))
         elif "error" in piece:
-            chunk = {"error": {"message": piece["error"], "type": "server_error"}}
-        else:
-            chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": piece["done"]}], **usage(piece)}
-        yield f"data: {json.dumps({'object': 'chat.completion.chunk', 'model': model, **chunk})}\n\n"
+            yield event(problem_of(piece["error"], kind=kind_of(piece)))
+        elif "done" in piece:
+            yield event(shape.chunk(0, "", piece["done"]))
+            if with_usage:
+                yield event(shape.aside(usage=usage([piece]), snapml=speed([piece])))
     yield "data: [DONE]\n\n"
 
 
-def whole(said: list[Said], model: str) -> dict[str, Any]:
-    last = said[-1]
-    if "error" in last:
-        return {"error": {"message": last["error"], "type": "server_error"}}
-    text = "".join(piece.get("text", "") for piece in said)
-    message = {"role": "assistant", "content": text}
-    return {
-        "object": "chat.completion",
-        "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": last["done"]}],
-        **usage(last),
-    }
+def kind_of(last: Said) -> str:
+    return "invalid_request_error" if last.get("fault") == "theirs" else "server_error"
 
 
-def usage(last: Said) -> dict[str, Any]:
-    prompt, completion = last["prompt_tokens"], last["completion_tokens"]
-    return {
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        },
-        "snapml": {"tokens_per_second": last["tokens_per_second"]},
-    }
-
-
-def problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status, headers)
+def event(told: dict[str, Any]) -> str:
+    return f"data: {json.dumps(told)}\n\n"

@@ -1,7 +1,7 @@
-"""One base model with its adapters, answering several questions a token at a time, in turn. It knows no HTTP.
+"""Questions in, words out: a round gives every answer under way its next token, all rows of a base in one batch. No HTTP here.
 
-Every question has a KV cache of its own. Each round gives each of them one token under its own adapter (or none), so base and
-adapter answer side by side from one set of weights, and a long answer never blocks a short one.
+A new question joins after a first forward of its own (continuous batching), a finished one leaves, and nobody waits for the
+longest answer. Rows of different adapters share a batch where their tuner can tell whose row is whose (`Held.mixes`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
 
 import torch
 
+from adapters.inference.batch import Answer, Batch, Question, Said
 from adapters.inference.held import Base, Held, Weights
-from adapters.inference.sampling import pick_token
-from training.engine.conversations import prompt_ids
+from adapters.inference.residents import NoRoom, Residents
+from adapters.inference.sampling import logprobs_of, pick_token
+from training.engine.conversations import prompt_ids, render, start_ids
 
-MAX_QUESTIONS = 8  # under way and waiting; the next one is told to come back
+MAX_QUESTIONS = 64  # under way and waiting; the next one is told to come back
+MAX_ROWS = 16  # under way at once
+MOST_TOKENS = 4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
 
-Said = dict[str, Any]
 HUNG_UP: Said = {"error": "The caller hung up."}
 
 
@@ -28,46 +30,26 @@ class Busy(Exception):
     """MAX_QUESTIONS are under way."""
 
 
-@dataclass
-class Question:
-    """What to answer, with which adapter (None: the base alone), and where the answer goes."""
-
-    base: Base
-    adapter: Weights | None
-    messages: list[dict[str, str]]
-    max_tokens: int = 200
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    said: queue.Queue[Said] = field(default_factory=queue.Queue)
-    hung_up: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass
-class Answer:
-    """A question under way. `pending` are the ids that the model has not seen yet, shape (1, n)."""
-
-    question: Question
-    pending: torch.Tensor
-    prompt_tokens: int
-    draw: torch.Generator
-    cache: Any = None
-    ids: list[int] = field(default_factory=list)
-    sent: str = ""
-    began: float = field(default_factory=time.monotonic)
+class Unanswerable(Exception):
+    """The question itself is at fault; the message is for whoever asked."""
 
 
 class Speaker:
     def __init__(self) -> None:
-        self.held = Held()
-        self.waiting: queue.Queue[Question] = queue.Queue()
-        self.next_base: Question | None = None  # waits until what is held has answered
-        self.answers: list[Answer] = []
+        self.residents = Residents()
+        self.arrived: queue.Queue[Question] = queue.Queue()
+        self.waiting: deque[Question] = deque()  # in order; the first may wait for room, and all wait behind it
+        self.batches: list[tuple[Held, Batch]] = []
         self._count = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
         threading.Thread(target=self._speak_for_ever, name="speaker", daemon=True).start()
+
+    @property
+    def count(self) -> int:
+        """Questions under way and waiting."""
+        return self._count
 
     def ask(self, question: Question) -> None:
         """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before, then `{"done"}` or `{"error"}`.
@@ -81,7 +63,7 @@ class Speaker:
             if self._count >= MAX_QUESTIONS:
                 raise Busy(f"{self._count} questions are being answered; try again in a few seconds.")
             self._count += 1
-        self.waiting.put(question)
+        self.arrived.put(question)
 
     def _last_word(self, question: Question, said: Said) -> None:
         with self._lock:
@@ -91,85 +73,169 @@ class Speaker:
     def _speak_for_ever(self) -> None:
         while True:
             self._take_questions()
-            for answer in list(self.answers):
-                try:
-                    last = HUNG_UP if answer.question.hung_up.is_set() else self._say_one_token(answer)
-                except Exception as error:  # noqa: BLE001 told to whoever asked; the other answers go on
-                    last = {"error": f"{type(error).__name__}: {error}"}
-                if last is not None:
-                    self.answers.remove(answer)
-                    self._last_word(answer.question, last)
+            for held, batch in list(self.batches):
+                self._round(held, batch)
+            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+
+    def _round(self, held: Held, batch: Batch) -> None:
+        """A token for every row of a batch; who has ended, or hung up, leaves."""
+        self._dismiss(batch, [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()])
+        if not batch.answers:
+            return
+        try:
+            with torch.inference_mode():
+                logits = batch.step(held)
+            last = [(answer, self._hear(held, answer, row)) for answer, row in zip(batch.answers, logits, strict=True)]
+        except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
+            last = [(answer, told_of(error)) for answer in batch.answers]
+        self._dismiss(batch, [(answer, said) for answer, said in last if said is not None])
+
+    def _dismiss(self, batch: Batch, last_words: list[tuple[Answer, Said]]) -> None:
+        if last_words:
+            batch.leave([answer for answer, _ in last_words])
+        for answer, said in last_words:
+            self._last_word(answer.question, said)
 
     def _take_questions(self) -> None:
-        """Take what waits, in order; block only when there is nothing to say.
-
-        A question for another base, or with an adapter of another type, waits until those of the present have been answered, and
-        everybody behind it waits with it.
-        """
-        while True:
-            if self.next_base is not None and self.answers:
-                return
+        """Take what waits, in order, while there is room; block only when there is nothing to say."""
+        while sum(len(batch.answers) for _, batch in self.batches) < MAX_ROWS:
+            if not self.waiting:
+                try:
+                    self.waiting.append(self.arrived.get(block=not self.batches))
+                except queue.Empty:
+                    return
+            question = self.waiting[0]
             try:
-                question = self.next_base or self.waiting.get(block=not self.answers)
-            except queue.Empty:
-                return
-            self.next_base = None
-            if question.hung_up.is_set():
-                self._last_word(question, HUNG_UP)
-            elif self.answers and not self.held.fits(question.base, question.adapter):
-                self.next_base = question
-            else:
-                self._take(question)
+                if not self._take(question):
+                    return  # everybody behind it waits, too, or it might wait for ever
+            except Exception as error:  # noqa: BLE001 told to whoever asked
+                self._last_word(question, told_of(error))
+            self.waiting.popleft()
+            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
 
-    def _take(self, question: Question) -> None:
-        try:
-            self.answers.append(self._begin(question))
-        except Exception as error:  # noqa: BLE001 told to whoever asked
-            self._last_word(question, {"error": f"{type(error).__name__}: {error}"})
-
-    def _begin(self, question: Question) -> Answer:
-        if self.held.base != question.base:
+    def _take(self, question: Question) -> bool:
+        """Begin its answer; False if it has to wait until others have been answered."""
+        if question.hung_up.is_set():
+            self._last_word(question, HUNG_UP)
+            return True
+        if question.base not in self.residents.held:
             question.said.put({"status": "loading the base model"})
-            self.held.load_base(question.base)
-        if question.adapter is not None and question.adapter not in self.held.loaded:
+        try:
+            held = self.residents.get(question.base, self._busy())
+        except NoRoom:
+            return False
+        if not held.fits(question.adapter):
+            if held.base in self._busy():
+                return False
+        elif question.adapter is not None and question.adapter not in held.loaded:
             question.said.put({"status": "loading the adapter"})
-        self._use(question.adapter)
-        ids = prompt_ids(self.held.tokenizer, {"messages": question.messages})
-        return Answer(
-            question=question,
-            pending=torch.tensor([ids], device=self.held.device),
-            prompt_tokens=len(ids),
-            draw=torch.Generator(self.held.device).manual_seed(question.seed),
-        )
+        held.bring(question.adapter, self._in_use(held))
+        with torch.inference_mode():
+            self._begin(held, question)
+        return True
 
-    def _use(self, adapter: Weights | None) -> None:
-        self.held.use(adapter, {answer.question.adapter for answer in self.answers})
+    def _busy(self) -> set[Base]:
+        return {held.base for held, batch in self.batches if batch.answers}
 
-    @torch.inference_mode()
-    def _say_one_token(self, answer: Answer) -> Said | None:
-        """Add one token to an answer and send what became readable; the last word when it is at its end."""
+    def _in_use(self, held: Held) -> set[Weights]:
+        answers = [answer for other, batch in self.batches if other is held for answer in batch.answers]
+        return {answer.question.adapter for answer in answers if answer.question.adapter is not None}
+
+    def _begin(self, held: Held, question: Question) -> None:
+        """The first forward of a question, and its place in a batch."""
+        ids = ids_of(held, question)
+        draw = torch.Generator(held.device)
+        draw.seed() if question.seed is None else draw.manual_seed(question.seed)
+        answer = Answer(question, len(ids), most_tokens(held, question, len(ids)), draw)
+        output = held.first(torch.tensor([ids], device=held.device), question.adapter, every=question.score)
+        if question.score:
+            question.said.put({"logprobs": logprobs_of(output.logits[0, -len(ids) :], ids), "ids": ids})
+        said = self._hear(held, answer, output.logits[0, -1])
+        if said is not None:
+            self._last_word(question, said)
+            return
+        self._batch_for(held, question.adapter, output.cache).join(answer, output.cache)
+
+    def _batch_for(self, held: Held, adapter: Weights | None, cache: object) -> Batch:
+        for other, batch in self.batches:
+            alike = held.mixes or all(answer.question.adapter == adapter for answer in batch.answers)
+            if other is held and alike and batch.takes(cache):
+                return batch
+        made = Batch()
+        self.batches.append((held, made))
+        return made
+
+    def _hear(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
+        """Pick the next token, send what became readable; the last word when the answer is at its end."""
         question = answer.question
-        self._use(question.adapter)
-        output = self.held.forward(answer.pending, answer.cache, question.adapter)
-        answer.cache = output.cache
-        token = pick_token(output.logits[0, -1], temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
-        answer.pending = torch.tensor([[token]], device=self.held.device)
-        ended = token in self.held.stop_ids
+        token = pick_token(logits, temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
+        answer.token = token
+        ended = token in held.stop_ids
         if not ended:
             answer.ids.append(token)
-        at_its_end = ended or len(answer.ids) >= question.max_tokens
-        self._send_text(answer, whole=at_its_end)
-        if at_its_end:
-            return {
-                "done": "stop" if ended else "length",
-                "prompt_tokens": answer.prompt_tokens,
-                "completion_tokens": len(answer.ids),
-                "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
-            }
-        return None
+        at_its_end = ended or len(answer.ids) >= answer.most_tokens
+        stopped = send_text(held, answer, whole=at_its_end)
+        if not at_its_end and not stopped:
+            return None
+        return {
+            "done": "stop" if ended or stopped else "length",
+            "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": len(answer.ids),
+            "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
+        }
 
-    def _send_text(self, answer: Answer, *, whole: bool) -> None:
-        text = self.held.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        if whole or not text.endswith("\ufffd"):  # half a character: the next token completes it
-            answer.question.said.put({"text": text[len(answer.sent) :]})
-            answer.sent = text
+
+def told_of(error: Exception) -> Said:
+    """The last word for who asked; `fault` says whose it is."""
+    if isinstance(error, Unanswerable):
+        return {"error": str(error), "fault": "theirs"}
+    return {"error": f"{type(error).__name__}: {error}"}
+
+
+def ids_of(held: Held, question: Question) -> list[int]:
+    """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a conversation."""
+    if question.prompt is not None:
+        words = held.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
+        ids = [*start_ids(held.tokenizer), *words]
+    elif question.messages[-1]["role"] == "assistant":  # to be scored as it stands
+        ids = list(held.tokenizer(render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False)["input_ids"])
+    else:
+        ids = prompt_ids(held.tokenizer, {"messages": question.messages})
+    if not ids:
+        raise Unanswerable("The prompt is empty.")
+    return ids
+
+
+def most_tokens(held: Held, question: Question, prompt_tokens: int) -> int:
+    """Raises Unanswerable: the model's context does not hold prompt and answer."""
+    room = held.longest - prompt_tokens
+    wanted = min(MOST_TOKENS, max(1, room)) if question.max_tokens is None else question.max_tokens
+    if wanted > room:
+        raise Unanswerable(
+            f"This model's context holds {held.longest:,} tokens; the prompt has {prompt_tokens:,} and max_tokens asks for "
+            f"{wanted:,} more. Shorten one of them."
+        )
+    return wanted
+
+
+def send_text(held: Held, answer: Answer, *, whole: bool) -> bool:
+    """Send what is new and sure; True if a stop word ended the answer. What may become one is held back."""
+    text = held.tokenizer.decode(answer.ids, skip_special_tokens=True)
+    found = [place for place in (text.find(word) for word in answer.question.stop) if place >= 0]
+    stopped = bool(found)
+    if stopped:
+        text = text[: min(found)]
+    elif not whole:
+        if text.endswith("\ufffd"):  # half a character: the next token completes it
+            return False
+        text = text[: len(text) - longest_beginning(text, answer.question.stop)]
+    if len(text) > answer.sent:
+        answer.question.said.put({"text": text[answer.sent :]})
+        answer.sent = len(text)
+    return stopped
+
+
+def longest_beginning(text: str, words: tuple[str, ...]) -> int:
+    """Characters at the end of `text` with which one of the words may begin."""
+    sizes = (size for word in words for size in range(1, len(word)) if text.endswith(word[:size]))
+    return max(sizes, default=0)

@@ -10,9 +10,10 @@ import torch
 
 from adapters.inference import held
 from adapters.inference import speaker as speaker_module
+from adapters.inference.batch import Question
 from adapters.inference.held import Base, Weights
-from adapters.inference.sampling import pick_token
-from adapters.inference.speaker import Busy, Question, Speaker
+from adapters.inference.sampling import logprobs_of, pick_token
+from adapters.inference.speaker import Busy, Speaker
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def speaker(monkeypatch):
 
 
 def question(tiny_model, adapter=None, **more):
-    return Question(base=Base(tiny_model), adapter=adapter, messages=MESSAGES, max_tokens=12, **more)
+    return Question(**{"base": Base(tiny_model), "adapter": adapter, "messages": MESSAGES, "max_tokens": 12, **more})
 
 
 def hear(asked, seconds=60):
@@ -138,16 +139,117 @@ def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model
         asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
         speaker.ask(asked)
         assert "done" in hear(asked)[1]
-    assert len(speaker.held.loaded) == 2
-    assert len(speaker.held.model.peft_config) == 2
+    (kept,) = speaker.residents.held.values()
+    assert len(kept.loaded) == 2
+    assert len(kept.model.peft_config) == 2
 
 
-def test_a_question_for_another_base_waits_for_its_turn_and_gets_it(speaker, tiny_model, tmp_path):
+def test_two_bases_are_kept_side_by_side_while_there_is_room(speaker, tiny_model, tmp_path):
     other = tiny.make_model(tmp_path / "other", hidden=16)
     asked = [question(tiny_model), question(other), question(tiny_model)]
     for one in asked:
         speaker.ask(one)
     assert all("done" in hear(one)[1] for one in asked)
+    assert list(speaker.residents.held) == [Base(other), Base(tiny_model)]
+
+
+def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_for(speaker, tiny_model, tmp_path):
+    other = tiny.make_model(tmp_path / "other", hidden=16)
+    speaker.residents.room_bytes = 1
+    asked = [question(tiny_model), question(other), question(tiny_model)]
+    for one in asked:
+        speaker.ask(one)
+    assert all("done" in hear(one)[1] for one in asked)
+    assert list(speaker.residents.held) == [Base(tiny_model)]
+
+
+def several(adapter, folder, count):
+    """Adapters of their own: the first one's weights, each scaled in its way."""
+    from safetensors.torch import load_file, save_file
+
+    made = []
+    for number in range(count):
+        copy = shutil.copytree(adapter.folder, folder / f"copy-{number}")
+        path = copy / "adapter_model.safetensors"
+        factor = (-1.5, 0.5, 1.0, 2.0)[number]
+        save_file({name: value * factor if "lora_B" in name else value for name, value in load_file(path).items()}, path)
+        made.append(Weights(copy, f"copy-{number}"))
+    return made
+
+
+def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(speaker, tiny_model, adapter, tmp_path):
+    rows = [None, *several(adapter, tmp_path, 4)]
+    longer = [*MESSAGES, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "is the attic dark"}]
+    talks = [MESSAGES, longer, MESSAGES, longer, MESSAGES]
+    alone = []
+    for row, talk in zip(rows, talks, strict=True):
+        asked = question(tiny_model, row, messages=talk)
+        speaker.ask(asked)
+        alone.append(hear(asked)[0])
+    together = [question(tiny_model, row, messages=talk) for row, talk in zip(rows, talks, strict=True)]
+    for one in together:
+        speaker.ask(one)
+    assert [hear(one)[0] for one in together] == alone
+    assert len(set(alone)) > 2
+
+
+def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(monkeypatch, tiny_model, adapter, tmp_path):
+    from adapters.inference.batch import Answer, Batch
+
+    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+    here = held.Held(Base(tiny_model))
+    rows, prompts = [None, *several(adapter, tmp_path, 3)], [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
+    batch, alone = Batch(), []
+    with torch.inference_mode():
+        for row, ids in zip(rows, prompts, strict=True):
+            here.bring(row, set())
+            first = here.first(torch.tensor([ids]), row)
+            joined = Answer(Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42)
+            batch.join(joined, first.cache)
+            again = here.first(torch.tensor([[*ids, 42]]), row)
+            alone.append(again.logits[0, -1])
+        together = batch.step(here)
+        assert (together - torch.stack(alone)).abs().max() < 1e-5
+        batch.leave(batch.answers[1:3])
+        for answer in batch.answers:
+            answer.token = 17
+        rest = batch.step(here)
+        expected = torch.stack([here.first(torch.tensor([[*prompts[n], 42, 17]]), rows[n]).logits[0, -1] for n in (0, 3)])
+    assert (rest - expected).abs().max() < 1e-5
+
+
+def test_a_stop_word_ends_the_answer_before_it_and_never_shows(speaker, tiny_model, adapter):
+    whole = question(tiny_model, adapter)
+    speaker.ask(whole)
+    text = hear(whole)[0]
+    asked = question(tiny_model, adapter, stop=(text[3:6],))
+    speaker.ask(asked)
+    heard, last = hear(asked)
+    assert (heard, last["done"]) == (text[: text.find(text[3:6])], "stop")
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(speaker, tiny_model):
+    asked = question(tiny_model, messages=[{"role": "user", "content": "lamp " * 300}])
+    speaker.ask(asked)
+    last = hear(asked)[1]
+    assert "context holds 256 tokens" in last["error"]
+    assert last["fault"] == "theirs"
+
+
+def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(speaker, tiny_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    talk = [*MESSAGES, {"role": "assistant", "content": "yes"}]
+    asked = question(tiny_model, messages=talk, max_tokens=1, score=True)
+    speaker.ask(asked)
+    told = asked.said.get(timeout=60)
+    while "logprobs" not in told:
+        told = asked.said.get(timeout=60)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)["input_ids"]
+    assert told["ids"] == ids[0].tolist()
+    assert told["logprobs"] == pytest.approx(logprobs_of(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4)
+    assert told["logprobs"][0] is None
 
 
 def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
