@@ -1,4 +1,4 @@
-"""Ask the inference program, and pass its answer on while it comes. When it is down or busy, the answer says so."""
+"""What the page's "Try it" asks, and the answer passed on while it comes. When nobody answers, the answer says so."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-from django.conf import settings
 
+from adapters import wire
 from adapters.models import AdapterVersion
-from training.engine.methods import TABLE
 from training.errors import UserError
 
 MAX_CHARACTERS = 20_000
 ROLES = ("system", "user", "assistant", "tool")
-# Loading a base may take a minute on a slow disk; a token never takes that long.
-TIMEOUT = httpx.Timeout(5.0, read=120.0)
-DOWN = "The inference program is down. It is started again by itself; try again in a few seconds."
 
 
 def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
@@ -42,30 +38,19 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
     if who not in ("base", "adapter"):
         raise UserError("`who` must be base or adapter.", field="who")
     return {
-        "model": str(version) if who == "adapter" else version.base_model.name,
+        **(wire.addressed(version) if who == "adapter" else beside(version)),
         "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": number(body, "temperature", 0.0, 2.0, default=0.0),
         "top_p": number(body, "top_p", 0.01, 1.0, default=1.0),
         "max_tokens": int(number(body, "max_tokens", 1, 2048, default=200)),
-        "snapml": places(version, who),
     }
 
 
-def places(version: AdapterVersion, who: str) -> dict[str, Any]:
-    """Where base and weights lie. The hash is with them because a run that went on writes new weights to the same folder.
-
-    The base beside a QLoRA adapter is in 4 bits as it was trained; a run that trained the whole model left a base of its own.
-    """
-    if version.whole_model and who == "adapter":
-        return {"base": str(version.folder), "base_sha256": version.sha256}
-    return {
-        "base": str(version.base_model.folder),
-        "quantised": TABLE[version.method].quantised,
-        "adapter": str(version.folder) if who == "adapter" else None,
-        "sha256": version.sha256,
-    }
+def beside(version: AdapterVersion) -> dict[str, Any]:
+    """The base of a version, in 4 bits if it was trained so."""
+    return wire.addressed_base(version.base_model, quantised=version.method_row.quantised)
 
 
 def number(body: dict[str, Any], name: str, low: float, high: float, *, default: float) -> float:
@@ -77,36 +62,16 @@ def number(body: dict[str, Any], name: str, low: float, high: float, *, default:
 
 async def answer(request: dict[str, Any]) -> AsyncIterator[bytes]:
     """The inference program's server-sent events, or one event with an `error`."""
-    if not settings.INFERENCE_URL:
-        yield event_of(DOWN)
-        return
-    headers = {"Authorization": f"Bearer {settings.INFERENCE_TOKEN}"}
-    address = f"{settings.INFERENCE_URL}/v1/chat/completions"
     try:
-        async with (
-            httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as client,
-            client.stream("POST", address, json=request, headers=headers) as response,
-        ):
+        async with wire.asked("/v1/chat/completions", request) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
-                yield event_of(reason(response))
+                yield event_of(wire.reason(response))
                 return
             async for piece in response.aiter_bytes():
                 yield piece
-    except httpx.ConnectError:
-        yield event_of(DOWN)
-    except httpx.HTTPError as error:
-        yield event_of(f"The answer broke off ({type(error).__name__}); ask again.")
-
-
-def reason(response: httpx.Response) -> str:
-    try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"status {response.status_code}"
-    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        return f"Busy: {message}"
-    return f"The inference program refused: {message}"
+    except wire.Down as error:
+        yield event_of(error.message)
 
 
 def event_of(message: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What came out of training: adapters on a shelf."""
+"""What came out of training: versions on a shelf, what is worked out of them, and the names under which they answer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Q
 
 from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
 from training.engine.methods import TABLE
-from training.people.models import Owned
+from training.engine.methods.base import Method
+from training.people.models import Owned, User
 from training.runs.models import Run
 
 
 class AdapterVersion(Owned):
-    """An adapter that a run left, copied out of the run's folder so that it outlives it."""
+    """What a checkpoint learned, copied out of its run's folder so that it outlives it; never written again.
+
+    `record` is what was true when it was made: settings, seed, data, base and its revision, library versions, costs.
+    """
 
     name = models.CharField(max_length=120)
     number = models.PositiveIntegerField()
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="adapters")
-    run = models.OneToOneField(Run, null=True, on_delete=models.SET_NULL, related_name="adapter")
+    run = models.ForeignKey(Run, null=True, on_delete=models.SET_NULL, related_name="versions")
+    data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")
+    parent = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="children")
     method = models.CharField(max_length=40)
     step = models.PositiveIntegerField()
+    sha256 = models.CharField(max_length=64)  # of the weights
+    record: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    tags = models.CharField(max_length=320, blank=True)  # as a run's: ",candidate,production,"
+    notes = models.TextField(blank=True)
     exact_match = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     trainable_parameters = models.PositiveBigIntegerField(default=0)
@@ -32,20 +44,184 @@ class AdapterVersion(Owned):
 
     class Meta:
         ordering = ["base_model__name", "name", "-number"]
-        constraints = [models.UniqueConstraint(fields=["owner", "name", "number"], name="one_number_an_adapter")]
+        verbose_name = "adapter version"
+        constraints = [
+            models.UniqueConstraint(fields=["owner", "name", "number"], name="one_number_an_adapter"),
+            models.UniqueConstraint(fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="kept_once"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} v{self.number}"
 
     @property
-    def sha256(self) -> str:
-        """Of the weights."""
-        return str(next(facts["sha256"] for name, facts in self.files.items() if name.endswith(".safetensors")))
+    def method_row(self) -> Method:
+        return TABLE[self.method]
 
     @property
     def whole_model(self) -> bool:
-        return TABLE[self.method].whole_model
+        return self.method_row.whole_model
+
+    @property
+    def tag_list(self) -> list[str]:
+        return [tag for tag in self.tags.split(",") if tag]
 
     @property
     def folder(self) -> Path:
         return Path(settings.HOME) / "adapters" / str(self.pk)
+
+    @property
+    def merged_folder(self) -> Path:
+        """Where the model lies that it is merged into its base, once it is (merges.py)."""
+        return Path(settings.HOME) / "merged" / str(self.pk)
+
+
+class Stage(models.TextChoices):
+    WAITING = "waiting", "Waiting"
+    WORKING = "working", "At work"
+    DONE = "done", "Done"
+    FAILED = "failed", "Failed"
+
+
+class Work(models.Model):
+    """Something that a worker works out of versions (work.py). `key` says what it is of: the same is never done twice."""
+
+    kind = models.CharField(max_length=20)
+    key = models.CharField(max_length=200)
+    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.CASCADE, related_name="works")
+    owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    order: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    stage = models.CharField(max_length=10, choices=Stage.choices, default=Stage.WAITING, db_index=True)
+    words = models.CharField(max_length=200, blank=True)
+    done = models.PositiveIntegerField(default=0)
+    total = models.PositiveIntegerField(default=0)
+    tries = models.PositiveIntegerField(default=0)
+    result: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    error = models.TextField(blank=True)
+    worked_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["kind", "key"], name="worked_out_once")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(settings.HOME) / "work" / str(self.pk)
+
+
+class Deployment(Owned):
+    """A stable name that answers with a version, or with two that share its traffic: `share` per cent go to `other`."""
+
+    name = models.SlugField(max_length=63, unique=True)
+    version = models.ForeignKey(AdapterVersion, on_delete=models.PROTECT, related_name="deployments")
+    other = models.ForeignKey(AdapterVersion, null=True, on_delete=models.PROTECT, related_name="shared_deployments")
+    share = models.PositiveSmallIntegerField(default=0)
+    merge = models.BooleanField(default=True)  # answer merged where that is possible and ready; else attached to the base
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DeploymentChange(models.Model):
+    """The history of a deployment. Labels stay when a version has been deleted."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
+    at = models.DateTimeField(auto_now_add=True)
+    by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+")
+    other = models.ForeignKey(AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+")
+    label = models.CharField(max_length=140)
+    other_label = models.CharField(max_length=140, blank=True)
+    share = models.PositiveSmallIntegerField(default=0)
+    merge = models.BooleanField(default=True)
+    words = models.CharField(max_length=200)
+
+    class Meta:
+        ordering = ["-pk"]
+
+
+class Served(models.Model):
+    """One answer of a deployment. Kept for a week (served.py); what is older is in `Tally`."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="served")
+    version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
+    at = models.DateTimeField()
+    seconds = models.FloatField()
+    first_seconds = models.FloatField(null=True)
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    failed = models.BooleanField(default=False)
+
+    class Meta:
+        indexes = [models.Index(fields=["deployment", "at"])]
+
+
+class Tally(models.Model):
+    """How many answers a version has given under a name, since it first did."""
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="tallies")
+    version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
+    answers = models.PositiveBigIntegerField(default=0)
+    failures = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["deployment", "version"], name="one_tally_a_version")]
+
+
+class PromptSet(Owned):
+    """Prompts that versions are compared on. `rows`: `[{"messages": [...], "expected": "..."}]`."""
+
+    name = models.CharField(max_length=120)
+    data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")  # where they are drawn from
+    rows: models.JSONField[list[Any], list[Any]] = models.JSONField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        verbose_name = "prompt set"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Reply(models.Model):
+    """What a version (null: a base) said to a row of a prompt set, greedily, and how that scores (scores.py)."""
+
+    prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="replies")
+    row = models.PositiveIntegerField()
+    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.CASCADE, related_name="replies")
+    base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="+")
+    text = models.TextField()
+    scores: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    tokens = models.PositiveIntegerField(default=0)
+    seconds = models.FloatField(default=0.0)
+
+    class Meta:
+        ordering = ["row"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["prompts", "row", "base_model", "version"], name="one_reply_a_row", nulls_distinct=False
+            ),
+        ]
+
+
+class Vote(models.Model):
+    """A person's blind choice between two versions' replies to a row: `first`, `second`, or neither (`tie`)."""
+
+    prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="votes")
+    row = models.PositiveIntegerField()
+    first = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
+    second = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
+    voter = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    choice = models.CharField(max_length=6)
+    at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["prompts", "row", "first", "second", "voter"], name="one_vote_a_row")]

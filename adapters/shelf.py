@@ -1,9 +1,11 @@
-"""Put what a run left on the shelf, and hand it out again as a zip. It knows no torch."""
+"""Put what a run or one of its checkpoints learned on the shelf, and hand it out again as a zip. It knows no torch."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from django.db import transaction
@@ -12,38 +14,130 @@ from zipstream import ZIP_STORED, ZipStream
 
 from adapters.card import NAME, card_of
 from adapters.models import AdapterVersion
+from adapters.record import record_of
+from training.engine.checkpoint_files import STATE
 from training.engine.files import sha256, sync
 from training.engine.outcome import Result
-from training.runs.models import Run
+from training.errors import Conflict, NotFound
+from training.people.models import User
+from training.people.visible import may_change
+from training.runs.models import Event, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of the weights of one step. Losses in nats a trained token."""
+
+    step: int
+    heldout_loss: float | None = None
+    exact_match: float | None = None
+    trainable_parameters: int = 0
 
 
 def keep(run: Run, result: Result) -> None:
-    """Copy the run's adapter to a new version. A worker that died half-way does it again to the same end."""
-    source, aside = run.folder / "adapter", run.folder / ".shelf"
+    """What a run left, as a version. A worker that died half-way does it again to the same end."""
+    measured = Measured(
+        step=result.adapter_step or 0,
+        heldout_loss=result.heldout_loss,
+        exact_match=result.exact_match,
+        trainable_parameters=result.trainable_parameters,
+    )
+    put(run, run.folder / "adapter", measured)
+
+
+def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
+    """A kept checkpoint as a version.
+
+    Raises:
+        NotAllowed: the run is not theirs to change.
+        NotFound: there is no checkpoint of this step any more; Conflict: it went away while it was copied.
+    """
+    may_change(user, run)
+    source = run.folder / "checkpoints" / f"step-{step:08d}"
+    if not (source / STATE[2]).is_file():
+        raise NotFound(f"{run.name} keeps no checkpoint of step {step:,}.", field="step")
+    losses = (
+        Event.objects.filter(run=run, kind="eval", step=step, superseded=False).order_by("-seq").values_list("payload", flat=True)
+    )
+    measured = Measured(
+        step=step,
+        heldout_loss=next((payload.get("heldout_loss") for payload in losses), None),
+        trainable_parameters=int(run.plan.get("trainable_parameters") or 0),
+    )
+    try:
+        return put(run, source, measured)
+    except FileNotFoundError as error:
+        raise Conflict(f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step") from error
+
+
+def kept_steps(run: Run) -> list[int]:
+    """The steps of the checkpoints that a run keeps, oldest first."""
+    folders = (run.folder / "checkpoints").glob("step-*")
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / STATE[2]).is_file())
+
+
+def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
+    """Copy a folder of weights to a new version; the same weights of the same run and step are one version."""
+    aside = run.folder / f".shelf-{measured.step}"
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside)  # outside the transaction: nobody waits for a large adapter's copy
-    (aside / NAME).write_text(card_of(run, step=result.adapter_step or 0, heldout_loss=result.heldout_loss))
+    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE))  # nobody waits for it in a transaction
+    (aside / NAME).write_text(card_of(run, step=measured.step, heldout_loss=measured.heldout_loss))
+    files = facts_of(aside)
+    weights = weights_sha256(files)
+    with transaction.atomic():
+        known: AdapterVersion | None = AdapterVersion.objects.filter(run=run, step=measured.step, sha256=weights).first()
+        if known is not None and known.folder.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            return known
+        version = known or AdapterVersion(
+            run=run,
+            owner=run.owner,
+            team=run.team,
+            name=run.name,
+            number=next_number(run.owner, run.name),
+            base_model=run.base_model,
+            data=run.data,
+            parent=AdapterVersion.objects.filter(pk=run.from_version or 0).first(),
+            method=run.method,
+            step=measured.step,
+            sha256=weights,
+            exact_match=measured.exact_match,
+            heldout_loss=measured.heldout_loss,
+            trainable_parameters=measured.trainable_parameters,
+        )
+        version.files, version.size_bytes, version.record = files, bytes_of(files), record_of(run)
+        version.save()
+        move_in(version, aside)
+    return version
+
+
+def move_in(version: AdapterVersion, aside: Path) -> None:
+    """Inside the transaction that makes the row: no row names files that are not there."""
+    version.folder.parent.mkdir(exist_ok=True)
+    shutil.rmtree(version.folder, ignore_errors=True)
+    aside.rename(version.folder)
+
+
+def next_number(owner: User, name: str) -> int:
+    newest = AdapterVersion.objects.filter(owner=owner, name=name).aggregate(Max("number"))["number__max"]
+    return (newest or 0) + 1
+
+
+def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Hash and size of every file, each pushed down to the disk."""
     files: dict[str, dict[str, Any]] = {}
-    for path in sorted(aside.iterdir()):
+    for path in sorted(folder.iterdir()):
         files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
         sync(path)
-    with transaction.atomic():
-        version = AdapterVersion.objects.filter(run=run).first()
-        if version is None:
-            newest = AdapterVersion.objects.filter(owner=run.owner, name=run.name).aggregate(Max("number"))["number__max"] or 0
-            version = AdapterVersion(run=run, owner=run.owner, team=run.team, name=run.name, number=newest + 1)
-        version.base_model = run.base_model
-        version.method = run.method
-        version.step = result.adapter_step or 0
-        version.exact_match = result.exact_match
-        version.heldout_loss = result.heldout_loss
-        version.trainable_parameters = result.trainable_parameters
-        version.files = files
-        version.size_bytes = sum(facts["bytes"] for facts in files.values())
-        version.save()
-        version.folder.parent.mkdir(exist_ok=True)
-        shutil.rmtree(version.folder, ignore_errors=True)
-        aside.rename(version.folder)  # inside it: no row names files that are not there
+    return files
+
+
+def weights_sha256(files: dict[str, dict[str, Any]]) -> str:
+    return str(next(facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")))
+
+
+def bytes_of(files: dict[str, dict[str, Any]]) -> int:
+    return sum(facts["bytes"] for facts in files.values())
 
 
 def zip_stream(version: AdapterVersion) -> Iterator[bytes]:

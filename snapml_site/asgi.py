@@ -1,4 +1,4 @@
-"""The web server's one application: HTTP to Django, WebSockets to the consumers, and one handler for UserError in both."""
+"""The web server's one application: HTTP to Django, deployments' `/v1/` to their gateway, WebSockets to the consumers."""
 
 import os
 from typing import Any
@@ -11,6 +11,7 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
+from adapters.gateway import application as gateway  # noqa: E402
 from snapml_site.bodies import ReadLater  # noqa: E402
 from snapml_site.sockets import SameOriginOnly, socket_urls  # noqa: E402
 
@@ -19,4 +20,5 @@ router = ProtocolTypeRouter({"http": ReadLater(http), "websocket": SameOriginOnl
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Any client may send `Daphne-Root-Path`, which would move every address: the site always stands at the root."""
-    await router({**scope, "root_path": ""}, receive, send)
+    to_deployments = scope["type"] == "http" and scope["path"].startswith("/v1/")
+    await (gateway if to_deployments else router)({**scope, "root_path": ""}, receive, send)

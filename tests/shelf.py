@@ -1,9 +1,16 @@
-"""An adapter on the shelf, without training one."""
+"""Adapters on the shelf: some that only lie there, and some that were really trained."""
 
+from adapters import shelf
 from adapters.models import AdapterVersion
+from tests import tiny
+from training.engine.outcome import read_result
+from training.runs.launch import launch_run
+
+LOW_RANK = ("lora", "qlora")
+STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_rows": 0}
 
 
-def put_on_shelf(run, *, name="Lights", number=1, weights=b"x"):
+def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):
     """A version of the run's owner with the two files of a PEFT folder."""
     content = {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
     made = AdapterVersion.objects.create(
@@ -13,14 +20,30 @@ def put_on_shelf(run, *, name="Lights", number=1, weights=b"x"):
         number=number,
         base_model=run.base_model,
         run=run,
+        data=run.data,
         method="lora",
-        step=1,
+        step=number,
+        sha256="a",
         size_bytes=sum(map(len, content.values())),
         files={
             file: {"sha256": "a" if file.endswith("safetensors") else "b", "bytes": len(held)} for file, held in content.items()
         },
+        **more,
     )
     made.folder.mkdir(parents=True, exist_ok=True)
     for file, held in content.items():
         (made.folder / file).write_bytes(held)
     return made
+
+
+def train_version(user, base_model, data, engine, *, name="Lights", **settings):
+    """A run of the true engine in this process, and the version that it leaves."""
+    usual = {
+        n: value for n, value in tiny.SETTINGS.items() if settings.get("method", "lora") in LOW_RANK or n not in ("rank", "alpha")
+    }
+    run = launch_run(user, base_model=base_model, data=data, settings={**usual, **STRONG, **settings}, name=name)
+    assert engine([str(run.folder)]) == 0
+    shelf.keep(run, read_result(run.folder))
+    run.state = "finished"
+    run.save()
+    return run.versions.get()

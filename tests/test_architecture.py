@@ -21,7 +21,7 @@ ORDER = [
 ]
 TORCH_FREE = {"config", "settings", "methods", "memory_law", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
-TORCH_PROGRAMS = ("training/engine", "adapters/inference")
+TORCH_PROGRAMS = ("training/engine", "adapters/inference", "adapters/programs")
 PURE = (
     "training/datasets/rows.py",
     "training/catalog/card.py",

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from adapters import ask
+from adapters import ask, wire
 from adapters.shelf import file_stem
 from tests.shelf import put_on_shelf
 
@@ -27,7 +27,7 @@ def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapte
     request = ask.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
     place = {"base": str(base_model.folder), "quantised": False, "adapter": str(adapter.folder), "sha256": "a"}
     assert request["snapml"] == place
-    assert ask.question(adapter, {**BODY, "who": "base"})["snapml"]["adapter"] is None
+    assert ask.question(adapter, {**BODY, "who": "base"})["snapml"] == {"base": str(base_model.folder), "quantised": False}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     busy = httpx.MockTransport(lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}}))
     client = httpx.AsyncClient
-    monkeypatch.setattr(ask.httpx, "AsyncClient", lambda **_k: client(transport=busy))
+    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_k: client(transport=busy))
     assert "Busy: 8 are being answered." in await heard(ask.answer({}))
 
 

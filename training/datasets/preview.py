@@ -48,12 +48,16 @@ def turns(row: Mapping[str, Any]) -> list[Turn]:
     if row.get("tools"):
         shown.append({"role": "tools", "content": json.dumps(row["tools"], ensure_ascii=False)[:LONGEST_SHOWN]})
     for message in row["messages"][:MOST_TURNS]:
-        calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-        words = "\n".join([message["content"], *calls] if message["content"] else calls)
-        shown.append({"role": message["role"], "content": words[:LONGEST_SHOWN]})
+        shown.append({"role": message["role"], "content": words_of(message)[:LONGEST_SHOWN]})
     if (more := len(row["messages"]) - MOST_TURNS) > 0:
         shown.append({"role": "text", "content": f"… {more:,} more messages"})
     return shown
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """A message's text, and its calls of tools as JSON."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    return "\n".join([message["content"], *calls] if message["content"] else calls)
 
 
 def preview(upload: Upload, mapped: Mapped) -> list[dict[str, Any]]:
@@ -71,15 +75,30 @@ def preview(upload: Upload, mapped: Mapped) -> list[dict[str, Any]]:
 
 def random_row(version: DatasetVersion) -> dict[str, Any] | None:
     """A prompt that was not trained on, and its expected answer: from the test split if there is one, else held out."""
-    split, count = ("test", version.test_rows) if version.test_rows else ("heldout", version.heldout_rows)
-    if not count:
-        return None
-    row = raw_rows(version, split, random.randrange(count), 1)[0]
+    split, count = unseen(version)
+    return prompt_of(raw_rows(version, split, random.randrange(count), 1)[0], split) if count else None
+
+
+def held_out_prompts(version: DatasetVersion, most: int) -> list[dict[str, Any]]:
+    """Up to `most` such prompts, spread evenly over the split, the same ones every time."""
+    split, count = unseen(version)
+    places = sorted({round(place * (count - 1) / max(1, most - 1)) for place in range(min(most, count))}) if count else []
+    with version.file(split).open(encoding="utf-8") as file:
+        wanted = set(places)
+        return [prompt_of(json.loads(line), split) for place, line in enumerate(file) if place in wanted]
+
+
+def unseen(version: DatasetVersion) -> tuple[str, int]:
+    return ("test", version.test_rows) if version.test_rows else ("heldout", version.heldout_rows)
+
+
+def prompt_of(row: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """A row's conversation before its last answer, and that answer; of plain text its first half and its second."""
     if row.get("text"):
         words = row["text"].split(" ")
         half = max(1, len(words) // 2)
         asked, expected = " ".join(words[:half]), " ".join(words[half:])
         return {"messages": [{"role": "user", "content": asked}], "expected": expected, "split": split}
-    messages = [message for message in turns(row) if message["role"] not in ("tools", "text")]
+    messages = [{"role": message["role"], "content": words_of(message)} for message in row["messages"]]
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}

@@ -1,4 +1,4 @@
-"""`python -m training.engine.merge BASE ADAPTER TARGET METHOD`: an adapter folded into its base, as a model of its own.
+"""An adapter folded into its base, as a model of its own.
 
 A 4-bit base is dequantised first and the result kept in 16 bits: PEFT would quantise the sum again, and an ordinary update
 (0.45 % of a weight's norm) would round away (0.6 % of it survives).
@@ -6,15 +6,11 @@ A 4-bit base is dequantised first and the result kept in 16 bits: PEFT would qua
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.engine.conversations import load_tokenizer
-from training.engine.files import remove_tree
 from training.engine.methods import TABLE
 from training.engine.model import load_base
 from training.engine.weights import attach
@@ -34,22 +30,3 @@ def merged(base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.fl
     if row.quantised:
         model = model.dequantize().to(torch.float32)
     return attach(model, adapter, "default").merge_and_unload(safe_merge=True).to(dtype)
-
-
-def main(base: str, adapter: str, target: str, method: str) -> int:
-    aside = Path(target).with_name(f".{Path(target).name}.merging")
-    remove_tree(aside)
-    try:
-        merged(Path(base), Path(adapter), method).save_pretrained(aside, max_shard_size="1000GB")
-        load_tokenizer(Path(base)).save_pretrained(aside)
-    except UserError as error:
-        sys.stderr.write(f"{error.message}\n")
-        return 65
-    remove_tree(Path(target))
-    aside.rename(target)
-    return 0
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.exit(main(*sys.argv[1:]))

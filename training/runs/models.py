@@ -38,6 +38,7 @@ class Run(Owned):
     method = models.CharField(max_length=40)
     config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
+    from_version = models.PositiveBigIntegerField(null=True)  # the adapter version whose weights it began with
     sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
     tags = models.CharField(max_length=320, blank=True)  # ",one,two,": searched with one LIKE, no table and no join
     notes = models.TextField(blank=True)

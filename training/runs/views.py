@@ -75,7 +75,7 @@ def header(request: SignedIn, run_id: int) -> HttpResponse:
 
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    adapter = getattr(found, "adapter", None) if found.state in ENDED else None
+    adapter = found.versions.order_by("-pk").first() if found.state in ENDED else None
     return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": reserve.held_by(found.pk)}
 
 

@@ -74,7 +74,8 @@ def sweep() -> None:
 
 
 # What a worker does beside supervising runs: act, seconds between two times, threads.
-BESIDE: tuple[tuple[Callable[[], object], float, int], ...] = (
+# `adapters` adds its own (adapters/apps.py).
+BESIDE: list[tuple[Callable[[], object], float, int]] = [
     (devices.report, 5.0, 1),
     (sweep, 2.0, 1),
     (read_next, 0.3, AT_ONCE),
@@ -82,4 +83,4 @@ BESIDE: tuple[tuple[Callable[[], object], float, int], ...] = (
     (make_beforehand, 5.0, 1),
     (forecast_launched, 3.0, 1),
     (sweep_temporary, 3600.0, 1),
-)
+]

@@ -1,0 +1,176 @@
+"""Put versions into use under a stable name: deploy, switch, share traffic, roll back, take down. It knows no HTTP, no torch."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import IntegrityError, transaction
+
+from adapters import merges
+from adapters.models import AdapterVersion, Deployment, DeploymentChange
+from training.engine.methods import TABLE
+from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.people.models import Role, User
+from training.people.visible import get_visible, may_change
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Who answers under a name: a version, perhaps another with `share` per cent of the traffic, merged where possible."""
+
+    version: AdapterVersion
+    other: AdapterVersion | None = None
+    share: int = 0
+    merge: bool = True
+
+
+def deploy(user: User, name: str, answering: Answering) -> Deployment:
+    """A new name that answers at once; merging goes on in the background.
+
+    Raises:
+        UserError: a name or a share that cannot be. Conflict: the name is taken. NotAllowed: they only view the version's team.
+    """
+    name = one_line(name)
+    if not NAME.fullmatch(name):
+        raise UserError("A name has 1 to 63 small letters, digits and hyphens, such as smart-home.", field="name")
+    check(user, answering)
+    version = answering.version
+    try:
+        with transaction.atomic():
+            made = Deployment.objects.create(
+                owner=user,
+                team=version.team,
+                name=name,
+                version=version,
+                other=answering.other,
+                share=answering.share,
+                merge=answering.merge,
+            )
+            note(user, made, f"Deployed {words_of(answering)}.")
+    except IntegrityError as error:
+        raise Conflict(f"The name {name} is taken; choose another, or switch that deployment.", field="name") from error
+    begin_merges(user, answering)
+    return made
+
+
+def switch(user: User, deployment: Deployment, answering: Answering, *, words: str = "") -> Deployment:
+    """Let other versions answer from the next request on. What is being answered is answered to its end by the old ones.
+
+    Raises:
+        NotAllowed: the deployment is not theirs to change. UserError: a share that cannot be.
+    """
+    may_change(user, deployment)
+    check(user, answering)
+    if answering.version.team_id != deployment.team_id and deployment.team_id is not None:
+        raise Conflict(
+            f"{answering.version} does not belong to team {deployment.team}, which {deployment.name} answers.", field="version"
+        )
+    with transaction.atomic():
+        now: Deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
+        now.version, now.other = answering.version, answering.other
+        now.share, now.merge = answering.share, answering.merge
+        now.save(update_fields=["version", "other", "share", "merge"])
+        note(user, now, words or f"Switched to {words_of(answering)}.")
+    begin_merges(user, answering)
+    return now
+
+
+def roll_back(user: User, deployment: Deployment) -> Deployment:
+    """Back to what answered before the last change, which is a change of its own: rolling back twice goes forth again.
+
+    Raises:
+        Conflict: there is nothing to go back to, or it has been deleted.
+    """
+    deployment.refresh_from_db()
+    before = previous(deployment)
+    if before is None:
+        raise Conflict(f"{deployment.name} has had no other version that is still there.")
+    assert before.version is not None
+    answering = Answering(before.version, before.other, before.share if before.other else 0, before.merge)
+    return switch(user, deployment, answering, words=f"Rolled back to {words_of(answering)}.")
+
+
+def previous(deployment: Deployment) -> DeploymentChange | None:
+    """The newest change that let something else answer than what does now."""
+    now = (deployment.version_id, deployment.other_id, deployment.share, deployment.merge)
+    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(version=None)
+    return next((one for one in changes if (one.version_id, one.other_id, one.share, one.merge) != now), None)
+
+
+def take_down(user: User, deployment: Deployment, name: str) -> None:
+    """Delete a deployment: its name answers no more.
+
+    Raises:
+        UserError: `name` is not its name.
+    """
+    may_change(user, deployment)
+    if one_line(name) != deployment.name:
+        raise UserError(f"Type the name, {deployment.name}, to take it down.", field="name")
+    deployment.delete()
+
+
+def check(user: User, answering: Answering) -> None:
+    """Versions they may see, in a team that they do more than view, and a share that makes sense."""
+    for version in filter(None, (answering.version, answering.other)):
+        get_visible(AdapterVersion, user, version.pk)
+        theirs = version.owner_id == user.pk or user.is_superuser
+        if not theirs and not user.memberships.filter(team=version.team).exclude(role=Role.VIEWER).exists():
+            raise NotAllowed(f"You only view what team {version.team} has; ask a lead to make you a member to deploy it.")
+    if answering.other is None and answering.share:
+        raise UserError("Choose the second version that gets this share.", field="other")
+    if answering.other is not None and not 1 <= answering.share <= 99:
+        raise UserError("The second version's share must be from 1 to 99 per cent.", field="share")
+    if answering.other is not None and answering.other.pk == answering.version.pk:
+        raise UserError("The two versions that share the traffic are the same; choose another.", field="other")
+
+
+def begin_merges(user: User, answering: Answering) -> None:
+    """Start what is to be merged and can be."""
+    for version in filter(None, (answering.version, answering.other)):
+        if answering.merge and not version.method_row.no_merge:
+            merges.merge_version(user, version)
+
+
+def note(user: User, deployment: Deployment, words: str) -> None:
+    DeploymentChange.objects.create(
+        deployment=deployment,
+        by=user,
+        version=deployment.version,
+        other=deployment.other,
+        label=str(deployment.version)[:140],
+        other_label=str(deployment.other)[:140] if deployment.other else "",
+        share=deployment.share,
+        merge=deployment.merge,
+        words=words[:200],
+    )
+
+
+def words_of(answering: Answering) -> str:
+    shared = f", {answering.share} % of it to {answering.other}" if answering.other else ""
+    return f"{answering.version}{shared}"
+
+
+def drawn(deployment: Deployment) -> AdapterVersion:
+    """The version that answers the next request."""
+    if deployment.other is not None and random.randrange(100) < deployment.share:
+        return deployment.other
+    return deployment.version
+
+
+def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
+    """Where the weights lie that answer for a version: merged if that is wished for and done, else base and adapter."""
+    if version.whole_model:
+        return {"base": str(version.folder), "base_sha256": version.sha256}
+    if merge and merges.is_merged(version):
+        return {"base": str(version.merged_folder), "base_sha256": version.sha256}
+    return {
+        "base": str(version.base_model.folder),
+        "quantised": TABLE[version.method].quantised,
+        "adapter": str(version.folder),
+        "sha256": version.sha256,
+    }

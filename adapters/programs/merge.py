@@ -1,0 +1,106 @@
+"""`python -m adapters.programs.merge FOLDER`: a version merged into its base, checked against its adapter, put in place whole.
+
+A merge that is killed leaves nothing in place; begun again, it begins anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
+from adapters.programs.speak import run, say
+from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.files import remove_tree, sha256, sync
+from training.engine.merge import merged
+from training.engine.methods import TABLE
+from training.engine.model import count_parameters, load_base
+from training.engine.weights import attach
+from training.errors import UserError
+
+CPU = torch.device("cpu")
+SPARE_BYTES = 10**9  # that stay free on the disk
+
+
+def merge(order: dict[str, Any]) -> dict[str, Any]:
+    """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages. Result: parity and files."""
+    base, adapter, target = Path(order["base"]), Path(order["adapter"]), Path(order["target"])
+    tokenizer = load_tokenizer(base)
+    use_template(tokenizer)
+    prompts = [prompt_ids(tokenizer, {"messages": messages}) for messages in order["prompts"]]
+    said, plain = adapter_answers(base, adapter, order["method"], prompts, tokenizer.eos_token_id)
+    say(words="merging", done=len(prompts), total=3 * len(prompts))
+    aside = target.with_name(f".{target.name}.merging")
+    remove_tree(aside)
+    model = merged(base, adapter, order["method"])
+    refuse_full_disk(target.parent, 2 * count_parameters(model))
+    say(words="writing")
+    model.save_pretrained(aside, max_shard_size="1000GB")
+    tokenizer.save_pretrained(aside)
+    del model
+    gc.collect()
+    figures = checked(aside, said, plain, tokenizer.eos_token_id)
+    files = {}
+    for path in sorted(aside.iterdir()):
+        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        sync(path)
+    remove_tree(target)
+    aside.rename(target)
+    sync(target.parent)
+    return {"parity": figures, "files": files, "bytes": sum(facts["bytes"] for facts in files.values())}
+
+
+def adapter_answers(
+    base: Path, adapter: Path, method: str, prompts: list[list[int]], ends: int | None
+) -> tuple[list[Spoken], list[torch.Tensor]]:
+    """What base and adapter say together, in fp32, and the base's own logits along it."""
+    say(words="loading base and adapter", done=0, total=3 * len(prompts))
+    model = attach(load_base(base, torch.float32, CPU, quantised=TABLE[method].quantised), adapter, "default")
+    said, plain = [], []
+    for done, prompt in enumerate(prompts):
+        say(words="answering with the adapter", done=done)
+        said.append(speak(model, prompt, ends))
+        with model.disable_adapter():
+            plain.append(logits_of(model, prompt, said[-1].answer))
+    return said, plain
+
+
+def checked(folder: Path, said: list[Spoken], plain: list[torch.Tensor], ends: int | None) -> dict[str, Any]:
+    """The parity of the model in a folder, read back as it will be used.
+
+    Raises:
+        UserError: it is not the adapter's; nothing is left of it.
+    """
+    model = load_base(folder, torch.float32, CPU).eval()
+    logits, answers = [], []
+    for done, one in enumerate(said):
+        say(words="answering with the merged model", done=2 * len(said) + done)
+        logits.append(logits_of(model, one.prompt, one.answer))
+        answers.append(speak(model, one.prompt, ends).answer)
+    figures = compared(said, plain, logits, answers)
+    try:
+        refuse_unlike(figures, "merged model")
+    except UserError:
+        remove_tree(folder)
+        raise
+    return figures
+
+
+def refuse_full_disk(folder: Path, needed: int) -> None:
+    """Raises UserError: the disk would not hold it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise UserError(
+            f"The merged model needs {needed / 1e9:.1f} GB and 1 GB must stay free, but the disk has {free / 1e9:.1f} GB. Delete "
+            "what is not needed (Adapters, Disk), or answer with the adapter attached."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(merge))

@@ -1,0 +1,191 @@
+"""`/v1/`: the `openai` client asks a deployment under its name, through the site, with a person's own token."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+from asgiref.sync import sync_to_async
+
+from adapters import deploy, wire
+from adapters.deploy import Answering
+from adapters.inference import held
+from adapters.inference.server import make_app
+from adapters.inference.speaker import Speaker
+from adapters.models import Served, Tally
+from snapml_site.asgi import application
+from tests.shelf import train_version
+from training.people.models import Scope
+from training.people.tokens import create_token
+
+pytestmark = pytest.mark.django_db(transaction=True)
+MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
+ASK = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture
+def inference(settings, monkeypatch):
+    """The true inference program, in a thread, where the site expects it."""
+    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+    speaker = Speaker()
+    speaker.start()
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(speaker, "secret"), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    settings.INFERENCE_URL, settings.INFERENCE_TOKEN = f"http://127.0.0.1:{taken.getsockname()[1]}", "secret"
+    yield speaker
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def versions(alice, base_model, data, device, no_bell, engine_here):
+    return [train_version(alice, base_model, data, engine_here, name="Lights", seed=seed) for seed in (1, 2)]
+
+
+@pytest.fixture
+def deployed(alice, versions):
+    return deploy.deploy(alice, "lights", Answering(versions[0], merge=False))
+
+
+def client_of(user, scope=Scope.WRITE):
+    return client_with(create_token(user, "test", scope)[1])
+
+
+def client_with(secret):
+    transport = httpx.AsyncClient(transport=httpx.ASGITransport(app=application))
+    return openai.AsyncOpenAI(base_url="http://testserver/v1", api_key=secret, http_client=transport, max_retries=0)
+
+
+def text_of(answer):
+    return answer.choices[0].message.content
+
+
+async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is_counted(alice, versions, deployed, inference):
+    client = await sync_to_async(client_of)(alice)
+    assert [model.id async for model in client.models.list()] == ["lights"]
+    whole = await client.chat.completions.create(**ASK)
+    assert whole.model == "lights"
+    chunks = [chunk async for chunk in await client.chat.completions.create(**ASK, stream=True)]
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == text_of(whole)
+    assert {chunk.model for chunk in chunks} == {"lights"}
+    assert not any(chunk.usage for chunk in chunks)
+    plain = await client.completions.create(model="lights", prompt="turn on", max_tokens=3, temperature=0)
+    assert plain.choices[0].text
+    tally = await Tally.objects.aget()
+    assert (tally.answers, tally.failures, tally.version_id) == (3, 0, versions[0].pk)
+    assert tally.completion_tokens == whole.usage.completion_tokens * 2 + 3
+    assert await Served.objects.filter(first_seconds__gt=0).acount() == 1
+
+
+async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(alice, versions, deployed, inference):
+    client = await sync_to_async(client_of)(alice)
+    alone = []
+    for version in versions:
+        await sync_to_async(deploy.switch)(alice, deployed, Answering(version, merge=False))
+        alone.append(text_of(await client.chat.completions.create(**ASK)))
+    assert alone[0] != alone[1]
+
+    async def ask(number):
+        await asyncio.sleep(0.02 * number)
+        return text_of(await client.chat.completions.create(**ASK))
+
+    async def switch():
+        for number in range(8):
+            await asyncio.sleep(0.1)
+            await sync_to_async(deploy.switch)(alice, deployed, Answering(versions[number % 2], merge=False))
+
+    *answers, _ = await asyncio.gather(*(ask(number) for number in range(40)), switch())
+    assert set(answers) == set(alone)
+    await sync_to_async(deploy.switch)(alice, deployed, Answering(versions[0], merge=False))
+    assert text_of(await client.chat.completions.create(**ASK)) == alone[0]  # the next request, not some time later
+
+
+async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, settings):
+    settings.INFERENCE_URL = "http://127.0.0.1:9"
+    mallory = await sync_to_async(client_of)(people["mallory"])
+    assert [model.id async for model in mallory.models.list()] == []
+    with pytest.raises(openai.NotFoundError) as caught:
+        await mallory.chat.completions.create(**ASK)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.AuthenticationError):
+        await client_with("snapml_wrong").chat.completions.create(**ASK)
+    with pytest.raises(openai.AuthenticationError):
+        await client_with("snapml_wrong").models.list()
+
+
+async def test_a_token_that_may_only_read_may_ask(alice, deployed, inference):
+    client = await sync_to_async(client_of)(alice, Scope.READ)
+    assert text_of(await client.chat.completions.create(**ASK))
+
+
+async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure(alice, deployed, settings):
+    settings.INFERENCE_URL = "http://127.0.0.1:9"
+    client = await sync_to_async(client_of)(alice)
+    with pytest.raises(openai.InternalServerError, match="is down"):
+        await client.chat.completions.create(**ASK)
+    assert (await Tally.objects.aget()).failures == 1
+
+
+async def test_folders_are_the_sites_business_whatever_the_caller_sends(alice, deployed, inference, tmp_path):
+    client = await sync_to_async(client_of)(alice)
+    answer = await client.chat.completions.create(**ASK, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}})
+    assert text_of(answer)
+    assert not hasattr(answer, "snapml")
+
+
+async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(alice, deployed, inference):
+    client = await sync_to_async(client_of)(alice)
+    with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
+        await client.chat.completions.create(**{**ASK, "max_tokens": 5000})
+    assert not await Tally.objects.aexists() or (await Tally.objects.aget()).failures == 0
+
+
+@pytest.mark.parametrize("body", [b"{nope", b"[]", b'{"stream_options": 3}', b"[" * 100_000])
+async def test_what_is_no_request_is_refused(alice, deployed, body):
+    secret = (await sync_to_async(create_token)(alice, "test"))[1]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=application), base_url="http://testserver") as web:
+        answer = await web.post("/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {secret}"})
+        assert answer.status_code == 400
+        large = await web.post("/v1/completions", content=b"x" * 1_000_001, headers={"Authorization": f"Bearer {secret}"})
+        assert large.status_code == 413
+
+
+async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_again(
+    alice, deployed, versions, settings, monkeypatch
+):
+    """As vLLM does it: names only, and `/v1/load_lora_adapter`."""
+    known, seen = set(), []
+
+    def vllm(request):
+        body = json.loads(request.content)
+        seen.append(request.url.path)
+        if request.url.path == "/v1/load_lora_adapter":
+            known.add(body["lora_name"])
+            assert body["lora_path"] == str(versions[0].folder)
+            return httpx.Response(200, text="Success")
+        if body["model"] not in known:
+            return httpx.Response(404, json={"error": {"message": "no such model"}})
+        choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        told = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice], "usage": usage}
+        return httpx.Response(200, json=told)
+
+    settings.INFERENCE_URL = "http://vllm"
+    client = await sync_to_async(client_of)(alice)
+    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
+    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
+    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
+    assert seen == ["/v1/chat/completions", "/v1/load_lora_adapter", "/v1/chat/completions", "/v1/chat/completions"]

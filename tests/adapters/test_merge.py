@@ -1,0 +1,137 @@
+"""A merged model answers as its adapter does, or is refused with the reason; nothing half-made is left."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from django.conf import settings
+
+from adapters import merges, work
+from adapters.models import Stage, Work
+from adapters.programs import merge as program
+from adapters.programs import parity
+from tests.engine.test_methods import CPU
+from tests.shelf import put_on_shelf, train_version
+from training.engine.model import load_base
+from training.errors import Conflict, UserError
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def trained(alice, base_model, data, device, no_bell, engine_here):
+    def make(method="lora", **settings):
+        return train_version(alice, base_model, data, engine_here, method=method, **settings)
+
+    yield make
+    shutil.rmtree(Path(settings.HOME) / "merged", ignore_errors=True)
+
+
+def order_of(version):
+    return {
+        "base": str(version.base_model.folder),
+        "adapter": str(version.folder),
+        "method": version.method,
+        "target": str(version.merged_folder),
+        "prompts": merges.prompts_of(version),
+    }
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "ia3"])
+def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(trained, method, capsys):
+    version = trained(method)
+    told = program.merge(order_of(version))["parity"]
+    assert told["same_answers"] == told["prompts"] > 1
+    assert told["divergence"] < 1e-5 < told["effect"]
+    assert told["largest_difference"] < 0.05
+    whole = load_base(version.merged_folder, torch.float16, CPU)
+    assert {parameter.dtype for parameter in whole.parameters()} == {torch.float16}
+
+
+def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alice):
+    version = trained()
+    task = merges.merge_version(alice, version)
+    assert not merges.is_merged(version)
+    work.do_next()
+    task.refresh_from_db()
+    assert (task.stage, task.error) == (Stage.DONE, "")
+    assert task.result["parity"]["prompts"] == task.total / 3
+    assert merges.is_merged(version)
+    assert merges.merge_version(alice, version) == task  # done once
+
+
+def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(trained, monkeypatch):
+    version = trained()
+    monkeypatch.setattr(program, "merged", lambda base, *_: load_base(base, torch.float16, CPU))
+    with pytest.raises(UserError, match="merged model equals its base"):
+        program.merge(order_of(version))
+    assert not version.merged_folder.exists()
+    assert not list(version.merged_folder.parent.glob(f".{version.pk}.*"))
+
+
+def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(trained, monkeypatch):
+    version, true = trained(), program.merged
+
+    def spoilt(*given):
+        model = true(*given)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(-1)
+        return model
+
+    monkeypatch.setattr(program, "merged", spoilt)
+    with pytest.raises(UserError, match="unlike its adapter"):
+        program.merge(order_of(version))
+
+
+def test_an_adapter_that_changes_nothing_is_not_worth_merging(trained):
+    version = trained(max_steps=1, learning_rate=1e-8)
+    with pytest.raises(UserError, match="prompts like its base"):
+        program.merge(order_of(version))
+
+
+def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(trained, monkeypatch):
+    version = trained()
+    monkeypatch.setattr(program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8))
+    with pytest.raises(UserError, match="the disk has 0"):
+        program.merge(order_of(version))
+
+
+def test_what_cannot_be_merged_is_refused_at_once(run, alice):
+    version = put_on_shelf(run)
+    version.method = "prefix"
+    with pytest.raises(Conflict, match="Prefix tuning cannot be merged"):
+        merges.merge_version(alice, version)
+
+
+def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(run, alice, monkeypatch):
+    task = work.begin(alice, "merge", "1", version=put_on_shelf(run))
+    monkeypatch.setitem(work.KINDS, "merge", lambda _task: iter([{"result": {}}]))
+    old = task.created_at.replace(year=2020)
+    Work.objects.update(stage=Stage.WORKING, tries=1, worked_at=old)
+    work.do_next()
+    task.refresh_from_db()
+    assert task.stage == Stage.DONE
+    Work.objects.update(stage=Stage.WORKING, tries=3, worked_at=old)
+    work.do_next()
+    task.refresh_from_db()
+    assert task.stage == Stage.FAILED
+    assert "three times" in task.error
+
+
+def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice):
+    version = put_on_shelf(run)
+    shutil.rmtree(version.folder)
+    merges.merge_version(alice, version)
+    work.do_next()
+    task = Work.objects.get()
+    assert task.stage == Stage.FAILED
+    assert task.error
+    assert json.loads((task.folder / "order.json").read_text())["adapter"] == str(version.folder)
+
+
+def test_the_divergence_is_that_of_the_definition():
+    true, other = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.5, 0.5, 1.0]])
+    p, q = true.softmax(-1), other.softmax(-1)
+    assert parity.divergence(true, other) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
