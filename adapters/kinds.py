@@ -1,5 +1,5 @@
 """The kinds of work there are. Importing it fills the table that the worker goes by."""
 
-from adapters import merges, work
+from adapters import answers, comparison, merges, work
 
-work.KINDS |= {merges.KIND: merges.do_merge}
+work.KINDS |= {merges.KIND: merges.do_merge, answers.KIND: answers.do_answers, comparison.KIND: comparison.do_compare}

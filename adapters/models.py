@@ -207,7 +207,10 @@ class Reply(models.Model):
         ordering = ["row"]
         constraints = [
             models.UniqueConstraint(
-                fields=["prompts", "row", "base_model", "version"], name="one_reply_a_row", nulls_distinct=False
+                fields=["prompts", "row", "version"], condition=Q(version__isnull=False), name="one_reply_a_row"
+            ),
+            models.UniqueConstraint(
+                fields=["prompts", "row", "base_model"], condition=Q(version=None), name="one_reply_of_a_base"
             ),
         ]
 

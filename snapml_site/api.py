@@ -11,6 +11,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.security import HttpBearer, SessionAuth
 
 from adapters.api import router as adapters
+from adapters.deploy_api import router as deployments
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
 from training.errors import NotAllowed, UserError
@@ -93,6 +94,7 @@ api.add_router("/datasets", datasets)
 api.add_router("/gpus", gpus)
 api.add_router("/runs", runs)
 api.add_router("/adapters", adapters)
+api.add_router("/deployments", deployments)
 
 
 def problem(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:

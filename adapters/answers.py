@@ -1,0 +1,125 @@
+"""Ask versions the prompts of a set through the inference program, score what they say, and keep it: asked once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from adapters import wire, work
+from adapters.models import AdapterVersion, PromptSet, Reply, Stage, Work
+from adapters.scores import scores_of
+from training.catalog.models import BaseModel
+from training.errors import UserError
+from training.people.models import User
+
+KIND = "answers"
+AT_ONCE = 8
+MOST_TOKENS = 256  # of a reply
+TRIES, PAUSE_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
+
+
+@dataclass(frozen=True)
+class Column:
+    """Who answers: a version, or its base alone."""
+
+    base: BaseModel
+    version: AdapterVersion | None = None
+
+    @property
+    def key(self) -> str:
+        return f"v{self.version.pk}" if self.version else f"b{self.base.pk}"
+
+    @property
+    def name(self) -> str:
+        return str(self.version or self.base.name)
+
+
+def ask(user: User, prompts: PromptSet, column: Column) -> Work:
+    """Begin to ask, or tell of the asking that is under way or done."""
+    order = {"prompts": prompts.pk, "base": column.base.pk}
+    return work.begin(user, KIND, f"{prompts.pk}:{column.key}", version=column.version, order=order)
+
+
+def work_of(prompts: PromptSet, column: Column) -> Work | None:
+    return Work.objects.filter(kind=KIND, key=f"{prompts.pk}:{column.key}").first()
+
+
+def is_pending(task: Work | None) -> bool:
+    return task is not None and task.stage in (Stage.WAITING, Stage.WORKING)
+
+
+def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
+    """Ask the rows that have no reply yet."""
+    prompts = PromptSet.objects.filter(pk=task.order["prompts"]).first()
+    if prompts is None:
+        raise UserError("The set of prompts was deleted.")
+    column = Column(BaseModel.objects.get(pk=task.order["base"]), task.version)
+    told = wire.addressed(column.version) if column.version else wire.addressed_base(column.base)
+    replies = Reply.objects.filter(prompts=prompts, version=column.version, base_model=column.base)
+    done = set(replies.values_list("row", flat=True))
+    left = [place for place in range(len(prompts.rows)) if place not in done]
+    yield {"words": "asking", "done": len(done), "total": len(prompts.rows)}
+    for start in range(0, len(left), AT_ONCE):
+        places = left[start : start + AT_ONCE]
+        said = asyncio.run(ask_all([prompts.rows[place] for place in places], told))
+        for place, reply in zip(places, said, strict=True):
+            reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
+        Reply.objects.bulk_create(said, ignore_conflicts=True)
+        done |= set(places)
+        yield {"done": len(done)}
+    yield {"result": {"rows": len(done)}}
+
+
+async def ask_all(rows: list[dict[str, Any]], told: dict[str, Any]) -> list[Reply]:
+    return list(await asyncio.gather(*(ask_one(row, told) for row in rows)))
+
+
+async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply:
+    """A greedy reply with its scores."""
+    answer = await patiently({**told, "messages": row["messages"], "temperature": 0, "max_tokens": MOST_TOKENS})
+    text, used = str(answer["choices"][0]["message"]["content"]), answer["usage"]
+    scores = scores_of(text, row["expected"])
+    if row["expected"].strip():
+        perplexity = await perplexity_of(row, told, used["prompt_tokens"])
+        scores |= {} if perplexity is None else {"perplexity": perplexity}
+    rate = answer.get("snapml", {}).get("tokens_per_second") or 0.0
+    seconds = used["completion_tokens"] / rate if rate else 0.0
+    return Reply(text=text, scores=scores, tokens=used["completion_tokens"], seconds=seconds)
+
+
+async def perplexity_of(row: dict[str, Any], told: dict[str, Any], prompt_tokens: int) -> float | None:
+    """exp of the mean cross entropy (nats) of the expected answer's tokens after the prompt; None if the server tells none."""
+    whole = [*row["messages"], {"role": "assistant", "content": row["expected"]}]
+    asked = {**told, "messages": whole, "max_tokens": 1, "prompt_logprobs": 0, "add_generation_prompt": False}
+    answer = await patiently(asked)
+    entries = [entry for entry in (answer.get("prompt_logprobs") or [])[prompt_tokens:] if entry]
+    chances = [next(iter(entry.values()))["logprob"] for entry in entries]
+    return math.exp(min(700.0, -sum(chances) / len(chances))) if chances else None
+
+
+async def patiently(body: dict[str, Any]) -> dict[str, Any]:
+    """The answer, after as many tries as it takes while the inference program is busy or starts.
+
+    Raises:
+        UserError: it refused, or was busy for two minutes.
+    """
+    words = ""
+    for _ in range(TRIES):
+        try:
+            async with wire.asked("/v1/chat/completions", body) as response:
+                await response.aread()
+            if response.status_code == httpx.codes.OK:
+                told: dict[str, Any] = response.json()
+                return told
+            words = wire.reason(response)
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                raise UserError(words)
+        except wire.Down as down:
+            words = down.message
+        await asyncio.sleep(PAUSE_SECONDS)
+    raise UserError(words)

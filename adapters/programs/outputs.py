@@ -1,0 +1,73 @@
+"""How alike versions answer, for methods that change no weight: linear CKA of their last hidden states on the same prompts.
+
+CKA (Kornblith et al. 2019, eq. 7 with linear kernels): ||Y'X||^2_F / (||X'X||_F ||Y'Y||_F), columns centred; 1 is alike up to
+rotation and scale.
+"""
+
+from __future__ import annotations
+
+import gc
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.methods import TABLE
+from training.engine.model import fastest_dtype, load_base
+from training.engine.weights import attach
+
+CPU = torch.device("cpu")
+
+
+class Member(Protocol):
+    @property
+    def key(self) -> str: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def base(self) -> Path: ...
+    @property
+    def folder(self) -> Path: ...
+
+
+def output_similarity(members: list[Any], prompts: list[list[dict[str, str]]]) -> dict[str, float]:
+    """By pair of versions of one base, `key,key`: linear CKA over all tokens of the prompts."""
+    states = {member.key: last_states(member, prompts) for member in members}
+    return {
+        f"{one.key},{other.key}": cka(states[one.key], states[other.key])
+        for one, other in combinations(members, 2)
+        if one.base == other.base
+    }
+
+
+def last_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
+    """(tokens of all prompts, width): what goes into the output layer."""
+    method = TABLE[member.method]
+    folder = member.folder if method.whole_model else member.base
+    tokenizer = load_tokenizer(folder)
+    use_template(tokenizer)
+    model = load_base(folder, fastest_dtype(CPU), CPU, quantised=method.quantised)
+    seen: list[Tensor] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _module, given: seen.append(given[0][0].float()))
+    whole = model.eval() if method.whole_model else attach(model, member.folder, "default")
+    found = []
+    for messages in prompts:
+        ids = prompt_ids(tokenizer, {"messages": messages})
+        seen.clear()
+        whole(input_ids=torch.tensor([ids]), use_cache=member.method == "prefix")
+        found.append(seen[-1][-len(ids) :])  # without what a prompt puts in front
+    hook.remove()
+    del model, whole
+    gc.collect()
+    return torch.cat(found)
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    x, y = x - x.mean(0), y - y.mean(0)
+    shared = (y.T @ x).square().sum()
+    own = (x.T @ x).norm() * (y.T @ y).norm()
+    return float(shared / own) if own > 0 else 0.0

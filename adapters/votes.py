@@ -1,0 +1,135 @@
+"""Blind votes: two replies without names, in an order of chance, and a choice. What is told of them knows no request."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from django.db.models import Count, Q
+
+from adapters.models import AdapterVersion, PromptSet, Reply, Vote
+from training.errors import UserError
+from training.people.models import User
+
+CHOICES = ("first", "second", "tie")
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """A row with two replies. `swapped`: what is shown on the left is the second version's."""
+
+    row: int
+    left: str
+    right: str
+    swapped: bool
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often the first version won. Ties count half for each; the interval is Wilson's (1927), 95 %."""
+
+    votes: int
+    voters: int
+    wins: int
+    losses: int
+    ties: int
+    rate: float | None
+    low: float
+    high: float
+
+
+def ordered(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersion, AdapterVersion]:
+    """A pair is stored one way round, so that both ways are the same vote."""
+    return (first, second) if first.pk < second.pk else (second, first)
+
+
+def next_ballot(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> Ballot | None:
+    """The next row that this person has not voted on and that both have answered differently, in an order of the person's own."""
+    voted = set(Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user).values_list("row", flat=True))
+    found = {version.pk: dict(replies_of(prompts, version)) for version in (first, second)}
+    rows = [row for row in found[first.pk] if row in found[second.pk] and row not in voted]
+    told_apart = [row for row in rows if found[first.pk][row] != found[second.pk][row]]
+    if not told_apart:
+        return None
+    row = min(told_apart, key=lambda place: chance(user, prompts, first, second, place))
+    swapped = chance(user, prompts, first, second, row) % 2 == 1
+    replies = found[first.pk][row], found[second.pk][row]
+    left, right = reversed(replies) if swapped else replies
+    return Ballot(row, left, right, swapped)
+
+
+def replies_of(prompts: PromptSet, version: AdapterVersion) -> list[tuple[int, str]]:
+    return list(Reply.objects.filter(prompts=prompts, version=version).values_list("row", "text"))
+
+
+def chance(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion, row: int) -> int:
+    """A number that is a person's own for each row, and the same each time: a reload must not show the other order."""
+    told = f"{user.pk}:{prompts.pk}:{first.pk}:{second.pk}:{row}".encode()
+    return int.from_bytes(hashlib.sha256(told).digest()[:8])
+
+
+def vote(user: User, prompts: PromptSet, pair: tuple[AdapterVersion, AdapterVersion], row: int, shown: str) -> Vote:
+    """Store a choice of `left`, `right` or `tie` as what it means. Voting again on a row replaces the choice.
+
+    Raises:
+        UserError: another word, or a row without two replies.
+    """
+    first, second = pair
+    if shown not in ("left", "right", "tie"):
+        raise UserError("Choose left, right or tie.", field="choice")
+    answered = Reply.objects.filter(prompts=prompts, row=row, version__in=(first, second)).count()
+    if answered < 2:
+        raise UserError("This row does not have two replies yet.", field="row")
+    swapped = chance(user, prompts, first, second, row) % 2 == 1
+    choice = "tie" if shown == "tie" else "first" if (shown == "left") is not swapped else "second"
+    made, _ = Vote.objects.update_or_create(
+        prompts=prompts, row=row, first=first, second=second, voter=user, defaults={"choice": choice}
+    )
+    return made
+
+
+def rate(first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None) -> Rate:
+    """The first version's wins over the second in all votes, or in those on one set of prompts."""
+    pair = ordered(first, second)
+    rows = Vote.objects.filter(first=pair[0], second=pair[1])
+    if prompts is not None:
+        rows = rows.filter(prompts=prompts)
+    found = rows.aggregate(
+        first=Count("pk", filter=Q(choice="first")),
+        second=Count("pk", filter=Q(choice="second")),
+        tie=Count("pk", filter=Q(choice="tie")),
+        voters=Count("voter", distinct=True),
+    )
+    wins, losses = (found["first"], found["second"]) if pair[0] == first else (found["second"], found["first"])
+    votes = wins + losses + found["tie"]
+    points = wins + found["tie"] / 2
+    low, high = wilson(points, votes)
+    return Rate(votes, found["voters"], wins, losses, found["tie"], points / votes if votes else None, low, high)
+
+
+def wilson(wins: float, votes: int) -> tuple[float, float]:
+    """The 95 % interval of a share."""
+    if not votes:
+        return 0.0, 1.0
+    z = 1.959964
+    share, spread = wins / votes, z * z / votes
+    middle = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (share * (1 - share) / votes + spread / (4 * votes)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def total(version: AdapterVersion) -> Rate | None:
+    """Its votes against all others, for the version's own page; None without any."""
+    rows = Vote.objects.filter(Q(first=version) | Q(second=version))
+    found = rows.aggregate(
+        wins=Count("pk", filter=Q(first=version, choice="first") | Q(second=version, choice="second")),
+        ties=Count("pk", filter=Q(choice="tie")),
+        votes=Count("pk"),
+        voters=Count("voter", distinct=True),
+    )
+    if not found["votes"]:
+        return None
+    points = found["wins"] + found["ties"] / 2
+    low, high = wilson(points, found["votes"])
+    losses = found["votes"] - found["wins"] - found["ties"]
+    return Rate(found["votes"], found["voters"], found["wins"], losses, found["ties"], points / found["votes"], low, high)

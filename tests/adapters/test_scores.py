@@ -1,0 +1,78 @@
+"""What a reply scores, what a sentence may claim, and what blind votes say."""
+
+import pytest
+
+from adapters import votes
+from adapters.scores import disagreement, normalised, scores_of
+from adapters.verdict import Side, holm, p_value, verdicts
+
+
+def test_each_metric_says_what_its_name_says():
+    told = scores_of("The Kitchen.", "kitchen")
+    assert (told["exact"], told["normalised"], told["rouge_l"]) == (0.0, 1.0, pytest.approx(2 / 3))
+    assert scores_of("kitchen", "kitchen")["chrf"] == pytest.approx(1.0)
+    assert scores_of("anything", " ") == {}
+    assert normalised("  A  cat, the HAT ") == "cat hat"
+
+
+def test_json_is_scored_by_field_where_json_is_expected():
+    expected = '{"intent": "TurnOn", "slots": {"area": "hall", "level": 3}}'
+    told = scores_of('{"slots": {"area": "hall", "level": 4}, "intent": "TurnOn"}', expected)
+    assert (told["json_valid"], told["fields"]) == (1.0, pytest.approx(2 / 3))
+    assert scores_of("TurnOn", expected)["json_valid"] == 0.0
+    assert "json_valid" not in scores_of("yes", "no")
+    assert "json_valid" not in scores_of("3", "3")
+    assert scores_of("[" * 100_000, expected)["fields"] == 0.0
+
+
+def test_replies_disagree_from_not_at_all_to_altogether():
+    assert disagreement(["yes", "Yes.", "yes"]) == 0.0
+    assert disagreement(["a b", "b c", "c d"]) == 1.0
+    assert disagreement(["yes"]) == 0.0
+
+
+def side(name, metric, values, **more):
+    return Side(name=name, rows={row: {metric: value} for row, value in enumerate(values)}, **more)
+
+
+def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
+    better = side("v3", "exact", [1.0] * 78 + [0.0] * 22, size_bytes=100, tokens_per_second=88.0)
+    worse = side("v2", "exact", [1.0] * 60 + [0.0] * 40, size_bytes=100, tokens_per_second=100.0)
+    (told,) = verdicts([worse, better])
+    assert told.sure
+    assert told.winner == "v3"
+    assert told.words == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p = below 0.001; same size; 12 % slower."
+
+
+def test_a_difference_that_chance_explains_is_none():
+    (told,) = verdicts([side("v1", "exact", [1.0] * 6 + [0.0] * 6), side("v2", "exact", [1.0] * 5 + [0.0] * 7)])
+    assert not told.sure
+    assert told.words.startswith("No difference shown between v1 and v2: exact match 50 % against 42 %")
+
+
+def test_lower_perplexity_is_better():
+    (told,) = verdicts(
+        [
+            side("v1", "perplexity", [2.0 + i / 100 for i in range(20)]),
+            side("v2", "perplexity", [1.0 + i / 90 for i in range(20)]),
+        ]
+    )
+    assert told.words.startswith("v2 beats v1 on perplexity of the answer, 1.11 against 2.09")
+
+
+def test_too_few_rows_are_too_few():
+    (told,) = verdicts([side("v1", "exact", [1.0] * 5), side("v2", "exact", [0.0] * 5)])
+    assert "too few scored rows" in told.words
+
+
+def test_p_values_are_those_of_the_published_tests():
+    ours, theirs = [1.0] * 8 + [0.0] * 2, [0.0] * 8 + [1.0] * 2
+    assert p_value(ours, theirs, counts=True) == pytest.approx(0.109375)  # binomial, 8 of 10, two-sided
+    assert p_value([1.0], [1.0], counts=True) == 1.0
+    assert holm([0.01, 0.04, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06)]
+
+
+def test_the_interval_of_a_win_rate_is_wilsons():
+    low, high = votes.wilson(8, 10)
+    assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert votes.wilson(0, 0) == (0.0, 1.0)

@@ -1,0 +1,105 @@
+"""How far versions move their base and how alike they are: read from files, equal to what the merged model says."""
+
+import json
+
+import pytest
+import torch
+
+from adapters.programs import weights
+from adapters.programs.outputs import cka
+from adapters.programs.updates import Update, updates_of
+from tests import tiny
+from tests.engine import families
+from tests.engine.test_methods import CPU, make
+from training.engine.merge import merged
+from training.engine.model import load_base
+from training.engine.weights import write_weights
+
+
+def saved(folder, method, target, **more):
+    _, model, start, _ = make(folder, method, steps=4, **more)
+    target.mkdir()
+    write_weights(model, target, start)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "more"),
+    [
+        ("llama", "lora", {}),
+        ("llama", "lora", {"rslora": True}),
+        ("llama", "lora", {"dora": True}),
+        ("llama", "lora", {"rank_pattern": "q_proj=2", "alpha_pattern": "q_proj=8"}),
+        ("llama", "ia3", {}),
+        ("gpt2", "lora", {}),
+        ("llama", "full", {}),
+    ],
+)
+def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, method, more):
+    base = families.save(family, tmp_path / "base")
+    folder = saved(base, method, tmp_path / "adapter", **more)
+    before = load_base(base, torch.float32, CPU).state_dict()
+    after = (
+        load_base(folder, torch.float32, CPU) if method == "full" else merged(base, folder, method, torch.float32)
+    ).state_dict()
+    seen = 0
+    for module, make_update in updates_of(folder, method):
+        weight = before[f"{module}.weight"]
+        update, true = make_update(weight), after[f"{module}.weight"] - weight
+        assert update.norm() == pytest.approx(float(true.norm()), rel=1e-3, abs=1e-6)
+        full = update.up if update.down is None else update.up @ update.down
+        assert (full - true).abs().max() < 1e-5
+        seen += 1
+    assert seen >= 4
+
+
+def test_the_first_directions_are_those_of_the_singular_value_decomposition():
+    torch.manual_seed(0)
+    up, down = torch.randn(40, 4), torch.randn(4, 30)
+    true = torch.linalg.svd(up @ down)[0][:, :3]
+    for update in (Update(up, down), Update(up @ down)):
+        found = update.left(3)
+        assert torch.linalg.matrix_norm(true.T @ found) ** 2 / 3 == pytest.approx(1.0, abs=1e-4)
+    assert Update(torch.zeros(40, 4), down).left(3).shape[1] == 0
+
+
+def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
+    base = families.save("llama", tmp_path / "base")
+    one = saved(base, "lora", tmp_path / "one")
+    other = saved(base, "lora", tmp_path / "other", rank=4, alpha=8)
+    members = [
+        {"key": key, "method": "lora", "base": str(base), "folder": str(f)} for key, f in (("1", one), ("2", one), ("3", other))
+    ]
+    told = weights.compare({"members": members, "prompts": []})
+    assert all(value == pytest.approx(1.0, abs=1e-4) for value in told["alike"]["1,2"].values())
+    assert all(0 <= value < 0.999 for value in told["alike"]["1,3"].values())
+    assert told["moved"]["1"] == told["moved"]["2"]
+    assert told["outputs"] == {}
+    assert {tuple(place) for place in told["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
+
+
+def test_methods_that_change_no_weight_are_compared_by_what_comes_out(tmp_path, tiny_model, engine_here, monkeypatch):
+    runs = {}
+    for method in ("lora", "prompt", "prefix", "bottleneck"):
+        rank = {"rank": 4, "alpha": 8} if method == "lora" else {}
+        settings = {name: value for name, value in tiny.SETTINGS.items() if name not in ("rank", "alpha")}
+        monkeypatch.setattr(tiny, "SETTINGS", settings)
+        runs[method] = tiny.make_run(tmp_path / method, tiny_model, max_steps=2, exact_rows=0, method=method, **rank)
+        assert engine_here([str(runs[method])]) == 0
+    members = [
+        {"key": method, "method": method, "base": str(tiny_model), "folder": str(run / "adapter")} for method, run in runs.items()
+    ]
+    with torch.no_grad():
+        told = weights.compare({"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]})
+    assert set(told["moved"]) == {"lora"}
+    assert len(told["outputs"]) == 6
+    assert all(0 < value <= 1.0001 for value in told["outputs"].values())
+    json.dumps(told)
+
+
+def test_cka_forgets_rotation_and_scale_and_knows_strangers():
+    torch.manual_seed(0)
+    x = torch.randn(200, 8)
+    turn = torch.linalg.qr(torch.randn(8, 8))[0]
+    assert cka(x, 3 * x @ turn) == pytest.approx(1.0, abs=1e-4)
+    assert cka(x, torch.randn(200, 8)) < 0.2
