@@ -70,12 +70,6 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         raise Conflict(f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step") from error
 
 
-def kept_steps(run: Run) -> list[int]:
-    """The steps of the checkpoints that a run keeps, oldest first."""
-    folders = (run.folder / "checkpoints").glob("step-*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / STATE[2]).is_file())
-
-
 def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
     """Copy a folder of weights to a new version; the same weights of the same run and step are one version."""
     aside = run.folder / f".shelf-{measured.step}"

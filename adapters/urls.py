@@ -1,9 +1,21 @@
 from django.urls import path
 
-from adapters import deploy_views, views
+from adapters import compare_views, deploy_views, version_views, views
 
 urlpatterns = [
     path("adapters", views.adapters, name="adapters"),
+    path("adapters/compare", compare_views.side_by_side, name="adapters-compare"),
+    path("adapters/compare/answers", compare_views.answer_grid, name="adapters-answers"),
+    path("adapters/compare/ask", compare_views.ask, name="adapters-ask"),
+    path("adapters/compare/weights", compare_views.weights, name="adapters-weights"),
+    path("adapters/vote", compare_views.ballot, name="adapters-vote"),
+    path("adapters/vote/cast", compare_views.vote, name="adapters-vote-cast"),
+    path("adapters/import", version_views.import_page, name="adapter-import"),
+    path("adapters/disk", version_views.disk, name="adapters-disk"),
+    path("adapters/<int:adapter_id>/edit", version_views.edit, name="adapter-edit"),
+    path("adapters/<int:adapter_id>/delete", version_views.delete, name="adapter-delete"),
+    path("adapters/<int:adapter_id>/continue", version_views.continue_from, name="adapter-continue"),
+    path("runs/<int:run_id>/keep", version_views.keep_checkpoint, name="run-keep"),
     path("adapters/<int:adapter_id>", views.adapter, name="adapter"),
     path("adapters/<int:adapter_id>/download", views.download, name="adapter-download"),
     path("adapters/<int:adapter_id>/heldout", views.heldout, name="adapter-heldout"),

@@ -5,30 +5,58 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django.core.paginator import Paginator
+from django.db.models import Q
 from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
-from adapters import ask
-from adapters.models import AdapterVersion
+from adapters import ask, versions, votes
+from adapters.models import AdapterVersion, Deployment
 from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_visible
+from training.runs.compare import flat
 
 MAX_BODY_BYTES = 200_000
+VERSIONS_A_PAGE = 100
 
 
 def adapters(request: SignedIn) -> HttpResponse:
+    """Newest versions first within a base; `?q=` looks into names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related("base_model", "run", "owner")
-    return render(request, "adapters/adapters.html", {"adapters": rows})
+    words = request.GET.get("q", "").strip()[:80]
+    if words:
+        rows = rows.filter(Q(name__icontains=words) | Q(tags__icontains=words))
+    page = Paginator(rows, VERSIONS_A_PAGE).get_page(request.GET.get("page"))
+    shown = {row.pk for row in page}
+    used = Deployment.objects.filter(Q(version__in=shown) | Q(other__in=shown))
+    deployed = {row.version_id for row in used} | {row.other_id for row in used}
+    return render(request, "adapters/adapters.html", {"page": page, "q": words, "deployed": deployed})
 
 
 def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
-    version = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "run__data__dataset", "owner")
-    return render(request, "adapters/adapter.html", {"adapter": version})
+    version = get_visible(
+        AdapterVersion, request.user, adapter_id, "base_model", "run", "data__dataset", "owner", "team", "parent"
+    )
+    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
+    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")
+    siblings = AdapterVersion.objects.visible_to(request.user).filter(owner=version.owner, name=version.name)
+    values = {
+        "adapter": version,
+        "mine": mine,
+        "lineage": versions.lineage(request.user, version),
+        "siblings": siblings.order_by("number"),
+        "answers_as": versions.answered_by(version),
+        "deployments": others,
+        "votes": votes.total(version),
+        "settings": flat(version.record.get("settings", {})),
+        "suggested": versions.SUGGESTED_TAGS,
+    }
+    return render(request, "adapters/adapter.html", values)
 
 
 def download(request: SignedIn, adapter_id: int) -> HttpResponseBase:
@@ -44,11 +72,11 @@ def heldout(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
     """A prompt that this adapter was not trained on, and what is expected of it."""
-    version = get_visible(AdapterVersion, request.user, adapter_id, "run__data")
-    data = visible_data(request.user, version.run.data_id) if version.run else None
+    version = get_visible(AdapterVersion, request.user, adapter_id)
+    data = visible_data(request.user, version.data_id) if version.data_id else None
     row = random_row(data) if data else None
     if row is None:
-        raise NotFound("The data of this adapter's run is gone, or not shared with you.")
+        raise NotFound("The data of this adapter is gone, or not shared with you.")
     return row
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from training.errors import UserError
 from training.people.models import User
-
-CHOICES = ("first", "second", "tie")
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ def ordered(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersi
 
 def next_ballot(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> Ballot | None:
     """The next row that this person has not voted on and that both have answered differently, in an order of the person's own."""
-    voted = set(Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user).values_list("row", flat=True))
+    done = set(mine(user, prompts, first, second).values_list("row", flat=True))
     found = {version.pk: dict(replies_of(prompts, version)) for version in (first, second)}
-    rows = [row for row in found[first.pk] if row in found[second.pk] and row not in voted]
+    rows = [row for row in found[first.pk] if row in found[second.pk] and row not in done]
     told_apart = [row for row in rows if found[first.pk][row] != found[second.pk][row]]
     if not told_apart:
         return None
@@ -56,6 +54,15 @@ def next_ballot(user: User, prompts: PromptSet, first: AdapterVersion, second: A
     replies = found[first.pk][row], found[second.pk][row]
     left, right = reversed(replies) if swapped else replies
     return Ballot(row, left, right, swapped)
+
+
+def mine(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> QuerySet[Vote]:
+    return Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user)
+
+
+def voted(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> int:
+    """How many rows this person has voted on."""
+    return mine(user, prompts, first, second).count()
 
 
 def replies_of(prompts: PromptSet, version: AdapterVersion) -> list[tuple[int, str]]:

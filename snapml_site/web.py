@@ -26,7 +26,7 @@ from django.db import close_old_connections  # noqa: E402
 from snapml_site.bodies import OnDisk  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
 
-UPLOAD_PATHS = (b"/data/new", b"/api/v1/datasets/uploads")
+UPLOAD_PATHS = (b"/data/new", b"/api/v1/datasets/uploads", b"/adapters/import", b"/api/v1/adapters/import")
 FORM_BYTES = 2**20
 UPLOADS_AT_ONCE = 4
 ASK_SECONDS = 3.0

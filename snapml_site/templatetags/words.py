@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,10 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
+from adapters.scores import METRICS
+
 register = template.Library()
+SHARES = {f"mean_{name}" for name, metric in METRICS.items() if metric.share} | {"exact_match"}
 
 
 @register.filter
@@ -44,13 +48,7 @@ def figure(value: Any, name: str) -> str:
     """A figure of a comparison in its unit."""
     if value is None:
         return "\N{EN DASH}"
-    if name.endswith("_bytes"):
-        return size(value)
-    if name.endswith("_seconds"):
-        return duration(value)
-    if name == "exact_match":
-        return percent(value)
-    return loss(value) if name.endswith("loss") or name == "perplexity" else f"{value:,.0f}"
+    return next((tell(value) for fits, tell in UNITS if fits(name)), f"{value:,.0f}")
 
 
 @register.filter
@@ -147,3 +145,14 @@ def in_time(seconds: float | None) -> str:
     if seconds is None:
         return "not before something else changes"
     return "now" if seconds < 1 else f"in {duration(seconds)}"
+
+
+# Which figures are told in which unit; the rest are whole numbers.
+UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
+    (lambda name: name.endswith("_bytes"), size),
+    (lambda name: name.endswith("_seconds"), duration),
+    (lambda name: name in SHARES, percent),
+    (lambda name: name == "mean_perplexity", "{:.3g}".format),
+    (lambda name: name == "answer_rate", "{:,.1f}".format),
+    (lambda name: name.endswith("loss") or name == "perplexity", loss),
+)

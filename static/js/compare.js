@@ -10,7 +10,7 @@ const runs = JSON.parse(document.getElementById("chosen-runs").textContent);
 const view = new URLSearchParams(location.search);
 const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 
-for (const [i, mark] of [...page.querySelectorAll("[data-swatch]")].entries()) mark.style.background = `var(--chart-${(i % runs.length) + 1})`;
+for (const mark of page.querySelectorAll("[data-swatch]")) mark.style.background = `var(--chart-${Number(mark.dataset.swatch) + 1})`;
 for (const name of ["metric", "axis", "smoothing"]) {
   if (view.get(name)) part(name).value = view.get(name);
   part(name).addEventListener("input", () => {
@@ -38,9 +38,9 @@ function xs(run, places, axis) {
   return axis === "time" ? places.map((time) => (time - run.began) / 60) : places;
 }
 
-function traces(run, i, { metric, axis, smoothing }) {
-  const line = { color: colour(`chart-${i + 1}`), width: 2 };
-  const base = { name: plain(run.name.slice(0, 60)), legendgroup: String(i), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
+function traces(run, { metric, axis, smoothing }) {
+  const line = { color: colour(`chart-${run.place + 1}`), width: 2 };
+  const base = { name: plain(run.name.slice(0, 60)), legendgroup: String(run.place), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
   if (metric === "heldout_loss") {
     return [{ ...base, mode: "lines+markers", x: xs(run, run.evals.map((e) => e[axis]), axis), y: run.evals.map((e) => e.heldout_loss) }];
   }
@@ -63,7 +63,7 @@ function draw() {
     uirevision: `${asked.metric} ${asked.axis}`,
   };
   part("chart").classList.remove("skeleton");
-  window.Plotly.react(part("chart"), runs.flatMap((run, i) => traces(run, i, asked)), layout, { displayModeBar: false, responsive: true });
+  window.Plotly.react(part("chart"), runs.flatMap((run) => traces(run, asked)), layout, { displayModeBar: false, responsive: true });
 }
 
 Promise.all([plotly, ...runs.map(load)])

@@ -32,6 +32,7 @@ from training.engine.model import (
     wrap,
 )
 from training.engine.starts import begin
+from training.errors import ConfigError
 
 Event = tuple[str, dict[str, Any]]
 PROGRESS_ROWS = 500
@@ -180,11 +181,26 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
             yield "log", {"level": "warning", "text": words}
         for name, value in facts.items():
             setattr(session, name, value)
+    elif session.config.start_weights:
+        read_start(session)
     elif session.config.init_weights in ("eva", "loftq"):
         yield "phase", {"name": "looking for a start"}
         begin(session.model, session.config, session.rows)
     if attempt > 1:
         yield "resume", {"attempt": attempt, "step": session.step}
+
+
+def read_start(session: Session) -> None:
+    """Begin with the weights of a version.
+
+    Raises:
+        ConfigError: they are of another shape than what the settings make.
+    """
+    try:
+        weights.read_weights(session.model, Path(session.config.start_weights), {})
+    except (RuntimeError, KeyError, OSError) as error:
+        told = str(error).splitlines()[0][:300]
+        raise ConfigError(f"The version's weights do not fit these settings: {told}", field="start_weights") from error
 
 
 def encode_with_progress(

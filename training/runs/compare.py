@@ -40,10 +40,12 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]
     return [(name, values, any(value != values[0] for value in values)) for name, values in rows]
 
 
-def figures(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[tuple[Any, bool]]]]:
+def figures(
+    runs: Sequence[dict[str, Any]], shown: Sequence[tuple[str, str, str]] = FIGURES
+) -> list[tuple[str, str, list[tuple[Any, bool]]]]:
     """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values share the mark."""
     table = []
-    for name, title, better in FIGURES:
+    for name, title, better in shown:
         values = [run.get(name) for run in runs]
         known = [value for value in values if value is not None]
         if not known:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from training.engine.checkpoint_files import STATE
 from training.runs.models import Run
 
 TAIL_BYTES = 16_000
@@ -29,6 +30,12 @@ def list_files(run: Run) -> list[File]:
         for path in found
         if path.is_file() and not path.is_symlink() and "/." not in str(path.relative_to(run.folder))
     ]
+
+
+def kept_steps(run: Run) -> list[int]:
+    """The steps of the whole checkpoints that a run keeps, oldest first."""
+    folders = (run.folder / "checkpoints").glob("step-*")
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / STATE[2]).is_file())
 
 
 def engine_output(run: Run) -> str:

@@ -32,7 +32,7 @@ from training.runs.ways import nearest
 
 MAX_NAME = 120
 # What the launch form may not say: the run's place on the disk is SnapML's business.
-OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data"})
+OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "start_weights"})
 
 
 class Unwise(UserError):

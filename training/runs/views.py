@@ -142,7 +142,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "runs": [(one, describe(one)) for one in chosen],
         "settings": compare.differences(settings),
         "figures": compare.figures([figures_of(one) for one in chosen]),
-        "chosen": [{"id": one.pk, "name": one.name} for one in chosen],
+        "chosen": [{"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)],
     }
     return render(request, "runs/compare.html", values)
 
@@ -155,7 +155,9 @@ def log(request: SignedIn, run_id: int) -> HttpResponse:
 
 def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
-    return render(request, "runs/_files.html", {"run": found, "files": files.list_files(found)})
+    mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
+    values = {"run": found, "files": files.list_files(found), "steps": files.kept_steps(found) if mine else []}
+    return render(request, "runs/_files.html", values)
 
 
 def config_file(request: SignedIn, run_id: int) -> HttpResponse:

@@ -1,0 +1,102 @@
+// How far versions moved their base, layer by layer, on one scale; and how alike two of them are. Asked again until it is done.
+import { axisLook, colour, look } from "./charts.js";
+
+const box = document.getElementById("weights");
+const part = (name) => box.querySelector(`[data-${name}]`);
+const view = new URLSearchParams(location.search);
+const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
+let told = null;
+
+// Rows are layers, columns the modules in them; a module that a version does not move is empty.
+function map(moved, layers) {
+  const names = [...new Set(Object.values(layers).filter(([layer]) => layer >= 0).map(([, name]) => name))].sort();
+  const rows = [...new Set(Object.values(layers).map(([layer]) => layer))].filter((layer) => layer >= 0).sort((a, b) => a - b);
+  const z = rows.map(() => names.map(() => null));
+  for (const [module, value] of Object.entries(moved)) {
+    const [layer, name] = layers[module];
+    if (layer >= 0) z[rows.indexOf(layer)][names.indexOf(name)] = value;
+  }
+  return { names, rows, z };
+}
+
+function drawMaps({ moved, layers }, versions) {
+  const shown = versions.filter(({ id }) => moved[id]);
+  const most = Math.max(...shown.flatMap(({ id }) => Object.values(moved[id])), 1e-12);
+  part("maps").replaceChildren();
+  for (const { id, name } of shown) {
+    const chart = document.createElement("div");
+    chart.setAttribute("role", "img");
+    chart.setAttribute("aria-label", `How far ${name} moved each layer`);
+    part("maps").append(chart);
+    const { names, rows, z } = map(moved[id], layers);
+    const trace = { type: "heatmap", x: names, y: rows, z, zmin: 0, zmax: most, colorscale: [[0, colour("sunk")], [1, colour("chart-1")]], colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>", xgap: 1, ygap: 1 };
+    const layout = { ...look(), hovermode: "closest", height: Math.min(560, 120 + 14 * rows.length), margin: { l: 44, r: 8, t: 28, b: 72 }, title: { text: plain(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" }, xaxis: { ...axisLook(), tickangle: -40 }, yaxis: { ...axisLook(), title: { text: "layer" }, autorange: "reversed" } };
+    window.Plotly.react(chart, [trace], layout, { displayModeBar: false, responsive: true });
+  }
+}
+
+function cell(row, kind, text) {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  row.append(made);
+}
+
+function tellAlike({ alike, outputs }, versions) {
+  const names = Object.fromEntries(versions.map(({ id, name }) => [id, name]));
+  const rows = [
+    ...Object.entries(alike).map(([pair, values]) => [pair, "subspace of their updates, mean of all modules", mean(Object.values(values))]),
+    ...Object.entries(outputs).map(([pair, value]) => [pair, "what comes out (linear CKA)", value]),
+  ].filter(([, , value]) => Number.isFinite(value));
+  part("alike").replaceChildren();
+  if (!rows.length) return;
+  const table = document.createElement("table");
+  const head = table.insertRow();
+  for (const title of ["How alike", "", "0 to 1"]) cell(head, "th", title);
+  for (const [pair, what, value] of rows) {
+    const row = table.insertRow();
+    cell(row, "td", pair.split(",").map((id) => names[id]).join(" and "));
+    cell(row, "td", what);
+    cell(row, "td", value.toFixed(3));
+  }
+  part("alike").append(table);
+}
+
+function tellOverlaps({ overlaps }) {
+  const whole = (count) => count.toLocaleString("en");
+  document.querySelector("[data-overlaps]").textContent = overlaps.map((one) => `${one.first} (${whole(one.first_rows)} rows to train on) and ${one.second} (${whole(one.second_rows)}) share ${whole(one.shared)} rows word for word.`).join(" ");
+}
+
+function draw() {
+  if (!told) return;
+  const { result, versions } = told;
+  const still = versions.filter(({ id }) => !result.moved[id]).map(({ name }) => name);
+  part("weights-words").textContent = `The size of each update against the weight that it moves. ${still.length ? `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.` : ""}`;
+  drawMaps(result, versions);
+  tellAlike(result, versions);
+  tellOverlaps(result);
+}
+
+async function ask() {
+  const body = new URLSearchParams(view.getAll("v").map((id) => ["v", id]));
+  const answer = await fetch(box.dataset.address, { method: "POST", body, headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" } });
+  const said = await answer.json();
+  if (!answer.ok || said.stage === "failed") {
+    part("weights-told").textContent = said.error?.message ?? said.error;
+    return;
+  }
+  if (said.stage !== "done") {
+    part("weights-told").textContent = said.words ? `${said.words}…` : "waiting for a worker…";
+    setTimeout(ask, 1500);
+    return;
+  }
+  part("weights-told").textContent = "";
+  await plotly;
+  told = said;
+  draw();
+}
+
+ask();
+document.addEventListener("theme", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
