@@ -1,19 +1,24 @@
-"""Adapters in the API: list, read, download."""
+"""Adapter versions in the API: what their pages can do."""
 
 from datetime import datetime
 from typing import Any, Literal
 
 from django.http import HttpResponseBase
-from ninja import Router, Schema
+from ninja import File, Form, Router, Schema
+from ninja.files import UploadedFile
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from adapters import views
+from adapters import go_on, imports, shelf, versions, views
 from adapters.models import AdapterVersion
+from training.catalog.models import BaseModel
+from training.datasets.visible import visible_data
+from training.errors import NotFound, UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
-from training.people.visible import get_visible
+from training.people.visible import get_changeable, get_visible
+from training.runs.models import Run
 
 router = Router(tags=["adapters"])
 TRY: JsonDict = {"who": "adapter", "messages": [{"role": "user", "content": "turn on the kitchen lamp"}]}
@@ -33,6 +38,10 @@ class AdapterOut(Schema):
     trainable_parameters: int
     size_bytes: int
     files: dict[str, Any]
+    parent: int | None
+    tags: list[str]
+    notes: str
+    record: dict[str, Any]
     created_at: datetime
 
     @staticmethod
@@ -44,8 +53,48 @@ class AdapterOut(Schema):
         return row.base_model.name
 
     @staticmethod
+    def resolve_parent(row: AdapterVersion) -> int | None:
+        return row.parent_id
+
+    @staticmethod
+    def resolve_tags(row: AdapterVersion) -> list[str]:
+        return row.tag_list
+
+    @staticmethod
     def resolve_run(row: AdapterVersion) -> int | None:
         return row.run_id
+
+
+class DescribeIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    tags: str | None = Field(None, max_length=320, description="With commas.")
+    notes: str | None = Field(None, max_length=10_000)
+
+
+class NameIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    name: str
+
+
+class FreedOut(Schema):
+    freed_bytes: int
+
+
+class ContinueIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    data: int | None = Field(None, description="Another version of data; its own if left out.")
+    settings: dict[str, Any] = {}
+    name: str = Field("", max_length=120)
+
+
+class LaunchedOut(Schema):
+    run: int
+
+
+class KeepIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    run: int
+    step: int = Field(ge=0, le=2**31)
 
 
 STREAM: dict[str, Any] = {"responses": {200: {"content": {"text/event-stream": {}}}}}
@@ -70,6 +119,53 @@ class HeldoutOut(Schema):
 @paginate(Paged)
 def list_adapters(request: SignedIn) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
+
+
+@router.post("/import", response={201: AdapterOut})
+def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: File[UploadedFile]) -> Any:
+    """A zip of `adapter_config.json` and `adapter_model.safetensors`, made elsewhere with PEFT; `base` is in the catalog."""
+    model = BaseModel.objects.filter(pk=min(base, 2**53)).first()
+    if model is None:
+        raise UserError("Choose the base model that the adapter was trained on.", field="base")
+    assert file.file is not None
+    return 201, imports.import_version(request.user, file.file, model, name)
+
+
+@router.post("/checkpoints", response={201: AdapterOut})
+def keep_checkpoint(request: SignedIn, body: KeepIn) -> Any:
+    """A kept checkpoint of a run as a version."""
+    run = get_changeable(Run, request.user, body.run, "owner", "team", "base_model", "data__dataset")
+    return 201, shelf.keep_checkpoint(request.user, run, body.step)
+
+
+@router.get("/disk", response=dict[str, Any])
+def disk(request: SignedIn) -> Any:
+    """Bytes by owner, adapter and run, of what one may see."""
+    return versions.disk_use(request.user)
+
+
+@router.patch("/{int:adapter_id}", response=AdapterOut)
+def describe_adapter(request: SignedIn, adapter_id: int, body: DescribeIn) -> AdapterVersion:
+    found = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
+    return versions.describe_version(request.user, found, tags=body.tags, notes=body.notes)
+
+
+@router.delete("/{int:adapter_id}", response=FreedOut)
+def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
+    """Delete a version that no deployment answers with; `name` is its name with its number, such as `Lights v2`."""
+    found = get_changeable(AdapterVersion, request.user, adapter_id)
+    return {"freed_bytes": versions.delete_version(request.user, found, body.name)}
+
+
+@router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
+def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
+    """A run that begins with this version's weights; `settings` are those that change."""
+    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team")
+    data = visible_data(request.user, body.data) if body.data is not None else None
+    if body.data is not None and data is None:
+        raise NotFound("There is no such data that you may see.", field="data")
+    run = go_on.continue_from(request.user, found, data=data, changes=body.settings, name=body.name)
+    return 201, {"run": run.pk}
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)

@@ -11,4 +11,4 @@ class AdaptersConfig(AppConfig):
         from training.runs import endings, worker
 
         endings.keepers.append(shelf.keep)
-        worker.BESIDE += [(work.do_next, 0.5, 1), (served.forget_old, 3600.0, 1)]
+        worker.BESIDE += [(work.do_next, 0.5, 1), (work.talk_next, 0.5, 1), (served.forget_old, 3600.0, 1)]

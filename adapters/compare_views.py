@@ -156,7 +156,7 @@ def ask(request: SignedIn) -> HttpResponse:
         chosen = prompts.draw_prompts(request.user, data, number(request.POST.get("count", "")))
     if chosen is None:
         raise UserError("Choose a set of prompts, draw one from data, or paste some.", field="prompts")
-    for column in view.columns:
+    for column in sorted(view.columns, key=lambda column: column.version is None):  # the base, which says most, last
         answers.ask(request.user, chosen, column)
     return redirect(f"{view.address(prompts=chosen.pk, page=1)}#answers")
 

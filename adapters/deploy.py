@@ -86,6 +86,7 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
     Raises:
         Conflict: there is nothing to go back to, or it has been deleted.
     """
+    may_change(user, deployment)
     deployment.refresh_from_db()
     before = previous(deployment)
     if before is None:

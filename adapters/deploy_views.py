@@ -14,7 +14,7 @@ from adapters.deploy import Answering
 from adapters.models import AdapterVersion, Deployment, Stage, Work
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
-from training.people.visible import get_visible
+from training.people.visible import get_visible, may_change
 
 HISTORY = 50
 MOST_CHOICES = 200
@@ -99,6 +99,7 @@ def deploy_new(request: SignedIn) -> HttpResponse:
 @require_POST
 def switch(request: SignedIn, name: str) -> HttpResponse:
     found = named(request, name)
+    may_change(request.user, found)
     now = deploy.switch(request.user, found, answering_of(request, request.POST))
     messages.success(request, f"{name} answers with {deploy.words_of(Answering(now.version, now.other, now.share))} now.")
     return redirect("deployment", name)

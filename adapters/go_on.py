@@ -48,7 +48,7 @@ def shape_of(version: AdapterVersion) -> dict[str, Any]:
     if version.method not in ("lora", "qlora"):
         return {}
     told = json.loads((version.folder / ADAPTER[1]).read_text())
-    return {"rank": told["r"], "alpha": told["lora_alpha"]}
+    return {name: told[key] for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in told}
 
 
 def continue_from(

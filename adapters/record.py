@@ -26,11 +26,16 @@ def record_of(run: Run) -> dict[str, Any]:
         "versions": run.plan.get("versions", {}),
         "device": run.plan.get("device", ""),
         "precision": run.plan.get("precision", ""),
-        "figures": figures_of(run),
+        "figures": {**figures_of(run), "train_seconds": seconds_since_start(run)},
         "forecast_bytes": run.forecast.get("peak"),
         "device_seconds": device_seconds(run),
         "run": {"id": run.pk, "name": run.name},
     }
+
+
+def seconds_since_start(run: Run) -> float | None:
+    """A run that is just ending has no end yet."""
+    return ((run.finished_at or timezone.now()) - run.started_at).total_seconds() if run.started_at else None
 
 
 def device_seconds(run: Run) -> float:

@@ -1,4 +1,4 @@
-"""What a worker works out of versions, one thing at a time: merges, exports, comparisons. It knows no torch and no kind.
+"""What a worker works out of versions, a program at a time: merges, exports, comparisons. It knows no torch and no kind.
 
 A kind is a generator that yields what it has done so far and at last its `result`. Beginning again must lead to the same end:
 work whose worker has said nothing for LOST_SECONDS is begun again, MOST_TRIES times.
@@ -17,7 +17,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import OperationalError, connection
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from adapters.models import AdapterVersion, Stage, Work
@@ -31,6 +31,7 @@ MOST_TRIES = 3
 Said = dict[str, Any]
 Act = Callable[[Work], Generator[Said, None, None]]
 KINDS: dict[str, Act] = {}  # filled by adapters/kinds.py
+TALKS = ("answers",)
 
 
 class Unwanted(Exception):
@@ -51,12 +52,21 @@ def begin(user: User, kind: str, key: str, *, version: AdapterVersion | None = N
 
 
 def do_next() -> None:
-    """Do what waits longest, if there is anything; a worker calls this over and over, in one thread."""
+    """Do the program that waits longest, if there is any; a worker calls this over and over, in one thread."""
+    do_longest_waiting(Work.objects.exclude(kind__in=TALKS))
+
+
+def talk_next() -> None:
+    """The same for what only asks the inference program: it need not wait for a merge."""
+    do_longest_waiting(Work.objects.filter(kind__in=TALKS))
+
+
+def do_longest_waiting(rows: QuerySet[Work]) -> None:
     lost = timezone.now() - timedelta(seconds=LOST_SECONDS)
-    gone = Work.objects.filter(stage=Stage.WORKING, worked_at__lt=lost)
+    gone = rows.filter(stage=Stage.WORKING, worked_at__lt=lost)
     gone.filter(tries__gte=MOST_TRIES).update(stage=Stage.FAILED, error="It broke off three times; the worker's log has more.")
     gone.update(stage=Stage.WAITING)
-    waiting = Work.objects.filter(stage=Stage.WAITING).order_by("pk").first()
+    waiting = rows.filter(stage=Stage.WAITING).order_by("pk").first()
     if waiting is not None:
         do(waiting.pk)
 

@@ -11,6 +11,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.security import HttpBearer, SessionAuth
 
 from adapters.api import router as adapters
+from adapters.compare_api import router as comparisons
 from adapters.deploy_api import router as deployments
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
@@ -94,6 +95,7 @@ api.add_router("/datasets", datasets)
 api.add_router("/gpus", gpus)
 api.add_router("/runs", runs)
 api.add_router("/adapters", adapters)
+api.add_router("/comparisons", comparisons)
 api.add_router("/deployments", deployments)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from adapters.models import Deployment, PromptSet
 from tests import tiny
 from tests.shelf import put_on_shelf
 from training.datasets.models import Upload
@@ -22,12 +23,17 @@ def things(run, base_model, data, alice, device):
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "0").write_bytes(b"".join(tiny.lines(tiny.ROWS)))
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
+    version = put_on_shelf(run)
+    Deployment.objects.create(**shared, name="halve", version=version)
+    rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
     return {
+        "other_id": put_on_shelf(run, number=2).pk,
+        "prompts_id": PromptSet.objects.create(**shared, name="Two", rows=rows).pk,
         "run_id": run.pk,
         "dataset_id": data.dataset_id,
         "version_id": data.pk,
         "upload_id": upload.pk,
-        "adapter_id": put_on_shelf(run).pk,
+        "adapter_id": version.pk,
         "model_id": base_model.pk,
         "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"rank": [1, 2]}).pk,
         "team_id": Team.objects.get(name="voice").pk,

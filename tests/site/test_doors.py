@@ -29,6 +29,10 @@ OWNED = {
     "adapter-download",
     "adapter-heldout",
     "adapter-try",
+    "adapter-continue",
+    "deployment",
+    "deployment-live",
+    "deployment-minutes",
 }
 # What changes a thing: the owner, leads of its team and admins.
 CHANGING = {
@@ -48,6 +52,12 @@ CHANGING = {
     "upload-save",
     "upload-remap",
     "upload-forget",
+    "run-keep",
+    "adapter-edit",
+    "adapter-delete",
+    "deployment-switch",
+    "deployment-back",
+    "deployment-down",
 }
 # Everybody who is signed in; what is in them is each person's own.
 SHARED = {
@@ -69,6 +79,16 @@ SHARED = {
     "model-add",
     "model-retry",
     "adapters",
+    "adapters-compare",
+    "adapters-answers",
+    "adapters-ask",
+    "adapters-weights",
+    "adapters-vote",
+    "adapters-vote-cast",
+    "adapters-disk",
+    "adapter-import",
+    "deployments",
+    "deployment-new",
     "password",
     "account",
     "token-new",
@@ -131,7 +151,7 @@ def test_strangers_are_sent_to_sign_in(client, things, name):
 def ask(client, name, things):
     if name == "adapter-try":
         return client.post(address(name, things), content_type="application/json", data={"who": "base"})
-    return (client.post if name in CHANGING else client.get)(
+    return (client.post if name in CHANGING or name == "adapter-continue" else client.get)(
         address(name, things), {"pool": things["pool_id"], "priority": "background"}
     )
 

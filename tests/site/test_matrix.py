@@ -7,6 +7,7 @@ A letter a person: y may, l may only look (403), n finds nothing (404). The pers
 import json
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 
 from snapml_site.api import api
 from training.people.tokens import create_token
@@ -97,6 +98,26 @@ MATRIX = {
     "get /adapters/{adapter_id}/heldout": LOOK,
     "get /adapters/{adapter_id}/download": LOOK,
     "post /adapters/{adapter_id}/try": LOOK,
+    "post /adapters/import": ALL,
+    "post /adapters/checkpoints": {**CHANGE, "lea": "n", "alice": "n", "admin": "n"},  # its run keeps no such checkpoint
+    "get /adapters/disk": ALL,
+    "patch /adapters/{adapter_id}": CHANGE,
+    "delete /adapters/{adapter_id}": CHANGE,
+    "post /adapters/{adapter_id}/continue": {**LOOK, "vera": "l"},
+    "get /comparisons/prompts": ALL,
+    "post /comparisons/prompts": ALL,
+    "get /comparisons/prompts/{prompts_id}/replies": LOOK,
+    "post /comparisons/ask": LOOK,
+    "get /comparisons": LOOK,
+    "get /comparisons/weights": LOOK,
+    "post /comparisons/votes": LOOK,
+    "get /deployments": ALL,
+    "post /deployments": {**LOOK, "vera": "l"},
+    "get /deployments/{name}": LOOK,
+    "get /deployments/{name}/history": LOOK,
+    "post /deployments/{name}/switch": CHANGE,
+    "post /deployments/{name}/roll-back": CHANGE,
+    "delete /deployments/{name}": CHANGE,
 }
 BODIES = {
     "post /people/me/tokens": {"name": "x"},
@@ -116,6 +137,8 @@ BODIES = {
     "post /runs/queue/dry-run/{pool_id}": {"team": None, "limit": 1},
     "post /gpus/pools/{pool_id}/hold": {"held": True, "whole_pool": True},
     "put /gpus/people/{username}/quota": {"running": 2},
+    "delete /adapters/{adapter_id}": {"name": "x"},
+    "post /comparisons/prompts": {"text": "hello"},
 }
 
 
@@ -148,9 +171,25 @@ def call(client, operation, things, who):
         body = {"model": things["model_id"], "data": things["version_id"]}
     if operation == "post /runs/{run_id}/pool":
         body = {"pool": things["pool_id"]}
+    versions = [things["adapter_id"], things["other_id"]]
+    if operation == "post /adapters/checkpoints":
+        body = {"run": things["run_id"], "step": 1}
+    if operation == "post /comparisons/ask":
+        body = {"versions": versions, "prompts": things["prompts_id"]}
+    if operation in ("get /comparisons", "get /comparisons/weights"):
+        path += f"?v={versions[0]}&v={versions[1]}"
+    if operation == "post /comparisons/votes":
+        body = {"prompts": things["prompts_id"], "first": versions[0], "second": versions[1], "row": 0, "choice": "left"}
+    if operation in ("post /deployments", "post /deployments/{name}/switch"):
+        body = {"version": versions[0]} | ({"name": "new"} if operation == "post /deployments" else {})
+    if operation == "delete /deployments/{name}":
+        path += "?confirm=x"
     if operation in ("get /runs/lengths", "get /runs/tokens"):
         path += f"?model={things['model_id']}&data={things['version_id']}"
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}
+    if operation == "post /adapters/import":
+        file = SimpleUploadedFile("a.zip", b"no zip")
+        return client.post(f"/api/v1{path}", {"file": file, "base": things["model_id"], "name": "x"}, **headers)
     if operation == "post /datasets/uploads":
         return client.post(f"/api/v1{path}", {"rows": '{"prompt": "a", "completion": "b"}'}, **headers)
     return client.generic(method.upper(), f"/api/v1{path}", json.dumps(body), content_type="application/json", **headers)
