@@ -40,6 +40,7 @@ NEVER = (
     "base_model_class",
     "trust_remote_code",
 )
+PEFT_WRITES = {"megatron_core": "megatron.core"}  # in every LoRA's config, used or not
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
     if not isinstance(config, dict):
         raise UserError(f"{ADAPTER[1]} must be a JSON object.", field="file")
     for key in NEVER:
-        if config.get(key):
+        if config.get(key) not in (None, {}, PEFT_WRITES.get(key)):
             raise UserError(
                 f"{ADAPTER[1]} sets {key}, which names code or another place; such adapters are not taken.", field="file"
             )
@@ -162,7 +163,8 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
         )
     shapes = header_of(folder / ADAPTER[0])
     refuse_unfit(shapes, config, method, base)
-    return Looked(method, config, sum(product(shape) for shape in shapes.values()), shapes)
+    harmless = {key: value for key, value in config.items() if key not in NEVER}
+    return Looked(method, harmless, sum(product(shape) for shape in shapes.values()), shapes)
 
 
 def refuse_unfit(shapes: dict[str, list[int]], config: dict[str, Any], method: str, base: BaseModel) -> None:

@@ -7,7 +7,7 @@ Wilcoxon's signed-rank test; both pair the same prompts. With several pairs on a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 from adapters.scores import METRICS, mean
@@ -15,7 +15,8 @@ from adapters.scores import METRICS, mean
 SURE = 0.05
 FEWEST_ROWS = 10
 SAME_SHARE = 0.02  # sizes and speeds closer than this are called the same
-ORDER = ("exact", "normalised", "fields", "rouge_l", "perplexity")  # the first that every row has, and that tells rows apart
+SURPRISE = "perplexity"
+ORDER = ("exact", "normalised", "fields", "rouge_l", SURPRISE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,35 +44,41 @@ class Verdict:
     words: str
     sure: bool
     winner: str = ""
-    about: list[str] = field(default_factory=list)
 
 
 def verdicts(sides: Sequence[Side]) -> list[Verdict]:
-    """One for each pair, in order."""
-    findings = [finding(first, second) for first, second in combinations(sides, 2)]
-    adjusted = holm([found.p for found in findings if found is not None])
-    told, place = [], 0
-    for (first, second), found in zip(combinations(sides, 2), findings, strict=True):
-        if found is None:
+    """One for each pair, in order: what tells them apart, and how the expected answers surprise them."""
+    pairs = list(combinations(sides, 2))
+    found = [(finding(pair, ORDER), finding(pair, (SURPRISE,))) for pair in pairs]
+    tests = {(one.metric, one.first.name, one.second.name): one.p for of_pair in found for one in of_pair if one is not None}
+    sure_of = dict(zip(tests, holm(list(tests.values())), strict=True))
+    told = []
+    for (first, second), (main, surprise) in zip(pairs, found, strict=True):
+        if main is None:
             told.append(Verdict(f"{first.name} and {second.name}: too few scored rows in common for a test.", sure=False))
             continue
-        told.append(sentence(found, adjusted[place]))
-        place += 1
+        verdict = sentence(main, sure_of[main.metric, first.name, second.name])
+        if surprise is not None and main.metric != SURPRISE:
+            words = f"{verdict.words} {surprise_words(surprise, sure_of[SURPRISE, first.name, second.name])}".strip()
+            verdict = Verdict(words, verdict.sure, verdict.winner)
+        told.append(verdict)
     return told
 
 
-def finding(first: Side, second: Side) -> Finding | None:
-    """The test of the metric that tells most; None with fewer than FEWEST_ROWS rows in common."""
-    for metric in ORDER:
+def finding(pair: tuple[Side, Side], metrics: Sequence[str]) -> Finding | None:
+    """The test of the first metric that tells the two apart; None with fewer than FEWEST_ROWS rows in common."""
+    first, second = pair
+    last = None
+    for metric in metrics:
         rows = [row for row, scores in first.rows.items() if metric in scores and metric in second.rows.get(row, {})]
         if len(rows) < FEWEST_ROWS:
             continue
         ours, theirs = ([side.rows[row][metric] for row in rows] for side in (first, second))
         means = (mean(ours) or 0.0, mean(theirs) or 0.0)
-        if means[0] == means[1] and metric != ORDER[-1]:
-            continue  # the next may tell
-        return Finding(first, second, metric, len(rows), means, p_value(ours, theirs, counts=METRICS[metric].counts))
-    return None
+        last = Finding(first, second, metric, len(rows), means, p_value(ours, theirs, counts=METRICS[metric].counts))
+        if means[0] != means[1]:
+            return last
+    return last
 
 
 def p_value(ours: Sequence[float], theirs: Sequence[float], *, counts: bool) -> float:
@@ -107,11 +114,20 @@ def sentence(found: Finding, p: float) -> Verdict:
     named = metric.title if metric.title.isupper() or "-" in metric.title else metric.title[0].lower() + metric.title[1:]
     if p >= SURE:
         return Verdict(
-            f"No difference shown between {better.name} and {worse.name}: {named} {figures}, p = {p_words(p)}{tail}.", sure=False
+            f"No difference shown between {better.name} and {worse.name}: {named} {figures}, p {p_words(p)}{tail}.", sure=False
         )
     return Verdict(
-        f"{better.name} beats {worse.name} on {named}, {figures}, p = {p_words(p)}{tail}.", sure=True, winner=better.name
+        f"{better.name} beats {worse.name} on {named}, {figures}, p {p_words(p)}{tail}.", sure=True, winner=better.name
     )
+
+
+def surprise_words(found: Finding, p: float) -> str:
+    """Nothing unless it is sure."""
+    if p >= SURE:
+        return ""
+    low, high = sorted((found.first, found.second), key=lambda side: found.means[side is found.second])
+    figures = f"{shown(min(found.means), share=False)} against {shown(max(found.means), share=False)}"
+    return f"{low.name} is less surprised by the expected answers than {high.name}: perplexity {figures}, p {p_words(p)}."
 
 
 def shown(value: float, *, share: bool) -> str:
@@ -119,7 +135,7 @@ def shown(value: float, *, share: bool) -> str:
 
 
 def p_words(p: float) -> str:
-    return f"{p:.2g}" if p >= 0.001 else "below 0.001"
+    return f"= {p:.2g}" if p >= 0.001 else "< 0.001"
 
 
 def size_words(better: Side, worse: Side) -> str:

@@ -41,7 +41,7 @@ def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
     (told,) = verdicts([worse, better])
     assert told.sure
     assert told.winner == "v3"
-    assert told.words == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p = below 0.001; same size; 12 % slower."
+    assert told.words == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p < 0.001; same size; 12 % slower."
 
 
 def test_a_difference_that_chance_explains_is_none():
@@ -76,3 +76,15 @@ def test_the_interval_of_a_win_rate_is_wilsons():
     low, high = votes.wilson(8, 10)
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert votes.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_where_exact_answers_say_nothing_the_surprise_may():
+    rows = range(20)
+    one = Side(name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows})
+    two = Side(name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows})
+    (told,) = verdicts([one, two])
+    assert told.words.startswith("v1 beats v2 on perplexity of the answer, 1.6 against 1.99 on 20 rows, p < 0.001")
+    three = Side(name="v3", rows={row: {"exact": float(row == 0), "perplexity": 1.9 + row / 100} for row in rows})
+    (told,) = verdicts([one, three])
+    assert told.words.startswith("No difference shown between v3 and v1: exact match 5 % against 0 %")
+    assert told.words.endswith("v1 is less surprised by the expected answers than v3: perplexity 1.6 against 1.99, p < 0.001.")

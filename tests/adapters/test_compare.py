@@ -1,0 +1,210 @@
+"""Versions side by side: the address holds the view, answers stream in, and what differs, costs and wins is told."""
+
+import httpx
+import pytest
+
+from adapters import answers, prompts, votes, wire, work
+from adapters.grid import lines_of, marked
+from adapters.models import PromptSet, Reply, Vote, Work
+from tests.shelf import put_on_shelf
+from training.errors import UserError
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def pair(run):
+    return [put_on_shelf(run, number=number, record={"settings": {"rank": number, "alpha": 8}}) for number in (1, 2)]
+
+
+@pytest.fixture
+def asked(alice, pair):
+    rows = [{"messages": [{"role": "user", "content": f"say {n}"}], "expected": f"it is {n}"} for n in range(12)]
+    return PromptSet.objects.create(owner=alice, team=pair[0].team, name="Twelve", rows=rows)
+
+
+@pytest.fixture
+def echo(settings, monkeypatch):
+    """An inference program that says `it is N` as version 1 and `it was N` as all others, and scores every token -0.5."""
+    seen = []
+
+    def answer(request):
+        import json
+
+        body = json.loads(request.content)
+        seen.append(body)
+        if "prompt_logprobs" in body:
+            scored = [None, *({"5": {"logprob": -0.5}} for _ in range(7))]
+            told = {"choices": [{"message": {"content": ""}}], "usage": {"prompt_tokens": 8, "completion_tokens": 1}}
+            return httpx.Response(200, json={**told, "prompt_logprobs": scored})
+        number = body["messages"][-1]["content"].split()[1]
+        text = f"it {'is' if '-v1-' in body['model'] else 'was'} {number}"
+        usage = {"prompt_tokens": 5, "completion_tokens": 3}
+        told = {"choices": [{"message": {"content": text}}], "usage": usage, "snapml": {"tokens_per_second": 30.0}}
+        return httpx.Response(200, json=told)
+
+    settings.INFERENCE_URL = "http://inference"
+    transport, client = httpx.MockTransport(answer), httpx.AsyncClient
+    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=transport))
+    return seen
+
+
+def reply_all(alice, asked, pair):
+    for version in (*pair, None):
+        answers.ask(alice, asked, answers.Column(pair[0].base_model, version))
+    while Work.objects.filter(stage="waiting").exists():
+        work.talk_next()
+
+
+def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair, echo):
+    reply_all(alice, asked, pair)
+    assert Reply.objects.count() == 36
+    first = Reply.objects.get(version=pair[0], row=3)
+    assert (first.text, first.scores["exact"], first.seconds) == ("it is 3", 1.0, pytest.approx(0.1))
+    assert first.scores["perplexity"] == pytest.approx(2.718281828**0.5)
+    assert Reply.objects.get(version=pair[1], row=3).scores["exact"] == 0.0
+    before = len(echo)
+    reply_all(alice, asked, pair)
+    assert len(echo) == before  # kept, and not asked again
+
+
+def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, asked, pair, echo):
+    reply_all(alice, asked, pair)
+    Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
+    Work.objects.filter(version=pair[0]).update(stage="failed")
+    before = len(echo)
+    answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
+    work.talk_next()
+    assert len(echo) == before + 4
+    assert Reply.objects.filter(version=pair[0]).count() == 12
+
+
+def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypatch):
+    settings.INFERENCE_URL = "http://inference"
+    refuse = httpx.MockTransport(lambda _request: httpx.Response(400, json={"error": {"message": "too long"}}))
+    client = httpx.AsyncClient
+    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=refuse))
+    task = answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
+    work.talk_next()
+    task.refresh_from_db()
+    assert (task.stage, task.error) == ("failed", "The inference program refused: too long")
+
+
+def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(as_alice, alice, asked, pair, echo):
+    reply_all(alice, asked, pair)
+    address = f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}&order=disagreement"
+    page = as_alice.get(address).content.decode()
+    assert "Lights v1 beats Lights v2 on exact match, 100 % against 0 % on 12 rows" in page
+    assert "<mark>was</mark>" in page
+    assert page.count("data-same") >= 1
+    assert "Tokens per second, answering" in page
+    assert "<b>By disagreement</b>" in page
+    told = as_alice.get(f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").json()
+    assert told["differences"]["rank"] == [1, 2]
+    assert "alpha" not in told["differences"]
+    assert told["verdicts"][0]["winner"] == "Lights v1"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("v={0}", "Choose 2 to 6"), ("v={0}&v={0}", "Choose 2 to 6"), ("v=x&v=y", "1 are chosen"), ("v={0}&v=999", "not there")],
+)
+def test_too_few_or_unknown_versions_are_a_sentence(as_alice, pair, query, words):
+    answer = as_alice.get(f"/adapters/compare?{query.format(pair[0].pk)}")
+    assert answer.status_code in (400, 404)
+    assert words in answer.content.decode()
+
+
+def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, asked, pair):
+    query = f"v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+    assert as_mallory.get(f"/adapters/compare?{query}").status_code == 404
+    assert as_mallory.get(f"/adapters/compare/answers?{query}").status_code == 404
+    versions = {"v": [pair[0].pk, pair[1].pk], "prompts": asked.pk}
+    assert as_mallory.post("/adapters/compare/ask", versions).status_code == 404
+    assert as_mallory.post("/adapters/compare/weights", versions).status_code == 404
+    ballot = f"prompts={asked.pk}&first={pair[0].pk}&second={pair[1].pk}"
+    assert as_mallory.get(f"/adapters/vote?{ballot}").status_code == 404
+    assert not Work.objects.exists()
+
+
+def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, data):
+    drawn = prompts.draw_prompts(alice, data, 40)
+    assert prompts.draw_prompts(alice, data, 40) == drawn
+    assert all(row["expected"] for row in drawn.rows)
+    pasted = prompts.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
+    assert pasted.rows[0] == {"messages": [{"role": "user", "content": "hello"}], "expected": ""}
+    assert pasted.rows[1]["expected"] == "b"
+    for text, words in (('a\n{"prompt": 3}', "Line 2 needs"), ("{nope", "Line 1 begins as JSON"), ("", "1 to 500 rows")):
+        with pytest.raises(UserError, match=words):
+            prompts.paste_prompts(alice, text, "")
+    with pytest.raises(UserError, match="1 to 500"):
+        prompts.draw_prompts(alice, data, 0)
+
+
+def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
+    class Said:
+        def __init__(self, text, exact):
+            self.text, self.scores = text, {"exact": exact}
+
+    rows = [{"messages": [], "expected": "x"}] * 3
+    columns = [{0: Said("a", 1), 1: Said("a", 0), 2: Said("a", 1)}, {0: Said("a", 1), 1: Said("a", 1), 2: Said("b", 0)}]
+    assert [line.row for line in lines_of(rows, columns, "row")] == [0, 1, 2]
+    assert lines_of(rows, columns, "disagreement")[0].row == 2
+    assert lines_of(rows, columns, "worst-0")[0].row == 1
+    assert lines_of(rows, columns, "worst-1")[0].row == 2
+    assert [line.row for line in lines_of(rows, columns, "worst-99")] == [0, 1, 2]
+
+
+def test_words_that_differ_are_marked_and_the_text_stays_whole():
+    pieces = marked("turn the hall lamp off", "turn the kitchen lamp off")
+    assert "".join(text for text, _ in pieces) == "turn the hall lamp off"
+    assert [text for text, differs in pieces if differs] == ["hall"]
+    assert marked("same", "same") == [("same", False)]
+    assert marked("", "x") == []
+
+
+def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(as_alice, alice, people, asked, pair, echo):
+    reply_all(alice, asked, pair)
+    ballot = votes.next_ballot(alice, asked, *pair)
+    page = as_alice.get(f"/adapters/vote?prompts={asked.pk}&first={pair[1].pk}&second={pair[0].pk}").content.decode()
+    assert "Lights v1" not in page
+    assert "Lights v2" not in page
+    voted = {"prompts": asked.pk, "first": pair[0].pk, "second": pair[1].pk, "row": ballot.row}
+    truth = "left" if "is" in ballot.left.split() else "right"  # version 1 says `is`
+    as_alice.post("/adapters/vote/cast", {**voted, "choice": truth})
+    assert Vote.objects.get().choice == "first"
+    as_alice.post("/adapters/vote/cast", {**voted, "choice": "tie"})
+    assert Vote.objects.get().choice == "tie"
+    assert votes.next_ballot(alice, asked, *pair).row != ballot.row
+    assert as_alice.post("/adapters/vote/cast", {**voted, "choice": "both"}).status_code == 400
+    assert as_alice.post("/adapters/vote/cast", {**voted, "row": 99, "choice": "tie"}).status_code == 400
+    votes.vote(people["bob"], asked, tuple(pair), ballot.row, "tie")
+    rate = votes.rate(*pair)
+    assert (rate.votes, rate.voters, rate.ties, rate.rate) == (2, 2, 2, 0.5)
+
+
+def test_sides_change_by_chance_and_not_with_the_reload(alice, people, asked, pair, echo):
+    reply_all(alice, asked, pair)
+    sides = [votes.chance(alice, asked, *pair, row) % 2 for row in range(12)]
+    assert 0 < sum(sides) < 12
+    assert votes.next_ballot(alice, asked, *pair) == votes.next_ballot(alice, asked, *pair)
+
+
+def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
+    calls = []
+    monkeypatch.setattr(work, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}]))
+    data = {"v": [pair[1].pk, pair[0].pk]}
+    assert as_alice.post("/adapters/compare/weights", data).json()["stage"] == "waiting"
+    work.do_next()
+    told = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
+    assert told["stage"] == "done"
+    assert told["result"] == {"moved": {}, "overlaps": []}
+    assert len(calls) == 1
+
+
+def test_the_page_asks_the_database_a_few_times_however_many_rows(
+    as_alice, alice, asked, pair, echo, django_assert_max_num_queries
+):
+    reply_all(alice, asked, pair)
+    with django_assert_max_num_queries(24):
+        as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}")

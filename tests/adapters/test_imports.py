@@ -1,0 +1,164 @@
+"""An adapter from elsewhere: what is sound is taken, and nothing else of a zip is believed, unpacked, run or kept."""
+
+import io
+import json
+import pickle
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from django.conf import settings
+
+from adapters import imports
+from adapters.models import AdapterVersion
+from tests.engine.test_methods import CPU
+from tests.shelf import train_version
+from training.engine.model import load_base
+from training.engine.weights import attach
+from training.errors import UserError
+
+pytestmark = pytest.mark.django_db
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture
+def made(alice, base_model, data, device, no_bell, engine_here):
+    """The files of a true adapter, in memory."""
+    version = train_version(alice, base_model, data, engine_here, max_steps=2)
+    files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+    version.delete()
+    return files
+
+
+def zipped(files, prefix=""):
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name if isinstance(name, zipfile.ZipInfo) else prefix + name, content)
+    held.seek(0)
+    return held
+
+
+def configured(files, **changes):
+    return {**files, CONFIG: json.dumps({**json.loads(files[CONFIG]), **changes}).encode()}
+
+
+@pytest.mark.parametrize("prefix", ["", "my-adapter/"])
+def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(alice, base_model, made, prefix):
+    changed = configured(made, base_model_name_or_path="/home/somebody/secret")
+    version = imports.import_version(alice, zipped(changed, prefix), base_model, "From elsewhere")
+    assert (str(version), version.method, version.record["imported"]) == ("From elsewhere v1", "lora", True)
+    assert version.trainable_parameters > 0
+    kept = json.loads((version.folder / CONFIG).read_text())
+    assert kept["base_model_name_or_path"] == base_model.name
+    assert "megatron_core" not in kept
+    assert attach(load_base(base_model.folder, torch.float32, CPU), version.folder, "default").peft_config
+
+
+def header(entries, body=b""):
+    text = json.dumps(entries).encode() if not isinstance(entries, bytes) else entries
+    return struct.pack("<Q", len(text)) + text + body
+
+
+ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (b"", "claims"),
+        (struct.pack("<Q", 2**60) + b"{}", "claims 1,152,921,504,606,846,976 bytes"),
+        (pickle.dumps({"a": 1}), "no safetensors file"),
+        (header(b"{nope"), "no safetensors file"),
+        (header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": 1}', b"x" * 8), "stands twice"),
+        (header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes than its shape"),
+        (header({**ONE, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"x" * 12), "overlap or leave holes"),
+        (header(ONE, b"x" * 4), "cut off"),
+        (header(ONE, b"x" * 80), "more than its header tells"),
+        (header({"a": {"dtype": "O", "shape": [2], "data_offsets": [0, 8]}}, b"x" * 8), "not described"),
+        (header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes"),
+        (header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes"),
+        (header({"__metadata__": {}}), "cut off"),
+    ],
+)
+def test_weights_that_lie_are_refused_before_any_library_reads_them(alice, base_model, made, weights, words):
+    refused(alice, base_model, zipped({**made, WEIGHTS: weights}), words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "sets auto_mapping"),
+        ({"megatron_core": "os"}, "sets megatron_core"),
+        ({"peft_type": "XLORA"}, "of type 'XLORA'"),
+        ({"peft_type": {"a": 1}}, "of type"),
+    ],
+)
+def test_a_config_that_names_code_or_an_unknown_type_is_refused(alice, base_model, made, changes, words):
+    refused(alice, base_model, zipped(configured(made, **changes)), words)
+
+
+def link_to(name, target):
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return {entry: target}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda files: {CONFIG: files[CONFIG]}, f"no {WEIGHTS}"),
+        (lambda files: {CONFIG: files[CONFIG], "adapter_model.bin": pickle.dumps(1)}, "Pickled weights"),
+        (lambda files: {**files, f"b/{WEIGHTS}": b"x"}, f"more than one {WEIGHTS}"),
+        (lambda files: {CONFIG: files[CONFIG], f"a/b/{WEIGHTS}": files[WEIGHTS]}, f"no {WEIGHTS}"),
+        (lambda files: {CONFIG: files[CONFIG], **link_to(WEIGHTS, "/etc/passwd")}, "a link or a folder"),
+        (lambda files: {**files, WEIGHTS: b"\0" * 5_000_000}, "would have 5.0 MB unpacked"),
+        (lambda files: {**files, CONFIG: b"[" * 100_000}, "is not JSON|unpacked"),
+        (lambda files: {**files, CONFIG: b"[]"}, "must be a JSON object"),
+        (lambda files: {**files, **{f"f{n}": b"" for n in range(300)}}, "more than 200 entries"),
+    ],
+)
+def test_a_zip_with_tricks_is_refused(alice, base_model, made, change, words):
+    refused(alice, base_model, zipped(change(made)), words)
+
+
+def test_what_climbs_out_of_the_zip_is_never_written(alice, base_model, made, tmp_path):
+    version = imports.import_version(alice, zipped({**made, "../../evil.txt": b"x", "/etc/evil": b"x"}), base_model, "Climber")
+    assert sorted(path.name for path in version.folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert not list(Path(settings.HOME).rglob("evil*"))
+
+
+def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_model, made, tmp_path):
+    from tests import tiny
+    from training.catalog.models import BaseModel
+
+    refused(alice, base_model, io.BytesIO(b"PK\x03\x04 no"), "no zip file")
+    wide = BaseModel.objects.create(
+        name="wide", source="folder", location=str(tiny.make_model(tmp_path / "wide", hidden=64)), state="ready", card={}
+    )
+    refused(alice, wide, zipped(made), "choose its true base")
+    shallow = BaseModel.objects.create(
+        name="shallow", source="folder", location=str(tiny.make_model(tmp_path / "one", layers=1)), state="ready", card={}
+    )
+    refused(alice, shallow, zipped(made), "shallow has no weight 'model.layers.1")
+
+
+def refused(user, base, held, words):
+    with pytest.raises(UserError, match=words):
+        imports.import_version(user, held, base, "Lights")
+    assert not AdapterVersion.objects.exists()
+    assert not list((Path(settings.HOME) / "adapters").glob(".import-*"))
+
+
+def test_the_page_keeps_what_was_typed_and_tells_what_is_wrong(as_alice, base_model):
+    from django.core.files.uploadedfile import SimpleUploadedFile
+
+    file = SimpleUploadedFile("a.zip", b"no zip")
+    answer = as_alice.post("/adapters/import", {"file": file, "base": base_model.pk, "name": "My lights"})
+    assert answer.status_code == 400
+    page = answer.content.decode()
+    assert "This is no zip file" in page
+    assert 'value="My lights"' in page
