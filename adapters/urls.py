@@ -1,6 +1,6 @@
 from django.urls import path
 
-from adapters import compare_views, deploy_views, version_views, views
+from adapters import bakeoff_views, compare_views, deploy_views, version_views, views
 
 urlpatterns = [
     path("adapters", views.adapters, name="adapters"),
@@ -20,6 +20,10 @@ urlpatterns = [
     path("adapters/<int:adapter_id>/download", views.download, name="adapter-download"),
     path("adapters/<int:adapter_id>/heldout", views.heldout, name="adapter-heldout"),
     path("adapters/<int:adapter_id>/try", views.try_it, name="adapter-try"),
+    path("bakeoffs/new", bakeoff_views.new, name="bakeoff-new"),
+    path("bakeoffs/<int:sweep_id>", bakeoff_views.show, name="bakeoff"),
+    path("bakeoffs/<int:sweep_id>/ask", bakeoff_views.ask, name="bakeoff-ask"),
+    path("bakeoffs/<int:sweep_id>/export", bakeoff_views.export, name="bakeoff-export"),
     path("deployments", deploy_views.deployments, name="deployments"),
     path("deployments/new", deploy_views.deploy_new, name="deployment-new"),
     path("deployments/<slug:name>", deploy_views.deployment, name="deployment"),

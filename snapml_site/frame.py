@@ -30,7 +30,7 @@ STEERING = (
 )
 
 
-BELONGS_TO = {"sweeps": "runs", "uploads": "datasets", "deployments": "adapters"}
+BELONGS_TO = {"sweeps": "runs", "uploads": "datasets", "deployments": "adapters", "bakeoffs": "adapters"}
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:

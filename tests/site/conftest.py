@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from adapters.bakeoff import METHODS
 from adapters.models import Deployment, PromptSet
 from tests import tiny
 from tests.shelf import put_on_shelf
@@ -35,7 +36,7 @@ def things(run, base_model, data, alice, device):
         "upload_id": upload.pk,
         "adapter_id": version.pk,
         "model_id": base_model.pk,
-        "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"rank": [1, 2]}).pk,
+        "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"method": list(METHODS)}).pk,
         "team_id": Team.objects.get(name="voice").pk,
         "token_id": 1,
         "webhook_id": Webhook.objects.create(user=alice, url="https://example.com/x", secret="s").pk,

@@ -33,6 +33,8 @@ OWNED = {
     "deployment",
     "deployment-live",
     "deployment-minutes",
+    "bakeoff",
+    "bakeoff-export",
 }
 # What changes a thing: the owner, leads of its team and admins.
 CHANGING = {
@@ -58,6 +60,7 @@ CHANGING = {
     "deployment-switch",
     "deployment-back",
     "deployment-down",
+    "bakeoff-ask",
 }
 # Everybody who is signed in; what is in them is each person's own.
 SHARED = {
@@ -89,6 +92,7 @@ SHARED = {
     "adapter-import",
     "deployments",
     "deployment-new",
+    "bakeoff-new",
     "password",
     "account",
     "token-new",

@@ -1,0 +1,101 @@
+"""Try all methods: one run each under one budget, and a report that tells what was measured and nothing else."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from adapters import bakeoff, shelf
+from adapters.bakeoff import METHODS, Budget
+from adapters.models import PromptSet, Reply, Work
+from training.engine.outcome import read_result
+from training.errors import Conflict, UserError
+from training.runs.models import Run, Sweep
+
+pytestmark = pytest.mark.django_db
+SMALL = Budget(max_steps=6, tokens_per_batch=160, max_length=80)
+
+
+@pytest.fixture
+def baked(alice, base_model, data, device, no_bell):
+    return bakeoff.launch_bakeoff(alice, base_model, data, SMALL)
+
+
+def finish(run, engine):
+    """What a worker does of a run that matters to the report."""
+
+    assert engine([str(run.folder)]) == 0
+    start = next(json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line)
+    result = read_result(run.folder)
+    run.plan, run.best_heldout_loss, run.peak_memory_bytes, run.state = start, result.heldout_loss, 10**8 + run.pk, "finished"
+    run.save()
+    shelf.keep(run, result)
+
+
+def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
+    runs = {run.method: run for run in baked.runs.all()}
+    assert set(runs) == set(METHODS)
+    assert {run.config["max_steps"] for run in runs.values()} == {6}
+    assert {run.config["tokens_per_batch"] for run in runs.values()} == {160}
+    assert runs["prefix"].config["learning_rate"] != runs["lora"].config["learning_rate"]
+    assert bakeoff.is_bakeoff(baked)
+    assert not bakeoff.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
+
+
+def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
+    with pytest.raises(UserError):
+        bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80))
+    with pytest.raises(UserError, match="1 to 100,000 steps"):
+        bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
+    assert not Run.objects.exists()
+    assert not Sweep.objects.exists()
+
+
+def test_the_report_tells_what_was_measured(alice, baked, engine_here):
+    for run in baked.runs.all():
+        finish(run, engine_here)
+    rows = {row.run.method: row for row in bakeoff.report(baked)}
+    assert list(rows) == list(METHODS)
+    assert rows["full"].trainable_share == 1.0
+    assert 0 < rows["prompt"].trainable_share < rows["lora"].trainable_share < 1
+    assert rows["full"].memory_saved == 0.0
+    assert rows["full"].loss_over_full == 1.0
+    assert rows["lora"].size_bytes < rows["full"].size_bytes
+    assert rows["lora"].speed_over_base is None  # nobody has asked yet
+    asked = bakeoff.ask_all(alice, baked)
+    assert Work.objects.count() == 7
+    base = baked.runs.first().base_model
+    for version, rate in ((None, 10.0), (rows["lora"].version, 8.0)):
+        Reply.objects.create(
+            prompts=asked, row=0, version=version, base_model=base, text="x", tokens=10, seconds=10 / rate, scores={"exact": 1.0}
+        )
+    lora = next(row for row in bakeoff.report(baked) if row.run.method == "lora")
+    assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
+    table = list(csv.reader(io.StringIO(bakeoff.as_csv(bakeoff.report(baked)))))
+    assert [row[0] for row in table[1:]] == [row.title for row in rows.values()]
+    assert "| LoRA |" in bakeoff.as_markdown(baked, bakeoff.report(baked))
+
+
+def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, baked):
+    page = as_alice.get(f"/bakeoffs/{baked.pk}").content.decode()
+    assert page.count("\N{EN DASH}") > 30
+    with pytest.raises(Conflict, match="not over yet"):
+        bakeoff.ask_all(alice, baked)
+    assert not PromptSet.objects.exists()
+    assert "Memory saved" in as_alice.get(f"/bakeoffs/{baked.pk}/export").content.decode()
+
+
+def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
+    other = Sweep.objects.create(owner=alice, name="Grid", grid={"rank": [1, 2]})
+    assert as_alice.get(f"/bakeoffs/{other.pk}").status_code == 404
+
+
+def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(as_alice, base_model, data, device, no_bell):
+    given = {"model": base_model.pk, "data": data.pk, "max_steps": 6, "tokens_per_batch": 160, "max_length": 80, "name": "Six"}
+    wrong = as_alice.post("/bakeoffs/new", {**given, "tokens_per_batch": 20})
+    assert wrong.status_code == 400
+    assert 'value="20"' in wrong.content.decode()
+    assert as_alice.post("/bakeoffs/new", {**given, "data": 999}).status_code == 404
+    made = as_alice.post("/bakeoffs/new", given)
+    assert made["Location"] == f"/bakeoffs/{Sweep.objects.get().pk}"
