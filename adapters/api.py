@@ -10,7 +10,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from adapters import go_on, imports, shelf, versions, views
+from adapters import exports, go_on, imports, merges, shelf, versions, views
 from adapters.models import AdapterVersion
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
@@ -97,6 +97,21 @@ class KeepIn(Schema):
     step: int = Field(ge=0, le=2**31)
 
 
+class GgufIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    quantisation: str = Field(max_length=10)
+
+
+class WorkOut(Schema):
+    kind: str
+    stage: str
+    words: str
+    done: int
+    total: int
+    error: str
+    result: dict[str, Any]
+
+
 STREAM: dict[str, Any] = {"responses": {200: {"content": {"text/event-stream": {}}}}}
 
 
@@ -166,6 +181,19 @@ def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
         raise NotFound("There is no such data that you may see.", field="data")
     run = go_on.continue_from(request.user, found, data=data, changes=body.settings, name=body.name)
     return 201, {"run": run.pk}
+
+
+@router.post("/{int:adapter_id}/merge", response={202: WorkOut})
+def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
+    """Merge it into its base in the background, checked against the adapter; ask again for how far it is."""
+    return 202, merges.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
+
+
+@router.post("/{int:adapter_id}/gguf", response={202: WorkOut})
+def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
+    """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
+    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    return 202, exports.export_gguf(request.user, found, body.quantisation)
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)

@@ -1,5 +1,10 @@
 """The kinds of work there are. Importing it fills the table that the worker goes by."""
 
-from adapters import answers, comparison, merges, work
+from adapters import answers, comparison, exports, merges, work
 
-work.KINDS |= {merges.KIND: merges.do_merge, answers.KIND: answers.do_answers, comparison.KIND: comparison.do_compare}
+work.KINDS |= {
+    merges.KIND: merges.do_merge,
+    exports.KIND: exports.do_gguf,
+    answers.KIND: answers.do_answers,
+    comparison.KIND: comparison.do_compare,
+}

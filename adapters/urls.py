@@ -1,6 +1,6 @@
 from django.urls import path
 
-from adapters import bakeoff_views, compare_views, deploy_views, version_views, views
+from adapters import bakeoff_views, compare_views, deploy_views, export_views, version_views, views
 
 urlpatterns = [
     path("adapters", views.adapters, name="adapters"),
@@ -15,6 +15,11 @@ urlpatterns = [
     path("adapters/<int:adapter_id>/edit", version_views.edit, name="adapter-edit"),
     path("adapters/<int:adapter_id>/delete", version_views.delete, name="adapter-delete"),
     path("adapters/<int:adapter_id>/continue", version_views.continue_from, name="adapter-continue"),
+    path("adapters/<int:adapter_id>/exports", export_views.exported, name="adapter-exports"),
+    path("adapters/<int:adapter_id>/merge", export_views.merge, name="adapter-merge"),
+    path("adapters/<int:adapter_id>/merged.zip", export_views.download_merged, name="adapter-merged"),
+    path("adapters/<int:adapter_id>/gguf", export_views.gguf, name="adapter-gguf"),
+    path("adapters/<int:adapter_id>/gguf/<slug:quantisation>", export_views.download_gguf, name="adapter-gguf-file"),
     path("runs/<int:run_id>/keep", version_views.keep_checkpoint, name="run-keep"),
     path("adapters/<int:adapter_id>", views.adapter, name="adapter"),
     path("adapters/<int:adapter_id>/download", views.download, name="adapter-download"),

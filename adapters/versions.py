@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import ProtectedError, Q
 
 from adapters import merges
+from adapters.exports import gguf_file
 from adapters.models import AdapterVersion, Deployment, Work
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
@@ -50,7 +51,8 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     may_change(user, version)
     if one_line(name) != str(version):
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
-    folders = [version.folder, version.merged_folder, *(work.folder for work in version.works.all())]
+    ggufs = gguf_file(version, "any").parent
+    folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
     try:
         with transaction.atomic():
             version.delete()
@@ -101,9 +103,9 @@ def lineage(user: User, version: AdapterVersion) -> list[Relative]:
 def disk_use(user: User) -> dict[str, Any]:
     """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders, and each owner's sums."""
     versions = AdapterVersion.objects.visible_to(user)
-    merged = {
-        work.version_id: work.result.get("bytes", 0) for work in Work.objects.filter(kind=merges.KIND, version__in=versions)
-    }
+    merged: dict[int | None, int] = {}
+    for work in Work.objects.filter(kind__in=(merges.KIND, exports.KIND), version__in=versions):
+        merged[work.version_id] = merged.get(work.version_id, 0) + work.result.get("bytes", 0)
     adapters: dict[tuple[str, str], dict[str, Any]] = {}
     for pk, owner, name, size in versions.values_list("pk", "owner__username", "name", "size_bytes"):
         row = adapters.setdefault((owner, name), {"owner": owner, "name": name, "versions": 0, "bytes": 0, "merged": 0})

@@ -12,6 +12,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
 from adapters import ask, versions, votes
+from adapters.export_views import export_values
 from adapters.models import AdapterVersion, Deployment
 from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
@@ -55,6 +56,7 @@ def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
         "votes": votes.total(version),
         "settings": flat(version.record.get("settings", {})),
         "suggested": versions.SUGGESTED_TAGS,
+        **export_values(version),
     }
     return render(request, "adapters/adapter.html", values)
 

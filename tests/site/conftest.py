@@ -29,6 +29,7 @@ def things(run, base_model, data, alice, device):
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
     return {
         "other_id": put_on_shelf(run, number=2).pk,
+        "quantisation": "f16",
         "prompts_id": PromptSet.objects.create(**shared, name="Two", rows=rows).pk,
         "run_id": run.pk,
         "dataset_id": data.dataset_id,

@@ -101,6 +101,8 @@ MATRIX = {
     "post /adapters/import": ALL,
     "post /adapters/checkpoints": {**CHANGE, "lea": "n", "alice": "n", "admin": "n"},  # its run keeps no such checkpoint
     "get /adapters/disk": ALL,
+    "post /adapters/{adapter_id}/merge": CHANGE,
+    "post /adapters/{adapter_id}/gguf": CHANGE,
     "patch /adapters/{adapter_id}": CHANGE,
     "delete /adapters/{adapter_id}": CHANGE,
     "post /adapters/{adapter_id}/continue": {**LOOK, "vera": "l"},
@@ -139,6 +141,7 @@ BODIES = {
     "put /gpus/people/{username}/quota": {"running": 2},
     "delete /adapters/{adapter_id}": {"name": "x"},
     "post /comparisons/prompts": {"text": "hello"},
+    "post /adapters/{adapter_id}/gguf": {"quantisation": "f16"},
 }
 
 

@@ -1,0 +1,64 @@
+"""What a version is exported as: its merged model, GGUF files; their progress, and their downloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_POST
+
+from adapters import exports, merges
+from adapters.models import AdapterVersion, Stage, Work
+from adapters.shelf import file_stem
+from training.people.requests import SignedIn, in_pieces
+from training.people.visible import get_changeable, get_visible
+
+
+def exported(request: SignedIn, adapter_id: int) -> HttpResponse:
+    """The card of exports anew, while something is made."""
+    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
+    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=found.pk).exists()
+    return render(request, "adapters/_exports.html", {"adapter": found, "mine": mine, **export_values(found)})
+
+
+def export_values(version: AdapterVersion) -> dict[str, Any]:
+    works = list(Work.objects.filter(version=version, kind__in=(merges.KIND, exports.KIND)).order_by("pk"))
+    merge = next((work for work in works if work.kind == merges.KIND), None)
+    return {
+        "merge": merge,
+        "merged": version.whole_model or merges.is_merged(version),
+        "ggufs": [(work, work.order["quantisation"]) for work in works if work.kind == exports.KIND],
+        "quantisations": exports.QUANTISATIONS,
+        "making": any(work.stage in (Stage.WAITING, Stage.WORKING) for work in works),
+    }
+
+
+@require_POST
+def merge(request: SignedIn, adapter_id: int) -> HttpResponse:
+    merges.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
+    return redirect("adapter", adapter_id)
+
+
+@require_POST
+def gguf(request: SignedIn, adapter_id: int) -> HttpResponse:
+    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    exports.export_gguf(request.user, found, request.POST.get("quantisation", ""))
+    return redirect("adapter", adapter_id)
+
+
+def download_merged(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
+    exports.model_folder(found)
+    answer = StreamingHttpResponse(in_pieces(exports.merged_zip(found)), content_type="application/zip")
+    answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-merged.zip"'
+    return answer
+
+
+def download_gguf(request: SignedIn, adapter_id: int, quantisation: str) -> HttpResponseBase:
+    found = get_visible(AdapterVersion, request.user, adapter_id)
+    path = exports.made_gguf(found, quantisation)
+    answer = StreamingHttpResponse(in_pieces(exports.pieces_of(path)), content_type="application/octet-stream")
+    answer["Content-Length"] = str(path.stat().st_size)
+    answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-{quantisation}.gguf"'
+    return answer

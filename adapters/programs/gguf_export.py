@@ -1,0 +1,94 @@
+"""`python -m adapters.programs.gguf_export FOLDER`: a model as one GGUF file, run back through llama.cpp before it is kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapters.programs.gguf_file import export
+from adapters.programs.llama_cpp import answers, top_logprobs
+from adapters.programs.parity import Spoken, speak
+from adapters.programs.speak import run, say
+from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.files import sha256, sync
+from training.engine.model import load_base
+from training.errors import UserError
+
+CPU = torch.device("cpu")
+TOP = 20
+SCORED_PROMPTS = 2  # whose answers are compared token by token: llama.cpp is asked once a token
+# The share of places where the same token must come next. Measured on SmolLM2-135M: f16 1.000, q8_0 0.944, q4_0 0.667.
+LEAST_SAME = {"f32": 0.98, "f16": 0.95, "bf16": 0.9, "q8_0": 0.75}
+LEAST_SAME_OTHERS = 0.3
+
+
+def make(order: dict[str, Any]) -> dict[str, Any]:
+    """Order: model (a folder), target (a file), quantisation, and prompts as lists of messages. Result: parity, bytes, sha256."""
+    folder, target, quantisation = Path(order["model"]), Path(order["target"]), str(order["quantisation"])
+    say(words="writing the file", done=0, total=3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.checking")
+    export(folder, aside, quantisation)
+    try:
+        say(words="answering with torch", done=1)
+        tokenizer = load_tokenizer(folder)
+        use_template(tokenizer)
+        model = load_base(folder, torch.float32, CPU).eval()
+        said = [
+            speak(model, prompt_ids(tokenizer, {"messages": messages}), tokenizer.eos_token_id) for messages in order["prompts"]
+        ]
+        del model
+        say(words="answering with llama.cpp", done=2)
+        figures = compared(aside, said)
+        refuse_unlike(figures, quantisation)
+        sync(aside)
+        aside.rename(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(target.parent)
+    return {"parity": figures, "bytes": target.stat().st_size, "sha256": sha256(target), "quantisation": quantisation}
+
+
+def compared(file: Path, said: list[Spoken]) -> dict[str, Any]:
+    """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each place of some answers."""
+    theirs = answers(file, [one.prompt for one in said], max(len(one.answer) for one in said))
+    same = sum(alike(one.answer, other.ids) for one, other in zip(said, theirs, strict=True))
+    differences, choices = [], []
+    for one in said[:SCORED_PROMPTS]:
+        tops = top_logprobs(file, one.whole[:-1], TOP)[-len(one.answer) :]
+        ours = one.logits.log_softmax(-1)
+        for place, top in enumerate(tops):
+            best = int(ours[place].argmax())
+            choices.append(max(top, key=lambda token: top[token]) == best)
+            if best in top:
+                differences.append(abs(top[best] - float(ours[place, best])))
+    return {
+        "prompts": len(said),
+        "same_answers": same,
+        "tokens": len(choices),
+        "same_choice": sum(choices) / max(1, len(choices)),
+        "largest_difference": max(differences, default=0.0),
+    }
+
+
+def alike(ours: list[int], theirs: list[int]) -> bool:
+    """Equal but for the token that ends an answer, which llama.cpp may leave out."""
+    shorter = min(len(ours), len(theirs))
+    return ours[:shorter] == theirs[:shorter] and abs(len(ours) - len(theirs)) <= 1
+
+
+def refuse_unlike(figures: dict[str, Any], quantisation: str) -> None:
+    """Raises UserError: the file answers unlike the model that it was made from."""
+    least = LEAST_SAME.get(quantisation, LEAST_SAME_OTHERS)
+    if figures["same_choice"] < least:
+        raise UserError(
+            f"The {quantisation} file answers unlike its model: llama.cpp chooses the same next token in "
+            f"{figures['same_choice']:.0%} of {figures['tokens']} places, and at least {least:.0%} are expected. Take more bits."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run(make))

@@ -1,0 +1,117 @@
+"""The families of models that llama.cpp computes as transformers does, and their settings in a GGUF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import torch
+
+from training.errors import UserError
+
+GEMMA_FULL_EVERY = 6  # llama.cpp knows no other rhythm of sliding and full attention
+GEMMA_27B_LAYERS = 62
+
+
+@dataclass(frozen=True)
+class Family:
+    architecture: gguf.MODEL_ARCH
+    activation: str = "silu"  # the only one that llama.cpp computes there
+    pairs: bool = False  # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
+
+
+FAMILIES = {  # by transformers' model_type
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, pairs=True),
+    "mistral": Family(gguf.MODEL_ARCH.LLAMA, pairs=True),
+    "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
+    "qwen3": Family(gguf.MODEL_ARCH.QWEN3),
+    "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh"),
+    "gpt2": Family(gguf.MODEL_ARCH.GPT2, "gelu_new"),
+}
+
+
+def check(config: Any) -> None:
+    """Refuse every setting that llama.cpp would read differently, or not at all."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise UserError(f"GGUF export knows the families {', '.join(FAMILIES)}; this model is of the family {kind}.")
+    if getattr(config, "quantization_config", None):
+        raise UserError("These weights are quantised already (by bitsandbytes, GPTQ or the like); export the 16-bit model.")
+    names = ("activation_function", "hidden_activation", "hidden_act")
+    activation = next(getattr(config, name) for name in names if hasattr(config, name))
+    if activation != FAMILIES[kind].activation:
+        raise UserError(f"llama.cpp has no {kind} model with the activation {activation}.")
+    switches = ["use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping", "add_cross_attention"]
+    for switch in switches + ["attention_bias"] * (not FAMILIES[kind].pairs):
+        if getattr(config, switch, None):
+            raise UserError(f"llama.cpp has no {kind} model with {switch}.")
+    if kind == "gpt2" and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
+        raise UserError("llama.cpp has no gpt2 model whose attention is scaled in an unusual way.")
+    if kind == "gemma3_text":
+        for layer, attention in enumerate(config.layer_types, start=1):
+            if (attention == "full_attention") != (layer % GEMMA_FULL_EVERY == 0):
+                raise UserError("llama.cpp knows Gemma 3 only with full attention in every sixth layer and nowhere else.")
+
+
+def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
+    heads, longest = config.num_attention_heads, config.max_position_embeddings
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(heads)
+    if config.model_type == "gpt2":
+        writer.add_context_length(longest)
+        writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+        return
+    window = getattr(config, "sliding_window", None)
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(window)
+    elif window:  # llama.cpp has no window here; texts no longer than the window are read the same
+        longest = min(longest, window)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_context_length(longest)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(size)
+    add_rotation(writer, config)
+
+
+def add_rotation(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Rotary positions. The factors of `llama3` are a tensor, which `export.write` adds."""
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    near = config.rope_parameters.get("sliding_attention", rope)
+    kind = rope["rope_type"]
+    known = ("default", "linear", "llama3") if FAMILIES[config.model_type].pairs else ("default", "linear")
+    near_is_plain = near is rope or near["rope_type"] == "default"
+    if kind not in known or not near_is_plain or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"Rotary positions of the kind {kind!r} are not exported for the family {config.model_type}.")
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if near is not rope:
+        writer.add_rope_freq_base_swa(near["rope_theta"])
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def gemma_attention_size(config: Any) -> int:
+    """The size that llama.cpp takes: by the number of layers it recognises the 27B model, which is the exception."""
+    is_27b = config.num_hidden_layers == GEMMA_27B_LAYERS
+    size: int = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
+    return size
+
+
+def rotation_factors(config: Any) -> torch.Tensor | None:
+    """By what llama.cpp must divide each plain frequency; None where they are plain."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "llama3":
+        return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()
+    plain = rope["rope_theta"] ** -(torch.arange(len(scaled), dtype=torch.float64) / len(scaled))
+    factors: torch.Tensor = (plain / scaled).float()
+    return factors
