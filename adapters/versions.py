@@ -10,8 +10,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import ProtectedError, Q
 
-from adapters import merges
-from adapters.exports import gguf_file
+from adapters import exports, merges
 from adapters.models import AdapterVersion, Deployment, Work
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
@@ -51,7 +50,7 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     may_change(user, version)
     if one_line(name) != str(version):
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
-    ggufs = gguf_file(version, "any").parent
+    ggufs = exports.gguf_file(version, "any").parent
     folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
     try:
         with transaction.atomic():
