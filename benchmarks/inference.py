@@ -1,0 +1,142 @@
+"""What an adapter costs while it answers, in the true inference engine: merged against base, attached against base, eight adapters
+in one batch against eight runs of one, and the switch from one adapter to another.
+
+Every pair is measured in turn in one process, on the built-in model with LoRA of rank 16 on all linear layers; the median of the
+rounds is printed. Tokens a second of greedy decoding, prompts of the example data, no end before `TOKENS`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from adapters.inference.batch import Answer, Batch, Question
+from adapters.inference.held import Base, Held, Weights
+from benchmarks import report
+from benchmarks.engine_step import EXAMPLE, built_in
+from training.engine.config import RunConfig
+from training.engine.conversations import load_tokenizer, prompt_ids, read_rows
+from training.engine.merge import merged
+from training.engine.methods import TABLE
+from training.engine.model import load_base
+from training.engine.weights import write_weights
+
+ROUNDS, TOKENS, ADAPTERS = 3, 24, 8
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    folder = built_in()
+    adapters = make_adapters(folder, ADAPTERS)
+    whole = folder.with_name(f"{folder.name}-merged")
+    merged(folder, adapters[0].folder, "lora").save_pretrained(whole, max_shard_size="1000GB")
+    load_tokenizer(folder).save_pretrained(whole)
+    base, fused = Held(Base(folder)), Held(Base(whole, sha256="merged"))
+    beside = Held(Base(folder))
+    for adapter in adapters:
+        beside.bring(adapter, set())
+    prompts = some_prompts(base, ADAPTERS)
+    speeds: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        one = [(prompts[0], None)]
+        speeds.setdefault("base", []).append(speed(base, one))
+        speeds.setdefault("merged", []).append(speed(fused, one))
+        speeds.setdefault("attached", []).append(speed(beside, [(prompts[0], adapters[0])]))
+        for count in (1, 2, 4, 8):
+            rows = [(prompt, adapters[place % count]) for place, prompt in enumerate(prompts)]
+            speeds.setdefault(f"mixed of {count}", []).append(speed(beside, rows))
+        alone = [speed(beside, [(prompt, adapter)]) for prompt, adapter in zip(prompts, adapters, strict=True)]
+        speeds.setdefault("eight runs of one", []).append(statistics.harmonic_mean(alone))
+        speeds.setdefault("batch of 8 base rows", []).append(speed(base, [(prompt, None) for prompt in prompts]))
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    report(
+        {
+            **{f"{name}, tokens/s": value for name, value in median.items()},
+            "merged_over_base": ratio(speeds, "merged", "base"),
+            "attached_over_base": ratio(speeds, "attached", "base"),
+            "mixed_over_single": ratio(speeds, f"mixed of {ADAPTERS}", "eight runs of one"),
+            "switch_ms": statistics.median(switches(beside, adapters)),
+            "load_ms": statistics.median(loads(folder, adapters)),
+            "threads": torch.get_num_threads(),
+        }
+    )
+
+
+def ratio(speeds: dict[str, list[float]], above: str, below: str) -> float:
+    """Of neighbours in time, so that a busy moment of the machine touches both."""
+    return statistics.median(one / other for one, other in zip(speeds[above], speeds[below], strict=True))
+
+
+def speed(held: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float:
+    """Tokens a second of all rows together, after their first forwards."""
+    batch = Batch()
+    with torch.inference_mode():
+        for ids, adapter in rows:
+            held.bring(adapter, set())
+            first = held.first(torch.tensor([ids]), adapter)
+            question = Question(base=held.base, adapter=adapter)
+            token = int(first.logits[0, -1].argmax())
+            batch.join(Answer(question, len(ids), TOKENS, torch.Generator(), token=token), first.cache)
+        began = time.perf_counter()
+        for _ in range(TOKENS):
+            logits = batch.step(held)
+            for answer, row in zip(batch.answers, logits, strict=True):
+                answer.token = int(row.argmax())
+        return len(rows) * TOKENS / (time.perf_counter() - began)
+
+
+def switches(held: Held, adapters: list[Weights]) -> list[float]:
+    """Milliseconds from one adapter that is loaded to another."""
+    ids = torch.tensor([[1]])
+    with torch.inference_mode():
+        for adapter in adapters:
+            held.first(ids, adapter)
+        return [timed(partial(held._go_through, adapter)) for _ in range(ROUNDS) for adapter in adapters]
+
+
+def loads(folder: Path, adapters: list[Weights]) -> list[float]:
+    """Milliseconds to load one more adapter from disk beside others."""
+    held = Held(Base(folder))
+    held.bring(adapters[0], set())
+    return [timed(partial(held.bring, adapter, set())) for adapter in adapters[1:]]
+
+
+def timed(act: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    act()
+    return 1000 * (time.perf_counter() - began)
+
+
+def some_prompts(held: Held, count: int) -> list[list[int]]:
+    rows = [row for row in read_rows(EXAMPLE) if row["split"] == "train"][:count]
+    return [prompt_ids(held.tokenizer, {"messages": row["messages"][:-1]}) for row in rows]
+
+
+def make_adapters(folder: Path, count: int) -> list[Weights]:
+    """LoRA adapters whose updates are not zero: speed does not ask how good they are."""
+    model = TABLE["lora"].wrap(load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32))
+    made = []
+    for number in range(count):
+        torch.manual_seed(number)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=1e-3)
+        target = Path(tempfile.mkdtemp(prefix="snapml-bench-adapter-"))
+        write_weights(model, target)
+        made.append(Weights(target, f"bench-{number}"))
+    return made
+
+
+if __name__ == "__main__":
+    main()
