@@ -160,7 +160,7 @@ def ask_all(user: User, sweep: Sweep) -> PromptSet:
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in OPEN for run in runs) or not runs:
         raise Conflict("Some runs are not over yet; ask when all of them are.")
-    chosen = prompts_of(sweep) or prompts.draw_prompts(user, runs[0].data, ASKED)
+    chosen = prompts_of(sweep) or prompts.draw_prompts(sweep.owner, runs[0].data, ASKED)
     for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
         answers.ask(user, chosen, Column(version.base_model, version))
     answers.ask(user, chosen, Column(runs[0].base_model))

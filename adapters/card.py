@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -12,25 +13,51 @@ from training.runs.models import Run
 NAME = "README.md"
 
 
-def card_of(run: Run, *, step: int, heldout_loss: float | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is known of the weights of one step. Losses in nats a trained token."""
+
+    step: int
+    heldout_loss: float | None = None
+    exact_match: float | None = None
+    trainable_parameters: int = 0
+
+
+def card_of(run: Run, measured: Measured) -> str:
     """Markdown; the header is what model hubs read."""
     method = TABLE[run.method]
     base = run.base_model.name
     header: dict[str, Any] = {"base_model": base, "tags": ["snapml", run.method]}
     if not method.whole_model:
         header["library_name"] = "peft"
-    measured = "" if heldout_loss is None else f", held-out loss {heldout_loss:.4f}"
     rows = f"{run.data.train_rows:,} rows"
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {plain(run.name)}",
-        f"{method.title} of {plain(base)} on {plain(str(run.data))} ({rows}), from step {step:,}{measured}.",
+        f"{method.title} of {plain(base)} on {plain(str(run.data))} ({rows}), from step {measured.step:,}.",
+        "## Figures",
+        figures(run, measured),
         "## Settings",
         "\n".join(f"- {name}: {plain(str(value))}" for name, value in run.config.items()),
     ]
     if run.advice:
         lines += ["## The plan", "Auto LLM chose these; what was rejected stands behind each reason.", planned(run.advice)]
     return "\n\n".join(lines) + "\n"
+
+
+def figures(run: Run, measured: Measured) -> str:
+    """What was measured, and with what it was made."""
+    told = {
+        "Held-out loss": None if measured.heldout_loss is None else f"{measured.heldout_loss:.4f} nats a trained token",
+        "Held-out answers word for word right": None if measured.exact_match is None else f"{measured.exact_match:.1%}",
+        "Trained parameters": f"{measured.trainable_parameters:,}" if measured.trainable_parameters else None,
+        "Peak memory": f"{run.peak_memory_bytes / 1e9:.2f} GB" if run.peak_memory_bytes else None,
+        "Base revision": run.base_model.revision or None,
+        "Data": f"SHA-256 {run.data.digest}",
+        "Device": run.plan.get("device"),
+        "Libraries": ", ".join(f"{name} {version}" for name, version in run.plan.get("versions", {}).items()) or None,
+    }
+    return "\n".join(f"- {name}: {plain(str(value))}" for name, value in told.items() if value)
 
 
 def planned(advice: dict[str, Any]) -> str:

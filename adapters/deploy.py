@@ -13,7 +13,7 @@ from adapters import merges
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from training.engine.methods import TABLE
 from training.errors import Conflict, NotAllowed, UserError, one_line
-from training.people.models import Role, User
+from training.people.models import Role, Team, User
 from training.people.visible import get_visible, may_change
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -40,6 +40,7 @@ def deploy(user: User, name: str, answering: Answering) -> Deployment:
         raise UserError("A name has 1 to 63 small letters, digits and hyphens, such as smart-home.", field="name")
     check(user, answering)
     version = answering.version
+    refuse_foreign(version.team, answering)
     try:
         with transaction.atomic():
             made = Deployment.objects.create(
@@ -66,10 +67,7 @@ def switch(user: User, deployment: Deployment, answering: Answering, *, words: s
     """
     may_change(user, deployment)
     check(user, answering)
-    if answering.version.team_id != deployment.team_id and deployment.team_id is not None:
-        raise Conflict(
-            f"{answering.version} does not belong to team {deployment.team}, which {deployment.name} answers.", field="version"
-        )
+    refuse_foreign(deployment.team, answering)
     with transaction.atomic():
         now: Deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
         now.version, now.other = answering.version, answering.other
@@ -78,6 +76,13 @@ def switch(user: User, deployment: Deployment, answering: Answering, *, words: s
         note(user, now, words or f"Switched to {words_of(answering)}.")
     begin_merges(user, answering)
     return now
+
+
+def refuse_foreign(team: Team | None, answering: Answering) -> None:
+    """Raises Conflict: a team would be answered by a version that is not the team's, and that its members may not see."""
+    for version in filter(None, (answering.version, answering.other)):
+        if team is not None and version.team_id != team.pk:
+            raise Conflict(f"{version} does not belong to team {team}, whose deployment this is.", field="version")
 
 
 def roll_back(user: User, deployment: Deployment) -> Deployment:

@@ -49,7 +49,6 @@ class DeploymentOut(Schema):
     share: int
     merge: bool
     created_at: datetime
-    last_five_minutes: RatesOut
 
     @staticmethod
     def resolve_owner(row: Deployment) -> str:
@@ -62,6 +61,10 @@ class DeploymentOut(Schema):
     @staticmethod
     def resolve_other(row: Deployment) -> int | None:
         return row.other_id
+
+
+class DeploymentWithRatesOut(DeploymentOut):
+    last_five_minutes: RatesOut
 
     @staticmethod
     def resolve_last_five_minutes(row: Deployment) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def create_deployment(request: SignedIn, body: DeployIn) -> Any:
     return 201, deploy.deploy(request.user, body.name, answering(request, body))
 
 
-@router.get("/{slug:name}", response=DeploymentOut)
+@router.get("/{slug:name}", response=DeploymentWithRatesOut)
 def read_deployment(request: SignedIn, name: str) -> Deployment:
     return named(request, name)
 

@@ -21,8 +21,11 @@ MOST_CHOICES = 200
 
 
 def deployments(request: SignedIn) -> HttpResponse:
-    rows = Deployment.objects.visible_to(request.user).select_related("version__base_model", "other", "owner")
-    values = {"deployments": [(row, served.rates(row)) for row in rows[:MOST_CHOICES]], "versions": choices(request)}
+    rows = list(
+        Deployment.objects.visible_to(request.user).select_related("version__base_model", "other", "owner")[:MOST_CHOICES]
+    )
+    rates = served.rates_of(rows)
+    values = {"deployments": [(row, rates[row.pk]) for row in rows], "versions": choices(request)}
     return render(request, "adapters/deployments.html", values)
 
 

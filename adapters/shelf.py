@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from django.db import transaction
 from django.db.models import Max
 from zipstream import ZIP_STORED, ZipStream
 
-from adapters.card import NAME, card_of
+from adapters.card import NAME, Measured, card_of
 from adapters.models import AdapterVersion
 from adapters.record import record_of
 from training.engine.checkpoint_files import STATE
@@ -22,16 +21,6 @@ from training.errors import Conflict, NotFound
 from training.people.models import User
 from training.people.visible import may_change
 from training.runs.models import Event, Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What is known of the weights of one step. Losses in nats a trained token."""
-
-    step: int
-    heldout_loss: float | None = None
-    exact_match: float | None = None
-    trainable_parameters: int = 0
 
 
 def keep(run: Run, result: Result) -> None:
@@ -75,7 +64,7 @@ def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
     aside = run.folder / f".shelf-{measured.step}"
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE))  # nobody waits for it in a transaction
-    (aside / NAME).write_text(card_of(run, step=measured.step, heldout_loss=measured.heldout_loss))
+    (aside / NAME).write_text(card_of(run, measured))
     files = facts_of(aside)
     weights = weights_sha256(files)
     with transaction.atomic():

@@ -52,8 +52,11 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
     ggufs = exports.gguf_file(version, "any").parent
     folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
+    compared = [work for work in Work.objects.filter(kind="compare") if version.pk in work.order.get("versions", ())]
+    folders += [work.folder for work in compared]
     try:
         with transaction.atomic():
+            Work.objects.filter(pk__in=[work.pk for work in compared]).delete()
             version.delete()
     except ProtectedError as error:
         names = ", ".join(row.name for row in answered_by(version))

@@ -24,6 +24,7 @@ from training.runs.compare import flat
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_A_PAGE = 100
+MOST_SWITCHES = 12  # deployments that a version's page offers to switch; all are on their own page
 
 
 def adapters(request: SignedIn) -> HttpResponse:
@@ -44,7 +45,7 @@ def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
         AdapterVersion, request.user, adapter_id, "base_model", "run", "data__dataset", "owner", "team", "parent"
     )
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
-    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")
+    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")[:MOST_SWITCHES]
     siblings = AdapterVersion.objects.visible_to(request.user).filter(owner=version.owner, name=version.name)
     values = {
         "adapter": version,

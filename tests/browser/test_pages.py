@@ -32,6 +32,24 @@ Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_heldou
 path = Path(settings.HOME) / "fragen.csv"
 path.write_text("id,Frage,Antwort\\n" + "".join("%d,%s,yes\\n" % (i, "Long words " * 30) for i in range(30)))
 receive(alice, [(path, "fragen.csv", "")], name="A name of an upload that is quite long, too " * 2, source="upload: fragen.csv")
+from adapters import deploy
+from adapters.bakeoff import METHODS
+from adapters.models import PromptSet, Reply
+from tests.shelf import put_on_shelf
+long = "An adapter with quite a long name that says what it is for"
+made = [put_on_shelf(Run.objects.get(pk=1), name=long, number=n, heldout_loss=1.5, tags=",candidate,") for n in range(1, 111)]
+deploy.deploy(alice, "lamps", deploy.Answering(made[0], made[1], 20, merge=False))
+rows = [{"messages": [{"role": "user", "content": "Long words " * 30}], "expected": "yes, it is"} for _ in range(60)]
+prompts = PromptSet.objects.create(owner=alice, name="Sixty prompts with a long name " * 3, rows=rows)
+scores = {"exact": 0.0, "normalised": 0.0, "rouge_l": 0.5, "chrf": 0.5, "perplexity": 2.0}
+for row in range(60):
+    for version in (made[0], made[1], None):
+        text = f"{version} says a long thing " * 20
+        Reply.objects.create(prompts=prompts, row=row, version=version, base_model=made[0].base_model, text=text, scores=scores)
+bakeoff = Sweep.objects.create(owner=alice, team=None, name="All methods on a long name " * 3, grid={"method": list(METHODS)})
+Run.objects.filter(pk__in=range(20, 26)).update(sweep=bakeoff)
+for number, method in enumerate(METHODS):
+    Run.objects.filter(pk=20 + number).update(method=method)
 print(Run.objects.order_by("pk").last().pk)
 """
 
@@ -52,6 +70,15 @@ PAGES = [
     "/models",
     "/models/1",
     "/adapters",
+    "/adapters/1",
+    "/adapters/import",
+    "/adapters/disk",
+    "/adapters/compare?v=1&v=2&prompts=1",
+    "/adapters/vote?prompts=1&first=1&second=2",
+    "/deployments",
+    "/deployments/lamps",
+    "/bakeoffs/new",
+    "/bakeoffs/2",
     "/account",
     "/gpus",
     "/quotas",

@@ -141,12 +141,12 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
 
 
 def test_the_adapters_card_tells_the_plan(alice, ready):
-    from adapters.card import card_of
+    from adapters.card import Measured, card_of
 
     plan = plans.plan_now(ready.model, ready.data)
     run = plans.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
-    text = card_of(run, step=5, heldout_loss=1.25)
-    assert "**method = lora**: LoRA fits" in text and "held-out loss 1.2500" in text and "\\<b\\>" in text
+    text = card_of(run, Measured(step=5, heldout_loss=1.25))
+    assert "**method = lora**: LoRA fits" in text and "Held-out loss: 1.2500 nats" in text and "\\<b\\>" in text
 
 
 def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):

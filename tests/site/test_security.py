@@ -105,6 +105,8 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
 
 @pytest.mark.django_db
 def test_no_page_asks_the_database_once_a_row(as_alice, run, monkeypatch, django_assert_max_num_queries):
+    from adapters.deploy import Answering, deploy
+    from tests.shelf import put_on_shelf
     from training.runs import measure
     from training.runs.models import Run
 
@@ -113,7 +115,9 @@ def test_no_page_asks_the_database_once_a_row(as_alice, run, monkeypatch, django
         copy = Run.objects.get(pk=run.pk)
         copy.pk = None
         copy.save()
-    for path in ("/", "/data", "/adapters", "/models", "/runs/new", "/gpus"):
+    for number in range(30):
+        deploy(run.owner, f"lamps-{number}", Answering(put_on_shelf(run, number=number), merge=False))
+    for path in ("/", "/data", "/adapters", "/deployments", "/adapters/disk", "/models", "/runs/new", "/gpus"):
         with django_assert_max_num_queries(20):
             assert as_alice.get(path).status_code == 200
 
