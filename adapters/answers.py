@@ -23,6 +23,10 @@ MOST_TOKENS = 256  # of a reply
 TRIES, PAUSE_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
 
 
+class Refusal(UserError):
+    """This row cannot be answered: longer than the context, say, or a conversation that the template does not take."""
+
+
 @dataclass(frozen=True)
 class Column:
     """Who answers: a version, or its base alone."""
@@ -63,26 +67,39 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
     replies = Reply.objects.filter(prompts=prompts, version=column.version, base_model=column.base)
     done = set(replies.values_list("row", flat=True))
     left = [place for place in range(len(prompts.rows)) if place not in done]
+    refused: list[str] = []
     yield {"words": "asking", "done": len(done), "total": len(prompts.rows)}
     for start in range(0, len(left), AT_ONCE):
         places = left[start : start + AT_ONCE]
         said = asyncio.run(ask_all([prompts.rows[place] for place in places], told))
         for place, reply in zip(places, said, strict=True):
-            reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
-        Reply.objects.bulk_create(said, ignore_conflicts=True)
+            if isinstance(reply, Reply):
+                reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
+            else:
+                refused.append(reply)
+        Reply.objects.bulk_create([reply for reply in said if isinstance(reply, Reply)], ignore_conflicts=True)
         done |= set(places)
         yield {"done": len(done)}
-    yield {"result": {"rows": len(done)}}
+    if refused and len(refused) == len(left):
+        raise UserError(refused[0])
+    yield {"result": {"rows": len(done) - len(refused), "refused": len(refused), "why": refused[0] if refused else ""}}
 
 
-async def ask_all(rows: list[dict[str, Any]], told: dict[str, Any]) -> list[Reply]:
+async def ask_all(rows: list[dict[str, Any]], told: dict[str, Any]) -> list[Reply | str]:
     return list(await asyncio.gather(*(ask_one(row, told) for row in rows)))
 
 
-async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply:
-    """A greedy reply with its scores."""
+async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply | str:
+    """A greedy reply with its scores; or why this row cannot be answered, which is no reason not to ask the others."""
+    try:
+        return await answered(row, told)
+    except Refusal as refusal:
+        return refusal.message
+
+
+async def answered(row: dict[str, Any], told: dict[str, Any]) -> Reply:
     answer = await patiently({**told, "messages": row["messages"], "temperature": 0, "max_tokens": MOST_TOKENS})
-    text, used = str(answer["choices"][0]["message"]["content"]), answer["usage"]
+    text, used = str(answer["choices"][0]["message"]["content"]).replace("\0", ""), answer["usage"]
     scores = scores_of(text, row["expected"])
     if row["expected"].strip():
         perplexity = await perplexity_of(row, told, used["prompt_tokens"])
@@ -117,6 +134,8 @@ async def patiently(body: dict[str, Any]) -> dict[str, Any]:
                 told: dict[str, Any] = response.json()
                 return told
             words = wire.reason(response)
+            if response.status_code == httpx.codes.BAD_REQUEST:
+                raise Refusal(words)
             if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                 raise UserError(words)
         except wire.Down as down:

@@ -102,12 +102,18 @@ class Row:
 def report(sweep: Sweep) -> list[Row]:
     """A row each, in the order of METHODS."""
     runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
-    versions = {method: run.versions.order_by("-pk").first() for method, run in runs.items()}
+    versions = {method: result_of(run) for method, run in runs.items()}
     full = runs.get("full")
     asked = prompts_of(sweep)
     said = replies_to(asked) if asked else {}
     base_rate = rate_of(said.get(None, []))
     return [row_of(runs[method], versions[method], full, said, base_rate) for method in METHODS if method in runs]
+
+
+def result_of(run: Run) -> AdapterVersion | None:
+    """What the run left at its end: of its best step, whatever else of it was kept as a version."""
+    found = run.versions.order_by("-pk")
+    return found.filter(step=run.best_step or run.step).first() or found.first()
 
 
 def row_of(
@@ -140,8 +146,7 @@ def prompts_of(sweep: Sweep) -> PromptSet | None:
     run = sweep.runs.first()
     if run is None:
         return None
-    name_begins = f"{run.data}, "
-    return PromptSet.objects.filter(owner=sweep.owner, data=run.data, name__startswith=name_begins).order_by("pk").first()
+    return PromptSet.objects.filter(owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: ").first()
 
 
 def replies_to(asked: PromptSet) -> dict[int | None, list[Reply]]:
@@ -160,7 +165,7 @@ def ask_all(user: User, sweep: Sweep) -> PromptSet:
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in OPEN for run in runs) or not runs:
         raise Conflict("Some runs are not over yet; ask when all of them are.")
-    chosen = prompts_of(sweep) or prompts.draw_prompts(sweep.owner, runs[0].data, ASKED)
+    chosen = prompts_of(sweep) or prompts.draw_prompts(sweep.owner, runs[0].data, ASKED, title=f"Bake-off {sweep.pk}: ")
     for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
         answers.ask(user, chosen, Column(version.base_model, version))
     answers.ask(user, chosen, Column(runs[0].base_model))

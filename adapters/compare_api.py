@@ -115,7 +115,8 @@ def list_replies(request: SignedIn, prompts_id: int) -> Any:
 def ask(request: SignedIn, body: AskIn) -> Any:
     """Ask versions and their bases a set of prompts; what has been answered is not asked again."""
     view = seen(request, body.versions, body.prompts)
-    assert view.prompts is not None
+    if view.prompts is None:
+        raise UserError("Give the number of a set of prompts.", field="prompts")
     works = [answers.ask(request.user, view.prompts, column) for column in view.columns]
     return 202, {"columns": [{"name": str(work.key), "stage": work.stage} for work in works]}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from django.db.models import Q
 from django.http import HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -14,7 +15,7 @@ from django.views.decorators.http import require_POST
 from adapters import answers, comparison, grid, prompts, votes
 from adapters.answers import Column
 from adapters.figures import FIGURES, figures_of, settings_of, side_of
-from adapters.models import AdapterVersion, PromptSet, Reply, Work
+from adapters.models import AdapterVersion, PromptSet, Reply, Stage, Work
 from adapters.scores import METRICS
 from adapters.verdict import verdicts
 from training.datasets.visible import visible_data
@@ -87,7 +88,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
         "datas": {version.data.pk: version.data for version in view.versions if version.data}.values(),
         "drawn": DRAWN,
-        "rates": [(first, second, votes.rate(first, second)) for first, second in view.pairs],
+        "rates": votes.rates(view.pairs),
         **grid_values(view, replies),
     }
     return render(request, "adapters/compare.html", values)
@@ -103,10 +104,10 @@ def replies_of(view: View) -> dict[str, dict[int, Reply]]:
     """Each column's replies by row."""
     found: dict[str, dict[int, Reply]] = {column.key: {} for column in view.columns}
     if view.prompts is not None:
-        for reply in Reply.objects.filter(prompts=view.prompts):
+        wanted = Q(version__in=view.versions) | Q(version=None, base_model__in=[one.base_model_id for one in view.versions])
+        for reply in Reply.objects.filter(wanted, prompts=view.prompts):
             key = f"v{reply.version_id}" if reply.version_id else f"b{reply.base_model_id}"
-            if key in found:
-                found[key][reply.row] = reply
+            found[key][reply.row] = reply
     return found
 
 
@@ -115,8 +116,8 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
         return {"view": view}
     columns = view.columns
     tasks = {work.key: work for work in Work.objects.filter(kind=answers.KIND, key__startswith=f"{view.prompts.pk}:")}
-    lines = grid.lines_of(view.prompts.rows, [replies[column.key] for column in columns], view.order)
-    start = (view.page - 1) * grid.ROWS_A_PAGE
+    said = [replies[column.key] for column in columns]
+    lines = grid.lines_of(view.prompts.rows, said, view.order, page=view.page)
     states = [tasks.get(f"{view.prompts.pk}:{column.key}") for column in columns]
     heads = [
         {
@@ -130,12 +131,12 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
     return {
         "view": view,
         "heads": heads,
-        "lines": lines[start : start + grid.ROWS_A_PAGE],
+        "lines": lines,
         "metrics": METRICS,
-        "pages": [(page, view.address(page=page)) for page in range(1, -(-len(lines) // grid.ROWS_A_PAGE) + 1)],
+        "pages": [(page, view.address(page=page)) for page in range(1, -(-len(view.prompts.rows) // grid.ROWS_A_PAGE) + 1)],
         "query": view.address().partition("?")[2],
         "pending": any(head["pending"] for head in heads),
-        "missing": any(head["task"] is None for head in heads),
+        "missing": any(task is None or task.stage == Stage.FAILED for task in states),
         "by_row": view.address(order="row", page=1),
         "by_disagreement": view.address(order="disagreement", page=1),
         "verdicts": verdicts([side_of(version, list(replies[f"v{version.pk}"].values())) for version in view.versions]),
@@ -149,7 +150,7 @@ def ask(request: SignedIn) -> HttpResponse:
     chosen = view.prompts
     if request.POST.get("text", "").strip():
         chosen = prompts.paste_prompts(request.user, request.POST["text"], request.POST.get("name", ""))
-    elif request.POST.get("data"):
+    elif chosen is None and request.POST.get("data"):
         data = visible_data(request.user, number(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
@@ -165,7 +166,7 @@ def ask(request: SignedIn) -> HttpResponse:
 def weights(request: SignedIn) -> JsonResponse:
     """How far the versions moved their base, and how alike they are: begun by the first who looks, then kept."""
     view = view_of(request, request.POST)
-    task = comparison.begin(request.user, view.versions)
+    task = comparison.begin(request.user, view.versions, again=request.POST.get("again") == "1")
     told = {"stage": task.stage, "words": task.words, "error": task.error, "result": task.result}
     return JsonResponse({**told, "versions": [{"id": str(one.pk), "name": str(one)} for one in view.versions]})
 

@@ -19,9 +19,10 @@ def key_of(versions: Sequence[AdapterVersion]) -> str:
     return ",".join(str(pk) for pk in sorted(version.pk for version in versions))
 
 
-def begin(user: User, versions: Sequence[AdapterVersion]) -> Work:
-    """The comparison of these versions, whatever their order: begun now, under way, or done before."""
-    return work.begin(user, KIND, key_of(versions), order={"versions": sorted(version.pk for version in versions)})
+def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Work:
+    """The comparison of these versions, whatever their order: begun now, under way, or done before; if it failed, `again`."""
+    order = {"versions": sorted(version.pk for version in versions)}
+    return work.begin(user, KIND, key_of(versions), order=order, again=again)
 
 
 def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:

@@ -16,6 +16,7 @@ from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.people.models import Role, Team, User
 from training.people.visible import get_visible, may_change
 
+MOST_CHANGES = 200
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -103,9 +104,14 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
 
 def previous(deployment: Deployment) -> DeploymentChange | None:
     """The newest change that let something else answer than what does now."""
-    now = (deployment.version_id, deployment.other_id, deployment.share, deployment.merge)
-    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(version=None)
-    return next((one for one in changes if (one.version_id, one.other_id, one.share, one.merge) != now), None)
+    now = answering_now(deployment)
+    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(version=None)[:MOST_CHANGES]
+    return next((one for one in changes if answering_now(one) != now), None)
+
+
+def answering_now(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
+    """A share without a second version, which may have been deleted, is none."""
+    return one.version_id, one.other_id, one.share if one.other_id else 0, one.merge
 
 
 def take_down(user: User, deployment: Deployment, name: str) -> None:

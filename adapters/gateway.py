@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 from asgiref.sync import sync_to_async
-from django.db import close_old_connections
+from django.db import DatabaseError, close_old_connections
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -49,6 +49,14 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": await in_database(names_for, user)})
 
 
+async def model(request: Request) -> Response:
+    user = await caller(request)
+    for one in await in_database(names_for, user):
+        if one["id"] == request.path_params["name"]:
+            return JSONResponse(one)
+    raise Refused(404, "There is no such deployment that you may ask.", "model_not_found")
+
+
 async def chat(request: Request) -> Response:
     return await pass_on(request, "/v1/chat/completions")
 
@@ -61,16 +69,11 @@ async def pass_on(request: Request, path: str) -> Response:
     user = await caller(request)
     body = await body_of(request)
     passage = Passage(*await in_database(chosen, user, str(body.get("model", ""))), body=body)
-    async with AsyncExitStack() as stack:
-        response = await passage.begin(path, stack)
-        if response.status_code != httpx.codes.OK:
-            await response.aread()
-            await passage.end(failed=response.status_code >= 500)
-            retry = {name: response.headers[name] for name in ("Retry-After",) if name in response.headers}
-            return Response(response.content, response.status_code, retry, "application/json")
-        if body.get("stream"):
-            return StreamingResponse(passage.events(response, stack.pop_all()), media_type="text/event-stream")
-        return JSONResponse(await passage.whole(response))
+    try:
+        return await passage.through(path)
+    except wire.Down as down:
+        await passage.end(failed=True)
+        raise Refused(503, down.message, "down", "server_error") from down
 
 
 class Passage:
@@ -86,12 +89,24 @@ class Passage:
         streamed = {"stream_options": {"include_usage": True}} if body.get("stream") else {}
         self.body = {**kept, **told, **streamed}
 
-    async def begin(self, path: str, stack: AsyncExitStack) -> httpx.Response:
-        try:
-            return await stack.enter_async_context(wire.asked(path, self.body))
-        except wire.Down as down:
-            await self.end(failed=True)
-            raise Refused(503, down.message, "down", "server_error") from down
+    async def through(self, path: str) -> Response:
+        """The answer, or what the inference program says instead.
+
+        Raises:
+            wire.Down: nobody answers, or the answer broke off.
+        """
+        async with AsyncExitStack() as stack:
+            response = await stack.enter_async_context(wire.asked(path, self.body))
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+                if response.status_code >= 500 or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                    await self.end(failed=True)  # what is the caller's own fault is no answer and no failure
+                retry = {name: response.headers[name] for name in ("Retry-After",) if name in response.headers}
+                return Response(response.content, response.status_code, retry, "application/json")
+            if self.body.get("stream"):
+                return StreamingResponse(self.events(response, stack.pop_all()), media_type="text/event-stream")
+            return JSONResponse(await self.whole(response))
+        raise AssertionError  # the block returns or raises
 
     async def whole(self, response: httpx.Response) -> dict[str, Any]:
         await response.aread()
@@ -135,7 +150,10 @@ class Passage:
             completion_tokens=self.usage.get("completion_tokens", 0),
             failed=failed,
         )
-        await in_database(note, answered)
+        try:
+            await in_database(note, answered)
+        except DatabaseError:
+            log.exception("An answer of %s could not be noted.", self.deployment.name)  # the caller gets it all the same
 
 
 def spoken(choice: dict[str, Any]) -> bool:
@@ -158,7 +176,7 @@ def chosen(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
         Refused: there is none, or none that they may see; the two read the same.
     """
     rows = Deployment.objects.visible_to(user).select_related("version__base_model", "other__base_model")
-    deployment = rows.filter(name=name).first()
+    deployment = None if "\0" in name else rows.filter(name=name).first()
     if deployment is None:
         raise Refused(404, f"There is no deployment {name[:80]!r} that you may ask.", "model_not_found")
     version = drawn(deployment)
@@ -181,12 +199,18 @@ async def body_of(request: Request) -> dict[str, Any]:
         if len(raw) > MAX_BODY_BYTES:
             raise Refused(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=refuse_constant)
+        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair could not be passed on
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The request is not JSON: {error}") from error
     if not isinstance(body, dict) or not isinstance(body.get("stream_options") or {}, dict):
         raise Refused(400, "The request must be a JSON object.")
     return body
+
+
+def refuse_constant(name: str) -> None:
+    """Raises ValueError: NaN and Infinity are no JSON, though Python reads them."""
+    raise ValueError(f"{name} is no JSON number")
 
 
 def problem(message: str, *, kind: str, code: str | None) -> dict[str, Any]:
@@ -216,6 +240,7 @@ async def in_database(act: Callable[..., Any], *given: Any) -> Any:
 application = Starlette(
     routes=[
         Route("/v1/models", guarded(models)),
+        Route("/v1/models/{name}", guarded(model)),
         Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
         Route("/v1/completions", guarded(complete), methods=["POST"]),
     ]

@@ -33,6 +33,7 @@ SHAPE = (
     "activation",
     "placement",
 )
+IN_FILE = (("rank", "r"), ("alpha", "lora_alpha"), ("rslora", "use_rslora"), ("dora", "use_dora"))
 # What was meant for a beginning: weights that are there need no start, and trials would not begin with them.
 BEGINNING = ("init_weights", "prompt_init", "prompt_text", "tune_share", "tune_minutes", "tune_over")
 
@@ -48,7 +49,16 @@ def shape_of(version: AdapterVersion) -> dict[str, Any]:
     if version.method not in ("lora", "qlora"):
         return {}
     told = json.loads((version.folder / ADAPTER[1]).read_text())
-    return {name: told[key] for name, key in (("rank", "r"), ("alpha", "lora_alpha")) if key in told}
+    shape = {name: told[key] for name, key in IN_FILE if key in told}
+    modules = told.get("target_modules")
+    return {
+        **shape,
+        **(
+            {"target_modules": ",".join(sorted(modules))}
+            if isinstance(modules, list) and not version.record.get("settings")
+            else {}
+        ),
+    }
 
 
 def continue_from(

@@ -33,8 +33,8 @@ class Line:
     disagreement: float
 
 
-def lines_of(rows: Sequence[dict[str, Any]], replies: Sequence[Mapping[int, Any]], order: str) -> list[Line]:
-    """All lines in the order wanted: `row`, `disagreement`, or `worst-K` (the worst of column K by its first score) first.
+def lines_of(rows: Sequence[dict[str, Any]], replies: Sequence[Mapping[int, Any]], order: str, *, page: int = 1) -> list[Line]:
+    """A page of lines in the order wanted: `row`, `disagreement`, or `worst-K` (the worst of column K by its first score) first.
 
     `replies`: a column each, by row; a reply has `text` and `scores`.
     """
@@ -42,10 +42,11 @@ def lines_of(rows: Sequence[dict[str, Any]], replies: Sequence[Mapping[int, Any]
     if order == "disagreement":
         apart = {place: disagreement([column[place].text for column in replies if place in column]) for place in numbers}
         numbers.sort(key=lambda place: -apart[place])
-    elif order.startswith("worst-") and order[6:].isdecimal() and int(order[6:]) < len(replies):
+    elif order.startswith("worst-") and order[6:].isdecimal() and len(order) < 10 and int(order[6:]) < len(replies):
         column = replies[int(order[6:])]
         numbers.sort(key=lambda place: badness(column[place].scores) if place in column else -1.0, reverse=True)
-    return [line_of(place, rows[place], replies) for place in numbers]
+    start = (page - 1) * ROWS_A_PAGE
+    return [line_of(place, rows[place], replies) for place in numbers[start : start + ROWS_A_PAGE]]
 
 
 def badness(scores: Mapping[str, float]) -> float:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from django.conf import settings
 from django.db import transaction
 
+from adapters.fit import Fit, fitted
 from adapters.models import AdapterVersion
 from adapters.safe_header import header_of, product
 from adapters.shelf import bytes_of, facts_of, move_in, next_number, weights_sha256
@@ -30,17 +31,6 @@ MOST_ENTRIES = 200
 MOST_CONFIG_BYTES = 200_000
 MOST_RATIO = 100
 KNOWN_TYPES = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "BOTTLENECK": "bottleneck"}
-# These name code or another place: PEFT has imported what they say (its issue 3085).
-NEVER = (
-    "auto_mapping",
-    "megatron_config",
-    "megatron_core",
-    "tokenizer_kwargs",
-    "parent_library",
-    "base_model_class",
-    "trust_remote_code",
-)
-PEFT_WRITES = {"megatron_core": "megatron.core"}  # in every LoRA's config, used or not
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,6 @@ class Looked:
     method: str
     config: dict[str, Any]
     parameters: int
-    shapes: dict[str, list[int]]
 
 
 def import_version(user: User, upload: IO[bytes], base: BaseModel, name: str) -> AdapterVersion:
@@ -151,41 +140,14 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
         raise UserError(f"{ADAPTER[1]} is not JSON: {str(error)[:100]}.", field="file") from error
     if not isinstance(config, dict):
         raise UserError(f"{ADAPTER[1]} must be a JSON object.", field="file")
-    for key in NEVER:
-        if config.get(key) not in (None, {}, PEFT_WRITES.get(key)):
-            raise UserError(
-                f"{ADAPTER[1]} sets {key}, which names code or another place; such adapters are not taken.", field="file"
-            )
     method = KNOWN_TYPES.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
             f"{ADAPTER[1]} is of type {str(config.get('peft_type'))[:40]!r}; {', '.join(KNOWN_TYPES)} are taken.", field="file"
         )
     shapes = header_of(folder / ADAPTER[0])
-    refuse_unfit(shapes, config, method, base)
-    harmless = {key: value for key, value in config.items() if key not in NEVER}
-    return Looked(method, harmless, sum(product(shape) for shape in shapes.values()), shapes)
-
-
-def refuse_unfit(shapes: dict[str, list[int]], config: dict[str, Any], method: str, base: BaseModel) -> None:
-    """Raises UserError: for LoRA, a weight of the adapter has no counterpart of its size in the base."""
-    if method != "lora":
-        return
     known: dict[str, list[int]] = {}
     for path in base.folder.glob("*.safetensors"):
         known |= header_of(path)
-    for name, shape in shapes.items():
-        module, found, _ = name.removeprefix("base_model.model.").partition(".lora_A")
-        weight = known.get(f"{module}.weight")
-        if not found:
-            continue
-        if weight is None:
-            raise UserError(
-                f"{base.name} has no weight {module[:80]!r}, which the adapter changes; choose its true base.", field="base"
-            )
-        if shape[-1] not in weight:
-            raise UserError(
-                f"The adapter's part of {module[:80]} is {shape[-1]:,} wide, and the weight in {base.name} is {weight[0]:,} x "
-                f"{weight[-1]:,}; choose its true base.",
-                field="base",
-            )
+    kept = fitted(config, method, shapes, Fit(base.name, known))
+    return Looked(method, kept, sum(product(shape) for shape in shapes.values()))

@@ -88,7 +88,7 @@ class Work(models.Model):
     kind = models.CharField(max_length=20)
     key = models.CharField(max_length=200)
     version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.CASCADE, related_name="works")
-    owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    owner = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     order: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     stage = models.CharField(max_length=10, choices=Stage.choices, default=Stage.WAITING, db_index=True)
     words = models.CharField(max_length=200, blank=True)

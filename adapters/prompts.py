@@ -16,7 +16,7 @@ MOST_CHARACTERS = 400_000
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def draw_prompts(user: User, data: DatasetVersion, count: int) -> PromptSet:
+def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "") -> PromptSet:
     """The held-out (or test) rows of a version of data, spread evenly; the same set if it has been drawn before.
 
     Raises:
@@ -27,7 +27,7 @@ def draw_prompts(user: User, data: DatasetVersion, count: int) -> PromptSet:
     rows = held_out_prompts(data, count)
     if not rows:
         raise UserError(f"{data} holds no rows back; paste prompts instead.", field="data")
-    name = f"{data}, {len(rows)} {rows[0]['split']} rows"[:120]
+    name = f"{title}{data}, {len(rows)} {rows[0]['split']} rows"[:120]
     known: PromptSet | None = PromptSet.objects.filter(owner=user, data=data, name=name).first()
     kept = [{"messages": row["messages"], "expected": row["expected"]} for row in rows]
     return known or PromptSet.objects.create(owner=user, team=data.dataset.team, name=name, data=data, rows=kept)
@@ -39,6 +39,7 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
     Raises:
         UserError: a line that cannot be read, by its number; too many.
     """
+    text = text.replace("\0", "")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"The prompts have more than {MOST_CHARACTERS:,} characters.", field="text")
     rows = [read_line(line, place) for place, line in enumerate(text.splitlines(), start=1) if line.strip()]

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from adapters.models import Deployment, Served, Tally
+from adapters.models import AdapterVersion, Deployment, Served, Tally
 
 KEPT = timedelta(days=7)
 RECENT = timedelta(minutes=5)
@@ -33,7 +33,8 @@ class Answered:
 def note(answered: Answered) -> None:
     """Write an answer down. Its deployment or version may have been deleted meanwhile: then there is nothing to note."""
     with transaction.atomic():
-        if not Deployment.objects.filter(pk=answered.deployment_id).exists():
+        there = Deployment.objects.filter(pk=answered.deployment_id).exists()
+        if not there or not AdapterVersion.objects.filter(pk=answered.version_id).exists():
             return
         Served.objects.create(at=timezone.now(), **vars(answered))
         tally, _ = Tally.objects.get_or_create(deployment_id=answered.deployment_id, version_id=answered.version_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,22 +56,31 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     )
     try:
         return put(run, source, measured)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if (source / STATE[2]).is_file():
+            raise
         raise Conflict(f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step") from error
 
 
 def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
     """Copy a folder of weights to a new version; the same weights of the same run and step are one version."""
-    aside = run.folder / f".shelf-{measured.step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE))  # nobody waits for it in a transaction
-    (aside / NAME).write_text(card_of(run, measured))
+    aside = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
+    try:
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True)  # nobody waits in a transaction
+        (aside / NAME).write_text(card_of(run, measured))
+        return file_away(run, aside, measured)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
+    """The version of what lies ready in a folder, which becomes the version's own."""
     files = facts_of(aside)
     weights = weights_sha256(files)
     with transaction.atomic():
+        User.objects.select_for_update().get(pk=run.owner_id)  # one at a time gets the next number
         known: AdapterVersion | None = AdapterVersion.objects.filter(run=run, step=measured.step, sha256=weights).first()
         if known is not None and known.folder.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
             return known
         version = known or AdapterVersion(
             run=run,

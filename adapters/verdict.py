@@ -50,16 +50,16 @@ def verdicts(sides: Sequence[Side]) -> list[Verdict]:
     """One for each pair, in order: what tells them apart, and how the expected answers surprise them."""
     pairs = list(combinations(sides, 2))
     found = [(finding(pair, ORDER), finding(pair, (SURPRISE,))) for pair in pairs]
-    tests = {(one.metric, one.first.name, one.second.name): one.p for of_pair in found for one in of_pair if one is not None}
+    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair if one is not None}
     sure_of = dict(zip(tests, holm(list(tests.values())), strict=True))
     told = []
-    for (first, second), (main, surprise) in zip(pairs, found, strict=True):
+    for place, ((first, second), (main, surprise)) in enumerate(zip(pairs, found, strict=True)):
         if main is None:
             told.append(Verdict(f"{first.name} and {second.name}: too few scored rows in common for a test.", sure=False))
             continue
-        verdict = sentence(main, sure_of[main.metric, first.name, second.name])
+        verdict = sentence(main, sure_of[place, main.metric])
         if surprise is not None and main.metric != SURPRISE:
-            words = f"{verdict.words} {surprise_words(surprise, sure_of[SURPRISE, first.name, second.name])}".strip()
+            words = f"{verdict.words} {surprise_words(surprise, sure_of[place, SURPRISE])}".strip()
             verdict = Verdict(words, verdict.sure, verdict.winner)
         told.append(verdict)
     return told

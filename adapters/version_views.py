@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
@@ -52,9 +54,11 @@ def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
 def is_number(text: str) -> bool:
     """Raises UserError: it is none."""
     try:
-        float(text)
-    except ValueError as error:
-        raise UserError(f"{text[:40]!r} is no number.") from error
+        finite = math.isfinite(float(text))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise UserError(f"{text[:40]!r} is no number.")
     return True
 
 

@@ -52,7 +52,9 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
     ggufs = exports.gguf_file(version, "any").parent
     folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
-    compared = [work for work in Work.objects.filter(kind="compare") if version.pk in work.order.get("versions", ())]
+    compared = [
+        work for work in Work.objects.filter(kind="compare").only("pk", "order") if version.pk in work.order.get("versions", ())
+    ]
     folders += [work.folder for work in compared]
     try:
         with transaction.atomic():
@@ -61,7 +63,8 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     except ProtectedError as error:
         names = ", ".join(row.name for row in answered_by(version))
         raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
-    return sum(remove_tree(folder) for folder in folders)
+    half = version.merged_folder.with_name(f".{version.pk}.merging")  # of a merge that was under way
+    return sum(remove_tree(folder) for folder in [*folders, half])
 
 
 def answered_by(version: AdapterVersion) -> list[Deployment]:
@@ -133,7 +136,8 @@ def disk_use(user: User) -> dict[str, Any]:
 def bytes_under(folder: Path) -> int:
     """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += 0 if path.is_symlink() else path.stat().st_size if path.is_file() else 0
+    with suppress(FileNotFoundError):  # a folder that goes away while it is walked through ends the walk
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                total += 0 if path.is_symlink() else path.stat().st_size if path.is_file() else 0
     return total

@@ -17,7 +17,7 @@ from adapters.models import AdapterVersion, Deployment
 from adapters.shelf import file_stem, zip_stream
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
-from training.errors import NotFound, UserError
+from training.errors import NotFound, UserError, one_line
 from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_visible
 from training.runs.compare import flat
@@ -30,7 +30,7 @@ MOST_SWITCHES = 12  # deployments that a version's page offers to switch; all ar
 def adapters(request: SignedIn) -> HttpResponse:
     """Newest versions first within a base; `?q=` looks into names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related("base_model", "run", "owner")
-    words = request.GET.get("q", "").strip()[:80]
+    words = one_line(request.GET.get("q", ""))[:80]
     if words:
         rows = rows.filter(Q(name__icontains=words) | Q(tags__icontains=words))
     page = Paginator(rows, VERSIONS_A_PAGE).get_page(request.GET.get("page"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db.models import Count, Q, QuerySet
@@ -97,21 +98,35 @@ def vote(user: User, prompts: PromptSet, pair: tuple[AdapterVersion, AdapterVers
 
 def rate(first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None) -> Rate:
     """The first version's wins over the second in all votes, or in those on one set of prompts."""
-    pair = ordered(first, second)
-    rows = Vote.objects.filter(first=pair[0], second=pair[1])
+    return rates([(first, second)], prompts)[0][2]
+
+
+def rates(
+    pairs: Sequence[tuple[AdapterVersion, AdapterVersion]], prompts: PromptSet | None = None
+) -> list[tuple[AdapterVersion, AdapterVersion, Rate]]:
+    """The same for several pairs, in one query."""
+    some = {version.pk for pair in pairs for version in pair}
+    rows = Vote.objects.filter(first__in=some, second__in=some)
     if prompts is not None:
         rows = rows.filter(prompts=prompts)
-    found = rows.aggregate(
-        first=Count("pk", filter=Q(choice="first")),
-        second=Count("pk", filter=Q(choice="second")),
-        tie=Count("pk", filter=Q(choice="tie")),
-        voters=Count("voter", distinct=True),
-    )
-    wins, losses = (found["first"], found["second"]) if pair[0] == first else (found["second"], found["first"])
-    votes = wins + losses + found["tie"]
-    points = wins + found["tie"] / 2
-    low, high = wilson(points, votes)
-    return Rate(votes, found["voters"], wins, losses, found["tie"], points / votes if votes else None, low, high)
+    cast: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for one, other, choice, voter in rows.values_list("first_id", "second_id", "choice", "voter_id"):
+        cast.setdefault((one, other), []).append((choice, voter))
+    found = []
+    for first, second in pairs:
+        stored = ordered(first, second)
+        mine, theirs = ("first", "second") if stored[0] == first else ("second", "first")
+        found.append((first, second, counted(cast.get((stored[0].pk, stored[1].pk), []), mine, theirs)))
+    return found
+
+
+def counted(cast: Sequence[tuple[str, int]], mine: str, theirs: str) -> Rate:
+    choices = [choice for choice, _ in cast]
+    wins, losses, ties = (choices.count(name) for name in (mine, theirs, "tie"))
+    points = wins + ties / 2
+    low, high = wilson(points, len(cast))
+    voters = len({voter for _, voter in cast})
+    return Rate(len(cast), voters, wins, losses, ties, points / len(cast) if cast else None, low, high)
 
 
 def wilson(wins: float, votes: int) -> tuple[float, float]:

@@ -20,8 +20,8 @@ from adapters.shelf import file_stem
 from training.catalog.models import BaseModel
 from training.errors import UserError
 
-# Loading a base may take a minute on a slow disk; a token never takes that long.
-TIMEOUT = httpx.Timeout(5.0, read=120.0)
+# A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
+TIMEOUT = httpx.Timeout(5.0, read=600.0)
 DOWN = "The inference program is down. It is started again by itself; try again in a few seconds."
 
 

@@ -24,6 +24,7 @@ from adapters.models import AdapterVersion, Stage, Work
 from training.child_environment import child_environment, follow_child
 from training.errors import UserError
 from training.people.models import User
+from training.runs.ingest import clean
 
 LOST_SECONDS = 30
 BEAT_SECONDS = 5.0
@@ -38,12 +39,14 @@ class Unwanted(Exception):
     """The row is gone or another worker's."""
 
 
-def begin(user: User, kind: str, key: str, *, version: AdapterVersion | None = None, order: Said | None = None) -> Work:
-    """The work of this key: begun now, under way, or done before. What has failed is begun again."""
+def begin(
+    user: User, kind: str, key: str, *, version: AdapterVersion | None = None, order: Said | None = None, again: bool = True
+) -> Work:
+    """The work of this key: begun now, under way, or done before. What has failed is begun `again`, unless one only looks."""
     work, made = Work.objects.get_or_create(
         kind=kind, key=key, defaults={"version": version, "owner": user, "order": order or {}}
     )
-    if not made and work.stage == Stage.FAILED:
+    if again and not made and work.stage == Stage.FAILED:
         Work.objects.filter(pk=work.pk, stage=Stage.FAILED).update(
             stage=Stage.WAITING, error="", tries=0, words="", done=0, total=0, order=order or {}
         )
@@ -83,7 +86,7 @@ def do(work_id: int) -> None:
             for said in KINDS[work.kind](work):
                 write(work, **{name: said[name] for name in ("words", "done", "total") if name in said})
                 if "result" in said:
-                    write(work, stage=Stage.DONE, result=said["result"], words="")
+                    write(work, stage=Stage.DONE, result=clean(said["result"]), words="")
         ended = True
     except Unwanted:
         ended = True

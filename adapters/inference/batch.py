@@ -40,6 +40,7 @@ class Question:
     score: bool = False
     said: queue.Queue[Said] = field(default_factory=queue.Queue)
     hung_up: threading.Event = field(default_factory=threading.Event)
+    told: set[str] = field(default_factory=set)  # what it is waiting for, told once
 
 
 @dataclass

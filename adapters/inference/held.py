@@ -63,6 +63,7 @@ class Held:
         self.kind = ""
         self.loaded: OrderedDict[Weights, str] = OrderedDict()
         self._through: Weights | str | None = UNKNOWN
+        self.spoilt = False  # a load broke off half-way, and what is in the layers now is nobody's
 
     def fits(self, adapter: Weights | None) -> bool:
         """Can this be asked beside what is held, without anything leaving?"""
@@ -128,6 +129,7 @@ class Held:
 
     def _load(self, adapter: Weights) -> None:
         name = f"adapter-{adapter.folder.name}-{adapter.sha256[:12]}"
+        self.spoilt = True
         if self.loaded and adapter.kind == self.kind:
             self.model.load_adapter(adapter.folder, adapter_name=name)
         else:
@@ -137,6 +139,7 @@ class Held:
             self.kind = adapter.kind
         self.loaded[adapter] = name
         self._through = UNKNOWN
+        self.spoilt = False
 
     def _plain(self) -> Any:
         """The base without what PEFT put into it."""

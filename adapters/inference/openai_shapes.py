@@ -46,7 +46,8 @@ def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Questi
     for name, harmless in UNSUPPORTED.items():
         if body.get(name) not in harmless:
             raise Malformed(f"{name} is not supported here; leave it out.", name)
-    most = body.get("max_completion_tokens", body.get("max_tokens"))
+    most = body.get("max_completion_tokens")
+    most = body.get("max_tokens") if most is None else most
     common: dict[str, Any] = {
         "base": Base(Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))),
         "adapter": Weights(Path(place["adapter"]), str(place["sha256"])) if place.get("adapter") else None,

@@ -27,9 +27,13 @@ class Residents:
         """The base, loaded if need be. Those that are `busy` stay. One that is larger than the room is tried alone.
 
         Raises:
-            NoRoom: it fits only when one that is busy has left.
+            NoRoom: it fits only when one that is busy has left; or it is busy, and has to be loaded anew.
             ConfigError: its folder holds no model.
         """
+        if base in self.held and self.held[base].spoilt:
+            if base in busy:
+                raise NoRoom
+            del self.held[base]
         if base not in self.held:
             self.make_room(stored_bytes(base.folder), busy)
             self.held[base] = Held(base)

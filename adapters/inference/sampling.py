@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import torch
 
+COLDEST = 1e-4  # below it, dividing by it overflows before it would change the choice
+
 
 def pick_token(logits: torch.Tensor, *, temperature: float, top_p: float, draw: torch.Generator) -> int:
     """Logits of shape (vocabulary,). The smallest set of tokens with at least `top_p` of the probability is drawn from."""
-    if temperature <= 0:
+    if temperature < COLDEST:
         return int(logits.argmax())
     chances = torch.softmax(logits.float() / temperature, dim=-1)
     ordered, tokens = chances.sort(descending=True)
     before = ordered.cumsum(0) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0.0)  # the first is always kept: nothing stands before it
+    hidden = before >= top_p
+    hidden[0] = False  # also where top_p is 0
+    ordered = ordered.masked_fill(hidden, 0.0)
     return int(tokens[torch.multinomial(ordered, 1, generator=draw)])
 
 

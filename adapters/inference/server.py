@@ -14,20 +14,21 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from adapters.inference.batch import Question, Said
 from adapters.inference.openai_shapes import Malformed, Shape, problem_of, questions_of, speed, usage
-from adapters.inference.speaker import Busy, Speaker
+from adapters.inference.speaker import MAX_QUESTIONS, Busy, Speaker
 
 MAX_BODY_BYTES = 1_000_000
 MAX_NAMES = 1000
 RETRY_SECONDS = 5
 MOST_PROMPTS = 16
+LISTENERS = anyio.CapacityLimiter(2 * MAX_QUESTIONS)  # a thread waits for each question's next word
 
 
 class Refused(Exception):
@@ -148,7 +149,7 @@ async def pieces(question: Question) -> AsyncIterator[Said]:
     """What is said, to the last word. A caller who hangs up cancels this, and the speaker is told."""
     try:
         while True:
-            said = await run_in_threadpool(question.said.get)
+            said = await anyio.to_thread.run_sync(question.said.get, limiter=LISTENERS, abandon_on_cancel=True)
             yield said
             if "done" in said or "error" in said:
                 return

@@ -6,6 +6,7 @@ longest answer. Rows of different adapters share a batch where their tuner can t
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -17,21 +18,17 @@ from adapters.inference.batch import Answer, Batch, Question, Said
 from adapters.inference.held import Base, Held, Weights
 from adapters.inference.residents import NoRoom, Residents
 from adapters.inference.sampling import logprobs_of, pick_token
-from training.engine.conversations import prompt_ids, render, start_ids
+from adapters.inference.text import Unanswerable, ids_of, most_tokens, send_text
+from training.errors import UserError
 
 MAX_QUESTIONS = 64  # under way and waiting; the next one is told to come back
 MAX_ROWS = 16  # under way at once
-MOST_TOKENS = 4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
 
 HUNG_UP: Said = {"error": "The caller hung up."}
 
 
 class Busy(Exception):
     """MAX_QUESTIONS are under way."""
-
-
-class Unanswerable(Exception):
-    """The question itself is at fault; the message is for whoever asked."""
 
 
 class Speaker:
@@ -71,24 +68,36 @@ class Speaker:
         question.said.put(said)
 
     def _speak_for_ever(self) -> None:
-        while True:
-            self._take_questions()
-            for held, batch in list(self.batches):
-                self._round(held, batch)
-            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+        try:
+            while True:
+                self._take_questions()
+                for held, batch in list(self.batches):
+                    self._round(held, batch)
+                self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+        finally:
+            os._exit(70)  # nobody would answer any more; `up` starts the program again
 
     def _round(self, held: Held, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""
-        self._dismiss(batch, [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()])
-        if not batch.answers:
-            return
         try:
-            with torch.inference_mode():
-                logits = batch.step(held)
-            last = [(answer, self._hear(held, answer, row)) for answer, row in zip(batch.answers, logits, strict=True)]
+            self._dismiss(batch, [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()])
+            if batch.answers:
+                with torch.inference_mode():
+                    logits = batch.step(held)
+                last = [(answer, self._heard(held, answer, row)) for answer, row in zip(batch.answers, logits, strict=True)]
+                self._dismiss(batch, [(answer, said) for answer, said in last if said is not None])
         except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
-            last = [(answer, told_of(error)) for answer in batch.answers]
-        self._dismiss(batch, [(answer, said) for answer, said in last if said is not None])
+            leave_if_lost(error)
+            lost, batch.answers = batch.answers, []
+            for answer in lost:
+                self._last_word(answer.question, told_of(error))
+
+    def _heard(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
+        """One row's fault is that row's alone."""
+        try:
+            return self._hear(held, answer, logits)
+        except Unanswerable as error:
+            return told_of(error)
 
     def _dismiss(self, batch: Batch, last_words: list[tuple[Answer, Said]]) -> None:
         if last_words:
@@ -109,6 +118,7 @@ class Speaker:
                 if not self._take(question):
                     return  # everybody behind it waits, too, or it might wait for ever
             except Exception as error:  # noqa: BLE001 told to whoever asked
+                leave_if_lost(error)
                 self._last_word(question, told_of(error))
             self.waiting.popleft()
             self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
@@ -119,7 +129,7 @@ class Speaker:
             self._last_word(question, HUNG_UP)
             return True
         if question.base not in self.residents.held:
-            question.said.put({"status": "loading the base model"})
+            self._tell(question, "loading the base model")
         try:
             held = self.residents.get(question.base, self._busy())
         except NoRoom:
@@ -128,11 +138,17 @@ class Speaker:
             if held.base in self._busy():
                 return False
         elif question.adapter is not None and question.adapter not in held.loaded:
-            question.said.put({"status": "loading the adapter"})
+            self._tell(question, "loading the adapter")
         held.bring(question.adapter, self._in_use(held))
         with torch.inference_mode():
             self._begin(held, question)
         return True
+
+    def _tell(self, question: Question, status: str) -> None:
+        """Once each: a question that waits for room is looked at every round."""
+        if status not in question.told:
+            question.told.add(status)
+            question.said.put({"status": status})
 
     def _busy(self) -> set[Base]:
         return {held.base for held, batch in self.batches if batch.answers}
@@ -168,6 +184,8 @@ class Speaker:
     def _hear(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
         """Pick the next token, send what became readable; the last word when the answer is at its end."""
         question = answer.question
+        if not bool(torch.isfinite(logits).all()):
+            raise Unanswerable("The model's numbers are not finite here: this version has diverged.")
         token = pick_token(logits, temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
         answer.token = token
         ended = token in held.stop_ids
@@ -187,55 +205,12 @@ class Speaker:
 
 def told_of(error: Exception) -> Said:
     """The last word for who asked; `fault` says whose it is."""
-    if isinstance(error, Unanswerable):
+    if isinstance(error, Unanswerable | UserError):
         return {"error": str(error), "fault": "theirs"}
     return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ids_of(held: Held, question: Question) -> list[int]:
-    """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a conversation."""
-    if question.prompt is not None:
-        words = held.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
-        ids = [*start_ids(held.tokenizer), *words]
-    elif question.messages[-1]["role"] == "assistant":  # to be scored as it stands
-        ids = list(held.tokenizer(render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False)["input_ids"])
-    else:
-        ids = prompt_ids(held.tokenizer, {"messages": question.messages})
-    if not ids:
-        raise Unanswerable("The prompt is empty.")
-    return ids
-
-
-def most_tokens(held: Held, question: Question, prompt_tokens: int) -> int:
-    """Raises Unanswerable: the model's context does not hold prompt and answer."""
-    room = held.longest - prompt_tokens
-    wanted = min(MOST_TOKENS, max(1, room)) if question.max_tokens is None else question.max_tokens
-    if wanted > room:
-        raise Unanswerable(
-            f"This model's context holds {held.longest:,} tokens; the prompt has {prompt_tokens:,} and max_tokens asks for "
-            f"{wanted:,} more. Shorten one of them."
-        )
-    return wanted
-
-
-def send_text(held: Held, answer: Answer, *, whole: bool) -> bool:
-    """Send what is new and sure; True if a stop word ended the answer. What may become one is held back."""
-    text = held.tokenizer.decode(answer.ids, skip_special_tokens=True)
-    found = [place for place in (text.find(word) for word in answer.question.stop) if place >= 0]
-    stopped = bool(found)
-    if stopped:
-        text = text[: min(found)]
-    elif not whole:
-        if text.endswith("\ufffd"):  # half a character: the next token completes it
-            return False
-        text = text[: len(text) - longest_beginning(text, answer.question.stop)]
-    if len(text) > answer.sent:
-        answer.question.said.put({"text": text[answer.sent :]})
-        answer.sent = len(text)
-    return stopped
-
-
-def longest_beginning(text: str, words: tuple[str, ...]) -> int:
-    """Characters at the end of `text` with which one of the words may begin."""
-    sizes = (size for word in words for size in range(1, len(word)) if text.endswith(word[:size]))
-    return max(sizes, default=0)
+def leave_if_lost(error: Exception) -> None:
+    """After an error inside a kernel a process gets nothing more from its GPU: it ends, and `up` starts another."""
+    if "CUDA error" in str(error):
+        os._exit(70)

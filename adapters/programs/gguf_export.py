@@ -58,7 +58,7 @@ def compared(file: Path, said: list[Spoken]) -> dict[str, Any]:
     same = sum(alike(one.answer, other.ids) for one, other in zip(said, theirs, strict=True))
     differences, choices = [], []
     for one in said[:SCORED_PROMPTS]:
-        tops = top_logprobs(file, one.whole[:-1], TOP)[-len(one.answer) :]
+        tops = top_logprobs(file, one.whole[:-1], TOP, start=len(one.prompt))
         ours = one.logits.log_softmax(-1)
         for place, top in enumerate(tops):
             best = int(ours[place].argmax())

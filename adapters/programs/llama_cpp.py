@@ -30,21 +30,26 @@ class Answer:
     text: str
 
 
-def answers(gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 300.0) -> list[Answer]:
+def answers(gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 900.0) -> list[Answer]:
     """Greedy answers to prompts that are token ids already."""
     question = {"prompts": prompts, "max_tokens": max_tokens}
     return [Answer(**told) for told in ask(gguf_file, question, timeout=timeout)["answers"]]
 
 
-def top_logprobs(gguf_file: Path, ids: list[int], top: int, *, timeout: float = 300.0) -> list[dict[int, float]]:
-    """After each prefix of `ids`: the `top` most probable next tokens and their log-probabilities."""
-    told = ask(gguf_file, {"prefixes": ids, "top": top}, timeout=timeout)["tops"]
+def top_logprobs(gguf_file: Path, ids: list[int], top: int, *, start: int, timeout: float = 900.0) -> list[dict[int, float]]:
+    """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their log-probabilities."""
+    told = ask(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)["tops"]
     return [{int(id_): value for id_, value in found} for found in told]
 
 
 def ask(gguf_file: Path, question: dict[str, Any], *, timeout: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "adapters.programs.llama_cpp", str(gguf_file)]
-    done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise BrokenGGUF(
+            f"llama.cpp had not answered after {timeout / 60:.0f} minutes; the model is too large to check here."
+        ) from error
     if done.returncode:
         lines = done.stderr.splitlines()
         said = [line for line in lines if " E " in line or "GGML_ASSERT" in line or "Error" in line] or lines or ["nothing"]
@@ -108,7 +113,10 @@ def main(gguf_file: str) -> None:
         plain = server.tokens("a")[0]
         told = {
             "answers": [server.answer(prompt, question["max_tokens"]) for prompt in prompts],
-            "tops": [server.top(prefixes[: end + 1], question["top"], plain=plain) for end in range(len(prefixes))],
+            "tops": [
+                server.top(prefixes[: end + 1], question["top"], plain=plain)
+                for end in range(question.get("start", 1) - 1, len(prefixes))
+            ],
         }
         del server
     sys.stdout.write(json.dumps(told) + "\n")

@@ -37,20 +37,23 @@ def merge(order: dict[str, Any]) -> dict[str, Any]:
     say(words="merging", done=len(prompts), total=3 * len(prompts))
     aside = target.with_name(f".{target.name}.merging")
     remove_tree(aside)
-    model = merged(base, adapter, order["method"])
-    refuse_full_disk(target.parent, 2 * count_parameters(model))
-    say(words="writing")
-    model.save_pretrained(aside, max_shard_size="1000GB")
-    tokenizer.save_pretrained(aside)
-    del model
-    gc.collect()
-    figures = checked(aside, said, plain, tokenizer.eos_token_id)
-    files = {}
-    for path in sorted(aside.iterdir()):
-        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-        sync(path)
-    remove_tree(target)
-    aside.rename(target)
+    try:
+        model = merged(base, adapter, order["method"])
+        refuse_full_disk(target.parent, 2 * count_parameters(model))
+        say(words="writing")
+        model.save_pretrained(aside, max_shard_size="1000GB")
+        tokenizer.save_pretrained(aside)
+        del model
+        gc.collect()
+        figures = checked(aside, said, plain, tokenizer.eos_token_id)
+        files = {}
+        for path in sorted(aside.iterdir()):
+            files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+            sync(path)
+        remove_tree(target)
+        aside.rename(target)
+    finally:
+        remove_tree(aside)  # of a merge that was refused or broke off: it may be gigabytes
     sync(target.parent)
     return {"parity": figures, "files": files, "bytes": sum(facts["bytes"] for facts in files.values())}
 
@@ -83,11 +86,7 @@ def checked(folder: Path, said: list[Spoken], plain: list[torch.Tensor], ends: i
         logits.append(logits_of(model, one.prompt, one.answer))
         answers.append(speak(model, one.prompt, ends).answer)
     figures = compared(said, plain, logits, answers)
-    try:
-        refuse_unlike(figures, "merged model")
-    except UserError:
-        remove_tree(folder)
-        raise
+    refuse_unlike(figures, "merged model")
     return figures
 
 

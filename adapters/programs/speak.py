@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,25 @@ from typing import Any
 
 from training.errors import UserError
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
 
 def say(**told: Any) -> None:
     sys.stdout.write(json.dumps(told) + "\n")
     sys.stdout.flush()
 
 
+def end_with_parent() -> None:
+    """A worker that dies takes its program with it (Linux), or a second one would soon write to the same files. Asked to end, it
+    cleans up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def run(act: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Do what the order in the folder argv[1] says; what a person can put right is told as its sentence."""
+    end_with_parent()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     order = json.loads((Path(sys.argv[1]) / "order.json").read_text())

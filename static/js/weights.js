@@ -78,8 +78,8 @@ function draw() {
   tellOverlaps(result);
 }
 
-async function ask() {
-  const body = new URLSearchParams(view.getAll("v").map((id) => ["v", id]));
+async function ask(again) {
+  const body = new URLSearchParams([...view.getAll("v").map((id) => ["v", id]), ["again", again]]);
   const answer = await fetch(box.dataset.address, { method: "POST", body, headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" } });
   const said = await answer.json();
   if (!answer.ok || said.stage === "failed") {
@@ -88,7 +88,7 @@ async function ask() {
   }
   if (said.stage !== "done") {
     part("weights-told").textContent = said.words ? `${said.words}…` : "waiting for a worker…";
-    setTimeout(ask, 1500);
+    setTimeout(ask, 1500, "0");
     return;
   }
   part("weights-told").textContent = "";
@@ -97,6 +97,6 @@ async function ask() {
   draw();
 }
 
-ask();
+ask("1"); // what failed is tried again by whoever opens the page, and not by each look
 document.addEventListener("theme", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -55,6 +55,7 @@ def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(alice, base_mod
     kept = json.loads((version.folder / CONFIG).read_text())
     assert kept["base_model_name_or_path"] == base_model.name
     assert "megatron_core" not in kept
+    assert len(kept["target_modules"]) == 14
     assert attach(load_base(base_model.folder, torch.float32, CPU), version.folder, "default").peft_config
 
 
@@ -93,12 +94,38 @@ def test_weights_that_lie_are_refused_before_any_library_reads_them(alice, base_
     [
         ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "sets auto_mapping"),
         ({"megatron_core": "os"}, "sets megatron_core"),
+        ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
+        ({"layer_replication": [[0, 2]]}, "sets layer_replication"),
+        ({"bias": "all"}, "sets bias"),
+        ({"r": 10**9}, "whole number up to 4,096"),
+        ({"r": 3}, "fits neither rank 3"),
+        ({"rank_pattern": {"(a+)+$": 4}}, "must name modules"),
         ({"peft_type": "XLORA"}, "of type 'XLORA'"),
         ({"peft_type": {"a": 1}}, "of type"),
     ],
 )
 def test_a_config_that_names_code_or_an_unknown_type_is_refused(alice, base_model, made, changes, words):
     refused(alice, base_model, zipped(configured(made, **changes)), words)
+
+
+def test_a_parameter_that_would_overwrite_the_base_is_refused(alice, base_model, made):
+    from safetensors.torch import load, save
+
+    held = load(made[WEIGHTS])
+    held["base_model.model.lm_head.weight"] = torch.zeros(4, 4)
+    refused(alice, base_model, zipped({**made, WEIGHTS: save(held)}), "it would change the base itself")
+    del held["base_model.model.lm_head.weight"]
+    held.pop(next(name for name in held if "lora_B" in name))
+    refused(alice, base_model, zipped({**made, WEIGHTS: save(held)}), "only one of its two matrices")
+
+
+@pytest.mark.parametrize("method", ["ia3", "prefix", "prompt", "bottleneck"])
+def test_adapters_of_every_kind_that_we_make_can_be_imported(alice, base_model, data, device, no_bell, engine_here, method):
+    version = train_version(alice, base_model, data, engine_here, method=method, max_steps=1)
+    files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+    taken = imports.import_version(alice, zipped(files), base_model, "Again")
+    assert taken.method == method
+    assert attach(load_base(base_model.folder, torch.float32, CPU), taken.folder, "default").peft_config
 
 
 def link_to(name, target):
@@ -139,7 +166,7 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
     wide = BaseModel.objects.create(
         name="wide", source="folder", location=str(tiny.make_model(tmp_path / "wide", hidden=64)), state="ready", card={}
     )
-    refused(alice, wide, zipped(made), "choose its true base")
+    refused(alice, wide, zipped(made), "Choose its true base")
     shallow = BaseModel.objects.create(
         name="shallow", source="folder", location=str(tiny.make_model(tmp_path / "one", layers=1)), state="ready", card={}
     )

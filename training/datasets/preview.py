@@ -82,9 +82,11 @@ def random_row(version: DatasetVersion) -> dict[str, Any] | None:
 def held_out_prompts(version: DatasetVersion, most: int) -> list[dict[str, Any]]:
     """Up to `most` such prompts, spread evenly over the split, the same ones every time."""
     split, count = unseen(version)
-    places = sorted({round(place * (count - 1) / max(1, most - 1)) for place in range(min(most, count))}) if count else []
+    drawn = min(most, count)
+    wanted = {round(place * (count - 1) / max(1, drawn - 1)) for place in range(drawn)}
+    if not wanted:
+        return []
     with version.file(split).open(encoding="utf-8") as file:
-        wanted = set(places)
         return [prompt_of(json.loads(line), split) for place, line in enumerate(file) if place in wanted]
 
 

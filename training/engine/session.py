@@ -197,6 +197,7 @@ def read_start(session: Session) -> None:
         ConfigError: they are of another shape than what the settings make.
     """
     try:
+        weights.refuse_other_names(session.model, Path(session.config.start_weights))
         weights.read_weights(session.model, Path(session.config.start_weights), {})
     except (RuntimeError, KeyError, OSError) as error:
         told = str(error).splitlines()[0][:300]

@@ -74,6 +74,14 @@ def read_weights(model: Any, folder: Path, raw: dict[str, Tensor]) -> None:
         model.tie_weights()
 
 
+def refuse_other_names(model: Any, folder: Path) -> None:
+    """Raises KeyError: the folder's adapter has parameters that the model has not, or lacks some. PEFT would pass over both."""
+    if isinstance(model, PeftModel):
+        apart = set(load_file(folder / ADAPTER[0])) ^ set(get_peft_model_state_dict(model))
+        if apart:
+            raise KeyError(f"{len(apart)} parameters stand on one side only, such as {min(apart)}")
+
+
 def attach(base: Any, folder: Path, name: str) -> Any:
     """A PEFT model of `base` with the adapter in `folder`, in eval mode."""
     return PeftModel.from_pretrained(base, folder, adapter_name=name).eval()
