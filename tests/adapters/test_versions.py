@@ -158,12 +158,14 @@ def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
     from training.runs.files import kept_steps
 
-    def gone(*_given, **_more):
-        raise FileNotFoundError
+    def gone(source, *_given, **_more):
+        shutil.rmtree(source)
+        raise shutil.Error([(str(source), "", "gone")])
 
     monkeypatch.setattr(shutil, "copytree", gone)
     with pytest.raises(Conflict, match="replaced by a newer one"):
         shelf.keep_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
+    assert not list(trained.run.folder.glob(".shelf-*"))
 
 
 def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
