@@ -208,3 +208,36 @@ def test_the_page_asks_the_database_a_few_times_however_many_rows(
     reply_all(alice, asked, pair)
     with django_assert_max_num_queries(24):
         as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}")
+
+
+def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(alice, asked, pair, settings, monkeypatch):
+    settings.INFERENCE_URL = "http://inference"
+
+    def answer(request):
+        if b"say 3" in request.content:
+            return httpx.Response(400, json={"error": {"message": "This model's context holds 256 tokens."}})
+        told = {"choices": [{"message": {"content": "it is"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+        return httpx.Response(200, json=told)
+
+    client = httpx.AsyncClient
+    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer)))
+    task = answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
+    work.talk_next()
+    task.refresh_from_db()
+    assert (task.stage, task.result["rows"], task.result["refused"]) == ("done", 11, 1)
+    assert "context holds 256" in task.result["why"]
+    assert Reply.objects.count() == 11
+
+
+def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_alice, pair):
+    data = {"v": [pair[0].pk, pair[1].pk]}
+    as_alice.post("/adapters/compare/weights", data)
+    Work.objects.update(stage="failed", error="It broke off.")
+    assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It broke off."
+    assert as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["stage"] == "waiting"
+
+
+def test_few_held_out_rows_are_all_drawn(alice, data):
+    from training.datasets.preview import held_out_prompts
+
+    assert len(held_out_prompts(data, 40)) == data.heldout_rows

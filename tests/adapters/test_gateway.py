@@ -189,3 +189,33 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert seen == ["/v1/chat/completions", "/v1/load_lora_adapter", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settings, monkeypatch):
+    settings.INFERENCE_URL = "http://busy"
+    statuses = iter([400, 429])
+    busy = httpx.MockTransport(lambda _request: httpx.Response(next(statuses), json={"error": {"message": "no"}}))
+    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=busy)}
+    client = await sync_to_async(client_of)(alice)
+    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    with pytest.raises(openai.BadRequestError):
+        await client.chat.completions.create(**ASK)
+    with pytest.raises(openai.RateLimitError):
+        await client.chat.completions.create(**ASK)
+    tally = await Tally.objects.aget()
+    assert (tally.answers, tally.failures) == (0, 1)
+
+
+async def test_a_deployment_is_found_by_its_name_as_openai_finds_a_model(alice, people, deployed):
+    client = await sync_to_async(client_of)(alice)
+    assert (await client.models.retrieve("lights")).id == "lights"
+    with pytest.raises(openai.NotFoundError):
+        await (await sync_to_async(client_of)(people["mallory"])).models.retrieve("lights")
+
+
+@pytest.mark.parametrize("body", [b'{"model": "lights", "temperature": NaN}', b'{"model": "lights", "stop": "\\ud83d"}'])
+async def test_what_json_cannot_hold_is_refused_and_not_a_crash(alice, deployed, body):
+    secret = (await sync_to_async(create_token)(alice, "test"))[1]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=application), base_url="http://testserver") as web:
+        answer = await web.post("/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == 400

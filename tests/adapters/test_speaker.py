@@ -281,3 +281,44 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_mod
     assert "done" in last, last
     assert expected is None or text == expected
     assert hear(alone)[0] == plain_answer(tiny_model, None)
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(speaker, tiny_model, adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(adapter.folder, tmp_path / "broken")
+    held_ = load_file(broken / "adapter_model.safetensors")
+    last = max(name for name in held_ if "lora_B" in name)
+    held_[last] = torch.ones(3, held_[last].shape[1])  # all others are read before this one fails
+    save_file(
+        {name: value * 50 if name != last else value for name, value in held_.items()}, broken / "adapter_model.safetensors"
+    )
+    asked = question(tiny_model, Weights(broken, "broken"))
+    speaker.ask(asked)
+    assert "error" in hear(asked)[1]
+    plain = question(tiny_model)
+    speaker.ask(plain)
+    assert hear(plain)[0] == plain_answer(tiny_model, None)
+
+
+def test_one_row_whose_numbers_are_not_finite_fails_alone(speaker, tiny_model, adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    diverged = shutil.copytree(adapter.folder, tmp_path / "diverged")
+    path = diverged / "adapter_model.safetensors"
+    save_file({name: value * float("nan") if "lora_B" in name else value for name, value in load_file(path).items()}, path)
+    asked = [question(tiny_model, adapter), question(tiny_model, Weights(diverged, "nan")), question(tiny_model)]
+    for one in asked:
+        speaker.ask(one)
+    texts = [hear(one) for one in asked]
+    assert texts[0][0] == plain_answer(tiny_model, adapter)
+    assert "has diverged" in texts[1][1]["error"]
+    assert texts[2][0] == plain_answer(tiny_model, None)
+    assert speaker.count == 0
+
+
+def test_a_nucleus_of_nothing_is_the_likeliest_token():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.tensor([0.1, 3.0, 1.0])
+    assert pick_token(logits, temperature=1.0, top_p=0.0, draw=draw) == 1
+    assert pick_token(logits, temperature=1e-40, top_p=1.0, draw=draw) == 1

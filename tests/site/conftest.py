@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from adapters import exports
 from adapters.bakeoff import METHODS
-from adapters.models import Deployment, PromptSet
+from adapters.models import Deployment, PromptSet, Work
 from tests import tiny
 from tests.shelf import put_on_shelf
 from training.datasets.models import Upload
@@ -26,6 +27,9 @@ def things(run, base_model, data, alice, device):
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
+    Work.objects.create(kind=exports.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done")
+    exports.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
+    exports.gguf_file(version, "f16").write_bytes(b"GGUF")
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
     return {
         "other_id": put_on_shelf(run, number=2).pk,
