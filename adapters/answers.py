@@ -19,7 +19,7 @@ from training.people.models import User
 
 KIND = "answers"
 AT_ONCE = 8
-MOST_TOKENS = 256  # of a reply
+MOST_TOKENS, FEWER_TOKENS = 256, 64  # of a reply; fewer where prompt and reply would not fit the model's context
 TRIES, PAUSE_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
 
 
@@ -98,7 +98,11 @@ async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply | str:
 
 
 async def answered(row: dict[str, Any], told: dict[str, Any]) -> Reply:
-    answer = await patiently({**told, "messages": row["messages"], "temperature": 0, "max_tokens": MOST_TOKENS})
+    question = {**told, "messages": row["messages"], "temperature": 0}
+    try:
+        answer = await patiently({**question, "max_tokens": MOST_TOKENS})
+    except Refusal:
+        answer = await patiently({**question, "max_tokens": FEWER_TOKENS})
     text, used = str(answer["choices"][0]["message"]["content"]).replace("\0", ""), answer["usage"]
     scores = scores_of(text, row["expected"])
     if row["expected"].strip():

@@ -19,7 +19,7 @@ def versions(stage):
         settings = {**tiny.SETTINGS, "max_steps": 30, "learning_rate": 0.02, "seed": seed}
         body = {"model": 1, "data": 1, "settings": settings, "name": f"Lamps {seed}", "accept_warnings": True}
         launched.append(stage.api("POST", "/runs", body)["id"])
-    stage.wait_for(lambda: all(stage.api("GET", f"/runs/{run}")["state"] == "finished" for run in launched), 240)
+    stage.wait_for(lambda: all(stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched), 240)
     return launched
 
 
