@@ -39,8 +39,8 @@ def note(answered: Answered) -> None:
         Served.objects.create(at=timezone.now(), **vars(answered))
         tally, _ = Tally.objects.get_or_create(deployment_id=answered.deployment_id, version_id=answered.version_id)
         Tally.objects.filter(pk=tally.pk).update(
-            answers=F("answers") + (not answered.failed),
-            failures=F("failures") + answered.failed,
+            answers=F("answers") + int(not answered.failed),
+            failures=F("failures") + int(answered.failed),
             completion_tokens=F("completion_tokens") + answered.completion_tokens,
         )
 
