@@ -27,7 +27,9 @@ def things(run, base_model, data, alice, device):
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
-    Work.objects.create(kind=exports.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done")
+    Work.objects.create(
+        kind=exports.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done", order={"quantisation": "f16"}
+    )
     exports.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
     exports.gguf_file(version, "f16").write_bytes(b"GGUF")
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
