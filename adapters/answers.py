@@ -49,10 +49,6 @@ def ask(user: User, prompts: PromptSet, column: Column) -> Work:
     return work.begin(user, KIND, f"{prompts.pk}:{column.key}", version=column.version, order=order)
 
 
-def work_of(prompts: PromptSet, column: Column) -> Work | None:
-    return Work.objects.filter(kind=KIND, key=f"{prompts.pk}:{column.key}").first()
-
-
 def is_pending(task: Work | None) -> bool:
     return task is not None and task.stage in (Stage.WAITING, Stage.WORKING)
 

@@ -102,18 +102,12 @@ class Row:
 def report(sweep: Sweep) -> list[Row]:
     """A row each, in the order of METHODS."""
     runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
-    versions = {method: result_of(run) for method, run in runs.items()}
+    versions = {method: run.result() for method, run in runs.items()}
     full = runs.get("full")
     asked = prompts_of(sweep)
     said = replies_to(asked) if asked else {}
     base_rate = rate_of(said.get(None, []))
     return [row_of(runs[method], versions[method], full, said, base_rate) for method in METHODS if method in runs]
-
-
-def result_of(run: Run) -> AdapterVersion | None:
-    """What the run left at its end: of its best step, whatever else of it was kept as a version."""
-    found = run.versions.order_by("-pk")
-    return found.filter(step=run.best_step or run.step).first() or found.first()
 
 
 def row_of(
@@ -143,9 +137,6 @@ def row_of(
 
 def prompts_of(sweep: Sweep) -> PromptSet | None:
     """The set that its versions were asked, if they have been."""
-    run = sweep.runs.first()
-    if run is None:
-        return None
     return PromptSet.objects.filter(owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: ").first()
 
 

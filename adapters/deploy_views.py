@@ -89,7 +89,7 @@ def how(found: Deployment, version: AdapterVersion, works: dict[str, Work]) -> d
             "parity": task.result["parity"] if task else None,
         }
     if task is not None and task.stage == Stage.FAILED:
-        return {"words": "attached to its base, because merging was refused", "error": task.error}
+        return {"words": "attached to its base, because it could not be merged", "error": task.error}
     return {"words": "attached to its base until it is merged", "working": task}
 
 

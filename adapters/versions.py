@@ -10,7 +10,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import ProtectedError, Q
 
-from adapters import exports, merges
+from adapters import comparison, exports, merges
 from adapters.models import AdapterVersion, Deployment, Work
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
@@ -53,7 +53,9 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     ggufs = exports.gguf_file(version, "any").parent
     folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
     compared = [
-        work for work in Work.objects.filter(kind="compare").only("pk", "order") if version.pk in work.order.get("versions", ())
+        work
+        for work in Work.objects.filter(kind=comparison.KIND).only("pk", "order")
+        if version.pk in work.order.get("versions", ())
     ]
     folders += [work.folder for work in compared]
     try:

@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Q, QuerySet
 
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from training.errors import UserError
 from training.people.models import User
+
+TURNED = {"first": "second", "second": "first", "tie": "tie"}  # a choice as the second version sees it
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,6 @@ def wilson(wins: float, votes: int) -> tuple[float, float]:
 
 def total(version: AdapterVersion) -> Rate | None:
     """Its votes against all others, for the version's own page; None without any."""
-    rows = Vote.objects.filter(Q(first=version) | Q(second=version))
-    found = rows.aggregate(
-        wins=Count("pk", filter=Q(first=version, choice="first") | Q(second=version, choice="second")),
-        ties=Count("pk", filter=Q(choice="tie")),
-        votes=Count("pk"),
-        voters=Count("voter", distinct=True),
-    )
-    if not found["votes"]:
-        return None
-    points = found["wins"] + found["ties"] / 2
-    low, high = wilson(points, found["votes"])
-    losses = found["votes"] - found["wins"] - found["ties"]
-    return Rate(found["votes"], found["voters"], found["wins"], losses, found["ties"], points / found["votes"], low, high)
+    rows = Vote.objects.filter(Q(first=version) | Q(second=version)).values_list("first_id", "choice", "voter_id")
+    seen = [(choice if first == version.pk else TURNED[choice], voter) for first, choice, voter in rows]
+    return counted(seen, "first", "second") if seen else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,13 +10,12 @@ import time
 
 from django.conf import settings
 
-from training.child_environment import child_environment
+from training.child_environment import child_environment, end_with_parent
 
 MANAGE = str(settings.BASE_DIR / "manage.py")
 # A child that lived this long died of something new: its next start is at once again.
 STEADY_SECONDS = 10.0
 LONGEST_WAIT_SECONDS = 10.0
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Child:
@@ -48,7 +46,7 @@ class Child:
             env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 no threads yet
+            preexec_fn=end_with_parent,  # noqa: PLW1509 no threads yet
         )
 
     def start_again_if_dead(self) -> None:
@@ -74,11 +72,6 @@ class Child:
             sys.stderr.write(f"{self.name} did not end within {self.patience_seconds:.0f} s and is killed.\n")
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-
-
-def end_with_parent() -> None:
-    """Even if the parent is killed, its children get SIGTERM and end in order (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def engine_room(host: str, port: int) -> list[Child]:

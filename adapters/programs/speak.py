@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -11,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.child_environment import end_with_parent
 from training.errors import UserError
-
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def say(**told: Any) -> None:
@@ -21,16 +19,10 @@ def say(**told: Any) -> None:
     sys.stdout.flush()
 
 
-def end_with_parent() -> None:
-    """A worker that dies takes its program with it (Linux), or a second one would soon write to the same files. Asked to end, it
-    cleans up."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def run(act: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Do what the order in the folder argv[1] says; what a person can put right is told as its sentence."""
+    # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon write to the same files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end_with_parent()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

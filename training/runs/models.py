@@ -101,6 +101,11 @@ class Run(Owned):
     def folder(self) -> Path:
         return Path(settings.HOME) / "runs" / str(self.pk)
 
+    def result(self) -> Any:
+        """The adapter version that it left at its end: of its best step, whatever else of it was kept as one."""
+        found = self.versions.order_by("-pk")
+        return found.filter(step=self.best_step or self.step).first() or found.first()
+
     @property
     def tag_list(self) -> list[str]:
         return [tag for tag in self.tags.split(",") if tag]

@@ -75,8 +75,7 @@ def header(request: SignedIn, run_id: int) -> HttpResponse:
 
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    left = found.versions.order_by("-pk") if found.state in ENDED else found.versions.none()
-    adapter = left.filter(step=found.best_step or found.step).first() or left.first()
+    adapter = found.result() if found.state in ENDED else None
     return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": reserve.held_by(found.pk)}
 
 
