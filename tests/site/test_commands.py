@@ -1,5 +1,7 @@
+import os
 import socket
 import subprocess
+import sys
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -43,3 +45,21 @@ def test_an_admin_adds_a_person_with_a_one_time_password_and_a_team(client, caps
     assert answer.request["PATH_INFO"] == "/account/password"
     with pytest.raises(CommandError, match="is there already"):
         call_command("person", "dora")
+
+
+STORM = """
+import signal, django
+django.setup()
+from snapml_site.management.commands.up import Stopping
+stopping = Stopping()
+signal.signal(signal.SIGALRM, lambda *_: stopping.set())
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.00002)
+for _ in range(20_000):
+    stopping.wait(0.001)
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_ctrl_c_pressed_again_and_again_ends_it_all_the_same():
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "snapml_site.settings"}
+    subprocess.run([sys.executable, "-c", STORM], cwd=ROOT, env=env, check=True, timeout=60)

@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import threading
 import time
 import urllib.request
 from argparse import ArgumentParser
@@ -25,6 +24,24 @@ from snapml_site.first_admin import first_admin_words
 
 WATCH_SECONDS = 0.2
 START_SECONDS = 60.0
+
+
+class Stopping:
+    """Set by a signal, at any moment. An Event has a lock: a second Ctrl-C while the first one sets it would wait for itself."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def set(self) -> None:
+        self.asked = True
+
+    def is_set(self) -> bool:
+        return self.asked
+
+    def wait(self, seconds: float) -> bool:
+        if not self.asked:
+            time.sleep(seconds)
+        return self.asked
 
 
 class Command(BaseCommand):
@@ -45,7 +62,7 @@ class Command(BaseCommand):
             "INFERENCE_URL": f"http://127.0.0.1:{free_port()}",
             "INFERENCE_TOKEN": secrets.token_urlsafe(32),
         }
-        stopping = threading.Event()
+        stopping = Stopping()
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             stopping.set()
@@ -97,7 +114,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_up(address: str, stopping: threading.Event) -> bool:
+def wait_until_up(address: str, stopping: Stopping) -> bool:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and not stopping.is_set():
         try:
@@ -108,7 +125,7 @@ def wait_until_up(address: str, stopping: threading.Event) -> bool:
     return False
 
 
-def watch(children: list[Child], stopping: threading.Event) -> None:
+def watch(children: list[Child], stopping: Stopping) -> None:
     while not stopping.wait(WATCH_SECONDS):
         for child in children:
             child.start_again_if_dead()
