@@ -1,11 +1,9 @@
 """A GGUF file answers in llama.cpp as its model does in torch, or it is not kept."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from django.conf import settings
 
 from adapters import exports, merges, work
 from adapters.models import Stage, Work
@@ -115,7 +113,7 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
     as_alice.post(f"/adapters/{version.pk}/delete", {"name": "Lights v1"})
     assert not path.exists()
     assert not Work.objects.exists()
-    assert not any((Path(settings.HOME) / "merged").iterdir())
+    assert not path.parent.exists() and not version.merged_folder.exists()
 
 
 @pytest.mark.django_db
