@@ -10,7 +10,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from adapters import exports, go_on, imports, merges, shelf, versions, views
+from adapters import exports, go_on, imports, merges, pushes, shelf, versions, views
 from adapters.models import AdapterVersion
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
@@ -100,6 +100,14 @@ class KeepIn(Schema):
 class GgufIn(Schema):
     model_config = ConfigDict(extra="forbid")
     quantisation: str = Field(max_length=10)
+
+
+class PushIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    repository: str = Field(max_length=96, description="`owner/name` on the hub")
+    token: str = Field(max_length=200, description="an access token of the hub that may write")
+    what: Literal["adapter", "merged"] = "adapter"
+    private: bool = True
 
 
 class WorkOut(Schema):
@@ -194,6 +202,12 @@ def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
     """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
     found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     return 202, exports.export_gguf(request.user, found, body.quantisation)
+
+
+@router.post("/{int:adapter_id}/push", response={202: WorkOut})
+def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
+    """Push it, or its merged model, to the hub in the background; the token is forgotten once the push has begun."""
+    return 202, pushes.push(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"), **body.dict())
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)

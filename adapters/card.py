@@ -45,6 +45,18 @@ def card_of(run: Run, measured: Measured) -> str:
     return "\n\n".join(lines) + "\n"
 
 
+def card_for_hub(card: str, base: str, *, merged: bool) -> str:
+    """The card with the header that a hub takes: it refuses a base that is not one of its own ids, so `base` is one or empty."""
+    _, header, text = card.split("---\n", 2)
+    told = yaml.safe_load(header)
+    told.pop("base_model", None)
+    if base:
+        told |= {"base_model": base, "base_model_relation": "finetune" if merged or "library_name" not in told else "adapter"}
+    if merged or "library_name" not in told:
+        told["library_name"] = "transformers"
+    return f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{text}"
+
+
 def figures(run: Run, measured: Measured) -> str:
     """What was measured, and with what it was made."""
     told = {

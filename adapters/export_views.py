@@ -8,7 +8,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
-from adapters import exports, merges
+from adapters import exports, merges, pushes
 from adapters.models import AdapterVersion, Stage, Work
 from adapters.shelf import file_stem
 from training.people.requests import SignedIn, in_pieces
@@ -23,12 +23,13 @@ def exported(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 def export_values(version: AdapterVersion) -> dict[str, Any]:
-    works = list(Work.objects.filter(version=version, kind__in=(merges.KIND, exports.KIND)).order_by("pk"))
+    works = list(Work.objects.filter(version=version, kind__in=(merges.KIND, exports.KIND, pushes.KIND)).order_by("pk"))
     merge = next((work for work in works if work.kind == merges.KIND), None)
     return {
         "merge": merge,
         "merged": version.whole_model or merges.is_merged(version),
         "ggufs": [(work, work.order["quantisation"]) for work in works if work.kind == exports.KIND],
+        "pushes": [work for work in works if work.kind == pushes.KIND],
         "quantisations": exports.QUANTISATIONS,
         "making": any(work.stage in (Stage.WAITING, Stage.WORKING) for work in works),
     }
@@ -44,6 +45,14 @@ def merge(request: SignedIn, adapter_id: int) -> HttpResponse:
 def gguf(request: SignedIn, adapter_id: int) -> HttpResponse:
     found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     exports.export_gguf(request.user, found, request.POST.get("quantisation", ""))
+    return redirect("adapter", adapter_id)
+
+
+@require_POST
+def push(request: SignedIn, adapter_id: int) -> HttpResponse:
+    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    said = {name: request.POST.get(name, "").strip() for name in ("repository", "token", "what")}
+    pushes.push(request.user, found, **said, private="private" in request.POST)
     return redirect("adapter", adapter_id)
 
 

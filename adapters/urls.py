@@ -17,6 +17,7 @@ urlpatterns = [
     path("adapters/<int:adapter_id>/continue", version_views.continue_from, name="adapter-continue"),
     path("adapters/<int:adapter_id>/exports", export_views.exported, name="adapter-exports"),
     path("adapters/<int:adapter_id>/merge", export_views.merge, name="adapter-merge"),
+    path("adapters/<int:adapter_id>/push", export_views.push, name="adapter-push"),
     path("adapters/<int:adapter_id>/merged.zip", export_views.download_merged, name="adapter-merged"),
     path("adapters/<int:adapter_id>/gguf", export_views.gguf, name="adapter-gguf"),
     path("adapters/<int:adapter_id>/gguf/<slug:quantisation>", export_views.download_gguf, name="adapter-gguf-file"),

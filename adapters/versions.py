@@ -65,8 +65,8 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     except ProtectedError as error:
         names = ", ".join(row.name for row in answered_by(version))
         raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
-    half = version.merged_folder.with_name(f".{version.pk}.merging")  # of a merge that was under way
-    return sum(remove_tree(folder) for folder in [*folders, half])
+    halves = [version.merged_folder.with_name(f".{version.pk}.{end}") for end in ("merging", "unchecked")]  # a merge under way
+    return sum(remove_tree(folder) for folder in [*folders, *halves])
 
 
 def answered_by(version: AdapterVersion) -> list[Deployment]:

@@ -131,7 +131,7 @@ def beating(work: Work) -> Iterator[None]:
         thread.join()
 
 
-def follow(module: str, folder: Path, order: Said) -> Iterator[Said]:
+def follow(module: str, folder: Path, order: Said, environment: dict[str, str] | None = None) -> Iterator[Said]:
     """What a program of ours says, a child with none of our secrets; its order lies in its folder.
 
     Raises:
@@ -140,7 +140,9 @@ def follow(module: str, folder: Path, order: Said) -> Iterator[Said]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "order.json").write_text(json.dumps(order))
     command = [sys.executable, "-m", module, str(folder)]
-    for said in follow_child(command, folder / "program.log", cwd=settings.BASE_DIR, environment=child_environment()):
+    for said in follow_child(
+        command, folder / "program.log", cwd=settings.BASE_DIR, environment=environment or child_environment()
+    ):
         if "error" in said:
             raise UserError(said["error"])
         yield said

@@ -25,7 +25,7 @@ STEADY_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "128000000",
 }
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-NETWORK = ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "HF_ENDPOINT")
+NETWORK = ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET")
 
 
 def child_environment(*more: str) -> dict[str, str]:

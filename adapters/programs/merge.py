@@ -1,6 +1,6 @@
 """`python -m adapters.programs.merge FOLDER`: a version merged into its base, checked against its adapter, put in place whole.
 
-A merge that is killed leaves nothing in place; begun again, it begins anew.
+A merge that is killed leaves nothing in place; begun again, it goes on with the merged model if that was written, and checks it.
 """
 
 from __future__ import annotations
@@ -33,29 +33,40 @@ def merge(order: dict[str, Any]) -> dict[str, Any]:
     tokenizer = load_tokenizer(base)
     use_template(tokenizer)
     prompts = [prompt_ids(tokenizer, {"messages": messages}) for messages in order["prompts"]]
-    said, plain = adapter_answers(base, adapter, order["method"], prompts, tokenizer.eos_token_id)
-    say(words="merging", done=len(prompts), total=3 * len(prompts))
-    aside = target.with_name(f".{target.name}.merging")
+    written = target.with_name(f".{target.name}.unchecked")
+    try:
+        if not written.is_dir():
+            write(order, tokenizer, written)
+        said, plain = adapter_answers(base, adapter, order["method"], prompts, tokenizer.eos_token_id)
+        figures = checked(written, said, plain, tokenizer.eos_token_id)
+    except UserError:
+        remove_tree(written)  # refused: it may be gigabytes
+        raise
+    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(written.iterdir())}
+    remove_tree(target)
+    written.rename(target)
+    sync(target.parent)
+    return {"parity": figures, "files": files, "bytes": sum(facts["bytes"] for facts in files.values())}
+
+
+def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
+    """The merged model in a folder that is there only when it is whole, on the disk. Raises UserError: the disk is too full."""
+    aside = folder.with_suffix(".merging")
     remove_tree(aside)
     try:
-        model = merged(base, adapter, order["method"])
-        refuse_full_disk(target.parent, 2 * count_parameters(model))
+        say(words="merging", done=0, total=3 * len(order["prompts"]))
+        model = merged(Path(order["base"]), Path(order["adapter"]), order["method"])
+        refuse_full_disk(folder.parent, 2 * count_parameters(model))
         say(words="writing")
         model.save_pretrained(aside, max_shard_size="1000GB")
         tokenizer.save_pretrained(aside)
         del model
         gc.collect()
-        figures = checked(aside, said, plain, tokenizer.eos_token_id)
-        files = {}
-        for path in sorted(aside.iterdir()):
-            files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in aside.iterdir():
             sync(path)
-        remove_tree(target)
-        aside.rename(target)
+        aside.rename(folder)
     finally:
-        remove_tree(aside)  # of a merge that was refused or broke off: it may be gigabytes
-    sync(target.parent)
-    return {"parity": figures, "files": files, "bytes": sum(facts["bytes"] for facts in files.values())}
+        remove_tree(aside)
 
 
 def adapter_answers(

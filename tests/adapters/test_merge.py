@@ -91,6 +91,32 @@ def test_an_adapter_that_changes_nothing_is_not_worth_merging(trained):
         program.merge(order_of(version))
 
 
+def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(trained, monkeypatch):
+    version, true = trained(), program.checked
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "checked", killed)
+    with pytest.raises(KeyboardInterrupt):
+        program.merge(order_of(version))
+    assert not version.merged_folder.exists()
+    monkeypatch.setattr(program, "checked", true)
+    monkeypatch.delattr(program, "merged")
+    told = program.merge(order_of(version))
+    assert told["parity"]["same_answers"] == told["parity"]["prompts"]
+    assert [path.name for path in version.merged_folder.parent.glob("*")] == [str(version.pk)]
+
+
+def test_a_merge_that_was_killed_while_writing_begins_anew(trained, monkeypatch):
+    version = trained()
+    half = version.merged_folder.with_name(f".{version.pk}.merging")
+    half.mkdir(parents=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    assert program.merge(order_of(version))["bytes"] > 1000
+    assert not half.exists()
+
+
 def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(trained, monkeypatch):
     version = trained()
     monkeypatch.setattr(program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8))

@@ -62,6 +62,7 @@ CHANGING = {
     "adapter-delete",
     "adapter-merge",
     "adapter-gguf",
+    "adapter-push",
     "deployment-switch",
     "deployment-back",
     "deployment-down",

@@ -103,6 +103,7 @@ MATRIX = {
     "get /adapters/disk": ALL,
     "post /adapters/{adapter_id}/merge": CHANGE,
     "post /adapters/{adapter_id}/gguf": CHANGE,
+    "post /adapters/{adapter_id}/push": CHANGE,
     "patch /adapters/{adapter_id}": CHANGE,
     "delete /adapters/{adapter_id}": CHANGE,
     "post /adapters/{adapter_id}/continue": {**LOOK, "vera": "l"},
@@ -141,6 +142,7 @@ BODIES = {
     "put /gpus/people/{username}/quota": {"running": 2},
     "delete /adapters/{adapter_id}": {"name": "x"},
     "post /comparisons/prompts": {"text": "hello"},
+    "post /adapters/{adapter_id}/push": {"repository": "alice/lights", "token": "hf_0123456789"},
     "post /adapters/{adapter_id}/gguf": {"quantisation": "f16"},
 }
 

@@ -1,0 +1,115 @@
+"""A version is pushed to a hub as it lies on the shelf, and the token is kept nowhere."""
+
+import pytest
+import yaml
+
+from adapters import pushes, work
+from adapters.models import Stage, Work
+from tests.adapters import hub
+from tests.shelf import put_on_shelf
+from training.catalog.models import BaseModel, Source
+from training.errors import Conflict, UserError
+
+TOKEN = "hf_a-secret-of-alice"
+CARD = "---\nbase_model: Tiny\ntags:\n- snapml\nlibrary_name: peft\n---\n\n# Lights\n\nwith --- in it\n"
+
+
+@pytest.fixture
+def there(monkeypatch):
+    with hub.running() as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        yield server
+
+
+@pytest.fixture
+def version(run):
+    made = put_on_shelf(run, weights=b"weights" * 1000)
+    (made.folder / "README.md").write_text(CARD)
+    return made
+
+
+def pushed(client, version, **more):
+    said = {"repository": "alice/lights", "token": TOKEN, "what": "adapter", "private": "on"} | more
+    assert client.post(f"/adapters/{version.pk}/push", said).status_code == 302
+    work.do_next()
+    return Work.objects.get()
+
+
+def test_its_files_and_card_lie_on_the_hub_and_the_page_tells_where(as_alice, version, there):
+    task = pushed(as_alice, version)
+    assert (task.stage, task.error) == (Stage.DONE, "")
+    assert there.files.keys() == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert there.files["adapter_model.safetensors"] == b"weights" * 1000
+    assert there.made[0]["visibility"] == "private"
+    assert there.tokens == {f"Bearer {TOKEN}"}
+    page = as_alice.get(f"/adapters/{version.pk}").content.decode()
+    assert "Pushed adapter to" in page
+    assert f"http://127.0.0.1:{there.server_port}/alice/lights" in page
+    there.files.clear()
+    pushed(as_alice, version)
+    assert there.files  # the second push is one, too
+
+
+def test_the_token_is_kept_nowhere(as_alice, version, there):
+    task = pushed(as_alice, version)
+    assert TOKEN not in str(task.order)
+    assert TOKEN not in as_alice.get(f"/adapters/{version.pk}").content.decode()
+    assert not [path for path in task.folder.rglob("*") if path.is_file() and TOKEN in path.read_text(errors="replace")]
+
+
+def test_a_hub_gets_only_a_base_that_it_knows(as_alice, version, there):
+    pushed(as_alice, version)
+    _, header, text = there.files["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(header) == {"tags": ["snapml"], "library_name": "peft"}
+    assert text == "\n# Lights\n\nwith --- in it\n"
+    BaseModel.objects.update(source=Source.HUB, location="owner/tiny")
+    pushed(as_alice, version)
+    header = yaml.safe_load(there.files["README.md"].decode().split("---\n", 2)[1])
+    assert (header["base_model"], header["base_model_relation"]) == ("owner/tiny", "adapter")
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "does not know this token"), (403, "may not write"), (500, "refused")])
+def test_what_the_hub_refuses_is_told_in_a_sentence(as_alice, version, there, status, words):
+    there.status = status
+    task = pushed(as_alice, version)
+    assert task.stage == Stage.FAILED
+    assert words in task.error
+    there.status = 200
+    assert pushed(as_alice, version).stage == Stage.DONE
+
+
+def test_a_hub_that_is_not_there_is_told(as_alice, version, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in pushed(as_alice, version).error
+
+
+def test_a_push_that_broke_off_asks_for_the_token_again(alice, version):
+    task = pushes.push(alice, version, repository="alice/lights", token=TOKEN)
+    task.order.pop("token")
+    task.save()
+    work.do_next()
+    task.refresh_from_db()
+    assert "push again" in task.error
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"repository": "lights"}, "owner/name"),
+        ({"repository": "../../etc"}, "owner/name"),
+        ({"repository": "alice/" + "x" * 100}, "owner/name"),
+        ({"token": "with a space"}, "access token"),
+        ({"token": "a\nheader: b"}, "access token"),
+        ({"what": "all"}, "must be one of"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_at_once(alice, version, more, words):
+    with pytest.raises(UserError, match=words):
+        pushes.push(alice, version, **({"repository": "alice/lights", "token": TOKEN} | more))
+
+
+def test_the_merged_model_has_to_be_there(alice, version):
+    with pytest.raises(Conflict, match="Merge this version"):
+        pushes.push(alice, version, repository="alice/lights", token=TOKEN, what="merged")
