@@ -41,6 +41,7 @@ class Question:
     said: queue.Queue[Said] = field(default_factory=queue.Queue)
     hung_up: threading.Event = field(default_factory=threading.Event)
     told: set[str] = field(default_factory=set)  # what it is waiting for, told once
+    ids: list[int] = field(default_factory=list)  # of its prompt, once they are known
 
 
 @dataclass
@@ -118,6 +119,12 @@ def plain(cache: Any) -> bool:
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def bytes_of(cache: Any) -> int:
+    """Of its keys and values; a layer that keeps other states counts for none."""
+    tensors = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def widened(entries: Tensor, width: int) -> Tensor:

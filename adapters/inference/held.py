@@ -63,6 +63,7 @@ class Held:
         self.kind = ""
         self.loaded: OrderedDict[Weights, str] = OrderedDict()
         self._through: Weights | str | None = UNKNOWN
+        self.entry_bytes = 0  # of a token in a cache, once one was seen
         self.spoilt = False  # a load broke off half-way, and what is in the layers now is nobody's
 
     def fits(self, adapter: Weights | None) -> bool:

@@ -11,7 +11,8 @@ import torch
 
 from adapters.inference.held import Base, Held
 
-SHARE = 0.4  # of the memory that is there; the rest is for caches, and on a CPU for training
+SHARE = 0.4  # of the memory that is there, for bases
+CACHE_SHARE = 0.2  # for the caches of answers under way; the rest is for adapters, and on a CPU for training
 
 
 class NoRoom(Exception):
@@ -21,6 +22,7 @@ class NoRoom(Exception):
 class Residents:
     def __init__(self, room_bytes: int | None = None) -> None:
         self.room_bytes = room_bytes or int(SHARE * memory_bytes())
+        self.cache_bytes = int(CACHE_SHARE * memory_bytes())
         self.held: OrderedDict[Base, Held] = OrderedDict()
 
     def get(self, base: Base, busy: Set[Base]) -> Held:

@@ -14,7 +14,7 @@ from collections import deque
 
 import torch
 
-from adapters.inference.batch import Answer, Batch, Question, Said
+from adapters.inference.batch import Answer, Batch, Question, Said, bytes_of
 from adapters.inference.held import Base, Held, Weights
 from adapters.inference.residents import NoRoom, Residents
 from adapters.inference.sampling import logprobs_of, pick_token
@@ -140,9 +140,21 @@ class Speaker:
         elif question.adapter is not None and question.adapter not in held.loaded:
             self._tell(question, "loading the adapter")
         held.bring(question.adapter, self._in_use(held))
+        question.ids = question.ids or ids_of(held, question)
+        most = most_tokens(held, question, len(question.ids))
+        if self.batches and self._cache_bytes() + held.entry_bytes * (len(question.ids) + most) > self.residents.cache_bytes:
+            return False
         with torch.inference_mode():
-            self._begin(held, question)
+            self._begin(held, question, most)
         return True
+
+    def _cache_bytes(self) -> int:
+        """What the caches under way can grow to: in a batch every row is as long as the longest."""
+        return sum(
+            held.entry_bytes * len(batch.answers) * max(answer.prompt_tokens + answer.most_tokens for answer in batch.answers)
+            for held, batch in self.batches
+            if batch.answers
+        )
 
     def _tell(self, question: Question, status: str) -> None:
         """Once each: a question that waits for room is looked at every round."""
@@ -157,15 +169,16 @@ class Speaker:
         answers = [answer for other, batch in self.batches if other is held for answer in batch.answers]
         return {answer.question.adapter for answer in answers if answer.question.adapter is not None}
 
-    def _begin(self, held: Held, question: Question) -> None:
+    def _begin(self, held: Held, question: Question, most: int) -> None:
         """The first forward of a question, and its place in a batch."""
-        ids = ids_of(held, question)
+        ids = question.ids
         draw = torch.Generator(held.device)
         draw.seed() if question.seed is None else draw.manual_seed(question.seed)
-        answer = Answer(question, len(ids), most_tokens(held, question, len(ids)), draw)
+        answer = Answer(question, len(ids), most, draw)
         output = held.first(torch.tensor([ids], device=held.device), question.adapter, every=question.score)
         if question.score:
             question.said.put({"logprobs": logprobs_of(output.logits[0, -len(ids) :], ids), "ids": ids})
+        held.entry_bytes = bytes_of(output.cache) // max(1, output.cache.get_seq_length())
         said = self._hear(held, answer, output.logits[0, -1])
         if said is not None:
             self._last_word(question, said)

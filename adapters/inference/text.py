@@ -18,7 +18,7 @@ def ids_of(held: Held, question: Question) -> list[int]:
     if question.prompt is not None:
         words = held.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
         ids = [*start_ids(held.tokenizer), *words]
-    elif question.messages[-1]["role"] == "assistant":  # to be scored as it stands
+    elif question.score:  # the conversation as it stands, its last answer, too
         ids = list(held.tokenizer(render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False)["input_ids"])
     else:
         ids = prompt_ids(held.tokenizer, {"messages": question.messages})

@@ -10,7 +10,7 @@ import torch
 
 from adapters.inference import held
 from adapters.inference import speaker as speaker_module
-from adapters.inference.batch import Question
+from adapters.inference.batch import Batch, Question
 from adapters.inference.held import Base, Weights
 from adapters.inference.sampling import logprobs_of, pick_token
 from adapters.inference.speaker import Busy, Speaker
@@ -161,6 +161,38 @@ def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_
         speaker.ask(one)
     assert all("done" in hear(one)[1] for one in asked)
     assert list(speaker.residents.held) == [Base(tiny_model)]
+
+
+def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tiny_model):
+    first = question(tiny_model)
+    speaker.ask(first)
+    hear(first)
+    (kept,) = speaker.residents.held.values()
+    assert kept.entry_bytes == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
+    speaker.residents.cache_bytes = kept.entry_bytes * int(1.5 * (len(first.ids) + 12))  # for one answer, not for two
+    most = 0
+    step = Batch.step
+
+    def counted(batch, held):
+        nonlocal most
+        most = max(most, len(batch.answers))
+        return step(batch, held)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "step", counted)
+        asked = [question(tiny_model) for _ in range(3)]
+        for one in asked:
+            speaker.ask(one)
+        assert len({hear(one)[0] for one in asked}) == 1
+    assert most == 1
+
+
+def test_a_conversation_that_ends_with_an_answer_gets_another(speaker, tiny_model):
+    ends = question(tiny_model, messages=[*MESSAGES, {"role": "assistant", "content": "yes"}])
+    speaker.ask(ends)
+    assert "done" in hear(ends)[1]
+    held = next(iter(speaker.residents.held.values()))
+    assert held.tokenizer.decode(ends.ids).endswith("assistant\n")
 
 
 def several(adapter, folder, count):
