@@ -17,7 +17,7 @@ from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
-from training.people.visible import get_visible
+from training.people.visible import get_changeable, get_visible
 from training.runs import compare
 
 router = Router(tags=["comparisons"])
@@ -99,6 +99,13 @@ def create_prompts(request: SignedIn, body: PromptsIn) -> Any:
     if data is None:
         raise NotFound("There is no such data that you may see.", field="data")
     return 201, prompts.draw_prompts(request.user, data, body.count)
+
+
+@router.delete("/prompts/{int:prompts_id}", response={204: None})
+def delete_prompts(request: SignedIn, prompts_id: int) -> Any:
+    """Delete a set of prompts with the replies and votes on it."""
+    prompts.delete_prompts(request.user, get_changeable(PromptSet, request.user, prompts_id))
+    return 204, None
 
 
 @router.get("/prompts/{int:prompts_id}/replies", response=list[ReplyOut])

@@ -21,7 +21,7 @@ from adapters.verdict import verdicts
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
-from training.people.visible import get_visible
+from training.people.visible import get_changeable, get_visible
 from training.runs import compare
 from training.runs.models import Run
 
@@ -88,6 +88,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
         "datas": {version.data.pk: version.data for version in view.versions if version.data}.values(),
         "drawn": DRAWN,
+        "mine": PromptSet.objects.changeable_by(request.user).filter(pk=view.prompts.pk if view.prompts else None).exists(),
         "rates": votes.rates(view.pairs),
         **grid_values(view, replies),
     }
@@ -160,6 +161,15 @@ def ask(request: SignedIn) -> HttpResponse:
     for column in sorted(view.columns, key=lambda column: column.version is None):  # the base, which says most, last
         answers.ask(request.user, chosen, column)
     return redirect(f"{view.address(prompts=chosen.pk, page=1)}#answers")
+
+
+@require_POST
+def forget(request: SignedIn, prompts_id: int) -> HttpResponse:
+    """Delete a set of prompts, and go on with the same versions."""
+    gone = get_changeable(PromptSet, request.user, prompts_id)
+    view = view_of(request, request.POST)
+    prompts.delete_prompts(request.user, gone)
+    return redirect(view.address(prompts=None, page=1))
 
 
 @require_POST

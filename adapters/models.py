@@ -66,6 +66,15 @@ class AdapterVersion(Owned):
         return [tag for tag in self.tags.split(",") if tag]
 
     @property
+    def before(self) -> AdapterVersion | None:
+        """What its maker will want it compared with: what it came from, else the newest older one of the same base and data."""
+        alike = AdapterVersion.objects.filter(
+            owner=self.owner_id, team=self.team_id, base_model=self.base_model_id, pk__lt=self.pk
+        )
+        from_data = alike.filter(data=self.data_id) if self.data_id else alike.filter(name=self.name)
+        return alike.filter(pk=self.parent_id).first() or from_data.order_by("-pk").first()
+
+    @property
     def folder(self) -> Path:
         return Path(settings.HOME) / "adapters" / str(self.pk)
 
@@ -73,6 +82,17 @@ class AdapterVersion(Owned):
     def merged_folder(self) -> Path:
         """Where the model lies that it is merged into its base, once it is (merges.py)."""
         return Path(settings.HOME) / "merged" / str(self.pk)
+
+
+class Numbering(models.Model):
+    """The last number given under a name: that of a version which is deleted is not given again."""
+
+    owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
+    name = models.CharField(max_length=120)
+    last = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["owner", "name"], name="one_numbering_a_name")]
 
 
 class Stage(models.TextChoices):

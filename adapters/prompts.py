@@ -10,6 +10,7 @@ from training.datasets.models import DatasetVersion
 from training.datasets.preview import held_out_prompts
 from training.errors import UserError, one_line
 from training.people.models import User
+from training.people.visible import may_change
 
 MOST_ROWS = 500
 MOST_CHARACTERS = 400_000
@@ -47,6 +48,12 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
         raise UserError(f"A set of prompts has 1 to {MOST_ROWS} rows; there are {len(rows):,}.", field="text")
     title = one_line(name)[:120] or f"{len(rows)} pasted prompts"
     return PromptSet.objects.create(owner=user, team=user.first_team(), name=title, rows=rows)
+
+
+def delete_prompts(user: User, prompts: PromptSet) -> None:
+    """Delete a set with the replies and votes on it. Raises NotAllowed: not theirs to change."""
+    may_change(user, prompts)
+    prompts.delete()
 
 
 def read_line(line: str, place: int) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Max
 from zipstream import ZIP_STORED, ZipStream
 
 from adapters.card import NAME, Measured, card_of
-from adapters.models import AdapterVersion
+from adapters.models import AdapterVersion, Numbering
 from adapters.record import record_of
 from training.engine.checkpoint_files import STATE
 from training.engine.files import sha256, sync
@@ -112,8 +111,11 @@ def move_in(version: AdapterVersion, aside: Path) -> None:
 
 
 def next_number(owner: User, name: str) -> int:
-    newest = AdapterVersion.objects.filter(owner=owner, name=name).aggregate(Max("number"))["number__max"]
-    return (newest or 0) + 1
+    """Inside a transaction that holds the owner's row."""
+    numbering, _ = Numbering.objects.get_or_create(owner=owner, name=name)
+    numbering.last += 1
+    numbering.save()
+    return numbering.last
 
 
 def facts_of(folder: Path) -> dict[str, dict[str, Any]]:

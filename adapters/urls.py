@@ -8,6 +8,7 @@ urlpatterns = [
     path("adapters/compare/answers", compare_views.answer_grid, name="adapters-answers"),
     path("adapters/compare/ask", compare_views.ask, name="adapters-ask"),
     path("adapters/compare/weights", compare_views.weights, name="adapters-weights"),
+    path("adapters/compare/prompts/<int:prompts_id>/delete", compare_views.forget, name="adapters-prompts-delete"),
     path("adapters/vote", compare_views.ballot, name="adapters-vote"),
     path("adapters/vote/cast", compare_views.vote, name="adapters-vote-cast"),
     path("adapters/import", version_views.import_page, name="adapter-import"),

@@ -241,3 +241,15 @@ def test_few_held_out_rows_are_all_drawn(alice, data):
     from training.datasets.preview import held_out_prompts
 
     assert len(held_out_prompts(data, 40)) == data.heldout_rows
+
+
+def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, run):
+    pair = [put_on_shelf(run), put_on_shelf(run, number=2)]
+    asked = prompts.paste_prompts(alice, "turn on the lamp", "Lamps")
+    Reply.objects.create(prompts=asked, row=0, base_model=run.base_model, text="yes")
+    page = as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").content.decode()
+    assert "Delete this set of prompts" in page
+    answer = as_alice.post(f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]})
+    assert answer.url == f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
+    assert not PromptSet.objects.exists()
+    assert not Reply.objects.exists()

@@ -180,3 +180,17 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
         Event.objects.create(run=run, seq=line["seq"], kind=line["kind"], step=line.get("step"), time=line["time"], payload=line)
     version = shelf.keep_checkpoint(alice, run, step)
     assert version.heldout_loss == (expected[-1] if expected else None)
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(trained, alice, run):
+    versions.delete_version(alice, trained, str(trained))
+    shelf.keep(trained.run, read_result(trained.run.folder))
+    assert trained.run.versions.get().number == trained.number + 1
+
+
+def test_a_version_is_offered_for_comparison_with_what_it_came_from_or_came_after(run):
+    first, second = put_on_shelf(run), put_on_shelf(run, number=2)
+    assert first.before is None
+    assert second.before == first
+    other = put_on_shelf(run, number=3, parent=first)
+    assert other.before == first

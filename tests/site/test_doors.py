@@ -60,6 +60,7 @@ CHANGING = {
     "run-keep",
     "adapter-edit",
     "adapter-delete",
+    "adapters-prompts-delete",
     "adapter-merge",
     "adapter-gguf",
     "adapter-push",

@@ -110,6 +110,7 @@ MATRIX = {
     "get /comparisons/prompts": ALL,
     "post /comparisons/prompts": ALL,
     "get /comparisons/prompts/{prompts_id}/replies": LOOK,
+    "delete /comparisons/prompts/{prompts_id}": CHANGE,
     "post /comparisons/ask": LOOK,
     "get /comparisons": LOOK,
     "get /comparisons/weights": LOOK,
