@@ -7,8 +7,10 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 
 from training.errors import NotFound, UserError
+from training.gpus.models import Pool
 from training.runs.models import Run, Sweep
-from training.runs.run_file import find_data, read_yaml, to_yaml
+from training.runs.run_file import find_data, find_where, read_yaml, to_yaml
+from training.runs.steer import Where
 
 pytestmark = pytest.mark.django_db
 
@@ -81,3 +83,30 @@ def test_new_from_this_run_copies_everything(as_alice, run):
     for name in ("rank", "alpha", "max_steps", "tokens_per_batch", "max_length", "eval_interval", "save_interval"):
         assert f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"' in page
     assert "Lights, tiny again" in page
+
+
+def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, alice, run, device):
+    assert "pool" not in to_yaml(run)
+    assert "priority" not in to_yaml(run)
+    run.pool = Pool.objects.create(name="Attic", kind="NVIDIA Attic")
+    run.priority = "background"
+    described = read_yaml(to_yaml(run))
+    assert find_where(described) == Where(run.pool, "background")
+    file = SimpleUploadedFile("r.yaml", to_yaml(run).encode())
+    page = as_alice.post("/runs/new/file", {"file": file}).content.decode()
+    assert 'value="background" selected' in page
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [({"pool": "Cellar"}, "no pool of devices 'Cellar'"), ({"priority": "at once"}, "is one of")]
+)
+def test_a_pool_or_class_that_is_not_there_is_told(device, more, words):
+    with pytest.raises(UserError, match=words):
+        find_where(more)
+
+
+def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text(to_yaml(run) + "priority: background\n")
+    call_command("launch", str(file), user="alice", stdout=io.StringIO(), accept_warnings=True)
+    assert Run.objects.latest("pk").priority == "background"

@@ -62,6 +62,8 @@ def from_file(request: SignedIn) -> HttpResponse:
         chosen["name"] = described["name"][: launch.MAX_NAME]
         chosen["model"] = str(run_file.find_model(described).pk)
         chosen["data"] = str(run_file.find_data(request.user, described).pk)
+        where = run_file.find_where(described)
+        chosen |= {"pool": str(where.pool.pk) if where.pool else "", "priority": where.priority}
         if described.get("auto") is not None:
             raise UserError("This file lets Auto choose; start it with `manage.py launch`, or choose Auto here.", field="file")
     except UserError as problem:

@@ -10,15 +10,19 @@ import yaml
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset, DatasetVersion
 from training.errors import NotFound, TooLarge, UserError, one_line
+from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.models import Run
+from training.runs.states import Priority
+from training.runs.steer import Where
+from training.runs.target import default_pool
 
 MAX_CHARACTERS = 16_000
 MOST_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
 BEGINS = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
 ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-KEYS = ("name", "model", "data", "settings", "auto")
+KEYS = ("name", "model", "data", "pool", "priority", "settings", "auto")
 
 
 def to_yaml(run: Run) -> str:
@@ -27,6 +31,8 @@ def to_yaml(run: Run) -> str:
         "name": run.name,
         "model": run.base_model.name,
         "data": {"name": run.data.dataset.name, "version": run.data.number, "sha256": run.data.digest},
+        **({"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}),  # another house has other names
+        **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
         "settings": run.config,
     }
     return yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
@@ -118,3 +124,21 @@ def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
             field="data",
         )
     return version
+
+
+def find_where(described: dict[str, Any]) -> Where:
+    """The devices and the class that the file names, or the usual ones.
+
+    Raises:
+        NotFound: no such pool. UserError: no such class.
+    """
+    pool, priority = None, described.get("priority") or Priority.NORMAL
+    if described.get("pool") is not None:
+        name = one_line(str(described["pool"]))
+        pool = Pool.objects.filter(name=name).first()
+        if pool is None:
+            have = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"
+            raise NotFound(f"There is no pool of devices {name[:80]!r}; there are {have}.", field="pool")
+    if priority not in Priority.values:
+        raise UserError(f"`priority` is one of {', '.join(Priority.values)}.", field="priority")
+    return Where(pool, priority)

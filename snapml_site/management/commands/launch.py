@@ -35,7 +35,8 @@ class Command(BaseCommand):
 
     def start(self, user: User, described: dict[str, Any], *, accept: bool) -> None:
         asked: dict[str, Any] = {"base_model": run_file.find_model(described), "data": run_file.find_data(user, described)}
-        name, auto = described["name"], described.get("auto")
+        said: dict[str, Any] = {**asked, "name": described["name"], "where": run_file.find_where(described)}
+        auto = described.get("auto")
         plan = None
         if auto is not None:
             locked = {key: run_file.numeric(value) for key, value in (auto.get("locked") or {}).items()}
@@ -45,12 +46,12 @@ class Command(BaseCommand):
         if warnings and not accept:
             raise CommandError("\n".join([*warnings, "To start anyway: --accept-warnings"]))
         if plan:
-            run = plans.launch_planned(user, plan, **asked, name=name)
+            run = plans.launch_planned(user, plan, **said)
             self.stdout.write("\n".join(f"{one.setting} = {show(one.value)}: {one.why}" for one in plan.choices))
             self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
         elif sweep.split_grid(settings)[1]:
-            made = sweep.launch_sweep(user, **asked, settings=settings, name=name)
+            made = sweep.launch_sweep(user, **said, settings=settings)
             self.stdout.write(f"Sweep {made.pk}, {made.name}: {made.runs.count()} runs are waiting.")
         else:
-            run = launch.launch_run(user, **asked, settings=sweep.split_grid(settings)[0], name=name)
+            run = launch.launch_run(user, **said, settings=sweep.split_grid(settings)[0])
             self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
