@@ -18,7 +18,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--only-database"):
         ask = {"db", "transactional_db", "django_db_setup"}
-        left = [item for item in items if not (ask & set(item.fixturenames) or item.get_closest_marker("django_db"))]
+        asks = [item for item in items if ask & set(item.fixturenames) or item.get_closest_marker("django_db")]
+        left = [item for item in items if item not in asks or item.get_closest_marker("once")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
 

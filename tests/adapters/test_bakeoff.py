@@ -13,7 +13,7 @@ from training.engine.outcome import read_result
 from training.errors import Conflict, UserError
 from training.runs.models import Run, Sweep
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 SMALL = Budget(max_steps=6, tokens_per_batch=160, max_length=80)
 
 

@@ -15,6 +15,7 @@ from tests.engine import families
 from tests.shelf import put_on_shelf, train_version
 from training.errors import Conflict, NotFound, UserError
 
+pytestmark = pytest.mark.once
 PROMPTS = [[{"role": "user", "content": "turn on the hall lamp"}], [{"role": "user", "content": "is the attic dark"}]]
 
 

@@ -17,7 +17,7 @@ from tests.shelf import put_on_shelf, train_version
 from training.engine.model import load_base
 from training.errors import Conflict, UserError
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture

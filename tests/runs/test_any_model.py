@@ -11,6 +11,7 @@ from training.runs import laws
 from training.runs.any_model import forecast_of
 from training.runs.launch_schemas import ANY_MODEL
 
+pytestmark = pytest.mark.once
 SMALL = ANY_MODEL["config"]
 
 

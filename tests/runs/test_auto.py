@@ -13,7 +13,7 @@ from training.runs import laws, measure, plans
 from training.runs.models import Run
 from training.runs.target import target_of
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")

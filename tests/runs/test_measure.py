@@ -13,7 +13,7 @@ from training.runs.measure import cut_at, histogram, lengths, padding, tokens_of
 from training.runs.sweep import mark
 from training.runs.target import target_of
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture(autouse=True)
