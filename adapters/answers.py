@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -65,24 +66,32 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
     left = [place for place in range(len(prompts.rows)) if place not in done]
     refused: list[str] = []
     yield {"words": "asking", "done": len(done), "total": len(prompts.rows)}
-    for start in range(0, len(left), AT_ONCE):
-        places = left[start : start + AT_ONCE]
-        said = asyncio.run(ask_all([prompts.rows[place] for place in places], told))
-        for place, reply in zip(places, said, strict=True):
-            if isinstance(reply, Reply):
-                reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
-            else:
-                refused.append(reply)
-        Reply.objects.bulk_create([reply for reply in said if isinstance(reply, Reply)], ignore_conflicts=True)
-        done |= set(places)
+    for place, reply in as_they_come({place: prompts.rows[place] for place in left}, told):
+        if isinstance(reply, Reply):
+            reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
+            Reply.objects.bulk_create([reply], ignore_conflicts=True)
+        else:
+            refused.append(reply)
+        done.add(place)
         yield {"done": len(done)}
     if refused and len(refused) == len(left):
         raise UserError(refused[0])
     yield {"result": {"rows": len(done) - len(refused), "refused": len(refused), "why": refused[0] if refused else ""}}
 
 
-async def ask_all(rows: list[dict[str, Any]], told: dict[str, Any]) -> list[Reply | str]:
-    return list(await asyncio.gather(*(ask_one(row, told) for row in rows)))
+def as_they_come(rows: dict[int, dict[str, Any]], told: dict[str, Any]) -> Iterator[tuple[int, Reply | str]]:
+    """Each row's place and reply, or why there is none, as soon as it is there; none of the AT_ONCE waits for another."""
+    left = iter(rows.items())
+    under_way: dict[asyncio.Task[Reply | str], int] = {}
+    with asyncio.Runner() as runner:
+        while True:
+            for place, row in islice(left, AT_ONCE - len(under_way)):
+                under_way[runner.get_loop().create_task(ask_one(row, told))] = place
+            if not under_way:
+                return
+            ready, _ = runner.run(asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED))
+            for task in ready:
+                yield under_way.pop(task), task.result()
 
 
 async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply | str:

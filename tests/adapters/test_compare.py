@@ -1,5 +1,7 @@
 """Versions side by side: the address holds the view, answers stream in, and what differs, costs and wins is told."""
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -66,6 +68,24 @@ def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair,
     before = len(echo)
     reply_all(alice, asked, pair)
     assert len(echo) == before  # kept, and not asked again
+
+
+def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
+    others = asyncio.Event()
+    asked = []
+
+    async def answer(row, _told):
+        asked.append(row)
+        if row == 0:
+            await asyncio.wait_for(others.wait(), 10)
+        elif len(asked) == 20:
+            others.set()
+        return str(row)
+
+    monkeypatch.setattr(answers, "ask_one", answer)
+    said = list(answers.as_they_come({place: place for place in range(20)}, {}))
+    assert sorted(said) == [(place, str(place)) for place in range(20)]
+    assert said[-1] == (0, "0")
 
 
 def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, asked, pair, echo):
