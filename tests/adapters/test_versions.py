@@ -194,3 +194,10 @@ def test_a_version_is_offered_for_comparison_with_what_it_came_from_or_came_afte
     assert second.before == first
     other = put_on_shelf(run, number=3, parent=first)
     assert other.before == first
+
+
+def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
+    client.force_login(people["vera"])
+    page = client.get(f"/adapters/{put_on_shelf(run).pk}").content.decode()
+    assert "Its owner, alice, can merge it" in page
+    assert "Push to a hub" not in page
