@@ -46,6 +46,7 @@ def test_compare_two_versions_and_vote_blind(page, stage, versions):
     tie = page.get_by_role("button", name="0: Neither is better")
     while expect(tie.or_(end)).to_be_visible() or not end.count():
         expect(page.locator("main")).not_to_contain_text("Lamps 1")
+        page.wait_for_load_state("load")  # until the script listens, a key is nobody's
         page.keyboard.press("102"[voted % 3])
         voted += 1
         expect(page.get_by_text(f"You have voted on {voted} row").or_(page.get_by_text("win rate"))).to_be_visible()
