@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from adapters.models import PromptSet
+from django.db import transaction
+
+from adapters import answers
+from adapters.models import PromptSet, Work
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import held_out_prompts
 from training.errors import UserError, one_line
@@ -53,7 +56,9 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
 def delete_prompts(user: User, prompts: PromptSet) -> None:
     """Delete a set with the replies and votes on it. Raises NotAllowed: not theirs to change."""
     may_change(user, prompts)
-    prompts.delete()
+    with transaction.atomic():
+        Work.objects.filter(kind=answers.KIND, key__startswith=f"{prompts.pk}:").delete()
+        prompts.delete()
 
 
 def read_line(line: str, place: int) -> dict[str, Any]:

@@ -267,9 +267,11 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
     pair = [put_on_shelf(run), put_on_shelf(run, number=2)]
     asked = prompts.paste_prompts(alice, "turn on the lamp", "Lamps")
     Reply.objects.create(prompts=asked, row=0, base_model=run.base_model, text="yes")
+    answers.ask(alice, asked, answers.Column(run.base_model))
     page = as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").content.decode()
     assert "Delete this set of prompts" in page
     answer = as_alice.post(f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]})
     assert answer.url == f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
     assert not PromptSet.objects.exists()
     assert not Reply.objects.exists()
+    assert not Work.objects.exists()
