@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from adapters.inference.lora_rows import Rows, is_plain, weave
 from training.engine.conversations import load_tokenizer, use_template
 from training.engine.cures import CAN_MIX
 from training.engine.model import fastest_dtype, load_base, pick_device
@@ -43,9 +44,9 @@ class Weights(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """PEFT's type of it; DoRA counts as one of its own, because its rows cannot share a batch with LoRA's."""
-        config = self.config
-        return f"{config['peft_type']}{' DORA' if config.get('use_dora') else ''}"
+        """PEFT's type of it; DoRA, and LoRA with modules of its own, count as another, whose rows cannot share a batch."""
+        kind = str(self.config["peft_type"])
+        return "LORA AND MORE" if kind == "LORA" and not is_plain(self.config) else kind
 
 
 class Held:
@@ -63,6 +64,8 @@ class Held:
         self.kind = ""
         self.loaded: OrderedDict[Weights, str] = OrderedDict()
         self._through: Weights | str | None = UNKNOWN
+        self._rows = Rows()
+        self._woven = False  # do the layers ask `_rows`, and PEFT nothing?
         self.entry_bytes = 0  # of a token in a cache, once one was seen
         self.spoilt = False  # a load broke off half-way, and what is in the layers now is nobody's
 
@@ -96,6 +99,9 @@ class Held:
     def first(self, ids: torch.Tensor, adapter: Weights | None, *, every: bool = False) -> Any:
         """A question's first forward: logits of its last place (or `every` one) for ids of shape (1, n), and the cache."""
         keep = 0 if every else 1
+        if self._woven:
+            self._say([adapter])
+            return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=keep)
         if self.prompted and adapter is None:
             return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=keep)
         self._go_through(adapter)
@@ -106,7 +112,9 @@ class Held:
 
         A prompt or prefix is in the cache since the first forward, so these go to the base itself.
         """
-        if self.prompted:
+        if self._woven:
+            self._say(adapters)
+        if self._woven or self.prompted:
             return self.model.get_base_model()(**given)
         if len(set(adapters)) == 1:
             self._go_through(adapters[0])
@@ -115,6 +123,9 @@ class Held:
             self._go_through(next(adapter for adapter in adapters if adapter is not None))
         names = ["__base__" if adapter is None else self.loaded[adapter] for adapter in adapters]
         return self.model(**given, adapter_names=names)
+
+    def _say(self, adapters: Sequence[Weights | None]) -> None:
+        self._rows.are(tuple(None if adapter is None else self.loaded[adapter] for adapter in adapters))
 
     def _go_through(self, adapter: Weights | None) -> None:
         """Switch the layers to an adapter, or off; nothing is done if they are so already."""
@@ -131,6 +142,8 @@ class Held:
     def _load(self, adapter: Weights) -> None:
         name = f"adapter-{adapter.folder.name}-{adapter.sha256[:12]}"
         self.spoilt = True
+        self._woven = False
+        self._rows.are(None)
         if self.loaded and adapter.kind == self.kind:
             self.model.load_adapter(adapter.folder, adapter_name=name)
         else:
@@ -140,6 +153,9 @@ class Held:
             self.kind = adapter.kind
         self.loaded[adapter] = name
         self._through = UNKNOWN
+        self._woven = self.kind == "LORA"
+        if self._woven:
+            weave(self.model, self._rows)
         self.spoilt = False
 
     def _plain(self) -> Any:

@@ -26,9 +26,17 @@ def chromium():
         yield made
 
 
+@pytest.fixture(scope="session")
+def laws(tmp_path_factory):
+    """Simulated steps of the tiny model, seconds each: one module's serve the others."""
+    return tmp_path_factory.mktemp("laws")
+
+
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory, tiny_model):
-    with Stage(tmp_path_factory.mktemp("home"), tiny_model) as running:
+def stage(tmp_path_factory, tiny_model, laws):
+    home = tmp_path_factory.mktemp("home")
+    (home / "laws").symlink_to(laws)
+    with Stage(home, tiny_model) as running:
         yield running
 
 

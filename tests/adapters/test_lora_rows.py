@@ -1,0 +1,118 @@
+"""Rows of several LoRA adapters share a forward, and each gets what plain PEFT gives it alone, whatever its adapter's form."""
+
+import pytest
+import torch
+
+from adapters.inference import held
+from adapters.inference.batch import Answer, Batch, Question
+from adapters.inference.held import Base, Weights
+from adapters.inference.lora_rows import Rows, weave
+from tests import tiny
+from tests.engine.families import save
+from training.errors import UserError
+
+PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
+FORMS = [
+    {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
+    {"r": 2, "lora_alpha": 16, "use_rslora": True, "target_modules": "all-linear"},
+    {"r": 8, "lora_alpha": 8},  # on the few layers that PEFT chooses
+]
+
+
+def make_adapter(model, folder, **form):
+    """A LoRA of this form whose update is not zero."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(form["r"])
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **form))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name or "embedding_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    wrapped.save_pretrained(folder)
+    return Weights(folder, folder.name)
+
+
+def plain_logits(model, adapter, ids):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    made = AutoModelForCausalLM.from_pretrained(model)
+    made = PeftModel.from_pretrained(made, adapter.folder) if adapter else made
+    with torch.inference_mode():
+        return made.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def together(here, rows):
+    """One step of a batch of these rows, after each one's first forward."""
+    batch = Batch()
+    with torch.inference_mode():
+        for row, ids in zip(rows, PROMPTS, strict=True):
+            here.bring(row, set())
+            first = here.first(torch.tensor([ids]), row)
+            batch.join(Answer(Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42), first.cache)
+        return batch.step(here)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+
+
+def saved(family, folder):
+    tiny.make_tokenizer().save_pretrained(save(family, folder))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])  # a sliding window (gemma3) shares no batch
+def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, family):
+    model = saved(family, tmp_path / "model")
+    adapters = [make_adapter(model, tmp_path / f"form-{n}", **form) for n, form in enumerate(FORMS)]
+    rows = [adapters[0], None, adapters[1], adapters[2]]
+    got = together(held.Held(Base(model)), rows)
+    for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
+        wanted = plain_logits(model, row, [*ids, 42])
+        assert (logits - wanted).abs().max() < 2e-5
+        assert row is None or (wanted - plain_logits(model, None, [*ids, 42])).abs().max() > 1e-2
+
+
+def test_an_adapter_that_is_more_than_its_pairs_waits_for_the_others_and_answers_as_peft_does(fp32, tmp_path):
+    model = saved("llama", tmp_path / "model")
+    plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
+    wholes = [
+        make_adapter(model, tmp_path / "head", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        make_adapter(model, tmp_path / "dora", r=4, target_modules=["q_proj"], use_dora=True),
+    ]
+    here = held.Held(Base(model))
+    here.bring(plain, set())
+    assert not any(here.fits(whole) for whole in wholes)
+    for row in [*wholes, plain, wholes[0]]:
+        here.bring(row, set())
+        assert here.mixes == (row == plain)
+        with torch.inference_mode():
+            got = here.first(torch.tensor([[5, 6, 7]]), row).logits[0, -1]
+        assert (got - plain_logits(model, row, [5, 6, 7])).abs().max() < 2e-5
+
+
+def test_an_adapter_of_the_embedding_shares_a_batch_too(fp32, tmp_path):
+    model = saved("gpt2", tmp_path / "model")
+    plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
+    embedding = make_adapter(model, tmp_path / "embedding", r=4, target_modules=["wpe", "c_attn"])
+    rows = [plain, embedding, None, embedding]
+    got = together(held.Held(Base(model)), rows)
+    for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
+        assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
+
+
+def test_a_layer_that_sees_tokens_without_rows_refuses_several_adapters(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = saved("llama", tmp_path / "model")
+    adapter = make_adapter(model, tmp_path / "one", **FORMS[0])
+    wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter.folder)
+    rows = Rows()
+    weave(wrapped, rows)
+    rows.are(("default", None))
+    with pytest.raises(UserError, match="one at a time"):
+        wrapped.get_base_model().model.layers[0].mlp.up_proj(torch.zeros(5, 32))
