@@ -15,6 +15,14 @@ def report(figures: dict[str, Any]) -> None:
         print(f"{name:>24}  {value:,.2f}" if isinstance(value, float) else f"{name:>24}  {value}")
 
 
+def law_device() -> str:
+    """What memory laws are made for, of the device that trains here."""
+    from training.engine.model import pick_device
+    from training.gpus.devices import has_bf16
+
+    return "cuda" if pick_device().type == "cuda" else "cpu" if has_bf16() else "cpu_fp32"
+
+
 def quantile(values: list[float], share: float) -> float:
     """The value below which `share` of the values lie."""
     ordered = sorted(values)

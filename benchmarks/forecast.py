@@ -22,7 +22,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from benchmarks import report
+from benchmarks import law_device, report
 from training.engine.config import RunConfig
 from training.engine.forecast import law_of
 from training.engine.memory_law import Shape, largest
@@ -90,7 +90,7 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
 
 
 def forecast(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
-    law = law_of(folder, config, device.type)
+    law = law_of(folder, config, law_device())
     return largest(law, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from benchmarks import report
+    from benchmarks import law_device, report
     from benchmarks.engine_step import built_in
     from training.engine.config import RunConfig
     from training.engine.forecast import law_of
@@ -104,7 +104,7 @@ def main() -> None:
     from training.engine.model import fastest_dtype, load_base
 
     folder = arguments.model or built_in()
-    law = law_of(folder, RunConfig(), "cpu")
+    law = law_of(folder, RunConfig(), law_device())
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     torch.set_num_threads(threads)
     base = load_base(folder, fastest_dtype(torch.device("cpu")), torch.device("cpu"))

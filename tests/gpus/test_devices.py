@@ -7,8 +7,9 @@ from django.utils import timezone
 
 from training.errors import NotAllowed
 from training.gpus import devices, quotas, reserve
-from training.gpus.devices import Reading, report
+from training.gpus.devices import Reading, read_cpu, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, Pool
+from training.runs.target import kind_of
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -22,8 +23,18 @@ def card(used=1 * GB, index=0, **changes):
 def test_a_host_without_a_card_reports_its_cpu_with_its_memory():
     report()
     device = Device.objects.get()
-    assert (device.pool.kind, device.index, device.condition) == ("CPU", 0, "good")
+    assert (device.pool.kind, device.index, device.condition) == (read_cpu().kind, 0, "good")
     assert device.total_bytes > device.used_bytes > 0
+
+
+def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monkeypatch):
+    import torch
+
+    assert devices.has_bf16() == torch.cpu._is_avx512_bf16_supported()
+    for has, kind, law in ((True, "CPU", "cpu"), (False, "CPU without bf16", "cpu_fp32")):
+        monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
+        assert read_cpu().kind == kind
+        assert (kind_of(kind), devices.is_cpu(kind)) == (law, True)
 
 
 def test_cards_of_one_kind_are_a_pool():

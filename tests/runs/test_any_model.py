@@ -28,6 +28,14 @@ def test_it_works():
     assert more["step"] > told["step"] >= told["kinds"]["weights"]
 
 
+def test_a_cpu_without_bf16_is_forecast_in_fp32_wherever_the_simulation_runs():
+    with_it, without = (
+        forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d) for d in ("cpu", "cpu_fp32")
+    )
+    assert (with_it["precision"], without["precision"]) == ("bf16", "fp32")
+    assert without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]  # LoRA itself is fp32 in both
+
+
 def test_the_command_prints_a_table(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(SMALL))

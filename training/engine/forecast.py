@@ -1,13 +1,14 @@
 """`python -m training.engine.forecast`: memory laws of runs, without weights. A JSON request a line in, an answer a line out.
 
-A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu" or "cuda"}; the answer is a law as
-memory_law.py reads it, or {"error": words}. The program stays for the next line: its imports take 10 s, a law 5 s.
+A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it has no bf16) or "cuda"}; the
+answer is a law as memory_law.py reads it, or {"error": words}. The program stays for the next line: imports take 10 s, a law 5 s.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import sys
 from dataclasses import replace
@@ -19,9 +20,10 @@ import torch
 from training.engine.config import RunConfig
 from training.engine.fake_step import FakeRun, model_config_of
 from training.engine.memory_law import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
-from training.engine.model import pick_precision, precision_for
+from training.engine.model import precision_for
 from training.errors import UserError
 
+MOST_MEMORY_BYTES = 16 * 2**30  # address space, CUDA's libraries included: a config.json is anybody's
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
 
 
@@ -34,7 +36,7 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     model_config = model_config_of(folder)
     text = model_config.get_text_config()
     layers = text.num_hidden_layers
-    precision = pick_precision(config, torch.device("cpu")) if device == "cpu" else precision_for(config, has_bf16=True)
+    precision, device = precision_for(config, has_bf16=device != "cpu_fp32"), device.removesuffix("_fp32")
     config = replace(config, optimizer=config.optimizer_on(device), **plain_start(config))
     name = size_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
@@ -93,6 +95,7 @@ def answer(line: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
     torch.set_num_threads(1)
     os.nice(5)  # training goes first
     while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,7 +21,7 @@ FRESH_FOR = timedelta(seconds=15)
 BUSY_SHARE = 0.05
 LEFT_OVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
 PATIENCE = timedelta(seconds=30)  # for the driver to take memory back
-CPU = "CPU"
+CPU, CPU_FP32 = "CPU", "CPU without bf16"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Reading:
     temperature: float | None = None
     power_watts: float | None = None
     processes: list[dict[str, int]] = field(default_factory=list)
+
+
+def is_cpu(kind: str) -> bool:
+    """Of a pool: is it no card?"""
+    return kind in (CPU, CPU_FP32)
 
 
 def host_name() -> str:
@@ -58,7 +64,14 @@ def read_cpu() -> Reading:
     memory = psutil.virtual_memory()
     busy = psutil.cpu_percent(None) / 100
     name = f"CPU, {psutil.cpu_count()} cores"
-    return Reading(0, f"cpu-{host_name()}", name, CPU, memory.total, memory.total - memory.available, busy)
+    kind = CPU if has_bf16() else CPU_FP32  # a kind of its own: `auto` computes in fp32 there, with twice the memory
+    return Reading(0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy)
+
+
+def has_bf16() -> bool:
+    """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux tells."""
+    told = Path("/proc/cpuinfo")
+    return told.exists() and "avx512_bf16" in told.read_text()
 
 
 def read_card(nvml: Any, index: int) -> Reading:

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from training.gpus import audit
-from training.gpus.devices import CPU, is_gone
+from training.gpus.devices import is_cpu, is_gone
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device
 from training.people.models import Team, User
 
@@ -52,7 +52,7 @@ def release(run_id: int) -> None:
     open_ones = Allocation.objects.filter(run_id=run_id, released_at=None)
     for device_id, kind in list(open_ones.values_list("device", "device__pool__kind")):
         open_ones.filter(device=device_id).update(released_at=Now())
-        if kind != CPU and not Allocation.objects.filter(device=device_id, released_at=None).exists():
+        if not is_cpu(kind) and not Allocation.objects.filter(device=device_id, released_at=None).exists():
             checked = Device.objects.filter(pk=device_id, condition=Condition.GOOD)
             checked.update(condition=Condition.CHECKING, changed_at=Now())
 

@@ -58,7 +58,7 @@ class ModelForecastIn(Schema):
     settings: dict[str, Any] = Field({}, description="of a run; one value each")
     rows: int = Field(1, ge=1, le=4096)
     length: int = Field(2048, ge=8, le=131_072)
-    device: Literal["cpu", "cuda"] = "cuda"
+    device: Literal["cpu", "cpu_fp32", "cuda"] = "cuda"
 
 
 class ModelForecastOut(Schema):

@@ -18,8 +18,8 @@ from training.runs.target import Target
 
 # Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU (a guess); on CUDA the
 # workspaces of cuBLAS (measured on an H200).
-FRAMEWORK_BYTES = {"cpu": 900_000_000, "cuda": 68_157_440}
-CONTEXT_BYTES = {"cpu": 0, "cuda": 735_000_000}  # taken beside CUDA's allocator, which measures a run (on an H200)
+FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_440}
+CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}  # taken beside CUDA's allocator, which measures a run (on an H200)
 LEARNED_FROM = 20  # runs
 MOST_SHAPES = 2_000
 

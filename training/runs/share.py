@@ -12,7 +12,7 @@ import psutil
 from django.utils import timezone
 
 from training.gpus import reserve
-from training.gpus.devices import CPU
+from training.gpus.devices import is_cpu
 from training.gpus.models import Allocation, Device
 from training.runs.memory import CONTEXT_BYTES
 from training.runs.models import Run
@@ -34,7 +34,7 @@ class Share:
 
     def variables(self) -> dict[str, str]:
         """For the engine: the one card that it may see, and what its allocator may take of it beside CUDA's own context."""
-        if self.held is None or self.held.device.pool.kind == CPU:
+        if self.held is None or is_cpu(self.held.device.pool.kind):
             return {}
         made = {"CUDA_VISIBLE_DEVICES": self.held.device.uuid}
         if self.held.reserved_bytes and self.held.device.pool.runs_per_device > 1:
@@ -63,7 +63,7 @@ def memory_of(pid: int, device: Device) -> tuple[int, datetime]:
     """
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-        if device.pool.kind == CPU:
+        if is_cpu(device.pool.kind):
             return sum(int(one.memory_info().rss) for one in family), timezone.now()
     except psutil.NoSuchProcess:
         return 0, timezone.now()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.gpus.devices import CPU, read_devices, usable
+from training.gpus.devices import CPU, is_cpu, read_devices, usable
 from training.gpus.models import Device, Pool
 
 
@@ -12,7 +12,7 @@ from training.gpus.models import Device, Pool
 class Target:
     """The device that a forecast is made for. Bytes."""
 
-    kind: str  # `cpu` or `cuda`: what memory laws are made for
+    kind: str  # `cpu`, `cpu_fp32` (a CPU that has no bf16) or `cuda`: what memory laws are made for
     name: str
     total: int
     free: int
@@ -42,7 +42,7 @@ def best_device(pool: Pool | None) -> Device | None:
     """Those that are given out before others, a card before a CPU, then the largest, then the emptiest."""
     devices = Device.objects.select_related("host", "pool")
     some = devices.filter(pool=pool) if pool else devices.all()
-    return max(some, key=lambda d: (usable(d), d.pool.kind != CPU, d.total_bytes, -d.used_bytes), default=None)
+    return max(some, key=lambda d: (usable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes), default=None)
 
 
 def default_pool() -> Pool | None:
@@ -52,4 +52,7 @@ def default_pool() -> Pool | None:
 
 
 def kind_of(pool_kind: str) -> str:
-    return "cpu" if pool_kind == CPU else "cuda"
+    """What laws are made for, of what the driver calls a device."""
+    if not is_cpu(pool_kind):
+        return "cuda"
+    return "cpu" if pool_kind == CPU else "cpu_fp32"
