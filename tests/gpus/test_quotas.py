@@ -45,6 +45,29 @@ def test_only_admins_hand_out(pool, voice, people, who):
     assert not AuditEntry.objects.exists()
 
 
+def test_a_lead_holds_their_own_team_and_lifts_that_but_not_an_admins_hold(pool, voice, people):
+    from training.people.models import Team
+
+    def quota():
+        return quotas.quota_of(pool, voice)
+
+    quotas.hold(people["lea"], quota(), held=True, reason="a demo")
+    assert (quota().on_hold, quota().held) == (True, False)
+    assert AuditEntry.objects.get().actor_name == "lea"
+    quotas.hold(people["lea"], quota(), held=False)
+    assert not quota().on_hold
+    quotas.hold(people["admin"], quota(), held=True)
+    with pytest.raises(NotAllowed, match="only admins lift"):
+        quotas.hold(people["lea"], quota(), held=False)
+    quotas.hold(people["lea"], quota(), held=True)
+    quotas.hold(people["admin"], quota(), held=False)
+    assert not quota().on_hold
+    others = Team.objects.create(name="not hers")
+    for target in (quotas.quota_of(pool, others), quotas.quota_of(pool, None)):
+        with pytest.raises(NotAllowed):
+            quotas.hold(people["lea"], target, held=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "field"),
     [

@@ -166,7 +166,7 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
     claim(run.pk)
     pool = Pool.objects.get()
     with pytest.raises(NotAllowed):
-        quotas.hold(people["lea"], quotas.quota_of(pool, run.team), held=True)
+        quotas.hold(people["bob"], quotas.quota_of(pool, run.team), held=True)
     quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=True, reason="maintenance")
     assert Allocation.objects.get().evicted_at is None
     waiting = another()

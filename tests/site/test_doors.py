@@ -205,7 +205,9 @@ def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, pe
     assert b"voice in CPU" in client.get("/audit").content
     assert b"others" not in client.get("/quotas").content
     assert client.get(f"/quotas/{things['pool_id']}/{others.pk}").status_code == 404
-    assert client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": "hold"}).status_code == 403
+    for act, code in (("hold", 302), ("lift", 302), ("save", 403), ("try", 403)):
+        assert client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": act}).status_code == code, act
+    assert client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"act": "hold"}).status_code == 404
 
 
 def test_the_admin_site_is_for_admins(client, people):

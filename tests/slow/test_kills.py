@@ -1,6 +1,7 @@
 """kill -9 of engine, worker, web server, and all three, a worker that stands still for 60 s, doorbells lost and rung twice, at
 random moments: the run goes on by itself, and its losses are the same to the bit as without; no event is lost or stored twice."""
 
+import json
 import os
 import random
 import signal
@@ -42,12 +43,21 @@ doorbell.ring(int(sys.argv[1]))
 """,
 }
 
+WATCHED_BY = """
+import json, django
+django.setup()
+from training.runs.models import Run
+from training.runs.states import ACTIVE
+print(json.dumps(dict(Run.objects.filter(state__in=ACTIVE).values_list("pk", "lease_owner"))))
+"""
+
 
 class Freezer:
     """Stops the worker for a while, with a second one beside it; then lets it go on, and kills the second one."""
 
     def __init__(self, stage):
         self.stage, self.thread, self.thawed = stage, None, threading.Event()
+        self.taken_over, self.kept = 0, []  # runs of a worker that stood still
 
     def freeze(self):
         self.thaw()
@@ -59,11 +69,22 @@ class Freezer:
         command = [sys.executable, "manage.py", "worker"]
         os.kill(pid, signal.SIGSTOP)
         with subprocess.Popen(command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log) as second:
-            self.thawed.wait(FROZEN_SECONDS)
-            with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
-                os.kill(pid, signal.SIGCONT)
-            time.sleep(5)  # both watch for a moment: the one must find out that it may not
-            second.kill()
+            try:
+                before = self.watched_by(pid)
+                if not self.thawed.wait(FROZEN_SECONDS):
+                    after = self.watched_by(pid)
+                    self.taken_over += len(before - after)
+                    self.kept += before & after
+            finally:
+                with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(5)  # both watch for a moment: the one must find out that it may not
+                second.kill()
+
+    def watched_by(self, pid):
+        """The runs whose lease this worker holds."""
+        owners = json.loads(self.stage.python(WATCHED_BY))
+        return {run for run, owner in owners.items() if str(pid) in owner.split(":")}
 
     def thaw(self):
         """Wait until nobody stands still."""
@@ -156,7 +177,10 @@ def survive(tmp_path, model, times):
             assert found["sha256"] == weights
             assert all(one[1] is not None for one in found["held"])  # every device is given back
             assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]  # and none was held twice
-    print(f"{dict(counts)}, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit")
+    assert not freezer.kept, "another worker takes over what a frozen one watched"
+    print(
+        f"{dict(counts)}, {freezer.taken_over} taken over, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit"
+    )
 
 
 @pytest.mark.slow

@@ -81,8 +81,8 @@ def set_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> dict[str, Any]:
 
 @router.post("/pools/{int:pool_id}/hold", response=PoolOut)
 def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
-    """Let nothing new start, of a team or in the whole pool; `drain` makes what runs save and wait. Admins only."""
-    quotas.admins_only(request.user)
+    """Let nothing new start, of a team or in the whole pool; `drain`: what runs saves and waits. Leads: their own team only."""
+    quotas.refuse_strangers(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     target: Pool | Quota = pool if body.whole_pool else quotas.quota_of(pool, team)

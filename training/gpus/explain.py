@@ -43,7 +43,7 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
     "leaving": lambda f, s: f"starts when run {f['for']} has saved its checkpoint and left its device.",
     "checked": lambda f, s: "starts when the device that was freed for it is seen to be empty.",
     "pool_held": lambda f, s: f"{s.pool} is on hold: an admin lets nothing start there now.",
-    "team_held": lambda f, s: f"team {f['team']} is on hold: an admin lets none of its runs start now.",
+    "team_held": lambda f, s: f"team {f['team']} is on hold: none of its runs starts now.",
     "team_limit": lambda f, s: f"team {f['team']} holds {f['holds']} of at most {f['limit']} devices in {s.pool}.",
     "team_hours": lambda f, s: f"team {f['team']} has used its device-hours of this month, or its running runs will.",
     "user_limit": lambda f, s: f"its owner holds {f['holds']} of at most {f['limit']} devices.",
@@ -64,7 +64,7 @@ SOONER: dict[str, str] = {
     "most_memory": "A smaller batch, a shorter length or QLoRA; or an admin who raises the limit.",
     "never_fits": "A smaller batch, a shorter length or QLoRA; or a pool with larger devices.",
     "pool_held": "An admin who lifts the hold.",
-    "team_held": "An admin who lifts the hold.",
+    "team_held": "An admin, or a lead of the team, who lifts the hold.",
 }
 
 

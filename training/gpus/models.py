@@ -84,7 +84,8 @@ class Quota(models.Model):
     hard = models.BooleanField(default=False)  # what the hours are: a warning, or an end
     most_bytes = models.PositiveBigIntegerField(null=True)
     longest_seconds = models.PositiveIntegerField(null=True)
-    held = models.BooleanField(default=False)
+    held = models.BooleanField(default=False)  # by an admin
+    held_by_lead = models.BooleanField(default=False)
 
     class Meta:
         constraints = [
@@ -93,6 +94,10 @@ class Quota(models.Model):
             models.CheckConstraint(condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")), name="limit_holds_guarantee"),
             models.CheckConstraint(condition=Q(weight__gt=0), name="weight_is_positive"),
         ]
+
+    @property
+    def on_hold(self) -> bool:
+        return self.held or self.held_by_lead
 
 
 class PersonalQuota(models.Model):

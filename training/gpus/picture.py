@@ -78,7 +78,7 @@ def share_of(quota: Quota, used: float) -> Share:
         weight=quota.weight,
         seconds_left=seconds_left(quota, used),
         most_memory=quota.most_bytes,
-        held=quota.held,
+        held=quota.on_hold,
     )
 
 

@@ -11,6 +11,7 @@ from training.errors import NotAllowed, NotFound, UserError, one_line
 from training.gpus import audit, reserve, usage
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
 from training.people.models import Team, User
+from training.people.teams import leads
 
 TEAM_FIELDS = ("guaranteed", "limit", "weight", "hours_a_month", "hard", "most_bytes", "longest_seconds")
 PERSON_FIELDS = ("running", "queued", "hours_a_month", "hard")
@@ -129,15 +130,20 @@ def edit_person(actor: User, user: User, changes: dict[str, Any], reason: str = 
 def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, reason: str = "") -> None:
     """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves and waits, too.
 
+    A lead's hold is a mark of its own beside the admins', who lift both.
+
     Raises:
-        NotAllowed: not an admin.
+        NotAllowed: neither an admin nor a lead of that team, or a lead would lift an admin's hold.
     """
-    admins_only(actor)
+    mark = mark_of(actor, target, held)
     pool, team = (target, None) if isinstance(target, Pool) else (target.pool, target.team)
     with transaction.atomic():
         audit.one_at_a_time("admission")
-        before, target.held = target.held, held
-        target.save(update_fields=["held"] if target.pk else None)
+        marks = ["held", "held_by_lead"] if mark == "held" and not held and isinstance(target, Quota) else [mark]
+        before = any(getattr(target, name) for name in marks)
+        for name in marks:
+            setattr(target, name, held)
+        target.save(update_fields=marks if target.pk else None)
         act = "hold and drain" if held and drain else "hold" if held else "lift hold"
         subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
         audit.note(actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason)
@@ -146,6 +152,17 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
             concerned = running if isinstance(target, Pool) else running.filter(team=team)
             for run_id in concerned.values_list("run_id", flat=True):
                 reserve.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
+
+
+def mark_of(actor: User, target: Pool | Quota, held: bool) -> str:
+    """The field that says whose hold it is."""
+    if actor.is_superuser:
+        return "held"
+    if isinstance(target, Pool) or target.team is None or not leads(actor, target.team):
+        raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
+    if target.held and not held:
+        raise NotAllowed(f"An admin has put {target.team} on hold; only admins lift that.")
+    return "held_by_lead"
 
 
 def offer_again(actor: User, device: Device, reason: str = "") -> None:

@@ -80,6 +80,7 @@ class QuotaOut(Schema):
     most_bytes: int | None
     longest_seconds: int | None
     held: bool
+    held_by_lead: bool
     holds: int
     borrowed: int
     hours_used: float
@@ -141,7 +142,7 @@ class WhyIn(Schema):
 
 def as_row(line: usage.TeamLine) -> dict[str, Any]:
     quota = line.quota
-    kept = {name: getattr(quota, name) for name in (*quotas.TEAM_FIELDS, "held", "team_id")}
+    kept = {name: getattr(quota, name) for name in (*quotas.TEAM_FIELDS, "held", "held_by_lead", "team_id")}
     return kept | {
         "team": line.team.name if line.team else None,
         "holds": line.holds,

@@ -1,4 +1,5 @@
-"""Where admins edit what teams, people and pools may have: a dry run first, then the edit; hold, and hold and drain."""
+"""Where admins edit what teams, people and pools may have: a dry run first, then the edit; hold, and hold and drain, which
+leads may do to their own team."""
 
 from __future__ import annotations
 
@@ -71,9 +72,9 @@ def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
     values: dict[str, Any] = {"pool": pool, "team": team, "line": line, "burn": usage.burn_down(pool, team)}
     if request.method != "POST":
         return render(request, "gpus/quota.html", values | {"form": shown(line.quota, TEAM_FORM), "hard": line.quota.hard})
-    quotas.admins_only(request.user)
     if hold_if_asked(request, quotas.quota_of(pool, team)):
         return redirect("quota", pool_id, team_id)
+    quotas.admins_only(request.user)
     act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
     typed = {"form": {name: request.POST.get(name, "") for name in TEAM_FORM}, "hard": bool(request.POST.get("hard"))}
     try:
