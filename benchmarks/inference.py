@@ -21,8 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from adapters.inference.batch import Answer, Batch, Question
-from adapters.inference.held import Base, Held, Weights
+from adapters.inference.batch import Answer, Batch
+from adapters.inference.desk import Base, Question, Weights
+from adapters.inference.held import Held
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, built_in
 from training.engine.config import RunConfig

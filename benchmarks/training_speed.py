@@ -1,7 +1,7 @@
 """SnapML's engine against TRL's SFTTrainer: same model, rows, LoRA (r 16 on all linear layers), effective batch 8 and steps.
 
 Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient checkpointing, bf16 where the hardware
-has it, and the very batches of ours, rows of like length together, so that the held-out losses can be compared). `--trl-python` names the Python of an environment that has trl; `--model` a model's folder.
+has it, the very batches of ours, rows of like length together, and its start, so that the held-out losses can be compared). `--trl-python` names the Python of an environment that has trl; `--model` a model's folder.
 """
 
 from __future__ import annotations
@@ -128,6 +128,22 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
+def start_as_ours(model: Any, folder: Path, steps: int) -> None:
+    """Give TRL's adapter the engine's start: another draw of A alone moves the loss after 60 steps by a percent."""
+    import torch
+
+    from training.engine.config import RunConfig
+    from training.engine.model import fastest_dtype, load_base, pick_device, wrap
+
+    config, device = RunConfig.from_dict(asked(steps)), pick_device()
+    torch.manual_seed(config.seed)
+    mine = dict(wrap(load_base(folder, fastest_dtype(device), device), config).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(mine[name])
+
+
 def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     import torch
     from datasets import Dataset
@@ -161,6 +177,8 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
         processing_class=load_tokenizer(folder),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
+    if best:
+        start_as_ours(trainer.model, folder, steps)
     counted: list[tuple[float, int]] = []
     plain = trainer.training_step
 

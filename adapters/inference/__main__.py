@@ -5,16 +5,16 @@ import sys
 
 import uvicorn
 
+from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
-from adapters.inference.speaker import Speaker
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    speaker = Speaker()
-    speaker.start()
+    desk = Desk()
+    desk.open()
     uvicorn.run(
-        make_app(speaker, os.environ["INFERENCE_TOKEN"]),
+        make_app(desk, os.environ["INFERENCE_TOKEN"]),
         host="127.0.0.1",
         port=int(sys.argv[1]),
         log_level="warning",

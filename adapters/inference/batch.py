@@ -6,8 +6,6 @@ padding on the left, which a mask hides; every row keeps counting its own positi
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,32 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.inference.held import Base, Held, Weights
-
-Said = dict[str, Any]
-
-
-@dataclass
-class Question:
-    """What to answer, with which adapter (None: the base alone), and where the answer goes.
-
-    Either `messages` of a chat, or the text of a `prompt`. `score`: no answer is asked, only how likely each token of it is.
-    """
-
-    base: Base
-    adapter: Weights | None
-    messages: list[dict[str, str]] = field(default_factory=list)
-    prompt: str | None = None
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = 0
-    stop: tuple[str, ...] = ()
-    score: bool = False
-    said: queue.Queue[Said] = field(default_factory=queue.Queue)
-    hung_up: threading.Event = field(default_factory=threading.Event)
-    told: set[str] = field(default_factory=set)  # what it is waiting for, told once
-    ids: list[int] = field(default_factory=list)  # of its prompt, once they are known
+from adapters.inference.desk import Question
+from adapters.inference.held import Held
 
 
 @dataclass

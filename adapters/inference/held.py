@@ -5,15 +5,14 @@ PEFT puts only adapters of one type beside a base, so those of another type wait
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from adapters.inference.lora_rows import Rows, is_plain, weave
+from adapters.inference.desk import Base, Weights
+from adapters.inference.lora_rows import Rows, weave
 from training.engine.conversations import load_tokenizer, use_template
 from training.engine.cures import CAN_MIX
 from training.engine.model import fastest_dtype, load_base, pick_device
@@ -21,32 +20,6 @@ from training.engine.weights import attach
 
 MAX_ADAPTERS = 16  # loaded beside a base; the least recently used one leaves
 UNKNOWN = "?"
-
-
-class Base(NamedTuple):
-    """A model's folder, in 4 bits or not; `sha256` tells the weights of a run that trained the whole model."""
-
-    folder: Path
-    quantised: bool = False
-    sha256: str = ""
-
-
-class Weights(NamedTuple):
-    """An adapter's folder and the hash of its weights: other weights in the same folder are another adapter."""
-
-    folder: Path
-    sha256: str
-
-    @property
-    def config(self) -> dict[str, Any]:
-        made: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_text())
-        return made
-
-    @property
-    def kind(self) -> str:
-        """PEFT's type of it; DoRA, and LoRA with modules of its own, count as another, whose rows cannot share a batch."""
-        kind = str(self.config["peft_type"])
-        return "LORA AND MORE" if kind == "LORA" and not is_plain(self.config) else kind
 
 
 class Held:

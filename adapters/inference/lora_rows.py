@@ -87,10 +87,3 @@ def weave(model: Any, rows: Rows) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.forward = LayerForward(layer, rows)
-
-
-def is_plain(config: dict[str, Any]) -> bool:
-    """Are pairs A and B all that this adapter (its adapter_config.json) changes?"""
-    more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_dora")
-    told = config.get("alora_invocation_tokens") or config.get("bias", "none") != "none" or any(config.get(name) for name in more)
-    return config["peft_type"] == "LORA" and not told

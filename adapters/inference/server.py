@@ -20,9 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.batch import Question, Said
+from adapters.inference.desk import MAX_QUESTIONS, Busy, Desk, Question, Said
 from adapters.inference.openai_shapes import Malformed, Shape, problem_of, questions_of, speed, usage
-from adapters.inference.speaker import MAX_QUESTIONS, Busy, Speaker
 
 MAX_BODY_BYTES = 1_000_000
 MAX_NAMES = 1000
@@ -40,15 +39,14 @@ class Refused(Exception):
 
 
 class Server:
-    def __init__(self, speaker: Speaker, token: str) -> None:
-        self.speaker = speaker
+    def __init__(self, desk: Desk, token: str) -> None:
+        self.desk = desk
         self.token = token
         self.names: OrderedDict[str, dict[str, Any]] = OrderedDict()  # of models asked for, and where they lie
         self.started = int(time.time())
 
     async def health(self, _request: Request) -> Response:
-        held = [str(base.folder) for base in self.speaker.residents.held]
-        return JSONResponse({"bases": held, "answering": self.speaker.count})
+        return JSONResponse({"answering": self.desk.count})
 
     async def models(self, request: Request) -> Response:
         """Those that have been asked for by name, newest last."""
@@ -85,7 +83,7 @@ class Server:
         """All of them or none."""
         for place, question in enumerate(questions):
             try:
-                self.speaker.ask(question)
+                self.desk.ask(question)
             except Busy as busy:
                 for asked in questions[:place]:
                     asked.hung_up.set()
@@ -109,8 +107,8 @@ class Server:
         return place
 
 
-def make_app(speaker: Speaker, token: str) -> Starlette:
-    server = Server(speaker, token)
+def make_app(desk: Desk, token: str) -> Starlette:
+    server = Server(desk, token)
     routes = [
         Route("/health", server.health),
         Route("/v1/models", guarded(server.models)),

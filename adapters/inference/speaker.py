@@ -8,74 +8,37 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from collections import deque
 
 import torch
 
-from adapters.inference.batch import Answer, Batch, Question, Said, bytes_of
-from adapters.inference.held import Base, Held, Weights
+from adapters.inference.batch import Answer, Batch, bytes_of
+from adapters.inference.desk import Base, Desk, Question, Said, Weights
+from adapters.inference.held import Held
 from adapters.inference.residents import NoRoom, Residents
 from adapters.inference.sampling import logprobs_of, pick_token
 from adapters.inference.text import Unanswerable, ids_of, most_tokens, send_text
 from training.errors import UserError
 
-MAX_QUESTIONS = 64  # under way and waiting; the next one is told to come back
 MAX_ROWS = 16  # under way at once
 
 HUNG_UP: Said = {"error": "The caller hung up."}
 
 
-class Busy(Exception):
-    """MAX_QUESTIONS are under way."""
-
-
 class Speaker:
-    def __init__(self) -> None:
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
         self.residents = Residents()
-        self.arrived: queue.Queue[Question] = queue.Queue()
         self.waiting: deque[Question] = deque()  # in order; the first may wait for room, and all wait behind it
         self.batches: list[tuple[Held, Batch]] = []
-        self._count = 0
-        self._lock = threading.Lock()
 
-    def start(self) -> None:
-        threading.Thread(target=self._speak_for_ever, name="speaker", daemon=True).start()
-
-    @property
-    def count(self) -> int:
-        """Questions under way and waiting."""
-        return self._count
-
-    def ask(self, question: Question) -> None:
-        """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before, then `{"done"}` or `{"error"}`.
-
-        A caller who goes away sets `question.hung_up`; the place is free when the last word is said, whatever it is.
-
-        Raises:
-            Busy: MAX_QUESTIONS are under way.
-        """
-        with self._lock:
-            if self._count >= MAX_QUESTIONS:
-                raise Busy(f"{self._count} questions are being answered; try again in a few seconds.")
-            self._count += 1
-        self.arrived.put(question)
-
-    def _last_word(self, question: Question, said: Said) -> None:
-        with self._lock:
-            self._count -= 1
-        question.said.put(said)
-
-    def _speak_for_ever(self) -> None:
-        try:
-            while True:
-                self._take_questions()
-                for held, batch in list(self.batches):
-                    self._round(held, batch)
-                self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
-        finally:
-            os._exit(70)  # nobody would answer any more; `up` starts the program again
+    def speak_for_ever(self) -> None:
+        while True:
+            self._take_questions()
+            for held, batch in list(self.batches):
+                self._round(held, batch)
+            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
 
     def _round(self, held: Held, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""
@@ -90,7 +53,7 @@ class Speaker:
             leave_if_lost(error)
             lost, batch.answers = batch.answers, []
             for answer in lost:
-                self._last_word(answer.question, told_of(error))
+                self.desk.last_word(answer.question, told_of(error))
 
     def _heard(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
         """One row's fault is that row's alone."""
@@ -103,14 +66,14 @@ class Speaker:
         if last_words:
             batch.leave([answer for answer, _ in last_words])
         for answer, said in last_words:
-            self._last_word(answer.question, said)
+            self.desk.last_word(answer.question, said)
 
     def _take_questions(self) -> None:
         """Take what waits, in order, while there is room; block only when there is nothing to say."""
         while sum(len(batch.answers) for _, batch in self.batches) < MAX_ROWS:
             if not self.waiting:
                 try:
-                    self.waiting.append(self.arrived.get(block=not self.batches))
+                    self.waiting.append(self.desk.arrived.get(block=not self.batches))
                 except queue.Empty:
                     return
             question = self.waiting[0]
@@ -119,14 +82,14 @@ class Speaker:
                     return  # everybody behind it waits, too, or it might wait for ever
             except Exception as error:  # noqa: BLE001 told to whoever asked
                 leave_if_lost(error)
-                self._last_word(question, told_of(error))
+                self.desk.last_word(question, told_of(error))
             self.waiting.popleft()
             self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
 
     def _take(self, question: Question) -> bool:
         """Begin its answer; False if it has to wait until others have been answered."""
         if question.hung_up.is_set():
-            self._last_word(question, HUNG_UP)
+            self.desk.last_word(question, HUNG_UP)
             return True
         if question.base not in self.residents.held:
             self._tell(question, "loading the base model")
@@ -181,7 +144,7 @@ class Speaker:
         held.entry_bytes = bytes_of(output.cache) // max(1, output.cache.get_seq_length())
         said = self._hear(held, answer, output.logits[0, -1])
         if said is not None:
-            self._last_word(question, said)
+            self.desk.last_word(question, said)
             return
         self._batch_for(held, question.adapter, output.cache).join(answer, output.cache)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adapters.inference.batch import Answer, Question
+from adapters.inference.batch import Answer
+from adapters.inference.desk import Question
 from adapters.inference.held import Held
 from training.engine.conversations import prompt_ids, render, start_ids
 

@@ -17,8 +17,8 @@ from asgiref.sync import sync_to_async
 from adapters import deploy, wire
 from adapters.deploy import Answering
 from adapters.inference import held
+from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
-from adapters.inference.speaker import Speaker
 from adapters.models import Served, Tally
 from snapml_site.asgi import application
 from tests.shelf import train_version
@@ -34,17 +34,17 @@ ASK = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 
 def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
     monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
-    speaker = Speaker()
-    speaker.start()
+    desk = Desk()
+    desk.open()
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(speaker, "secret"), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(desk, "secret"), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     settings.INFERENCE_URL, settings.INFERENCE_TOKEN = f"http://127.0.0.1:{taken.getsockname()[1]}", "secret"
-    yield speaker
+    yield desk
     server.should_exit = True
     thread.join(10)
 

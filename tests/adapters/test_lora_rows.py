@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from adapters.inference import held
-from adapters.inference.batch import Answer, Batch, Question
-from adapters.inference.held import Base, Weights
+from adapters.inference.batch import Answer, Batch
+from adapters.inference.desk import Base, Question, Weights
 from adapters.inference.lora_rows import Rows, weave
 from tests import tiny
 from tests.engine.families import save

@@ -2,18 +2,22 @@
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import openai
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from adapters.inference.residents import Residents
+from adapters.inference.desk import Busy, Desk
 from adapters.inference.server import make_app
-from adapters.inference.speaker import Busy, Speaker
+from adapters.inference.speaker import Speaker
 
+ROOT = Path(__file__).parents[2]
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "snapml": {"base": "/base"}}
 HEADERS = {"Authorization": "Bearer secret"}
 
@@ -21,7 +25,6 @@ HEADERS = {"Authorization": "Bearer secret"}
 class Parrot:
     """Says a fixed answer at once, as the speaker would."""
 
-    residents = Residents(0)
     count = 0
     busy_after = 99
 
@@ -76,9 +79,9 @@ def serve():
 
 
 def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, tiny_model):
-    speaker = Speaker()
-    speaker.start()
-    client = serve(speaker)
+    desk = Desk()
+    desk.open()
+    client = serve(desk)
     place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
     asked = {"model": "tiny", "messages": BODY["messages"], "max_tokens": 8, "temperature": 0, **place}
     whole = client.chat.completions.create(**asked)
@@ -97,10 +100,15 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
         client.chat.completions.create(**{**asked, "max_tokens": 4000})
 
 
+def test_the_program_holds_no_torch_until_it_is_asked():
+    asked = "import sys, adapters.inference.server, adapters.inference.desk; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0
+
+
 def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
-    speaker = Speaker()
-    speaker.start()
-    client = serve(speaker)
+    speaker = Speaker(Desk())
+    threading.Thread(target=speaker.speak_for_ever, daemon=True).start()
+    client = serve(speaker.desk)
     place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
     client.chat.completions.create(model="tiny", messages=BODY["messages"], max_tokens=1, **place)
     slow = speaker._round
@@ -110,9 +118,9 @@ def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
             model="tiny", messages=BODY["messages"], max_tokens=200, temperature=0, **place
         )
     until = time.monotonic() + 10
-    while speaker.count and time.monotonic() < until:
+    while speaker.desk.count and time.monotonic() < until:
         time.sleep(0.05)
-    assert speaker.count == 0
+    assert speaker.desk.count == 0
 
 
 def test_a_model_that_nobody_named_is_openais_404(serve, parrot):
@@ -185,4 +193,4 @@ def test_a_body_too_large_is_refused(web):
 
 
 def test_it_tells_what_it_holds(web):
-    assert web.get("/health").json() == {"bases": [], "answering": 0}
+    assert web.get("/health").json() == {"answering": 0}

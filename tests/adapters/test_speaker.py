@@ -3,17 +3,18 @@
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from adapters.inference import held
+from adapters.inference import desk, held
 from adapters.inference import speaker as speaker_module
-from adapters.inference.batch import Batch, Question
-from adapters.inference.held import Base, Weights
+from adapters.inference.batch import Batch
+from adapters.inference.desk import Base, Busy, Desk, Question, Weights
 from adapters.inference.sampling import logprobs_of, pick_token
-from adapters.inference.speaker import Busy, Speaker
+from adapters.inference.speaker import Speaker
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,8 @@ def adapter(tmp_path_factory, tiny_model):
 @pytest.fixture
 def speaker(monkeypatch):
     monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
-    made = Speaker()
-    made.start()
+    made = Speaker(Desk())
+    threading.Thread(target=made.speak_for_ever, daemon=True).start()
     return made
 
 
@@ -64,7 +65,7 @@ def plain_answer(tiny_model, adapter):
 def test_base_and_adapter_side_by_side_answer_as_each_does_alone(speaker, tiny_model, adapter):
     asked = [question(tiny_model), question(tiny_model, adapter), question(tiny_model)]
     for one in asked:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     base, adapted, again = (hear(one)[0] for one in asked)
     assert base == again == plain_answer(tiny_model, None)
     assert adapted == plain_answer(tiny_model, adapter)
@@ -73,7 +74,7 @@ def test_base_and_adapter_side_by_side_answer_as_each_does_alone(speaker, tiny_m
 
 def test_the_last_word_counts_tokens_and_their_rate(speaker, tiny_model):
     asked = question(tiny_model)
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     _, last = hear(asked)
     assert last["done"] in ("stop", "length")
     assert 0 < last["completion_tokens"] <= 12
@@ -85,51 +86,51 @@ def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
     answers = []
     for seed in (1, 1, 2):
         asked = question(tiny_model, temperature=1.5, seed=seed)
-        speaker.ask(asked)
+        speaker.desk.ask(asked)
         answers.append(hear(asked)[0])
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_one_too_many_is_told_to_come_back_and_places_are_given_back(speaker, tiny_model, monkeypatch):
-    monkeypatch.setattr(speaker_module, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(desk, "MAX_QUESTIONS", 2)
     asked = [question(tiny_model), question(tiny_model)]
     for one in asked:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     with pytest.raises(Busy, match="2 questions"):
-        speaker.ask(question(tiny_model))
+        speaker.desk.ask(question(tiny_model))
     for one in asked:
         hear(one)
-    speaker.ask(question(tiny_model))
+    speaker.desk.ask(question(tiny_model))
 
 
 def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
     asked = question(tiny_model)
     asked.hung_up.set()
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     assert hear(asked)[1] == speaker_module.HUNG_UP
-    assert speaker._count == 0
+    assert speaker.desk.count == 0
 
 
 def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(speaker, tiny_model, tmp_path):
     broken = Question(base=Base(tmp_path), adapter=None, messages=MESSAGES)
-    speaker.ask(broken)
+    speaker.desk.ask(broken)
     assert "error" in hear(broken)[1]
     good = question(tiny_model)
-    speaker.ask(good)
+    speaker.desk.ask(good)
     assert "done" in hear(good)[1]
 
 
 def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, adapter, tmp_path):
     folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
     first = question(tiny_model, Weights(folder, "one"))
-    speaker.ask(first)
+    speaker.desk.ask(first)
     before = hear(first)[0]
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
     save_file({name: -value if "lora_B" in name else value for name, value in load_file(path).items()}, path)
     second = question(tiny_model, Weights(folder, "two"))
-    speaker.ask(second)
+    speaker.desk.ask(second)
     assert hear(second)[0] != before
 
 
@@ -137,7 +138,7 @@ def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model
     monkeypatch.setattr(held, "MAX_ADAPTERS", 2)
     for number in range(4):
         asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
-        speaker.ask(asked)
+        speaker.desk.ask(asked)
         assert "done" in hear(asked)[1]
     (kept,) = speaker.residents.held.values()
     assert len(kept.loaded) == 2
@@ -148,7 +149,7 @@ def test_two_bases_are_kept_side_by_side_while_there_is_room(speaker, tiny_model
     other = tiny.make_model(tmp_path / "other", hidden=16)
     asked = [question(tiny_model), question(other), question(tiny_model)]
     for one in asked:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     assert all("done" in hear(one)[1] for one in asked)
     assert list(speaker.residents.held) == [Base(other), Base(tiny_model)]
 
@@ -158,14 +159,14 @@ def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_
     speaker.residents.room_bytes = 1
     asked = [question(tiny_model), question(other), question(tiny_model)]
     for one in asked:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     assert all("done" in hear(one)[1] for one in asked)
     assert list(speaker.residents.held) == [Base(tiny_model)]
 
 
 def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tiny_model):
     first = question(tiny_model)
-    speaker.ask(first)
+    speaker.desk.ask(first)
     hear(first)
     (kept,) = speaker.residents.held.values()
     assert kept.entry_bytes == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
@@ -182,14 +183,14 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tin
         patch.setattr(Batch, "step", counted)
         asked = [question(tiny_model) for _ in range(3)]
         for one in asked:
-            speaker.ask(one)
+            speaker.desk.ask(one)
         assert len({hear(one)[0] for one in asked}) == 1
     assert most == 1
 
 
 def test_a_conversation_that_ends_with_an_answer_gets_another(speaker, tiny_model):
     ends = question(tiny_model, messages=[*MESSAGES, {"role": "assistant", "content": "yes"}])
-    speaker.ask(ends)
+    speaker.desk.ask(ends)
     assert "done" in hear(ends)[1]
     held = next(iter(speaker.residents.held.values()))
     assert held.tokenizer.decode(ends.ids).endswith("assistant\n")
@@ -216,11 +217,11 @@ def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(sp
     alone = []
     for row, talk in zip(rows, talks, strict=True):
         asked = question(tiny_model, row, messages=talk)
-        speaker.ask(asked)
+        speaker.desk.ask(asked)
         alone.append(hear(asked)[0])
     together = [question(tiny_model, row, messages=talk) for row, talk in zip(rows, talks, strict=True)]
     for one in together:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     assert [hear(one)[0] for one in together] == alone
     assert len(set(alone)) > 2
 
@@ -252,17 +253,17 @@ def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(monkeypatch, ti
 
 def test_a_stop_word_ends_the_answer_before_it_and_never_shows(speaker, tiny_model, adapter):
     whole = question(tiny_model, adapter)
-    speaker.ask(whole)
+    speaker.desk.ask(whole)
     text = hear(whole)[0]
     asked = question(tiny_model, adapter, stop=(text[3:6],))
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     heard, last = hear(asked)
     assert (heard, last["done"]) == (text[: text.find(text[3:6])], "stop")
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(speaker, tiny_model):
     asked = question(tiny_model, messages=[{"role": "user", "content": "lamp " * 300}])
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     last = hear(asked)[1]
     assert "context holds 256 tokens" in last["error"]
     assert last["fault"] == "theirs"
@@ -273,7 +274,7 @@ def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(speak
 
     talk = [*MESSAGES, {"role": "assistant", "content": "yes"}]
     asked = question(tiny_model, messages=talk, max_tokens=1, score=True)
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     told = asked.said.get(timeout=60)
     while "logprobs" not in told:
         told = asked.said.get(timeout=60)
@@ -308,7 +309,7 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_mod
         expected = None if TABLE[method].quantised else plain_answer(tiny_model, Weights(run / "adapter", "x"))
     alone = question(tiny_model)
     for one in (asked, alone, question(tiny_model, adapter)):  # another type waits until this one has answered
-        speaker.ask(one)
+        speaker.desk.ask(one)
     text, last = hear(asked)
     assert "done" in last, last
     assert expected is None or text == expected
@@ -326,10 +327,10 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(speaker, tin
         {name: value * 50 if name != last else value for name, value in held_.items()}, broken / "adapter_model.safetensors"
     )
     asked = question(tiny_model, Weights(broken, "broken"))
-    speaker.ask(asked)
+    speaker.desk.ask(asked)
     assert "error" in hear(asked)[1]
     plain = question(tiny_model)
-    speaker.ask(plain)
+    speaker.desk.ask(plain)
     assert hear(plain)[0] == plain_answer(tiny_model, None)
 
 
@@ -341,12 +342,12 @@ def test_one_row_whose_numbers_are_not_finite_fails_alone(speaker, tiny_model, a
     save_file({name: value * float("nan") if "lora_B" in name else value for name, value in load_file(path).items()}, path)
     asked = [question(tiny_model, adapter), question(tiny_model, Weights(diverged, "nan")), question(tiny_model)]
     for one in asked:
-        speaker.ask(one)
+        speaker.desk.ask(one)
     texts = [hear(one) for one in asked]
     assert texts[0][0] == plain_answer(tiny_model, adapter)
     assert "has diverged" in texts[1][1]["error"]
     assert texts[2][0] == plain_answer(tiny_model, None)
-    assert speaker.count == 0
+    assert speaker.desk.count == 0
 
 
 def test_a_nucleus_of_nothing_is_the_likeliest_token():

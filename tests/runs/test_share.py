@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 from django.utils import timezone
@@ -11,11 +12,12 @@ from training.gpus import reserve
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs import supervise
 from training.runs.lease import Lease, claim
-from training.runs.memory import CONTEXT_BYTES
-from training.runs.models import Run
-from training.runs.share import LOOKS, Share, raised
+from training.runs.memory import CONTEXT_BYTES, constant_part
+from training.runs.models import Event, Run
+from training.runs.share import LOOKS, Share, measure_context, raised
 from training.runs.states import State
 from training.runs.supervise import Watch
+from training.runs.target import target_of
 
 GB = 10**9
 
@@ -83,6 +85,33 @@ def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared)
     assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(3 * GB - CONTEXT_BYTES["cuda"])
     Pool.objects.update(runs_per_device=1)
     assert "SNAPML_DEVICE_BYTES" not in Share(shared.pk).variables()
+
+
+def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
+    Pool.objects.update(kind="H100")
+    Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 3 * GB}])
+    assert constant_part(target_of()).context == CONTEXT_BYTES["cuda"]
+
+    def step(seq, reserved):
+        payload = {"devices": [{"device": "cuda:0", "reserved_bytes": reserved}]}
+        Event.objects.create(run=shared, seq=seq, kind="step", step=seq, time=time.time(), payload=payload)
+
+    def measured():
+        Host.objects.update(reported_at=timezone.now())
+        measure_context(Share(shared.pk).held, os.getpid())
+        return Device.objects.get().context_bytes
+
+    step(1, 1 * GB)
+    assert measured() is None, "the allocator may be growing"
+    step(2, 2 * GB)
+    assert measured() is None
+    step(3, 2 * GB)
+    assert measured() == 1 * GB
+    assert constant_part(target_of()).context == 1 * GB
+    assert Share(shared.pk).held.device.context_bytes == 1 * GB
+    step(4, 1 * GB)
+    step(5, 1 * GB)
+    assert measured() == 1 * GB, "once is enough"
 
 
 def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(shared):

@@ -60,6 +60,7 @@ class Device(models.Model):
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)
     processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(default=list)  # pid, bytes
+    context_bytes = models.PositiveBigIntegerField(null=True)  # what CUDA takes for a process beside its allocator, measured once
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
     kept_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
     changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty

@@ -10,7 +10,7 @@ from training.catalog.card import refuse_code
 from training.engine.config import RunConfig
 from training.errors import TooLarge, UserError
 from training.runs.laws import law_of
-from training.runs.memory import FRAMEWORK_BYTES, memory_forecast
+from training.runs.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, Constant, memory_forecast
 
 MAX_CONFIG = 64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
 COUNTED = re.compile("layer|head|expert|block|stage")
@@ -54,4 +54,5 @@ def forecast_of(
         raise UserError("The batch is given by rows and length here; leave tokens_per_batch and batch_by out.", field="settings")
     batch = {"batch_by": "rows", "rows_per_batch": rows, "max_length": length}
     config = RunConfig.from_dict({**settings, **batch})
-    return memory_forecast(law_of(config_json, config, device), config, None, FRAMEWORK_BYTES[device])
+    constant = Constant(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])
+    return memory_forecast(law_of(config_json, config, device), config, None, constant)

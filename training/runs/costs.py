@@ -17,7 +17,7 @@ from training.runs.forecast import fit_words
 from training.runs.form import follow_method
 from training.runs.laws import Unlawful, kept_law, law, place_of
 from training.runs.measure import Lengths, kept_lengths
-from training.runs.memory import forecast_on, framework_bytes, memory_forecast
+from training.runs.memory import constant_part, forecast_on, memory_forecast
 from training.runs.models import Run
 from training.runs.states import OPEN
 from training.runs.target import Target, target_of
@@ -56,7 +56,7 @@ def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, A
     """Each technique's cost with these settings, as far as its law has been made."""
     if model is None:
         return {name: Cost(method) for name, method in TABLE.items()}
-    made, framework = {}, framework_bytes(target)
+    made, constant = {}, constant_part(target)
     for name, config in configs_of(values):
         made[name] = Cost(TABLE[name])
         if config is None:
@@ -69,7 +69,7 @@ def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, A
         if kept is None:
             made[name] = Cost(TABLE[name], waits=True)
         else:
-            memory = memory_forecast(kept, config, found, framework)
+            memory = memory_forecast(kept, config, found, constant)
             made[name] = Cost(TABLE[name], memory | fit_words(memory, target))
     return made
 

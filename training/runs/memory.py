@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.catalog.models import BaseModel
 from training.engine.batches import epoch_batches, length_of, parts_of
@@ -19,17 +19,30 @@ from training.runs.target import Target
 # Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU (a guess); on CUDA the
 # workspaces of cuBLAS (measured on an H200).
 FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_440}
-CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}  # taken beside CUDA's allocator, which measures a run (on an H200)
+# What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has shown it on the card itself.
+CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}
 LEARNED_FROM = 20  # runs
 MOST_SHAPES = 2_000
 
 
-def framework_bytes(target: Target) -> int:
-    """The constant part: what past runs on this kind of device took beyond their forecast's other parts."""
+class Constant(NamedTuple):
+    """The bytes that no setting moves: of the framework, and of CUDA's context."""
+
+    framework: int
+    context: int
+
+
+def constant_part(target: Target) -> Constant:
+    """Framework: what past runs on this kind of device took beyond their forecast's other parts. Context: see `share.py`."""
     past = Run.objects.filter(state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0).order_by("-pk")
     told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
     found = [measured - forecast["variable"] for measured, forecast in told]
-    return int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
+    framework = int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
+    return Constant(framework, context_of(target.kind, target.context))
+
+
+def context_of(kind: str, measured: int | None) -> int:
+    return CONTEXT_BYTES[kind] if measured is None else measured
 
 
 def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
@@ -52,14 +65,14 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
     return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]
 
 
-def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, framework: int) -> dict[str, Any]:
+def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, constant: Constant) -> dict[str, Any]:
     """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch that takes most."""
     trainable, config = law_trainable(law, config), config.widest()
     shapes = shapes_of(found, config)
     step = largest(law, shapes, config)
     measuring = largest(law, shapes, config, measuring=True)
     kinds = {name: int(value) for name, value in step.kinds.items()}
-    context = CONTEXT_BYTES[law.facts["device"]]
+    framework, context = constant
     variable = sum(kinds.values())
     # While it is loaded, one tensor is there twice.
     load = kinds["weights"] + 2 * int(law.facts["largest"])
@@ -93,7 +106,7 @@ def law_trainable(law: Law, config: RunConfig) -> int:
 
 def forecast_on(target: Target, law: Law, config: RunConfig, found: Lengths | None) -> dict[str, Any]:
     """What `memory_forecast` says of a device, with what past runs there took; the device's name is kept with it."""
-    return memory_forecast(law, config, found, framework_bytes(target)) | {"device": target.name}
+    return memory_forecast(law, config, found, constant_part(target)) | {"device": target.name}
 
 
 def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> dict[str, Any] | None:

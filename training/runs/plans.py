@@ -23,7 +23,7 @@ from training.runs.forecast import count_steps, refuse_fault
 from training.runs.launch import launch_run, refuse_unready
 from training.runs.laws import kept_law, law
 from training.runs.measure import Lengths, lengths, trained_within
-from training.runs.memory import framework_bytes, memory_forecast
+from training.runs.memory import constant_part, memory_forecast
 from training.runs.models import Run
 from training.runs.steer import ANYWHERE, Where
 from training.runs.target import Target, target_of
@@ -104,10 +104,10 @@ def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], Law]) -> 
         )
     most = steer.most_memory(target.pool, data.dataset.team)  # what the quota leaves
     total, free = (min(have, most) if most is not None else have for have in (target.total, target.free))
-    framework = framework_bytes(target)
+    constant = constant_part(target)
 
     def need(config: RunConfig) -> Mapping[str, Any]:
-        return memory_forecast(find_law(model.folder, config, target.kind), config, found, framework)
+        return memory_forecast(find_law(model.folder, config, target.kind), config, found, constant)
 
     return Situation(
         model=model.name,

@@ -14,12 +14,13 @@ from django.utils import timezone
 from training.gpus import reserve
 from training.gpus.devices import is_cpu
 from training.gpus.models import Allocation, Device
-from training.runs.memory import CONTEXT_BYTES
-from training.runs.models import Run
+from training.runs.memory import context_of
+from training.runs.models import Event, Run
 from training.runs.steer import most_memory
 from training.runs.target import target_of
 
 TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
+MOST_CONTEXT = 4 * 10**9  # bytes; more is not a context, but a process that has something else there
 LOOKS = 3  # in a row: a peak that is over before the next look has done its harm
 
 
@@ -38,7 +39,9 @@ class Share:
             return {}
         made = {"CUDA_VISIBLE_DEVICES": self.held.device.uuid}
         if self.held.reserved_bytes and self.held.device.pool.runs_per_device > 1:
-            made["SNAPML_DEVICE_BYTES"] = str(max(1, self.held.reserved_bytes - CONTEXT_BYTES["cuda"]))
+            made["SNAPML_DEVICE_BYTES"] = str(
+                max(1, self.held.reserved_bytes - context_of("cuda", self.held.device.context_bytes))
+            )
         return made
 
     def exceeded(self, pid: int | None) -> int:
@@ -54,6 +57,24 @@ class Share:
             self.told_at = told_at
             self.seen = [*self.seen, taken][-LOOKS:] if taken > TOLERANCE * held.reserved_bytes else []
         return min(self.seen) if len(self.seen) == LOOKS else 0
+
+
+def measure_context(held: Allocation | None, pid: int | None) -> None:
+    """Once a card: what its driver says of the engine, less what the engine's allocator has from it, which stands still."""
+    if held is None or pid is None or is_cpu(held.device.pool.kind) or held.device.context_bytes is not None:
+        return
+    taken, told_at = memory_of(pid, held.device)
+    steps = Event.objects.filter(run_id=held.run_id, kind="step", superseded=False).order_by("-seq")[:2]
+    reserved = {int(one.payload["devices"][0]["reserved_bytes"]) for one in steps if one.payload.get("devices")}
+    before = min((one.time for one in steps), default=0.0)
+    if (
+        len(steps) == 2
+        and len(reserved) == 1
+        and told_at.timestamp() > before
+        and 0 < taken - (had := reserved.pop()) < MOST_CONTEXT
+    ):
+        held.device.context_bytes = taken - had
+        held.device.save(update_fields=["context_bytes"])
 
 
 def memory_of(pid: int, device: Device) -> tuple[int, datetime]:

@@ -28,7 +28,7 @@ from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
 from training.runs.notices import tell_of_end
-from training.runs.share import Share, raised
+from training.runs.share import Share, measure_context, raised
 from training.runs.states import ENDED, State, Wish
 
 TAIL_SECONDS = 0.025
@@ -92,6 +92,7 @@ class Watch:
                     self.renew()
                 if watch.due():
                     self.greedy = self.greedy or self.share.exceeded(self.engine.pid)
+                    measure_context(self.share.held, self.engine.pid)
                 if look.due():
                     self.look()
                 if not alive and not moved:

@@ -18,6 +18,7 @@ class Target:
     free: int
     pool: Pool | None = None  # None: no worker has reported a device yet
     given_out: bool = True
+    context: int | None = None  # CUDA's own of a process, once a run has shown it
 
     @property
     def words(self) -> str:
@@ -35,7 +36,7 @@ def target_of(pool: Pool | None = None) -> Target:
         own = max(read_devices(), key=lambda one: one.total)
         return Target(kind_of(own.kind), own.name, own.total, own.total - own.used)
     free = max(0, best.total_bytes - best.used_bytes)
-    return Target(kind_of(best.pool.kind), best.name, best.total_bytes, free, best.pool, usable(best))
+    return Target(kind_of(best.pool.kind), best.name, best.total_bytes, free, best.pool, usable(best), best.context_bytes)
 
 
 def best_device(pool: Pool | None) -> Device | None:

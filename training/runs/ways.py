@@ -16,7 +16,7 @@ from training.engine.methods import TABLE
 from training.errors import ConfigError
 from training.runs.laws import Unlawful, kept_law
 from training.runs.measure import Lengths, cut_at, kept_lengths
-from training.runs.memory import framework_bytes, memory_forecast, shapes_of
+from training.runs.memory import constant_part, memory_forecast, shapes_of
 from training.runs.target import Target
 
 SHORTEST = 64  # tokens; below, rows keep too little to learn from
@@ -54,14 +54,14 @@ def steps_down(config: RunConfig, found: Lengths | None, kind: str) -> Iterator[
 
 def ways(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> list[Way]:
     """Every way down from these settings, with its forecast where its step has been simulated."""
-    framework, made = framework_bytes(target), []
+    constant, made = constant_part(target), []
     for name, words, changes in steps_down(config, found, target.kind):
         try:
             changed = changed_config(config, changes)
             known = kept_law(model.folder, changed, target.kind)
         except (ConfigError, Unlawful):
             continue  # this run cannot go that way
-        memory = None if known is None else memory_forecast(known, changed, found, framework) | {"device": target.name}
+        memory = None if known is None else memory_forecast(known, changed, found, constant) | {"device": target.name}
         made.append(Way(name, words, changes, memory))
     return made
 
