@@ -10,7 +10,6 @@ const runs = JSON.parse(document.getElementById("chosen-runs").textContent);
 const view = new URLSearchParams(location.search);
 const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 
-for (const mark of page.querySelectorAll("[data-swatch]")) mark.style.background = `var(--chart-${Number(mark.dataset.swatch) + 1})`;
 for (const name of ["metric", "axis", "smoothing"]) {
   if (view.get(name)) part(name).value = view.get(name);
   part(name).addEventListener("input", () => {
@@ -19,9 +18,6 @@ for (const name of ["metric", "axis", "smoothing"]) {
     draw();
   });
 }
-const same = page.querySelectorAll("[data-same]");
-part("all").addEventListener("change", ({ target }) => same.forEach((row) => (row.hidden = !target.checked)));
-part("none").hidden = page.querySelectorAll("[data-settings] tr:not([data-same])").length > 1;
 
 async function load(run) {
   const [metrics, events] = await Promise.all([fetch(`/api/v1/runs/${run.id}/metrics`), fetch(`/api/v1/runs/${run.id}/evals`)]);
