@@ -241,7 +241,7 @@ class RunConfig(TechniqueSettings):
         return found
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of step 1..total_steps: linear warm-up to the full rate (without one, step 1 has it), then the schedule."""
+        """Learning rate of step 1..total_steps: linear warm-up to the full rate (else step 1 has it), then the schedule."""
         warmup = max(1, math.ceil(self.warmup_ratio * total_steps))
         if step <= warmup:
             return self.learning_rate * step / warmup
