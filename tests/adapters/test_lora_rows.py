@@ -1,5 +1,8 @@
 """Rows of several LoRA adapters share a forward, and each gets what plain PEFT gives it alone, whatever its adapter's form."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -102,6 +105,24 @@ def test_an_adapter_of_the_embedding_shares_a_batch_too(fp32, tmp_path):
     got = together(held.Held(Base(model)), rows)
     for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
         assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
+
+
+def test_a_base_that_leaves_gives_its_memory_back_at_once_with_adapters_beside_it(fp32, tmp_path):
+    model = saved("llama", tmp_path / "model")
+    here = held.Held(Base(model))
+    adapter = make_adapter(model, tmp_path / "one", **FORMS[0])
+    gc.collect()
+    gc.disable()
+    try:
+        here.bring(adapter, set())
+        with torch.inference_mode():
+            here.first(torch.tensor([[5, 6, 7]]), adapter)
+        weight = weakref.ref(here.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight)
+        assert weight() is not None
+        del here
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_a_layer_that_sees_tokens_without_rows_refuses_several_adapters(tmp_path):
