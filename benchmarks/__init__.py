@@ -17,10 +17,12 @@ def report(figures: dict[str, Any]) -> None:
 
 def law_device() -> str:
     """What memory laws are made for, of the device that trains here."""
-    from training.engine.model import pick_device
-    from training.gpus.devices import has_bf16
+    import torch
 
-    return "cuda" if pick_device().type == "cuda" else "cpu" if has_bf16() else "cpu_fp32"
+    from training.engine.model import fastest_dtype, pick_device
+
+    device = pick_device()
+    return "cpu_fp32" if fastest_dtype(device) is torch.float32 else device.type
 
 
 def quantile(values: list[float], share: float) -> float:
