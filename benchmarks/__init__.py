@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def report(figures: dict[str, Any]) -> None:
@@ -15,13 +18,12 @@ def report(figures: dict[str, Any]) -> None:
         print(f"{name:>24}  {value:,.2f}" if isinstance(value, float) else f"{name:>24}  {value}")
 
 
-def law_device() -> str:
-    """What memory laws are made for, of the device that trains here."""
+def law_device(device: torch.device) -> str:
+    """What memory laws are made for, of a device of this machine."""
     import torch
 
-    from training.engine.model import fastest_dtype, pick_device
+    from training.engine.model import fastest_dtype
 
-    device = pick_device()
     return "cpu_fp32" if fastest_dtype(device) is torch.float32 else device.type
 
 

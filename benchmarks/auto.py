@@ -93,10 +93,12 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
     rows = [encode(tokenizer, row, max_length=8192) for row in read_rows(data / "train.jsonl")]
     lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
 
+    import torch
+
     from benchmarks import law_device
 
     def need(config: Any) -> dict[str, Any]:
-        law = law_of(model, config, law_device())
+        law = law_of(model, config, law_device(torch.device("cpu")))
         at_once = max(1, config.tokens_per_batch // config.max_length)
         peak = largest(law, [Shape(at_once, config.max_length, at_once * config.max_length)], config).total + 0.9e9
         return {"peak": peak, "precision": law.facts["precision"], "optimizer": law.facts["optimizer"]}

@@ -90,7 +90,7 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
 
 
 def forecast(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
-    law = law_of(folder, config, law_device())
+    law = law_of(folder, config, law_device(device))
     return largest(law, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
 
 

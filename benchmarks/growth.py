@@ -104,7 +104,7 @@ def main() -> None:
     from training.engine.model import fastest_dtype, load_base
 
     folder = arguments.model or built_in()
-    law = law_of(folder, RunConfig(), law_device())
+    law = law_of(folder, RunConfig(), law_device(torch.device("cpu")))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     torch.set_num_threads(threads)
     base = load_base(folder, fastest_dtype(torch.device("cpu")), torch.device("cpu"))

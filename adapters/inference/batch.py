@@ -81,6 +81,7 @@ class Batch:
         if self.mask is not None:
             self.mask = functional.pad(self.mask, (0, 1), value=1)
             given["attention_mask"] = self.mask
+        if self.mask is not None or held.takes_positions:  # else a model makes one row of them for all
             given["position_ids"] = torch.tensor([[answer.seen] for answer in self.answers], device=device)
         logits = held.next(given, [answer.question.adapter for answer in self.answers]).logits
         for answer in self.answers:

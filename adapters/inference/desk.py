@@ -16,6 +16,12 @@ from typing import Any, NamedTuple
 
 MAX_QUESTIONS = 64  # under way and waiting; the next one is told to come back
 
+# Settings of PEFT's LoraConfig with which a layer computes otherwise.
+MORE_THAN_PAIRS = (
+    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_dora"),
+    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "use_bdlora", "use_qalora"),
+)
+
 Said = dict[str, Any]
 
 
@@ -43,9 +49,7 @@ class Weights(NamedTuple):
 
 def is_pairs_only(config: dict[str, Any]) -> bool:
     """Are pairs A and B all that this LoRA adapter (its adapter_config.json) changes?"""
-    more = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_dora")
-    told = config.get("alora_invocation_tokens") or config.get("bias", "none") != "none"
-    return not told and not any(config.get(name) for name in more)
+    return config.get("bias", "none") == "none" and not any(config.get(name) for name in MORE_THAN_PAIRS)
 
 
 @dataclass

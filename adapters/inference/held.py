@@ -5,6 +5,7 @@ PEFT puts only adapters of one type beside a base, so those of another type wait
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Held:
         ends = self.model.generation_config.eos_token_id
         self.stop_ids: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         self.longest: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.kind = ""
         self.loaded: OrderedDict[Weights, str] = OrderedDict()
         self._through: Weights | str | None = UNKNOWN
@@ -126,9 +128,7 @@ class Held:
             self.kind = adapter.kind
         self.loaded[adapter] = name
         self._through = UNKNOWN
-        self._woven = self.kind == "LORA"
-        if self._woven:
-            weave(self.model, self._rows)
+        self._woven = self.kind == "LORA" and weave(self.model, self._rows)
         self.spoilt = False
 
     def _plain(self) -> Any:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from training.errors import UserError
 
+KNOWN = ("Linear", "Embedding", "Linear4bit")  # PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
 Names = tuple[str | None, ...]
 
 
@@ -59,36 +60,47 @@ class LayerForward:
             self.stack(self.rows.names, x)
         if self.a is None or self.b is None:
             return y
-        inner = functional.linear(x.to(self.a.dtype), self.a).mul_(self.scales)
+        inner = functional.linear(x.to(self.a.dtype), self.a).mul_(self.scales_for(x))
         return y.add_(functional.linear(inner, self.b))
+
+    def scales_for(self, x: Tensor) -> Tensor | float:
+        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row (OPT)."""
+        if isinstance(self.scales, float):
+            return self.scales
+        return self.scales.view(len(self.scales), *[1] * (x.dim() - 2), -1)
 
     def stack(self, names: Names, x: Tensor) -> None:
         """Raises UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say whose they are."""
-        if len(set(names)) > 1 and len(x) != len(names):
-            raise UserError("This model's layers do not tell rows apart; ask its adapters one at a time.")
         layer = self.layer
         there = [name for name in dict.fromkeys(names) if name in layer.lora_A]
         self.stacked, self.a, self.b = names, None, None
         if not there:
             return
+        if len(set(names)) > 1 and len(x) != len(names):
+            self.stacked = None
+            raise UserError("This model's layers do not tell rows apart; ask its adapters one at a time.")
         dtype = torch.float32 if x.device.type == "cpu" else x.dtype
         self.a = side_by_side([layer.lora_A[name].weight.to(dtype) for name in there], 0)
         self.b = side_by_side([layer.lora_B[name].weight.to(dtype) for name in there], 1)
         if len(set(names)) == 1:
-            self.scales = layer.scaling[there[0]]
+            self.scales = float(layer.scaling[there[0]])
             return
         ranks = [len(layer.lora_A[name].weight) for name in there]
         table = [[layer.scaling[name] if name == whose else 0.0 for name in there] for whose in names]
         repeats = torch.tensor(ranks)
-        self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(repeats, 1)[:, None].to(x.device)
+        self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(repeats, 1).to(x.device)
 
 
 def side_by_side(weights: list[Tensor], dim: int) -> Tensor:
-    return torch.cat(weights, dim) if len(weights) > 1 else weights[0]  # one adapter's are not copied
+    return torch.cat(weights, dim) if len(weights) > 1 else weights[0]
 
 
-def weave(model: Any, rows: Rows) -> None:
-    """Let every LoRA layer of a PEFT model ask `rows`."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            layer.forward = LayerForward(layer, rows)
+def weave(model: Any, rows: Rows) -> bool:
+    """Let every LoRA layer of a PEFT model ask `rows`; False, and nothing is changed, if some are of another kind (convolutions,
+    experts' parameters, which PEFT may choose by itself)."""
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    if any(type(layer).__name__ not in KNOWN for layer in layers):
+        return False
+    for layer in layers:
+        layer.forward = LayerForward(layer, rows)
+    return True

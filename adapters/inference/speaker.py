@@ -36,9 +36,13 @@ class Speaker:
     def speak_for_ever(self) -> None:
         while True:
             self._take_questions()
-            for held, batch in list(self.batches):
-                self._round(held, batch)
-            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+            self._rounds()
+
+    def _rounds(self) -> None:
+        """Of every batch. Not in the loop above, whose names would keep a base in memory while another is loaded for it."""
+        for held, batch in list(self.batches):
+            self._round(held, batch)
+        self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
 
     def _round(self, held: Held, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""

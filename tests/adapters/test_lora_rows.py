@@ -46,11 +46,11 @@ def plain_logits(model, adapter, ids):
         return made.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
 
 
-def together(here, rows):
+def together(here, rows, prompts=PROMPTS):
     """One step of a batch of these rows, after each one's first forward."""
     batch = Batch()
     with torch.inference_mode():
-        for row, ids in zip(rows, PROMPTS, strict=True):
+        for row, ids in zip(rows, prompts, strict=True):
             here.bring(row, set())
             first = here.first(torch.tensor([ids]), row)
             batch.join(Answer(Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42), first.cache)
@@ -63,11 +63,19 @@ def fp32(monkeypatch):
 
 
 def saved(family, folder):
-    tiny.make_tokenizer().save_pretrained(save(family, folder))
+    """`opt` flattens rows and places before its feed-forward layers."""
+    if family == "opt":
+        from transformers import OPTConfig, OPTForCausalLM
+
+        sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
+        OPTForCausalLM(OPTConfig(vocab_size=96, max_position_embeddings=128, pad_token_id=1, **sizes)).save_pretrained(folder)
+    else:
+        save(family, folder)
+    tiny.make_tokenizer().save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])  # a sliding window (gemma3) shares no batch
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt"])  # a sliding window (gemma3) shares no batch
 def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, family):
     model = saved(family, tmp_path / "model")
     adapters = [make_adapter(model, tmp_path / f"form-{n}", **form) for n, form in enumerate(FORMS)]
@@ -102,9 +110,10 @@ def test_an_adapter_of_the_embedding_shares_a_batch_too(fp32, tmp_path):
     plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
     embedding = make_adapter(model, tmp_path / "embedding", r=4, target_modules=["wpe", "c_attn"])
     rows = [plain, embedding, None, embedding]
-    got = together(held.Held(Base(model)), rows)
-    for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
-        assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
+    for prompts in (PROMPTS, [[5, 6], [7, 8], [9, 10], [11, 12]]):
+        got = together(held.Held(Base(model)), rows, prompts)
+        for row, ids, logits in zip(rows, prompts, got, strict=True):
+            assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
 
 
 def test_a_base_that_leaves_gives_its_memory_back_at_once_with_adapters_beside_it(fp32, tmp_path):

@@ -192,5 +192,5 @@ def test_a_body_too_large_is_refused(web):
     assert web.post("/v1/chat/completions", content=b"x" * 1_000_001, headers=HEADERS).status_code == 413
 
 
-def test_it_tells_what_it_holds(web):
+def test_it_tells_how_many_it_is_answering(web):
     assert web.get("/health").json() == {"answering": 0}

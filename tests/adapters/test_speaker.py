@@ -1,15 +1,17 @@
 """The inference program's heart: base and adapter side by side from one set of weights, as plain PEFT answers."""
 
+import gc
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
-from adapters.inference import desk, held
+from adapters.inference import desk, held, residents
 from adapters.inference import speaker as speaker_module
 from adapters.inference.batch import Batch
 from adapters.inference.desk import Base, Busy, Desk, Question, Weights
@@ -162,6 +164,26 @@ def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_
         speaker.desk.ask(one)
     assert all("done" in hear(one)[1] for one in asked)
     assert list(speaker.residents.held) == [Base(tiny_model)]
+
+
+def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(speaker, tiny_model, tmp_path, monkeypatch):
+    speaker.residents.room_bytes = 1
+    first = question(tiny_model)
+    speaker.desk.ask(first)
+    hear(first)
+    (kept,) = speaker.residents.held.values()
+    weight, there = weakref.ref(next(kept.model.parameters())), []
+    del kept, first
+    load = residents.Held
+    monkeypatch.setattr(residents, "Held", lambda base: there.append(weight()) or load(base))
+    second = question(tiny.make_model(tmp_path / "other", hidden=16))
+    gc.disable()
+    try:
+        speaker.desk.ask(second)
+        assert "done" in hear(second)[1]
+    finally:
+        gc.enable()
+    assert there == [None]
 
 
 def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tiny_model):

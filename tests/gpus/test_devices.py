@@ -37,6 +37,13 @@ def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monke
         assert (kind_of(kind), devices.is_cpu(kind)) == (law, True)
 
 
+def test_a_host_that_comes_back_with_another_cpu_changes_its_pool(monkeypatch):
+    for has, kind in ((True, "CPU"), (False, "CPU without bf16")):
+        monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
+        report()
+        assert Device.objects.get().pool.kind == kind
+
+
 def test_cards_of_one_kind_are_a_pool():
     report([card(index=0), card(index=1)])
     report([card(index=2)], host="second")

@@ -57,7 +57,7 @@ class Freezer:
 
     def __init__(self, stage):
         self.stage, self.thread, self.thawed = stage, None, threading.Event()
-        self.taken_over, self.kept = 0, []  # runs of a worker that stood still
+        self.looked, self.taken_over, self.kept = 0, 0, []  # runs of a worker that stood still
 
     def freeze(self):
         self.thaw()
@@ -75,6 +75,7 @@ class Freezer:
                     after = self.watched_by(pid)
                     self.taken_over += len(before - after)
                     self.kept += before & after
+                    self.looked += 1
             finally:
                 with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
                     os.kill(pid, signal.SIGCONT)
@@ -177,6 +178,7 @@ def survive(tmp_path, model, times):
             assert found["sha256"] == weights
             assert all(one[1] is not None for one in found["held"])  # every device is given back
             assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]  # and none was held twice
+    assert freezer.looked == counts["freeze"]
     assert not freezer.kept, "another worker takes over what a frozen one watched"
     print(
         f"{dict(counts)}, {freezer.taken_over} taken over, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit"

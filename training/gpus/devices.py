@@ -114,6 +114,9 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
         known = {device.uuid: device for device in place.devices.select_for_update().select_related("pool")}
         for reading in readings:
             device = known.pop(reading.uuid, None) or moved_here(place, reading)
+            other = device.pool.kind != reading.kind[:80]  # a virtual machine was moved to another CPU
+            if other and not device.allocations.filter(released_at=None).exists():
+                device.pool = pool_of(reading.kind)
             take_reading(device, reading)
         for device in known.values():
             if device.condition != Condition.MISSING:

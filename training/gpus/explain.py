@@ -64,7 +64,7 @@ SOONER: dict[str, str] = {
     "most_memory": "A smaller batch, a shorter length or QLoRA; or an admin who raises the limit.",
     "never_fits": "A smaller batch, a shorter length or QLoRA; or a pool with larger devices.",
     "pool_held": "An admin who lifts the hold.",
-    "team_held": "An admin, or a lead of the team, who lifts the hold.",
+    "team_held": "An admin who lifts the hold; a lead of the team, if a lead holds it.",
 }
 
 

@@ -38,11 +38,7 @@ def constant_part(target: Target) -> Constant:
     told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
     found = [measured - forecast["variable"] for measured, forecast in told]
     framework = int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
-    return Constant(framework, context_of(target.kind, target.context))
-
-
-def context_of(kind: str, measured: int | None) -> int:
-    return CONTEXT_BYTES[kind] if measured is None else measured
+    return Constant(framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context)
 
 
 def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
@@ -80,6 +76,7 @@ def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, constant
     return {
         "kinds": kinds | {"framework": framework + context},
         "variable": variable,
+        "context": context,
         "step": variable + framework + context,
         "eval": int(measuring.total) + framework + context,
         "load": load + framework + context,

@@ -14,7 +14,7 @@ from django.utils import timezone
 from training.gpus import reserve
 from training.gpus.devices import is_cpu
 from training.gpus.models import Allocation, Device
-from training.runs.memory import context_of
+from training.runs.memory import CONTEXT_BYTES
 from training.runs.models import Event, Run
 from training.runs.steer import most_memory
 from training.runs.target import target_of
@@ -39,9 +39,9 @@ class Share:
             return {}
         made = {"CUDA_VISIBLE_DEVICES": self.held.device.uuid}
         if self.held.reserved_bytes and self.held.device.pool.runs_per_device > 1:
-            made["SNAPML_DEVICE_BYTES"] = str(
-                max(1, self.held.reserved_bytes - context_of("cuda", self.held.device.context_bytes))
-            )
+            forecast = Run.objects.values_list("forecast", flat=True).get(pk=self.run_id)
+            context = forecast.get("context", CONTEXT_BYTES["cuda"])
+            made["SNAPML_DEVICE_BYTES"] = str(max(1, self.held.reserved_bytes - context))
         return made
 
     def exceeded(self, pid: int | None) -> int:
@@ -60,20 +60,18 @@ class Share:
 
 
 def measure_context(held: Allocation | None, pid: int | None) -> None:
-    """Once a card: what its driver says of the engine, less what the engine's allocator has from it, which stands still."""
+    """What the card's driver says of the engine, less what the engine's allocator had of it at the steps before and after."""
     if held is None or pid is None or is_cpu(held.device.pool.kind) or held.device.context_bytes is not None:
         return
     taken, told_at = memory_of(pid, held.device)
-    steps = Event.objects.filter(run_id=held.run_id, kind="step", superseded=False).order_by("-seq")[:2]
-    reserved = {int(one.payload["devices"][0]["reserved_bytes"]) for one in steps if one.payload.get("devices")}
-    before = min((one.time for one in steps), default=0.0)
-    if (
-        len(steps) == 2
-        and len(reserved) == 1
-        and told_at.timestamp() > before
-        and 0 < taken - (had := reserved.pop()) < MOST_CONTEXT
-    ):
-        held.device.context_bytes = taken - had
+    events = Event.objects.filter(run_id=held.run_id)
+    started = events.filter(kind="start").order_by("-seq").values_list("seq", flat=True).first() or 0
+    steps = events.filter(kind="step", seq__gt=started)
+    before = steps.filter(time__lte=told_at.timestamp()).order_by("-seq").first()
+    after = steps.filter(time__gt=told_at.timestamp()).order_by("seq").first()
+    had = [sum(one["reserved_bytes"] for one in step.payload.get("devices", ())) for step in (before, after) if step]
+    if len(had) == 2 and had[0] == had[1] and 0 < taken - had[0] < MOST_CONTEXT:
+        held.device.context_bytes = taken - had[0]
         held.device.save(update_fields=["context_bytes"])
 
 
