@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from tests.browser.chromium import browser, chromium_path
 from tests.stage import Stage
 
-expect.set_options(timeout=20_000)  # the server shares two cores with the engine, the browser and simulated steps
+expect.set_options(timeout=40_000)  # the server shares two cores with the engine, the browser and simulated steps
 LEFT_OUT = "NO CHROMIUM FOUND: the browser tests are left out. Install Debian's `chromium` and run them again."
 
 
