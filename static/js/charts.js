@@ -78,7 +78,9 @@ function layout(axis, shapes, forecast) {
   const yaxis = ([key, row]) => [key.replace("y", "yaxis"), { domain: row.domain, gridcolor: colour("grid"), zeroline: false, tickformat: key === "y2" ? ".2s" : undefined, rangemode: key === "y2" ? "tozero" : "normal", nticks: key === "y" ? 8 : 3, fixedrange: true, automargin: false }];
   const titles = Object.values(ROWS).map((row) => ({ text: row.title, x: 0, xref: "paper", xanchor: "left", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12, color: text } }));
   const legend = `<span style="color:${colour("chart-1")}">train</span>  <span style="color:${colour("chart-2")}">held-out</span>`;
-  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>${forecast ? `  – – forecast ${size(forecast)}` : ""}`;
+  // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
+  const marks = innerWidth < 600 ? "" : `  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>`;
+  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>${marks}${forecast ? `  – – forecast ${size(forecast)}` : ""}`;
   const keys = [[legend, ROWS.y], [memory, ROWS.y2]].map(([words, row]) => ({ text: words, x: 1, xref: "paper", xanchor: "right", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12 } }));
   return {
     ...Object.fromEntries(Object.entries(ROWS).map(yaxis)),
