@@ -61,7 +61,7 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
     page.locator("#model").select_option(label="tiny-llama")
     expect(page.locator("ol.plan")).to_be_visible(timeout=120_000)
     page.get_by_label("Most steps").fill("16")
-    page.get_by_label("Trials first").fill("0.4")
+    page.get_by_label("Trials first").fill("1.5")
     expect(page.locator("ol.plan li.locked")).to_have_count(2)
     expect(page.locator("#card")).to_contain_text("16, measured", timeout=90_000)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
