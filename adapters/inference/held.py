@@ -76,8 +76,7 @@ class Held:
         keep = 0 if every else 1
         if self._woven:
             self._say([adapter])
-            return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=keep)
-        if self.prompted and adapter is None:
+        if self._woven or (self.prompted and adapter is None):
             return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=keep)
         self._go_through(adapter)
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=keep)

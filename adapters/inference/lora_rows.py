@@ -57,38 +57,39 @@ class LayerForward:
             return looked_up
         y: Tensor = self.layer.base_layer(x, *args, **kwargs)
         if self.rows.names is not self.stacked:
-            self.stack(self.rows.names, x)
+            self.stack(self.rows.names, x.dtype if x.is_cuda else torch.float32)
         if self.a is None or self.b is None:
             return y
         inner = functional.linear(x.to(self.a.dtype), self.a).mul_(self.scales_for(x))
         return y.add_(functional.linear(inner, self.b))
 
     def scales_for(self, x: Tensor) -> Tensor | float:
-        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row (OPT)."""
+        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row (OPT).
+
+        Raises:
+            UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say whose they are.
+        """
         if isinstance(self.scales, float):
             return self.scales
+        if len(x) != len(self.scales):
+            raise UserError("This model's layers do not tell rows apart; ask its adapters one at a time.")
         return self.scales.view(len(self.scales), *[1] * (x.dim() - 2), -1)
 
-    def stack(self, names: Names, x: Tensor) -> None:
-        """Raises UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say whose they are."""
+    def stack(self, names: Names, dtype: torch.dtype) -> None:
+        """Put the adapters of these rows side by side, as far as this layer has them."""
         layer = self.layer
         there = [name for name in dict.fromkeys(names) if name in layer.lora_A]
         self.stacked, self.a, self.b = names, None, None
         if not there:
             return
-        if len(set(names)) > 1 and len(x) != len(names):
-            self.stacked = None
-            raise UserError("This model's layers do not tell rows apart; ask its adapters one at a time.")
-        dtype = torch.float32 if x.device.type == "cpu" else x.dtype
         self.a = side_by_side([layer.lora_A[name].weight.to(dtype) for name in there], 0)
         self.b = side_by_side([layer.lora_B[name].weight.to(dtype) for name in there], 1)
         if len(set(names)) == 1:
             self.scales = float(layer.scaling[there[0]])
             return
-        ranks = [len(layer.lora_A[name].weight) for name in there]
+        ranks = torch.tensor([len(layer.lora_A[name].weight) for name in there])
         table = [[layer.scaling[name] if name == whose else 0.0 for name in there] for whose in names]
-        repeats = torch.tensor(ranks)
-        self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(repeats, 1).to(x.device)
+        self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(ranks, 1).to(self.a.device)
 
 
 def side_by_side(weights: list[Tensor], dim: int) -> Tensor:

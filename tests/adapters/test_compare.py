@@ -7,7 +7,7 @@ import pytest
 
 from adapters import answers, prompts, votes, wire, work
 from adapters.grid import lines_of, marked
-from adapters.models import PromptSet, Reply, Vote, Work
+from adapters.models import AdapterVersion, PromptSet, Reply, Vote, Work
 from tests.shelf import put_on_shelf
 from training.errors import UserError
 
@@ -123,6 +123,15 @@ def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_v
     assert told["differences"]["rank"] == [1, 2]
     assert "alpha" not in told["differences"]
     assert told["verdicts"][0]["winner"] == "Lights v1"
+
+
+def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice, pair):
+    address = f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
+    page = as_alice.get(address).content.decode()
+    assert "js/differences.js" in page and "js/compare.js" in page
+    AdapterVersion.objects.update(run=None)  # as imported ones have none
+    page = as_alice.get(address).content.decode()
+    assert "js/differences.js" in page and "js/compare.js" not in page
 
 
 @pytest.mark.parametrize(
