@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def read_cpu() -> Reading:
     return Reading(0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy)
 
 
+@cache
 def has_bf16() -> bool:
     """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux tells."""
     told = Path("/proc/cpuinfo")

@@ -135,11 +135,10 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
     Raises:
         NotAllowed: neither an admin nor a lead of that team, or a lead would lift an admin's hold.
     """
-    mark = mark_of(actor, target, held)
+    marks = marks_of(actor, target, held)
     pool, team = (target, None) if isinstance(target, Pool) else (target.pool, target.team)
     with transaction.atomic():
         audit.one_at_a_time("admission")
-        marks = ["held", "held_by_lead"] if mark == "held" and not held and isinstance(target, Quota) else [mark]
         before = any(getattr(target, name) for name in marks)
         for name in marks:
             setattr(target, name, held)
@@ -154,15 +153,15 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
                 reserve.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
 
 
-def mark_of(actor: User, target: Pool | Quota, held: bool) -> str:
-    """The field that says whose hold it is."""
+def marks_of(actor: User, target: Pool | Quota, held: bool) -> list[str]:
+    """The fields that this actor's hold sets, or lifting it clears."""
     if actor.is_superuser:
-        return "held"
+        return ["held"] if held or isinstance(target, Pool) else ["held", "held_by_lead"]
     if isinstance(target, Pool) or target.team is None or not leads(actor, target.team):
         raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
     if target.held and not held:
         raise NotAllowed(f"An admin has put {target.team} on hold; only admins lift that.")
-    return "held_by_lead"
+    return ["held_by_lead"]
 
 
 def offer_again(actor: User, device: Device, reason: str = "") -> None:

@@ -64,13 +64,15 @@ def measure_context(held: Allocation | None, pid: int | None) -> None:
     if held is None or pid is None or is_cpu(held.device.pool.kind) or held.device.context_bytes is not None:
         return
     taken, told_at = memory_of(pid, held.device)
+    if not taken:
+        return  # the driver does not know it, as in a container with pids of its own
     events = Event.objects.filter(run_id=held.run_id)
     started = events.filter(kind="start").order_by("-seq").values_list("seq", flat=True).first() or 0
     steps = events.filter(kind="step", seq__gt=started)
     before = steps.filter(time__lte=told_at.timestamp()).order_by("-seq").first()
     after = steps.filter(time__gt=told_at.timestamp()).order_by("seq").first()
     had = [sum(one["reserved_bytes"] for one in step.payload.get("devices", ())) for step in (before, after) if step]
-    if len(had) == 2 and had[0] == had[1] and 0 < taken - had[0] < MOST_CONTEXT:
+    if len(had) == 2 and 0 < had[0] == had[1] < taken < had[0] + MOST_CONTEXT:
         held.device.context_bytes = taken - had[0]
         held.device.save(update_fields=["context_bytes"])
 
