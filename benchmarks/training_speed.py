@@ -129,7 +129,7 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def start_as_ours(model: Any, folder: Path, steps: int) -> None:
-    """Give TRL's adapter the engine's start: another draw of A alone moves the loss after 60 steps by a percent."""
+    """Give TRL's adapter the engine's start, so that nothing but the training differs."""
     import torch
 
     from training.engine.config import RunConfig
