@@ -9,8 +9,6 @@ from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     desk = Desk()
     desk.open()
     uvicorn.run(

@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adapters.programs.gguf_file import export
-from adapters.programs.llama_cpp import answers, top_logprobs
-from adapters.programs.parity import Spoken, speak
-from adapters.programs.speak import run, say
-from training.engine.conversations import load_tokenizer, prompt_ids, use_template
-from training.engine.files import sha256, sync
-from training.engine.model import load_base
+from training.engine.quick_imports import quick_imports
 from training.errors import UserError
+
+with quick_imports():
+    import torch
+
+    from adapters.programs.gguf_file import export
+    from adapters.programs.llama_cpp import answers, top_logprobs
+    from adapters.programs.parity import Spoken, speak
+    from adapters.programs.speak import run, say
+    from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+    from training.engine.files import sha256, sync
+    from training.engine.model import load_base
 
 CPU = torch.device("cpu")
 TOP = 20

@@ -24,8 +24,6 @@ def run(act: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon write to the same files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end_with_parent()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     order = json.loads((Path(sys.argv[1]) / "order.json").read_text())
     try:
         say(result=act(order))

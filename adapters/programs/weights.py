@@ -15,13 +15,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from training.engine.quick_imports import quick_imports
 
-from adapters.programs.outputs import output_similarity
-from adapters.programs.speak import run, say
-from adapters.programs.updates import Update, updates_of
+with quick_imports():
+    import torch
+    from safetensors import safe_open
+    from torch import Tensor
+
+    from adapters.programs.outputs import output_similarity
+    from adapters.programs.speak import run, say
+    from adapters.programs.updates import Update, updates_of
 
 DIRECTIONS = 8  # singular vectors of each update that are compared
 LAYER = re.compile(r"\.(\d+)\.")

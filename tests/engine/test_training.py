@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 from tests import tiny
 from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
+from training.engine.model import TrainedPositions
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
 
 ROOT = Path(__file__).parents[2]
@@ -94,13 +97,13 @@ def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(finishe
     assert (again / weights).read_bytes() == (finished / weights).read_bytes()
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bits(finished, tmp_path, tiny_model):
+def test_killed_and_started_again_it_ends_with_the_same_bits(finished, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "killed", tiny_model, max_steps=12)
     process = engine(folder)
     wait_for(lambda: newest_whole(folder) is not None)
     process.kill()
     process.communicate()
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     events = tiny.events(folder)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert any(event["kind"] == "resume" for event in events) or events[-1]["step"] == 12
@@ -109,16 +112,16 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(finished, tmp_path,
     assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
 
 
-def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model):
+def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, engine_here):
     settings = {"max_steps": 12, "dropout": 0.3}
     undisturbed = tiny.make_run(tmp_path / "a", tiny_model, **settings)
-    assert train(undisturbed)[0] == 0
+    assert engine_here([str(undisturbed)]) == 0
     disturbed = tiny.make_run(tmp_path / "b", tiny_model, **settings)
     process = engine(disturbed)
     wait_for(lambda: newest_whole(disturbed) is not None)
     process.kill()
     process.communicate()
-    assert train(disturbed)[0] == 0
+    assert engine_here([str(disturbed)]) == 0
     assert tiny.losses(tiny.events(disturbed)) == tiny.losses(tiny.events(undisturbed))
 
 
@@ -139,29 +142,34 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
     assert resumed["step"] == left > 0
 
 
-def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model):
-    for word, outcome, kept in (("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)):
-        folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=100_000)
-        process = engine(folder)
-        wait_for(lambda folder=folder: '"kind": "step"' in journal(folder))
+@pytest.mark.parametrize(("word", "outcome", "kept"), [("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)])
+def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model, engine_here, word, outcome, kept):
+    folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=100_000)
+
+    def stop():
+        wait_for(lambda: '"kind": "step"' in journal(folder))
         (folder / "stop").write_text(word)
-        process.communicate(timeout=60)
-        assert read_result(folder).outcome is outcome
-        assert (folder / "adapter" / "adapter_model.safetensors").exists() is kept
+
+    with ThreadPoolExecutor() as pool:
+        stopping = pool.submit(stop)
+        engine_here([str(folder)])
+        stopping.result()
+    assert read_result(folder).outcome is outcome
+    assert (folder / "adapter" / "adapter_model.safetensors").exists() is kept
 
 
-def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model):
+def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
     (folder / "leash").touch()
     os.utime(folder / "leash", (time.time() - 60, time.time() - 60))
-    assert train(folder)[0] == EXIT_CODES[Outcome.LEFT]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.LEFT]
 
 
-def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model):
+def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
     first = engine(folder)
     wait_for(lambda: '"kind": "phase"' in journal(folder))
-    assert train(folder)[0] == EXIT_CODES[Outcome.BUSY]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.BUSY]
     first.kill()
     first.communicate()
 
@@ -172,51 +180,45 @@ def test_a_finished_run_started_again_changes_nothing(finished):
     assert (finished / "events.jsonl").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(tmp_path, tiny_model):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=40, save_interval=4)
-    code = (
-        "import sys, torch, training.engine.model as m\n"
-        "from training.engine.__main__ import main\n"
-        "old = m.TrainedPositions.loss_sum\n"
-        "def broken(self, model, *batch):\n"
-        "    loss = old(self, model, *batch)\n"
-        "    broken.calls += torch.is_grad_enabled()\n"
-        "    return loss * float('nan') if broken.calls == 7 else loss\n"
-        "broken.calls = 0\n"
-        "m.TrainedPositions.loss_sum = broken\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, capture_output=True, timeout=120, check=False)
-    assert done.returncode == EXIT_CODES[Outcome.DIVERGED]
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(tiny_run, engine_here, monkeypatch):
+    folder = tiny_run("run", max_steps=40, save_interval=4)
+    whole, calls = TrainedPositions.loss_sum, count(1)
+
+    def broken(self, model, *batch):
+        loss = whole(self, model, *batch)
+        return loss * float("nan") if torch.is_grad_enabled() and next(calls) == 7 else loss
+
+    monkeypatch.setattr(TrainedPositions, "loss_sum", broken)
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DIVERGED]
     result = read_result(folder)
     assert "at step 7" in result.message
     assert result.step == 6
     assert newest_whole(folder).name == "step-00000004"
 
 
-def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(tmp_path, tiny_model):
+def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_length=8)
-    assert train(folder)[0] == EXIT_CODES[Outcome.DATA]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DATA]
     assert "raise max_length" in read_result(folder).message
 
 
-def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_model):
+def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, target_modules="qkv_proj")
-    assert train(folder)[0] == EXIT_CODES[Outcome.CONFIG]
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
     assert "qkv_proj" in read_result(folder).message
 
 
-def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_model):
+def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, gradient_checkpointing=True)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)
 
 
-def test_accumulating_two_batches_is_one_step_over_all_their_tokens(tmp_path, tiny_model):
+def test_accumulating_two_batches_is_one_step_over_all_their_tokens(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, accumulation=2)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     start = next(event for event in tiny.events(folder) if event["kind"] == "start")
     step = next(event for event in tiny.events(folder) if event["kind"] == "step")
     assert start["total_steps"] == 2
@@ -244,6 +246,12 @@ def wait_for(ready, seconds=60):
 TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off"} for room in tiny.ROOMS] * 2
 
 
+def as_if_killed(folder):
+    """Before its last checkpoint, at step 8."""
+    shutil.rmtree(folder / "checkpoints" / "step-00000008")
+    (folder / "result.json").unlink()
+
+
 @pytest.mark.parametrize(
     "way",
     [
@@ -252,19 +260,15 @@ TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off
         {"packing": True, "batch_by": "rows", "rows_per_batch": 2},
     ],
 )
-def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, way):
-    whole, cut = tiny_run("whole", **way), tiny_run("cut", **way)
-    assert train(whole)[0] == 0
-    steps = [e for e in tiny.events(whole) if e["kind"] == "step"]
+def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engine_here, way):
+    folder = tiny_run("run", **way)
+    assert engine_here([str(folder)]) == 0
+    steps = [e for e in tiny.events(folder) if e["kind"] == "step"]
     assert steps[-1]["loss"] < steps[0]["loss"]
-    process = engine(cut)
-    while not (cut / "checkpoints" / "step-00000004").is_dir():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert train(cut)[0] == 0
-    assert tiny.losses(tiny.events(cut)) == tiny.losses(tiny.events(whole))
+    whole = tiny.losses(steps)
+    as_if_killed(folder)
+    assert engine_here([str(folder)]) == 0
+    assert tiny.losses(tiny.events(folder)) == whole
 
 
 TECHNIQUES = [
@@ -287,25 +291,23 @@ def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_ru
     assert engine_here([str(folder)]) == 0
     whole = tiny.losses(tiny.events(folder))
     weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
-    shutil.rmtree(folder / "checkpoints" / "step-00000008")  # as if it had been killed before its last checkpoint
-    (folder / "result.json").unlink()
+    as_if_killed(folder)
     assert engine_here([str(folder)]) == 0
-    assert any(event["kind"] == "resume" and event["step"] == 4 for event in tiny.events(folder))
     assert tiny.losses(tiny.events(folder)) == whole
     assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
 
 
-def test_plain_text_is_learned_and_sampled(tiny_run):
+def test_plain_text_is_learned_and_sampled(tiny_run, engine_here):
     folder = tiny_run("text", rows=TEXTS)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     samples = [e for e in tiny.events(folder) if e["kind"] == "sample"]
     assert samples[0]["prompt"].startswith("the lamp")
     assert samples[0]["expected"]
 
 
-def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run):
+def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run, engine_here):
     folder = tiny_run("early", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=50, early_stopping=2)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     events = tiny.events(folder)
     words = [e["text"] for e in events if e["kind"] == "log"]
     best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["heldout_loss"]))["step"]
@@ -315,12 +317,12 @@ def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run):
     assert read_result(folder).outcome is Outcome.FINISHED
 
 
-def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(tiny_run):
+def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(tiny_run, engine_here):
     folder = tiny_run("again", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=2, early_stopping=2)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     steps = [e["step"] for e in tiny.events(folder) if e["kind"] == "step"]
     (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     assert [e["step"] for e in tiny.events(folder) if e["kind"] == "step"] == steps
     assert read_result(folder).step == steps[-1]
 
@@ -345,9 +347,9 @@ def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(t
     assert any("the optimizer begins anew" in text for text in told) is ("optimizer" in change)
 
 
-def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model):
+def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, batch_parts=2)
-    assert train(folder)[0] == 0
+    assert engine_here([str(folder)]) == 0
     ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)

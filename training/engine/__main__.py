@@ -19,6 +19,7 @@ from training.engine.conversations import DataError
 from training.engine.events import Journal
 from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
+from training.engine.quick_imports import quick_imports
 from training.engine.reins import Reins
 from training.errors import ConfigError
 
@@ -63,7 +64,8 @@ def take_lock(run_dir: Path) -> TextIO | None:
 
 def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
     """Train, and turn every way of ending into a result. Only final ones are written to result.json."""
-    from training.engine.attempt import Attempt
+    with quick_imports():
+        from training.engine.attempt import Attempt
 
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:
@@ -91,7 +93,4 @@ def count_attempt(run_dir: Path) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed for repeatable cuBLAS
     sys.exit(main(sys.argv[1:]))

@@ -7,10 +7,11 @@ KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a hub id). Progress 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
+
+from training.engine.quick_imports import quick_imports
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "README.md"]
 
@@ -23,8 +24,9 @@ def say(**fields: object) -> None:
 def convert_gguf(source: Path, target: Path) -> None:
     """Dequantise to bf16. `dequantize=True` leaves no quantisation entry behind, without which saving is refused."""
     say(done=0.02, words="loading libraries")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    with quick_imports():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     say(done=0.15, words="reading the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -79,5 +81,4 @@ def main(kind: str, source: str, target: str, revision: str = "") -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     main(*sys.argv[1:])

@@ -112,4 +112,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.modules["torch"] = None  # type: ignore[assignment] # a tokenizer needs none: an answer in 1.1 s instead of 2.3
     sys.exit(main())
