@@ -3,6 +3,8 @@
 And a tiny real model, and data to train on.
 """
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -64,6 +66,30 @@ def engine_here(monkeypatch):
     yield main
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def left_by_engines(tmp_path_factory):
+    return tmp_path_factory.mktemp("left")
+
+
+@pytest.fixture
+def engine_once(engine_here, left_by_engines):
+    """The engine for what it leaves: of runs with equal settings only the first is trained, the others get a copy."""
+
+    def main(arguments):
+        folder = Path(arguments[0])
+        config = json.loads((folder / "config.json").read_text())
+        told = {name: value for name, value in config.items() if name not in ("train_data", "heldout_data")}
+        left = left_by_engines / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        if not left.is_dir():
+            if code := engine_here([str(folder)]):
+                return code
+            shutil.copytree(folder, left)
+        shutil.copytree(left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
+        return 0
+
+    return main
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ def inference(settings, monkeypatch):
 
 
 @pytest.fixture
-def versions(alice, base_model, data, device, no_bell, engine_here):
-    return [train_version(alice, base_model, data, engine_here, name="Lights", seed=seed) for seed in (1, 2)]
+def versions(alice, base_model, data, device, no_bell, engine_once):
+    return [train_version(alice, base_model, data, engine_once, name="Lights", seed=seed) for seed in (1, 2)]
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture
-def trained(alice, base_model, data, device, no_bell, engine_here):
+def trained(alice, base_model, data, device, no_bell, engine_once):
     def make(method="lora", **settings):
-        return train_version(alice, base_model, data, engine_here, method=method, **settings)
+        return train_version(alice, base_model, data, engine_once, method=method, **settings)
 
     yield make
     shutil.rmtree(Path(settings.HOME) / "merged", ignore_errors=True)

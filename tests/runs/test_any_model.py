@@ -1,6 +1,7 @@
 """The memory of any model from its config.json: by command and API, and a file that is none, or names code, is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -15,10 +16,23 @@ pytestmark = pytest.mark.once
 SMALL = ANY_MODEL["config"]
 
 
+@pytest.fixture(scope="module")
+def answered():
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
-    """The forecasting program in this process."""
-    monkeypatch.setattr(laws.ANY_MODEL, "ask", lambda request: answer(json.dumps(request)))
+def here(monkeypatch, answered):
+    """The forecasting program in this process; the same question is simulated once."""
+
+    def ask(request):
+        config = (Path(request["model"]) / "config.json").read_text()
+        question = json.dumps([config, request["settings"], request["device"]])
+        if question not in answered:
+            answered[question] = answer(json.dumps(request))
+        return answered[question]
+
+    monkeypatch.setattr(laws.ANY_MODEL, "ask", ask)
 
 
 def test_it_works():
