@@ -18,7 +18,7 @@ run: $(VENV)/.installed ## Start SnapML (PORT=8000): web, worker and inference u
 
 test: $(VENV)/.installed-dev ## Run the fast and the browser tests, offline
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
-	@$(BIN)/python -m pytest -m "browser and not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "browser and not slow"
 
 test-slow: $(VENV)/.installed-dev ## Train the real model, kill a tiny one 20 times (minutes)
 	@$(BIN)/python -m pytest -m slow

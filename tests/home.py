@@ -10,6 +10,7 @@ os.environ["SNAPML_HOME"] = HOME
 os.environ["SNAPML_BUILTIN_MODEL"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny, and two processes share two cores: waiting threads would burn both
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")

@@ -123,3 +123,4 @@ button("random").addEventListener("click", async () => {
   box.querySelector("[data-expected-text]").textContent = row.expected;
   button("expected").hidden = false;
 });
+composer.inert = false;

@@ -111,3 +111,19 @@ def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(
     page.wait_for_timeout(500)
     page.mouse.up()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
+
+
+def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_settings(page, stage):
+    by_hand(page, stage)
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.send(
+        "Network.emulateNetworkConditions",
+        {"offline": False, "latency": 600, "downloadThroughput": -1, "uploadThroughput": -1},
+    )
+    choose(page)
+    page.locator("#technique-prefix").check()
+    page.locator("[name=max_steps]").fill("6")  # asks for the card, beside the question for the settings
+    expect(page.locator("[name=virtual_tokens]")).to_be_visible()
+    expect(page.locator("[name=max_steps]")).to_have_value("6")
+    expect(page.locator("#card")).to_contain_text("6, measured", timeout=90_000)

@@ -30,7 +30,9 @@ def clone(tmp_path):
 def running(clone):
     """`make run` in it; its address and one-time password."""
     port, log = free_port(), clone / "run.log"
-    bare = {k: v for k, v in os.environ.items() if not k.startswith(("SNAPML_", "DJANGO_", "DATABASE_", "REDIS_", "VIRTUAL_"))}
+    bare = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SNAPML_", "DJANGO_", "DATABASE_", "REDIS_", "VIRTUAL_", "OMP_"))
+    }
     with log.open("w") as out:
         up = subprocess.Popen(
             ["make", "run", f"PORT={port}"], cwd=clone, env=bare, stdout=out, stderr=out, start_new_session=True
