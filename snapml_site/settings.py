@@ -23,7 +23,7 @@ from huey import RedisHuey, SqliteHuey
 from huey.serializer import SignedSerializer
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-HOME = Path(os.environ.get("SNAPML_HOME", BASE_DIR / "var")).resolve()
+HOME = Path(os.environ.get("SNAPML_HOME") or BASE_DIR / "var").resolve()
 os.umask(0o077)  # databases, models and journals are for this user only
 HOME.mkdir(parents=True, exist_ok=True)
 HOME.chmod(0o700)

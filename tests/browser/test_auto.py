@@ -81,7 +81,7 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
     by_hand(page, stage)
     choose(page)
     page.locator(f"#technique-{name}").check()
-    expect(page.locator(f"#technique-{name}")).to_be_checked()
+    expect(page.locator(f"[data-settings-of={name}]")).to_be_visible()
     page.get_by_text("Advanced").click()
     for field, value in {
         "max_steps": 6,

@@ -1,4 +1,6 @@
 import os
+import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,3 +65,12 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 def test_ctrl_c_pressed_again_and_again_ends_it_all_the_same():
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "snapml_site.settings"}
     subprocess.run([sys.executable, "-c", STORM], cwd=ROOT, env=env, check=True, timeout=60)
+
+
+def test_an_empty_home_is_the_usual_one(tmp_path, monkeypatch):
+    copy = tmp_path / "snapml" / "snapml_site" / "settings.py"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "snapml_site" / "settings.py", copy)
+    monkeypatch.setenv("SNAPML_HOME", "")
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path(str(copy))["HOME"] == tmp_path / "snapml" / "var"
