@@ -37,6 +37,8 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
+    if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
+        return {}  # a part of a page has no frame: 8 of the 16 queries of a moved slider
     match = request.resolver_match
     name = (match.url_name or "").split("-")[0] if match else ""
     here = name if name in ("audit",) else name.rstrip("s") + "s"
@@ -44,7 +46,7 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         "rail": rail(user),
         "here": BELONGS_TO.get(here, here),
         **strip(user),
-        **({} if request.headers.get("HX-Request") else guide(user)),  # fragments, the strip among them, do not show it
+        **guide(user),
     }
 
 

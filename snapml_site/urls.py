@@ -3,15 +3,17 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import include, path
 
+from snapml_site import frame
 from snapml_site.api import api
+from training.people.requests import SignedIn
 
 
 def health(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain")
 
 
-def strip(request: HttpRequest) -> HttpResponse:
-    return render(request, "_strip.html")
+def strip(request: SignedIn) -> HttpResponse:
+    return render(request, "_strip.html", frame.strip(request.user))
 
 
 urlpatterns = [

@@ -265,6 +265,13 @@ def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run)
         assert ("Lights, tiny" in client.get("/strip").content.decode()) is sees
 
 
+def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
+    part = as_alice.get("/", HTTP_HX_REQUEST="true")
+    assert "bars" not in part.context
+    for whole in (as_alice.get("/"), as_alice.get("/", HTTP_HX_REQUEST="true", HTTP_HX_HISTORY_RESTORE_REQUEST="true")):
+        assert "bars" in whole.context and "Main" in whole.content.decode()
+
+
 def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
     _, secret = create_token(alice, "x")
     alice.must_change_password = True
