@@ -1,58 +1,78 @@
 """How long the launch card takes to answer a moved slider, by hand and with Auto, once tokens are counted and laws are made.
 
-Asks an instance that is there (SNAPML_HOME): its first model that is ready and its newest data. Django's test client, so neither
-network nor browser is in it.
+Rank moves no row to another batch; `batch` moves the tokens a batch, so that every batch is drawn anew.
+
+The built-in model and the smart home example, in an instance of its own. Django's test client, so neither network nor browser is
+in it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "snapml_site.settings")
+
+from benchmarks import quantile, report
+from benchmarks.engine_step import built_in
 
 TIMES = 40
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    parser.parse_args()
+def make_instance() -> tuple[Any, dict[str, Any]]:
+    """A signed-in client, and what its launch form says: a model that is ready and data whose tokens are counted."""
     import django
 
     django.setup()
+    from django.core.management import call_command
     from django.test import Client
 
-    from benchmarks import quantile, report
+    from training.catalog.card import read_card
     from training.catalog.models import BaseModel
-    from training.datasets.models import DatasetVersion
+    from training.datasets.examples import add_example
+    from training.gpus import devices
     from training.people.models import User
     from training.runs.measure import lengths
 
-    model, data = BaseModel.objects.filter(state="ready").first(), DatasetVersion.objects.order_by("-pk").first()
-    if model is None or data is None:
-        sys.exit("This instance has no model that is ready, or no data; start it with `make run` and add an example.")
+    call_command("migrate", verbosity=0)
+    folder, user = built_in(), User.objects.create_superuser("bench")
+    model = BaseModel.objects.create(
+        name="built-in", source="folder", location=str(folder), state="ready", card=read_card(folder)
+    )
+    data = add_example(user, "smart_home")
+    devices.report()
     lengths(data, model)
-    client = Client(HTTP_HOST="127.0.0.1")
-    client.force_login(User.objects.filter(is_superuser=True).order_by("pk")[0])
-    figures: dict[str, float] = {"rows": data.train_rows}
-    for mode in ("choose", "auto"):
-        form = {"mode": mode, "model": model.pk, "data": data.pk, "method": "lora", "goal": "task"}
-        client.post("/runs/new/memory", form)
-        taken = []
-        for turn in range(TIMES):
-            moved = {"rank": 4 + turn} if mode == "choose" else {"set-rank": 4 + turn, "was-rank": 0}
-            began = time.monotonic()
-            answer = client.post("/runs/new/card", form | moved)
-            taken.append(1000 * (time.monotonic() - began))
-            assert answer.status_code == 200 and b"free: " in answer.content, answer.content[:2000]
-        figures |= {f"{mode}_p50_ms": round(statistics.median(taken), 1), f"{mode}_p95_ms": round(quantile(taken, 0.95), 1)}
-    report(figures)
+    client = Client(HTTP_HOST="127.0.0.1", HTTP_HX_REQUEST="true")
+    client.force_login(user)
+    return client, {"model": model.pk, "data": data.pk, "method": "lora", "goal": "task"}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        os.environ |= {"SNAPML_HOME": home, "DJANGO_SETTINGS_MODULE": "snapml_site.settings", "DATABASE_URL": "", "REDIS_URL": ""}
+        client, usual = make_instance()
+        figures: dict[str, float] = {}
+        for mode, prefix in (("choose", ""), ("auto", "set-")):
+            form = usual | {"mode": mode}
+            client.post("/runs/new/memory", form)  # simulates what is missing
+            for name, first, apart in (("rank", 4, 1), ("tokens_per_batch", 1024, 32)):
+                taken = []
+                for turn in range(TIMES):
+                    began = time.monotonic()
+                    answer = client.post("/runs/new/card", form | {prefix + name: first + apart * turn, f"was-{name}": 0})
+                    taken.append(1000 * (time.monotonic() - began))
+                    assert answer.status_code == 200 and b"free: " in answer.content, answer.content[:2000]
+                what = mode if name == "rank" else f"{mode}_batch"
+                figures |= {
+                    f"{what}_p50_ms": round(statistics.median(taken), 1),
+                    f"{what}_p95_ms": round(quantile(taken, 0.95), 1),
+                }
+        report(figures)
 
 
 if __name__ == "__main__":

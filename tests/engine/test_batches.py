@@ -48,7 +48,7 @@ def test_accumulation_does_not_reach_over_an_epochs_edge():
 
 
 def test_a_row_longer_than_the_budget_stands_alone():
-    assert fill([(0,), (1,)], [10, 100], config(60)) == [[(0,)], [(1,)]]
+    assert fill([(10, (0,)), (100, (1,))], config(60)) == [[(0,)], [(1,)]]
 
 
 def test_batches_may_be_counted_in_rows():

@@ -1,13 +1,17 @@
 """What will be trained, told before it is: tokens with their fate, lengths, and a forecast that training then keeps."""
 
+import inspect
 import json
+import re
 import shutil
 
 import pytest
 
 from tests import tiny
 from training.datasets.work import create_dataset
+from training.engine import batches
 from training.engine.config import RunConfig
+from training.runs.batching import BATCHING
 from training.runs.forecast import forecast
 from training.runs.measure import cut_at, histogram, lengths, padding, tokens_of
 from training.runs.sweep import mark
@@ -208,3 +212,8 @@ def test_trained_tokens_stop_at_the_length(data, base_model):
     found = lengths(data, base_model)
     assert cut_at(found, 128)["answer_tokens"] == int(found.trained.sum())
     assert cut_at(found, 20)["answer_tokens"] < int(found.trained.sum())
+
+
+def test_every_setting_that_the_batches_ask_for_is_among_those_that_are_remembered():
+    asked = set(re.findall(r"config\.(\w+)", inspect.getsource(batches)))
+    assert {"max_length", "packing", "seed"} < asked <= set(BATCHING)

@@ -7,8 +7,9 @@ of a run before it starts.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from training.engine.config import RunConfig
 
@@ -65,14 +66,14 @@ def epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list
     for at in range(0, len(rows), WINDOW_ROWS):
         window = rows[at : at + WINDOW_ROWS]
         sequences = pack(window, lengths, config.max_length) if config.packing else [(row,) for row in window]
-        sequences.sort(key=lambda packed: length_of(packed, lengths))
-        batches += fill(sequences, lengths, config)
+        sized = [(length_of(packed, lengths), packed) for packed in sequences]
+        batches += fill(sorted(sized, key=itemgetter(0)), config)
     draw.shuffle(batches)
     return batches
 
 
 def length_of(packed: Packed, lengths: Sequence[int]) -> int:
-    return sum(lengths[row] for row in packed)
+    return sum([lengths[row] for row in packed]) if len(packed) > 1 else lengths[packed[0]]
 
 
 def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]:
@@ -90,17 +91,14 @@ def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]
     return [tuple(sequence) for sequence in sequences]
 
 
-def fill(sequences: Sequence[Packed], lengths: Sequence[int], config: RunConfig) -> list[Batch]:
-    """Sequences, shortest first, into as few batches as fit the budget. One longer than the budget gets a batch of its own."""
+def fill(sequences: Iterable[tuple[int, Packed]], config: RunConfig) -> list[Batch]:
+    """Sequences with their lengths, shortest first, into as few batches as fit the budget. One that is longer than the budget
+    gets a batch of its own."""
+    by_rows, most = config.batch_by == "rows", config.rows_per_batch if config.batch_by == "rows" else config.tokens_per_batch
     batches: list[Batch] = []
-    for packed in sequences:
+    for length, packed in sequences:
         count = len(batches[-1]) + 1 if batches else 0
-        fits = (
-            count <= config.rows_per_batch
-            if config.batch_by == "rows"
-            else length_of(packed, lengths) * count <= config.tokens_per_batch
-        )
-        if batches and fits:
+        if batches and (count if by_rows else length * count) <= most:
             batches[-1].append(packed)
         else:
             batches.append([packed])

@@ -59,7 +59,7 @@ def heldout(session: Session) -> Iterator[Event]:
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
     order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
-    filled = fill([(row,) for row in order], [len(row) for row in session.heldout], session.config)
+    filled = fill([(len(session.heldout[row]), (row,)) for row in order], session.config)
     batches = [part for batch in filled for part in parts_of(batch, session.config.batch_parts)]
     total = 0.0
     with evaluating(session.model):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.batches import length_of, plan_steps
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
+from training.runs.batching import count_steps
 from training.runs.measure import Lengths, cut_at
 from training.runs.memory import kept_forecast
 from training.runs.target import Target
 
-EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 CUT_WARNING = 0.01
 
 
@@ -62,21 +60,6 @@ def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> 
     """What is unwise about these settings with this model and, where its lengths are known, this data."""
     known = length_warnings(cut_at(found, config.max_length), config) if found is not None else []
     return config.warnings() + context_warnings(config, model) + known
-
-
-def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
-    """Optimizer steps and their tokens, and whether they were planned one by one (of much data they are scaled up)."""
-    kept = found.kept(config.max_length)
-    if not kept:
-        return 0, 0, True
-    once = replace(config, epochs=1, max_steps=0)
-    steps_once = plan_steps(kept, once).total_steps * found.factor
-    epochs = config.max_steps / steps_once if config.max_steps else float(config.epochs)
-    if found.factor > 1 or len(kept) * max(1.0, epochs) > EXACT_ROWS:
-        return config.max_steps or round(steps_once * epochs), int(sum(kept) * found.factor * epochs), False
-    plan = plan_steps(kept, config)
-    tokens = sum(length_of(packed, kept) for step in plan.steps for batch in step for packed in batch)
-    return plan.total_steps, tokens, True
 
 
 def batch_words(config: RunConfig) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from training.catalog.models import BaseModel
-from training.engine.batches import epoch_batches, length_of, parts_of
 from training.engine.config import RunConfig
-from training.engine.memory_law import DEPTHS, SIZES, Law, Shape, largest, size_of
+from training.engine.memory_law import DEPTHS, SIZES, Law, largest, size_of
+from training.runs.batching import shapes_of
 from training.runs.laws import kept_law
-from training.runs.measure import Lengths, trained_within
+from training.runs.measure import Lengths
 from training.runs.models import Run
 from training.runs.states import State
 from training.runs.target import Target
@@ -22,7 +21,6 @@ FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_4
 # What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has shown it on the card itself.
 CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}
 LEARNED_FROM = 20  # runs
-MOST_SHAPES = 2_000
 
 
 class Constant(NamedTuple):
@@ -39,26 +37,6 @@ def constant_part(target: Target) -> Constant:
     found = [measured - forecast["variable"] for measured, forecast in told]
     framework = int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
     return Constant(framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context)
-
-
-def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
-    """Every batch that one epoch makes; of data that nobody has measured, the largest that the settings allow."""
-    if found is None or not found.measured:
-        rows = config.rows_per_batch if config.batch_by == "rows" else max(1, config.tokens_per_batch // config.max_length)
-        rows = -(-rows // config.batch_parts)
-        return [Shape(rows, config.max_length, rows * config.max_length)]
-    kept = found.kept(config.max_length)
-    trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
-    made = {
-        Shape(
-            len(batch),
-            max(length_of(packed, kept) for packed in batch),
-            sum(trained[row] for packed in batch for row in packed),
-        )
-        for whole in epoch_batches(kept, replace(config, epochs=1), 0)
-        for batch in parts_of(whole, config.batch_parts)
-    }
-    return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]
 
 
 def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, constant: Constant) -> dict[str, Any]:

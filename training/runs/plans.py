@@ -19,7 +19,8 @@ from training.errors import UserError
 from training.gpus.models import Pool
 from training.people.models import User
 from training.runs import steer
-from training.runs.forecast import count_steps, refuse_fault
+from training.runs.batching import count_steps
+from training.runs.forecast import refuse_fault
 from training.runs.launch import launch_run, refuse_unready
 from training.runs.laws import kept_law, law
 from training.runs.measure import Lengths, lengths, trained_within

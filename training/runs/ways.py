@@ -14,9 +14,10 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import ConfigError
+from training.runs.batching import shapes_of
 from training.runs.laws import Unlawful, kept_law
 from training.runs.measure import Lengths, cut_at, kept_lengths
-from training.runs.memory import constant_part, memory_forecast, shapes_of
+from training.runs.memory import constant_part, memory_forecast
 from training.runs.target import Target
 
 SHORTEST = 64  # tokens; below, rows keep too little to learn from
