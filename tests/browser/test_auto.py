@@ -126,4 +126,6 @@ def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_setting
     page.locator("[name=max_steps]").fill("6")  # asks for the card, beside the question for the settings
     expect(page.locator("[name=virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")
+    page.locator("#technique-bottleneck").check()  # and a second one, too
+    expect(page.locator("[data-settings-of=bottleneck]")).to_be_visible()
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=90_000)

@@ -144,11 +144,13 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
 
 @pytest.mark.parametrize(("word", "outcome", "kept"), [("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)])
 def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model, engine_here, word, outcome, kept):
-    folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=100_000)
+    folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=3000)
 
     def stop():
-        wait_for(lambda: '"kind": "step"' in journal(folder))
-        (folder / "stop").write_text(word)
+        try:
+            wait_for(lambda: '"kind": "step"' in journal(folder))
+        finally:
+            (folder / "stop").write_text(word)
 
     with ThreadPoolExecutor() as pool:
         stopping = pool.submit(stop)
@@ -159,14 +161,14 @@ def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model, en
 
 
 def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model, engine_here):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=3000)
     (folder / "leash").touch()
     os.utime(folder / "leash", (time.time() - 60, time.time() - 60))
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.LEFT]
 
 
 def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model, engine_here):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000)
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=3000)
     first = engine(folder)
     wait_for(lambda: '"kind": "phase"' in journal(folder))
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.BUSY]
@@ -248,8 +250,13 @@ TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off
 
 def as_if_killed(folder):
     """Before its last checkpoint, at step 8."""
-    shutil.rmtree(folder / "checkpoints" / "step-00000008")
+    for name in ("checkpoints/step-00000008", "adapter"):
+        shutil.rmtree(folder / name)
     (folder / "result.json").unlink()
+
+
+def resumed_at(folder):
+    return [event["step"] for event in tiny.events(folder) if event["kind"] == "resume"]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +275,7 @@ def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engin
     whole = tiny.losses(steps)
     as_if_killed(folder)
     assert engine_here([str(folder)]) == 0
+    assert resumed_at(folder) == [4]
     assert tiny.losses(tiny.events(folder)) == whole
 
 
@@ -293,6 +301,7 @@ def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_ru
     weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
     as_if_killed(folder)
     assert engine_here([str(folder)]) == 0
+    assert resumed_at(folder) == [4]
     assert tiny.losses(tiny.events(folder)) == whole
     assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
 

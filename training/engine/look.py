@@ -19,7 +19,7 @@ import numpy as np
 from training.engine.conversations import IGNORED, DataError, EncodedRow, encode, load_tokenizer, use_template
 from training.errors import UserError
 
-MOST_MEMORY_BYTES = 6 * 2**30  # address space; importing torch alone maps 3 GiB of it
+MOST_MEMORY_BYTES = 6 * 2**30  # address space
 MOST_SECONDS = {"look": 20, "measure": 120}
 WHOLE = 10_000_000  # a length that cuts nothing off
 NEVER = 2**31 - 1  # the place of the first trained token where there is none

@@ -15,14 +15,14 @@ from training.engine.config import RunConfig
 from training.engine.memory_law import Shape
 from training.runs.measure import Lengths, trained_within
 
-# The settings that decide which rows go through the model together.
+# The settings that decide which rows go through the model together, and for how many steps.
 BATCHING = (
     *("epochs", "max_steps", "accumulation", "batch_by", "rows_per_batch"),
     *("tokens_per_batch", "batch_parts", "packing", "max_length", "seed"),
 )
 EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 MOST_SHAPES = 2_000
-REMEMBERED = 16  # of at most 20,000 rows: 160 kB each
+REMEMBERED = 16  # of at most 20,000 rows: 1 to 2 MB each
 
 
 def batching_of(config: RunConfig) -> tuple[Any, ...]:
@@ -35,7 +35,7 @@ def config_of(batching: tuple[Any, ...]) -> RunConfig:
 
 def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
     """Optimizer steps and their tokens, and whether they were planned one by one (of much data they are scaled up)."""
-    return counted(tuple(found.kept(config.max_length)), found.factor, batching_of(config))
+    return counted(tuple(found.kept(config.max_length)), found.factor, batching_of(replace(config, batch_parts=1)))
 
 
 @lru_cache(REMEMBERED)
@@ -60,7 +60,8 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
         return [Shape(rows, config.max_length, rows * config.max_length)]
     kept = found.kept(config.max_length)
     trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
-    return list(drawn(tuple(kept), tuple(trained), batching_of(config)))
+    once = replace(config, epochs=1, max_steps=0, accumulation=1)
+    return list(drawn(tuple(kept), tuple(trained), batching_of(once)))
 
 
 @lru_cache(REMEMBERED)
@@ -72,7 +73,7 @@ def drawn(kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, 
             max(length_of(packed, kept) for packed in batch),
             sum(trained[row] for packed in batch for row in packed),
         )
-        for whole in epoch_batches(kept, replace(config, epochs=1), 0)
+        for whole in epoch_batches(kept, config, 0)
         for batch in parts_of(whole, config.batch_parts)
     }
     return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]

@@ -95,7 +95,7 @@ def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
 
 
 def law(folder: Path, config: RunConfig, device: str) -> Law:
-    """The law, made now if need be: about 6 s, and 10 s more when the program has to be started.
+    """The law, made now if need be: about 6 s, and 5 s more when the program has to be started.
 
     Raises:
         Unlawful: see `kept_law`.
