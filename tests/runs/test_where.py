@@ -50,7 +50,7 @@ def test_it_works(as_alice, form, cards, no_bell):
 
 
 def test_the_techniques_are_weighed_anew_for_other_devices(as_alice, form):
-    page = as_alice.post(reverse("run-costs") + "?look=1", form).content.decode()
+    page = as_alice.post(reverse("run-settings"), form).content.decode()
     assert "change from:#pool" in page, "else they would stay greyed, or not, as the first devices had it"
 
 
