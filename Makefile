@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev ## Run the fast and the browser tests, offline
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "browser and not slow"
 
 test-slow: $(VENV)/.installed-dev ## Train the real model, kill a tiny one 20 times (minutes)
-	@$(BIN)/python -m pytest -n 2 --dist load -m slow
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/.installed-dev ## ruff and mypy --strict
 	@$(BIN)/ruff check .

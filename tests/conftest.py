@@ -83,12 +83,13 @@ def engine_once(engine_here, left_by_engines):
         data = ("train_data", "heldout_data")  # their folders have other names each time
         told = config | {name: hashlib.sha256(Path(config[name]).read_bytes()).hexdigest() for name in data if config.get(name)}
         left = left_by_engines / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        if not left.is_dir():
-            if code := engine_here([str(folder)]):
-                return code
+        if left.is_dir():
+            shutil.copytree(left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
+            return 0
+        code = engine_here([str(folder)])
+        if code == 0:
             shutil.copytree(folder, left)
-        shutil.copytree(left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
-        return 0
+        return code
 
     return main
 

@@ -70,10 +70,10 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
         shelf.keep_checkpoint(people["mallory"], run, steps[0])
 
 
-def test_a_run_goes_on_from_a_versions_weights(alice, trained, engine_once, django_capture_on_commit_callbacks):
+def test_a_run_goes_on_from_a_versions_weights(alice, trained, engine_here, django_capture_on_commit_callbacks):
     with django_capture_on_commit_callbacks(execute=True):
         run = go_on.continue_from(alice, trained, changes={"max_steps": 1, "learning_rate": 1e-8})
-    assert engine_once([str(run.folder)]) == 0
+    assert engine_here([str(run.folder)]) == 0
     from safetensors.torch import load_file
 
     name = "adapter_model.safetensors"
@@ -94,9 +94,9 @@ def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, tr
     assert Run.objects.count() == 1
 
 
-def test_weights_of_another_shape_are_a_sentence_and_not_a_crash(tiny_run, engine_once, trained):
+def test_weights_of_another_shape_are_a_sentence_and_not_a_crash(tiny_run, engine_here, trained):
     run = tiny_run(rank=2, start_weights=str(trained.folder))
-    assert engine_once([str(run)]) != 0
+    assert engine_here([str(run)]) != 0
     assert "do not fit these settings" in read_result(run).message
 
 

@@ -154,6 +154,7 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
     form = ready.form | {"mode": "choose", "mode-was": "choose", "method": "lora"}
     page = client.post(reverse("run-costs"), form).content.decode()
     assert "simulating…" in page
+    assert 'hx-target="#how" hx-swap="innerHTML"' in page, "the costs' outerHTML would hold for the technique's settings, too"
     for _ in range(12):
         if "simulating…" not in page:
             break
