@@ -38,7 +38,8 @@ class LoginDoor:
                 return answer
             return redirect(f"{reverse('sign-in')}?next={request.path}")
         if request.user.must_change_password and name not in PASSWORD_PAGES:
-            return redirect("password")
+            # The strip asks every 5 s: followed, a redirect would put the whole page into it.
+            return HttpResponse(status=204) if request.headers.get("HX-Request") else redirect("password")
         return None
 
 

@@ -37,8 +37,6 @@ def frame(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
-    if user.must_change_password:
-        return {}  # it opens nothing but the page where it is changed
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
         return {}  # a part of a page has no frame: 8 of the 16 queries of a moved slider
     match = request.resolver_match

@@ -272,10 +272,11 @@ def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
         assert "bars" in whole.context and "Main" in whole.content.decode()
 
 
-def test_whoever_must_change_their_password_sees_no_frame_that_would_ask_for_more(as_alice, alice):
-    assert "/strip" in as_alice.get(reverse("password")).content.decode()
+def test_whoever_must_change_their_password_gets_the_form_and_parts_of_pages_stay_as_they_are(as_alice, alice):
     type(alice).objects.filter(pk=alice.pk).update(must_change_password=True)
-    assert "/strip" not in as_alice.get(reverse("password")).content.decode()
+    assert as_alice.get("/").url == reverse("password")
+    assert "Old password" in as_alice.get(reverse("password")).content.decode()
+    assert as_alice.get("/strip", HTTP_HX_REQUEST="true").status_code == 204
 
 
 def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
