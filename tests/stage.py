@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -132,6 +133,15 @@ class Stage:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
+
+    @contextmanager
+    def without_restarts(self):
+        """What dies in here stays dead until the end: `up` would have it back within 3 s, before a slow page has asked."""
+        self.up.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.up.send_signal(signal.SIGCONT)
 
     def read_back(self, run_id):
         return json.loads(self.python(READ_BACK, run_id))
