@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import OperationalError, connection
+from django.db import IntegrityError, OperationalError, connection
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
@@ -90,6 +90,10 @@ def do(work_id: int) -> None:
         ended = True
     except Unwanted:
         ended = True
+    except IntegrityError:  # a row of something that is deleted, and this work with it
+        ended = not Work.objects.filter(pk=work.pk).exists()
+        if not ended:
+            raise
     except UserError as error:
         ended = fail(work, error.message)
     finally:

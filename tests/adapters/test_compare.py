@@ -284,3 +284,19 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
     assert not PromptSet.objects.exists()
     assert not Reply.objects.exists()
     assert not Work.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker(alice, run, settings, monkeypatch):
+    settings.INFERENCE_URL = "http://inference"
+    asked = prompts.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
+
+    def as_they_come(rows, told):
+        prompts.delete_prompts(alice, asked)
+        yield 0, Reply(text="yes")
+
+    monkeypatch.setattr(answers, "as_they_come", as_they_come)
+    answers.ask(alice, asked, answers.Column(run.base_model))
+    work.talk_next()
+    assert not Reply.objects.exists()
+    assert not Work.objects.exists()
