@@ -51,7 +51,7 @@ def test_it_works():
     assert config.learning_rate == 2e-4
     assert config.max_length == 128  # the 1 % of longer rows are cut
     assert not config.gradient_checkpointing
-    assert all(one.why for one in plan.choices)
+    assert all(one.why and one.instead and one.source for one in plan.choices)
     assert "QLoRA would need" in choice(plan, "method").instead
     json.dumps(plan.to_json())
 
@@ -181,3 +181,45 @@ def test_trials_vary_what_is_not_locked():
 def test_a_lock_on_measuring_leaves_no_contradiction():
     plan = make_plan(at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_interval": 20})
     assert plan.settings["early_stopping"] == 0
+
+
+@pytest.mark.parametrize("length", [8, 10, 15, 16, 17])
+def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
+    with pytest.raises(UserError, match="Nothing fits"):
+        make_plan(at(10**6), locked={"max_length": length})
+
+
+def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused():
+    def by_bits(config):
+        weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(config.optimizer, 0)
+        return need(config) | {"peak": weights * GB, "optimizer": "adamw_8bit" if "8" in config.optimizer else "adamw"}
+
+    tight = make_plan(at(75 * GB, need=by_bits), locked={"method": "full"})
+    assert tight.settings["optimizer"] == "adamw_8bit" and tight.settings["precision"] == "auto"
+    assert "with 32 bits" in choice(tight, "optimizer").why and "80.0 GB of 75.0 GB" in choice(tight, "optimizer").why
+    tighter = make_plan(at(40 * GB, need=by_bits), locked={"method": "full"})
+    assert tighter.settings["precision"] == "bf16"
+    assert "70.0 GB of 40.0 GB" in choice(tighter, "precision").why
+    with pytest.raises(UserError, match="Nothing fits"):
+        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "precision": "auto"})
+
+
+def test_a_model_without_layers_to_adapt_gets_prompt_tuning_and_is_told_why():
+    def no_layers(config):
+        if config.method != "prompt":
+            raise UserError("target_modules 'all-linear' does not fit this model.", field="method")
+        return need(config)
+
+    plan = make_plan(at(24 * GB, need=no_layers))
+    assert plan.settings["method"] == "prompt" and "rank" not in plan.settings
+    assert "LoRA is not possible here: target_modules" in choice(plan, "method").instead
+    with pytest.raises(UserError, match="does not fit this model"):
+        make_plan(at(24 * GB, need=no_layers), locked={"rank": 8})
+
+
+def test_what_a_plan_leaves_alone_is_told_where_it_decides():
+    def close(config):
+        return need(config) | {"peak": 15 * GB if config.method == "lora" else 4 * GB}
+
+    why = choice(make_plan(at(int(15.5 * GB), need=close)), "method").why
+    assert "would need 15.0 GB of 15.5 GB free (a plan leaves 5 % of it alone)" in why

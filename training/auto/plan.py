@@ -1,40 +1,19 @@
 """Auto LLM's plan: the settings of a run with the reason for each. Pure: memory and steps are asked of the situation.
 
-The technique is LoRA where it fits, QLoRA where memory is short, another one when it is locked. Before a slower technique comes
-a smaller batch (costs nothing but patience: gradients are accumulated), then gradient checkpointing (a third more time).
+The technique is LoRA where it fits, QLoRA where memory is short, another one when it is locked or nothing else is possible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from training.auto import rules
+from training.auto.setups import Setup, setups
 from training.auto.situation import GOALS, Choice, Draft, Plan, Situation, size
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
-
-TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
-
-
-@dataclass(frozen=True)
-class Setup:
-    """One way to run: what it takes of memory at its fullest moment, and what is free for it."""
-
-    config: RunConfig
-    need: Mapping[str, Any]
-    room: float
-
-    @property
-    def fits(self) -> bool:
-        return bool(self.need["peak"] <= self.room)
-
-    @property
-    def words(self) -> str:
-        checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
-        return f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} tokens at once"
 
 
 def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, Any] | None = None) -> Plan:
@@ -64,6 +43,7 @@ def make_plan(situation: Situation, *, goal: str = "task", locked: Mapping[str, 
     final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
     rules.measuring(draft, final)
     rules.trials(draft, final)
+    draft.choices = [choice for choice in draft.choices if choice.setting not in final.foreign()]
     draft.refuse_unused()
     plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
     RunConfig.from_dict(plan.settings)
@@ -83,7 +63,7 @@ def tried_until_one_fits(draft: Draft, common: dict[str, Any], tokens: int) -> l
         if setup.fits:
             return tried
     if not tried:
-        raise problems[-1]
+        raise problems[0]
     refuse(draft, tried)
 
 
@@ -102,47 +82,16 @@ def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
     return max(length, rules.up_to(rows * mean, 64))
 
 
-def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]) -> Iterator[Setup]:
-    """Ways to run, the quickest first: batches cut in halves, then gradient checkpointing, then the next technique.
-
-    A technique that this model cannot have is passed over; why goes to `problems`.
-    """
-    methods = (draft.locked["method"],) if "method" in draft.locked else TECHNIQUES
-    for name in methods:
-        never = "gradient_checkpointing" in TABLE[name].never
-        lock = draft.locked.get("gradient_checkpointing")
-        for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
-            try:
-                yield from halvings(draft, {**common, "method": name, "gradient_checkpointing": checkpointing}, tokens)
-            except UserError as error:
-                if len(methods) == 1 or error.field not in ("model", "method"):
-                    raise
-                problems.append(error)
-
-
-def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
-    """The batch whole, then in halves down to one row, with as many accumulated."""
-    lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
-    at_once = lock or max(settings["max_length"], tokens // (times or 1))
-    while True:
-        whole = settings | {"tokens_per_batch": at_once, "accumulation": times or max(1, round(tokens / at_once))}
-        config = RunConfig.from_dict(whole)
-        yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))
-        if lock or at_once <= config.max_length:
-            return
-        at_once = max(config.max_length, rules.up_to(at_once / 2, 16))
-
-
 def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     at, method = draft.situation, taken.config.method
     title, need = TABLE[method].title, size(taken.need["peak"])
     other = next((one for one in reversed(tried) if one.config.method != method), None)
     if other is not None:
-        why = f"{title}: {other.words}, would need {size(other.need['peak'])} of {size(at.free)} free; {title} needs {need}."
+        why = f"{title}: {other.words}, would need {of_free(at, other.need['peak'])}; {title} needs {need}."
         instead = "LoRA is quicker and a little more exact; free memory or take shorter rows for it."
     else:
         why = f"{title} fits: {need} of {size(at.free)} free on {at.device}."
-        instead = other_technique(draft, taken) if method == "lora" else ""
+        instead = other_technique(draft, taken, "qlora" if method == "lora" else "lora")
     draft.take("method", method, why, instead=instead, source=TABLE[method].paper)
     plain = next((one for one in reversed(tried) if one.config.method == method and not one.config.gradient_checkpointing), None)
     if taken.config.gradient_checkpointing and plain is not None:
@@ -152,10 +101,34 @@ def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
         why, instead = f"Off: {need} fit without it.", "On would save activations' memory and take about a third longer."
     source = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost"
     draft.take("gradient_checkpointing", taken.config.gradient_checkpointing, why, instead=instead, source=source)
-    why = f"Computes in {taken.need['precision']}, which suits {at.device} best."
-    draft.take("precision", "auto", why, instead="fp32 everywhere would be slower where bf16 is at hand.")
+    choose_bits(draft, tried, taken)
+
+
+def of_free(at: Situation, need: float) -> str:
+    """`17.2 GB of 15.6 GB free`; what is so near to all of it that the forecast may miss is told with the reserve."""
+    spare = f" (a plan leaves {rules.SPARE:.0%} of it alone)".replace("%", " %") if need <= at.free else ""
+    return f"{size(need)} of {size(at.free)} free{spare}"
+
+
+def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
+    """Precision and optimizer: as suits the device, or with fewer bits where full fine-tuning would not fit."""
+    at, config = draft.situation, taken.config
+    wider = next((one for one in reversed(tried) if one.config.precision != config.precision), None)
+    if wider is not None:
+        why = f"bf16 weights: with fp32 ones {wider.words}, would need {of_free(at, wider.need['peak'])}."
+        instead = "mixed would keep small steps, which bf16 weights round away; free memory for it."
+    else:
+        why = f"Computes in {taken.need['precision']}, which suits {at.device} best."
+        instead = "fp32 everywhere would be slower where bf16 is at hand."
+    source = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training"
+    draft.take("precision", config.precision, why, instead=instead, source=source)
     why = f"{OPTIMIZERS[taken.need['optimizer']]}."
-    draft.take("optimizer", "auto", why, source="Dettmers et al. 2022, 8-bit Optimizers")
+    whole = next((one for one in reversed(tried) if one.config.optimizer != config.optimizer), None)
+    if whole is not None:
+        why = f"AdamW with states of 8 bits: with 32 bits {whole.words}, would need {of_free(at, whole.need['peak'])}."
+    short = "8bit" in taken.need["optimizer"]
+    instead = f"States of {'32 bits would take four times' if short else '8 bits would take a quarter of'} the memory."
+    draft.take("optimizer", config.optimizer, why, instead=instead, source="Dettmers et al. 2022, 8-bit Optimizers")
 
 
 OPTIMIZERS = {
@@ -165,14 +138,18 @@ OPTIMIZERS = {
 }
 
 
-def other_technique(draft: Draft, taken: Setup) -> str:
-    """What QLoRA would need, beside LoRA that fits."""
+def other_technique(draft: Draft, taken: Setup, name: str) -> str:
+    """What the nearest other technique would need."""
+    title, own = TABLE[name].title, RunConfig.from_dict({"method": name}).foreign()
+    settings = {setting: value for setting, value in taken.config.to_dict().items() if setting not in own}
     try:
-        need = draft.situation.need(RunConfig.from_dict({**taken.config.to_dict(), "method": "qlora"}))
+        need = draft.situation.need(RunConfig.from_dict({**settings, "method": name}))
     except UserError as error:
         if error.field not in ("model", "method"):
             raise
-        return f"QLoRA is not possible here: {error.message}"
+        return f"{title} is not possible here: {error.message}"
+    if name == "lora":
+        return f"LoRA, which most adapters are made with, would need {size(need['peak'])}."
     return f"QLoRA would need {size(need['peak'])}; it is slower and rounds the base to 4 bits."
 
 
@@ -182,10 +159,11 @@ def choose_batch(draft: Draft, taken: Setup) -> None:
     about = f"about {max(1, round(at_once * times / mean))} rows a step"
     need = size(taken.need["peak"])
     why = f"The whole step at once, {about}: {need} at its fullest moment." if times == 1 else f"So much fits at once: {need}."
-    instead = "Larger steps make fewer of them; LoRA learns worse from large batches." if times == 1 else ""
+    instead = "Larger steps make fewer of them; LoRA learns worse from large batches." if times == 1 else "More would not fit."
     draft.take("tokens_per_batch", at_once, why, instead=instead, source=rules.MANUAL)
     why = f"{times} x {at_once:,} tokens make {about}." if times > 1 else "Nothing to add up: a step fits at once."
-    draft.take("accumulation", times, why)
+    instead = "1 would make steps of fewer rows, whose gradients say less." if times > 1 else "2 would make half as many steps."
+    draft.take("accumulation", times, why, instead=instead, source=rules.MANUAL)
 
 
 def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:

@@ -33,7 +33,7 @@ def max_length(draft: Draft) -> int:
     longest = int(at.lengths.max())
     usual = int(np.sort(at.lengths)[math.ceil((1 - MOST_CUT) * len(at.lengths)) - 1])
     wanted = up_to(longest if longest <= 1.5 * usual else usual, 64)
-    limit = min(at.context_length or 131_072, 131_072, draft.locked.get("tokens_per_batch", 131_072))
+    limit = min((at.context_length or 131_072) - virtual_tokens(draft), 131_072, draft.locked.get("tokens_per_batch", 131_072))
     value = min(wanted, limit)
     share = at.cut_share(value)
     why = f"Rows have {int(np.median(at.lengths)):,} tokens in the middle and {longest:,} at most; "
@@ -41,10 +41,21 @@ def max_length(draft: Draft) -> int:
     if value < wanted:
         why += f" No more than {limit:,} go through {at.model} at once."
     instead = f"{longest:,} would keep the few longest rows whole, and make room for them in memory." if share else ""
-    if not share and longest > 64:
+    if not share:
         half = up_to(longest / 2, 64)
-        instead = f"{half:,} would cut off {100 * at.cut_share(half):.0f} % of the rows."
-    return int(draft.take("max_length", value, why, instead=instead))
+        instead = (
+            f"{half:,} would cut off {100 * at.cut_share(half):.0f} % of the rows." if longest > 64 else "More changes nothing."
+        )
+    source = "the data; rows that are cut off lose the end of their answers"
+    return int(draft.take("max_length", value, why, instead=instead, source=source))
+
+
+def virtual_tokens(draft: Draft) -> int:
+    """What a locked technique puts in front of every row."""
+    method = draft.locked.get("method", "lora")
+    if "virtual_tokens" not in TABLE[method].settings:
+        return 0
+    return int(draft.locked.get("virtual_tokens", RunConfig.virtual_tokens))
 
 
 def rank(draft: Draft) -> int:
@@ -94,7 +105,8 @@ def epochs(draft: Draft) -> int:
 
 
 def max_steps(draft: Draft) -> None:
-    draft.take("max_steps", 0, "0: it ends after the epochs. 60 would be a first try.")
+    instead = "60 would be a first try."
+    draft.take("max_steps", 0, "0: it ends after the epochs.", instead=instead, source="Unsloth's guide (60 for a try)")
 
 
 def rows_a_step(draft: Draft, epochs: int) -> int:
@@ -131,15 +143,22 @@ def rounded(value: float) -> float:
 def schedule(draft: Draft) -> None:
     why = "Falls smoothly to zero, so that the last steps settle."
     draft.take("schedule", "cosine", why, instead="constant would leave the last steps noisy.", source="QLoRA and most guides")
-    draft.take("warmup_ratio", 0.05, "The first 5 % of the steps rise from zero, while AdamW learns how large gradients are.")
+    why = "The first 5 % of the steps rise from zero, while AdamW learns how large gradients are."
+    instead = "0 would begin at the whole rate, with averages of one batch."
+    draft.take(
+        "warmup_ratio", 0.05, why, instead=instead, source="Liu et al. 2020, On the Variance of the Adaptive Learning Rate"
+    )
 
 
 def measuring(draft: Draft, config: RunConfig) -> None:
     """Ten measurements a run, and an early end when three of them bring nothing."""
     at = draft.situation
     steps = max(1, at.steps(config))
-    interval = int(draft.take("eval_interval", max(1, steps // MEASUREMENTS), f"Ten measurements in about {steps:,} steps."))
-    draft.take("save_interval", interval, "A checkpoint with each measurement, so that the best one is kept.")
+    why, instead = f"Ten measurements in about {steps:,} steps.", f"{max(1, steps // 50):,} would spend more time on measuring."
+    source = "a tenth of the run shows where the loss turns"
+    interval = int(draft.take("eval_interval", max(1, steps // MEASUREMENTS), why, instead=instead, source=source))
+    why, instead = "A checkpoint with each measurement, so that the best one is kept.", "Seldom would lose more steps to a crash."
+    draft.take("save_interval", interval, why, instead=instead, source="every measured loss has its weights")
     quiet = at.heldout_rows >= QUIET_HELDOUT
     enough = steps >= 4 * MEASUREMENTS and steps > 3 * interval
     why = (
@@ -149,7 +168,10 @@ def measuring(draft: Draft, config: RunConfig) -> None:
         if not quiet
         else f"Off: about {steps} steps are too few to stop early."
     )
-    draft.take("early_stopping", 3 if quiet and enough else 0, why, source="Prechelt 1998, Early Stopping, But When?")
+    instead = "0 would train to the end." if quiet and enough else "3 would stop by chance, or not at all."
+    draft.take(
+        "early_stopping", 3 if quiet and enough else 0, why, instead=instead, source="Prechelt 1998, Early Stopping, But When?"
+    )
 
 
 def trials(draft: Draft, config: RunConfig) -> None:
@@ -157,12 +179,16 @@ def trials(draft: Draft, config: RunConfig) -> None:
     if "tune_share" not in TABLE[config.method].settings:
         return
     over = [name for name in TUNABLE if name not in draft.locked]
-    why = "Off: the plan's guess is used as it is. 0.3 spends 30 % more steps on short trials that look for a better one."
-    draft.take("tune_share", 0.0, why, source="Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning")
+    instead = "0.3 spends 30 % more steps on short trials that look for a better one."
+    why = "Off: the plan's guess is used as it is."
+    draft.take(
+        "tune_share", 0.0, why, instead=instead, source="Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning"
+    )
     if not over and draft.locked.get("tune_share"):
         raise UserError("Everything that trials vary is locked; unlock one of them, or lock no trials.", field="tune_share")
     if "tune_over" in draft.locked or (over and len(over) < len(TUNABLE)):
-        draft.take("tune_over", ",".join(over), "What is locked is not varied.")
+        instead = "All four are varied where nothing is locked."
+        draft.take("tune_over", ",".join(over), "What is locked is not varied.", instead=instead, source="your locks")
 
 
 def numbers(need: Any) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""The ways to run that a plan goes through until one fits: the quickest first.
+
+Before a slower technique comes a smaller batch (costs nothing but patience: gradients are accumulated), then gradient
+checkpointing (a third more time). Full fine-tuning gives up bits of AdamW's states, then of the weights, before it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.auto import rules
+from training.auto.situation import Draft
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.errors import UserError
+
+TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
+LAST_RESORT = "prompt"  # where the model has nothing that those could adapt
+FEWER_BITS: tuple[dict[str, str], ...] = ({}, {"optimizer": "adamw_8bit"}, {"optimizer": "adamw_8bit", "precision": "bf16"})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way to run: what it takes of memory at its fullest moment, and what is free for it."""
+
+    config: RunConfig
+    need: Mapping[str, Any]
+    room: float
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.need["peak"] <= self.room)
+
+    @property
+    def words(self) -> str:
+        checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
+        return f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} tokens at once"
+
+
+def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]) -> Iterator[Setup]:
+    """Batches cut in halves, then gradient checkpointing, then fewer bits, then the next technique.
+
+    A technique that this model cannot have is passed over; why goes to `problems`.
+    """
+    if "method" in draft.locked:
+        yield from of_technique(draft, draft.locked["method"], common, tokens)
+        return
+    for name in TECHNIQUES:
+        try:
+            yield from of_technique(draft, name, common, tokens)
+        except UserError as error:
+            if error.field not in ("model", "method"):
+                raise
+            problems.append(error)
+    foreign = RunConfig.from_dict({"method": LAST_RESORT}).foreign()
+    if problems and not foreign & set(draft.locked):
+        mine = {name: value for name, value in common.items() if name not in foreign}
+        try:
+            yield from of_technique(draft, LAST_RESORT, mine, tokens)
+        except UserError as error:
+            if error.field not in ("model", "method"):
+                raise
+            problems.append(error)
+
+
+def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -> Iterator[Setup]:
+    never = "gradient_checkpointing" in TABLE[name].never
+    lock = draft.locked.get("gradient_checkpointing")
+    for bits in FEWER_BITS if TABLE[name].whole_model else FEWER_BITS[:1]:
+        if set(bits) & set(draft.locked):
+            return
+        for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
+            yield from halvings(draft, {**common, **bits, "method": name, "gradient_checkpointing": checkpointing}, tokens)
+
+
+def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
+    """The batch whole, then in halves down to one row, with as many accumulated."""
+    lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
+    at_once = lock or max(settings["max_length"], tokens // (times or 1))
+    while True:
+        whole = settings | {"tokens_per_batch": at_once, "accumulation": times or max(1, round(tokens / at_once))}
+        config = RunConfig.from_dict(whole)
+        yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))
+        smaller = max(config.max_length, rules.up_to(at_once / 2, 16))
+        if lock or smaller >= at_once:  # rows shorter than 16 tokens leave no smaller batch
+            return
+        at_once = smaller
