@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from tests import tiny
+from tests.engine import families
 from training.engine.conversations import IGNORED, encode, load_tokenizer
 from training.engine.evaluate import collate
 from training.engine.model import TrainedPositions, load_base
@@ -53,6 +54,27 @@ def test_packed_rows_do_not_see_each_other(tiny_model):
     assert abs(packed - alone) < 1e-3 * alone
 
 
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_packed_row_has_the_logits_that_it_has_alone(family):
+    model = families.make(family).eval()
+    first, second = torch.arange(3, 23), torch.arange(40, 70)
+    together = torch.cat([first, second])[None]
+    begun_anew = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
+    with torch.no_grad():
+        alone = model(input_ids=second[None], use_cache=False).logits[0]
+        packed = model(input_ids=together, position_ids=begun_anew, use_cache=False).logits[0, len(first) :]
+        leaking = model(input_ids=together, use_cache=False).logits[0, len(first) :]
+    assert torch.allclose(packed, alone, atol=1e-5)
+    assert (leaking - alone).abs().max() > 1e-3
+
+
+def test_positions_of_packed_rows_begin_anew(tiny_model):
+    rows = [encode(load_tokenizer(tiny_model), row, max_length=80) for row in tiny.ROWS[:3]]
+    _, _, positions = collate([(0, 1), (2,)], rows, 1, torch.device("cpu"))
+    assert positions[0, : len(rows[0])].tolist() == list(range(len(rows[0])))
+    assert positions[0, len(rows[0]) : len(rows[0]) + len(rows[1])].tolist() == list(range(len(rows[1])))
+
+
 def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
     from transformers import OPTConfig, OPTForCausalLM
 
@@ -64,5 +86,6 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
         vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
     )
     leaking = OPTForCausalLM(small)
-    with pytest.raises(ConfigError, match="switch packing off"):
-        TrainedPositions(leaking).refuse_leaks(leaking, ids)
+    for asked in (ids, [5, 6]):  # of two tokens, too
+        with pytest.raises(ConfigError, match="switch packing off"):
+            TrainedPositions(leaking).refuse_leaks(leaking, asked)

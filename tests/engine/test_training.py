@@ -10,12 +10,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from tests import tiny
+from tests.engine import families
 from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
+from training.engine.config import RunConfig
+from training.engine.conversations import EncodedRow
+from training.engine.loop import take_step
 from training.engine.model import TrainedPositions
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
 
@@ -218,6 +224,37 @@ def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_m
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)
 
 
+def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_of_means():
+    def row(length, trained):
+        ids = np.arange(3, 3 + length, dtype=np.int64)
+        return EncodedRow(ids, np.where(np.arange(length) >= length - trained, ids, -100))
+
+    rows = [row(40, 38), row(40, 3)]
+    gradients = []
+    for batches in ([((0,),), ((1,),)], [((0,), (1,))]):
+        model = families.make("llama")
+        session = SimpleNamespace(
+            plan=SimpleNamespace(steps=[batches], total_steps=1),
+            rows=rows,
+            step=0,
+            total_tokens=0,
+            model=model,
+            head=TrainedPositions(model),
+            device=torch.device("cpu"),
+            tokenizer=SimpleNamespace(pad_token_id=1),
+            config=RunConfig(max_grad_norm=1e6),
+            optimizer=torch.optim.SGD([{"params": list(model.parameters()), "rate": 0.0}], lr=0.0),
+            meter=SimpleNamespace(read=dict),
+        )
+        session.optimizer.zero_grad = lambda **_: None  # what was added up is looked at
+        _, told = take_step(session)
+        gradients.append((told["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (apart, one_by_one), (together, at_once) = gradients
+    assert apart == pytest.approx(together, rel=1e-5)
+    for ours, theirs in zip(one_by_one, at_once, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 def test_accumulating_two_batches_is_one_step_over_all_their_tokens(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, accumulation=2)
     assert engine_here([str(folder)]) == 0
@@ -243,6 +280,41 @@ def wait_for(ready, seconds=60):
     while not ready():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
+
+
+def test_a_prompt_that_is_longer_than_what_is_trained_is_not_asked(tmp_path, tiny_model, engine_here):
+    long = {"messages": [{"role": "user", "content": "lamp " * 400}, {"role": "assistant", "content": "on"}]}
+    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS, long, long, long], max_steps=1)
+    assert engine_here([str(folder)]) == 0
+    samples = [event for event in tiny.events(folder) if event["kind"] == "sample"]
+    assert samples and all("lamp lamp" not in event["prompt"] for event in samples)
+
+
+def test_where_every_prompt_is_too_long_none_is_asked_and_the_run_goes_on(tmp_path, tiny_model, engine_here):
+    long = {"messages": [{"role": "user", "content": "lamp " * 400}, {"role": "assistant", "content": "on"}]}
+    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:8], *[long] * 4], max_steps=1)
+    assert engine_here([str(folder)]) == 0
+    assert not [event for event in tiny.events(folder) if event["kind"] == "sample"]
+
+
+def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_model, engine_here):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:2], *tiny.ROWS[-4:]], max_steps=1, init_weights="eva")
+    assert engine_here([str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"rank_pattern": "donw_proj=32"}, "rank_pattern names donw_proj, which no adapted layer is called"),
+        ({"alpha_pattern": "up_proj=8", "target_modules": "q_proj,v_proj"}, "there are q_proj, v_proj"),
+        ({"alpha_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
+        ({"rank_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
+    ],
+)
+def test_a_pattern_that_would_do_nothing_is_refused(tmp_path, tiny_model, engine_here, setting, words):
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=1, **setting)
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
+    assert words in read_result(folder).message
 
 
 TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off"} for room in tiny.ROOMS] * 2

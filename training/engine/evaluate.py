@@ -14,10 +14,12 @@ from torch import Tensor
 
 from training.engine.batches import Batch, fill, parts_of
 from training.engine.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
+from training.engine.methods import TABLE
 from training.engine.session import Event, Session
 
 SAMPLE_TOKENS = 64
 SAMPLE_CHARACTERS = 2_000
+MOST_TRIED = 20  # prompts that are looked at for one that is short enough
 
 
 def collate(batch: Batch, rows: Sequence[EncodedRow], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -106,17 +108,40 @@ def sample(session: Session) -> Iterator[Event]:
 
 
 def sampled_row(session: Session) -> tuple[list[int], str, str] | None:
-    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for its second half."""
+    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for its second half.
+
+    A prompt longer than what is trained is passed over: no forecast holds it, and the model may have no positions for it.
+    """
     answered = [row for row in session.heldout_rows if "text" in row or row["messages"][-1]["role"] == "assistant"]
-    if not answered:
-        return None
-    row = answered[session.step // session.config.eval_interval % len(answered)]
+    most = longest_prompt(session)
+    turn = session.step // session.config.eval_interval
+    for place in range(turn, turn + min(len(answered), MOST_TRIED)):
+        ids, prompt, expected = asked_of(session.tokenizer, answered[place % len(answered)])
+        if "text" in answered[place % len(answered)]:
+            ids = ids[-max(1, most) :]
+        if len(ids) <= most:
+            return ids, prompt, expected
+    return None
+
+
+def longest_prompt(session: Session) -> int:
+    """Tokens that a prompt may have, so that an answer finds its positions behind it."""
+    text = session.model.config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or 2**31
+    virtual = session.config.virtual_tokens if "virtual_tokens" in TABLE[session.config.method].settings else 0
+    return min(session.config.max_length, positions - SAMPLE_TOKENS - virtual)
+
+
+def asked_of(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:
     if "text" in row:
         half = max(1, len(row["text"]) // 2)
         begun, rest = row["text"][:half], row["text"][half:]
-        ids = [*start_ids(session.tokenizer), *session.tokenizer(begun, add_special_tokens=False)["input_ids"]]
-        return ids[-session.config.max_length :], begun[-SAMPLE_CHARACTERS:], rest[:SAMPLE_CHARACTERS]
+        return (
+            [*start_ids(tokenizer), *tokenizer(begun, add_special_tokens=False)["input_ids"]],
+            begun[-SAMPLE_CHARACTERS:],
+            rest[:SAMPLE_CHARACTERS],
+        )
     messages = row["messages"]
     asked = next((m["content"] for m in reversed(messages[:-1]) if m["role"] == "user"), "")
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in messages[-1].get("tool_calls", ())]
-    return prompt_ids(session.tokenizer, row, len(messages) - 1), asked, "\n".join([messages[-1]["content"], *calls]).strip()
+    return prompt_ids(tokenizer, row, len(messages) - 1), asked, "\n".join([messages[-1]["content"], *calls]).strip()

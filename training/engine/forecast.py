@@ -93,6 +93,8 @@ def answer(line: str) -> dict[str, Any]:
         return law_of(Path(request["model"]), config, request["device"]).to_json()
     except UserError as error:
         return {"error": error.message, "field": error.field}
+    except (OSError, MemoryError) as error:  # of this moment, not of the model: nobody should remember it
+        return {"error": f"The simulation broke off ({type(error).__name__}); try again.", "field": "model", "passing": True}
     except Exception as error:  # noqa: BLE001 an architecture that cannot be simulated becomes a sentence on the page
         return {"error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).", "field": "model"}
 

@@ -18,7 +18,8 @@ from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 
 LONGEST_SHORT = 128  # tokens; up to there a CPU attends by plain products (training/engine/short_attention.py)
-SCORE_BYTES = 1_000_000  # of scores at once: what a core's cache holds
+# Of scores at once: what a core's cache holds. Without a bound, 32 rows of 128 tokens take four times as long.
+SCORE_BYTES = 1_000_000
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
 Floats = NDArray[np.float64]

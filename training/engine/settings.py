@@ -13,17 +13,24 @@ from training.engine.methods import TABLE
 from training.errors import ConfigError
 
 TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
-PATTERN = re.compile(r"([\w.\-]{1,80} *= *\d{1,4} *(, *|$)){0,50}", re.ASCII)
+PATTERN = re.compile(r"([\w.\-]{1,80} *= *[1-9]\d{0,3} *(, *|$)){0,50}", re.ASCII)
 TUNABLE = ("learning_rate", "rank", "alpha", "target_modules")
-PAPERS = {
-    "rank": "https://arxiv.org/abs/2106.09685",
-    "target_modules": "https://arxiv.org/abs/2305.14314",
-    "init_weights": "https://arxiv.org/abs/2404.02948",
-    "rslora": "https://arxiv.org/abs/2312.03732",
-    "dora": "https://arxiv.org/abs/2402.09353",
-    "lora_plus_ratio": "https://arxiv.org/abs/2402.12354",
-    "tune_share": "https://arxiv.org/abs/1810.05934",
-    "placement": "https://arxiv.org/abs/2005.00247",
+PAPERS = {  # setting -> the papers that it comes from, on arXiv
+    "rank": {"LoRA": "2106.09685"},
+    "alpha": {"LoRA": "2106.09685"},
+    "dropout": {"Dropout": "1207.0580"},
+    "target_modules": {"QLoRA": "2305.14314"},
+    "init_weights": {"PiSSA": "2404.02948", "OLoRA": "2406.01775", "EVA": "2410.07170", "LoftQ": "2310.08659"},
+    "rslora": {"rsLoRA": "2312.03732"},
+    "dora": {"DoRA": "2402.09353"},
+    "lora_plus_ratio": {"LoRA+": "2402.12354"},
+    "tune_share": {"Successive halving": "1810.05934"},
+    "prefix_projection": {"Prefix tuning": "2101.00190"},
+    "prompt_init": {"Prompt tuning": "2104.08691"},
+    "bottleneck_size": {"Adapter layers": "1902.00751"},
+    "placement": {"AdapterFusion": "2005.00247"},
+    "optimizer": {"8-bit AdamW": "2110.02861"},
+    "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
 
@@ -72,17 +79,21 @@ class TechniqueSettings:
         "default",
         "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA from the data, LoftQ from what "
         "4 bits lose. They learn faster at first and cost a minute before the first step.",
+        usual="default",
         choices=STARTS,
         advanced=True,
     )
     rslora: bool = setting(
         False,
         "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).",
+        usual="off; on above rank 64",
         advanced=True,
     )
     dora: bool = setting(
         False,
-        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower.",
+        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower. One batch "
+        "of answers cannot hold rows of it and of others.",
+        usual="off",
         advanced=True,
     )
     lora_plus_ratio: float = setting(
@@ -104,7 +115,11 @@ class TechniqueSettings:
         within=(0, 2),
     )
     tune_minutes: float = setting(
-        0.0, "The same as minutes; they count if both are given.", usual="0", within=(0, 10_000), advanced=True
+        0.0,
+        "The same as minutes; they count if both are given. The trial under way when they are over goes to its end.",
+        usual="0",
+        within=(0, 10_000),
+        advanced=True,
     )
     tune_over: str = setting(
         "learning_rate,rank,alpha,target_modules", "What the trials vary, with commas.", usual="all four", advanced=True
@@ -113,10 +128,13 @@ class TechniqueSettings:
         20, "Learned tokens in front of every prompt: more can say more and take room.", usual="10 to 100", within=(1, 1000)
     )
     prefix_projection: bool = setting(
-        False, "Learns the prefix through a small network, thrown away at the end: steadier, slower.", advanced=True
+        False, "Learns the prefix through a small network, thrown away at the end: steadier, slower.", usual="off", advanced=True
     )
     prompt_init: str = setting(
-        "text", "The learned tokens start as those of a text, or at random. A text learns faster.", choices=("text", "random")
+        "text",
+        "The learned tokens start as those of a text, or at random. A text learns faster.",
+        usual="text",
+        choices=("text", "random"),
     )
     prompt_text: str = setting(
         "Follow the instructions and answer as in the examples.", "What the learned tokens say before training.", usual="the task"
@@ -127,10 +145,11 @@ class TechniqueSettings:
     placement: str = setting(
         "both",
         "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward alone (Pfeiffer), half the cost.",
+        usual="both",
         choices=("both", "feed-forward"),
     )
     activation: str = setting(
-        "relu", "The curve between down- and up-projection.", choices=("relu", "gelu", "silu"), advanced=True
+        "relu", "The curve between down- and up-projection.", usual="relu", choices=("relu", "gelu", "silu"), advanced=True
     )
 
 

@@ -16,11 +16,6 @@ from torch import Tensor
 
 from training.engine.memory_law import LONGEST_SHORT, rows_at_once
 
-SCORE_BYTES = (
-    2_000_000  # of scores at once: what two cores' caches hold. Without a bound, 32 rows of 128 tokens take four times as long
-)
-
-
 # 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody simulates.
 CAUSAL = torch.zeros(LONGEST_SHORT, LONGEST_SHORT).masked_fill_(
     torch.ones(LONGEST_SHORT, LONGEST_SHORT, dtype=torch.bool).triu(1), -math.inf

@@ -32,7 +32,7 @@ def start_from_data(model: Any, rows: Sequence[EncodedRow]) -> None:
 
     device = next(model.parameters()).device
     batches = []
-    for at in range(0, min(len(rows), EVA_ROWS) - EVA_BATCH + 1, EVA_BATCH):
+    for at in range(0, max(1, min(len(rows), EVA_ROWS) - EVA_BATCH + 1), EVA_BATCH):  # fewer rows make one smaller batch
         part = rows[at : at + EVA_BATCH]
         longest = max(len(row) for row in part)
         ids, mask = torch.zeros(len(part), longest, dtype=torch.long), torch.zeros(len(part), longest, dtype=torch.long)

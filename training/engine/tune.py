@@ -36,7 +36,9 @@ Told = Generator[Event, None, Outcome | None]
 
 @dataclass
 class Bench:
-    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are steps."""
+    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are steps.
+
+    Minutes are made steps by the first three, and after each trial by what the trials really took."""
 
     session: Session
     search: Search
@@ -44,7 +46,15 @@ class Bench:
     unseen: list[EncodedRow]
     budget: int
     spent: int = 0
+    seconds: float = 0.0
     fresh: bool = True  # the session stands at step 0 with the plan's own settings
+
+    def count(self, trial: Trial) -> None:
+        """A trial's seconds, with all that a step alone does not show: measuring, saving, wrapping anew."""
+        self.seconds += trial.seconds
+        minutes = self.session.config.tune_minutes
+        if minutes and self.seconds:
+            self.budget = round(self.spent * 60 * minutes / self.seconds)
 
     def progress(self) -> dict[str, int]:
         return {"done": min(self.spent, self.budget), "total": self.budget}
@@ -72,6 +82,7 @@ def tune(session: Session, reins: Reins) -> Told:
         yield "trial", told(bench, trial)
         bench.search.recall(trial)
         bench.spent += max(1, trial.step)
+        bench.count(trial)
         best = better(best, trial)
     while bench.spent < bench.budget or not bench.search.count:
         trial = bench.search.ask()
@@ -79,6 +90,7 @@ def tune(session: Session, reins: Reins) -> Told:
         if order is not None:
             return order
         bench.search.tell(trial)
+        bench.count(trial)
         best = better(best, trial)
         if best is trial or (trial.number == 0 and trial.state == "done"):
             keep_state(session, trial)

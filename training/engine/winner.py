@@ -79,7 +79,7 @@ def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, A
         "standard_error": error,
         "rows": len(tokens),
     }
-    rows, by = f"{len(tokens)} rows that no trial saw", f"{abs(difference):.3f} (± {2 * error:.3f})"
+    rows, by = f"{len(tokens)} rows that no trial saw", f"{abs(difference):.3f} (± {2 * error:.3f}) after {best.step} steps"
     if best.number == plan.number:
         return figures | {"words": "No trial beat the plan's own guess, which goes on."}, plan
     if difference > 2 * error:

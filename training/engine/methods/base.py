@@ -24,6 +24,7 @@ class Method:
     wrap: Callable[[Any, RunConfig], Any]
     settings: tuple[str, ...] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
+    rates: str = "1e-4 to 1e-3"  # learning rates that are usual
     highest_rate: float = 5e-3  # learning rates above it usually make the loss jump
     never: Mapping[str, str] = field(default_factory=dict)  # a setting that cannot be switched on -> why
     quantised: bool = False  # the base model is loaded in 4 bits

@@ -21,6 +21,7 @@ METHOD = Method(
     paper="https://arxiv.org/abs/1801.06146",
     wrap=wrap,
     usual={"learning_rate": 2e-5},
+    rates="5e-6 to 5e-5",
     highest_rate=2e-4,
     whole_model=True,
     no_merge="There is nothing to merge: the trained model is whole.",

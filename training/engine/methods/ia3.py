@@ -29,6 +29,7 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2205.05638",
     wrap=wrap,
     usual={"learning_rate": 5e-3},
+    rates="1e-3 to 1e-2",
     highest_rate=5e-2,
     no_mix=ONE_AT_A_TIME,
 )

@@ -29,6 +29,7 @@ METHOD = Method(
     wrap=wrap,
     settings=("virtual_tokens", "prefix_projection"),
     usual={"learning_rate": 1e-2},
+    rates="3e-3 to 3e-2",
     highest_rate=0.1,
     never={
         "gradient_checkpointing": "the prefix lives in the attention cache, which checkpointing throws away.",

@@ -36,6 +36,7 @@ METHOD = Method(
     wrap=wrap,
     settings=("virtual_tokens", "prompt_init", "prompt_text"),
     usual={"learning_rate": 1e-2},
+    rates="1e-2 to 1e-1",
     highest_rate=0.5,
     never={"packing": "the prompt stands in front of a sequence, and only its first row would follow on it."},
     no_merge="A prompt is not an update of weights.",
