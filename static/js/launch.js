@@ -3,7 +3,21 @@ const form = document.getElementById("launch");
 const typed = new Map(); // name -> what stands in the field, and after how many edits
 let edits = 0;
 let answered = 0;
-form.addEventListener("input", ({ target }) => typed.set(target.name, { value: target.value, checked: target.checked, at: (edits += 1) }));
+// A slider stands at the value that is nearest to its field's.
+const follow = (name, text) => {
+  const slider = form.querySelector(`[data-slides="${CSS.escape(name)}"]`);
+  if (!slider) return;
+  const value = parseInt(text, 10) || 0;
+  const values = slider.dataset.values.split(",").map(Number);
+  slider.value = values.reduce((best, one, at) => (Math.abs(one - value) < Math.abs(values[best] - value) ? at : best), 0);
+};
+form.addEventListener("input", ({ target }) => {
+  const slides = target.dataset.slides;
+  const field = slides ? form.elements[slides] : target;
+  if (slides) field.value = target.dataset.values.split(",")[target.value];
+  else follow(field.name, field.value);
+  typed.set(field.name, { value: field.value, checked: field.checked, at: (edits += 1) });
+});
 form.addEventListener("htmx:beforeSend", ({ detail }) => (detail.xhr.edits = edits));
 document.body.addEventListener("htmx:beforeSwap", ({ detail }) => (answered = detail.xhr.edits ?? edits));
 
@@ -31,5 +45,6 @@ document.body.addEventListener("htmx:afterSwap", () => {
     if (!field || field.length) continue; // gone, or several of one name
     if (field.type === "checkbox" || field.type === "radio") field.checked = checked;
     else field.value = value;
+    follow(name, value);
   }
 });

@@ -9,6 +9,8 @@ from training.engine.config import RunConfig
 from training.engine.memory_law import Law, Shape, largest
 from training.errors import UserError
 from training.runs import laws, memory
+from training.runs.models import Run
+from training.runs.target import target_of
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +70,57 @@ def test_a_technique_that_does_not_fit_says_so_each_time(tiny_model, settings, t
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit"):
             laws.law(tiny_model, RunConfig(), "cpu")
+
+
+def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, monkeypatch):
+    settings.HOME = tmp_path
+    true_ask, answers = (
+        laws.PROGRAM.ask,
+        [{"error": "The simulation broke off (OSError); try again.", "field": "model", "passing": True}],
+    )
+    monkeypatch.setattr(laws.PROGRAM, "ask", lambda request: answers.pop() if answers else true_ask(request))
+    with pytest.raises(UserError, match="try again"):
+        laws.law(tiny_model, RunConfig(), "cpu")
+    assert laws.kept_law(tiny_model, RunConfig(), "cpu") is None
+    assert laws.law(tiny_model, RunConfig(), "cpu")
+
+
+def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
+    from training.engine import forecast
+
+    told = forecast.answer(json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"}))
+    assert told["passing"]
+
+
+def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
+    keys = [laws.key_of(tiny_model, RunConfig(dropout=share), "cpu") for share in (0.0, 0.05, 0.1)]
+    assert keys[0] != keys[1] == keys[2]
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "prefix", "prompt", "bottleneck", "ia3", "qlora"])
+def test_a_real_step_takes_what_the_forecast_says(tmp_path, method):
+    """By the allocator's own log; `benchmarks/forecast.py` has the whole grid."""
+    import torch
+
+    from benchmarks import forecast
+    from training.engine import model as loaded
+
+    torch.manual_seed(0)
+    folder = forecast.make_models(tmp_path)["llama"]
+    settings = {"method": method, "precision": "fp32"} | ({"prompt_init": "random"} if method == "prompt" else {})
+    config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
+    assert loaded.pick_device().type == "cpu"
+    told = forecast.forecast(folder, config, shape, torch.device("cpu"))
+    assert told == pytest.approx(forecast.measure(folder, config, shape, torch.device("cpu")), rel=0.05)
+
+
+def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
+    target = target_of()
+    assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
+    told = {"device": target.name, "variable": 10**9, "optimizer": "adamw"}
+    Run.objects.filter(pk=run.pk).update(state="finished", peak_memory_bytes=13 * 10**8, forecast=told)
+    assert memory.constant_part(target).framework == 3 * 10**8
+    Run.objects.filter(pk=run.pk).update(peak_memory_bytes=5 * 10**8)
+    assert memory.constant_part(target).framework == 0
+    Run.objects.filter(pk=run.pk).update(forecast=told | {"optimizer": "paged_adamw_8bit"})
+    assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]

@@ -96,3 +96,40 @@ def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_
     answer = as_alice.post("/api/v1/runs/sweeps", body | more, content_type="application/json")
     assert answer.status_code == 201, answer.content
     assert set(Sweep.objects.get().runs.values_list("pool", "priority")) == {(cards["T4"].pk, "background")}
+
+
+def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
+    page = as_alice.post(reverse("run-settings"), form | {"rank": "24"}).content.decode()
+    slider = page[page.index('data-slides="rank"') :].split(">")[0]
+    assert 'data-values="1,2,4,8,16,32,64,128,256"' in slider
+    assert 'value="4"' in slider, "16 is as near as 32, and comes first"
+    assert 'data-slides="max_length"' in page and 'data-slides="tokens_per_batch"' in page
+    assert 'data-slides="rank"' not in as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
+
+
+def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, form):
+    page = as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
+    assert "Usual: 5e-6 to 5e-5." in page
+    page = as_alice.post(reverse("run-settings"), form | {"method": "prefix"}).content.decode()
+    assert "<b>Gradient checkpointing:</b> The prefix lives in the attention cache" in page
+    assert "<b>Merging into the base:</b> A prefix is not an update of weights." in page
+
+
+def test_every_setting_that_one_may_turn_has_its_usual_range():
+    from training.engine.methods import TABLE
+    from training.runs.form import fields
+
+    for method in TABLE:
+        for name, field in fields({"method": method}).items():
+            assert field.usual or name == "seed" or (field.choices and not field.papers) or name == "optimizer", name
+
+
+def test_virtual_tokens_count_against_the_context(base_model):
+    from training.engine.config import RunConfig
+    from training.runs.forecast import context_warnings
+
+    base_model.card = {"context_length": 256}
+    whole = {"tokens_per_batch": 512, "max_length": 256}
+    assert not context_warnings(RunConfig.from_dict({"method": "lora", **whole}), base_model)
+    (warning,) = context_warnings(RunConfig.from_dict({"method": "prompt", **whole}), base_model)
+    assert "max_length is 256 and 20 virtual tokens stand in front" in warning

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from training.runs.states import OPEN
 from training.runs.target import Target, target_of
 
 log = logging.getLogger("snapml.forecast")
+# With 8-bit states a law holds for one rank alone (memory_law.size_setting); with others, all these have the same one.
+RANKS = (16, 8, 32, 64)
 tried: set[Path] = set()  # laws that this worker asked for: one that broke off is tried again only when a person asks
 
 
@@ -116,7 +119,7 @@ def make_beforehand() -> None:
     """One law that is missing for a model that is ready, with usual settings: the launch page then waits for none."""
     kind = target_of().kind
     for model in BaseModel.objects.filter(state=ModelState.READY):
-        for config in missing(model, {}, kind):
+        for config in chain.from_iterable(missing(model, {"rank": rank}, kind) for rank in RANKS):
             place = place_of(model.folder, config, kind)
             if place in tried:
                 continue

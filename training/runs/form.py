@@ -50,6 +50,14 @@ GROUPS = (
     ("Measuring and saving", ("eval_interval", "eval_rows", "exact_rows", "save_interval", "early_stopping", "final_weights")),
     ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "recover", "seed", "threads")),
 )
+# What moves memory most has a slider beside its field, with these values.
+SLIDES = {
+    "rank": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "virtual_tokens": (5, 10, 20, 50, 100, 200),
+    "bottleneck_size": (8, 16, 32, 64, 128, 256, 512),
+    "tokens_per_batch": tuple(2**power for power in range(8, 18)),
+    "max_length": tuple(2**power for power in range(6, 16)),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,15 @@ class Field:
     advanced: bool
     low: float | None
     high: float | None
-    paper: str
+    papers: dict[str, str]
+    slides: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> int:
+        """Where the slider stands: at the value nearest to the field's."""
+        value = self.value[0] if isinstance(self.value, list) else self.value
+        wanted = value if isinstance(value, int) else 0
+        return min(range(len(self.slides)), key=lambda place: abs(self.slides[place] - wanted))
 
     @property
     def text(self) -> str:
@@ -100,14 +116,23 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
             kind=str(f.type),
             value=values.get(f.name, getattr(config, f.name)),
             words=f.metadata["words"],
-            usual=f.metadata["usual"],
+            usual=method.rates if f.name == "learning_rate" else f.metadata["usual"],
             choices=f.metadata["choices"],
             advanced=f.metadata["advanced"],
             low=low,
             high=high,
-            paper=PAPERS.get(f.name, ""),
+            papers={paper: f"https://arxiv.org/abs/{number}" for paper, number in PAPERS.get(f.name, {}).items()},
+            slides=SLIDES.get(f.name, ()),
         )
     return made
+
+
+def cannot(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the technique cannot do, each with its reason."""
+    method = TABLE[method_of(values)]
+    told = [("Merging into the base", method.no_merge), ("Sharing a batch with other adapters", method.no_mix)]
+    told += [(title(name), why) for name, why in method.never.items()]
+    return [(what, why[0].upper() + why[1:]) for what, why in told if why]
 
 
 def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:

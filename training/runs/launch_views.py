@@ -183,6 +183,7 @@ def shown_settings(request: SignedIn, asked: Asked) -> dict[str, Any]:
         "goals": GOALS,
         "groups": form.groups(asked.values, advanced=False),
         "advanced": form.groups(asked.values, advanced=True),
+        "cannot": form.cannot(asked.values),
         **({} if asked.auto else techniques_shown(asked)),
         "chosen_method": form.method_of(asked.values),
     }

@@ -55,6 +55,7 @@ def key_of(folder: Path, config: RunConfig, device: str) -> str:
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
     told = {name: getattr(config, name) for name in sorted(names)} | {"optimizer": config.optimizer_on(device)}
+    told |= {"dropout": config.dropout > 0} if "dropout" in told else {}  # how much is dropped moves no byte
     told |= {"accumulates": config.accumulates, "beyond": isinstance(window, int) and config.max_length > window}
     whole = json.dumps([EDITION, device, told, text], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
@@ -99,11 +100,13 @@ def law(folder: Path, config: RunConfig, device: str) -> Law:
 
     Raises:
         Unlawful: see `kept_law`.
-        UserError: the program broke off.
+        UserError: the program broke off, or could not read the model's file just now; the next call tries again.
     """
     kept = kept_law(folder, config, device)
     if kept is None:
         told = PROGRAM.ask({"model": str(folder), "settings": config.widest().to_dict(), "device": device})
+        if told.get("passing"):
+            raise UserError(told["error"], field=told["field"])
         path = place_of(folder, config, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(told))

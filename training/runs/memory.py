@@ -34,8 +34,11 @@ def constant_part(target: Target) -> Constant:
     """Framework: what past runs on this kind of device took beyond their forecast's other parts. Context: see `share.py`."""
     past = Run.objects.filter(state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0).order_by("-pk")
     told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
-    found = [measured - forecast["variable"] for measured, forecast in told]
-    framework = int(statistics.median(found)) if found else FRAMEWORK_BYTES[target.kind]
+    # Paged states are memory of the driver's, which the allocator does not count: such a run would teach too little.
+    found = [
+        measured - forecast["variable"] for measured, forecast in told if not forecast.get("optimizer", "").startswith("paged")
+    ]
+    framework = max(0, int(statistics.median(found))) if found else FRAMEWORK_BYTES[target.kind]
     return Constant(framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context)
 
 
