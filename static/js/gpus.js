@@ -4,20 +4,30 @@ import { axisLook, colour, look } from "./charts.js";
 const box = document.getElementById("timeline");
 const chart = box.querySelector("[data-chart]");
 const span = box.querySelector("[data-span]");
-const SHADES = ["chart-1", "chart-2", "chart-3", "chart-4", "chart-5"];
+const SHADES = Array.from({ length: 9 }, (_, number) => `chart-${number + 1}`);
 const ROW = 24; // pixels a device: 64 of them are one and a half screens, and stay readable
-const MOST_TEAMS = 50;
 let shown = [];
 
 const clock = (seconds) => new Date(seconds * 1000);
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
+// A colour each for the teams that held most; the rest are one, since nobody tells fifty colours apart.
+function coloured(rows) {
+  const held = new Map();
+  for (const row of rows) held.set(row.team, (held.get(row.team) ?? 0) + row.to - row.from);
+  const names = [...held.keys()].sort((a, b) => held.get(b) - held.get(a));
+  const own = new Set(names.slice(0, SHADES.length));
+  const others = `${names.length - own.size} other teams`;
+  const of = (team) => (own.has(team) ? team : others);
+  return { names: [...new Set([...[...own].sort(), ...names.map(of)])], of };
+}
+
 function figure({ begin, end, rows }) {
   const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) => b.localeCompare(a, undefined, { numeric: true }));
-  const teams = [...new Set(rows.map((row) => row.team))].sort();
+  const { names: teams, of } = coloured(rows);
   const first = Math.min(...rows.map((row) => row.from)); // what was before anything happened is not shown
-  const traces = teams.slice(0, MOST_TEAMS).map((team, number) => {
-    const mine = rows.filter((row) => row.team === team);
+  const traces = teams.map((team, number) => {
+    const mine = rows.filter((row) => of(row.team) === team);
     return {
       type: "bar",
       orientation: "h",
@@ -26,10 +36,10 @@ function figure({ begin, end, rows }) {
       base: mine.map((row) => clock(row.from)),
       x: mine.map((row) => (row.to - row.from) * 1000),
       customdata: mine.map((row) => row.id),
-      text: mine.map((row) => `${escaped(row.run)}, ${escaped(row.user)}${row.preempted ? ", stopped for another" : ""}`),
+      text: mine.map((row) => `${escaped(row.run)}, ${escaped(row.user)}, ${escaped(row.team)}${row.preempted ? ", stopped for another" : ""}`),
       textposition: "none",
       hovertemplate: "%{text}<br>from %{base|%b %d, %H:%M}<extra></extra>",
-      marker: { color: colour(SHADES[number % SHADES.length]), opacity: number < SHADES.length ? 1 : 0.65, line: { width: 1, color: colour("card") } },
+      marker: { color: colour(SHADES[number] ?? "soft"), line: { width: 1, color: colour("card") } },
     };
   });
   const layout = {

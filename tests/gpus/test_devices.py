@@ -1,6 +1,10 @@
 """Hosts report their devices; one that stops is gone, and one whose memory is still held after its run is not given out."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.utils import timezone
@@ -125,3 +129,103 @@ def test_a_pool_named_like_another_kind_is_no_trap(people):
     quotas.edit_pool(people["admin"], Pool.objects.get(), {"name": "CPU"})
     report()
     assert sorted(Pool.objects.values_list("name", flat=True)) == ["CPU", "CPU (new)"]
+
+
+class Nvml:
+    """The driver's library with cards of 80 GB, of which some have fallen off the bus."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, cards=2, lost=(), processes=(), driver=True):
+        self.cards, self.lost, self.processes, self.driver = cards, lost, processes, driver
+
+    def nvmlInit(self):
+        if not self.driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self):
+        return self.cards
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index in self.lost:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, card):
+        return SimpleNamespace(total=80 * GB, used=20 * GB)
+
+    def nvmlDeviceGetName(self, card):
+        return "NVIDIA A100"
+
+    def nvmlDeviceGetUUID(self, card):
+        return f"GPU-{card}"
+
+    def nvmlDeviceGetTemperature(self, card, sensor):
+        return 50
+
+    def nvmlDeviceGetPowerUsage(self, card):
+        raise self.NVMLError("Not Supported")
+
+    def nvmlDeviceGetUtilizationRates(self, card):
+        return SimpleNamespace(gpu=25)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card):
+        return self.processes
+
+
+def read_with(monkeypatch, **choices):
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(**choices))
+    return devices.read_devices()
+
+
+def test_a_card_that_cannot_be_read_is_missing_alone_and_no_cpu_stands_in(monkeypatch, caplog):
+    report(read_with(monkeypatch, cards=3))
+    report(read_with(monkeypatch, cards=3, lost={1}))
+    assert dict(Device.objects.values_list("uuid", "condition")) == {"GPU-0": "good", "GPU-1": "missing", "GPU-2": "good"}
+    assert "Card 1 cannot be read: GPU is lost" in caplog.text
+    report(read_with(monkeypatch, cards=1, lost={0}))
+    assert set(Device.objects.values_list("condition", "name")) == {("missing", "NVIDIA A100")}
+
+
+def test_what_a_card_does_not_tell_is_unknown(monkeypatch):
+    found = read_with(monkeypatch, cards=1)[0]
+    assert (found.utilisation, found.temperature, found.power_watts) == (0.25, 50.0, None)
+
+
+@pytest.mark.parametrize("choices", [{"cards": 0}, {"driver": False}])
+def test_a_host_without_cards_or_driver_trains_on_its_cpu(monkeypatch, choices):
+    assert [one.kind for one in read_with(monkeypatch, **choices)] == [read_cpu().kind]
+
+
+def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, people):
+    report([card(used=1 * GB)])
+    hold_and_release(alice)
+    report([])
+    report([card(used=30 * GB)])
+    assert Device.objects.get().condition == "checking"
+    report([card(used=1 * GB)])
+    assert Device.objects.get().condition == "good"
+
+
+def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
+    report([card(used=1 * GB)])
+    reserve.reserve(Device.objects.get(), reserve.Holder(1, "run", alice, None, "normal", None))
+    report([])
+    report([card(used=30 * GB)])
+    assert Device.objects.get().condition == "good"
+
+
+def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, alice):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "adapters.inference"]) as answering:
+        try:
+            others = SimpleNamespace(pid=os.getpid(), usedGpuMemory=6 * GB)
+            ours = SimpleNamespace(pid=answering.pid, usedGpuMemory=14 * GB)
+            found = read_with(monkeypatch, cards=1, processes=[others, ours])
+        finally:
+            answering.kill()
+    assert found[0].answering == 14 * GB
+    report([card(used=1 * GB)])
+    hold_and_release(alice)
+    report([card(used=15 * GB, answering=14 * GB)])
+    assert Device.objects.get().condition == "good"

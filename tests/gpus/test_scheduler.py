@@ -1,9 +1,11 @@
 """Who starts, who waits and who goes: the policy, on a simulated pool with the true scheduler."""
 
 import math
+from dataclasses import replace
 
+from training.gpus import eta
 from training.gpus.eta import dry_run, ranges
-from training.gpus.explain import barriers, words
+from training.gpus.explain import barriers, sooner, words
 from training.gpus.scene import Card, Holding, Person, Request, Scene, Share
 from training.gpus.scheduler import Scheduler
 from training.gpus.simulated import SimulatedPool
@@ -272,3 +274,54 @@ def test_no_more_leave_a_shared_device_than_must():
     made.run_until(1000)
     made.submit(ask(3, VISION, memory=80 * GB), 100)
     assert set(made.leaving) == {1}
+
+
+def told(scene, run):
+    scheduler = Scheduler(scene)
+    barrier = barriers(scheduler, scheduler.admit(scene.now).barriers)[run][1]
+    return words(barrier, scene), sooner(scheduler, scheduler.requests[run], barrier)
+
+
+def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
+    scene = Scene("A100", [Card(1, 24 * GB, taken=6 * GB)], waiting=[Request(1, NLP, 1, 0.0, memory=20 * GB)])
+    assert not Scheduler(scene).admit(0.0).starts
+    reason, cure = told(scene, 1)
+    assert reason == "needs 20.0 GB, and the one device of A100 has too little room: programs that are no runs hold 6.0 GB."
+    assert cure.startswith("What those programs hold, once it is free again")
+    assert Scheduler(replace(scene, cards=[Card(1, 24 * GB, taken=4 * GB)])).admit(0.0).starts
+
+
+def test_a_run_that_waits_for_other_programs_memory_keeps_nobody_else_from_starting():
+    waiting = [Request(1, NLP, 1, 0.0, memory=20 * GB), Request(2, NLP, 2, 1.0, memory=8 * GB)]
+    scene = Scene("A100", [Card(1, 24 * GB, taken=10 * GB)], waiting=waiting)
+    assert [held.run for held in Scheduler(scene).admit(0.0).starts] == [2]
+
+
+def test_a_run_without_a_forecast_gets_a_device_of_its_own_whatever_else_is_there():
+    scene = Scene("A100", [Card(1, 24 * GB, taken=10 * GB)], waiting=[Request(1, NLP, 1, 0.0)])
+    assert [held.run for held in Scheduler(scene).admit(0.0).starts] == [1]
+
+
+def test_what_is_kept_for_the_head_is_the_reason_only_where_the_run_would_fit():
+    holdings = [
+        Holding(8, 1, VISION, 3, 0.0, memory=4 * GB, ends=100.0),
+        Holding(9, 2, VISION, 3, 0.0, memory=18 * GB, ends=500.0),
+    ]
+    waiting = [
+        Request(1, NLP, 1, 0.0, memory=24 * GB),
+        Request(2, NLP, 2, 1.0, memory=10 * GB, seconds=10_000.0),
+        Request(3, NLP, 4, 2.0, memory=22 * GB, seconds=10.0),
+    ]
+    scene = Scene("A100", [Card(1, 24 * GB), Card(2, 24 * GB), Card(3, 24 * GB, usable=False)], holdings, waiting, most_a_card=2)
+    assert told(scene, 1)[0].startswith("needs 24.0 GB on one of the 2 devices of A100; all of them are in use; 1 more is not")
+    assert "is kept for run 1, which comes first" in told(scene, 2)[0]
+    assert told(scene, 3)[0].startswith("needs 22.0 GB on one of the 2 devices of A100; all of them are in use")
+    assert "an admin who makes it urgent" in told(scene, 2)[1]
+
+
+def test_a_dry_run_counts_runs_that_make_room():
+    holdings = [Holding(9, 1, VISION, 3, -10_000.0, ends=50_000.0)]
+    before = Scene("A100", [Card(1, 24 * GB)], holdings, [Request(1, NLP, 1, 0.0, seconds=60.0)], teams=teams(nlp=0, vision=0))
+    after = replace(before, teams=teams(nlp=1, vision=0))
+    assert eta.dry_run(before, after, 0.0) == {1: (50_000.0, 60.0)}
+    assert eta.dry_run(after, replace(after, shortest=20_000.0), 0.0) == {1: (60.0, 50_000.0)}

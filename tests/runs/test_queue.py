@@ -1,5 +1,6 @@
 """A waiting run gets a device from the one queue, is told its place and reason, makes room, and gives its device back."""
 
+import math
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from training.gpus import quotas, reserve
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
 from training.people.models import Team
-from training.runs import endings, queue, steer
+from training.runs import endings, queue, steer, timing
 from training.runs.launch import continue_run, launch_run, stop_run
 from training.runs.lease import claim
 from training.runs.models import Event, Run
@@ -284,3 +285,76 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
     page = as_alice.get("/gpus").content.decode()
     assert f"Has been given {Device.objects.get()}; its worker takes it up." in page
     assert page.count("Nobody has looked at it yet") == 0 and second.name in page
+
+
+def test_the_class_of_a_run_that_holds_a_device_is_an_admins_to_change(run, people):
+    claim(run.pk)
+    with pytest.raises(NotAllowed, match="holds a device; only an admin"):
+        steer.change_class(run.owner, run, "background")
+    steer.change_class(people["admin"], run, "background")
+    assert Allocation.objects.get().priority == "background"
+
+
+def test_forgiven_and_used_up_time_stand_in_the_audit_log(run, people):
+    test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run)
+    assert AuditEntry.objects.get(act="time used up").subject == f"run {run.pk}"
+    queue.admit()
+    assert AuditEntry.objects.filter(act="time used up").count() == 1
+    steer.refuse_overdue(people["admin"], run)
+    entry = AuditEntry.objects.get(act="time forgiven")
+    assert (entry.actor, entry.before, round(entry.after["forgiven_seconds"] / 3600)) == (
+        people["admin"],
+        {"forgiven_seconds": 0.0},
+        2,
+    )
+
+
+def test_who_may_hold_no_device_is_told_at_launch(run, alice, base_model, data):
+    PersonalQuota.objects.create(user=alice, running=0)
+    with pytest.raises(UserError, match="You may hold no device: your limit is 0"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+    PersonalQuota.objects.update(running=1)
+    quota = Quota.objects.create(pool=Pool.objects.get(), team=run.team, limit=0)
+    with pytest.raises(UserError, match="the limit is 0"):
+        launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+    Quota.objects.filter(pk=quota.pk).update(limit=1)
+    launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
+
+
+def finished(another, device, *, steps, seconds):
+    """A run of that many steps that held its device so long, and waited a day before."""
+    now = timezone.now()
+    done = another(state=State.FINISHED, total_steps=steps, started_at=now - timedelta(days=1), finished_at=now)
+    held = {"started_at": now - timedelta(seconds=seconds), "released_at": now}
+    Allocation.objects.create(device=device, run_id=done.pk, user=done.owner, reserved_bytes=1, **held)
+
+
+def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what_they_waited(run, another, device):
+    for steps, seconds in ((10, 20), (10, 30), (100, 200)):
+        finished(another, device, steps=steps, seconds=seconds)
+    kinds = timing.usual_times()
+    assert timing.expected_seconds(another(total_steps=1000), kinds) == pytest.approx(2000, rel=0.01)
+    assert timing.expected_seconds(another(total_steps=1000, step=900), kinds) == pytest.approx(200, rel=0.01)
+    assert timing.expected_seconds(another(), kinds) == pytest.approx(30, rel=0.01)
+    assert timing.expected_seconds(another(method="full", total_steps=10), kinds) == math.inf
+
+
+def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_bell):
+    from training.runs.measure import lengths
+
+    lengths(data, base_model)
+    made = launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 7})
+    assert made.total_steps == 7
+    assert launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 0}).total_steps > 0
+
+
+def test_memory_in_use_by_others_is_not_promised_to_a_run(run, another, device):
+    Run.objects.filter(pk=run.pk).update(forecast={"peak": device.total_bytes - GB})
+    Device.objects.update(used_bytes=2 * GB)
+    assert queue.admit() == []
+    queue.look()
+    assert "programs that are no runs hold 2.0 GB" in waits(run)["reason"]
+    Device.objects.update(used_bytes=GB // 2)
+    assert queue.admit() == [run.pk]
+    Device.objects.update(used_bytes=device.total_bytes)
+    assert queue.picture(device.pool, [], timezone.now(), {}).cards[0].taken == GB // 2, "what its run uses is no stranger's"

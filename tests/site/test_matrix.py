@@ -89,6 +89,7 @@ MATRIX = {
     "get /gpus/pools/{pool_id}/quotas": LEADS,
     "put /gpus/pools/{pool_id}/quotas": ADMIN,
     "post /gpus/pools/{pool_id}/hold": ADMIN,
+    "get /gpus/people/{username}/quota": ADMIN,
     "put /gpus/people/{username}/quota": ADMIN,
     "get /gpus/usage": LEADS,
     "get /gpus/audit": LEADS,

@@ -90,14 +90,18 @@ def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
     return quotas.get_pool(pool_id)
 
 
+@router.get("/people/{username}/quota", response=PersonOut)
+def read_personal_quota(request: SignedIn, username: str) -> PersonalQuota:
+    """A person's own limits; nothing is limited by default. Admins only."""
+    quotas.admins_only(request.user)
+    return PersonalQuota.objects.filter(user=get_person(username)).first() or PersonalQuota()
+
+
 @router.put("/people/{username}/quota", response=PersonOut)
 def set_personal_quota(request: SignedIn, username: str, body: PersonIn) -> PersonalQuota:
     """Admins only."""
     quotas.admins_only(request.user)
-    user = User.objects.filter(username=username).first()
-    if user is None:
-        raise NotFound("There is nobody of that name.")
-    return quotas.edit_person(request.user, user, body.dict(exclude={"reason"}, exclude_unset=True), body.reason)
+    return quotas.edit_person(request.user, get_person(username), body.dict(exclude={"reason"}, exclude_unset=True), body.reason)
 
 
 @router.get("/usage", response=list[UsageOut])
@@ -122,3 +126,11 @@ def check_audit(request: SignedIn) -> dict[str, int | None]:
     quotas.admins_only(request.user)
     broken = audit.first_break()
     return {"broken_at": broken.pk if broken else None}
+
+
+def get_person(username: str) -> User:
+    """Raises NotFound: there is nobody of that name."""
+    user = User.objects.filter(username=username).first()
+    if user is None:
+        raise NotFound("There is nobody of that name.")
+    return user

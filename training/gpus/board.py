@@ -26,8 +26,8 @@ class Board:
         self.open: list[tuple[int, int]] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
         self.entry: dict[int, tuple[int, int]] = {}
         self.known_ends: dict[int, dict[int | None, float]] = {}
-        usable = [card.memory for card in scene.cards if card.usable]
-        self.usable, self.busy = len(usable), 0  # devices
+        usable = [card.room for card in scene.cards if card.usable]
+        self.usable = len(usable)  # devices
         self.smallest, self.largest = min(usable, default=0), max((card.memory for card in scene.cards), default=0)
         self.kept_by = {card.kept_for: card.id for card in scene.cards if card.kept_for is not None}
         for held in scene.holdings:
@@ -37,7 +37,6 @@ class Board:
 
     def take(self, held: Holding, since: float) -> None:
         """`since`: from when on its time is not in the ledger yet."""
-        self.busy += self.cards[held.card].usable and not self.on[held.card]
         self.on[held.card].append(held)
         self.where[held.run] = held
         counts = self.background if held.priority == "background" else self.running
@@ -52,7 +51,6 @@ class Board:
         """A run has left its device."""
         held = self.where.pop(run)
         self.on[held.card].remove(held)
-        self.busy -= self.cards[held.card].usable and not self.on[held.card]
         counts = self.background if held.priority == "background" else self.running
         counts[held.team] -= 1
         self.of_user[held.user] -= 1
@@ -60,18 +58,18 @@ class Board:
         return held
 
     def room(self, card: int) -> int:
-        return self.cards[card].memory - sum(held.memory or self.cards[card].memory for held in self.on[card])
+        return self.cards[card].room - sum(held.memory or self.cards[card].memory for held in self.on[card])
 
     def fits(self, request: Request, card: int, *, without: Iterable[Holding] = (), beside: int = 0) -> bool:
         """Whether a device takes this run, once `without` are gone and with `beside` bytes kept free."""
         gone = set(without)
         there = [held for held in self.on[card] if held not in gone]
         if not there and not beside:
-            return request.memory is None or request.memory <= self.cards[card].memory
+            return request.memory is None or request.memory <= self.cards[card].room
         if request.memory is None or any(held.memory is None for held in there):
             return False
         taken = sum(held.memory or 0 for held in there) + beside
-        return len(there) + bool(beside) < self.scene.most_a_card and taken + request.memory <= self.cards[card].memory
+        return len(there) + bool(beside) < self.scene.most_a_card and taken + request.memory <= self.cards[card].room
 
     def tell_to_leave(self, card: int, victims: Iterable[Holding], keep_for: int) -> None:
         going = set(victims)
@@ -100,6 +98,20 @@ class Board:
             if room >= request.memory and left < self.scene.most_a_card:
                 return held.ends
         return math.inf
+
+    def numbers(self, request: Request) -> dict[str, float | int | str]:
+        """What a sentence about a missing device tells."""
+        empty = [card.taken for card in self.cards.values() if card.usable and not self.on[card.id]]
+        return {
+            "needs": request.memory or 0,
+            "devices": self.usable,
+            "idle": len(empty),
+            "taken": min(empty, default=0),
+            "unusable": len(self.cards) - self.usable,
+            "team": self.scene.share(request.team).name,
+            "holds": self.running[request.team] + self.background[request.team],
+            "guaranteed": self.scene.share(request.team).guaranteed,
+        }
 
     def look_again(self, card: int) -> None:
         """Put a device where it belongs among the open ones, or take it out."""

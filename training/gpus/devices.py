@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,6 +23,8 @@ FRESH_FOR = timedelta(seconds=15)
 BUSY_SHARE = 0.05
 LEFT_OVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
 PATIENCE = timedelta(seconds=30)  # for the driver to take memory back
+INFERENCE = "adapters.inference"  # how `manage.py up` starts it
+log = logging.getLogger("snapml.devices")
 CPU, CPU_FP32 = "CPU", "CPU without bf16"
 
 
@@ -39,6 +42,7 @@ class Reading:
     temperature: float | None = None
     power_watts: float | None = None
     processes: list[dict[str, int]] = field(default_factory=list)
+    answering: int = 0  # of the used bytes, those of SnapML's own inference program
 
 
 def is_cpu(kind: str) -> bool:
@@ -51,14 +55,23 @@ def host_name() -> str:
 
 
 def read_devices() -> list[Reading]:
-    """The NVIDIA cards of this host; none or no driver: its CPU."""
+    """The NVIDIA cards of this host; none or no driver: its CPU. A card that cannot be read is left out, and no CPU stands in."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        return [read_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())] or [read_cpu()]
-    except pynvml.NVMLError:  # no driver, no card, no permission: all mean that the CPU trains
+        count = pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError:  # no driver, no permission: all mean that the CPU trains
+        count = 0
+    if not count:
         return [read_cpu()]
+    found = []
+    for index in range(count):
+        try:
+            found.append(read_card(pynvml, index))
+        except pynvml.NVMLError as error:  # one that has fallen off the bus; the others are as good as before
+            log.warning("Card %s cannot be read: %s", index, error)
+    return found
 
 
 def read_cpu() -> Reading:
@@ -104,7 +117,16 @@ def read_card(nvml: Any, index: int) -> Reading:
         ask(nvml.nvmlDeviceGetTemperature, 0),
         (watts / 1000 if (watts := ask(nvml.nvmlDeviceGetPowerUsage)) is not None else None),
         processes,
+        sum(one["bytes"] for one in processes if is_answering(one["pid"])),
     )
+
+
+def is_answering(pid: int) -> bool:
+    """Is this SnapML's inference program? It holds models as long as people ask, and leaves no run's memory behind."""
+    try:
+        return INFERENCE in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
 
 
 def report(readings: list[Reading] | None = None, host: str | None = None) -> None:
@@ -168,9 +190,12 @@ def take_reading(device: Device, reading: Reading) -> None:
 
 def condition_of(device: Device, reading: Reading, now: Any) -> str:
     """A device that a run has left is good again when its memory is; after half a minute it is dirty instead."""
-    clean = reading.used <= device.idle_bytes + LEFT_OVER_BYTES
-    if device.condition == Condition.MISSING or device.condition == Condition.GOOD or clean:
+    clean = reading.used - reading.answering <= device.idle_bytes + LEFT_OVER_BYTES
+    if device.condition == Condition.GOOD or clean:
         return Condition.GOOD
+    if device.condition == Condition.MISSING:  # back, and not empty: what it held before it went is looked at first
+        ours = is_cpu(reading.kind) or device.pk is None or device.allocations.filter(released_at=None).exists()
+        return Condition.GOOD if ours or not device.idle_bytes else Condition.CHECKING
     if device.condition == Condition.CHECKING and device.changed_at and now - device.changed_at < PATIENCE:
         return Condition.CHECKING
     return Condition.DIRTY

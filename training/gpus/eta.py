@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from training.gpus.scene import Holding, Scene
+from training.gpus.scene import LEAVING_SECONDS, Holding, Scene
 from training.gpus.scheduler import Scheduler
 
 DEPTH = 20  # runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten thousand passes
@@ -25,15 +25,21 @@ class Range:
     latest: float
 
 
-def start_times(scene: Scene, now: float, *, slack: float = 1.0) -> dict[int, float]:
-    """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that never would are left out."""
+def start_times(scene: Scene, now: float, *, slack: float = 1.0, evict: bool = False) -> dict[int, float]:
+    """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that never would are left out.
+
+    With `evict`, runs that must make room leave; when those start again is not told.
+    """
     scheduler = Scheduler(slowed(scene, now, slack))
     ends = [(held.ends, held.run) for held in scheduler.where.values() if held.ends < math.inf]
     heapq.heapify(ends)
     found: dict[int, float] = {}
     at = now
     while True:
-        for held in scheduler.admit(at, evict=False, depth=DEPTH).starts:
+        made = scheduler.admit(at, evict=evict, depth=DEPTH)
+        for run in made.evictions:
+            heapq.heappush(ends, (at + LEAVING_SECONDS, run))
+        for held in made.starts:
             found[held.run] = at
             if held.ends < math.inf:
                 heapq.heappush(ends, (held.ends, held.run))
@@ -41,7 +47,9 @@ def start_times(scene: Scene, now: float, *, slack: float = 1.0) -> dict[int, fl
             return found
         at = max(at, ends[0][0])
         while ends and ends[0][0] <= at:
-            scheduler.release(heapq.heappop(ends)[1])
+            run = heapq.heappop(ends)[1]
+            if run in scheduler.where:  # else it was told to leave, and has
+                scheduler.release(run)
 
 
 def ranges(scene: Scene, now: float) -> dict[int, Range]:
@@ -59,8 +67,8 @@ def slowed(scene: Scene, now: float, slack: float) -> Scene:
 
 
 def dry_run(before: Scene, after: Scene, now: float) -> Mapping[int, tuple[float, float]]:
-    """Waiting runs whose start an edit would move: the times before and after, infinity for never."""
-    old, new = start_times(before, now), start_times(after, now)
+    """Waiting runs whose start an edit would move: the times before and after, infinity for never. Runs make room in both."""
+    old, new = (start_times(scene, now, evict=True) for scene in (before, after))
     moved = {}
     for request in before.waiting:
         was, will = old.get(request.run, math.inf), new.get(request.run, math.inf)

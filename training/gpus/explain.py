@@ -24,17 +24,26 @@ def team_words(facts: Facts) -> str:
 
 def full(facts: Facts, scene: Scene) -> str:
     need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
+    held = f": programs that are no runs hold {gigabytes(facts['taken'])}" if facts["idle"] and facts["taken"] else ""
+    more = f"{unusable_words(facts)}{team_words(facts)}."
     if facts["devices"] == 1:
-        return f"needs {need}, and the one device of {scene.pool} is in use{team_words(facts)}."
-    idle = f"{facts['idle']} have too little room" if facts["idle"] else "all of them are in use"
-    return f"needs {need} on one of the {facts['devices']} devices of {scene.pool}; {idle}{team_words(facts)}."
+        state = f"has too little room{held}" if facts["idle"] else "is in use"
+        return f"needs {need}, and the one device of {scene.pool} {state}{more}"
+    idle = f"{facts['idle']} idle ones have too little room{held}" if facts["idle"] else "all of them are in use"
+    return f"needs {need} on one of the {facts['devices']} devices of {scene.pool}; {idle}{more}"
+
+
+def unusable_words(facts: Facts) -> str:
+    """Devices that are not given out: dirty, missing, or their host is gone."""
+    number = facts["unusable"]
+    return f"; {number} more {'is' if number == 1 else 'are'} not given out now" if number else ""
 
 
 def kept(facts: Facts, scene: Scene) -> str:
     need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
-    return (
-        f"needs {need} in {scene.pool}; what is free there is kept for run {facts['head']}, which came first{team_words(facts)}."
-    )
+    idle = f"{facts['idle']} of its {facts['devices']} devices idle" if facts["idle"] else "no device idle"
+    head = f"what is free there, {idle}, is kept for run {facts['head']}, which comes first"
+    return f"needs {need} in {scene.pool}; {head}{unusable_words(facts)}{team_words(facts)}."
 
 
 SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
@@ -77,10 +86,14 @@ def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
     if barrier.why in SOONER:
         return SOONER[barrier.why]
     room = scheduler.most_room
+    if barrier.why == "full" and barrier.facts["idle"] and barrier.facts["taken"]:
+        return "What those programs hold, once it is free again; a smaller batch, a shorter length or QLoRA."
     if barrier.why in ("full", "kept") and request.memory and 0 < room < request.memory and scheduler.scene.most_a_card > 1:
         return f"With at most {gigabytes(room)} it would fit beside another run now."
     if request.priority == "background":
         return "As a normal run it would come before all background runs."
+    if barrier.why in ("full", "kept", "behind") and request.priority == "normal":
+        return "A run there that ends sooner, a pool with a free device, or an admin who makes it urgent."
     return ""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -76,6 +76,15 @@ def used_by_run(run_id: int, now: datetime | None = None) -> float:
     """Seconds over all attempts of a run."""
     now = now or timezone.now()
     return sum(((one.released_at or now) - one.started_at).total_seconds() for one in Allocation.objects.filter(run_id=run_id))
+
+
+def used_by_runs(runs: Collection[int]) -> dict[int, float]:
+    """Seconds of runs that have ended, over all their attempts."""
+    rows = Allocation.objects.filter(run_id__in=list(runs)).exclude(released_at=None)
+    found: dict[int, float] = defaultdict(float)
+    for run, started, released in rows.values_list("run_id", "started_at", "released_at"):
+        found[run] += (released - started).total_seconds() if released else 0.0
+    return found
 
 
 def used_of_late(now: datetime | None = None) -> dict[int, float]:

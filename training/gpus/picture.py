@@ -12,16 +12,15 @@ from django.db.models import Count
 from training.gpus import ledger
 from training.gpus.devices import usable
 from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
-from training.gpus.scene import MOST_EVICTIONS, NOBODY, Card, Holding, Person, Request, Scene, Share
-
-LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
+from training.gpus.scene import LEAVING_SECONDS, MOST_EVICTIONS, NOBODY, Card, Holding, Person, Request, Scene, Share
 
 
 def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mapping[int, float]) -> Scene:
     """`ends`: expected end of the runs that hold a device here, in seconds since 1970."""
     devices = Device.objects.filter(pool=pool).select_related("host")
-    cards = [Card(d.pk, d.total_bytes, usable(d), d.kept_for) for d in devices]
     allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
+    held = {one.device_id for one in allocations}
+    cards = [Card(d.pk, d.total_bytes, usable(d), d.kept_for, taken_of(d, held=d.pk in held)) for d in devices]
     return Scene(
         pool=pool.name,
         cards=cards,
@@ -34,6 +33,11 @@ def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mappin
         held=pool.held,
         now=now.timestamp(),
     )
+
+
+def taken_of(device: Device, *, held: bool) -> int:
+    """What others than runs hold of a device: all that is in use, or was when the first of its runs came."""
+    return device.idle_bytes if held else device.used_bytes
 
 
 def bounds_of(pool: Pool, team: int) -> Scene:

@@ -11,17 +11,24 @@ from dataclasses import dataclass, field
 
 CLASSES = ("urgent", "normal", "background")  # urgent is granted by admins; background is always preemptible
 MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
+LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
 NOBODY = 0  # the team of runs that belong to no team
 
 
 @dataclass(frozen=True)
 class Card:
-    """A device. `kept_for`: a run for which another was stopped here."""
+    """A device. `kept_for`: a run for which another was stopped here; `taken`: bytes that programs hold which are no runs."""
 
     id: int
     memory: int
     usable: bool = True
     kept_for: int | None = None
+    taken: int = 0
+
+    @property
+    def room(self) -> int:
+        """What runs can have of it now."""
+        return max(0, self.memory - self.taken)
 
 
 @dataclass(frozen=True)

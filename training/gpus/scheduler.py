@@ -183,19 +183,9 @@ class Scheduler(Board):
                 return Barrier("leaving", {"for": ", ".join(str(held.run) for held in victims)})
         if self.kept is None:
             self.kept = self._keep_one(request, now)
-        if self.kept is None or self.kept.request.run == request.run or not self.open:
-            return Barrier("full", self._numbers(request))
-        return Barrier("kept", {**self._numbers(request), "head": self.kept.request.run})
-
-    def _numbers(self, request: Request) -> dict[str, float | int | str]:
-        return {
-            "needs": request.memory or 0,
-            "devices": self.usable,
-            "idle": self.usable - self.busy,
-            "team": self.scene.share(request.team).name,
-            "holds": self.running[request.team] + self.background[request.team],
-            "guaranteed": self.scene.share(request.team).guaranteed,
-        }
+        if self.kept is None or self.kept.request.run == request.run or self.most_room < self.need(request):
+            return Barrier("full", self.numbers(request))
+        return Barrier("kept", {**self.numbers(request), "head": self.kept.request.run})
 
     def _give_up_kept(self, request: Request, made: Decision) -> None:
         """What was freed for a run that may not start now is for all again."""
@@ -208,7 +198,7 @@ class Scheduler(Board):
         """Where and when the head can begin first, going by the expected ends."""
         best: Kept | None = None
         for card in self.cards.values():
-            if not card.usable or card.kept_for is not None or (request.memory or 0) > card.memory:
+            if not card.usable or card.kept_for is not None or (request.memory or 0) > card.room:
                 continue
             at = max(now, self.free_at(request, card))
             if best is None or at < best.at:

@@ -45,7 +45,7 @@ def pool_edit(pool: Pool) -> list[Moved]:
 
 
 def scene_now(pool: Pool) -> Scene:
-    return queue.picture(pool, queue.waiting_runs(pool), timezone.now(), timing.seconds_of_kinds())
+    return queue.picture(pool, queue.waiting_runs(pool), timezone.now(), timing.usual_times())
 
 
 def moved(before: Scene, after: Scene) -> list[Moved]:

@@ -21,13 +21,14 @@ from training.gpus import reserve
 from training.gpus.scene import NOBODY, Request
 from training.people.models import Role, Team, User
 from training.runs import doorbell, steer
+from training.runs.batching import count_steps
 from training.runs.measure import kept_lengths
 from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
 from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
 from training.runs.steer import ANYWHERE, Where
-from training.runs.target import target_of
+from training.runs.target import Target, target_of
 from training.runs.ways import nearest
 
 MAX_NAME = 120
@@ -71,8 +72,8 @@ def launch_run(
     """
     config = refuse_early(user, base_model, settings, where)
     team, target = team_of(user, data), target_of(where.pool)
-    memory = kept_forecast(config, base_model, kept_lengths(data, base_model, train_on_prompt=config.train_on_prompt), target)
-    request = Request(0, team.pk if team else NOBODY, user.pk, 0.0, memory["peak"] if memory else None)
+    foreseen = foresee(config, base_model, data, target)
+    request = Request(0, team.pk if team else NOBODY, user.pk, 0.0, foreseen["forecast"].get("peak"))
     steer.refuse_hopeless(request, target.pool, lambda most: nearest(config, base_model, data, most, target))
     with transaction.atomic():
         steer.refuse_full_queue(user)
@@ -84,7 +85,7 @@ def launch_run(
             data=data,
             method=config.method,
             config=settings_of(config),
-            forecast=memory or {},
+            **foreseen,
             pool=target.pool,
             priority=where.priority,
             queued_at=timezone.now(),
@@ -93,6 +94,13 @@ def launch_run(
         write_folder(run, config)
         transaction.on_commit(lambda: doorbell.ring(run.pk))
     return run
+
+
+def foresee(config: RunConfig, model: BaseModel, data: DatasetVersion, target: Target) -> dict[str, Any]:
+    """A run's steps and memory, as far as the data's lengths and the technique's law are known."""
+    lengths = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
+    steps = count_steps(lengths, config)[0] if lengths else config.max_steps
+    return {"total_steps": steps, "forecast": kept_forecast(config, model, lengths, target) or {}}
 
 
 def refuse_early(user: User, base_model: BaseModel, settings: dict[str, Any], where: Where) -> RunConfig:

@@ -43,11 +43,11 @@ def admit() -> list[int]:
         end_overdue(now)
         Run.objects.filter(state=State.QUEUED, pool=None).update(pool=default_pool())
         reserve.forget_kept(dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool")))
-        kinds = timing.seconds_of_kinds()
+        kinds = timing.usual_times()
         return [run_id for pool in Pool.objects.all() for run_id in admit_in(pool, now, kinds)]
 
 
-def admit_in(pool: Pool, now: datetime, kinds: dict[timing.Kind, float]) -> list[int]:
+def admit_in(pool: Pool, now: datetime, kinds: dict[timing.Kind, timing.Usual]) -> list[int]:
     waiting = waiting_runs(pool)
     if not waiting:
         return []
@@ -100,7 +100,7 @@ def look_once(*, but: int = 0) -> None:
 def look() -> None:
     """A pass, and every waiting run's words brought up to date."""
     look_once()
-    now, kinds = timezone.now(), timing.seconds_of_kinds()
+    now, kinds = timezone.now(), timing.usual_times()
     for pool in Pool.objects.all():
         waiting = waiting_runs(pool)
         if waiting:
@@ -148,13 +148,13 @@ def waiting_runs(pool: Pool) -> list[Run]:
     return list(rows.select_related("owner", "team").defer("config", "plan", "advice", "sparkline", "notes"))
 
 
-def picture(pool: Pool, waiting: Iterable[Run], now: datetime, kinds: dict[timing.Kind, float]) -> Scene:
+def picture(pool: Pool, waiting: Iterable[Run], now: datetime, kinds: dict[timing.Kind, timing.Usual]) -> Scene:
     running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer("config", "plan", "advice", "sparkline")
     requests = [request_of(run, now, kinds) for run in waiting]
     return scene_of(pool, now, requests, timing.expected_ends(running, kinds, now))
 
 
-def request_of(run: Run, now: datetime, kinds: dict[timing.Kind, float]) -> Request:
+def request_of(run: Run, now: datetime, kinds: dict[timing.Kind, timing.Usual]) -> Request:
     return Request(
         run=run.pk,
         team=run.team_id or NOBODY,
@@ -198,7 +198,9 @@ def end_overdue(now: datetime) -> None:
         for run_id in list(held.values_list("run_id", flat=True)):
             too_long = used_by_run(run_id, now) - float(quota.longest_seconds or 0)
             overdue = Run.objects.filter(pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=too_long)
-            overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1)
+            if overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1):
+                most = {"longest_seconds": quota.longest_seconds}
+                audit.note(None, "time used up", f"run {run_id}", team=quota.team, change=({}, most))
 
 
 def longest_of(run: Run) -> timedelta | None:

@@ -44,8 +44,22 @@ def refuse_hopeless(request: Request, pool: Pool | None, nearest: Callable[[int]
     Raises:
         UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
     """
+    if pool is not None:
+        refuse_without_devices(request, pool)
     if pool is not None and request.memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
         refuse_never(pool, request, nearest)
+
+
+def refuse_without_devices(request: Request, pool: Pool) -> None:
+    """Raises UserError: the run's team or its owner may hold no device at all, so that it would wait for ever."""
+    quota = Quota.objects.filter(pool=pool, team=request.team or None, limit=0).select_related("team").first()
+    if quota is not None:
+        who = f"Team {quota.team}" if quota.team else "Whoever has no team"
+        raise UserError(
+            f"{who} may hold no device of {pool}: the limit is 0. Choose another pool, or ask an admin.", field="pool"
+        )
+    if PersonalQuota.objects.filter(user=request.user, running=0).exists():
+        raise UserError("You may hold no device: your limit is 0. Ask an admin.")
 
 
 def refuse_full_queue(user: User) -> None:
@@ -82,6 +96,8 @@ def refuse_overdue(user: User, run: Run) -> None:
     if longest is not None and used - run.forgiven_seconds >= longest.total_seconds():
         if user.is_superuser:
             Run.objects.filter(pk=run.pk).update(forgiven_seconds=used)
+            change = {"forgiven_seconds": run.forgiven_seconds}, {"forgiven_seconds": used}
+            audit.note(user, "time forgiven", f"run {run.pk}", team=run.team, change=change)
             return
         hours = longest.total_seconds() / 3600
         raise NotAllowed(f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to let it go on.")
@@ -114,10 +130,13 @@ def note_class(user: User, run: Run) -> None:
 
 
 def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
-    """Raises NotAllowed: `urgent` is granted by admins; UserError: there is no such class."""
+    """Raises NotAllowed: `urgent` is granted by admins, as any change of a run that holds a device; UserError: no such class."""
     refuse_class(user, priority, run.priority)
     if priority == run.priority:
         return
+    if not user.is_superuser and Allocation.objects.filter(run_id=run.pk, released_at=None).exists():
+        # else a team could step out of its guarantee for a moment, have others stopped, and step in again
+        raise NotAllowed(f"{run.name} holds a device; only an admin changes its class now.")
     with transaction.atomic():
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
