@@ -145,13 +145,12 @@ def list_adapters(request: SignedIn) -> Any:
 
 
 @router.post("/import", response={201: AdapterOut})
-def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: File[UploadedFile]) -> Any:
-    """A zip of `adapter_config.json` and `adapter_model.safetensors`, made elsewhere with PEFT; `base` is in the catalog."""
+def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: File[list[UploadedFile]]) -> Any:
+    """`adapter_config.json` and `adapter_model.safetensors` made elsewhere with PEFT, or a zip; `base` is a catalog id."""
     model = BaseModel.objects.filter(pk=min(base, 2**53)).first()
     if model is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
-    assert file.file is not None
-    return 201, imports.import_version(request.user, file.file, model, name)
+    return 201, imports.import_version(request.user, file, model, name)
 
 
 @router.post("/checkpoints", response={201: AdapterOut})

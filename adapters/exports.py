@@ -59,7 +59,7 @@ def do_gguf(task: Work) -> Generator[dict[str, Any], None, None]:
         "model": str(model_folder(version)),
         "target": str(gguf_file(version, task.order["quantisation"])),
         "quantisation": task.order["quantisation"],
-        "prompts": merges.prompts_of(version)[: merges.FEWEST],
+        "prompts": merges.prompts_of(version),
     }
     yield from work.follow("adapters.programs.gguf_export", task.folder, order)
 

@@ -19,7 +19,6 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("peak_memory_bytes", "Peak memory, measured", "low"),
     ("tokens_per_second", "Tokens per second, training", "high"),
     ("answer_rate", "Tokens per second, answering", "high"),
-    ("train_seconds", "Training time", "low"),
     ("device_seconds", "Time on devices", "low"),
     ("step", "From step", ""),
 )
@@ -30,6 +29,7 @@ def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, A
     kept = version.record.get("figures", {})
     scored = {name: [reply.scores[name] for reply in replies if name in reply.scores] for name in METRICS}
     return {
+        "base": version.base_model_id,
         "heldout_loss": version.heldout_loss,
         "exact_match": version.exact_match,
         **{f"mean_{name}": mean(values) for name, values in scored.items()},
@@ -39,7 +39,6 @@ def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, A
         "peak_memory_bytes": kept.get("peak_memory_bytes"),
         "tokens_per_second": kept.get("tokens_per_second"),
         "answer_rate": rate_of(replies),
-        "train_seconds": kept.get("train_seconds"),
         "device_seconds": version.record.get("device_seconds"),
         "step": version.step,
     }
@@ -55,6 +54,7 @@ def side_of(version: AdapterVersion, replies: Sequence[Reply]) -> Side:
     return Side(
         name=str(version),
         rows={reply.row: reply.scores for reply in replies},
+        base=version.base_model_id,
         size_bytes=version.size_bytes,
         tokens_per_second=rate_of(replies),
     )

@@ -7,7 +7,7 @@ in the config are allocated before the file is read. So the config is written an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,13 @@ PART = {
 }
 
 
+def weight_of(module: str, names: Collection[str]) -> str | None:
+    """What a base's files call the weight of a module: GPT-2's on the hub leave its prefix out, a tied head is the embeddings."""
+    plain = module.removeprefix("transformer.")
+    tied = [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))] if module == "lm_head" else []
+    return next((name for name in (f"{module}.weight", f"{plain}.weight", *tied) if name in names), None)
+
+
 @dataclass(frozen=True)
 class Fit:
     """A base's name and the shapes of its weights."""
@@ -61,11 +68,8 @@ class Fit:
 
     def weight(self, module: str) -> list[int]:
         """Raises UserError: the base has no such weight."""
-        names = [f"{module}.weight", f"{module.removeprefix('transformer.')}.weight"]
-        names += (
-            [name for name in self.shapes if name.endswith(("embed_tokens.weight", "wte.weight"))] if module == "lm_head" else []
-        )
-        found = next((self.shapes[name] for name in names if name in self.shapes), None)
+        name = weight_of(module, self.shapes)
+        found = self.shapes[name] if name else None
         if found is None or len(found) != 2:
             raise UserError(
                 f"{self.name} has no weight {module[:80]!r}, which the adapter changes; choose its true base.", field="base"

@@ -61,6 +61,15 @@ def shape_of(version: AdapterVersion) -> dict[str, Any]:
     }
 
 
+def refuse_trials(given: dict[str, Any]) -> None:
+    """Raises ConfigError: trials are asked for, which begin anew each."""
+    for field in ("tune_share", "tune_minutes"):
+        if given.get(field):
+            raise ConfigError(
+                f"{field} is {given[field]!r}: trials could not go on with these weights; leave it out.", field=field
+            )
+
+
 def continue_from(
     user: User,
     version: AdapterVersion,
@@ -83,6 +92,7 @@ def continue_from(
                 f"{field} is {given[field]!r}, and the version's weights have {settings.get(field)!r}; leave it as it is.",
                 field=field,
             )
+    refuse_trials(given)
     chosen = data or version.data
     if chosen is None:
         raise Conflict("The data of this version is deleted; choose other data to go on with.", field="data")

@@ -1,4 +1,4 @@
-"""An adapter made elsewhere with PEFT, as a zip: looked through before anything of it is kept. No torch, and nothing is run.
+"""An adapter made elsewhere with PEFT: looked through before anything of it is kept. No torch, and nothing is run.
 
 Only safetensors and a config whose every key is known are taken; its base must be a model of the catalog that the weights fit.
 """
@@ -10,11 +10,13 @@ import shutil
 import stat
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from django.conf import settings
+from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 
 from adapters.fit import Fit, fitted
@@ -42,8 +44,8 @@ class Looked:
     parameters: int
 
 
-def import_version(user: User, upload: IO[bytes], base: BaseModel, name: str) -> AdapterVersion:
-    """Take in a zip with `adapter_config.json` and `adapter_model.safetensors`, in its root or one folder.
+def import_version(user: User, uploads: Sequence[UploadedFile[Any]], base: BaseModel, name: str) -> AdapterVersion:
+    """Take in `adapter_config.json` and `adapter_model.safetensors`: as they are, or in a zip, in its root or one folder.
 
     Raises:
         UserError: what is wrong with it, and what to do. Nothing of it is kept then.
@@ -57,7 +59,7 @@ def import_version(user: User, upload: IO[bytes], base: BaseModel, name: str) ->
     root.mkdir(exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
     try:
-        unpack(upload, aside)
+        take_in(uploads, aside)
         looked = look_through(aside, base)
         # A name, not a path or an address that a library might go to.
         config = {**looked.config, "base_model_name_or_path": base.name}
@@ -82,6 +84,29 @@ def import_version(user: User, upload: IO[bytes], base: BaseModel, name: str) ->
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return version
+
+
+def take_in(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
+    """The two files, whatever else was chosen with them, or what is in the one zip."""
+    named = {str(upload.name): upload for upload in uploads}
+    if not any(name in named for name in ADAPTER):
+        if len(uploads) != 1:
+            raise UserError(f"Choose one zip, or {' and '.join(ADAPTER)} together.", field="file")
+        unpack(opened(uploads[0]), target)
+        return
+    for wanted in ADAPTER:
+        if wanted not in named:
+            raise UserError(f"{wanted} is missing; choose {' and '.join(ADAPTER)} together.", field="file")
+        limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
+        if (named[wanted].size or 0) > limit:
+            raise TooLarge(f"{wanted} has more than {limit / 1e6:,.1f} MB.", field="file")
+        with (target / wanted).open("xb") as file:
+            shutil.copyfileobj(opened(named[wanted]), file)
+
+
+def opened(upload: UploadedFile[Any]) -> IO[bytes]:
+    assert upload.file is not None, "a form's file has been received"
+    return upload.file
 
 
 def unpack(upload: IO[bytes], target: Path) -> None:

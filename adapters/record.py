@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.utils import timezone
-
-from training.gpus.models import Allocation
+from training.gpus.ledger import used_by_run
 from training.runs.models import Run
 from training.runs.state_words import figures_of
 
 
-def record_of(run: Run) -> dict[str, Any]:
-    """Units: seconds, bytes."""
+def record_of(run: Run, step: int) -> dict[str, Any]:
+    """What is true of a run at one of its steps. Units: seconds, bytes; the time up to a step is its share of the run's."""
+    share = min(1.0, step / run.step) if run.step else 1.0
     return {
         "settings": run.config,
         "seed": run.config.get("seed"),
@@ -26,20 +25,8 @@ def record_of(run: Run) -> dict[str, Any]:
         "versions": run.plan.get("versions", {}),
         "device": run.plan.get("device", ""),
         "precision": run.plan.get("precision", ""),
-        "figures": {**figures_of(run), "train_seconds": seconds_since_start(run)},
+        "figures": figures_of(run),
         "forecast_bytes": run.forecast.get("peak"),
-        "device_seconds": device_seconds(run),
+        "device_seconds": share * used_by_run(run.pk),
         "run": {"id": run.pk, "name": run.name},
     }
-
-
-def seconds_since_start(run: Run) -> float | None:
-    """A run that is just ending has no end yet."""
-    return ((run.finished_at or timezone.now()) - run.started_at).total_seconds() if run.started_at else None
-
-
-def device_seconds(run: Run) -> float:
-    """How long it has held devices, all together."""
-    held = Allocation.objects.filter(run_id=run.pk).values_list("started_at", "released_at")
-    now = timezone.now()
-    return sum(((released or now) - started).total_seconds() for started, released in held)

@@ -97,7 +97,7 @@ def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
             heldout_loss=measured.heldout_loss,
             trainable_parameters=measured.trainable_parameters,
         )
-        version.files, version.size_bytes, version.record = files, bytes_of(files), record_of(run)
+        version.files, version.size_bytes, version.record = files, bytes_of(files), record_of(run, measured.step)
         version.save()
         move_in(version, aside)
     return version

@@ -1,7 +1,8 @@
 """One sentence for two versions that the figures support, or that no difference is shown. Pure.
 
 Rows that count 0 or 1 are told apart by McNemar's exact test (the binomial test of the rows where the two differ), others by
-Wilcoxon's signed-rank test; both pair the same prompts. With several pairs on a page the p-values are Holm's (1979).
+Wilcoxon's signed-rank test; both pair the same prompts. Of each group of metrics one is tested; with several groups and pairs
+on a page the p-values are Holm's (1979). Perplexities are compared only where a token is the same piece of text: on one base.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ SURE = 0.05
 FEWEST_ROWS = 10
 SAME_SHARE = 0.02  # sizes and speeds closer than this are called the same
 SURPRISE = "perplexity"
-ORDER = ("exact", "normalised", "fields", "rouge_l", SURPRISE)
+GROUPS = (("exact", "normalised"), ("fields", "json_valid", "rouge_l", "chrf"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A version in a comparison: its name, its scores by row, and what it costs. Units: bytes, tokens a second."""
+    """A version in a comparison: its name, its base, its scores by row, and what it costs. Units: bytes, tokens a second."""
 
     name: str
     rows: dict[int, dict[str, float]]
+    base: int = 0
     size_bytes: int = 0
     tokens_per_second: float | None = None
 
@@ -38,6 +40,27 @@ class Finding:
     means: tuple[float, float]
     p: float
 
+    @property
+    def apart(self) -> bool:
+        return self.means[0] != self.means[1]
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """The better one first."""
+        low, high = sorted((self.first, self.second), key=lambda side: self.means[side is self.second])
+        return (high, low) if METRICS[self.metric].better == "high" else (low, high)
+
+    @property
+    def figures(self) -> str:
+        share = METRICS[self.metric].share
+        best, worst = (shown(self.means[side is self.second], share=share) for side in self.sides)
+        return f"{best} against {worst}"
+
+    @property
+    def named(self) -> str:
+        title = METRICS[self.metric].title
+        return title if title.isupper() or "-" in title or title == "chrF" else title[0].lower() + title[1:]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -49,24 +72,36 @@ class Verdict:
 def verdicts(sides: Sequence[Side]) -> list[Verdict]:
     """One for each pair, in order: what tells them apart, and how the expected answers surprise them."""
     pairs = list(combinations(sides, 2))
-    found = [(finding(pair, ORDER), finding(pair, (SURPRISE,))) for pair in pairs]
-    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair if one is not None}
+    found = [findings(pair) for pair in pairs]
+    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair if one.apart}
     sure_of = dict(zip(tests, holm(list(tests.values())), strict=True))
-    told = []
-    for place, ((first, second), (main, surprise)) in enumerate(zip(pairs, found, strict=True)):
-        if main is None:
-            told.append(Verdict(f"{first.name} and {second.name}: too few scored rows in common for a test.", sure=False))
-            continue
-        verdict = sentence(main, sure_of[place, main.metric])
-        if surprise is not None and main.metric != SURPRISE:
-            words = f"{verdict.words} {surprise_words(surprise, sure_of[place, SURPRISE])}".strip()
-            verdict = Verdict(words, verdict.sure, verdict.winner)
-        told.append(verdict)
-    return told
+    return [
+        verdict(pair, [(one, sure_of.get((place, one.metric), 1.0)) for one in of_pair])
+        for place, (pair, of_pair) in enumerate(zip(pairs, found, strict=True))
+    ]
+
+
+def findings(pair: tuple[Side, Side]) -> list[Finding]:
+    """One of each group, those that compare replies first."""
+    groups = (*GROUPS, (SURPRISE,)) if pair[0].base == pair[1].base else GROUPS
+    return [found for group in groups if (found := finding(pair, group)) is not None]
+
+
+def verdict(pair: tuple[Side, Side], tested: Sequence[tuple[Finding, float]]) -> Verdict:
+    """What is sure of the replies leads; where replies are the same, the surprise may."""
+    if not tested:
+        return Verdict(f"{pair[0].name} and {pair[1].name}: too few scored rows in common for a test.", sure=False)
+    apart = [(one, p) for one, p in tested if one.apart]
+    replies = [(one, p) for one, p in apart if one.metric != SURPRISE]
+    sure = [(one, p) for one, p in replies if p < SURE]
+    main, p = (sure or replies or apart or list(tested))[0]
+    told = sentence(main, p, beside=[one.named for one, _ in replies if one is not main])
+    more = [also_words(one, p) for one, p in apart if one is not main and p < SURE]
+    return Verdict(" ".join([told.words, *more]), told.sure, told.winner)
 
 
 def finding(pair: tuple[Side, Side], metrics: Sequence[str]) -> Finding | None:
-    """The test of the first metric that tells the two apart; None with fewer than FEWEST_ROWS rows in common."""
+    """The test of the first of the metrics that tells the two apart; None with fewer than FEWEST_ROWS rows in common."""
     first, second = pair
     last = None
     for metric in metrics:
@@ -76,7 +111,7 @@ def finding(pair: tuple[Side, Side], metrics: Sequence[str]) -> Finding | None:
         ours, theirs = ([side.rows[row][metric] for row in rows] for side in (first, second))
         means = (mean(ours) or 0.0, mean(theirs) or 0.0)
         last = Finding(first, second, metric, len(rows), means, p_value(ours, theirs, counts=METRICS[metric].counts))
-        if means[0] != means[1]:
+        if last.apart:
             return last
     return last
 
@@ -103,31 +138,28 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def sentence(found: Finding, p: float) -> Verdict:
-    metric = METRICS[found.metric]
-    low, high = sorted((found.first, found.second), key=lambda side: found.means[side is found.second])
-    better, worse = (high, low) if metric.better == "high" else (low, high)
-    best, worst = (found.means[side is found.second] for side in (better, worse))
-    figures = f"{shown(best, share=metric.share)} against {shown(worst, share=metric.share)} on {found.rows:,} rows"
+def sentence(found: Finding, p: float, beside: Sequence[str] = ()) -> Verdict:
+    """`beside`: other metrics that were tested and show nothing either, if this one does not."""
+    better, worse = found.sides
+    figures = f"{found.figures} on {found.rows:,} rows"
     costs = "; ".join(filter(None, (size_words(better, worse), speed_words(better, worse))))
     tail = f"; {costs}" if costs else ""
-    named = metric.title if metric.title.isupper() or "-" in metric.title else metric.title[0].lower() + metric.title[1:]
     if p >= SURE:
-        return Verdict(
-            f"No difference shown between {better.name} and {worse.name}: {named} {figures}, p {p_words(p)}{tail}.", sure=False
-        )
-    return Verdict(
-        f"{better.name} beats {worse.name} on {named}, {figures}, p {p_words(p)}{tail}.", sure=True, winner=better.name
-    )
+        nor = f", nor on {', '.join(beside)}" if beside else ""
+        words = f"No difference shown between {better.name} and {worse.name}: {found.named} {figures}, p {p_words(p)}{nor}{tail}."
+        return Verdict(words, sure=False)
+    words = f"{better.name} beats {worse.name} on {found.named}, {figures}, p {p_words(p)}{tail}."
+    return Verdict(words, sure=True, winner=better.name)
 
 
-def surprise_words(found: Finding, p: float) -> str:
-    """Nothing unless it is sure."""
-    if p >= SURE:
-        return ""
-    low, high = sorted((found.first, found.second), key=lambda side: found.means[side is found.second])
-    figures = f"{shown(min(found.means), share=False)} against {shown(max(found.means), share=False)}"
-    return f"{low.name} is less surprised by the expected answers than {high.name}: perplexity {figures}, p {p_words(p)}."
+def also_words(found: Finding, p: float) -> str:
+    """Of what is sure beside the main finding."""
+    better, worse = found.sides
+    if found.metric == SURPRISE:
+        told = f"{better.name} is less surprised by the expected answers than {worse.name}: perplexity"
+    else:
+        told = f"{better.name} is better on {found.named}:"
+    return f"{told} {found.figures}, p {p_words(p)}."
 
 
 def shown(value: float, *, share: bool) -> str:

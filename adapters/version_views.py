@@ -84,13 +84,13 @@ def import_page(request: SignedIn) -> HttpResponse:
 
 
 def take(request: SignedIn) -> AdapterVersion:
-    upload = request.FILES.get("file")
-    if upload is None or upload.file is None or isinstance(upload, list):
-        raise UserError("Choose a zip file.", field="file")
+    uploads = request.FILES.getlist("file")
+    if not uploads:
+        raise UserError("Choose a zip, or the two files of the adapter.", field="file")
     base = BaseModel.objects.filter(pk=number(request.POST.get("base", ""))).first()
     if base is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
-    return imports.import_version(request.user, upload.file, base, request.POST.get("name", ""))
+    return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
 
 
 def disk(request: SignedIn) -> HttpResponse:

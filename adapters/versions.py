@@ -18,6 +18,7 @@ from training.people.models import User
 from training.people.visible import may_change
 from training.runs.keep import MAX_NOTES, packed_tags
 from training.runs.models import Run
+from training.runs.states import OPEN
 
 MOST_RELATED = 60
 MOST_RUNS, MOST_SHOWN = 500, 100
@@ -45,11 +46,14 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     """Delete a version with its files, its merged model and what was worked out of it; returns the bytes freed.
 
     Raises:
-        UserError: `name` is not its name. Conflict: a deployment answers with it.
+        UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has not ended begins with it.
     """
     may_change(user, version)
     if one_line(name) != str(version):
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
+    going_on = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
+    if going_on is not None:
+        raise Conflict(f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it end, or stop it first.")
     ggufs = exports.gguf_file(version, "any").parent
     folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
     compared = [

@@ -22,9 +22,11 @@ with quick_imports():
     from safetensors import safe_open
     from torch import Tensor
 
+    from adapters.fit import weight_of
     from adapters.programs.outputs import output_similarity
     from adapters.programs.speak import run, say
     from adapters.programs.updates import Update, updates_of
+    from training.errors import UserError
 
 DIRECTIONS = 8  # singular vectors of each update that are compared
 LAYER = re.compile(r"\.(\d+)\.")
@@ -67,10 +69,12 @@ def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
     files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
     held = {name: file for file in files for name in names_in(file)}
     for module, make in updates_of(member.folder, member.method):
-        name = f"{module}.weight"
-        if name in held:
+        name = weight_of(module, held)
+        if name is not None:
             weight = held[name].get_tensor(name).float()
             yield module, make(weight), float(weight.norm())
+        elif member.method != "full":
+            raise UserError(f"The base of {member.key} has no weight {module!r}, which the adapter changes.")
 
 
 def names_in(file: Any) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from django.conf import settings
+from django.core.files.uploadedfile import SimpleUploadedFile
 
 from adapters import imports
 from adapters.models import AdapterVersion
@@ -38,8 +39,7 @@ def zipped(files, prefix=""):
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name if isinstance(name, zipfile.ZipInfo) else prefix + name, content)
-    held.seek(0)
-    return held
+    return [SimpleUploadedFile("adapter.zip", held.getvalue())]
 
 
 def configured(files, **changes):
@@ -162,7 +162,7 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
     from tests import tiny
     from training.catalog.models import BaseModel
 
-    refused(alice, base_model, io.BytesIO(b"PK\x03\x04 no"), "no zip file")
+    refused(alice, base_model, [SimpleUploadedFile("a.zip", b"PK\x03\x04 no")], "no zip file")
     wide = BaseModel.objects.create(
         name="wide", source="folder", location=str(tiny.make_model(tmp_path / "wide", hidden=64)), state="ready", card={}
     )
@@ -180,9 +180,24 @@ def refused(user, base, held, words):
     assert not list((Path(settings.HOME) / "adapters").glob(".import-*"))
 
 
-def test_the_page_keeps_what_was_typed_and_tells_what_is_wrong(as_alice, base_model):
-    from django.core.files.uploadedfile import SimpleUploadedFile
+def test_the_two_files_are_taken_as_they_are_and_nothing_that_was_chosen_with_them(as_alice, base_model, made):
+    chosen = [SimpleUploadedFile(name, content) for name, content in {**made, "optimizer.pt": b"pickled"}.items()]
+    answer = as_alice.post("/adapters/import", {"name": "Both", "base": base_model.pk, "file": chosen})
+    version = AdapterVersion.objects.get()
+    assert answer.url == f"/adapters/{version.pk}"
+    assert sorted(path.name for path in version.folder.iterdir()) == sorted(made)
 
+
+@pytest.mark.parametrize("left", [WEIGHTS, CONFIG])
+def test_one_of_the_two_files_is_not_enough(alice, base_model, made, left):
+    refused(alice, base_model, [SimpleUploadedFile(left, made[left])], "is missing; choose adapter_model")
+
+
+def test_several_zips_are_refused(alice, base_model):
+    refused(alice, base_model, [SimpleUploadedFile(name, b"PK") for name in ("a.zip", "b.zip")], "Choose one zip, or")
+
+
+def test_the_page_keeps_what_was_typed_and_tells_what_is_wrong(as_alice, base_model):
     file = SimpleUploadedFile("a.zip", b"no zip")
     answer = as_alice.post("/adapters/import", {"file": file, "base": base_model.pk, "name": "My lights"})
     assert answer.status_code == 400

@@ -88,3 +88,34 @@ def test_where_exact_answers_say_nothing_the_surprise_may():
     (told,) = verdicts([one, three])
     assert told.words.startswith("No difference shown between v3 and v1: exact match 5 % against 0 %")
     assert told.words.endswith("v1 is less surprised by the expected answers than v3: perplexity 1.6 against 1.99, p < 0.001.")
+
+
+def test_what_the_fields_show_is_told_where_exact_answers_show_nothing():
+    first = Side(name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8} for row in range(40)})
+    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.6} for row in range(40)})
+    (told,) = verdicts([first, second])
+    assert told.sure and told.winner == "v1"
+    assert told.words == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
+
+
+def test_two_findings_of_which_each_is_sure_are_both_told():
+    first = Side(name="v1", rows={row: {"exact": float(row < 30), "fields": 0.7} for row in range(40)})
+    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9} for row in range(40)})
+    (told,) = verdicts([first, second])
+    assert told.words.startswith("v1 beats v2 on exact match, 75 % against 10 % on 40 rows, p < 0.001.")
+    assert told.words.endswith("v2 is better on fields right: 90 % against 70 %, p < 0.001.")
+
+
+def test_where_nothing_is_shown_all_that_was_tested_is_named():
+    first = Side(name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8 + row % 2 / 10} for row in range(12)})
+    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9 - row % 2 / 10} for row in range(12)})
+    (told,) = verdicts([first, Side(name="v2", rows={**second.rows, 0: {"exact": 1.0, "fields": 0.5}})])
+    assert told.words.startswith("No difference shown between v1 and v2: exact match 42 % against 33 % on 12 rows, p = 1")
+    assert "nor on fields right" in told.words
+
+
+def test_perplexities_of_two_bases_are_not_compared():
+    one = Side(name="v1", base=1, rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in range(20)})
+    two = Side(name="v2", base=2, rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in range(20)})
+    (told,) = verdicts([one, two])
+    assert not told.sure and "perplexity" not in told.words

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from adapters import deploy, go_on, shelf, versions
 from adapters.deploy import Answering
 from adapters.models import AdapterVersion, Work
+from adapters.record import record_of
 from tests import tiny
 from tests.shelf import put_on_shelf, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
+from training.gpus.models import Allocation, Device
 from training.runs.models import Event, Run
 
 pytestmark = pytest.mark.django_db
@@ -201,3 +205,27 @@ def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
     page = client.get(f"/adapters/{put_on_shelf(run).pk}").content.decode()
     assert "Its owner, alice, can merge it" in page
     assert "Push to a hub" not in page
+
+
+def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained):
+    run = go_on.continue_from(alice, trained)
+    with pytest.raises(Conflict, match=f"Run {run.pk}, Lights, begins with the weights of Lights v1"):
+        versions.delete_version(alice, trained, "Lights v1")
+    Run.objects.filter(pk=run.pk).update(state="stopped")
+    versions.delete_version(alice, trained, "Lights v1")
+
+
+def test_a_run_from_a_version_has_no_trials(alice, trained):
+    with pytest.raises(ConfigError, match=r"tune_share is 0\.3: trials could not go on"):
+        go_on.continue_from(alice, trained, changes={"tune_share": 0.3})
+
+
+def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):
+    run, now = trained.run, timezone.now()
+    Allocation.objects.filter(run_id=run.pk).delete()
+    held = {"started_at": now - timedelta(seconds=100), "released_at": now}
+    Allocation.objects.create(device=Device.objects.get(), run_id=run.pk, user=run.owner, reserved_bytes=1, **held)
+    Run.objects.filter(pk=run.pk).update(step=10)
+    run.refresh_from_db()
+    assert record_of(run, 10)["device_seconds"] == pytest.approx(100)
+    assert record_of(run, 4)["device_seconds"] == pytest.approx(40)

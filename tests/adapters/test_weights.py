@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from adapters.programs import weights
 from adapters.programs.outputs import cka
@@ -14,6 +15,7 @@ from tests.engine.test_methods import CPU, make
 from training.engine.merge import merged
 from training.engine.model import load_base
 from training.engine.weights import write_weights
+from training.errors import UserError
 
 
 def saved(folder, method, target, **more):
@@ -103,3 +105,27 @@ def test_cka_forgets_rotation_and_scale_and_knows_strangers():
     turn = torch.linalg.qr(torch.randn(8, 8))[0]
     assert cka(x, 3 * x @ turn) == pytest.approx(1.0, abs=1e-4)
     assert cka(x, torch.randn(200, 8)) < 0.2
+
+
+def renamed(base, change):
+    """The base's file with other names, as a hub may have them."""
+    path = next(base.glob("*.safetensors"))
+    save_file({change(name): value for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_path):
+    base = families.save("gpt2", tmp_path / "base")
+    folder = saved(base, "lora", tmp_path / "adapter")
+    members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
+    before = weights.compare({"members": members, "prompts": []})["moved"]["1"]
+    renamed(base, lambda name: name.removeprefix("transformer."))
+    assert weights.compare({"members": members, "prompts": []})["moved"]["1"] == before
+    assert before and all(before.values())
+
+
+def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_empty_map(tmp_path):
+    base = families.save("llama", tmp_path / "base")
+    folder = saved(base, "lora", tmp_path / "adapter")
+    renamed(base, lambda name: name.replace("q_proj", "query"))
+    with pytest.raises(UserError, match="has no weight 'model"):
+        weights.compare({"members": [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}], "prompts": []})

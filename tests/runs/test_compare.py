@@ -145,3 +145,9 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(trained, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     with pytest.raises(CommandError, match=r"pip install 'snapml\[tensorboard\]'"):
         call_command("export", trained.pk, str(tmp_path), to="tensorboard")
+
+
+def test_losses_of_two_bases_have_no_best():
+    runs = [{"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5}, {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9}]
+    marks = {name: [best for _, best in cells] for name, _, cells in figures(runs)}
+    assert marks == {"heldout_loss": [False, False], "peak_memory_bytes": [True, False]}

@@ -17,8 +17,11 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
     ("tokens_per_second", "Tokens per second", "high"),
     ("trainable_parameters", "Trainable parameters", "low"),
     ("step", "Steps", ""),
-    ("train_seconds", "Training time", "low"),
+    ("device_seconds", "Time on devices", "low"),
 )
+
+# A token of another base is another piece of text, so that these tell nothing across bases.
+PER_TOKEN = {"best_heldout_loss", "perplexity", "heldout_loss", "loss", "mean_perplexity"}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -43,9 +46,14 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]
 def figures(
     runs: Sequence[dict[str, Any]], shown: Sequence[tuple[str, str, str]] = FIGURES
 ) -> list[tuple[str, str, list[tuple[Any, bool]]]]:
-    """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values share the mark."""
+    """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values share the mark.
+
+    Of what counts by token none is the best where the bases differ (`base` of each run).
+    """
     table = []
-    for name, title, better in shown:
+    alike = len({run.get("base") for run in runs}) == 1
+    for name, title, way in shown:
+        better = way if alike or name not in PER_TOKEN else ""
         values = [run.get(name) for run in runs]
         known = [value for value in values if value is not None]
         if not known:

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.utils import timezone
 
+from training.gpus.ledger import used_by_run
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
@@ -82,6 +83,7 @@ def seconds_left(run: Run) -> float | None:
 def figures_of(run: Run) -> dict[str, Any]:
     """What a comparison shows of a run; see `compare.FIGURES`."""
     return {
+        "base": run.base_model_id,
         "best_heldout_loss": run.best_heldout_loss,
         "perplexity": math.exp(min(run.best_heldout_loss, 700.0)) if run.best_heldout_loss is not None else None,
         "exact_match": run.exact_match,
@@ -91,5 +93,5 @@ def figures_of(run: Run) -> dict[str, Any]:
         "tokens_per_second": run.tokens_per_second,
         "trainable_parameters": run.plan.get("trainable_parameters"),
         "step": run.step or None,
-        "train_seconds": (run.finished_at - run.started_at).total_seconds() if run.started_at and run.finished_at else None,
+        "device_seconds": used_by_run(run.pk) if run.started_at else None,
     }
