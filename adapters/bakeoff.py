@@ -14,12 +14,12 @@ from adapters.answers import Column
 from adapters.card import plain
 from adapters.figures import rate_of
 from adapters.models import AdapterVersion, PromptSet, Reply
-from adapters.record import device_seconds
 from adapters.scores import mean
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import TABLE
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.gpus.ledger import used_by_run
 from training.people.models import User
 from training.runs.launch import MAX_NAME, launch_run, refuse_unready, team_of
 from training.runs.models import Run, Sweep
@@ -54,10 +54,10 @@ def settings_for(method: str, budget: Budget) -> dict[str, Any]:
 def launch_bakeoff(
     user: User, base_model: BaseModel, data: DatasetVersion, budget: Budget, *, name: str = "", where: Where = ANYWHERE
 ) -> Sweep:
-    """A run of each method, all or none.
+    """A run of each method; one that could never start here is left out, and the report says why.
 
     Raises:
-        UserError: a budget that cannot be; whatever a launch refuses.
+        UserError: a budget that cannot be; whatever a launch refuses; no method could start.
     """
     refuse_unready(base_model)
     if not 1 <= budget.max_steps <= MOST_STEPS:
@@ -67,9 +67,18 @@ def launch_bakeoff(
         sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid={GRID: list(METHODS)})
         for method in METHODS:
             asked: dict[str, Any] = {"base_model": base_model, "data": data, "settings": settings_for(method, budget)}
-            run = launch_run(user, **asked, name=f"{title}: {TABLE[method].title}", where=where)
+            try:
+                run = launch_run(user, **asked, name=f"{title}: {TABLE[method].title}", where=where)
+            except (Conflict, NotAllowed):  # not the method's fault
+                raise
+            except UserError as error:
+                sweep.refused[method] = error.message
+                continue
             run.sweep = sweep
             run.save(update_fields=["sweep"])
+        if len(sweep.refused) == len(METHODS):
+            raise UserError(next(iter(sweep.refused.values())))
+        sweep.save(update_fields=["refused"])
     return sweep
 
 
@@ -118,7 +127,7 @@ def row_of(
     peak, most = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
     loss, best = run.best_heldout_loss, full.best_heldout_loss if full else None
     exact = mean([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
-    rate, seconds = rate_of(replies), device_seconds(run)
+    rate, seconds = rate_of(replies), used_by_run(run.pk)
     return Row(
         run=run,
         version=version,
@@ -192,12 +201,18 @@ def cells(row: Row) -> list[str]:
     return [told(getattr(row, name), kind) for name, _, kind in COLUMNS]
 
 
-def as_csv(rows: list[Row]) -> str:
+def left_out(sweep: Sweep) -> list[tuple[str, str]]:
+    """Title and reason of each method that was not started."""
+    return [(TABLE[method].title, sweep.refused[method]) for method in METHODS if method in sweep.refused]
+
+
+def as_csv(sweep: Sweep, rows: list[Row]) -> str:
     """Plain numbers: bytes, shares of 1, minutes."""
     held = io.StringIO()
     writer = csv.writer(held)
     writer.writerow(["Method", *(title for _, title, _ in COLUMNS)])
     writer.writerows([row.title, *(getattr(row, name) for name, _, _ in COLUMNS)] for row in rows)
+    writer.writerows([title, f"not started: {why}"] for title, why in left_out(sweep))
     return held.getvalue()
 
 
@@ -205,4 +220,5 @@ def as_markdown(sweep: Sweep, rows: list[Row]) -> str:
     head = ["Method", *(title for _, title, _ in COLUMNS)]
     lines = [f"# {plain(sweep.name)}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join([row.title, *cells(row)])} |" for row in rows]
+    lines += [f"\n{title} was not started: {plain(why)}" for title, why in left_out(sweep)]
     return "\n".join(lines) + "\n"

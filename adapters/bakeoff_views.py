@@ -77,6 +77,7 @@ def show(request: SignedIn, sweep_id: int) -> HttpResponse:
         "sweep": found,
         "rows": [(row, describe(row.run), bakeoff.cells(row)) for row in rows],
         "columns": bakeoff.COLUMNS,
+        "left_out": bakeoff.left_out(found),
         "over": over,
         "asked": tasks.exists(),
         "pending": pending,
@@ -99,7 +100,9 @@ def export(request: SignedIn, sweep_id: int) -> HttpResponse:
     found = seen(request, sweep_id)
     rows = bakeoff.report(found)
     ending = "md" if request.GET.get("as") == "md" else "csv"
-    text, kind = (bakeoff.as_markdown(found, rows), "text/markdown") if ending == "md" else (bakeoff.as_csv(rows), "text/csv")
+    text, kind = (
+        (bakeoff.as_markdown(found, rows), "text/markdown") if ending == "md" else (bakeoff.as_csv(found, rows), "text/csv")
+    )
     answer = HttpResponse(text, content_type=kind)
     answer["Content-Disposition"] = f'attachment; filename="bake-off-{found.pk}.{ending}"'
     return answer

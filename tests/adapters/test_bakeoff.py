@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from django.urls import reverse
 
 from adapters import bakeoff, shelf
 from adapters.bakeoff import METHODS, Budget
@@ -43,6 +44,26 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
     assert not bakeoff.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
 
 
+def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
+    as_alice, alice, base_model, data, device, no_bell, monkeypatch
+):
+    plain = bakeoff.launch_run
+
+    def launch_run(user, *, settings, **more):
+        if settings["method"] == "full":
+            raise UserError("This run can never start in CPU: it needs 112.0 GB.")
+        return plain(user, settings=settings, **more)
+
+    monkeypatch.setattr(bakeoff, "launch_run", launch_run)
+    made = bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80))
+    assert {run.method for run in made.runs.all()} == set(METHODS) - {"full"}
+    page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
+    assert "Not started: This run can never start in CPU: it needs 112.0 GB." in page
+    rows = bakeoff.report(made)
+    assert "Full fine-tuning,not started: This run" in bakeoff.as_csv(made, rows)
+    assert "Full fine-tuning was not started: This run" in bakeoff.as_markdown(made, rows)
+
+
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
     with pytest.raises(UserError):
         bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80))
@@ -72,7 +93,7 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
         )
     lora = next(row for row in bakeoff.report(baked) if row.run.method == "lora")
     assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
-    table = list(csv.reader(io.StringIO(bakeoff.as_csv(bakeoff.report(baked)))))
+    table = list(csv.reader(io.StringIO(bakeoff.as_csv(baked, bakeoff.report(baked)))))
     assert [row[0] for row in table[1:]] == [row.title for row in rows.values()]
     assert "| LoRA |" in bakeoff.as_markdown(baked, bakeoff.report(baked))
 

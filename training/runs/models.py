@@ -20,6 +20,7 @@ class Sweep(Owned):
 
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)  # of a bake-off: method -> why
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
