@@ -175,11 +175,14 @@ def drawn(deployment: Deployment) -> AdapterVersion:
 
 
 def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
-    """Where the weights lie that answer for a version: merged if that is wished for and done, else base and adapter."""
+    """Where the weights lie that answer for a version: merged if that is wished for and done, else base and adapter.
+
+    `lora` is for a server at INFERENCE_URL that is not ours, which knows no merged model of ours.
+    """
     if version.whole_model:
         return {"base": str(version.folder), "base_sha256": version.sha256}
     if merge and merges.is_merged(version):
-        return {"base": str(version.merged_folder), "base_sha256": version.sha256}
+        return {"base": str(version.merged_folder), "base_sha256": version.sha256, "lora": str(version.folder)}
     return {
         "base": str(version.base_model.folder),
         "quantised": TABLE[version.method].quantised,

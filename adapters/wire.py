@@ -53,9 +53,10 @@ async def asked(path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=headers) as client:
             response = await send(client, path, body)
-            if response.status_code == httpx.codes.NOT_FOUND and body["snapml"].get("adapter"):
+            adapter = body["snapml"].get("adapter") or body["snapml"].get("lora")
+            if response.status_code == httpx.codes.NOT_FOUND and adapter:
                 await response.aclose()
-                named = {"lora_name": body["model"], "lora_path": body["snapml"]["adapter"]}
+                named = {"lora_name": body["model"], "lora_path": adapter}
                 await client.post(f"{settings.INFERENCE_URL}/v1/load_lora_adapter", json=named)
                 response = await send(client, path, body)
             try:

@@ -74,36 +74,14 @@ class Child:
             self.process.wait()
 
 
-def engine_room(host: str, port: int) -> list[Child]:
-    """Web, worker and inference. The worker's patience covers a step and a checkpoint of a large model."""
-    inference_port = settings_port()
-    return [
-        Child(
-            "web",
-            [
-                sys.executable,
-                "-m",
-                "snapml_site.web",
-                "-v",
-                "0",
-                "-b",
-                host,
-                "-p",
-                str(port),
-                "--no-server-name",
-                "snapml_site.asgi:application",
-            ],
-            patience_seconds=10,
-        ),
-        Child("worker", [sys.executable, MANAGE, "worker"], patience_seconds=180),
-        Child(
-            "inference",
-            [sys.executable, "-m", "adapters.inference", inference_port],
-            patience_seconds=10,
-            environment=child_environment("INFERENCE_TOKEN"),
-        ),
-    ]
-
-
-def settings_port() -> str:
-    return os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
+def engine_room(host: str, port: int, *, own_inference: bool = True) -> list[Child]:
+    """Web, worker and, unless another server answers, inference. The worker's patience covers a step and a checkpoint."""
+    served = ["-v", "0", "-b", host, "-p", str(port), "--no-server-name", "snapml_site.asgi:application"]
+    web = Child("web", [sys.executable, "-m", "snapml_site.web", *served], patience_seconds=10)
+    worker = Child("worker", [sys.executable, MANAGE, "worker"], patience_seconds=180)
+    if not own_inference:
+        return [web, worker]
+    port_of_inference = os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "adapters.inference", port_of_inference]
+    environment = child_environment("INFERENCE_TOKEN")
+    return [web, worker, Child("inference", command, patience_seconds=10, environment=environment)]

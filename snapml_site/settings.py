@@ -9,7 +9,7 @@
 | SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
 | SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach | none |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
-| INFERENCE_URL, INFERENCE_TOKEN | the inference program; `manage.py up` sets them | none |
+| INFERENCE_URL, INFERENCE_TOKEN | the inference program, or one that speaks OpenAI's API | set by `manage.py up` |
 """
 
 import os

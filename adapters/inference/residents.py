@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Set
@@ -51,6 +52,13 @@ class Residents:
                 del self.held[base]
         if self.held and self.used_bytes + needed > self.room_bytes:
             raise NoRoom
+
+    def let_go(self) -> None:
+        """Nobody asks any more."""
+        self.held.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def used_bytes(self) -> int:

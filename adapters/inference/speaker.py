@@ -10,6 +10,7 @@ import os
 import queue
 import time
 from collections import deque
+from contextlib import suppress
 
 import torch
 
@@ -23,6 +24,7 @@ from training.errors import UserError
 
 MAX_ROWS = 16  # under way at once
 
+IDLE_SECONDS = 900.0  # without a question; then the memory is left to training, and the next question loads its base anew
 HUNG_UP: Said = {"error": "The caller hung up."}
 
 
@@ -74,11 +76,14 @@ class Speaker:
 
     def _take_questions(self) -> None:
         """Take what waits, in order, while there is room; block only when there is nothing to say."""
+        self._forget_callers()
         while sum(len(batch.answers) for _, batch in self.batches) < MAX_ROWS:
             if not self.waiting:
                 try:
-                    self.waiting.append(self.desk.arrived.get(block=not self.batches))
+                    self.waiting.append(self.desk.arrived.get(block=not self.batches, timeout=IDLE_SECONDS))
                 except queue.Empty:
+                    if not self.batches:
+                        self.residents.let_go()
                     return
             question = self.waiting[0]
             try:
@@ -90,11 +95,20 @@ class Speaker:
             self.waiting.popleft()
             self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
 
+    def _forget_callers(self) -> None:
+        """Whoever hung up gives their place back at once, wherever they stand in the line."""
+        with suppress(queue.Empty):
+            while True:
+                self.waiting.append(self.desk.arrived.get_nowait())
+        gone, there = deque[Question](), deque[Question]()
+        for question in self.waiting:
+            (gone if question.hung_up.is_set() else there).append(question)
+        self.waiting = there
+        for question in gone:
+            self.desk.last_word(question, HUNG_UP)
+
     def _take(self, question: Question) -> bool:
         """Begin its answer; False if it has to wait until others have been answered."""
-        if question.hung_up.is_set():
-            self.desk.last_word(question, HUNG_UP)
-            return True
         if question.base not in self.residents.held:
             self._tell(question, "loading the base model")
         try:

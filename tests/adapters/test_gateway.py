@@ -14,7 +14,7 @@ import torch
 import uvicorn
 from asgiref.sync import sync_to_async
 
-from adapters import deploy, wire
+from adapters import deploy, merges, wire
 from adapters.deploy import Answering
 from adapters.inference import held
 from adapters.inference.desk import Desk
@@ -193,6 +193,32 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert seen == ["/v1/chat/completions", "/v1/load_lora_adapter", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(alice, deployed, versions, settings, monkeypatch):
+    """Another server knows no merged model of ours; base and adapter answer the same."""
+    loaded = []
+
+    def vllm(request):
+        body = json.loads(request.content)
+        if request.url.path == "/v1/load_lora_adapter":
+            loaded.append(body["lora_path"])
+            return httpx.Response(200, text="Success")
+        if not loaded:
+            return httpx.Response(404, json={"error": {"message": "no such model"}})
+        choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+        told = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
+        return httpx.Response(200, json=told)
+
+    monkeypatch.setattr(merges, "is_merged", lambda version: True)
+    assert "adapter" not in deploy.place_of(versions[0], merge=True)
+    await sync_to_async(type(deployed).objects.update)(merge=True)
+    settings.INFERENCE_URL = "http://vllm"
+    client = await sync_to_async(client_of)(alice)
+    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
+    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
+    assert loaded == [str(versions[0].folder)]
 
 
 async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settings, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -111,6 +112,37 @@ def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
     speaker.desk.ask(asked)
     assert hear(asked)[1] == speaker_module.HUNG_UP
     assert speaker.desk.count == 0
+
+
+def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeypatch, tiny_model):
+    made = Speaker(Desk())
+    monkeypatch.setattr(made, "_take", lambda question: False)  # the first waits for room
+    line = [question(tiny_model) for _ in range(3)]
+    for one in line:
+        made.desk.ask(one)
+    made._take_questions()
+    line[2].hung_up.set()
+    made._take_questions()
+    assert hear(line[2], seconds=1)[1] == speaker_module.HUNG_UP
+    assert made.desk.count == 2
+    assert list(made.waiting) == line[:2]
+
+
+def test_a_base_that_nobody_asks_for_a_while_leaves_and_comes_back(monkeypatch, tiny_model):
+    monkeypatch.setattr(speaker_module, "IDLE_SECONDS", 0.2)
+    made = Speaker(Desk())
+    threading.Thread(target=made.speak_for_ever, daemon=True).start()
+    first = question(tiny_model)
+    made.desk.ask(first)
+    answer = hear(first)
+    for _ in range(100):
+        if not made.residents.held:
+            break
+        time.sleep(0.05)
+    assert not made.residents.held
+    again = question(tiny_model)
+    made.desk.ask(again)
+    assert hear(again)[0] == answer[0]
 
 
 def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(speaker, tiny_model, tmp_path):

@@ -74,3 +74,11 @@ def test_an_empty_home_is_the_usual_one(tmp_path, monkeypatch):
     monkeypatch.setenv("SNAPML_HOME", "")
     monkeypatch.chdir(tmp_path)
     assert runpy.run_path(str(copy))["HOME"] == tmp_path / "snapml" / "var"
+
+
+def test_another_inference_server_is_taken_and_none_of_ours_started(monkeypatch):
+    from snapml_site.children import engine_room
+
+    monkeypatch.setenv("INFERENCE_URL", "http://127.0.0.1:9999")
+    assert [child.name for child in engine_room("127.0.0.1", 8000)] == ["web", "worker", "inference"]
+    assert [child.name for child in engine_room("127.0.0.1", 8000, own_inference=False)] == ["web", "worker"]

@@ -58,10 +58,12 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         words = first_admin_words()
         connections.close_all()
-        os.environ |= {
-            "INFERENCE_URL": f"http://127.0.0.1:{free_port()}",
-            "INFERENCE_TOKEN": secrets.token_urlsafe(32),
-        }
+        own = not settings.INFERENCE_URL  # else another server answers there, vLLM for example
+        if own:
+            os.environ |= {
+                "INFERENCE_URL": f"http://127.0.0.1:{free_port()}",
+                "INFERENCE_TOKEN": secrets.token_urlsafe(32),
+            }
         stopping = Stopping()
 
         def stop(_number: int, _frame: FrameType | None) -> None:
@@ -69,19 +71,19 @@ class Command(BaseCommand):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        children = engine_room(host, port)
-        web, worker, inference = children
+        children = engine_room(host, port, own_inference=own)
+        web, *others = children
         web.start()
         address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104 compared, not bound
         if wait_until_up(address + "health", stopping):
             self.stdout.write(f"SnapML is at {address}  {words}")
             self.stdout.flush()
-        worker.start()
-        inference.start()
+        for child in others:
+            child.start()
         watch(children, stopping)
         self.stdout.write("Stopping: a running training saves a checkpoint first…")
         self.stdout.flush()
-        for child in (worker, inference, web):
+        for child in (*others, web):
             child.stop()
         self.stdout.write("Stopped.")
         lock.close()
