@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import random
 import sys
@@ -71,22 +72,30 @@ def make_models(root: Path) -> dict[str, Path]:
 
 
 def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
-    """Every technique on every architecture, the other choices drawn so that all their pairs occur."""
+    """Every technique on every architecture with every precision, optimizer and checkpointing; accumulation and batch are drawn.
+
+    `quick`: one draw of each technique and architecture. Besides, settings that change what a step is made of.
+    """
     draw, made = random.Random(0), []
     for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
         for method in TECHNIQUES:
-            for turn in range(1 if quick else 2):
-                settings: dict[str, Any] = {
-                    "method": method,
-                    "precision": ("fp32", "mixed" if TABLE[method].whole_model else "bf16")[turn if not quick else 1],
-                    "optimizer": draw.choice(("adamw", "adamw_8bit")),
-                    "gradient_checkpointing": "gradient_checkpointing" not in TABLE[method].never and draw.random() < 0.5,
-                    "accumulation": draw.choice((1, 2)),
-                }
-                if method == "prompt":
-                    settings["prompt_init"] = "random"
-                made.append((family, RunConfig.from_dict(settings), draw.choice(BATCHES)))
+            precisions = ("fp32", "mixed" if TABLE[method].whole_model else "bf16")
+            checkpointing = (False,) if "gradient_checkpointing" in TABLE[method].never else (False, True)
+            product = list(itertools.product(precisions, ("adamw", "adamw_8bit"), checkpointing))
+            for precision, optimizer, again in [(precisions[1], *draw.choice(product)[1:])] if quick else product:
+                settings = {"precision": precision, "optimizer": optimizer, "gradient_checkpointing": again}
+                made.append(cell(family, method, draw, **settings))
+    if not quick:
+        for family in ("llama", "gpt2"):
+            made += [cell(family, "lora", draw, dropout=0.1), cell(family, "lora", draw, dora=True)]
+            made.append(cell(family, "prefix", draw, prefix_projection=True))
     return made
+
+
+def cell(family: str, method: str, draw: random.Random, **settings: Any) -> tuple[str, RunConfig, Shape]:
+    start = {"prompt_init": "random"} if method == "prompt" else {}
+    config = RunConfig.from_dict({"method": method, "accumulation": draw.choice((1, 2)), **start, **settings})
+    return family, config, draw.choice(BATCHES)
 
 
 def forecast(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
@@ -143,6 +152,21 @@ def peak_of_log(step: Any) -> int:
     return most
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and worst error of each technique on each architecture, in per cent, as docs/benchmarks.md has it."""
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    lines = [f"| technique | {' | '.join(families)} |", f"|{'---|' * (len(families) + 1)}"]
+    for method in TECHNIQUES:
+        line = [method]
+        for family in families:
+            mine = [row for row in rows if (row["family"], row["method"]) == (family, method)]
+            errors = [100 * (row["forecast"] / row["measured"] - 1) for row in mine]
+            worst = max(errors, key=abs, default=0.0)
+            line.append(f"{sum(map(abs, errors)) / len(errors):.2f}, {worst:+.1f}" if errors else "")
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
@@ -169,12 +193,14 @@ def main() -> None:
             real = measure(folders[family], config, shape, device)
             gc.collect()
             choices = f"{config.precision} {config.optimizer} gc={config.gradient_checkpointing:d} acc={config.accumulation}"
-            rows.append(
-                {"cell": f"{family} {config.method} {choices} {shape.rows}x{shape.length}", "forecast": told, "measured": real}
-            )
+            choices += "".join(f" {name}" for name in ("dropout", "dora", "prefix_projection") if getattr(config, name))
+            named = f"{family} {config.method} {choices} {shape.rows}x{shape.length}"
+            rows.append({"cell": named, "family": family, "method": config.method, "forecast": told, "measured": real})
             error = told / real - 1
             sys.stderr.write(f"{rows[-1]['cell']:70s} {told / 1e6:9.1f} {real / 1e6:9.1f} MB {100 * error:+.2f} %\n")
     errors = [abs(row["forecast"] / row["measured"] - 1) for row in rows]
+    if not arguments.json:
+        sys.stdout.write(table(rows))
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report(
         {
