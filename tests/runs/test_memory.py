@@ -7,6 +7,7 @@ import pytest
 
 from training.engine.config import RunConfig
 from training.engine.memory_law import Law, Shape, largest
+from training.engine.methods import TABLE
 from training.errors import UserError
 from training.runs import laws, memory
 from training.runs.models import Run
@@ -97,8 +98,14 @@ def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
     assert keys[0] != keys[1] == keys[2]
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "prefix", "prompt", "bottleneck", "ia3", "qlora"])
-def test_a_real_step_takes_what_the_forecast_says(tmp_path, method):
+SHORT_OF_MEMORY = {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [*((name, {}) for name in TABLE), ("full", SHORT_OF_MEMORY), ("full", {**SHORT_OF_MEMORY, "precision": "bf16"})],
+)
+def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
     """By the allocator's own log; `benchmarks/forecast.py` has the whole grid."""
     import torch
 
@@ -107,7 +114,7 @@ def test_a_real_step_takes_what_the_forecast_says(tmp_path, method):
 
     torch.manual_seed(0)
     folder = forecast.make_models(tmp_path)["llama"]
-    settings = {"method": method, "precision": "fp32"} | ({"prompt_init": "random"} if method == "prompt" else {})
+    settings = {"method": method, "precision": "fp32", **more} | ({"prompt_init": "random"} if method == "prompt" else {})
     config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
     assert loaded.pick_device().type == "cpu"
     told = forecast.forecast(folder, config, shape, torch.device("cpu"))

@@ -17,6 +17,15 @@ def nf4_extra(weights: int) -> int:
     return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
 
 
+def widened_8bit(parameter: Tensor) -> int:
+    """Bytes that bitsandbytes' step on a CPU takes for a moment: both states, the gradient, and the root of the second moment
+    twice, in fp32, and the weight where it is no fp32 (bitsandbytes/backends/cpu/ops.py). Small tensors keep 32-bit states.
+    """
+    if parameter.numel() < SMALLEST_8BIT:
+        return 0
+    return parameter.numel() * 4 * (5 if parameter.dtype == torch.float32 else 6)
+
+
 class _Product(torch.autograd.Function):
     """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the product takes, both ways."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.engine.config import RunConfig
-from training.engine.fake_bits import bytes_8bit, four_bit_layers
+from training.engine.fake_bits import bytes_8bit, four_bit_layers, widened_8bit
 from training.engine.memory_law import Shape
 from training.engine.methods import TABLE
 from training.engine.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
@@ -149,6 +149,9 @@ class FakeRun:
         torch.nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=False)
         if self.optimizer is not None:
             self.optimizer.step()
+        elif self.storages.device == "cpu":  # on CUDA one kernel does it in place
+            for parameter in trained:
+                torch.empty(widened_8bit(parameter), dtype=torch.uint8)
         for parameter in trained:
             parameter.grad = None
         self.measuring = True

@@ -26,7 +26,7 @@ from training.engine.memory_law import Law, size_setting
 from training.engine.methods import TABLE
 from training.errors import UserError
 
-EDITION = 6  # of the laws: one more when the engine's steps change, so that none of the old are read
+EDITION = 7  # of the laws: one more when the engine's steps change, so that none of the old are read
 PATIENCE_SECONDS = 120
 COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
