@@ -125,6 +125,25 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     expect(page.locator("[name=tokens_per_batch]")).to_have_value("100")
 
 
+def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
+    by_hand(page, stage)
+    page.locator("#model").select_option(label="tiny-llama")
+    page.locator("#data").select_option(index=1)
+    cost = page.locator("label:has(#technique-lora) .number")
+    expect(cost).to_contain_text("B: fits", timeout=150_000)
+    expect(page.locator("#techniques")).not_to_contain_text("simulating", timeout=150_000)
+    first = cost.inner_text()
+    slider = page.get_by_label("Rank, by slider")
+    slider.focus()
+    page.keyboard.press("End")
+    expect(page.locator("[name=rank]")).to_have_value("256")
+    expect(page.locator("#card")).to_contain_text("LoRA, rank 256")
+    expect(cost).not_to_have_text(first)
+    page.locator("[name=rank]").fill("8")
+    expect(slider).to_have_value("3")
+    expect(page.locator("#card")).to_contain_text("LoRA, rank 8")
+
+
 def test_the_button_names_what_is_missing(page, stage):
     page.goto(stage.address + "/runs/new")
     button = page.locator("#card button")
