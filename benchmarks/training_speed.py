@@ -237,6 +237,7 @@ def main() -> None:
             "ratio_default": round(mine["tokens_per_second"] / default["tokens_per_second"], 2) if default else None,
             "ratio_best": round(mine["tokens_per_second"] / best["tokens_per_second"], 2),
             "heldout_gap": round(mine["heldout_loss"] / best["heldout_loss"] - 1, 4),
+            "heldout_gap_default": round(mine["heldout_loss"] / default["heldout_loss"] - 1, 4) if default else None,
             "events_ratio": round(mine["events_share"], 4),
             **{f"{name}_tokens_per_second": round(one["tokens_per_second"], 1) for name, one in told.items()},
             **{f"{name}_peak_mb": round(one["peak_bytes"] / 1e6) for name, one in told.items()},
