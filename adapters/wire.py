@@ -53,7 +53,8 @@ async def asked(path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=headers) as client:
             response = await send(client, path, body)
-            adapter = body["snapml"].get("adapter") or body["snapml"].get("lora")
+            place = body.get("snapml", {})
+            adapter = place.get("adapter") or place.get("lora")
             if response.status_code == httpx.codes.NOT_FOUND and adapter:
                 await response.aclose()
                 named = {"lora_name": body["model"], "lora_path": adapter}

@@ -27,7 +27,8 @@ def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, ver
     assert place["adapter"] == str(versions[0].folder)
     versions[0].merged_folder.mkdir(parents=True, exist_ok=True)
     Work.objects.filter(kind=merges.KIND, key=str(versions[0].pk)).update(stage=Stage.DONE)
-    assert deploy.place_of(versions[0], merge=True) == {"base": str(versions[0].merged_folder), "base_sha256": "a"}
+    merged = {"base": str(versions[0].merged_folder), "base_sha256": "a", "lora": str(versions[0].folder)}
+    assert deploy.place_of(versions[0], merge=True) == merged
     assert deploy.place_of(versions[0], merge=False)["adapter"]
     versions[0].merged_folder.rmdir()
 
