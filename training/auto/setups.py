@@ -47,18 +47,13 @@ def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[Use
     if "method" in draft.locked:
         yield from of_technique(draft, draft.locked["method"], common, tokens)
         return
-    for name in TECHNIQUES:
-        try:
-            yield from of_technique(draft, name, common, tokens)
-        except UserError as error:
-            if error.field not in ("model", "method"):
-                raise
-            problems.append(error)
     foreign = RunConfig.from_dict({"method": LAST_RESORT}).foreign()
-    if problems and not foreign & set(draft.locked):
-        mine = {name: value for name, value in common.items() if name not in foreign}
+    for name in (*TECHNIQUES, LAST_RESORT):
+        if name == LAST_RESORT and (not problems or foreign & set(draft.locked)):
+            return
+        mine = {setting: value for setting, value in common.items() if name != LAST_RESORT or setting not in foreign}
         try:
-            yield from of_technique(draft, LAST_RESORT, mine, tokens)
+            yield from of_technique(draft, name, mine, tokens)
         except UserError as error:
             if error.field not in ("model", "method"):
                 raise
