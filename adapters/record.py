@@ -25,7 +25,7 @@ def record_of(run: Run, step: int) -> dict[str, Any]:
         "versions": run.plan.get("versions", {}),
         "device": run.plan.get("device", ""),
         "precision": run.plan.get("precision", ""),
-        "figures": figures_of(run),
+        "figures": {name: value for name, value in figures_of(run).items() if name not in ("base", "device_seconds")},
         "forecast_bytes": run.forecast.get("peak"),
         "device_seconds": share * used_by_run(run.pk),
         "run": {"id": run.pk, "name": run.name},

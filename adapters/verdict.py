@@ -73,10 +73,10 @@ def verdicts(sides: Sequence[Side]) -> list[Verdict]:
     """One for each pair, in order: what tells them apart, and how the expected answers surprise them."""
     pairs = list(combinations(sides, 2))
     found = [findings(pair) for pair in pairs]
-    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair if one.apart}
+    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair}
     sure_of = dict(zip(tests, holm(list(tests.values())), strict=True))
     return [
-        verdict(pair, [(one, sure_of.get((place, one.metric), 1.0)) for one in of_pair])
+        verdict(pair, [(one, sure_of[place, one.metric]) for one in of_pair])
         for place, (pair, of_pair) in enumerate(zip(pairs, found, strict=True))
     ]
 

@@ -22,7 +22,7 @@ from training.errors import UserError
 
 # A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
 TIMEOUT = httpx.Timeout(5.0, read=600.0)
-DOWN = "The inference program is down. It is started again by itself; try again in a few seconds."
+DOWN = "The inference program is down. SnapML's own is started again by itself; try again in a few seconds."
 
 
 class Down(UserError):

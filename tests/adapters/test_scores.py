@@ -114,6 +114,19 @@ def test_where_nothing_is_shown_all_that_was_tested_is_named():
     assert "nor on fields right" in told.words
 
 
+def test_a_finding_is_weighed_against_all_that_was_tested():
+    """Eleven of twelve rows are less surprised: by itself that is sure, beside two tests that found nothing it is not."""
+    same = {"exact": 1.0, "fields": 1.0}
+    ours = {row: 1.0 + row / 100 for row in range(12)}
+    theirs = {row: value + (0.5 + row / 50 if row < 11 else -0.9) for row, value in ours.items()}
+    alone = [
+        Side(name=name, rows={row: {"perplexity": p} for row, p in one.items()}) for name, one in (("v1", ours), ("v2", theirs))
+    ]
+    beside = [Side(name=one.name, rows={row: {**scores, **same} for row, scores in one.rows.items()}) for one in alone]
+    assert verdicts(alone)[0].sure
+    assert not verdicts(beside)[0].sure
+
+
 def test_perplexities_of_two_bases_are_not_compared():
     one = Side(name="v1", base=1, rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in range(20)})
     two = Side(name="v2", base=2, rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in range(20)})

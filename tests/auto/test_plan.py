@@ -223,3 +223,47 @@ def test_what_a_plan_leaves_alone_is_told_where_it_decides():
 
     why = choice(make_plan(at(int(15.5 * GB), need=close)), "method").why
     assert "would need 15.0 GB of 15.5 GB free (a plan leaves 5 % of it alone)" in why
+
+
+def test_prompt_tuning_is_no_way_out_where_lora_is_only_too_large():
+    def no_qlora(config):
+        if config.method == "qlora":
+            raise UserError("This model cannot be forecast.", field="model")
+        return need(config) | ({"peak": 1} if config.method == "prompt" else {})
+
+    with pytest.raises(UserError, match="Nothing fits"):
+        make_plan(at(10 * GB, need=no_qlora))
+
+
+def test_prompt_tuning_is_no_way_out_where_rows_fill_the_context():
+    def no_layers(config):
+        if config.method != "prompt":
+            raise UserError("target_modules 'all-linear' does not fit this model.", field="method")
+        return need(config)
+
+    with pytest.raises(UserError, match="does not fit this model"):
+        make_plan(at(24 * GB, need=no_layers, context_length=128, lengths=[128] * 500))
+
+
+def test_a_simulation_that_broke_off_is_told_and_no_reason_for_another_technique():
+    def broke_off(config):
+        raise UserError("The simulation broke off (OSError); try again.")
+
+    with pytest.raises(UserError, match="try again"):
+        make_plan(at(24 * GB, need=broke_off))
+
+
+def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
+    def by_bits(config):
+        return need(config) | {"peak": {"bf16": 30}.get(config.precision, 60) * GB, "optimizer": "adamw_8bit"}
+
+    plan = make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw_8bit"})
+    assert plan.settings["precision"] == "bf16"
+    with pytest.raises(UserError, match="Nothing fits"):
+        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw"})
+
+
+def test_what_is_rejected_is_never_what_was_chosen():
+    for steps in (3, 19, 60, 1000):
+        told = choice(make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_interval")
+        assert not told.instead.startswith(f"{told.value:,} ")

@@ -229,3 +229,21 @@ def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, ali
     hold_and_release(alice)
     report([card(used=15 * GB, answering=14 * GB)])
     assert Device.objects.get().condition == "good"
+
+
+def test_what_a_run_leaves_beside_the_inference_program_makes_its_device_dirty(alice):
+    report([card(used=15 * GB, answering=14 * GB)])
+    hold_and_release(alice)
+    report([card(used=27 * GB, answering=14 * GB)])
+    assert Device.objects.get().condition == "checking"
+
+
+def test_until_a_cpu_reports_again_what_its_run_held_is_free(alice):
+    report()
+    device = Device.objects.get()
+    Device.objects.update(used_bytes=2 * GB)
+    device.refresh_from_db()
+    reserve.reserve(device, reserve.Holder(1, "run", alice, None, "normal", GB))
+    Device.objects.update(used_bytes=9 * GB)
+    reserve.release(1)
+    assert Device.objects.get().used_bytes == 2 * GB

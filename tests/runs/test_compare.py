@@ -151,3 +151,13 @@ def test_losses_of_two_bases_have_no_best():
     runs = [{"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5}, {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9}]
     marks = {name: [best for _, best in cells] for name, _, cells in figures(runs)}
     assert marks == {"heldout_loss": [False, False], "peak_memory_bytes": [True, False]}
+
+
+def test_the_time_of_a_run_is_compared_when_it_is_over(trained, run):
+    from django.utils import timezone
+
+    from training.runs.state_words import figures_of
+
+    assert figures_of(Run.objects.get(pk=run.pk))["device_seconds"] is None
+    Run.objects.filter(pk=run.pk).update(finished_at=timezone.now())
+    assert figures_of(Run.objects.get(pk=run.pk))["device_seconds"] is not None

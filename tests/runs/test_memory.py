@@ -131,3 +131,11 @@ def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
     assert memory.constant_part(target).framework == 0
     Run.objects.filter(pk=run.pk).update(forecast=told | {"optimizer": "paged_adamw_8bit"})
     assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
+
+
+def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
+    """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine checks names at its start."""
+    from training.engine.forecast import law_of
+
+    config = RunConfig(precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32")
+    assert law_of(tiny_model, config, "cpu").facts["trainable_00"] > 0

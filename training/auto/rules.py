@@ -154,7 +154,9 @@ def measuring(draft: Draft, config: RunConfig) -> None:
     """Ten measurements a run, and an early end when three of them bring nothing."""
     at = draft.situation
     steps = max(1, at.steps(config))
-    why, instead = f"Ten measurements in about {steps:,} steps.", f"{max(1, steps // 50):,} would spend more time on measuring."
+    why = f"Ten measurements in about {steps:,} steps."
+    often = steps // 50
+    instead = f"{often:,} would spend more time on measuring." if often else f"{max(2, steps // 5):,} would show less of the run."
     source = "a tenth of the run shows where the loss turns"
     interval = int(draft.take("eval_interval", max(1, steps // MEASUREMENTS), why, instead=instead, source=source))
     why, instead = "A checkpoint with each measurement, so that the best one is kept.", "Seldom would lose more steps to a crash."

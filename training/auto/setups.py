@@ -6,6 +6,7 @@ checkpointing (a third more time). Full fine-tuning gives up bits of AdamW's sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,11 @@ def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[Use
         return
     foreign = RunConfig.from_dict({"method": LAST_RESORT}).foreign()
     for name in (*TECHNIQUES, LAST_RESORT):
-        if name == LAST_RESORT and (not problems or foreign & set(draft.locked)):
+        if name == LAST_RESORT and (len(problems) < len(TECHNIQUES) or foreign & set(draft.locked)):
             return
         mine = {setting: value for setting, value in common.items() if name != LAST_RESORT or setting not in foreign}
+        if name == LAST_RESORT and mine["max_length"] + RunConfig.virtual_tokens > (draft.situation.context_length or math.inf):
+            return  # rows as long as the context leave no room in front of them
         try:
             yield from of_technique(draft, name, mine, tokens)
         except UserError as error:
@@ -64,10 +67,11 @@ def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -
     never = "gradient_checkpointing" in TABLE[name].never
     lock = draft.locked.get("gradient_checkpointing")
     for bits in FEWER_BITS if TABLE[name].whole_model else FEWER_BITS[:1]:
-        if set(bits) & set(draft.locked):
-            return
+        more = {setting: value for setting, value in bits.items() if setting not in draft.locked}
+        if bits and (not more or any(draft.locked.get(setting, value) != value for setting, value in bits.items())):
+            continue
         for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
-            yield from halvings(draft, {**common, **bits, "method": name, "gradient_checkpointing": checkpointing}, tokens)
+            yield from halvings(draft, {**common, **more, "method": name, "gradient_checkpointing": checkpointing}, tokens)
 
 
 def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:

@@ -94,7 +94,7 @@ def answer(line: str) -> dict[str, Any]:
     except UserError as error:
         return {"error": error.message, "field": error.field}
     except (OSError, MemoryError) as error:  # of this moment, not of the model: nobody should remember it
-        return {"error": f"The simulation broke off ({type(error).__name__}); try again.", "field": "model", "passing": True}
+        return {"error": f"The simulation broke off ({type(error).__name__}); try again.", "field": "", "passing": True}
     except Exception as error:  # noqa: BLE001 an architecture that cannot be simulated becomes a sentence on the page
         return {"error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).", "field": "model"}
 

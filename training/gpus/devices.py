@@ -174,7 +174,7 @@ def pool_of(kind: str) -> Pool:
 def take_reading(device: Device, reading: Reading) -> None:
     now = timezone.now()
     device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total
-    device.used_bytes, device.utilisation = reading.used, reading.utilisation
+    device.used_bytes, device.utilisation, device.answering_bytes = reading.used, reading.utilisation, reading.answering
     device.temperature, device.power_watts, device.processes = reading.temperature, reading.power_watts, reading.processes
     if reading.utilisation is None or reading.utilisation >= BUSY_SHARE:
         device.busy_at = now

@@ -55,7 +55,8 @@ class Device(models.Model):
     name = models.CharField(max_length=80)
     total_bytes = models.PositiveBigIntegerField()
     used_bytes = models.PositiveBigIntegerField(default=0)
-    idle_bytes = models.PositiveBigIntegerField(default=0)  # what was in use when it was last given out
+    answering_bytes = models.PositiveBigIntegerField(default=0)  # of them, those of SnapML's own inference program
+    idle_bytes = models.PositiveBigIntegerField(default=0)  # what others had in use when it was last given out
     utilisation = models.FloatField(null=True)  # share, 0 to 1
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)

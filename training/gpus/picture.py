@@ -37,7 +37,7 @@ def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mappin
 
 def taken_of(device: Device, *, held: bool) -> int:
     """What others than runs hold of a device: all that is in use, or was when the first of its runs came."""
-    return device.idle_bytes if held else device.used_bytes
+    return device.idle_bytes + device.answering_bytes if held else device.used_bytes
 
 
 def bounds_of(pool: Pool, team: int) -> Scene:

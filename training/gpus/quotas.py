@@ -167,7 +167,9 @@ def marks_of(actor: User, target: Pool | Quota, held: bool) -> list[str]:
 def offer_again(actor: User, device: Device, reason: str = "") -> None:
     """An admin has looked at a dirty device and gives it out although memory is held there."""
     admins_only(actor)
-    Device.objects.filter(pk=device.pk).update(condition=Condition.GOOD, idle_bytes=device.used_bytes)
+    Device.objects.filter(pk=device.pk).update(
+        condition=Condition.GOOD, idle_bytes=max(0, device.used_bytes - device.answering_bytes)
+    )
     change = ({"condition": device.condition}, {"condition": Condition.GOOD.value})
     audit.note(actor, "offer again", str(device), change=change, reason=reason)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -30,7 +31,8 @@ def reserve(device: Device, holder: Holder) -> Allocation:
     taken = set(Allocation.objects.filter(device=device, released_at=None).values_list("place", flat=True))
     place = next(place for place in range(MOST_A_DEVICE + 1) if place not in taken)
     if not taken:
-        Device.objects.filter(pk=device.pk).update(idle_bytes=device.used_bytes, busy_at=Now())
+        idle = max(0, device.used_bytes - device.answering_bytes)
+        Device.objects.filter(pk=device.pk).update(idle_bytes=idle, busy_at=Now())
     Device.objects.filter(pk=device.pk, kept_for=holder.run_id).update(kept_for=None)
     made = Allocation.objects.create(
         device=device,
@@ -52,7 +54,11 @@ def release(run_id: int) -> None:
     open_ones = Allocation.objects.filter(run_id=run_id, released_at=None)
     for device_id, kind in list(open_ones.values_list("device", "device__pool__kind")):
         open_ones.filter(device=device_id).update(released_at=Now())
-        if not is_cpu(kind) and not Allocation.objects.filter(device=device_id, released_at=None).exists():
+        if Allocation.objects.filter(device=device_id, released_at=None).exists():
+            continue
+        if is_cpu(kind):  # nobody checks a CPU: until its next report, what the run held is taken for free
+            Device.objects.filter(pk=device_id).update(used_bytes=F("idle_bytes") + F("answering_bytes"))
+        else:
             checked = Device.objects.filter(pk=device_id, condition=Condition.GOOD)
             checked.update(condition=Condition.CHECKING, changed_at=Now())
 

@@ -32,6 +32,7 @@ from training.runs.target import Target, target_of
 from training.runs.ways import nearest
 
 MAX_NAME = 120
+MOST_STEPS = 2**31 - 1  # that the column holds
 # What the launch form may not say: the run's place on the disk is SnapML's business.
 OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "start_weights"})
 
@@ -100,7 +101,7 @@ def foresee(config: RunConfig, model: BaseModel, data: DatasetVersion, target: T
     """A run's steps and memory, as far as the data's lengths and the technique's law are known."""
     lengths = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-    return {"total_steps": steps, "forecast": kept_forecast(config, model, lengths, target) or {}}
+    return {"total_steps": min(steps, MOST_STEPS), "forecast": kept_forecast(config, model, lengths, target) or {}}
 
 
 def refuse_early(user: User, base_model: BaseModel, settings: dict[str, Any], where: Where) -> RunConfig:

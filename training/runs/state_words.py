@@ -93,5 +93,5 @@ def figures_of(run: Run) -> dict[str, Any]:
         "tokens_per_second": run.tokens_per_second,
         "trainable_parameters": run.plan.get("trainable_parameters"),
         "step": run.step or None,
-        "device_seconds": used_by_run(run.pk) if run.started_at else None,
+        "device_seconds": used_by_run(run.pk) if run.finished_at else None,
     }

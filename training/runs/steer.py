@@ -134,10 +134,11 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
     refuse_class(user, priority, run.priority)
     if priority == run.priority:
         return
-    if not user.is_superuser and Allocation.objects.filter(run_id=run.pk, released_at=None).exists():
-        # else a team could step out of its guarantee for a moment, have others stopped, and step in again
-        raise NotAllowed(f"{run.name} holds a device; only an admin changes its class now.")
     with transaction.atomic():
+        held = Allocation.objects.select_for_update().filter(run_id=run.pk, released_at=None)
+        if not user.is_superuser and list(held):
+            # else a team could step out of its guarantee for a moment, have others stopped, and step in again
+            raise NotAllowed(f"{run.name} holds a device; only an admin changes its class now.")
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
         audit.note(

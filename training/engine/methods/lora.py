@@ -60,19 +60,20 @@ def wrap(model: Any, config: RunConfig) -> Any:
         wrapped = get_peft_model(model, peft_config)
     except ValueError as error:
         raise ConfigError(f"target_modules {config.target_modules!r} does not fit this model: {error}") from error
-    for setting in ("rank_pattern", "alpha_pattern"):
-        refuse_strangers(wrapped, setting, read_pattern(getattr(config, setting)))
     quicken(wrapped, dropout=config.dropout)
     return wrapped
 
 
-def refuse_strangers(wrapped: Any, setting: str, pattern: dict[str, int]) -> None:
+def refuse_strangers(wrapped: Any, config: RunConfig) -> None:
     """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it without a word."""
+    from training.engine.settings import read_pattern
+
     adapted = {name.removesuffix(".lora_A") for name, _ in wrapped.named_modules() if name.endswith(".lora_A")}
-    for name in pattern:
-        if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
-            known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in adapted}))
-            raise ConfigError(f"{setting} names {name}, which no adapted layer is called; there are {known}.", field=setting)
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for name in read_pattern(getattr(config, setting)):
+            if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
+                known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in adapted}))
+                raise ConfigError(f"{setting} names {name}, which no adapted layer is called; there are {known}.", field=setting)
 
 
 METHOD = Method(
