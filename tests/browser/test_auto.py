@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_main_job import by_hand
+from tests.browser.test_main_job import by_hand, let_the_card_follow
 from training.engine.methods import TABLE
 
 pytestmark = pytest.mark.browser
@@ -17,6 +17,7 @@ def choose(page):
 
 
 def start_and_finish(page):
+    let_the_card_follow(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
@@ -64,6 +65,7 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
     page.get_by_label("Trials first").fill("1.5")
     expect(page.locator("ol.plan li.locked")).to_have_count(2)
     expect(page.locator("#card")).to_contain_text("16, measured", timeout=90_000)
+    let_the_card_follow(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=150_000)

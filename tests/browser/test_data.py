@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from tests import tiny
 from tests.browser.conftest import sign_in
-from tests.browser.test_main_job import by_hand
+from tests.browser.test_main_job import by_hand, let_the_card_follow
 
 pytestmark = pytest.mark.browser
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
@@ -90,6 +90,7 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     page.get_by_label("Longest row").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
     expect(page.locator("#card")).to_contain_text("at most 80 tokens")
+    let_the_card_follow(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
