@@ -15,7 +15,14 @@ def report(figures: dict[str, Any]) -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        print(f"{name:>24}  {value:,.2f}" if isinstance(value, float) else f"{name:>24}  {value}")
+        shown = (
+            f"{value:,.4f}"
+            if isinstance(value, float) and abs(value) < 1
+            else f"{value:,.2f}"
+            if isinstance(value, float)
+            else value
+        )
+        print(f"{name:>24}  {shown}")
 
 
 def law_device(device: torch.device) -> str:
