@@ -1,6 +1,7 @@
 """Trials before a run: the plan's guess first, losers stopped early, the winner goes on where it stands, judged on rows unseen."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from training.engine.config import RunConfig
 from training.engine.outcome import Outcome
 from training.engine.reins import Reins
 from training.engine.search import Search, Trial, compare, kept_trials, rungs_of, settings_of
+from training.engine.tune import Bench
 from training.errors import ConfigError
 
 ROWS = [*tiny.ROWS] * 4
@@ -192,3 +194,13 @@ def test_rungs_halve_down_from_a_quarter_of_the_budget_and_none_comes_before_the
     assert rungs_of(80, config, 200) == [5, 10, 20]
     assert rungs_of(4, config, 100) == [2, 4]
     assert rungs_of(80, RunConfig.from_dict({"warmup_ratio": 0.05}), 200) == [15, 30]
+
+
+def test_minutes_become_steps_by_what_the_trials_really_take():
+    bench = Bench(SimpleNamespace(config=SimpleNamespace(tune_minutes=1.0)), None, [], [], budget=500)
+    bench.spent = 20
+    bench.count(SimpleNamespace(seconds=30.0))
+    assert bench.budget == 40, "20 steps took half of the minute, measuring and saving included"
+    bench.session.config.tune_minutes = 0.0
+    bench.count(SimpleNamespace(seconds=30.0))
+    assert bench.budget == 40
