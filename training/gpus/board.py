@@ -28,6 +28,7 @@ class Board:
         self.known_ends: dict[int, dict[int | None, float]] = {}
         usable = [card.room for card in scene.cards if card.usable]
         self.usable = len(usable)  # devices
+        self._idle: list[int] | None = None
         self.smallest, self.largest = min(usable, default=0), max((card.memory for card in scene.cards), default=0)
         self.kept_by = {card.kept_for: card.id for card in scene.cards if card.kept_for is not None}
         for held in scene.holdings:
@@ -38,6 +39,7 @@ class Board:
     def take(self, held: Holding, since: float) -> None:
         """`since`: from when on its time is not in the ledger yet."""
         self.on[held.card].append(held)
+        self._idle = None
         self.where[held.run] = held
         counts = self.background if held.priority == "background" else self.running
         counts[held.team] += 1
@@ -51,6 +53,7 @@ class Board:
         """A run has left its device."""
         held = self.where.pop(run)
         self.on[held.card].remove(held)
+        self._idle = None
         counts = self.background if held.priority == "background" else self.running
         counts[held.team] -= 1
         self.of_user[held.user] -= 1
@@ -101,7 +104,7 @@ class Board:
 
     def numbers(self, request: Request) -> dict[str, float | int | str]:
         """What a sentence about a missing device tells."""
-        empty = [card.taken for card in self.cards.values() if card.usable and not self.on[card.id]]
+        empty = self.taken_of_idle()
         return {
             "needs": request.memory or 0,
             "devices": self.usable,
@@ -112,6 +115,12 @@ class Board:
             "holds": self.running[request.team] + self.background[request.team],
             "guaranteed": self.scene.share(request.team).guaranteed,
         }
+
+    def taken_of_idle(self) -> list[int]:
+        """What other programs hold of each device that no run is on; kept until a run comes or goes, for every barrier asks."""
+        if self._idle is None:
+            self._idle = [card.taken for card in self.cards.values() if card.usable and not self.on[card.id]]
+        return self._idle
 
     def look_again(self, card: int) -> None:
         """Put a device where it belongs among the open ones, or take it out."""

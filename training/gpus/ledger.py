@@ -74,16 +74,16 @@ def used_this_month(field: str, now: datetime | None = None, **only: object) -> 
 
 def used_by_run(run_id: int, now: datetime | None = None) -> float:
     """Seconds over all attempts of a run."""
+    return used_by_runs([run_id], now).get(run_id, 0.0)
+
+
+def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int, float]:
+    """The same of each of these runs that has held a device."""
     now = now or timezone.now()
-    return sum(((one.released_at or now) - one.started_at).total_seconds() for one in Allocation.objects.filter(run_id=run_id))
-
-
-def used_by_runs(runs: Collection[int]) -> dict[int, float]:
-    """Seconds of runs that have ended, over all their attempts."""
-    rows = Allocation.objects.filter(run_id__in=list(runs)).exclude(released_at=None)
     found: dict[int, float] = defaultdict(float)
+    rows = Allocation.objects.filter(run_id__in=list(runs))
     for run, started, released in rows.values_list("run_id", "started_at", "released_at"):
-        found[run] += (released - started).total_seconds() if released else 0.0
+        found[run] += ((released or now) - started).total_seconds()
     return found
 
 
