@@ -33,7 +33,7 @@ def max_length(draft: Draft) -> int:
     longest = int(at.lengths.max())
     usual = int(np.sort(at.lengths)[math.ceil((1 - MOST_CUT) * len(at.lengths)) - 1])
     wanted = up_to(longest if longest <= 1.5 * usual else usual, 64)
-    limit = min((at.context_length or 131_072) - virtual_tokens(draft), 131_072, draft.locked.get("tokens_per_batch", 131_072))
+    limit = min((at.context_length or 131_072) - tokens_in_front(draft), 131_072, draft.locked.get("tokens_per_batch", 131_072))
     value = min(wanted, limit)
     share = at.cut_share(value)
     why = f"Rows have {int(np.median(at.lengths)):,} tokens in the middle and {longest:,} at most; "
@@ -50,12 +50,10 @@ def max_length(draft: Draft) -> int:
     return int(draft.take("max_length", value, why, instead=instead, source=source))
 
 
-def virtual_tokens(draft: Draft) -> int:
-    """What a locked technique puts in front of every row."""
-    method = draft.locked.get("method", "lora")
-    if "virtual_tokens" not in TABLE[method].settings:
-        return 0
-    return int(draft.locked.get("virtual_tokens", RunConfig.virtual_tokens))
+def tokens_in_front(draft: Draft) -> int:
+    """Of a locked technique."""
+    locked = {name: draft.locked[name] for name in ("method", "virtual_tokens") if name in draft.locked}
+    return RunConfig.from_dict(locked).tokens_in_front
 
 
 def rank(draft: Draft) -> int:

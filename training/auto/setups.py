@@ -48,12 +48,13 @@ def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[Use
     if "method" in draft.locked:
         yield from of_technique(draft, draft.locked["method"], common, tokens)
         return
-    foreign = RunConfig.from_dict({"method": LAST_RESORT}).foreign()
+    last = RunConfig.from_dict({"method": LAST_RESORT})
+    foreign = last.foreign()
     for name in (*TECHNIQUES, LAST_RESORT):
         if name == LAST_RESORT and (len(problems) < len(TECHNIQUES) or foreign & set(draft.locked)):
             return
         mine = {setting: value for setting, value in common.items() if name != LAST_RESORT or setting not in foreign}
-        if name == LAST_RESORT and mine["max_length"] + RunConfig.virtual_tokens > (draft.situation.context_length or math.inf):
+        if name == LAST_RESORT and mine["max_length"] + last.tokens_in_front > (draft.situation.context_length or math.inf):
             return  # rows as long as the context leave no room in front of them
         try:
             yield from of_technique(draft, name, mine, tokens)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from training.engine.batches import Batch, fill, parts_of
 from training.engine.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
-from training.engine.methods import TABLE
 from training.engine.session import Event, Session
 
 SAMPLE_TOKENS = 64
@@ -128,8 +127,7 @@ def longest_prompt(session: Session) -> int:
     """Tokens that a prompt may have, so that an answer finds its positions behind it."""
     text = session.model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or 2**31
-    virtual = session.config.virtual_tokens if "virtual_tokens" in TABLE[session.config.method].settings else 0
-    return min(session.config.max_length, positions - SAMPLE_TOKENS - virtual)
+    return min(session.config.max_length, positions - SAMPLE_TOKENS - session.config.tokens_in_front)
 
 
 def asked_of(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:

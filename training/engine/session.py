@@ -19,7 +19,6 @@ from training.engine.config import RunConfig
 from training.engine.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
 from training.engine.memory import MemoryMeter
 from training.engine.methods import TABLE
-from training.engine.methods.lora import refuse_strangers
 from training.engine.model import (
     TrainedPositions,
     compute_in_bf16,
@@ -158,7 +157,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         },
     )
     if attempt == 1:  # later the layers may be those of a trial
-        refuse_strangers(session.model, config)
+        method.check(session.model, config)
     if config.packing:
         session.head.refuse_leaks(session.model, session.rows[0].ids[: config.max_length // 2])
     yield from resume(session, attempt)

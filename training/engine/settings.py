@@ -152,6 +152,11 @@ class TechniqueSettings:
         "relu", "The curve between down- and up-projection.", usual="relu", choices=("relu", "gelu", "silu"), advanced=True
     )
 
+    @property
+    def tokens_in_front(self) -> int:
+        """Virtual tokens that take up positions before every row."""
+        return self.virtual_tokens if "virtual_tokens" in TABLE[self.method].settings else 0
+
 
 def check_technique(config: TechniqueSettings) -> None:
     """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict each other."""

@@ -92,7 +92,7 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
 
 def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
     most = model.card.get("context_length")
-    virtual = config.virtual_tokens if "virtual_tokens" in TABLE[config.method].settings else 0
+    virtual = config.tokens_in_front
     if most and config.max_length + virtual > most:
         beside = f" and {virtual:,} virtual tokens stand in front" if virtual else ""
         return [f"max_length is {config.max_length:,}{beside}, but {model.name} was made for at most {most:,} tokens."]

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it raises ConfigError.
+    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it raises ConfigError. So does
+    `check(wrapped, config)`, once before the first step, of what only the whole model can tell.
 
     `settings` are the names in training/engine/settings.py that it has, `usual` what differs from their defaults. What it
     cannot do is a sentence that people read; an empty one means that it can.
@@ -22,6 +23,7 @@ class Method:
     words: str
     paper: str
     wrap: Callable[[Any, RunConfig], Any]
+    check: Callable[[Any, RunConfig], None] = lambda _wrapped, _config: None
     settings: tuple[str, ...] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
     rates: str = "1e-4 to 1e-3"  # learning rates that are usual

@@ -81,5 +81,6 @@ METHOD = Method(
     words="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a fraction of the memory.",
     paper="https://arxiv.org/abs/2106.09685",
     wrap=wrap,
+    check=refuse_strangers,
     settings=SETTINGS,
 )

@@ -13,6 +13,7 @@ METHOD = Method(
     words="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, a little less exact.",
     paper="https://arxiv.org/abs/2305.14314",
     wrap=lora.wrap,
+    check=lora.refuse_strangers,
     settings=lora.SETTINGS,
     quantised=True,
 )
