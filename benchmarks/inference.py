@@ -22,8 +22,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from adapters.inference.batch import Answer, Batch
-from adapters.inference.desk import Base, Question, Weights
 from adapters.inference.held import Held
+from adapters.inference.types import Base, Question, Weights
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, built_in
 from training.engine.config import RunConfig

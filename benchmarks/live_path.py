@@ -29,8 +29,8 @@ from training.runs.launch import launch_run
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from training.runs import doorbell, engine_process
-doorbell.ring = lambda _id: None
+from training.runs import engine_process, tasks
+tasks.supervise = lambda _id: None
 run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Bench")
 print(run.pk)
 """

@@ -20,13 +20,13 @@ STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
 WRITE = """
 import django, json, sys
 django.setup()
-from training.runs import doorbell
+from training.runs import tasks
 from training.runs.launch import launch_run
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from tests.runs.million import write_long_run
-doorbell.ring = lambda _id: None
+tasks.supervise = lambda _id: None
 from django.db import transaction
 with transaction.atomic():
     run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Long")

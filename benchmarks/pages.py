@@ -23,10 +23,10 @@ django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from training.runs import doorbell
+from training.runs import tasks
 from training.runs.launch import launch_run
 from training.runs.models import Run
-doorbell.ring = lambda _id: None
+tasks.supervise = lambda _id: None
 alice = User.objects.get(username="alice")
 first = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={})
 states = ["finished", "failed", "stopped", "cancelled"]

@@ -139,7 +139,7 @@ def data(alice):
 def no_bell(monkeypatch):
     """No worker is rung; the list of runs that would have been."""
     rung = []
-    monkeypatch.setattr("training.runs.doorbell.ring", rung.append)
+    monkeypatch.setattr("training.runs.tasks.supervise", rung.append)
     return rung
 
 

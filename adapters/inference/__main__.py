@@ -2,15 +2,36 @@
 
 import os
 import sys
+import threading
+import traceback
 
 import uvicorn
 
 from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
+from training.engine.quick_imports import quick_imports
+
+
+def start_answering(desk: Desk) -> None:
+    """Let the questions be answered, by a thread that wakes with the first one and imports torch only then."""
+    threading.Thread(target=_answer, args=(desk,), name="speaker", daemon=True).start()
+
+
+def _answer(desk: Desk) -> None:
+    desk.wait()
+    try:
+        with quick_imports():
+            from adapters.inference.speaker import Speaker
+
+        Speaker(desk).speak_for_ever()
+    finally:
+        traceback.print_exc()
+        os._exit(70)  # nobody would answer any more; `up` starts the program again
+
 
 if __name__ == "__main__":
     desk = Desk()
-    desk.open()
+    start_answering(desk)
     uvicorn.run(
         make_app(desk, os.environ["INFERENCE_TOKEN"]),
         host="127.0.0.1",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.inference.desk import Question
 from adapters.inference.held import Held
+from adapters.inference.types import Question
 
 
 @dataclass

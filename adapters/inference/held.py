@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from adapters.inference.desk import Base, Weights
 from adapters.inference.lora_rows import Rows, weave
+from adapters.inference.types import Base, Weights
 from training.engine.conversations import load_tokenizer, use_template
 from training.engine.cures import CAN_MIX
 from training.engine.model import fastest_dtype, load_base, pick_device

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from adapters.inference.desk import Base, Question, Said, Weights
+from adapters.inference.types import Base, Question, Said, Weights
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MOST_STOPS = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from adapters.inference.desk import Base
 from adapters.inference.held import Held
+from adapters.inference.types import Base
 
 SHARE = 0.4  # of the memory that is there, for bases
 CACHE_SHARE = 0.2  # for the caches of answers under way; the rest is for adapters, and on a CPU for training

@@ -20,8 +20,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.desk import MAX_QUESTIONS, Busy, Desk, Question, Said
+from adapters.inference.desk import MAX_QUESTIONS, Desk
 from adapters.inference.openai_shapes import Malformed, Shape, problem_of, questions_of, speed, usage
+from adapters.inference.types import Busy, Question, Said
 
 MAX_BODY_BYTES = 1_000_000
 MAX_NAMES = 1000

@@ -15,11 +15,12 @@ from contextlib import suppress
 import torch
 
 from adapters.inference.batch import Answer, Batch, bytes_of
-from adapters.inference.desk import Base, Desk, Question, Said, Weights
+from adapters.inference.desk import Desk
 from adapters.inference.held import Held
 from adapters.inference.residents import NoRoom, Residents
 from adapters.inference.sampling import logprobs_of, pick_token
 from adapters.inference.text import Unanswerable, ids_of, most_tokens, send_text
+from adapters.inference.types import Base, Question, Said, Weights
 from training.errors import UserError
 
 MAX_ROWS = 16  # under way at once

@@ -17,6 +17,7 @@ from asgiref.sync import sync_to_async
 from adapters import deploy, merges, wire
 from adapters.deploy import Answering
 from adapters.inference import held
+from adapters.inference.__main__ import start_answering
 from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
 from adapters.models import Served, Tally
@@ -35,7 +36,7 @@ def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
     monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
     desk = Desk()
-    desk.open()
+    start_answering(desk)
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(desk, "secret"), log_level="warning"))

@@ -8,8 +8,8 @@ import torch
 
 from adapters.inference import held
 from adapters.inference.batch import Answer, Batch
-from adapters.inference.desk import Base, Question, Weights
 from adapters.inference.lora_rows import Rows, weave
+from adapters.inference.types import Base, Question, Weights
 from tests import tiny
 from tests.engine.families import save
 from training.errors import UserError

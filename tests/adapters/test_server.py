@@ -13,9 +13,11 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from adapters.inference.desk import Busy, Desk
+from adapters.inference.__main__ import start_answering
+from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
 from adapters.inference.speaker import Speaker
+from adapters.inference.types import Busy
 
 ROOT = Path(__file__).parents[2]
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "snapml": {"base": "/base"}}
@@ -80,7 +82,7 @@ def serve():
 
 def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, tiny_model):
     desk = Desk()
-    desk.open()
+    start_answering(desk)
     client = serve(desk)
     place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
     asked = {"model": "tiny", "messages": BODY["messages"], "max_tokens": 8, "temperature": 0, **place}

@@ -15,9 +15,10 @@ import torch
 from adapters.inference import desk, held, residents
 from adapters.inference import speaker as speaker_module
 from adapters.inference.batch import Batch
-from adapters.inference.desk import Base, Busy, Desk, Question, Weights
+from adapters.inference.desk import Desk
 from adapters.inference.sampling import logprobs_of, pick_token
 from adapters.inference.speaker import Speaker
+from adapters.inference.types import Base, Busy, Question, Weights
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -37,9 +37,9 @@ settings.HUEY.storage.flush_queue()
     "double": """
 import sys, django
 django.setup()
-from training.runs import doorbell
-doorbell.ring(int(sys.argv[1]))
-doorbell.ring(int(sys.argv[1]))
+from training.runs import tasks
+tasks.enqueue_supervision(int(sys.argv[1]))
+tasks.enqueue_supervision(int(sys.argv[1]))
 """,
 }
 

@@ -17,7 +17,7 @@ from training.errors import ConfigError
 class RunConfig(TechniqueSettings):
     """Every setting of a run. Lengths are in tokens, intervals in optimizer steps."""
 
-    model: str = ""
+    method: str = setting("lora", "How the model is changed.", choices=tuple(TABLE))
     model_name: str = ""  # what the adapter says it was trained on; the folder's name if empty
     train_data: str = ""
     heldout_data: str = ""
@@ -192,6 +192,11 @@ class RunConfig(TechniqueSettings):
     def tunes(self) -> bool:
         """Are there trials before the run?"""
         return self.tune_share > 0 or self.tune_minutes > 0
+
+    @property
+    def tokens_in_front(self) -> int:
+        """Virtual tokens that take up positions before every row."""
+        return self.virtual_tokens if "virtual_tokens" in TABLE[self.method].settings else 0
 
     def widest(self) -> RunConfig:
         """The settings with the most memory that this run may come to: trials may double the rank."""

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from training.engine.methods import TABLE
 from training.errors import ConfigError
 
 TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
@@ -53,7 +52,8 @@ def setting(
 class TechniqueSettings:
     """How the model is changed. Sizes are numbers of features or tokens."""
 
-    method: str = setting("lora", "How the model is changed.", choices=tuple(TABLE))
+    method: str = "lora"
+    model: str = ""  # the base model's folder; prompt tuning reads its tokenizer
     rank: int = setting(
         16,
         "Size of the update: more learns more and takes more memory.",
@@ -151,11 +151,6 @@ class TechniqueSettings:
     activation: str = setting(
         "relu", "The curve between down- and up-projection.", usual="relu", choices=("relu", "gelu", "silu"), advanced=True
     )
-
-    @property
-    def tokens_in_front(self) -> int:
-        """Virtual tokens that take up positions before every row."""
-        return self.virtual_tokens if "virtual_tokens" in TABLE[self.method].settings else 0
 
 
 def check_technique(config: TechniqueSettings) -> None:

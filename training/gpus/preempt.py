@@ -6,31 +6,27 @@ goes is by then outside its team's guarantee, so it may evict nobody in turn: no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from training.gpus.board import Board
 from training.gpus.scene import Holding, Request
 
-if TYPE_CHECKING:
-    from training.gpus.scheduler import Scheduler
 
-
-def victims_for(scheduler: Scheduler, request: Request, now: float) -> tuple[int, list[Holding]] | None:
+def victims_for(board: Board, request: Request, now: float) -> tuple[int, list[Holding]] | None:
     """The device and the runs that leave it; None where nobody can be asked to."""
-    loose = removable(scheduler, now)
+    loose = removable(board, now)
     best: tuple[tuple[float, ...], int, list[Holding]] | None = None
-    for card in scheduler.cards.values():
+    for card in board.cards.values():
         if not card.usable or card.kept_for is not None:
             continue
         going: list[Holding] = []
-        for held in sorted((h for h in scheduler.on[card.id] if h.run in loose), key=_readiness):
-            if scheduler.fits(request, card.id, without=going):
+        for held in sorted((h for h in board.on[card.id] if h.run in loose), key=_readiness):
+            if board.fits(request, card.id, without=going):
                 break
             going.append(held)
-        if not going or not scheduler.fits(request, card.id, without=going):
+        if not going or not board.fits(request, card.id, without=going):
             continue
         for held in list(going):  # one that the others made needless stays
             rest = [other for other in going if other is not held]
-            if scheduler.fits(request, card.id, without=rest):
+            if board.fits(request, card.id, without=rest):
                 going = rest
         cost = (len(going), sum(h.priority != "background" for h in going), -min(h.started for h in going))
         if best is None or cost < best[0]:
@@ -38,11 +34,11 @@ def victims_for(scheduler: Scheduler, request: Request, now: float) -> tuple[int
     return (best[1], best[2]) if best else None
 
 
-def removable(scheduler: Scheduler, now: float) -> set[int]:
+def removable(board: Board, now: float) -> set[int]:
     """Runs that may be told to leave: background ones, and of each team the newest beyond its guarantee."""
     by_team: dict[int, list[Holding]] = {}
     found = set()
-    for held in scheduler.where.values():
+    for held in board.where.values():
         if held.leaving or held.priority == "urgent":
             continue
         if held.priority == "background":
@@ -50,11 +46,11 @@ def removable(scheduler: Scheduler, now: float) -> set[int]:
         else:
             by_team.setdefault(held.team, []).append(held)
     for team, holdings in by_team.items():
-        staying = sum(h.team == team and h.priority == "urgent" for h in scheduler.where.values())
-        spare = len(holdings) + staying - scheduler.scene.share(team).guaranteed
+        staying = sum(h.team == team and h.priority == "urgent" for h in board.where.values())
+        spare = len(holdings) + staying - board.scene.share(team).guaranteed
         found |= {held.run for held in sorted(holdings, key=lambda h: -h.started)[: max(0, spare)]}
     return {
-        run for run in found if not scheduler.where[run].spared and now - scheduler.where[run].started >= scheduler.scene.shortest
+        run for run in found if not board.where[run].spared and now - board.where[run].started >= board.scene.shortest
     }
 
 

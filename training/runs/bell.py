@@ -7,19 +7,27 @@ PostgreSQL: the runs' numbers are read every 250 ms, or at once when a worker's 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections import defaultdict
+from typing import Any
 
+from asgiref.sync import async_to_sync
 from channels.db import database_sync_to_async
+from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import connection
 
 from training.runs.models import Run
+from training.runs.signals import QUEUE_ERRORS
 
+GROUP = "runs"
 LOOK_SECONDS = 0.02
 POLL_SECONDS = 0.25
 SURE_SECONDS = 1.0  # looked at even without a sign
+
+log = logging.getLogger("snapml.runs")
 
 Mark = tuple[int, int]  # last event number, revision of the row
 
@@ -80,3 +88,12 @@ def read_marks(run_ids: list[int]) -> dict[int, Mark]:
 
 
 bell = Bell()
+
+
+def notify_browsers(run_id: int, **_signal: Any) -> None:
+    """Nudge the web servers through Redis, if there is one. SQLite needs no nudge: they see its commits."""
+    if settings.CHANNEL_LAYERS:
+        try:
+            async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "moved", "run": run_id})
+        except QUEUE_ERRORS as error:  # that must not undo what was done
+            log.warning("Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error)

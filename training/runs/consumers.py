@@ -24,8 +24,7 @@ from django.http import HttpRequest
 
 from training.people.models import User
 from training.runs import stream
-from training.runs.bell import bell
-from training.runs.doorbell import GROUP
+from training.runs.bell import GROUP, bell
 from training.runs.models import Run
 from training.runs.state_words import out_of_touch
 

@@ -20,12 +20,13 @@ from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.gpus import reserve
 from training.gpus.scene import NOBODY, Request
 from training.people.models import Role, Team, User
-from training.runs import doorbell, steer
+from training.runs import steer
 from training.runs.batching import count_steps
 from training.runs.measure import kept_lengths
 from training.runs.memory import kept_forecast
 from training.runs.models import Run, Sweep
 from training.runs.notices import tell_of_end
+from training.runs.signals import run_changed, run_queued
 from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
 from training.runs.steer import ANYWHERE, Where
 from training.runs.target import Target, target_of
@@ -93,7 +94,7 @@ def launch_run(
         )
         steer.note_class(user, run)
         write_folder(run, config)
-        transaction.on_commit(lambda: doorbell.ring(run.pk))
+        transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
     return run
 
 
@@ -163,7 +164,7 @@ def stop_run(run: Run, *, discard: bool) -> Run:
     elif not end_waiting(run, discard=discard):
         run.refresh_from_db()
         raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
-    doorbell.show(run.pk)
+    run_changed.send(Run, run_id=run.pk)
     run.refresh_from_db()
     return run
 
@@ -225,6 +226,6 @@ def continue_run(user: User, run: Run) -> Run:
         for name in (STOP, RESULT):
             (run.folder / name).unlink(missing_ok=True)
         shutil.rmtree(run.folder / "adapter", ignore_errors=True)
-        transaction.on_commit(lambda: doorbell.ring(run.pk))
+        transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
     run.refresh_from_db()
     return run

@@ -25,8 +25,9 @@ from training.gpus.models import Allocation, Device, Pool, Quota
 from training.gpus.picture import scene_of
 from training.gpus.scene import NOBODY, Decision, Request, Scene
 from training.gpus.scheduler import Scheduler
-from training.runs import doorbell, timing
+from training.runs import timing
 from training.runs.models import Run
+from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, OPEN, State, Wish
 from training.runs.target import default_pool
 
@@ -94,7 +95,7 @@ def look_once(*, but: int = 0) -> None:
     """A pass, now: whoever gets a device is rung, except the one that the caller takes up itself."""
     for run_id in admit():
         if run_id != but:
-            doorbell.ring(run_id)
+            run_queued.send(Run, run_id=run_id)
 
 
 def look() -> None:

@@ -19,10 +19,11 @@ from training.gpus.picture import bounds_of
 from training.gpus.scene import NOBODY, Request
 from training.gpus.scheduler import Scheduler
 from training.people.models import Team, User
-from training.runs import doorbell, queue
+from training.runs import queue
 from training.runs.measure import kept_lengths
 from training.runs.memory import kept_forecast
 from training.runs.models import Run
+from training.runs.signals import run_changed
 from training.runs.states import Priority, State
 from training.runs.target import target_of
 
@@ -112,7 +113,7 @@ def move_up(run: Run) -> None:
     changed = Run.objects.filter(pk=run.pk, state=State.QUEUED)
     if not changed.update(moved_up_at=timezone.now(), revision=F("revision") + 1):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
-    doorbell.show(run.pk)
+    run_changed.send(Run, run_id=run.pk)
 
 
 def refuse_class(user: User, *classes: str) -> None:
@@ -150,7 +151,7 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
             reason=reason,
         )
     run.priority = priority
-    doorbell.show(run.pk)
+    run_changed.send(Run, run_id=run.pk)
 
 
 def change_pool(user: User, run: Run, pool: Pool) -> None:
@@ -169,4 +170,4 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
     changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
-    doorbell.show(run.pk)
+    run_changed.send(Run, run_id=run.pk)

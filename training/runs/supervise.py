@@ -22,13 +22,14 @@ from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
 from training.gpus import reserve
 from training.gpus.models import Allocation
-from training.runs import doorbell, endings, queue, ways_on
+from training.runs import endings, queue, ways_on
 from training.runs.engine_process import EngineProcess
 from training.runs.ingest import BrokenJournal, store
 from training.runs.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.models import Run
 from training.runs.notices import tell_of_end
 from training.runs.share import Share, measure_context, raised
+from training.runs.signals import run_changed
 from training.runs.states import ENDED, State, Wish
 
 TAIL_SECONDS = 0.025
@@ -120,7 +121,7 @@ class Watch:
         if not read:
             return False
         store(self.lease, self.record, [line for line, _ in read], read[-1][1])
-        doorbell.show(self.record.pk)
+        run_changed.send(Run, run_id=self.record.pk)
         return True
 
     def renew(self) -> None:
@@ -246,4 +247,4 @@ class Watch:
             reserve.release(self.lease.run_id)
             if changes.get("state") in ENDED:
                 tell_of_end(self.lease.run_id)
-        doorbell.show(self.lease.run_id)
+        run_changed.send(Run, run_id=self.lease.run_id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class Method:
     title: str
     words: str
     paper: str
-    wrap: Callable[[Any, RunConfig], Any]
-    check: Callable[[Any, RunConfig], None] = lambda _wrapped, _config: None
+    wrap: Callable[[Any, TechniqueSettings], Any]
+    check: Callable[[Any, TechniqueSettings], None] = lambda _wrapped, _config: None
     settings: tuple[str, ...] = ()
     usual: Mapping[str, Any] = field(default_factory=dict)
     rates: str = "1e-4 to 1e-3"  # learning rates that are usual

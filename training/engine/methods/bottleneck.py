@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import Method
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 
-def wrap(model: Any, config: RunConfig) -> Any:
+def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import get_peft_model
 
     from training.engine.bottleneck_tuner import BottleneckConfig

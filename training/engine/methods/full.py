@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import Method
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 
-def wrap(model: Any, _config: RunConfig) -> Any:
+def wrap(model: Any, _config: TechniqueSettings) -> Any:
     model.requires_grad_(True)
     return model
 

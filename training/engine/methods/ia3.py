@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import ONE_AT_A_TIME, Method
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 
-def wrap(model: Any, _config: RunConfig) -> Any:
+def wrap(model: Any, _config: TechniqueSettings) -> Any:
     from peft import IA3Config, get_peft_model
 
     from training.engine.places import feed_forward_ends, keys_and_values

@@ -11,7 +11,7 @@ from training.engine.methods.base import Method, named
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 SETTINGS = (
     "rank",
@@ -32,7 +32,7 @@ SETTINGS = (
 PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
 
 
-def wrap(model: Any, config: RunConfig) -> Any:
+def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import EvaConfig, LoraConfig, get_peft_model
 
     from training.engine.fast_lora import quicken
@@ -64,7 +64,7 @@ def wrap(model: Any, config: RunConfig) -> Any:
     return wrapped
 
 
-def refuse_strangers(wrapped: Any, config: RunConfig) -> None:
+def refuse_strangers(wrapped: Any, config: TechniqueSettings) -> None:
     """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it without a word."""
     from training.engine.settings import read_pattern
 

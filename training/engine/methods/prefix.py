@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import ONE_AT_A_TIME, Method
 
 if TYPE_CHECKING:
-    from training.engine.config import RunConfig
+    from training.engine.settings import TechniqueSettings
 
 
-def wrap(model: Any, config: RunConfig) -> Any:
+def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import PrefixTuningConfig, get_peft_model
 
     peft_config = PrefixTuningConfig(
