@@ -10,7 +10,7 @@ from django.db import transaction
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
 from training.datasets.visible import visible_data
-from training.engine.checkpoint_files import ADAPTER
+from training.engine.file_names import ADAPTER
 from training.engine.files import write_atomically
 from training.errors import ConfigError, Conflict, NotFound, UserError
 from training.people.models import User

@@ -24,7 +24,7 @@ from adapters.models import AdapterVersion
 from adapters.safe_header import header_of, product
 from adapters.shelf import bytes_of, facts_of, move_in, next_number, weights_sha256
 from training.catalog.models import BaseModel, ModelState
-from training.engine.checkpoint_files import ADAPTER
+from training.engine.file_names import ADAPTER
 from training.errors import Conflict, TooLarge, UserError, one_line
 from training.people.models import User
 

@@ -14,7 +14,7 @@ from zipstream import ZIP_STORED, ZipStream
 from adapters.card import NAME, Measured, card_of
 from adapters.models import AdapterVersion, Numbering
 from adapters.record import record_of
-from training.engine.checkpoint_files import STATE
+from training.engine.file_names import STATE
 from training.engine.files import sha256, sync
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound

@@ -29,7 +29,7 @@ def law_device(device: torch.device) -> str:
     """What memory laws are made for, of a device of this machine."""
     import torch
 
-    from training.engine.model import fastest_dtype
+    from training.engine.modeling.model import fastest_dtype
 
     return "cpu_fp32" if fastest_dtype(device) is torch.float32 else device.type
 

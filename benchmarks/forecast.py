@@ -25,10 +25,9 @@ import torch
 
 from benchmarks import law_device, report
 from training.engine.config import RunConfig
-from training.engine.forecast import law_of
-from training.engine.memory_law import Shape, largest
+from training.engine.memory_estimator import Shape, largest
 from training.engine.methods import TABLE
-from training.engine.model import (
+from training.engine.modeling.model import (
     TrainedPositions,
     compute_in_bf16,
     load_base,
@@ -38,7 +37,8 @@ from training.engine.model import (
     weights_dtype,
     wrap,
 )
-from training.engine.optimizers import make_optimizer, parameters
+from training.engine.modeling.optimizers import make_optimizer, parameters
+from training.engine.simulation.forecast import law_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 4096,

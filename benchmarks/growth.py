@@ -37,9 +37,9 @@ def seconds_a_step(base: Any, length: int, rows: int, rank: int) -> float:
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.model import TrainedPositions
-    from training.engine.optimizers import make_optimizer
-    from training.engine.session import equipped
+    from training.engine.modeling.model import TrainedPositions
+    from training.engine.modeling.optimizers import make_optimizer
+    from training.engine.train.session import equipped
 
     device = torch.device("cpu")
     config = RunConfig.from_dict({"rank": rank, "alpha": 2 * rank})
@@ -99,9 +99,9 @@ def main() -> None:
     from benchmarks import law_device, report
     from benchmarks.engine_step import built_in
     from training.engine.config import RunConfig
-    from training.engine.forecast import law_of
-    from training.engine.memory_law import Shape, largest
-    from training.engine.model import fastest_dtype, load_base
+    from training.engine.memory_estimator import Shape, largest
+    from training.engine.modeling.model import fastest_dtype, load_base
+    from training.engine.simulation.forecast import law_of
 
     folder = arguments.model or built_in()
     law = law_of(folder, RunConfig(), law_device(torch.device("cpu")))

@@ -17,8 +17,8 @@ from benchmarks import report
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
 WAYS = {
-    "plain": "import training.engine.attempt",
-    "quick": "from training.engine.quick_imports import quick_imports\nwith quick_imports():\n    import training.engine.attempt",
+    "plain": "import training.engine.train.attempt",
+    "quick": "from training.engine.fast_imports import quick_imports\nwith quick_imports():\n    import training.engine.train.attempt",
 }
 TELL = "\nimport resource\nused = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + used.ru_stime, used.ru_maxrss)"
 

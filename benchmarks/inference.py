@@ -27,11 +27,11 @@ from adapters.inference.types import Base, Question, Weights
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, built_in
 from training.engine.config import RunConfig
-from training.engine.conversations import load_tokenizer, prompt_ids, read_rows
-from training.engine.merge import merged
+from training.engine.data.conversations import load_tokenizer, prompt_ids, read_rows
 from training.engine.methods import TABLE
-from training.engine.model import load_base
-from training.engine.weights import write_weights
+from training.engine.modeling.merge import merged
+from training.engine.modeling.model import load_base
+from training.engine.modeling.weights import write_weights
 
 ROUNDS, TOKENS, ADAPTERS = 3, 24, 8
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ BATCH, RATE, WARM, HELDOUT = 8, 2e-4, 2, 100
 
 
 def encoded(folder: Path, split: str) -> list[Any]:
-    from training.engine.conversations import encode, load_tokenizer, read_rows
+    from training.engine.data.conversations import encode, load_tokenizer, read_rows
 
     tokenizer = load_tokenizer(folder)
     return [encode(tokenizer, row, max_length=512) for row in read_rows(EXAMPLE) if row["split"] == split]
@@ -38,8 +38,8 @@ def heldout_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     """Nats per trained token over held-out rows, computed in one way for every arm."""
     import torch
 
-    from training.engine.evaluate import collate
-    from training.engine.model import TrainedPositions
+    from training.engine.modeling.model import TrainedPositions
+    from training.engine.train.evaluate import collate
 
     head, total = TrainedPositions(model), 0.0
     device = next(model.parameters()).device
@@ -114,8 +114,8 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
 
     import torch
 
-    from training.engine.model import fastest_dtype, load_base, pick_device
-    from training.engine.weights import attach
+    from training.engine.modeling.model import fastest_dtype, load_base, pick_device
+    from training.engine.modeling.weights import attach
 
     device = pick_device()
     model = attach(load_base(folder, fastest_dtype(device), device), run / "adapter", "default")
@@ -133,7 +133,7 @@ def start_as_ours(model: Any, folder: Path, steps: int) -> None:
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.model import fastest_dtype, load_base, pick_device, wrap
+    from training.engine.modeling.model import fastest_dtype, load_base, pick_device, wrap
 
     config, device = RunConfig.from_dict(asked(steps)), pick_device()
     torch.manual_seed(config.seed)
@@ -150,8 +150,8 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from training.engine.conversations import load_tokenizer
-    from training.engine.model import fastest_dtype, pick_device
+    from training.engine.data.conversations import load_tokenizer
+    from training.engine.modeling.model import fastest_dtype, pick_device
 
     rows = encoded(folder, "train")
     rows = in_our_order(rows, steps) if best else rows

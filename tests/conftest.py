@@ -59,7 +59,7 @@ def engine_here(monkeypatch):
     import torch
 
     from training.engine.__main__ import main
-    from training.engine.reins import Reins
+    from training.engine.stop_signals import Reins
 
     monkeypatch.setattr(Reins, "listen", lambda _self: None)
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ import uvicorn
 
 from adapters.inference.desk import Desk
 from adapters.inference.server import make_app
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 
 
 def start_answering(desk: Desk) -> None:

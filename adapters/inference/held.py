@@ -14,10 +14,10 @@ import torch
 
 from adapters.inference.lora_rows import Rows, weave
 from adapters.inference.types import Base, Weights
-from training.engine.conversations import load_tokenizer, use_template
-from training.engine.cures import CAN_MIX
-from training.engine.model import fastest_dtype, load_base, pick_device
-from training.engine.weights import attach
+from training.engine.data.conversations import load_tokenizer, use_template
+from training.engine.modeling.library_patches import CAN_MIX
+from training.engine.modeling.model import fastest_dtype, load_base, pick_device
+from training.engine.modeling.weights import attach
 
 MAX_ADAPTERS = 16  # loaded beside a base; the least recently used one leaves
 UNKNOWN = "?"
@@ -59,7 +59,7 @@ class Held:
 
     @property
     def mixes(self) -> bool:
-        """May rows of several adapters share a batch? Most tuners would ignore whose row it is (training/engine/cures.py)."""
+        """May rows of several adapters share a batch? Most tuners would ignore whose row it is (training/engine/modeling/library_patches.py)."""
         return not self.loaded or self.prompted or self.kind in CAN_MIX
 
     def bring(self, adapter: Weights | None, in_use: set[Weights]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adapters.inference.batch import Answer
 from adapters.inference.held import Held
 from adapters.inference.types import Question
-from training.engine.conversations import prompt_ids, render, start_ids
+from training.engine.data.conversations import prompt_ids, render, start_ids
 
 MOST_TOKENS = 4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
 

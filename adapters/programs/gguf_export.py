@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 from training.errors import UserError
 
 with quick_imports():
@@ -16,9 +16,9 @@ with quick_imports():
     from adapters.programs.llama_cpp import answers, top_logprobs
     from adapters.programs.parity import Spoken, speak
     from adapters.programs.speak import run, say
-    from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+    from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import sha256, sync
-    from training.engine.model import load_base
+    from training.engine.modeling.model import load_base
 
 CPU = torch.device("cpu")
 TOP = 20

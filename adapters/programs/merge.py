@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 from training.errors import UserError
 
 with quick_imports():
@@ -19,12 +19,12 @@ with quick_imports():
 
     from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
     from adapters.programs.speak import run, say
-    from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+    from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import remove_tree, sha256, sync
-    from training.engine.merge import merged
     from training.engine.methods import TABLE
-    from training.engine.model import count_parameters, load_base
-    from training.engine.weights import attach
+    from training.engine.modeling.merge import merged
+    from training.engine.modeling.model import count_parameters, load_base
+    from training.engine.modeling.weights import attach
 
 CPU = torch.device("cpu")
 SPARE_BYTES = 10**9  # that stay free on the disk

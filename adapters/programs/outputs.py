@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.engine.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
 from training.engine.methods import TABLE
-from training.engine.model import fastest_dtype, load_base
-from training.engine.weights import attach
+from training.engine.modeling.model import fastest_dtype, load_base
+from training.engine.modeling.weights import attach
 
 CPU = torch.device("cpu")
 

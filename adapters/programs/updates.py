@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from training.engine.checkpoint_files import ADAPTER, MODEL
+from training.engine.file_names import ADAPTER, MODEL
 
 PREFIX = "base_model.model."
 

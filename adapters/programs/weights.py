@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 
 with quick_imports():
     import torch

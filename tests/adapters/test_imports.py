@@ -17,8 +17,8 @@ from adapters import imports
 from adapters.models import AdapterVersion
 from tests.engine.test_methods import CPU
 from tests.shelf import train_version
-from training.engine.model import load_base
-from training.engine.weights import attach
+from training.engine.modeling.model import load_base
+from training.engine.modeling.weights import attach
 from training.errors import UserError
 
 pytestmark = pytest.mark.django_db

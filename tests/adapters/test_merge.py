@@ -14,7 +14,7 @@ from adapters.programs import merge as program
 from adapters.programs import parity
 from tests.engine.test_methods import CPU
 from tests.shelf import put_on_shelf, train_version
-from training.engine.model import load_base
+from training.engine.modeling.model import load_base
 from training.errors import Conflict, UserError
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]

@@ -12,9 +12,9 @@ from adapters.programs.updates import Update, updates_of
 from tests import tiny
 from tests.engine import families
 from tests.engine.test_methods import CPU, make
-from training.engine.merge import merged
-from training.engine.model import load_base
-from training.engine.weights import write_weights
+from training.engine.modeling.merge import merged
+from training.engine.modeling.model import load_base
+from training.engine.modeling.weights import write_weights
 from training.errors import UserError
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from training.engine import answers
-from training.engine.conversations import encode, load_tokenizer
+from training.engine.data.conversations import encode, load_tokenizer
+from training.engine.train import exact_match
 
 
 def told(folder):
@@ -26,7 +26,7 @@ def test_it_works(tiny_run, engine_here, method):
 def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, monkeypatch):
     folder = tiny_run()
     first = json.loads((folder / "heldout.jsonl").read_text().splitlines()[0])["messages"][-1]["content"]
-    monkeypatch.setattr(answers, "answer", lambda session, prompt, expected: first)
+    monkeypatch.setattr(exact_match, "answer", lambda session, prompt, expected: first)
     assert engine_here([str(folder)]) == 0
     rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
     right = sum(row["messages"][-1]["content"] == first for row in rows)
@@ -49,5 +49,5 @@ def test_of_several_turns_the_last_is_asked(tiny_model):
             {"role": "assistant", "content": "second"},
         ]
     }
-    found = answers.last_answer(encode(tokenizer, row, max_length=200))
+    found = exact_match.last_answer(encode(tokenizer, row, max_length=200))
     assert "second" in tokenizer.decode(found) and "first" not in tokenizer.decode(found)

@@ -3,9 +3,9 @@ import errno
 import pytest
 import torch
 
-from training.engine import checkpoint
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
+from training.engine.train import checkpoint
 
 
 class Model(torch.nn.Linear):

@@ -4,14 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from training.engine.conversations import (
-    DEFAULT_TEMPLATE,
-    IGNORED,
-    DataError,
-    encode,
-    prompt_ids,
-    use_template,
-)
+from training.engine.data.conversations import DEFAULT_TEMPLATE, IGNORED, DataError, encode, prompt_ids, use_template
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

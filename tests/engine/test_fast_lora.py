@@ -5,8 +5,8 @@ import torch
 
 from tests.engine import families
 from tests.engine.test_methods import IDS, logits, make
-from training.engine.fast_lora import quicken
-from training.engine.model import TrainedPositions
+from training.engine.methods.fast_lora import quicken
+from training.engine.modeling.model import TrainedPositions
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

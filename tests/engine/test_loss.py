@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.engine import families
-from training.engine.conversations import IGNORED, encode, load_tokenizer
-from training.engine.evaluate import collate
-from training.engine.model import TrainedPositions, load_base
+from training.engine.data.conversations import IGNORED, encode, load_tokenizer
+from training.engine.modeling.model import TrainedPositions, load_base
+from training.engine.train.evaluate import collate
 from training.errors import ConfigError
 
 

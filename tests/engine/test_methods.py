@@ -6,9 +6,9 @@ import torch
 from tests.engine import families
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, load_base, wrap
-from training.engine.optimizers import make_optimizer
-from training.engine.weights import attach, start_of, write_weights
+from training.engine.modeling.model import TrainedPositions, load_base, wrap
+from training.engine.modeling.optimizers import make_optimizer
+from training.engine.modeling.weights import attach, start_of, write_weights
 from training.errors import ConfigError
 
 CPU = torch.device("cpu")

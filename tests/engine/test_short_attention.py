@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from training.engine import memory_law
-from training.engine.memory_law import LONGEST_SHORT
-from training.engine.short_attention import ShortAttention, attention
+from training.engine import memory_estimator
+from training.engine.memory_estimator import LONGEST_SHORT
+from training.engine.modeling.short_attention import ShortAttention, attention
 
 
 class Layer(torch.nn.Module):
@@ -53,7 +53,7 @@ def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
     tensors = drawn(5, 6, 2, 40, 16)
     whole = ShortAttention.apply(*tensors, 0.25)
     grads = gradients(whole, tensors, torch.ones_like(whole))
-    monkeypatch.setattr(memory_law, "SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
+    monkeypatch.setattr(memory_estimator, "SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
     parts = ShortAttention.apply(*tensors, 0.25)
     assert torch.equal(parts, whole)
     assert all(torch.equal(a, b) for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True))
@@ -101,7 +101,7 @@ def test_all_else_is_torchs(other, monkeypatch):
 def test_the_engine_takes_it(tiny_model):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from training.engine.model import load_base
+    from training.engine.modeling.model import load_base
 
     model = load_base(tiny_model, torch.bfloat16, torch.device("cpu"))
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention

@@ -18,12 +18,12 @@ import torch
 
 from tests import tiny
 from tests.engine import families
-from training.engine.checkpoint import all_checkpoints, is_whole, newest_whole
 from training.engine.config import RunConfig
-from training.engine.conversations import EncodedRow
-from training.engine.loop import take_step
-from training.engine.model import TrainedPositions
+from training.engine.data.conversations import EncodedRow
+from training.engine.modeling.model import TrainedPositions
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
+from training.engine.train.checkpoint import all_checkpoints, is_whole, newest_whole
+from training.engine.train.loop import take_step
 
 ROOT = Path(__file__).parents[2]
 

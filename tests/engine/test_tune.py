@@ -8,9 +8,9 @@ import pytest
 from tests import tiny
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome
-from training.engine.reins import Reins
-from training.engine.search import Search, Trial, compare, kept_trials, rungs_of, settings_of
-from training.engine.tune import Bench
+from training.engine.stop_signals import Reins
+from training.engine.tuning.search import Search, Trial, compare, kept_trials, rungs_of, settings_of
+from training.engine.tuning.tune import Bench
 from training.errors import ConfigError
 
 ROWS = [*tiny.ROWS] * 4
@@ -131,7 +131,7 @@ def test_what_is_not_varied_stays_as_it_is():
 
 
 def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(make, engine_here, monkeypatch):
-    from training.engine import tune
+    from training.engine.tuning import tune
 
     plain = tune.take_step
 
@@ -149,7 +149,7 @@ def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(make, en
 
 
 def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(make, engine_here, monkeypatch):
-    from training.engine import tune
+    from training.engine.tuning import tune
 
     def step(session):
         raise tune.Diverged("The loss became nan.")
@@ -161,7 +161,7 @@ def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(make, 
 
 
 def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned, engine_here):
-    from training.engine.winner import chosen, write_chosen
+    from training.engine.tuning.selection import chosen, write_chosen
 
     verdict = chosen(tuned)
     verdict.pop("told")

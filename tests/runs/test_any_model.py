@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from training.engine.forecast import answer
+from training.engine.simulation.forecast import answer
 from training.errors import UserError
 from training.runs import laws
 from training.runs.any_model import forecast_of

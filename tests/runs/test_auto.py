@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 @pytest.fixture(scope="module")
 def tiny_laws(tiny_model):
     """Laws are simulated once for the module: the answers of the forecasting program, in this process."""
-    from training.engine.forecast import answer
+    from training.engine.simulation.forecast import answer
 
     kept = {}
 

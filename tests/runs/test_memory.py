@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from training.engine.config import RunConfig
-from training.engine.memory_law import Law, Shape, largest
+from training.engine.memory_estimator import Law, Shape, largest
 from training.engine.methods import TABLE
 from training.errors import UserError
 from training.runs import laws, memory
@@ -17,8 +17,8 @@ from training.runs.target import target_of
 @pytest.fixture(scope="module")
 def simulated(tiny_model):
     """Laws of three techniques, and what the fake run at full depth says of a batch that no law has seen."""
-    from training.engine.fake_step import FakeRun, model_config_of
-    from training.engine.forecast import law_of
+    from training.engine.simulation.fake_step import FakeRun, model_config_of
+    from training.engine.simulation.forecast import law_of
 
     found = {}
     for method in ("lora", "full", "prefix"):
@@ -87,7 +87,7 @@ def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, 
 
 
 def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
-    from training.engine import forecast
+    from training.engine.simulation import forecast
 
     told = forecast.answer(json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"}))
     assert told["passing"]
@@ -110,7 +110,7 @@ def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
     import torch
 
     from benchmarks import forecast
-    from training.engine import model as loaded
+    from training.engine.modeling import model as loaded
 
     torch.manual_seed(0)
     folder = forecast.make_models(tmp_path)["llama"]
@@ -135,7 +135,7 @@ def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
 
 def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
     """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine checks names at its start."""
-    from training.engine.forecast import law_of
+    from training.engine.simulation.forecast import law_of
 
     config = RunConfig(precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32")
     assert law_of(tiny_model, config, "cpu").facts["trainable_00"] > 0

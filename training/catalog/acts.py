@@ -89,7 +89,7 @@ def import_model(model_id: int) -> None:
     command = [
         sys.executable,
         "-m",
-        "training.engine.import_model",
+        "training.engine.modeling.import_model",
         kind,
         model.location,
         str(model.folder),

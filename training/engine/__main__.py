@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TextIO
 
 from training.engine.config import RunConfig
-from training.engine.conversations import DataError
+from training.engine.data.conversations import DataError
 from training.engine.events import Journal
+from training.engine.fast_imports import quick_imports
 from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
-from training.engine.quick_imports import quick_imports
-from training.engine.reins import Reins
+from training.engine.stop_signals import Reins
 from training.errors import ConfigError
 
 ATTEMPTS = "attempts"
@@ -65,7 +65,7 @@ def take_lock(run_dir: Path) -> TextIO | None:
 def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
     """Train, and turn every way of ending into a result. Only final ones are written to result.json."""
     with quick_imports():
-        from training.engine.attempt import Attempt
+        from training.engine.train.attempt import Attempt
 
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:

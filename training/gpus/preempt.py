@@ -49,9 +49,7 @@ def removable(board: Board, now: float) -> set[int]:
         staying = sum(h.team == team and h.priority == "urgent" for h in board.where.values())
         spare = len(holdings) + staying - board.scene.share(team).guaranteed
         found |= {held.run for held in sorted(holdings, key=lambda h: -h.started)[: max(0, spare)]}
-    return {
-        run for run in found if not board.where[run].spared and now - board.where[run].started >= board.scene.shortest
-    }
+    return {run for run in found if not board.where[run].spared and now - board.where[run].started >= board.scene.shortest}
 
 
 def _readiness(held: Holding) -> tuple[bool, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.engine.batches import epoch_batches, length_of, parts_of, plan_steps
 from training.engine.config import RunConfig
-from training.engine.memory_law import Shape
+from training.engine.memory_estimator import Shape
 from training.runs.measure import Lengths, trained_within
 
 # The settings that decide which rows go through the model together, and for how many steps.

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from training.engine.checkpoint_files import STATE
+from training.engine.file_names import STATE
 from training.runs.models import Run
 
 TAIL_BYTES = 16_000

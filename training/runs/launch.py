@@ -15,7 +15,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.engine.outcome import RESULT
-from training.engine.reins import STOP
+from training.engine.stop_signals import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.gpus import reserve
 from training.gpus.scene import NOBODY, Request

@@ -1,4 +1,4 @@
-"""Memory laws, each made once and kept: asked of `training.engine.forecast`, a program that stays for the next question.
+"""Memory laws, each made once and kept: asked of `training.engine.simulation.forecast`, a program that stays for the next question.
 
 A law depends on the model's config, the technique and some settings, not on data, lengths or learning rates, so moving those is
 answered from the kept law at once.
@@ -22,7 +22,7 @@ from training.catalog.card import read_json
 from training.child_environment import child_environment
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.memory_law import Law, size_setting
+from training.engine.memory_estimator import Law, size_setting
 from training.engine.methods import TABLE
 from training.errors import UserError
 
@@ -163,7 +163,7 @@ class Program:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-W", "ignore", "-m", "training.engine.forecast"]
+            command = [sys.executable, "-W", "ignore", "-m", "training.engine.simulation.forecast"]
             self._child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """What a model will see of a data set: lengths measured once and kept beside the data, and single rows token by token.
 
-Both are asked of `training.engine.look`, a program of its own, because a model's chat template is code that somebody wrote.
+Both are asked of `training.engine.data.preview`, a program of its own, because a model's chat template is code that somebody wrote.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     if not AT_ONCE.acquire(timeout=BUSY_SECONDS):
         raise Busy("Others are looking at tokens just now; try again in a minute.")
     try:
-        done = run_child("training.engine.look", said=json.dumps(request), cwd=settings.BASE_DIR, seconds=PATIENCE_SECONDS)
+        done = run_child(
+            "training.engine.data.preview", said=json.dumps(request), cwd=settings.BASE_DIR, seconds=PATIENCE_SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise UserError("This model's chat template took too long; it may never end.", field="model") from error
     finally:

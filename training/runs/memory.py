@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from training.catalog.models import BaseModel
 from training.engine.config import RunConfig
-from training.engine.memory_law import DEPTHS, SIZES, Law, largest, size_of
+from training.engine.memory_estimator import DEPTHS, SIZES, Law, largest, size_of
 from training.runs.batching import shapes_of
 from training.runs.laws import kept_law
 from training.runs.measure import Lengths

@@ -14,7 +14,7 @@ from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.memory_law import Law
+from training.engine.memory_estimator import Law
 from training.errors import UserError
 from training.gpus.models import Pool
 from training.people.models import User

@@ -1,6 +1,6 @@
 """Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2020): small down- and up-projections after the sublayers.
 
-PEFT has no such tuner; training/engine/bottleneck_tuner.py is one, so that saving, loading, switching and naming are PEFT's.
+PEFT has no such tuner; training/engine/methods/bottleneck_tuner.py is one, so that saving, loading, switching and naming are PEFT's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import get_peft_model
 
-    from training.engine.bottleneck_tuner import BottleneckConfig
-    from training.engine.places import feed_forward_ends, sublayer_ends
+    from training.engine.methods.bottleneck_tuner import BottleneckConfig
+    from training.engine.methods.module_names import feed_forward_ends, sublayer_ends
 
     find = sublayer_ends if config.placement == "both" else feed_forward_ends
     peft_config = BottleneckConfig(

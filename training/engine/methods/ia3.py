@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def wrap(model: Any, _config: TechniqueSettings) -> Any:
     from peft import IA3Config, get_peft_model
 
-    from training.engine.places import feed_forward_ends, keys_and_values
+    from training.engine.methods.module_names import feed_forward_ends, keys_and_values
 
     inner = feed_forward_ends(model)
     peft_config = IA3Config(target_modules=[*keys_and_values(model), *inner], feedforward_modules=inner, task_type="CAUSAL_LM")

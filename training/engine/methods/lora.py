@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha / rank.
 
-Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts (training/engine/starts.py).
+Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts (training/engine/modeling/adapter_init.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
 def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import EvaConfig, LoraConfig, get_peft_model
 
-    from training.engine.fast_lora import quicken
+    from training.engine.methods.fast_lora import quicken
     from training.engine.settings import read_pattern
 
     if config.init_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):

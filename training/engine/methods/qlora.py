@@ -1,6 +1,6 @@
 """QLoRA (Dettmers et al. 2023): LoRA on a base of 4-bit NormalFloat weights with double quantisation.
 
-The base is quantised while it is loaded (training/engine/model.py); on CUDA the optimizer is paged 8-bit AdamW.
+The base is quantised while it is loaded (training/engine/modeling/model.py); on CUDA the optimizer is paged 8-bit AdamW.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.engine import checkpoint
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.search import FOLDER, Trial, compare
-from training.engine.session import Session
+from training.engine.train import checkpoint
+from training.engine.train.session import Session
+from training.engine.tuning.search import FOLDER, Trial, compare
 
 CHOSEN = "chosen.json"
 

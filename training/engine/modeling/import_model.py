@@ -1,4 +1,4 @@
-"""`python -m training.engine.import_model KIND SOURCE TARGET [REVISION]`: bring a base model to a folder of safetensors.
+"""`python -m training.engine.modeling.import_model KIND SOURCE TARGET [REVISION]`: bring a base model to a folder of safetensors.
 
 KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a hub id). Progress goes to standard output, a JSON object a line:
 `{"done": 0..1, "words": "..."}`; an error for the person is the last one: `{"error": "..."}` with exit code 65.
@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "README.md"]
 

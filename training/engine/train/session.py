@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from training.engine import checkpoint, optimizers, weights
 from training.engine.batches import Plan, plan_steps
 from training.engine.config import RunConfig
-from training.engine.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
-from training.engine.memory import MemoryMeter
+from training.engine.data.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
 from training.engine.methods import TABLE
-from training.engine.model import (
+from training.engine.modeling import optimizers, weights
+from training.engine.modeling.adapter_init import begin
+from training.engine.modeling.model import (
     TrainedPositions,
     compute_in_bf16,
     count_parameters,
@@ -31,7 +31,8 @@ from training.engine.model import (
     weights_dtype,
     wrap,
 )
-from training.engine.starts import begin
+from training.engine.train import checkpoint
+from training.engine.train.memory_meter import MemoryMeter
 from training.errors import ConfigError
 
 Event = tuple[str, dict[str, Any]]

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.engine.config import RunConfig
-from training.engine.conversations import IGNORED
-from training.engine.cures import cure_repacking
+from training.engine.data.conversations import IGNORED
 from training.engine.methods import TABLE
-from training.engine.short_attention import quicken_attention
+from training.engine.modeling.library_patches import cure_repacking
+from training.engine.modeling.short_attention import quicken_attention
 from training.errors import ConfigError
 
 

@@ -9,17 +9,17 @@ from typing import TypeVar
 
 import torch
 
-from training.engine import checkpoint
-from training.engine.answers import exact_match
 from training.engine.config import RunConfig
 from training.engine.events import Journal
-from training.engine.loop import DiskFull, Diverged, train
 from training.engine.methods import TABLE
 from training.engine.outcome import Outcome, Result
-from training.engine.reins import Reins
-from training.engine.session import Event, Session, prepare
-from training.engine.tune import tell_chosen, tune
-from training.engine.winner import chosen, chosen_config
+from training.engine.stop_signals import Reins
+from training.engine.train import checkpoint
+from training.engine.train.exact_match import exact_match
+from training.engine.train.loop import DiskFull, Diverged, train
+from training.engine.train.session import Event, Session, prepare
+from training.engine.tuning.selection import chosen, chosen_config
+from training.engine.tuning.tune import tell_chosen, tune
 
 Ended = TypeVar("Ended")
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from training.engine.methods import TABLE
-from training.engine.model import load_base
-from training.engine.weights import attach
+from training.engine.modeling.model import load_base
+from training.engine.modeling.weights import attach
 from training.errors import UserError
 
 

@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import training.engine.cures  # noqa: F401 before any adapter is loaded or asked
-from training.engine.checkpoint_files import ADAPTER, MODEL
+import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded or asked
 from training.engine.config import RunConfig
+from training.engine.file_names import ADAPTER, MODEL
 
 MUTATING = ("pissa", "pissa_niter_4", "olora")  # starts that take a part out of the base's weights
 RAW = "raw."

@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 
-from training.engine import checkpoint, evaluate, optimizers
 from training.engine.config import RunConfig
-from training.engine.conversations import DataError, EncodedRow
-from training.engine.loop import Diverged, save, take_step
-from training.engine.model import TrainedPositions
+from training.engine.data.conversations import DataError, EncodedRow
+from training.engine.modeling import optimizers
+from training.engine.modeling.model import TrainedPositions
 from training.engine.outcome import Outcome
-from training.engine.reins import Reins
-from training.engine.search import Search, Trial, kept_trials, rungs_of
-from training.engine.session import Event, Session, equipped
-from training.engine.winner import better, chosen, chosen_config, forget_states, keep_state, verdict_of, write_chosen
+from training.engine.stop_signals import Reins
+from training.engine.train import checkpoint, evaluate
+from training.engine.train.loop import Diverged, save, take_step
+from training.engine.train.session import Event, Session, equipped
+from training.engine.tuning.search import Search, Trial, kept_trials, rungs_of
+from training.engine.tuning.selection import better, chosen, chosen_config, forget_states, keep_state, verdict_of, write_chosen
 
 FEWEST_ROWS = 8  # held out: below, the halves say nothing
 TIMED_STEPS = 3

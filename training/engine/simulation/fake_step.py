@@ -1,7 +1,7 @@
 """One true training step on fake tensors: the model, technique, loss and optimizer that a run uses, without weights.
 
 Shallow models suffice: without padding every stretch of a step is affine in layers, batch, length, trained positions and the
-technique's size (training/engine/memory_law.py), so a few of them tell the whole.
+technique's size (training/engine/memory_estimator.py), so a few of them tell the whole.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.engine.config import RunConfig
-from training.engine.fake_bits import bytes_8bit, four_bit_layers, widened_8bit
-from training.engine.memory_law import Shape
+from training.engine.memory_estimator import Shape
 from training.engine.methods import TABLE
-from training.engine.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
-from training.engine.optimizers import make_optimizer
-from training.engine.storages import Storages
+from training.engine.modeling.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
+from training.engine.modeling.optimizers import make_optimizer
+from training.engine.simulation.fake_bnb import bytes_8bit, four_bit_layers, widened_8bit
+from training.engine.simulation.storage_tracker import Storages
 
 
 def make_fake(model: nn.Module) -> None:

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.engine import optimizers, weights
-from training.engine.checkpoint_files import STATE
 from training.engine.config import RunConfig
+from training.engine.file_names import STATE
 from training.engine.files import sha256, sync, write_atomically
+from training.engine.modeling import optimizers, weights
 
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer."

@@ -1,4 +1,4 @@
-"""`python -m training.engine.look`: rows as a model will see them, without training. A request on stdin, an answer on stdout.
+"""`python -m training.engine.data.preview`: rows as a model will see them, without training. A request on stdin, an answer on stdout.
 
 `rows` come back token by token; of a `file` the lengths of up to `most_rows` rows, spread evenly over it, are written to `into`.
 The template of a model is code that somebody wrote: it runs here under limits on time and memory, never in the web server.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from training.engine.conversations import IGNORED, DataError, EncodedRow, encode, load_tokenizer, use_template
+from training.engine.data.conversations import IGNORED, DataError, EncodedRow, encode, load_tokenizer, use_template
 from training.errors import UserError
 
 MOST_MEMORY_BYTES = 6 * 2**30  # address space

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.engine.conversations import IGNORED, DataError, EncodedRow, encode, prompt_ids
-from training.engine.evaluate import evaluating
-from training.engine.reins import Reins
-from training.engine.session import Event, Session
+from training.engine.data.conversations import IGNORED, DataError, EncodedRow, encode, prompt_ids
+from training.engine.stop_signals import Reins
+from training.engine.train.evaluate import evaluating
+from training.engine.train.session import Event, Session
 
 ROOM = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
 

@@ -1,6 +1,6 @@
 """Bottleneck adapters as a tuner of PEFT's: config, layer and model, registered when this module is imported.
 
-A process that loads such an adapter must import this module first (`training.engine.cures` does).
+A process that loads such an adapter must import this module first (`training.engine.modeling.library_patches` does).
 """
 
 from __future__ import annotations

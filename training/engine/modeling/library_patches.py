@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import PeftModel, PeftModelForCausalLM
 
-import training.engine.bottleneck_tuner  # noqa: F401 registers the tuner, or PEFT refuses to load its adapters
+import training.engine.methods.bottleneck_tuner  # noqa: F401 registers the tuner, or PEFT refuses to load its adapters
 from training.errors import UserError
 
 CAN_MIX = ("LORA", "BOTTLENECK")

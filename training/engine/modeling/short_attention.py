@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine.memory_law import LONGEST_SHORT, rows_at_once
+from training.engine.memory_estimator import LONGEST_SHORT, rows_at_once
 
 # 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody simulates.
 CAUSAL = torch.zeros(LONGEST_SHORT, LONGEST_SHORT).masked_fill_(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from training.engine.config import RunConfig
-from training.engine.conversations import EncodedRow
+from training.engine.data.conversations import EncodedRow
 
 EVA_ROWS = 256  # at most; the directions of SmolLM2's inputs settle after about a hundred rows of smart_home
 EVA_BATCH = 4
@@ -50,7 +50,7 @@ def start_from_loss_of_bits(model: Any, folder: Path) -> None:
     from peft.tuners.lora import Linear4bit
     from transformers.pytorch_utils import Conv1D
 
-    from training.engine.model import load_base
+    from training.engine.modeling.model import load_base
 
     whole = dict(load_base(folder, torch.float32, torch.device("cpu")).named_modules())
     for name, layer in model.base_model.model.named_modules():

@@ -9,10 +9,11 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from training.engine import checkpoint, evaluate, optimizers
+from training.engine.modeling import optimizers
 from training.engine.outcome import Outcome
-from training.engine.reins import Reins
-from training.engine.session import Event, Session
+from training.engine.stop_signals import Reins
+from training.engine.train import checkpoint, evaluate
+from training.engine.train.session import Event, Session
 
 
 class Diverged(Exception):

@@ -1,4 +1,4 @@
-"""`python -m training.engine.forecast`: memory laws of runs, without weights. A JSON request a line in, an answer a line out.
+"""`python -m training.engine.simulation`: memory laws of runs, without weights. A JSON request a line in, an answer a line out.
 
 A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it has no bf16) or "cuda"}; the
 answer is a law as memory_law.py reads it, or {"error": words}. The program stays for the next line: imports take 5 s, a law 5 s.
@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.engine.quick_imports import quick_imports
+from training.engine.fast_imports import quick_imports
 from training.errors import UserError
 
 with quick_imports():
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.fake_step import FakeRun, model_config_of
-    from training.engine.memory_law import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
-    from training.engine.model import precision_for
+    from training.engine.memory_estimator import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
+    from training.engine.modeling.model import precision_for
+    from training.engine.simulation.fake_step import FakeRun, model_config_of
 
 MOST_MEMORY_BYTES = 16 * 2**30  # address space, CUDA's libraries included: a config.json is anybody's
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it

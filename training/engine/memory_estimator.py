@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 
-LONGEST_SHORT = 128  # tokens; up to there a CPU attends by plain products (training/engine/short_attention.py)
+LONGEST_SHORT = 128  # tokens; up to there a CPU attends by plain products (training/engine/modeling/short_attention.py)
 # Of scores at once: what a core's cache holds. Without a bound, 32 rows of 128 tokens take four times as long.
 SCORE_BYTES = 1_000_000
 

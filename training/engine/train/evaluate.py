@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from training.engine.batches import Batch, fill, parts_of
-from training.engine.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
-from training.engine.session import Event, Session
+from training.engine.data.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
+from training.engine.train.session import Event, Session
 
 SAMPLE_TOKENS = 64
 SAMPLE_CHARACTERS = 2_000

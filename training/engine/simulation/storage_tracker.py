@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.engine.memory_law import KINDS
+from training.engine.memory_estimator import KINDS
 
 CUDA_BLOCK = 512  # bytes that CUDA's caching allocator rounds up to
 
