@@ -16,10 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
-from training.gpus.eta import ranges
-from training.gpus.explain import barriers
-from training.gpus.scene import Card, Holding, Request, Scene, Share
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.eta import ranges
+from training.gpus.scheduling.explain import barriers
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import Card, Holding, Request, Scene, Share
 
 DEVICES, TEAMS, PEOPLE = 512, 50, 200
 GB = 10**9

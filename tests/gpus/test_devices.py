@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 from training.errors import NotAllowed
-from training.gpus import devices, quotas, reserve
+from training.gpus import allocations, devices, quotas
 from training.gpus.devices import Reading, read_cpu, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, Pool
 from training.runs.target import kind_of
@@ -72,8 +72,8 @@ def test_a_host_that_does_not_report_is_gone():
 
 def hold_and_release(alice):
     device = Device.objects.get()
-    reserve.reserve(device, reserve.Holder(1, "run", alice, None, "normal", None))
-    reserve.release(1)
+    allocations.reserve(device, allocations.Holder(1, "run", alice, None, "normal", None))
+    allocations.release(1)
 
 
 def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_given_back(alice, people):
@@ -112,9 +112,9 @@ def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
     report([card()])
     device = Device.objects.get()
     for run in (1, 2, 3):
-        reserve.reserve(device, reserve.Holder(run, "run", alice, None, "normal", GB))
-    reserve.release(2)
-    reserve.reserve(device, reserve.Holder(4, "run", alice, None, "normal", GB))
+        allocations.reserve(device, allocations.Holder(run, "run", alice, None, "normal", GB))
+    allocations.release(2)
+    allocations.reserve(device, allocations.Holder(4, "run", alice, None, "normal", GB))
     assert Allocation.objects.get(run_id=4).place == 1
 
 
@@ -210,7 +210,7 @@ def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, 
 
 def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
     report([card(used=1 * GB)])
-    reserve.reserve(Device.objects.get(), reserve.Holder(1, "run", alice, None, "normal", None))
+    allocations.reserve(Device.objects.get(), allocations.Holder(1, "run", alice, None, "normal", None))
     report([])
     report([card(used=30 * GB)])
     assert Device.objects.get().condition == "good"
@@ -243,7 +243,7 @@ def test_until_a_cpu_reports_again_what_its_run_held_is_free(alice):
     device = Device.objects.get()
     Device.objects.update(used_bytes=2 * GB)
     device.refresh_from_db()
-    reserve.reserve(device, reserve.Holder(1, "run", alice, None, "normal", GB))
+    allocations.reserve(device, allocations.Holder(1, "run", alice, None, "normal", GB))
     Device.objects.update(used_bytes=9 * GB)
-    reserve.release(1)
+    allocations.release(1)
     assert Device.objects.get().used_bytes == 2 * GB

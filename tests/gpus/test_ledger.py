@@ -7,7 +7,7 @@ import pytest
 from training.gpus import ledger, usage
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, Device, Quota
-from training.gpus.picture import scene_of
+from training.gpus.scheduling.load_state import scene_of
 from training.people.models import Team
 
 pytestmark = pytest.mark.django_db

@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 
-from training.gpus import eta
-from training.gpus.eta import dry_run, ranges
-from training.gpus.explain import barriers, sooner, words
-from training.gpus.scene import Card, Holding, Person, Request, Scene, Share
-from training.gpus.scheduler import Scheduler
-from training.gpus.simulated import SimulatedPool
+from benchmarks.pool_simulator import SimulatedPool
+from training.gpus.scheduling import eta
+from training.gpus.scheduling.eta import dry_run, ranges
+from training.gpus.scheduling.explain import barriers, sooner, words
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import Card, Holding, Person, Request, Scene, Share
 
 GB = 10**9
 NLP, VISION = 1, 2

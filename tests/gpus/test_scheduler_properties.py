@@ -8,8 +8,8 @@ from itertools import count, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.gpus.scene import MOST_EVICTIONS, Card, Request, Scene, Share
-from training.gpus.simulated import DAY, SimulatedPool
+from benchmarks.pool_simulator import DAY, SimulatedPool
+from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Request, Scene, Share
 
 GB = 10**9
 TEAMS = (1, 2, 3)

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from tests import tiny
 from training.errors import Conflict, NotAllowed, UserError
-from training.gpus import quotas, reserve
+from training.gpus import allocations, quotas
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
 from training.people.models import Team
@@ -61,8 +61,8 @@ def test_an_admitted_run_holds_its_device_until_its_engine_is_gone(run, device):
 
 
 def test_the_database_itself_refuses_a_device_twice(run, another, device):
-    holder = reserve.Holder(run.pk, run.name, run.owner, None, "normal", None)
-    reserve.reserve(device, holder)
+    holder = allocations.Holder(run.pk, run.name, run.owner, None, "normal", None)
+    allocations.reserve(device, holder)
     with pytest.raises(IntegrityError), transaction.atomic():
         Allocation.objects.create(
             device=device, place=0, run_id=99, run_name="", user=run.owner, priority="normal", started_at=timezone.now()

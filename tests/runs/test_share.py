@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from tests.runs.test_supervise import in_thread, launched, wait_for  # noqa: F401
-from training.gpus import reserve
+from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs import supervise
 from training.runs.lease import Lease, claim
@@ -33,7 +33,7 @@ def shared(run):
 
 def beside(run, pk=10**6):
     """Another run holds a place on the same device."""
-    reserve.reserve(Device.objects.get(), reserve.Holder(pk, "other", run.owner, run.team, "normal", GB))
+    allocations.reserve(Device.objects.get(), allocations.Holder(pk, "other", run.owner, run.team, "normal", GB))
 
 
 def looks(share, times=LOOKS):

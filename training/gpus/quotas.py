@@ -8,7 +8,7 @@ from typing import Any
 from django.db import transaction
 
 from training.errors import NotAllowed, NotFound, UserError, one_line
-from training.gpus import audit, reserve, usage
+from training.gpus import allocations, audit, usage
 from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
 from training.people.models import Team, User
 from training.people.teams import leads
@@ -150,7 +150,7 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
             running = Allocation.objects.filter(device__pool=pool, released_at=None)
             concerned = running if isinstance(target, Pool) else running.filter(team=team)
             for run_id in concerned.values_list("run_id", flat=True):
-                reserve.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
+                allocations.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
 
 
 def marks_of(actor: User, target: Pool | Quota, held: bool) -> list[str]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from django.utils import timezone
 
-from training.gpus import eta, ledger
+from training.gpus import ledger
 from training.gpus.models import Pool, Quota
-from training.gpus.picture import share_of
-from training.gpus.scene import NOBODY, Scene
+from training.gpus.scheduling import eta
+from training.gpus.scheduling.load_state import share_of
+from training.gpus.scheduling.state import NOBODY, Scene
 from training.runs import queue, timing
 from training.runs.models import Run
 

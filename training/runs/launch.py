@@ -17,8 +17,8 @@ from training.engine.methods import TABLE
 from training.engine.outcome import RESULT
 from training.engine.stop_signals import STOP
 from training.errors import Conflict, NotAllowed, UserError, one_line
-from training.gpus import reserve
-from training.gpus.scene import NOBODY, Request
+from training.gpus import allocations
+from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Role, Team, User
 from training.runs import steer
 from training.runs.batching import count_steps
@@ -192,7 +192,7 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if ended:
-            reserve.release(run.pk)  # it may have been given a device that no worker has taken up yet
+            allocations.release(run.pk)  # it may have been given a device that no worker has taken up yet
             tell_of_end(run.pk)
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

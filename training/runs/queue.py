@@ -16,15 +16,15 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from training.gpus import audit, reserve
+from training.gpus import allocations, audit
 from training.gpus.devices import GONE_AFTER
-from training.gpus.eta import Range, ranges
-from training.gpus.explain import barriers, sooner, words
 from training.gpus.ledger import used_by_run
 from training.gpus.models import Allocation, Device, Pool, Quota
-from training.gpus.picture import scene_of
-from training.gpus.scene import NOBODY, Decision, Request, Scene
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.eta import Range, ranges
+from training.gpus.scheduling.explain import barriers, sooner, words
+from training.gpus.scheduling.load_state import scene_of
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import NOBODY, Decision, Request, Scene
 from training.runs import timing
 from training.runs.models import Run
 from training.runs.signals import run_queued
@@ -43,7 +43,7 @@ def admit() -> list[int]:
         now = timezone.now()
         end_overdue(now)
         Run.objects.filter(state=State.QUEUED, pool=None).update(pool=default_pool())
-        reserve.forget_kept(dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool")))
+        allocations.forget_kept(dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool")))
         kinds = timing.usual_times()
         return [run_id for pool in Pool.objects.all() for run_id in admit_in(pool, now, kinds)]
 
@@ -61,13 +61,13 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
     devices = Device.objects.select_related("host").in_bulk([held.card for held in made.starts])
     for held in made.starts:
         run = runs[held.run]
-        holder = reserve.Holder(run.pk, run.name, run.owner, run.team, run.priority, held.memory)
-        reserve.reserve(devices[held.card], holder)
+        holder = allocations.Holder(run.pk, run.name, run.owner, run.team, run.priority, held.memory)
+        allocations.reserve(devices[held.card], holder)
         given = {"given": str(devices[held.card]), "at": timezone.now().timestamp()}
         Run.objects.filter(pk=run.pk).update(waits=given, revision=F("revision") + 1)
     Device.objects.filter(kept_for__in=made.given_up).update(kept_for=None)
     for victim, preemptor in made.evictions.items():
-        reserve.evict(victim, keep_for=preemptor, reason=f"makes room for run {preemptor}")
+        allocations.evict(victim, keep_for=preemptor, reason=f"makes room for run {preemptor}")
 
 
 class Clock:
@@ -186,10 +186,10 @@ def give_up_lost() -> None:
             revision=F("revision") + 1,
         )
         if changed:
-            reserve.release(run_id)
+            allocations.release(run_id)
     over = Allocation.objects.filter(released_at=None).exclude(run_id__in=Run.objects.filter(state__in=OPEN).values("pk"))
     for run_id in over.values_list("run_id", flat=True):
-        reserve.release(run_id)  # whoever ended it died before it gave the device back
+        allocations.release(run_id)  # whoever ended it died before it gave the device back
 
 
 def end_overdue(now: datetime) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 from django.utils import timezone
 
-from training.gpus import reserve
+from training.gpus import allocations
 from training.gpus.devices import is_cpu
 from training.gpus.models import Allocation, Device
 from training.runs.memory import CONTEXT_BYTES
@@ -29,7 +29,7 @@ class Share:
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id
-        self.held = reserve.held_by(run_id)
+        self.held = allocations.held_by(run_id)
         self.seen: list[int] = []
         self.told_at: datetime | None = None
 

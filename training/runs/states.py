@@ -26,7 +26,7 @@ class Wish(models.TextChoices):
 
 
 class Priority(models.TextChoices):
-    """The classes of training/gpus/scene.py; admins grant the first."""
+    """The classes of training/gpus/scheduling/state.py; admins grant the first."""
 
     URGENT = "urgent", "Urgent"
     NORMAL = "normal", "Normal"

@@ -11,13 +11,13 @@ from django.utils import timezone
 
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotAllowed, UserError
-from training.gpus import audit, reserve
-from training.gpus.explain import words
+from training.gpus import allocations, audit
 from training.gpus.ledger import used_by_run
 from training.gpus.models import Allocation, PersonalQuota, Pool, Quota
-from training.gpus.picture import bounds_of
-from training.gpus.scene import NOBODY, Request
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.explain import words
+from training.gpus.scheduling.load_state import bounds_of
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
 from training.runs import queue
 from training.runs.measure import kept_lengths
@@ -161,7 +161,7 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         Conflict: it does not wait.
         UserError: it can never fit there.
     """
-    if reserve.held_by(run.pk) is not None:
+    if allocations.held_by(run.pk) is not None:
         raise Conflict(f"{run.name} has just been given a device of {run.pool}; stop it first.")
     config = RunConfig.from_dict(run.config)
     found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)

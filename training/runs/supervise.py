@@ -20,7 +20,7 @@ from django.db.models.functions import Now
 from training.engine.events import JOURNAL, read_events
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
-from training.gpus import reserve
+from training.gpus import allocations
 from training.gpus.models import Allocation
 from training.runs import endings, queue, ways_on
 from training.runs.engine_process import EngineProcess
@@ -133,7 +133,7 @@ class Watch:
     def look(self) -> None:
         """What its people want of it, whether its device is wanted back, and whether this worker is to end."""
         wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
-        self.evicted = self.evicted or reserve.evicted(self.record.pk)
+        self.evicted = self.evicted or allocations.evicted(self.record.pk)
         if shutting_down.is_set() or self.evicted or self.greedy:
             self.ask_to_leave()
         if wish == Wish.RUN and not self.evicted and not self.greedy:
@@ -244,7 +244,7 @@ class Watch:
         changes |= {"lease_token": "", "lease_owner": "", "lease_expires_at": None, "revision": F("revision") + 1}
         with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
             self.lease.update(**changes)
-            reserve.release(self.lease.run_id)
+            allocations.release(self.lease.run_id)
             if changes.get("state") in ENDED:
                 tell_of_end(self.lease.run_id)
         run_changed.send(Run, run_id=self.lease.run_id)

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
 from training.errors import NotFound, UserError
-from training.gpus import reserve
+from training.gpus import allocations
 from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import compare, files, keep, launch, listing, metrics_file, run_file, stream
@@ -76,7 +76,7 @@ def header(request: SignedIn, run_id: int) -> HttpResponse:
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     adapter = found.result() if found.state in ENDED else None
-    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": reserve.held_by(found.pk)}
+    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": allocations.held_by(found.pk)}
 
 
 @require_POST

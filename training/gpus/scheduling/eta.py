@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from training.gpus.scene import LEAVING_SECONDS, Holding, Scene
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import LEAVING_SECONDS, Holding, Scene
 
 DEPTH = 20  # runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten thousand passes
 SLACK = 1.5  # the later end of the range: everything takes half as long again as expected

@@ -12,7 +12,7 @@ from django.db.models import Count
 from training.gpus import ledger
 from training.gpus.devices import usable
 from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
-from training.gpus.scene import LEAVING_SECONDS, MOST_EVICTIONS, NOBODY, Card, Holding, Person, Request, Scene, Share
+from training.gpus.scheduling.state import LEAVING_SECONDS, MOST_EVICTIONS, NOBODY, Card, Holding, Person, Request, Scene, Share
 
 
 def scene_of(pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mapping[int, float]) -> Scene:

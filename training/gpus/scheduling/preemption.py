@@ -6,8 +6,8 @@ goes is by then outside its team's guarantee, so it may evict nobody in turn: no
 
 from __future__ import annotations
 
-from training.gpus.board import Board
-from training.gpus.scene import Holding, Request
+from training.gpus.scheduling.placement import Board
+from training.gpus.scheduling.state import Holding, Request
 
 
 def victims_for(board: Board, request: Request, now: float) -> tuple[int, list[Holding]] | None:

@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from training.gpus.scene import Barrier, Request, Scene
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import Barrier, Request, Scene
 
 Facts = Mapping[str, Any]
 

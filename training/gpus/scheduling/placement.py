@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training.gpus.scene import Card, Holding, Request, Scene
+from training.gpus.scheduling.state import Card, Holding, Request, Scene
 
 
 class Board:

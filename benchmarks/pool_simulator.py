@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from training.gpus.scene import MOST_EVICTIONS, Card, Decision, Holding, Request, Scene
-from training.gpus.scheduler import Scheduler
+from training.gpus.scheduling.scheduler import Scheduler
+from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Decision, Holding, Request, Scene
 
 GRACE = 30.0  # seconds from being told to leave to being gone
 DAY = 86_400.0

@@ -13,9 +13,9 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from training.gpus.board import Board
-from training.gpus.preempt import victims_for
-from training.gpus.scene import CLASSES, Barrier, Decision, Holding, Request, Scene
+from training.gpus.scheduling.placement import Board
+from training.gpus.scheduling.preemption import victims_for
+from training.gpus.scheduling.state import CLASSES, Barrier, Decision, Holding, Request, Scene
 
 MOST_EXAMINED = 200  # runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
 Line = tuple[int, int]  # team and user: their runs in the order in which they want them
