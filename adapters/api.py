@@ -10,8 +10,10 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from adapters import exports, go_on, imports, merges, pushes, shelf, versions, views
+from adapters import views
+from adapters.export import gguf, hub, merge
 from adapters.models import AdapterVersion
+from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
@@ -157,26 +159,26 @@ def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: Fi
 def keep_checkpoint(request: SignedIn, body: KeepIn) -> Any:
     """A kept checkpoint of a run as a version."""
     run = get_changeable(Run, request.user, body.run, "owner", "team", "base_model", "data__dataset")
-    return 201, shelf.keep_checkpoint(request.user, run, body.step)
+    return 201, services.keep_checkpoint(request.user, run, body.step)
 
 
 @router.get("/disk", response=dict[str, Any])
 def disk(request: SignedIn) -> Any:
     """Bytes by owner, adapter and run, of what one may see."""
-    return versions.disk_use(request.user)
+    return actions.disk_use(request.user)
 
 
 @router.patch("/{int:adapter_id}", response=AdapterOut)
 def describe_adapter(request: SignedIn, adapter_id: int, body: DescribeIn) -> AdapterVersion:
     found = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
-    return versions.describe_version(request.user, found, tags=body.tags, notes=body.notes)
+    return actions.describe_version(request.user, found, tags=body.tags, notes=body.notes)
 
 
 @router.delete("/{int:adapter_id}", response=FreedOut)
 def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
     """Delete a version that no deployment answers with; `name` is its name with its number, such as `Lights v2`."""
     found = get_changeable(AdapterVersion, request.user, adapter_id)
-    return {"freed_bytes": versions.delete_version(request.user, found, body.name)}
+    return {"freed_bytes": actions.delete_version(request.user, found, body.name)}
 
 
 @router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
@@ -186,27 +188,27 @@ def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
     data = visible_data(request.user, body.data) if body.data is not None else None
     if body.data is not None and data is None:
         raise NotFound("There is no such data that you may see.", field="data")
-    run = go_on.continue_from(request.user, found, data=data, changes=body.settings, name=body.name)
+    run = continue_training.continue_from(request.user, found, data=data, changes=body.settings, name=body.name)
     return 201, {"run": run.pk}
 
 
 @router.post("/{int:adapter_id}/merge", response={202: WorkOut})
 def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
     """Merge it into its base in the background, checked against the adapter; ask again for how far it is."""
-    return 202, merges.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
+    return 202, merge.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
 
 
 @router.post("/{int:adapter_id}/gguf", response={202: WorkOut})
 def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
     """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
     found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
-    return 202, exports.export_gguf(request.user, found, body.quantisation)
+    return 202, gguf.export_gguf(request.user, found, body.quantisation)
 
 
 @router.post("/{int:adapter_id}/push", response={202: WorkOut})
 def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
     """Push it, or its merged model, to the hub in the background; the token is forgotten once the push has begun."""
-    return 202, pushes.push(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"), **body.dict())
+    return 202, hub.push(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"), **body.dict())
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)

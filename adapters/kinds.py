@@ -1,11 +1,13 @@
 """The kinds of work there are. Importing it fills the table that the worker goes by."""
 
-from adapters import answers, comparison, exports, merges, pushes, work
+from adapters import jobs
+from adapters.evaluation import replies, weight_analysis
+from adapters.export import gguf, hub, merge
 
-work.KINDS |= {
-    merges.KIND: merges.do_merge,
-    exports.KIND: exports.do_gguf,
-    pushes.KIND: pushes.do_push,
-    answers.KIND: answers.do_answers,
-    comparison.KIND: comparison.do_compare,
+jobs.KINDS |= {
+    merge.KIND: merge.do_merge,
+    gguf.KIND: gguf.do_gguf,
+    hub.KIND: hub.do_push,
+    replies.KIND: replies.do_answers,
+    weight_analysis.KIND: weight_analysis.do_compare,
 }

@@ -248,3 +248,9 @@ class Vote(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["prompts", "row", "first", "second", "voter"], name="one_vote_a_row")]
+
+
+def file_stem(version: AdapterVersion) -> str:
+    """A name that is safe in a header and on every disk."""
+    safe = "".join(c if c.isascii() and c.isalnum() else "-" for c in version.name).strip("-") or "adapter"
+    return f"{safe}-v{version.number}"

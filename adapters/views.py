@@ -11,10 +11,12 @@ from django.http import HttpResponse, HttpResponseBase, JsonResponse, StreamingH
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
-from adapters import ask, versions, votes
-from adapters.export_views import export_values
-from adapters.models import AdapterVersion, Deployment
-from adapters.shelf import file_stem, zip_stream
+from adapters.evaluation import votes
+from adapters.export.views import export_values
+from adapters.models import AdapterVersion, Deployment, file_stem
+from adapters.registry import actions
+from adapters.registry.services import zip_stream
+from adapters.serving import playground
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError, one_line
@@ -50,13 +52,13 @@ def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     values = {
         "adapter": version,
         "mine": mine,
-        "lineage": versions.lineage(request.user, version),
+        "lineage": actions.lineage(request.user, version),
         "siblings": siblings.order_by("number"),
-        "answers_as": versions.answered_by(version),
+        "answers_as": actions.answered_by(version),
         "deployments": others,
         "votes": votes.total(version),
         "settings": flat(version.record.get("settings", {})),
-        "suggested": versions.SUGGESTED_TAGS,
+        "suggested": actions.SUGGESTED_TAGS,
         **export_values(version),
     }
     return render(request, "adapters/adapter.html", values)
@@ -99,7 +101,7 @@ def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
 
 def stream_answer(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    answer = StreamingHttpResponse(ask.answer(ask.question(version, body)), content_type="text/event-stream")
+    answer = StreamingHttpResponse(playground.answer(playground.question(version, body)), content_type="text/event-stream")
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"
     return answer

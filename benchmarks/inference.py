@@ -22,7 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from adapters.inference.batch import Answer, Batch
-from adapters.inference.held import Held
+from adapters.inference.loaded_model import Held
 from adapters.inference.types import Base, Question, Weights
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, built_in

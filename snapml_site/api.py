@@ -11,8 +11,8 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.security import HttpBearer, SessionAuth
 
 from adapters.api import router as adapters
-from adapters.compare_api import router as comparisons
-from adapters.deploy_api import router as deployments
+from adapters.evaluation.api import router as comparisons
+from adapters.serving.api import router as deployments
 from training.catalog.api import router as models
 from training.datasets.api import router as datasets
 from training.errors import NotAllowed, UserError

@@ -11,7 +11,7 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
-from adapters.gateway import application as gateway  # noqa: E402
+from adapters.serving.gateway import application as gateway  # noqa: E402
 from snapml_site.bodies import ReadLater  # noqa: E402
 from snapml_site.sockets import SameOriginOnly, socket_urls  # noqa: E402
 

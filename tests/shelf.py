@@ -1,7 +1,7 @@
 """Adapters on the shelf: some that only lie there, and some that were really trained."""
 
-from adapters import shelf
 from adapters.models import AdapterVersion
+from adapters.registry import services
 from tests import tiny
 from training.engine.outcome import read_result
 from training.runs.launch import launch_run
@@ -43,7 +43,7 @@ def train_version(user, base_model, data, engine, *, name="Lights", **settings):
     }
     run = launch_run(user, base_model=base_model, data=data, settings={**usual, **STRONG, **settings}, name=name)
     assert engine([str(run.folder)]) == 0
-    shelf.keep(run, read_result(run.folder))
+    services.keep(run, read_result(run.folder))
     run.state = "finished"
     run.save()
     return run.versions.get()

@@ -7,7 +7,7 @@ import traceback
 
 import uvicorn
 
-from adapters.inference.desk import Desk
+from adapters.inference.request_queue import Desk
 from adapters.inference.server import make_app
 from training.engine.fast_imports import quick_imports
 
@@ -21,7 +21,7 @@ def _answer(desk: Desk) -> None:
     desk.wait()
     try:
         with quick_imports():
-            from adapters.inference.speaker import Speaker
+            from adapters.inference.scheduler import Speaker
 
         Speaker(desk).speak_for_ever()
     finally:

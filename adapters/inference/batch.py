@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.inference.held import Held
+from adapters.inference.loaded_model import Held
 from adapters.inference.types import Question
 
 

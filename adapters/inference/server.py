@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.desk import MAX_QUESTIONS, Desk
-from adapters.inference.openai_shapes import Malformed, Shape, problem_of, questions_of, speed, usage
+from adapters.inference.openai_schemas import Malformed, Shape, problem_of, questions_of, speed, usage
+from adapters.inference.request_queue import MAX_QUESTIONS, Desk
 from adapters.inference.types import Busy, Question, Said
 
 MAX_BODY_BYTES = 1_000_000

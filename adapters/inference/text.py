@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapters.inference.batch import Answer
-from adapters.inference.held import Held
+from adapters.inference.loaded_model import Held
 from adapters.inference.types import Question
 from training.engine.data.conversations import prompt_ids, render, start_ids
 

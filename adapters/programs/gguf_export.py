@@ -15,7 +15,7 @@ with quick_imports():
     from adapters.programs.gguf_file import export
     from adapters.programs.llama_cpp import answers, top_logprobs
     from adapters.programs.parity import Spoken, speak
-    from adapters.programs.speak import run, say
+    from adapters.programs.protocol import run, say
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import sha256, sync
     from training.engine.modeling.model import load_base

@@ -10,7 +10,7 @@ import httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from adapters.programs.speak import run, say
+from adapters.programs.protocol import run, say
 from training.errors import UserError
 
 # What the hub's words for it leave open.

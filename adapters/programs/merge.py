@@ -18,7 +18,7 @@ with quick_imports():
     import torch
 
     from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
-    from adapters.programs.speak import run, say
+    from adapters.programs.protocol import run, say
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import remove_tree, sha256, sync
     from training.engine.methods import TABLE

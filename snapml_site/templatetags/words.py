@@ -11,7 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
-from adapters.scores import METRICS
+from adapters.evaluation.scores import METRICS
 
 register = template.Library()
 SHARES = {f"mean_{name}" for name, metric in METRICS.items() if metric.share} | {"exact_match"}

@@ -7,9 +7,10 @@ import json
 import pytest
 from django.urls import reverse
 
-from adapters import bakeoff, shelf
-from adapters.bakeoff import METHODS, Budget
+from adapters.evaluation import benchmark
+from adapters.evaluation.benchmark import METHODS, Budget
 from adapters.models import PromptSet, Reply, Work
+from adapters.registry import services
 from training.engine.outcome import read_result
 from training.errors import Conflict, UserError
 from training.runs.models import Run, Sweep
@@ -20,7 +21,7 @@ SMALL = Budget(max_steps=6, tokens_per_batch=160, max_length=80)
 
 @pytest.fixture
 def baked(alice, base_model, data, device, no_bell):
-    return bakeoff.launch_bakeoff(alice, base_model, data, SMALL)
+    return benchmark.launch_bakeoff(alice, base_model, data, SMALL)
 
 
 def finish(run, engine):
@@ -31,7 +32,7 @@ def finish(run, engine):
     result = read_result(run.folder)
     run.plan, run.best_heldout_loss, run.peak_memory_bytes, run.state = start, result.heldout_loss, 10**8 + run.pk, "finished"
     run.save()
-    shelf.keep(run, result)
+    services.keep(run, result)
 
 
 def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
@@ -40,35 +41,35 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
     assert {run.config["max_steps"] for run in runs.values()} == {6}
     assert {run.config["tokens_per_batch"] for run in runs.values()} == {160}
     assert runs["prefix"].config["learning_rate"] != runs["lora"].config["learning_rate"]
-    assert bakeoff.is_bakeoff(baked)
-    assert not bakeoff.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
+    assert benchmark.is_bakeoff(baked)
+    assert not benchmark.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
 
 
 def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
     as_alice, alice, base_model, data, device, no_bell, monkeypatch
 ):
-    plain = bakeoff.launch_run
+    plain = benchmark.launch_run
 
     def launch_run(user, *, settings, **more):
         if settings["method"] == "full":
             raise UserError("This run can never start in CPU: it needs 112.0 GB.")
         return plain(user, settings=settings, **more)
 
-    monkeypatch.setattr(bakeoff, "launch_run", launch_run)
-    made = bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80))
+    monkeypatch.setattr(benchmark, "launch_run", launch_run)
+    made = benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80))
     assert {run.method for run in made.runs.all()} == set(METHODS) - {"full"}
     page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
     assert "Not started: This run can never start in CPU: it needs 112.0 GB." in page
-    rows = bakeoff.report(made)
-    assert "Full fine-tuning,not started: This run" in bakeoff.as_csv(made, rows)
-    assert "Full fine-tuning was not started: This run" in bakeoff.as_markdown(made, rows)
+    rows = benchmark.report(made)
+    assert "Full fine-tuning,not started: This run" in benchmark.as_csv(made, rows)
+    assert "Full fine-tuning was not started: This run" in benchmark.as_markdown(made, rows)
 
 
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
     with pytest.raises(UserError):
-        bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80))
+        benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80))
     with pytest.raises(UserError, match="1 to 100,000 steps"):
-        bakeoff.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
+        benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
     assert not Run.objects.exists()
     assert not Sweep.objects.exists()
 
@@ -76,7 +77,7 @@ def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
 def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     for run in baked.runs.all():
         finish(run, engine_here)
-    rows = {row.run.method: row for row in bakeoff.report(baked)}
+    rows = {row.run.method: row for row in benchmark.report(baked)}
     assert list(rows) == list(METHODS)
     assert rows["full"].trainable_share == 1.0
     assert 0 < rows["prompt"].trainable_share < rows["lora"].trainable_share < 1
@@ -84,25 +85,25 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     assert rows["full"].loss_over_full == 1.0
     assert rows["lora"].size_bytes < rows["full"].size_bytes
     assert rows["lora"].speed_over_base is None  # nobody has asked yet
-    asked = bakeoff.ask_all(alice, baked)
+    asked = benchmark.ask_all(alice, baked)
     assert Work.objects.count() == 7
     base = baked.runs.first().base_model
     for version, rate in ((None, 10.0), (rows["lora"].version, 8.0)):
         Reply.objects.create(
             prompts=asked, row=0, version=version, base_model=base, text="x", tokens=10, seconds=10 / rate, scores={"exact": 1.0}
         )
-    lora = next(row for row in bakeoff.report(baked) if row.run.method == "lora")
+    lora = next(row for row in benchmark.report(baked) if row.run.method == "lora")
     assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
-    table = list(csv.reader(io.StringIO(bakeoff.as_csv(baked, bakeoff.report(baked)))))
+    table = list(csv.reader(io.StringIO(benchmark.as_csv(baked, benchmark.report(baked)))))
     assert [row[0] for row in table[1:]] == [row.title for row in rows.values()]
-    assert "| LoRA |" in bakeoff.as_markdown(baked, bakeoff.report(baked))
+    assert "| LoRA |" in benchmark.as_markdown(baked, benchmark.report(baked))
 
 
 def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, baked):
     page = as_alice.get(f"/bakeoffs/{baked.pk}").content.decode()
     assert page.count("\N{EN DASH}") > 30
     with pytest.raises(Conflict, match="not over yet"):
-        bakeoff.ask_all(alice, baked)
+        benchmark.ask_all(alice, baked)
     assert not PromptSet.objects.exists()
     assert "Memory saved" in as_alice.get(f"/bakeoffs/{baked.pk}/export").content.decode()
 

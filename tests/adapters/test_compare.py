@@ -5,9 +5,11 @@ import asyncio
 import httpx
 import pytest
 
-from adapters import answers, prompts, votes, wire, work
-from adapters.grid import lines_of, marked
+from adapters import jobs
+from adapters.evaluation import prompt_sets, replies, votes
+from adapters.evaluation.answer_table import lines_of, marked
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote, Work
+from adapters.serving import inference_client
 from tests.shelf import put_on_shelf
 from training.errors import UserError
 
@@ -47,15 +49,15 @@ def echo(settings, monkeypatch):
 
     settings.INFERENCE_URL = "http://inference"
     transport, client = httpx.MockTransport(answer), httpx.AsyncClient
-    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=transport))
+    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=transport))
     return seen
 
 
 def reply_all(alice, asked, pair):
     for version in (*pair, None):
-        answers.ask(alice, asked, answers.Column(pair[0].base_model, version))
+        replies.ask(alice, asked, replies.Column(pair[0].base_model, version))
     while Work.objects.filter(stage="waiting").exists():
-        work.talk_next()
+        jobs.talk_next()
 
 
 def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair, echo):
@@ -82,8 +84,8 @@ def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
             others.set()
         return str(row)
 
-    monkeypatch.setattr(answers, "ask_one", answer)
-    said = list(answers.as_they_come({place: place for place in range(20)}, {}))
+    monkeypatch.setattr(replies, "ask_one", answer)
+    said = list(replies.as_they_come({place: place for place in range(20)}, {}))
     assert sorted(said) == [(place, str(place)) for place in range(20)]
     assert said[-1] == (0, "0")
 
@@ -93,8 +95,8 @@ def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, ask
     Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
     Work.objects.filter(version=pair[0]).update(stage="failed")
     before = len(echo)
-    answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
-    work.talk_next()
+    replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    jobs.talk_next()
     assert len(echo) == before + 4
     assert Reply.objects.filter(version=pair[0]).count() == 12
 
@@ -103,9 +105,9 @@ def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypat
     settings.INFERENCE_URL = "http://inference"
     refuse = httpx.MockTransport(lambda _request: httpx.Response(400, json={"error": {"message": "too long"}}))
     client = httpx.AsyncClient
-    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=refuse))
-    task = answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
-    work.talk_next()
+    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=refuse))
+    task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    jobs.talk_next()
     task.refresh_from_db()
     assert (task.stage, task.error) == ("failed", "The inference program refused: too long")
 
@@ -157,17 +159,17 @@ def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, asked, pair):
 
 
 def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, data):
-    drawn = prompts.draw_prompts(alice, data, 40)
-    assert prompts.draw_prompts(alice, data, 40) == drawn
+    drawn = prompt_sets.draw_prompts(alice, data, 40)
+    assert prompt_sets.draw_prompts(alice, data, 40) == drawn
     assert all(row["expected"] for row in drawn.rows)
-    pasted = prompts.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
+    pasted = prompt_sets.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
     assert pasted.rows[0] == {"messages": [{"role": "user", "content": "hello"}], "expected": ""}
     assert pasted.rows[1]["expected"] == "b"
     for text, words in (('a\n{"prompt": 3}', "Line 2 needs"), ("{nope", "Line 1 begins as JSON"), ("", "1 to 500 rows")):
         with pytest.raises(UserError, match=words):
-            prompts.paste_prompts(alice, text, "")
+            prompt_sets.paste_prompts(alice, text, "")
     with pytest.raises(UserError, match="1 to 500"):
-        prompts.draw_prompts(alice, data, 0)
+        prompt_sets.draw_prompts(alice, data, 0)
 
 
 def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
@@ -221,10 +223,10 @@ def test_sides_change_by_chance_and_not_with_the_reload(alice, people, asked, pa
 
 def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
     calls = []
-    monkeypatch.setattr(work, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}]))
+    monkeypatch.setattr(jobs, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}]))
     data = {"v": [pair[1].pk, pair[0].pk]}
     assert as_alice.post("/adapters/compare/weights", data).json()["stage"] == "waiting"
-    work.do_next()
+    jobs.do_next()
     told = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
     assert told["stage"] == "done"
     assert told["result"] == {"moved": {}, "overlaps": []}
@@ -249,9 +251,9 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(alice,
         return httpx.Response(200, json=told)
 
     client = httpx.AsyncClient
-    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer)))
-    task = answers.ask(alice, asked, answers.Column(pair[0].base_model, pair[0]))
-    work.talk_next()
+    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer)))
+    task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    jobs.talk_next()
     task.refresh_from_db()
     assert (task.stage, task.result["rows"], task.result["refused"]) == ("done", 11, 1)
     assert "context holds 256" in task.result["why"]
@@ -274,9 +276,9 @@ def test_few_held_out_rows_are_all_drawn(alice, data):
 
 def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, run):
     pair = [put_on_shelf(run), put_on_shelf(run, number=2)]
-    asked = prompts.paste_prompts(alice, "turn on the lamp", "Lamps")
+    asked = prompt_sets.paste_prompts(alice, "turn on the lamp", "Lamps")
     Reply.objects.create(prompts=asked, row=0, base_model=run.base_model, text="yes")
-    answers.ask(alice, asked, answers.Column(run.base_model))
+    replies.ask(alice, asked, replies.Column(run.base_model))
     page = as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").content.decode()
     assert "Delete this set of prompts" in page
     answer = as_alice.post(f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]})
@@ -289,14 +291,14 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
 @pytest.mark.django_db(transaction=True)
 def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker(alice, run, settings, monkeypatch):
     settings.INFERENCE_URL = "http://inference"
-    asked = prompts.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
+    asked = prompt_sets.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
 
     def as_they_come(rows, told):
-        prompts.delete_prompts(alice, asked)
+        prompt_sets.delete_prompts(alice, asked)
         yield 0, Reply(text="yes")
 
-    monkeypatch.setattr(answers, "as_they_come", as_they_come)
-    answers.ask(alice, asked, answers.Column(run.base_model))
-    work.talk_next()
+    monkeypatch.setattr(replies, "as_they_come", as_they_come)
+    replies.ask(alice, asked, replies.Column(run.base_model))
+    jobs.talk_next()
     assert not Reply.objects.exists()
     assert not Work.objects.exists()

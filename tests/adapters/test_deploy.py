@@ -2,9 +2,10 @@
 
 import pytest
 
-from adapters import deploy, merges, served
-from adapters.deploy import Answering
+from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment, Stage, Tally, Work
+from adapters.serving import inference_client, services, usage
+from adapters.serving.services import Answering
 from tests.shelf import put_on_shelf
 from training.errors import Conflict, NotAllowed, NotFound, UserError
 
@@ -18,27 +19,27 @@ def versions(run):
 
 @pytest.fixture
 def deployed(alice, versions):
-    return deploy.deploy(alice, "lights", Answering(versions[0]))
+    return services.deploy(alice, "lights", Answering(versions[0]))
 
 
 def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, versions, deployed):
-    assert deploy.drawn(deployed) == versions[0]
-    place = deploy.place_of(versions[0], merge=True)
+    assert services.drawn(deployed) == versions[0]
+    place = inference_client.place_of(versions[0], merge=True)
     assert place["adapter"] == str(versions[0].folder)
     versions[0].merged_folder.mkdir(parents=True, exist_ok=True)
-    Work.objects.filter(kind=merges.KIND, key=str(versions[0].pk)).update(stage=Stage.DONE)
+    Work.objects.filter(kind=merge.KIND, key=str(versions[0].pk)).update(stage=Stage.DONE)
     merged = {"base": str(versions[0].merged_folder), "base_sha256": "a", "lora": str(versions[0].folder)}
-    assert deploy.place_of(versions[0], merge=True) == merged
-    assert deploy.place_of(versions[0], merge=False)["adapter"]
+    assert inference_client.place_of(versions[0], merge=True) == merged
+    assert inference_client.place_of(versions[0], merge=False)["adapter"]
     versions[0].merged_folder.rmdir()
 
 
 def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_history(alice, versions, deployed):
-    deploy.switch(alice, deployed, Answering(versions[1]))
-    deploy.switch(alice, deployed, Answering(versions[2], merge=False))
-    now = deploy.roll_back(alice, deployed)
+    services.switch(alice, deployed, Answering(versions[1]))
+    services.switch(alice, deployed, Answering(versions[2], merge=False))
+    now = services.roll_back(alice, deployed)
     assert (now.version, now.merge) == (versions[1], True)
-    again = deploy.roll_back(alice, now)
+    again = services.roll_back(alice, now)
     assert (again.version, again.merge) == (versions[2], False)
     words = list(deployed.changes.values_list("words", flat=True))
     assert words == [
@@ -52,16 +53,16 @@ def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_his
 
 def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(alice, versions, deployed):
     with pytest.raises(Conflict, match="no other version"):
-        deploy.roll_back(alice, deployed)
-    deploy.switch(alice, deployed, Answering(versions[1]))
+        services.roll_back(alice, deployed)
+    services.switch(alice, deployed, Answering(versions[1]))
     versions[0].delete()
     with pytest.raises(Conflict, match="no other version"):
-        deploy.roll_back(alice, deployed)
+        services.roll_back(alice, deployed)
 
 
 def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed):
-    now = deploy.switch(alice, deployed, Answering(versions[0], versions[1], 25))
-    drawn = [deploy.drawn(now) for _ in range(2000)]
+    now = services.switch(alice, deployed, Answering(versions[0], versions[1], 25))
+    drawn = [services.drawn(now) for _ in range(2000)]
     assert 400 < drawn.count(versions[1]) < 600
 
 
@@ -77,19 +78,19 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
 def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, words):
     other = None if change["other"] is None else versions[change["other"]]
     with pytest.raises(UserError, match=words):
-        deploy.switch(alice, deployed, Answering(versions[0], other, change["share"]))
+        services.switch(alice, deployed, Answering(versions[0], other, change["share"]))
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
 def test_a_name_that_no_address_could_hold_is_refused(alice, versions, name):
     with pytest.raises(UserError, match="small letters"):
-        deploy.deploy(alice, name, Answering(versions[0]))
+        services.deploy(alice, name, Answering(versions[0]))
 
 
 def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versions, deployed):
     mallory = people["mallory"]
     with pytest.raises(NotFound):
-        deploy.deploy(mallory, "mine", Answering(versions[0]))
+        services.deploy(mallory, "mine", Answering(versions[0]))
     own = AdapterVersion.objects.create(
         owner=mallory,
         name="x",
@@ -102,9 +103,9 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
         files={},
     )
     with pytest.raises(Conflict, match="is taken"):
-        deploy.deploy(mallory, "lights", Answering(own))
+        services.deploy(mallory, "lights", Answering(own))
     with pytest.raises(NotAllowed):
-        deploy.switch(mallory, deployed, Answering(own))
+        services.switch(mallory, deployed, Answering(own))
     assert Deployment.objects.get().version == versions[0]
 
 
@@ -115,39 +116,39 @@ def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(people
     deployed.refresh_from_db()
     versions[1].refresh_from_db()
     with pytest.raises(Conflict, match="does not belong to team voice"):
-        deploy.switch(alice, deployed, Answering(versions[1]))
+        services.switch(alice, deployed, Answering(versions[1]))
 
 
 def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
     AdapterVersion.objects.update(team=people["alice"].teams.get())
     with pytest.raises(NotAllowed, match="only view"):
-        deploy.deploy(people["vera"], "views", Answering(versions[0]))
-    assert deploy.deploy(people["bob"], "bobs", Answering(versions[0])).team is not None
+        services.deploy(people["vera"], "views", Answering(versions[0]))
+    assert services.deploy(people["bob"], "bobs", Answering(versions[0])).team is not None
 
 
 def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(alice, versions, deployed):
     with pytest.raises(UserError, match="Type the name"):
-        deploy.take_down(alice, deployed, "light")
-    deploy.take_down(alice, deployed, "lights")
+        services.take_down(alice, deployed, "light")
+    services.take_down(alice, deployed, "lights")
     assert not Deployment.objects.exists()
 
 
 def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
     for seconds in (1.0, 1.0, 3.0):
-        answered = served.Answered(
+        answered = usage.Answered(
             deployment_id=deployed.pk, version_id=versions[0].pk, seconds=seconds, first_seconds=0.5, completion_tokens=10
         )
-        served.note(answered)
-    served.note(served.Answered(deployment_id=deployed.pk, version_id=versions[1].pk, seconds=9.0, failed=True))
-    told = served.rates(deployed)
+        usage.note(answered)
+    usage.note(usage.Answered(deployment_id=deployed.pk, version_id=versions[1].pk, seconds=9.0, failed=True))
+    told = usage.rates(deployed)
     assert (told["requests"], told["failures"], told["median_seconds"], told["first_seconds"]) == (4, 1, 1.0, 0.5)
     assert told["tokens_per_second"] == pytest.approx(6.0)
     assert list(Tally.objects.order_by("version_id").values_list("answers", "failures")) == [(3, 0), (0, 1)]
-    assert sorted(row["answers"] for row in served.by_minute(deployed)) == [0, 3]
+    assert sorted(row["answers"] for row in usage.by_minute(deployed)) == [0, 3]
 
 
 def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(alice, versions, deployed):
     gone = deployed.pk
-    deploy.take_down(alice, deployed, "lights")
-    served.note(served.Answered(deployment_id=gone, version_id=versions[0].pk, seconds=1.0))
+    services.take_down(alice, deployed, "lights")
+    usage.note(usage.Answered(deployment_id=gone, version_id=versions[0].pk, seconds=1.0))
     assert not Tally.objects.exists()

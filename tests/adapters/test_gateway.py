@@ -14,13 +14,14 @@ import torch
 import uvicorn
 from asgiref.sync import sync_to_async
 
-from adapters import deploy, merges, wire
-from adapters.deploy import Answering
-from adapters.inference import held
+from adapters.export import merge
+from adapters.inference import loaded_model
 from adapters.inference.__main__ import start_answering
-from adapters.inference.desk import Desk
+from adapters.inference.request_queue import Desk
 from adapters.inference.server import make_app
 from adapters.models import Served, Tally
+from adapters.serving import inference_client, services
+from adapters.serving.services import Answering
 from snapml_site.asgi import application
 from tests.shelf import train_version
 from training.people.models import Scope
@@ -34,7 +35,7 @@ ASK = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 
 @pytest.fixture
 def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
-    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
     desk = Desk()
     start_answering(desk)
     taken = socket.socket()
@@ -57,7 +58,7 @@ def versions(alice, base_model, data, device, no_bell, engine_once):
 
 @pytest.fixture
 def deployed(alice, versions):
-    return deploy.deploy(alice, "lights", Answering(versions[0], merge=False))
+    return services.deploy(alice, "lights", Answering(versions[0], merge=False))
 
 
 def client_of(user, scope=Scope.WRITE):
@@ -94,7 +95,7 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(alice, versio
     client = await sync_to_async(client_of)(alice)
     alone = []
     for version in versions:
-        await sync_to_async(deploy.switch)(alice, deployed, Answering(version, merge=False))
+        await sync_to_async(services.switch)(alice, deployed, Answering(version, merge=False))
         alone.append(text_of(await client.chat.completions.create(**ASK)))
     assert alone[0] != alone[1]
 
@@ -105,11 +106,11 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(alice, versio
     async def switch():
         for number in range(8):
             await asyncio.sleep(0.1)
-            await sync_to_async(deploy.switch)(alice, deployed, Answering(versions[number % 2], merge=False))
+            await sync_to_async(services.switch)(alice, deployed, Answering(versions[number % 2], merge=False))
 
     *answers, _ = await asyncio.gather(*(ask(number) for number in range(40)), switch())
     assert set(answers) == set(alone)
-    await sync_to_async(deploy.switch)(alice, deployed, Answering(versions[0], merge=False))
+    await sync_to_async(services.switch)(alice, deployed, Answering(versions[0], merge=False))
     assert text_of(await client.chat.completions.create(**ASK)) == alone[0]  # the next request, not some time later
 
 
@@ -190,7 +191,7 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
     settings.INFERENCE_URL = "http://vllm"
     client = await sync_to_async(client_of)(alice)
     stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
-    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert seen == ["/v1/chat/completions", "/v1/load_lora_adapter", "/v1/chat/completions", "/v1/chat/completions"]
@@ -211,13 +212,13 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(ali
         told = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
         return httpx.Response(200, json=told)
 
-    monkeypatch.setattr(merges, "is_merged", lambda version: True)
-    assert "adapter" not in deploy.place_of(versions[0], merge=True)
+    monkeypatch.setattr(merge, "is_merged", lambda version: True)
+    assert "adapter" not in inference_client.place_of(versions[0], merge=True)
     await sync_to_async(type(deployed).objects.update)(merge=True)
     settings.INFERENCE_URL = "http://vllm"
     client = await sync_to_async(client_of)(alice)
     stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
-    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert loaded == [str(versions[0].folder)]
 
@@ -228,7 +229,7 @@ async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settin
     busy = httpx.MockTransport(lambda _request: httpx.Response(next(statuses), json={"error": {"message": "no"}}))
     stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=busy)}
     client = await sync_to_async(client_of)(alice)
-    monkeypatch.setattr(wire, "httpx", SimpleNamespace(**stub))
+    monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     with pytest.raises(openai.BadRequestError):
         await client.chat.completions.create(**ASK)
     with pytest.raises(openai.RateLimitError):

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from adapters import exports, merges, work
+from adapters import jobs
+from adapters.export import gguf, merge
 from adapters.models import Stage, Work
 from adapters.programs import gguf_export
 from adapters.programs.gguf_file import export
@@ -92,19 +93,19 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
 ):
     version = train_version(alice, base_model, data, engine_once)
     with pytest.raises(Conflict, match="Merge this version"):
-        exports.export_gguf(alice, version, "f16")
+        gguf.export_gguf(alice, version, "f16")
     with pytest.raises(UserError, match="must be one of"):
-        exports.export_gguf(alice, version, "../x")
-    merges.merge_version(alice, version)
-    work.do_next()
-    task = exports.export_gguf(alice, version, "f16")
+        gguf.export_gguf(alice, version, "../x")
+    merge.merge_version(alice, version)
+    jobs.do_next()
+    task = gguf.export_gguf(alice, version, "f16")
     with pytest.raises(NotFound):
-        exports.made_gguf(version, "f16")
-    work.do_next()
+        gguf.made_gguf(version, "f16")
+    jobs.do_next()
     task.refresh_from_db()
     assert (task.stage, task.error) == (Stage.DONE, "")
     assert task.result["parity"]["same_answers"] == task.result["parity"]["prompts"]
-    path = exports.made_gguf(version, "f16")
+    path = gguf.made_gguf(version, "f16")
     answer = as_alice.get(f"/adapters/{version.pk}/gguf/f16")
     assert answer["Content-Disposition"] == 'attachment; filename="Lights-v1-f16.gguf"'
     assert answer["Content-Length"] == str(path.stat().st_size)
@@ -122,4 +123,4 @@ def test_what_has_no_whole_model_says_so(alice, run):
     version = put_on_shelf(run)
     version.method = "prompt"
     with pytest.raises(Conflict, match="Prompt tuning has no whole model"):
-        exports.export_gguf(alice, version, "f16")
+        gguf.export_gguf(alice, version, "f16")

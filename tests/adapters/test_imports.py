@@ -13,8 +13,8 @@ import torch
 from django.conf import settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from adapters import imports
 from adapters.models import AdapterVersion
+from adapters.registry import imports
 from tests.engine.test_methods import CPU
 from tests.shelf import train_version
 from training.engine.modeling.model import load_base

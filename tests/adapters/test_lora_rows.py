@@ -6,9 +6,9 @@ import weakref
 import pytest
 import torch
 
-from adapters.inference import held
+from adapters.inference import loaded_model
 from adapters.inference.batch import Answer, Batch
-from adapters.inference.lora_rows import Rows, weave
+from adapters.inference.multi_lora import Rows, weave
 from adapters.inference.types import Base, Question, Weights
 from tests import tiny
 from tests.engine.families import save
@@ -59,7 +59,7 @@ def together(here, rows, prompts=PROMPTS):
 
 @pytest.fixture
 def fp32(monkeypatch):
-    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
 
 
 def saved(family, folder):
@@ -80,7 +80,7 @@ def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, fami
     model = saved(family, tmp_path / "model")
     adapters = [make_adapter(model, tmp_path / f"form-{n}", **form) for n, form in enumerate(FORMS)]
     rows = [adapters[0], None, adapters[1], adapters[2]]
-    got = together(held.Held(Base(model)), rows)
+    got = together(loaded_model.Held(Base(model)), rows)
     for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
         wanted = plain_logits(model, row, [*ids, 42])
         assert (logits - wanted).abs().max() < 2e-5
@@ -94,7 +94,7 @@ def test_an_adapter_that_is_more_than_its_pairs_waits_for_the_others_and_answers
         make_adapter(model, tmp_path / "head", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
         make_adapter(model, tmp_path / "dora", r=4, target_modules=["q_proj"], use_dora=True),
     ]
-    here = held.Held(Base(model))
+    here = loaded_model.Held(Base(model))
     here.bring(plain, set())
     assert not any(here.fits(whole) for whole in wholes)
     for row in [*wholes, plain, wholes[0]]:
@@ -111,14 +111,14 @@ def test_an_adapter_of_the_embedding_shares_a_batch_too(fp32, tmp_path):
     embedding = make_adapter(model, tmp_path / "embedding", r=4, target_modules=["wpe", "c_attn"])
     rows = [plain, embedding, None, embedding]
     for prompts in (PROMPTS, [[5, 6], [7, 8], [9, 10], [11, 12]]):
-        got = together(held.Held(Base(model)), rows, prompts)
+        got = together(loaded_model.Held(Base(model)), rows, prompts)
         for row, ids, logits in zip(rows, prompts, got, strict=True):
             assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
 
 
 def test_a_base_that_leaves_gives_its_memory_back_at_once_with_adapters_beside_it(fp32, tmp_path):
     model = saved("llama", tmp_path / "model")
-    here = held.Held(Base(model))
+    here = loaded_model.Held(Base(model))
     adapter = make_adapter(model, tmp_path / "one", **FORMS[0])
     gc.collect()
     gc.disable()

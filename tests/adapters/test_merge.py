@@ -8,7 +8,8 @@ import pytest
 import torch
 from django.conf import settings
 
-from adapters import merges, work
+from adapters import jobs
+from adapters.export import merge
 from adapters.models import Stage, Work
 from adapters.programs import merge as program
 from adapters.programs import parity
@@ -35,7 +36,7 @@ def order_of(version):
         "adapter": str(version.folder),
         "method": version.method,
         "target": str(version.merged_folder),
-        "prompts": merges.prompts_of(version),
+        "prompts": merge.prompts_of(version),
     }
 
 
@@ -52,14 +53,14 @@ def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(trained, me
 
 def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alice):
     version = trained()
-    task = merges.merge_version(alice, version)
-    assert not merges.is_merged(version)
-    work.do_next()
+    task = merge.merge_version(alice, version)
+    assert not merge.is_merged(version)
+    jobs.do_next()
     task.refresh_from_db()
     assert (task.stage, task.error) == (Stage.DONE, "")
     assert task.result["parity"]["prompts"] == task.total / 3
-    assert merges.is_merged(version)
-    assert merges.merge_version(alice, version) == task  # done once
+    assert merge.is_merged(version)
+    assert merge.merge_version(alice, version) == task  # done once
 
 
 def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(trained, monkeypatch):
@@ -128,19 +129,19 @@ def test_what_cannot_be_merged_is_refused_at_once(run, alice):
     version = put_on_shelf(run)
     version.method = "prefix"
     with pytest.raises(Conflict, match="Prefix tuning cannot be merged"):
-        merges.merge_version(alice, version)
+        merge.merge_version(alice, version)
 
 
 def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(run, alice, monkeypatch):
-    task = work.begin(alice, "merge", "1", version=put_on_shelf(run))
-    monkeypatch.setitem(work.KINDS, "merge", lambda _task: iter([{"result": {}}]))
+    task = jobs.begin(alice, "merge", "1", version=put_on_shelf(run))
+    monkeypatch.setitem(jobs.KINDS, "merge", lambda _task: iter([{"result": {}}]))
     old = task.created_at.replace(year=2020)
     Work.objects.update(stage=Stage.WORKING, tries=1, worked_at=old)
-    work.do_next()
+    jobs.do_next()
     task.refresh_from_db()
     assert task.stage == Stage.DONE
     Work.objects.update(stage=Stage.WORKING, tries=3, worked_at=old)
-    work.do_next()
+    jobs.do_next()
     task.refresh_from_db()
     assert task.stage == Stage.FAILED
     assert "three times" in task.error
@@ -149,8 +150,8 @@ def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(ru
 def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice):
     version = put_on_shelf(run)
     shutil.rmtree(version.folder)
-    merges.merge_version(alice, version)
-    work.do_next()
+    merge.merge_version(alice, version)
+    jobs.do_next()
     task = Work.objects.get()
     assert task.stage == Stage.FAILED
     assert task.error

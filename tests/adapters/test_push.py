@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from adapters import pushes, work
+from adapters import jobs
+from adapters.export import hub as export_hub
 from adapters.models import Stage, Work
 from tests.adapters import hub
 from tests.shelf import put_on_shelf
@@ -33,7 +34,7 @@ def version(run):
 def pushed(client, version, **more):
     said = {"repository": "alice/lights", "token": TOKEN, "what": "adapter", "private": "on"} | more
     assert client.post(f"/adapters/{version.pk}/push", said).status_code == 302
-    work.do_next()
+    jobs.do_next()
     return Work.objects.get()
 
 
@@ -86,10 +87,10 @@ def test_a_hub_that_is_not_there_is_told(as_alice, version, monkeypatch):
 
 
 def test_a_push_that_broke_off_asks_for_the_token_again(alice, version):
-    task = pushes.push(alice, version, repository="alice/lights", token=TOKEN)
+    task = export_hub.push(alice, version, repository="alice/lights", token=TOKEN)
     task.order.pop("token")
     task.save()
-    work.do_next()
+    jobs.do_next()
     task.refresh_from_db()
     assert "push again" in task.error
 
@@ -107,9 +108,9 @@ def test_a_push_that_broke_off_asks_for_the_token_again(alice, version):
 )
 def test_what_cannot_be_pushed_is_refused_at_once(alice, version, more, words):
     with pytest.raises(UserError, match=words):
-        pushes.push(alice, version, **({"repository": "alice/lights", "token": TOKEN} | more))
+        export_hub.push(alice, version, **({"repository": "alice/lights", "token": TOKEN} | more))
 
 
 def test_the_merged_model_has_to_be_there(alice, version):
     with pytest.raises(Conflict, match="Merge this version"):
-        pushes.push(alice, version, repository="alice/lights", token=TOKEN, what="merged")
+        export_hub.push(alice, version, repository="alice/lights", token=TOKEN, what="merged")

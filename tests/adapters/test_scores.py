@@ -2,9 +2,9 @@
 
 import pytest
 
-from adapters import votes
-from adapters.scores import disagreement, normalised, scores_of
-from adapters.verdict import Side, holm, p_value, verdicts
+from adapters.evaluation import votes
+from adapters.evaluation.scores import disagreement, normalised, scores_of
+from adapters.evaluation.significance import Side, holm, p_value, verdicts
 
 
 def test_each_metric_says_what_its_name_says():

@@ -14,9 +14,9 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from adapters.inference.__main__ import start_answering
-from adapters.inference.desk import Desk
+from adapters.inference.request_queue import Desk
+from adapters.inference.scheduler import Speaker
 from adapters.inference.server import make_app
-from adapters.inference.speaker import Speaker
 from adapters.inference.types import Busy
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
 
 
 def test_the_program_holds_no_torch_until_it_is_asked():
-    asked = "import sys, adapters.inference.server, adapters.inference.desk; sys.exit('torch' in sys.modules)"
+    asked = "import sys, adapters.inference.server, adapters.inference.request_queue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0
 
 

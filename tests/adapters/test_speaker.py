@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.inference import desk, held, residents
-from adapters.inference import speaker as speaker_module
+from adapters.inference import loaded_model, model_cache, request_queue
+from adapters.inference import scheduler as speaker_module
 from adapters.inference.batch import Batch
-from adapters.inference.desk import Desk
+from adapters.inference.request_queue import Desk
 from adapters.inference.sampling import logprobs_of, pick_token
-from adapters.inference.speaker import Speaker
+from adapters.inference.scheduler import Speaker
 from adapters.inference.types import Base, Busy, Question, Weights
 from tests import tiny
 
@@ -34,7 +34,7 @@ def adapter(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def speaker(monkeypatch):
-    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
     made = Speaker(Desk())
     threading.Thread(target=made.speak_for_ever, daemon=True).start()
     return made
@@ -96,7 +96,7 @@ def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
 
 
 def test_one_too_many_is_told_to_come_back_and_places_are_given_back(speaker, tiny_model, monkeypatch):
-    monkeypatch.setattr(desk, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(request_queue, "MAX_QUESTIONS", 2)
     asked = [question(tiny_model), question(tiny_model)]
     for one in asked:
         speaker.desk.ask(one)
@@ -170,7 +170,7 @@ def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, a
 
 
 def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr(held, "MAX_ADAPTERS", 2)
+    monkeypatch.setattr(loaded_model, "MAX_ADAPTERS", 2)
     for number in range(4):
         asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
         speaker.desk.ask(asked)
@@ -207,8 +207,8 @@ def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(speaker, 
     (kept,) = speaker.residents.held.values()
     weight, there = weakref.ref(next(kept.model.parameters())), []
     del kept, first
-    load = residents.Held
-    monkeypatch.setattr(residents, "Held", lambda base: there.append(weight()) or load(base))
+    load = model_cache.Held
+    monkeypatch.setattr(model_cache, "Held", lambda base: there.append(weight()) or load(base))
     second = question(tiny.make_model(tmp_path / "other", hidden=16))
     gc.disable()
     try:
@@ -284,8 +284,8 @@ def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(sp
 def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(monkeypatch, tiny_model, adapter, tmp_path):
     from adapters.inference.batch import Answer, Batch
 
-    monkeypatch.setattr(held, "fastest_dtype", lambda *_: torch.float32)
-    here = held.Held(Base(tiny_model))
+    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
+    here = loaded_model.Held(Base(tiny_model))
     rows, prompts = [None, *several(adapter, tmp_path, 3)], [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
     batch, alone = Batch(), []
     with torch.inference_mode():

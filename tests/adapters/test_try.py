@@ -8,8 +8,8 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 
-from adapters import ask, wire
-from adapters.shelf import file_stem
+from adapters.models import file_stem
+from adapters.serving import inference_client, playground
 from tests.shelf import put_on_shelf
 
 pytestmark = pytest.mark.django_db
@@ -24,10 +24,10 @@ BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
-    request = ask.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
+    request = playground.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
     place = {"base": str(base_model.folder), "quantised": False, "adapter": str(adapter.folder), "sha256": "a"}
     assert request["snapml"] == place
-    assert ask.question(adapter, {**BODY, "who": "base"})["snapml"] == {"base": str(base_model.folder), "quantised": False}
+    assert playground.question(adapter, {**BODY, "who": "base"})["snapml"] == {"base": str(base_model.folder), "quantised": False}
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ async def heard(pieces):
 
 async def test_when_it_is_down_the_page_says_so(settings):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
-    assert "is down" in await heard(ask.answer({}))
+    assert "is down" in await heard(playground.answer({}))
     settings.INFERENCE_URL = ""
-    assert "is down" in await heard(ask.answer({}))
+    assert "is down" in await heard(playground.answer({}))
 
 
 async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     busy = httpx.MockTransport(lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}}))
     client = httpx.AsyncClient
-    monkeypatch.setattr(wire.httpx, "AsyncClient", lambda **_k: client(transport=busy))
-    assert "Busy: 8 are being answered." in await heard(ask.answer({}))
+    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_k: client(transport=busy))
+    assert "Busy: 8 are being answered." in await heard(playground.answer({}))
 
 
 def test_the_zip_holds_the_files_as_they_are_under_a_safe_name(as_alice, adapter):

@@ -7,10 +7,12 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from adapters import deploy, go_on, shelf, versions
-from adapters.deploy import Answering
 from adapters.models import AdapterVersion, Work
-from adapters.record import record_of
+from adapters.registry import actions, continue_training
+from adapters.registry import services as registry_services
+from adapters.registry.provenance import record_of
+from adapters.serving import services as serving_services
+from adapters.serving.services import Answering
 from tests import tiny
 from tests.shelf import put_on_shelf, train_version
 from training.engine.outcome import read_result
@@ -46,14 +48,14 @@ def test_a_version_keeps_what_was_true_when_it_was_made(trained, data, base_mode
 
 def test_the_same_weights_are_one_version_and_new_ones_another(trained):
     run = trained.run
-    shelf.keep(run, read_result(run.folder))
+    registry_services.keep(run, read_result(run.folder))
     assert run.versions.count() == 1
     weights = run.folder / "adapter" / "adapter_model.safetensors"
     from safetensors.torch import load_file, save_file
 
     save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
     before = trained.folder.joinpath("adapter_model.safetensors").read_bytes()
-    shelf.keep(run, read_result(run.folder))
+    registry_services.keep(run, read_result(run.folder))
     assert [version.number for version in run.versions.order_by("number")] == [1, 2]
     assert trained.folder.joinpath("adapter_model.safetensors").read_bytes() == before
 
@@ -64,37 +66,37 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
     run = trained.run
     steps = kept_steps(run)
     assert len(steps) >= 2
-    version = shelf.keep_checkpoint(alice, run, steps[0])
+    version = registry_services.keep_checkpoint(alice, run, steps[0])
     assert (version.step, version.number) == (steps[0], 2)
     assert not {"state.safetensors", "state.json", "manifest.json"} & set(version.files)
-    assert shelf.keep_checkpoint(alice, run, steps[0]) == version
+    assert registry_services.keep_checkpoint(alice, run, steps[0]) == version
     with pytest.raises(NotFound, match="no checkpoint of step 999"):
-        shelf.keep_checkpoint(alice, run, 999)
+        registry_services.keep_checkpoint(alice, run, 999)
     with pytest.raises(NotAllowed):
-        shelf.keep_checkpoint(people["mallory"], run, steps[0])
+        registry_services.keep_checkpoint(people["mallory"], run, steps[0])
 
 
 def test_a_run_goes_on_from_a_versions_weights(alice, trained, engine_here, django_capture_on_commit_callbacks):
     with django_capture_on_commit_callbacks(execute=True):
-        run = go_on.continue_from(alice, trained, changes={"max_steps": 1, "learning_rate": 1e-8})
+        run = continue_training.continue_from(alice, trained, changes={"max_steps": 1, "learning_rate": 1e-8})
     assert engine_here([str(run.folder)]) == 0
     from safetensors.torch import load_file
 
     name = "adapter_model.safetensors"
     was, now = load_file(trained.folder / name), load_file(run.folder / "adapter" / name)
     assert all((now[key] - value).abs().max() < 1e-6 for key, value in was.items())
-    shelf.keep(Run.objects.get(pk=run.pk), read_result(run.folder))
+    registry_services.keep(Run.objects.get(pk=run.pk), read_result(run.folder))
     child = AdapterVersion.objects.get(run=run)
     assert (child.parent, child.name, child.number) == (trained, "Lights", 2)
-    tree = versions.lineage(alice, child)
+    tree = actions.lineage(alice, child)
     assert [(one.version, one.depth, one.here) for one in tree] == [(trained, 0, False), (child, 1, True)]
 
 
 def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
     with pytest.raises(ConfigError, match="rank is 8, and the version's weights have 4"):
-        go_on.continue_from(alice, trained, changes={"rank": 8})
+        continue_training.continue_from(alice, trained, changes={"rank": 8})
     with pytest.raises(UserError, match="set by SnapML"):
-        go_on.continue_from(alice, trained, changes={"start_weights": "/etc"})
+        continue_training.continue_from(alice, trained, changes={"start_weights": "/etc"})
     assert Run.objects.count() == 1
 
 
@@ -108,25 +110,25 @@ def test_a_version_whose_data_is_gone_goes_on_with_other_data(alice, people, tra
     AdapterVersion.objects.update(data=None)
     trained.refresh_from_db()
     with pytest.raises(Conflict, match="choose other data"):
-        go_on.continue_from(alice, trained)
-    run = go_on.continue_from(alice, trained, data=data)
+        continue_training.continue_from(alice, trained)
+    run = continue_training.continue_from(alice, trained, data=data)
     assert run.from_version == trained.pk
     assert json.loads((run.folder / "config.json").read_text())["start_weights"] == str(trained.folder)
 
 
 def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(alice, people, trained):
-    deployed = deploy.deploy(alice, "lights", Answering(trained))
+    deployed = serving_services.deploy(alice, "lights", Answering(trained))
     with pytest.raises(UserError, match="Type the name, Lights v1"):
-        versions.delete_version(alice, trained, "Lights")
+        actions.delete_version(alice, trained, "Lights")
     with pytest.raises(Conflict, match="answers as lights"):
-        versions.delete_version(alice, trained, "Lights v1")
+        actions.delete_version(alice, trained, "Lights v1")
     deployed.delete()
     trained.merged_folder.mkdir(parents=True)
     (trained.merged_folder / "model.safetensors").write_bytes(b"x" * 1000)
     with pytest.raises(NotAllowed):
-        versions.delete_version(people["mallory"], trained, "Lights v1")
+        actions.delete_version(people["mallory"], trained, "Lights v1")
     folder, merged = trained.folder, trained.merged_folder
-    assert versions.delete_version(alice, trained, "Lights v1") > 1000
+    assert actions.delete_version(alice, trained, "Lights v1") > 1000
     assert not folder.exists()
     assert not merged.exists()
     assert not Work.objects.exists()
@@ -134,12 +136,12 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
 
 def test_tags_and_notes_are_checked_as_a_runs_are(alice, people, run):
     version = put_on_shelf(run)
-    versions.describe_version(alice, version, tags="candidate, production", notes="ok")
+    actions.describe_version(alice, version, tags="candidate, production", notes="ok")
     assert version.tag_list == ["candidate", "production"]
     with pytest.raises(UserError, match="odd characters"):
-        versions.describe_version(alice, version, tags="<b>")
+        actions.describe_version(alice, version, tags="<b>")
     with pytest.raises(NotAllowed):
-        versions.describe_version(people["bob"], version, tags="x")
+        actions.describe_version(people["bob"], version, tags="x")
 
 
 def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
@@ -147,16 +149,16 @@ def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
     child = put_on_shelf(run, number=2, parent=parent)
     stranger = put_on_shelf(run, number=3, parent=child)
     AdapterVersion.objects.filter(pk=stranger.pk).update(owner=people["mallory"], team=None)
-    assert [one.version.number for one in versions.lineage(alice, child)] == [1, 2]
+    assert [one.version.number for one in actions.lineage(alice, child)] == [1, 2]
 
 
 def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
     version = put_on_shelf(run, weights=b"x" * 5000)
-    told = versions.disk_use(alice)
+    told = actions.disk_use(alice)
     assert told["adapters"] == [{"owner": "alice", "name": "Lights", "versions": 1, "bytes": version.size_bytes, "merged": 0}]
     assert told["runs"][0]["bytes"] > 100
     assert told["owners"][0]["bytes"] == version.size_bytes
-    assert versions.disk_use(people["mallory"])["adapters"] == []
+    assert actions.disk_use(people["mallory"])["adapters"] == []
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
@@ -168,7 +170,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained
 
     monkeypatch.setattr(shutil, "copytree", gone)
     with pytest.raises(Conflict, match="replaced by a newer one"):
-        shelf.keep_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
+        registry_services.keep_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
     assert not list(trained.run.folder.glob(".shelf-*"))
 
 
@@ -182,13 +184,13 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
     expected = [line["heldout_loss"] for line in lines if line["kind"] == "eval" and line["step"] == step]
     for line in lines:
         Event.objects.create(run=run, seq=line["seq"], kind=line["kind"], step=line.get("step"), time=line["time"], payload=line)
-    version = shelf.keep_checkpoint(alice, run, step)
+    version = registry_services.keep_checkpoint(alice, run, step)
     assert version.heldout_loss == (expected[-1] if expected else None)
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(trained, alice, run):
-    versions.delete_version(alice, trained, str(trained))
-    shelf.keep(trained.run, read_result(trained.run.folder))
+    actions.delete_version(alice, trained, str(trained))
+    registry_services.keep(trained.run, read_result(trained.run.folder))
     assert trained.run.versions.get().number == trained.number + 1
 
 
@@ -208,16 +210,16 @@ def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
 
 
 def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained):
-    run = go_on.continue_from(alice, trained)
+    run = continue_training.continue_from(alice, trained)
     with pytest.raises(Conflict, match=f"Run {run.pk}, Lights, begins with the weights of Lights v1"):
-        versions.delete_version(alice, trained, "Lights v1")
+        actions.delete_version(alice, trained, "Lights v1")
     Run.objects.filter(pk=run.pk).update(state="stopped")
-    versions.delete_version(alice, trained, "Lights v1")
+    actions.delete_version(alice, trained, "Lights v1")
 
 
 def test_a_run_from_a_version_has_no_trials(alice, trained):
     with pytest.raises(ConfigError, match=r"tune_share is 0\.3: trials could not go on"):
-        go_on.continue_from(alice, trained, changes={"tune_share": 0.3})
+        continue_training.continue_from(alice, trained, changes={"tune_share": 0.3})
 
 
 def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters.programs import weights
-from adapters.programs.outputs import cka
-from adapters.programs.updates import Update, updates_of
+from adapters.programs import weight_analysis
+from adapters.programs.output_similarity import cka
+from adapters.programs.weight_deltas import Update, updates_of
 from tests import tiny
 from tests.engine import families
 from tests.engine.test_methods import CPU, make
@@ -72,7 +72,7 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
     members = [
         {"key": key, "method": "lora", "base": str(base), "folder": str(f)} for key, f in (("1", one), ("2", one), ("3", other))
     ]
-    told = weights.compare({"members": members, "prompts": []})
+    told = weight_analysis.compare({"members": members, "prompts": []})
     assert all(value == pytest.approx(1.0, abs=1e-4) for value in told["alike"]["1,2"].values())
     assert all(0 <= value < 0.999 for value in told["alike"]["1,3"].values())
     assert told["moved"]["1"] == told["moved"]["2"]
@@ -92,7 +92,7 @@ def test_methods_that_change_no_weight_are_compared_by_what_comes_out(tmp_path, 
         {"key": method, "method": method, "base": str(tiny_model), "folder": str(run / "adapter")} for method, run in runs.items()
     ]
     with torch.no_grad():
-        told = weights.compare({"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]})
+        told = weight_analysis.compare({"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]})
     assert set(told["moved"]) == {"lora"}
     assert len(told["outputs"]) == 6
     assert all(0 < value <= 1.0001 for value in told["outputs"].values())
@@ -117,9 +117,9 @@ def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_p
     base = families.save("gpt2", tmp_path / "base")
     folder = saved(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
-    before = weights.compare({"members": members, "prompts": []})["moved"]["1"]
+    before = weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"]
     renamed(base, lambda name: name.removeprefix("transformer."))
-    assert weights.compare({"members": members, "prompts": []})["moved"]["1"] == before
+    assert weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"] == before
     assert before and all(before.values())
 
 
@@ -128,4 +128,6 @@ def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_emp
     folder = saved(base, "lora", tmp_path / "adapter")
     renamed(base, lambda name: name.replace("q_proj", "query"))
     with pytest.raises(UserError, match="has no weight 'model"):
-        weights.compare({"members": [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}], "prompts": []})
+        weight_analysis.compare(
+            {"members": [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}], "prompts": []}
+        )

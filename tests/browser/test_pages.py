@@ -33,7 +33,7 @@ path = Path(settings.HOME) / "fragen.csv"
 path.write_text("id,Frage,Antwort\\n" + "".join("%d,%s,yes\\n" % (i, "Long words " * 30) for i in range(30)))
 receive(alice, [(path, "fragen.csv", "")], name="A name of an upload that is quite long, too " * 2, source="upload: fragen.csv")
 from adapters import deploy
-from adapters.bakeoff import METHODS
+from adapters.evaluation.benchmark import METHODS
 from adapters.models import PromptSet, Reply
 from tests.shelf import put_on_shelf
 long = "An adapter with quite a long name that says what it is for"

@@ -141,7 +141,7 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
 
 
 def test_the_adapters_card_tells_the_plan(alice, ready):
-    from adapters.card import Measured, card_of
+    from adapters.registry.model_card import Measured, card_of
 
     plan = plans.plan_now(ready.model, ready.data)
     run = plans.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")

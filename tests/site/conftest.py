@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from adapters import exports
-from adapters.bakeoff import METHODS
+from adapters.evaluation.benchmark import METHODS
+from adapters.export import gguf
 from adapters.models import Deployment, PromptSet, Work
 from tests import tiny
 from tests.shelf import put_on_shelf
@@ -28,10 +28,10 @@ def things(run, base_model, data, alice, device):
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
     Work.objects.create(
-        kind=exports.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done", order={"quantisation": "f16"}
+        kind=gguf.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done", order={"quantisation": "f16"}
     )
-    exports.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
-    exports.gguf_file(version, "f16").write_bytes(b"GGUF")
+    gguf.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
+    gguf.gguf_file(version, "f16").write_bytes(b"GGUF")
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
     return {
         "other_id": put_on_shelf(run, number=2).pk,

@@ -105,7 +105,7 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
 
 @pytest.mark.django_db
 def test_no_page_asks_the_database_once_a_row(as_alice, run, monkeypatch, django_assert_max_num_queries):
-    from adapters.deploy import Answering, deploy
+    from adapters.serving.services import Answering, deploy
     from tests.shelf import put_on_shelf
     from training.runs import measure
     from training.runs.models import Run

@@ -1,0 +1,225 @@
+"""Try all methods: one run each on the same data, base and budget, and one report of what each cost and brought. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+
+from adapters.evaluation import prompt_sets
+from adapters.evaluation import replies as evaluation_replies
+from adapters.evaluation.figures import rate_of
+from adapters.evaluation.replies import Column
+from adapters.evaluation.scores import mean
+from adapters.models import AdapterVersion, PromptSet, Reply
+from adapters.registry.model_card import plain
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.engine.methods import TABLE
+from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.gpus.ledger import used_by_run
+from training.people.models import User
+from training.runs.launch import MAX_NAME, launch_run, refuse_unready, team_of
+from training.runs.models import Run, Sweep
+from training.runs.states import OPEN
+from training.runs.steer import ANYWHERE, Where
+
+METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
+MOST_STEPS = 100_000
+ASKED = 40
+GRID = "method"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run gets alike: optimizer steps, tokens a step, and the longest row."""
+
+    max_steps: int = 60
+    tokens_per_batch: int = 1024
+    max_length: int = 512
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        often = max(1, self.max_steps // 6)
+        return {**vars(self), "eval_interval": often, "save_interval": often}
+
+
+def settings_for(method: str, budget: Budget) -> dict[str, Any]:
+    """A technique's usual settings with the budget."""
+    return {**TABLE[method].usual, **budget.settings(), "method": method}
+
+
+def launch_bakeoff(
+    user: User, base_model: BaseModel, data: DatasetVersion, budget: Budget, *, name: str = "", where: Where = ANYWHERE
+) -> Sweep:
+    """A run of each method; one that could never start here is left out, and the report says why.
+
+    Raises:
+        UserError: a budget that cannot be; whatever a launch refuses; no method could start.
+    """
+    refuse_unready(base_model)
+    if not 1 <= budget.max_steps <= MOST_STEPS:
+        raise UserError(f"A bake-off takes from 1 to {MOST_STEPS:,} steps a method.", field="max_steps")
+    title = one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME]
+    with transaction.atomic():
+        sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid={GRID: list(METHODS)})
+        for method in METHODS:
+            asked: dict[str, Any] = {"base_model": base_model, "data": data, "settings": settings_for(method, budget)}
+            try:
+                run = launch_run(user, **asked, name=f"{title}: {TABLE[method].title}", where=where)
+            except (Conflict, NotAllowed):  # not the method's fault
+                raise
+            except UserError as error:
+                sweep.refused[method] = error.message
+                continue
+            run.sweep = sweep
+            run.save(update_fields=["sweep"])
+        if len(sweep.refused) == len(METHODS):
+            raise UserError(next(iter(sweep.refused.values())))
+        sweep.save(update_fields=["refused"])
+    return sweep
+
+
+def is_bakeoff(sweep: Sweep) -> bool:
+    return list(sweep.grid) == [GRID] and set(sweep.grid[GRID]) == set(METHODS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's line of the report. Shares are of 1; what has not been measured is None."""
+
+    run: Run
+    version: AdapterVersion | None
+    trainable_share: float | None
+    peak_bytes: int | None
+    memory_saved: float | None  # of full fine-tuning's peak
+    heldout_loss: float | None
+    loss_over_full: float | None
+    exact_match: float | None
+    fields: float | None
+    speed_over_base: float | None
+    size_bytes: int | None
+    minutes: float | None
+
+    @property
+    def title(self) -> str:
+        return TABLE[self.run.method].title
+
+
+def report(sweep: Sweep) -> list[Row]:
+    """A row each, in the order of METHODS."""
+    runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
+    versions = {method: run.result() for method, run in runs.items()}
+    full = runs.get("full")
+    asked = prompts_of(sweep)
+    said = replies_to(asked) if asked else {}
+    base_rate = rate_of(said.get(None, []))
+    return [row_of(runs[method], versions[method], full, said, base_rate) for method in METHODS if method in runs]
+
+
+def row_of(
+    run: Run, version: AdapterVersion | None, full: Run | None, said: dict[int | None, list[Reply]], base_rate: float | None
+) -> Row:
+    replies = said.get(version.pk, []) if version else []
+    trained, parameters = run.plan.get("trainable_parameters"), run.plan.get("parameters")
+    peak, most = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
+    loss, best = run.best_heldout_loss, full.best_heldout_loss if full else None
+    exact = mean([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
+    rate, seconds = rate_of(replies), used_by_run(run.pk)
+    return Row(
+        run=run,
+        version=version,
+        trainable_share=trained / parameters if trained and parameters else None,
+        peak_bytes=peak,
+        memory_saved=1 - peak / most if peak and most else None,
+        heldout_loss=loss,
+        loss_over_full=loss / best if loss is not None and best else None,
+        exact_match=exact if exact is not None else run.exact_match,
+        fields=mean([reply.scores["fields"] for reply in replies if "fields" in reply.scores]),
+        speed_over_base=rate / base_rate if rate and base_rate else None,
+        size_bytes=version.size_bytes if version else None,
+        minutes=seconds / 60 if seconds else None,
+    )
+
+
+def prompts_of(sweep: Sweep) -> PromptSet | None:
+    """The set that its versions were asked, if they have been."""
+    return PromptSet.objects.filter(owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: ").first()
+
+
+def replies_to(asked: PromptSet) -> dict[int | None, list[Reply]]:
+    found: dict[int | None, list[Reply]] = {}
+    for reply in Reply.objects.filter(prompts=asked):
+        found.setdefault(reply.version_id, []).append(reply)
+    return found
+
+
+def ask_all(user: User, sweep: Sweep) -> PromptSet:
+    """Ask the base and every version the same held-out prompts; what has answered is not asked again.
+
+    Raises:
+        Conflict: a run is not over yet, so its version would be missing.
+    """
+    runs = list(sweep.runs.select_related("base_model", "data__dataset"))
+    if any(run.state in OPEN for run in runs) or not runs:
+        raise Conflict("Some runs are not over yet; ask when all of them are.")
+    chosen = prompts_of(sweep) or prompt_sets.draw_prompts(sweep.owner, runs[0].data, ASKED, title=f"Bake-off {sweep.pk}: ")
+    for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
+        evaluation_replies.ask(user, chosen, Column(version.base_model, version))
+    evaluation_replies.ask(user, chosen, Column(runs[0].base_model))
+    return chosen
+
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("trainable_share", "Trained share", "percent"),
+    ("peak_bytes", "Peak memory", "bytes"),
+    ("memory_saved", "Memory saved against full", "percent"),
+    ("heldout_loss", "Held-out loss", "plain"),
+    ("loss_over_full", "Loss over full's", "ratio"),
+    ("exact_match", "Word for word right", "percent"),
+    ("fields", "Fields right", "percent"),
+    ("speed_over_base", "Answer speed over the base's", "ratio"),
+    ("size_bytes", "Size", "bytes"),
+    ("minutes", "Minutes on a device", "minutes"),
+)
+
+
+def told(value: float | None, kind: str) -> str:
+    """A cell of the report as people read it."""
+    if value is None:
+        return "\N{EN DASH}"
+    if kind == "percent":
+        return f"{100 * value:.3g} %"
+    if kind == "bytes":
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
+    return {"plain": f"{value:.3f}", "ratio": f"{value:.2f}", "minutes": f"{value:.1f}"}[kind]
+
+
+def cells(row: Row) -> list[str]:
+    return [told(getattr(row, name), kind) for name, _, kind in COLUMNS]
+
+
+def left_out(sweep: Sweep) -> list[tuple[str, str]]:
+    """Title and reason of each method that was not started."""
+    return [(TABLE[method].title, sweep.refused[method]) for method in METHODS if method in sweep.refused]
+
+
+def as_csv(sweep: Sweep, rows: list[Row]) -> str:
+    """Plain numbers: bytes, shares of 1, minutes."""
+    held = io.StringIO()
+    writer = csv.writer(held)
+    writer.writerow(["Method", *(title for _, title, _ in COLUMNS)])
+    writer.writerows([row.title, *(getattr(row, name) for name, _, _ in COLUMNS)] for row in rows)
+    writer.writerows([title, f"not started: {why}"] for title, why in left_out(sweep))
+    return held.getvalue()
+
+
+def as_markdown(sweep: Sweep, rows: list[Row]) -> str:
+    head = ["Method", *(title for _, title, _ in COLUMNS)]
+    lines = [f"# {plain(sweep.name)}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join([row.title, *cells(row)])} |" for row in rows]
+    lines += [f"\n{title} was not started: {plain(why)}" for title, why in left_out(sweep)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""The figures of versions side by side: quality and cost, and which way is better (training/runs/compare.py has the runs')."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adapters.evaluation.scores import METRICS, mean
+from adapters.evaluation.significance import Side
+from adapters.models import AdapterVersion, Reply
+
+FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("heldout_loss", "Held-out loss", "low"),
+    ("exact_match", "Word for word right, at the run's end", "high"),
+    *((f"mean_{name}", metric.title, metric.better) for name, metric in METRICS.items()),
+    ("trainable_parameters", "Trainable parameters", "low"),
+    ("size_bytes", "File size", "low"),
+    ("forecast_bytes", "Peak memory, forecast", "low"),
+    ("peak_memory_bytes", "Peak memory, measured", "low"),
+    ("tokens_per_second", "Tokens per second, training", "high"),
+    ("answer_rate", "Tokens per second, answering", "high"),
+    ("device_seconds", "Time on devices", "low"),
+    ("step", "From step", ""),
+)
+
+
+def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, Any]:
+    """Units: bytes, seconds, tokens a second; losses in nats a token; `mean_*` over the scored replies."""
+    kept = version.record.get("figures", {})
+    scored = {name: [reply.scores[name] for reply in replies if name in reply.scores] for name in METRICS}
+    return {
+        "base": version.base_model_id,
+        "heldout_loss": version.heldout_loss,
+        "exact_match": version.exact_match,
+        **{f"mean_{name}": mean(values) for name, values in scored.items()},
+        "trainable_parameters": version.trainable_parameters or None,
+        "size_bytes": version.size_bytes,
+        "forecast_bytes": version.record.get("forecast_bytes"),
+        "peak_memory_bytes": kept.get("peak_memory_bytes"),
+        "tokens_per_second": kept.get("tokens_per_second"),
+        "answer_rate": rate_of(replies),
+        "device_seconds": version.record.get("device_seconds"),
+        "step": version.step,
+    }
+
+
+def rate_of(replies: Sequence[Reply]) -> float | None:
+    """Tokens a second while it answered, eight rows at once."""
+    seconds = sum(reply.seconds for reply in replies)
+    return sum(reply.tokens for reply in replies) / seconds if seconds else None
+
+
+def side_of(version: AdapterVersion, replies: Sequence[Reply]) -> Side:
+    return Side(
+        name=str(version),
+        rows={reply.row: reply.scores for reply in replies},
+        base=version.base_model_id,
+        size_bytes=version.size_bytes,
+        tokens_per_second=rate_of(replies),
+    )
+
+
+def settings_of(version: AdapterVersion) -> dict[str, Any]:
+    """What a version was made with, nested, for the table of differences."""
+    record = version.record
+    data, base = record.get("data", {}), record.get("base", {})
+    return {
+        "base": base.get("name", version.base_model.name),
+        "base revision": base.get("revision"),
+        "data": data.get("name"),
+        "data rows": data.get("train_rows"),
+        "method": version.method,
+        "from step": version.step,
+        **record.get("settings", {}),
+        "device": record.get("device"),
+        "precision used": record.get("precision"),
+        "libraries": record.get("versions", {}),
+    }

@@ -1,0 +1,69 @@
+"""What a worker works out for a comparison: how versions moved their base, how alike they are, and what their data share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Sequence
+from itertools import combinations
+from typing import Any
+
+from adapters import jobs
+from adapters.export import merge
+from adapters.models import AdapterVersion, Work
+from training.datasets.models import DatasetVersion
+from training.people.models import User
+
+KIND = "compare"
+
+
+def key_of(versions: Sequence[AdapterVersion]) -> str:
+    return ",".join(str(pk) for pk in sorted(version.pk for version in versions))
+
+
+def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Work:
+    """The comparison of these versions, whatever their order: begun now, under way, or done before; if it failed, `again`."""
+    order = {"versions": sorted(version.pk for version in versions)}
+    return jobs.begin(user, KIND, key_of(versions), order=order, again=again)
+
+
+def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:
+    versions = list(AdapterVersion.objects.filter(pk__in=task.order["versions"]).select_related("base_model", "data__dataset"))
+    yield {"words": "comparing their data"}
+    shared = overlaps(versions)
+    with_data = next((version for version in versions if version.data), versions[0])
+    order = {
+        "members": [
+            {
+                "key": str(version.pk),
+                "method": version.method,
+                "base": str(version.base_model.folder),
+                "folder": str(version.folder),
+            }
+            for version in versions
+        ],
+        "prompts": merge.prompts_of(with_data),
+    }
+    for said in jobs.follow("adapters.programs.weight_analysis", task.folder, order):
+        yield {"result": {**said["result"], "overlaps": shared}} if "result" in said else said
+
+
+def overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
+    """For each pair of different data: rows to train on of each, and how many stand in both, word for word."""
+    datas = {version.data.pk: version.data for version in versions if version.data}
+    digests = {pk: row_digests(data) for pk, data in datas.items()} if len(datas) > 1 else {}
+    return [
+        {
+            "first": str(datas[one]),
+            "second": str(datas[other]),
+            "first_rows": datas[one].train_rows,
+            "second_rows": datas[other].train_rows,
+            "shared": len(digests[one] & digests[other]),
+        }
+        for one, other in combinations(datas, 2)
+    ]
+
+
+def row_digests(data: DatasetVersion) -> set[bytes]:
+    """16 bytes a row, so that a million rows take 100 MB at most."""
+    with data.file("train").open("rb") as file:
+        return {hashlib.blake2b(line.strip(), digest_size=16).digest() for line in file}

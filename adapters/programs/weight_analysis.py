@@ -1,0 +1,107 @@
+"""`python -m adapters.programs.weight_analysis FOLDER`: how far versions moved their base, where, and how alike two of them are.
+
+Tensor by tensor from the files, so that a model of any size needs the memory of one matrix. Of an update: its Frobenius norm over
+the weight's, and the subspace similarity of two (Hu et al. 2021, section 7.3, eq. 4): ||U_i' U_j||^2_F / k for their first k left
+singular vectors; 1 is the same subspace, k / d what chance gives. Methods that change no weight are compared by what comes out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from training.engine.fast_imports import quick_imports
+
+with quick_imports():
+    import torch
+    from safetensors import safe_open
+    from torch import Tensor
+
+    from adapters.programs.output_similarity import output_similarity
+    from adapters.programs.protocol import run, say
+    from adapters.programs.weight_deltas import Update, updates_of
+    from adapters.registry.import_checks import weight_of
+    from training.errors import UserError
+
+DIRECTIONS = 8  # singular vectors of each update that are compared
+LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A version in the comparison: its name there, method, and where base and weights lie."""
+
+    key: str
+    method: str
+    base: Path
+    folder: Path
+
+
+def compare(order: dict[str, Any]) -> dict[str, Any]:
+    """Order: `members`, and `prompts` (lists of messages). Result: `moved` and `alike` by module, `outputs` where needed."""
+    members = [Member(one["key"], one["method"], Path(one["base"]), Path(one["folder"])) for one in order["members"]]
+    moved: dict[str, dict[str, float]] = {}
+    directions: dict[str, dict[str, Tensor]] = {}
+    for done, member in enumerate(members):
+        say(words=f"reading {member.key}", done=done, total=len(members) + 1)
+        for module, update, weight_norm in moves(member):
+            moved.setdefault(member.key, {})[module] = update.norm() / weight_norm if weight_norm else 0.0
+            directions.setdefault(member.key, {})[module] = update.left(DIRECTIONS)
+    alike = {
+        f"{one.key},{other.key}": similarity(directions[one.key], directions[other.key])
+        for one, other in combinations(members, 2)
+        if one.base == other.base and one.key in directions and other.key in directions
+    }
+    outputs = {}
+    if len(directions) < len(members):
+        say(words="comparing what comes out", done=len(members))
+        outputs = output_similarity(members, order["prompts"])
+    return {"moved": moved, "alike": alike, "outputs": outputs, "layers": places(moved)}
+
+
+def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
+    """(module, its update, the norm of its weight in the base) for every weight that the version moves."""
+    files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
+    held = {name: file for file in files for name in names_in(file)}
+    for module, make in updates_of(member.folder, member.method):
+        name = weight_of(module, held)
+        if name is not None:
+            weight = held[name].get_tensor(name).float()
+            yield module, make(weight), float(weight.norm())
+        elif member.method != "full":
+            raise UserError(f"The base of {member.key} has no weight {module!r}, which the adapter changes.")
+
+
+def names_in(file: Any) -> list[str]:
+    return list(file.keys())
+
+
+def similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    """By module that both moved: from 0 to 1."""
+    found = {}
+    for module in ours.keys() & theirs.keys():
+        one, other = ours[module], theirs[module]
+        count = min(one.shape[1], other.shape[1])
+        if count and one.shape[0] == other.shape[0]:
+            found[module] = float((one[:, :count].T @ other[:, :count]).square().sum() / count)
+    return found
+
+
+def places(moved: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
+    """Layer and name within it of each module, for the heat map's rows and columns; layer -1: it stands outside the layers."""
+    found = {}
+    for module in sorted({module for of_one in moved.values() for module in of_one}):
+        layer = LAYER.search(f".{module}.")
+        inner = module.split(f".{layer.group(1)}.", 1)[1] if layer else module
+        found[module] = (int(layer.group(1)) if layer else -1, inner.split(".")[-1])
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(run(compare))

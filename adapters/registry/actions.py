@@ -1,0 +1,150 @@
+"""What people do to versions on the shelf: tag, note, delete, look where they come from and what they take of the disk."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+from django.db.models import ProtectedError, Q
+
+from adapters.evaluation import weight_analysis
+from adapters.export import gguf, merge
+from adapters.models import AdapterVersion, Deployment, Work
+from training.engine.files import remove_tree
+from training.errors import Conflict, UserError, one_line
+from training.people.models import User
+from training.people.visible import may_change
+from training.runs.keep import MAX_NOTES, packed_tags
+from training.runs.models import Run
+from training.runs.states import OPEN
+
+MOST_RELATED = 60
+MOST_RUNS, MOST_SHOWN = 500, 100
+SUGGESTED_TAGS = ("candidate", "production")
+
+
+def describe_version(user: User, version: AdapterVersion, *, tags: str | None = None, notes: str | None = None) -> AdapterVersion:
+    """Tag a version (tags come with commas) or write notes to it; None leaves a part as it is.
+
+    Raises:
+        NotAllowed: not theirs to change. UserError: too many tags, odd ones, or too long notes.
+    """
+    may_change(user, version)
+    if tags is not None:
+        version.tags = packed_tags(tags.split(","))
+    if notes is not None:
+        if len(notes) > MAX_NOTES:
+            raise UserError(f"Notes have at most {MAX_NOTES:,} characters.", field="notes")
+        version.notes = notes.replace("\0", "")
+    version.save(update_fields=["tags", "notes"])
+    return version
+
+
+def delete_version(user: User, version: AdapterVersion, name: str) -> int:
+    """Delete a version with its files, its merged model and what was worked out of it; returns the bytes freed.
+
+    Raises:
+        UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has not ended begins with it.
+    """
+    may_change(user, version)
+    if one_line(name) != str(version):
+        raise UserError(f"Type the name, {version}, to delete it.", field="name")
+    going_on = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
+    if going_on is not None:
+        raise Conflict(f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it end, or stop it first.")
+    ggufs = gguf.gguf_file(version, "any").parent
+    folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
+    compared = [
+        work
+        for work in Work.objects.filter(kind=weight_analysis.KIND).only("pk", "order")
+        if version.pk in work.order.get("versions", ())
+    ]
+    folders += [work.folder for work in compared]
+    try:
+        with transaction.atomic():
+            Work.objects.filter(pk__in=[work.pk for work in compared]).delete()
+            version.delete()
+    except ProtectedError as error:
+        names = ", ".join(row.name for row in answered_by(version))
+        raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
+    halves = [version.merged_folder.with_name(f".{version.pk}.{end}") for end in ("merging", "unchecked")]  # a merge under way
+    return sum(remove_tree(folder) for folder in [*folders, *halves])
+
+
+def answered_by(version: AdapterVersion) -> list[Deployment]:
+    return list(Deployment.objects.filter(Q(version=version) | Q(other=version)))
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A version in a lineage: how deep it stands, and whether it is the one that is looked at."""
+
+    version: AdapterVersion
+    depth: int
+    here: bool
+
+    @property
+    def steps(self) -> range:
+        """As many as it is indented by."""
+        return range(self.depth - 1)
+
+
+def lineage(user: User, version: AdapterVersion) -> list[Relative]:
+    """The tree that a version stands in, parents before children; those that the person may not see are left out."""
+    seen = {
+        row.pk: row for row in AdapterVersion.objects.visible_to(user).select_related("run").filter(base_model=version.base_model)
+    }
+    root = version
+    while root.parent_id in seen:
+        root = seen[root.parent_id]
+    children: dict[int | None, list[AdapterVersion]] = {}
+    for row in sorted(seen.values(), key=lambda row: row.pk):
+        children.setdefault(row.parent_id, []).append(row)
+    found: list[Relative] = []
+    rest = [(root, 0)]
+    while rest and len(found) < MOST_RELATED:
+        row, depth = rest.pop()
+        found.append(Relative(row, depth, row.pk == version.pk))
+        rest += [(child, depth + 1) for child in reversed(children.get(row.pk, []))]
+    return found
+
+
+def disk_use(user: User) -> dict[str, Any]:
+    """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders, and each owner's sums."""
+    versions = AdapterVersion.objects.visible_to(user)
+    merged: dict[int | None, int] = {}
+    for work in Work.objects.filter(kind__in=(merge.KIND, gguf.KIND), version__in=versions):
+        merged[work.version_id] = merged.get(work.version_id, 0) + work.result.get("bytes", 0)
+    adapters: dict[tuple[str, str], dict[str, Any]] = {}
+    for pk, owner, name, size in versions.values_list("pk", "owner__username", "name", "size_bytes"):
+        row = adapters.setdefault((owner, name), {"owner": owner, "name": name, "versions": 0, "bytes": 0, "merged": 0})
+        row["versions"] += 1
+        row["bytes"] += size
+        row["merged"] += merged.get(pk, 0)
+    newest = Run.objects.visible_to(user).select_related("owner").order_by("-pk")[:MOST_RUNS]
+    runs = [{"id": run.pk, "name": run.name, "owner": run.owner.username, "bytes": bytes_under(run.folder)} for run in newest]
+    owners: dict[str, dict[str, Any]] = {}
+    for kind, rows in (("bytes", adapters.values()), ("runs", runs)):
+        for row in rows:
+            total = owners.setdefault(row["owner"], {"owner": row["owner"], "bytes": 0, "runs": 0})
+            total[kind] += row["bytes"] + row.get("merged", 0)
+    largest = sorted(runs, key=lambda row: -row["bytes"])[:MOST_SHOWN]
+    return {
+        "adapters": sorted(adapters.values(), key=lambda row: -row["bytes"] - row["merged"])[:MOST_SHOWN],
+        "runs": largest,
+        "owners": sorted(owners.values(), key=lambda row: -row["bytes"] - row["runs"]),
+        "looked": len(runs),
+    }
+
+
+def bytes_under(folder: Path) -> int:
+    """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
+    total = 0
+    with suppress(FileNotFoundError):  # a folder that goes away while it is walked through ends the walk
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                total += 0 if path.is_symlink() else path.stat().st_size if path.is_file() else 0
+    return total

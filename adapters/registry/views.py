@@ -1,0 +1,97 @@
+"""The acts on versions: tag, note, continue from one, keep a checkpoint as one, import, delete; and what they take of disk."""
+
+from __future__ import annotations
+
+import math
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_POST
+
+from adapters.models import AdapterVersion
+from adapters.registry import actions, continue_training, imports, services
+from training.catalog.models import BaseModel, ModelState
+from training.datasets.visible import visible_data
+from training.errors import NotFound, UserError
+from training.people.requests import SignedIn, number
+from training.people.visible import get_changeable, get_visible
+from training.runs.models import Run
+
+CHANGEABLE = ("learning_rate", "epochs", "max_steps")  # on the page; the API takes any setting
+
+
+@require_POST
+def edit(request: SignedIn, adapter_id: int) -> HttpResponse:
+    found = get_changeable(AdapterVersion, request.user, adapter_id)
+    actions.describe_version(request.user, found, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", ""))
+    return redirect("adapter", adapter_id)
+
+
+@require_POST
+def delete(request: SignedIn, adapter_id: int) -> HttpResponse:
+    found = get_changeable(AdapterVersion, request.user, adapter_id)
+    freed = actions.delete_version(request.user, found, request.POST.get("name", ""))
+    messages.success(request, f"{found} is deleted; {freed / 1e6:,.1f} MB are free again.")
+    return redirect("adapters")
+
+
+@require_POST
+def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
+    """A run from this version's weights. Fields left empty stay as they were."""
+    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team")
+    changes = {name: float(value) for name in CHANGEABLE if (value := request.POST.get(name, "").strip()) and is_number(value)}
+    whole = {name: int(value) if name != "learning_rate" else value for name, value in changes.items()}
+    data = None
+    if chosen := number(request.POST.get("data", "")):
+        data = visible_data(request.user, chosen)
+        if data is None:
+            raise NotFound("There is no such data that you may see.", field="data")
+    run = continue_training.continue_from(request.user, found, data=data, changes=whole)
+    return redirect("run", run.pk)
+
+
+def is_number(text: str) -> bool:
+    """Raises UserError: it is none."""
+    try:
+        finite = math.isfinite(float(text))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise UserError(f"{text[:40]!r} is no number.")
+    return True
+
+
+@require_POST
+def keep_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
+    found = get_changeable(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
+    version = services.keep_checkpoint(request.user, found, number(request.POST.get("step", "")))
+    messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
+    return redirect("adapter", version.pk)
+
+
+def import_page(request: SignedIn) -> HttpResponse:
+    values = {"bases": BaseModel.objects.filter(state=ModelState.READY), "most_bytes": imports.MOST_BYTES}
+    if request.method != "POST":
+        return render(request, "adapters/import.html", values)
+    try:
+        version = take(request)
+    except UserError as error:
+        kept = {"name": request.POST.get("name", ""), "base": number(request.POST.get("base", ""))}
+        return render(request, "adapters/import.html", {**values, "error": error, "kept": kept}, status=error.status)
+    messages.success(request, f"{version} is on the shelf.")
+    return redirect("adapter", version.pk)
+
+
+def take(request: SignedIn) -> AdapterVersion:
+    uploads = request.FILES.getlist("file")
+    if not uploads:
+        raise UserError("Choose a zip, or the two files of the adapter.", field="file")
+    base = BaseModel.objects.filter(pk=number(request.POST.get("base", ""))).first()
+    if base is None:
+        raise UserError("Choose the base model that the adapter was trained on.", field="base")
+    return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
+
+
+def disk(request: SignedIn) -> HttpResponse:
+    return render(request, "adapters/disk.html", actions.disk_use(request.user))
