@@ -10,7 +10,7 @@ class AdaptersConfig(AppConfig):
         from adapters import jobs, kinds  # noqa: F401 kinds fills the table of work
         from adapters.registry import services
         from adapters.serving import usage
-        from training.runs import endings, worker
+        from training.runs.worker import main, outcomes
 
-        endings.keepers.append(services.keep)
-        worker.BESIDE += [(jobs.do_next, 0.5, 1), (jobs.talk_next, 0.5, 1), (usage.forget_old, 3600.0, 1)]
+        outcomes.keepers.append(services.keep)
+        main.BESIDE += [(jobs.do_next, 0.5, 1), (jobs.talk_next, 0.5, 1), (usage.forget_old, 3600.0, 1)]

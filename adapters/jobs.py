@@ -24,7 +24,7 @@ from adapters.models import AdapterVersion, Stage, Work
 from training.child_environment import child_environment, follow_child
 from training.errors import UserError
 from training.people.models import User
-from training.runs.ingest import clean
+from training.runs.worker.ingest import clean
 
 LOST_SECONDS = 30
 BEAT_SECONDS = 5.0

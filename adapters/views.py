@@ -22,7 +22,7 @@ from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError, one_line
 from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_visible
-from training.runs.compare import flat
+from training.runs.metrics.comparison import flat
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_A_PAGE = 100

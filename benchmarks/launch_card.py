@@ -37,7 +37,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     from training.datasets.examples import add_example
     from training.gpus import devices
     from training.people.models import User
-    from training.runs.measure import lengths
+    from training.runs.forecast.token_lengths import lengths
 
     call_command("migrate", verbosity=0)
     folder, user = built_in(), User.objects.create_superuser("bench")

@@ -25,11 +25,11 @@ LAUNCH = """
 import django, json
 django.setup()
 from django.db.models import F
-from training.runs.launch import launch_run
+from training.runs.launch.services import launch_run
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from training.runs import engine_process, tasks
+from training.runs.worker import engine_process, tasks
 tasks.supervise = lambda _id: None
 run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Bench")
 print(run.pk)

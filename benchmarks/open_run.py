@@ -20,8 +20,8 @@ STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
 WRITE = """
 import django, json, sys
 django.setup()
-from training.runs import tasks
-from training.runs.launch import launch_run
+from training.runs.worker import tasks
+from training.runs.launch.services import launch_run
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User

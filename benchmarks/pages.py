@@ -23,8 +23,8 @@ django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from training.runs import tasks
-from training.runs.launch import launch_run
+from training.runs.worker import tasks
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 tasks.supervise = lambda _id: None
 alice = User.objects.get(username="alice")

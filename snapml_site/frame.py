@@ -13,7 +13,7 @@ from training.gpus.models import Allocation, Device
 from training.gpus.usage import looks_into_quotas, own_hours
 from training.people.models import User
 from training.runs.models import Run
-from training.runs.notices import ended_lately
+from training.runs.notifications import ended_lately
 
 MOST_BARS = 8
 

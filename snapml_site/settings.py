@@ -130,7 +130,7 @@ HUEY = (
     if REDIS_URL
     else SqliteHuey("snapml", filename=str(HOME / "huey.sqlite3"), strict_fifo=True, **HUEY_OPTIONS)
 )
-# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself (training/runs/bell.py).
+# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself (training/runs/live/change_watcher.py).
 CHANNEL_LAYERS = (
     {
         "default": {

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from django.urls import path
 
-from training.runs.consumers import LiveConsumer
+from training.runs.live.consumers import LiveConsumer
 
 socket_urls = [path("ws/live", LiveConsumer.as_asgi())]
 

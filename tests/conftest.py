@@ -139,7 +139,7 @@ def data(alice):
 def no_bell(monkeypatch):
     """No worker is rung; the list of runs that would have been."""
     rung = []
-    monkeypatch.setattr("training.runs.tasks.supervise", rung.append)
+    monkeypatch.setattr("training.runs.worker.tasks.supervise", rung.append)
     return rung
 
 
@@ -156,7 +156,7 @@ def device(db):
 @pytest.fixture
 def run(alice, base_model, data, device, no_bell, django_capture_on_commit_callbacks):
     """A queued run of alice's."""
-    from training.runs.launch import launch_run
+    from training.runs.launch.services import launch_run
 
     with django_capture_on_commit_callbacks(execute=True):
         made = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="Lights, tiny")

@@ -4,7 +4,7 @@ from adapters.models import AdapterVersion
 from adapters.registry import services
 from tests import tiny
 from training.engine.outcome import read_result
-from training.runs.launch import launch_run
+from training.runs.launch.services import launch_run
 
 LOW_RANK = ("lora", "qlora")
 STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_rows": 0}

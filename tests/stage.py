@@ -39,9 +39,9 @@ import json, sys, django
 django.setup()
 from adapters.models import AdapterVersion
 from training.gpus.models import Allocation
-from training.runs.curves import read_curves
+from training.runs.metrics.curves import read_curves
 from training.runs.models import Run
-from training.runs.stream import as_message, events_after
+from training.runs.live.messages import as_message, events_after
 run = Run.objects.get(pk=sys.argv[1])
 events = [as_message(e) for e in events_after(run.pk, 0, 10_000_000)]
 adapter = AdapterVersion.objects.get(run=run)

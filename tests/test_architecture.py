@@ -1,4 +1,4 @@
-"""The house: arrows point left, torch stays in its two programs, and nothing outgrows its room (docs/decisions/0001)."""
+"""Imports point one way, torch stays in its programs, and no file imports itself in a circle (ARCHITECTURE.md)."""
 
 import ast
 import os
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.structure import find_cycles, import_graph
+
 ROOT = Path(__file__).parent.parent
-# An arrow is an import, and points left or stays.
+# An import points left or stays.
 ORDER = [
     {"training.errors", "training.engine", "training.child_environment"},
     {"training.people"},
@@ -19,17 +21,19 @@ ORDER = [
     {"adapters"},
     {"snapml_site"},
 ]
-TORCH_FREE = {"config", "settings", "methods", "memory_law", "events", "outcome", "files", "reins", "checkpoint_files", "batches"}
+APPS = ("training.people", "training.catalog", "training.datasets", "training.gpus", "training.runs", "adapters")
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference", "adapters/programs")
+ENGINE = ROOT / "training/engine"
+# What the site may import of the engine: its root, and the table of methods, which imports torch inside its functions only.
+TORCH_FREE = {path.stem for path in ENGINE.glob("*.py")} - {"__main__"} | {"methods"}
 PURE = (
     "training/datasets/rows.py",
     "training/catalog/card.py",
-    "training/runs/engine_process.py",
-    *(f"training/gpus/{name}.py" for name in ("scene", "board", "scheduler", "preempt", "explain", "eta", "simulated")),
+    "training/runs/worker/engine_process.py",
+    *(f"training/gpus/scheduling/{name}.py" for name in ("state", "placement", "scheduler", "preemption", "explain", "eta")),
 )
-LAYERS = {"models": 0, "states": 0, "tasks": 2, "consumers": 2, "api": 2, "views": 2, "urls": 3}
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP, MOST_ARGUMENTS = 250, 40, 80, 6
+LAYERS = {"models": 0, "states": 0, "tasks": 2, "consumers": 2, "api": 2, "views": 2, "urls": 3, "apps": 4, "main": 4}
 
 
 def sources():
@@ -80,6 +84,27 @@ def test_the_engine_knows_no_django_and_none_of_the_other_rooms():
             )
 
 
+def test_no_file_imports_itself_in_a_circle():
+    assert not find_cycles(import_graph(ROOT))
+
+
+def test_nothing_at_the_root_of_the_engine_imports_torch():
+    broken = []
+    for path in ENGINE.glob("*.py"):
+        for module, line, _ in imports(path):
+            below = module.startswith("training.engine.") and module.split(".")[2] not in TORCH_FREE
+            if module.split(".")[0] in TORCH or (below and path.stem != "__main__"):
+                broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not broken
+
+
+def test_the_table_of_methods_imports_torch_only_inside_functions():
+    for module in import_graph(ROOT)["training.engine.methods"]:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        for name, line, top in imports(path):
+            assert not top or name.split(".")[0] not in TORCH, f"{path}:{line}"
+
+
 def test_the_site_imports_only_torch_free_modules_of_the_engine():
     broken = []
     for path in sources():
@@ -92,15 +117,7 @@ def test_the_site_imports_only_torch_free_modules_of_the_engine():
     assert not broken
 
 
-def test_the_torch_free_modules_are():
-    for name in TORCH_FREE:
-        paths = [ROOT / f"training/engine/{name}.py", *(ROOT / f"training/engine/{name}").glob("*.py")]
-        for path in (p for p in paths if p.exists()):
-            for module, line, top in imports(path):  # a technique imports PEFT when it wraps, in the engine
-                assert not top or module.split(".")[0] not in TORCH, f"{path}:{line}"
-
-
-@pytest.mark.parametrize("module", ["snapml_site.asgi", "training.runs.worker"])
+@pytest.mark.parametrize("module", ["snapml_site.asgi", "training.runs.worker.main"])
 def test_torch_never_enters_the_web_or_worker_process(module):
     code = f"import sys, django; django.setup(); import {module}; assert 'torch' not in sys.modules"
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "snapml_site.settings"}
@@ -114,56 +131,25 @@ def test_pure_modules_import_no_orm():
             assert not module.endswith(".models"), f"{name}:{line}"
 
 
-def test_inside_an_app_models_know_no_acts_and_acts_know_no_doors():
+def layer(stem):
+    """`launch/views.py` and `quota_views.py` are views, wherever in their app they lie."""
+    return LAYERS.get(stem.rpartition("_")[2], 1)
+
+
+def test_inside_an_app_models_import_no_services_and_services_no_views():
     broken = []
     for path in sources():
-        app = module_of(path).rpartition(".")[0]
-        mine = LAYERS.get(path.stem, 1)
-        for module, line, top in imports(path):
-            stem = module.removeprefix(app + ".").split(".")[0]
-            # The doorbell rings a task, late and on purpose; adapters' API answers with the page's own download.
-            if top and module.startswith(app + ".") and LAYERS.get(stem, 1) > mine and app != "snapml_site":
-                broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
-    assert [b for b in broken if "worker.py" not in b] == []
-
-
-def test_no_file_outgrows_its_room():
-    long = [f"{p.relative_to(ROOT)}: {n} lines" for p in sources() if (n := len(p.read_text().splitlines())) > LONGEST_FILE]
-    long += [
-        f"{p.relative_to(ROOT)}: {n} lines"
-        for pattern, most in (("templates/**/*.html", 120), ("static/js/*.js", 210))
-        for p in ROOT.glob(pattern)
-        if (n := len(p.read_text().splitlines())) > most
-    ]
-    assert not long
-
-
-def test_no_function_is_too_long_or_takes_too_much():
-    broken = []
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            where = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
-            most = LONGEST_LOOP if path.name in ("loop.py", "session.py") else LONGEST_FUNCTION
-            if node.end_lineno - node.lineno >= most:
-                broken.append(f"{where}: {node.end_lineno - node.lineno + 1} lines")
-            plain = [a.arg for a in node.args.args if a.arg not in ("self", "cls", "ctx", "request", "_request")]
-            if len(plain) + len(node.args.kwonlyargs) > MOST_ARGUMENTS:
-                broken.append(f"{where}: {len(plain)} + {len(node.args.kwonlyargs)} arguments")
+        module = module_of(path)
+        app = next((app for app in APPS if module.startswith(app + ".")), None)
+        for target, line, _ in imports(path) if app else ():
+            found = target if (ROOT / f"{target.replace('.', '/')}.py").exists() else target.rpartition(".")[0]
+            if found.startswith(app + ".") and layer(found.rpartition(".")[2]) > layer(path.stem):
+                broken.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
     assert not broken
 
 
-def test_no_room_is_called_utils():
-    bad = {"utils", "helpers", "services", "common", "misc"}
-    assert not [p for p in sources() if p.stem in bad]
-
-
-def test_every_file_says_what_it_is_for():
-    silent = {"apps.py", "urls.py", "__init__.py"}
-    assert not [
-        str(p.relative_to(ROOT)) for p in sources() if p.name not in silent and not ast.get_docstring(ast.parse(p.read_text()))
-    ]
+def test_no_file_is_called_utils():
+    assert not [path for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}]
 
 
 def test_broad_excepts_are_few_and_say_why():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training.datasets.forms import FORMS
 from training.engine.config import RunConfig
-from training.runs.launch import OWN_SETTINGS
+from training.runs.launch.services import OWN_SETTINGS
 
 DOCS = Path(__file__).parent.parent / "docs"
 

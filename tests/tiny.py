@@ -107,7 +107,7 @@ def measured(rows):
     """Lengths as if they had been counted: 60 tokens a row, 20 of them trained."""
     import numpy as np
 
-    from training.runs.measure import LENGTHS, Lengths
+    from training.runs.forecast.token_lengths import LENGTHS, Lengths
 
     some = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
     return Lengths(some[60], some[20], some[40], dict.fromkeys(LENGTHS, some[20]), rows, "model", "")

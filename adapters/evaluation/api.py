@@ -19,7 +19,7 @@ from training.errors import NotFound, UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
-from training.runs import compare
+from training.runs.metrics import comparison
 
 router = Router(tags=["comparisons"])
 
@@ -136,12 +136,14 @@ def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None 
     replies = replies_of(view)
     of_each = [list(replies[f"v{version.pk}"].values()) for version in view.versions]
     sides = [side_of(version, said) for version, said in zip(view.versions, of_each, strict=True)]
-    figures = compare.figures([figures_of(one, said) for one, said in zip(view.versions, of_each, strict=True)], FIGURES)
+    figures = comparison.figures([figures_of(one, said) for one, said in zip(view.versions, of_each, strict=True)], FIGURES)
     return {
         "versions": [{"id": one.pk, "name": str(one)} for one in view.versions],
         "figures": {name: [value for value, _ in cells] for name, _, cells in figures},
         "differences": {
-            name: values for name, values, differs in compare.differences([settings_of(one) for one in view.versions]) if differs
+            name: values
+            for name, values, differs in comparison.differences([settings_of(one) for one in view.versions])
+            if differs
         },
         "verdicts": [{"words": one.words, "sure": one.sure, "winner": one.winner} for one in verdicts(sides)],
     }

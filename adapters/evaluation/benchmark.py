@@ -22,10 +22,10 @@ from training.engine.methods import TABLE
 from training.errors import Conflict, NotAllowed, UserError, one_line
 from training.gpus.ledger import used_by_run
 from training.people.models import User
-from training.runs.launch import MAX_NAME, launch_run, refuse_unready, team_of
-from training.runs.models import Run, Sweep
+from training.runs.launch.services import launch_run, refuse_unready, team_of
+from training.runs.models import MAX_NAME, Run, Sweep
+from training.runs.queue.placement import ANYWHERE, Where
 from training.runs.states import OPEN
-from training.runs.steer import ANYWHERE, Where
 
 METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
 MOST_STEPS = 100_000

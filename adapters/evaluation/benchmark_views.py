@@ -19,8 +19,8 @@ from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Sweep
-from training.runs.state_words import describe
 from training.runs.states import OPEN
+from training.runs.status import describe
 
 MOST_CHOICES = 200
 

@@ -1,4 +1,4 @@
-"""The figures of versions side by side: quality and cost, and which way is better (training/runs/compare.py has the runs')."""
+"""The figures of versions side by side: quality and cost, and which way is better (training/runs/metrics/comparison.py has the runs')."""
 
 from __future__ import annotations
 

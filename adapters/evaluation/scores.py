@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from training.runs.compare import flat
+from training.runs.metrics.comparison import flat
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
-from training.runs import compare
+from training.runs.metrics import comparison
 from training.runs.models import Run
 
 FEWEST, MOST = 2, 6
@@ -84,8 +84,8 @@ def side_by_side(request: SignedIn) -> HttpResponse:
     values = {
         "view": view,
         "chosen": [curves[pk] for pk in curves if pk in mine],
-        "settings": compare.differences([settings_of(version) for version in view.versions]),
-        "figures": compare.figures([figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions], FIGURES),
+        "settings": comparison.differences([settings_of(version) for version in view.versions]),
+        "figures": comparison.figures([figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions], FIGURES),
         "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
         "datas": {version.data.pk: version.data for version in view.versions if version.data}.values(),
         "drawn": DRAWN,

@@ -17,8 +17,8 @@ from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
-from training.runs.keep import MAX_NOTES, packed_tags
-from training.runs.models import Run
+from training.runs.actions import packed_tags
+from training.runs.models import MAX_NOTES, Run
 from training.runs.states import OPEN
 
 MOST_RELATED = 60

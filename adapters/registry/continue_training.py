@@ -14,7 +14,7 @@ from training.engine.file_names import ADAPTER
 from training.engine.files import write_atomically
 from training.errors import ConfigError, Conflict, NotFound, UserError
 from training.people.models import User
-from training.runs.launch import launch_run
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 
 # What the weights were made in the shape of; another would be another adapter.

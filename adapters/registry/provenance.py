@@ -6,7 +6,7 @@ from typing import Any
 
 from training.gpus.ledger import used_by_run
 from training.runs.models import Run
-from training.runs.state_words import figures_of
+from training.runs.status import figures_of
 
 
 def record_of(run: Run, step: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from zipstream import ZIP_STORED, ZipStream
 from adapters.models import (
     AdapterVersion,
     Numbering,
-    file_stem,  # moved
+    file_stem,
 )
 from adapters.registry.model_card import NAME, Measured, card_of
 from adapters.registry.provenance import record_of

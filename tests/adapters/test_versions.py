@@ -61,7 +61,7 @@ def test_the_same_weights_are_one_version_and_new_ones_another(trained):
 
 
 def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
-    from training.runs.files import kept_steps
+    from training.runs.run_files import kept_steps
 
     run = trained.run
     steps = kept_steps(run)
@@ -162,7 +162,7 @@ def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
-    from training.runs.files import kept_steps
+    from training.runs.run_files import kept_steps
 
     def gone(source, *_given, **_more):
         shutil.rmtree(source)
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained
 
 
 def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
-    from training.runs.files import kept_steps
+    from training.runs.run_files import kept_steps
 
     run = trained.run
     step = kept_steps(run)[0]

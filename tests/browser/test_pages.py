@@ -14,8 +14,8 @@ django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from training.runs import tasks
-from training.runs.launch import launch_run
+from training.runs.worker import tasks
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 tasks.supervise = lambda _id: None
 alice = User.objects.get()
@@ -32,7 +32,7 @@ Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_heldou
 path = Path(settings.HOME) / "fragen.csv"
 path.write_text("id,Frage,Antwort\\n" + "".join("%d,%s,yes\\n" % (i, "Long words " * 30) for i in range(30)))
 receive(alice, [(path, "fragen.csv", "")], name="A name of an upload that is quite long, too " * 2, source="upload: fragen.csv")
-from adapters import deploy
+from adapters.serving import services as deploy
 from adapters.evaluation.benchmark import METHODS
 from adapters.models import PromptSet, Reply
 from tests.shelf import put_on_shelf

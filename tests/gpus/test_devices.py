@@ -13,7 +13,7 @@ from training.errors import NotAllowed
 from training.gpus import allocations, devices, quotas
 from training.gpus.devices import Reading, read_cpu, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, Pool
-from training.runs.target import kind_of
+from training.runs.forecast.target_device import kind_of
 
 pytestmark = pytest.mark.django_db
 GB = 10**9

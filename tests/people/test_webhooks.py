@@ -132,7 +132,7 @@ def test_a_redirect_is_not_followed_and_failures_are_tried_again_until_enough(li
 
 
 def test_the_end_of_a_run_is_told_once(listener, run, alice):
-    from training.runs.launch import stop_run
+    from training.runs.actions import stop_run
 
     add_webhook(alice, listener["url"])
     stop_run(run, discard=True)

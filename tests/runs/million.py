@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.runs.compact import CHUNK, NUMBERS, column_row
+from training.runs.metrics.chunks import CHUNK, NUMBERS, column_row
 from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
 

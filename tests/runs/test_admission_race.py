@@ -10,9 +10,9 @@ from tests import tiny
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, Pool, Quota
 from training.people.models import User
-from training.runs import queue
-from training.runs.launch import launch_run
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
+from training.runs.queue import admission
 
 THREADS, DEVICES, LIMIT = 50, 4, 3
 
@@ -28,7 +28,7 @@ def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(alice, ba
             user = User.objects.get(pk=alice.pk)
             begin.wait()
             launch_run(user, base_model=base_model, data=data, settings=tiny.SETTINGS)
-            admitted.extend(queue.admit())
+            admitted.extend(admission.admit())
         except Exception as error:  # noqa: BLE001 told below, by the test's own thread
             faults.append(error)
         finally:

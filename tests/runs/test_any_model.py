@@ -8,9 +8,9 @@ from django.core.management import CommandError, call_command
 
 from training.engine.simulation.forecast import answer
 from training.errors import UserError
-from training.runs import laws
-from training.runs.any_model import forecast_of
-from training.runs.launch_schemas import ANY_MODEL
+from training.runs.forecast import memory_estimators
+from training.runs.forecast.any_model import forecast_of
+from training.runs.launch.schemas import ANY_MODEL
 
 pytestmark = pytest.mark.once
 SMALL = ANY_MODEL["config"]
@@ -32,7 +32,7 @@ def here(monkeypatch, answered):
             answered[question] = answer(json.dumps(request))
         return answered[question]
 
-    monkeypatch.setattr(laws.ANY_MODEL, "ask", ask)
+    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", ask)
 
 
 def test_it_works():

@@ -9,9 +9,10 @@ from django.urls import reverse
 
 from tests import tiny
 from training.gpus.models import Device, Quota
-from training.runs import laws, measure, plans
+from training.runs.forecast import memory_estimators, token_lengths
+from training.runs.forecast.target_device import target_of
+from training.runs.launch import auto
 from training.runs.models import Run
-from training.runs.target import target_of
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
@@ -36,9 +37,9 @@ def tiny_laws(tiny_model):
 def ready(data, base_model, device, tiny_laws, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     lengths = tiny.measured(data.train_rows)
-    monkeypatch.setattr(laws.PROGRAM, "ask", tiny_laws)
-    monkeypatch.setattr(measure, "kept_lengths", lambda *_args, **_more: lengths)
-    monkeypatch.setattr(plans, "lengths", lambda *_args, **_more: lengths)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", tiny_laws)
+    monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
+    monkeypatch.setattr(auto, "lengths", lambda *_args, **_more: lengths)
     leave_free(8 * 10**9)
     form = {"mode": "auto", "mode-was": "auto", "model": base_model.pk, "data": data.pk, "goal": "task"}
     return SimpleNamespace(model=base_model, data=data, form=form)
@@ -143,8 +144,8 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
 def test_the_adapters_card_tells_the_plan(alice, ready):
     from adapters.registry.model_card import Measured, card_of
 
-    plan = plans.plan_now(ready.model, ready.data)
-    run = plans.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
+    plan = auto.plan_now(ready.model, ready.data)
+    run = auto.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
     text = card_of(run, Measured(step=5, heldout_loss=1.25))
     assert "**method = lora**: LoRA fits" in text and "Held-out loss: 1.2500 nats" in text and "\\<b\\>" in text
 
@@ -167,23 +168,23 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
 
 
 def test_a_run_that_was_started_unforecast_gets_its_forecast_from_the_worker(run, ready):
-    from training.runs import costs
+    from training.runs.launch import method_costs
 
     Run.objects.update(forecast={})
-    costs.tried.clear()
-    costs.forecast_launched()
+    method_costs.tried.clear()
+    method_costs.forecast_launched()
     run.refresh_from_db()
     assert run.forecast["peak"] > 0
 
 
 def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     from training.engine.config import RunConfig
-    from training.runs import costs
+    from training.runs.launch import method_costs
 
-    costs.tried.clear()
+    method_costs.tried.clear()
     for _ in range(8):
-        costs.make_beforehand()
-    assert laws.kept_law(ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu")
+        method_costs.make_beforehand()
+    assert memory_estimators.kept_law(ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu")
 
 
 def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
@@ -201,7 +202,7 @@ def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(client, al
         raise UserError("The memory forecast broke off; the log of the web server says why.")
 
     client.force_login(alice)
-    monkeypatch.setattr(laws.PROGRAM, "ask", broken)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", broken)
     answer = client.post(reverse("run-memory"), ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"})
     assert "broke off" in answer.content.decode() and "HX-Trigger" not in answer
 
@@ -225,5 +226,7 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
-    situation = plans.situation_of(plans.Case(ready.model, ready.data, measure.kept_lengths(), target_of()), laws.law)
+    situation = auto.situation_of(
+        auto.Case(ready.model, ready.data, token_lengths.kept_lengths(), target_of()), memory_estimators.law
+    )
     assert (situation.total, situation.free) == (3 * 10**9, 3 * 10**9)

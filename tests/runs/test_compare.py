@@ -8,11 +8,11 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests.runs.test_ingest import Journal, step
-from training.runs.compare import differences, figures
-from training.runs.ingest import store
-from training.runs.lease import claim
-from training.runs.metrics_file import as_csv, steps_of
+from training.runs.metrics.comparison import differences, figures
+from training.runs.metrics.table import as_csv, steps_of
 from training.runs.models import Run
+from training.runs.worker.ingest import store
+from training.runs.worker.lease import claim
 
 pytestmark = pytest.mark.django_db
 
@@ -156,7 +156,7 @@ def test_losses_of_two_bases_have_no_best():
 def test_the_time_of_a_run_is_compared_when_it_is_over(trained, run):
     from django.utils import timezone
 
-    from training.runs.state_words import figures_of
+    from training.runs.status import figures_of
 
     assert figures_of(Run.objects.get(pk=run.pk))["device_seconds"] is None
     Run.objects.filter(pk=run.pk).update(finished_at=timezone.now())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.runs.million import write_long_run
-from training.runs.curves import read_curves
+from training.runs.metrics.curves import read_curves
 from training.runs.models import CurveChunk
 
 pytestmark = pytest.mark.django_db

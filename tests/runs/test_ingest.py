@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from training.runs.compact import CHUNK
-from training.runs.ingest import BrokenJournal, store
-from training.runs.lease import LeaseLost, claim
+from training.runs.live.messages import as_message, events_after, snapshot
+from training.runs.metrics.chunks import CHUNK
 from training.runs.models import CurveChunk, Event, Run
-from training.runs.stream import as_message, events_after, snapshot
+from training.runs.worker.ingest import BrokenJournal, store
+from training.runs.worker.lease import LeaseLost, claim
 
 pytestmark = pytest.mark.django_db
 

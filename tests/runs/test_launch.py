@@ -7,10 +7,11 @@ from tests import tiny
 from training.engine.config import RunConfig
 from training.errors import ConfigError, Conflict, UserError
 from training.people.models import Team
-from training.runs.launch import continue_run, launch_run, stop_run
-from training.runs.lease import claim
+from training.runs.actions import continue_run, stop_run
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.states import MOVES, State, Wish
+from training.runs.worker.lease import claim
 
 pytestmark = pytest.mark.django_db
 

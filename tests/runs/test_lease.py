@@ -8,10 +8,10 @@ from django.utils import timezone
 
 from training.gpus.devices import host_name
 from training.gpus.models import Pool
-from training.runs import lease
-from training.runs.lease import LeaseLost, claim, claimable_runs, is_alive, owner_name
 from training.runs.models import Run
 from training.runs.states import State
+from training.runs.worker import lease
+from training.runs.worker.lease import LeaseLost, claim, claimable_runs, is_alive, owner_name
 
 pytestmark = pytest.mark.django_db
 

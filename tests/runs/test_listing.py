@@ -3,8 +3,8 @@
 import pytest
 
 from training.errors import Conflict, NotAllowed, UserError
-from training.runs import keep
-from training.runs.listing import SORTS, Asked, find
+from training.runs import actions
+from training.runs.filters import SORTS, Asked, find
 from training.runs.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -98,7 +98,7 @@ def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
 )
 def test_a_description_that_cannot_be_is_refused(run, alice, change, field):
     with pytest.raises(UserError) as caught:
-        keep.describe_run(alice, run, **change)
+        actions.describe_run(alice, run, **change)
     assert caught.value.field == field
 
 
@@ -112,13 +112,13 @@ def test_archiving_hides_and_brings_back(several, as_alice, alice):
 
 def test_deleting_asks_for_the_name_frees_the_disk_and_waits_for_the_end(run, alice, people):
     with pytest.raises(UserError, match="Type the name, Lights, tiny"):
-        keep.delete(alice, run, "Lights")
+        actions.delete(alice, run, "Lights")
     with pytest.raises(Conflict, match="not over yet"):
-        keep.delete(alice, run, run.name)
+        actions.delete(alice, run, run.name)
     Run.objects.filter(pk=run.pk).update(state="failed")
     with pytest.raises(NotAllowed):
-        keep.delete(people["bob"], run, run.name)
-    assert keep.delete(alice, run, run.name) > 0
+        actions.delete(people["bob"], run, run.name)
+    assert actions.delete(alice, run, run.name) > 0
     assert not run.folder.exists()
     assert not Run.objects.exists()
 

@@ -11,11 +11,11 @@ from tests import tiny
 from training.datasets.work import create_dataset
 from training.engine import batches
 from training.engine.config import RunConfig
-from training.runs.batching import BATCHING
-from training.runs.forecast import forecast
-from training.runs.measure import cut_at, histogram, lengths, padding, tokens_of
-from training.runs.sweep import mark
-from training.runs.target import target_of
+from training.runs.forecast.batch_shapes import BATCHING
+from training.runs.forecast.summary import forecast
+from training.runs.forecast.target_device import target_of
+from training.runs.forecast.token_lengths import cut_at, histogram, lengths, padding, tokens_of
+from training.runs.launch.sweep import mark
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
@@ -58,7 +58,7 @@ def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatc
 
     folder = tiny.make_model(tmp_path / "endless", template="{% for i in range(999999999) %}x{% endfor %}")
     base_model.location = str(folder)
-    monkeypatch.setattr("training.runs.measure.PATIENCE_SECONDS", 8)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.PATIENCE_SECONDS", 8)
     with pytest.raises(UserError, match=r"took too long|broke off|cannot read"):
         tokens_of(base_model, tiny.ROWS[:1], max_length=99, train_on_prompt=False)
 
@@ -66,7 +66,7 @@ def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatc
 def test_the_forecast_is_what_training_then_does(data, base_model, alice):
     """Steps, rows, tokens and trainable parameters of the card against the engine's own start event."""
     from training.engine.__main__ import main
-    from training.runs.launch import launch_run
+    from training.runs.launch.services import launch_run
 
     settings = {**tiny.SETTINGS, "max_steps": 0, "epochs": 2, "max_length": 30, "tokens_per_batch": 100}
     found = lengths(data, base_model)
@@ -85,13 +85,13 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice):
 
 def test_lengths_are_measured_once(data, base_model, monkeypatch):
     first = lengths(data, base_model)
-    monkeypatch.setattr("training.runs.measure.ask", None)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", None)
     again = lengths(data, base_model)
     assert (again.total == first.total).all()
 
 
 def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(data, base_model, monkeypatch, as_alice):
-    monkeypatch.setattr("training.runs.measure.MOST_ROWS", 10)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.MOST_ROWS", 10)
     found = lengths(data, base_model)
     assert found.measured < found.rows == data.train_rows
     assert not forecast(RunConfig(max_length=64), base_model, data, found, target_of())["exact"]
@@ -179,7 +179,7 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
 
 def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model, alice):
     from training.engine.__main__ import main
-    from training.runs.launch import launch_run
+    from training.runs.launch.services import launch_run
 
     for more in ({"accumulation": 4, "epochs": 2, "max_steps": 0}, {"accumulation": 2, "max_steps": 3}):
         settings = {**tiny.SETTINGS, "tokens_per_batch": 80, **more}

@@ -9,9 +9,9 @@ from training.engine.config import RunConfig
 from training.engine.memory_estimator import Law, Shape, largest
 from training.engine.methods import TABLE
 from training.errors import UserError
-from training.runs import laws, memory
+from training.runs.forecast import memory, memory_estimators
+from training.runs.forecast.target_device import target_of
 from training.runs.models import Run
-from training.runs.target import target_of
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +55,35 @@ def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatc
     settings.HOME = tmp_path
     asked = []
     told = simulated["lora"][1].to_json()
-    monkeypatch.setattr(laws.PROGRAM, "ask", lambda request: asked.append(request) or told)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda request: asked.append(request) or told)
     config = RunConfig()
-    assert laws.kept_law(tiny_model, config, "cpu") is None
+    assert memory_estimators.kept_law(tiny_model, config, "cpu") is None
     for one in (config, replace(config, rank=32), replace(config, learning_rate=0.002), replace(config, max_length=256)):
-        laws.law(tiny_model, one, "cpu")
+        memory_estimators.law(tiny_model, one, "cpu")
     assert len(asked) == 1
-    laws.law(tiny_model, replace(config, gradient_checkpointing=True), "cpu")
+    memory_estimators.law(tiny_model, replace(config, gradient_checkpointing=True), "cpu")
     assert len(asked) == 2
 
 
 def test_a_technique_that_does_not_fit_says_so_each_time(tiny_model, settings, tmp_path, monkeypatch):
     settings.HOME = tmp_path
-    monkeypatch.setattr(laws.PROGRAM, "ask", lambda _request: {"error": "It does not fit.", "field": "method"})
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: {"error": "It does not fit.", "field": "method"})
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit"):
-            laws.law(tiny_model, RunConfig(), "cpu")
+            memory_estimators.law(tiny_model, RunConfig(), "cpu")
 
 
 def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, monkeypatch):
     settings.HOME = tmp_path
     true_ask, answers = (
-        laws.PROGRAM.ask,
+        memory_estimators.PROGRAM.ask,
         [{"error": "The simulation broke off (OSError); try again.", "field": "model", "passing": True}],
     )
-    monkeypatch.setattr(laws.PROGRAM, "ask", lambda request: answers.pop() if answers else true_ask(request))
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda request: answers.pop() if answers else true_ask(request))
     with pytest.raises(UserError, match="try again"):
-        laws.law(tiny_model, RunConfig(), "cpu")
-    assert laws.kept_law(tiny_model, RunConfig(), "cpu") is None
-    assert laws.law(tiny_model, RunConfig(), "cpu")
+        memory_estimators.law(tiny_model, RunConfig(), "cpu")
+    assert memory_estimators.kept_law(tiny_model, RunConfig(), "cpu") is None
+    assert memory_estimators.law(tiny_model, RunConfig(), "cpu")
 
 
 def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
@@ -94,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
 
 
 def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
-    keys = [laws.key_of(tiny_model, RunConfig(dropout=share), "cpu") for share in (0.0, 0.05, 0.1)]
+    keys = [memory_estimators.key_of(tiny_model, RunConfig(dropout=share), "cpu") for share in (0.0, 0.05, 0.1)]
     assert keys[0] != keys[1] == keys[2]
 
 

@@ -13,13 +13,15 @@ from training.gpus import allocations, quotas
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
 from training.people.models import Team
-from training.runs import endings, queue, steer, timing
-from training.runs.launch import continue_run, launch_run, stop_run
-from training.runs.lease import claim
+from training.runs.actions import continue_run, stop_run
+from training.runs.forecast.target_device import target_of
+from training.runs.launch.services import launch_run
 from training.runs.models import Event, Run
+from training.runs.queue import actions, admission, checks, durations, reasons
 from training.runs.states import State, Wish
-from training.runs.supervise import Watch
-from training.runs.target import target_of
+from training.runs.worker import outcomes
+from training.runs.worker.lease import claim
+from training.runs.worker.supervisor import Watch
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -77,7 +79,7 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
     claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0)
     second, third = another(), another()
-    queue.look()
+    reasons.look()
     now = timezone.now().timestamp()
     assert (waits(second)["place"], waits(third)["place"], waits(third)["of"]) == (1, 2, 2)
     assert "and the one device of CPU is in use" in waits(second)["reason"]
@@ -89,12 +91,12 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
 def test_the_words_move_the_page_only_when_something_is_new(run, another):
     claim(run.pk)
     second = another()
-    queue.look()
+    reasons.look()
     before = Run.objects.get(pk=second.pk).revision
-    queue.look()
+    reasons.look()
     assert Run.objects.get(pk=second.pk).revision == before
     another(queued_at=timezone.now() - timedelta(days=1))
-    queue.look()
+    reasons.look()
     assert Run.objects.get(pk=second.pk).revision == before + 1
 
 
@@ -104,7 +106,7 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
     watch = ended_watch(run)
     Allocation.objects.update(started_at=timezone.now() - timedelta(hours=1))
     urgent = another(team=others, owner=people["mallory"])
-    queue.look()
+    reasons.look()
     held = Allocation.objects.get(run_id=run.pk)
     assert held.evicted_for == urgent.pk
     assert Device.objects.get().kept_for == urgent.pk
@@ -119,7 +121,7 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
     run.refresh_from_db()
     assert run.state == State.QUEUED
     assert f"Stopped for run {urgent.pk} at step 12; 2 steps since its checkpoint are trained again." in run.message
-    assert queue.admit() == [urgent.pk]
+    assert admission.admit() == [urgent.pk]
     assert {entry.act for entry in AuditEntry.objects.all()} == {"admitted", "preempted"}
 
 
@@ -127,25 +129,25 @@ def test_a_device_kept_for_a_run_that_is_cancelled_is_free_again(run, another, d
     waiting = another()
     Device.objects.update(kept_for=waiting.pk)
     stop_run(waiting, discard=True)
-    assert queue.admit() == [run.pk]
+    assert admission.admit() == [run.pk]
 
 
 def test_a_run_without_a_forecast_has_its_device_alone(run, another):
     Pool.objects.update(runs_per_device=2)
     Run.objects.filter(pk=run.pk).update(forecast={})
     another(forecast={"peak": 1 * GB})
-    assert queue.admit() == [run.pk]
+    assert admission.admit() == [run.pk]
 
 
 def test_runs_of_a_host_that_is_gone_wait_again_and_go_on_elsewhere(run):
     claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=1))
     Host.objects.update(reported_at=timezone.now() - timedelta(minutes=5))
-    assert queue.admit() == []
+    assert admission.admit() == []
     run.refresh_from_db()
     assert run.state == State.QUEUED and "is gone" in run.message
     report([Reading(0, "other", "CPU, 8 cores", "CPU", 64 * GB, 0)], host="elsewhere")
-    assert queue.admit() == [run.pk]
+    assert admission.admit() == [run.pk]
     assert Allocation.objects.get(released_at=None).device.host.name == "elsewhere"
     assert claim(run.pk) is None  # that is for a worker of the other host
 
@@ -155,10 +157,10 @@ def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
     Quota.objects.create(pool=Pool.objects.get(), team=run.team, longest_seconds=3600)
     Allocation.objects.update(started_at=timezone.now() - timedelta(hours=2))
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
-    queue.admit()
+    admission.admit()
     run.refresh_from_db()
     assert (run.state, run.wish) == (State.STOPPING, Wish.TIME)
-    assert "as long as its team's runs may" in endings.words_of_time(run)
+    assert "as long as its team's runs may" in outcomes.words_of_time(run)
     watch.engine.__class__.ask_to_stop = lambda _s, how: None
     watch.look()
 
@@ -171,20 +173,20 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
     quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=True, reason="maintenance")
     assert Allocation.objects.get().evicted_at is None
     waiting = another()
-    queue.look()
+    reasons.look()
     assert "is on hold" in waits(waiting)["reason"]
     quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=True, drain=True)
     assert Allocation.objects.get().evicted_at is not None
     Allocation.objects.update(released_at=timezone.now())
     quotas.hold(people["admin"], quotas.quota_of(pool, run.team), held=False)
-    assert queue.admit() == [waiting.pk]
+    assert admission.admit() == [waiting.pk]
 
 
 def test_what_can_never_run_is_refused_at_launch(alice, base_model, data, device, no_bell, monkeypatch):
-    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 20 * GB})
+    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 20 * GB})
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
     with pytest.raises(UserError, match=r"a run may reserve at most 10.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -198,9 +200,9 @@ def test_nobody_queues_more_than_their_quota(run, alice, base_model, data):
 
 def test_urgent_is_granted_by_admins(run, people):
     with pytest.raises(NotAllowed):
-        steer.change_class(run.owner, run, "urgent")
-    steer.change_class(run.owner, run, "background")
-    steer.change_class(people["admin"], run, "urgent", reason="demo at noon")
+        actions.change_class(run.owner, run, "urgent")
+    actions.change_class(run.owner, run, "background")
+    actions.change_class(people["admin"], run, "urgent", reason="demo at noon")
     run.refresh_from_db()
     assert run.priority == "urgent"
     assert AuditEntry.objects.filter(act="class", actor=people["admin"]).count() == 1
@@ -208,8 +210,8 @@ def test_urgent_is_granted_by_admins(run, people):
 
 def test_owners_move_their_own_runs_up(run, another):
     second = another()
-    steer.move_up(second)
-    assert queue.admit() == [second.pk]
+    actions.move_up(second)
+    assert admission.admit() == [second.pk]
 
 
 def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice):
@@ -230,7 +232,7 @@ def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
     continue_run(people["admin"], run)
     claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
-    queue.admit()
+    admission.admit()
     assert Run.objects.get(pk=run.pk).state == State.RUNNING
 
 
@@ -255,22 +257,22 @@ def test_a_stop_while_it_makes_room_is_a_stop(run, another):
 
 def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alice):
     report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="second")
-    queue.admit()
+    admission.admit()
     with pytest.raises(Conflict, match="has just been given a device"):
-        steer.change_pool(alice, run, Pool.objects.get(kind="H100"))
+        actions.change_pool(alice, run, Pool.objects.get(kind="H100"))
 
 
 def test_a_device_of_a_run_that_is_over_is_given_back_whoever_forgot_it(run, another):
     claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.FAILED)
     second = another()
-    assert queue.admit() == [second.pk]
+    assert admission.admit() == [second.pk]
 
 
 def test_the_api_tells_the_queue(run, another, as_alice):
     claim(run.pk)
     second = another()
-    queue.look()
+    reasons.look()
     [told] = as_alice.get("/api/v1/runs/queue").json()["items"]
     assert (told["id"], told["owner"], told["pool"], told["place"]) == (second.pk, "alice", "CPU", 1)
     assert "is in use" in told["reason"] and told["latest"] is None
@@ -278,8 +280,8 @@ def test_the_api_tells_the_queue(run, another, as_alice):
 
 def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, another, as_alice):
     second = another()
-    assert queue.admit() == [run.pk]
-    queue.look()
+    assert admission.admit() == [run.pk]
+    reasons.look()
     assert f"has been given {Device.objects.get()}" in as_alice.get(f"/runs/{run.pk}").content.decode()
     assert "has been given" in as_alice.get("/api/v1/runs/queue").content.decode()
     page = as_alice.get("/gpus").content.decode()
@@ -290,17 +292,17 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
 def test_the_class_of_a_run_that_holds_a_device_is_an_admins_to_change(run, people):
     claim(run.pk)
     with pytest.raises(NotAllowed, match="holds a device; only an admin"):
-        steer.change_class(run.owner, run, "background")
-    steer.change_class(people["admin"], run, "background")
+        actions.change_class(run.owner, run, "background")
+    actions.change_class(people["admin"], run, "background")
     assert Allocation.objects.get().priority == "background"
 
 
 def test_forgiven_and_used_up_time_stand_in_the_audit_log(run, people):
     test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run)
     assert AuditEntry.objects.get(act="time used up").subject == f"run {run.pk}"
-    queue.admit()
+    admission.admit()
     assert AuditEntry.objects.filter(act="time used up").count() == 1
-    steer.refuse_overdue(people["admin"], run)
+    checks.refuse_overdue(people["admin"], run)
     entry = AuditEntry.objects.get(act="time forgiven")
     assert (entry.actor, entry.before, round(entry.after["forgiven_seconds"] / 3600)) == (
         people["admin"],
@@ -332,15 +334,15 @@ def finished(another, device, *, steps, seconds):
 def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what_they_waited(run, another, device):
     for steps, seconds in ((10, 20), (10, 30), (100, 200)):
         finished(another, device, steps=steps, seconds=seconds)
-    kinds = timing.usual_times()
-    assert timing.expected_seconds(another(total_steps=1000), kinds) == pytest.approx(2000, rel=0.01)
-    assert timing.expected_seconds(another(total_steps=1000, step=900), kinds) == pytest.approx(200, rel=0.01)
-    assert timing.expected_seconds(another(), kinds) == pytest.approx(30, rel=0.01)
-    assert timing.expected_seconds(another(method="full", total_steps=10), kinds) == math.inf
+    kinds = durations.usual_times()
+    assert durations.expected_seconds(another(total_steps=1000), kinds) == pytest.approx(2000, rel=0.01)
+    assert durations.expected_seconds(another(total_steps=1000, step=900), kinds) == pytest.approx(200, rel=0.01)
+    assert durations.expected_seconds(another(), kinds) == pytest.approx(30, rel=0.01)
+    assert durations.expected_seconds(another(method="full", total_steps=10), kinds) == math.inf
 
 
 def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_bell):
-    from training.runs.measure import lengths
+    from training.runs.forecast.token_lengths import lengths
 
     lengths(data, base_model)
     made = launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 7})
@@ -351,10 +353,10 @@ def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, dat
 def test_memory_in_use_by_others_is_not_promised_to_a_run(run, another, device):
     Run.objects.filter(pk=run.pk).update(forecast={"peak": device.total_bytes - GB})
     Device.objects.update(used_bytes=2 * GB)
-    assert queue.admit() == []
-    queue.look()
+    assert admission.admit() == []
+    reasons.look()
     assert "programs that are no runs hold 2.0 GB" in waits(run)["reason"]
     Device.objects.update(used_bytes=GB // 2)
-    assert queue.admit() == [run.pk]
+    assert admission.admit() == [run.pk]
     Device.objects.update(used_bytes=device.total_bytes)
-    assert queue.picture(device.pool, [], timezone.now(), {}).cards[0].taken == GB // 2, "what its run uses is no stranger's"
+    assert admission.picture(device.pool, [], timezone.now(), {}).cards[0].taken == GB // 2, "what its run uses is no stranger's"

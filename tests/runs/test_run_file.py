@@ -8,9 +8,9 @@ from django.core.management import CommandError, call_command
 
 from training.errors import NotFound, UserError
 from training.gpus.models import Pool
+from training.runs.launch.yaml_file import find_data, find_where, read_yaml, to_yaml
 from training.runs.models import Run, Sweep
-from training.runs.run_file import find_data, find_where, read_yaml, to_yaml
-from training.runs.steer import Where
+from training.runs.queue.placement import Where
 
 pytestmark = pytest.mark.django_db
 

@@ -10,14 +10,14 @@ from django.utils import timezone
 from tests.runs.test_supervise import in_thread, launched, wait_for  # noqa: F401
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
-from training.runs import supervise
-from training.runs.lease import Lease, claim
-from training.runs.memory import CONTEXT_BYTES, constant_part
+from training.runs.forecast.memory import CONTEXT_BYTES, constant_part
+from training.runs.forecast.target_device import target_of
 from training.runs.models import Event, Run
-from training.runs.share import LOOKS, Share, measure_context, raised
 from training.runs.states import State
-from training.runs.supervise import Watch
-from training.runs.target import target_of
+from training.runs.worker import supervisor
+from training.runs.worker.lease import Lease, claim
+from training.runs.worker.memory_guard import LOOKS, Share, measure_context, raised
+from training.runs.worker.supervisor import Watch
 
 GB = 10**9
 
@@ -142,7 +142,7 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
 
 
 def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(launched, alice, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(supervise, "SHARE_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "SHARE_SECONDS", 0.05)
     Pool.objects.update(runs_per_device=2)
     run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})

@@ -12,10 +12,10 @@ from django.test import override_settings
 
 from snapml_site.asgi import application
 from tests.runs.test_ingest import Journal, step
-from training.runs import consumers
-from training.runs.ingest import store
-from training.runs.lease import claim
+from training.runs.live import consumers
 from training.runs.models import Run
+from training.runs.worker.ingest import store
+from training.runs.worker.lease import claim
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ORIGIN = (b"origin", b"http://localhost")
@@ -115,7 +115,7 @@ async def test_a_reader_who_comes_back_gets_what_it_missed(run, alice, writer):
 
 
 async def test_one_who_is_far_behind_or_ahead_gets_a_snapshot(run, alice, writer, monkeypatch):
-    monkeypatch.setattr("training.runs.stream.FAR_BEHIND", 5)
+    monkeypatch.setattr("training.runs.live.messages.FAR_BEHIND", 5)
     await writer(*[step(n) for n in range(1, 11)])
     for cursor in (1, 99):
         socket, _ = await connect(alice)

@@ -11,12 +11,13 @@ import pytest
 from adapters.models import AdapterVersion
 from tests import tiny
 from training.engine.outcome import EXIT_CODES, Outcome, Result
-from training.runs import engine_process, supervise
-from training.runs.launch import launch_run, stop_run
-from training.runs.lease import Lease, LeaseLost, claim
+from training.runs.actions import stop_run
+from training.runs.launch.services import launch_run
 from training.runs.models import Event, Run
 from training.runs.states import State, Wish
-from training.runs.supervise import Watch, supervise_run
+from training.runs.worker import engine_process, supervisor
+from training.runs.worker.lease import Lease, LeaseLost, claim
+from training.runs.worker.supervisor import Watch, supervise_run
 
 
 @pytest.fixture
@@ -67,12 +68,12 @@ def test_a_person_stops_it_and_the_adapter_is_kept(launched):
 
 
 def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
-    monkeypatch.setattr(supervise, "shutting_down", threading.Event())
+    monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
     run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
     watcher = threading.Thread(target=in_thread, args=(run.pk,))
     watcher.start()
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
-    supervise.shutting_down.set()
+    supervisor.shutting_down.set()
     watcher.join(60)
     run.refresh_from_db()
     assert run.state == State.QUEUED
@@ -105,7 +106,7 @@ def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
 
 @pytest.mark.django_db
 def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
-    monkeypatch.setattr(supervise.ways_on, "recover", lambda _run: "Half the rows at once.")
+    monkeypatch.setattr(supervisor.ways_on, "recover", lambda _run: "Half the rows at once.")
     ended(run, code=-9, killed_for_memory=True).end()
     run.refresh_from_db()
     assert "memory ran out on its host at that moment" in run.message and "Half the rows at once." in run.message
@@ -210,9 +211,9 @@ def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
     watch = ended(run, code=None, wish=Wish.STOP)
     watch.engine = type("Deaf", (), {"ask_to_stop": lambda _s, how: sent.append(how), "signal": lambda _s, n: sent.append(n)})()
     watch.look()
-    watch.stop_asked_at = time.monotonic() - supervise.STOP_PATIENCE_SECONDS - 1
+    watch.stop_asked_at = time.monotonic() - supervisor.STOP_PATIENCE_SECONDS - 1
     watch.look()
-    watch.stop_asked_at = time.monotonic() - 2 * supervise.STOP_PATIENCE_SECONDS
+    watch.stop_asked_at = time.monotonic() - 2 * supervisor.STOP_PATIENCE_SECONDS
     watch.look()
     assert sent == ["save", signal.SIGTERM, signal.SIGKILL]
 

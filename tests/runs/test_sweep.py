@@ -4,8 +4,8 @@ import pytest
 
 from tests import tiny
 from training.errors import ConfigError, TooLarge
+from training.runs.launch.sweep import launch_sweep, members, split_grid
 from training.runs.models import Run, Sweep
-from training.runs.sweep import launch_sweep, members, split_grid
 
 pytestmark = pytest.mark.django_db
 

@@ -10,14 +10,14 @@ from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
 from training.gpus.models import PersonalQuota
-from training.runs import ways_on
-from training.runs.launch import launch_run
-from training.runs.lease import claim
+from training.runs.forecast.memory_ladder import nearest
+from training.runs.forecast.target_device import target_of
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.states import State
-from training.runs.supervise import Watch
-from training.runs.target import target_of
-from training.runs.ways import nearest
+from training.runs.worker import oom_recovery
+from training.runs.worker.lease import claim
+from training.runs.worker.supervisor import Watch
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -26,9 +26,9 @@ GB = 10**9
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch):
     """A law that knows rows and checkpointing only; true ones take seconds and are tested in test_memory.py."""
-    monkeypatch.setattr("training.runs.ways.kept_law", lambda _folder, config, _device: config)
+    monkeypatch.setattr("training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config)
     monkeypatch.setattr(
-        "training.runs.ways.memory_forecast",
+        "training.runs.forecast.memory_ladder.memory_forecast",
         lambda law, config, _found, _framework: {"peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts},
     )
 
@@ -47,7 +47,7 @@ def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
 def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_forecasts(run):
     ended(run)
     assert (run.state, run.failure, run.message) == ("failed", "out_of_memory", "Out of memory at step 41, while evaluating.")
-    told = {way.name: (way.changes, way.memory["peak"]) for way in ways_on.ways_of(run)}
+    told = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.ways_of(run)}
     assert told["halve"] == ({"batch_parts": 2}, 8 * GB)
     assert told["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
     assert told["8-bit"][0] == {"optimizer": "adamw_8bit"}
@@ -56,7 +56,7 @@ def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_for
 
 def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, alice):
     ended(run)
-    ways_on.go_on_with(alice, run, "halve")
+    oom_recovery.go_on_with(alice, run, "halve")
     run.refresh_from_db()
     assert (run.state, run.failure, run.config["batch_parts"], run.forecast["peak"]) == ("queued", "", 2, 8 * GB)
     written = json.loads((run.folder / "config.json").read_text())
@@ -67,10 +67,10 @@ def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, al
 
 def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_changed(run, alice):
     with pytest.raises(Conflict):
-        ways_on.go_on_with(alice, run, "halve")
+        oom_recovery.go_on_with(alice, run, "halve")
     ended(run)
     with pytest.raises(UserError, match="cannot go on that way"):
-        ways_on.go_on_with(alice, run, "magic")
+        oom_recovery.go_on_with(alice, run, "magic")
 
 
 def test_recover_by_itself_is_a_setting(run):
@@ -103,7 +103,7 @@ def settings_of_deaths(settings):
 def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(alice, base_model, data, device, no_bell, monkeypatch):
     assert "batch_parts 2 it would need 8.0 GB" in nearest(RunConfig(), base_model, data, 10 * GB, target_of())
     assert "gradient_checkpointing True it would need 4.0 GB" in nearest(RunConfig(), base_model, data, 5 * GB, target_of())
-    monkeypatch.setattr("training.runs.launch.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
@@ -113,7 +113,7 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
     PersonalQuota.objects.create(user=alice, queued=0)
     before = (run.folder / "config.json").read_text()
     with pytest.raises(Conflict):
-        ways_on.go_on_with(alice, run, "halve")
+        oom_recovery.go_on_with(alice, run, "halve")
     run.refresh_from_db()
     assert (run.folder / "config.json").read_text() == before
     assert "batch_parts" not in run.config or run.config["batch_parts"] == 1
@@ -121,8 +121,10 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
 
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
     known = []
-    monkeypatch.setattr("training.runs.ways.kept_law", lambda _folder, config, _device: config if config in known else None)
-    monkeypatch.setattr("training.runs.ways_on.law", lambda _folder, config, _device: known.append(config))
+    monkeypatch.setattr(
+        "training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config if config in known else None
+    )
+    monkeypatch.setattr("training.runs.worker.oom_recovery.law", lambda _folder, config, _device: known.append(config))
     ended(run)
     first = as_alice.get(f"/runs/{run.pk}/ways").content
     assert (first.count(b"being simulated"), b"make=1" in first, known) == (4, True, [])

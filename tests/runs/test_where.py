@@ -7,10 +7,10 @@ from tests import tiny
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
-from training.runs.launch import launch_run
+from training.runs.forecast.target_device import target_of
+from training.runs.launch.services import launch_run
 from training.runs.models import Run, Sweep
-from training.runs.steer import Where
-from training.runs.target import target_of
+from training.runs.queue.placement import Where
 
 GB = 10**9
 pytestmark = pytest.mark.django_db
@@ -117,7 +117,7 @@ def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, fo
 
 def test_every_setting_that_one_may_turn_has_its_usual_range():
     from training.engine.methods import TABLE
-    from training.runs.form import fields
+    from training.runs.launch.form import fields
 
     for method in TABLE:
         for name, field in fields({"method": method}).items():
@@ -126,7 +126,7 @@ def test_every_setting_that_one_may_turn_has_its_usual_range():
 
 def test_virtual_tokens_count_against_the_context(base_model):
     from training.engine.config import RunConfig
-    from training.runs.forecast import context_warnings
+    from training.runs.forecast.summary import context_warnings
 
     base_model.card = {"context_length": 256}
     whole = {"tokens_per_batch": 512, "max_length": 256}

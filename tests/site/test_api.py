@@ -5,9 +5,9 @@ import pytest
 from tests import tiny
 from tests.runs.test_ingest import Journal, step
 from training.people.tokens import create_token
-from training.runs.ingest import store
-from training.runs.lease import claim
 from training.runs.models import Run
+from training.runs.worker.ingest import store
+from training.runs.worker.lease import claim
 
 pytestmark = pytest.mark.django_db
 

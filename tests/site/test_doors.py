@@ -7,7 +7,7 @@ import pytest
 from django.urls import get_resolver, reverse
 
 from training.people.tokens import create_token
-from training.runs import queue
+from training.runs.queue import admission
 
 pytestmark = pytest.mark.django_db
 OPEN = {"sign-in", "sign-out", "health"}
@@ -127,8 +127,8 @@ def no_program(monkeypatch):
     def refuse(*_asked):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.measure.ask", refuse)
-    monkeypatch.setattr("training.runs.ways_on.law", refuse)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
+    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
 
 
 def pages():
@@ -259,7 +259,7 @@ def test_lists_show_only_what_one_may_see(client, people, things, name):
 
 
 def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run):
-    queue.admit()
+    admission.admit()
     for who, sees in (("bob", True), ("mallory", False)):
         client.force_login(people[who])
         assert ("Lights, tiny" in client.get("/strip").content.decode()) is sees

@@ -163,8 +163,8 @@ def no_program(monkeypatch):
     def refuse(*_asked):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.measure.ask", refuse)
-    monkeypatch.setattr("training.runs.ways_on.law", refuse)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
+    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
 
 
 def call(client, operation, things, who):

@@ -35,7 +35,7 @@ def no_program(monkeypatch, no_bell):
     def refuse(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.measure.ask", refuse)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
     monkeypatch.setattr("training.datasets.intake.look", refuse)
     monkeypatch.setattr("training.people.webhooks.resolve", refuse)
 

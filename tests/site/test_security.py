@@ -15,7 +15,7 @@ from huey import SqliteHuey
 from snapml_site import checks
 from tests import tiny
 from training.child_environment import child_environment
-from training.runs.engine_process import EngineProcess
+from training.runs.worker.engine_process import EngineProcess
 
 
 def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
@@ -26,7 +26,7 @@ def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
         f"#!{sys.executable}\nimport json, os\njson.dump(dict(os.environ), open({str(tmp_path / 'env.json')!r}, 'w'))\n"
     )
     stub.chmod(0o700)
-    monkeypatch.setattr("training.runs.engine_process.sys.executable", str(stub))
+    monkeypatch.setattr("training.runs.worker.engine_process.sys.executable", str(stub))
     engine = EngineProcess(tmp_path)
     engine.start({})
     engine._child.wait(20)
@@ -107,10 +107,10 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
 def test_no_page_asks_the_database_once_a_row(as_alice, run, monkeypatch, django_assert_max_num_queries):
     from adapters.serving.services import Answering, deploy
     from tests.shelf import put_on_shelf
-    from training.runs import measure
+    from training.runs.forecast import token_lengths
     from training.runs.models import Run
 
-    monkeypatch.setattr(measure, "kept_lengths", lambda *_args, **_more: tiny.measured(run.data.train_rows))
+    monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: tiny.measured(run.data.train_rows))
     for _ in range(30):
         copy = Run.objects.get(pk=run.pk)
         copy.pk = None

@@ -37,7 +37,7 @@ settings.HUEY.storage.flush_queue()
     "double": """
 import sys, django
 django.setup()
-from training.runs import tasks
+from training.runs.worker import tasks
 tasks.enqueue_supervision(int(sys.argv[1]))
 tasks.enqueue_supervision(int(sys.argv[1]))
 """,

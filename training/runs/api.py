@@ -3,37 +3,35 @@
 from typing import Annotated, Any
 
 from django.http import HttpResponse
-from ninja import Query, Router, Status
+from ninja import Query, Router, Schema, Status
 from ninja.pagination import paginate
+from pydantic import Field
 
 from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_changeable, get_visible
-from training.runs import keep, launch, launch_api, listing, plans, queue_api, run_file, steer, sweep
-from training.runs.curves import SERIES, read_curves
-from training.runs.launch_api import model_and_data, where_of
-from training.runs.launch_schemas import AutoIn
+from training.runs import actions
+from training.runs import filters as runs_filters
+from training.runs.launch import api as launch_api
+from training.runs.launch import auto as launch_auto
+from training.runs.launch import services, sweep, yaml_file
+from training.runs.launch.api import model_and_data, where_of
+from training.runs.launch.schemas import AutoIn, RunIn
+from training.runs.live.messages import as_message, events_after
+from training.runs.metrics.curves import SERIES, read_curves
 from training.runs.models import Event, Run, Sweep
-from training.runs.schemas import (
-    EvalsOut,
-    EventsOut,
-    Filters,
-    MetricsOut,
-    RunChange,
-    RunIn,
-    RunOut,
-    StopIn,
-    SureIn,
-    SweepOut,
-)
-from training.runs.stream import as_message, events_after, one_moment
+from training.runs.queue import api as queue_api
+from training.runs.queue import placement
+from training.runs.reads import one_moment
+from training.runs.schemas import EvalsOut, EventsOut, Filters, MetricsOut, RunChange, RunOut, StopIn, SureIn, SweepOut
+from training.runs.worker import oom_recovery
 
 router = Router(tags=["runs"])
 router.add_router("", launch_api.router)
 router.add_router("", queue_api.router)
 MAX_EVENTS = 5_000
-RELATED = (*listing.RELATED, "team")
+RELATED = (*runs_filters.RELATED, "team")
 
 
 @router.post("", response={201: RunOut})
@@ -48,22 +46,22 @@ def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
     if grid:
         raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
     refuse_unwise(body, asked, fixed)
-    return launch.launch_run(request.user, **asked, settings=fixed, name=body.name)
+    return services.launch_run(request.user, **asked, settings=fixed, name=body.name)
 
 
 def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
     if body.settings:
         raise UserError("With `auto`, settings are chosen; put those that must stay into `auto.locked`.", field="settings")
-    where: steer.Where = asked["where"]
-    plan = plans.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool)
+    where: placement.Where = asked["where"]
+    plan = launch_auto.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool)
     refuse_unwise(body, asked, plan.settings)
-    return plans.launch_planned(request.user, plan, name=body.name, **asked)
+    return launch_auto.launch_planned(request.user, plan, name=body.name, **asked)
 
 
 def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
     warnings = [] if body.accept_warnings else sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
     if warnings:
-        raise launch.Unwise(warnings)
+        raise services.Unwise(warnings)
 
 
 @router.post("/sweeps", response={201: SweepOut})
@@ -83,7 +81,7 @@ def read_sweep(request: SignedIn, sweep_id: int) -> Sweep:
 def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
     """Stop every run of a sweep that is not over, and keep what they learned."""
     found = get_changeable(Sweep, request.user, sweep_id, "owner")
-    launch.stop_all(found)
+    actions.stop_all(found)
     return found
 
 
@@ -91,8 +89,8 @@ def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
 @paginate(Paged)
 def list_runs(request: SignedIn, filters: Annotated[Filters, Query()]) -> Any:
     """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
-    asked = listing.Asked.from_query({name: str(value) for name, value in filters.dict().items() if value})
-    return listing.find(request.user, asked).defer(None).select_related(*RELATED)
+    asked = runs_filters.Asked.from_query({name: str(value) for name, value in filters.dict().items() if value})
+    return runs_filters.find(request.user, asked).defer(None).select_related(*RELATED)
 
 
 @router.get("/{int:run_id}", response=RunOut)
@@ -105,27 +103,27 @@ def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
     """Rename, tag, note or archive a run."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     tags = None if body.tags is None else ",".join(body.tags)
-    keep.describe_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
+    actions.describe_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
     if body.archived is not None:
-        keep.archive(request.user, run, back=not body.archived)
+        actions.archive(request.user, run, back=not body.archived)
     return run
 
 
 @router.delete("/{int:run_id}", response={204: None})
 def delete_run(request: SignedIn, run_id: int, body: SureIn) -> Status[None]:
     """Delete a run that is over and free its disk; `name` must be its name."""
-    keep.delete(request.user, get_visible(Run, request.user, run_id), body.name)
+    actions.delete(request.user, get_visible(Run, request.user, run_id), body.name)
     return Status(204, None)
 
 
 @router.post("/{int:run_id}/stop", response=RunOut)
 def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
-    return launch.stop_run(get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard)
+    return actions.stop_run(get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard)
 
 
 @router.post("/{int:run_id}/continue", response=RunOut)
 def continue_run(request: SignedIn, run_id: int) -> Run:
-    return launch.continue_run(request.user, get_changeable(Run, request.user, run_id, *RELATED))
+    return actions.continue_run(request.user, get_changeable(Run, request.user, run_id, *RELATED))
 
 
 @router.get(
@@ -134,7 +132,7 @@ def continue_run(request: SignedIn, run_id: int) -> Run:
 def read_config(request: SignedIn, run_id: int) -> HttpResponse:
     """The whole run as YAML; `manage.py launch FILE` starts it again."""
     run = get_visible(Run, request.user, run_id, *RELATED)
-    return HttpResponse(run_file.to_yaml(run), content_type="application/yaml")
+    return HttpResponse(yaml_file.to_yaml(run), content_type="application/yaml")
 
 
 @router.get("/{int:run_id}/events", response=EventsOut)
@@ -177,3 +175,24 @@ def read_metrics(
     with one_moment():
         curves = read_curves(run.pk, wanted, points=points, first_step=first_step, last_step=last_step)
     return curves.as_lists()
+
+
+class WayOut(Schema):
+    name: str
+    words: str
+    changes: dict[str, Any]
+    peak_bytes: int | None = Field(description="null: the step has not been simulated")
+
+
+@router.get("/{int:run_id}/ways", response=list[WayOut])
+def list_ways(request: SignedIn, run_id: int) -> list[dict[str, Any]]:
+    """Changes with which a run that ran out of memory may go on, those that cost least first, with their forecasts."""
+    run = get_visible(Run, request.user, run_id, *RELATED)
+    found = oom_recovery.ways_of(run)
+    return [{**vars(way), "peak_bytes": way.memory["peak"] if way.memory else None} for way in found]
+
+
+@router.post("/{int:run_id}/ways/{name}", response=RunOut)
+def go_on_with(request: SignedIn, run_id: int, name: str) -> Run:
+    """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
+    return oom_recovery.go_on_with(request.user, get_changeable(Run, request.user, run_id, *RELATED), name)

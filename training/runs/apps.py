@@ -6,9 +6,9 @@ class RunsConfig(AppConfig):
     label = "runs"
 
     def ready(self) -> None:
-        from training.runs.bell import notify_browsers
+        from training.runs.live.change_watcher import notify_browsers
         from training.runs.signals import run_changed, run_queued
-        from training.runs.tasks import enqueue_supervision
+        from training.runs.worker.tasks import enqueue_supervision
 
         run_queued.connect(enqueue_supervision)
         run_changed.connect(notify_browsers)

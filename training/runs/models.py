@@ -161,3 +161,12 @@ class CurveColumn(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["chunk", "name"], name="each_column_once")]
+
+
+MAX_NAME = 120
+
+
+MAX_TAGS = 10
+
+
+MAX_NOTES = 10_000

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from ninja import Query, Schema
+from ninja import Schema
 from pydantic import ConfigDict, Field
-from pydantic.config import JsonDict
 
-from training.engine.config import RunConfig
-from training.engine.methods import TABLE
-from training.runs import keep, launch
-from training.runs.launch_schemas import AutoIn
+from training.runs import models
 from training.runs.models import Run, Sweep
-from training.runs.state_words import describe
-from training.runs.states import Priority
-
-Number = Annotated[int, Query(ge=0, le=2**53)]
-EXAMPLE: JsonDict = {
-    "model": 1,
-    "data": 1,
-    "name": "Lights, rank 16",
-    "settings": {"rank": 16, "learning_rate": 0.001, "epochs": 2},
-}
-
-
-class RunIn(Schema):
-    """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
-    model: int = Field(ge=0, le=2**53, description="id of a base model")
-    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
-    name: str = Field("", max_length=launch.MAX_NAME)
-    settings: dict[str, Any] = Field({}, description="see /runs/settings; a list of values spans a sweep")
-    auto: AutoIn | None = Field(None, description="choose the settings; then `settings` stays empty")
-    priority: Priority | None = Field(None, description="normal if not given; urgent is granted by admins")
-    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
-        None, description="the id of one; if not given, of the largest devices"
-    )
-    accept_warnings: bool = Field(False, description="start although something is unwise")
+from training.runs.status import describe
 
 
 class RunChange(Schema):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tags": ["candidate"], "archived": False}]})
-    name: str | None = Field(None, max_length=launch.MAX_NAME)
-    tags: list[str] | None = Field(None, max_length=keep.MAX_TAGS)
-    notes: str | None = Field(None, max_length=keep.MAX_NOTES)
+    name: str | None = Field(None, max_length=models.MAX_NAME)
+    tags: list[str] | None = Field(None, max_length=models.MAX_TAGS)
+    notes: str | None = Field(None, max_length=models.MAX_NOTES)
     archived: bool | None = None
 
 
@@ -136,36 +106,6 @@ class SweepOut(Schema):
     @staticmethod
     def resolve_runs(row: Sweep) -> list[int]:
         return list(row.runs.order_by("pk").values_list("pk", flat=True))
-
-
-class SettingOut(Schema):
-    name: str
-    type: str
-    default: Any
-    words: str
-    usual: str
-    choices: list[str]
-    lowest: float | None
-    highest: float | None
-    methods: list[str] = Field(description="techniques that have it; empty: all")
-
-
-def settings_described() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": f.name,
-            "type": str(f.type),
-            "default": f.default,
-            "words": f.metadata["words"],
-            "usual": f.metadata["usual"],
-            "choices": list(f.metadata["choices"]),
-            "lowest": (f.metadata["within"] or (None, None))[0],
-            "highest": (f.metadata["within"] or (None, None))[1],
-            "methods": [name for name, method in TABLE.items() if f.name in method.settings],
-        }
-        for f in dataclasses.fields(RunConfig)
-        if f.name not in launch.OWN_SETTINGS
-    ]
 
 
 class EventsOut(Schema):

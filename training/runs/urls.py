@@ -1,15 +1,20 @@
 from django.urls import path
 
-from training.runs import card_views, gpu_views, launch_views, quota_views, sweep_views, token_views, views
+from training.runs import views
+from training.runs.forecast import views as forecast_views
+from training.runs.launch import summary_views
+from training.runs.launch import views as launch_views
+from training.runs.queue import quota_views
+from training.runs.queue import views as queue_views
 
 urlpatterns = [
     path("", views.runs, name="runs"),
     path("runs/new", launch_views.new, name="run-new"),
-    path("runs/new/card", card_views.card, name="run-card"),
+    path("runs/new/card", summary_views.card, name="run-card"),
     path("runs/new/settings", launch_views.settings, name="run-settings"),
     path("runs/new/costs", launch_views.costs, name="run-costs"),
-    path("runs/new/memory", card_views.memory, name="run-memory"),
-    path("runs/new/measured", card_views.measured, name="run-measured"),
+    path("runs/new/memory", summary_views.memory, name="run-memory"),
+    path("runs/new/measured", summary_views.measured, name="run-measured"),
     path("runs/new/file", launch_views.from_file, name="run-file"),
     path("runs/compare", views.side_by_side, name="run-compare"),
     path("runs/archive", views.archive_several, name="runs-archive"),
@@ -17,8 +22,8 @@ urlpatterns = [
     path("runs/<int:run_id>/header", views.header, name="run-header"),
     path("runs/<int:run_id>/stop", views.stop, name="run-stop"),
     path("runs/<int:run_id>/continue", views.go_on, name="run-continue"),
-    path("runs/<int:run_id>/ways", gpu_views.show_ways, name="run-ways"),
-    path("runs/<int:run_id>/way", gpu_views.go_on_with, name="run-way"),
+    path("runs/<int:run_id>/ways", views.show_ways, name="run-ways"),
+    path("runs/<int:run_id>/way", views.go_on_with, name="run-way"),
     path("runs/<int:run_id>/edit", views.edit, name="run-edit"),
     path("runs/<int:run_id>/archive", views.archive, name="run-archive"),
     path("runs/<int:run_id>/delete", views.delete, name="run-delete"),
@@ -27,16 +32,16 @@ urlpatterns = [
     path("runs/<int:run_id>/config.yaml", views.config_file, name="run-config"),
     path("runs/<int:run_id>/metrics.csv", views.metrics_csv, name="run-csv"),
     path("runs/<int:run_id>/metrics.parquet", views.metrics_parquet, name="run-parquet"),
-    path("sweeps/<int:sweep_id>", sweep_views.show_sweep, name="sweep"),
-    path("sweeps/<int:sweep_id>/stop", sweep_views.stop_sweep, name="sweep-stop"),
-    path("gpus", gpu_views.gpus, name="gpus"),
-    path("gpus/timeline", gpu_views.timeline, name="gpu-timeline"),
-    path("quotas", gpu_views.quotas_page, name="quotas"),
+    path("sweeps/<int:sweep_id>", views.show_sweep, name="sweep"),
+    path("sweeps/<int:sweep_id>/stop", views.stop_sweep, name="sweep-stop"),
+    path("gpus", queue_views.gpus, name="gpus"),
+    path("gpus/timeline", queue_views.timeline, name="gpu-timeline"),
+    path("quotas", queue_views.quotas_page, name="quotas"),
     path("quotas/<int:pool_id>/<int:team_id>", quota_views.quota, name="quota"),
     path("quotas/pools/<int:pool_id>", quota_views.pool, name="quota-pool"),
     path("quotas/people/<str:username>", quota_views.person, name="quota-person"),
-    path("runs/<int:run_id>/up", gpu_views.move_up, name="run-up"),
-    path("runs/<int:run_id>/class", gpu_views.change_class, name="run-class"),
-    path("runs/<int:run_id>/pool", gpu_views.change_pool, name="run-pool"),
-    path("data/versions/<int:version_id>/trained", token_views.trained, name="data-trained"),
+    path("runs/<int:run_id>/up", queue_views.move_up, name="run-up"),
+    path("runs/<int:run_id>/class", queue_views.change_class, name="run-class"),
+    path("runs/<int:run_id>/pool", queue_views.change_pool, name="run-pool"),
+    path("data/versions/<int:version_id>/trained", forecast_views.trained, name="data-trained"),
 ]

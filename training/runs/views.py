@@ -15,10 +15,16 @@ from training.errors import NotFound, UserError
 from training.gpus import allocations
 from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
-from training.runs import compare, files, keep, launch, listing, metrics_file, run_file, stream
-from training.runs.models import Event, Run
-from training.runs.state_words import describe, figures_of
+from training.runs import actions, filters
+from training.runs import run_files as runs_run_files
+from training.runs.forecast.target_device import target_of
+from training.runs.launch import yaml_file
+from training.runs.live import messages as live_messages
+from training.runs.metrics import comparison, table
+from training.runs.models import Event, Run, Sweep
 from training.runs.states import ENDED, OPEN, State
+from training.runs.status import describe, figures_of
+from training.runs.worker import oom_recovery
 
 Answer = TypeVar("Answer", bound=HttpResponseBase)
 LOG_LINES = 300
@@ -26,20 +32,20 @@ CHART_POINTS = 600  # twice as many line points: about one for each pixel of a w
 
 
 def runs(request: SignedIn) -> HttpResponse:
-    asked = listing.Asked.from_query(request.GET.dict())
-    page = listing.one_page(request.user, asked, request.GET.get("page"))
+    asked = filters.Asked.from_query(request.GET.dict())
+    page = filters.one_page(request.user, asked, request.GET.get("page"))
     values = {
         "page": page,
         "asked": asked,
         "described": [(run, describe(run)) for run in page],
         "moving": any(run.state in OPEN for run in page),
-        "sorts": [(name, asked.address(sort=next_sort(asked.sort, name))) for name in listing.SORTS],
+        "sorts": [(name, asked.address(sort=next_sort(asked.sort, name))) for name in filters.SORTS],
     }
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
         return two_bodies(render(request, "runs/_table.html", values))
     values |= {
         "states": State.choices,
-        "options": listing.options(request.user),
+        "options": filters.options(request.user),
         "filtered": bool(asked.address(sort="")),
         "has_data": Dataset.objects.visible_to(request.user).exists(),
         "has_archived": not page.paginator.count and Run.objects.visible_to(request.user).exists(),
@@ -63,7 +69,7 @@ def next_sort(now: str, name: str) -> str:
 
 def run(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
-    values = {**header_values(request, found), "snapshot": stream.snapshot(found.pk, CHART_POINTS)}
+    values = {**header_values(request, found), "snapshot": live_messages.snapshot(found.pk, CHART_POINTS)}
     return render(request, "runs/run.html", values)
 
 
@@ -81,13 +87,13 @@ def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
 
 @require_POST
 def stop(request: SignedIn, run_id: int) -> HttpResponse:
-    launch.stop_run(get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
+    actions.stop_run(get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
     return redirect("run", run_id)
 
 
 @require_POST
 def go_on(request: SignedIn, run_id: int) -> HttpResponse:
-    launch.continue_run(request.user, get_changeable(Run, request.user, run_id))
+    actions.continue_run(request.user, get_changeable(Run, request.user, run_id))
     return redirect("run", run_id)
 
 
@@ -95,20 +101,20 @@ def go_on(request: SignedIn, run_id: int) -> HttpResponse:
 def edit(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     given = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
-    keep.describe_run(request.user, found, **given)
+    actions.describe_run(request.user, found, **given)
     return redirect("run", run_id)
 
 
 @require_POST
 def archive(request: SignedIn, run_id: int) -> HttpResponse:
-    keep.archive(request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1")
+    actions.archive(request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1")
     return redirect("run", run_id)
 
 
 @require_POST
 def delete(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
-    freed = keep.delete(request.user, found, request.POST.get("name", ""))
+    freed = actions.delete(request.user, found, request.POST.get("name", ""))
     messages.success(request, f"{found.name} is deleted; {freed / 1e6:,.1f} MB are free again.")
     return redirect("runs")
 
@@ -116,11 +122,11 @@ def delete(request: SignedIn, run_id: int) -> HttpResponse:
 @require_POST
 def archive_several(request: SignedIn) -> HttpResponse:
     """Archive the ticked runs that one may change and that are over; says how many were not."""
-    chosen = [number(text) for text in request.POST.getlist("run")][: listing.RUNS_A_PAGE]
+    chosen = [number(text) for text in request.POST.getlist("run")][: filters.RUNS_A_PAGE]
     done = 0
     found = Run.objects.changeable_by(request.user).filter(pk__in=chosen)
     for one in found.exclude(state__in=OPEN):
-        keep.archive(request.user, one)
+        actions.archive(request.user, one)
         done += 1
     left = len(chosen) - done
     words = f"{done} archived" + (f"; {left} left, since they are not over or not yours." if left else ".")
@@ -131,17 +137,17 @@ def archive_several(request: SignedIn) -> HttpResponse:
 def side_by_side(request: SignedIn) -> HttpResponse:
     """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the whole view."""
     wanted = list(dict.fromkeys(number(text) for text in request.GET.getlist("run")))
-    if not 2 <= len(wanted) <= compare.MOST:
-        raise UserError(f"Choose 2 to {compare.MOST} runs to compare; {len(wanted)} are chosen.", field="run")
-    rows = Run.objects.visible_to(request.user).select_related(*listing.RELATED).in_bulk(wanted)
+    if not 2 <= len(wanted) <= comparison.MOST:
+        raise UserError(f"Choose 2 to {comparison.MOST} runs to compare; {len(wanted)} are chosen.", field="run")
+    rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(wanted)
     if len(rows) < len(wanted):
         raise NotFound("One of these runs is not there, or not for you to see.")
     chosen = [rows[pk] for pk in wanted]
     settings = [{"model": str(one.base_model), "data": str(one.data), **one.config} for one in chosen]
     values = {
         "runs": [(one, describe(one)) for one in chosen],
-        "settings": compare.differences(settings),
-        "figures": compare.figures([figures_of(one) for one in chosen]),
+        "settings": comparison.differences(settings),
+        "figures": comparison.figures([figures_of(one) for one in chosen]),
         "chosen": [{"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)],
     }
     return render(request, "runs/compare.html", values)
@@ -150,32 +156,67 @@ def side_by_side(request: SignedIn) -> HttpResponse:
 def log(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     rows = Event.objects.filter(run=found).exclude(kind__in=("step", "memory", "sample")).order_by("-seq")[:LOG_LINES]
-    return render(request, "runs/_log.html", {"events": reversed(rows), "output": files.engine_output(found)})
+    return render(request, "runs/_log.html", {"events": reversed(rows), "output": runs_run_files.engine_output(found)})
 
 
 def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    values = {"run": found, "files": files.list_files(found), "steps": files.kept_steps(found) if mine else []}
+    values = {"run": found, "files": runs_run_files.list_files(found), "steps": runs_run_files.kept_steps(found) if mine else []}
     return render(request, "runs/_files.html", values)
 
 
 def config_file(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
-    return attachment(HttpResponse(run_file.to_yaml(found), content_type="application/yaml"), found, "yaml")
+    return attachment(HttpResponse(yaml_file.to_yaml(found), content_type="application/yaml"), found, "yaml")
 
 
 def metrics_csv(request: SignedIn, run_id: int) -> HttpResponseBase:
     found = get_visible(Run, request.user, run_id)
-    return attachment(StreamingHttpResponse(in_pieces(metrics_file.as_csv(found)), content_type="text/csv"), found, "csv")
+    return attachment(StreamingHttpResponse(in_pieces(table.as_csv(found)), content_type="text/csv"), found, "csv")
 
 
 def metrics_parquet(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
-    return attachment(HttpResponse(metrics_file.as_parquet(found), content_type="application/octet-stream"), found, "parquet")
+    return attachment(HttpResponse(table.as_parquet(found), content_type="application/octet-stream"), found, "parquet")
 
 
 def attachment(answer: Answer, found: Run, ending: str) -> Answer:
     """A download under a name made of the run's number alone: no name of a person reaches a header."""
     answer["Content-Disposition"] = f'attachment; filename="run-{found.pk}.{ending}"'
     return answer
+
+
+def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
+    """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates one that is missing first."""
+    run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
+    if request.GET.get("make"):
+        oom_recovery.simulate_one(run)
+    total = target_of(run.pool).total
+    rows = [(way, way.memory["peak"] <= total if way.memory else None) for way in oom_recovery.ways_of(run)]
+    mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
+    unknown = any(way.memory is None for way, _ in rows)
+    return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown})
+
+
+@require_POST
+def go_on_with(request: SignedIn, run_id: int) -> HttpResponse:
+    run = get_changeable(Run, request.user, run_id, "base_model", "data__dataset")
+    oom_recovery.go_on_with(request.user, run, request.POST.get("way", ""))
+    return redirect("run", run_id)
+
+
+def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
+    found = get_visible(Sweep, request.user, sweep_id, "owner")
+    runs = list(Run.objects.visible_to(request.user).filter(sweep=found).select_related(*filters.RELATED).order_by("pk"))
+    finished = [run for run in runs if run.best_heldout_loss is not None]
+    best = min(finished, key=lambda run: run.best_heldout_loss or 0.0, default=None)
+    rows = [(run, describe(run), [run.config.get(name) for name in found.grid], run == best) for run in runs]
+    values = {"sweep": found, "rows": rows, "best": best, "moving": any(run.state in OPEN for run in runs)}
+    return render(request, "runs/_sweep.html" if request.headers.get("HX-Request") else "runs/sweep.html", values)
+
+
+@require_POST
+def stop_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
+    actions.stop_all(get_changeable(Sweep, request.user, sweep_id))
+    return redirect("sweep", sweep_id)

@@ -14,10 +14,10 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
 from training.people.models import Team, User
 from training.people.teams import join
-from training.runs.launch import launch_run
+from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.states import OPEN
-from training.runs.supervise import supervise_run
+from training.runs.worker.supervisor import supervise_run
 
 PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
 SHORT = {

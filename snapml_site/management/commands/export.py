@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from training.errors import UserError
-from training.runs.export import EXPORTS
+from training.runs.metrics.trackers import EXPORTS
 from training.runs.models import Run
 
 

@@ -10,8 +10,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from training.engine.methods import TABLE
 from training.errors import UserError
-from training.runs.any_model import forecast_of
-from training.runs.memory import CONTEXT_BYTES
+from training.runs.forecast.any_model import forecast_of
+from training.runs.forecast.memory import CONTEXT_BYTES
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
 HEAD = ("technique", "trained", "precision", "states", *KINDS, "step", "load", "eval", "peak")

@@ -9,7 +9,8 @@ from django.core.management.base import BaseCommand, CommandError
 from training.auto.situation import show
 from training.errors import UserError
 from training.people.models import User
-from training.runs import launch, plans, run_file, sweep
+from training.runs.launch import auto as launch_auto
+from training.runs.launch import services, sweep, yaml_file
 
 
 class Command(BaseCommand):
@@ -29,29 +30,29 @@ class Command(BaseCommand):
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{options['file']} cannot be read: {error}") from error
         try:
-            self.start(user, run_file.read_yaml(text), accept=options["accept_warnings"])
+            self.start(user, yaml_file.read_yaml(text), accept=options["accept_warnings"])
         except UserError as error:
             raise CommandError(f"{options['file']}: {error.message}") from error
 
     def start(self, user: User, described: dict[str, Any], *, accept: bool) -> None:
-        asked: dict[str, Any] = {"base_model": run_file.find_model(described), "data": run_file.find_data(user, described)}
-        said: dict[str, Any] = {**asked, "name": described["name"], "where": run_file.find_where(described)}
+        asked: dict[str, Any] = {"base_model": yaml_file.find_model(described), "data": yaml_file.find_data(user, described)}
+        said: dict[str, Any] = {**asked, "name": described["name"], "where": yaml_file.find_where(described)}
         auto = described.get("auto")
         plan = None
         if auto is not None:
-            locked = {key: run_file.numeric(value) for key, value in (auto.get("locked") or {}).items()}
-            plan = plans.plan_now(*asked.values(), goal=str(auto.get("goal") or "task"), locked=locked)
+            locked = {key: yaml_file.numeric(value) for key, value in (auto.get("locked") or {}).items()}
+            plan = launch_auto.plan_now(*asked.values(), goal=str(auto.get("goal") or "task"), locked=locked)
         settings = plan.settings if plan else described["settings"]
         warnings = sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
         if warnings and not accept:
             raise CommandError("\n".join([*warnings, "To start anyway: --accept-warnings"]))
         if plan:
-            run = plans.launch_planned(user, plan, **said)
+            run = launch_auto.launch_planned(user, plan, **said)
             self.stdout.write("\n".join(f"{one.setting} = {show(one.value)}: {one.why}" for one in plan.choices))
             self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
         elif sweep.split_grid(settings)[1]:
             made = sweep.launch_sweep(user, **said, settings=settings)
             self.stdout.write(f"Sweep {made.pk}, {made.name}: {made.runs.count()} runs are waiting.")
         else:
-            run = launch.launch_run(user, **said, settings=sweep.split_grid(settings)[0])
+            run = services.launch_run(user, **said, settings=sweep.split_grid(settings)[0])
             self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")

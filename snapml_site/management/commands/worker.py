@@ -5,7 +5,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from training.runs.worker import run_worker
+from training.runs.worker.main import run_worker
 
 
 class Command(BaseCommand):

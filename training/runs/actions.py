@@ -1,0 +1,169 @@
+"""What people do to runs that are there: rename, tag, note, archive, delete."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from training.engine.files import remove_tree
+from training.engine.outcome import RESULT
+from training.engine.stop_signals import STOP
+from training.errors import Conflict, UserError, one_line
+from training.gpus import allocations
+from training.people.models import User
+from training.people.visible import may_change
+from training.runs.models import MAX_NAME, MAX_NOTES, MAX_TAGS, Run, Sweep
+from training.runs.notifications import tell_of_end
+from training.runs.queue import checks
+from training.runs.signals import run_changed, run_queued
+from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
+
+TAG = re.compile(r"[\w .:/-]{1,30}")
+
+
+def describe_run(user: User, run: Run, *, name: str | None = None, tags: str | None = None, notes: str | None = None) -> Run:
+    """Rename a run, tag it, write notes to it; None leaves a part as it is. Tags come with commas.
+
+    Raises:
+        NotAllowed: not theirs to change.
+        UserError: no name, too many tags, or a tag with odd characters.
+    """
+    may_change(user, run)
+    if name is not None:
+        if not one_line(name):
+            raise UserError("A run needs a name.", field="name")
+        run.name = one_line(name)[:MAX_NAME]
+    if tags is not None:
+        run.tags = packed_tags(tags.split(","))
+    if notes is not None:
+        if len(notes) > MAX_NOTES:
+            raise UserError(f"Notes have at most {MAX_NOTES:,} characters.", field="notes")
+        run.notes = notes.replace("\0", "")
+    run.save(update_fields=["name", "tags", "notes"])
+    return run
+
+
+def packed_tags(tags: Iterable[str]) -> str:
+    found = list(dict.fromkeys(one_line(tag) for tag in tags if one_line(tag)))
+    if len(found) > MAX_TAGS:
+        raise UserError(f"A run has at most {MAX_TAGS} tags.", field="tags")
+    for tag in found:
+        if not TAG.fullmatch(tag):
+            raise UserError(f"The tag {tag[:40]!r} has odd characters or more than 30.", field="tags")
+    return f",{','.join(found)}," if found else ""
+
+
+def archive(user: User, run: Run, *, back: bool = False) -> None:
+    """Take a run out of the list, or put it back; nothing of it is lost.
+
+    Raises:
+        Conflict: it is not over.
+    """
+    may_change(user, run)
+    if run.state in OPEN and not back:
+        raise Conflict(f"{run.name} is not over yet; stop it first.")
+    run.archived_at = None if back else timezone.now()
+    run.save(update_fields=["archived_at"])
+
+
+def delete(user: User, run: Run, name: str) -> int:
+    """Delete a run with its curves, checkpoints and files; returns the bytes freed. An adapter on the shelf stays.
+
+    Raises:
+        UserError: `name` is not its name.
+        Conflict: it is not over.
+    """
+    may_change(user, run)
+    if one_line(name) != run.name:
+        raise UserError(f"Type the name, {run.name}, to delete it.", field="name")
+    with transaction.atomic():
+        if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=OPEN).exists():
+            raise Conflict(f"{run.name} is not over yet; stop it first.")
+        folder = run.folder
+        Run.objects.filter(pk=run.pk).delete()
+    return remove_tree(folder)
+
+
+def stop_run(run: Run, *, discard: bool) -> Run:
+    """Stop a run and keep what it learned, or throw it away. A waiting run ends at once, a living one at its next step.
+
+    Raises:
+        Conflict: it has ended already.
+    """
+    wish = Wish.DISCARD if discard else Wish.STOP
+    changed = {"wish": wish, "revision": F("revision") + 1}
+    if Run.objects.filter(pk=run.pk, state__in=ACTIVE).update(**changed):
+        Run.objects.filter(pk=run.pk, state__in=(State.STARTING, State.RUNNING)).update(state=State.STOPPING)
+    elif not end_waiting(run, discard=discard):
+        run.refresh_from_db()
+        raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
+    run_changed.send(Run, run_id=run.pk)
+    run.refresh_from_db()
+    return run
+
+
+def stop_all(sweep: Sweep) -> None:
+    """Stop every run of a sweep that is not over, and keep what they learned."""
+    for run in sweep.runs.filter(state__in=OPEN):
+        try:
+            stop_run(run, discard=False)
+        except Conflict:
+            continue  # it came to its end by itself in this moment
+
+
+def end_waiting(run: Run, *, discard: bool) -> bool:
+    """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for its state."""
+    if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
+        state, message = State.CANCELLED, "Stopped while waiting."
+    else:
+        state, message = (
+            State.STOPPED,
+            f"Stopped while waiting, after step {run.step}; its checkpoint is kept.",
+        )
+    with transaction.atomic():
+        ended = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+            state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
+        )
+        if ended:
+            allocations.release(run.pk)  # it may have been given a device that no worker has taken up yet
+            tell_of_end(run.pk)
+    if ended and state == State.CANCELLED:
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+    return bool(ended)
+
+
+def continue_run(user: User, run: Run) -> Run:
+    """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has none).
+
+    Raises:
+        NotAllowed: it has used its time, and only an admin lets it go on.
+        Conflict: its owner has as many waiting runs as they may.
+        Conflict: it is not in a state from which it can go on.
+    """
+    checks.refuse_overdue(user, run)
+    with transaction.atomic():  # no worker claims it before the old result is gone
+        checks.refuse_full_queue(run.owner)
+        changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
+            state=State.QUEUED,
+            wish=Wish.RUN,
+            message="",
+            failure="",
+            deaths=0,
+            not_before=None,
+            finished_at=None,
+            queued_at=timezone.now(),
+            revision=F("revision") + 1,
+        )
+        if not changed:
+            raise Conflict(f"{run.name} cannot go on from the state {run.get_state_display().lower()}.")
+        for name in (STOP, RESULT):
+            (run.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(run.folder / "adapter", ignore_errors=True)
+        transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
+    run.refresh_from_db()
+    return run

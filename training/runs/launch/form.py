@@ -1,0 +1,176 @@
+"""The launch form, made of the engine's own config class: its fields, sentences, ranges and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.engine.settings import PAPERS
+from training.runs.launch.services import OWN_SETTINGS
+
+TITLES = {
+    "max_grad_norm": "Gradient clipping",
+    "train_on_prompt": "Train on the prompt",
+    "tokens_per_batch": "Tokens per batch",
+    "eval_interval": "Evaluate every",
+    "eval_rows": "Held-out rows",
+    "exact_rows": "Answers compared",
+    "batch_parts": "Parts of a batch",
+    "recover": "Recover by itself",
+    "save_interval": "Save every",
+    "max_steps": "Most steps",
+    "warmup_ratio": "Warm-up share",
+    "max_length": "Longest row",
+    "threads": "CPU threads",
+    "batch_by": "Batches are counted in",
+    "rows_per_batch": "Rows per batch",
+    "early_stopping": "Early stopping",
+    "init_weights": "Start",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "lora_plus_ratio": "LoRA+ ratio",
+    "rank_pattern": "Ranks by layer",
+    "alpha_pattern": "Alphas by layer",
+    "prompt_init": "Start from",
+    "prompt_text": "Text to start from",
+    "bottleneck_size": "Bottleneck size",
+    "prefix_projection": "Projection",
+    "tune_share": "Trials first",
+    "tune_minutes": "Minutes of trials",
+    "tune_over": "Trials vary",
+}
+GROUPS = (
+    ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
+    ("Batches", ("batch_by", "rows_per_batch", "accumulation", "batch_parts", "packing")),
+    ("Schedule", ("optimizer", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
+    ("Measuring and saving", ("eval_interval", "eval_rows", "exact_rows", "save_interval", "early_stopping", "final_weights")),
+    ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "recover", "seed", "threads")),
+)
+# What moves memory most has a slider beside its field, with these values.
+SLIDES = {
+    "rank": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "virtual_tokens": (5, 10, 20, 50, 100, 200),
+    "bottleneck_size": (8, 16, 32, 64, 128, 256, 512),
+    "tokens_per_batch": tuple(2**power for power in range(8, 18)),
+    "max_length": tuple(2**power for power in range(6, 16)),
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    title: str
+    kind: str
+    value: Any
+    words: str
+    usual: str
+    choices: tuple[str, ...]
+    advanced: bool
+    low: float | None
+    high: float | None
+    papers: dict[str, str]
+    slides: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> int:
+        """Where the slider stands: at the value nearest to the field's."""
+        value = self.value[0] if isinstance(self.value, list) else self.value
+        wanted = value if isinstance(value, int) else 0
+        return min(range(len(self.slides)), key=lambda place: abs(self.slides[place] - wanted))
+
+    @property
+    def text(self) -> str:
+        """The value as one types it; several values of a sweep with commas."""
+        values = self.value if isinstance(self.value, list) else [self.value]
+        return ", ".join(map(str, values))
+
+
+def title(name: str) -> str:
+    """A setting's name as the page writes it."""
+    return TITLES.get(name, name.replace("_", " ").capitalize()) if name else "the settings"
+
+
+def method_of(values: Mapping[str, Any]) -> str:
+    """The technique that the values name, LoRA if they name none that there is."""
+    name = values.get("method", "lora")
+    return name if isinstance(name, str) and name in TABLE else "lora"
+
+
+def fields(values: Mapping[str, Any]) -> dict[str, Field]:
+    """Every setting that a person may turn for the technique, with the given value or what is usual for it."""
+    name = method_of(values)
+    method, config = TABLE[name], RunConfig.from_dict({"method": name})
+    hidden = OWN_SETTINGS | config.foreign() | set(method.never) | {"method"}
+    made = {}
+    for f in dataclasses.fields(RunConfig):
+        if f.name in hidden:
+            continue
+        low, high = f.metadata["within"] or (None, None)
+        made[f.name] = Field(
+            name=f.name,
+            title=title(f.name),
+            kind=str(f.type),
+            value=values.get(f.name, getattr(config, f.name)),
+            words=f.metadata["words"],
+            usual=method.rates if f.name == "learning_rate" else f.metadata["usual"],
+            choices=f.metadata["choices"],
+            advanced=f.metadata["advanced"],
+            low=low,
+            high=high,
+            papers={paper: f"https://arxiv.org/abs/{number}" for paper, number in PAPERS.get(f.name, {}).items()},
+            slides=SLIDES.get(f.name, ()),
+        )
+    return made
+
+
+def cannot(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the technique cannot do, each with its reason."""
+    method = TABLE[method_of(values)]
+    told = [("Merging into the base", method.no_merge), ("Sharing a batch with other adapters", method.no_mix)]
+    told += [(title(name), why) for name, why in method.never.items()]
+    return [(what, why[0].upper() + why[1:]) for what, why in told if why]
+
+
+def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
+    """Fields under their headings, the technique's own first; either those in view or those behind the fold."""
+    known, method = fields(values), TABLE[method_of(values)]
+    headings = ((method.title, method.settings), *GROUPS)
+    made = [(title, [known[n] for n in names if n in known and known[n].advanced == advanced]) for title, names in headings]
+    return [(title, members) for title, members in made if members]
+
+
+def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
+    """Form text -> typed settings; numbers with commas become a list, which makes a sweep.
+
+    What cannot be read as a number stays text, and the config class refuses it by name.
+    """
+    settings: dict[str, Any] = {"method": posted.get("method") or "lora"}
+    for name, field in fields(settings).items():
+        if field.kind == "bool":
+            settings[name] = posted.get(name) == "on"
+        elif name in posted:
+            parts = posted[name].split(",") if field.kind in ("int", "float") else [posted[name]]
+            values = [typed(part.strip(), field.kind) for part in parts if part.strip()] or [""]
+            settings[name] = values if len(values) > 1 else values[0]
+    return settings
+
+
+def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values for another technique: what a person turned stays, what was usual for some technique is now usual for this."""
+    method = TABLE[method_of(values)]
+    plain = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    usual = {name: {plain[name], *(m.usual[name] for m in TABLE.values() if name in m.usual)} for name in plain}
+    kept = {name: value for name, value in values.items() if isinstance(value, list) or value not in usual.get(name, ())}
+    return {**method.usual, **kept, "method": method_of(values)}
+
+
+def typed(text: str, kind: str) -> Any:
+    readers = {"int": int, "float": float}
+    try:
+        return readers[kind](text) if kind in readers else text
+    except ValueError:
+        return text

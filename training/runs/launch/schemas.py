@@ -1,0 +1,155 @@
+"""The shapes of what the API tells before a launch: plans, forecasts, lengths and tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from ninja import Query, Schema
+from pydantic import ConfigDict, Field
+from pydantic.config import JsonDict
+
+from training.auto.situation import GOALS
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.runs import models
+from training.runs.launch import services
+from training.runs.states import Priority
+
+ANY_MODEL: JsonDict = {
+    "config": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "vocab_size": 512,
+    },
+    "settings": {"method": "lora"},
+}
+
+
+class AutoIn(Schema):
+    """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]})
+    goal: str = Field("task", max_length=40, description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()))
+    locked: dict[str, Any] = {}
+
+
+class PlanIn(AutoIn):
+    model: int = Field(ge=0, le=2**53, description="id of a base model")
+    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(None, description="id of the devices that it is planned for")
+
+
+class PlanOut(Schema):
+    goal: str
+    settings: dict[str, Any]
+    choices: list[dict[str, Any]] = Field(description="setting, value, why, instead, source, locked")
+    facts: dict[str, Any]
+
+
+class ForecastOut(Schema):
+    runs: int
+    will: dict[str, Any]
+
+
+class ModelForecastIn(Schema):
+    """Any causal language model by its config.json; the batch is `rows` x `length`, all of it trained."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ANY_MODEL]})
+    config: dict[str, Any] = Field(description="the model's config.json")
+    settings: dict[str, Any] = Field({}, description="of a run; one value each")
+    rows: int = Field(1, ge=1, le=4096)
+    length: int = Field(2048, ge=8, le=131_072)
+    device: Literal["cpu", "cpu_fp32", "cuda"] = "cuda"
+
+
+class ModelForecastOut(Schema):
+    """Bytes."""
+
+    load: int
+    step: int
+    eval: int
+    peak: int
+    kinds: dict[str, int] = Field(description="of the fullest moment of a step")
+    trainable: int
+    precision: str
+    optimizer: str
+
+
+class LengthsOut(Schema):
+    rows: int
+    measured: int
+    longest: int
+    cut: int
+    empty: int
+    tokens: int
+    answer_tokens: int
+    template: str
+    fault: str
+    histogram: dict[str, list[int]]
+
+
+class TokensOut(Schema):
+    template: str
+    rows: list[dict[str, Any]]
+
+
+Number = Annotated[int, Query(ge=0, le=2**53)]
+
+
+EXAMPLE: JsonDict = {
+    "model": 1,
+    "data": 1,
+    "name": "Lights, rank 16",
+    "settings": {"rank": 16, "learning_rate": 0.001, "epochs": 2},
+}
+
+
+class RunIn(Schema):
+    """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    model: int = Field(ge=0, le=2**53, description="id of a base model")
+    data: int = Field(ge=0, le=2**53, description="id of a data set's version")
+    name: str = Field("", max_length=models.MAX_NAME)
+    settings: dict[str, Any] = Field({}, description="see /runs/settings; a list of values spans a sweep")
+    auto: AutoIn | None = Field(None, description="choose the settings; then `settings` stays empty")
+    priority: Priority | None = Field(None, description="normal if not given; urgent is granted by admins")
+    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+        None, description="the id of one; if not given, of the largest devices"
+    )
+    accept_warnings: bool = Field(False, description="start although something is unwise")
+
+
+class SettingOut(Schema):
+    name: str
+    type: str
+    default: Any
+    words: str
+    usual: str
+    choices: list[str]
+    lowest: float | None
+    highest: float | None
+    methods: list[str] = Field(description="techniques that have it; empty: all")
+
+
+def settings_described() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f.name,
+            "type": str(f.type),
+            "default": f.default,
+            "words": f.metadata["words"],
+            "usual": f.metadata["usual"],
+            "choices": list(f.metadata["choices"]),
+            "lowest": (f.metadata["within"] or (None, None))[0],
+            "highest": (f.metadata["within"] or (None, None))[1],
+            "methods": [name for name, method in TABLE.items() if f.name in method.settings],
+        }
+        for f in dataclasses.fields(RunConfig)
+        if f.name not in services.OWN_SETTINGS
+    ]

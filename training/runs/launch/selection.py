@@ -1,0 +1,66 @@
+"""What the launch form names: model, data, devices and class. Each is looked up once a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from training.catalog.models import BaseModel, ModelState
+from training.datasets.models import DatasetVersion
+from training.datasets.visible import visible_data
+from training.errors import NotFound, UserError
+from training.gpus.models import Pool
+from training.people.models import User
+from training.people.requests import number
+from training.runs.forecast.target_device import Target, target_of
+from training.runs.queue.placement import Where
+from training.runs.states import Priority
+
+NAMES = ("model", "data", "name", "pool", "priority")
+
+
+@dataclass(frozen=True)
+class Picked:
+    """`texts` are the form's fields. What is not there, not ready or not the person's to see is None."""
+
+    user: User
+    texts: dict[str, str]
+
+    @cached_property
+    def model(self) -> BaseModel | None:
+        return BaseModel.objects.filter(pk=number(self.texts["model"]), state=ModelState.READY).first()
+
+    @cached_property
+    def version(self) -> DatasetVersion | None:
+        return visible_data(self.user, number(self.texts["data"]))
+
+    @cached_property
+    def pool(self) -> Pool | None:
+        """None: those that runs get by default."""
+        return Pool.objects.filter(pk=number(self.texts["pool"])).first() if self.texts["pool"] else None
+
+    @cached_property
+    def target(self) -> Target:
+        return target_of(self.pool)
+
+    def must_have_model(self) -> BaseModel:
+        """Raises NotFound: there is none; Conflict comes from the launch where it is not ready."""
+        model = self.model or BaseModel.objects.filter(pk=number(self.texts["model"])).first()
+        if model is None:
+            raise NotFound("Choose a base model.", field="model")
+        return model
+
+    def must_have_data(self) -> DatasetVersion:
+        """Raises NotFound: there is none that the person may see."""
+        if self.version is None:
+            raise NotFound("Choose a data set.", field="data")
+        return self.version
+
+    def where(self) -> Where:
+        """Raises NotFound: the devices are gone; UserError: there is no such class."""
+        if self.texts["pool"] and self.pool is None:
+            raise NotFound("These devices are not there any more; choose others.", field="pool")
+        priority = self.texts["priority"] or Priority.NORMAL
+        if priority not in Priority.values:
+            raise UserError(f"The class is one of {', '.join(Priority.values)}.", field="priority")
+        return Where(self.pool, priority)

@@ -1,0 +1,85 @@
+"""What a browser is sent of a run: a snapshot, then everything after its cursor. Pure reads; it knows no socket.
+
+Event numbers have no gap, so a reader that holds n asks for what comes after n and can check that it got n + 1 first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from training.runs.metrics.chunks import events_of_chunk
+from training.runs.metrics.curves import read_curves
+from training.runs.models import CurveChunk, Event, Run
+from training.runs.reads import one_moment
+from training.runs.status import describe
+
+SNAPSHOT_KINDS = ("eval", "sample", "memory", "checkpoint", "resume", "start", "end", "log", "trial", "tuned")
+SNAPSHOT_EVENTS = 500  # of each kind the newest; a run has a few dozen
+DELTA_EVENTS = 2_000
+FAR_BEHIND = 5_000  # a reader that lacks more gets a snapshot instead of the events
+
+Message = dict[str, Any]
+
+
+def snapshot(run_id: int, points: int) -> Message:
+    """The whole picture up to event `upto`: state, curves of at most 2 x points places, and the newest other events."""
+    events: list[Event] = []
+    with one_moment():
+        run = read_run(run_id)
+        curves = read_curves(run_id, points=points)
+        for kind in SNAPSHOT_KINDS:
+            rows = Event.objects.filter(run_id=run_id, kind=kind, superseded=False)
+            events += rows.order_by("-seq")[:SNAPSHOT_EVENTS]
+    events.sort(key=lambda event: event.seq)
+    return {
+        "type": "snap",
+        "run": run_id,
+        "points": points,
+        "upto": run.last_seq,
+        "state": describe(run),
+        "curves": curves.packed(),
+        "events": [as_message(event) for event in events],
+    }
+
+
+def delta(run_id: int, cursor: int) -> Message:
+    """Everything after `cursor`, first to last without gap; at most DELTA_EVENTS, the rest comes with the next one."""
+    with one_moment():
+        run = read_run(run_id)
+        found = events_after(run_id, cursor, DELTA_EVENTS)
+    events = [as_message(event) for event in found]
+    last = events[-1]["seq"] if events else cursor
+    return {
+        "type": "delta",
+        "run": run_id,
+        "first": cursor + 1,
+        "last": last,
+        "state": describe(run),
+        "events": events,
+    }
+
+
+def events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
+    """The next `limit` events after number `cursor`, from rows and chunks alike."""
+    found = {event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]}
+    for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by("first_seq"):
+        # Chunks of superseded and of valid steps overlap, so one that begins later may not be needed, but not the reverse.
+        if len(found) >= limit and chunk.first_seq > sorted(found)[limit - 1]:
+            break
+        found |= {event.seq: event for event in events_of_chunk(chunk) if event.seq > cursor}
+    return [found[seq] for seq in sorted(found)][:limit]
+
+
+def read_run(run_id: int) -> Run:
+    run: Run = Run.objects.select_related("base_model", "data__dataset").get(pk=run_id)
+    return run
+
+
+def as_message(event: Event) -> Message:
+    """The line of the journal again, and whether a later attempt trained the step anew."""
+    message = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.payload}
+    if event.step is not None:
+        message["step"] = event.step
+    if event.superseded:
+        message["superseded"] = True
+    return message

@@ -1,0 +1,97 @@
+"""A run's numbers in other trackers, through their own libraries, each of which is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from training.errors import UserError
+from training.runs.metrics.comparison import flat
+from training.runs.metrics.table import steps_of
+from training.runs.models import Run
+
+BATCH = 1000
+TIMES = ("step", "time")
+
+
+class MissingExtra(UserError):
+    """The other program's library is not installed."""
+
+
+def numbers(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """(step, seconds since the epoch, finite metrics) of every step."""
+    began = run.started_at.timestamp() if run.started_at else 0.0
+    for row in steps_of(run):
+        known = {name: float(value) for name, value in row.items() if name not in TIMES and value is not None}
+        yield (
+            int(row["step"]),
+            float(row["time"] or began),
+            {name: value for name, value in known.items() if math.isfinite(value)},
+        )
+
+
+def missing(extra: str, error: ImportError) -> MissingExtra:
+    return MissingExtra(
+        f"{extra} is not installed here ({error.name}); install it with: pip install 'snapml[{extra}]'", field="to"
+    )
+
+
+def to_tensorboard(run: Run, target: str) -> str:
+    """An event file in the folder `target`, one scalar a metric and step; returns the folder."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError as error:
+        raise missing("tensorboard", error) from error
+    writer = EventFileWriter(target)
+    for step, time, metrics in numbers(run):
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        writer.add_event(Event(step=step, wall_time=time, summary=Summary(value=values)))
+    writer.close()
+    return target
+
+
+def to_mlflow(run: Run, target: str) -> str:
+    """A run in the experiment `SnapML` at the tracking address `target`; returns its id there."""
+    try:
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise missing("mlflow", error) from error
+    client = MlflowClient(tracking_uri=target)
+    found = client.get_experiment_by_name("SnapML")
+    experiment = found.experiment_id if found else client.create_experiment("SnapML")
+    started = int(run.started_at.timestamp() * 1000) if run.started_at else None
+    made = client.create_run(experiment, start_time=started, run_name=run.name)
+    described = {"model": run.base_model.name, "data": str(run.data), **run.config}
+    client.log_batch(made.info.run_id, params=[Param(name, str(value)[:500]) for name, value in flat(described).items()])
+    batch: list[Any] = []
+    for step, time, metrics in numbers(run):
+        batch += [Metric(name, value, int(time * 1000), step) for name, value in metrics.items()]
+        if len(batch) > BATCH - 20:
+            client.log_batch(made.info.run_id, metrics=batch)
+            batch = []
+    client.log_batch(made.info.run_id, metrics=batch)
+    client.set_terminated(made.info.run_id, status="FINISHED" if run.state == "finished" else "FAILED")
+    return str(made.info.run_id)
+
+
+def to_wandb(run: Run, target: str) -> str:
+    """A run in the project `target`; with WANDB_MODE=offline it is written to ./wandb and synced later. Returns its folder."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise missing("wandb", error) from error
+    described = {"model": run.base_model.name, "data": str(run.data), **run.config}
+    made = wandb.init(
+        project=target, name=run.name, config=described, tags=run.tag_list, notes=run.notes or None, reinit="finish_previous"
+    )
+    for step, _time, metrics in numbers(run):
+        made.log(metrics, step=step)
+    made.finish()
+    return str(made.dir)
+
+
+EXPORTS: dict[str, Callable[[Run, str], str]] = {"tensorboard": to_tensorboard, "mlflow": to_mlflow, "wandb": to_wandb}

@@ -1,0 +1,135 @@
+"""The queue in the API: who waits and why, moving up, class and pool of a run, and the dry run of a quota's edit."""
+
+from typing import Annotated, Any
+
+from ninja import Router, Schema
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
+
+from training.gpus import quotas
+from training.gpus.schemas import QuotaIn
+from training.people.paging import Paged
+from training.people.requests import SignedIn
+from training.people.teams import get_team
+from training.people.visible import get_changeable
+from training.runs import filters
+from training.runs.launch.api import pool_of
+from training.runs.models import Run
+from training.runs.queue import actions, what_if
+from training.runs.schemas import RunOut
+from training.runs.states import Priority, State
+from training.runs.status import waiting_words
+
+router = Router(tags=["gpus"])
+RELATED = (*filters.RELATED, "team")
+
+
+class WaitingOut(Schema):
+    id: int
+    name: str
+    owner: str
+    team: str | None
+    pool: str | None
+    priority: Priority
+    place: int | None
+    reason: str
+    sooner: str
+    earliest: float | None = Field(description="seconds since 1970")
+    latest: float | None = Field(description="null: something ahead has no expected end")
+
+    @staticmethod
+    def resolve_owner(row: Run) -> str:
+        return str(row.owner.username)
+
+    @staticmethod
+    def resolve_team(row: Run) -> str | None:
+        return row.team.name if row.team else None
+
+    @staticmethod
+    def resolve_pool(row: Run) -> str | None:
+        return row.pool.name if row.pool else None
+
+    @staticmethod
+    def resolve_place(row: Run) -> int | None:
+        return row.waits.get("place")
+
+    @staticmethod
+    def resolve_reason(row: Run) -> str:
+        return waiting_words(row) if "given" in row.waits else str(row.waits.get("reason", ""))
+
+    @staticmethod
+    def resolve_sooner(row: Run) -> str:
+        return str(row.waits.get("sooner", ""))
+
+    @staticmethod
+    def resolve_earliest(row: Run) -> float | None:
+        return row.waits.get("earliest")
+
+    @staticmethod
+    def resolve_latest(row: Run) -> float | None:
+        return row.waits.get("latest")
+
+
+class ClassIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": "background"}]})
+    priority: Priority
+    reason: str = Field("", max_length=300)
+
+
+class PoolIn(Schema):
+    model_config = ConfigDict(extra="forbid")
+    pool: Annotated[int, Field(ge=0, le=2**53)]
+
+
+class MovedOut(Schema):
+    run: int
+    name: str
+    was_seconds: float | None
+    will_seconds: float | None
+
+
+@router.get("/queue", response=list[WaitingOut])
+@paginate(Paged)
+def read_queue(request: SignedIn) -> Any:
+    """Runs that wait and that you may see, oldest first, each with its place, its reason and when it should start."""
+    waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
+    return waiting.select_related("owner", "team", "pool").defer("config", "plan", "advice")
+
+
+@router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])
+def try_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
+    """Which waiting runs would start at another time with this quota; nothing is saved. Admins only."""
+    quotas.admins_only(request.user)
+    pool = quotas.get_pool(pool_id)
+    team = get_team(request.user, body.team) if body.team is not None else None
+    checked = quotas.checked_quota(pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True))
+    return [
+        {"run": row.run.pk, "name": row.run.name, "was_seconds": row.was, "will_seconds": row.will}
+        for row in what_if.quota_edit(checked)
+    ]
+
+
+@router.post("/{int:run_id}/up", response=RunOut)
+def move_up(request: SignedIn, run_id: int) -> Run:
+    """To the front of its owner's own waiting runs."""
+    run = get_changeable(Run, request.user, run_id, *RELATED)
+    actions.move_up(run)
+    return run
+
+
+@router.post("/{int:run_id}/class", response=RunOut)
+def change_class(request: SignedIn, run_id: int, body: ClassIn) -> Run:
+    """`background` runs give way to all others; `urgent` is granted by admins."""
+    run = get_changeable(Run, request.user, run_id, *RELATED)
+    actions.change_class(request.user, run, body.priority, body.reason)
+    run.refresh_from_db()
+    return run
+
+
+@router.post("/{int:run_id}/pool", response=RunOut)
+def change_pool(request: SignedIn, run_id: int, body: PoolIn) -> Run:
+    """Wait for devices of another pool."""
+    run = get_changeable(Run, request.user, run_id, *RELATED)
+    actions.change_pool(request.user, run, pool_of(body.pool))
+    run.refresh_from_db()
+    return run

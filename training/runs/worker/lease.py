@@ -1,0 +1,130 @@
+"""Who watches a run: claimed by one conditional UPDATE, held by a lease, fenced by its token.
+
+The database's clock is the only clock. A claim asks, in one statement, for a run that nobody holds; a renewal asks for its own
+token. Whoever's UPDATE changes no row has lost, and stops.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from training.gpus.devices import host_name, report_if_old
+from training.gpus.models import Allocation
+from training.runs.models import Run
+from training.runs.queue import admission
+from training.runs.states import ACTIVE, State
+
+LEASE_SECONDS = 30
+RENEW_SECONDS = 5
+
+
+class LeaseLost(Exception):
+    """Another worker holds this run now; this one must not write about it any more."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    run_id: int
+    token: str
+
+    def renew(self) -> None:
+        """Raises LeaseLost."""
+        self.update(lease_expires_at=Now() + timedelta(seconds=LEASE_SECONDS))
+
+    def update(self, **changes: object) -> None:
+        """Write to the run's row under the fence.
+
+        Raises:
+            LeaseLost: the token is not the run's any more; nothing was written.
+        """
+        if not Run.objects.filter(pk=self.run_id, lease_token=self.token).update(**changes):
+            raise LeaseLost(f"run {self.run_id}")
+
+
+def claim(run_id: int) -> Lease | None:
+    """Take a run that was given a device of this host and waits, or whose worker is dead. None: it is neither."""
+    token = secrets.token_hex(16)
+    taken = {
+        "lease_token": token,
+        "lease_owner": owner_name(),
+        "lease_expires_at": Now() + timedelta(seconds=LEASE_SECONDS),
+        "revision": F("revision") + 1,
+    }
+    here = Run.objects.filter(pk=run_id, pk__in=given_here())
+    if here.filter(orphaned()).update(**taken):
+        return Lease(run_id, token)
+    if not here.exists():
+        report_if_old()
+        admission.look_once(but=run_id)
+    changed = here.filter(state=State.QUEUED, lease_token="").update(
+        state=State.STARTING, phase="starting the engine", waits={}, **taken
+    )
+    return Lease(run_id, token) if changed else None
+
+
+def given_here() -> Any:
+    """Runs that hold a device of this host."""
+    return Allocation.objects.filter(device__host__name=host_name(), released_at=None).values("run_id")
+
+
+def orphaned() -> Q:
+    """Active runs without a living watcher: the lease ran out, or its owner is a process of this host that is gone."""
+    expired = Q(lease_expires_at__lt=Now())
+    owners = Run.objects.filter(state__in=ACTIVE, lease_owner__startswith=host_name() + ":").values_list("lease_owner", flat=True)
+    dead = [owner for owner in owners.distinct() if not is_alive(owner)]
+    return Q(state__in=ACTIVE) & (expired | Q(lease_owner__in=dead))
+
+
+def claimable_runs() -> list[int]:
+    """Runs that hold a device of this host and that nobody watches, oldest first."""
+    mine = Run.objects.filter(pk__in=given_here()).order_by("queued_at")
+    return list(mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True))
+
+
+def owner_name() -> str:
+    """host:pid:start; the start tells a process from a later one with the same pid."""
+    return f"{host_name()}:{os.getpid()}:{start_of(os.getpid())}"
+
+
+def is_alive(owner: str) -> bool:
+    _, pid, started = owner.rsplit(":", 2)
+    return bool(started) and start_of(int(pid)) == started
+
+
+def start_of(pid: int) -> str:
+    """When a living process began: on Linux in clock ticks since boot, which no change of the wall clock moves."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # the 3rd and the 22nd field of proc(5)
+    except FileNotFoundError:
+        pass
+    try:
+        return "" if sys.platform == "linux" else f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""
+
+
+class Every:
+    """True at most once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.next = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next = now + self.seconds
+        return True

@@ -1,0 +1,98 @@
+"""A run that ran out of memory goes on by a way of the ladder (ways.py): on a click, or by itself where `recover` says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+
+from training.engine.config import RunConfig
+from training.engine.files import write_atomically
+from training.engine.outcome import RESULT
+from training.errors import Conflict, UserError
+from training.people.models import User
+from training.runs import actions
+from training.runs.forecast.memory_estimators import Unlawful, law
+from training.runs.forecast.memory_ladder import Way, changed_config, ways
+from training.runs.forecast.target_device import target_of
+from training.runs.forecast.token_lengths import kept_lengths
+from training.runs.launch import services
+from training.runs.models import Run
+from training.runs.states import State
+
+BY_ITSELF = ("halve", "checkpointing")  # what changes no result
+
+
+def ways_of(run: Run) -> list[Way]:
+    """The ways on for a run, with the forecasts that are known."""
+    config = RunConfig.from_dict(run.config)
+    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    return ways(config, run.base_model, found, target_of(run.pool))
+
+
+def simulate_one(run: Run) -> None:
+    """Make the law of the first way whose forecast is not known yet (seconds).
+
+    Raises:
+        UserError: the simulation broke off.
+    """
+    way = next((way for way in ways_of(run) if way.memory is None), None)
+    if way is None:
+        return
+    try:
+        law(run.base_model.folder, changed_config(RunConfig.from_dict(run.config), way.changes), target_of(run.pool).kind)
+    except Unlawful:
+        pass  # kept as this law's answer: the run has no such way
+
+
+def go_on_with(user: User, run: Run, name: str) -> Run:
+    """Change the run's settings by one way of the ladder, and queue it again from its last checkpoint.
+
+    Raises:
+        UserError: it has no such way.
+        Conflict, NotAllowed: see `continue_run`.
+    """
+    with transaction.atomic():  # the row is held until both are done; the file is written when nothing can refuse any more
+        held = (
+            Run.objects.select_for_update(of=("self",))
+            .select_related("base_model", "data__dataset", "owner", "team")
+            .get(pk=run.pk)
+        )
+        way = chosen_way(held, name)
+        queued = actions.continue_run(user, held)
+        put(queued, changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
+        return queued
+
+
+def chosen_way(run: Run, name: str) -> Way:
+    """Raises UserError: it has no such way; Conflict: it has not ended."""
+    if run.state not in (State.FAILED, State.STOPPED):
+        raise Conflict(f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is changed.")
+    way = next((way for way in ways_of(run) if way.name == name), None)
+    if way is None:
+        raise UserError(f"{run.name} cannot go on that way; the run's page shows those that it has.", field="way")
+    return way
+
+
+def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
+    settings = services.settings_of(config)
+    Run.objects.filter(pk=run.pk).update(config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1)
+    path = run.folder / "config.json"
+    places = {name: value for name, value in json.loads(path.read_text()).items() if name in services.OWN_SETTINGS}
+    write_atomically(path, json.dumps(config.to_dict() | places, indent=1))
+    run.refresh_from_db()
+
+
+def recover(run: Run) -> str:
+    """What the supervisor does with a run whose memory ran out: change it, and say how it goes on; nothing if it has no way."""
+    if not run.config.get("recover"):
+        return ""
+    way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)
+    if way is None:
+        return ""
+    put(run, changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
+    (run.folder / RESULT).unlink(missing_ok=True)
+    told = ", ".join(f"{name} {str(value).lower()}" for name, value in way.changes.items())
+    return f"Goes on by itself from its last checkpoint with {told}."
