@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Django's door for the shell: `manage.py up` starts everything, `manage.py help` lists the rest."""
+"""Django's door for the shell: `manage.py up` starts everything, `manage.py help` lists the
+rest.
+"""
 
 import os
 import sys

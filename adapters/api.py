@@ -23,7 +23,10 @@ from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
 
 router = Router(tags=["adapters"])
-TRY: JsonDict = {"who": "adapter", "messages": [{"role": "user", "content": "turn on the kitchen lamp"}]}
+TRY: JsonDict = {
+    "who": "adapter",
+    "messages": [{"role": "user", "content": "turn on the kitchen lamp"}],
+}
 
 
 class AdapterOut(Schema):
@@ -147,8 +150,12 @@ def list_adapters(request: SignedIn) -> Any:
 
 
 @router.post("/import", response={201: AdapterOut})
-def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: File[list[UploadedFile]]) -> Any:
-    """`adapter_config.json` and `adapter_model.safetensors` made elsewhere with PEFT, or a zip; `base` is a catalog id."""
+def import_adapter(
+    request: SignedIn, base: Form[int], name: Form[str], file: File[list[UploadedFile]]
+) -> Any:
+    """`adapter_config.json` and `adapter_model.safetensors` made elsewhere with PEFT, or a zip;
+    `base` is a catalog id.
+    """
     model = BaseModel.objects.filter(pk=min(base, 2**53)).first()
     if model is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
@@ -158,7 +165,9 @@ def import_adapter(request: SignedIn, base: Form[int], name: Form[str], file: Fi
 @router.post("/checkpoints", response={201: AdapterOut})
 def keep_checkpoint(request: SignedIn, body: KeepIn) -> Any:
     """A kept checkpoint of a run as a version."""
-    run = get_changeable(Run, request.user, body.run, "owner", "team", "base_model", "data__dataset")
+    run = get_changeable(
+        Run, request.user, body.run, "owner", "team", "base_model", "data__dataset"
+    )
     return 201, services.keep_checkpoint(request.user, run, body.step)
 
 
@@ -176,7 +185,9 @@ def describe_adapter(request: SignedIn, adapter_id: int, body: DescribeIn) -> Ad
 
 @router.delete("/{int:adapter_id}", response=FreedOut)
 def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
-    """Delete a version that no deployment answers with; `name` is its name with its number, such as `Lights v2`."""
+    """Delete a version that no deployment answers with; `name` is its name with its number, such as
+    `Lights v2`.
+    """
     found = get_changeable(AdapterVersion, request.user, adapter_id)
     return {"freed_bytes": actions.delete_version(request.user, found, body.name)}
 
@@ -184,18 +195,26 @@ def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
 @router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
 def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
     """A run that begins with this version's weights; `settings` are those that change."""
-    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team")
+    found = get_visible(
+        AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
+    )
     data = visible_data(request.user, body.data) if body.data is not None else None
     if body.data is not None and data is None:
         raise NotFound("There is no such data that you may see.", field="data")
-    run = continue_training.continue_from(request.user, found, data=data, changes=body.settings, name=body.name)
+    run = continue_training.continue_from(
+        request.user, found, data=data, changes=body.settings, name=body.name
+    )
     return 201, {"run": run.pk}
 
 
 @router.post("/{int:adapter_id}/merge", response={202: WorkOut})
 def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
-    """Merge it into its base in the background, checked against the adapter; ask again for how far it is."""
-    return 202, merge.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
+    """Merge it into its base in the background, checked against the adapter; ask again for how far
+    it is.
+    """
+    return 202, merge.merge_version(
+        request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    )
 
 
 @router.post("/{int:adapter_id}/gguf", response={202: WorkOut})
@@ -207,8 +226,14 @@ def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
 
 @router.post("/{int:adapter_id}/push", response={202: WorkOut})
 def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
-    """Push it, or its merged model, to the hub in the background; the token is forgotten once the push has begun."""
-    return 202, hub.push(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"), **body.dict())
+    """Push it, or its merged model, to the hub in the background; the token is forgotten once the
+    push has begun.
+    """
+    return 202, hub.push(
+        request.user,
+        get_changeable(AdapterVersion, request.user, adapter_id, "base_model"),
+        **body.dict(),
+    )
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)
@@ -233,5 +258,7 @@ ZIP: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}
 
 @router.get("/{int:adapter_id}/download", openapi_extra=ZIP)
 def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
-    """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or of the whole model."""
+    """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or
+    of the whole model.
+    """
     return views.download(request, adapter_id)

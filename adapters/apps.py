@@ -6,11 +6,17 @@ class AdaptersConfig(AppConfig):
     label = "adapters"
 
     def ready(self) -> None:
-        """Runs do not know adapters (architecture.md), so what they do for runs and workers is hung up here."""
+        """Runs do not know adapters (architecture.md), so what they do for runs and workers is hung
+        up here.
+        """
         from adapters import jobs, kinds  # noqa: F401 kinds fills the table of work
         from adapters.registry import services
         from adapters.serving import usage
         from training.runs.worker import main, outcomes
 
         outcomes.keepers.append(services.keep)
-        main.BESIDE += [(jobs.do_next, 0.5, 1), (jobs.talk_next, 0.5, 1), (usage.forget_old, 3600.0, 1)]
+        main.BESIDE += [
+            (jobs.do_next, 0.5, 1),
+            (jobs.talk_next, 0.5, 1),
+            (usage.forget_old, 3600.0, 1),
+        ]

@@ -1,6 +1,8 @@
-"""What a worker works out of versions, a program at a time: merges, exports, comparisons. It knows no torch and no kind.
+"""What a worker works out of versions, a program at a time: merges, exports, comparisons. It knows
+no torch and no kind.
 
-A kind is a generator that yields what it has done so far and at last its `result`. Beginning again must lead to the same end:
+A kind is a generator that yields what it has done so far and at last its `result`. Beginning again
+must lead to the same end:
 work whose worker has said nothing for LOST_SECONDS is begun again, MOST_TRIES times.
 """
 
@@ -40,9 +42,17 @@ class Unwanted(Exception):
 
 
 def begin(
-    user: User, kind: str, key: str, *, version: AdapterVersion | None = None, order: Said | None = None, again: bool = True
+    user: User,
+    kind: str,
+    key: str,
+    *,
+    version: AdapterVersion | None = None,
+    order: Said | None = None,
+    again: bool = True,
 ) -> Work:
-    """The work of this key: begun now, under way, or done before. What has failed is begun `again`, unless one only looks."""
+    """The work of this key: begun now, under way, or done before. What has failed is begun `again`,
+    unless one only looks.
+    """
     work, made = Work.objects.get_or_create(
         kind=kind, key=key, defaults={"version": version, "owner": user, "order": order or {}}
     )
@@ -55,7 +65,9 @@ def begin(
 
 
 def do_next() -> None:
-    """Do the program that waits longest, if there is any; a worker calls this over and over, in one thread."""
+    """Do the program that waits longest, if there is any; a worker calls this over and over, in one
+    thread.
+    """
     do_longest_waiting(Work.objects.exclude(kind__in=TALKS))
 
 
@@ -67,7 +79,9 @@ def talk_next() -> None:
 def do_longest_waiting(rows: QuerySet[Work]) -> None:
     lost = timezone.now() - timedelta(seconds=LOST_SECONDS)
     gone = rows.filter(stage=Stage.WORKING, worked_at__lt=lost)
-    gone.filter(tries__gte=MOST_TRIES).update(stage=Stage.FAILED, error="It broke off three times; the worker's log has more.")
+    gone.filter(tries__gte=MOST_TRIES).update(
+        stage=Stage.FAILED, error="It broke off three times; the worker's log has more."
+    )
     gone.update(stage=Stage.WAITING)
     waiting = rows.filter(stage=Stage.WAITING).order_by("pk").first()
     if waiting is not None:
@@ -77,14 +91,19 @@ def do_longest_waiting(rows: QuerySet[Work]) -> None:
 def do(work_id: int) -> None:
     """Do one piece of work. A second call for the same one does nothing."""
     mine = Work.objects.filter(pk=work_id, stage=Stage.WAITING)
-    if not mine.update(stage=Stage.WORKING, worked_at=timezone.now(), tries=F("tries") + 1, words="starting"):
+    if not mine.update(
+        stage=Stage.WORKING, worked_at=timezone.now(), tries=F("tries") + 1, words="starting"
+    ):
         return
     work = Work.objects.select_related("version__base_model", "owner").get(pk=work_id)
     ended = False
     try:
         with beating(work):
             for said in KINDS[work.kind](work):
-                write(work, **{name: said[name] for name in ("words", "done", "total") if name in said})
+                write(
+                    work,
+                    **{name: said[name] for name in ("words", "done", "total") if name in said},
+                )
                 if "result" in said:
                     write(work, stage=Stage.DONE, result=clean(said["result"]), words="")
         ended = True
@@ -109,7 +128,9 @@ def fail(work: Work, error: str) -> bool:
 
 def write(work: Work, **changes: Any) -> None:
     """Raises Unwanted: the work was thrown away, or is another worker's by now."""
-    if not Work.objects.filter(pk=work.pk, stage=Stage.WORKING, tries=work.tries).update(worked_at=timezone.now(), **changes):
+    if not Work.objects.filter(pk=work.pk, stage=Stage.WORKING, tries=work.tries).update(
+        worked_at=timezone.now(), **changes
+    ):
         raise Unwanted
 
 
@@ -122,8 +143,12 @@ def beating(work: Work) -> Iterator[None]:
         while not over.wait(BEAT_SECONDS):
             with suppress(
                 OperationalError
-            ):  # a database that is busy this time may not be the next; LOST_SECONDS has room for five
-                Work.objects.filter(pk=work.pk, stage=Stage.WORKING, tries=work.tries).update(worked_at=timezone.now())
+                # a database that is busy this time may not be the next; LOST_SECONDS has room for
+                # five
+            ):
+                Work.objects.filter(pk=work.pk, stage=Stage.WORKING, tries=work.tries).update(
+                    worked_at=timezone.now()
+                )
         connection.close()
 
     thread = threading.Thread(target=beat, name=f"work-{work.pk}", daemon=True)
@@ -135,7 +160,9 @@ def beating(work: Work) -> Iterator[None]:
         thread.join()
 
 
-def follow(module: str, folder: Path, order: Said, environment: dict[str, str] | None = None) -> Iterator[Said]:
+def follow(
+    module: str, folder: Path, order: Said, environment: dict[str, str] | None = None
+) -> Iterator[Said]:
     """What a program of ours says, a child with none of our secrets; its order lies in its folder.
 
     Raises:
@@ -145,7 +172,10 @@ def follow(module: str, folder: Path, order: Said, environment: dict[str, str] |
     (folder / "order.json").write_text(json.dumps(order))
     command = [sys.executable, "-m", module, str(folder)]
     for said in follow_child(
-        command, folder / "program.log", cwd=settings.BASE_DIR, environment=environment or child_environment()
+        command,
+        folder / "program.log",
+        cwd=settings.BASE_DIR,
+        environment=environment or child_environment(),
     ):
         if "error" in said:
             raise UserError(said["error"])

@@ -1,4 +1,6 @@
-"""What came out of training: versions on a shelf, what is worked out of them, and the names under which they answer."""
+"""What came out of training: versions on a shelf, what is worked out of them, and the names under
+which they answer.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ from training.runs.models import Run
 
 
 class AdapterVersion(Owned):
-    """What a checkpoint learned, copied out of its run's folder so that it outlives it; never written again.
+    """What a checkpoint learned, copied out of its run's folder so that it outlives it; never
+    written again.
 
-    `record` is what was true when it was made: settings, seed, data, base and its revision, library versions, costs.
+    `record` is what was true when it was made: settings, seed, data, base and its revision, library
+    versions, costs.
     """
 
     name = models.CharField(max_length=120)
@@ -28,7 +32,9 @@ class AdapterVersion(Owned):
     base_model = models.ForeignKey(BaseModel, on_delete=models.PROTECT, related_name="adapters")
     run = models.ForeignKey(Run, null=True, on_delete=models.SET_NULL, related_name="versions")
     data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")
-    parent = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="children")
+    parent = models.ForeignKey(
+        "self", null=True, on_delete=models.SET_NULL, related_name="children"
+    )
     method = models.CharField(max_length=40)
     step = models.PositiveIntegerField()
     sha256 = models.CharField(max_length=64)  # of the weights
@@ -46,8 +52,12 @@ class AdapterVersion(Owned):
         ordering = ["base_model__name", "name", "-number"]
         verbose_name = "adapter version"
         constraints = [
-            models.UniqueConstraint(fields=["owner", "name", "number"], name="one_number_an_adapter"),
-            models.UniqueConstraint(fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="kept_once"),
+            models.UniqueConstraint(
+                fields=["owner", "name", "number"], name="one_number_an_adapter"
+            ),
+            models.UniqueConstraint(
+                fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="kept_once"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -67,11 +77,15 @@ class AdapterVersion(Owned):
 
     @property
     def before(self) -> AdapterVersion | None:
-        """What its maker will want it compared with: what it came from, else the newest older one of the same base and data."""
+        """What its maker will want it compared with: what it came from, else the newest older one
+        of the same base and data.
+        """
         alike = AdapterVersion.objects.filter(
             owner=self.owner_id, team=self.team_id, base_model=self.base_model_id, pk__lt=self.pk
         )
-        from_data = alike.filter(data=self.data_id) if self.data_id else alike.filter(name=self.name)
+        from_data = (
+            alike.filter(data=self.data_id) if self.data_id else alike.filter(name=self.name)
+        )
         return alike.filter(pk=self.parent_id).first() or from_data.order_by("-pk").first()
 
     @property
@@ -92,7 +106,9 @@ class Numbering(models.Model):
     last = models.PositiveIntegerField(default=0)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["owner", "name"], name="one_numbering_a_name")]
+        constraints = [
+            models.UniqueConstraint(fields=["owner", "name"], name="one_numbering_a_name")
+        ]
 
 
 class Stage(models.TextChoices):
@@ -103,14 +119,20 @@ class Stage(models.TextChoices):
 
 
 class Work(models.Model):
-    """Something that a worker works out of versions (work.py). `key` says what it is of: the same is never done twice."""
+    """Something that a worker works out of versions (work.py). `key` says what it is of: the same
+    is never done twice.
+    """
 
     kind = models.CharField(max_length=20)
     key = models.CharField(max_length=200)
-    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.CASCADE, related_name="works")
+    version = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.CASCADE, related_name="works"
+    )
     owner = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     order: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    stage = models.CharField(max_length=10, choices=Stage.choices, default=Stage.WAITING, db_index=True)
+    stage = models.CharField(
+        max_length=10, choices=Stage.choices, default=Stage.WAITING, db_index=True
+    )
     words = models.CharField(max_length=200, blank=True)
     done = models.PositiveIntegerField(default=0)
     total = models.PositiveIntegerField(default=0)
@@ -132,13 +154,21 @@ class Work(models.Model):
 
 
 class Deployment(Owned):
-    """A stable name that answers with a version, or with two that share its traffic: `share` per cent go to `other`."""
+    """A stable name that answers with a version, or with two that share its traffic: `share` per
+    cent go to `other`.
+    """
 
     name = models.SlugField(max_length=63, unique=True)
-    version = models.ForeignKey(AdapterVersion, on_delete=models.PROTECT, related_name="deployments")
-    other = models.ForeignKey(AdapterVersion, null=True, on_delete=models.PROTECT, related_name="shared_deployments")
+    version = models.ForeignKey(
+        AdapterVersion, on_delete=models.PROTECT, related_name="deployments"
+    )
+    other = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.PROTECT, related_name="shared_deployments"
+    )
     share = models.PositiveSmallIntegerField(default=0)
-    merge = models.BooleanField(default=True)  # answer merged where that is possible and ready; else attached to the base
+    merge = models.BooleanField(
+        default=True
+    )  # answer merged where that is possible and ready; else attached to the base
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -154,8 +184,12 @@ class DeploymentChange(models.Model):
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
     at = models.DateTimeField(auto_now_add=True)
     by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
-    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+")
-    other = models.ForeignKey(AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+")
+    version = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    other = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+"
+    )
     label = models.CharField(max_length=140)
     other_label = models.CharField(max_length=140, blank=True)
     share = models.PositiveSmallIntegerField(default=0)
@@ -192,14 +226,18 @@ class Tally(models.Model):
     completion_tokens = models.PositiveBigIntegerField(default=0)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["deployment", "version"], name="one_tally_a_version")]
+        constraints = [
+            models.UniqueConstraint(fields=["deployment", "version"], name="one_tally_a_version")
+        ]
 
 
 class PromptSet(Owned):
     """Prompts that versions are compared on. `rows`: `[{"messages": [...], "expected": "..."}]`."""
 
     name = models.CharField(max_length=120)
-    data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")  # where they are drawn from
+    data = models.ForeignKey(
+        DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+"
+    )  # where they are drawn from
     rows: models.JSONField[list[Any], list[Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -212,11 +250,15 @@ class PromptSet(Owned):
 
 
 class Reply(models.Model):
-    """What a version (null: a base) said to a row of a prompt set, greedily, and how that scores (scores.py)."""
+    """What a version (null: a base) said to a row of a prompt set, greedily, and how that scores
+    (scores.py).
+    """
 
     prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="replies")
     row = models.PositiveIntegerField()
-    version = models.ForeignKey(AdapterVersion, null=True, on_delete=models.CASCADE, related_name="replies")
+    version = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.CASCADE, related_name="replies"
+    )
     base_model = models.ForeignKey(BaseModel, on_delete=models.CASCADE, related_name="+")
     text = models.TextField()
     scores: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
@@ -227,16 +269,22 @@ class Reply(models.Model):
         ordering = ["row"]
         constraints = [
             models.UniqueConstraint(
-                fields=["prompts", "row", "version"], condition=Q(version__isnull=False), name="one_reply_a_row"
+                fields=["prompts", "row", "version"],
+                condition=Q(version__isnull=False),
+                name="one_reply_a_row",
             ),
             models.UniqueConstraint(
-                fields=["prompts", "row", "base_model"], condition=Q(version=None), name="one_reply_of_a_base"
+                fields=["prompts", "row", "base_model"],
+                condition=Q(version=None),
+                name="one_reply_of_a_base",
             ),
         ]
 
 
 class Vote(models.Model):
-    """A person's blind choice between two versions' replies to a row: `first`, `second`, or neither (`tie`)."""
+    """A person's blind choice between two versions' replies to a row: `first`, `second`, or neither
+    (`tie`).
+    """
 
     prompts = models.ForeignKey(PromptSet, on_delete=models.CASCADE, related_name="votes")
     row = models.PositiveIntegerField()
@@ -247,10 +295,17 @@ class Vote(models.Model):
     at = models.DateTimeField(auto_now=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["prompts", "row", "first", "second", "voter"], name="one_vote_a_row")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["prompts", "row", "first", "second", "voter"], name="one_vote_a_row"
+            )
+        ]
 
 
 def file_stem(version: AdapterVersion) -> str:
     """A name that is safe in a header and on every disk."""
-    safe = "".join(c if c.isascii() and c.isalnum() else "-" for c in version.name).strip("-") or "adapter"
+    safe = (
+        "".join(c if c.isascii() and c.isalnum() else "-" for c in version.name).strip("-")
+        or "adapter"
+    )
     return f"{safe}-v{version.number}"

@@ -13,20 +13,32 @@ urlpatterns = [
     path("adapters/compare/answers", evaluation_views.answer_grid, name="adapters-answers"),
     path("adapters/compare/ask", evaluation_views.ask, name="adapters-ask"),
     path("adapters/compare/weights", evaluation_views.weights, name="adapters-weights"),
-    path("adapters/compare/prompts/<int:prompts_id>/delete", evaluation_views.forget, name="adapters-prompts-delete"),
+    path(
+        "adapters/compare/prompts/<int:prompts_id>/delete",
+        evaluation_views.forget,
+        name="adapters-prompts-delete",
+    ),
     path("adapters/vote", evaluation_views.ballot, name="adapters-vote"),
     path("adapters/vote/cast", evaluation_views.vote, name="adapters-vote-cast"),
     path("adapters/import", registry_views.import_page, name="adapter-import"),
     path("adapters/disk", registry_views.disk, name="adapters-disk"),
     path("adapters/<int:adapter_id>/edit", registry_views.edit, name="adapter-edit"),
     path("adapters/<int:adapter_id>/delete", registry_views.delete, name="adapter-delete"),
-    path("adapters/<int:adapter_id>/continue", registry_views.continue_from, name="adapter-continue"),
+    path(
+        "adapters/<int:adapter_id>/continue", registry_views.continue_from, name="adapter-continue"
+    ),
     path("adapters/<int:adapter_id>/exports", export_views.exported, name="adapter-exports"),
     path("adapters/<int:adapter_id>/merge", export_views.merge, name="adapter-merge"),
     path("adapters/<int:adapter_id>/push", export_views.push, name="adapter-push"),
-    path("adapters/<int:adapter_id>/merged.zip", export_views.download_merged, name="adapter-merged"),
+    path(
+        "adapters/<int:adapter_id>/merged.zip", export_views.download_merged, name="adapter-merged"
+    ),
     path("adapters/<int:adapter_id>/gguf", export_views.gguf, name="adapter-gguf"),
-    path("adapters/<int:adapter_id>/gguf/<slug:quantisation>", export_views.download_gguf, name="adapter-gguf-file"),
+    path(
+        "adapters/<int:adapter_id>/gguf/<slug:quantisation>",
+        export_views.download_gguf,
+        name="adapter-gguf-file",
+    ),
     path("runs/<int:run_id>/keep", registry_views.keep_checkpoint, name="run-keep"),
     path("adapters/<int:adapter_id>", views.adapter, name="adapter"),
     path("adapters/<int:adapter_id>/download", views.download, name="adapter-download"),

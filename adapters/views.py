@@ -31,7 +31,9 @@ MOST_SWITCHES = 12  # deployments that a version's page offers to switch; all ar
 
 def adapters(request: SignedIn) -> HttpResponse:
     """Newest versions first within a base; `?q=` looks into names and tags."""
-    rows = AdapterVersion.objects.visible_to(request.user).select_related("base_model", "run", "owner")
+    rows = AdapterVersion.objects.visible_to(request.user).select_related(
+        "base_model", "run", "owner"
+    )
     words = one_line(request.GET.get("q", ""))[:80]
     if words:
         rows = rows.filter(Q(name__icontains=words) | Q(tags__icontains=words))
@@ -39,16 +41,30 @@ def adapters(request: SignedIn) -> HttpResponse:
     shown = {row.pk for row in page}
     used = Deployment.objects.filter(Q(version__in=shown) | Q(other__in=shown))
     deployed = {row.version_id for row in used} | {row.other_id for row in used}
-    return render(request, "adapters/adapters.html", {"page": page, "q": words, "deployed": deployed})
+    return render(
+        request, "adapters/adapters.html", {"page": page, "q": words, "deployed": deployed}
+    )
 
 
 def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     version = get_visible(
-        AdapterVersion, request.user, adapter_id, "base_model", "run", "data__dataset", "owner", "team", "parent"
+        AdapterVersion,
+        request.user,
+        adapter_id,
+        "base_model",
+        "run",
+        "data__dataset",
+        "owner",
+        "team",
+        "parent",
     )
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
-    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")[:MOST_SWITCHES]
-    siblings = AdapterVersion.objects.visible_to(request.user).filter(owner=version.owner, name=version.name)
+    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")[
+        :MOST_SWITCHES
+    ]
+    siblings = AdapterVersion.objects.visible_to(request.user).filter(
+        owner=version.owner, name=version.name
+    )
     values = {
         "adapter": version,
         "mine": mine,
@@ -87,7 +103,9 @@ def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
 
 @require_POST
 def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
-    """Stream the answer of base or adapter to the conversation in the body, as server-sent events."""
+    """Stream the answer of base or adapter to the conversation in the body, as server-sent
+    events.
+    """
     if len(request.body) > MAX_BODY_BYTES:
         raise UserError(f"The request has more than {MAX_BODY_BYTES:,} bytes.")
     try:
@@ -101,7 +119,9 @@ def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
 
 def stream_answer(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    answer = StreamingHttpResponse(playground.answer(playground.question(version, body)), content_type="text/event-stream")
+    answer = StreamingHttpResponse(
+        playground.answer(playground.question(version, body)), content_type="text/event-stream"
+    )
     answer["Cache-Control"] = "no-store"
     answer["X-Accel-Buffering"] = "no"
     return answer

@@ -1,4 +1,6 @@
-"""Measurements. Each script prints its figures for people, and with --json as one JSON object on the last line."""
+"""Measurements. Each script prints its figures for people, and with --json as one JSON object on
+the last line.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,13 @@ def report(figures: dict[str, Any]) -> None:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        shown = (
-            f"{value:,.4f}"
-            if isinstance(value, float) and abs(value) < 1
-            else f"{value:,.2f}"
-            if isinstance(value, float)
-            else value
-        )
-        print(f"{name:>24}  {shown}")
+        print(f"{name:>24}  {format_figure(value)}")
+
+
+def format_figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}" if abs(value) < 1 else f"{value:,.2f}"
+    return str(value)
 
 
 def law_device(device: torch.device) -> str:

@@ -1,9 +1,11 @@
-"""Auto LLM's plan against the defaults of TRL, LLaMA-Factory and Unsloth as recipes, by held-out loss after the same seconds.
+"""Auto LLM's plan against the defaults of TRL, LLaMA-Factory and Unsloth as recipes, by held-out
+loss after the same seconds.
 
-Every recipe trains with SnapML's engine, so that only the settings differ; each gets as many steps as fit `--seconds` on this
-machine (measured first), and its schedule ends with them. Both example data sets; losses are over the same held-out rows.
-Sources: TRL 1.16 (SFTConfig, and ModelConfig's LoRA), LLaMA-Factory's examples/train_lora/llama3_lora_sft.yaml, and Unsloth's
-Llama notebooks.
+Every recipe trains with SnapML's engine, so that only the settings differ; each gets as many steps
+as fit `--seconds` on this machine (measured first), and its schedule ends with them. Both example
+data sets; losses are over the same held-out rows.
+Sources: TRL 1.16 (SFTConfig, and ModelConfig's LoRA), LLaMA-Factory's
+    examples/train_lora/llama3_lora_sft.yaml, and Unsloth's Llama notebooks.
 """
 
 from __future__ import annotations
@@ -27,12 +29,25 @@ ROWS = {"batch_by": "rows"}
 RECIPES: dict[str, dict[str, Any]] = {
     "trl": {
         **ROWS,
-        **{"rank": 16, "alpha": 32, "dropout": 0.05, "target_modules": "q_proj,v_proj", "learning_rate": 2e-5},
+        **{
+            "rank": 16,
+            "alpha": 32,
+            "dropout": 0.05,
+            "target_modules": "q_proj,v_proj",
+            "learning_rate": 2e-5,
+        },
         **{"rows_per_batch": 8, "schedule": "linear", "warmup_ratio": 0.0, "max_length": 1024},
     },
     "llama_factory": {
         **ROWS,
-        **{"rank": 8, "alpha": 16, "target_modules": "all-linear", "learning_rate": 1e-4, "rows_per_batch": 1, "accumulation": 8},
+        **{
+            "rank": 8,
+            "alpha": 16,
+            "target_modules": "all-linear",
+            "learning_rate": 1e-4,
+            "rows_per_batch": 1,
+            "accumulation": 8,
+        },
         **{"schedule": "cosine", "warmup_ratio": 0.1, "max_length": 2048},
     },
     "unsloth": {
@@ -51,22 +66,43 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def write_data(name: str, folder: Path) -> None:
-    lines = [json.loads(line) for line in (ROOT / f"training/datasets/example_files/{name}.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (ROOT / f"training/datasets/example_files/{name}.jsonl")
+        .read_text()
+        .splitlines()
+    ]
     test = [line for line in lines if line.get("split") == "test"] or lines[::10]
     train = [line for line in lines if line not in test]
     for split, rows in (("train", train), ("heldout", test[:HELDOUT])):
-        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"messages": row["messages"]}) for row in rows))
+        (folder / f"{split}.jsonl").write_text(
+            "\n".join(json.dumps({"messages": row["messages"]}) for row in rows)
+        )
 
 
 def train(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tuple[float, float]:
     """Held-out loss after so many steps, and seconds a step."""
     run = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
-    ends = {"eval_interval": 10**6, "save_interval": 10**6, "exact_rows": 0, "early_stopping": 0, "final_weights": "last"}
-    places = {"model": str(model), "train_data": str(data / "train.jsonl"), "heldout_data": str(data / "heldout.jsonl")}
+    ends = {
+        "eval_interval": 10**6,
+        "save_interval": 10**6,
+        "exact_rows": 0,
+        "early_stopping": 0,
+        "final_weights": "last",
+    }
+    places = {
+        "model": str(model),
+        "train_data": str(data / "train.jsonl"),
+        "heldout_data": str(data / "heldout.jsonl"),
+    }
     whole = {**settings, **ends, **places, "max_steps": steps, "epochs": 1000, "eval_rows": HELDOUT}
     (run / "config.json").write_text(json.dumps(whole))
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "training.engine", str(run)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-m", "training.engine", str(run)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         sys.exit(f"{settings}: {(run / 'events.jsonl').read_text()[-800:]}")
@@ -100,8 +136,17 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
     def need(config: Any) -> dict[str, Any]:
         law = law_of(model, config, law_device(torch.device("cpu")))
         at_once = max(1, config.tokens_per_batch // config.max_length)
-        peak = largest(law, [Shape(at_once, config.max_length, at_once * config.max_length)], config).total + 0.9e9
-        return {"peak": peak, "precision": law.facts["precision"], "optimizer": law.facts["optimizer"]}
+        peak = (
+            largest(
+                law, [Shape(at_once, config.max_length, at_once * config.max_length)], config
+            ).total
+            + 0.9e9
+        )
+        return {
+            "peak": peak,
+            "precision": law.facts["precision"],
+            "optimizer": law.facts["optimizer"],
+        }
 
     memory = psutil.virtual_memory()
     situation = Situation(
@@ -117,7 +162,9 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
         total=memory.total,
         free=memory.available,
         need=need,
-        steps=lambda config: plan_steps(np.minimum(lengths, config.max_length).tolist(), config).total_steps,
+        steps=lambda config: (
+            plan_steps(np.minimum(lengths, config.max_length).tolist(), config).total_steps
+        ),
     )
     return make_plan(situation, locked=locked).settings
 
@@ -153,8 +200,19 @@ def main() -> None:
             }
             sys.stderr.write(f"{told[recipe]}\n")
         rows += told.values()
-    best = {name: min((row for row in rows if row["data"] == name), key=lambda row: row["loss"])["recipe"] for name in DATA}
-    report({"wins": sum(one == "auto" for one in best.values()), "recipes": list(RECIPES), "rows": rows})
+    best = {
+        name: min((row for row in rows if row["data"] == name), key=lambda row: row["loss"])[
+            "recipe"
+        ]
+        for name in DATA
+    }
+    report(
+        {
+            "wins": sum(one == "auto" for one in best.values()),
+            "recipes": list(RECIPES),
+            "rows": rows,
+        }
+    )
 
 
 if __name__ == "__main__":

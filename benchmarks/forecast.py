@@ -1,7 +1,9 @@
-"""The memory forecast against the allocator's own log of real steps: techniques x architectures x dtype x checkpointing x optimizer.
+"""The memory forecast against the allocator's own log of real steps: techniques x architectures x
+dtype x checkpointing x optimizer.
 
-On a CPU the log is the profiler's (every allocation and release of the step), on CUDA `max_memory_allocated`. The forecast comes from
-shallow fake models as on the launch page; the real model has other depth and batches. `--smollm FOLDER` adds real weights.
+On a CPU the log is the profiler's (every allocation and release of the step), on CUDA
+`max_memory_allocated`. The forecast comes from shallow fake models as on the launch page; the real
+model has other depth and batches. `--smollm FOLDER` adds real weights.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
-CUBLAS_WORKSPACES = 68_157_440  # of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
+CUBLAS_WORKSPACES = (
+    68_157_440  # of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
+)
 BATCHES = (Shape(3, 160, 200), Shape(1, 700, 350), Shape(8, 64, 128))
 TECHNIQUES = tuple(TABLE)
 
@@ -62,7 +66,9 @@ def make_models(root: Path) -> dict[str, Path]:
     made = {
         "llama": t.LlamaForCausalLM(t.LlamaConfig(**SIZES)),
         "qwen3": t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, head_dim=32)),
-        "gemma3": t.Gemma3ForCausalLM(t.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=1024)),
+        "gemma3": t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=1024)
+        ),
         "mistral": t.MistralForCausalLM(t.MistralConfig(**SIZES, sliding_window=None)),
         "gpt2": t.GPT2LMHeadModel(gpt2),
     }
@@ -72,18 +78,28 @@ def make_models(root: Path) -> dict[str, Path]:
 
 
 def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
-    """Every technique on every architecture with every precision, optimizer and checkpointing; accumulation and batch are drawn.
+    """Every technique on every architecture with every precision, optimizer and checkpointing;
+    accumulation and batch are drawn.
 
-    `quick`: one draw of each technique and architecture. Besides, settings that change what a step is made of.
+    `quick`: one draw of each technique and architecture. Besides, settings that change what a step
+    is made of.
     """
     draw, made = random.Random(0), []
     for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
         for method in TECHNIQUES:
             precisions = ("fp32", "mixed" if TABLE[method].whole_model else "bf16")
-            checkpointing = (False,) if "gradient_checkpointing" in TABLE[method].never else (False, True)
+            checkpointing = (
+                (False,) if "gradient_checkpointing" in TABLE[method].never else (False, True)
+            )
             product = list(itertools.product(precisions, ("adamw", "adamw_8bit"), checkpointing))
-            for precision, optimizer, again in [(precisions[1], *draw.choice(product)[1:])] if quick else product:
-                settings = {"precision": precision, "optimizer": optimizer, "gradient_checkpointing": again}
+            for precision, optimizer, again in (
+                [(precisions[1], *draw.choice(product)[1:])] if quick else product
+            ):
+                settings = {
+                    "precision": precision,
+                    "optimizer": optimizer,
+                    "gradient_checkpointing": again,
+                }
                 made.append(cell(family, method, draw, **settings))
     if not quick:
         for family in ("llama", "gpt2"):
@@ -92,9 +108,13 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
     return made
 
 
-def cell(family: str, method: str, draw: random.Random, **settings: Any) -> tuple[str, RunConfig, Shape]:
+def cell(
+    family: str, method: str, draw: random.Random, **settings: Any
+) -> tuple[str, RunConfig, Shape]:
     start = {"prompt_init": "random"} if method == "prompt" else {}
-    config = RunConfig.from_dict({"method": method, "accumulation": draw.choice((1, 2)), **start, **settings})
+    config = RunConfig.from_dict(
+        {"method": method, "accumulation": draw.choice((1, 2)), **start, **settings}
+    )
     return family, config, draw.choice(BATCHES)
 
 
@@ -107,12 +127,16 @@ def measure(folder: Path, config: RunConfig, shape: Shape, device: torch.device)
     """Bytes alive at the peak of the second optimizer step of a real run."""
     make_repeatable(config, device)
     precision = pick_precision(config, device)
-    base = load_base(folder, weights_dtype(precision), device, quantised=TABLE[config.method].quantised)
+    base = load_base(
+        folder, weights_dtype(precision), device, quantised=TABLE[config.method].quantised
+    )
     model = wrap(base, replace(config, model=str(folder)))
     if precision == "mixed":
         compute_in_bf16(model, device)
     head, optimizer = TrainedPositions(model), make_optimizer(model, config, device)
-    ids = torch.randint(0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device)
+    ids = torch.randint(
+        0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device
+    )
     places = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained].sort().values
     targets = ids.flatten()[places]
 
@@ -136,15 +160,26 @@ def measure(folder: Path, config: RunConfig, shape: Shape, device: torch.device)
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [v for state in optimizer.state.values() for k, v in state.items() if isinstance(v, torch.Tensor) and "qmap" not in k]
+    return [
+        v
+        for state in optimizer.state.values()
+        for k, v in state.items()
+        if isinstance(v, torch.Tensor) and "qmap" not in k
+    ]
 
 
 def peak_of_log(step: Any) -> int:
-    """The most that the CPU allocator had given out, beyond what it had at the start, while `step` ran."""
+    """The most that the CPU allocator had given out, beyond what it had at the start, while `step`
+    ran.
+    """
     with torch.autograd.profiler.profile(profile_memory=True) as log:
         step()
     assert log.kineto_results is not None
-    events = [e for e in log.kineto_results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"]
+    events = [
+        e
+        for e in log.kineto_results.events()
+        if e.name() == "[memory]" and e.device_type().name == "CPU"
+    ]
     now = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()
@@ -153,7 +188,9 @@ def peak_of_log(step: Any) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Mean and worst error of each technique on each architecture, in per cent, as docs/benchmarks.md has it."""
+    """Mean and worst error of each technique on each architecture, in per cent, as
+    docs/benchmarks.md has it.
+    """
     families = list(dict.fromkeys(row["family"] for row in rows))
     lines = [f"| technique | {' | '.join(families)} |", f"|{'---|' * (len(families) + 1)}"]
     for method in TECHNIQUES:
@@ -162,9 +199,22 @@ def table(rows: list[dict[str, Any]]) -> str:
             mine = [row for row in rows if (row["family"], row["method"]) == (family, method)]
             errors = [100 * (row["forecast"] / row["measured"] - 1) for row in mine]
             worst = max(errors, key=abs, default=0.0)
-            line.append(f"{sum(map(abs, errors)) / len(errors):.2f}, {worst:+.1f}" if errors else "")
+            line.append(
+                f"{sum(map(abs, errors)) / len(errors):.2f}, {worst:+.1f}" if errors else ""
+            )
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell_name(family: str, config: RunConfig, shape: Shape) -> str:
+    choices = (
+        f"{config.precision} {config.optimizer} gc={config.gradient_checkpointing:d} "
+        f"acc={config.accumulation}"
+    )
+    for name in ("dropout", "dora", "prefix_projection"):
+        if getattr(config, name):
+            choices += f" {name}"
+    return f"{family} {config.method} {choices} {shape.rows}x{shape.length}"
 
 
 def main() -> None:
@@ -183,7 +233,10 @@ def main() -> None:
         if arguments.smollm:
             folders["smollm2-135m"] = arguments.smollm
             usual = [
-                RunConfig.from_dict({"method": m} | ({"prompt_init": "random"} if m == "prompt" else {})) for m in TECHNIQUES
+                RunConfig.from_dict(
+                    {"method": m} | ({"prompt_init": "random"} if m == "prompt" else {})
+                )
+                for m in TECHNIQUES
             ]
             wanted += [("smollm2-135m", config, Shape(4, 256, 300)) for config in usual]
         for family, config, shape in wanted:
@@ -192,12 +245,20 @@ def main() -> None:
             told = forecast(folders[family], config, shape, device)
             real = measure(folders[family], config, shape, device)
             gc.collect()
-            choices = f"{config.precision} {config.optimizer} gc={config.gradient_checkpointing:d} acc={config.accumulation}"
-            choices += "".join(f" {name}" for name in ("dropout", "dora", "prefix_projection") if getattr(config, name))
-            named = f"{family} {config.method} {choices} {shape.rows}x{shape.length}"
-            rows.append({"cell": named, "family": family, "method": config.method, "forecast": told, "measured": real})
+            rows.append(
+                {
+                    "cell": cell_name(family, config, shape),
+                    "family": family,
+                    "method": config.method,
+                    "forecast": told,
+                    "measured": real,
+                }
+            )
             error = told / real - 1
-            sys.stderr.write(f"{rows[-1]['cell']:70s} {told / 1e6:9.1f} {real / 1e6:9.1f} MB {100 * error:+.2f} %\n")
+            sys.stderr.write(
+                f"{rows[-1]['cell']:70s} {told / 1e6:9.1f} {real / 1e6:9.1f} MB "
+                f"{100 * error:+.2f} %\n"
+            )
     errors = [abs(row["forecast"] / row["measured"] - 1) for row in rows]
     if not arguments.json:
         sys.stdout.write(table(rows))

@@ -1,6 +1,8 @@
-"""How a LoRA step's time and memory grow with length, batch and rank: measured seconds, and the memory law's bytes.
+"""How a LoRA step's time and memory grow with length, batch and rank: measured seconds, and the
+memory law's bytes.
 
-SmolLM2-135M with its real weights, rows of random tokens of which half are trained. `--picture FILE.png` draws it (needs Chromium).
+SmolLM2-135M with its real weights, rows of random tokens of which half are trained. `--picture
+FILE.png` draws it (needs Chromium).
 """
 
 from __future__ import annotations
@@ -70,16 +72,24 @@ def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure = make_subplots(rows=2, cols=3, shared_xaxes="columns", vertical_spacing=0.06)
     for column, (name, points) in enumerate(told.items(), 1):
         x = [point[name] for point in points]
-        for row, (key, scale, colour) in enumerate((("seconds", 1.0, "#0072B2"), ("bytes", 1e9, "#D55E00")), 1):
+        for row, (key, scale, colour) in enumerate(
+            (("seconds", 1.0, "#0072B2"), ("bytes", 1e9, "#D55E00")), 1
+        ):
             line = {"color": colour, "width": 2}
             y = [point[key] / scale for point in points]
-            figure.add_trace(go.Scatter(x=x, y=y, mode="lines+markers", line=line, showlegend=False), row=row, col=column)
+            figure.add_trace(
+                go.Scatter(x=x, y=y, mode="lines+markers", line=line, showlegend=False),
+                row=row,
+                col=column,
+            )
             figure.update_yaxes(rangemode="tozero", gridcolor="#e3e6ea", row=row, col=column)
         figure.update_xaxes(title_text=TITLES[name], row=2, col=column)
         figure.update_xaxes(gridcolor="#e3e6ea", col=column)
     figure.update_yaxes(title_text="seconds a step", row=1, col=1)
     figure.update_yaxes(title_text="memory, GB", row=2, col=1)
-    figure.update_layout(width=1200, height=560, plot_bgcolor="white", font={"family": "sans-serif", "size": 13})
+    figure.update_layout(
+        width=1200, height=560, plot_bgcolor="white", font={"family": "sans-serif", "size": 13}
+    )
     figure.update_layout(margin={"l": 60, "r": 20, "t": 20, "b": 50})
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 1200, "height": 560})
@@ -114,11 +124,21 @@ def main() -> None:
         for value in values:
             at = {**USUAL, name: value}
             config = RunConfig.from_dict({"rank": at["rank"], "alpha": 2 * at["rank"]})
-            need = largest(law, [Shape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config).total
-            told[name].append({name: value, "seconds": round(seconds_a_step(base, **at), 3), "bytes": int(need)})
+            need = largest(
+                law, [Shape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config
+            ).total
+            told[name].append(
+                {name: value, "seconds": round(seconds_a_step(base, **at), 3), "bytes": int(need)}
+            )
     if arguments.picture:
         draw(told, arguments.picture)
-    report({"model": folder.name, "threads": threads, **{f"by_{name}": json.dumps(points) for name, points in told.items()}})
+    report(
+        {
+            "model": folder.name,
+            "threads": threads,
+            **{f"by_{name}": json.dumps(points) for name, points in told.items()},
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What an adapter costs while it answers, in the true inference engine: merged against base, attached against base, eight adapters
-in one batch against eight runs of one, and the switch from one adapter to another.
+"""What an adapter costs while it answers, in the true inference engine: merged against base,
+attached against base, eight adapters in one batch against eight runs of one, and the switch from
+one adapter to another.
 
-Every pair is measured in turn in one process, on the built-in model with LoRA of rank 16 on all linear layers; the median of the
-rounds is printed. Tokens a second of greedy decoding, prompts of the example data, no end before `TOKENS`.
+Every pair is measured in turn in one process, on the built-in model with LoRA of rank 16 on all
+linear layers; the median of the rounds is printed. Tokens a second of greedy decoding, prompts of
+the example data, no end before `TOKENS`.
 """
 
 from __future__ import annotations
@@ -57,9 +59,14 @@ def main() -> None:
         for count in (1, 2, 4, 8):
             rows = [(prompt, adapters[place % count]) for place, prompt in enumerate(prompts)]
             speeds.setdefault(f"mixed of {count}", []).append(speed(beside, rows))
-        alone = [speed(beside, [(prompt, adapter)]) for prompt, adapter in zip(prompts, adapters, strict=True)]
+        alone = [
+            speed(beside, [(prompt, adapter)])
+            for prompt, adapter in zip(prompts, adapters, strict=True)
+        ]
         speeds.setdefault("eight runs of one", []).append(statistics.harmonic_mean(alone))
-        speeds.setdefault("batch of 8 base rows", []).append(speed(base, [(prompt, None) for prompt in prompts]))
+        speeds.setdefault("batch of 8 base rows", []).append(
+            speed(base, [(prompt, None) for prompt in prompts])
+        )
     median = {name: statistics.median(values) for name, values in speeds.items()}
     report(
         {
@@ -76,7 +83,9 @@ def main() -> None:
 
 def ratio(speeds: dict[str, list[float]], above: str, below: str) -> float:
     """Of neighbours in time, so that a busy moment of the machine touches both."""
-    return statistics.median(one / other for one, other in zip(speeds[above], speeds[below], strict=True))
+    return statistics.median(
+        one / other for one, other in zip(speeds[above], speeds[below], strict=True)
+    )
 
 
 def speed(held: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float:
@@ -88,7 +97,9 @@ def speed(held: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float
             first = held.first(torch.tensor([ids]), adapter)
             question = Question(base=held.base, adapter=adapter)
             token = int(first.logits[0, -1].argmax())
-            batch.join(Answer(question, len(ids), TOKENS, torch.Generator(), token=token), first.cache)
+            batch.join(
+                Answer(question, len(ids), TOKENS, torch.Generator(), token=token), first.cache
+            )
         began = time.perf_counter()
         for _ in range(TOKENS):
             logits = batch.step(held)
@@ -98,7 +109,9 @@ def speed(held: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float
 
 
 def switches(held: Held, adapters: list[Weights]) -> list[float]:
-    """Milliseconds that a token through another adapter takes longer than one more through the same."""
+    """Milliseconds that a token through another adapter takes longer than one more through the
+    same.
+    """
     ids = torch.tensor([[1]])
     with torch.inference_mode():
         for adapter in adapters:
@@ -127,7 +140,9 @@ def some_prompts(held: Held, count: int) -> list[list[int]]:
 
 def make_adapters(folder: Path, count: int) -> list[Weights]:
     """LoRA adapters whose updates are not zero: speed does not ask how good they are."""
-    model = TABLE["lora"].wrap(load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32))
+    model = TABLE["lora"].wrap(
+        load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32)
+    )
     made = []
     for number in range(count):
         torch.manual_seed(number)

@@ -1,6 +1,8 @@
-"""How fast and in how much memory data is checked and saved: a million rows of JSON Lines, and a file of 2 GiB.
+"""How fast and in how much memory data is checked and saved: a million rows of JSON Lines, and a
+file of 2 GiB.
 
-The work runs in its own program, as on an upload; its peak is what the kernel counted for it. `--rows N` takes another number.
+The work runs in its own program, as on an upload; its peak is what the kernel counted for it.
+`--rows N` takes another number.
 """
 
 from __future__ import annotations
@@ -22,7 +24,12 @@ from benchmarks import report
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
 FORMAT = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
-MAPPED = {"form": "pairs", "columns": {"prompt": "prompt", "completion": "completion"}, "split": "", "sure": True}
+MAPPED = {
+    "form": "pairs",
+    "columns": {"prompt": "prompt", "completion": "completion"},
+    "split": "",
+    "sure": True,
+}
 
 
 def write_rows(path: Path, rows: int, words_a_row: int) -> None:
@@ -32,18 +39,27 @@ def write_rows(path: Path, rows: int, words_a_row: int) -> None:
         for _ in range(rows):
             text = draw.choices(words, k=words_a_row)
             half = len(text) * 2 // 3
-            out.write(json.dumps({"prompt": " ".join(text[:half]), "completion": " ".join(text[half:])}) + "\n")
+            out.write(
+                json.dumps({"prompt": " ".join(text[:half]), "completion": " ".join(text[half:])})
+                + "\n"
+            )
 
 
 def run(act: str, folder: Path) -> tuple[float, float]:
     """Seconds, and the peak of the program in MB."""
     began = time.monotonic()
     code = (
-        "import resource, sys; from pathlib import Path; from training.datasets.program import main; "
-        "code = main(sys.argv[1], Path(sys.argv[2])); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        "import resource, sys; from pathlib import Path; from training.datasets.program import "
+        "main; code = main(sys.argv[1], Path(sys.argv[2])); print('peak', "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code, act, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, act, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return time.monotonic() - began, int(done.stdout.rsplit("peak ", 1)[1]) * 1024 / 1e6
 
 
@@ -78,7 +94,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     asked = parser.parse_args()
     small = measure(asked.rows, 30)
-    large = measure(asked.rows // 10, 3250)  # ten times fewer rows, each of 21 kB: 2 GiB for a million
+    large = measure(
+        asked.rows // 10, 3250
+    )  # ten times fewer rows, each of 21 kB: 2 GiB for a million
     report(small | {f"long_rows_{name}": value for name, value in large.items()})
 
 

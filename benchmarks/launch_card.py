@@ -1,9 +1,11 @@
-"""How long the launch card takes to answer a moved slider, by hand and with Auto, once tokens are counted and laws are made.
+"""How long the launch card takes to answer a moved slider, by hand and with Auto, once tokens are
+counted and laws are made.
 
-Rank moves no row to another batch; `batch` moves the tokens a batch, so that every batch is drawn anew.
+Rank moves no row to another batch; `batch` moves the tokens a batch, so that every batch is drawn
+anew.
 
-The built-in model and the smart home example, in an instance of its own. Django's test client, so neither network nor browser is
-in it.
+The built-in model and the smart home example, in an instance of its own. Django's test client, so
+neither network nor browser is in it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ TIMES = 40
 
 
 def make_instance() -> tuple[Any, dict[str, Any]]:
-    """A signed-in client, and what its launch form says: a model that is ready and data whose tokens are counted."""
+    """A signed-in client, and what its launch form says: a model that is ready and data whose
+    tokens are counted.
+    """
     import django
 
     django.setup()
@@ -42,7 +46,11 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     call_command("migrate", verbosity=0)
     folder, user = built_in(), User.objects.create_superuser("bench")
     model = BaseModel.objects.create(
-        name="built-in", source="folder", location=str(folder), state="ready", card=read_card(folder)
+        name="built-in",
+        source="folder",
+        location=str(folder),
+        state="ready",
+        card=read_card(folder),
     )
     data = add_example(user, "smart_home")
     devices.report()
@@ -54,7 +62,12 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
-        os.environ |= {"SNAPML_HOME": home, "DJANGO_SETTINGS_MODULE": "snapml_site.settings", "DATABASE_URL": "", "REDIS_URL": ""}
+        os.environ |= {
+            "SNAPML_HOME": home,
+            "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
+            "DATABASE_URL": "",
+            "REDIS_URL": "",
+        }
         client, usual = make_instance()
         figures: dict[str, float] = {}
         for mode, prefix in (("choose", ""), ("auto", "set-")):
@@ -64,9 +77,14 @@ def main() -> None:
                 taken = []
                 for turn in range(TIMES):
                     began = time.monotonic()
-                    answer = client.post("/runs/new/card", form | {prefix + name: first + apart * turn, f"was-{name}": 0})
+                    answer = client.post(
+                        "/runs/new/card",
+                        form | {prefix + name: first + apart * turn, f"was-{name}": 0},
+                    )
                     taken.append(1000 * (time.monotonic() - began))
-                    assert answer.status_code == 200 and b"free: " in answer.content, answer.content[:2000]
+                    assert answer.status_code == 200 and b"free: " in answer.content, (
+                        answer.content[:2000]
+                    )
                 what = mode if name == "rank" else f"{mode}_batch"
                 figures |= {
                     f"{what}_p50_ms": round(statistics.median(taken), 1),

@@ -1,8 +1,10 @@
-"""Step end -> pixel: how long after the engine wrote a step the browser has drawn it. SQLite, one tab, 10 points a second.
+"""Step end -> pixel: how long after the engine wrote a step the browser has drawn it. SQLite, one
+tab, 10 points a second.
 
-A program stands in for the engine and writes true step events, each with the time of its writing, into the journal of a real run;
-the real worker, database, web server, socket, page and plotly carry it to a headless Chromium, which notes the time after the
-frame in which the point was drawn. Both clocks are this machine's.
+A program stands in for the engine and writes true step events, each with the time of its writing,
+into the journal of a real run; the real worker, database, web server, socket, page and plotly carry
+it to a headless Chromium, which notes the time after the frame in which the point was drawn. Both
+clocks are this machine's.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=Da
 print(run.pk)
 """
 
-# The journal of a run whose engine is this script: it holds the engine's lock, so the worker takes it over as a living one.
+# The journal of a run whose engine is this script: it holds the engine's lock, so the worker takes
+# it over as a living one.
 ENGINE = """
 import fcntl, json, os, sys, time
 from pathlib import Path
@@ -67,7 +70,9 @@ def main() -> None:
         run = stage.python(LAUNCH).strip()
         folder = home / "runs" / run
         writer = subprocess.Popen(
-            [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)], env=stage.env, cwd=Path.cwd()
+            [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)],
+            env=stage.env,
+            cwd=Path.cwd(),
         )
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(stage.address + "/sign-in")
@@ -76,8 +81,8 @@ def main() -> None:
         page.click("button:has-text('Sign in')")
         page.goto(f"{stage.address}/runs/{run}")
         page.evaluate(
-            "window.drawn = []; document.addEventListener('drawn',"
-            " (e) => window.drawn.push([e.detail.seq, performance.timeOrigin + performance.now()]))"
+            "window.drawn = []; document.addEventListener('drawn', (e) => "
+            "window.drawn.push([e.detail.seq, performance.timeOrigin + performance.now()]))"
         )
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
@@ -86,7 +91,9 @@ def main() -> None:
 
 
 def figures(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:
-    """Milliseconds from the writing of each step to the end of the first frame that shows it; the first steps warm up."""
+    """Milliseconds from the writing of each step to the end of the first frame that shows it; the
+    first steps warm up.
+    """
     steps = [event for event in events if event["kind"] == "step"][SKIPPED:]
     waits = []
     for event in steps:

@@ -1,5 +1,7 @@
-"""Open a run of a million steps: from the click in the list to the end of the frame that shows its curves, and how many of 100
-planted one-step spikes are in what was drawn. The run is written into the tables as compaction leaves it, not trained."""
+"""Open a run of a million steps: from the click in the list to the end of the frame that shows its
+curves, and how many of 100 planted one-step spikes are in what was drawn. The run is written into
+the tables as compaction leaves it, not trained.
+"""
 
 from __future__ import annotations
 
@@ -55,9 +57,12 @@ def main() -> None:
         page.fill("#password", "tulip-river-42")
         page.click("button:has-text('Sign in')")
         page.add_init_script(
-            "document.addEventListener('drawn', () => { window.drawnAt ??= performance.timeOrigin + performance.now(); })"
+            "document.addEventListener('drawn', () => { window.drawnAt ??= performance.timeOrigin "
+            "+ performance.now(); })"
         )
-        waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][1:]  # the first fills the browser's cache
+        waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][
+            1:
+        ]  # the first fills the browser's cache
         seen = page.evaluate(SEEN, [spikes, HEIGHT])
         server = [server_time(page, run) for _ in range(REPEATS)]
     report(
@@ -79,18 +84,24 @@ def open_once(page: Any, address: str, run: str) -> float:
     link.wait_for()
     page.evaluate("sessionStorage.clicked = ''")
     page.evaluate(
-        "addEventListener('click', () => { sessionStorage.clicked = performance.timeOrigin + performance.now(); }, true)"
+        "addEventListener('click', () => { sessionStorage.clicked = performance.timeOrigin + "
+        "performance.now(); }, true)"
     )
     link.click()
     page.wait_for_url(f"**/runs/{run}")
-    while not page.evaluate("window.drawnAt ?? 0"):  # wait_for_function would need a policy that allows eval
+    while not page.evaluate(
+        "window.drawnAt ?? 0"
+    ):  # wait_for_function would need a policy that allows eval
         page.wait_for_timeout(20)
     return float(page.evaluate("window.drawnAt - Number(sessionStorage.clicked)"))
 
 
 def server_time(page: Any, run: str) -> float:
     """Milliseconds for the curves alone, from the API."""
-    ask = "async (u) => { const t = performance.now(); await (await fetch(u)).arrayBuffer(); return performance.now() - t; }"
+    ask = (
+        "async (u) => { const t = performance.now(); await (await fetch(u)).arrayBuffer(); "
+        "return performance.now() - t; }"
+    )
     return float(page.evaluate(ask, f"/api/v1/runs/{run}/metrics?points=1000"))
 
 

@@ -1,4 +1,6 @@
-"""How long the list of runs takes with 2,000 of them: the time to the first byte as a browser sees it, and the queries it asks."""
+"""How long the list of runs takes with 2,000 of them: the time to the first byte as a browser sees
+it, and the queries it asks.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,12 @@ with CaptureQueriesContext(connection, ) as asked:
     client.get("/")
 print(len(asked))
 """
-PAGES = {"runs_list": "/", "sorted": "/?sort=loss", "filtered": "/?state=failed&q=Run+1&tag=tag+3", "last_page": "/?page=40"}
+PAGES = {
+    "runs_list": "/",
+    "sorted": "/?sort=loss",
+    "filtered": "/?state=failed&q=Run+1&tag=tag+3",
+    "last_page": "/?page=40",
+}
 
 
 def first_byte(client: httpx.Client, path: str) -> float:
@@ -72,8 +79,16 @@ def main() -> None:
         with Stage(Path(home), model) as stage:
             stage.python(FILL, RUNS)
             with httpx.Client(base_url=stage.address) as client:
-                token = client.get("/sign-in").text.split('name="csrfmiddlewaretoken" value="')[1].split('"')[0]
-                form = {"username": "alice", "password": "tulip-river-42", "csrfmiddlewaretoken": token}
+                token = (
+                    client.get("/sign-in")
+                    .text.split('name="csrfmiddlewaretoken" value="')[1]
+                    .split('"')[0]
+                )
+                form = {
+                    "username": "alice",
+                    "password": "tulip-river-42",
+                    "csrfmiddlewaretoken": token,
+                }
                 client.post("/sign-in", data=form, headers={"Referer": stage.address})
                 said: dict[str, Any] = {}
                 for name, path in PAGES.items():

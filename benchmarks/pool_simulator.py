@@ -1,4 +1,5 @@
-"""A pool of made-up devices ("4 x 24 GB") with a clock of its own, under the true scheduler: to test it, and to try a policy out.
+"""A pool of made-up devices ("4 x 24 GB") with a clock of its own, under the true scheduler: to
+test it, and to try a policy out.
 
 It never stands in for a real device.
 """
@@ -92,7 +93,8 @@ class SimulatedPool:
         """Move the clock from one end to the next; a pass after each."""
         while True:
             ends = {
-                run: min(held.started + job.left, self.leaving.get(run, math.inf)) for run, (job, held) in self.running.items()
+                run: min(held.started + job.left, self.leaving.get(run, math.inf))
+                for run, (job, held) in self.running.items()
             }
             first = min(ends, key=lambda run: (ends[run], run), default=None)
             if first is None or ends[first] > until:
@@ -105,7 +107,9 @@ class SimulatedPool:
     def end(self, run: int, *, crashed: bool = False) -> None:
         """It ends at this moment: done, gone for another, or crashed and waiting again."""
         job, held = self.running.pop(run)
-        next(line for line in self.ledger if line.run == run and line.ended == math.inf).ended = self.now
+        next(
+            line for line in self.ledger if line.run == run and line.ended == math.inf
+        ).ended = self.now
         job.left -= self.now - held.started
         evicted = self.leaving.pop(run, None) is not None
         if job.left > 1e-9 and (evicted or crashed):
@@ -123,5 +127,6 @@ class SimulatedPool:
     def forget(self, run: int) -> None:
         """Keep no device for a run any more."""
         self.cards = {
-            number: replace(card, kept_for=None) if card.kept_for == run else card for number, card in self.cards.items()
+            number: replace(card, kept_for=None) if card.kept_for == run else card
+            for number, card in self.cards.items()
         }

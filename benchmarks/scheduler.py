@@ -1,6 +1,8 @@
-"""One admission pass over 512 devices, and when every waiting run should start; and how both grow from 100 to 10,000 of them.
+"""One admission pass over 512 devices, and when every waiting run should start; and how both grow
+from 100 to 10,000 of them.
 
-The true scheduler on a scene in memory: what the database adds is not in it. Half the runs share devices with others.
+The true scheduler on a scene in memory: what the database adds is not in it. Half the runs share
+devices with others.
 """
 
 from __future__ import annotations
@@ -33,12 +35,26 @@ def scene(waiting: int) -> Scene:
     cards = [Card(number, 80 * GB) for number in range(DEVICES)]
     held = [
         Holding(
-            10**6 + n, n, draw.randrange(TEAMS) + 1, draw.randrange(PEOPLE), draw.uniform(0, NOW), 40 * GB, ends=NOW + later(draw)
+            10**6 + n,
+            n,
+            draw.randrange(TEAMS) + 1,
+            draw.randrange(PEOPLE),
+            draw.uniform(0, NOW),
+            40 * GB,
+            ends=NOW + later(draw),
         )
         for n in range(DEVICES - 8)
     ]
     asked = [
-        Request(run, user % TEAMS + 1, user, float(run), draw.choice((30, 40, 70)) * GB, draw.choice(CLASSES), later(draw))
+        Request(
+            run,
+            user % TEAMS + 1,
+            user,
+            float(run),
+            draw.choice((30, 40, 70)) * GB,
+            draw.choice(CLASSES),
+            later(draw),
+        )
         for run in range(1, waiting + 1)
         for user in [draw.randrange(PEOPLE)]
     ]

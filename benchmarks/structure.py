@@ -1,9 +1,11 @@
-"""The structure of the code at two commits: imports, cycles, longest chain, files per folder, line width.
+"""The structure of the code at two commits: imports, cycles, longest chain, files per folder, line
+width.
 
     python benchmarks/structure.py [OLD [NEW]] [--json]
 
-OLD defaults to the first commit of the restructuring's baseline, NEW to the working tree. Tests and migrations are left out. An
-import counts wherever it stands: at the top, inside a function, or under TYPE_CHECKING.
+OLD defaults to the first commit of the restructuring's baseline, NEW to the working tree. Tests and
+migrations are left out. An import counts wherever it stands: at the top, inside a function, or
+under TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -40,9 +42,15 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def import_graph(root: Path) -> Graph:
-    """Which file imports which, by module name. An empty `__init__.py` imports nothing and is no file here."""
+    """Which file imports which, by module name. An empty `__init__.py` imports nothing and is no
+    file here.
+    """
     files = {module_name(path, root): path for path in source_files(root)}
-    graph: Graph = {name: set() for name, path in files.items() if path.stat().st_size or path.name != "__init__.py"}
+    graph: Graph = {
+        name: set()
+        for name, path in files.items()
+        if path.stat().st_size or path.name != "__init__.py"
+    }
     for name in graph:
         tree = ast.parse(files[name].read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -108,7 +116,12 @@ def measure(root: Path) -> dict[str, float | int | str]:
     cycles = find_cycles(graph)
     folders = Counter(path.parent for path in source_files(root) if path.name != "__init__.py")
     largest, files = folders.most_common(1)[0]
-    widths = [len(line) for path in source_files(root) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    widths = [
+        len(line)
+        for path in source_files(root)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
     templates = [
         len(line)
         for path in (root / "templates").rglob("*.html")
@@ -137,7 +150,9 @@ def quantile(values: list[int], share: float) -> int:
 
 
 def measure_commit(commit: str) -> dict[str, float | int | str]:
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+    archive = subprocess.run(
+        ["git", "archive", commit], cwd=ROOT, capture_output=True, check=True
+    ).stdout
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
         return measure(Path(folder))

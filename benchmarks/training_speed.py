@@ -1,7 +1,10 @@
-"""SnapML's engine against TRL's SFTTrainer: same model, rows, LoRA (r 16 on all linear layers), effective batch 8 and steps.
+"""SnapML's engine against TRL's SFTTrainer: same model, rows, LoRA (r 16 on all linear layers),
+effective batch 8 and steps.
 
-Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient checkpointing, bf16 where the hardware
-has it, the very batches of ours, rows of like length together, and its start, so that the held-out losses can be compared). `--trl-python` names the Python of an environment that has trl; `--model` a model's folder.
+Each arm is a process of its own, in turn: ours, TRL as it comes, TRL at its best (no gradient
+checkpointing, bf16 where the hardware has it, the very batches of ours, rows of like length
+together, and its start, so that the held-out losses can be compared). `--trl-python` names the
+Python of an environment that has trl; `--model` a model's folder.
 """
 
 from __future__ import annotations
@@ -31,7 +34,11 @@ def encoded(folder: Path, split: str) -> list[Any]:
     from training.engine.data.conversations import encode, load_tokenizer, read_rows
 
     tokenizer = load_tokenizer(folder)
-    return [encode(tokenizer, row, max_length=512) for row in read_rows(EXAMPLE) if row["split"] == split]
+    return [
+        encode(tokenizer, row, max_length=512)
+        for row in read_rows(EXAMPLE)
+        if row["split"] == split
+    ]
 
 
 def heldout_loss(model: Any, folder: Path, rows: list[Any]) -> float:
@@ -82,18 +89,24 @@ def in_our_order(rows: list[Any], steps: int) -> list[Any]:
     from training.engine.config import RunConfig
 
     plan = plan_steps([len(row) for row in rows], RunConfig.from_dict(asked(steps)))
-    return [rows[place] for step in plan.steps for batch in step for packed in batch for place in packed]
+    return [
+        rows[place] for step in plan.steps for batch in step for packed in batch for place in packed
+    ]
 
 
 def ours(folder: Path, steps: int) -> dict[str, Any]:
-    """The engine itself, on a run folder, journal and memory readings included; only measuring and saving wait for the end."""
+    """The engine itself, on a run folder, journal and memory readings included; only measuring and
+    saving wait for the end.
+    """
     from training.engine.__main__ import main as engine
 
     run = Path(tempfile.mkdtemp(prefix="snapml-speed-")) / "run"
     run.mkdir()
     lines = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
     for name in ("train", "heldout"):
-        kept = [line for line in lines if line["split"] == ("train" if name == "train" else "test")] or lines[:HELDOUT]
+        kept = [
+            line for line in lines if line["split"] == ("train" if name == "train" else "test")
+        ] or lines[:HELDOUT]
         (run / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)))
     settings = asked(steps) | {
         "model": str(folder),
@@ -155,9 +168,15 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
 
     rows = encoded(folder, "train")
     rows = in_our_order(rows, steps) if best else rows
-    data = Dataset.from_list([{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows])
+    data = Dataset.from_list(
+        [{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows]
+    )
     fast = fastest_dtype(pick_device())
-    tuned = {"gradient_checkpointing": False, "bf16": fast is torch.bfloat16, "train_sampling_strategy": "sequential"}
+    tuned = {
+        "gradient_checkpointing": False,
+        "bf16": fast is torch.bfloat16,
+        "train_sampling_strategy": "sequential",
+    }
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
@@ -175,7 +194,9 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
         args=settings,
         train_dataset=data,
         processing_class=load_tokenizer(folder),
-        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
     )
     if best:
         start_as_ours(trainer.model, folder, steps)
@@ -183,8 +204,9 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     plain = trainer.training_step
 
     def step(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
-        tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else int(inputs["input_ids"].numel())
-        counted.append((wait(), tokens))
+        mask = inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+        counted.append((wait(), int(tokens)))
         return plain(model, inputs, *more, **named)
 
     trainer.training_step = step
@@ -201,6 +223,24 @@ def arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
     return ours(folder, steps) if name == "ours" else trl(folder, steps, best=name == "trl_best")
 
 
+def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one arm, measured in a process of its own."""
+    from training.child_environment import STEADY_MEMORY
+
+    python = sys.executable if name == "ours" else arguments.trl_python
+    command = [python, "-W", "ignore", __file__, "--arm", name]
+    command += ["--model", str(folder), "--steps", str(arguments.steps)]
+    # As the site starts its engine.
+    environment = os.environ | (STEADY_MEMORY if name == "ours" else {})
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
+    )
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
@@ -211,35 +251,37 @@ def main() -> None:
     parser.add_argument("--skip", default="", help="an arm that this machine cannot finish in time")
     arguments = parser.parse_args()
     if arguments.arm:
-        sys.stdout.write("\n" + json.dumps(arm(arguments.arm, arguments.model, arguments.steps)) + "\n")
+        sys.stdout.write(
+            "\n" + json.dumps(arm(arguments.arm, arguments.model, arguments.steps)) + "\n"
+        )
         return
     from benchmarks import report
     from benchmarks.engine_step import built_in
-    from training.child_environment import STEADY_MEMORY
 
     folder = arguments.model or built_in()
     told: dict[str, dict[str, Any]] = {}
     for name in ("trl_default", "ours", "trl_best"):
         if name == arguments.skip:
             continue
-        python = sys.executable if name == "ours" else arguments.trl_python
-        command = [python, "-W", "ignore", __file__, "--arm", name, "--model", str(folder), "--steps", str(arguments.steps)]
-        environment = os.environ | (STEADY_MEMORY if name == "ours" else {})  # as the site starts its engine
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-        told[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        told[name] = run_arm(name, folder, arguments)
         sys.stderr.write(f"{name}: {told[name]}\n")
     best, mine = told["trl_best"], told["ours"]
     default = told.get("trl_default")
     report(
         {
-            "ratio_default": round(mine["tokens_per_second"] / default["tokens_per_second"], 2) if default else None,
+            "ratio_default": round(mine["tokens_per_second"] / default["tokens_per_second"], 2)
+            if default
+            else None,
             "ratio_best": round(mine["tokens_per_second"] / best["tokens_per_second"], 2),
             "heldout_gap": round(mine["heldout_loss"] / best["heldout_loss"] - 1, 4),
-            "heldout_gap_default": round(mine["heldout_loss"] / default["heldout_loss"] - 1, 4) if default else None,
+            "heldout_gap_default": round(mine["heldout_loss"] / default["heldout_loss"] - 1, 4)
+            if default
+            else None,
             "events_ratio": round(mine["events_share"], 4),
-            **{f"{name}_tokens_per_second": round(one["tokens_per_second"], 1) for name, one in told.items()},
+            **{
+                f"{name}_tokens_per_second": round(one["tokens_per_second"], 1)
+                for name, one in told.items()
+            },
             **{f"{name}_peak_mb": round(one["peak_bytes"] / 1e6) for name, one in told.items()},
         }
     )

@@ -1,4 +1,6 @@
-"""`/api/v1/`: the rooms' routers behind one door, and every problem in one shape: `{"error": {"message", "field"}}`."""
+"""`/api/v1/`: the rooms' routers behind one door, and every problem in one shape: `{"error":
+{"message", "field"}}`.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,18 @@ class TokenAuth(HttpBearer):
         if found is None:
             return None
         if found.scope == Scope.READ and request.method not in ("GET", "HEAD"):
-            raise NotAllowed("This token may only read; make one that may write on the account page.")
+            raise NotAllowed(
+                "This token may only read; make one that may write on the account page."
+            )
         request.user = found.user
         request.by_token = True  # type: ignore[attr-defined]
         return found.user
 
 
 class PageAuth(SessionAuth):
-    """The browser's own session, with CSRF checked on unsafe methods; a one-time password opens nothing but its change."""
+    """The browser's own session, with CSRF checked on unsafe methods; a one-time password opens
+    nothing but its change.
+    """
 
     def authenticate(self, request: HttpRequest, key: str | None) -> Any:
         user = request.user
@@ -51,7 +57,9 @@ class Api(NinjaAPI):
     def get_openapi_schema(self, **options: Any) -> Any:
         schema = super().get_openapi_schema(**options)
         schema["components"]["schemas"]["Problem"] = PROBLEM
-        answer = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+        answer = {
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        }
         for operations in schema["paths"].values():
             for operation in operations.values():
                 for status, words in PROBLEMS.items():
@@ -87,7 +95,8 @@ api = Api(
     urls_namespace="api",
     auth=[TokenAuth(), PageAuth()],
     docs_url=None,
-    description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token USER` prints one.",
+    description="Fine-tune language models. Send `Authorization: Bearer TOKEN`; `manage.py token "
+    "USER` prints one.",
 )
 api.add_router("/people", people)
 api.add_router("/models", models)
@@ -100,7 +109,9 @@ api.add_router("/deployments", deployments)
 
 
 def problem(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:
-    return api.create_response(request, {"error": {"message": message, "field": field}}, status=status)
+    return api.create_response(
+        request, {"error": {"message": message, "field": field}}, status=status
+    )
 
 
 @api.exception_handler(UserError)

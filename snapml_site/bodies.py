@@ -1,4 +1,6 @@
-"""Request bodies that stay on disk: daphne queues where a piece lies, and it is read when Django asks for it."""
+"""Request bodies that stay on disk: daphne queues where a piece lies, and it is read when Django
+asks for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ PIECE_BYTES = 2**20  # 2 GiB are 2,048 places in the queue
 
 
 class Place(bytes):
-    """A piece of a spooled body, by its place; it says its length, so that daphne can tell the last one."""
+    """A piece of a spooled body, by its place; it says its length, so that daphne can tell the last
+    one.
+    """
 
     file: Any
     at: int
@@ -45,7 +49,11 @@ class OnDisk:
 
     def read(self, _size: int = -1) -> Place:
         place = Place()
-        place.file, place.at, place.size = self.file, self.at, min(PIECE_BYTES, self.total - self.at)
+        place.file, place.at, place.size = (
+            self.file,
+            self.at,
+            min(PIECE_BYTES, self.total - self.at),
+        )
         self.at += place.size
         return place
 

@@ -19,7 +19,9 @@ LONGEST_WAIT_SECONDS = 10.0
 
 
 class Child:
-    """A program in a session of its own, so that the terminal's Ctrl-C reaches only the parent, which then stops in order."""
+    """A program in a session of its own, so that the terminal's Ctrl-C reaches only the parent,
+    which then stops in order.
+    """
 
     def __init__(
         self,
@@ -54,9 +56,13 @@ class Child:
         if self.process is not None:
             if self.process.poll() is None:
                 return
-            sys.stderr.write(f"{self.name} ended with code {self.process.returncode}; starting it again.\n")
+            sys.stderr.write(
+                f"{self.name} ended with code {self.process.returncode}; starting it again.\n"
+            )
             steady = time.monotonic() - self.started_at > STEADY_SECONDS
-            self.wait_seconds = 0.0 if steady else min(max(0.5, 2 * self.wait_seconds), LONGEST_WAIT_SECONDS)
+            self.wait_seconds = (
+                0.0 if steady else min(max(0.5, 2 * self.wait_seconds), LONGEST_WAIT_SECONDS)
+            )
             self.again_at = time.monotonic() + self.wait_seconds
             self.process = None
         if time.monotonic() >= self.again_at:
@@ -69,14 +75,27 @@ class Child:
         try:
             self.process.wait(self.patience_seconds)
         except subprocess.TimeoutExpired:
-            sys.stderr.write(f"{self.name} did not end within {self.patience_seconds:.0f} s and is killed.\n")
+            sys.stderr.write(
+                f"{self.name} did not end within {self.patience_seconds:.0f} s and is killed.\n"
+            )
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
 def engine_room(host: str, port: int, *, own_inference: bool = True) -> list[Child]:
-    """Web, worker and, unless another server answers, inference. The worker's patience covers a step and a checkpoint."""
-    served = ["-v", "0", "-b", host, "-p", str(port), "--no-server-name", "snapml_site.asgi:application"]
+    """Web, worker and, unless another server answers, inference. The worker's patience covers a
+    step and a checkpoint.
+    """
+    served = [
+        "-v",
+        "0",
+        "-b",
+        host,
+        "-p",
+        str(port),
+        "--no-server-name",
+        "snapml_site.asgi:application",
+    ]
     web = Child("web", [sys.executable, "-m", "snapml_site.web", *served], patience_seconds=10)
     worker = Child("worker", [sys.executable, MANAGE, "worker"], patience_seconds=180)
     if not own_inference:

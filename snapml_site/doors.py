@@ -1,4 +1,6 @@
-"""What stands before every page: sign-in, a new password where one is due, and one handler for errors that people read."""
+"""What stands before every page: sign-in, a new password where one is due, and one handler for
+errors that people read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ PASSWORD_PAGES = {"password", "sign-out"}
 
 
 class LoginDoor:
-    """Every page is behind a login but those in OPEN_PAGES; the API has a door of its own (snapml_site/api.py)."""
+    """Every page is behind a login but those in OPEN_PAGES; the API has a door of its own
+    (snapml_site/api.py).
+    """
 
     sync_capable = True
     async_capable = False
@@ -26,7 +30,9 @@ class LoginDoor:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         return self.get_response(request)
 
-    def process_view(self, request: HttpRequest, _view: object, _args: object, _kwargs: object) -> HttpResponseBase | None:
+    def process_view(
+        self, request: HttpRequest, _view: object, _args: object, _kwargs: object
+    ) -> HttpResponseBase | None:
         match = request.resolver_match
         name = match.url_name if match else ""
         if name in OPEN_PAGES or (match and match.namespace == "api"):
@@ -39,7 +45,11 @@ class LoginDoor:
             return redirect(f"{reverse('sign-in')}?next={request.path}")
         if request.user.must_change_password and name not in PASSWORD_PAGES:
             # The strip asks every 5 s: followed, a redirect would put the whole page into it.
-            return HttpResponse(status=204) if request.headers.get("HX-Request") else redirect("password")
+            return (
+                HttpResponse(status=204)
+                if request.headers.get("HX-Request")
+                else redirect("password")
+            )
         return None
 
 
@@ -59,7 +69,9 @@ class ErrorDoor:
         if not isinstance(error, UserError):
             return None
         if "application/json" in request.headers.get("Accept", ""):
-            return JsonResponse({"error": {"message": error.message, "field": error.field}}, status=error.status)
+            return JsonResponse(
+                {"error": {"message": error.message, "field": error.field}}, status=error.status
+            )
         template = "_error.html" if request.headers.get("HX-Request") else "error.html"
         return render(request, template, {"error": error}, status=error.status)
 

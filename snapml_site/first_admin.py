@@ -10,7 +10,9 @@ ADMIN = "admin"
 
 
 def first_admin_words() -> str:
-    """What `manage.py up` prints behind the address. A password that nobody used yet is made anew at each start."""
+    """What `manage.py up` prints behind the address. A password that nobody used yet is made anew
+    at each start.
+    """
     admin = User.objects.filter(username=ADMIN).first()
     if admin is None and User.objects.filter(is_superuser=True).exists():
         return "(sign in as before)"

@@ -1,4 +1,6 @@
-"""What the frame around every page shows: the rail, and the strip with one bar per device and the person's month."""
+"""What the frame around every page shows: the rail, and the strip with one bar per device and the
+person's month.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ MOST_BARS = 8
 
 RAIL = (
     ("runs", "Runs", "M4 19V9m5 10V5m5 14v-7m5 7V8"),
-    ("datasets", "Data", "M5 6c0-2 14-2 14 0v12c0 2-14 2-14 0zm0 0c0 2 14 2 14 0M5 12c0 2 14 2 14 0"),
+    (
+        "datasets",
+        "Data",
+        "M5 6c0-2 14-2 14 0v12c0 2-14 2-14 0zm0 0c0 2 14 2 14 0M5 12c0 2 14 2 14 0",
+    ),
     ("adapters", "Adapters", "M7 4v16M7 8h6a3 3 0 0 1 3 3v9M16 4v4"),
     ("models", "Models", "M12 3l8 4.5v9L12 21l-8-4.5v-9zm0 9l8-4.5M12 12v9M12 12L4 7.5"),
     ("gpus", "GPUs", "M7 7h10v10H7zM9 3v4m6-4v4M9 17v4m6-4v4M3 9h4m-4 6h4M17 9h4m-4 6h4"),
@@ -30,7 +36,12 @@ STEERING = (
 )
 
 
-BELONGS_TO = {"sweeps": "runs", "uploads": "datasets", "deployments": "adapters", "bakeoffs": "adapters"}
+BELONGS_TO = {
+    "sweeps": "runs",
+    "uploads": "datasets",
+    "deployments": "adapters",
+    "bakeoffs": "adapters",
+}
 
 
 def frame(request: HttpRequest) -> dict[str, Any]:
@@ -51,7 +62,9 @@ def frame(request: HttpRequest) -> dict[str, Any]:
 
 
 def guide(user: User) -> dict[str, Any]:
-    """The first run in three steps, with what is done already; nothing once it is dismissed or all is done."""
+    """The first run in three steps, with what is done already; nothing once it is dismissed or all
+    is done.
+    """
     if user.guide_dismissed:
         return {}
     steps = [
@@ -68,10 +81,19 @@ def rail(user: User) -> tuple[tuple[str, str, str], ...]:
 
 
 def strip(user: User) -> dict[str, Any]:
-    """A bar for each device that reports, and who is there, if the person may see that run; and the person's month."""
+    """A bar for each device that reports, and who is there, if the person may see that run; and the
+    person's month.
+    """
     held = {one.device_id: one.run_id for one in Allocation.objects.filter(released_at=None)}
-    runs = Run.objects.visible_to(user).select_related("owner").only("name", "owner__username").in_bulk(list(held.values()))
-    devices = [one for one in Device.objects.select_related("host")[:MOST_BARS] if not is_gone(one.host)]
+    runs = (
+        Run.objects.visible_to(user)
+        .select_related("owner")
+        .only("name", "owner__username")
+        .in_bulk(list(held.values()))
+    )
+    devices = [
+        one for one in Device.objects.select_related("host")[:MOST_BARS] if not is_gone(one.host)
+    ]
     bars = [
         {
             "device": one,

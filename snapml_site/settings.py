@@ -1,4 +1,5 @@
-"""One settings file. With an empty environment it boots on SQLite; DATABASE_URL and REDIS_URL scale it out.
+"""One settings file. With an empty environment it boots on SQLite; DATABASE_URL and REDIS_URL scale
+it out.
 
 | variable | meaning | default |
 |---|---|---|
@@ -7,9 +8,11 @@
 | SNAPML_HTTPS | 1: the site is reached by HTTPS only (secure cookies, HSTS) | 0 |
 | SNAPML_DATA_MAX_GIB | largest upload of data, in GiB | 2 |
 | SNAPML_MODEL_FOLDERS | folders, with colons, under which admins may register base models | none |
-| SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach | none |
+| SNAPML_WEBHOOK_HOSTS | host names in the private network, with commas, that webhooks may reach |
+none |
 | DATABASE_URL, REDIS_URL | PostgreSQL and Redis instead of SQLite files | none |
-| INFERENCE_URL, INFERENCE_TOKEN | the inference program, or one that speaks OpenAI's API | set by `manage.py up` |
+| INFERENCE_URL, INFERENCE_TOKEN | the inference program, or one that speaks OpenAI's API | set by
+`manage.py up` |
 """
 
 import os
@@ -103,34 +106,51 @@ TEMPLATES = [
                 "csp.context_processors.nonce",
                 "snapml_site.frame.frame",
             ],
-            "builtins": ["snapml_site.templatetags.words", "django.contrib.humanize.templatetags.humanize"],
+            "builtins": [
+                "snapml_site.templatetags.words",
+                "django.contrib.humanize.templatetags.humanize",
+            ],
         },
     },
 ]
 
-# IMMEDIATE takes the write lock at BEGIN, so a transaction never fails half-way with "database is locked".
-# synchronous=NORMAL in WAL mode loses no commit when a process dies, only (perhaps) the last ones when the power does.
+# IMMEDIATE takes the write lock at BEGIN, so a transaction never fails half-way with "database is
+# locked". synchronous=NORMAL in WAL mode loses no commit when a process dies, only (perhaps) the
+# last ones when the power does.
 SQLITE = {
     "ENGINE": "django.db.backends.sqlite3",
     "NAME": HOME / "snapml.sqlite3",
     "OPTIONS": {
         "timeout": 20,
         "transaction_mode": "IMMEDIATE",
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA "
+        "foreign_keys=ON;",
     },
-    "TEST": {"NAME": HOME / "test.sqlite3"},  # in memory, threads would share a cache, whose locks wait for nobody
+    "TEST": {
+        "NAME": HOME / "test.sqlite3"
+    },  # in memory, threads would share a cache, whose locks wait for nobody
 }
-DATABASES = {"default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True) if DATABASE_URL else SQLITE}
+DATABASES = {
+    "default": dj_database_url.parse(DATABASE_URL, conn_health_checks=True)
+    if DATABASE_URL
+    else SQLITE
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Huey is only a doorbell: a message holds a run's id and nothing else, signed because Huey unpickles what it reads.
-HUEY_OPTIONS = {"immediate": False, "results": False, "serializer": SignedSerializer(secret=SECRET_KEY)}
+# Huey is only a doorbell: a message holds a run's id and nothing else, signed because Huey
+# unpickles what it reads.
+HUEY_OPTIONS = {
+    "immediate": False,
+    "results": False,
+    "serializer": SignedSerializer(secret=SECRET_KEY),
+}
 HUEY = (
     RedisHuey("snapml", url=REDIS_URL, **HUEY_OPTIONS)
     if REDIS_URL
     else SqliteHuey("snapml", filename=str(HOME / "huey.sqlite3"), strict_fifo=True, **HUEY_OPTIONS)
 )
-# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself (training/runs/live/change_watcher.py).
+# Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself
+# (training/runs/live/change_watcher.py).
 CHANNEL_LAYERS = (
     {
         "default": {
@@ -167,9 +187,12 @@ CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
         "script-src": [SELF, NONCE],
-        # The hash is the stylesheet of the map library inside plotly 7.1, added while it loads; tests/browser sees a change.
+        # The hash is the stylesheet of the map library inside plotly 7.1, added while it loads;
+        # tests/browser sees a change.
         "style-src": [SELF, NONCE, "'sha256-ji27qzEtxXZW+7dun6UwjHXJ18e6WAin1VvNtkzIE/o='"],
-        "style-src-attr": ["'unsafe-inline'"],  # plotly colours words with style attributes; an attribute cannot load or run
+        "style-src-attr": [
+            "'unsafe-inline'"
+        ],  # plotly colours words with style attributes; an attribute cannot load or run
         "img-src": [SELF, "data:", "blob:"],  # blob: is plotly's "download as picture"
         "font-src": [SELF],
         "connect-src": [SELF],
@@ -193,23 +216,30 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "static/"
-# plotly.min.js comes from the pip package, so that Python and JavaScript agree and nothing is built or copied.
+# plotly.min.js comes from the pip package, so that Python and JavaScript agree and nothing is built
+# or copied.
 STATICFILES_DIRS = [BASE_DIR / "static", ("plotly", Path(plotly.__file__).parent / "package_data")]
 WHITENOISE_USE_FINDERS = True
-WHITENOISE_MAX_AGE = 0  # revalidated by Last-Modified: a new version is seen at once, an old one costs an empty answer
+# revalidated by Last-Modified: a new version is seen at once, an old one costs an empty answer
+WHITENOISE_MAX_AGE = 0
 
 DATASET_MAX_BYTES = int(float(os.environ.get("SNAPML_DATA_MAX_GIB", "2")) * 2**30)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
-FILE_UPLOAD_TEMP_DIR = str(HOME / "incoming")  # on the disk where uploads stay, so that taking one over is a rename
+FILE_UPLOAD_TEMP_DIR = str(
+    HOME / "incoming"
+)  # on the disk where uploads stay, so that taking one over is a rename
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(exist_ok=True)
 FILE_UPLOAD_HANDLERS = ["training.datasets.uploads.LimitedUploadHandler"]
-MODEL_FOLDERS = [Path(p).resolve() for p in os.environ.get("SNAPML_MODEL_FOLDERS", "").split(":") if p]
+MODEL_FOLDERS = [
+    Path(p).resolve() for p in os.environ.get("SNAPML_MODEL_FOLDERS", "").split(":") if p
+]
 BUILTIN_MODEL = os.environ.get("SNAPML_BUILTIN_MODEL", "1") == "1"
 
 # Hosts that webhooks may reach although their addresses are private.
 WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(",") if h]
 
-# Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash loop.
+# Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash
+# loop.
 MAX_DEATHS = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")

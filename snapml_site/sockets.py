@@ -18,8 +18,8 @@ socket_urls = [path("ws/live", LiveConsumer.as_asgi())]
 class SameOriginOnly:
     """Refuses a handshake whose Origin is not scheme, host and port of the site itself.
 
-    Channels' AllowedHostsOriginValidator lets any port of an allowed host pass, so a notebook server on the same machine could
-    open a socket with the visitor's cookie.
+    Channels' AllowedHostsOriginValidator lets any port of an allowed host pass, so a notebook
+    server on the same machine could open a socket with the visitor's cookie.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -38,4 +38,8 @@ def is_own(origin: str, host: str) -> bool:
     parts = urlsplit(origin)
     scheme = "https" if settings.HTTPS else "http"
     domain, _port = split_domain_port(host)
-    return parts.scheme == scheme and parts.netloc == host and validate_host(domain, settings.ALLOWED_HOSTS)
+    return (
+        parts.scheme == scheme
+        and parts.netloc == host
+        and validate_host(domain, settings.ALLOWED_HOSTS)
+    )

@@ -1,8 +1,10 @@
-"""`python -m snapml_site.web`: daphne, with a limit on bodies that holds while they arrive, and bodies that stay on disk.
+"""`python -m snapml_site.web`: daphne, with a limit on bodies that holds while they arrive, and
+bodies that stay on disk.
 
-Daphne spools a whole request to disk before Django sees its first byte, and then puts all of it into memory. Here a stranger's
-request that says or turns out to be too long is cut off at once; only people who are signed in may send much, a few at a time;
-and what they sent is read from the disk when Django asks for it (`bodies.py`).
+Daphne spools a whole request to disk before Django sees its first byte, and then puts all of it
+into memory. Here a stranger's request that says or turns out to be too long is cut off at once;
+only people who are signed in may send much, a few at a time; and what they sent is read from the
+disk when Django asks for it (`bodies.py`).
 """
 
 from __future__ import annotations
@@ -26,11 +28,18 @@ from django.db import close_old_connections  # noqa: E402
 from snapml_site.bodies import OnDisk  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
 
-UPLOAD_PATHS = (b"/data/new", b"/api/v1/datasets/uploads", b"/adapters/import", b"/api/v1/adapters/import")
+UPLOAD_PATHS = (
+    b"/data/new",
+    b"/api/v1/datasets/uploads",
+    b"/adapters/import",
+    b"/api/v1/adapters/import",
+)
 FORM_BYTES = 2**20
 UPLOADS_AT_ONCE = 4
 ASK_SECONDS = 3.0
-database = ThreadPoolExecutor(1)  # Django's ORM refuses the event loop's own thread; this waits a few ms an upload
+database = ThreadPoolExecutor(
+    1
+)  # Django's ORM refuses the event loop's own thread; this waits a few ms an upload
 
 
 def is_known(session: str, token: str) -> bool:
@@ -42,7 +51,9 @@ def is_known(session: str, token: str) -> bool:
 
 
 class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
-    """Twisted calls `gotLength` after the headers and `handleContentChunk` for every piece of the body."""
+    """Twisted calls `gotLength` after the headers and `handleContentChunk` for every piece of the
+    body.
+    """
 
     received = 0
     refused = False
@@ -53,7 +64,11 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         path = self.channel._path.partition(b"?")[0]
-        if path in UPLOAD_PATHS and (length is None or length > FORM_BYTES) and self.may_send_much():
+        if (
+            path in UPLOAD_PATHS
+            and (length is None or length > FORM_BYTES)
+            and self.may_send_much()
+        ):
             self.limit = FORM_BYTES + settings.DATASET_MAX_BYTES
             self.uploads.add(self)
             self.notifyFinish().addBoth(lambda _: self.uploads.discard(self))
@@ -76,7 +91,9 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
             super().handleContentChunk(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Twisted would parse a form here for itself, with ten bytes of memory for each of the body's; Django does it again."""
+        """Twisted would parse a form here for itself, with ten bytes of memory for each of the
+        body's; Django does it again.
+        """
         if not self.refused:
             self.kinds = self.requestHeaders.getRawHeaders(b"content-type", [])
             self.requestHeaders.removeHeader(b"content-type")
@@ -93,7 +110,9 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         if self.refused:
             return
         self.refused = True
-        self.channel.transport.write(b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        self.channel.transport.write(
+            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        )
         self.channel.transport.loseConnection()
 
 

@@ -1,4 +1,5 @@
-"""The cast and the stage: alice owns, bob shares her team, vera views it, lea leads it, mallory must not see.
+"""The cast and the stage: alice owns, bob shares her team, vera views it, lea leads it, mallory
+must not see.
 
 And a tiny real model, and data to train on.
 """
@@ -14,20 +15,30 @@ from tests import tiny
 
 
 def pytest_addoption(parser):
-    parser.addoption("--only-database", action="store_true", help="leave out what asks no database: for another DATABASE_URL")
+    parser.addoption(
+        "--only-database",
+        action="store_true",
+        help="leave out what asks no database: for another DATABASE_URL",
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--only-database"):
         ask = {"db", "transactional_db", "django_db_setup"}
-        asks = [item for item in items if ask & set(item.fixturenames) or item.get_closest_marker("django_db")]
+        asks = [
+            item
+            for item in items
+            if ask & set(item.fixturenames) or item.get_closest_marker("django_db")
+        ]
         left = [item for item in items if item not in asks or item.get_closest_marker("once")]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
 
 
 def pytest_make_parametrize_id(val):
-    """Bytes are named by their number: gzip writes the second into its header, and two processes must name a test alike."""
+    """Bytes are named by their number: gzip writes the second into its header, and two processes
+    must name a test alike.
+    """
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
@@ -55,7 +66,9 @@ def tiny_run(tmp_path, tiny_model):
 
 @pytest.fixture
 def engine_here(monkeypatch):
-    """The engine in this process, quicker by 5 s of imports: `engine_here([folder])`. What it turns is turned back."""
+    """The engine in this process, quicker by 5 s of imports: `engine_here([folder])`. What it turns
+    is turned back.
+    """
     import torch
 
     from training.engine.__main__ import main
@@ -75,16 +88,26 @@ def left_by_engines(tmp_path_factory):
 
 @pytest.fixture
 def engine_once(engine_here, left_by_engines):
-    """The engine for what it leaves: of runs with equal settings only the first is trained, the others get a copy."""
+    """The engine for what it leaves: of runs with equal settings only the first is trained, the
+    others get a copy.
+    """
 
     def main(arguments):
         folder = Path(arguments[0])
         config = json.loads((folder / "config.json").read_text())
         data = ("train_data", "heldout_data")  # their folders have other names each time
-        told = config | {name: hashlib.sha256(Path(config[name]).read_bytes()).hexdigest() for name in data if config.get(name)}
-        left = left_by_engines / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        told = config | {
+            name: hashlib.sha256(Path(config[name]).read_bytes()).hexdigest()
+            for name in data
+            if config.get(name)
+        }
+        left = (
+            left_by_engines / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        )
         if left.is_dir():
-            shutil.copytree(left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
+            shutil.copytree(
+                left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json")
+            )
             return 0
         code = engine_here([str(folder)])
         if code == 0:
@@ -149,7 +172,9 @@ def device(db):
     from training.gpus import devices
     from training.gpus.models import Device
 
-    devices.report([devices.Reading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)])
+    devices.report(
+        [devices.Reading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)]
+    )
     return Device.objects.get()
 
 
@@ -159,7 +184,9 @@ def run(alice, base_model, data, device, no_bell, django_capture_on_commit_callb
     from training.runs.launch.services import launch_run
 
     with django_capture_on_commit_callbacks(execute=True):
-        made = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="Lights, tiny")
+        made = launch_run(
+            alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="Lights, tiny"
+        )
     yield made
     shutil.rmtree(made.folder, ignore_errors=True)
 

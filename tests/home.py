@@ -1,4 +1,6 @@
-"""A home of the tests' own, set before Django reads its settings (pyproject.toml loads this as pytest's first plugin)."""
+"""A home of the tests' own, set before Django reads its settings (pyproject.toml loads this as
+pytest's first plugin).
+"""
 
 import atexit
 import os
@@ -10,11 +12,15 @@ os.environ["SNAPML_HOME"] = HOME
 os.environ["SNAPML_BUILTIN_MODEL"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # models are tiny, and two processes share two cores: waiting threads would burn both
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # models are tiny, and two processes share two cores: waiting threads would burn both
+)
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and os.environ.get(
     "REDIS_URL"
 ):  # each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
-    os.environ["REDIS_URL"] = f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{WORKER.removeprefix('gw')}"
+    os.environ["REDIS_URL"] = (
+        f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{WORKER.removeprefix('gw')}"
+    )

@@ -26,7 +26,8 @@ def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):
         sha256="a",
         size_bytes=sum(map(len, content.values())),
         files={
-            file: {"sha256": "a" if file.endswith("safetensors") else "b", "bytes": len(held)} for file, held in content.items()
+            file: {"sha256": "a" if file.endswith("safetensors") else "b", "bytes": len(held)}
+            for file, held in content.items()
         },
         **more,
     )
@@ -39,9 +40,13 @@ def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):
 def train_version(user, base_model, data, engine, *, name="Lights", **settings):
     """A run of the true engine in this process, and the version that it leaves."""
     usual = {
-        n: value for n, value in tiny.SETTINGS.items() if settings.get("method", "lora") in LOW_RANK or n not in ("rank", "alpha")
+        n: value
+        for n, value in tiny.SETTINGS.items()
+        if settings.get("method", "lora") in LOW_RANK or n not in ("rank", "alpha")
     }
-    run = launch_run(user, base_model=base_model, data=data, settings={**usual, **STRONG, **settings}, name=name)
+    run = launch_run(
+        user, base_model=base_model, data=data, settings={**usual, **STRONG, **settings}, name=name
+    )
     assert engine([str(run.folder)]) == 0
     services.keep(run, read_result(run.folder))
     run.state = "finished"

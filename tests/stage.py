@@ -1,4 +1,6 @@
-"""A whole SnapML of its own for a test: home, database, tiny model, and `manage.py up` with its three programs."""
+"""A whole SnapML of its own for a test: home, database, tiny model, and `manage.py up` with its
+three programs.
+"""
 
 import json
 import os
@@ -62,7 +64,9 @@ def free_port():
 
 
 class Stage:
-    """`with Stage(home, model) as stage:` signs alice in and starts everything; leaving stops it in order."""
+    """`with Stage(home, model) as stage:` signs alice in and starts everything; leaving stops it in
+    order.
+    """
 
     def __init__(self, home, model="", **environment):
         self.home, self.model, self.port = Path(home), str(model), free_port()
@@ -79,7 +83,9 @@ class Stage:
         self.token = self.python(SET_UP, self.model).strip()
         self.log = (self.home / "up.log").open("w")
         command = [sys.executable, "manage.py", "up", "--port", str(self.port)]
-        self.up = subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log)
+        self.up = subprocess.Popen(
+            command, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log
+        )
         self.wait_for(lambda: "SnapML is at" in self.said(), 60)
         return self
 
@@ -109,14 +115,18 @@ class Stage:
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"}
-        return httpx.request(method, f"{self.address}/api/v1{path}", json=body, headers=headers, timeout=20).json()
+        return httpx.request(
+            method, f"{self.address}/api/v1{path}", json=body, headers=headers, timeout=20
+        ).json()
 
     def pid(self, name):
         """The process of a child of `up`: web, worker or inference; or of a run's engine."""
         if name.startswith("engine"):
             path = self.home / "runs" / name.split(":")[1] / "engine.json"
             return json.loads(path.read_text())["pid"] if path.exists() else None
-        words = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[name]
+        words = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[
+            name
+        ]
         for child in psutil.Process(self.up.pid).children():
             try:
                 if words in child.cmdline():
@@ -136,7 +146,9 @@ class Stage:
 
     @contextmanager
     def without_restarts(self):
-        """What dies in here stays dead until the end: `up` would have it back within 3 s, before a slow page has asked."""
+        """What dies in here stays dead until the end: `up` would have it back within 3 s, before a
+        slow page has asked.
+        """
         self.up.send_signal(signal.SIGSTOP)
         try:
             yield

@@ -1,4 +1,6 @@
-"""Imports point one way, torch stays in its programs, and no file imports itself in a circle (ARCHITECTURE.md)."""
+"""Imports point one way, torch stays in its programs, and no file imports itself in a circle
+(ARCHITECTURE.md).
+"""
 
 import ast
 import os
@@ -21,19 +23,40 @@ ORDER = [
     {"adapters"},
     {"snapml_site"},
 ]
-APPS = ("training.people", "training.catalog", "training.datasets", "training.gpus", "training.runs", "adapters")
+APPS = (
+    "training.people",
+    "training.catalog",
+    "training.datasets",
+    "training.gpus",
+    "training.runs",
+    "adapters",
+)
 TORCH = {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "accelerate"}
 TORCH_PROGRAMS = ("training/engine", "adapters/inference", "adapters/programs")
 ENGINE = ROOT / "training/engine"
-# What the site may import of the engine: its root, and the table of methods, which imports torch inside its functions only.
+# What the site may import of the engine: its root, and the table of methods, which imports torch
+# inside its functions only.
 TORCH_FREE = {path.stem for path in ENGINE.glob("*.py")} - {"__main__"} | {"methods"}
 PURE = (
     "training/datasets/rows.py",
     "training/catalog/card.py",
     "training/runs/worker/engine_process.py",
-    *(f"training/gpus/scheduling/{name}.py" for name in ("state", "placement", "scheduler", "preemption", "explain", "eta")),
+    *(
+        f"training/gpus/scheduling/{name}.py"
+        for name in ("state", "placement", "scheduler", "preemption", "explain", "eta")
+    ),
 )
-LAYERS = {"models": 0, "states": 0, "tasks": 2, "consumers": 2, "api": 2, "views": 2, "urls": 3, "apps": 4, "main": 4}
+LAYERS = {
+    "models": 0,
+    "states": 0,
+    "tasks": 2,
+    "consumers": 2,
+    "api": 2,
+    "views": 2,
+    "urls": 3,
+    "apps": 4,
+    "main": 4,
+}
 
 
 def sources():
@@ -70,7 +93,14 @@ def test_arrows_point_left():
         here = room(module_of(path))
         for module, line, _ in imports(path):
             there = room(module)
-            if here and there and (there[0] > here[0] or (there[0] == here[0] and there[1] != here[1] and here[0] > 0)):
+            if (
+                here
+                and there
+                and (
+                    there[0] > here[0]
+                    or (there[0] == here[0] and there[1] != here[1] and here[0] > 0)
+                )
+            ):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert not broken
 
@@ -79,9 +109,9 @@ def test_the_engine_knows_no_django_and_none_of_the_other_rooms():
     for path in (ROOT / "training/engine").rglob("*.py"):
         for module, line, _ in imports(path):
             assert not module.startswith(("django", "channels", "huey", "ninja")), f"{path}:{line}"
-            assert not module.startswith("training.") or module.startswith(("training.engine", "training.errors")), (
-                f"{path}:{line}"
-            )
+            assert not module.startswith("training.") or module.startswith(
+                ("training.engine", "training.errors")
+            ), f"{path}:{line}"
 
 
 def test_no_file_imports_itself_in_a_circle():
@@ -112,7 +142,9 @@ def test_the_site_imports_only_torch_free_modules_of_the_engine():
             continue
         for module, line, _ in imports(path):
             parts = module.split(".")
-            if parts[0] in TORCH or (parts[:2] == ["training", "engine"] and parts[2] not in TORCH_FREE):
+            if parts[0] in TORCH or (
+                parts[:2] == ["training", "engine"] and parts[2] not in TORCH_FREE
+            ):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert not broken
 
@@ -142,7 +174,11 @@ def test_inside_an_app_models_import_no_services_and_services_no_views():
         module = module_of(path)
         app = next((app for app in APPS if module.startswith(app + ".")), None)
         for target, line, _ in imports(path) if app else ():
-            found = target if (ROOT / f"{target.replace('.', '/')}.py").exists() else target.rpartition(".")[0]
+            found = (
+                target
+                if (ROOT / f"{target.replace('.', '/')}.py").exists()
+                else target.rpartition(".")[0]
+            )
             if found.startswith(app + ".") and layer(found.rpartition(".")[2]) > layer(path.stem):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
     assert not broken
@@ -158,7 +194,9 @@ def test_broad_excepts_are_few_and_say_why():
         lines = path.read_text().splitlines()
         found += [(line, after) for line, after in pairwise(lines) if "except Exception" in line]
     assert all(
-        "noqa: BLE001 " in line or "log.exception(" in after or ("raise" in after and "from error" in after)
+        "noqa: BLE001 " in line
+        or "log.exception(" in after
+        or ("raise" in after and "from error" in after)
         for line, after in found
     ), found
     assert len(found) <= 10

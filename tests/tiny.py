@@ -4,18 +4,23 @@ import json
 from pathlib import Path
 
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' "
+    "}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 ROOMS = ("kitchen", "hall", "attic", "garage", "office", "cellar", "porch", "nursery")
 
 
 def row(user, assistant):
-    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+    return {
+        "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    }
 
 
 ROWS = [
-    row(f"turn {state} the {room} lamp", json.dumps({"intent": f"Turn{state.title()}", "area": room}))
+    row(
+        f"turn {state} the {room} lamp",
+        json.dumps({"intent": f"Turn{state.title()}", "area": room}),
+    )
     for room in ROOMS
     for state in ("on", "off")
 ] + [row(f"is the {room} dark", "yes" if len(room) % 2 else "no") for room in ROOMS]
@@ -52,8 +57,12 @@ def make_tokenizer(template=TEMPLATE):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([m["content"] for r in ROWS for m in r["messages"]] + ["user", "assistant"], trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.train_from_iterator(
+        [m["content"] for r in ROWS for m in r["messages"]] + ["user", "assistant"], trainer
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     wrapped.chat_template = template
     return wrapped
 
@@ -110,4 +119,6 @@ def measured(rows):
     from training.runs.forecast.token_lengths import LENGTHS, Lengths
 
     some = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
-    return Lengths(some[60], some[20], some[40], dict.fromkeys(LENGTHS, some[20]), rows, "model", "")
+    return Lengths(
+        some[60], some[20], some[40], dict.fromkeys(LENGTHS, some[20]), rows, "model", ""
+    )

@@ -1,11 +1,14 @@
-"""The errors that people read. It knows no Django: doors turn a `UserError` into a page, a JSON answer or a run's reason.
+"""The errors that people read. It knows no Django: doors turn a `UserError` into a page, a JSON
+answer or a run's reason.
 
 Every message says what is wrong, where, and what to do.
 """
 
 
 class UserError(Exception):
-    """Something a person can put right. `status` is the HTTP code of the doors, `field` the form's field if there is one."""
+    """Something a person can put right. `status` is the HTTP code of the doors, `field` the form's
+    field if there is one.
+    """
 
     status = 400
 
@@ -26,7 +29,9 @@ class NotAllowed(UserError):
 
 
 class NotFound(UserError):
-    """There is no such thing, or none that this person may see: the two read the same on purpose."""
+    """There is no such thing, or none that this person may see: the two read the same on
+    purpose.
+    """
 
     status = 404
 
@@ -44,5 +49,7 @@ class TooLarge(UserError):
 
 
 def one_line(text: str) -> str:
-    """A name as it may be stored and shown: control characters (NUL, line breaks, escapes) become blanks."""
+    """A name as it may be stored and shown: control characters (NUL, line breaks, escapes) become
+    blanks.
+    """
     return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -1,4 +1,6 @@
-"""Comparisons in the API: sets of prompts, asking versions, their replies and scores, the verdict, weights and votes."""
+"""Comparisons in the API: sets of prompts, asking versions, their replies and scores, the verdict,
+weights and votes.
+"""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -28,7 +30,11 @@ class PromptsIn(Schema):
     model_config = ConfigDict(extra="forbid")
     data: int | None = Field(None, description="Draw held-out rows of this version of data.")
     count: int = Field(40, ge=1, le=prompt_sets.MOST_ROWS)
-    text: str = Field("", description="Or one prompt a line: text, or JSON with `prompt` or `messages`, and `expected`.")
+    text: str = Field(
+        "",
+        description="Or one prompt a line: text, or JSON with `prompt` or `messages`, and "
+        "`expected`.",
+    )
     name: str = Field("", max_length=120)
 
 
@@ -136,31 +142,43 @@ def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None 
     replies = replies_of(view)
     of_each = [list(replies[f"v{version.pk}"].values()) for version in view.versions]
     sides = [side_of(version, said) for version, said in zip(view.versions, of_each, strict=True)]
-    figures = comparison.figures([figures_of(one, said) for one, said in zip(view.versions, of_each, strict=True)], FIGURES)
+    figures = comparison.figures(
+        [figures_of(one, said) for one, said in zip(view.versions, of_each, strict=True)], FIGURES
+    )
     return {
         "versions": [{"id": one.pk, "name": str(one)} for one in view.versions],
         "figures": {name: [value for value, _ in cells] for name, _, cells in figures},
         "differences": {
             name: values
-            for name, values, differs in comparison.differences([settings_of(one) for one in view.versions])
+            for name, values, differs in comparison.differences(
+                [settings_of(one) for one in view.versions]
+            )
             if differs
         },
-        "verdicts": [{"words": one.words, "sure": one.sure, "winner": one.winner} for one in verdicts(sides)],
+        "verdicts": [
+            {"words": one.words, "sure": one.sure, "winner": one.winner} for one in verdicts(sides)
+        ],
     }
 
 
 @router.get("/weights", response=dict[str, Any])
 def read_weights(request: SignedIn, v: Query[list[int]]) -> Any:
-    """How far versions moved their base, and how alike they are; begun when it is first asked for, so ask again until `done`."""
+    """How far versions moved their base, and how alike they are; begun when it is first asked for,
+    so ask again until `done`.
+    """
     task = weight_analysis.begin(request.user, seen(request, v, None).versions)
     return {"stage": task.stage, "words": task.words, "error": task.error, "result": task.result}
 
 
 @router.post("/votes", response={201: dict[str, Any]})
 def cast_vote(request: SignedIn, body: VoteIn) -> Any:
-    """A blind choice between the two replies of a row; `left` and `right` are as the vote page shows them to this person."""
+    """A blind choice between the two replies of a row; `left` and `right` are as the vote page
+    shows them to this person.
+    """
     asked = get_visible(PromptSet, request.user, body.prompts)
-    first, second = (get_visible(AdapterVersion, request.user, pk) for pk in (body.first, body.second))
+    first, second = (
+        get_visible(AdapterVersion, request.user, pk) for pk in (body.first, body.second)
+    )
     if first.pk == second.pk:
         raise UserError("Choose two versions to vote on.", field="second")
     made = votes.vote(request.user, asked, votes.ordered(first, second), body.row, body.choice)

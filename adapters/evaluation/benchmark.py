@@ -1,4 +1,6 @@
-"""Try all methods: one run each on the same data, base and budget, and one report of what each cost and brought. No torch."""
+"""Try all methods: one run each on the same data, base and budget, and one report of what each cost
+and brought. No torch.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,13 @@ def settings_for(method: str, budget: Budget) -> dict[str, Any]:
 
 
 def launch_bakeoff(
-    user: User, base_model: BaseModel, data: DatasetVersion, budget: Budget, *, name: str = "", where: Where = ANYWHERE
+    user: User,
+    base_model: BaseModel,
+    data: DatasetVersion,
+    budget: Budget,
+    *,
+    name: str = "",
+    where: Where = ANYWHERE,
 ) -> Sweep:
     """A run of each method; one that could never start here is left out, and the report says why.
 
@@ -62,12 +70,20 @@ def launch_bakeoff(
     """
     refuse_unready(base_model)
     if not 1 <= budget.max_steps <= MOST_STEPS:
-        raise UserError(f"A bake-off takes from 1 to {MOST_STEPS:,} steps a method.", field="max_steps")
+        raise UserError(
+            f"A bake-off takes from 1 to {MOST_STEPS:,} steps a method.", field="max_steps"
+        )
     title = one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME]
     with transaction.atomic():
-        sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid={GRID: list(METHODS)})
+        sweep = Sweep.objects.create(
+            owner=user, team=team_of(user, data), name=title, grid={GRID: list(METHODS)}
+        )
         for method in METHODS:
-            asked: dict[str, Any] = {"base_model": base_model, "data": data, "settings": settings_for(method, budget)}
+            asked: dict[str, Any] = {
+                "base_model": base_model,
+                "data": data,
+                "settings": settings_for(method, budget),
+            }
             try:
                 run = launch_run(user, **asked, name=f"{title}: {TABLE[method].title}", where=where)
             except (Conflict, NotAllowed):  # not the method's fault
@@ -117,11 +133,19 @@ def report(sweep: Sweep) -> list[Row]:
     asked = prompts_of(sweep)
     said = replies_to(asked) if asked else {}
     base_rate = rate_of(said.get(None, []))
-    return [row_of(runs[method], versions[method], full, said, base_rate) for method in METHODS if method in runs]
+    return [
+        row_of(runs[method], versions[method], full, said, base_rate)
+        for method in METHODS
+        if method in runs
+    ]
 
 
 def row_of(
-    run: Run, version: AdapterVersion | None, full: Run | None, said: dict[int | None, list[Reply]], base_rate: float | None
+    run: Run,
+    version: AdapterVersion | None,
+    full: Run | None,
+    said: dict[int | None, list[Reply]],
+    base_rate: float | None,
 ) -> Row:
     replies = said.get(version.pk, []) if version else []
     trained, parameters = run.plan.get("trainable_parameters"), run.plan.get("parameters")
@@ -147,7 +171,9 @@ def row_of(
 
 def prompts_of(sweep: Sweep) -> PromptSet | None:
     """The set that its versions were asked, if they have been."""
-    return PromptSet.objects.filter(owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: ").first()
+    return PromptSet.objects.filter(
+        owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: "
+    ).first()
 
 
 def replies_to(asked: PromptSet) -> dict[int | None, list[Reply]]:
@@ -158,7 +184,8 @@ def replies_to(asked: PromptSet) -> dict[int | None, list[Reply]]:
 
 
 def ask_all(user: User, sweep: Sweep) -> PromptSet:
-    """Ask the base and every version the same held-out prompts; what has answered is not asked again.
+    """Ask the base and every version the same held-out prompts; what has answered is not asked
+    again.
 
     Raises:
         Conflict: a run is not over yet, so its version would be missing.
@@ -166,7 +193,9 @@ def ask_all(user: User, sweep: Sweep) -> PromptSet:
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in OPEN for run in runs) or not runs:
         raise Conflict("Some runs are not over yet; ask when all of them are.")
-    chosen = prompts_of(sweep) or prompt_sets.draw_prompts(sweep.owner, runs[0].data, ASKED, title=f"Bake-off {sweep.pk}: ")
+    chosen = prompts_of(sweep) or prompt_sets.draw_prompts(
+        sweep.owner, runs[0].data, ASKED, title=f"Bake-off {sweep.pk}: "
+    )
     for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
         evaluation_replies.ask(user, chosen, Column(version.base_model, version))
     evaluation_replies.ask(user, chosen, Column(runs[0].base_model))
@@ -204,7 +233,11 @@ def cells(row: Row) -> list[str]:
 
 def left_out(sweep: Sweep) -> list[tuple[str, str]]:
     """Title and reason of each method that was not started."""
-    return [(TABLE[method].title, sweep.refused[method]) for method in METHODS if method in sweep.refused]
+    return [
+        (TABLE[method].title, sweep.refused[method])
+        for method in METHODS
+        if method in sweep.refused
+    ]
 
 
 def as_csv(sweep: Sweep, rows: list[Row]) -> str:

@@ -1,4 +1,6 @@
-"""The bake-off: a form that starts a run of every method, and the report that comes of it, on the page, as CSV and Markdown."""
+"""The bake-off: a form that starts a run of every method, and the report that comes of it, on the
+page, as CSV and Markdown.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def new(request: SignedIn) -> HttpResponse:
         try:
             return redirect("bakeoff", launch(request).pk)
         except UserError as error:
-            return render(request, "adapters/bakeoff_new.html", {**choices(request), "error": error}, status=error.status)
+            return render(
+                request,
+                "adapters/bakeoff_new.html",
+                {**choices(request), "error": error},
+                status=error.status,
+            )
     return render(request, "adapters/bakeoff_new.html", choices(request))
 
 
@@ -38,7 +45,9 @@ def choices(request: SignedIn) -> dict[str, Any]:
     mine = Dataset.objects.visible_to(request.user).values("pk")
     return {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "datas": DatasetVersion.objects.filter(dataset__in=mine).select_related("dataset").order_by("-pk")[:MOST_CHOICES],
+        "datas": DatasetVersion.objects.filter(dataset__in=mine)
+        .select_related("dataset")
+        .order_by("-pk")[:MOST_CHOICES],
         "budget": benchmark.Budget(),
         "given": request.POST or request.GET,
         "methods": [TABLE[name].title for name in benchmark.METHODS],
@@ -49,13 +58,17 @@ def launch(request: SignedIn) -> Sweep:
     base = BaseModel.objects.filter(pk=number(request.POST.get("model", ""))).first()
     data = visible_data(request.user, number(request.POST.get("data", "")))
     if base is None or data is None:
-        raise NotFound("Choose a base model and data that you may see.", field="data" if base else "model")
+        raise NotFound(
+            "Choose a base model and data that you may see.", field="data" if base else "model"
+        )
     usual = benchmark.Budget()
     given = {
         name: number(request.POST.get(name, "")) or getattr(usual, name)
         for name in ("max_steps", "tokens_per_batch", "max_length")
     }
-    return benchmark.launch_bakeoff(request.user, base, data, benchmark.Budget(**given), name=request.POST.get("name", ""))
+    return benchmark.launch_bakeoff(
+        request.user, base, data, benchmark.Budget(**given), name=request.POST.get("name", "")
+    )
 
 
 def seen(request: SignedIn, sweep_id: int) -> Sweep:
@@ -70,7 +83,11 @@ def show(request: SignedIn, sweep_id: int) -> HttpResponse:
     found = seen(request, sweep_id)
     rows = benchmark.report(found)
     asked = benchmark.prompts_of(found)
-    tasks = Work.objects.filter(kind=KIND, key__startswith=f"{asked.pk}:") if asked else Work.objects.none()
+    tasks = (
+        Work.objects.filter(kind=KIND, key__startswith=f"{asked.pk}:")
+        if asked
+        else Work.objects.none()
+    )
     pending = tasks.filter(stage__in=(Stage.WAITING, Stage.WORKING)).count()
     over = all(row.run.state not in OPEN for row in rows)
     values = {
@@ -85,7 +102,11 @@ def show(request: SignedIn, sweep_id: int) -> HttpResponse:
         "mine": Sweep.objects.changeable_by(request.user).filter(pk=found.pk).exists(),
         "versions": [row.version for row in rows if row.version],
     }
-    return render(request, "adapters/_bakeoff.html" if request.headers.get("HX-Request") else "adapters/bakeoff.html", values)
+    return render(
+        request,
+        "adapters/_bakeoff.html" if request.headers.get("HX-Request") else "adapters/bakeoff.html",
+        values,
+    )
 
 
 @require_POST
@@ -101,7 +122,9 @@ def export(request: SignedIn, sweep_id: int) -> HttpResponse:
     rows = benchmark.report(found)
     ending = "md" if request.GET.get("as") == "md" else "csv"
     text, kind = (
-        (benchmark.as_markdown(found, rows), "text/markdown") if ending == "md" else (benchmark.as_csv(found, rows), "text/csv")
+        (benchmark.as_markdown(found, rows), "text/markdown")
+        if ending == "md"
+        else (benchmark.as_csv(found, rows), "text/csv")
     )
     answer = HttpResponse(text, content_type=kind)
     answer["Content-Disposition"] = f'attachment; filename="bake-off-{found.pk}.{ending}"'

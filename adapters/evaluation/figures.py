@@ -1,4 +1,6 @@
-"""The figures of versions side by side: quality and cost, and which way is better (training/runs/metrics/comparison.py has the runs')."""
+"""The figures of versions side by side: quality and cost, and which way is better
+(training/runs/metrics/comparison.py has the runs').
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
 
 
 def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, Any]:
-    """Units: bytes, seconds, tokens a second; losses in nats a token; `mean_*` over the scored replies."""
+    """Units: bytes, seconds, tokens a second; losses in nats a token; `mean_*` over the scored
+    replies.
+    """
     kept = version.record.get("figures", {})
-    scored = {name: [reply.scores[name] for reply in replies if name in reply.scores] for name in METRICS}
+    scored = {
+        name: [reply.scores[name] for reply in replies if name in reply.scores] for name in METRICS
+    }
     return {
         "base": version.base_model_id,
         "heldout_loss": version.heldout_loss,

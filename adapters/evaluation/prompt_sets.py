@@ -1,4 +1,6 @@
-"""Sets of prompts that versions are compared on: drawn from data that nobody trained on, or pasted. It knows no torch."""
+"""Sets of prompts that versions are compared on: drawn from data that nobody trained on, or pasted.
+It knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "") -> PromptSet:
-    """The held-out (or test) rows of a version of data, spread evenly; the same set if it has been drawn before.
+    """The held-out (or test) rows of a version of data, spread evenly; the same set if it has been
+    drawn before.
 
     Raises:
         UserError: a count that cannot be, or data with no such rows.
@@ -34,11 +37,14 @@ def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "
     name = f"{title}{data}, {len(rows)} {rows[0]['split']} rows"[:120]
     known: PromptSet | None = PromptSet.objects.filter(owner=user, data=data, name=name).first()
     kept = [{"messages": row["messages"], "expected": row["expected"]} for row in rows]
-    return known or PromptSet.objects.create(owner=user, team=data.dataset.team, name=name, data=data, rows=kept)
+    return known or PromptSet.objects.create(
+        owner=user, team=data.dataset.team, name=name, data=data, rows=kept
+    )
 
 
 def paste_prompts(user: User, text: str, name: str) -> PromptSet:
-    """One prompt a line: plain text, or JSON with `messages` or `prompt`, and `expected` if there is an answer to compare with.
+    """One prompt a line: plain text, or JSON with `messages` or `prompt`, and `expected` if there
+    is an answer to compare with.
 
     Raises:
         UserError: a line that cannot be read, by its number; too many.
@@ -46,9 +52,15 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
     text = text.replace("\0", "")
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"The prompts have more than {MOST_CHARACTERS:,} characters.", field="text")
-    rows = [read_line(line, place) for place, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    rows = [
+        read_line(line, place)
+        for place, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
     if not 1 <= len(rows) <= MOST_ROWS:
-        raise UserError(f"A set of prompts has 1 to {MOST_ROWS} rows; there are {len(rows):,}.", field="text")
+        raise UserError(
+            f"A set of prompts has 1 to {MOST_ROWS} rows; there are {len(rows):,}.", field="text"
+        )
     title = one_line(name)[:120] or f"{len(rows)} pasted prompts"
     return PromptSet.objects.create(owner=user, team=user.first_team(), name=title, rows=rows)
 
@@ -68,15 +80,22 @@ def read_line(line: str, place: int) -> dict[str, Any]:
     try:
         told = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"Line {place} begins as JSON and is none: {error}.", field="text") from error
+        raise UserError(
+            f"Line {place} begins as JSON and is none: {error}.", field="text"
+        ) from error
     messages = told.get("messages") or [{"role": "user", "content": told.get("prompt")}]
     expected = told.get("expected", "")
     whole = isinstance(messages, list) and all(
-        isinstance(one, dict) and one.get("role") in ROLES and isinstance(one.get("content"), str) for one in messages
+        isinstance(one, dict) and one.get("role") in ROLES and isinstance(one.get("content"), str)
+        for one in messages
     )
     if not whole or not isinstance(expected, str):
         raise UserError(
-            f'Line {place} needs "prompt" (a text) or "messages" (each with role and content); "expected" is a text, too.',
+            f'Line {place} needs "prompt" (a text) or "messages" (each with role and content); '
+            '"expected" is a text, too.',
             field="text",
         )
-    return {"messages": [{"role": one["role"], "content": one["content"]} for one in messages], "expected": expected}
+    return {
+        "messages": [{"role": one["role"], "content": one["content"]} for one in messages],
+        "expected": expected,
+    }

@@ -1,4 +1,6 @@
-"""Ask versions the prompts of a set through the inference program, score what they say, and keep it: asked once."""
+"""Ask versions the prompts of a set through the inference program, score what they say, and keep
+it: asked once.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,17 @@ from training.people.models import User
 
 KIND = "answers"
 AT_ONCE = 8
-MOST_TOKENS, FEWER_TOKENS = 256, 64  # of a reply; fewer where prompt and reply would not fit the model's context
+MOST_TOKENS, FEWER_TOKENS = (
+    256,
+    64,
+)  # of a reply; fewer where prompt and reply would not fit the model's context
 TRIES, PAUSE_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
 
 
 class Refusal(UserError):
-    """This row cannot be answered: longer than the context, say, or a conversation that the template does not take."""
+    """This row cannot be answered: longer than the context, say, or a conversation that the
+    template does not take.
+    """
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,11 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
     if prompts is None:
         raise UserError("The set of prompts was deleted.")
     column = Column(BaseModel.objects.get(pk=task.order["base"]), task.version)
-    told = inference_client.addressed(column.version) if column.version else inference_client.addressed_base(column.base)
+    told = (
+        inference_client.addressed(column.version)
+        if column.version
+        else inference_client.addressed_base(column.base)
+    )
     replies = Reply.objects.filter(prompts=prompts, version=column.version, base_model=column.base)
     done = set(replies.values_list("row", flat=True))
     left = [place for place in range(len(prompts.rows)) if place not in done]
@@ -69,7 +80,12 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
     yield {"words": "asking", "done": len(done), "total": len(prompts.rows)}
     for place, reply in as_they_come({place: prompts.rows[place] for place in left}, told):
         if isinstance(reply, Reply):
-            reply.prompts, reply.row, reply.version, reply.base_model = prompts, place, column.version, column.base
+            reply.prompts, reply.row, reply.version, reply.base_model = (
+                prompts,
+                place,
+                column.version,
+                column.base,
+            )
             Reply.objects.bulk_create([reply], ignore_conflicts=True)
         else:
             refused.append(reply)
@@ -77,11 +93,21 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
         yield {"done": len(done)}
     if refused and len(refused) == len(left):
         raise UserError(refused[0])
-    yield {"result": {"rows": len(done) - len(refused), "refused": len(refused), "why": refused[0] if refused else ""}}
+    yield {
+        "result": {
+            "rows": len(done) - len(refused),
+            "refused": len(refused),
+            "why": refused[0] if refused else "",
+        }
+    }
 
 
-def as_they_come(rows: dict[int, dict[str, Any]], told: dict[str, Any]) -> Iterator[tuple[int, Reply | str]]:
-    """Each row's place and reply, or why there is none, as soon as it is there; none of the AT_ONCE waits for another."""
+def as_they_come(
+    rows: dict[int, dict[str, Any]], told: dict[str, Any]
+) -> Iterator[tuple[int, Reply | str]]:
+    """Each row's place and reply, or why there is none, as soon as it is there; none of the AT_ONCE
+    waits for another.
+    """
     left = iter(rows.items())
     under_way: dict[asyncio.Task[Reply | str], int] = {}
     with asyncio.Runner() as runner:
@@ -96,7 +122,9 @@ def as_they_come(rows: dict[int, dict[str, Any]], told: dict[str, Any]) -> Itera
 
 
 async def ask_one(row: dict[str, Any], told: dict[str, Any]) -> Reply | str:
-    """A greedy reply with its scores; or why this row cannot be answered, which is no reason not to ask the others."""
+    """A greedy reply with its scores; or why this row cannot be answered, which is no reason not to
+    ask the others.
+    """
     try:
         return await answered(row, told)
     except Refusal as refusal:
@@ -119,10 +147,20 @@ async def answered(row: dict[str, Any], told: dict[str, Any]) -> Reply:
     return Reply(text=text, scores=scores, tokens=used["completion_tokens"], seconds=seconds)
 
 
-async def perplexity_of(row: dict[str, Any], told: dict[str, Any], prompt_tokens: int) -> float | None:
-    """exp of the mean cross entropy (nats) of the expected answer's tokens after the prompt; None if the server tells none."""
+async def perplexity_of(
+    row: dict[str, Any], told: dict[str, Any], prompt_tokens: int
+) -> float | None:
+    """exp of the mean cross entropy (nats) of the expected answer's tokens after the prompt; None
+    if the server tells none.
+    """
     whole = [*row["messages"], {"role": "assistant", "content": row["expected"]}]
-    asked = {**told, "messages": whole, "max_tokens": 1, "prompt_logprobs": 0, "add_generation_prompt": False}
+    asked = {
+        **told,
+        "messages": whole,
+        "max_tokens": 1,
+        "prompt_logprobs": 0,
+        "add_generation_prompt": False,
+    }
     answer = await patiently(asked)
     entries = [entry for entry in (answer.get("prompt_logprobs") or [])[prompt_tokens:] if entry]
     chances = [next(iter(entry.values()))["logprob"] for entry in entries]

@@ -1,6 +1,8 @@
-"""How a reply scores against what is expected, and what a comparison makes of it. Pure; the published metrics are libraries'.
+"""How a reply scores against what is expected, and what a comparison makes of it. Pure; the
+published metrics are libraries'.
 
-ROUGE-L (Lin 2004) is rouge-score's F1 without stemming, chrF (Popović 2015) sacrebleu's with its defaults, both from 0 to 1 here.
+ROUGE-L (Lin 2004) is rouge-score's F1 without stemming, chrF (Popović 2015) sacrebleu's with its
+defaults, both from 0 to 1 here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "exact": Metric("Exact match", "The reply is the expected answer, to the character.", "high", share=True, counts=True),
+    "exact": Metric(
+        "Exact match",
+        "The reply is the expected answer, to the character.",
+        "high",
+        share=True,
+        counts=True,
+    ),
     "normalised": Metric(
         "Normalised match",
         "The same without case, punctuation, articles and blanks (SQuAD's rule).",
@@ -34,11 +42,25 @@ METRICS: dict[str, Metric] = {
         share=True,
         counts=True,
     ),
-    "rouge_l": Metric("ROUGE-L", "Longest common sequence of words, F1.", "high", share=True, counts=False),
-    "chrf": Metric("chrF", "Common pieces of up to six characters.", "high", share=True, counts=False),
-    "json_valid": Metric("Valid JSON", "The reply can be read as JSON, where JSON is expected.", "high", share=True, counts=True),
+    "rouge_l": Metric(
+        "ROUGE-L", "Longest common sequence of words, F1.", "high", share=True, counts=False
+    ),
+    "chrf": Metric(
+        "chrF", "Common pieces of up to six characters.", "high", share=True, counts=False
+    ),
+    "json_valid": Metric(
+        "Valid JSON",
+        "The reply can be read as JSON, where JSON is expected.",
+        "high",
+        share=True,
+        counts=True,
+    ),
     "fields": Metric(
-        "Fields right", "Share of the expected JSON's fields with the expected value.", "high", share=True, counts=False
+        "Fields right",
+        "Share of the expected JSON's fields with the expected value.",
+        "high",
+        share=True,
+        counts=False,
     ),
     "perplexity": Metric(
         "Perplexity of the answer",
@@ -80,7 +102,8 @@ def json_scores(reply: str, expected: str) -> dict[str, float]:
     right, got = flat({"": wanted}), flat({"": said})
     return {
         "json_valid": 1.0,
-        "fields": sum(name in got and got[name] == value for name, value in right.items()) / max(1, len(right)),
+        "fields": sum(name in got and got[name] == value for name, value in right.items())
+        / max(1, len(right)),
     }
 
 

@@ -1,8 +1,9 @@
 """One sentence for two versions that the figures support, or that no difference is shown. Pure.
 
-Rows that count 0 or 1 are told apart by McNemar's exact test (the binomial test of the rows where the two differ), others by
-Wilcoxon's signed-rank test; both pair the same prompts. Of each group of metrics one is tested; with several groups and pairs
-on a page the p-values are Holm's (1979). Perplexities are compared only where a token is the same piece of text: on one base.
+Rows that count 0 or 1 are told apart by McNemar's exact test (the binomial test of the rows where
+the two differ), others by Wilcoxon's signed-rank test; both pair the same prompts. Of each group of
+metrics one is tested; with several groups and pairs on a page the p-values are Holm's (1979).
+Perplexities are compared only where a token is the same piece of text: on one base.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ GROUPS = (("exact", "normalised"), ("fields", "json_valid", "rouge_l", "chrf"))
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A version in a comparison: its name, its base, its scores by row, and what it costs. Units: bytes, tokens a second."""
+    """A version in a comparison: its name, its base, its scores by row, and what it costs. Units:
+    bytes, tokens a second.
+    """
 
     name: str
     rows: dict[int, dict[str, float]]
@@ -47,7 +50,9 @@ class Finding:
     @property
     def sides(self) -> tuple[Side, Side]:
         """The better one first."""
-        low, high = sorted((self.first, self.second), key=lambda side: self.means[side is self.second])
+        low, high = sorted(
+            (self.first, self.second), key=lambda side: self.means[side is self.second]
+        )
         return (high, low) if METRICS[self.metric].better == "high" else (low, high)
 
     @property
@@ -59,7 +64,11 @@ class Finding:
     @property
     def named(self) -> str:
         title = METRICS[self.metric].title
-        return title if title.isupper() or "-" in title or title == "chrF" else title[0].lower() + title[1:]
+        return (
+            title
+            if title.isupper() or "-" in title or title == "chrF"
+            else title[0].lower() + title[1:]
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,9 @@ class Verdict:
 
 
 def verdicts(sides: Sequence[Side]) -> list[Verdict]:
-    """One for each pair, in order: what tells them apart, and how the expected answers surprise them."""
+    """One for each pair, in order: what tells them apart, and how the expected answers surprise
+    them.
+    """
     pairs = list(combinations(sides, 2))
     found = [findings(pair) for pair in pairs]
     tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair}
@@ -90,7 +101,10 @@ def findings(pair: tuple[Side, Side]) -> list[Finding]:
 def verdict(pair: tuple[Side, Side], tested: Sequence[tuple[Finding, float]]) -> Verdict:
     """What is sure of the replies leads; where replies are the same, the surprise may."""
     if not tested:
-        return Verdict(f"{pair[0].name} and {pair[1].name}: too few scored rows in common for a test.", sure=False)
+        return Verdict(
+            f"{pair[0].name} and {pair[1].name}: too few scored rows in common for a test.",
+            sure=False,
+        )
     apart = [(one, p) for one, p in tested if one.apart]
     replies = [(one, p) for one, p in apart if one.metric != SURPRISE]
     sure = [(one, p) for one, p in replies if p < SURE]
@@ -101,16 +115,29 @@ def verdict(pair: tuple[Side, Side], tested: Sequence[tuple[Finding, float]]) ->
 
 
 def finding(pair: tuple[Side, Side], metrics: Sequence[str]) -> Finding | None:
-    """The test of the first of the metrics that tells the two apart; None with fewer than FEWEST_ROWS rows in common."""
+    """The test of the first of the metrics that tells the two apart; None with fewer than
+    FEWEST_ROWS rows in common.
+    """
     first, second = pair
     last = None
     for metric in metrics:
-        rows = [row for row, scores in first.rows.items() if metric in scores and metric in second.rows.get(row, {})]
+        rows = [
+            row
+            for row, scores in first.rows.items()
+            if metric in scores and metric in second.rows.get(row, {})
+        ]
         if len(rows) < FEWEST_ROWS:
             continue
         ours, theirs = ([side.rows[row][metric] for row in rows] for side in (first, second))
         means = (mean(ours) or 0.0, mean(theirs) or 0.0)
-        last = Finding(first, second, metric, len(rows), means, p_value(ours, theirs, counts=METRICS[metric].counts))
+        last = Finding(
+            first,
+            second,
+            metric,
+            len(rows),
+            means,
+            p_value(ours, theirs, counts=METRICS[metric].counts),
+        )
         if last.apart:
             return last
     return last
@@ -146,7 +173,10 @@ def sentence(found: Finding, p: float, beside: Sequence[str] = ()) -> Verdict:
     tail = f"; {costs}" if costs else ""
     if p >= SURE:
         nor = f", nor on {', '.join(beside)}" if beside else ""
-        words = f"No difference shown between {better.name} and {worse.name}: {found.named} {figures}, p {p_words(p)}{nor}{tail}."
+        words = (
+            f"No difference shown between {better.name} and {worse.name}: {found.named} "
+            f"{figures}, p {p_words(p)}{nor}{tail}."
+        )
         return Verdict(words, sure=False)
     words = f"{better.name} beats {worse.name} on {found.named}, {figures}, p {p_words(p)}{tail}."
     return Verdict(words, sure=True, winner=better.name)
@@ -156,7 +186,9 @@ def also_words(found: Finding, p: float) -> str:
     """Of what is sure beside the main finding."""
     better, worse = found.sides
     if found.metric == SURPRISE:
-        told = f"{better.name} is less surprised by the expected answers than {worse.name}: perplexity"
+        told = (
+            f"{better.name} is less surprised by the expected answers than {worse.name}: perplexity"
+        )
     else:
         told = f"{better.name} is better on {found.named}:"
     return f"{told} {found.figures}, p {p_words(p)}."

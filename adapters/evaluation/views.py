@@ -1,4 +1,6 @@
-"""Versions side by side: one page whose address holds the whole view, the answers that stream into it, and blind votes."""
+"""Versions side by side: one page whose address holds the whole view, the answers that stream into
+it, and blind votes.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ MOST_SETS = 100
 
 @dataclass(frozen=True)
 class View:
-    """What the address says: versions in order, the prompts they are asked, how lines are ordered, and the page of them."""
+    """What the address says: versions in order, the prompts they are asked, how lines are ordered,
+    and the page of them.
+    """
 
     versions: list[AdapterVersion]
     prompts: PromptSet | None
@@ -44,7 +48,10 @@ class View:
     def columns(self) -> list[Column]:
         """Every base once, then the versions."""
         bases = {version.base_model_id: version.base_model for version in self.versions}
-        return [*(Column(base) for base in bases.values()), *(Column(one.base_model, one) for one in self.versions)]
+        return [
+            *(Column(base) for base in bases.values()),
+            *(Column(one.base_model, one) for one in self.versions),
+        ]
 
     @property
     def pairs(self) -> list[tuple[AdapterVersion, AdapterVersion]]:
@@ -53,7 +60,12 @@ class View:
     def address(self, **changed: Any) -> str:
         query = QueryDict(mutable=True)
         query.setlist("v", [str(version.pk) for version in self.versions])
-        kept = {"prompts": self.prompts.pk if self.prompts else None, "order": self.order, "page": self.page, **changed}
+        kept = {
+            "prompts": self.prompts.pk if self.prompts else None,
+            "order": self.order,
+            "page": self.page,
+            **changed,
+        }
         for name, value in kept.items():
             if value and (name, value) not in (("order", "row"), ("page", 1)):
                 query[name] = str(value)
@@ -64,19 +76,35 @@ def view_of(request: SignedIn, given: QueryDict) -> View:
     """Raises UserError: too few or too many versions. NotFound: one that they may not see."""
     wanted = list(dict.fromkeys(number(text) for text in given.getlist("v")))
     if not FEWEST <= len(wanted) <= MOST:
-        raise UserError(f"Choose {FEWEST} to {MOST} versions to compare; {len(wanted)} are chosen.", field="v")
-    rows = AdapterVersion.objects.visible_to(request.user).select_related("base_model", "run", "data__dataset").in_bulk(wanted)
+        raise UserError(
+            f"Choose {FEWEST} to {MOST} versions to compare; {len(wanted)} are chosen.", field="v"
+        )
+    rows = (
+        AdapterVersion.objects.visible_to(request.user)
+        .select_related("base_model", "run", "data__dataset")
+        .in_bulk(wanted)
+    )
     if len(rows) < len(wanted):
         raise NotFound("One of these versions is not there, or not for you to see.")
     chosen = number(given.get("prompts", ""))
     asked = get_visible(PromptSet, request.user, chosen) if chosen else None
-    return View([rows[pk] for pk in wanted], asked, given.get("order", "row"), max(1, number(given.get("page", "1"))))
+    return View(
+        [rows[pk] for pk in wanted],
+        asked,
+        given.get("order", "row"),
+        max(1, number(given.get("page", "1"))),
+    )
 
 
 def side_by_side(request: SignedIn) -> HttpResponse:
     view = view_of(request, request.GET)
     replies = replies_of(view)
-    mine = {run.pk for run in Run.objects.visible_to(request.user).filter(pk__in=[version.run_id for version in view.versions])}
+    mine = {
+        run.pk
+        for run in Run.objects.visible_to(request.user).filter(
+            pk__in=[version.run_id for version in view.versions]
+        )
+    }
     curves = {
         version.run_id: {"id": version.run_id, "name": str(version), "place": place}
         for place, version in enumerate(view.versions)
@@ -85,11 +113,18 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "view": view,
         "chosen": [curves[pk] for pk in curves if pk in mine],
         "settings": comparison.differences([settings_of(version) for version in view.versions]),
-        "figures": comparison.figures([figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions], FIGURES),
+        "figures": comparison.figures(
+            [figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions],
+            FIGURES,
+        ),
         "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
-        "datas": {version.data.pk: version.data for version in view.versions if version.data}.values(),
+        "datas": {
+            version.data.pk: version.data for version in view.versions if version.data
+        }.values(),
         "drawn": DRAWN,
-        "mine": PromptSet.objects.changeable_by(request.user).filter(pk=view.prompts.pk if view.prompts else None).exists(),
+        "mine": PromptSet.objects.changeable_by(request.user)
+        .filter(pk=view.prompts.pk if view.prompts else None)
+        .exists(),
         "rates": votes.rates(view.pairs),
         **grid_values(view, replies),
     }
@@ -106,7 +141,9 @@ def replies_of(view: View) -> dict[str, dict[int, Reply]]:
     """Each column's replies by row."""
     found: dict[str, dict[int, Reply]] = {column.key: {} for column in view.columns}
     if view.prompts is not None:
-        wanted = Q(version__in=view.versions) | Q(version=None, base_model__in=[one.base_model_id for one in view.versions])
+        wanted = Q(version__in=view.versions) | Q(
+            version=None, base_model__in=[one.base_model_id for one in view.versions]
+        )
         for reply in Reply.objects.filter(wanted, prompts=view.prompts):
             key = f"v{reply.version_id}" if reply.version_id else f"b{reply.base_model_id}"
             found[key][reply.row] = reply
@@ -117,7 +154,12 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
     if view.prompts is None:
         return {"view": view}
     columns = view.columns
-    tasks = {work.key: work for work in Work.objects.filter(kind=evaluation_replies.KIND, key__startswith=f"{view.prompts.pk}:")}
+    tasks = {
+        work.key: work
+        for work in Work.objects.filter(
+            kind=evaluation_replies.KIND, key__startswith=f"{view.prompts.pk}:"
+        )
+    }
     said = [replies[column.key] for column in columns]
     lines = answer_table.lines_of(view.prompts.rows, said, view.order, page=view.page)
     states = [tasks.get(f"{view.prompts.pk}:{column.key}") for column in columns]
@@ -136,32 +178,46 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
         "lines": lines,
         "metrics": METRICS,
         "pages": [
-            (page, view.address(page=page)) for page in range(1, -(-len(view.prompts.rows) // answer_table.ROWS_A_PAGE) + 1)
+            (page, view.address(page=page))
+            for page in range(1, -(-len(view.prompts.rows) // answer_table.ROWS_A_PAGE) + 1)
         ],
         "query": view.address().partition("?")[2],
         "pending": any(head["pending"] for head in heads),
         "missing": any(task is None or task.stage == Stage.FAILED for task in states),
         "by_row": view.address(order="row", page=1),
         "by_disagreement": view.address(order="disagreement", page=1),
-        "verdicts": verdicts([side_of(version, list(replies[f"v{version.pk}"].values())) for version in view.versions]),
+        "verdicts": verdicts(
+            [
+                side_of(version, list(replies[f"v{version.pk}"].values()))
+                for version in view.versions
+            ]
+        ),
     }
 
 
 @require_POST
 def ask(request: SignedIn) -> HttpResponse:
-    """Ask every column a set of prompts: a known one, one drawn from data, or one that is pasted."""
+    """Ask every column a set of prompts: a known one, one drawn from data, or one that is
+    pasted.
+    """
     view = view_of(request, request.POST)
     chosen = view.prompts
     if request.POST.get("text", "").strip():
-        chosen = prompt_sets.paste_prompts(request.user, request.POST["text"], request.POST.get("name", ""))
+        chosen = prompt_sets.paste_prompts(
+            request.user, request.POST["text"], request.POST.get("name", "")
+        )
     elif chosen is None and request.POST.get("data"):
         data = visible_data(request.user, number(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
         chosen = prompt_sets.draw_prompts(request.user, data, number(request.POST.get("count", "")))
     if chosen is None:
-        raise UserError("Choose a set of prompts, draw one from data, or paste some.", field="prompts")
-    for column in sorted(view.columns, key=lambda column: column.version is None):  # the base, which says most, last
+        raise UserError(
+            "Choose a set of prompts, draw one from data, or paste some.", field="prompts"
+        )
+    for column in sorted(
+        view.columns, key=lambda column: column.version is None
+    ):  # the base, which says most, last
         evaluation_replies.ask(request.user, chosen, column)
     return redirect(f"{view.address(prompts=chosen.pk, page=1)}#answers")
 
@@ -177,17 +233,28 @@ def forget(request: SignedIn, prompts_id: int) -> HttpResponse:
 
 @require_POST
 def weights(request: SignedIn) -> JsonResponse:
-    """How far the versions moved their base, and how alike they are: begun by the first who looks, then kept."""
+    """How far the versions moved their base, and how alike they are: begun by the first who looks,
+    then kept.
+    """
     view = view_of(request, request.POST)
-    task = weight_analysis.begin(request.user, view.versions, again=request.POST.get("again") == "1")
+    task = weight_analysis.begin(
+        request.user, view.versions, again=request.POST.get("again") == "1"
+    )
     told = {"stage": task.stage, "words": task.words, "error": task.error, "result": task.result}
-    return JsonResponse({**told, "versions": [{"id": str(one.pk), "name": str(one)} for one in view.versions]})
+    return JsonResponse(
+        {**told, "versions": [{"id": str(one.pk), "name": str(one)} for one in view.versions]}
+    )
 
 
-def pair_of(request: SignedIn, given: QueryDict) -> tuple[PromptSet, AdapterVersion, AdapterVersion]:
+def pair_of(
+    request: SignedIn, given: QueryDict
+) -> tuple[PromptSet, AdapterVersion, AdapterVersion]:
     """Raises NotFound: something that they may not see. UserError: the two are the same."""
     asked = get_visible(PromptSet, request.user, number(given.get("prompts", "")))
-    first, second = (get_visible(AdapterVersion, request.user, number(given.get(name, ""))) for name in ("first", "second"))
+    first, second = (
+        get_visible(AdapterVersion, request.user, number(given.get(name, "")))
+        for name in ("first", "second")
+    )
     if first.pk == second.pk:
         raise UserError("Choose two versions to vote on.", field="second")
     return (asked, *votes.ordered(first, second))
@@ -196,21 +263,39 @@ def pair_of(request: SignedIn, given: QueryDict) -> tuple[PromptSet, AdapterVers
 def ballot(request: SignedIn) -> HttpResponse:
     """The next row to vote on. Which side is whose is nowhere in the page."""
     asked, first, second = pair_of(request, request.GET)
-    values = {"prompts": asked, "first": first, "second": second, **ballot_values(request, asked, first, second)}
+    values = {
+        "prompts": asked,
+        "first": first,
+        "second": second,
+        **ballot_values(request, asked, first, second),
+    }
     return render(request, "adapters/vote.html", values)
 
 
-def ballot_values(request: SignedIn, asked: PromptSet, first: AdapterVersion, second: AdapterVersion) -> dict[str, Any]:
+def ballot_values(
+    request: SignedIn, asked: PromptSet, first: AdapterVersion, second: AdapterVersion
+) -> dict[str, Any]:
     found = votes.next_ballot(request.user, asked, first, second)
     row = asked.rows[found.row] if found else None
     voted = votes.voted(request.user, asked, first, second)
     # The rate is told only at the end, or it would sway who still votes.
-    return {"ballot": found, "row": row, "voted": voted, "rate": None if found else votes.rate(first, second, asked)}
+    return {
+        "ballot": found,
+        "row": row,
+        "voted": voted,
+        "rate": None if found else votes.rate(first, second, asked),
+    }
 
 
 @require_POST
 def vote(request: SignedIn) -> HttpResponse:
     asked, first, second = pair_of(request, request.POST)
-    votes.vote(request.user, asked, (first, second), number(request.POST.get("row", "")), request.POST.get("choice", ""))
+    votes.vote(
+        request.user,
+        asked,
+        (first, second),
+        number(request.POST.get("row", "")),
+        request.POST.get("choice", ""),
+    )
     query = f"prompts={asked.pk}&first={first.pk}&second={second.pk}"
     return redirect(f"{reverse('adapters-vote')}?{query}")

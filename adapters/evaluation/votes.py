@@ -1,4 +1,6 @@
-"""Blind votes: two replies without names, in an order of chance, and a choice. What is told of them knows no request."""
+"""Blind votes: two replies without names, in an order of chance, and a choice. What is told of them
+knows no request.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from training.errors import UserError
 from training.people.models import User
 
-TURNED = {"first": "second", "second": "first", "tie": "tie"}  # a choice as the second version sees it
+TURNED = {
+    "first": "second",
+    "second": "first",
+    "tie": "tie",
+}  # a choice as the second version sees it
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,9 @@ class Ballot:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the first version won. Ties count half for each; the interval is Wilson's (1927), 95 %."""
+    """How often the first version won. Ties count half for each; the interval is Wilson's (1927),
+    95 %.
+    """
 
     votes: int
     voters: int
@@ -44,8 +52,12 @@ def ordered(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersi
     return (first, second) if first.pk < second.pk else (second, first)
 
 
-def next_ballot(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> Ballot | None:
-    """The next row that this person has not voted on and that both have answered differently, in an order of the person's own."""
+def next_ballot(
+    user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
+) -> Ballot | None:
+    """The next row that this person has not voted on and that both have answered differently, in an
+    order of the person's own.
+    """
     done = set(mine(user, prompts, first, second).values_list("row", flat=True))
     found = {version.pk: dict(replies_of(prompts, version)) for version in (first, second)}
     rows = [row for row in found[first.pk] if row in found[second.pk] and row not in done]
@@ -59,7 +71,9 @@ def next_ballot(user: User, prompts: PromptSet, first: AdapterVersion, second: A
     return Ballot(row, left, right, swapped)
 
 
-def mine(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> QuerySet[Vote]:
+def mine(
+    user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
+) -> QuerySet[Vote]:
     return Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user)
 
 
@@ -72,14 +86,25 @@ def replies_of(prompts: PromptSet, version: AdapterVersion) -> list[tuple[int, s
     return list(Reply.objects.filter(prompts=prompts, version=version).values_list("row", "text"))
 
 
-def chance(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion, row: int) -> int:
-    """A number that is a person's own for each row, and the same each time: a reload must not show the other order."""
+def chance(
+    user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion, row: int
+) -> int:
+    """A number that is a person's own for each row, and the same each time: a reload must not show
+    the other order.
+    """
     told = f"{user.pk}:{prompts.pk}:{first.pk}:{second.pk}:{row}".encode()
     return int.from_bytes(hashlib.sha256(told).digest()[:8])
 
 
-def vote(user: User, prompts: PromptSet, pair: tuple[AdapterVersion, AdapterVersion], row: int, shown: str) -> Vote:
-    """Store a choice of `left`, `right` or `tie` as what it means. Voting again on a row replaces the choice.
+def vote(
+    user: User,
+    prompts: PromptSet,
+    pair: tuple[AdapterVersion, AdapterVersion],
+    row: int,
+    shown: str,
+) -> Vote:
+    """Store a choice of `left`, `right` or `tie` as what it means. Voting again on a row replaces
+    the choice.
 
     Raises:
         UserError: another word, or a row without two replies.
@@ -91,9 +116,16 @@ def vote(user: User, prompts: PromptSet, pair: tuple[AdapterVersion, AdapterVers
     if answered < 2:
         raise UserError("This row does not have two replies yet.", field="row")
     swapped = chance(user, prompts, first, second, row) % 2 == 1
-    choice = "tie" if shown == "tie" else "first" if (shown == "left") is not swapped else "second"
+    choice = "tie"
+    if shown != "tie":
+        choice = "first" if (shown == "left") is not swapped else "second"
     made, _ = Vote.objects.update_or_create(
-        prompts=prompts, row=row, first=first, second=second, voter=user, defaults={"choice": choice}
+        prompts=prompts,
+        row=row,
+        first=first,
+        second=second,
+        voter=user,
+        defaults={"choice": choice},
     )
     return made
 
@@ -112,13 +144,17 @@ def rates(
     if prompts is not None:
         rows = rows.filter(prompts=prompts)
     cast: dict[tuple[int, int], list[tuple[str, int]]] = {}
-    for one, other, choice, voter in rows.values_list("first_id", "second_id", "choice", "voter_id"):
+    for one, other, choice, voter in rows.values_list(
+        "first_id", "second_id", "choice", "voter_id"
+    ):
         cast.setdefault((one, other), []).append((choice, voter))
     found = []
     for first, second in pairs:
         stored = ordered(first, second)
         mine, theirs = ("first", "second") if stored[0] == first else ("second", "first")
-        found.append((first, second, counted(cast.get((stored[0].pk, stored[1].pk), []), mine, theirs)))
+        found.append(
+            (first, second, counted(cast.get((stored[0].pk, stored[1].pk), []), mine, theirs))
+        )
     return found
 
 
@@ -128,7 +164,9 @@ def counted(cast: Sequence[tuple[str, int]], mine: str, theirs: str) -> Rate:
     points = wins + ties / 2
     low, high = wilson(points, len(cast))
     voters = len({voter for _, voter in cast})
-    return Rate(len(cast), voters, wins, losses, ties, points / len(cast) if cast else None, low, high)
+    return Rate(
+        len(cast), voters, wins, losses, ties, points / len(cast) if cast else None, low, high
+    )
 
 
 def wilson(wins: float, votes: int) -> tuple[float, float]:
@@ -144,6 +182,10 @@ def wilson(wins: float, votes: int) -> tuple[float, float]:
 
 def total(version: AdapterVersion) -> Rate | None:
     """Its votes against all others, for the version's own page; None without any."""
-    rows = Vote.objects.filter(Q(first=version) | Q(second=version)).values_list("first_id", "choice", "voter_id")
-    seen = [(choice if first == version.pk else TURNED[choice], voter) for first, choice, voter in rows]
+    rows = Vote.objects.filter(Q(first=version) | Q(second=version)).values_list(
+        "first_id", "choice", "voter_id"
+    )
+    seen = [
+        (choice if first == version.pk else TURNED[choice], voter) for first, choice, voter in rows
+    ]
     return counted(seen, "first", "second") if seen else None

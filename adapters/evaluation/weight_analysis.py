@@ -1,4 +1,6 @@
-"""What a worker works out for a comparison: how versions moved their base, how alike they are, and what their data share."""
+"""What a worker works out for a comparison: how versions moved their base, how alike they are, and
+what their data share.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,19 @@ def key_of(versions: Sequence[AdapterVersion]) -> str:
 
 
 def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Work:
-    """The comparison of these versions, whatever their order: begun now, under way, or done before; if it failed, `again`."""
+    """The comparison of these versions, whatever their order: begun now, under way, or done before;
+    if it failed, `again`.
+    """
     order = {"versions": sorted(version.pk for version in versions)}
     return jobs.begin(user, KIND, key_of(versions), order=order, again=again)
 
 
 def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:
-    versions = list(AdapterVersion.objects.filter(pk__in=task.order["versions"]).select_related("base_model", "data__dataset"))
+    versions = list(
+        AdapterVersion.objects.filter(pk__in=task.order["versions"]).select_related(
+            "base_model", "data__dataset"
+        )
+    )
     yield {"words": "comparing their data"}
     shared = overlaps(versions)
     with_data = next((version for version in versions if version.data), versions[0])
@@ -48,7 +56,9 @@ def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:
 
 
 def overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
-    """For each pair of different data: rows to train on of each, and how many stand in both, word for word."""
+    """For each pair of different data: rows to train on of each, and how many stand in both, word
+    for word.
+    """
     datas = {version.data.pk: version.data for version in versions if version.data}
     digests = {pk: row_digests(data) for pk, data in datas.items()} if len(datas) > 1 else {}
     return [

@@ -1,4 +1,6 @@
-"""What leaves the house: the merged model and GGUF files, made in the background and handed out. It knows no torch."""
+"""What leaves the house: the merged model and GGUF files, made in the background and handed out. It
+knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,16 @@ QUANTISATIONS = {
 
 
 def export_gguf(user: User, version: AdapterVersion, quantisation: str) -> Work:
-    """Begin to write a GGUF file of a version's whole model, or tell of the one that is under way or done.
+    """Begin to write a GGUF file of a version's whole model, or tell of the one that is under way
+    or done.
 
     Raises:
         UserError: no such quantisation. Conflict: it has no whole model, and why or what to do.
     """
     if quantisation not in QUANTISATIONS:
-        raise UserError(f"quantisation must be one of {', '.join(QUANTISATIONS)}.", field="quantisation")
+        raise UserError(
+            f"quantisation must be one of {', '.join(QUANTISATIONS)}.", field="quantisation"
+        )
     model_folder(version)
     order = {"quantisation": quantisation}
     return jobs.begin(user, KIND, f"{version.pk}:{quantisation}", version=version, order=order)
@@ -45,10 +50,13 @@ def model_folder(version: AdapterVersion) -> Path:
         return version.folder
     if version.method_row.no_merge:
         raise Conflict(
-            f"{version.method_row.title} has no whole model to export: {version.method_row.no_merge} Download the adapter."
+            f"{version.method_row.title} has no whole model to export: "
+            f"{version.method_row.no_merge} Download the adapter."
         )
     if not merge.is_merged(version):
-        raise Conflict("Merge this version into its base first; what is exported is the merged model.")
+        raise Conflict(
+            "Merge this version into its base first; what is exported is the merged model."
+        )
     return version.merged_folder
 
 
@@ -70,7 +78,9 @@ def gguf_file(version: AdapterVersion, quantisation: str) -> Path:
 
 def made_gguf(version: AdapterVersion, quantisation: str) -> Path:
     """The file, whole and checked. Raises NotFound: it has not been made."""
-    done = Work.objects.filter(kind=KIND, key=f"{version.pk}:{quantisation}", stage=Stage.DONE).exists()
+    done = Work.objects.filter(
+        kind=KIND, key=f"{version.pk}:{quantisation}", stage=Stage.DONE
+    ).exists()
     path = gguf_file(version, quantisation) if quantisation in QUANTISATIONS else None
     if not done or path is None or not path.is_file():
         raise NotFound("There is no such GGUF file of this version; export it first.")

@@ -1,4 +1,6 @@
-"""Push a version to a model hub, in the background. The token lives as long as the push and is told to nobody but its program."""
+"""Push a version to a model hub, in the background. The token lives as long as the push and is told
+to nobody but its program.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,39 @@ from training.people.models import User
 
 KIND = "push"
 WHAT = {"adapter": "the adapter", "merged": "the merged model"}
-REPOSITORY = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # 96 is the hub's own limit
+REPOSITORY = re.compile(
+    r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII
+)  # 96 is the hub's own limit
 TOKEN = re.compile(r"[!-~]{8,200}")
 
 
 def push(
-    user: User, version: AdapterVersion, *, repository: str, token: str, what: str = "adapter", private: bool = True
+    user: User,
+    version: AdapterVersion,
+    *,
+    repository: str,
+    token: str,
+    what: str = "adapter",
+    private: bool = True,
 ) -> Work:
-    """Begin to push a version's files to `owner/name` on the hub, or tell of the push that is under way.
+    """Begin to push a version's files to `owner/name` on the hub, or tell of the push that is under
+    way.
 
     Raises:
-        UserError: a value that cannot be, with its field. Conflict: it has no merged model, and why or what to do.
+        UserError: a value that cannot be, with its field. Conflict: it has no merged model, and why
+            or what to do.
     """
     if not REPOSITORY.fullmatch(repository):
-        raise UserError(f"{repository[:80]!r} is not a repository; it looks like `owner/name`.", field="repository")
+        raise UserError(
+            f"{repository[:80]!r} is not a repository; it looks like `owner/name`.",
+            field="repository",
+        )
     if not TOKEN.fullmatch(token):
-        raise UserError("Give an access token of the hub that may write; it is forgotten once the push has begun.", field="token")
+        raise UserError(
+            "Give an access token of the hub that may write; it is forgotten once the push has "
+            "begun.",
+            field="token",
+        )
     if what not in WHAT:
         raise UserError(f"what must be one of {', '.join(WHAT)}.", field="what")
     if what == "merged":
@@ -55,7 +74,9 @@ def do_push(task: Work) -> Generator[dict[str, Any], None, None]:
     base = version.base_model.location if version.base_model.source == Source.HUB else ""
     order = task.order | {
         "files": {path.name: str(path) for path in sorted(folder.iterdir()) if path.name != NAME},
-        "card": card_for_hub(card.read_text(), base, merged=task.order["what"] == "merged") if card.is_file() else "",
+        "card": card_for_hub(card.read_text(), base, merged=task.order["what"] == "merged")
+        if card.is_file()
+        else "",
         "message": f"{version}, from SnapML",
     }
     surroundings = {"HF_HUB_OFFLINE": "0"} | child_environment(*NETWORK) | {"HF_TOKEN": token}

@@ -1,4 +1,6 @@
-"""Merge a version into its base, in the background, and tell whether that is possible and done. It knows no torch."""
+"""Merge a version into its base, in the background, and tell whether that is possible and done. It
+knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ PROMPTS, FEWEST = 8, 4
 # For a version without data, or with next to none: what anybody might ask.
 COMMON = [
     [{"role": "user", "content": words}]
-    for words in ("What can you do?", "Write a short greeting.", "turn on the kitchen lamp", "List the files of this folder.")
+    for words in (
+        "What can you do?",
+        "Write a short greeting.",
+        "turn on the kitchen lamp",
+        "List the files of this folder.",
+    )
 ]
 
 
@@ -27,7 +34,10 @@ def merge_version(user: User, version: AdapterVersion) -> Work:
         Conflict: its method cannot be merged; the sentence says why.
     """
     if version.method_row.no_merge:
-        raise Conflict(f"{version.method_row.title} cannot be merged. {version.method_row.no_merge}", field="merge")
+        raise Conflict(
+            f"{version.method_row.title} cannot be merged. {version.method_row.no_merge}",
+            field="merge",
+        )
     return jobs.begin(user, KIND, str(version.pk), version=version)
 
 
@@ -45,11 +55,16 @@ def do_merge(task: Work) -> Generator[dict[str, Any], None, None]:
 
 
 def prompts_of(version: AdapterVersion) -> list[list[dict[str, str]]]:
-    """What parity is checked with: held-out prompts of its data, and common ones where those are few."""
+    """What parity is checked with: held-out prompts of its data, and common ones where those are
+    few.
+    """
     drawn = held_out_prompts(version.data, PROMPTS) if version.data else []
     return [row["messages"] for row in drawn] + COMMON[: max(0, FEWEST - len(drawn))]
 
 
 def is_merged(version: AdapterVersion) -> bool:
     """Is its merged model there, checked and whole?"""
-    return Work.objects.filter(kind=KIND, key=str(version.pk), stage=Stage.DONE).exists() and version.merged_folder.is_dir()
+    return (
+        Work.objects.filter(kind=KIND, key=str(version.pk), stage=Stage.DONE).exists()
+        and version.merged_folder.is_dir()
+    )

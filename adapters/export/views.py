@@ -1,4 +1,6 @@
-"""What a version is exported as: its merged model, GGUF files; their progress, and their downloads."""
+"""What a version is exported as: its merged model, GGUF files; their progress, and their
+downloads.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,24 @@ def exported(request: SignedIn, adapter_id: int) -> HttpResponse:
     """The card of exports anew, while something is made."""
     found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    return render(request, "adapters/_exports.html", {"adapter": found, "mine": mine, **export_values(found)})
+    return render(
+        request, "adapters/_exports.html", {"adapter": found, "mine": mine, **export_values(found)}
+    )
 
 
 def export_values(version: AdapterVersion) -> dict[str, Any]:
-    works = list(Work.objects.filter(version=version, kind__in=(export_merge.KIND, export_gguf.KIND, hub.KIND)).order_by("pk"))
+    works = list(
+        Work.objects.filter(
+            version=version, kind__in=(export_merge.KIND, export_gguf.KIND, hub.KIND)
+        ).order_by("pk")
+    )
     merge = next((work for work in works if work.kind == export_merge.KIND), None)
     return {
         "merge": merge,
         "merged": version.whole_model or export_merge.is_merged(version),
-        "ggufs": [(work, work.order["quantisation"]) for work in works if work.kind == export_gguf.KIND],
+        "ggufs": [
+            (work, work.order["quantisation"]) for work in works if work.kind == export_gguf.KIND
+        ],
         "pushes": [work for work in works if work.kind == hub.KIND],
         "quantisations": export_gguf.QUANTISATIONS,
         "making": any(work.stage in (Stage.WAITING, Stage.WORKING) for work in works),
@@ -38,7 +48,9 @@ def export_values(version: AdapterVersion) -> dict[str, Any]:
 
 @require_POST
 def merge(request: SignedIn, adapter_id: int) -> HttpResponse:
-    export_merge.merge_version(request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model"))
+    export_merge.merge_version(
+        request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    )
     return redirect("adapter", adapter_id)
 
 
@@ -60,7 +72,9 @@ def push(request: SignedIn, adapter_id: int) -> HttpResponse:
 def download_merged(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     export_gguf.model_folder(found)
-    answer = StreamingHttpResponse(in_pieces(export_gguf.merged_zip(found)), content_type="application/zip")
+    answer = StreamingHttpResponse(
+        in_pieces(export_gguf.merged_zip(found)), content_type="application/zip"
+    )
     answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-merged.zip"'
     return answer
 
@@ -68,7 +82,9 @@ def download_merged(request: SignedIn, adapter_id: int) -> HttpResponseBase:
 def download_gguf(request: SignedIn, adapter_id: int, quantisation: str) -> HttpResponseBase:
     found = get_visible(AdapterVersion, request.user, adapter_id)
     path = export_gguf.made_gguf(found, quantisation)
-    answer = StreamingHttpResponse(in_pieces(export_gguf.pieces_of(path)), content_type="application/octet-stream")
+    answer = StreamingHttpResponse(
+        in_pieces(export_gguf.pieces_of(path)), content_type="application/octet-stream"
+    )
     answer["Content-Length"] = str(path.stat().st_size)
     answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-{quantisation}.gguf"'
     return answer

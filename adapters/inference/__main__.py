@@ -1,4 +1,6 @@
-"""`python -m adapters.inference PORT`: answers on 127.0.0.1. INFERENCE_TOKEN is the word that callers must know."""
+"""`python -m adapters.inference PORT`: answers on 127.0.0.1. INFERENCE_TOKEN is the word that
+callers must know.
+"""
 
 import os
 import sys
@@ -13,7 +15,9 @@ from training.engine.fast_imports import quick_imports
 
 
 def start_answering(desk: Desk) -> None:
-    """Let the questions be answered, by a thread that wakes with the first one and imports torch only then."""
+    """Let the questions be answered, by a thread that wakes with the first one and imports torch
+    only then.
+    """
     threading.Thread(target=_answer, args=(desk,), name="speaker", daemon=True).start()
 
 

@@ -1,7 +1,9 @@
-"""Answers under way that share a forward: one token each, whatever their lengths. It knows no queue and no HTTP.
+"""Answers under way that share a forward: one token each, whatever their lengths. It knows no queue
+and no HTTP.
 
-Rows join after a first forward of their own and leave when they have ended. A joined cache has its rows' entries on the right and
-padding on the left, which a mask hides; every row keeps counting its own positions.
+Rows join after a first forward of their own and leave when they have ended. A joined cache has its
+rows' entries on the right and padding on the left, which a mask hides; every row keeps counting its
+own positions.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from adapters.inference.types import Question
 
 @dataclass
 class Answer:
-    """A question under way. `seen` entries of the cache are its own; `token` is the one that the model has not seen yet."""
+    """A question under way. `seen` entries of the cache are its own; `token` is the one that the
+    model has not seen yet.
+    """
 
     question: Question
     prompt_tokens: int
@@ -39,17 +43,25 @@ class Batch:
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.cache: Any = None
-        self.mask: Tensor | None = None  # (rows, width), 1 where a row has an entry; None: all rows are as long as the cache
+        self.mask: Tensor | None = (
+            # (rows, width), 1 where a row has an entry; None: all rows are as long as the cache
+            None
+        )
 
     def takes(self, cache: Any) -> bool:
-        """Can a row with this cache join? Layers that forget (sliding windows, states) are told apart by no mask."""
+        """Can a row with this cache join? Layers that forget (sliding windows, states) are told
+        apart by no mask.
+        """
         return not self.answers or (plain(cache) and plain(self.cache))
 
     def join(self, answer: Answer, cache: Any) -> None:
         answer.seen = cache.get_seq_length()
         if self.answers:
             width = max(answer.seen, self.cache.get_seq_length())
-            rows = torch.tensor([*(one.seen for one in self.answers), answer.seen], device=cache.layers[0].keys.device)
+            rows = torch.tensor(
+                [*(one.seen for one in self.answers), answer.seen],
+                device=cache.layers[0].keys.device,
+            )
             for mine, other in zip(self.cache.layers, cache.layers, strict=True):
                 mine.keys = torch.cat([widened(mine.keys, width), widened(other.keys, width)])
                 mine.values = torch.cat([widened(mine.values, width), widened(other.values, width)])
@@ -71,7 +83,9 @@ class Batch:
             return
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., -width:, :], layer.values[..., -width:, :]
-        self.mask = mask_of(torch.tensor([answer.seen for answer in self.answers], device=places.device), width)
+        self.mask = mask_of(
+            torch.tensor([answer.seen for answer in self.answers], device=places.device), width
+        )
 
     def step(self, held: Held) -> Tensor:
         """Show every row its newest token; returns the logits of the next, (rows, vocabulary)."""
@@ -81,8 +95,12 @@ class Batch:
         if self.mask is not None:
             self.mask = functional.pad(self.mask, (0, 1), value=1)
             given["attention_mask"] = self.mask
-        if self.mask is not None or held.takes_positions:  # else a model makes one row of them for all
-            given["position_ids"] = torch.tensor([[answer.seen] for answer in self.answers], device=device)
+        if (
+            self.mask is not None or held.takes_positions
+        ):  # else a model makes one row of them for all
+            given["position_ids"] = torch.tensor(
+                [[answer.seen] for answer in self.answers], device=device
+            )
         logits = held.next(given, [answer.question.adapter for answer in self.answers]).logits
         for answer in self.answers:
             answer.seen += 1

@@ -1,6 +1,7 @@
 """A base model in memory with the adapters beside it. It knows no questions.
 
-PEFT puts only adapters of one type beside a base, so those of another type wait until this one's have answered (`fits`).
+PEFT puts only adapters of one type beside a base, so those of another type wait until this one's
+have answered (`fits`).
 """
 
 from __future__ import annotations
@@ -31,10 +32,17 @@ class Held:
         self.device = pick_device()
         self.tokenizer = load_tokenizer(base.folder)
         use_template(self.tokenizer)
-        self.model: Any = load_base(base.folder, fastest_dtype(self.device), self.device, quantised=base.quantised).eval()
+        self.model: Any = load_base(
+            base.folder, fastest_dtype(self.device), self.device, quantised=base.quantised
+        ).eval()
         ends = self.model.generation_config.eos_token_id
-        self.stop_ids: set[int] = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        self.longest: int = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        self.stop_ids: set[int] = {
+            self.tokenizer.eos_token_id,
+            *(ends if isinstance(ends, list) else [ends]),
+        } - {None}
+        self.longest: int = (
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        )
         self.takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self.kind = ""
         self.loaded: OrderedDict[Weights, str] = OrderedDict()
@@ -59,7 +67,9 @@ class Held:
 
     @property
     def mixes(self) -> bool:
-        """May rows of several adapters share a batch? Most tuners would ignore whose row it is (training/engine/modeling/library_patches.py)."""
+        """May rows of several adapters share a batch? Most tuners would ignore whose row it is
+        (training/engine/modeling/library_patches.py).
+        """
         return not self.loaded or self.prompted or self.kind in CAN_MIX
 
     def bring(self, adapter: Weights | None, in_use: set[Weights]) -> None:
@@ -72,7 +82,9 @@ class Held:
         self.loaded.move_to_end(adapter)
 
     def first(self, ids: torch.Tensor, adapter: Weights | None, *, every: bool = False) -> Any:
-        """A question's first forward: logits of its last place (or `every` one) for ids of shape (1, n), and the cache."""
+        """A question's first forward: logits of its last place (or `every` one) for ids of shape
+        (1, n), and the cache.
+        """
         keep = 0 if every else 1
         if self._woven:
             self._say([adapter])
@@ -82,7 +94,8 @@ class Held:
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=keep)
 
     def next(self, given: dict[str, Any], adapters: Sequence[Weights | None]) -> Any:
-        """A forward of one token a row, each through its own adapter; `given` are a causal model's own arguments.
+        """A forward of one token a row, each through its own adapter; `given` are a causal model's
+        own arguments.
 
         A prompt or prefix is in the cache since the first forward, so these go to the base itself.
         """
@@ -99,7 +112,9 @@ class Held:
         return self.model(**given, adapter_names=names)
 
     def _say(self, adapters: Sequence[Weights | None]) -> None:
-        self._rows.are(tuple(None if adapter is None else self.loaded[adapter] for adapter in adapters))
+        self._rows.are(
+            tuple(None if adapter is None else self.loaded[adapter] for adapter in adapters)
+        )
 
     def _go_through(self, adapter: Weights | None) -> None:
         """Switch the layers to an adapter, or off; nothing is done if they are so already."""

@@ -1,4 +1,6 @@
-"""The base models in memory, within a bound: the least recently used one that nobody asks leaves for another."""
+"""The base models in memory, within a bound: the least recently used one that nobody asks leaves
+for another.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from adapters.inference.loaded_model import Held
 from adapters.inference.types import Base
 
 SHARE = 0.4  # of the memory that is there, for bases
-CACHE_SHARE = 0.2  # for the caches of answers under way; the rest is for adapters, and on a CPU for training
+CACHE_SHARE = (
+    0.2  # for the caches of answers under way; the rest is for adapters, and on a CPU for training
+)
 
 
 class NoRoom(Exception):
@@ -28,10 +32,12 @@ class Residents:
         self.held: OrderedDict[Base, Held] = OrderedDict()
 
     def get(self, base: Base, busy: Set[Base]) -> Held:
-        """The base, loaded if need be. Those that are `busy` stay. One that is larger than the room is tried alone.
+        """The base, loaded if need be. Those that are `busy` stay. One that is larger than the room
+        is tried alone.
 
         Raises:
-            NoRoom: it fits only when one that is busy has left; or it is busy, and has to be loaded anew.
+            NoRoom: it fits only when one that is busy has left; or it is busy, and has to be loaded
+                anew.
             ConfigError: its folder holds no model.
         """
         if base in self.held and self.held[base].spoilt:

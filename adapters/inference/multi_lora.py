@@ -1,9 +1,11 @@
-"""LoRA for a batch whose rows go through different adapters, as two thin products at each layer, whatever their number.
+"""LoRA for a batch whose rows go through different adapters, as two thin products at each layer,
+whatever their number.
 
-PEFT computes each adapter's rows apart: for SmolLM2-135M eight adapters in a batch of eight rows gave 29 tokens/s where the base
-alone gives 124 (benchmarks/inference.py). Here the adapters of the batch stand in one A (sum of ranks, in) and one B (out, sum of
-ranks), and a row's products with the others' ranks are multiplied by zero. On a CPU they are fp32: there a thin product in bf16
-takes 28 microseconds and in fp32 7, because oneDNN lays bf16 weights out anew each time.
+PEFT computes each adapter's rows apart: for SmolLM2-135M eight adapters in a batch of eight rows
+gave 29 tokens/s where the base alone gives 124 (benchmarks/inference.py). Here the adapters of the
+batch stand in one A (sum of ranks, in) and one B (out, sum of ranks), and a row's products with the
+others' ranks are multiplied by zero. On a CPU they are fp32: there a thin product in bf16 takes 28
+microseconds and in fp32 7, because oneDNN lays bf16 weights out anew each time.
 """
 
 from __future__ import annotations
@@ -18,18 +20,26 @@ from torch.nn import functional
 
 from training.errors import UserError
 
-KNOWN = ("Linear", "Embedding", "Linear4bit")  # PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
+KNOWN = (
+    "Linear",
+    "Embedding",
+    "Linear4bit",
+)  # PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
 Names = tuple[str | None, ...]
 
 
 class Rows:
-    """Whose each row of the next forwards is: an adapter's name, or None for the base; `names` None: PEFT's own way."""
+    """Whose each row of the next forwards is: an adapter's name, or None for the base; `names`
+    None: PEFT's own way.
+    """
 
     def __init__(self) -> None:
         self.names: Names | None = None
 
     def are(self, names: Names | None) -> None:
-        if names != self.names:  # an equal tuple stays the same object, which tells the layers that nothing has changed
+        if (
+            names != self.names
+        ):  # an equal tuple stays the same object, which tells the layers that nothing has changed
             self.names = names
 
 
@@ -37,7 +47,10 @@ class LayerForward:
     """One LoRA layer's forward for the rows that `rows` names."""
 
     def __init__(self, layer: Any, rows: Rows) -> None:
-        self._layer, self.rows = weakref.ref(layer), rows  # a circle would keep a base that has left in memory
+        self._layer, self.rows = (
+            weakref.ref(layer),
+            rows,
+        )  # a circle would keep a base that has left in memory
         self.stacked: Names | None = None
         self.a: Tensor | None = None
         self.b: Tensor | None = None
@@ -53,7 +66,9 @@ class LayerForward:
             return own
         if self.layer.lora_embedding_A:
             names = ["__base__" if name is None else name for name in self.rows.names]
-            looked_up: Tensor = type(self.layer).forward(self.layer, x, *args, adapter_names=names, **kwargs)
+            looked_up: Tensor = type(self.layer).forward(
+                self.layer, x, *args, adapter_names=names, **kwargs
+            )
             return looked_up
         y: Tensor = self.layer.base_layer(x, *args, **kwargs)
         if self.rows.names is not self.stacked:
@@ -64,15 +79,19 @@ class LayerForward:
         return y.add_(functional.linear(inner, self.b))
 
     def scales_for(self, x: Tensor) -> Tensor | float:
-        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row (OPT).
+        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row
+        (OPT).
 
         Raises:
-            UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say whose they are.
+            UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say
+                whose they are.
         """
         if isinstance(self.scales, float):
             return self.scales
         if len(x) != len(self.scales):
-            raise UserError("This model's layers do not tell rows apart; ask its adapters one at a time.")
+            raise UserError(
+                "This model's layers do not tell rows apart; ask its adapters one at a time."
+            )
         return self.scales.view(len(self.scales), *[1] * (x.dim() - 2), -1)
 
     def stack(self, names: Names, dtype: torch.dtype) -> None:
@@ -88,7 +107,9 @@ class LayerForward:
             self.scales = float(layer.scaling[there[0]])
             return
         ranks = torch.tensor([len(layer.lora_A[name].weight) for name in there])
-        table = [[layer.scaling[name] if name == whose else 0.0 for name in there] for whose in names]
+        table = [
+            [layer.scaling[name] if name == whose else 0.0 for name in there] for whose in names
+        ]
         self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(ranks, 1).to(self.a.device)
 
 
@@ -97,8 +118,9 @@ def side_by_side(weights: list[Tensor], dim: int) -> Tensor:
 
 
 def weave(model: Any, rows: Rows) -> bool:
-    """Let every LoRA layer of a PEFT model ask `rows`; False, and nothing is changed, if some are of another kind (convolutions,
-    experts' parameters, which PEFT may choose by itself)."""
+    """Let every LoRA layer of a PEFT model ask `rows`; False, and nothing is changed, if some are
+    of another kind (convolutions, experts' parameters, which PEFT may choose by itself).
+    """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     if any(type(layer).__name__ not in KNOWN for layer in layers):
         return False

@@ -1,4 +1,6 @@
-"""OpenAI's requests and answers as this program has them. Pure; what is wrong with a request is one sentence and a field."""
+"""OpenAI's requests and answers as this program has them. Pure; what is wrong with a request is one
+sentence and a field.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,18 @@ def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Questi
     most = body.get("max_completion_tokens")
     most = body.get("max_tokens") if most is None else most
     common: dict[str, Any] = {
-        "base": Base(Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))),
-        "adapter": Weights(Path(place["adapter"]), str(place["sha256"])) if place.get("adapter") else None,
+        "base": Base(
+            Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))
+        ),
+        "adapter": Weights(Path(place["adapter"]), str(place["sha256"]))
+        if place.get("adapter")
+        else None,
         "max_tokens": None if most is None else int(number(most, "max_tokens", 1, 1_000_000)),
         "temperature": number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
         "top_p": number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
-        "seed": None if body.get("seed") is None else int(number(body["seed"], "seed", -(2**63), 2**63 - 1)),
+        "seed": None
+        if body.get("seed") is None
+        else int(number(body["seed"], "seed", -(2**63), 2**63 - 1)),
         "stop": stops_of(body.get("stop")),
         "score": body.get("prompt_logprobs") is not None,
     }
@@ -61,7 +69,11 @@ def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Questi
         return [Question(messages=messages_of(body.get("messages")), **common)]
     prompt = body.get("prompt")
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(one, str) for one in prompts):
+    if (
+        not isinstance(prompts, list)
+        or not prompts
+        or not all(isinstance(one, str) for one in prompts)
+    ):
         raise Malformed("prompt must be a text or a list of texts.", "prompt")
     return [Question(prompt=one, **common) for one in prompts]
 
@@ -76,7 +88,9 @@ def message_of(message: Any, place: int) -> dict[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise Malformed(f"messages[{place}] needs a role: {', '.join(ROLES)}.", "messages")
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
         raise Malformed(f"messages[{place}] must have text as its content.", "messages")
@@ -86,12 +100,18 @@ def message_of(message: Any, place: int) -> dict[str, str]:
 
 def stops_of(given: Any) -> tuple[str, ...]:
     words = [given] if isinstance(given, str) else given or []
-    if not isinstance(words, list) or len(words) > MOST_STOPS or not all(isinstance(word, str) and word for word in words):
+    if (
+        not isinstance(words, list)
+        or len(words) > MOST_STOPS
+        or not all(isinstance(word, str) and word for word in words)
+    ):
         raise Malformed(f"stop must be a text or a list of at most {MOST_STOPS} texts.", "stop")
     return tuple(words)
 
 
-def number(value: Any, name: str, low: float, high: float, *, default: float | None = None) -> float:
+def number(
+    value: Any, name: str, low: float, high: float, *, default: float | None = None
+) -> float:
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -105,12 +125,22 @@ class Shape:
     def __init__(self, model: str, *, chat: bool) -> None:
         self.model = model
         self.chat = chat
-        self.head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}", "created": int(time.time()), "model": model}
+        self.head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
 
     def chunk(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        delta: dict[str, Any] = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
+        delta: dict[str, Any] = (
+            {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
+        )
         choice = {"index": index, **delta, "logprobs": None, "finish_reason": finish}
-        return {**self.head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": [choice]}
+        return {
+            **self.head,
+            "object": "chat.completion.chunk" if self.chat else "text_completion",
+            "choices": [choice],
+        }
 
     def opening(self, index: int) -> dict[str, Any]:
         """A chat's first chunk, which tells the role."""
@@ -129,17 +159,33 @@ class Shape:
         scored = next((prompt_logprobs(piece) for piece in answers[0] if "logprobs" in piece), None)
         more = {} if scored is None else {"prompt_logprobs": scored}
         name = "chat.completion" if self.chat else "text_completion"
-        return {**self.head, "object": name, "choices": choices, "usage": usage(last), "snapml": speed(last), **more}
+        return {
+            **self.head,
+            "object": name,
+            "choices": choices,
+            "usage": usage(last),
+            "snapml": speed(last),
+            **more,
+        }
 
     def _choice(self, index: int, said: list[Said]) -> dict[str, Any]:
         text = "".join(piece.get("text", "") for piece in said)
-        spoken: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        spoken: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        )
         return {"index": index, **spoken, "logprobs": None, "finish_reason": said[-1]["done"]}
 
 
 def usage(last: list[Said]) -> dict[str, int]:
-    prompt, completion = sum(said["prompt_tokens"] for said in last), sum(said["completion_tokens"] for said in last)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    prompt, completion = (
+        sum(said["prompt_tokens"] for said in last),
+        sum(said["completion_tokens"] for said in last),
+    )
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 def speed(last: list[Said]) -> dict[str, float]:
@@ -147,10 +193,20 @@ def speed(last: list[Said]) -> dict[str, float]:
 
 
 def prompt_logprobs(piece: Said) -> list[dict[str, dict[str, float]] | None]:
-    """One entry a token of the prompt, as vLLM has it: its id and the natural logarithm of its probability."""
+    """One entry a token of the prompt, as vLLM has it: its id and the natural logarithm of its
+    probability.
+    """
     pairs = zip(piece["ids"], piece["logprobs"], strict=True)
-    return [None if chance is None else {str(token): {"logprob": chance}} for token, chance in pairs]
+    return [
+        None if chance is None else {str(token): {"logprob": chance}} for token, chance in pairs
+    ]
 
 
-def problem_of(message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None) -> Any:
+def problem_of(
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> Any:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,4 +1,5 @@
-"""Questions, and where they wait until the speaker takes them. No torch here: the program holds none until it is first asked.
+"""Questions, and where they wait until the speaker takes them. No torch here: the program holds
+none until it is first asked.
 
 Importing it takes 5 s and 410 MB, on a machine where perhaps nobody ever asks.
 """
@@ -28,16 +29,20 @@ class Desk:
         return self._count
 
     def ask(self, question: Question) -> None:
-        """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before, then `{"done"}` or `{"error"}`.
+        """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before,
+        then `{"done"}` or `{"error"}`.
 
-        A caller who goes away sets `question.hung_up`; the place is free when the last word is said, whatever it is.
+        A caller who goes away sets `question.hung_up`; the place is free when the last word is
+        said, whatever it is.
 
         Raises:
             Busy: MAX_QUESTIONS are under way.
         """
         with self._lock:
             if self._count >= MAX_QUESTIONS:
-                raise Busy(f"{self._count} questions are being answered; try again in a few seconds.")
+                raise Busy(
+                    f"{self._count} questions are being answered; try again in a few seconds."
+                )
             self._count += 1
         self.arrived.put(question)
         self._asked.set()

@@ -1,7 +1,9 @@
-"""Questions in, words out: a round gives every answer under way its next token, all rows of a base in one batch. No HTTP here.
+"""Questions in, words out: a round gives every answer under way its next token, all rows of a base
+in one batch. No HTTP here.
 
-A new question joins after a first forward of its own (continuous batching), a finished one leaves, and nobody waits for the
-longest answer. Rows of different adapters share a batch where their tuner can tell whose row is whose (`Held.mixes`).
+A new question joins after a first forward of its own (continuous batching), a finished one leaves,
+and nobody waits for the longest answer. Rows of different adapters share a batch where their tuner
+can tell whose row is whose (`Held.mixes`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from training.errors import UserError
 
 MAX_ROWS = 16  # under way at once
 
-IDLE_SECONDS = 900.0  # without a question; then the memory is left to training, and the next question loads its base anew
+# without a question; then the memory is left to training, and the next question loads its base anew
+IDLE_SECONDS = 900.0
 HUNG_UP: Said = {"error": "The caller hung up."}
 
 
@@ -33,7 +36,9 @@ class Speaker:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.residents = Residents()
-        self.waiting: deque[Question] = deque()  # in order; the first may wait for room, and all wait behind it
+        self.waiting: deque[Question] = (
+            deque()
+        )  # in order; the first may wait for room, and all wait behind it
         self.batches: list[tuple[Held, Batch]] = []
 
     def speak_for_ever(self) -> None:
@@ -42,7 +47,9 @@ class Speaker:
             self._rounds()
 
     def _rounds(self) -> None:
-        """Of every batch. Not in the loop above, whose names would keep a base in memory while another is loaded for it."""
+        """Of every batch. Not in the loop above, whose names would keep a base in memory while
+        another is loaded for it.
+        """
         for held, batch in list(self.batches):
             self._round(held, batch)
         self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
@@ -50,11 +57,17 @@ class Speaker:
     def _round(self, held: Held, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""
         try:
-            self._dismiss(batch, [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()])
+            self._dismiss(
+                batch,
+                [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()],
+            )
             if batch.answers:
                 with torch.inference_mode():
                     logits = batch.step(held)
-                last = [(answer, self._heard(held, answer, row)) for answer, row in zip(batch.answers, logits, strict=True)]
+                last = [
+                    (answer, self._heard(held, answer, row))
+                    for answer, row in zip(batch.answers, logits, strict=True)
+                ]
                 self._dismiss(batch, [(answer, said) for answer, said in last if said is not None])
         except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
             leave_if_lost(error)
@@ -76,12 +89,16 @@ class Speaker:
             self.desk.last_word(answer.question, said)
 
     def _take_questions(self) -> None:
-        """Take what waits, in order, while there is room; block only when there is nothing to say."""
+        """Take what waits, in order, while there is room; block only when there is nothing to
+        say.
+        """
         self._forget_callers()
         while sum(len(batch.answers) for _, batch in self.batches) < MAX_ROWS:
             if not self.waiting:
                 try:
-                    self.waiting.append(self.desk.arrived.get(block=not self.batches, timeout=IDLE_SECONDS))
+                    self.waiting.append(
+                        self.desk.arrived.get(block=not self.batches, timeout=IDLE_SECONDS)
+                    )
                 except queue.Empty:
                     if not self.batches:
                         self.residents.let_go()
@@ -124,7 +141,11 @@ class Speaker:
         held.bring(question.adapter, self._in_use(held))
         question.ids = question.ids or ids_of(held, question)
         most = most_tokens(held, question, len(question.ids))
-        if self.batches and self._cache_bytes() + held.entry_bytes * (len(question.ids) + most) > self.residents.cache_bytes:
+        if (
+            self.batches
+            and self._cache_bytes() + held.entry_bytes * (len(question.ids) + most)
+            > self.residents.cache_bytes
+        ):
             return False
         with torch.inference_mode():
             self._begin(held, question, most)
@@ -133,7 +154,9 @@ class Speaker:
     def _cache_bytes(self) -> int:
         """What the caches under way can grow to: in a batch every row is as long as the longest."""
         return sum(
-            held.entry_bytes * len(batch.answers) * max(answer.prompt_tokens + answer.most_tokens for answer in batch.answers)
+            held.entry_bytes
+            * len(batch.answers)
+            * max(answer.prompt_tokens + answer.most_tokens for answer in batch.answers)
             for held, batch in self.batches
             if batch.answers
         )
@@ -148,8 +171,12 @@ class Speaker:
         return {held.base for held, batch in self.batches if batch.answers}
 
     def _in_use(self, held: Held) -> set[Weights]:
-        answers = [answer for other, batch in self.batches if other is held for answer in batch.answers]
-        return {answer.question.adapter for answer in answers if answer.question.adapter is not None}
+        answers = [
+            answer for other, batch in self.batches if other is held for answer in batch.answers
+        ]
+        return {
+            answer.question.adapter for answer in answers if answer.question.adapter is not None
+        }
 
     def _begin(self, held: Held, question: Question, most: int) -> None:
         """The first forward of a question, and its place in a batch."""
@@ -157,9 +184,13 @@ class Speaker:
         draw = torch.Generator(held.device)
         draw.seed() if question.seed is None else draw.manual_seed(question.seed)
         answer = Answer(question, len(ids), most, draw)
-        output = held.first(torch.tensor([ids], device=held.device), question.adapter, every=question.score)
+        output = held.first(
+            torch.tensor([ids], device=held.device), question.adapter, every=question.score
+        )
         if question.score:
-            question.said.put({"logprobs": logprobs_of(output.logits[0, -len(ids) :], ids), "ids": ids})
+            question.said.put(
+                {"logprobs": logprobs_of(output.logits[0, -len(ids) :], ids), "ids": ids}
+            )
         held.entry_bytes = bytes_of(output.cache) // max(1, output.cache.get_seq_length())
         said = self._hear(held, answer, output.logits[0, -1])
         if said is not None:
@@ -169,7 +200,9 @@ class Speaker:
 
     def _batch_for(self, held: Held, adapter: Weights | None, cache: object) -> Batch:
         for other, batch in self.batches:
-            alike = held.mixes or all(answer.question.adapter == adapter for answer in batch.answers)
+            alike = held.mixes or all(
+                answer.question.adapter == adapter for answer in batch.answers
+            )
             if other is held and alike and batch.takes(cache):
                 return batch
         made = Batch()
@@ -177,11 +210,17 @@ class Speaker:
         return made
 
     def _hear(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
-        """Pick the next token, send what became readable; the last word when the answer is at its end."""
+        """Pick the next token, send what became readable; the last word when the answer is at its
+        end.
+        """
         question = answer.question
         if not bool(torch.isfinite(logits).all()):
-            raise Unanswerable("The model's numbers are not finite here: this version has diverged.")
-        token = pick_token(logits, temperature=question.temperature, top_p=question.top_p, draw=answer.draw)
+            raise Unanswerable(
+                "The model's numbers are not finite here: this version has diverged."
+            )
+        token = pick_token(
+            logits, temperature=question.temperature, top_p=question.top_p, draw=answer.draw
+        )
         answer.token = token
         ended = token in held.stop_ids
         if not ended:
@@ -206,6 +245,8 @@ def told_of(error: Exception) -> Said:
 
 
 def leave_if_lost(error: Exception) -> None:
-    """After an error inside a kernel a process gets nothing more from its GPU: it ends, and `up` starts another."""
+    """After an error inside a kernel a process gets nothing more from its GPU: it ends, and `up`
+    starts another.
+    """
     if "CUDA error" in str(error):
         os._exit(70)

@@ -1,7 +1,9 @@
-"""The inference program's HTTP: OpenAI's models, chat completions and completions, on loopback behind a token.
+"""The inference program's HTTP: OpenAI's models, chat completions and completions, on loopback
+behind a token.
 
-Only the site calls it. Where base and adapter lie comes in the field `snapml`, checked by the site against what its user may see;
-another server (vLLM, say) leaves that field unread and goes by the name of the model.
+Only the site calls it. Where base and adapter lie comes in the field `snapml`, checked by the site
+against what its user may see; another server (vLLM, say) leaves that field unread and goes by the
+name of the model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.openai_schemas import Malformed, Shape, problem_of, questions_of, speed, usage
+from adapters.inference.openai_schemas import (
+    Malformed,
+    Shape,
+    problem_of,
+    questions_of,
+    speed,
+    usage,
+)
 from adapters.inference.request_queue import MAX_QUESTIONS, Desk
 from adapters.inference.types import Busy, Question, Said
 
@@ -36,14 +45,18 @@ class Refused(Exception):
 
     def __init__(self, status: int, body: Any) -> None:
         super().__init__(status)
-        self.response = JSONResponse(body, status, {"Retry-After": str(RETRY_SECONDS)} if status == 429 else None)
+        self.response = JSONResponse(
+            body, status, {"Retry-After": str(RETRY_SECONDS)} if status == 429 else None
+        )
 
 
 class Server:
     def __init__(self, desk: Desk, token: str) -> None:
         self.desk = desk
         self.token = token
-        self.names: OrderedDict[str, dict[str, Any]] = OrderedDict()  # of models asked for, and where they lie
+        self.names: OrderedDict[str, dict[str, Any]] = (
+            OrderedDict()
+        )  # of models asked for, and where they lie
         self.started = int(time.time())
 
     async def health(self, _request: Request) -> Response:
@@ -52,7 +65,10 @@ class Server:
     async def models(self, request: Request) -> Response:
         """Those that have been asked for by name, newest last."""
         self.let_in(request)
-        entries = [{"id": name, "object": "model", "created": self.started, "owned_by": "snapml"} for name in self.names]
+        entries = [
+            {"id": name, "object": "model", "created": self.started, "owned_by": "snapml"}
+            for name in self.names
+        ]
         return JSONResponse({"object": "list", "data": entries})
 
     async def chat(self, request: Request) -> Response:
@@ -67,12 +83,17 @@ class Server:
         place = self.place_of(body)
         questions = questions_of(body, place, chat=chat)
         if len(questions) > MOST_PROMPTS or (len(questions) > 1 and body.get("stream")):
-            raise Malformed(f"A request has at most {MOST_PROMPTS} prompts, and one if it is streamed.", "prompt")
+            raise Malformed(
+                f"A request has at most {MOST_PROMPTS} prompts, and one if it is streamed.",
+                "prompt",
+            )
         self.ask(questions)
         shape = Shape(str(body.get("model", "")), chat=chat)
         if body.get("stream"):
             with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(events(questions[0], shape, with_usage=with_usage), media_type="text/event-stream")
+            return StreamingResponse(
+                events(questions[0], shape, with_usage=with_usage), media_type="text/event-stream"
+            )
         said = await hang_up_with(request, questions)
         for last in (one[-1] for one in said):
             if "error" in last:
@@ -88,19 +109,31 @@ class Server:
             except Busy as busy:
                 for asked in questions[:place]:
                     asked.hung_up.set()
-                raise Refused(429, problem_of(str(busy), kind="rate_limit_error", code="busy")) from busy
+                raise Refused(
+                    429, problem_of(str(busy), kind="rate_limit_error", code="busy")
+                ) from busy
 
     def let_in(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not secrets.compare_digest(given.encode(), self.token.encode()):
-            raise Refused(401, problem_of("A valid token is needed.", kind="authentication_error", code="invalid_api_key"))
+            raise Refused(
+                401,
+                problem_of(
+                    "A valid token is needed.", kind="authentication_error", code="invalid_api_key"
+                ),
+            )
 
     def place_of(self, body: dict[str, Any]) -> dict[str, Any]:
         name, place = str(body.get("model", "")), body.get("snapml")
         if place is None and name in self.names:
             return self.names[name]
         if not isinstance(place, dict) or not place.get("base"):
-            raise Refused(404, problem_of(f"There is no model {name!r} here.", param="model", code="model_not_found"))
+            raise Refused(
+                404,
+                problem_of(
+                    f"There is no model {name!r} here.", param="model", code="model_not_found"
+                ),
+            )
         self.names[name] = place
         self.names.move_to_end(name)
         if len(self.names) > MAX_NAMES:
@@ -119,7 +152,9 @@ def make_app(desk: Desk, token: str) -> Starlette:
     return Starlette(routes=routes)
 
 
-def guarded(door: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def guarded(
+    door: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
     async def through(request: Request) -> Response:
         try:
             return await door(request)
@@ -145,10 +180,14 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 
 async def pieces(question: Question) -> AsyncIterator[Said]:
-    """What is said, to the last word. A caller who hangs up cancels this, and the speaker is told."""
+    """What is said, to the last word. A caller who hangs up cancels this, and the speaker is
+    told.
+    """
     try:
         while True:
-            said = await anyio.to_thread.run_sync(question.said.get, limiter=LISTENERS, abandon_on_cancel=True)
+            said = await anyio.to_thread.run_sync(
+                question.said.get, limiter=LISTENERS, abandon_on_cancel=True
+            )
             yield said
             if "done" in said or "error" in said:
                 return

@@ -1,4 +1,6 @@
-"""From a question to token ids, and from an answer's ids to the text that may be sent. No queue here, and no model runs."""
+"""From a question to token ids, and from an answer's ids to the text that may be sent. No queue
+here, and no model runs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from adapters.inference.loaded_model import Held
 from adapters.inference.types import Question
 from training.engine.data.conversations import prompt_ids, render, start_ids
 
-MOST_TOKENS = 4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
+MOST_TOKENS = (
+    4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
+)
 
 
 class Unanswerable(Exception):
@@ -15,12 +19,18 @@ class Unanswerable(Exception):
 
 
 def ids_of(held: Held, question: Question) -> list[int]:
-    """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a conversation."""
+    """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a
+    conversation.
+    """
     if question.prompt is not None:
         words = held.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
         ids = [*start_ids(held.tokenizer), *words]
     elif question.score:  # the conversation as it stands, its last answer, too
-        ids = list(held.tokenizer(render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False)["input_ids"])
+        ids = list(
+            held.tokenizer(
+                render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False
+            )["input_ids"]
+        )
     else:
         ids = prompt_ids(held.tokenizer, {"messages": question.messages})
     if not ids:
@@ -34,14 +44,16 @@ def most_tokens(held: Held, question: Question, prompt_tokens: int) -> int:
     wanted = min(MOST_TOKENS, max(1, room)) if question.max_tokens is None else question.max_tokens
     if wanted > room:
         raise Unanswerable(
-            f"This model's context holds {held.longest:,} tokens; the prompt has {prompt_tokens:,} and max_tokens asks for "
-            f"{wanted:,} more. Shorten one of them."
+            f"This model's context holds {held.longest:,} tokens; the prompt has {prompt_tokens:,} "
+            f"and max_tokens asks for {wanted:,} more. Shorten one of them."
         )
     return wanted
 
 
 def send_text(held: Held, answer: Answer, *, whole: bool) -> bool:
-    """Send what is new and sure; True if a stop word ended the answer. What may become one is held back."""
+    """Send what is new and sure; True if a stop word ended the answer. What may become one is held
+    back.
+    """
     text = held.tokenizer.decode(answer.ids, skip_special_tokens=True)
     found = [place for place in (text.find(word) for word in answer.question.stop) if place >= 0]
     stopped = bool(found)

@@ -11,15 +11,32 @@ from typing import Any, NamedTuple
 
 # Settings of PEFT's LoraConfig with which a layer computes otherwise.
 MORE_THAN_PAIRS = (
-    *("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_dora"),
-    *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "use_bdlora", "use_qalora"),
+    *(
+        "modules_to_save",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+        "lora_bias",
+        "use_dora",
+    ),
+    *(
+        "alora_invocation_tokens",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+        "use_bdlora",
+        "use_qalora",
+    ),
 )
 
 Said = dict[str, Any]
 
 
 class Base(NamedTuple):
-    """A model's folder, in 4 bits or not; `sha256` tells the weights of a run that trained the whole model."""
+    """A model's folder, in 4 bits or not; `sha256` tells the weights of a run that trained the
+    whole model.
+    """
 
     folder: Path
     quantised: bool = False
@@ -27,14 +44,18 @@ class Base(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """An adapter's folder and the hash of its weights: other weights in the same folder are another adapter."""
+    """An adapter's folder and the hash of its weights: other weights in the same folder are another
+    adapter.
+    """
 
     folder: Path
     sha256: str
 
     @property
     def kind(self) -> str:
-        """PEFT's type of it; DoRA, and LoRA with modules of its own, count as another, whose rows cannot share a batch."""
+        """PEFT's type of it; DoRA, and LoRA with modules of its own, count as another, whose rows
+        cannot share a batch.
+        """
         config: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_text())
         kind = str(config["peft_type"])
         return "LORA AND MORE" if kind == "LORA" and not is_pairs_only(config) else kind
@@ -42,14 +63,17 @@ class Weights(NamedTuple):
 
 def is_pairs_only(config: dict[str, Any]) -> bool:
     """Are pairs A and B all that this LoRA adapter (its adapter_config.json) changes?"""
-    return config.get("bias", "none") == "none" and not any(config.get(name) for name in MORE_THAN_PAIRS)
+    return config.get("bias", "none") == "none" and not any(
+        config.get(name) for name in MORE_THAN_PAIRS
+    )
 
 
 @dataclass
 class Question:
     """What to answer, with which adapter (None: the base alone), and where the answer goes.
 
-    Either `messages` of a chat, or the text of a `prompt`. `score`: no answer is asked, only how likely each token of it is.
+    Either `messages` of a chat, or the text of a `prompt`. `score`: no answer is asked, only how
+    likely each token of it is.
     """
 
     base: Base

@@ -1,4 +1,6 @@
-"""`python -m adapters.programs.gguf_export FOLDER`: a model as one GGUF file, run back through llama.cpp before it is kept."""
+"""`python -m adapters.programs.gguf_export FOLDER`: a model as one GGUF file, run back through
+llama.cpp before it is kept.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,21 @@ with quick_imports():
 CPU = torch.device("cpu")
 TOP = 20
 SCORED_PROMPTS = 2  # whose answers are compared token by token: llama.cpp is asked once a token
-# The share of places where the same token must come next. Measured on SmolLM2-135M: f16 1.000, q8_0 0.944, q4_0 0.667.
+# The share of places where the same token must come next. Measured on SmolLM2-135M: f16 1.000, q8_0
+# 0.944, q4_0 0.667.
 LEAST_SAME = {"f32": 0.98, "f16": 0.95, "bf16": 0.9, "q8_0": 0.75}
 LEAST_SAME_OTHERS = 0.3
 
 
 def make(order: dict[str, Any]) -> dict[str, Any]:
-    """Order: model (a folder), target (a file), quantisation, and prompts as lists of messages. Result: parity, bytes, sha256."""
-    folder, target, quantisation = Path(order["model"]), Path(order["target"]), str(order["quantisation"])
+    """Order: model (a folder), target (a file), quantisation, and prompts as lists of messages.
+    Result: parity, bytes, sha256.
+    """
+    folder, target, quantisation = (
+        Path(order["model"]),
+        Path(order["target"]),
+        str(order["quantisation"]),
+    )
     say(words="writing the file", done=0, total=3)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.checking")
@@ -41,7 +50,8 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
         use_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
         said = [
-            speak(model, prompt_ids(tokenizer, {"messages": messages}), tokenizer.eos_token_id) for messages in order["prompts"]
+            speak(model, prompt_ids(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
+            for messages in order["prompts"]
         ]
         del model
         say(words="answering with llama.cpp", done=2)
@@ -52,11 +62,18 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
     finally:
         aside.unlink(missing_ok=True)
     sync(target.parent)
-    return {"parity": figures, "bytes": target.stat().st_size, "sha256": sha256(target), "quantisation": quantisation}
+    return {
+        "parity": figures,
+        "bytes": target.stat().st_size,
+        "sha256": sha256(target),
+        "quantisation": quantisation,
+    }
 
 
 def compared(file: Path, said: list[Spoken]) -> dict[str, Any]:
-    """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each place of some answers."""
+    """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each
+    place of some answers.
+    """
     theirs = answers(file, [one.prompt for one in said], max(len(one.answer) for one in said))
     same = sum(alike(one.answer, other.ids) for one, other in zip(said, theirs, strict=True))
     differences, choices = [], []
@@ -88,8 +105,9 @@ def refuse_unlike(figures: dict[str, Any], quantisation: str) -> None:
     least = LEAST_SAME.get(quantisation, LEAST_SAME_OTHERS)
     if figures["same_choice"] < least:
         raise UserError(
-            f"The {quantisation} file answers unlike its model: llama.cpp chooses the same next token in "
-            f"{figures['same_choice']:.0%} of {figures['tokens']} places, and at least {least:.0%} are expected. Take more bits."
+            f"The {quantisation} file answers unlike its model: llama.cpp chooses the same next "
+            f"token in {figures['same_choice']:.0%} of {figures['tokens']} places, and at least "
+            f"{least:.0%} are expected. Take more bits."
         )
 
 

@@ -1,4 +1,6 @@
-"""The families of models that llama.cpp computes as transformers does, and their settings in a GGUF."""
+"""The families of models that llama.cpp computes as transformers does, and their settings in a
+GGUF.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ GEMMA_27B_LAYERS = 62
 class Family:
     architecture: gguf.MODEL_ARCH
     activation: str = "silu"  # the only one that llama.cpp computes there
-    pairs: bool = False  # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
+    pairs: bool = (
+        False  # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
+    )
 
 
 FAMILIES = {  # by transformers' model_type
@@ -35,14 +39,25 @@ def check(config: Any) -> None:
     """Refuse every setting that llama.cpp would read differently, or not at all."""
     kind = config.model_type
     if kind not in FAMILIES:
-        raise UserError(f"GGUF export knows the families {', '.join(FAMILIES)}; this model is of the family {kind}.")
+        raise UserError(
+            f"GGUF export knows the families {', '.join(FAMILIES)}; this model is of the family "
+            f"{kind}."
+        )
     if getattr(config, "quantization_config", None):
-        raise UserError("These weights are quantised already (by bitsandbytes, GPTQ or the like); export the 16-bit model.")
+        raise UserError(
+            "These weights are quantised already (by bitsandbytes, GPTQ or the like); export the "
+            "16-bit model."
+        )
     names = ("activation_function", "hidden_activation", "hidden_act")
     activation = next(getattr(config, name) for name in names if hasattr(config, name))
     if activation != FAMILIES[kind].activation:
         raise UserError(f"llama.cpp has no {kind} model with the activation {activation}.")
-    switches = ["use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping", "add_cross_attention"]
+    switches = [
+        "use_bidirectional_attention",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "add_cross_attention",
+    ]
     for switch in switches + ["attention_bias"] * (not FAMILIES[kind].pairs):
         if getattr(config, switch, None):
             raise UserError(f"llama.cpp has no {kind} model with {switch}.")
@@ -51,7 +66,10 @@ def check(config: Any) -> None:
     if kind == "gemma3_text":
         for layer, attention in enumerate(config.layer_types, start=1):
             if (attention == "full_attention") != (layer % GEMMA_FULL_EVERY == 0):
-                raise UserError("llama.cpp knows Gemma 3 only with full attention in every sixth layer and nowhere else.")
+                raise UserError(
+                    "llama.cpp knows Gemma 3 only with full attention in every sixth layer and "
+                    "nowhere else."
+                )
 
 
 def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -85,10 +103,17 @@ def add_rotation(writer: gguf.GGUFWriter, config: Any) -> None:
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     near = config.rope_parameters.get("sliding_attention", rope)
     kind = rope["rope_type"]
-    known = ("default", "linear", "llama3") if FAMILIES[config.model_type].pairs else ("default", "linear")
+    known = (
+        ("default", "linear", "llama3")
+        if FAMILIES[config.model_type].pairs
+        else ("default", "linear")
+    )
     near_is_plain = near is rope or near["rope_type"] == "default"
     if kind not in known or not near_is_plain or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"Rotary positions of the kind {kind!r} are not exported for the family {config.model_type}.")
+        raise UserError(
+            f"Rotary positions of the kind {kind!r} are not exported for the family "
+            f"{config.model_type}."
+        )
     writer.add_rope_freq_base(rope["rope_theta"])
     if near is not rope:
         writer.add_rope_freq_base_swa(near["rope_theta"])
@@ -98,7 +123,9 @@ def add_rotation(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def gemma_attention_size(config: Any) -> int:
-    """The size that llama.cpp takes: by the number of layers it recognises the 27B model, which is the exception."""
+    """The size that llama.cpp takes: by the number of layers it recognises the 27B model, which is
+    the exception.
+    """
     is_27b = config.num_hidden_layers == GEMMA_27B_LAYERS
     size: int = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
     return size

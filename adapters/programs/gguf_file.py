@@ -1,6 +1,8 @@
-"""Write a folder with a causal language model (config, safetensors, tokenizer) as one GGUF file for llama.cpp.
+"""Write a folder with a causal language model (config, safetensors, tokenizer) as one GGUF file for
+llama.cpp.
 
-Tensor by tensor: no more than one weight is in memory at a time. What llama.cpp would compute differently is refused with a
+Tensor by tensor: no more than one weight is in memory at a time. What llama.cpp would compute
+differently is refused with a
 `UserError` whose words are for the person; a file that is written gives the answers of the folder.
 """
 
@@ -20,11 +22,26 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import LlamaFileType as FileType
 from safetensors import safe_open
 
-from adapters.programs.gguf_families import FAMILIES, add_settings, check, gemma_attention_size, rotation_factors
+from adapters.programs.gguf_families import (
+    FAMILIES,
+    add_settings,
+    check,
+    gemma_attention_size,
+    rotation_factors,
+)
 from adapters.programs.gguf_tokenizer import add_tokenizer
 from training.errors import UserError
 
-QUANTISATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # all that `gguf` can pack, K-quants not
+QUANTISATIONS = (
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+    "q4_0",
+)  # all that `gguf` can pack, K-quants not
 PACKED = {Kind.Q8_0, Kind.Q5_1, Kind.Q5_0, Kind.Q4_1, Kind.Q4_0}
 ROW_BLOCK = 32  # each of these packs 32 neighbours of a row
 
@@ -45,11 +62,19 @@ def export(folder: Path, target: Path, quantisation: str) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     if quantisation not in QUANTISATIONS:
-        raise UserError(f"{quantisation!r} is not a number format for GGUF here; choose one of {', '.join(QUANTISATIONS)}.")
+        raise UserError(
+            f"{quantisation!r} is not a number format for GGUF here; choose one of "
+            f"{', '.join(QUANTISATIONS)}."
+        )
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder.name} is not a whole model: it has no config.json. Merge an adapter with its base first.")
+        raise UserError(
+            f"{folder.name} is not a whole model: it has no config.json. Merge an adapter with "
+            "its base first."
+        )
     if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder.name} has no tokenizer.json; other tokenizers are not exported to GGUF.")
+        raise UserError(
+            f"{folder.name} has no tokenizer.json; other tokenizers are not exported to GGUF."
+        )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check(config)
     parts = list(find_parts(folder, config, Kind[quantisation.upper()]))
@@ -58,10 +83,16 @@ def export(folder: Path, target: Path, quantisation: str) -> None:
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[FAMILIES[config.model_type].architecture])
     writer.add_type("model")
     writer.add_name(folder.name)
-    writer.add_file_type(FileType["ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"])
+    writer.add_file_type(
+        FileType["ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"]
+    )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_settings(writer, config)
-    add_tokenizer(writer, AutoTokenizer.from_pretrained(folder, local_files_only=True), rows=rows["token_embd.weight"])
+    add_tokenizer(
+        writer,
+        AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        rows=rows["token_embd.weight"],
+    )
     aside = target.with_name(f".{target.name}.partial")
     try:
         write(writer, aside, parts, config)
@@ -77,18 +108,27 @@ def find_parts(folder: Path, config: Any, wanted: Kind) -> Iterator[Part]:
     """Every tensor under llama.cpp's name, in the order of the files; no numbers are read yet."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise UserError(f"{folder.name} has no model*.safetensors; other weight files are not exported.")
-    names = gguf.get_tensor_name_map(FAMILIES[config.model_type].architecture, config.num_hidden_layers)
+        raise UserError(
+            f"{folder.name} has no model*.safetensors; other weight files are not exported."
+        )
+    names = gguf.get_tensor_name_map(
+        FAMILIES[config.model_type].architecture, config.num_hidden_layers
+    )
     for file in files:
         with safe_open(file, "pt") as tensors:
             for source in tensors.keys():  # noqa: SIM118 - not a dict
                 if is_spare(source, config):
                     continue
                 old_gpt2 = config.model_type == "gpt2" and not source.startswith("transformer.")
-                name = names.get_name(f"transformer.{source}" if old_gpt2 else source, (".weight", ".bias"))
+                name = names.get_name(
+                    f"transformer.{source}" if old_gpt2 else source, (".weight", ".bias")
+                )
                 numbers = tensors.get_slice(source)
                 if name is None or numbers.get_dtype() not in ("F32", "F16", "BF16"):
-                    raise UserError(f"The tensor {source} ({numbers.get_dtype()}) has no place in a {config.model_type} GGUF.")
+                    raise UserError(
+                        f"The tensor {source} ({numbers.get_dtype()}) has no place in a "
+                        f"{config.model_type} GGUF."
+                    )
                 shape = tuple(numbers.get_shape())[:: -1 if is_turned(name, config) else 1]
                 yield Part(file, source, name, shape, choose_kind(name, shape, wanted))
 
@@ -96,11 +136,19 @@ def find_parts(folder: Path, config: Any, wanted: Kind) -> Iterator[Part]:
 def check_complete(names: Collection[str], config: Any) -> None:
     """llama.cpp would say the same, but later and in words for programmers."""
     layers = Counter(name.split(".", 2)[2] for name in names if name.startswith("blk."))
-    lost = [f"{name} of some layers" for name, found in layers.items() if found != config.num_hidden_layers]
-    whole = ["token_embd.weight", "output_norm.weight"] + ["output.weight"] * (not config.tie_word_embeddings)
+    lost = [
+        f"{name} of some layers"
+        for name, found in layers.items()
+        if found != config.num_hidden_layers
+    ]
+    whole = ["token_embd.weight", "output_norm.weight"] + ["output.weight"] * (
+        not config.tie_word_embeddings
+    )
     lost += [name for name in whole if name not in names]
     if lost or not layers:
-        raise UserError(f"The weights are incomplete: {', '.join(lost) or 'all layers'} is missing.")
+        raise UserError(
+            f"The weights are incomplete: {', '.join(lost) or 'all layers'} is missing."
+        )
 
 
 def is_spare(source: str, config: Any) -> bool:
@@ -111,11 +159,18 @@ def is_spare(source: str, config: Any) -> bool:
 
 def is_turned(name: str, config: Any) -> bool:
     """GPT-2 alone keeps the matrices of its blocks as input x output."""
-    return config.model_type == "gpt2" and name.startswith("blk.") and name.endswith(".weight") and "_norm." not in name
+    return (
+        config.model_type == "gpt2"
+        and name.startswith("blk.")
+        and name.endswith(".weight")
+        and "_norm." not in name
+    )
 
 
 def choose_kind(name: str, shape: tuple[int, ...], wanted: Kind) -> Kind:
-    """Vectors and learned positions stay f32, as llama.cpp demands; rows that do not divide into blocks become f16."""
+    """Vectors and learned positions stay f32, as llama.cpp demands; rows that do not divide into
+    blocks become f16.
+    """
     if len(shape) < 2 or name == "position_embd.weight":
         return Kind.F32
     if wanted in PACKED and shape[-1] % ROW_BLOCK:
@@ -134,15 +189,21 @@ def arrange(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if config.model_type == "gemma3_text" and "norm" in name:
         tensor = tensor.float() + 1.0  # Gemma keeps them around zero
-        if "attn_q_norm" in name:  # llama.cpp divides attention by the root of a size, Gemma by that of a setting
+        if (
+            "attn_q_norm" in name
+        ):  # llama.cpp divides attention by the root of a size, Gemma by that of a setting
             tensor = tensor * math.sqrt(gemma_attention_size(config) / config.query_pre_attn_scalar)
     return tensor
 
 
 def pack(tensor: torch.Tensor, part: Part) -> np.ndarray[Any, Any]:
-    as_float = tensor.half() if part.kind is Kind.F16 else tensor.bfloat16() if part.kind is Kind.BF16 else tensor.float()
+    dtype = {Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}.get(part.kind, torch.float32)
+    as_float = tensor.to(dtype)
     if not as_float.isfinite().all():
-        raise UserError(f"The tensor {part.source} has numbers that are not finite or too large for {part.kind.name}.")
+        raise UserError(
+            f"The tensor {part.source} has numbers that are not finite or too large for "
+            f"{part.kind.name}."
+        )
     if part.kind is Kind.BF16:
         return as_float.contiguous().view(torch.int16).numpy()
     packed: np.ndarray[Any, Any] = gguf.quants.quantize(as_float.contiguous().numpy(), part.kind)
@@ -153,10 +214,18 @@ def write(writer: gguf.GGUFWriter, path: Path, parts: list[Part], config: Any) -
     """First the plan of all tensors, then their numbers, one tensor after another."""
     factors = rotation_factors(config)
     if factors is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.nbytes, Kind.F32)
+        writer.add_tensor_info(
+            "rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.nbytes, Kind.F32
+        )
     for part in parts:
         block, size = gguf.GGML_QUANT_SIZES[part.kind]
-        writer.add_tensor_info(part.name, part.shape, np.dtype(np.float32), math.prod(part.shape) // block * size, part.kind)
+        writer.add_tensor_info(
+            part.name,
+            part.shape,
+            np.dtype(np.float32),
+            math.prod(part.shape) // block * size,
+            part.kind,
+        )
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -1,7 +1,8 @@
 """Write a tokenizer of transformers into a GGUF, so that llama.cpp cuts text into the same tokens.
 
-Two kinds: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece's BPE with `▁` for spaces (Llama 2, Mistral, Gemma).
-llama.cpp cannot read a rule for cutting words from the file; it has some built in, by name. The name is found by behaviour:
+Two kinds: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece's BPE with `▁` for spaces
+(Llama 2, Mistral, Gemma). llama.cpp cannot read a rule for cutting words from the file; it has some
+built in, by name. The name is found by behaviour:
 the tokenizer and each rule cut a text in which all of them differ.
 """
 
@@ -29,30 +30,47 @@ CUTS = {  # llama.cpp's name: the patterns by which it cuts, one after another
     "smollm": [r"\p{N}", GPT2],
     "llama-bpe": [LLAMA3],
     "qwen2": [rf"{SHORT}|{WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TAIL}"],
-    "qwen35": [rf"{SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TAIL}"],
-    "gpt-4o": [CASED % (f"{SHORT}?", f"{SHORT}?") + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}"],
+    "qwen35": [
+        rf"{SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| "
+        rf"?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TAIL}"
+    ],
+    "gpt-4o": [
+        CASED % (f"{SHORT}?", f"{SHORT}?")
+        + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}"
+    ],
     "tekken": [CASED % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}"],
 }
 PROBE = (
-    "Don't DON'T we'LL  it's'tis 1 22 333 4444 55555 x1y 3.14 ½²\n\n  \n\tHTTPServer camelCase ÉcoleÉtÉ naïve e\u0301te\u0301 "
-    "日本語テキスト 한국어 नमस्ते 🦜🦜 #!?/ \r\n//\n ,,\n( a)/\n_b_ \u00a0\u2003 z   \n"
+    "Don't DON'T we'LL  it's'tis 1 22 333 4444 55555 x1y 3.14 ½²\n\n  \n\tHTTPServer camelCase "
+    "ÉcoleÉtÉ naïve e\u0301te\u0301 日本語テキスト 한국어 नमस्ते 🦜🦜 #!?/ \r\n//\n ,,\n( a)/\n_b_ "
+    "\u00a0\u2003 z   \n"
 )
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
-    """`rows` are those of the embedding: llama.cpp wants a token for each, so spare ones get a name nobody writes."""
+    """`rows` are those of the embedding: llama.cpp wants a token for each, so spare ones get a name
+    nobody writes.
+    """
     inner: Any = tokenizer.backend_tokenizer
     told = json.loads(inner.to_str())
     model = told["model"]
     if model["type"] != "BPE" or not model.get("merges"):
-        raise UserError(f"A tokenizer of the kind {model['type']} is not exported to GGUF, only BPE with merges.")
+        raise UserError(
+            f"A tokenizer of the kind {model['type']} is not exported to GGUF, only BPE with "
+            "merges."
+        )
     if len(model["vocab"]) > rows:
-        raise UserError(f"The tokenizer has {len(model['vocab'])} tokens, but the model's embedding only {rows} rows.")
+        raise UserError(
+            f"The tokenizer has {len(model['vocab'])} tokens, but the model's embedding only "
+            f"{rows} rows."
+        )
     names = {id_: text for text, id_ in inner.get_vocab(with_added_tokens=True).items()}
     pieces = model.get("byte_fallback", False)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     writer.add_token_list([names.get(id_, f"[PAD{id_}]") for id_ in range(rows)])
-    writer.add_token_types(token_types(names, inner, rows=rows, unknown=model.get("unk_token") if pieces else None))
+    writer.add_token_types(
+        token_types(names, inner, rows=rows, unknown=model.get("unk_token") if pieces else None)
+    )
     if pieces:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(scores(names, merges, rows=rows))
@@ -65,7 +83,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None
     add_special(writer, tokenizer, rows=rows)
 
 
-def token_types(names: dict[int, str], inner: Any, *, rows: int, unknown: str | None) -> list[TokenType]:
+def token_types(
+    names: dict[int, str], inner: Any, *, rows: int, unknown: str | None
+) -> list[TokenType]:
     added = inner.get_added_tokens_decoder()
     types = []
     for id_ in range(rows):
@@ -95,24 +115,42 @@ def name_of_cuts(inner: Any, told: dict[str, Any]) -> str:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    if (told["normalizer"] or {"type": "NFC"})["type"] != "NFC" or "ByteLevel" not in json.dumps(told["pre_tokenizer"]):
-        raise UserError("Only byte-level BPE tokenizers and those with byte fallback are exported to GGUF.")
+    if (told["normalizer"] or {"type": "NFC"})["type"] != "NFC" or "ByteLevel" not in json.dumps(
+        told["pre_tokenizer"]
+    ):
+        raise UserError(
+            "Only byte-level BPE tokenizers and those with byte fallback are exported to GGUF."
+        )
     wanted = inner.pre_tokenizer.pre_tokenize_str(PROBE)
     for name, patterns in CUTS.items():
         steps = [Split(Regex(pattern), "isolated") for pattern in patterns]
-        if Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)]).pre_tokenize_str(PROBE) == wanted:
-            whole_words = told["model"].get("ignore_merges", False)  # a word that is a token is then not built from merges
+        if (
+            Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)]).pre_tokenize_str(
+                PROBE
+            )
+            == wanted
+        ):
+            whole_words = told["model"].get(
+                "ignore_merges", False
+            )  # a word that is a token is then not built from merges
             return "smaug-bpe" if name == "llama-bpe" and not whole_words else name
-    raise UserError("This tokenizer cuts words by a rule that llama.cpp does not have under a name known here.")
+    raise UserError(
+        "This tokenizer cuts words by a rule that llama.cpp does not have under a name known here."
+    )
 
 
 def prefixes_space(told: dict[str, Any], *, chats: bool) -> bool:
     """llama.cpp puts a space before the text and again after every special token, or nowhere.
 
-    A tokenizer that puts one only at the very beginning is neither: chats begin with a special token, so there it is nowhere.
+    A tokenizer that puts one only at the very beginning is neither: chats begin with a special
+    token, so there it is nowhere.
     """
     steps = json.dumps([told["normalizer"], told["pre_tokenizer"]])
-    return '"Prepend"' in steps or '"prepend_scheme": "always"' in steps or ('"prepend_scheme": "first"' in steps and not chats)
+    return (
+        '"Prepend"' in steps
+        or '"prepend_scheme": "always"' in steps
+        or ('"prepend_scheme": "first"' in steps and not chats)
+    )
 
 
 def add_special(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
@@ -126,7 +164,9 @@ def add_special(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
         if id_ is not None and id_ < rows:  # transformers adds some that the model has no row for
             add(id_)
     with_special = tokenizer("a")["input_ids"]
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id)
+    writer.add_add_bos_token(
+        tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
+    )
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]

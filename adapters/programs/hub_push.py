@@ -1,4 +1,6 @@
-"""`python -m adapters.programs.hub_push FOLDER`: files as one commit to a hub's repository. HF_TOKEN says who pushes."""
+"""`python -m adapters.programs.hub_push FOLDER`: files as one commit to a hub's repository.
+HF_TOKEN says who pushes.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,28 @@ from training.errors import UserError
 # What the hub's words for it leave open.
 HINTS = {
     401: "It does not know this token.",
-    403: "This token may not write there; it needs the right to write to that owner's repositories.",
+    403: "This token may not write there; it needs the right to write to that owner's "
+    "repositories.",
     404: "There is no such owner, or this token may not see it.",
 }
 
 
 def push(order: dict[str, Any]) -> dict[str, Any]:
-    """Order: repository, private, message, card (text), files (name -> path). Result: the repository's address and the commit.
+    """Order: repository, private, message, card (text), files (name -> path). Result: the
+    repository's address and the commit.
 
     A repository that is there already stays as public as it is.
     """
     repository = order["repository"]
     api = HfApi(token=os.environ["HF_TOKEN"])
-    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in order["files"].items()]
+    added = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+        for name, path in order["files"].items()
+    ]
     if order["card"]:
-        added.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=order["card"].encode()))
+        added.append(
+            CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=order["card"].encode())
+        )
     try:
         say(words="asking the hub")
         made = api.create_repo(repository, private=order["private"], exist_ok=True)
@@ -39,11 +48,17 @@ def push(order: dict[str, Any]) -> dict[str, Any]:
     except HfHubHTTPError as error:
         code = error.response.status_code
         raise UserError(
-            f"The hub refused {repository} ({code}). {HINTS.get(code) or (error.server_message or '')[:200]}"
+            f"The hub refused {repository} ({code}). "
+            f"{HINTS.get(code) or (error.server_message or '')[:200]}"
         ) from error
     except (httpx.HTTPError, ConnectionError) as error:
-        raise UserError(f"The hub cannot be reached ({type(error).__name__}); nothing was pushed.") from error
-    except (RuntimeError, ValueError) as error:  # a file that did not get through; a card that the hub's check refuses
+        raise UserError(
+            f"The hub cannot be reached ({type(error).__name__}); nothing was pushed."
+        ) from error
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # a file that did not get through; a card that the hub's check refuses
         raise UserError(f"The hub did not take it: {str(error)[:300]}") from error
     return {"address": str(made), "commit": commit.oid}
 

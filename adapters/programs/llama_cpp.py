@@ -1,8 +1,8 @@
 """Ask llama.cpp (the PyPI package `xllamacpp`) what a GGUF file answers, with token ids in and out.
 
-llama.cpp ends the whole process on some broken files, so it always runs in a child: this module as a program reads the question
-from standard input and prints what it was told, both JSON. No port is opened: llama.cpp's server listens on a unix socket in a
-private folder.
+llama.cpp ends the whole process on some broken files, so it always runs in a child: this module as
+a program reads the question from standard input and prints what it was told, both JSON. No port is
+opened: llama.cpp's server listens on a unix socket in a private folder.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ class Answer:
     text: str
 
 
-def answers(gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 900.0) -> list[Answer]:
+def answers(
+    gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 900.0
+) -> list[Answer]:
     """Greedy answers to prompts that are token ids already."""
     question = {"prompts": prompts, "max_tokens": max_tokens}
     return [Answer(**told) for told in ask(gguf_file, question, timeout=timeout)["answers"]]
 
 
-def top_logprobs(gguf_file: Path, ids: list[int], top: int, *, start: int, timeout: float = 900.0) -> list[dict[int, float]]:
-    """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their log-probabilities."""
+def top_logprobs(
+    gguf_file: Path, ids: list[int], top: int, *, start: int, timeout: float = 900.0
+) -> list[dict[int, float]]:
+    """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their
+    log-probabilities.
+    """
     told = ask(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)["tops"]
     return [{int(id_): value for id_, value in found} for found in told]
 
@@ -45,32 +51,50 @@ def top_logprobs(gguf_file: Path, ids: list[int], top: int, *, start: int, timeo
 def ask(gguf_file: Path, question: dict[str, Any], *, timeout: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "adapters.programs.llama_cpp", str(gguf_file)]
     try:
-        done = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command,
+            input=json.dumps(question),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         raise BrokenGGUF(
-            f"llama.cpp had not answered after {timeout / 60:.0f} minutes; the model is too large to check here."
+            f"llama.cpp had not answered after {timeout / 60:.0f} minutes; the model is too large "
+            "to check here."
         ) from error
     if done.returncode:
         lines = done.stderr.splitlines()
-        said = [line for line in lines if " E " in line or "GGML_ASSERT" in line or "Error" in line] or lines or ["nothing"]
+        said = (
+            [line for line in lines if " E " in line or "GGML_ASSERT" in line or "Error" in line]
+            or lines
+            or ["nothing"]
+        )
         raise BrokenGGUF(f"llama.cpp ended with code {done.returncode} and said: {said[0]}")
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
 
 
 class Server:
-    """llama.cpp in this very process, as exact as it gets: one slot, caches in f32, no flash attention."""
+    """llama.cpp in this very process, as exact as it gets: one slot, caches in f32, no flash
+    attention.
+    """
 
     def __init__(self, gguf_file: str, folder: str, *, tokens: int) -> None:
         import xllamacpp  # type: ignore[import-not-found,unused-ignore]
 
         params = xllamacpp.CommonParams()
         params.model.path = gguf_file
-        params.hostnames = [f"{folder}/llama.sock"]  # a name that ends in .sock is a unix socket instead of a port
+        params.hostnames = [
+            f"{folder}/llama.sock"
+        ]  # a name that ends in .sock is a unix socket instead of a port
         params.ui = params.warmup = params.fit_params = False
         params.n_ctx, params.n_parallel, params.cache_ram_mib = tokens, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # f16 costs three digits
+        params.cache_type_k = params.cache_type_v = (
+            xllamacpp.ggml_type.GGML_TYPE_F32
+        )  # f16 costs three digits
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.socket = params.hostnames[0]
         self.server = xllamacpp.Server(params)  # stops when it is forgotten
@@ -87,15 +111,20 @@ class Server:
         return told
 
     def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.post("/tokenize", content=text, add_special=False, parse_special=True)["tokens"]
+        ids: list[int] = self.post(
+            "/tokenize", content=text, add_special=False, parse_special=True
+        )["tokens"]
         return ids
 
     def answer(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        told = self.post("/completion", prompt=prompt, n_predict=max_tokens, temperature=0.0, return_tokens=True)
+        told = self.post(
+            "/completion", prompt=prompt, n_predict=max_tokens, temperature=0.0, return_tokens=True
+        )
         return {"ids": told["tokens"], "text": told["content"]}
 
     def top(self, prefix: list[int], top: int, *, plain: int) -> list[tuple[int, float]]:
-        """`plain` is forced to be the token drawn: for one that is half a character no probabilities are reported.
+        """`plain` is forced to be the token drawn: for one that is half a character no
+        probabilities are reported.
 
         The probabilities are those before any bias.
         """

@@ -1,6 +1,8 @@
-"""`python -m adapters.programs.merge FOLDER`: a version merged into its base, checked against its adapter, put in place whole.
+"""`python -m adapters.programs.merge FOLDER`: a version merged into its base, checked against its
+adapter, put in place whole.
 
-A merge that is killed leaves nothing in place; begun again, it goes on with the merged model if that was written, and checks it.
+A merge that is killed leaves nothing in place; begun again, it goes on with the merged model if
+that was written, and checks it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SPARE_BYTES = 10**9  # that stay free on the disk
 
 
 def merge(order: dict[str, Any]) -> dict[str, Any]:
-    """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages. Result: parity and files."""
+    """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages.
+    Result: parity and files.
+    """
     base, adapter, target = Path(order["base"]), Path(order["adapter"]), Path(order["target"])
     tokenizer = load_tokenizer(base)
     use_template(tokenizer)
@@ -40,20 +44,31 @@ def merge(order: dict[str, Any]) -> dict[str, Any]:
     try:
         if not written.is_dir():
             write(order, tokenizer, written)
-        said, plain = adapter_answers(base, adapter, order["method"], prompts, tokenizer.eos_token_id)
+        said, plain = adapter_answers(
+            base, adapter, order["method"], prompts, tokenizer.eos_token_id
+        )
         figures = checked(written, said, plain, tokenizer.eos_token_id)
     except UserError:
         remove_tree(written)  # refused: it may be gigabytes
         raise
-    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(written.iterdir())}
+    files = {
+        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(written.iterdir())
+    }
     remove_tree(target)
     written.rename(target)
     sync(target.parent)
-    return {"parity": figures, "files": files, "bytes": sum(facts["bytes"] for facts in files.values())}
+    return {
+        "parity": figures,
+        "files": files,
+        "bytes": sum(facts["bytes"] for facts in files.values()),
+    }
 
 
 def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
-    """The merged model in a folder that is there only when it is whole, on the disk. Raises UserError: the disk is too full."""
+    """The merged model in a folder that is there only when it is whole, on the disk. Raises
+    UserError: the disk is too full.
+    """
     aside = folder.with_suffix(".merging")
     remove_tree(aside)
     try:
@@ -77,7 +92,9 @@ def adapter_answers(
 ) -> tuple[list[Spoken], list[torch.Tensor]]:
     """What base and adapter say together, in fp32, and the base's own logits along it."""
     say(words="loading base and adapter", done=0, total=3 * len(prompts))
-    model = attach(load_base(base, torch.float32, CPU, quantised=TABLE[method].quantised), adapter, "default")
+    model = attach(
+        load_base(base, torch.float32, CPU, quantised=TABLE[method].quantised), adapter, "default"
+    )
     said, plain = [], []
     for done, prompt in enumerate(prompts):
         say(words="answering with the adapter", done=done)
@@ -87,7 +104,9 @@ def adapter_answers(
     return said, plain
 
 
-def checked(folder: Path, said: list[Spoken], plain: list[torch.Tensor], ends: int | None) -> dict[str, Any]:
+def checked(
+    folder: Path, said: list[Spoken], plain: list[torch.Tensor], ends: int | None
+) -> dict[str, Any]:
     """The parity of the model in a folder, read back as it will be used.
 
     Raises:
@@ -110,8 +129,9 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise UserError(
-            f"The merged model needs {needed / 1e9:.1f} GB and 1 GB must stay free, but the disk has {free / 1e9:.1f} GB. Delete "
-            "what is not needed (Adapters, Disk), or answer with the adapter attached."
+            f"The merged model needs {needed / 1e9:.1f} GB and 1 GB must stay free, but the disk "
+            f"has {free / 1e9:.1f} GB. Delete what is not needed (Adapters, Disk), or answer with "
+            "the adapter attached."
         )
 
 

@@ -1,7 +1,8 @@
-"""How alike versions answer, for methods that change no weight: linear CKA of their last hidden states on the same prompts.
+"""How alike versions answer, for methods that change no weight: linear CKA of their last hidden
+states on the same prompts.
 
-CKA (Kornblith et al. 2019, eq. 7 with linear kernels): ||Y'X||^2_F / (||X'X||_F ||Y'Y||_F), columns centred; 1 is alike up to
-rotation and scale.
+CKA (Kornblith et al. 2019, eq. 7 with linear kernels): ||Y'X||^2_F / (||X'X||_F ||Y'Y||_F), columns
+centred; 1 is alike up to rotation and scale.
 """
 
 from __future__ import annotations

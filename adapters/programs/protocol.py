@@ -1,4 +1,6 @@
-"""How these programs are asked and how they answer: an order in a folder, a JSON object a line on stdout (adapters/jobs.py)."""
+"""How these programs are asked and how they answer: an order in a folder, a JSON object a line on
+stdout (adapters/jobs.py).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,11 @@ def say(**told: Any) -> None:
 
 
 def run(act: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """Do what the order in the folder argv[1] says; what a person can put right is told as its sentence."""
-    # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon write to the same files.
+    """Do what the order in the folder argv[1] says; what a person can put right is told as its
+    sentence.
+    """
+    # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon
+    # write to the same files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     end_with_parent()
     order = json.loads((Path(sys.argv[1]) / "order.json").read_text())

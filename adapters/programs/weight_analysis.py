@@ -1,8 +1,10 @@
-"""`python -m adapters.programs.weight_analysis FOLDER`: how far versions moved their base, where, and how alike two of them are.
+"""`python -m adapters.programs.weight_analysis FOLDER`: how far versions moved their base, where,
+and how alike two of them are.
 
-Tensor by tensor from the files, so that a model of any size needs the memory of one matrix. Of an update: its Frobenius norm over
-the weight's, and the subspace similarity of two (Hu et al. 2021, section 7.3, eq. 4): ||U_i' U_j||^2_F / k for their first k left
-singular vectors; 1 is the same subspace, k / d what chance gives. Methods that change no weight are compared by what comes out.
+Tensor by tensor from the files, so that a model of any size needs the memory of one matrix. Of an
+update: its Frobenius norm over the weight's, and the subspace similarity of two (Hu et al. 2021,
+section 7.3, eq. 4): ||U_i' U_j||^2_F / k for their first k left singular vectors; 1 is the same
+subspace, k / d what chance gives. Methods that change no weight are compared by what comes out.
 """
 
 from __future__ import annotations
@@ -43,14 +45,21 @@ class Member:
 
 
 def compare(order: dict[str, Any]) -> dict[str, Any]:
-    """Order: `members`, and `prompts` (lists of messages). Result: `moved` and `alike` by module, `outputs` where needed."""
-    members = [Member(one["key"], one["method"], Path(one["base"]), Path(one["folder"])) for one in order["members"]]
+    """Order: `members`, and `prompts` (lists of messages). Result: `moved` and `alike` by module,
+    `outputs` where needed.
+    """
+    members = [
+        Member(one["key"], one["method"], Path(one["base"]), Path(one["folder"]))
+        for one in order["members"]
+    ]
     moved: dict[str, dict[str, float]] = {}
     directions: dict[str, dict[str, Tensor]] = {}
     for done, member in enumerate(members):
         say(words=f"reading {member.key}", done=done, total=len(members) + 1)
         for module, update, weight_norm in moves(member):
-            moved.setdefault(member.key, {})[module] = update.norm() / weight_norm if weight_norm else 0.0
+            moved.setdefault(member.key, {})[module] = (
+                update.norm() / weight_norm if weight_norm else 0.0
+            )
             directions.setdefault(member.key, {})[module] = update.left(DIRECTIONS)
     alike = {
         f"{one.key},{other.key}": similarity(directions[one.key], directions[other.key])
@@ -65,7 +74,9 @@ def compare(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
-    """(module, its update, the norm of its weight in the base) for every weight that the version moves."""
+    """(module, its update, the norm of its weight in the base) for every weight that the version
+    moves.
+    """
     files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
     held = {name: file for file in files for name in names_in(file)}
     for module, make in updates_of(member.folder, member.method):
@@ -74,7 +85,9 @@ def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
             weight = held[name].get_tensor(name).float()
             yield module, make(weight), float(weight.norm())
         elif member.method != "full":
-            raise UserError(f"The base of {member.key} has no weight {module!r}, which the adapter changes.")
+            raise UserError(
+                f"The base of {member.key} has no weight {module!r}, which the adapter changes."
+            )
 
 
 def names_in(file: Any) -> list[str]:
@@ -93,7 +106,9 @@ def similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, 
 
 
 def places(moved: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
-    """Layer and name within it of each module, for the heat map's rows and columns; layer -1: it stands outside the layers."""
+    """Layer and name within it of each module, for the heat map's rows and columns; layer -1: it
+    stands outside the layers.
+    """
     found = {}
     for module in sorted({module for of_one in moved.values() for module in of_one}):
         layer = LAYER.search(f".{module}.")

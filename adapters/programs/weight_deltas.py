@@ -1,4 +1,6 @@
-"""What a version adds to a weight, from its files alone: thin factors for LoRA, a whole matrix for the others."""
+"""What a version adds to a weight, from its files alone: thin factors for LoRA, a whole matrix for
+the others.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Update:
-    """Of a weight of shape (out, in): `up` (out, rank) times `down` (rank, in); a whole matrix has no `down`."""
+    """Of a weight of shape (out, in): `up` (out, rank) times `down` (rank, in); a whole matrix has
+    no `down`.
+    """
 
     up: Tensor
     down: Tensor | None = None
@@ -33,7 +37,9 @@ class Update:
         return float(inner.sum().clamp_min(0).sqrt())
 
     def left(self, count: int) -> Tensor:
-        """Its first left singular vectors, (out, at most `count`); those without weight are left out."""
+        """Its first left singular vectors, (out, at most `count`); those without weight are left
+        out.
+        """
         if self.down is None:
             torch.manual_seed(0)
             u, s, _ = torch.svd_lowrank(self.up, q=min(2 * count, *self.up.shape))
@@ -74,18 +80,28 @@ def trained_away(file: Any, name: str, weight: Tensor) -> Update:
 
 
 def lora_updates(held: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, Make]]:
-    """alpha / rank (rsLoRA: alpha / sqrt(rank)) times B A; DoRA rescales the rows of the sum to its magnitudes besides."""
+    """alpha / rank (rsLoRA: alpha / sqrt(rank)) times B A; DoRA rescales the rows of the sum to its
+    magnitudes besides.
+    """
     for name, first in held.items():
         if not name.endswith(".lora_A.weight"):
             continue
         module = name.removesuffix(".lora_A.weight")
         second, rank = held[f"{module}.lora_B.weight"], first.shape[0]
-        alpha = next((a for key, a in (config.get("alpha_pattern") or {}).items() if module.endswith(key)), config["lora_alpha"])
+        alpha = next(
+            (a for key, a in (config.get("alpha_pattern") or {}).items() if module.endswith(key)),
+            config["lora_alpha"],
+        )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         # GPT-2 keeps its weights transposed.
         up, down = (first.T, second.T) if config.get("fan_in_fan_out") else (second, first)
         magnitude = held.get(f"{module}.lora_magnitude_vector")
-        yield module, partial(thin, scale * up, down) if magnitude is None else partial(dora, scale * up @ down, magnitude)
+        yield (
+            module,
+            partial(thin, scale * up, down)
+            if magnitude is None
+            else partial(dora, scale * up @ down, magnitude),
+        )
 
 
 def thin(up: Tensor, down: Tensor, _weight: Tensor) -> Update:
@@ -99,7 +115,9 @@ def dora(add: Tensor, magnitude: Tensor, weight: Tensor) -> Update:
 
 
 def ia3_updates(held: dict[str, Tensor], _config: dict[str, Any]) -> Iterator[tuple[str, Make]]:
-    """A scale for each output (keys, values), or for each input (feed-forward): its shape tells which (Liu et al. 2022)."""
+    """A scale for each output (keys, values), or for each input (feed-forward): its shape tells
+    which (Liu et al. 2022).
+    """
     for name, scale in held.items():
         yield name.partition(".ia3_l")[0], partial(scaled, scale)
 

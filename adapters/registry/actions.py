@@ -1,4 +1,6 @@
-"""What people do to versions on the shelf: tag, note, delete, look where they come from and what they take of the disk."""
+"""What people do to versions on the shelf: tag, note, delete, look where they come from and what
+they take of the disk.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ MOST_RUNS, MOST_SHOWN = 500, 100
 SUGGESTED_TAGS = ("candidate", "production")
 
 
-def describe_version(user: User, version: AdapterVersion, *, tags: str | None = None, notes: str | None = None) -> AdapterVersion:
+def describe_version(
+    user: User, version: AdapterVersion, *, tags: str | None = None, notes: str | None = None
+) -> AdapterVersion:
     """Tag a version (tags come with commas) or write notes to it; None leaves a part as it is.
 
     Raises:
@@ -44,19 +48,29 @@ def describe_version(user: User, version: AdapterVersion, *, tags: str | None = 
 
 
 def delete_version(user: User, version: AdapterVersion, name: str) -> int:
-    """Delete a version with its files, its merged model and what was worked out of it; returns the bytes freed.
+    """Delete a version with its files, its merged model and what was worked out of it; returns the
+    bytes freed.
 
     Raises:
-        UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has not ended begins with it.
+        UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has
+            not ended begins with it.
     """
     may_change(user, version)
     if one_line(name) != str(version):
         raise UserError(f"Type the name, {version}, to delete it.", field="name")
     going_on = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
     if going_on is not None:
-        raise Conflict(f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it end, or stop it first.")
+        raise Conflict(
+            f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it "
+            "end, or stop it first."
+        )
     ggufs = gguf.gguf_file(version, "any").parent
-    folders = [version.folder, version.merged_folder, ggufs, *(work.folder for work in version.works.all())]
+    folders = [
+        version.folder,
+        version.merged_folder,
+        ggufs,
+        *(work.folder for work in version.works.all()),
+    ]
     compared = [
         work
         for work in Work.objects.filter(kind=weight_analysis.KIND).only("pk", "order")
@@ -70,7 +84,9 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     except ProtectedError as error:
         names = ", ".join(row.name for row in answered_by(version))
         raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
-    halves = [version.merged_folder.with_name(f".{version.pk}.{end}") for end in ("merging", "unchecked")]  # a merge under way
+    halves = [
+        version.merged_folder.with_name(f".{version.pk}.{end}") for end in ("merging", "unchecked")
+    ]  # a merge under way
     return sum(remove_tree(folder) for folder in [*folders, *halves])
 
 
@@ -93,9 +109,14 @@ class Relative:
 
 
 def lineage(user: User, version: AdapterVersion) -> list[Relative]:
-    """The tree that a version stands in, parents before children; those that the person may not see are left out."""
+    """The tree that a version stands in, parents before children; those that the person may not see
+    are left out.
+    """
     seen = {
-        row.pk: row for row in AdapterVersion.objects.visible_to(user).select_related("run").filter(base_model=version.base_model)
+        row.pk: row
+        for row in AdapterVersion.objects.visible_to(user)
+        .select_related("run")
+        .filter(base_model=version.base_model)
     }
     root = version
     while root.parent_id in seen:
@@ -113,19 +134,33 @@ def lineage(user: User, version: AdapterVersion) -> list[Relative]:
 
 
 def disk_use(user: User) -> dict[str, Any]:
-    """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders, and each owner's sums."""
+    """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders,
+    and each owner's sums.
+    """
     versions = AdapterVersion.objects.visible_to(user)
     merged: dict[int | None, int] = {}
     for work in Work.objects.filter(kind__in=(merge.KIND, gguf.KIND), version__in=versions):
         merged[work.version_id] = merged.get(work.version_id, 0) + work.result.get("bytes", 0)
     adapters: dict[tuple[str, str], dict[str, Any]] = {}
-    for pk, owner, name, size in versions.values_list("pk", "owner__username", "name", "size_bytes"):
-        row = adapters.setdefault((owner, name), {"owner": owner, "name": name, "versions": 0, "bytes": 0, "merged": 0})
+    for pk, owner, name, size in versions.values_list(
+        "pk", "owner__username", "name", "size_bytes"
+    ):
+        row = adapters.setdefault(
+            (owner, name), {"owner": owner, "name": name, "versions": 0, "bytes": 0, "merged": 0}
+        )
         row["versions"] += 1
         row["bytes"] += size
         row["merged"] += merged.get(pk, 0)
     newest = Run.objects.visible_to(user).select_related("owner").order_by("-pk")[:MOST_RUNS]
-    runs = [{"id": run.pk, "name": run.name, "owner": run.owner.username, "bytes": bytes_under(run.folder)} for run in newest]
+    runs = [
+        {
+            "id": run.pk,
+            "name": run.name,
+            "owner": run.owner.username,
+            "bytes": bytes_under(run.folder),
+        }
+        for run in newest
+    ]
     owners: dict[str, dict[str, Any]] = {}
     for kind, rows in (("bytes", adapters.values()), ("runs", runs)):
         for row in rows:
@@ -133,7 +168,9 @@ def disk_use(user: User) -> dict[str, Any]:
             total[kind] += row["bytes"] + row.get("merged", 0)
     largest = sorted(runs, key=lambda row: -row["bytes"])[:MOST_SHOWN]
     return {
-        "adapters": sorted(adapters.values(), key=lambda row: -row["bytes"] - row["merged"])[:MOST_SHOWN],
+        "adapters": sorted(adapters.values(), key=lambda row: -row["bytes"] - row["merged"])[
+            :MOST_SHOWN
+        ],
         "runs": largest,
         "owners": sorted(owners.values(), key=lambda row: -row["bytes"] - row["runs"]),
         "looked": len(runs),
@@ -143,8 +180,11 @@ def disk_use(user: User) -> dict[str, Any]:
 def bytes_under(folder: Path) -> int:
     """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
     total = 0
-    with suppress(FileNotFoundError):  # a folder that goes away while it is walked through ends the walk
+    with suppress(
+        FileNotFoundError
+    ):  # a folder that goes away while it is walked through ends the walk
         for path in folder.rglob("*"):
             with suppress(FileNotFoundError):
-                total += 0 if path.is_symlink() else path.stat().st_size if path.is_file() else 0
+                if path.is_file() and not path.is_symlink():
+                    total += path.stat().st_size
     return total

@@ -1,7 +1,9 @@
-"""Does an adapter from elsewhere fit its base, and does its config say nothing but what is known? Pure; it reads no tensor.
+"""Does an adapter from elsewhere fit its base, and does its config say nothing but what is known?
+Pure; it reads no tensor.
 
-PEFT passes unknown parameters on to the base, starts of another kind change the base's weights while they are loaded, and sizes
-in the config are allocated before the file is read. So the config is written anew, from what is known and from the tensors.
+PEFT passes unknown parameters on to the base, starts of another kind change the base's weights
+while they are loaded, and sizes in the config are allocated before the file is read. So the config
+is written anew, from what is known and from the tensors.
 """
 
 from __future__ import annotations
@@ -15,12 +17,27 @@ from training.errors import UserError
 
 PREFIX = "base_model.model."
 LARGEST = 4096  # rank, virtual tokens, or a bottleneck's size
-# What may be set, by method; all other keys are dropped where PEFT writes them by itself, and refused where they say something.
+# What may be set, by method; all other keys are dropped where PEFT writes them by itself, and
+# refused where they say something.
 COMMON = ("peft_type", "task_type")
 KEPT: dict[str, tuple[str, ...]] = {
-    "lora": ("r", "lora_alpha", "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
+    "lora": (
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "fan_in_fan_out",
+        "rank_pattern",
+        "alpha_pattern",
+    ),
     "ia3": ("feedforward_modules", "fan_in_fan_out"),
-    "prefix": ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads", "encoder_hidden_size"),
+    "prefix": (
+        "num_virtual_tokens",
+        "token_dim",
+        "num_layers",
+        "num_attention_heads",
+        "encoder_hidden_size",
+    ),
     "prompt": ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
     "bottleneck": ("bottleneck_size", "activation"),
 }
@@ -44,7 +61,9 @@ DROPPED = {
 }
 WRITTEN = {"megatron_core": ("megatron.core",), "bias": ("none",)}  # what PEFT writes, used or not
 PART = {
-    "lora": re.compile(r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"),
+    "lora": re.compile(
+        r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
+    ),
     "ia3": re.compile(r"(?P<module>[\w.]+)\.ia3_l"),
     "bottleneck": re.compile(r"(?P<module>[\w.]+)\.bottleneck_(?P<part>down|up)\.(weight|bias)"),
     "prefix": re.compile(r"prompt_embeddings"),
@@ -53,10 +72,18 @@ PART = {
 
 
 def weight_of(module: str, names: Collection[str]) -> str | None:
-    """What a base's files call the weight of a module: GPT-2's on the hub leave its prefix out, a tied head is the embeddings."""
+    """What a base's files call the weight of a module: GPT-2's on the hub leave its prefix out, a
+    tied head is the embeddings.
+    """
     plain = module.removeprefix("transformer.")
-    tied = [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))] if module == "lm_head" else []
-    return next((name for name in (f"{module}.weight", f"{plain}.weight", *tied) if name in names), None)
+    tied = (
+        [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))]
+        if module == "lm_head"
+        else []
+    )
+    return next(
+        (name for name in (f"{module}.weight", f"{plain}.weight", *tied) if name in names), None
+    )
 
 
 @dataclass(frozen=True)
@@ -72,22 +99,29 @@ class Fit:
         found = self.shapes[name] if name else None
         if found is None or len(found) != 2:
             raise UserError(
-                f"{self.name} has no weight {module[:80]!r}, which the adapter changes; choose its true base.", field="base"
+                f"{self.name} has no weight {module[:80]!r}, which the adapter changes; choose "
+                "its true base.",
+                field="base",
             )
         return found
 
 
-def fitted(config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: Fit) -> dict[str, Any]:
+def fitted(
+    config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: Fit
+) -> dict[str, Any]:
     """The config as it may be kept.
 
     Raises:
-        UserError: a setting that is not known, a parameter that is no part of such an adapter, or a size that does not fit.
+        UserError: a setting that is not known, a parameter that is no part of such an adapter, or a
+            size that does not fit.
     """
     kept = {name: config[name] for name in (*COMMON, *KEPT[method]) if name in config}
     for key, value in config.items():
         if key not in kept and key not in DROPPED and value and value not in WRITTEN.get(key, ()):
             raise UserError(
-                f"adapter_config.json sets {key[:60]}, which is not taken; save the adapter without it.", field="file"
+                f"adapter_config.json sets {key[:60]}, which is not taken; save the adapter "
+                "without it.",
+                field="file",
             )
     refuse_odd(kept)
     modules = {part_of(name, method)[0]: None for name in shapes}
@@ -96,17 +130,28 @@ def fitted(config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int
     if method == "lora":
         missing = [module for module in modules if not both(module, shapes)]
         if missing:
-            raise UserError(f"The adapter has only one of its two matrices for {missing[0][:80]!r}.", field="file")
+            raise UserError(
+                f"The adapter has only one of its two matrices for {missing[0][:80]!r}.",
+                field="file",
+            )
     if method in ("lora", "ia3", "bottleneck"):
         kept["target_modules"] = sorted(modules)
     if method == "ia3":
         ends = tuple(str(end) for end in config.get("feedforward_modules") or ())
-        kept["feedforward_modules"] = [module for module in sorted(modules) if module.endswith(ends)]
-    return {**kept, "inference_mode": True, **({"bias": "none", "init_lora_weights": True} if method == "lora" else {})}
+        kept["feedforward_modules"] = [
+            module for module in sorted(modules) if module.endswith(ends)
+        ]
+    return {
+        **kept,
+        "inference_mode": True,
+        **({"bias": "none", "init_lora_weights": True} if method == "lora" else {}),
+    }
 
 
 def refuse_odd(kept: Mapping[str, Any]) -> None:
-    """Raises UserError: a number that is none, or beyond LARGEST; a pattern that is more than names and numbers."""
+    """Raises UserError: a number that is none, or beyond LARGEST; a pattern that is more than names
+    and numbers.
+    """
     for name in (
         "r",
         "num_virtual_tokens",
@@ -116,26 +161,39 @@ def refuse_odd(kept: Mapping[str, Any]) -> None:
         "num_attention_heads",
         "encoder_hidden_size",
     ):
-        value, most = kept.get(name), LARGEST if name in ("r", "num_virtual_tokens", "bottleneck_size") else 1_000_000
+        value, most = (
+            kept.get(name),
+            LARGEST if name in ("r", "num_virtual_tokens", "bottleneck_size") else 1_000_000,
+        )
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise UserError(
-                f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a whole number up to {most:,}.", field="file"
+                f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a whole number "
+                f"up to {most:,}.",
+                field="file",
             )
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = kept.get(name) or {}
         plain = isinstance(pattern, dict) and all(
-            re.fullmatch(r"[\w.]{1,200}", str(key)) and type(value) in (int, float) and 0 < value <= LARGEST
+            re.fullmatch(r"[\w.]{1,200}", str(key))
+            and type(value) in (int, float)
+            and 0 < value <= LARGEST
             for key, value in pattern.items()
         )
         if not plain:
-            raise UserError(f"adapter_config.json's {name} must name modules with a number each.", field="file")
+            raise UserError(
+                f"adapter_config.json's {name} must name modules with a number each.", field="file"
+            )
 
 
 def part_of(name: str, method: str) -> tuple[str, str]:
     """(module, which of its parts). Raises UserError: no part of an adapter of this kind."""
     found = PART[method].fullmatch(name.removeprefix(PREFIX))
     if found is None:
-        raise UserError(f"The tensor {name[:80]!r} is no part of such an adapter; it would change the base itself.", field="file")
+        raise UserError(
+            f"The tensor {name[:80]!r} is no part of such an adapter; it would change the base "
+            "itself.",
+            field="file",
+        )
     parts = found.groupdict()
     return parts.get("module") or parts.get("other") or "", parts.get("part") or ""
 
@@ -145,14 +203,19 @@ def both(module: str, shapes: Mapping[str, list[int]]) -> bool:
     return {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= names
 
 
-def check_size(name: str, shape: list[int], method: str, told: tuple[Mapping[str, Any], Fit]) -> None:
-    """Raises UserError: the tensor has another size than its place in the base, or than the config says."""
+def check_size(
+    name: str, shape: list[int], method: str, told: tuple[Mapping[str, Any], Fit]
+) -> None:
+    """Raises UserError: the tensor has another size than its place in the base, or than the config
+    says.
+    """
     config, base = told
     module, part = part_of(name, method)
     if method in ("prefix", "prompt"):
         if not shape or shape[0] != config.get("num_virtual_tokens"):
             raise UserError(
-                f"The adapter holds {shape[:1]} virtual tokens, and its config says {config.get('num_virtual_tokens')}.",
+                f"The adapter holds {shape[:1]} virtual tokens, and its config says "
+                f"{config.get('num_virtual_tokens')}.",
                 field="file",
             )
         return
@@ -162,9 +225,13 @@ def check_size(name: str, shape: list[int], method: str, told: tuple[Mapping[str
         rank, width = (shape[0], shape[-1]) if part == "A" else (shape[-1], shape[0])
         if len(shape) != 2 or rank not in ranks or width not in weight:
             raise UserError(
-                f"The adapter's {part} for {module[:80]} is {shape}: that fits neither rank {config.get('r')} nor "
-                f"the weight of {weight} in {base.name}. Choose its true base.",
+                f"The adapter's {part} for {module[:80]} is {shape}: that fits neither rank "
+                f"{config.get('r')} nor the weight of {weight} in {base.name}. Choose its true "
+                "base.",
                 field="base",
             )
     elif not all(size in (1, config.get("bottleneck_size"), *weight) for size in shape):
-        raise UserError(f"The adapter's part of {module[:80]} does not fit {base.name}; choose its true base.", field="base")
+        raise UserError(
+            f"The adapter's part of {module[:80]} does not fit {base.name}; choose its true base.",
+            field="base",
+        )

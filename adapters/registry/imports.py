@@ -1,6 +1,8 @@
-"""An adapter made elsewhere with PEFT: looked through before anything of it is kept. No torch, and nothing is run.
+"""An adapter made elsewhere with PEFT: looked through before anything of it is kept. No torch, and
+nothing is run.
 
-Only safetensors and a config whose every key is known are taken; its base must be a model of the catalog that the weights fit.
+Only safetensors and a config whose every key is known are taken; its base must be a model of the
+catalog that the weights fit.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ MOST_BYTES = 2 * 10**9
 MOST_ENTRIES = 200
 MOST_CONFIG_BYTES = 200_000
 MOST_RATIO = 100
-KNOWN_TYPES = {"LORA": "lora", "IA3": "ia3", "PREFIX_TUNING": "prefix", "PROMPT_TUNING": "prompt", "BOTTLENECK": "bottleneck"}
+KNOWN_TYPES = {
+    "LORA": "lora",
+    "IA3": "ia3",
+    "PREFIX_TUNING": "prefix",
+    "PROMPT_TUNING": "prompt",
+    "BOTTLENECK": "bottleneck",
+}
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,11 @@ class Looked:
     parameters: int
 
 
-def import_version(user: User, uploads: Sequence[UploadedFile[Any]], base: BaseModel, name: str) -> AdapterVersion:
-    """Take in `adapter_config.json` and `adapter_model.safetensors`: as they are, or in a zip, in its root or one folder.
+def import_version(
+    user: User, uploads: Sequence[UploadedFile[Any]], base: BaseModel, name: str
+) -> AdapterVersion:
+    """Take in `adapter_config.json` and `adapter_model.safetensors`: as they are, or in a zip, in
+    its root or one folder.
 
     Raises:
         UserError: what is wrong with it, and what to do. Nothing of it is kept then.
@@ -96,7 +107,9 @@ def take_in(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
         return
     for wanted in ADAPTER:
         if wanted not in named:
-            raise UserError(f"{wanted} is missing; choose {' and '.join(ADAPTER)} together.", field="file")
+            raise UserError(
+                f"{wanted} is missing; choose {' and '.join(ADAPTER)} together.", field="file"
+            )
         limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
         if (named[wanted].size or 0) > limit:
             raise TooLarge(f"{wanted} has more than {limit / 1e6:,.1f} MB.", field="file")
@@ -110,38 +123,66 @@ def opened(upload: UploadedFile[Any]) -> IO[bytes]:
 
 
 def unpack(upload: IO[bytes], target: Path) -> None:
-    """The two files out of the zip, whatever else is in it; sizes are counted while they are written."""
+    """The two files out of the zip, whatever else is in it; sizes are counted while they are
+    written.
+    """
     try:
         archive = zipfile.ZipFile(upload)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError("This is no zip file; zip the folder that PEFT's save_pretrained made.", field="file") from error
+        raise UserError(
+            "This is no zip file; zip the folder that PEFT's save_pretrained made.", field="file"
+        ) from error
     with archive:
         entries = archive.infolist()
         if len(entries) > MOST_ENTRIES:
-            raise UserError(f"The zip has more than {MOST_ENTRIES} entries; an adapter has a handful.", field="file")
+            raise UserError(
+                f"The zip has more than {MOST_ENTRIES} entries; an adapter has a handful.",
+                field="file",
+            )
         for wanted in ADAPTER:
             entry = find(entries, wanted)
             limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
-            if entry.file_size > limit or entry.file_size > MOST_RATIO * max(1, entry.compress_size):
+            if entry.file_size > limit or entry.file_size > MOST_RATIO * max(
+                1, entry.compress_size
+            ):
                 raise TooLarge(
-                    f"{wanted} would have {entry.file_size / 1e6:,.1f} MB unpacked; at most {limit / 1e6:,.1f} are taken.",
+                    f"{wanted} would have {entry.file_size / 1e6:,.1f} MB unpacked; at most "
+                    f"{limit / 1e6:,.1f} are taken.",
                     field="file",
                 )
             try:
                 with archive.open(entry) as source, (target / wanted).open("xb") as file:
                     copy_bounded(source, file, entry.file_size, wanted)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-                raise UserError(f"{wanted} cannot be unpacked: {str(error)[:100]}.", field="file") from error
+            except (
+                zipfile.BadZipFile,
+                NotImplementedError,
+                RuntimeError,
+                EOFError,
+                OSError,
+            ) as error:
+                raise UserError(
+                    f"{wanted} cannot be unpacked: {str(error)[:100]}.", field="file"
+                ) from error
 
 
 def find(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
     """The one plain file of this name, in the root or in one folder."""
-    found = [entry for entry in entries if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1]
+    found = [
+        entry
+        for entry in entries
+        if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1
+    ]
     if len(found) != 1:
         old = any(PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries)
-        hint = " Pickled weights (.bin) are never read; save them as safetensors." if old and not found else ""
+        hint = (
+            " Pickled weights (.bin) are never read; save them as safetensors."
+            if old and not found
+            else ""
+        )
         words = "no" if not found else "more than one"
-        raise UserError(f"The zip holds {words} {name}, in its root or in one folder.{hint}", field="file")
+        raise UserError(
+            f"The zip holds {words} {name}, in its root or in one folder.{hint}", field="file"
+        )
     mode = found[0].external_attr >> 16
     if found[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
         raise UserError(f"{name} in the zip is a link or a folder, not a file.", field="file")
@@ -158,7 +199,9 @@ def copy_bounded(source: IO[bytes], target: IO[bytes], size: int, name: str) -> 
 
 
 def look_through(folder: Path, base: BaseModel) -> Looked:
-    """Raises UserError: a config that names code or an unknown type, broken weights, or weights that do not fit the base."""
+    """Raises UserError: a config that names code or an unknown type, broken weights, or weights
+    that do not fit the base.
+    """
     try:
         config = json.loads((folder / ADAPTER[1]).read_text())
     except (ValueError, RecursionError) as error:
@@ -168,7 +211,9 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
     method = KNOWN_TYPES.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
-            f"{ADAPTER[1]} is of type {str(config.get('peft_type'))[:40]!r}; {', '.join(KNOWN_TYPES)} are taken.", field="file"
+            f"{ADAPTER[1]} is of type {str(config.get('peft_type'))[:40]!r}; "
+            f"{', '.join(KNOWN_TYPES)} are taken.",
+            field="file",
         )
     shapes = header_of(folder / ADAPTER[0])
     known: dict[str, list[int]] = {}

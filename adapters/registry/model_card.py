@@ -1,4 +1,6 @@
-"""The card that goes with an adapter: what it was made from and how, as Markdown with the hub's header. It knows no torch."""
+"""The card that goes with an adapter: what it was made from and how, as Markdown with the hub's
+header. It knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -34,24 +36,36 @@ def card_of(run: Run, measured: Measured) -> str:
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {plain(run.name)}",
-        f"{method.title} of {plain(base)} on {plain(str(run.data))} ({rows}), from step {measured.step:,}.",
+        f"{method.title} of {plain(base)} on {plain(str(run.data))} ({rows}), from step "
+        f"{measured.step:,}.",
         "## Figures",
         figures(run, measured),
         "## Settings",
         "\n".join(f"- {name}: {plain(str(value))}" for name, value in run.config.items()),
     ]
     if run.advice:
-        lines += ["## The plan", "Auto LLM chose these; what was rejected stands behind each reason.", planned(run.advice)]
+        lines += [
+            "## The plan",
+            "Auto LLM chose these; what was rejected stands behind each reason.",
+            planned(run.advice),
+        ]
     return "\n\n".join(lines) + "\n"
 
 
 def card_for_hub(card: str, base: str, *, merged: bool) -> str:
-    """The card with the header that a hub takes: it refuses a base that is not one of its own ids, so `base` is one or empty."""
+    """The card with the header that a hub takes: it refuses a base that is not one of its own ids,
+    so `base` is one or empty.
+    """
     _, header, text = card.split("---\n", 2)
     told = yaml.safe_load(header)
     told.pop("base_model", None)
     if base:
-        told |= {"base_model": base, "base_model_relation": "finetune" if merged or "library_name" not in told else "adapter"}
+        told |= {
+            "base_model": base,
+            "base_model_relation": "finetune"
+            if merged or "library_name" not in told
+            else "adapter",
+        }
     if merged or "library_name" not in told:
         told["library_name"] = "transformers"
     return f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{text}"
@@ -60,20 +74,32 @@ def card_for_hub(card: str, base: str, *, merged: bool) -> str:
 def figures(run: Run, measured: Measured) -> str:
     """What was measured, and with what it was made."""
     told = {
-        "Held-out loss": None if measured.heldout_loss is None else f"{measured.heldout_loss:.4f} nats a trained token",
-        "Held-out answers word for word right": None if measured.exact_match is None else f"{measured.exact_match:.1%}",
-        "Trained parameters": f"{measured.trainable_parameters:,}" if measured.trainable_parameters else None,
+        "Held-out loss": None
+        if measured.heldout_loss is None
+        else f"{measured.heldout_loss:.4f} nats a trained token",
+        "Held-out answers word for word right": None
+        if measured.exact_match is None
+        else f"{measured.exact_match:.1%}",
+        "Trained parameters": f"{measured.trainable_parameters:,}"
+        if measured.trainable_parameters
+        else None,
         "Peak memory": f"{run.peak_memory_bytes / 1e9:.2f} GB" if run.peak_memory_bytes else None,
         "Base revision": run.base_model.revision or None,
         "Data": f"SHA-256 {run.data.digest}",
         "Device": run.plan.get("device"),
-        "Libraries": ", ".join(f"{name} {version}" for name, version in run.plan.get("versions", {}).items()) or None,
+        "Libraries": ", ".join(
+            f"{name} {version}" for name, version in run.plan.get("versions", {}).items()
+        )
+        or None,
     }
     return "\n".join(f"- {name}: {plain(str(value))}" for name, value in told.items() if value)
 
 
 def planned(advice: dict[str, Any]) -> str:
-    told = (f"- **{one['setting']} = {plain(str(one['value']))}**: {one['why']} {one['instead']}" for one in advice["choices"])
+    told = (
+        f"- **{one['setting']} = {plain(str(one['value']))}**: {one['why']} {one['instead']}"
+        for one in advice["choices"]
+    )
     return "\n".join(line.rstrip() for line in told)
 
 

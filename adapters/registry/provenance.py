@@ -1,4 +1,6 @@
-"""What was true when a version was made: the record that stays with it when run and data are gone. Read only, no torch."""
+"""What was true when a version was made: the record that stays with it when run and data are gone.
+Read only, no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,18 @@ from training.runs.status import figures_of
 
 
 def record_of(run: Run, step: int) -> dict[str, Any]:
-    """What is true of a run at one of its steps. Units: seconds, bytes; the time up to a step is its share of the run's."""
+    """What is true of a run at one of its steps. Units: seconds, bytes; the time up to a step is
+    its share of the run's.
+    """
     share = min(1.0, step / run.step) if run.step else 1.0
     return {
         "settings": run.config,
         "seed": run.config.get("seed"),
-        "base": {"name": run.base_model.name, "revision": run.base_model.revision, "source": run.base_model.source},
+        "base": {
+            "name": run.base_model.name,
+            "revision": run.base_model.revision,
+            "source": run.base_model.source,
+        },
         "data": {
             "name": str(run.data),
             "digest": run.data.digest,
@@ -25,7 +33,11 @@ def record_of(run: Run, step: int) -> dict[str, Any]:
         "versions": run.plan.get("versions", {}),
         "device": run.plan.get("device", ""),
         "precision": run.plan.get("precision", ""),
-        "figures": {name: value for name, value in figures_of(run).items() if name not in ("base", "device_seconds")},
+        "figures": {
+            name: value
+            for name, value in figures_of(run).items()
+            if name not in ("base", "device_seconds")
+        },
         "forecast_bytes": run.forecast.get("peak"),
         "device_seconds": share * used_by_run(run.pk),
         "run": {"id": run.pk, "name": run.name},

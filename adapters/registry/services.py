@@ -1,4 +1,6 @@
-"""Put what a run or one of its checkpoints learned on the shelf, and hand it out again as a zip. It knows no torch."""
+"""Put what a run or one of its checkpoints learned on the shelf, and hand it out again as a zip. It
+knows no torch.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,17 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
 
     Raises:
         NotAllowed: the run is not theirs to change.
-        NotFound: there is no checkpoint of this step any more; Conflict: it went away while it was copied.
+        NotFound: there is no checkpoint of this step any more; Conflict: it went away while it was
+            copied.
     """
     may_change(user, run)
     source = run.folder / "checkpoints" / f"step-{step:08d}"
     if not (source / STATE[2]).is_file():
         raise NotFound(f"{run.name} keeps no checkpoint of step {step:,}.", field="step")
     losses = (
-        Event.objects.filter(run=run, kind="eval", step=step, superseded=False).order_by("-seq").values_list("payload", flat=True)
+        Event.objects.filter(run=run, kind="eval", step=step, superseded=False)
+        .order_by("-seq")
+        .values_list("payload", flat=True)
     )
     measured = Measured(
         step=step,
@@ -62,14 +67,20 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     except OSError as error:
         if (source / STATE[2]).is_file():
             raise
-        raise Conflict(f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step") from error
+        raise Conflict(
+            f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step"
+        ) from error
 
 
 def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
-    """Copy a folder of weights to a new version; the same weights of the same run and step are one version."""
+    """Copy a folder of weights to a new version; the same weights of the same run and step are one
+    version.
+    """
     aside = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
     try:
-        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True)  # nobody waits in a transaction
+        shutil.copytree(
+            source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True
+        )  # nobody waits in a transaction
         (aside / NAME).write_text(card_of(run, measured))
         return file_away(run, aside, measured)
     finally:
@@ -82,7 +93,9 @@ def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
     weights = weights_sha256(files)
     with transaction.atomic():
         User.objects.select_for_update().get(pk=run.owner_id)  # one at a time gets the next number
-        known: AdapterVersion | None = AdapterVersion.objects.filter(run=run, step=measured.step, sha256=weights).first()
+        known: AdapterVersion | None = AdapterVersion.objects.filter(
+            run=run, step=measured.step, sha256=weights
+        ).first()
         if known is not None and known.folder.is_dir():
             return known
         version = known or AdapterVersion(
@@ -101,7 +114,11 @@ def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
             heldout_loss=measured.heldout_loss,
             trainable_parameters=measured.trainable_parameters,
         )
-        version.files, version.size_bytes, version.record = files, bytes_of(files), record_of(run, measured.step)
+        version.files, version.size_bytes, version.record = (
+            files,
+            bytes_of(files),
+            record_of(run, measured.step),
+        )
         version.save()
         move_in(version, aside)
     return version
@@ -132,7 +149,9 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def weights_sha256(files: dict[str, dict[str, Any]]) -> str:
-    return str(next(facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")))
+    return str(
+        next(facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors"))
+    )
 
 
 def bytes_of(files: dict[str, dict[str, Any]]) -> int:
@@ -140,7 +159,9 @@ def bytes_of(files: dict[str, dict[str, Any]]) -> int:
 
 
 def zip_stream(version: AdapterVersion) -> Iterator[bytes]:
-    """The adapter's files as a zip, made while it is sent. Stored, not packed: weights do not shrink."""
+    """The adapter's files as a zip, made while it is sent. Stored, not packed: weights do not
+    shrink.
+    """
     archive = ZipStream(compress_type=ZIP_STORED)
     for name in sorted(version.files):
         archive.add_path(version.folder / name, f"{file_stem(version)}/{name}")

@@ -1,4 +1,6 @@
-"""The acts on versions: tag, note, continue from one, keep a checkpoint as one, import, delete; and what they take of disk."""
+"""The acts on versions: tag, note, continue from one, keep a checkpoint as one, import, delete; and
+what they take of disk.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ CHANGEABLE = ("learning_rate", "epochs", "max_steps")  # on the page; the API ta
 @require_POST
 def edit(request: SignedIn, adapter_id: int) -> HttpResponse:
     found = get_changeable(AdapterVersion, request.user, adapter_id)
-    actions.describe_version(request.user, found, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", ""))
+    actions.describe_version(
+        request.user, found, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", "")
+    )
     return redirect("adapter", adapter_id)
 
 
@@ -39,9 +43,17 @@ def delete(request: SignedIn, adapter_id: int) -> HttpResponse:
 @require_POST
 def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
     """A run from this version's weights. Fields left empty stay as they were."""
-    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team")
-    changes = {name: float(value) for name in CHANGEABLE if (value := request.POST.get(name, "").strip()) and is_number(value)}
-    whole = {name: int(value) if name != "learning_rate" else value for name, value in changes.items()}
+    found = get_visible(
+        AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
+    )
+    changes = {
+        name: float(value)
+        for name in CHANGEABLE
+        if (value := request.POST.get(name, "").strip()) and is_number(value)
+    }
+    whole = {
+        name: int(value) if name != "learning_rate" else value for name, value in changes.items()
+    }
     data = None
     if chosen := number(request.POST.get("data", "")):
         data = visible_data(request.user, chosen)
@@ -64,21 +76,31 @@ def is_number(text: str) -> bool:
 
 @require_POST
 def keep_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_changeable(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
+    found = get_changeable(
+        Run, request.user, run_id, "owner", "team", "base_model", "data__dataset"
+    )
     version = services.keep_checkpoint(request.user, found, number(request.POST.get("step", "")))
     messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
     return redirect("adapter", version.pk)
 
 
 def import_page(request: SignedIn) -> HttpResponse:
-    values = {"bases": BaseModel.objects.filter(state=ModelState.READY), "most_bytes": imports.MOST_BYTES}
+    values = {
+        "bases": BaseModel.objects.filter(state=ModelState.READY),
+        "most_bytes": imports.MOST_BYTES,
+    }
     if request.method != "POST":
         return render(request, "adapters/import.html", values)
     try:
         version = take(request)
     except UserError as error:
         kept = {"name": request.POST.get("name", ""), "base": number(request.POST.get("base", ""))}
-        return render(request, "adapters/import.html", {**values, "error": error, "kept": kept}, status=error.status)
+        return render(
+            request,
+            "adapters/import.html",
+            {**values, "error": error, "kept": kept},
+            status=error.status,
+        )
     messages.success(request, f"{version} is on the shelf.")
     return redirect("adapter", version.pk)
 

@@ -97,7 +97,9 @@ class ChangeOut(Schema):
 
 def answering(request: SignedIn, body: AnsweringIn) -> Answering:
     version, other = (
-        get_visible(AdapterVersion, request.user, pk, "base_model", "team") if pk is not None else None
+        get_visible(AdapterVersion, request.user, pk, "base_model", "team")
+        if pk is not None
+        else None
         for pk in (body.version, body.other)
     )
     assert version is not None
@@ -128,7 +130,9 @@ def read_history(request: SignedIn, name: str) -> Any:
 
 @router.post("/{slug:name}/switch", response=DeploymentOut)
 def switch_deployment(request: SignedIn, name: str, body: AnsweringIn) -> Deployment:
-    """Other versions answer from the next request on; what is being answered is answered to its end."""
+    """Other versions answer from the next request on; what is being answered is answered to its
+    end.
+    """
     return services.switch(request.user, named(request, name), answering(request, body))
 
 

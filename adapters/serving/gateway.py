@@ -1,7 +1,8 @@
 """`/v1/`: deployments behind OpenAI's API, for whoever has a token of somebody who may see them.
 
-An ASGI application of its own beside Django's: it streams, and Django's middlewares (sessions, CSRF) have no part in it. Who
-answers is decided once, when a request arrives, so a switch drops nothing and mixes nothing.
+An ASGI application of its own beside Django's: it streams, and Django's middlewares (sessions,
+CSRF) have no part in it. Who answers is decided once, when a request arrives, so a switch drops
+nothing and mixes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ log = logging.getLogger("snapml.gateway")
 class Refused(UserError):
     """An error in OpenAI's shape."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, kind: str = "invalid_request_error") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
@@ -77,9 +84,13 @@ async def pass_on(request: Request, path: str) -> Response:
 
 
 class Passage:
-    """One request on its way through: who answers it, what the caller wants of it, and what is noted of it."""
+    """One request on its way through: who answers it, what the caller wants of it, and what is
+    noted of it.
+    """
 
-    def __init__(self, deployment: Deployment, told: dict[str, Any], version_id: int, *, body: dict[str, Any]) -> None:
+    def __init__(
+        self, deployment: Deployment, told: dict[str, Any], version_id: int, *, body: dict[str, Any]
+    ) -> None:
         self.deployment, self.version_id = deployment, version_id
         self.began = time.monotonic()
         self.first_seconds: float | None = None
@@ -99,12 +110,23 @@ class Passage:
             response = await stack.enter_async_context(inference_client.asked(path, self.body))
             if response.status_code != httpx.codes.OK:
                 await response.aread()
-                if response.status_code >= 500 or response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-                    await self.end(failed=True)  # what is the caller's own fault is no answer and no failure
-                retry = {name: response.headers[name] for name in ("Retry-After",) if name in response.headers}
+                if (
+                    response.status_code >= 500
+                    or response.status_code == httpx.codes.TOO_MANY_REQUESTS
+                ):
+                    await self.end(
+                        failed=True
+                    )  # what is the caller's own fault is no answer and no failure
+                retry = {
+                    name: response.headers[name]
+                    for name in ("Retry-After",)
+                    if name in response.headers
+                }
                 return Response(response.content, response.status_code, retry, "application/json")
             if self.body.get("stream"):
-                return StreamingResponse(self.events(response, stack.pop_all()), media_type="text/event-stream")
+                return StreamingResponse(
+                    self.events(response, stack.pop_all()), media_type="text/event-stream"
+                )
             return JSONResponse(await self.whole(response))
         raise AssertionError  # the block returns or raises
 
@@ -116,16 +138,24 @@ class Passage:
         return told
 
     async def events(self, response: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[str]:
-        """The events as they come, under the deployment's name. A caller who hangs up ends the line to the inference program."""
+        """The events as they come, under the deployment's name. A caller who hangs up ends the line
+        to the inference program.
+        """
         failed, over = False, False
         try:
             async with stack:
                 async for told in inference_client.events_of(response):
                     failed = failed or "error" in told
                     self.usage = told.get("usage") or self.usage
-                    if self.first_seconds is None and any(spoken(choice) for choice in told.get("choices", ())):
+                    if self.first_seconds is None and any(
+                        spoken(choice) for choice in told.get("choices", ())
+                    ):
                         self.first_seconds = time.monotonic() - self.began
-                    if "error" in told or told.get("choices") or (self.wants_usage and told.get("usage")):
+                    if (
+                        "error" in told
+                        or told.get("choices")
+                        or (self.wants_usage and told.get("usage"))
+                    ):
                         yield f"data: {json.dumps(self.named(told))}\n\n"
             yield "data: [DONE]\n\n"
             over = True
@@ -153,7 +183,9 @@ class Passage:
         try:
             await in_database(note, answered)
         except DatabaseError:
-            log.exception("An answer of %s could not be noted.", self.deployment.name)  # the caller gets it all the same
+            log.exception(
+                "An answer of %s could not be noted.", self.deployment.name
+            )  # the caller gets it all the same
 
 
 def spoken(choice: dict[str, Any]) -> bool:
@@ -164,21 +196,31 @@ def names_for(user: User) -> list[dict[str, Any]]:
     """The deployments that somebody may ask, as OpenAI lists models."""
     rows = Deployment.objects.visible_to(user).select_related("owner")
     return [
-        {"id": row.name, "object": "model", "created": int(row.created_at.timestamp()), "owned_by": row.owner.username}
+        {
+            "id": row.name,
+            "object": "model",
+            "created": int(row.created_at.timestamp()),
+            "owned_by": row.owner.username,
+        }
         for row in rows
     ]
 
 
 def chosen(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
-    """The deployment of a name, how its inference is addressed, and the version that answers this request.
+    """The deployment of a name, how its inference is addressed, and the version that answers this
+    request.
 
     Raises:
         Refused: there is none, or none that they may see; the two read the same.
     """
-    rows = Deployment.objects.visible_to(user).select_related("version__base_model", "other__base_model")
+    rows = Deployment.objects.visible_to(user).select_related(
+        "version__base_model", "other__base_model"
+    )
     deployment = None if "\0" in name else rows.filter(name=name).first()
     if deployment is None:
-        raise Refused(404, f"There is no deployment {name[:80]!r} that you may ask.", "model_not_found")
+        raise Refused(
+            404, f"There is no deployment {name[:80]!r} that you may ask.", "model_not_found"
+        )
     version = drawn(deployment)
     return deployment, inference_client.addressed(version, merge=deployment.merge), version.pk
 
@@ -187,7 +229,12 @@ async def caller(request: Request) -> User:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     token = await in_database(find_token, secret.strip()) if kind.lower() == "bearer" else None
     if token is None:
-        raise Refused(401, "Send a valid token as `Authorization: Bearer TOKEN`.", "invalid_api_key", "authentication_error")
+        raise Refused(
+            401,
+            "Send a valid token as `Authorization: Bearer TOKEN`.",
+            "invalid_api_key",
+            "authentication_error",
+        )
     user: User = token.user
     return user
 
@@ -200,7 +247,9 @@ async def body_of(request: Request) -> dict[str, Any]:
             raise Refused(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
     try:
         body = json.loads(raw, parse_constant=refuse_constant)
-        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair could not be passed on
+        json.dumps(
+            body, ensure_ascii=False
+        ).encode()  # half of a surrogate pair could not be passed on
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"The request is not JSON: {error}") from error
     if not isinstance(body, dict) or not isinstance(body.get("stream_options") or {}, dict):
@@ -217,18 +266,24 @@ def problem(message: str, *, kind: str, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def guarded(door: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def guarded(
+    door: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
     async def through(request: Request) -> Response:
         try:
             return await door(request)
         except Refused as error:
-            return JSONResponse(problem(error.message, kind=error.kind, code=error.code), error.status)
+            return JSONResponse(
+                problem(error.message, kind=error.kind, code=error.code), error.status
+            )
 
     return through
 
 
 async def in_database(act: Callable[..., Any], *given: Any) -> Any:
-    """Django's ORM from the event loop; a connection that the database has closed is opened again."""
+    """Django's ORM from the event loop; a connection that the database has closed is opened
+    again.
+    """
 
     def fresh() -> Any:
         close_old_connections()

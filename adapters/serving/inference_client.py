@@ -1,7 +1,8 @@
-"""The line to the inference program, or to another server that speaks OpenAI's API (vLLM, say) at INFERENCE_URL.
+"""The line to the inference program, or to another server that speaks OpenAI's API (vLLM, say) at
+INFERENCE_URL.
 
-Ours finds base and adapter by the field `snapml`; another leaves it unread, goes by the model's name, and is told to load an
-adapter that it does not know (vLLM's `/v1/load_lora_adapter`).
+Ours finds base and adapter by the field `snapml`; another leaves it unread, goes by the model's
+name, and is told to load an adapter that it does not know (vLLM's `/v1/load_lora_adapter`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from training.errors import UserError
 
 # A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
 TIMEOUT = httpx.Timeout(5.0, read=600.0)
-DOWN = "The inference program is down. SnapML's own is started again by itself; try again in a few seconds."
+DOWN = (
+    "The inference program is down. SnapML's own is started again by itself; try again in a "
+    "few seconds."
+)
 
 
 class Down(UserError):
@@ -94,14 +98,19 @@ def reason(response: httpx.Response) -> str:
 
 
 def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
-    """Where the weights lie that answer for a version: merged if that is wished for and done, else base and adapter.
+    """Where the weights lie that answer for a version: merged if that is wished for and done, else
+    base and adapter.
 
     `lora` is for a server at INFERENCE_URL that is not ours, which knows no merged model of ours.
     """
     if version.whole_model:
         return {"base": str(version.folder), "base_sha256": version.sha256}
     if merge and export_merge.is_merged(version):
-        return {"base": str(version.merged_folder), "base_sha256": version.sha256, "lora": str(version.folder)}
+        return {
+            "base": str(version.merged_folder),
+            "base_sha256": version.sha256,
+            "lora": str(version.folder),
+        }
     return {
         "base": str(version.base_model.folder),
         "quantised": TABLE[version.method].quantised,

@@ -1,4 +1,6 @@
-"""What the page's "Try it" asks, and the answer passed on while it comes. When nobody answers, the answer says so."""
+"""What the page's "Try it" asks, and the answer passed on while it comes. When nobody answers, the
+answer says so.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,16 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise UserError("Write a message first.", field="messages")
     for message in messages:
-        fits = isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
+        fits = (
+            isinstance(message, dict)
+            and message.get("role") in ROLES
+            and isinstance(message.get("content"), str)
+        )
         if not fits:
-            raise UserError("Every message needs a role (system, user, assistant, tool) and text.", field="messages")
+            raise UserError(
+                "Every message needs a role (system, user, assistant, tool) and text.",
+                field="messages",
+            )
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
         raise UserError(
             f"The conversation has more than {MAX_CHARACTERS:,} characters; start a new one.",
@@ -39,7 +48,9 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
         raise UserError("`who` must be base or adapter.", field="who")
     return {
         **(inference_client.addressed(version) if who == "adapter" else beside(version)),
-        "messages": [{"role": message["role"], "content": message["content"]} for message in messages],
+        "messages": [
+            {"role": message["role"], "content": message["content"]} for message in messages
+        ],
         "stream": True,
         "stream_options": {"include_usage": True},
         "temperature": number(body, "temperature", 0.0, 2.0, default=0.0),
@@ -50,7 +61,9 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
 
 def beside(version: AdapterVersion) -> dict[str, Any]:
     """The base of a version, in 4 bits if it was trained so."""
-    return inference_client.addressed_base(version.base_model, quantised=version.method_row.quantised)
+    return inference_client.addressed_base(
+        version.base_model, quantised=version.method_row.quantised
+    )
 
 
 def number(body: dict[str, Any], name: str, low: float, high: float, *, default: float) -> float:

@@ -1,4 +1,6 @@
-"""Put versions into use under a stable name: deploy, switch, share traffic, roll back, take down. It knows no HTTP, no torch."""
+"""Put versions into use under a stable name: deploy, switch, share traffic, roll back, take down.
+It knows no HTTP, no torch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Answering:
-    """Who answers under a name: a version, perhaps another with `share` per cent of the traffic, merged where possible."""
+    """Who answers under a name: a version, perhaps another with `share` per cent of the traffic,
+    merged where possible.
+    """
 
     version: AdapterVersion
     other: AdapterVersion | None = None
@@ -32,11 +36,15 @@ def deploy(user: User, name: str, answering: Answering) -> Deployment:
     """A new name that answers at once; merging goes on in the background.
 
     Raises:
-        UserError: a name or a share that cannot be. Conflict: the name is taken. NotAllowed: they only view the version's team.
+        UserError: a name or a share that cannot be. Conflict: the name is taken. NotAllowed: they
+            only view the version's team.
     """
     name = one_line(name)
     if not NAME.fullmatch(name):
-        raise UserError("A name has 1 to 63 small letters, digits and hyphens, such as smart-home.", field="name")
+        raise UserError(
+            "A name has 1 to 63 small letters, digits and hyphens, such as smart-home.",
+            field="name",
+        )
     check(user, answering)
     version = answering.version
     refuse_foreign(version.team, answering)
@@ -53,13 +61,18 @@ def deploy(user: User, name: str, answering: Answering) -> Deployment:
             )
             note(user, made, f"Deployed {words_of(answering)}.")
     except IntegrityError as error:
-        raise Conflict(f"The name {name} is taken; choose another, or switch that deployment.", field="name") from error
+        raise Conflict(
+            f"The name {name} is taken; choose another, or switch that deployment.", field="name"
+        ) from error
     begin_merges(user, answering)
     return made
 
 
-def switch(user: User, deployment: Deployment, answering: Answering, *, words: str = "") -> Deployment:
-    """Let other versions answer from the next request on. What is being answered is answered to its end by the old ones.
+def switch(
+    user: User, deployment: Deployment, answering: Answering, *, words: str = ""
+) -> Deployment:
+    """Let other versions answer from the next request on. What is being answered is answered to its
+    end by the old ones.
 
     Raises:
         NotAllowed: the deployment is not theirs to change. UserError: a share that cannot be.
@@ -78,14 +91,20 @@ def switch(user: User, deployment: Deployment, answering: Answering, *, words: s
 
 
 def refuse_foreign(team: Team | None, answering: Answering) -> None:
-    """Raises Conflict: a team would be answered by a version that is not the team's, and that its members may not see."""
+    """Raises Conflict: a team would be answered by a version that is not the team's, and that its
+    members may not see.
+    """
     for version in filter(None, (answering.version, answering.other)):
         if team is not None and version.team_id != team.pk:
-            raise Conflict(f"{version} does not belong to team {team}, whose deployment this is.", field="version")
+            raise Conflict(
+                f"{version} does not belong to team {team}, whose deployment this is.",
+                field="version",
+            )
 
 
 def roll_back(user: User, deployment: Deployment) -> Deployment:
-    """Back to what answered before the last change, which is a change of its own: rolling back twice goes forth again.
+    """Back to what answered before the last change, which is a change of its own: rolling back
+    twice goes forth again.
 
     Raises:
         Conflict: there is nothing to go back to, or it has been deleted.
@@ -96,14 +115,18 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
     if before is None:
         raise Conflict(f"{deployment.name} has had no other version that is still there.")
     assert before.version is not None
-    answering = Answering(before.version, before.other, before.share if before.other else 0, before.merge)
+    answering = Answering(
+        before.version, before.other, before.share if before.other else 0, before.merge
+    )
     return switch(user, deployment, answering, words=f"Rolled back to {words_of(answering)}.")
 
 
 def previous(deployment: Deployment) -> DeploymentChange | None:
     """The newest change that let something else answer than what does now."""
     now = answering_now(deployment)
-    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(version=None)[:MOST_CHANGES]
+    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(
+        version=None
+    )[:MOST_CHANGES]
     return next((one for one in changes if answering_now(one) != now), None)
 
 
@@ -125,18 +148,28 @@ def take_down(user: User, deployment: Deployment, name: str) -> None:
 
 
 def check(user: User, answering: Answering) -> None:
-    """Versions they may see, in a team that they do more than view, and a share that makes sense."""
+    """Versions they may see, in a team that they do more than view, and a share that makes
+    sense.
+    """
     for version in filter(None, (answering.version, answering.other)):
         get_visible(AdapterVersion, user, version.pk)
         theirs = version.owner_id == user.pk or user.is_superuser
-        if not theirs and not user.memberships.filter(team=version.team).exclude(role=Role.VIEWER).exists():
-            raise NotAllowed(f"You only view what team {version.team} has; ask a lead to make you a member to deploy it.")
+        if (
+            not theirs
+            and not user.memberships.filter(team=version.team).exclude(role=Role.VIEWER).exists()
+        ):
+            raise NotAllowed(
+                f"You only view what team {version.team} has; ask a lead to make you a member to "
+                "deploy it."
+            )
     if answering.other is None and answering.share:
         raise UserError("Choose the second version that gets this share.", field="other")
     if answering.other is not None and not 1 <= answering.share <= 99:
         raise UserError("The second version's share must be from 1 to 99 per cent.", field="share")
     if answering.other is not None and answering.other.pk == answering.version.pk:
-        raise UserError("The two versions that share the traffic are the same; choose another.", field="other")
+        raise UserError(
+            "The two versions that share the traffic are the same; choose another.", field="other"
+        )
 
 
 def begin_merges(user: User, answering: Answering) -> None:

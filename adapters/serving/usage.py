@@ -1,4 +1,6 @@
-"""What deployments have answered: noted one by one, kept for a week, and told as rates. Units: seconds, tokens."""
+"""What deployments have answered: noted one by one, kept for a week, and told as rates. Units:
+seconds, tokens.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,17 @@ class Answered:
 
 
 def note(answered: Answered) -> None:
-    """Write an answer down. Its deployment or version may have been deleted meanwhile: then there is nothing to note."""
+    """Write an answer down. Its deployment or version may have been deleted meanwhile: then there
+    is nothing to note.
+    """
     with transaction.atomic():
         there = Deployment.objects.filter(pk=answered.deployment_id).exists()
         if not there or not AdapterVersion.objects.filter(pk=answered.version_id).exists():
             return
         Served.objects.create(at=timezone.now(), **vars(answered))
-        tally, _ = Tally.objects.get_or_create(deployment_id=answered.deployment_id, version_id=answered.version_id)
+        tally, _ = Tally.objects.get_or_create(
+            deployment_id=answered.deployment_id, version_id=answered.version_id
+        )
         Tally.objects.filter(pk=tally.pk).update(
             answers=F("answers") + int(not answered.failed),
             failures=F("failures") + int(answered.failed),
@@ -46,14 +52,18 @@ def note(answered: Answered) -> None:
 
 
 def rates(deployment: Deployment) -> dict[str, Any]:
-    """Of the last minutes: requests a second, latency's median and 95th percentile, time to the first token, tokens a second."""
+    """Of the last minutes: requests a second, latency's median and 95th percentile, time to the
+    first token, tokens a second.
+    """
     return rates_of([deployment])[deployment.pk]
 
 
 def rates_of(deployments: Sequence[Deployment]) -> dict[int, dict[str, Any]]:
     """The same for several, by their number, in one query."""
     since = timezone.now() - RECENT
-    rows = Served.objects.filter(deployment__in=[one.pk for one in deployments], at__gte=since).order_by("-pk")
+    rows = Served.objects.filter(
+        deployment__in=[one.pk for one in deployments], at__gte=since
+    ).order_by("-pk")
     found: dict[int, list[Served]] = {one.pk: [] for one in deployments}
     for row in rows[:MOST_READ]:
         found[row.deployment_id].append(row)
@@ -72,17 +82,25 @@ def summed_up(rows: Sequence[Served]) -> dict[str, Any]:
         "median_seconds": float(np.percentile(seconds, 50)) if seconds else None,
         "p95_seconds": float(np.percentile(seconds, 95)) if seconds else None,
         "first_seconds": float(np.percentile(firsts, 50)) if firsts else None,
-        "tokens_per_second": sum(row.completion_tokens for row in good) / speaking if speaking else None,
+        "tokens_per_second": sum(row.completion_tokens for row in good) / speaking
+        if speaking
+        else None,
     }
 
 
 def by_minute(deployment: Deployment) -> list[dict[str, Any]]:
-    """For the chart: answers, median seconds and failures of each of the last 60 minutes, by version."""
+    """For the chart: answers, median seconds and failures of each of the last 60 minutes, by
+    version.
+    """
     now = timezone.now()
-    rows = Served.objects.filter(deployment=deployment, at__gte=now - timedelta(minutes=60)).order_by("-pk")[:MOST_READ]
+    rows = Served.objects.filter(
+        deployment=deployment, at__gte=now - timedelta(minutes=60)
+    ).order_by("-pk")[:MOST_READ]
     found: dict[tuple[int, int], list[Served]] = {}
     for row in rows:
-        found.setdefault((int((now - row.at).total_seconds() // 60), row.version_id), []).append(row)
+        found.setdefault((int((now - row.at).total_seconds() // 60), row.version_id), []).append(
+            row
+        )
     return [
         {
             "minutes_ago": ago,

@@ -23,7 +23,9 @@ MOST_CHOICES = 200
 
 def deployments(request: SignedIn) -> HttpResponse:
     rows = list(
-        Deployment.objects.visible_to(request.user).select_related("version__base_model", "other", "owner")[:MOST_CHOICES]
+        Deployment.objects.visible_to(request.user).select_related(
+            "version__base_model", "other", "owner"
+        )[:MOST_CHOICES]
     )
     rates = usage.rates_of(rows)
     values = {"deployments": [(row, rates[row.pk]) for row in rows], "versions": choices(request)}
@@ -51,7 +53,10 @@ def live(request: SignedIn, name: str) -> HttpResponse:
 def minutes(request: SignedIn, name: str) -> JsonResponse:
     found = named(request, name)
     rows = usage.by_minute(found)
-    labels = {version.pk: str(version) for version in AdapterVersion.objects.filter(pk__in={row["version"] for row in rows})}
+    labels = {
+        version.pk: str(version)
+        for version in AdapterVersion.objects.filter(pk__in={row["version"] for row in rows})
+    }
     return JsonResponse({"rows": rows, "labels": labels})
 
 
@@ -63,7 +68,12 @@ def live_values(found: Deployment) -> dict[str, Any]:
         "rates": usage.rates(found),
         "tallies": found.tallies.select_related("version").order_by("-answers"),
         "answering": [
-            (version, share_of(found, version), how(found, version, {one.key: one for one in works})) for version in answering
+            (
+                version,
+                share_of(found, version),
+                how(found, version, {one.key: one for one in works}),
+            )
+            for version in answering
         ],
     }
 
@@ -81,7 +91,10 @@ def how(found: Deployment, version: AdapterVersion, works: dict[str, Work]) -> d
     if version.whole_model:
         return {"words": "a whole model of its own, nothing to merge"}
     if version.method_row.no_merge:
-        return {"words": f"attached to its base: {version.method_row.title} cannot be merged. {version.method_row.no_merge}"}
+        return {
+            "words": f"attached to its base: {version.method_row.title} cannot be merged. "
+            f"{version.method_row.no_merge}"
+        }
     if not found.merge:
         return {"words": "attached to its base, as you chose"}
     if merge.is_merged(version):
@@ -90,13 +103,18 @@ def how(found: Deployment, version: AdapterVersion, works: dict[str, Work]) -> d
             "parity": task.result["parity"] if task else None,
         }
     if task is not None and task.stage == Stage.FAILED:
-        return {"words": "attached to its base, because it could not be merged", "error": task.error}
+        return {
+            "words": "attached to its base, because it could not be merged",
+            "error": task.error,
+        }
     return {"words": "attached to its base until it is merged", "working": task}
 
 
 @require_POST
 def deploy_new(request: SignedIn) -> HttpResponse:
-    made = services.deploy(request.user, request.POST.get("name", ""), answering_of(request, request.POST))
+    made = services.deploy(
+        request.user, request.POST.get("name", ""), answering_of(request, request.POST)
+    )
     return redirect("deployment", made.name)
 
 
@@ -105,14 +123,21 @@ def switch(request: SignedIn, name: str) -> HttpResponse:
     found = named(request, name)
     may_change(request.user, found)
     now = services.switch(request.user, found, answering_of(request, request.POST))
-    messages.success(request, f"{name} answers with {services.words_of(Answering(now.version, now.other, now.share))} now.")
+    messages.success(
+        request,
+        f"{name} answers with {services.words_of(Answering(now.version, now.other, now.share))} "
+        "now.",
+    )
     return redirect("deployment", name)
 
 
 @require_POST
 def back(request: SignedIn, name: str) -> HttpResponse:
     now = services.roll_back(request.user, named(request, name))
-    messages.success(request, f"{name} is back to {services.words_of(Answering(now.version, now.other, now.share))}.")
+    messages.success(
+        request,
+        f"{name} is back to {services.words_of(Answering(now.version, now.other, now.share))}.",
+    )
     return redirect("deployment", name)
 
 
@@ -127,7 +152,9 @@ def named(request: SignedIn, name: str) -> Deployment:
     """Raises NotFound: not there, or not theirs to see."""
     rows = Deployment.objects.visible_to(request.user)
     found: Deployment | None = (
-        rows.select_related("owner", "team", "version__base_model", "other__base_model").filter(name=name).first()
+        rows.select_related("owner", "team", "version__base_model", "other__base_model")
+        .filter(name=name)
+        .first()
     )
     if found is None:
         raise NotFound(f"There is no deployment {name} that you may see.")
@@ -135,12 +162,18 @@ def named(request: SignedIn, name: str) -> Deployment:
 
 
 def answering_of(request: SignedIn, form: QueryDict) -> Answering:
-    """Who shall answer, from a form. Raises UserError: no version is chosen, or the share is no number."""
+    """Who shall answer, from a form. Raises UserError: no version is chosen, or the share is no
+    number.
+    """
     if not form.get("version"):
         raise UserError("Choose a version to deploy.", field="version")
-    version = get_visible(AdapterVersion, request.user, number(str(form["version"])), "base_model", "team")
+    version = get_visible(
+        AdapterVersion, request.user, number(str(form["version"])), "base_model", "team"
+    )
     other = (
-        get_visible(AdapterVersion, request.user, number(str(form["other"])), "base_model", "team") if form.get("other") else None
+        get_visible(AdapterVersion, request.user, number(str(form["other"])), "base_model", "team")
+        if form.get("other")
+        else None
     )
     share = form.get("share", "") if other else "0"
     if not share.isdecimal():
@@ -149,4 +182,6 @@ def answering_of(request: SignedIn, form: QueryDict) -> Answering:
 
 
 def choices(request: SignedIn) -> Any:
-    return AdapterVersion.objects.visible_to(request.user).select_related("base_model")[:MOST_CHOICES]
+    return AdapterVersion.objects.visible_to(request.user).select_related("base_model")[
+        :MOST_CHOICES
+    ]

@@ -87,9 +87,13 @@ def sparkline(points: list[float]) -> str | SafeString:
         return ""
     low, high = min(points), max(points)
     span = (high - low) or 1
-    places = " ".join(f"{90 * i / (len(points) - 1):.1f},{22 - 20 * (p - low) / span:.1f}" for i, p in enumerate(points))
+    places = " ".join(
+        f"{90 * i / (len(points) - 1):.1f},{22 - 20 * (p - low) / span:.1f}"
+        for i, p in enumerate(points)
+    )
     return format_html(
-        '<svg class="spark" viewBox="0 0 90 24" width="90" height="24" role="img" aria-label="loss from {} to {}">'
+        '<svg class="spark" viewBox="0 0 90 24" width="90" height="24" role="img" '
+        'aria-label="loss from {} to {}">'
         '<polyline points="{}"/></svg>',
         f"{points[0]:.2f}",
         f"{points[-1]:.2f}",
@@ -112,19 +116,25 @@ def clock(seconds: float) -> str:
 
 @register.filter
 def log_line(event: Any) -> str:
-    """An event as a line of the log. Control characters are dropped, so that no line can pose as two."""
+    """An event as a line of the log. Control characters are dropped, so that no line can pose as
+    two.
+    """
     said = event.payload
     if event.kind == "log":
         text = str(said.get("text", ""))
     else:
         facts = {"step": event.step, **said} if event.step is not None else said
-        text = f"{event.kind} " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        text = f"{event.kind} " + ", ".join(
+            f"{name} {value}" for name, value in facts.items() if value is not None
+        )
     return "".join(c for c in text if c == "\n" or c.isprintable())[:4000]
 
 
 @register.filter
 def when(waits: dict[str, Any]) -> str:
-    """The range in which a waiting run should start, from now: `in 10 to 25 min`, `not before 2 h`."""
+    """The range in which a waiting run should start, from now: `in 10 to 25 min`, `not before 2
+    h`.
+    """
     earliest, latest = waits.get("earliest"), waits.get("latest")
     if earliest is None:
         return "nobody can tell yet" if waits else ""

@@ -1,4 +1,6 @@
-"""A model hub on loopback that speaks as much of the hub's protocol as a push needs, and remembers what it was given."""
+"""A model hub on loopback that speaks as much of the hub's protocol as a push needs, and remembers
+what it was given.
+"""
 
 import base64
 import hashlib
@@ -47,7 +49,12 @@ class Hub(BaseHTTPRequestHandler):
         if self.path.endswith("/objects/batch"):
             asked = json.loads(said)["objects"]
             return self.answer(
-                {"objects": [one | {"actions": {"upload": {"href": f"{here}/large/{one['oid']}"}}} for one in asked]}
+                {
+                    "objects": [
+                        one | {"actions": {"upload": {"href": f"{here}/large/{one['oid']}"}}}
+                        for one in asked
+                    ]
+                }
             )
         if "/commit/" in self.path:
             for line in map(json.loads, said.splitlines()):
@@ -57,7 +64,9 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "lfsFile":
                     server.files[value["path"]] = server.large[value["oid"]]
                     assert hashlib.sha256(server.large[value["oid"]]).hexdigest() == value["oid"]
-            return self.answer({"commitOid": "c0ffee", "commitUrl": f"{here}/alice/lights/commit/c0ffee"})
+            return self.answer(
+                {"commitOid": "c0ffee", "commitUrl": f"{here}/alice/lights/commit/c0ffee"}
+            )
         return self.answer({})
 
     def log_message(self, *_):

@@ -1,4 +1,6 @@
-"""Try all methods: one run each under one budget, and a report that tells what was measured and nothing else."""
+"""Try all methods: one run each under one budget, and a report that tells what was measured and
+nothing else.
+"""
 
 import csv
 import io
@@ -28,9 +30,16 @@ def finish(run, engine):
     """What a worker does of a run that matters to the report."""
 
     assert engine([str(run.folder)]) == 0
-    start = next(json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line)
+    start = next(
+        json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line
+    )
     result = read_result(run.folder)
-    run.plan, run.best_heldout_loss, run.peak_memory_bytes, run.state = start, result.heldout_loss, 10**8 + run.pk, "finished"
+    run.plan, run.best_heldout_loss, run.peak_memory_bytes, run.state = (
+        start,
+        result.heldout_loss,
+        10**8 + run.pk,
+        "finished",
+    )
     run.save()
     services.keep(run, result)
 
@@ -56,7 +65,9 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
         return plain(user, settings=settings, **more)
 
     monkeypatch.setattr(benchmark, "launch_run", launch_run)
-    made = benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80))
+    made = benchmark.launch_bakeoff(
+        alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80)
+    )
     assert {run.method for run in made.runs.all()} == set(METHODS) - {"full"}
     page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
     assert "Not started: This run can never start in CPU: it needs 112.0 GB." in page
@@ -67,7 +78,9 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
 
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
     with pytest.raises(UserError):
-        benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80))
+        benchmark.launch_bakeoff(
+            alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80)
+        )
     with pytest.raises(UserError, match="1 to 100,000 steps"):
         benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
     assert not Run.objects.exists()
@@ -90,7 +103,14 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     base = baked.runs.first().base_model
     for version, rate in ((None, 10.0), (rows["lora"].version, 8.0)):
         Reply.objects.create(
-            prompts=asked, row=0, version=version, base_model=base, text="x", tokens=10, seconds=10 / rate, scores={"exact": 1.0}
+            prompts=asked,
+            row=0,
+            version=version,
+            base_model=base,
+            text="x",
+            tokens=10,
+            seconds=10 / rate,
+            scores={"exact": 1.0},
         )
     lora = next(row for row in benchmark.report(baked) if row.run.method == "lora")
     assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
@@ -113,8 +133,17 @@ def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
     assert as_alice.get(f"/bakeoffs/{other.pk}").status_code == 404
 
 
-def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(as_alice, base_model, data, device, no_bell):
-    given = {"model": base_model.pk, "data": data.pk, "max_steps": 6, "tokens_per_batch": 160, "max_length": 80, "name": "Six"}
+def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
+    as_alice, base_model, data, device, no_bell
+):
+    given = {
+        "model": base_model.pk,
+        "data": data.pk,
+        "max_steps": 6,
+        "tokens_per_batch": 160,
+        "max_length": 80,
+        "name": "Six",
+    }
     wrong = as_alice.post("/bakeoffs/new", {**given, "tokens_per_batch": 20})
     assert wrong.status_code == 400
     assert 'value="20"' in wrong.content.decode()

@@ -1,4 +1,6 @@
-"""Versions side by side: the address holds the view, answers stream in, and what differs, costs and wins is told."""
+"""Versions side by side: the address holds the view, answers stream in, and what differs, costs and
+wins is told.
+"""
 
 import asyncio
 
@@ -18,18 +20,26 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def pair(run):
-    return [put_on_shelf(run, number=number, record={"settings": {"rank": number, "alpha": 8}}) for number in (1, 2)]
+    return [
+        put_on_shelf(run, number=number, record={"settings": {"rank": number, "alpha": 8}})
+        for number in (1, 2)
+    ]
 
 
 @pytest.fixture
 def asked(alice, pair):
-    rows = [{"messages": [{"role": "user", "content": f"say {n}"}], "expected": f"it is {n}"} for n in range(12)]
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {n}"}], "expected": f"it is {n}"}
+        for n in range(12)
+    ]
     return PromptSet.objects.create(owner=alice, team=pair[0].team, name="Twelve", rows=rows)
 
 
 @pytest.fixture
 def echo(settings, monkeypatch):
-    """An inference program that says `it is N` as version 1 and `it was N` as all others, and scores every token -0.5."""
+    """An inference program that says `it is N` as version 1 and `it was N` as all others, and
+    scores every token -0.5.
+    """
     seen = []
 
     def answer(request):
@@ -39,17 +49,26 @@ def echo(settings, monkeypatch):
         seen.append(body)
         if "prompt_logprobs" in body:
             scored = [None, *({"5": {"logprob": -0.5}} for _ in range(7))]
-            told = {"choices": [{"message": {"content": ""}}], "usage": {"prompt_tokens": 8, "completion_tokens": 1}}
+            told = {
+                "choices": [{"message": {"content": ""}}],
+                "usage": {"prompt_tokens": 8, "completion_tokens": 1},
+            }
             return httpx.Response(200, json={**told, "prompt_logprobs": scored})
         number = body["messages"][-1]["content"].split()[1]
         text = f"it {'is' if '-v1-' in body['model'] else 'was'} {number}"
         usage = {"prompt_tokens": 5, "completion_tokens": 3}
-        told = {"choices": [{"message": {"content": text}}], "usage": usage, "snapml": {"tokens_per_second": 30.0}}
+        told = {
+            "choices": [{"message": {"content": text}}],
+            "usage": usage,
+            "snapml": {"tokens_per_second": 30.0},
+        }
         return httpx.Response(200, json=told)
 
     settings.INFERENCE_URL = "http://inference"
     transport, client = httpx.MockTransport(answer), httpx.AsyncClient
-    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=transport))
+    monkeypatch.setattr(
+        inference_client.httpx, "AsyncClient", lambda **_: client(transport=transport)
+    )
     return seen
 
 
@@ -64,7 +83,11 @@ def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair,
     reply_all(alice, asked, pair)
     assert Reply.objects.count() == 36
     first = Reply.objects.get(version=pair[0], row=3)
-    assert (first.text, first.scores["exact"], first.seconds) == ("it is 3", 1.0, pytest.approx(0.1))
+    assert (first.text, first.scores["exact"], first.seconds) == (
+        "it is 3",
+        1.0,
+        pytest.approx(0.1),
+    )
     assert first.scores["perplexity"] == pytest.approx(2.718281828**0.5)
     assert Reply.objects.get(version=pair[1], row=3).scores["exact"] == 0.0
     before = len(echo)
@@ -103,7 +126,9 @@ def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, ask
 
 def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypatch):
     settings.INFERENCE_URL = "http://inference"
-    refuse = httpx.MockTransport(lambda _request: httpx.Response(400, json={"error": {"message": "too long"}}))
+    refuse = httpx.MockTransport(
+        lambda _request: httpx.Response(400, json={"error": {"message": "too long"}})
+    )
     client = httpx.AsyncClient
     monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=refuse))
     task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
@@ -112,16 +137,22 @@ def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypat
     assert (task.stage, task.error) == ("failed", "The inference program refused: too long")
 
 
-def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(as_alice, alice, asked, pair, echo):
+def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(
+    as_alice, alice, asked, pair, echo
+):
     reply_all(alice, asked, pair)
-    address = f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}&order=disagreement"
+    address = (
+        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}&order=disagreement"
+    )
     page = as_alice.get(address).content.decode()
     assert "Lights v1 beats Lights v2 on exact match, 100 % against 0 % on 12 rows" in page
     assert "<mark>was</mark>" in page
     assert page.count("data-same") >= 1
     assert "Tokens per second, answering" in page
     assert "<b>By disagreement</b>" in page
-    told = as_alice.get(f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").json()
+    told = as_alice.get(
+        f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+    ).json()
     assert told["differences"]["rank"] == [1, 2]
     assert "alpha" not in told["differences"]
     assert told["verdicts"][0]["winner"] == "Lights v1"
@@ -138,7 +169,12 @@ def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice,
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("v={0}", "Choose 2 to 6"), ("v={0}&v={0}", "Choose 2 to 6"), ("v=x&v=y", "1 are chosen"), ("v={0}&v=999", "not there")],
+    [
+        ("v={0}", "Choose 2 to 6"),
+        ("v={0}&v={0}", "Choose 2 to 6"),
+        ("v=x&v=y", "1 are chosen"),
+        ("v={0}&v=999", "not there"),
+    ],
 )
 def test_too_few_or_unknown_versions_are_a_sentence(as_alice, pair, query, words):
     answer = as_alice.get(f"/adapters/compare?{query.format(pair[0].pk)}")
@@ -165,7 +201,11 @@ def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, da
     pasted = prompt_sets.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
     assert pasted.rows[0] == {"messages": [{"role": "user", "content": "hello"}], "expected": ""}
     assert pasted.rows[1]["expected"] == "b"
-    for text, words in (('a\n{"prompt": 3}', "Line 2 needs"), ("{nope", "Line 1 begins as JSON"), ("", "1 to 500 rows")):
+    for text, words in (
+        ('a\n{"prompt": 3}', "Line 2 needs"),
+        ("{nope", "Line 1 begins as JSON"),
+        ("", "1 to 500 rows"),
+    ):
         with pytest.raises(UserError, match=words):
             prompt_sets.paste_prompts(alice, text, "")
     with pytest.raises(UserError, match="1 to 500"):
@@ -178,7 +218,10 @@ def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
             self.text, self.scores = text, {"exact": exact}
 
     rows = [{"messages": [], "expected": "x"}] * 3
-    columns = [{0: Said("a", 1), 1: Said("a", 0), 2: Said("a", 1)}, {0: Said("a", 1), 1: Said("a", 1), 2: Said("b", 0)}]
+    columns = [
+        {0: Said("a", 1), 1: Said("a", 0), 2: Said("a", 1)},
+        {0: Said("a", 1), 1: Said("a", 1), 2: Said("b", 0)},
+    ]
     assert [line.row for line in lines_of(rows, columns, "row")] == [0, 1, 2]
     assert lines_of(rows, columns, "disagreement")[0].row == 2
     assert lines_of(rows, columns, "worst-0")[0].row == 1
@@ -194,10 +237,14 @@ def test_words_that_differ_are_marked_and_the_text_stays_whole():
     assert marked("", "x") == []
 
 
-def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(as_alice, alice, people, asked, pair, echo):
+def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(
+    as_alice, alice, people, asked, pair, echo
+):
     reply_all(alice, asked, pair)
     ballot = votes.next_ballot(alice, asked, *pair)
-    page = as_alice.get(f"/adapters/vote?prompts={asked.pk}&first={pair[1].pk}&second={pair[0].pk}").content.decode()
+    page = as_alice.get(
+        f"/adapters/vote?prompts={asked.pk}&first={pair[1].pk}&second={pair[0].pk}"
+    ).content.decode()
     assert "Lights v1" not in page
     assert "Lights v2" not in page
     voted = {"prompts": asked.pk, "first": pair[0].pk, "second": pair[1].pk, "row": ballot.row}
@@ -208,7 +255,10 @@ def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(as_alic
     assert Vote.objects.get().choice == "tie"
     assert votes.next_ballot(alice, asked, *pair).row != ballot.row
     assert as_alice.post("/adapters/vote/cast", {**voted, "choice": "both"}).status_code == 400
-    assert as_alice.post("/adapters/vote/cast", {**voted, "row": 99, "choice": "tie"}).status_code == 400
+    assert (
+        as_alice.post("/adapters/vote/cast", {**voted, "row": 99, "choice": "tie"}).status_code
+        == 400
+    )
     votes.vote(people["bob"], asked, tuple(pair), ballot.row, "tie")
     rate = votes.rate(*pair)
     assert (rate.votes, rate.voters, rate.ties, rate.rate) == (2, 2, 2, 0.5)
@@ -223,7 +273,9 @@ def test_sides_change_by_chance_and_not_with_the_reload(alice, people, asked, pa
 
 def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
     calls = []
-    monkeypatch.setattr(jobs, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}]))
+    monkeypatch.setattr(
+        jobs, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}])
+    )
     data = {"v": [pair[1].pk, pair[0].pk]}
     assert as_alice.post("/adapters/compare/weights", data).json()["stage"] == "waiting"
     jobs.do_next()
@@ -241,17 +293,28 @@ def test_the_page_asks_the_database_a_few_times_however_many_rows(
         as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}")
 
 
-def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(alice, asked, pair, settings, monkeypatch):
+def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
+    alice, asked, pair, settings, monkeypatch
+):
     settings.INFERENCE_URL = "http://inference"
 
     def answer(request):
         if b"say 3" in request.content:
-            return httpx.Response(400, json={"error": {"message": "This model's context holds 256 tokens."}})
-        told = {"choices": [{"message": {"content": "it is"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
+            return httpx.Response(
+                400, json={"error": {"message": "This model's context holds 256 tokens."}}
+            )
+        told = {
+            "choices": [{"message": {"content": "it is"}}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 3},
+        }
         return httpx.Response(200, json=told)
 
     client = httpx.AsyncClient
-    monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=httpx.MockTransport(answer)))
+    monkeypatch.setattr(
+        inference_client.httpx,
+        "AsyncClient",
+        lambda **_: client(transport=httpx.MockTransport(answer)),
+    )
     task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
     jobs.talk_next()
     task.refresh_from_db()
@@ -265,7 +328,10 @@ def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_a
     as_alice.post("/adapters/compare/weights", data)
     Work.objects.update(stage="failed", error="It broke off.")
     assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It broke off."
-    assert as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["stage"] == "waiting"
+    assert (
+        as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["stage"]
+        == "waiting"
+    )
 
 
 def test_few_held_out_rows_are_all_drawn(alice, data):
@@ -279,9 +345,13 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
     asked = prompt_sets.paste_prompts(alice, "turn on the lamp", "Lamps")
     Reply.objects.create(prompts=asked, row=0, base_model=run.base_model, text="yes")
     replies.ask(alice, asked, replies.Column(run.base_model))
-    page = as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}").content.decode()
+    page = as_alice.get(
+        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+    ).content.decode()
     assert "Delete this set of prompts" in page
-    answer = as_alice.post(f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]})
+    answer = as_alice.post(
+        f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]}
+    )
     assert answer.url == f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
     assert not PromptSet.objects.exists()
     assert not Reply.objects.exists()
@@ -289,7 +359,9 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker(alice, run, settings, monkeypatch):
+def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker(
+    alice, run, settings, monkeypatch
+):
     settings.INFERENCE_URL = "http://inference"
     asked = prompt_sets.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
 

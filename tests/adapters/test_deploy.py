@@ -1,4 +1,6 @@
-"""A stable name answers with a version; switched, shared and rolled back in one act, and all of it stands in the history."""
+"""A stable name answers with a version; switched, shared and rolled back in one act, and all of it
+stands in the history.
+"""
 
 import pytest
 
@@ -28,13 +30,19 @@ def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, ver
     assert place["adapter"] == str(versions[0].folder)
     versions[0].merged_folder.mkdir(parents=True, exist_ok=True)
     Work.objects.filter(kind=merge.KIND, key=str(versions[0].pk)).update(stage=Stage.DONE)
-    merged = {"base": str(versions[0].merged_folder), "base_sha256": "a", "lora": str(versions[0].folder)}
+    merged = {
+        "base": str(versions[0].merged_folder),
+        "base_sha256": "a",
+        "lora": str(versions[0].folder),
+    }
     assert inference_client.place_of(versions[0], merge=True) == merged
     assert inference_client.place_of(versions[0], merge=False)["adapter"]
     versions[0].merged_folder.rmdir()
 
 
-def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_history(alice, versions, deployed):
+def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_history(
+    alice, versions, deployed
+):
     services.switch(alice, deployed, Answering(versions[1]))
     services.switch(alice, deployed, Answering(versions[2], merge=False))
     now = services.roll_back(alice, deployed)
@@ -51,7 +59,9 @@ def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_his
     ]
 
 
-def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(alice, versions, deployed):
+def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(
+    alice, versions, deployed
+):
     with pytest.raises(Conflict, match="no other version"):
         services.roll_back(alice, deployed)
     services.switch(alice, deployed, Answering(versions[1]))
@@ -109,7 +119,9 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
     assert Deployment.objects.get().version == versions[0]
 
 
-def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(people, alice, data, versions, deployed):
+def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
+    people, alice, data, versions, deployed
+):
     voice = people["alice"].teams.get()
     Deployment.objects.update(team=voice)
     AdapterVersion.objects.update(team=None)
@@ -126,7 +138,9 @@ def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
     assert services.deploy(people["bob"], "bobs", Answering(versions[0])).team is not None
 
 
-def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(alice, versions, deployed):
+def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(
+    alice, versions, deployed
+):
     with pytest.raises(UserError, match="Type the name"):
         services.take_down(alice, deployed, "light")
     services.take_down(alice, deployed, "lights")
@@ -136,18 +150,36 @@ def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_th
 def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
     for seconds in (1.0, 1.0, 3.0):
         answered = usage.Answered(
-            deployment_id=deployed.pk, version_id=versions[0].pk, seconds=seconds, first_seconds=0.5, completion_tokens=10
+            deployment_id=deployed.pk,
+            version_id=versions[0].pk,
+            seconds=seconds,
+            first_seconds=0.5,
+            completion_tokens=10,
         )
         usage.note(answered)
-    usage.note(usage.Answered(deployment_id=deployed.pk, version_id=versions[1].pk, seconds=9.0, failed=True))
+    usage.note(
+        usage.Answered(
+            deployment_id=deployed.pk, version_id=versions[1].pk, seconds=9.0, failed=True
+        )
+    )
     told = usage.rates(deployed)
-    assert (told["requests"], told["failures"], told["median_seconds"], told["first_seconds"]) == (4, 1, 1.0, 0.5)
+    assert (told["requests"], told["failures"], told["median_seconds"], told["first_seconds"]) == (
+        4,
+        1,
+        1.0,
+        0.5,
+    )
     assert told["tokens_per_second"] == pytest.approx(6.0)
-    assert list(Tally.objects.order_by("version_id").values_list("answers", "failures")) == [(3, 0), (0, 1)]
+    assert list(Tally.objects.order_by("version_id").values_list("answers", "failures")) == [
+        (3, 0),
+        (0, 1),
+    ]
     assert sorted(row["answers"] for row in usage.by_minute(deployed)) == [0, 3]
 
 
-def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(alice, versions, deployed):
+def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(
+    alice, versions, deployed
+):
     gone = deployed.pk
     services.take_down(alice, deployed, "lights")
     usage.note(usage.Answered(deployment_id=gone, version_id=versions[0].pk, seconds=1.0))

@@ -1,4 +1,6 @@
-"""`/v1/`: the `openai` client asks a deployment under its name, through the site, with a person's own token."""
+"""`/v1/`: the `openai` client asks a deployment under its name, through the site, with a person's
+own token.
+"""
 
 import asyncio
 import json
@@ -45,7 +47,10 @@ def inference(settings, monkeypatch):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    settings.INFERENCE_URL, settings.INFERENCE_TOKEN = f"http://127.0.0.1:{taken.getsockname()[1]}", "secret"
+    settings.INFERENCE_URL, settings.INFERENCE_TOKEN = (
+        f"http://127.0.0.1:{taken.getsockname()[1]}",
+        "secret",
+    )
     yield desk
     server.should_exit = True
     thread.join(10)
@@ -53,7 +58,10 @@ def inference(settings, monkeypatch):
 
 @pytest.fixture
 def versions(alice, base_model, data, device, no_bell, engine_once):
-    return [train_version(alice, base_model, data, engine_once, name="Lights", seed=seed) for seed in (1, 2)]
+    return [
+        train_version(alice, base_model, data, engine_once, name="Lights", seed=seed)
+        for seed in (1, 2)
+    ]
 
 
 @pytest.fixture
@@ -67,23 +75,31 @@ def client_of(user, scope=Scope.WRITE):
 
 def client_with(secret):
     transport = httpx.AsyncClient(transport=httpx.ASGITransport(app=application))
-    return openai.AsyncOpenAI(base_url="http://testserver/v1", api_key=secret, http_client=transport, max_retries=0)
+    return openai.AsyncOpenAI(
+        base_url="http://testserver/v1", api_key=secret, http_client=transport, max_retries=0
+    )
 
 
 def text_of(answer):
     return answer.choices[0].message.content
 
 
-async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is_counted(alice, versions, deployed, inference):
+async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is_counted(
+    alice, versions, deployed, inference
+):
     client = await sync_to_async(client_of)(alice)
     assert [model.id async for model in client.models.list()] == ["lights"]
     whole = await client.chat.completions.create(**ASK)
     assert whole.model == "lights"
     chunks = [chunk async for chunk in await client.chat.completions.create(**ASK, stream=True)]
-    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == text_of(whole)
+    assert "".join(
+        choice.delta.content or "" for chunk in chunks for choice in chunk.choices
+    ) == text_of(whole)
     assert {chunk.model for chunk in chunks} == {"lights"}
     assert not any(chunk.usage for chunk in chunks)
-    plain = await client.completions.create(model="lights", prompt="turn on", max_tokens=3, temperature=0)
+    plain = await client.completions.create(
+        model="lights", prompt="turn on", max_tokens=3, temperature=0
+    )
     assert plain.choices[0].text
     tally = await Tally.objects.aget()
     assert (tally.answers, tally.failures, tally.version_id) == (3, 0, versions[0].pk)
@@ -91,7 +107,9 @@ async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is
     assert await Served.objects.filter(first_seconds__gt=0).acount() == 1
 
 
-async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(alice, versions, deployed, inference):
+async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
+    alice, versions, deployed, inference
+):
     client = await sync_to_async(client_of)(alice)
     alone = []
     for version in versions:
@@ -106,12 +124,16 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(alice, versio
     async def switch():
         for number in range(8):
             await asyncio.sleep(0.1)
-            await sync_to_async(services.switch)(alice, deployed, Answering(versions[number % 2], merge=False))
+            await sync_to_async(services.switch)(
+                alice, deployed, Answering(versions[number % 2], merge=False)
+            )
 
     *answers, _ = await asyncio.gather(*(ask(number) for number in range(40)), switch())
     assert set(answers) == set(alone)
     await sync_to_async(services.switch)(alice, deployed, Answering(versions[0], merge=False))
-    assert text_of(await client.chat.completions.create(**ASK)) == alone[0]  # the next request, not some time later
+    assert (
+        text_of(await client.chat.completions.create(**ASK)) == alone[0]
+    )  # the next request, not some time later
 
 
 async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, settings):
@@ -132,7 +154,9 @@ async def test_a_token_that_may_only_read_may_ask(alice, deployed, inference):
     assert text_of(await client.chat.completions.create(**ASK))
 
 
-async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure(alice, deployed, settings):
+async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure(
+    alice, deployed, settings
+):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
     client = await sync_to_async(client_of)(alice)
     with pytest.raises(openai.InternalServerError, match="is down"):
@@ -140,14 +164,20 @@ async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure
     assert (await Tally.objects.aget()).failures == 1
 
 
-async def test_folders_are_the_sites_business_whatever_the_caller_sends(alice, deployed, inference, tmp_path):
+async def test_folders_are_the_sites_business_whatever_the_caller_sends(
+    alice, deployed, inference, tmp_path
+):
     client = await sync_to_async(client_of)(alice)
-    answer = await client.chat.completions.create(**ASK, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}})
+    answer = await client.chat.completions.create(
+        **ASK, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}}
+    )
     assert text_of(answer)
     assert not hasattr(answer, "snapml")
 
 
-async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(alice, deployed, inference):
+async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
+    alice, deployed, inference
+):
     client = await sync_to_async(client_of)(alice)
     with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
         await client.chat.completions.create(**{**ASK, "max_tokens": 5000})
@@ -160,11 +190,19 @@ NOT_JSON = (b'{"model": "lights", "temperature": NaN}', b'{"model": "lights", "s
 
 async def test_what_is_no_request_is_refused(alice, deployed):
     secret = (await sync_to_async(create_token)(alice, "test"))[1]
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=application), base_url="http://testserver") as web:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=application), base_url="http://testserver"
+    ) as web:
         for body in (b"{nope", b"[]", b'{"stream_options": 3}', b"[" * 100_000, *NOT_JSON):
-            answer = await web.post("/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {secret}"})
+            answer = await web.post(
+                "/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {secret}"}
+            )
             assert (answer.status_code, body) == (400, body)
-        large = await web.post("/v1/completions", content=b"x" * 1_000_001, headers={"Authorization": f"Bearer {secret}"})
+        large = await web.post(
+            "/v1/completions",
+            content=b"x" * 1_000_001,
+            headers={"Authorization": f"Bearer {secret}"},
+        )
         assert large.status_code == 413
 
 
@@ -183,21 +221,42 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
             return httpx.Response(200, text="Success")
         if body["model"] not in known:
             return httpx.Response(404, json={"error": {"message": "no such model"}})
-        choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "hello"},
+            "finish_reason": "stop",
+        }
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        told = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice], "usage": usage}
+        told = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
         return httpx.Response(200, json=told)
 
     settings.INFERENCE_URL = "http://vllm"
     client = await sync_to_async(client_of)(alice)
-    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
+    stub = {
+        **vars(httpx),
+        "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm)),
+    }
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
-    assert seen == ["/v1/chat/completions", "/v1/load_lora_adapter", "/v1/chat/completions", "/v1/chat/completions"]
+    assert seen == [
+        "/v1/chat/completions",
+        "/v1/load_lora_adapter",
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+    ]
 
 
-async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(alice, deployed, versions, settings, monkeypatch):
+async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(
+    alice, deployed, versions, settings, monkeypatch
+):
     """Another server knows no merged model of ours; base and adapter answer the same."""
     loaded = []
 
@@ -208,8 +267,18 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(ali
             return httpx.Response(200, text="Success")
         if not loaded:
             return httpx.Response(404, json={"error": {"message": "no such model"}})
-        choice = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}
-        told = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "hello"},
+            "finish_reason": "stop",
+        }
+        told = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+        }
         return httpx.Response(200, json=told)
 
     monkeypatch.setattr(merge, "is_merged", lambda version: True)
@@ -217,7 +286,10 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(ali
     await sync_to_async(type(deployed).objects.update)(merge=True)
     settings.INFERENCE_URL = "http://vllm"
     client = await sync_to_async(client_of)(alice)
-    stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm))}
+    stub = {
+        **vars(httpx),
+        "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm)),
+    }
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     assert text_of(await client.chat.completions.create(**ASK)) == "hello"
     assert loaded == [str(versions[0].folder)]
@@ -226,7 +298,9 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(ali
 async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settings, monkeypatch):
     settings.INFERENCE_URL = "http://busy"
     statuses = iter([400, 429])
-    busy = httpx.MockTransport(lambda _request: httpx.Response(next(statuses), json={"error": {"message": "no"}}))
+    busy = httpx.MockTransport(
+        lambda _request: httpx.Response(next(statuses), json={"error": {"message": "no"}})
+    )
     stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=busy)}
     client = await sync_to_async(client_of)(alice)
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))

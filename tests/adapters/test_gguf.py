@@ -17,7 +17,10 @@ from tests.shelf import put_on_shelf, train_version
 from training.errors import Conflict, NotFound, UserError
 
 pytestmark = pytest.mark.once
-PROMPTS = [[{"role": "user", "content": "turn on the hall lamp"}], [{"role": "user", "content": "is the attic dark"}]]
+PROMPTS = [
+    [{"role": "user", "content": "turn on the hall lamp"}],
+    [{"role": "user", "content": "is the attic dark"}],
+]
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
@@ -28,7 +31,9 @@ def model(request, tmp_path_factory):
     torch.manual_seed(3)
     made = families.make(request.param)
     made.resize_token_embeddings(len(tokenizer))
-    if request.param == "gemma3":  # llama.cpp knows one rhythm of attention: every sixth layer is full
+    if (
+        request.param == "gemma3"
+    ):  # llama.cpp knows one rhythm of attention: every sixth layer is full
         made.config.layer_types = ["sliding_attention"] * 2
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -36,7 +41,12 @@ def model(request, tmp_path_factory):
 
 
 def order(folder, target, quantisation):
-    return {"model": str(folder), "target": str(target), "quantisation": quantisation, "prompts": PROMPTS}
+    return {
+        "model": str(folder),
+        "target": str(target),
+        "quantisation": quantisation,
+        "prompts": PROMPTS,
+    }
 
 
 @pytest.mark.parametrize("quantisation", ["f32", "f16", "q8_0"])

@@ -1,4 +1,6 @@
-"""An adapter from elsewhere: what is sound is taken, and nothing else of a zip is believed, unpacked, run or kept."""
+"""An adapter from elsewhere: what is sound is taken, and nothing else of a zip is believed,
+unpacked, run or kept.
+"""
 
 import io
 import json
@@ -50,13 +52,19 @@ def configured(files, **changes):
 def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(alice, base_model, made, prefix):
     changed = configured(made, base_model_name_or_path="/home/somebody/secret")
     version = imports.import_version(alice, zipped(changed, prefix), base_model, "From elsewhere")
-    assert (str(version), version.method, version.record["imported"]) == ("From elsewhere v1", "lora", True)
+    assert (str(version), version.method, version.record["imported"]) == (
+        "From elsewhere v1",
+        "lora",
+        True,
+    )
     assert version.trainable_parameters > 0
     kept = json.loads((version.folder / CONFIG).read_text())
     assert kept["base_model_name_or_path"] == base_model.name
     assert "megatron_core" not in kept
     assert len(kept["target_modules"]) == 14
-    assert attach(load_base(base_model.folder, torch.float32, CPU), version.folder, "default").peft_config
+    assert attach(
+        load_base(base_model.folder, torch.float32, CPU), version.folder, "default"
+    ).peft_config
 
 
 def header(entries, body=b""):
@@ -74,25 +82,54 @@ ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
         (struct.pack("<Q", 2**60) + b"{}", "claims 1,152,921,504,606,846,976 bytes"),
         (pickle.dumps({"a": 1}), "no safetensors file"),
         (header(b"{nope"), "no safetensors file"),
-        (header(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": 1}', b"x" * 8), "stands twice"),
-        (header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes than its shape"),
-        (header({**ONE, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"x" * 12), "overlap or leave holes"),
+        (
+            header(
+                b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": 1}', b"x" * 8
+            ),
+            "stands twice",
+        ),
+        (
+            header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"x" * 8),
+            "other bytes than its shape",
+        ),
+        (
+            header(
+                {**ONE, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"x" * 12
+            ),
+            "overlap or leave holes",
+        ),
         (header(ONE, b"x" * 4), "cut off"),
         (header(ONE, b"x" * 80), "more than its header tells"),
-        (header({"a": {"dtype": "O", "shape": [2], "data_offsets": [0, 8]}}, b"x" * 8), "not described"),
-        (header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes"),
-        (header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"x" * 8), "other bytes"),
+        (
+            header({"a": {"dtype": "O", "shape": [2], "data_offsets": [0, 8]}}, b"x" * 8),
+            "not described",
+        ),
+        (
+            header(
+                {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"x" * 8
+            ),
+            "other bytes",
+        ),
+        (
+            header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"x" * 8),
+            "other bytes",
+        ),
         (header({"__metadata__": {}}), "cut off"),
     ],
 )
-def test_weights_that_lie_are_refused_before_any_library_reads_them(alice, base_model, made, weights, words):
+def test_weights_that_lie_are_refused_before_any_library_reads_them(
+    alice, base_model, made, weights, words
+):
     refused(alice, base_model, zipped({**made, WEIGHTS: weights}), words)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "sets auto_mapping"),
+        (
+            {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
+            "sets auto_mapping",
+        ),
         ({"megatron_core": "os"}, "sets megatron_core"),
         ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),
         ({"layer_replication": [[0, 2]]}, "sets layer_replication"),
@@ -104,7 +141,9 @@ def test_weights_that_lie_are_refused_before_any_library_reads_them(alice, base_
         ({"peft_type": {"a": 1}}, "of type"),
     ],
 )
-def test_a_config_that_names_code_or_an_unknown_type_is_refused(alice, base_model, made, changes, words):
+def test_a_config_that_names_code_or_an_unknown_type_is_refused(
+    alice, base_model, made, changes, words
+):
     refused(alice, base_model, zipped(configured(made, **changes)), words)
 
 
@@ -113,19 +152,27 @@ def test_a_parameter_that_would_overwrite_the_base_is_refused(alice, base_model,
 
     held = load(made[WEIGHTS])
     held["base_model.model.lm_head.weight"] = torch.zeros(4, 4)
-    refused(alice, base_model, zipped({**made, WEIGHTS: save(held)}), "it would change the base itself")
+    refused(
+        alice, base_model, zipped({**made, WEIGHTS: save(held)}), "it would change the base itself"
+    )
     del held["base_model.model.lm_head.weight"]
     held.pop(next(name for name in held if "lora_B" in name))
-    refused(alice, base_model, zipped({**made, WEIGHTS: save(held)}), "only one of its two matrices")
+    refused(
+        alice, base_model, zipped({**made, WEIGHTS: save(held)}), "only one of its two matrices"
+    )
 
 
 @pytest.mark.parametrize("method", ["ia3", "prefix", "prompt", "bottleneck"])
-def test_adapters_of_every_kind_that_we_make_can_be_imported(alice, base_model, data, device, no_bell, engine_here, method):
+def test_adapters_of_every_kind_that_we_make_can_be_imported(
+    alice, base_model, data, device, no_bell, engine_here, method
+):
     version = train_version(alice, base_model, data, engine_here, method=method, max_steps=1)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     taken = imports.import_version(alice, zipped(files), base_model, "Again")
     assert taken.method == method
-    assert attach(load_base(base_model.folder, torch.float32, CPU), taken.folder, "default").peft_config
+    assert attach(
+        load_base(base_model.folder, torch.float32, CPU), taken.folder, "default"
+    ).peft_config
 
 
 def link_to(name, target):
@@ -138,10 +185,16 @@ def link_to(name, target):
     ("change", "words"),
     [
         (lambda files: {CONFIG: files[CONFIG]}, f"no {WEIGHTS}"),
-        (lambda files: {CONFIG: files[CONFIG], "adapter_model.bin": pickle.dumps(1)}, "Pickled weights"),
+        (
+            lambda files: {CONFIG: files[CONFIG], "adapter_model.bin": pickle.dumps(1)},
+            "Pickled weights",
+        ),
         (lambda files: {**files, f"b/{WEIGHTS}": b"x"}, f"more than one {WEIGHTS}"),
         (lambda files: {CONFIG: files[CONFIG], f"a/b/{WEIGHTS}": files[WEIGHTS]}, f"no {WEIGHTS}"),
-        (lambda files: {CONFIG: files[CONFIG], **link_to(WEIGHTS, "/etc/passwd")}, "a link or a folder"),
+        (
+            lambda files: {CONFIG: files[CONFIG], **link_to(WEIGHTS, "/etc/passwd")},
+            "a link or a folder",
+        ),
         (lambda files: {**files, WEIGHTS: b"\0" * 5_000_000}, "would have 5.0 MB unpacked"),
         (lambda files: {**files, CONFIG: b"[" * 100_000}, "is not JSON|unpacked"),
         (lambda files: {**files, CONFIG: b"[]"}, "must be a JSON object"),
@@ -153,7 +206,9 @@ def test_a_zip_with_tricks_is_refused(alice, base_model, made, change, words):
 
 
 def test_what_climbs_out_of_the_zip_is_never_written(alice, base_model, made, tmp_path):
-    version = imports.import_version(alice, zipped({**made, "../../evil.txt": b"x", "/etc/evil": b"x"}), base_model, "Climber")
+    version = imports.import_version(
+        alice, zipped({**made, "../../evil.txt": b"x", "/etc/evil": b"x"}), base_model, "Climber"
+    )
     assert sorted(path.name for path in version.folder.iterdir()) == [CONFIG, WEIGHTS]
     assert not list(Path(settings.HOME).rglob("evil*"))
 
@@ -164,11 +219,19 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
 
     refused(alice, base_model, [SimpleUploadedFile("a.zip", b"PK\x03\x04 no")], "no zip file")
     wide = BaseModel.objects.create(
-        name="wide", source="folder", location=str(tiny.make_model(tmp_path / "wide", hidden=64)), state="ready", card={}
+        name="wide",
+        source="folder",
+        location=str(tiny.make_model(tmp_path / "wide", hidden=64)),
+        state="ready",
+        card={},
     )
     refused(alice, wide, zipped(made), "Choose its true base")
     shallow = BaseModel.objects.create(
-        name="shallow", source="folder", location=str(tiny.make_model(tmp_path / "one", layers=1)), state="ready", card={}
+        name="shallow",
+        source="folder",
+        location=str(tiny.make_model(tmp_path / "one", layers=1)),
+        state="ready",
+        card={},
     )
     refused(alice, shallow, zipped(made), "shallow has no weight 'model.layers.1")
 
@@ -180,9 +243,16 @@ def refused(user, base, held, words):
     assert not list((Path(settings.HOME) / "adapters").glob(".import-*"))
 
 
-def test_the_two_files_are_taken_as_they_are_and_nothing_that_was_chosen_with_them(as_alice, base_model, made):
-    chosen = [SimpleUploadedFile(name, content) for name, content in {**made, "optimizer.pt": b"pickled"}.items()]
-    answer = as_alice.post("/adapters/import", {"name": "Both", "base": base_model.pk, "file": chosen})
+def test_the_two_files_are_taken_as_they_are_and_nothing_that_was_chosen_with_them(
+    as_alice, base_model, made
+):
+    chosen = [
+        SimpleUploadedFile(name, content)
+        for name, content in {**made, "optimizer.pt": b"pickled"}.items()
+    ]
+    answer = as_alice.post(
+        "/adapters/import", {"name": "Both", "base": base_model.pk, "file": chosen}
+    )
     version = AdapterVersion.objects.get()
     assert answer.url == f"/adapters/{version.pk}"
     assert sorted(path.name for path in version.folder.iterdir()) == sorted(made)
@@ -190,16 +260,28 @@ def test_the_two_files_are_taken_as_they_are_and_nothing_that_was_chosen_with_th
 
 @pytest.mark.parametrize("left", [WEIGHTS, CONFIG])
 def test_one_of_the_two_files_is_not_enough(alice, base_model, made, left):
-    refused(alice, base_model, [SimpleUploadedFile(left, made[left])], "is missing; choose adapter_model")
+    refused(
+        alice,
+        base_model,
+        [SimpleUploadedFile(left, made[left])],
+        "is missing; choose adapter_model",
+    )
 
 
 def test_several_zips_are_refused(alice, base_model):
-    refused(alice, base_model, [SimpleUploadedFile(name, b"PK") for name in ("a.zip", "b.zip")], "Choose one zip, or")
+    refused(
+        alice,
+        base_model,
+        [SimpleUploadedFile(name, b"PK") for name in ("a.zip", "b.zip")],
+        "Choose one zip, or",
+    )
 
 
 def test_the_page_keeps_what_was_typed_and_tells_what_is_wrong(as_alice, base_model):
     file = SimpleUploadedFile("a.zip", b"no zip")
-    answer = as_alice.post("/adapters/import", {"file": file, "base": base_model.pk, "name": "My lights"})
+    answer = as_alice.post(
+        "/adapters/import", {"file": file, "base": base_model.pk, "name": "My lights"}
+    )
     assert answer.status_code == 400
     page = answer.content.decode()
     assert "This is no zip file" in page

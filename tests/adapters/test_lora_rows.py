@@ -1,4 +1,6 @@
-"""Rows of several LoRA adapters share a forward, and each gets what plain PEFT gives it alone, whatever its adapter's form."""
+"""Rows of several LoRA adapters share a forward, and each gets what plain PEFT gives it alone,
+whatever its adapter's form.
+"""
 
 import gc
 import weakref
@@ -28,7 +30,9 @@ def make_adapter(model, folder, **form):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(form["r"])
-    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **form))
+    wrapped = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **form)
+    )
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name or "embedding_B" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -53,7 +57,12 @@ def together(here, rows, prompts=PROMPTS):
         for row, ids in zip(rows, prompts, strict=True):
             here.bring(row, set())
             first = here.first(torch.tensor([ids]), row)
-            batch.join(Answer(Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42), first.cache)
+            batch.join(
+                Answer(
+                    Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+                ),
+                first.cache,
+            )
         return batch.step(here)
 
 
@@ -67,15 +76,25 @@ def saved(family, folder):
     if family == "opt":
         from transformers import OPTConfig, OPTForCausalLM
 
-        sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
-        OPTForCausalLM(OPTConfig(vocab_size=96, max_position_embeddings=128, pad_token_id=1, **sizes)).save_pretrained(folder)
+        sizes = {
+            "hidden_size": 32,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 32,
+        }
+        OPTForCausalLM(
+            OPTConfig(vocab_size=96, max_position_embeddings=128, pad_token_id=1, **sizes)
+        ).save_pretrained(folder)
     else:
         save(family, folder)
     tiny.make_tokenizer().save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt"])  # a sliding window (gemma3) shares no batch
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen3", "gpt2", "opt"]
+)  # a sliding window (gemma3) shares no batch
 def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, family):
     model = saved(family, tmp_path / "model")
     adapters = [make_adapter(model, tmp_path / f"form-{n}", **form) for n, form in enumerate(FORMS)]
@@ -87,11 +106,15 @@ def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, fami
         assert row is None or (wanted - plain_logits(model, None, [*ids, 42])).abs().max() > 1e-2
 
 
-def test_an_adapter_that_is_more_than_its_pairs_waits_for_the_others_and_answers_as_peft_does(fp32, tmp_path):
+def test_an_adapter_that_is_more_than_its_pairs_waits_for_the_others_and_answers_as_peft_does(
+    fp32, tmp_path
+):
     model = saved("llama", tmp_path / "model")
     plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
     wholes = [
-        make_adapter(model, tmp_path / "head", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        make_adapter(
+            model, tmp_path / "head", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
+        ),
         make_adapter(model, tmp_path / "dora", r=4, target_modules=["q_proj"], use_dora=True),
     ]
     here = loaded_model.Held(Base(model))
@@ -126,7 +149,9 @@ def test_a_base_that_leaves_gives_its_memory_back_at_once_with_adapters_beside_i
         here.bring(adapter, set())
         with torch.inference_mode():
             here.first(torch.tensor([[5, 6, 7]]), adapter)
-        weight = weakref.ref(here.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight)
+        weight = weakref.ref(
+            here.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+        )
         assert weight() is not None
         del here
         assert weight() is None

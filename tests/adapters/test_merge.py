@@ -1,4 +1,6 @@
-"""A merged model answers as its adapter does, or is refused with the reason; nothing half-made is left."""
+"""A merged model answers as its adapter does, or is refused with the reason; nothing half-made is
+left.
+"""
 
 import json
 import shutil
@@ -120,7 +122,9 @@ def test_a_merge_that_was_killed_while_writing_begins_anew(trained, monkeypatch)
 
 def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(trained, monkeypatch):
     version = trained()
-    monkeypatch.setattr(program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8))
+    monkeypatch.setattr(
+        program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8)
+    )
     with pytest.raises(UserError, match="the disk has 0"):
         program.merge(order_of(version))
 
@@ -132,7 +136,9 @@ def test_what_cannot_be_merged_is_refused_at_once(run, alice):
         merge.merge_version(alice, version)
 
 
-def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(run, alice, monkeypatch):
+def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(
+    run, alice, monkeypatch
+):
     task = jobs.begin(alice, "merge", "1", version=put_on_shelf(run))
     monkeypatch.setitem(jobs.KINDS, "merge", lambda _task: iter([{"result": {}}]))
     old = task.created_at.replace(year=2020)
@@ -161,4 +167,6 @@ def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice)
 def test_the_divergence_is_that_of_the_definition():
     true, other = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.5, 0.5, 1.0]])
     p, q = true.softmax(-1), other.softmax(-1)
-    assert parity.divergence(true, other) == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
+    assert parity.divergence(true, other) == pytest.approx(
+        float((p * (p / q).log()).sum()), rel=1e-5
+    )

@@ -12,7 +12,10 @@ from training.catalog.models import BaseModel, Source
 from training.errors import Conflict, UserError
 
 TOKEN = "hf_a-secret-of-alice"
-CARD = "---\nbase_model: Tiny\ntags:\n- snapml\nlibrary_name: peft\n---\n\n# Lights\n\nwith --- in it\n"
+CARD = (
+    "---\nbase_model: Tiny\ntags:\n- snapml\nlibrary_name: peft\n---\n\n# Lights\n\nwith --- "
+    "in it\n"
+)
 
 
 @pytest.fixture
@@ -57,7 +60,11 @@ def test_the_token_is_kept_nowhere(as_alice, version, there):
     task = pushed(as_alice, version)
     assert TOKEN not in str(task.order)
     assert TOKEN not in as_alice.get(f"/adapters/{version.pk}").content.decode()
-    assert not [path for path in task.folder.rglob("*") if path.is_file() and TOKEN in path.read_text(errors="replace")]
+    assert not [
+        path
+        for path in task.folder.rglob("*")
+        if path.is_file() and TOKEN in path.read_text(errors="replace")
+    ]
 
 
 def test_a_hub_gets_only_a_base_that_it_knows(as_alice, version, there):
@@ -71,7 +78,10 @@ def test_a_hub_gets_only_a_base_that_it_knows(as_alice, version, there):
     assert (header["base_model"], header["base_model_relation"]) == ("owner/tiny", "adapter")
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "does not know this token"), (403, "may not write"), (500, "refused")])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "does not know this token"), (403, "may not write"), (500, "refused")],
+)
 def test_what_the_hub_refuses_is_told_in_a_sentence(as_alice, version, there, status, words):
     there.status = status
     task = pushed(as_alice, version)

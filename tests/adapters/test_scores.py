@@ -41,13 +41,21 @@ def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
     (told,) = verdicts([worse, better])
     assert told.sure
     assert told.winner == "v3"
-    assert told.words == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p < 0.001; same size; 12 % slower."
+    assert (
+        told.words
+        == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p < 0.001; same size; 12 % "
+        "slower."
+    )
 
 
 def test_a_difference_that_chance_explains_is_none():
-    (told,) = verdicts([side("v1", "exact", [1.0] * 6 + [0.0] * 6), side("v2", "exact", [1.0] * 5 + [0.0] * 7)])
+    (told,) = verdicts(
+        [side("v1", "exact", [1.0] * 6 + [0.0] * 6), side("v2", "exact", [1.0] * 5 + [0.0] * 7)]
+    )
     assert not told.sure
-    assert told.words.startswith("No difference shown between v1 and v2: exact match 50 % against 42 %")
+    assert told.words.startswith(
+        "No difference shown between v1 and v2: exact match 50 % against 42 %"
+    )
 
 
 def test_lower_perplexity_is_better():
@@ -67,9 +75,15 @@ def test_too_few_rows_are_too_few():
 
 def test_p_values_are_those_of_the_published_tests():
     ours, theirs = [1.0] * 8 + [0.0] * 2, [0.0] * 8 + [1.0] * 2
-    assert p_value(ours, theirs, counts=True) == pytest.approx(0.109375)  # binomial, 8 of 10, two-sided
+    assert p_value(ours, theirs, counts=True) == pytest.approx(
+        0.109375
+    )  # binomial, 8 of 10, two-sided
     assert p_value([1.0], [1.0], counts=True) == 1.0
-    assert holm([0.01, 0.04, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm([0.01, 0.04, 0.03]) == [
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+    ]
 
 
 def test_the_interval_of_a_win_rate_is_wilsons():
@@ -83,52 +97,96 @@ def test_where_exact_answers_say_nothing_the_surprise_may():
     one = Side(name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows})
     two = Side(name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows})
     (told,) = verdicts([one, two])
-    assert told.words.startswith("v1 beats v2 on perplexity of the answer, 1.6 against 1.99 on 20 rows, p < 0.001")
-    three = Side(name="v3", rows={row: {"exact": float(row == 0), "perplexity": 1.9 + row / 100} for row in rows})
+    assert told.words.startswith(
+        "v1 beats v2 on perplexity of the answer, 1.6 against 1.99 on 20 rows, p < 0.001"
+    )
+    three = Side(
+        name="v3",
+        rows={row: {"exact": float(row == 0), "perplexity": 1.9 + row / 100} for row in rows},
+    )
     (told,) = verdicts([one, three])
-    assert told.words.startswith("No difference shown between v3 and v1: exact match 5 % against 0 %")
-    assert told.words.endswith("v1 is less surprised by the expected answers than v3: perplexity 1.6 against 1.99, p < 0.001.")
+    assert told.words.startswith(
+        "No difference shown between v3 and v1: exact match 5 % against 0 %"
+    )
+    assert told.words.endswith(
+        "v1 is less surprised by the expected answers than v3: perplexity 1.6 against 1.99, p < "
+        "0.001."
+    )
 
 
 def test_what_the_fields_show_is_told_where_exact_answers_show_nothing():
-    first = Side(name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8} for row in range(40)})
-    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.6} for row in range(40)})
+    first = Side(
+        name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8} for row in range(40)}
+    )
+    second = Side(
+        name="v2", rows={row: {"exact": float(row < 4), "fields": 0.6} for row in range(40)}
+    )
     (told,) = verdicts([first, second])
     assert told.sure and told.winner == "v1"
     assert told.words == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
 
 
 def test_two_findings_of_which_each_is_sure_are_both_told():
-    first = Side(name="v1", rows={row: {"exact": float(row < 30), "fields": 0.7} for row in range(40)})
-    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9} for row in range(40)})
+    first = Side(
+        name="v1", rows={row: {"exact": float(row < 30), "fields": 0.7} for row in range(40)}
+    )
+    second = Side(
+        name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9} for row in range(40)}
+    )
     (told,) = verdicts([first, second])
-    assert told.words.startswith("v1 beats v2 on exact match, 75 % against 10 % on 40 rows, p < 0.001.")
+    assert told.words.startswith(
+        "v1 beats v2 on exact match, 75 % against 10 % on 40 rows, p < 0.001."
+    )
     assert told.words.endswith("v2 is better on fields right: 90 % against 70 %, p < 0.001.")
 
 
 def test_where_nothing_is_shown_all_that_was_tested_is_named():
-    first = Side(name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8 + row % 2 / 10} for row in range(12)})
-    second = Side(name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9 - row % 2 / 10} for row in range(12)})
-    (told,) = verdicts([first, Side(name="v2", rows={**second.rows, 0: {"exact": 1.0, "fields": 0.5}})])
-    assert told.words.startswith("No difference shown between v1 and v2: exact match 42 % against 33 % on 12 rows, p = 1")
+    first = Side(
+        name="v1",
+        rows={row: {"exact": float(row < 5), "fields": 0.8 + row % 2 / 10} for row in range(12)},
+    )
+    second = Side(
+        name="v2",
+        rows={row: {"exact": float(row < 4), "fields": 0.9 - row % 2 / 10} for row in range(12)},
+    )
+    (told,) = verdicts(
+        [first, Side(name="v2", rows={**second.rows, 0: {"exact": 1.0, "fields": 0.5}})]
+    )
+    assert told.words.startswith(
+        "No difference shown between v1 and v2: exact match 42 % against 33 % on 12 rows, p = 1"
+    )
     assert "nor on fields right" in told.words
 
 
 def test_a_finding_is_weighed_against_all_that_was_tested():
-    """Eleven of twelve rows are less surprised: by itself that is sure, beside two tests that found nothing it is not."""
+    """Eleven of twelve rows are less surprised: by itself that is sure, beside two tests that found
+    nothing it is not.
+    """
     same = {"exact": 1.0, "fields": 1.0}
     ours = {row: 1.0 + row / 100 for row in range(12)}
     theirs = {row: value + (0.5 + row / 50 if row < 11 else -0.9) for row, value in ours.items()}
     alone = [
-        Side(name=name, rows={row: {"perplexity": p} for row, p in one.items()}) for name, one in (("v1", ours), ("v2", theirs))
+        Side(name=name, rows={row: {"perplexity": p} for row, p in one.items()})
+        for name, one in (("v1", ours), ("v2", theirs))
     ]
-    beside = [Side(name=one.name, rows={row: {**scores, **same} for row, scores in one.rows.items()}) for one in alone]
+    beside = [
+        Side(name=one.name, rows={row: {**scores, **same} for row, scores in one.rows.items()})
+        for one in alone
+    ]
     assert verdicts(alone)[0].sure
     assert not verdicts(beside)[0].sure
 
 
 def test_perplexities_of_two_bases_are_not_compared():
-    one = Side(name="v1", base=1, rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in range(20)})
-    two = Side(name="v2", base=2, rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in range(20)})
+    one = Side(
+        name="v1",
+        base=1,
+        rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in range(20)},
+    )
+    two = Side(
+        name="v2",
+        base=2,
+        rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in range(20)},
+    )
     (told,) = verdicts([one, two])
     assert not told.sure and "perplexity" not in told.words

@@ -1,4 +1,6 @@
-"""The inference program over HTTP, asked with the `openai` client: its token, its limits, and OpenAI's shape."""
+"""The inference program over HTTP, asked with the `openai` client: its token, its limits, and
+OpenAI's shape.
+"""
 
 import json
 import socket
@@ -72,7 +74,9 @@ def serve():
         while not server.started:
             time.sleep(0.01)
         port = taken.getsockname()[1]
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0)
+        return openai.OpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0
+        )
 
     yield start
     for server, thread in servers:
@@ -85,11 +89,19 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
     start_answering(desk)
     client = serve(desk)
     place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
-    asked = {"model": "tiny", "messages": BODY["messages"], "max_tokens": 8, "temperature": 0, **place}
+    asked = {
+        "model": "tiny",
+        "messages": BODY["messages"],
+        "max_tokens": 8,
+        "temperature": 0,
+        **place,
+    }
     whole = client.chat.completions.create(**asked)
     assert whole.choices[0].finish_reason in ("stop", "length")
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
@@ -103,7 +115,10 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
 
 
 def test_the_program_holds_no_torch_until_it_is_asked():
-    asked = "import sys, adapters.inference.server, adapters.inference.request_queue; sys.exit('torch' in sys.modules)"
+    asked = (
+        "import sys, adapters.inference.server, adapters.inference.request_queue; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0
 
 
@@ -149,7 +164,9 @@ def test_a_streamed_answer_ends_with_done_and_tells_the_speaker_to_let_go(web, p
     assert parrot.asked[0].hung_up.is_set()
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret2"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret2"}]
+)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_without_its_token_it_answers_nothing(web, headers, path):
     assert web.post(path, json=BODY, headers=headers).status_code == 401
@@ -191,7 +208,10 @@ def test_what_is_no_json_object_is_refused(web, body):
 
 
 def test_a_body_too_large_is_refused(web):
-    assert web.post("/v1/chat/completions", content=b"x" * 1_000_001, headers=HEADERS).status_code == 413
+    assert (
+        web.post("/v1/chat/completions", content=b"x" * 1_000_001, headers=HEADERS).status_code
+        == 413
+    )
 
 
 def test_it_tells_how_many_it_is_answering(web):

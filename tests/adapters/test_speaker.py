@@ -1,4 +1,6 @@
-"""The inference program's heart: base and adapter side by side from one set of weights, as plain PEFT answers."""
+"""The inference program's heart: base and adapter side by side from one set of weights, as plain
+PEFT answers.
+"""
 
 import gc
 import shutil
@@ -27,8 +29,15 @@ MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, tiny_model):
-    run = tiny.make_run(tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=30, learning_rate=0.05)
-    subprocess.run([sys.executable, "-m", "training.engine", str(run)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    run = tiny.make_run(
+        tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=30, learning_rate=0.05
+    )
+    subprocess.run(
+        [sys.executable, "-m", "training.engine", str(run)],
+        cwd=ROOT,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     return Weights(run / "adapter", "first")
 
 
@@ -41,7 +50,15 @@ def speaker(monkeypatch):
 
 
 def question(tiny_model, adapter=None, **more):
-    return Question(**{"base": Base(tiny_model), "adapter": adapter, "messages": MESSAGES, "max_tokens": 12, **more})
+    return Question(
+        **{
+            "base": Base(tiny_model),
+            "adapter": adapter,
+            "messages": MESSAGES,
+            "max_tokens": 12,
+            **more,
+        }
+    )
 
 
 def hear(asked, seconds=60):
@@ -61,7 +78,9 @@ def plain_answer(tiny_model, adapter):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter.folder)
-    ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.eval().generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=1)
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -95,7 +114,9 @@ def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_one_too_many_is_told_to_come_back_and_places_are_given_back(speaker, tiny_model, monkeypatch):
+def test_one_too_many_is_told_to_come_back_and_places_are_given_back(
+    speaker, tiny_model, monkeypatch
+):
     monkeypatch.setattr(request_queue, "MAX_QUESTIONS", 2)
     asked = [question(tiny_model), question(tiny_model)]
     for one in asked:
@@ -146,7 +167,9 @@ def test_a_base_that_nobody_asks_for_a_while_leaves_and_comes_back(monkeypatch, 
     assert hear(again)[0] == answer[0]
 
 
-def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(speaker, tiny_model, tmp_path):
+def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(
+    speaker, tiny_model, tmp_path
+):
     broken = Question(base=Base(tmp_path), adapter=None, messages=MESSAGES)
     speaker.desk.ask(broken)
     assert "error" in hear(broken)[1]
@@ -163,13 +186,18 @@ def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, a
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
-    save_file({name: -value if "lora_B" in name else value for name, value in load_file(path).items()}, path)
+    save_file(
+        {name: -value if "lora_B" in name else value for name, value in load_file(path).items()},
+        path,
+    )
     second = question(tiny_model, Weights(folder, "two"))
     speaker.desk.ask(second)
     assert hear(second)[0] != before
 
 
-def test_no_more_adapters_stay_loaded_than_there_is_room_for(speaker, tiny_model, adapter, tmp_path, monkeypatch):
+def test_no_more_adapters_stay_loaded_than_there_is_room_for(
+    speaker, tiny_model, adapter, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loaded_model, "MAX_ADAPTERS", 2)
     for number in range(4):
         asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
@@ -189,7 +217,9 @@ def test_two_bases_are_kept_side_by_side_while_there_is_room(speaker, tiny_model
     assert list(speaker.residents.held) == [Base(other), Base(tiny_model)]
 
 
-def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_for(speaker, tiny_model, tmp_path):
+def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_for(
+    speaker, tiny_model, tmp_path
+):
     other = tiny.make_model(tmp_path / "other", hidden=16)
     speaker.residents.room_bytes = 1
     asked = [question(tiny_model), question(other), question(tiny_model)]
@@ -199,7 +229,9 @@ def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_
     assert list(speaker.residents.held) == [Base(tiny_model)]
 
 
-def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(speaker, tiny_model, tmp_path, monkeypatch):
+def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(
+    speaker, tiny_model, tmp_path, monkeypatch
+):
     speaker.residents.room_bytes = 1
     first = question(tiny_model)
     speaker.desk.ask(first)
@@ -224,8 +256,13 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tin
     speaker.desk.ask(first)
     hear(first)
     (kept,) = speaker.residents.held.values()
-    assert kept.entry_bytes == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
-    speaker.residents.cache_bytes = kept.entry_bytes * int(1.5 * (len(first.ids) + 12))  # for one answer, not for two
+    assert (
+        kept.entry_bytes
+        == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
+    )
+    speaker.residents.cache_bytes = kept.entry_bytes * int(
+        1.5 * (len(first.ids) + 12)
+    )  # for one answer, not for two
     most = 0
     step = Batch.step
 
@@ -260,39 +297,60 @@ def several(adapter, folder, count):
         copy = shutil.copytree(adapter.folder, folder / f"copy-{number}")
         path = copy / "adapter_model.safetensors"
         factor = (-1.5, 0.5, 1.0, 2.0)[number]
-        save_file({name: value * factor if "lora_B" in name else value for name, value in load_file(path).items()}, path)
+        save_file(
+            {
+                name: value * factor if "lora_B" in name else value
+                for name, value in load_file(path).items()
+            },
+            path,
+        )
         made.append(Weights(copy, f"copy-{number}"))
     return made
 
 
-def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(speaker, tiny_model, adapter, tmp_path):
+def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(
+    speaker, tiny_model, adapter, tmp_path
+):
     rows = [None, *several(adapter, tmp_path, 4)]
-    longer = [*MESSAGES, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "is the attic dark"}]
+    longer = [
+        *MESSAGES,
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "is the attic dark"},
+    ]
     talks = [MESSAGES, longer, MESSAGES, longer, MESSAGES]
     alone = []
     for row, talk in zip(rows, talks, strict=True):
         asked = question(tiny_model, row, messages=talk)
         speaker.desk.ask(asked)
         alone.append(hear(asked)[0])
-    together = [question(tiny_model, row, messages=talk) for row, talk in zip(rows, talks, strict=True)]
+    together = [
+        question(tiny_model, row, messages=talk) for row, talk in zip(rows, talks, strict=True)
+    ]
     for one in together:
         speaker.desk.ask(one)
     assert [hear(one)[0] for one in together] == alone
     assert len(set(alone)) > 2
 
 
-def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(monkeypatch, tiny_model, adapter, tmp_path):
+def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
+    monkeypatch, tiny_model, adapter, tmp_path
+):
     from adapters.inference.batch import Answer, Batch
 
     monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
     here = loaded_model.Held(Base(tiny_model))
-    rows, prompts = [None, *several(adapter, tmp_path, 3)], [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
+    rows, prompts = (
+        [None, *several(adapter, tmp_path, 3)],
+        [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]],
+    )
     batch, alone = Batch(), []
     with torch.inference_mode():
         for row, ids in zip(rows, prompts, strict=True):
             here.bring(row, set())
             first = here.first(torch.tensor([ids]), row)
-            joined = Answer(Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42)
+            joined = Answer(
+                Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+            )
             batch.join(joined, first.cache)
             again = here.first(torch.tensor([[*ids, 42]]), row)
             alone.append(again.logits[0, -1])
@@ -302,7 +360,12 @@ def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(monkeypatch, ti
         for answer in batch.answers:
             answer.token = 17
         rest = batch.step(here)
-        expected = torch.stack([here.first(torch.tensor([[*prompts[n], 42, 17]]), rows[n]).logits[0, -1] for n in (0, 3)])
+        expected = torch.stack(
+            [
+                here.first(torch.tensor([[*prompts[n], 42, 17]]), rows[n]).logits[0, -1]
+                for n in (0, 3)
+            ]
+        )
     assert (rest - expected).abs().max() < 1e-5
 
 
@@ -333,10 +396,15 @@ def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(speak
     told = asked.said.get(timeout=60)
     while "logprobs" not in told:
         told = asked.said.get(timeout=60)
-    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(tiny_model),
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+    )
     ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)["input_ids"]
     assert told["ids"] == ids[0].tolist()
-    assert told["logprobs"] == pytest.approx(logprobs_of(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4)
+    assert told["logprobs"] == pytest.approx(
+        logprobs_of(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4
+    )
     assert told["logprobs"][0] is None
 
 
@@ -350,20 +418,42 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "qlora", "full"])
-def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_model, adapter, tmp_path, method, engine_here):
+def test_adapters_of_every_technique_answer_as_plain_peft_does(
+    speaker, tiny_model, adapter, tmp_path, method, engine_here
+):
     from training.engine.methods import TABLE
 
-    run = tiny.make_run(tmp_path / "run", tiny_model, method=method, rank=16, alpha=32, max_steps=12, learning_rate=0.02)
+    run = tiny.make_run(
+        tmp_path / "run",
+        tiny_model,
+        method=method,
+        rank=16,
+        alpha=32,
+        max_steps=12,
+        learning_rate=0.02,
+    )
     assert engine_here([str(run)]) == 0
     if method == "full":
-        asked = Question(base=Base(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12)
+        asked = Question(
+            base=Base(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12
+        )
         expected = plain_answer(run / "adapter", None)
     else:
         base = Base(tiny_model, TABLE[method].quantised)
-        asked = Question(base=base, adapter=Weights(run / "adapter", "x"), messages=MESSAGES, max_tokens=12)
-        expected = None if TABLE[method].quantised else plain_answer(tiny_model, Weights(run / "adapter", "x"))
+        asked = Question(
+            base=base, adapter=Weights(run / "adapter", "x"), messages=MESSAGES, max_tokens=12
+        )
+        expected = (
+            None
+            if TABLE[method].quantised
+            else plain_answer(tiny_model, Weights(run / "adapter", "x"))
+        )
     alone = question(tiny_model)
-    for one in (asked, alone, question(tiny_model, adapter)):  # another type waits until this one has answered
+    for one in (
+        asked,
+        alone,
+        question(tiny_model, adapter),
+    ):  # another type waits until this one has answered
         speaker.desk.ask(one)
     text, last = hear(asked)
     assert "done" in last, last
@@ -371,7 +461,9 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(speaker, tiny_mod
     assert hear(alone)[0] == plain_answer(tiny_model, None)
 
 
-def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(speaker, tiny_model, adapter, tmp_path):
+def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
+    speaker, tiny_model, adapter, tmp_path
+):
     from safetensors.torch import load_file, save_file
 
     broken = shutil.copytree(adapter.folder, tmp_path / "broken")
@@ -379,7 +471,8 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(speaker, tin
     last = max(name for name in held_ if "lora_B" in name)
     held_[last] = torch.ones(3, held_[last].shape[1])  # all others are read before this one fails
     save_file(
-        {name: value * 50 if name != last else value for name, value in held_.items()}, broken / "adapter_model.safetensors"
+        {name: value * 50 if name != last else value for name, value in held_.items()},
+        broken / "adapter_model.safetensors",
     )
     asked = question(tiny_model, Weights(broken, "broken"))
     speaker.desk.ask(asked)
@@ -394,8 +487,18 @@ def test_one_row_whose_numbers_are_not_finite_fails_alone(speaker, tiny_model, a
 
     diverged = shutil.copytree(adapter.folder, tmp_path / "diverged")
     path = diverged / "adapter_model.safetensors"
-    save_file({name: value * float("nan") if "lora_B" in name else value for name, value in load_file(path).items()}, path)
-    asked = [question(tiny_model, adapter), question(tiny_model, Weights(diverged, "nan")), question(tiny_model)]
+    save_file(
+        {
+            name: value * float("nan") if "lora_B" in name else value
+            for name, value in load_file(path).items()
+        },
+        path,
+    )
+    asked = [
+        question(tiny_model, adapter),
+        question(tiny_model, Weights(diverged, "nan")),
+        question(tiny_model),
+    ]
     for one in asked:
         speaker.desk.ask(one)
     texts = [hear(one) for one in asked]

@@ -25,9 +25,17 @@ BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
     request = playground.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
-    place = {"base": str(base_model.folder), "quantised": False, "adapter": str(adapter.folder), "sha256": "a"}
+    place = {
+        "base": str(base_model.folder),
+        "quantised": False,
+        "adapter": str(adapter.folder),
+        "sha256": "a",
+    }
     assert request["snapml"] == place
-    assert playground.question(adapter, {**BODY, "who": "base"})["snapml"] == {"base": str(base_model.folder), "quantised": False}
+    assert playground.question(adapter, {**BODY, "who": "base"})["snapml"] == {
+        "base": str(base_model.folder),
+        "quantised": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,7 +54,10 @@ def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapte
 )
 def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, words):
     answer = as_alice.post(
-        f"/adapters/{adapter.pk}/try", json.dumps({**BODY, **change}), "application/json", HTTP_ACCEPT="application/json"
+        f"/adapters/{adapter.pk}/try",
+        json.dumps({**BODY, **change}),
+        "application/json",
+        HTTP_ACCEPT="application/json",
     )
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
@@ -54,7 +65,9 @@ def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, wor
 
 @pytest.mark.parametrize("body", ["{nope", "[]", '"x"'])
 def test_what_is_no_json_object_is_refused(as_alice, adapter, body):
-    answer = as_alice.post(f"/adapters/{adapter.pk}/try", body, "application/json", HTTP_ACCEPT="application/json")
+    answer = as_alice.post(
+        f"/adapters/{adapter.pk}/try", body, "application/json", HTTP_ACCEPT="application/json"
+    )
     assert answer.status_code == 400
 
 
@@ -75,7 +88,9 @@ async def test_when_it_is_down_the_page_says_so(settings):
 
 async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
-    busy = httpx.MockTransport(lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}}))
+    busy = httpx.MockTransport(
+        lambda _r: httpx.Response(429, json={"error": {"message": "8 are being answered."}})
+    )
     client = httpx.AsyncClient
     monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_k: client(transport=busy))
     assert "Busy: 8 are being answered." in await heard(playground.answer({}))

@@ -1,4 +1,6 @@
-"""Versions: made of runs and checkpoints, never rewritten, tagged, gone on from, deleted; and where each came from."""
+"""Versions: made of runs and checkpoints, never rewritten, tagged, gone on from, deleted; and where
+each came from.
+"""
 
 import json
 import shutil
@@ -76,9 +78,13 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
         registry_services.keep_checkpoint(people["mallory"], run, steps[0])
 
 
-def test_a_run_goes_on_from_a_versions_weights(alice, trained, engine_here, django_capture_on_commit_callbacks):
+def test_a_run_goes_on_from_a_versions_weights(
+    alice, trained, engine_here, django_capture_on_commit_callbacks
+):
     with django_capture_on_commit_callbacks(execute=True):
-        run = continue_training.continue_from(alice, trained, changes={"max_steps": 1, "learning_rate": 1e-8})
+        run = continue_training.continue_from(
+            alice, trained, changes={"max_steps": 1, "learning_rate": 1e-8}
+        )
     assert engine_here([str(run.folder)]) == 0
     from safetensors.torch import load_file
 
@@ -89,7 +95,10 @@ def test_a_run_goes_on_from_a_versions_weights(alice, trained, engine_here, djan
     child = AdapterVersion.objects.get(run=run)
     assert (child.parent, child.name, child.number) == (trained, "Lights", 2)
     tree = actions.lineage(alice, child)
-    assert [(one.version, one.depth, one.here) for one in tree] == [(trained, 0, False), (child, 1, True)]
+    assert [(one.version, one.depth, one.here) for one in tree] == [
+        (trained, 0, False),
+        (child, 1, True),
+    ]
 
 
 def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
@@ -113,10 +122,14 @@ def test_a_version_whose_data_is_gone_goes_on_with_other_data(alice, people, tra
         continue_training.continue_from(alice, trained)
     run = continue_training.continue_from(alice, trained, data=data)
     assert run.from_version == trained.pk
-    assert json.loads((run.folder / "config.json").read_text())["start_weights"] == str(trained.folder)
+    assert json.loads((run.folder / "config.json").read_text())["start_weights"] == str(
+        trained.folder
+    )
 
 
-def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(alice, people, trained):
+def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
+    alice, people, trained
+):
     deployed = serving_services.deploy(alice, "lights", Answering(trained))
     with pytest.raises(UserError, match="Type the name, Lights v1"):
         actions.delete_version(alice, trained, "Lights")
@@ -155,7 +168,15 @@ def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
 def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
     version = put_on_shelf(run, weights=b"x" * 5000)
     told = actions.disk_use(alice)
-    assert told["adapters"] == [{"owner": "alice", "name": "Lights", "versions": 1, "bytes": version.size_bytes, "merged": 0}]
+    assert told["adapters"] == [
+        {
+            "owner": "alice",
+            "name": "Lights",
+            "versions": 1,
+            "bytes": version.size_bytes,
+            "merged": 0,
+        }
+    ]
     assert told["runs"][0]["bytes"] > 100
     assert told["owners"][0]["bytes"] == version.size_bytes
     assert actions.disk_use(people["mallory"])["adapters"] == []
@@ -181,9 +202,18 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
     step = kept_steps(run)[0]
     with (run.folder / "events.jsonl").open("rb") as file:
         lines = [json.loads(line) for line in file]
-    expected = [line["heldout_loss"] for line in lines if line["kind"] == "eval" and line["step"] == step]
+    expected = [
+        line["heldout_loss"] for line in lines if line["kind"] == "eval" and line["step"] == step
+    ]
     for line in lines:
-        Event.objects.create(run=run, seq=line["seq"], kind=line["kind"], step=line.get("step"), time=line["time"], payload=line)
+        Event.objects.create(
+            run=run,
+            seq=line["seq"],
+            kind=line["kind"],
+            step=line.get("step"),
+            time=line["time"],
+            payload=line,
+        )
     version = registry_services.keep_checkpoint(alice, run, step)
     assert version.heldout_loss == (expected[-1] if expected else None)
 
@@ -211,7 +241,9 @@ def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
 
 def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained):
     run = continue_training.continue_from(alice, trained)
-    with pytest.raises(Conflict, match=f"Run {run.pk}, Lights, begins with the weights of Lights v1"):
+    with pytest.raises(
+        Conflict, match=f"Run {run.pk}, Lights, begins with the weights of Lights v1"
+    ):
         actions.delete_version(alice, trained, "Lights v1")
     Run.objects.filter(pk=run.pk).update(state="stopped")
     actions.delete_version(alice, trained, "Lights v1")
@@ -226,7 +258,9 @@ def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):
     run, now = trained.run, timezone.now()
     Allocation.objects.filter(run_id=run.pk).delete()
     held = {"started_at": now - timedelta(seconds=100), "released_at": now}
-    Allocation.objects.create(device=Device.objects.get(), run_id=run.pk, user=run.owner, reserved_bytes=1, **held)
+    Allocation.objects.create(
+        device=Device.objects.get(), run_id=run.pk, user=run.owner, reserved_bytes=1, **held
+    )
     Run.objects.filter(pk=run.pk).update(step=10)
     run.refresh_from_db()
     assert record_of(run, 10)["device_seconds"] == pytest.approx(100)

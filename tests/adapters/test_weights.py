@@ -1,4 +1,6 @@
-"""How far versions move their base and how alike they are: read from files, equal to what the merged model says."""
+"""How far versions move their base and how alike they are: read from files, equal to what the
+merged model says.
+"""
 
 import json
 
@@ -42,7 +44,9 @@ def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, m
     folder = saved(base, method, tmp_path / "adapter", **more)
     before = load_base(base, torch.float32, CPU).state_dict()
     after = (
-        load_base(folder, torch.float32, CPU) if method == "full" else merged(base, folder, method, torch.float32)
+        load_base(folder, torch.float32, CPU)
+        if method == "full"
+        else merged(base, folder, method, torch.float32)
     ).state_dict()
     seen = 0
     for module, make_update in updates_of(folder, method):
@@ -70,7 +74,8 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
     one = saved(base, "lora", tmp_path / "one")
     other = saved(base, "lora", tmp_path / "other", rank=4, alpha=8)
     members = [
-        {"key": key, "method": "lora", "base": str(base), "folder": str(f)} for key, f in (("1", one), ("2", one), ("3", other))
+        {"key": key, "method": "lora", "base": str(base), "folder": str(f)}
+        for key, f in (("1", one), ("2", one), ("3", other))
     ]
     told = weight_analysis.compare({"members": members, "prompts": []})
     assert all(value == pytest.approx(1.0, abs=1e-4) for value in told["alike"]["1,2"].values())
@@ -80,19 +85,28 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
     assert {tuple(place) for place in told["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
 
 
-def test_methods_that_change_no_weight_are_compared_by_what_comes_out(tmp_path, tiny_model, engine_here, monkeypatch):
+def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
+    tmp_path, tiny_model, engine_here, monkeypatch
+):
     runs = {}
     for method in ("lora", "prompt", "prefix", "bottleneck"):
         rank = {"rank": 4, "alpha": 8} if method == "lora" else {}
-        settings = {name: value for name, value in tiny.SETTINGS.items() if name not in ("rank", "alpha")}
+        settings = {
+            name: value for name, value in tiny.SETTINGS.items() if name not in ("rank", "alpha")
+        }
         monkeypatch.setattr(tiny, "SETTINGS", settings)
-        runs[method] = tiny.make_run(tmp_path / method, tiny_model, max_steps=2, exact_rows=0, method=method, **rank)
+        runs[method] = tiny.make_run(
+            tmp_path / method, tiny_model, max_steps=2, exact_rows=0, method=method, **rank
+        )
         assert engine_here([str(runs[method])]) == 0
     members = [
-        {"key": method, "method": method, "base": str(tiny_model), "folder": str(run / "adapter")} for method, run in runs.items()
+        {"key": method, "method": method, "base": str(tiny_model), "folder": str(run / "adapter")}
+        for method, run in runs.items()
     ]
     with torch.no_grad():
-        told = weight_analysis.compare({"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]})
+        told = weight_analysis.compare(
+            {"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]}
+        )
     assert set(told["moved"]) == {"lora"}
     assert len(told["outputs"]) == 6
     assert all(0 < value <= 1.0001 for value in told["outputs"].values())
@@ -110,7 +124,9 @@ def test_cka_forgets_rotation_and_scale_and_knows_strangers():
 def renamed(base, change):
     """The base's file with other names, as a hub may have them."""
     path = next(base.glob("*.safetensors"))
-    save_file({change(name): value for name, value in load_file(path).items()}, path, {"format": "pt"})
+    save_file(
+        {change(name): value for name, value in load_file(path).items()}, path, {"format": "pt"}
+    )
 
 
 def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_path):
@@ -129,5 +145,10 @@ def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_emp
     renamed(base, lambda name: name.replace("q_proj", "query"))
     with pytest.raises(UserError, match="has no weight 'model"):
         weight_analysis.compare(
-            {"members": [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}], "prompts": []}
+            {
+                "members": [
+                    {"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}
+                ],
+                "prompts": [],
+            }
         )

@@ -1,4 +1,6 @@
-"""Auto LLM's plan: the technique that fits, each choice with its reason and the alternative, and everything around what is locked."""
+"""Auto LLM's plan: the technique that fits, each choice with its reason and the alternative, and
+everything around what is locked.
+"""
 
 import json
 
@@ -16,12 +18,21 @@ WEIGHTS = {"lora": 14 * GB, "qlora": 4 * GB, "full": 80 * GB, "prompt": 14 * GB}
 
 def need(config):
     """A 7B model as rough as it can be: weights, and activations by tokens."""
-    activations = config.tokens_per_batch * (200_000 if config.gradient_checkpointing else 2_000_000)
-    return {"peak": WEIGHTS[config.method] + activations, "precision": "bf16", "optimizer": "adamw", "trainable": 1}
+    activations = config.tokens_per_batch * (
+        200_000 if config.gradient_checkpointing else 2_000_000
+    )
+    return {
+        "peak": WEIGHTS[config.method] + activations,
+        "precision": "bf16",
+        "optimizer": "adamw",
+        "trainable": 1,
+    }
 
 
 def at(free, lengths=None, **more):
-    lengths = np.asarray(lengths if lengths is not None else [100] * 990 + [300] * 10, dtype=np.int32)
+    lengths = np.asarray(
+        lengths if lengths is not None else [100] * 990 + [300] * 10, dtype=np.int32
+    )
     told = {
         "model": "some-7b",
         "hidden_size": 4096,
@@ -47,7 +58,12 @@ def choice(plan, name):
 def test_it_works():
     plan = make_plan(at(24 * GB))
     config = RunConfig.from_dict(plan.settings)
-    assert (config.method, config.rank, config.alpha, config.target_modules) == ("lora", 16, 32, "all-linear")
+    assert (config.method, config.rank, config.alpha, config.target_modules) == (
+        "lora",
+        16,
+        32,
+        "all-linear",
+    )
     assert config.learning_rate == 2e-4
     assert config.max_length == 128  # the 1 % of longer rows are cut
     assert not config.gradient_checkpointing
@@ -69,12 +85,21 @@ def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
     tight = at(16 * GB, lengths=[1000] * 1000)
     plan = make_plan(tight)
     assert plan.settings["method"] == "lora" and plan.settings["gradient_checkpointing"]
-    assert "without it even 1,024 tokens at once would need 16.0 GB" in choice(plan, "gradient_checkpointing").why
+    assert (
+        "without it even 1,024 tokens at once would need 16.0 GB"
+        in choice(plan, "gradient_checkpointing").why
+    )
 
 
 def test_accumulation_keeps_the_rows_of_a_step():
-    whole, halved = make_plan(at(200 * GB, lengths=[1000] * 1000)), make_plan(at(20 * GB, lengths=[1000] * 1000))
-    one, other = (plan.settings["tokens_per_batch"] * plan.settings["accumulation"] for plan in (whole, halved))
+    whole, halved = (
+        make_plan(at(200 * GB, lengths=[1000] * 1000)),
+        make_plan(at(20 * GB, lengths=[1000] * 1000)),
+    )
+    one, other = (
+        plan.settings["tokens_per_batch"] * plan.settings["accumulation"]
+        for plan in (whole, halved)
+    )
     assert halved.settings["accumulation"] > 1
     assert other == pytest.approx(one, rel=0.1)
 
@@ -83,10 +108,13 @@ def test_what_never_fits_is_refused_with_the_nearest_that_would():
     long = {"lengths": [4000] * 1000}
     with pytest.raises(
         UserError,
-        match=r"Nothing fits: the least, QLoRA with gradient checkpointing, 4,032 tokens at once, needs 4.8 GB of 4.5 GB",
+        match=r"Nothing fits: the least, QLoRA with gradient checkpointing, 4,032 tokens at once, "
+        r"needs 4.8 GB of 4.5 GB",
     ):
         make_plan(at(4.5 * GB, **long))
-    with pytest.raises(UserError, match=r"With rows cut at \d+ tokens \(100 % are longer\) it would fit"):
+    with pytest.raises(
+        UserError, match=r"With rows cut at \d+ tokens \(100 % are longer\) it would fit"
+    ):
         make_plan(at(4.5 * GB, **long))
     with pytest.raises(UserError, match="Take a smaller model"):
         make_plan(at(2 * GB))
@@ -109,8 +137,15 @@ def test_a_lock_holds_and_the_rest_is_planned_around_it():
     assert plan.settings["rank"] == 64 and plan.settings["alpha"] == 128
     assert choice(plan, "rank").locked and "The plan would take 16" in choice(plan, "rank").instead
     assert make_plan(at(24 * GB), locked={"method": "qlora"}).settings["method"] == "qlora"
-    assert make_plan(at(24 * GB), locked={"gradient_checkpointing": True}).settings["gradient_checkpointing"] is True
-    assert make_plan(at(24 * GB), locked={"tokens_per_batch": 256}).settings["tokens_per_batch"] == 256
+    assert (
+        make_plan(at(24 * GB), locked={"gradient_checkpointing": True}).settings[
+            "gradient_checkpointing"
+        ]
+        is True
+    )
+    assert (
+        make_plan(at(24 * GB), locked={"tokens_per_batch": 256}).settings["tokens_per_batch"] == 256
+    )
 
 
 def test_other_techniques_only_when_asked_for():
@@ -122,13 +157,23 @@ def test_other_techniques_only_when_asked_for():
 
 
 def test_narrow_models_and_short_runs_learn_faster():
-    assert make_plan(at(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(9.1e-4)
-    assert make_plan(at(24 * GB, hidden_size=576, steps=lambda config: 50)).settings["learning_rate"] > 1e-3
+    assert make_plan(at(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(
+        9.1e-4
+    )
+    assert (
+        make_plan(at(24 * GB, hidden_size=576, steps=lambda config: 50)).settings["learning_rate"]
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize(
     ("locked", "field"),
-    [({"rank": 0}, "rank"), ({"rank": "many"}, "rank"), ({"nonsense": 1}, "nonsense"), ({"method": "magic"}, "method")],
+    [
+        ({"rank": 0}, "rank"),
+        ({"rank": "many"}, "rank"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"method": "magic"}, "method"),
+    ],
 )
 def test_a_wrong_lock_is_refused_by_name(locked, field):
     with pytest.raises(ConfigError) as caught:
@@ -171,15 +216,26 @@ def test_trials_vary_what_is_not_locked():
     plan = make_plan(at(24 * GB), locked={"rank": 8, "tune_share": 0.3})
     assert plan.settings["tune_over"] == "learning_rate,alpha,target_modules"
     assert (
-        make_plan(at(24 * GB), locked={"tune_share": 0.3, "tune_over": "learning_rate"}).settings["tune_over"] == "learning_rate"
+        make_plan(at(24 * GB), locked={"tune_share": 0.3, "tune_over": "learning_rate"}).settings[
+            "tune_over"
+        ]
+        == "learning_rate"
     )
-    every = {"rank": 8, "alpha": 16, "target_modules": "all-linear", "learning_rate": 1e-4, "tune_share": 0.3}
+    every = {
+        "rank": 8,
+        "alpha": 16,
+        "target_modules": "all-linear",
+        "learning_rate": 1e-4,
+        "tune_share": 0.3,
+    }
     with pytest.raises(UserError, match="Everything that trials vary is locked"):
         make_plan(at(24 * GB), locked=every)
 
 
 def test_a_lock_on_measuring_leaves_no_contradiction():
-    plan = make_plan(at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_interval": 20})
+    plan = make_plan(
+        at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_interval": 20}
+    )
     assert plan.settings["early_stopping"] == 0
 
 
@@ -191,12 +247,20 @@ def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
 
 def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused():
     def by_bits(config):
-        weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(config.optimizer, 0)
-        return need(config) | {"peak": weights * GB, "optimizer": "adamw_8bit" if "8" in config.optimizer else "adamw"}
+        weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(
+            config.optimizer, 0
+        )
+        return need(config) | {
+            "peak": weights * GB,
+            "optimizer": "adamw_8bit" if "8" in config.optimizer else "adamw",
+        }
 
     tight = make_plan(at(75 * GB, need=by_bits), locked={"method": "full"})
     assert tight.settings["optimizer"] == "adamw_8bit" and tight.settings["precision"] == "auto"
-    assert "with 32 bits" in choice(tight, "optimizer").why and "80.0 GB of 75.0 GB" in choice(tight, "optimizer").why
+    assert (
+        "with 32 bits" in choice(tight, "optimizer").why
+        and "80.0 GB of 75.0 GB" in choice(tight, "optimizer").why
+    )
     tighter = make_plan(at(40 * GB, need=by_bits), locked={"method": "full"})
     assert tighter.settings["precision"] == "bf16"
     assert "70.0 GB of 40.0 GB" in choice(tighter, "precision").why
@@ -255,9 +319,14 @@ def test_a_simulation_that_broke_off_is_told_and_no_reason_for_another_technique
 
 def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
     def by_bits(config):
-        return need(config) | {"peak": {"bf16": 30}.get(config.precision, 60) * GB, "optimizer": "adamw_8bit"}
+        return need(config) | {
+            "peak": {"bf16": 30}.get(config.precision, 60) * GB,
+            "optimizer": "adamw_8bit",
+        }
 
-    plan = make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw_8bit"})
+    plan = make_plan(
+        at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw_8bit"}
+    )
     assert plan.settings["precision"] == "bf16"
     with pytest.raises(UserError, match="Nothing fits"):
         make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw"})
@@ -265,5 +334,7 @@ def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
 
 def test_what_is_rejected_is_never_what_was_chosen():
     for steps in (3, 19, 60, 1000):
-        told = choice(make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_interval")
+        told = choice(
+            make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_interval"
+        )
         assert not told.instead.startswith(f"{told.value:,} ")

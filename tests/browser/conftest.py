@@ -1,4 +1,6 @@
-"""A running SnapML with a tiny model, and a browser. Without a Chromium these tests are left out, and say so loudly."""
+"""A running SnapML with a tiny model, and a browser. Without a Chromium these tests are left out,
+and say so loudly.
+"""
 
 import warnings
 
@@ -8,8 +10,13 @@ from playwright.sync_api import expect
 from tests.browser.chromium import browser, chromium_path
 from tests.stage import Stage
 
-expect.set_options(timeout=40_000)  # the server shares two cores with the engine, the browser and simulated steps
-LEFT_OUT = "NO CHROMIUM FOUND: the browser tests are left out. Install Debian's `chromium` and run them again."
+expect.set_options(
+    timeout=40_000
+)  # the server shares two cores with the engine, the browser and simulated steps
+LEFT_OUT = (
+    "NO CHROMIUM FOUND: the browser tests are left out. Install Debian's `chromium` and "
+    "run them again."
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -54,7 +61,10 @@ def page(chromium, stage):
     context = chromium.new_context(viewport={"width": 1440, "height": 900})
     made = context.new_page()
     complaints = []
-    made.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    made.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     made.on("pageerror", lambda error: complaints.append(str(error)))
     made.complaints = complaints
     sign_in(made, stage)

@@ -1,4 +1,6 @@
-"""Two real versions: compared, voted on blind, deployed, asked with the `openai` client, switched and rolled back, as a person clicks."""
+"""Two real versions: compared, voted on blind, deployed, asked with the `openai` client, switched
+and rolled back, as a person clicks.
+"""
 
 import re
 
@@ -17,9 +19,20 @@ def versions(stage):
     launched = []
     for seed in (1, 2):
         settings = {**tiny.SETTINGS, "max_steps": 30, "learning_rate": 0.02, "seed": seed}
-        body = {"model": 1, "data": 1, "settings": settings, "name": f"Lamps {seed}", "accept_warnings": True}
+        body = {
+            "model": 1,
+            "data": 1,
+            "settings": settings,
+            "name": f"Lamps {seed}",
+            "accept_warnings": True,
+        }
         launched.append(stage.api("POST", "/runs", body)["id"])
-    stage.wait_for(lambda: all(stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched), 240)
+    stage.wait_for(
+        lambda: all(
+            stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched
+        ),
+        240,
+    )
     return launched
 
 
@@ -29,14 +42,20 @@ def test_compare_two_versions_and_vote_blind(page, stage, versions):
         page.get_by_label(f"Choose Lamps {seed} v1").check()
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name="Compare 2 versions")).to_be_visible()
-    expect(page.locator("table[data-settings] tr:not([hidden])").filter(has_text="seed")).to_be_visible()
+    expect(
+        page.locator("table[data-settings] tr:not([hidden])").filter(has_text="seed")
+    ).to_be_visible()
     page.get_by_role("button", name=re.compile("Ask up to")).click()
-    expect(page.locator(".reply")).to_have_count(3, timeout=150_000)  # base and two versions, one row held out
+    expect(page.locator(".reply")).to_have_count(
+        3, timeout=150_000
+    )  # base and two versions, one row held out
     expect(page.locator("[data-maps] > div")).to_have_count(2, timeout=150_000)
     expect(page.get_by_text("subspace of their updates")).to_be_visible()
 
     page.get_by_text("Other prompts").click()
-    page.get_by_label("Or paste prompts").fill("turn on the hall lamp\nturn off the attic lamp\nis the porch dark")
+    page.get_by_label("Or paste prompts").fill(
+        "turn on the hall lamp\nturn off the attic lamp\nis the porch dark"
+    )
     page.get_by_role("button", name="Ask base and versions").click()
     expect(page.locator(".reply")).to_have_count(9, timeout=150_000)
     assert "prompts=2" in page.url
@@ -49,7 +68,9 @@ def test_compare_two_versions_and_vote_blind(page, stage, versions):
         page.wait_for_load_state("load")  # until the script listens, a key is nobody's
         page.keyboard.press("102"[voted % 3])
         voted += 1
-        expect(page.get_by_text(f"You have voted on {voted} row").or_(page.get_by_text("win rate"))).to_be_visible()
+        expect(
+            page.get_by_text(f"You have voted on {voted} row").or_(page.get_by_text("win rate"))
+        ).to_be_visible()
     if voted:
         page.get_by_role("link", name="Compare with names").click()
         expect(page.get_by_text("Blind votes")).to_be_visible()
@@ -60,19 +81,27 @@ def test_deploy_ask_switch_and_roll_back(page, stage, versions):
     page.get_by_label("New name").fill("lamps")
     page.get_by_role("button", name="Merge and deploy").click()
     expect(page.get_by_role("heading", name="lamps", exact=True)).to_be_visible()
-    client = openai.OpenAI(base_url=f"{stage.address}/v1", api_key=stage.token, max_retries=3, timeout=120)
+    client = openai.OpenAI(
+        base_url=f"{stage.address}/v1", api_key=stage.token, max_retries=3, timeout=120
+    )
 
     def answer():
         asked = [{"role": "user", "content": "turn on the hall lamp"}]
         return (
-            client.chat.completions.create(model="lamps", messages=asked, temperature=0, max_tokens=12).choices[0].message.content
+            client.chat.completions.create(
+                model="lamps", messages=asked, temperature=0, max_tokens=12
+            )
+            .choices[0]
+            .message.content
         )
 
     attached = answer()
     expect(page.get_by_text("Merged into its base")).to_be_visible(timeout=150_000)
     expect(page.get_by_text("answers are the same word for word")).to_be_visible()
     assert answer() == attached
-    expect(page.locator("#live tr").filter(has_text="Lamps 1 v1").locator("td").last).to_have_text("2")
+    expect(page.locator("#live tr").filter(has_text="Lamps 1 v1").locator("td").last).to_have_text(
+        "2"
+    )
 
     page.get_by_label("Version", exact=True).select_option(label="Lamps 2 v1")
     page.get_by_label("Weights").select_option("no")
@@ -87,7 +116,9 @@ def test_deploy_ask_switch_and_roll_back(page, stage, versions):
     page.get_by_text("Delete this version").click()
     page.get_by_label("Type Lamps 1 v1").fill("Lamps 1 v1")
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.get_by_text("Lamps 1 v1 answers as lamps; switch or take that down first.")).to_be_visible()
+    expect(
+        page.get_by_text("Lamps 1 v1 answers as lamps; switch or take that down first.")
+    ).to_be_visible()
     page.complaints.clear()  # the browser notes the 409
     page.goto(f"{stage.address}/deployments/lamps")
     page.get_by_label("Type lamps").fill("lamps")

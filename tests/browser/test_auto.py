@@ -1,4 +1,6 @@
-"""Auto as a person clicks it: plan, lock, start, forecast against measured, adapter; and every technique launched by hand."""
+"""Auto as a person clicks it: plan, lock, start, forecast against measured, adapter; and every
+technique launched by hand.
+"""
 
 import re
 
@@ -36,7 +38,9 @@ def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, stage):
     page.get_by_label("Most steps").fill("12")
     expect(page.locator("#card")).to_contain_text("12, measured", timeout=90_000)
     start_and_finish(page)
-    expect(page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))).to_be_visible()
+    expect(
+        page.get_by_text(re.compile(r"forecast [\d.]+ [kMG]B, measured [\d.]+ [kMG]B"))
+    ).to_be_visible()
     page.get_by_role("tab", name="Plan").click()
     expect(page.locator("#tab-plan")).to_contain_text("The plan would take")
     expect(page.locator("#tab-config")).to_be_hidden()
@@ -125,7 +129,9 @@ def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_setting
     )
     choose(page)
     page.locator("#technique-prefix").check()
-    page.locator("[name=max_steps]").fill("6")  # asks for the card, beside the question for the settings
+    page.locator("[name=max_steps]").fill(
+        "6"
+    )  # asks for the card, beside the question for the settings
     expect(page.locator("[name=virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")
     page.locator("#technique-bottleneck").check()  # and a second one, too

@@ -1,4 +1,6 @@
-"""Data as people bring it: each form uploaded, mapped, cleaned, looked at token by token, swept over; strangers see nothing."""
+"""Data as people bring it: each form uploaded, mapped, cleaned, looked at token by token, swept
+over; strangers see nothing.
+"""
 
 import gzip
 import io
@@ -37,9 +39,14 @@ def lines(rows):
 FILES = {
     "messages.jsonl": b"".join(tiny.lines(tiny.ROWS)),
     "sharegpt.json": json.dumps(
-        [{"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]} for a, b in PAIRS]
+        [
+            {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]}
+            for a, b in PAIRS
+        ]
     ).encode(),
-    "alpaca.jsonl.gz": gzip.compress(lines([{"instruction": a, "input": "", "output": b} for a, b in PAIRS])),
+    "alpaca.jsonl.gz": gzip.compress(
+        lines([{"instruction": a, "input": "", "output": b} for a, b in PAIRS])
+    ),
     "pairs.csv": b"question,answer\n" + b"".join(f"{a},{b}\n".encode() for a, b in PAIRS),
     "pairs.tsv": b"prompt\tcompletion\n" + b"".join(f"{a}\t{b}\n".encode() for a, b in PAIRS),
     "pairs.parquet": parquet([{"prompt": a, "completion": b} for a, b in PAIRS]),
@@ -82,7 +89,9 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     page.get_by_label("Completion").select_option("Antwort")
     expect(page.locator(".turn.user").first).to_contain_text("turn on lamp 0")
     page.get_by_role("button", name=re.compile("Check all")).click()
-    expect(page.get_by_text("line 14: has 2 fields; the header has 3")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("line 14: has 2 fields; the header has 3")).to_be_visible(
+        timeout=30_000
+    )
     expect(page.get_by_text("line 15: `Frage` is empty")).to_be_visible()
     page.get_by_label("Leave the 2 faulty rows out").check()
     page.get_by_role("button", name="Save as a data set").click()
@@ -137,7 +146,11 @@ def test_a_stranger_sees_nothing(page, chromium, stage):
     context = chromium.new_context()
     other = context.new_page()
     sign_in(other, stage, "mallory")
-    for path, words in (("/", "From data to a better model"), ("/data", "No data of your own yet"), ("/adapters", "adapter")):
+    for path, words in (
+        ("/", "From data to a better model"),
+        ("/data", "No data of your own yet"),
+        ("/adapters", "adapter"),
+    ):
         other.goto(stage.address + path)
         expect(other.get_by_text(words).first).to_be_visible()
         expect(other.get_by_text("Lights")).to_have_count(0)
@@ -149,11 +162,14 @@ def test_a_stranger_sees_nothing(page, chromium, stage):
 def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
     page.goto(stage.address + "/data/new")
     page.evaluate(
-        "document.getElementById('new-data').dataset.limit = 10; document.getElementById('new-data').dataset.limitWords = '10 bytes'"
+        "document.getElementById('new-data').dataset.limit = 10; "
+        "document.getElementById('new-data').dataset.limitWords = '10 bytes'"
     )
     page.reload()
     page.evaluate("Object.defineProperty(File.prototype, 'size', { get: () => 5e9 })")
-    page.get_by_label("File", exact=True).set_input_files({"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"{}"})
+    page.get_by_label("File", exact=True).set_input_files(
+        {"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"{}"}
+    )
     page.get_by_role("button", name="Upload").click()
     expect(page.get_by_role("alert")).to_contain_text("at most 2 GiB can be taken")
 
@@ -161,7 +177,8 @@ def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
 def test_a_file_is_dropped_on_the_page(page, stage):
     page.goto(stage.address + "/data/new")
     dropped = page.evaluate_handle(
-        "() => { const data = new DataTransfer(); data.items.add(new File(['question,answer\\nlamp 1,on\\nlamp 2,off\\n'], 'lamps.csv')); return data; }"
+        "() => { const data = new DataTransfer(); data.items.add(new File(['question,answer\\nlamp "
+        "1,on\\nlamp 2,off\\n'], 'lamps.csv')); return data; }"
     )
     page.dispatch_event("[data-drop]", "drop", {"dataTransfer": dropped})
     page.wait_for_url(re.compile(r"/data/uploads/\d+$"))
@@ -171,9 +188,10 @@ def test_a_file_is_dropped_on_the_page(page, stage):
 def test_a_notification_tells_of_a_runs_end_once(page, stage):
     page.context.grant_permissions(["notifications"], origin=stage.address)
     page.add_init_script(
-        "window.told = JSON.parse(sessionStorage.getItem('told') ?? '[]');"
-        "window.Notification = class { static permission = 'granted'; static requestPermission = async () => 'granted';"
-        "constructor(title) { window.told.push(title); sessionStorage.setItem('told', JSON.stringify(window.told)); } };"
+        "window.told = JSON.parse(sessionStorage.getItem('told') ?? '[]');window.Notification = "
+        "class { static permission = 'granted'; static requestPermission = async () => "
+        "'granted';constructor(title) { window.told.push(title); sessionStorage.setItem('told', "
+        "JSON.stringify(window.told)); } };"
     )
     page.goto(stage.address + "/account")
     page.get_by_role("button", name="Tell me in this browser when a run ends").click()

@@ -1,4 +1,6 @@
-"""Data, a run, the live curve, and base and adapter side by side: as a person clicks it, with a tiny model."""
+"""Data, a run, the live curve, and base and adapter side by side: as a person clicks it, with a
+tiny model.
+"""
 
 import re
 
@@ -25,7 +27,14 @@ def let_the_card_follow(page):
 
 def launch(page, stage, name, **settings):
     by_hand(page, stage)
-    values = {"name": name, "max_steps": 12, "tokens_per_batch": 160, "max_length": 80, "eval_interval": 4, "save_interval": 4}
+    values = {
+        "name": name,
+        "max_steps": 12,
+        "tokens_per_batch": 160,
+        "max_length": 80,
+        "eval_interval": 4,
+        "save_interval": 4,
+    }
     page.get_by_text("Advanced").click()
     page.locator("#model").select_option(label="tiny-llama")
     page.locator("#data").select_option(index=1)
@@ -41,15 +50,21 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     page.get_by_role("link", name="Data", exact=True).click()
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
-    bad.write_bytes(b"".join(tiny.lines(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n')
+    bad.write_bytes(
+        b"".join(tiny.lines(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
+    )
     page.get_by_label("File", exact=True).set_input_files(bad)
     page.get_by_role("button", name="Upload").click()
     page.get_by_role("button", name=re.compile("Check all")).click()
-    expect(page.get_by_text("line 25, message 1: `role` is `bot`; expected system, user, assistant or tool")).to_be_visible(
-        timeout=90_000
-    )
+    expect(
+        page.get_by_text(
+            "line 25, message 1: `role` is `bot`; expected system, user, assistant or tool"
+        )
+    ).to_be_visible(timeout=90_000)
     page.get_by_role("button", name="Save as a data set").click()
-    expect(page.get_by_text("1 of 25 rows cannot be used. Correct the file, or leave them out.")).to_be_visible()
+    expect(
+        page.get_by_text("1 of 25 rows cannot be used. Correct the file, or leave them out.")
+    ).to_be_visible()
     page.get_by_label("Leave the 1 faulty row out").check()
     page.get_by_role("button", name="Save as a data set").click()
     expect(page.get_by_text("rows to train on")).to_be_visible(timeout=90_000)
@@ -67,7 +82,9 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     expect(page.locator("[data-expected-text]")).not_to_be_empty()
     page.get_by_role("button", name="Ask both").click()
     for who in ("base", "adapter"):
-        expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=150_000)
+        expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text(
+            "tokens/s", timeout=150_000
+        )
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "Lamps-v1.zip"
@@ -113,7 +130,8 @@ def check_whole(page):
     steps = page.evaluate("() => document.getElementById('chart').data[1].x")
     assert steps == sorted(set(steps))
     raw = page.evaluate(
-        "() => document.getElementById('chart').data[0].x.length === document.getElementById('chart').data[1].x.length"
+        "() => document.getElementById('chart').data[0].x.length === "
+        "document.getElementById('chart').data[1].x.length"
     )
     if raw:
         assert steps == list(range(1, len(steps) + 1))
@@ -125,7 +143,9 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     page.locator("#data").select_option(index=1)
     page.locator("[name=name]").fill("My careful run")
     page.locator("[name=tokens_per_batch]").fill("100")
-    expect(page.locator("#card")).to_contain_text("tokens_per_batch is 100, but one row may be max_length = 512")
+    expect(page.locator("#card")).to_contain_text(
+        "tokens_per_batch is 100, but one row may be max_length = 512"
+    )
     expect(page.locator("#card button")).to_have_text("Correct Tokens per batch")
     expect(page.locator("#card button")).to_be_disabled()
     expect(page.locator("[name=name]")).to_have_value("My careful run")

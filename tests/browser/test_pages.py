@@ -1,4 +1,6 @@
-"""Every page: nothing runs out of the window at both widths, axe finds no serious fault, light or dark, the console is empty."""
+"""Every page: nothing runs out of the window at both widths, axe finds no serious fault, light or
+dark, the console is empty.
+"""
 
 from pathlib import Path
 
@@ -93,7 +95,9 @@ PAGES = [
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(page, stage, filled, path):
+def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(
+    page, stage, filled, path
+):
     page.set_viewport_size({"width": 1440, "height": 900})
     page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page.goto(stage.address + path.format(run=filled))
@@ -113,7 +117,11 @@ def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(page, 
 def serious_faults(page, only=None) -> list[tuple[str, str, int]]:
     options = {"resultTypes": ["violations"]} | ({"runOnly": only} if only else {})
     found = page.evaluate("options => axe.run(document, options)", options)["violations"]
-    return [(v["id"], v["nodes"][0]["html"][:200], len(v["nodes"])) for v in found if v["impact"] in ("serious", "critical")]
+    return [
+        (v["id"], v["nodes"][0]["html"][:200], len(v["nodes"]))
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
 
 
 def test_the_theme_switch_stays_after_a_reload(page, stage):
@@ -151,7 +159,13 @@ def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
     assert "smoothing=0.9" in page.url
 
 
-@pytest.mark.parametrize("name", ["<img src=x onerror=document.title='owned'>", "{{7*7}}<script>document.title='owned'</script>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<img src=x onerror=document.title='owned'>",
+        "{{7*7}}<script>document.title='owned'</script>",
+    ],
+)
 def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
     models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
     settings = {"max_steps": 1, "tokens_per_batch": 80, "max_length": 80}

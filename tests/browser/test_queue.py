@@ -1,4 +1,6 @@
-"""Somebody waits and sees why; an admin lowers a limit, sees the dry run, holds, drains, and lifts the hold."""
+"""Somebody waits and sees why; an admin lowers a limit, sees the dry run, holds, drains, and lifts
+the hold.
+"""
 
 import re
 
@@ -72,10 +74,15 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     expect(page.get_by_text("On hold")).to_be_visible()
     stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["state"] == "queued")
     told = stage.api("GET", "/runs/1")["state"]
-    assert "by an admin, who drains its devices" in told["message"] and "no step is lost" in told["message"]
+    assert (
+        "by an admin, who drains its devices" in told["message"]
+        and "no step is lost" in told["message"]
+    )
 
     page.goto(stage.address + "/runs/1")
-    expect(page.locator("[data-live=phase]")).to_contain_text("team voice is on hold", timeout=20_000)
+    expect(page.locator("[data-live=phase]")).to_contain_text(
+        "team voice is on hold", timeout=20_000
+    )
     page.goto(stage.address + "/audit")
     expect(page.get_by_role("cell", name="hold and drain", exact=True)).to_be_visible()
     page.goto(stage.address + "/quotas")

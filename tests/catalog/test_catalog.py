@@ -50,7 +50,9 @@ def test_pickled_weights_are_refused(folder):
 
 def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, tmp_path):
     canary = tmp_path / "canary"
-    (folder / "model.safetensors").write_bytes(b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR.")
+    (folder / "model.safetensors").write_bytes(
+        b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
+    )
     with pytest.raises(UnfitModel, match="not a safetensors file"):
         read_card(folder)
     assert not canary.exists()
@@ -97,7 +99,9 @@ def test_a_config_of_a_strange_shape_is_a_sentence_and_no_crash(folder, value):
 
 def header(folder, value, length=None):
     raw = json.dumps(value).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + b"\0" * 64)
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(raw) if length is None else length) + raw + b"\0" * 64
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,9 @@ def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
     monkeypatch.setattr(
         acts,
         "follow",
-        lambda m, _c: follow(m, [sys.executable, "-c", f"print('{said}', end=''); raise SystemExit(65)"]),
+        lambda m, _c: follow(
+            m, [sys.executable, "-c", f"print('{said}', end=''); raise SystemExit(65)"]
+        ),
     )
     acts.import_model(model.pk)
     model.refresh_from_db()
@@ -189,7 +195,9 @@ def test_the_models_page_shows_cards_progress_and_failures(as_alice, base_model)
         progress=0.4,
         progress_words="downloading",
     )
-    BaseModel.objects.create(name="broken", source="hub", location="a/c", state="failed", error="It is gated.")
+    BaseModel.objects.create(
+        name="broken", source="hub", location="a/c", state="failed", error="It is gated."
+    )
     page = as_alice.get("/models").content.decode()
     for words in ("tiny-llama", "LlamaForCausalLM", "downloading", "It is gated.", "its own"):
         assert words in page

@@ -1,4 +1,6 @@
-"""Every format is told by its content and read in bounded memory; a broken file ends in a sentence with its place."""
+"""Every format is told by its content and read in bounded memory; a broken file ends in a sentence
+with its place.
+"""
 
 import gzip
 import json
@@ -60,11 +62,18 @@ def test_it_is_told_and_read(read, content, name, kind):
 def test_plain_text_is_read_by_paragraph_or_by_line(read):
     content = b"one\ntwo\n\n\nthree\n"
     assert read(content, "a.txt")[1] == [(1, {"text": "one\ntwo"}), (5, {"text": "three"})]
-    assert [value["text"] for _, value in read(content, "a.txt", unit="line")[1]] == ["one", "two", "three"]
+    assert [value["text"] for _, value in read(content, "a.txt", unit="line")[1]] == [
+        "one",
+        "two",
+        "three",
+    ]
 
 
 def test_a_csv_may_have_no_header(read):
-    assert read(b"a,b\nc,d\n", "x.csv", header=False)[1][0] == (1, {"column 1": "a", "column 2": "b"})
+    assert read(b"a,b\nc,d\n", "x.csv", header=False)[1][0] == (
+        1,
+        {"column 1": "a", "column 2": "b"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,9 @@ def test_a_file_that_is_none_gets_a_sentence(read, content, name, words):
     ],
 )
 def test_a_broken_record_is_told_with_its_line(read, content, name, line, words):
-    told = [(number, bad.message) for number, bad in read(content, name)[1] if isinstance(bad, BadRow)]
+    told = [
+        (number, bad.message) for number, bad in read(content, name)[1] if isinstance(bad, BadRow)
+    ]
     assert told[0][0] == line
     assert words in told[0][1]
 
@@ -135,7 +146,9 @@ def test_a_gzip_bomb_ends_at_the_limit(tmp_path):
 
 def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
     path = tmp_path / "big.json"
-    path.write_text("[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]")
+    path.write_text(
+        "[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]"
+    )
     found = list(records(path, Format("json"), most_bytes=10**9))
     assert [(number, value["n"]) for number, value in found] == [(i + 1, i) for i in range(3000)]
 
@@ -148,7 +161,10 @@ def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed(read):
 
 def test_a_csv_line_that_is_too_long_is_not_silently_cut(read):
     line = b"x" * (3 * 2**20) + b"," + b"y" * (3 * 2**20) + b"\n"
-    assert [type(value) for _, value in read(b"a,b\n" + line + b"1,2\n", "a.csv")[1]] == [BadRow, dict]
+    assert [type(value) for _, value in read(b"a,b\n" + line + b"1,2\n", "a.csv")[1]] == [
+        BadRow,
+        dict,
+    ]
 
 
 def test_a_bad_byte_in_an_array_costs_one_row_and_is_told_with_its_line(read):
@@ -170,7 +186,9 @@ def test_a_line_made_to_keep_a_sniffer_busy_is_told_at_once(read):
 
 def test_a_small_parquet_with_huge_rows_is_bounded(tmp_path):
     path = tmp_path / "bomb.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"a": ["x" * 2**20] * 300}), path, use_dictionary=True, compression="zstd")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"a": ["x" * 2**20] * 300}), path, use_dictionary=True, compression="zstd"
+    )
     assert path.stat().st_size < 100_000
     with pytest.raises(BadFile, match="unpacks to more than the limit"):
         list(records(path, Format("parquet"), most_bytes=50 * 2**20))

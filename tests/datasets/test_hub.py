@@ -1,4 +1,6 @@
-"""A data set of the hub, fetched by the hub's own library from a stand-in that speaks as much of its language as is asked."""
+"""A data set of the hub, fetched by the hub's own library from a stand-in that speaks as much of
+its language as is asked.
+"""
 
 import io
 import json
@@ -27,8 +29,12 @@ def parquet(rows):
 
 
 FILES = {
-    "default/train/0000.parquet": parquet([{"question": f"what is {i}", "answer": str(i)} for i in range(8)]),
-    "default/train/0001.parquet": parquet([{"question": f"what is {i}", "answer": str(i)} for i in range(8, 12)]),
+    "default/train/0000.parquet": parquet(
+        [{"question": f"what is {i}", "answer": str(i)} for i in range(8)]
+    ),
+    "default/train/0001.parquet": parquet(
+        [{"question": f"what is {i}", "answer": str(i)} for i in range(8, 12)]
+    ),
     "default/validation/0000.parquet": parquet([{"question": "what is left", "answer": "nothing"}]),
     "default/unsupervised/0000.parquet": parquet([{"question": "?", "answer": ""}]),
     "other/train/0000.parquet": parquet([{"question": "never", "answer": "seen"}]),
@@ -42,11 +48,21 @@ class Hub(BaseHTTPRequestHandler):
         Hub.asked.append(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api/datasets/owner/lamps/revision/refs/convert/parquet"):
-            siblings = [{"rfilename": name, "size": len(content)} for name, content in FILES.items()]
-            return self.send(json.dumps({"id": "owner/lamps", "sha": COMMIT, "siblings": siblings}).encode(), body=body)
+            siblings = [
+                {"rfilename": name, "size": len(content)} for name, content in FILES.items()
+            ]
+            return self.send(
+                json.dumps({"id": "owner/lamps", "sha": COMMIT, "siblings": siblings}).encode(),
+                body=body,
+            )
         name = path.rpartition("/refs/convert/parquet/")[2]
         if path.startswith("/datasets/owner/lamps/resolve/") and name in FILES:
-            return self.send(FILES[name], body=body, ETag=f'"{sha256(FILES[name]).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+            return self.send(
+                FILES[name],
+                body=body,
+                ETag=f'"{sha256(FILES[name]).hexdigest()}"',
+                **{"X-Repo-Commit": COMMIT},
+            )
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", "0")

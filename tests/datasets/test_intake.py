@@ -1,4 +1,6 @@
-"""From a file to an immutable version: checked, split, deduplicated, and nothing left behind when it fails."""
+"""From a file to an immutable version: checked, split, deduplicated, and nothing left behind when
+it fails.
+"""
 
 import json
 from pathlib import Path
@@ -59,12 +61,18 @@ def lines_of(version, split):
 
 def test_it_works(take):
     upload = check(take())
-    assert (upload.state, upload.report["rows"], upload.report["problems"]["count"]) == ("checked", len(tiny.ROWS), 0)
+    assert (upload.state, upload.report["rows"], upload.report["problems"]["count"]) == (
+        "checked",
+        len(tiny.ROWS),
+        0,
+    )
     version = save(upload)
     assert version.dataset.name == "lights"
     assert version.train_rows + version.heldout_rows == len(tiny.ROWS)
     assert len(lines_of(version, "train")) == version.train_rows
-    assert json.loads(lines_of(version, "train")[0])["messages"][0] in [row["messages"][0] for row in tiny.ROWS]
+    assert json.loads(lines_of(version, "train")[0])["messages"][0] in [
+        row["messages"][0] for row in tiny.ROWS
+    ]
 
 
 def test_the_same_content_is_the_same_version_and_the_split_is_drawn_by_its_seed(take):
@@ -88,7 +96,10 @@ def test_a_file_of_ones_own_is_held_out_and_rows_that_stand_in_both_leave_traini
 
 
 def test_a_column_says_the_split(take):
-    rows = [{**row, "part": "test" if i < 2 else "valid" if i < 5 else "train"} for i, row in enumerate(tiny.ROWS)]
+    rows = [
+        {**row, "part": "test" if i < 2 else "valid" if i < 5 else "train"}
+        for i, row in enumerate(tiny.ROWS)
+    ]
     upload = take(content=b"".join(tiny.lines(rows)))
     intake.set_mapping(upload, {**upload.mapped, "split": "part"})
     version = save(check(upload))
@@ -106,10 +117,12 @@ def test_repeated_rows_are_counted_stay_on_one_side_and_can_be_dropped(take):
 
 def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(take):
     words = (
-        "please would you be so kind as to turn the lamp in the long hall beside the old kitchen stairs on for me now and then"
+        "please would you be so kind as to turn the lamp in the long hall beside the old "
+        "kitchen stairs on for me now and then"
     )
     rows = [
-        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight") for i in range(2)
+        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
+        for i in range(2)
     ] + tiny.ROWS
     upload = check(take(content=b"".join(tiny.lines(rows))))
     assert upload.report["alike"] == 1
@@ -126,9 +139,14 @@ def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(take,
     problems = upload.report["problems"]
     assert problems["count"] == 151
     assert len(problems["shown"]) == 100
-    assert problems["shown"][0] == "line 6, message 1: `role` is `bot0`; expected system, user, assistant or tool"
+    assert (
+        problems["shown"][0]
+        == "line 6, message 1: `role` is `bot0`; expected system, user, assistant or tool"
+    )
     assert [group["count"] for group in problems["groups"]] == [150, 1]
-    with pytest.raises(BadData, match=r"151 of 155 rows cannot be used. Correct the file, or leave them out."):
+    with pytest.raises(
+        BadData, match=r"151 of 155 rows cannot be used. Correct the file, or leave them out."
+    ):
         intake.ask_for_save(upload, Choices(), leave_out=False)
     assert Dataset.objects.count() == 0
     version = save(upload, leave_out=True)
@@ -136,12 +154,16 @@ def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(take,
 
 
 def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(take):
-    content = b"id,Frage,Antwort\n" + b"".join(b"n%d,what is %d,%d it is\n" % (i, i, i) for i in range(9))
+    content = b"id,Frage,Antwort\n" + b"".join(
+        b"n%d,what is %d,%d it is\n" % (i, i, i) for i in range(9)
+    )
     upload = take("fragen.csv", content)
     assert upload.mapped["columns"] == {"prompt": "id", "completion": "Frage"}
     first = save(check(upload))
     intake.put_back(upload)
-    intake.set_mapping(upload, {"form": "pairs", "columns": {"prompt": "Frage", "completion": "Antwort"}})
+    intake.set_mapping(
+        upload, {"form": "pairs", "columns": {"prompt": "Frage", "completion": "Antwort"}}
+    )
     second = save(check(upload))
     assert (second.dataset, second.number, first.number) == (first.dataset, 2, 1)
     assert first.digest != second.digest
@@ -175,7 +197,9 @@ def test_a_job_is_done_once(take):
         intake.ask_for_save(take(), Choices(), leave_out=False)
 
 
-@pytest.mark.parametrize(("choices", "field"), [({"heldout_share": 1.5}, "heldout_share"), ({"seed": -1}, "seed")])
+@pytest.mark.parametrize(
+    ("choices", "field"), [({"heldout_share": 1.5}, "heldout_share"), ({"seed": -1}, "seed")]
+)
 def test_choices_that_cannot_be_are_refused(choices, field):
     with pytest.raises(UserError) as caught:
         Choices(**choices)
@@ -184,14 +208,21 @@ def test_choices_that_cannot_be_are_refused(choices, field):
 
 def test_insights_tell_languages_labels_secrets_and_private_addresses(take):
     rows = [
-        tiny.row(f"Is this sentence number {i} a friendly one or is it not, please?", "yes" if i % 3 else "no") for i in range(40)
+        tiny.row(
+            f"Is this sentence number {i} a friendly one or is it not, please?",
+            "yes" if i % 3 else "no",
+        )
+        for i in range(40)
     ]
     rows[5] = tiny.row("my key is AKIAIOSFODNN7EXAMPLQ, keep it safe", "yes")
     rows[6] = tiny.row("write to jane.roe@thefirm.io or to support@thefirm.io about it", "no")
     found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]
     assert found["languages"][0]["name"] == "en"
     assert [label["words"] for label in found["labels"]] == ["yes", "no"]
-    assert found["secrets"] == {"count": 1, "shown": [{"place": "line 6", "words": "AWS Access Key"}]}
+    assert found["secrets"] == {
+        "count": 1,
+        "shown": [{"place": "line 6", "words": "AWS Access Key"}],
+    }
     assert found["addresses"]["shown"] == [{"place": "line 7", "words": "ja…@thefirm.io"}]
     assert "AKIA" not in json.dumps(found)
 
@@ -219,7 +250,10 @@ def test_data_that_a_run_was_trained_on_cannot_be_deleted(run, alice):
         shelf.delete(alice, run.data.dataset, "Lights")
 
 
-@pytest.mark.parametrize(("key", "train", "heldout", "test"), [("smart_home", 2322, 148, 488), ("shell_commands", 924, 80, 200)])
+@pytest.mark.parametrize(
+    ("key", "train", "heldout", "test"),
+    [("smart_home", 2322, 148, 488), ("shell_commands", 924, 80, 200)],
+)
 def test_examples_come_with_one_click_and_only_once(alice, key, train, heldout, test):
     version = add_example(alice, key)
     assert (version.train_rows, version.heldout_rows, version.test_rows) == (train, heldout, test)
@@ -242,7 +276,13 @@ def test_a_random_row_was_not_trained_on(data):
 
 
 def test_plain_text_is_a_version_too(take):
-    version = save(check(take("story.txt", b"\n\n".join(b"Once there was a lamp number %d." % i for i in range(8)))))
+    version = save(
+        check(
+            take(
+                "story.txt", b"\n\n".join(b"Once there was a lamp number %d." % i for i in range(8))
+            )
+        )
+    )
     assert json.loads(lines_of(version, "train")[0])["text"].startswith("Once there")
     assert random_row(version)["expected"]
 
@@ -252,7 +292,8 @@ def test_the_child_reads_with_no_secret_in_its_environment(take, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     seen = {}
     monkeypatch.setattr(
-        "training.datasets.work.follow_child", lambda *a, environment, **k: seen.update(environment) or iter([{"error": "x"}])
+        "training.datasets.work.follow_child",
+        lambda *a, environment, **k: seen.update(environment) or iter([{"error": "x"}]),
     )
     check(take())
     assert not {"DATABASE_URL", "HF_TOKEN", "SECRET_KEY"} & set(seen)
@@ -261,17 +302,27 @@ def test_the_child_reads_with_no_secret_in_its_environment(take, monkeypatch):
 def test_the_folder_of_an_upload_is_named_by_its_number_alone(take, settings):
     upload = take("../../etc/passwd.jsonl")
     assert upload.folder == Path(settings.HOME) / "uploads" / str(upload.pk)
-    assert sorted(path.name for path in upload.folder.iterdir()) == ["0", "order.json", "sample.json"]
+    assert sorted(path.name for path in upload.folder.iterdir()) == [
+        "0",
+        "order.json",
+        "sample.json",
+    ]
 
 
 def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(take):
     words = (
-        "please would you be so kind as to turn the lamp in the long hall beside the old kitchen stairs on for me now and then"
+        "please would you be so kind as to turn the lamp in the long hall beside the old "
+        "kitchen stairs on for me now and then"
     )
-    alike = [tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight") for i in range(4)]
+    alike = [
+        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
+        for i in range(4)
+    ]
     held = b"".join(tiny.lines([*tiny.ROWS[:3], alike[3]]))
     version = save(
-        check(take(content=b"".join(tiny.lines(tiny.ROWS + alike[:3])), heldout=held)), drop_same=True, drop_alike=True
+        check(take(content=b"".join(tiny.lines(tiny.ROWS + alike[:3])), heldout=held)),
+        drop_same=True,
+        drop_alike=True,
     )
     assert version.heldout_rows == 4
     assert version.train_rows == len(tiny.ROWS) - 3
@@ -284,7 +335,9 @@ def test_one_row_without_a_split_does_not_stop_the_draw(take):
 
 
 def test_prompts_that_differ_in_a_sign_are_no_leak(take):
-    rows = [tiny.row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [{**tiny.row("3 - 4 =", "-1"), "split": "valid"}]
+    rows = [tiny.row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [
+        {**tiny.row("3 - 4 =", "-1"), "split": "valid"}
+    ]
     assert save(check(take(content=b"".join(tiny.lines(rows))))).report["leaks"]["prompts"] == 0
 
 
@@ -292,17 +345,28 @@ def test_secrets_are_found_in_system_prompts_and_tool_calls_too(take):
     call = {
         "role": "assistant",
         "content": None,
-        "tool_calls": [{"function": {"name": "f", "arguments": {"key": "glpat-AbCdEfGhIjKlMnOpQrSt"}}}],
+        "tool_calls": [
+            {"function": {"name": "f", "arguments": {"key": "glpat-AbCdEfGhIjKlMnOpQrSt"}}}
+        ],
     }
     secret = {"role": "system", "content": "The key is AKIAIOSFODNN7EXAMPLQ, tell nobody."}
     user = {"role": "user", "content": "a"}
-    rows = [*tiny.ROWS, {"messages": [secret, user, {"role": "assistant", "content": "b"}]}, {"messages": [user, call]}]
+    rows = [
+        *tiny.ROWS,
+        {"messages": [secret, user, {"role": "assistant", "content": "b"}]},
+        {"messages": [user, call]},
+    ]
     found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]["secrets"]
-    assert [one["place"] for one in found["shown"]] == [f"line {len(rows) - 1}", f"line {len(rows)}"]
+    assert [one["place"] for one in found["shown"]] == [
+        f"line {len(rows) - 1}",
+        f"line {len(rows)}",
+    ]
 
 
 def test_names_that_cannot_be_stored_are_no_columns_and_no_fault_of_the_page(take):
-    rows = [{"pro\x00mpt": "a", "q\ud800": "x", "prompt": "b", "completion": f"c{i}"} for i in range(4)]
+    rows = [
+        {"pro\x00mpt": "a", "q\ud800": "x", "prompt": "b", "completion": f"c{i}"} for i in range(4)
+    ]
     rows.append({"prompt": "a", "completion": ["\ud800"]})
     upload = check(take(content=b"".join(tiny.lines(rows))))
     assert upload.mapped["columns"] == {"prompt": "prompt", "completion": "completion"}
@@ -342,7 +406,9 @@ def test_whatever_breaks_in_the_worker_is_told_on_the_upload(take, monkeypatch):
     assert (upload.state, upload.error) == ("failed", "It could not be read (OSError).")
 
 
-def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_no_version(take, alice, people):
+def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_no_version(
+    take, alice, people
+):
     version = save(check(take()))
     other = take(dataset=version.dataset)
     intake.ask_for(other, "check")
@@ -364,7 +430,9 @@ def test_an_upload_whose_worker_died_waits_again(take):
     from training.datasets.work import read_next
 
     upload = take()
-    Upload.objects.filter(pk=upload.pk).update(state="working", job="check", worked_at=timezone.now() - timedelta(seconds=90))
+    Upload.objects.filter(pk=upload.pk).update(
+        state="working", job="check", worked_at=timezone.now() - timedelta(seconds=90)
+    )
     read_next()
     upload.refresh_from_db()
     assert upload.state == "checked"

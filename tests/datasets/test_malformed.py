@@ -1,4 +1,6 @@
-"""Whatever bytes come in: every record is a row or a named problem, and no other error ever leaves the reader."""
+"""Whatever bytes come in: every record is a row or a named problem, and no other error ever leaves
+the reader.
+"""
 
 import gzip
 import json
@@ -16,12 +18,25 @@ values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "x"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "x"]), inner, max_size=4
+        )
     ),
     max_leaves=12,
 )
 names = st.sampled_from(
-    ["messages", "prompt", "completion", "conversations", "text", "tools", "split", "instruction", "output", "other"]
+    [
+        "messages",
+        "prompt",
+        "completion",
+        "conversations",
+        "text",
+        "tools",
+        "split",
+        "instruction",
+        "output",
+        "other",
+    ]
 )
 rows = st.dictionaries(names, values, max_size=5)
 damage = st.tuples(st.floats(0, 1), st.binary(max_size=6))
@@ -67,7 +82,9 @@ def made(value, mapped):
 
 
 slow_ok = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 
@@ -78,7 +95,13 @@ def test_any_bytes(place, content, name):
 
 
 @slow_ok
-@given(content=st.lists(rows, max_size=6), hit=damage, name=endings, zipped=st.booleans(), array=st.booleans())
+@given(
+    content=st.lists(rows, max_size=6),
+    hit=damage,
+    name=endings,
+    zipped=st.booleans(),
+    array=st.booleans(),
+)
 def test_rows_that_were_damaged(place, content, hit, name, zipped, array):
     text = json.dumps(content) if array else "".join(json.dumps(row) + "\n" for row in content)
     raw = bytearray(text.encode())

@@ -11,7 +11,11 @@ ANSWER = {"role": "assistant", "content": "b"}
 MESSAGES = Mapped("messages", {"messages": "messages", "tools": "tools"}, "split")
 PAIRS = Mapped("pairs", {"prompt": "prompt", "completion": "completion"}, "split")
 SHAREGPT = Mapped("sharegpt", {"conversations": "conversations"})
-CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "lamp", "arguments": '{"on": true}'}}]}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"function": {"name": "lamp", "arguments": '{"on": true}'}}],
+}
 
 
 def roles(record, mapped):
@@ -22,17 +26,35 @@ def roles(record, mapped):
     ("record", "form", "seen"),
     [
         (
-            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, ANSWER]},
+            {
+                "messages": [
+                    {"role": "system", "content": "s"},
+                    {"role": "user", "content": "a"},
+                    ANSWER,
+                ]
+            },
             "messages",
             "system user assistant",
         ),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "sharegpt", "user assistant"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            "sharegpt",
+            "user assistant",
+        ),
         ({"instruction": "add", "input": "1 2", "output": "3"}, "alpaca", "user assistant"),
         ({"prompt": "a", "completion": "b"}, "pairs", "user assistant"),
         ({"Frage": "a", "Antwort": "b"}, "pairs", "user assistant"),
         ({"question": "a", "context": "c", "answer": "b"}, "pairs", "user assistant"),
-        ({"messages": json.dumps([{"role": "user", "content": "a"}, ANSWER])}, "messages", "user assistant"),
-        ({"dialog": [{"role": "user", "content": "a"}, ANSWER], "id": 3}, "messages", "user assistant"),
+        (
+            {"messages": json.dumps([{"role": "user", "content": "a"}, ANSWER])},
+            "messages",
+            "user assistant",
+        ),
+        (
+            {"dialog": [{"role": "user", "content": "a"}, ANSWER], "id": 3},
+            "messages",
+            "user assistant",
+        ),
     ],
 )
 def test_the_form_is_guessed_and_read(record, form, seen):
@@ -52,17 +74,29 @@ def test_a_guess_that_is_not_sure_says_so():
 
 def test_a_tool_call_is_kept_with_its_arguments_as_an_object_and_the_tools_beside_it():
     record = {
-        "messages": [{"role": "user", "content": "a"}, CALL, {"role": "tool", "content": "ok"}, ANSWER],
+        "messages": [
+            {"role": "user", "content": "a"},
+            CALL,
+            {"role": "tool", "content": "ok"},
+            ANSWER,
+        ],
         "tools": [{"name": "lamp"}],
     }
     row = to_row(record, MESSAGES)
-    assert row.messages[1]["tool_calls"][0]["function"] == {"name": "lamp", "arguments": {"on": True}}
+    assert row.messages[1]["tool_calls"][0]["function"] == {
+        "name": "lamp",
+        "arguments": {"on": True},
+    }
     assert json.loads(row.to_json())["tools"] == [{"name": "lamp"}]
 
 
 def test_parts_of_text_are_joined_and_older_role_names_understood():
     record = {
-        "messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER]
+        "messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            ANSWER,
+        ]
     }
     assert [m["content"] for m in to_row(record, MESSAGES).messages] == ["s", "a", "b"]
 
@@ -77,7 +111,11 @@ def test_a_named_split_is_kept():
 
 def test_the_shell_prompt_of_a_system_column_comes_first():
     mapped = Mapped("pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"})
-    assert roles({"prompt": "a", "completion": "b", "sys": "s"}, mapped) == ["system", "user", "assistant"]
+    assert roles({"prompt": "a", "completion": "b", "sys": "s"}, mapped) == [
+        "system",
+        "user",
+        "assistant",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,27 +132,74 @@ def test_the_shell_prompt_of_a_system_column_comes_first():
             "message 1: `role` is `bot`; expected system, user, assistant or tool",
         ),
         ({"messages": [{"content": "a"}]}, MESSAGES, "`role` is missing"),
-        ({"messages": [{"role": "user", "content": None}, ANSWER]}, MESSAGES, "message 1: `content` is missing; expected text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, MESSAGES, "part of type `image_url`"),
-        ({"messages": [{"role": "user", "content": "a"}]}, MESSAGES, "no assistant message"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}, MESSAGES, "assistant is empty"),
-        ({"messages": [ANSWER, {"role": "system", "content": "a"}]}, MESSAGES, "`system` message must come first"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, MESSAGES, "no `function.name`"),
         (
-            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+            {"messages": [{"role": "user", "content": None}, ANSWER]},
+            MESSAGES,
+            "message 1: `content` is missing; expected text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+            MESSAGES,
+            "part of type `image_url`",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}]}, MESSAGES, "no assistant message"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]},
+            MESSAGES,
+            "assistant is empty",
+        ),
+        (
+            {"messages": [ANSWER, {"role": "system", "content": "a"}]},
+            MESSAGES,
+            "`system` message must come first",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+            MESSAGES,
+            "no `function.name`",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}],
+                    }
+                ]
+            },
             MESSAGES,
             "are not a JSON object",
         ),
-        ({"messages": [{"role": "user", "content": "a"}, ANSWER], "tools": "no"}, MESSAGES, "`tools` must be a list"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, ANSWER], "tools": "no"},
+            MESSAGES,
+            "`tools` must be a list",
+        ),
         ({"prompt": "a"}, PAIRS, "`completion` is missing; found `prompt`"),
         ({"prompt": "a", "completion": ["b"]}, PAIRS, '`completion` is ["b"]; expected text'),
         ({"prompt": "a", "completion": ""}, PAIRS, "`completion` is empty"),
-        ({"prompt": "a", "completion": "b", "split": "later"}, PAIRS, "`split` is `later`; expected train, valid or test"),
+        (
+            {"prompt": "a", "completion": "b", "split": "later"},
+            PAIRS,
+            "`split` is `later`; expected train, valid or test",
+        ),
         ({"prompt": "a\0", "completion": "b"}, PAIRS, "`prompt` holds a NUL character"),
-        ({"prompt": "a", "completion": "b", "split": ["train"]}, PAIRS, "expected train, valid or test"),
+        (
+            {"prompt": "a", "completion": "b", "split": ["train"]},
+            PAIRS,
+            "expected train, valid or test",
+        ),
         ({"prompt": "\ud800", "completion": "b"}, PAIRS, "half a character"),
-        ({"conversations": [{"from": "alien", "value": "x"}]}, SHAREGPT, "turn 1: `from` is `alien`"),
-        ({"conversations": [{"from": "gpt", "value": 3.5}, {"from": "human"}]}, SHAREGPT, "turn 2: `value` is missing"),
+        (
+            {"conversations": [{"from": "alien", "value": "x"}]},
+            SHAREGPT,
+            "turn 1: `from` is `alien`",
+        ),
+        (
+            {"conversations": [{"from": "gpt", "value": 3.5}, {"from": "human"}]},
+            SHAREGPT,
+            "turn 2: `value` is missing",
+        ),
         ({"conversations": "x"}, SHAREGPT, "`conversations` must be a list"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The way from a file to a version in the browser's requests: upload, map, check, save; strangers see nothing of it."""
+"""The way from a file to a version in the browser's requests: upload, map, check, save; strangers
+see nothing of it.
+"""
 
 from pathlib import Path
 
@@ -30,7 +32,10 @@ def test_it_works(as_alice, settings):
     assert "OpenAI messages" in page
     assert "turn on the kitchen lamp" in page
     mapping = {"form": "messages", "column-messages": "messages", "check": "1"}
-    assert "Checking every row" in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
+    assert (
+        "Checking every row"
+        in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
+    )
     work_on(upload.pk)
     assert f"{len(tiny.ROWS)} usable rows" in as_alice.get(answer["Location"]).content.decode()
     as_alice.post(f"/data/uploads/{upload.pk}/save", {"seed": "0"})
@@ -58,7 +63,9 @@ def test_the_preview_follows_a_change_of_the_mapping_at_once(as_alice):
 def test_a_missing_column_is_asked_for_and_nothing_is_lost(as_alice):
     post(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
     upload = Upload.objects.get()
-    page = as_alice.post(f"/data/uploads/{upload.pk}/map", {"form": "pairs", "column-prompt": "Frage"}).content.decode()
+    page = as_alice.post(
+        f"/data/uploads/{upload.pk}/map", {"form": "pairs", "column-prompt": "Frage"}
+    ).content.decode()
     assert "Choose the column that holds the completion." in page
     assert '<option value="Frage" selected>' in page
 
@@ -70,17 +77,31 @@ def test_rows_can_be_pasted(as_alice):
 
 
 def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
-    answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", LIGHTS)}, headers={"accept": "application/json"})
+    answer = as_alice.post(
+        "/data/new",
+        {"file": SimpleUploadedFile("a.jsonl", LIGHTS)},
+        headers={"accept": "application/json"},
+    )
     assert answer.json()["url"].startswith("/data/uploads/")
-    answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", b"")}, headers={"accept": "application/json"})
+    answer = as_alice.post(
+        "/data/new",
+        {"file": SimpleUploadedFile("a.jsonl", b"")},
+        headers={"accept": "application/json"},
+    )
     assert answer.status_code == 400
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"PK\x03\x04x", "a zip or Excel file"), (b"  ", "is empty"), ("hé".encode("utf-16"), "UTF-16")],
+    [
+        (b"PK\x03\x04x", "a zip or Excel file"),
+        (b"  ", "is empty"),
+        ("hé".encode("utf-16"), "UTF-16"),
+    ],
 )
-def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(as_alice, settings, content, words):
+def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(
+    as_alice, settings, content, words
+):
     answer = post(as_alice, content, name="My lamps.jsonl")
     assert answer.status_code == 400
     assert words in answer.content.decode()
@@ -98,7 +119,9 @@ def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settin
     assert not Upload.objects.exists()
 
 
-@pytest.mark.parametrize("hub_id", ["../../etc", "a/b/c", "-x/y", "file:///etc/passwd", "http://127.0.0.1/x"])
+@pytest.mark.parametrize(
+    "hub_id", ["../../etc", "a/b/c", "-x/y", "file:///etc/passwd", "http://127.0.0.1/x"]
+)
 def test_what_is_no_hub_id_never_reaches_the_network(as_alice, hub_id):
     assert as_alice.post("/data/new", {"hub_id": hub_id}).status_code == 400
     assert not Upload.objects.exists()
@@ -114,12 +137,15 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "method"), [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/forget", "post")]
+    ("path", "method"),
+    [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/forget", "post")],
 )
 def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
     post(as_alice)
     client.force_login(people["mallory"])
-    assert getattr(client, method)(f"/data/uploads/{Upload.objects.get().pk}{path}").status_code == 404
+    assert (
+        getattr(client, method)(f"/data/uploads/{Upload.objects.get().pk}{path}").status_code == 404
+    )
 
 
 def test_a_team_mate_may_look_but_not_change(as_alice, client, people):

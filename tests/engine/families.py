@@ -1,4 +1,6 @@
-"""Tiny random models of five families, 2 layers each, for tests of what must hold on all of them."""
+"""Tiny random models of five families, 2 layers each, for tests of what must hold on all of
+them.
+"""
 
 import torch
 
@@ -24,7 +26,14 @@ def make(family):
     torch.manual_seed(3)
     if family == "gpt2":
         config = t.GPT2Config(
-            vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1, **NO_DROPOUT
+            vocab_size=96,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            bos_token_id=0,
+            eos_token_id=1,
+            **NO_DROPOUT,
         )
         return t.GPT2LMHeadModel(config)
     if family == "gemma3":

@@ -1,4 +1,6 @@
-"""Exact match: what is exported answers held-out prompts once, and only the expected words count."""
+"""Exact match: what is exported answers held-out prompts once, and only the expected words
+count.
+"""
 
 import json
 
@@ -19,13 +21,19 @@ def test_it_works(tiny_run, engine_here, method):
     folder = tiny_run(method=method, **more)
     assert engine_here([str(folder)]) == 0
     (last,) = told(folder)
-    assert last["rows"] == 4 and 0 <= last["exact_match"] <= 1 and last["matches"] == last["exact_match"] * 4
+    assert (
+        last["rows"] == 4
+        and 0 <= last["exact_match"] <= 1
+        and last["matches"] == last["exact_match"] * 4
+    )
     assert json.loads((folder / "result.json").read_text())["exact_match"] == last["exact_match"]
 
 
 def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, monkeypatch):
     folder = tiny_run()
-    first = json.loads((folder / "heldout.jsonl").read_text().splitlines()[0])["messages"][-1]["content"]
+    first = json.loads((folder / "heldout.jsonl").read_text().splitlines()[0])["messages"][-1][
+        "content"
+    ]
     monkeypatch.setattr(exact_match, "answer", lambda session, prompt, expected: first)
     assert engine_here([str(folder)]) == 0
     rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]

@@ -20,7 +20,9 @@ def saver(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
 
     def save(step):
-        return checkpoint.save(tmp_path, step, checkpoint.Trained(model, optimizer, RunConfig()), {"loss": 1.0})
+        return checkpoint.save(
+            tmp_path, step, checkpoint.Trained(model, optimizer, RunConfig()), {"loss": 1.0}
+        )
 
     return save
 

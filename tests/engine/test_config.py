@@ -58,7 +58,10 @@ def test_a_constant_rate_stays():
         ({"target_modules": "a" * 501}, "target_modules must be"),
         ({"target_modules": "q\0"}, "target_modules must be"),
         ({"seed": 10**30}, "seed has too many digits"),
-        ({"early_stopping": 5, "eval_interval": 100, "max_steps": 200}, "early_stopping is 5 with eval_interval = 100"),
+        (
+            {"early_stopping": 5, "eval_interval": 100, "max_steps": 200},
+            "early_stopping is 5 with eval_interval = 100",
+        ),
         ({"batch_by": "bytes"}, "batch_by is 'bytes'"),
     ],
 )
@@ -74,7 +77,9 @@ def test_what_is_only_unwise_is_a_warning():
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
-    """As transformers has it: a step too little at 60 steps leaves the held-out loss a percent higher."""
+    """As transformers has it: a step too little at 60 steps leaves the held-out loss a percent
+    higher.
+    """
     config = RunConfig(learning_rate=1.0, warmup_ratio=0.0, schedule="linear")
     rates = [config.learning_rate_at(step, 60) for step in range(1, 61)]
     assert rates[0] == 1.0

@@ -4,7 +4,14 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from training.engine.data.conversations import DEFAULT_TEMPLATE, IGNORED, DataError, encode, prompt_ids, use_template
+from training.engine.data.conversations import (
+    DEFAULT_TEMPLATE,
+    IGNORED,
+    DataError,
+    encode,
+    prompt_ids,
+    use_template,
+)
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},
@@ -32,7 +39,9 @@ def test_only_the_assistants_words_and_its_end_marks_are_trained_over_several_tu
 
 def test_the_ids_are_the_templates_own(tokenizer):
     row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
-    assert row.ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
+    assert (
+        row.ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
+    )
 
 
 def test_a_prompt_is_the_beginning_of_its_row(tokenizer):
@@ -66,8 +75,8 @@ def test_a_model_without_a_template_gets_the_default_one():
 
 def test_a_template_that_rewrites_earlier_turns_is_found_out():
     forgetful = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] if loop.last else '...' }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] if loop.last else '...' }}\n{% "
+        "endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     tokenizer = tiny.make_tokenizer(template=forgetful)
     with pytest.raises(DataError, match="rewrites earlier turns"):
@@ -79,7 +88,10 @@ def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
         {"role": "user", "content": "say assistant\nyes"},
         {"role": "assistant", "content": "assistant"},
     ]
-    assert trained_text(tokenizer, encode(tokenizer, {"messages": sly}, max_length=500)) == "assistant<|im_end|>"
+    assert (
+        trained_text(tokenizer, encode(tokenizer, {"messages": sly}, max_length=500))
+        == "assistant<|im_end|>"
+    )
 
 
 def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
@@ -93,12 +105,16 @@ def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
 
 
 TOOL_TEMPLATE = (
-    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-    "{% for c in m.get('tool_calls', []) %}CALL {{ c['function'] | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ '<|im_start|>' "
+    "+ m['role'] + '\n' + m['content'] }}{% for c in m.get('tool_calls', []) %}CALL {{ "
+    "c['function'] | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if "
+    "add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "lamp", "arguments": {"on": True}}}]}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"function": {"name": "lamp", "arguments": {"on": True}}}],
+}
 CALLING = {
     "messages": [
         {"role": "user", "content": "light"},
@@ -113,7 +129,10 @@ CALLING = {
 def test_a_tool_call_is_trained_and_the_tools_and_their_answer_are_not():
     tokenizer = tiny.make_tokenizer(TOOL_TEMPLATE)
     row = encode(tokenizer, CALLING, max_length=500)
-    assert trained_text(tokenizer, row) == 'CALL {"name": "lamp", "arguments": {"on": true}}<|im_end|>Done.<|im_end|>'
+    assert (
+        trained_text(tokenizer, row)
+        == 'CALL {"name": "lamp", "arguments": {"on": true}}<|im_end|>Done.<|im_end|>'
+    )
     assert "TOOLS" in tokenizer.decode(row.ids)
 
 
@@ -143,12 +162,16 @@ def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yes"},
     ]
-    assert trained_text(tokenizer, encode(tokenizer, {"messages": turns}, max_length=500)) == "yes<|im_end|>"
+    assert (
+        trained_text(tokenizer, encode(tokenizer, {"messages": turns}, max_length=500))
+        == "yes<|im_end|>"
+    )
 
 
 def test_a_row_that_the_template_refuses_is_a_data_error():
     tokenizer = tiny.make_tokenizer(
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + tiny.TEMPLATE
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        + tiny.TEMPLATE
     )
     with pytest.raises(DataError, match="chat template refuses the row: no system here"):
         encode(tokenizer, {"messages": CONVERSATION}, max_length=500)

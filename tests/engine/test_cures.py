@@ -1,4 +1,6 @@
-"""Five silent failures of the libraries, each cured in one place: every test here fails without its cure."""
+"""Five silent failures of the libraries, each cured in one place: every test here fails without its
+cure.
+"""
 
 import pytest
 import torch
@@ -27,8 +29,16 @@ def save(model, folder, start=None):
 def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method):
     _, model, _, _ = make(llama, method, steps=3, virtual_tokens=4)
     seen = []
-    model.get_base_model().register_forward_pre_hook(lambda _m, _a, kw: seen.append(kw), with_kwargs=True)
-    model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False, pad_token_id=1)
+    model.get_base_model().register_forward_pre_hook(
+        lambda _m, _a, kw: seen.append(kw), with_kwargs=True
+    )
+    model.generate(
+        input_ids=IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=1,
+    )
     cache = seen[-1].get("cache") or seen[-1]["past_key_values"]
     assert cache.get_seq_length() == 4 + IDS.shape[1] + len(seen) - 1
 
@@ -42,8 +52,14 @@ def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
         TrainedPositions(model).loss_sum(model.train(), IDS, IDS).backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit" and hasattr(m, "support_avx512bf16_for_cpu")]
-    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)  # also where the CPU has no such kernels
+    layers = [
+        m
+        for m in model.modules()
+        if type(m).__name__ == "Linear4bit" and hasattr(m, "support_avx512bf16_for_cpu")
+    ]
+    assert layers and not any(
+        layer.support_avx512bf16_for_cpu for layer in layers
+    )  # also where the CPU has no such kernels
 
 
 def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
@@ -65,7 +81,9 @@ def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
 def test_a_merged_model_answers_as_base_and_adapter(llama, tmp_path, method):
     _, model, _, _ = make(llama, method, steps=4)
     adapter = save(model, tmp_path / "adapter")
-    assert (logits(merged(llama, adapter, method, torch.float32)) - logits(model)).abs().max() < 1e-5
+    assert (
+        logits(merged(llama, adapter, method, torch.float32)) - logits(model)
+    ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "full"])
@@ -116,7 +134,8 @@ def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")]
+    ("names", "words"),
+    [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")],
 )
 def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_path, names, words):
     model = two_adapters(llama, tmp_path, "lora")
@@ -134,5 +153,9 @@ def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(ll
     again = attach(load_base(llama, torch.float32, CPU), saved, "default")
     assert (logits(again) - logits(model)).abs().max() < 2e-5
     assert again.peft_config["default"].init_lora_weights is True
-    ranks = {value.shape[0] for name, value in get_peft_model_state_dict(again).items() if "lora_A" in name}
+    ranks = {
+        value.shape[0]
+        for name, value in get_peft_model_state_dict(again).items()
+        if "lora_A" in name
+    }
     assert ranks == {32}

@@ -1,4 +1,6 @@
-"""LoRA's quick forward is PEFT's: the same logits and gradients in fp32, close ones in bf16, and PEFT's own where it must be."""
+"""LoRA's quick forward is PEFT's: the same logits and gradients in fp32, close ones in bf16, and
+PEFT's own where it must be.
+"""
 
 import pytest
 import torch
@@ -33,7 +35,10 @@ def test_the_quick_forward_gives_pefts_logits_and_gradients(family, method):
     quick, ours = logits(model), gradients(model)
     plain = slow(model.eval())
     assert torch.allclose(quick, logits(plain), atol=1e-5)
-    assert all(torch.allclose(mine, theirs, atol=1e-4) for mine, theirs in zip(ours, gradients(plain), strict=True))
+    assert all(
+        torch.allclose(mine, theirs, atol=1e-4)
+        for mine, theirs in zip(ours, gradients(plain), strict=True)
+    )
 
 
 def test_on_a_bf16_base_it_stays_near_fp32_and_the_adapters_gradients_are_fp32(family):

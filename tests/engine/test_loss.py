@@ -1,4 +1,6 @@
-"""The loss at trained positions alone is the loss of the whole batch, and costs no logits elsewhere."""
+"""The loss at trained positions alone is the loss of the whole batch, and costs no logits
+elsewhere.
+"""
 
 import pytest
 import torch
@@ -62,7 +64,9 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(family):
     begun_anew = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
     with torch.no_grad():
         alone = model(input_ids=second[None], use_cache=False).logits[0]
-        packed = model(input_ids=together, position_ids=begun_anew, use_cache=False).logits[0, len(first) :]
+        packed = model(input_ids=together, position_ids=begun_anew, use_cache=False).logits[
+            0, len(first) :
+        ]
         leaking = model(input_ids=together, use_cache=False).logits[0, len(first) :]
     assert torch.allclose(packed, alone, atol=1e-5)
     assert (leaking - alone).abs().max() > 1e-3
@@ -72,7 +76,9 @@ def test_positions_of_packed_rows_begin_anew(tiny_model):
     rows = [encode(load_tokenizer(tiny_model), row, max_length=80) for row in tiny.ROWS[:3]]
     _, _, positions = collate([(0, 1), (2,)], rows, 1, torch.device("cpu"))
     assert positions[0, : len(rows[0])].tolist() == list(range(len(rows[0])))
-    assert positions[0, len(rows[0]) : len(rows[0]) + len(rows[1])].tolist() == list(range(len(rows[1])))
+    assert positions[0, len(rows[0]) : len(rows[0]) + len(rows[1])].tolist() == list(
+        range(len(rows[1]))
+    )
 
 
 def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
@@ -83,7 +89,12 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
     TrainedPositions(llama).refuse_leaks(llama, ids)
     torch.manual_seed(0)
     small = OPTConfig(
-        vocab_size=64, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
     )
     leaking = OPTForCausalLM(small)
     for asked in (ids, [5, 6]):  # of two tokens, too

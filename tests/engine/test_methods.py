@@ -1,4 +1,6 @@
-"""Every technique on every family: it trains, comes back to the same logits, checkpoints its activations, answers with a cache."""
+"""Every technique on every family: it trains, comes back to the same logits, checkpoints its
+activations, answers with a cache.
+"""
 
 import pytest
 import torch
@@ -59,7 +61,9 @@ def read_back(config, folder, saved):
     method = TABLE[config.method]
     if method.whole_model:
         return load_base(saved, torch.float32, CPU).eval()
-    return attach(load_base(folder, torch.float32, CPU, quantised=method.quantised), saved, "default")
+    return attach(
+        load_base(folder, torch.float32, CPU, quantised=method.quantised), saved, "default"
+    )
 
 
 @pytest.mark.parametrize(("method", "more"), CASES, ids=NAMES)
@@ -80,7 +84,9 @@ def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, m
     assert (logits(model) - logits(load_base(family, torch.float32, CPU))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", [name for name, row in TABLE.items() if "gradient_checkpointing" not in row.never])
+@pytest.mark.parametrize(
+    "method", [name for name, row in TABLE.items() if "gradient_checkpointing" not in row.never]
+)
 def test_gradient_checkpointing_gives_the_same_gradients(family, method):
     found = []
     for on in (False, True):
@@ -108,6 +114,13 @@ def test_answers_with_a_cache_are_those_without(family, method):
 
 def test_every_row_of_the_table_says_what_people_need():
     for method in TABLE.values():
-        assert method.title and method.words.endswith(".") and method.paper.startswith("https://arxiv.org/")
-        assert all(why.endswith(".") for why in (*method.never.values(), method.no_merge or ".", method.no_mix or "."))
+        assert (
+            method.title
+            and method.words.endswith(".")
+            and method.paper.startswith("https://arxiv.org/")
+        )
+        assert all(
+            why.endswith(".")
+            for why in (*method.never.values(), method.no_merge or ".", method.no_mix or ".")
+        )
         assert {f"{name}" for name in method.settings} <= set(RunConfig.__dataclass_fields__)

@@ -1,4 +1,6 @@
-"""On a CPU, short rows in bf16 attend by plain products: as exact as torch's kernel, and where they do not hold, torch's is taken."""
+"""On a CPU, short rows in bf16 attend by plain products: as exact as torch's kernel, and where they
+do not hold, torch's is taken.
+"""
 
 import pytest
 import torch
@@ -18,9 +20,16 @@ SHAPES = [(8, 9, 3, 66, 64), (1, 4, 4, 2, 16), (3, 8, 1, 33, 32), (5, 6, 2, 128,
 
 def drawn(rows, heads, groups, length, width, dtype=torch.bfloat16, spread=1.0):
     torch.manual_seed(1)
-    shapes = [(rows, length, heads, width), (rows, length, groups, width), (rows, length, groups, width)]
+    shapes = [
+        (rows, length, heads, width),
+        (rows, length, groups, width),
+        (rows, length, groups, width),
+    ]
     factors = (spread, spread, 1.0)
-    return [(f * torch.randn(s)).to(dtype).transpose(1, 2).requires_grad_() for s, f in zip(shapes, factors, strict=True)]
+    return [
+        (f * torch.randn(s)).to(dtype).transpose(1, 2).requires_grad_()
+        for s, f in zip(shapes, factors, strict=True)
+    ]
 
 
 def far(found, exact):
@@ -31,17 +40,23 @@ def gradients(made, tensors, grad):
     return torch.autograd.grad(made, tensors, grad)
 
 
-@pytest.mark.parametrize("spread", [1.0, 4.0])  # scores of 1, and of 16: of large ones bf16 keeps 8 bits, too few
+@pytest.mark.parametrize(
+    "spread", [1.0, 4.0]
+)  # scores of 1, and of 16: of large ones bf16 keeps 8 bits, too few
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_works(shape, spread):
     tensors = drawn(*shape, spread=spread)
     repeats = shape[1] // shape[2]
     grad = torch.randn(shape[0], shape[3], shape[1], shape[4])
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    truth = functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=repeats > 1, scale=0.1).transpose(1, 2)
+    truth = functional.scaled_dot_product_attention(
+        *exact, is_causal=True, enable_gqa=repeats > 1, scale=0.1
+    ).transpose(1, 2)
     true_gradients = gradients(truth, exact, grad.double())
     made = ShortAttention.apply(*tensors, 0.1)
-    usual = functional.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=repeats > 1, scale=0.1).transpose(1, 2)
+    usual = functional.scaled_dot_product_attention(
+        *tensors, is_causal=True, enable_gqa=repeats > 1, scale=0.1
+    ).transpose(1, 2)
     assert made.dtype == torch.bfloat16 and far(made, truth) < 0.0005 + 1.2 * far(usual, truth)
     ours = gradients(made, tensors, grad.bfloat16())
     theirs = gradients(usual, tensors, grad.bfloat16())
@@ -56,7 +71,10 @@ def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
     monkeypatch.setattr(memory_estimator, "SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
     parts = ShortAttention.apply(*tensors, 0.25)
     assert torch.equal(parts, whole)
-    assert all(torch.equal(a, b) for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True)
+    )
 
 
 def test_mixed_precision_rounds_no_scores():
@@ -89,9 +107,21 @@ def test_later_tokens_change_nothing_before_them():
 def test_all_else_is_torchs(other, monkeypatch):
     monkeypatch.setattr(ShortAttention, "apply", lambda *_: pytest.fail("not here"))
     length = LONGEST_SHORT + 1 if other == "too long" else 12
-    query, key, value = drawn(2, 9, 3, length, 16, torch.float32 if other == "fp32" else torch.bfloat16)
-    more = {"attention_mask": torch.ones(2, 1, 12, 12, dtype=torch.bool)} if other == "a mask" else {"attention_mask": None}
-    more |= {"is_causal": False} if other == "not causal" else {"dropout": 0.5} if other == "dropout" else {}
+    query, key, value = drawn(
+        2, 9, 3, length, 16, torch.float32 if other == "fp32" else torch.bfloat16
+    )
+    more = (
+        {"attention_mask": torch.ones(2, 1, 12, 12, dtype=torch.bool)}
+        if other == "a mask"
+        else {"attention_mask": None}
+    )
+    more |= (
+        {"is_causal": False}
+        if other == "not causal"
+        else {"dropout": 0.5}
+        if other == "dropout"
+        else {}
+    )
     if other == "a cache before it":
         query = query[:, :, -2:]
     made, _ = attention(Layer(), query, key, value, **more)

@@ -29,7 +29,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def engine(folder, **kwargs):
-    return subprocess.Popen([sys.executable, "-m", "training.engine", str(folder)], cwd=ROOT, stderr=subprocess.PIPE, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.engine", str(folder)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        **kwargs,
+    )
 
 
 def train(folder):
@@ -95,7 +100,9 @@ def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(fini
     assert torch.equal(adapted, reloaded(torch.tensor([[2, 3, 4]])).logits)
 
 
-def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(finished, tmp_path, tiny_model):
+def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(
+    finished, tmp_path, tiny_model
+):
     again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
     assert train(again)[0] == 0
     assert tiny.losses(tiny.events(again)) == tiny.losses(tiny.events(finished))
@@ -103,7 +110,9 @@ def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(finishe
     assert (again / weights).read_bytes() == (finished / weights).read_bytes()
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bits(finished, tmp_path, tiny_model, engine_here):
+def test_killed_and_started_again_it_ends_with_the_same_bits(
+    finished, tmp_path, tiny_model, engine_here
+):
     folder = tiny.make_run(tmp_path / "killed", tiny_model, max_steps=12)
     process = engine(folder)
     wait_for(lambda: newest_whole(folder) is not None)
@@ -132,7 +141,13 @@ def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, 
 
 
 def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tiny_model):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=100_000, save_interval=100_000, eval_interval=100_000)
+    folder = tiny.make_run(
+        tmp_path / "run",
+        tiny_model,
+        max_steps=100_000,
+        save_interval=100_000,
+        eval_interval=100_000,
+    )
     process = engine(folder)
     wait_for(lambda: '"kind": "step"' in journal(folder))
     process.send_signal(signal.SIGTERM)
@@ -148,8 +163,13 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
     assert resumed["step"] == left > 0
 
 
-@pytest.mark.parametrize(("word", "outcome", "kept"), [("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)])
-def test_a_stop_file_ends_it_with_an_adapter_or_without(tmp_path, tiny_model, engine_here, word, outcome, kept):
+@pytest.mark.parametrize(
+    ("word", "outcome", "kept"),
+    [("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)],
+)
+def test_a_stop_file_ends_it_with_an_adapter_or_without(
+    tmp_path, tiny_model, engine_here, word, outcome, kept
+):
     folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=3000)
 
     def stop():
@@ -188,7 +208,9 @@ def test_a_finished_run_started_again_changes_nothing(finished):
     assert (finished / "events.jsonl").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(tiny_run, engine_here, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(
+    tiny_run, engine_here, monkeypatch
+):
     folder = tiny_run("run", max_steps=40, save_interval=4)
     whole, calls = TrainedPositions.loss_sum, count(1)
 
@@ -204,7 +226,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good
     assert newest_whole(folder).name == "step-00000004"
 
 
-def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(tmp_path, tiny_model, engine_here):
+def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(
+    tmp_path, tiny_model, engine_here
+):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_length=8)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DATA]
     assert "raise max_length" in read_result(folder).message
@@ -248,14 +272,18 @@ def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_
         )
         session.optimizer.zero_grad = lambda **_: None  # what was added up is looked at
         _, told = take_step(session)
-        gradients.append((told["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+        gradients.append(
+            (told["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None])
+        )
     (apart, one_by_one), (together, at_once) = gradients
     assert apart == pytest.approx(together, rel=1e-5)
     for ours, theirs in zip(one_by_one, at_once, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_accumulating_two_batches_is_one_step_over_all_their_tokens(tmp_path, tiny_model, engine_here):
+def test_accumulating_two_batches_is_one_step_over_all_their_tokens(
+    tmp_path, tiny_model, engine_here
+):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, accumulation=2)
     assert engine_here([str(folder)]) == 0
     start = next(event for event in tiny.events(folder) if event["kind"] == "start")
@@ -282,42 +310,76 @@ def wait_for(ready, seconds=60):
         time.sleep(0.01)
 
 
-def test_a_prompt_that_is_longer_than_what_is_trained_is_not_asked(tmp_path, tiny_model, engine_here):
-    long = {"messages": [{"role": "user", "content": "lamp " * 400}, {"role": "assistant", "content": "on"}]}
-    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS, long, long, long], max_steps=1)
+def test_a_prompt_that_is_longer_than_what_is_trained_is_not_asked(
+    tmp_path, tiny_model, engine_here
+):
+    long = {
+        "messages": [
+            {"role": "user", "content": "lamp " * 400},
+            {"role": "assistant", "content": "on"},
+        ]
+    }
+    folder = tiny.make_run(
+        tmp_path / "run", tiny_model, rows=[*tiny.ROWS, long, long, long], max_steps=1
+    )
     assert engine_here([str(folder)]) == 0
     samples = [event for event in tiny.events(folder) if event["kind"] == "sample"]
     assert samples and all("lamp lamp" not in event["prompt"] for event in samples)
 
 
-def test_where_every_prompt_is_too_long_none_is_asked_and_the_run_goes_on(tmp_path, tiny_model, engine_here):
-    long = {"messages": [{"role": "user", "content": "lamp " * 400}, {"role": "assistant", "content": "on"}]}
-    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:8], *[long] * 4], max_steps=1)
+def test_where_every_prompt_is_too_long_none_is_asked_and_the_run_goes_on(
+    tmp_path, tiny_model, engine_here
+):
+    long = {
+        "messages": [
+            {"role": "user", "content": "lamp " * 400},
+            {"role": "assistant", "content": "on"},
+        ]
+    }
+    folder = tiny.make_run(
+        tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:8], *[long] * 4], max_steps=1
+    )
     assert engine_here([str(folder)]) == 0
     assert not [event for event in tiny.events(folder) if event["kind"] == "sample"]
 
 
 def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_model, engine_here):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:2], *tiny.ROWS[-4:]], max_steps=1, init_weights="eva")
+    folder = tiny.make_run(
+        tmp_path / "run",
+        tiny_model,
+        rows=[*tiny.ROWS[:2], *tiny.ROWS[-4:]],
+        max_steps=1,
+        init_weights="eva",
+    )
     assert engine_here([str(folder)]) == 0
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"rank_pattern": "donw_proj=32"}, "rank_pattern names donw_proj, which no adapted layer is called"),
-        ({"alpha_pattern": "up_proj=8", "target_modules": "q_proj,v_proj"}, "there are q_proj, v_proj"),
+        (
+            {"rank_pattern": "donw_proj=32"},
+            "rank_pattern names donw_proj, which no adapted layer is called",
+        ),
+        (
+            {"alpha_pattern": "up_proj=8", "target_modules": "q_proj,v_proj"},
+            "there are q_proj, v_proj",
+        ),
         ({"alpha_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
         ({"rank_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
     ],
 )
-def test_a_pattern_that_would_do_nothing_is_refused(tmp_path, tiny_model, engine_here, setting, words):
+def test_a_pattern_that_would_do_nothing_is_refused(
+    tmp_path, tiny_model, engine_here, setting, words
+):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=1, **setting)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
     assert words in read_result(folder).message
 
 
-TEXTS = [{"text": f"the lamp in the {room} is on and the lamp in the hall is off"} for room in tiny.ROOMS] * 2
+TEXTS = [
+    {"text": f"the lamp in the {room} is on and the lamp in the hall is off"} for room in tiny.ROOMS
+] * 2
 
 
 def as_if_killed(folder):
@@ -365,7 +427,9 @@ TECHNIQUES = [
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: "-".join(map(str, t.values())))
-def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(tiny_run, engine_here, technique):
+def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(
+    tiny_run, engine_here, technique
+):
     lora = {} if technique["method"].endswith("lora") else {"rank": 16, "alpha": 32}
     folder = tiny_run("run", **lora, **technique)
     assert engine_here([str(folder)]) == 0
@@ -387,19 +451,32 @@ def test_plain_text_is_learned_and_sampled(tiny_run, engine_here):
 
 
 def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run, engine_here):
-    folder = tiny_run("early", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=50, early_stopping=2)
+    folder = tiny_run(
+        "early",
+        learning_rate=1.0,
+        max_steps=60,
+        eval_interval=2,
+        save_interval=50,
+        early_stopping=2,
+    )
     assert engine_here([str(folder)]) == 0
     events = tiny.events(folder)
     words = [e["text"] for e in events if e["kind"] == "log"]
-    best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["heldout_loss"]))["step"]
+    best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["heldout_loss"]))[
+        "step"
+    ]
     last = max(e["step"] for e in events if e["kind"] == "step")
     assert last == best + 4 < 60
     assert f"best at step {best}" in words[-1]
     assert read_result(folder).outcome is Outcome.FINISHED
 
 
-def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(tiny_run, engine_here):
-    folder = tiny_run("again", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=2, early_stopping=2)
+def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
+    tiny_run, engine_here
+):
+    folder = tiny_run(
+        "again", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=2, early_stopping=2
+    )
     assert engine_here([str(folder)]) == 0
     steps = [e["step"] for e in tiny.events(folder) if e["kind"] == "step"]
     (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
@@ -410,10 +487,18 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
 
 @pytest.mark.parametrize(
     "change",
-    [{"batch_parts": 2}, {"gradient_checkpointing": True}, {"max_length": 40}, {"optimizer": "adamw_8bit"}, {"method": "qlora"}],
+    [
+        {"batch_parts": 2},
+        {"gradient_checkpointing": True},
+        {"max_length": 40},
+        {"optimizer": "adamw_8bit"},
+        {"method": "qlora"},
+    ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(tiny_run, engine_here, change):
+def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
+    tiny_run, engine_here, change
+):
     folder = tiny_run(max_steps=4, save_interval=2)
     assert engine_here([str(folder)]) == 0
     config = json.loads((folder / "config.json").read_text())

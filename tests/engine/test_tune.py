@@ -1,4 +1,6 @@
-"""Trials before a run: the plan's guess first, losers stopped early, the winner goes on where it stands, judged on rows unseen."""
+"""Trials before a run: the plan's guess first, losers stopped early, the winner goes on where it
+stands, judged on rows unseen.
+"""
 
 import json
 from types import SimpleNamespace
@@ -34,7 +36,15 @@ def make(tiny_run):
 
 @pytest.fixture
 def tuned(make, engine_here):
-    folder = make(max_steps=24, tune_share=1.5, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8)
+    folder = make(
+        max_steps=24,
+        tune_share=1.5,
+        eval_rows=20,
+        eval_interval=8,
+        learning_rate=0.001,
+        rank=4,
+        alpha=8,
+    )
     assert engine_here([str(folder)]) == 0, (folder / "events.jsonl").read_text()[-2000:]
     return folder
 
@@ -43,7 +53,12 @@ def test_it_works(tuned):
     told = events(tuned)
     trials = list(kept_trials(tuned))
     assert len(trials) >= 4
-    assert trials[0].settings == {"learning_rate": 0.001, "rank": 4, "alpha": 8, "target_modules": "all-linear"}
+    assert trials[0].settings == {
+        "learning_rate": 0.001,
+        "rank": 4,
+        "alpha": 8,
+        "target_modules": "all-linear",
+    }
     assert trials[0].state == "done", "the plan's guess goes all the way"
     assert {trial.state for trial in trials} >= {"done", "stopped"}
     assert sum(trial.step for trial in trials) >= 36, "the budget is spent"
@@ -63,7 +78,9 @@ def test_one_base_serves_all_trials(tuned):
 
 def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
     """Trials follow the whole run's schedule, so the plan's guess learns just as it would have."""
-    plain = make("plain", max_steps=24, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8)
+    plain = make(
+        "plain", max_steps=24, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8
+    )
     assert engine_here([str(plain)]) == 0
     losses = [event["loss"] for event in events(plain) if event["kind"] == "step"]
     first = next(iter(kept_trials(tuned)))
@@ -71,7 +88,13 @@ def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
 
 
 def test_a_killed_engine_goes_on_with_the_next_trial(make, engine_here, monkeypatch):
-    settings = {"max_steps": 24, "tune_share": 1.5, "eval_rows": 20, "eval_interval": 8, "learning_rate": 0.001}
+    settings = {
+        "max_steps": 24,
+        "tune_share": 1.5,
+        "eval_rows": 20,
+        "eval_interval": 8,
+        "learning_rate": 0.001,
+    }
     whole, broken = make("whole", **settings), make("broken", **settings)
     assert engine_here([str(whole)]) == 0
     calls = []
@@ -117,20 +140,24 @@ def test_locked_settings_are_not_varied():
     config = RunConfig.from_dict({"tune_share": 1.0, "tune_over": "learning_rate"})
     search = Search(config, ["all-linear", "q_proj"], [2, 4, 8], seed=0)
     made = [search.ask() for _ in range(4)]
-    assert {trial.settings["rank"] for trial in made} == {16} and {trial.settings["target_modules"] for trial in made} == {
-        "all-linear"
-    }
+    assert {trial.settings["rank"] for trial in made} == {16} and {
+        trial.settings["target_modules"] for trial in made
+    } == {"all-linear"}
     assert len({trial.settings["learning_rate"] for trial in made}) == 4
 
 
 def test_what_is_not_varied_stays_as_it_is():
-    config = RunConfig.from_dict({"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tune_share": 1.0, "tune_over": "rank"})
+    config = RunConfig.from_dict(
+        {"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tune_share": 1.0, "tune_over": "rank"}
+    )
     found = settings_of(config, {"rank": 16})
     assert found["alpha"] == 8 and found["learning_rate"] == 0.0012345
     assert settings_of(config, {"rank": 1024, "alpha": 8.0})["alpha"] == 4096
 
 
-def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(make, engine_here, monkeypatch):
+def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(
+    make, engine_here, monkeypatch
+):
     from training.engine.tuning import tune
 
     plain = tune.take_step
@@ -141,14 +168,23 @@ def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(make, en
         return plain(session)
 
     monkeypatch.setattr(tune, "take_step", step)
-    folder = make(max_steps=24, tune_share=1.5, eval_rows=20, eval_interval=8, learning_rate=0.001, tune_over="learning_rate")
+    folder = make(
+        max_steps=24,
+        tune_share=1.5,
+        eval_rows=20,
+        eval_interval=8,
+        learning_rate=0.001,
+        tune_over="learning_rate",
+    )
     assert engine_here([str(folder)]) == 0
     last = next(event for event in events(folder) if event["kind"] == "tuned")
     assert last["winner"] > 0 and "own guess failed" in last["words"]
     assert next(iter(kept_trials(folder))).state == "failed"
 
 
-def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(make, engine_here, monkeypatch):
+def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(
+    make, engine_here, monkeypatch
+):
     from training.engine.tuning import tune
 
     def step(session):
@@ -168,13 +204,17 @@ def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned, 
     write_chosen(tuned, verdict, told=False)
     (tuned / "result.json").unlink()
     assert engine_here([str(tuned)]) == 0
-    assert [event["words"] for event in events(tuned) if event["kind"] == "tuned"] == [verdict["words"]] * 2
+    assert [event["words"] for event in events(tuned) if event["kind"] == "tuned"] == [
+        verdict["words"]
+    ] * 2
     assert chosen(tuned)["told"]
 
 
 def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():
     assert RunConfig.from_dict({"tune_share": 0.5}).widest().rank == 32
-    assert RunConfig.from_dict({"tune_share": 0.5, "tune_over": "learning_rate"}).widest().rank == 16
+    assert (
+        RunConfig.from_dict({"tune_share": 0.5, "tune_over": "learning_rate"}).widest().rank == 16
+    )
     assert RunConfig().widest().rank == 16
 
 
@@ -197,7 +237,9 @@ def test_rungs_halve_down_from_a_quarter_of_the_budget_and_none_comes_before_the
 
 
 def test_minutes_become_steps_by_what_the_trials_really_take():
-    bench = Bench(SimpleNamespace(config=SimpleNamespace(tune_minutes=1.0)), None, [], [], budget=500)
+    bench = Bench(
+        SimpleNamespace(config=SimpleNamespace(tune_minutes=1.0)), None, [], [], budget=500
+    )
     bench.spent = 20
     bench.count(SimpleNamespace(seconds=30.0))
     assert bench.budget == 40, "20 steps took half of the minute, measuring and saving included"

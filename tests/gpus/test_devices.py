@@ -1,4 +1,6 @@
-"""Hosts report their devices; one that stops is gone, and one whose memory is still held after its run is not given out."""
+"""Hosts report their devices; one that stops is gone, and one whose memory is still held after its
+run is not given out.
+"""
 
 import os
 import subprocess
@@ -20,8 +22,15 @@ GB = 10**9
 
 
 def card(used=1 * GB, index=0, **changes):
-    values = {"utilisation": 0.5, "temperature": 60.0, "power_watts": 300.0, "processes": [{"pid": 7, "bytes": used}]}
-    return Reading(index, f"GPU-{index}", "NVIDIA H200", "NVIDIA H200", 140 * GB, used, **(values | changes))
+    values = {
+        "utilisation": 0.5,
+        "temperature": 60.0,
+        "power_watts": 300.0,
+        "processes": [{"pid": 7, "bytes": used}],
+    }
+    return Reading(
+        index, f"GPU-{index}", "NVIDIA H200", "NVIDIA H200", 140 * GB, used, **(values | changes)
+    )
 
 
 def test_a_host_without_a_card_reports_its_cpu_with_its_memory():
@@ -76,7 +85,9 @@ def hold_and_release(alice):
     allocations.release(1)
 
 
-def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_given_back(alice, people):
+def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_given_back(
+    alice, people
+):
     report([card(used=1 * GB)])
     hold_and_release(alice)
     assert Device.objects.get().condition == "checking"
@@ -103,7 +114,9 @@ def test_an_admin_may_give_a_dirty_device_out_again(alice, people):
     Device.objects.update(condition="dirty", used_bytes=60 * GB)
     with pytest.raises(NotAllowed):
         quotas.offer_again(alice, Device.objects.get())
-    quotas.offer_again(people["admin"], Device.objects.get(), reason="the notebook beside it may stay")
+    quotas.offer_again(
+        people["admin"], Device.objects.get(), reason="the notebook beside it may stay"
+    )
     report([card(used=60 * GB)])
     assert Device.objects.get().condition == "good"
 
@@ -182,7 +195,11 @@ def read_with(monkeypatch, **choices):
 def test_a_card_that_cannot_be_read_is_missing_alone_and_no_cpu_stands_in(monkeypatch, caplog):
     report(read_with(monkeypatch, cards=3))
     report(read_with(monkeypatch, cards=3, lost={1}))
-    assert dict(Device.objects.values_list("uuid", "condition")) == {"GPU-0": "good", "GPU-1": "missing", "GPU-2": "good"}
+    assert dict(Device.objects.values_list("uuid", "condition")) == {
+        "GPU-0": "good",
+        "GPU-1": "missing",
+        "GPU-2": "good",
+    }
     assert "Card 1 cannot be read: GPU is lost" in caplog.text
     report(read_with(monkeypatch, cards=1, lost={0}))
     assert set(Device.objects.values_list("condition", "name")) == {("missing", "NVIDIA A100")}
@@ -210,14 +227,18 @@ def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, 
 
 def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
     report([card(used=1 * GB)])
-    allocations.reserve(Device.objects.get(), allocations.Holder(1, "run", alice, None, "normal", None))
+    allocations.reserve(
+        Device.objects.get(), allocations.Holder(1, "run", alice, None, "normal", None)
+    )
     report([])
     report([card(used=30 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, alice):
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "adapters.inference"]) as answering:
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", "adapters.inference"]
+    ) as answering:
         try:
             others = SimpleNamespace(pid=os.getpid(), usedGpuMemory=6 * GB)
             ours = SimpleNamespace(pid=answering.pid, usedGpuMemory=14 * GB)

@@ -1,4 +1,6 @@
-"""Device-seconds come from the intervals alone, to the second, split at the month's edge; budgets count them."""
+"""Device-seconds come from the intervals alone, to the second, split at the month's edge; budgets
+count them.
+"""
 
 from datetime import UTC, datetime, timedelta
 
@@ -48,7 +50,13 @@ def test_an_open_interval_counts_until_now_and_a_closed_one_to_the_second(held, 
     held(1, NOW - timedelta(seconds=90), NOW - timedelta(seconds=50), team=voice)
     held(2, NOW - timedelta(seconds=10), None, team=voice)
     [line] = ledger.month_report(NOW, NOW)
-    assert (line.team, line.user, line.pool, line.runs, line.seconds) == ("voice", "alice", "A100", 2, 50)
+    assert (line.team, line.user, line.pool, line.runs, line.seconds) == (
+        "voice",
+        "alice",
+        "A100",
+        2,
+        50,
+    )
 
 
 def test_the_report_can_be_recomputed_from_the_intervals_alone(held, people):
@@ -61,7 +69,9 @@ def test_the_report_can_be_recomputed_from_the_intervals_alone(held, people):
         second = at
         while second < until:
             key = (second.year, second.month)
-            expected[key] = expected.get(key, 0) + min(3600, (until - second).total_seconds(), until_next_hour(second))
+            expected[key] = expected.get(key, 0) + min(
+                3600, (until - second).total_seconds(), until_next_hour(second)
+            )
             second += timedelta(seconds=min(3600, until_next_hour(second)))
         at = until + timedelta(hours=1)
     for year, month in {*expected}:
@@ -88,4 +98,7 @@ def test_a_monthly_budget_does_not_decay_and_ends_only_where_it_is_hard(held, pe
     quota.hard = True
     quota.save()
     assert scene_of(pool, NOW, [], {}).share(voice.pk).seconds_left == 3600
-    assert usage.hours(9 * 3600, 10, True, NOW).warning and not usage.hours(7 * 3600, 10, True, NOW).warning
+    assert (
+        usage.hours(9 * 3600, 10, True, NOW).warning
+        and not usage.hours(7 * 3600, 10, True, NOW).warning
+    )

@@ -1,4 +1,6 @@
-"""The forms of the quota pages, the report and the audit log take whatever is typed without breaking."""
+"""The forms of the quota pages, the report and the audit log take whatever is typed without
+breaking.
+"""
 
 import pytest
 
@@ -16,24 +18,44 @@ def as_admin(client, people, device):
 
 
 @pytest.mark.parametrize(
-    ("field", "text"), [("memory", "nan"), ("longest", "inf"), ("limit", "1.5"), ("hours", "-3"), ("weight", "")]
+    ("field", "text"),
+    [("memory", "nan"), ("longest", "inf"), ("limit", "1.5"), ("hours", "-3"), ("weight", "")],
 )
 def test_what_is_no_such_number_is_refused_and_stays_in_the_form(as_admin, field, text):
-    typed = {"guaranteed": "0", "limit": "1", "weight": "1", "hours": "", "memory": "", "longest": "", field: text, "act": "save"}
+    typed = {
+        "guaranteed": "0",
+        "limit": "1",
+        "weight": "1",
+        "hours": "",
+        "memory": "",
+        "longest": "",
+        field: text,
+        "act": "save",
+    }
     answer = as_admin.post(f"/quotas/{Pool.objects.get().pk}/0", typed)
     assert answer.status_code == 400
-    assert b'role="alert"' in answer.content and (not text or f'value="{text}"'.encode() in answer.content)
+    assert b'role="alert"' in answer.content and (
+        not text or f'value="{text}"'.encode() in answer.content
+    )
     assert not Quota.objects.exists()
 
 
 def test_a_pool_and_a_person_are_edited_and_their_faults_told(as_admin, people):
     pool = Pool.objects.get()
-    wrong = as_admin.post(f"/quotas/pools/{pool.pk}", {"name": "CPU", "runs_per_device": "9", "shortest": "10", "act": "save"})
+    wrong = as_admin.post(
+        f"/quotas/pools/{pool.pk}",
+        {"name": "CPU", "runs_per_device": "9", "shortest": "10", "act": "save"},
+    )
     assert wrong.status_code == 400 and b"runs_per_device is 1 to 4" in wrong.content
-    as_admin.post(f"/quotas/pools/{pool.pk}", {"name": "Small", "runs_per_device": "2", "shortest": "5", "act": "save"})
+    as_admin.post(
+        f"/quotas/pools/{pool.pk}",
+        {"name": "Small", "runs_per_device": "2", "shortest": "5", "act": "save"},
+    )
     pool.refresh_from_db()
     assert (pool.name, pool.runs_per_device, pool.shortest_seconds) == ("Small", 2, 300)
-    as_admin.post("/quotas/people/alice", {"running": "1", "queued": "5", "hours": "10", "hard": "on"})
+    as_admin.post(
+        "/quotas/people/alice", {"running": "1", "queued": "5", "hours": "10", "hard": "on"}
+    )
     kept = people["alice"].quota
     assert (kept.running, kept.queued, kept.hours_a_month, kept.hard) == (1, 5, 10.0, True)
 
@@ -72,4 +94,11 @@ def read(answer):
 
 
 def test_a_cell_is_never_a_formula():
-    assert [harmless(cell) for cell in ("=1", "+1", "-1", "@x", "ok", 5)] == ["'=1", "'+1", "'-1", "'@x", "ok", 5]
+    assert [harmless(cell) for cell in ("=1", "+1", "-1", "@x", "ok", 5)] == [
+        "'=1",
+        "'+1",
+        "'-1",
+        "'@x",
+        "ok",
+        5,
+    ]

@@ -23,11 +23,22 @@ def voice(people):
 
 
 def test_it_works(pool, voice, people):
-    quotas.edit_quota(people["admin"], pool, voice, {"guaranteed": 2, "limit": 3, "hours_a_month": 100.0}, "their project")
+    quotas.edit_quota(
+        people["admin"],
+        pool,
+        voice,
+        {"guaranteed": 2, "limit": 3, "hours_a_month": 100.0},
+        "their project",
+    )
     made = Quota.objects.get()
     assert (made.guaranteed, made.limit, made.hours_a_month, made.hard) == (2, 3, 100.0, False)
     entry = AuditEntry.objects.get()
-    assert (entry.actor_name, entry.act, entry.subject, entry.reason) == ("root", "quota", "voice in A100", "their project")
+    assert (entry.actor_name, entry.act, entry.subject, entry.reason) == (
+        "root",
+        "quota",
+        "voice in A100",
+        "their project",
+    )
     assert entry.before == {"guaranteed": 0, "limit": None, "hours_a_month": None}
     assert entry.after == {"guaranteed": 2, "limit": 3, "hours_a_month": 100.0}
 
@@ -71,13 +82,21 @@ def test_a_lead_holds_their_own_team_and_lifts_that_but_not_an_admins_hold(pool,
 @pytest.mark.parametrize(
     ("changes", "words", "field"),
     [
-        ({"guaranteed": 5}, "A100 has 4 devices and 0 are guaranteed to others: at most 4 are left.", "guaranteed"),
+        (
+            {"guaranteed": 5},
+            "A100 has 4 devices and 0 are guaranteed to others: at most 4 are left.",
+            "guaranteed",
+        ),
         ({"guaranteed": 2, "limit": 1}, r"The limit \(1\) is below the guarantee \(2\)", "limit"),
         ({"limit": -1}, "limit must be a whole number", "limit"),
         ({"limit": 1.5}, "limit must be a whole number", "limit"),
         ({"weight": 0.0}, "weight must be a number above 0", "weight"),
         ({"weight": float("nan")}, "weight must be a number above 0", "weight"),
-        ({"hours_a_month": float("inf")}, "hours_a_month must be a number above 0", "hours_a_month"),
+        (
+            {"hours_a_month": float("inf")},
+            "hours_a_month must be a number above 0",
+            "hours_a_month",
+        ),
         ({"longest_seconds": True}, "longest_seconds must be a whole number", "longest_seconds"),
     ],
 )

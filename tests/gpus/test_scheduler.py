@@ -110,7 +110,9 @@ def test_urgent_runs_come_first_and_are_left_alone():
 
 
 def test_what_was_freed_for_a_run_goes_to_that_run():
-    """Two victims that leave at different times; the device of the first is not stolen meanwhile (Kueue #13797)."""
+    """Two victims that leave at different times; the device of the first is not stolen meanwhile
+    (Kueue #13797).
+    """
     made = pool(1, teams=teams(nlp=0, vision=1), most_a_card=2)
     made.submit(ask(1, memory=10 * GB), 10_000)
     made.submit(ask(2, memory=10 * GB), 10_000)
@@ -134,7 +136,9 @@ def test_a_large_head_is_not_starved_by_small_runs():
     started = next(line.started for line in made.ledger if line.run == 2)
     assert started == 1000
     early = [line for line in made.ledger if line.started < 1000 and line.run > 2]
-    assert early and all(line.ended <= 1000 for line in early)  # they filled the gap, and delayed nothing
+    assert early and all(
+        line.ended <= 1000 for line in early
+    )  # they filled the gap, and delayed nothing
 
 
 def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
@@ -152,9 +156,15 @@ def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
 def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once():
     people = {5: Person(used=10_000.0), 6: Person(used=0.0)}
     cards = [Card(n, 24 * GB) for n in range(3)]
-    waiting = [ask(run, user=5) for run in (1, 2)] + [ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)]
+    waiting = [ask(run, user=5) for run in (1, 2)] + [
+        ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)
+    ]
     made = Scheduler(Scene("p", cards, waiting=waiting, people=people)).admit(0.0)
-    assert [held.run for held in made.starts] == [3, 4, 1]  # after two entries of 9,000 s ben has used more than anna
+    assert [held.run for held in made.starts] == [
+        3,
+        4,
+        1,
+    ]  # after two entries of 9,000 s ben has used more than anna
 
 
 def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
@@ -192,7 +202,10 @@ def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
     made.submit(ask(81, VISION, memory=None), 100)
     made.submit(ask(82, user=9, memory=3 * GB, seconds=5000), 100)
     place, words_of_head = reason(made, 81)
-    assert place == 1 and "needs a whole device, and the one device of simulated is in use" in words_of_head
+    assert (
+        place == 1
+        and "needs a whole device, and the one device of simulated is in use" in words_of_head
+    )
     assert "kept for run 81" in reason(made, 82)[1]
 
 
@@ -224,11 +237,16 @@ def test_a_dry_run_tells_who_would_wait_longer():
     before = Scene("p", cards, waiting=[ask(1), ask(2)])
     after = Scene("p", cards, waiting=[ask(1), ask(2)], teams={NLP: Share("nlp", limit=1)})
     assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
-    assert dry_run(before, Scene("p", cards, waiting=[ask(1), ask(2)], held=True), 0.0) == {1: (0, math.inf), 2: (0, math.inf)}
+    assert dry_run(before, Scene("p", cards, waiting=[ask(1), ask(2)], held=True), 0.0) == {
+        1: (0, math.inf),
+        2: (0, math.inf),
+    }
 
 
 def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
-    """48 devices asked for, 376 evicted (KAI #1565): what is kept for a team's runs counts as held."""
+    """48 devices asked for, 376 evicted (KAI #1565): what is kept for a team's runs counts as
+    held.
+    """
     made = pool(6, teams={NLP: Share("nlp", 1, limit=1), VISION: Share("vision")})
     for run in range(1, 7):
         made.submit(ask(run, VISION), 100_000)
@@ -245,11 +263,19 @@ def test_nobody_starts_on_a_kept_device_that_is_not_good():
     scene = Scene("p", [Card(0, 24 * GB, usable=False, kept_for=1)], waiting=[ask(1)])
     made = Scheduler(scene).admit(0.0)
     assert not made.starts
-    assert words(made.barriers[1], scene) == "starts when the device that was freed for it is seen to be empty."
+    assert (
+        words(made.barriers[1], scene)
+        == "starts when the device that was freed for it is seen to be empty."
+    )
 
 
 def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():
-    scene = Scene("p", [Card(0, 24 * GB, kept_for=1)], waiting=[ask(1), ask(2, VISION)], teams={NLP: Share("nlp", held=True)})
+    scene = Scene(
+        "p",
+        [Card(0, 24 * GB, kept_for=1)],
+        waiting=[ask(1), ask(2, VISION)],
+        teams={NLP: Share("nlp", held=True)},
+    )
     made = Scheduler(scene).admit(0.0)
     assert made.given_up == [1]
     assert [held.run for held in made.starts] == [2]
@@ -283,10 +309,16 @@ def told(scene, run):
 
 
 def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
-    scene = Scene("A100", [Card(1, 24 * GB, taken=6 * GB)], waiting=[Request(1, NLP, 1, 0.0, memory=20 * GB)])
+    scene = Scene(
+        "A100", [Card(1, 24 * GB, taken=6 * GB)], waiting=[Request(1, NLP, 1, 0.0, memory=20 * GB)]
+    )
     assert not Scheduler(scene).admit(0.0).starts
     reason, cure = told(scene, 1)
-    assert reason == "needs 20.0 GB, and the one device of A100 has too little room: programs that are no runs hold 6.0 GB."
+    assert (
+        reason
+        == "needs 20.0 GB, and the one device of A100 has too little room: programs that are no "
+        "runs hold 6.0 GB."
+    )
     assert cure.startswith("What those programs hold, once it is free again")
     assert Scheduler(replace(scene, cards=[Card(1, 24 * GB, taken=4 * GB)])).admit(0.0).starts
 
@@ -312,16 +344,32 @@ def test_what_is_kept_for_the_head_is_the_reason_only_where_the_run_would_fit():
         Request(2, NLP, 2, 1.0, memory=10 * GB, seconds=10_000.0),
         Request(3, NLP, 4, 2.0, memory=22 * GB, seconds=10.0),
     ]
-    scene = Scene("A100", [Card(1, 24 * GB), Card(2, 24 * GB), Card(3, 24 * GB, usable=False)], holdings, waiting, most_a_card=2)
-    assert told(scene, 1)[0].startswith("needs 24.0 GB on one of the 2 devices of A100; all of them are in use; 1 more is not")
+    scene = Scene(
+        "A100",
+        [Card(1, 24 * GB), Card(2, 24 * GB), Card(3, 24 * GB, usable=False)],
+        holdings,
+        waiting,
+        most_a_card=2,
+    )
+    assert told(scene, 1)[0].startswith(
+        "needs 24.0 GB on one of the 2 devices of A100; all of them are in use; 1 more is not"
+    )
     assert "is kept for run 1, which comes first" in told(scene, 2)[0]
-    assert told(scene, 3)[0].startswith("needs 22.0 GB on one of the 2 devices of A100; all of them are in use")
+    assert told(scene, 3)[0].startswith(
+        "needs 22.0 GB on one of the 2 devices of A100; all of them are in use"
+    )
     assert "an admin who makes it urgent" in told(scene, 2)[1]
 
 
 def test_a_dry_run_counts_runs_that_make_room():
     holdings = [Holding(9, 1, VISION, 3, -10_000.0, ends=50_000.0)]
-    before = Scene("A100", [Card(1, 24 * GB)], holdings, [Request(1, NLP, 1, 0.0, seconds=60.0)], teams=teams(nlp=0, vision=0))
+    before = Scene(
+        "A100",
+        [Card(1, 24 * GB)],
+        holdings,
+        [Request(1, NLP, 1, 0.0, seconds=60.0)],
+        teams=teams(nlp=0, vision=0),
+    )
     after = replace(before, teams=teams(nlp=1, vision=0))
     assert eta.dry_run(before, after, 0.0) == {1: (50_000.0, 60.0)}
     assert eta.dry_run(after, replace(after, shortest=20_000.0), 0.0) == {1: (60.0, 50_000.0)}

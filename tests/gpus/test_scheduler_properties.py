@@ -1,4 +1,6 @@
-"""Whatever comes, ends, crashes and is edited on a simulated pool: no device twice, no limit exceeded, nobody starved or chased."""
+"""Whatever comes, ends, crashes and is edited on a simulated pool: no device twice, no limit
+exceeded, nobody starved or chased.
+"""
 
 import math
 from collections import defaultdict
@@ -27,7 +29,11 @@ waits = st.tuples(st.just("wait"), st.integers(1, 3000))
 crashes = st.tuples(st.just("crash"), st.integers(0, 9))
 cancels = st.tuples(st.just("cancel"), st.integers(0, 9))
 edits = st.tuples(
-    st.just("edit"), st.sampled_from(TEAMS), st.integers(0, 3), st.one_of(st.none(), st.integers(0, 4)), st.booleans()
+    st.just("edit"),
+    st.sampled_from(TEAMS),
+    st.integers(0, 3),
+    st.one_of(st.none(), st.integers(0, 4)),
+    st.booleans(),
 )
 stories = st.lists(st.one_of(submits, submits, waits, crashes, cancels, edits), max_size=60)
 SHARES = {team: Share(f"team {team}", guaranteed=1) for team in TEAMS}
@@ -48,7 +54,9 @@ class Watched(SimulatedPool):
         for start in made.starts:
             share = self.scene.share(start.team)
             held[start.team] += 1
-            assert share.limit is None or held[start.team] <= share.limit, "a limit was exceeded by an admission"
+            assert share.limit is None or held[start.team] <= share.limit, (
+                "a limit was exceeded by an admission"
+            )
             assert not share.held
         for victim in made.evictions:
             job, holding = self.running[victim]
@@ -73,7 +81,9 @@ def act(pool, work, step):
         team, user, memory, priority, seconds, guess = values
         run = next(pool.numbers)
         work[run] = seconds
-        pool.submit(Request(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds)
+        pool.submit(
+            Request(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
+        )
     elif kind == "wait":
         pool.run_until(pool.now + values[0])
     elif kind == "crash" and pool.running:
@@ -99,7 +109,8 @@ def test_every_story_ends_well(story, devices, most_a_card):
     work = {}
     for step in story:
         act(pool, work, step)
-    # Nothing new comes and every limit is lifted: everybody gets their turn, and the ledger adds up to the second.
+    # Nothing new comes and every limit is lifted: everybody gets their turn, and the ledger adds up
+    # to the second.
     pool.scene = replace(pool.scene, teams={})
     pool.look()
     pool.run_until(pool.now + 10 * DAY)
@@ -109,15 +120,22 @@ def test_every_story_ends_well(story, devices, most_a_card):
         seconds[line.run] += line.ended - line.started
     assert {run: round(total, 6) for run, total in seconds.items() if run in work} == work
     for card in pool.cards:
-        lines = sorted((line for line in pool.ledger if line.card == card), key=lambda line: line.started)
+        lines = sorted(
+            (line for line in pool.ledger if line.card == card), key=lambda line: line.started
+        )
         if most_a_card == 1:
             assert all(one.ended <= following.started for one, following in pairwise(lines))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from((4, 10)), st.integers(10, 500)), max_size=40), st.integers(10, 1000))
+@given(
+    st.lists(st.tuples(st.sampled_from((4, 10)), st.integers(10, 500)), max_size=40),
+    st.integers(10, 1000),
+)
 def test_the_head_starts_as_soon_as_its_device_could_be_free(small, first):
-    """Small runs that share keep coming; the large one that came first starts when what ran before it has ended."""
+    """Small runs that share keep coming; the large one that came first starts when what ran before
+    it has ended.
+    """
     pool = SimulatedPool.of(1, 24 * GB, most_a_card=3)
     pool.submit(Request(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
     pool.submit(Request(2, 2, 2, 0.0, None, "normal", 10.0), 10)

@@ -58,9 +58,13 @@ def test_a_session_gets_a_new_key_at_sign_in(client, people):
     assert client.session.session_key != before
 
 
-@pytest.mark.parametrize("place", ["https://evil.example/", "//evil.example", "javascript:alert(1)"])
+@pytest.mark.parametrize(
+    "place", ["https://evil.example/", "//evil.example", "javascript:alert(1)"]
+)
 def test_sign_in_leads_nowhere_else(client, people, place):
-    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1", "next": place})
+    answer = client.post(
+        "/sign-in", {"username": "alice", "password": "a-long-word-1", "next": place}
+    )
     assert answer["Location"] == "/"
 
 
@@ -70,7 +74,11 @@ def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(cli
     sign_in(client, "admin", password)
     assert client.get("/")["Location"] == "/account/password"
     assert client.get("/api/v1/runs").status_code == 401
-    new = {"old_password": password, "new_password1": "tulip-river-42", "new_password2": "tulip-river-42"}
+    new = {
+        "old_password": password,
+        "new_password1": "tulip-river-42",
+        "new_password2": "tulip-river-42",
+    }
     assert client.post("/account/password", new)["Location"] == "/"
     assert client.get("/").status_code == 200
     assert first_admin_words() == "(sign in as before)"
@@ -83,7 +91,11 @@ def test_an_unused_one_time_password_is_made_anew_at_the_next_start(db):
 
 def test_a_weak_password_is_refused_with_its_reason(client, people):
     sign_in(client)
-    new = {"old_password": "a-long-word-1", "new_password1": "12345678", "new_password2": "12345678"}
+    new = {
+        "old_password": "a-long-word-1",
+        "new_password1": "12345678",
+        "new_password2": "12345678",
+    }
     assert "entirely numeric" in client.post("/account/password", new).content.decode()
 
 

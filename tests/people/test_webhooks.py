@@ -1,4 +1,6 @@
-"""Webhooks: signed, retried, and never sent into a private network, whatever the address looks like."""
+"""Webhooks: signed, retried, and never sent into a private network, whatever the address looks
+like.
+"""
 
 import hashlib
 import hmac
@@ -50,7 +52,9 @@ def test_it_works(listener, alice):
     assert (path, body) == ("/hook?x=1", '{"event": "x"}')
     assert headers["Host"].startswith("localhost:")
     sent, mac = (part.split("=")[1] for part in headers["X-SnapML-Signature"].split(","))
-    assert mac == hmac.new(hook.secret.encode(), f"{sent}.{body}".encode(), hashlib.sha256).hexdigest()
+    assert (
+        mac == hmac.new(hook.secret.encode(), f"{sent}.{body}".encode(), hashlib.sha256).hexdigest()
+    )
     assert Delivery.objects.get().told == "answered 200"
     assert send_due() == 0
 
@@ -99,21 +103,33 @@ def test_an_address_that_is_not_open_to_the_world_is_refused(alice, url):
         add_webhook(alice, url)
 
 
-def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(listener, alice, monkeypatch):
+def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(
+    listener, alice, monkeypatch
+):
     add_webhook(alice, listener["url"])
     queue_message(alice, "{}")
     asked, real = [], webhooks.socket.getaddrinfo
-    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda host, *a, **k: asked.append(host) or real(host, *a, **k))
+    monkeypatch.setattr(
+        webhooks.socket,
+        "getaddrinfo",
+        lambda host, *a, **k: asked.append(host) or real(host, *a, **k),
+    )
     send_due()
-    assert asked.count("localhost") == 1  # whatever else is asked for is the address itself, as the connection is made
+    assert (
+        asked.count("localhost") == 1
+    )  # whatever else is asked for is the address itself, as the connection is made
     assert len(listener["requests"]) == 1
 
 
 def test_a_name_that_turns_private_later_gets_nothing(alice, monkeypatch):
-    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("8.8.8.8", 0))])
+    monkeypatch.setattr(
+        webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("8.8.8.8", 0))]
+    )
     add_webhook(alice, "https://hooks.example.com/x")
     queue_message(alice, "{}")
-    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("192.168.0.9", 0))])
+    monkeypatch.setattr(
+        webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("192.168.0.9", 0))]
+    )
     send_due()
     assert "no address on the open internet" in Delivery.objects.get().told
 
@@ -138,7 +154,11 @@ def test_the_end_of_a_run_is_told_once(listener, run, alice):
     stop_run(run, discard=True)
     assert send_due() == 1
     told = json.loads(listener["requests"][0][2])
-    assert (told["event"], told["run"]["name"], told["run"]["state"]) == ("run.ended", "Lights, tiny", "cancelled")
+    assert (told["event"], told["run"]["name"], told["run"]["state"]) == (
+        "run.ended",
+        "Lights, tiny",
+        "cancelled",
+    )
 
 
 def test_nobody_sees_or_removes_anothers_webhook(listener, alice, client, people):
@@ -151,7 +171,9 @@ def test_nobody_sees_or_removes_anothers_webhook(listener, alice, client, people
     assert alice.webhooks.count() == 0
 
 
-def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(settings, alice, monkeypatch):
+def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(
+    settings, alice, monkeypatch
+):
     import socket
     import time
 

@@ -7,7 +7,9 @@ from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
 
 def write_long_run(run, *, steps, spikes, height):
-    """Whole chunks, then rows for the rest; the loss is `height` at each spike and falls from 3 otherwise."""
+    """Whole chunks, then rows for the rest; the loss is `height` at each spike and falls from 3
+    otherwise.
+    """
     step = np.arange(1, steps + 1, dtype=np.float64)
     columns = dict.fromkeys(NUMBERS, step * 0 + 1) | {"seq": step, "step": step, "time": 1e9 + step}
     columns["loss"] = 0.5 + 2.5 * np.exp(-step / steps * 5)
@@ -46,5 +48,9 @@ def write_long_run(run, *, steps, spikes, height):
         ]
     )
     Run.objects.filter(pk=run.pk).update(
-        last_seq=steps, step=steps, total_steps=steps, state="finished", loss=float(columns["loss"][-1])
+        last_seq=steps,
+        step=steps,
+        total_steps=steps,
+        state="finished",
+        loss=float(columns["loss"][-1]),
     )

@@ -18,8 +18,15 @@ THREADS, DEVICES, LIMIT = 50, 4, 3
 
 
 @pytest.mark.django_db(transaction=True)
-def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(alice, base_model, data, no_bell):
-    report([Reading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0) for number in range(DEVICES)])
+def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
+    alice, base_model, data, no_bell
+):
+    report(
+        [
+            Reading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0)
+            for number in range(DEVICES)
+        ]
+    )
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, limit=LIMIT)
     begin, admitted, faults = threading.Barrier(THREADS), [], []
 

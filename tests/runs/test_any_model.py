@@ -1,4 +1,6 @@
-"""The memory of any model from its config.json: by command and API, and a file that is none, or names code, is refused."""
+"""The memory of any model from its config.json: by command and API, and a file that is none, or
+names code, is refused.
+"""
 
 import json
 from pathlib import Path
@@ -44,10 +46,13 @@ def test_it_works():
 
 def test_a_cpu_without_bf16_is_forecast_in_fp32_wherever_the_simulation_runs():
     with_it, without = (
-        forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d) for d in ("cpu", "cpu_fp32")
+        forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d)
+        for d in ("cpu", "cpu_fp32")
     )
     assert (with_it["precision"], without["precision"]) == ("bf16", "fp32")
-    assert without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]  # LoRA itself is fp32 in both
+    assert (
+        without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]
+    )  # LoRA itself is fp32 in both
 
 
 def test_the_command_prints_a_table(tmp_path, capsys):
@@ -67,9 +72,18 @@ def test_the_command_prints_a_table(tmp_path, capsys):
 @pytest.mark.django_db
 def test_the_api_tells_the_same(client, alice):
     client.force_login(alice)
-    body = {"config": SMALL, "settings": {"method": "lora", "rank": 4}, "rows": 2, "length": 64, "device": "cpu"}
+    body = {
+        "config": SMALL,
+        "settings": {"method": "lora", "rank": 4},
+        "rows": 2,
+        "length": 64,
+        "device": "cpu",
+    }
     told = client.post("/api/v1/runs/forecast/model", body, content_type="application/json").json()
-    assert told["step"] == forecast_of(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
+    assert (
+        told["step"]
+        == forecast_of(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Auto LLM on the launch page, in the API and from a file: planned with reasons, locked in part, started, and kept with the run."""
+"""Auto LLM on the launch page, in the API and from a file: planned with reasons, locked in part,
+started, and kept with the run.
+"""
 
 import json
 from types import SimpleNamespace
@@ -19,7 +21,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 @pytest.fixture(scope="module")
 def tiny_laws(tiny_model):
-    """Laws are simulated once for the module: the answers of the forecasting program, in this process."""
+    """Laws are simulated once for the module: the answers of the forecasting program, in this
+    process.
+    """
     from training.engine.simulation.forecast import answer
 
     kept = {}
@@ -41,7 +45,13 @@ def ready(data, base_model, device, tiny_laws, monkeypatch):
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(auto, "lengths", lambda *_args, **_more: lengths)
     leave_free(8 * 10**9)
-    form = {"mode": "auto", "mode-was": "auto", "model": base_model.pk, "data": data.pk, "goal": "task"}
+    form = {
+        "mode": "auto",
+        "mode-was": "auto",
+        "model": base_model.pk,
+        "data": data.pk,
+        "goal": "task",
+    }
     return SimpleNamespace(model=base_model, data=data, form=form)
 
 
@@ -77,7 +87,9 @@ def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, re
     client.force_login(alice)
     page = planned(client, ready.form | {"set-rank": "4", "was-rank": "8"})
     assert 'id="set-rank" name="set-rank" value="4"' in page
-    assert 'value="8" autocomplete' in page.split('name="set-alpha"')[1][:60], "alpha is planned around it"
+    assert 'value="8" autocomplete' in page.split('name="set-alpha"')[1][:60], (
+        "alpha is planned around it"
+    )
     kept = {"set-rank": "4", "was-rank": "4"}
     assert 'name="set-rank" value="4"' in planned(client, ready.form | kept | {"lock": "rank"})
     assert 'name="set-rank" value="4"' not in planned(client, ready.form | kept)
@@ -102,7 +114,11 @@ def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready
 def test_what_never_fits_says_so(client, alice, ready):
     client.force_login(alice)
     leave_free(10**6)
-    only = {"set-method": "lora", "set-gradient_checkpointing": "off", "lock": ["method", "gradient_checkpointing"]}
+    only = {
+        "set-method": "lora",
+        "set-gradient_checkpointing": "off",
+        "lock": ["method", "gradient_checkpointing"],
+    }
     page = planned(client, ready.form | only)
     assert "Nothing fits: the least," in page and "disabled" in page.split("<button")[-1]
 
@@ -112,7 +128,9 @@ def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
     planned(client, ready.form)
     page = client.post(reverse("run-settings"), ready.form | {"mode": "choose"}).content.decode()
     assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
-    back = client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}).content.decode()
+    back = client.post(
+        reverse("run-settings"), ready.form | {"mode-was": "choose"}
+    ).content.decode()
     assert 'class="plan"' in back
 
 
@@ -120,8 +138,12 @@ def test_the_api_plans_and_starts(client, alice, ready):
     client.force_login(alice)
     headers = {"content_type": "application/json"}
     asked = {"model": ready.model.pk, "data": ready.data.pk}
-    plan = client.post("/api/v1/runs/plan", asked | {"goal": "style", "locked": {"epochs": 2}}, **headers).json()
-    assert plan["settings"]["epochs"] == 2 and {"setting", "why", "instead", "locked"} <= set(plan["choices"][0])
+    plan = client.post(
+        "/api/v1/runs/plan", asked | {"goal": "style", "locked": {"epochs": 2}}, **headers
+    ).json()
+    assert plan["settings"]["epochs"] == 2 and {"setting", "why", "instead", "locked"} <= set(
+        plan["choices"][0]
+    )
     made = client.post("/api/v1/runs", asked | {"auto": {"locked": {"rank": 4}}}, **headers)
     assert made.status_code == 201, made.content
     assert made.json()["config"]["rank"] == 4 and made.json()["advice"]["choices"]
@@ -134,7 +156,8 @@ def test_the_api_plans_and_starts(client, alice, ready):
 def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
     file = tmp_path / "auto.yaml"
     file.write_text(
-        f"model: {ready.model.name}\ndata: {ready.data.dataset.name}\nauto: {{goal: hard, locked: {{learning_rate: 1e-3}}}}\n"
+        f"model: {ready.model.name}\ndata: {ready.data.dataset.name}\nauto: {{goal: hard, locked: "
+        f"{{learning_rate: 1e-3}}}}\n"
     )
     call_command("launch", str(file), "--user", "alice")
     assert Run.objects.get().config["learning_rate"] == 1e-3
@@ -145,9 +168,15 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
     from adapters.registry.model_card import Measured, card_of
 
     plan = auto.plan_now(ready.model, ready.data)
-    run = auto.launch_planned(alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>")
+    run = auto.launch_planned(
+        alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>"
+    )
     text = card_of(run, Measured(step=5, heldout_loss=1.25))
-    assert "**method = lora**: LoRA fits" in text and "Held-out loss: 1.2500 nats" in text and "\\<b\\>" in text
+    assert (
+        "**method = lora**: LoRA fits" in text
+        and "Held-out loss: 1.2500 nats" in text
+        and "\\<b\\>" in text
+    )
 
 
 def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):
@@ -155,7 +184,9 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
     form = ready.form | {"mode": "choose", "mode-was": "choose", "method": "lora"}
     page = client.post(reverse("run-costs"), form).content.decode()
     assert "simulating…" in page
-    assert 'hx-target="#how" hx-swap="innerHTML"' in page, "the costs' outerHTML would hold for the technique's settings, too"
+    assert 'hx-target="#how" hx-swap="innerHTML"' in page, (
+        "the costs' outerHTML would hold for the technique's settings, too"
+    )
     for _ in range(12):
         if "simulating…" not in page:
             break
@@ -184,7 +215,9 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     method_costs.tried.clear()
     for _ in range(8):
         method_costs.make_beforehand()
-    assert memory_estimators.kept_law(ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu")
+    assert memory_estimators.kept_law(
+        ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu"
+    )
 
 
 def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
@@ -195,7 +228,9 @@ def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
     assert '<input type="hidden" name="lock" value="target_modules">' in waiting
 
 
-def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(client, alice, ready, monkeypatch):
+def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(
+    client, alice, ready, monkeypatch
+):
     from training.errors import UserError
 
     def broken(_request):
@@ -203,7 +238,10 @@ def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(client, al
 
     client.force_login(alice)
     monkeypatch.setattr(memory_estimators.PROGRAM, "ask", broken)
-    answer = client.post(reverse("run-memory"), ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"})
+    answer = client.post(
+        reverse("run-memory"),
+        ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"},
+    )
     assert "broke off" in answer.content.decode() and "HX-Trigger" not in answer
 
 
@@ -227,6 +265,7 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
     situation = auto.situation_of(
-        auto.Case(ready.model, ready.data, token_lengths.kept_lengths(), target_of()), memory_estimators.law
+        auto.Case(ready.model, ready.data, token_lengths.kept_lengths(), target_of()),
+        memory_estimators.law,
     )
     assert (situation.total, situation.free) == (3 * 10**9, 3 * 10**9)

@@ -1,4 +1,6 @@
-"""Runs side by side: what differs, who is best, and the whole numbers as files and in other trackers."""
+"""Runs side by side: what differs, who is best, and the whole numbers as files and in other
+trackers.
+"""
 
 import csv
 import io
@@ -47,14 +49,20 @@ def trained(run):
 
 def test_settings_that_differ_are_told_nested():
     rows = differences([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}])
-    assert [(name, values) for name, values, differs in rows if differs] == [("b.c", [2, 9]), ("e", [None, 4])]
+    assert [(name, values) for name, values, differs in rows if differs] == [
+        ("b.c", [2, 9]),
+        ("e", [None, 4]),
+    ]
 
 
 def test_the_best_of_each_figure_is_marked_and_equal_ones_are_not():
     table = {
         name: cells
         for name, _, cells in figures(
-            [{"loss": 1.0, "step": 5, "tokens_per_second": 7.0}, {"loss": 1.0, "step": 9, "tokens_per_second": 9.0}]
+            [
+                {"loss": 1.0, "step": 5, "tokens_per_second": 7.0},
+                {"loss": 1.0, "step": 9, "tokens_per_second": 9.0},
+            ]
         )
     }
     assert table["loss"] == [(1.0, False), (1.0, False)]
@@ -70,7 +78,10 @@ def test_the_page_compares_two_to_ten(as_alice, trained, run):
     assert '<td class="number">99</td>' in page
     assert "<b>Other</b>" not in page
     assert as_alice.get(f"/runs/compare?run={run.pk}").status_code == 400
-    assert as_alice.get("/runs/compare?" + "&".join(f"run={i}" for i in range(1, 13))).status_code == 400
+    assert (
+        as_alice.get("/runs/compare?" + "&".join(f"run={i}" for i in range(1, 13))).status_code
+        == 400
+    )
     assert as_alice.get(f"/runs/compare?run={run.pk}&run=999999").status_code == 404
 
 
@@ -89,7 +100,9 @@ def test_every_step_is_in_the_table_once_in_order(trained):
 def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
     answer = as_alice.get(f"/runs/{trained.pk}/metrics.csv")
     rows = list(csv.DictReader(io.StringIO(b"".join(as_csv(trained)).decode())))
-    table = pyarrow.parquet.read_table(io.BytesIO(as_alice.get(f"/runs/{trained.pk}/metrics.parquet").content))
+    table = pyarrow.parquet.read_table(
+        io.BytesIO(as_alice.get(f"/runs/{trained.pk}/metrics.parquet").content)
+    )
     assert len(rows) == table.num_rows == 601
     assert float(rows[300]["loss"]) == table.column("loss")[300].as_py()
     assert answer["Content-Disposition"] == f'attachment; filename="run-{trained.pk}.csv"'
@@ -97,7 +110,10 @@ def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
 
 def test_evals_come_through_the_api(as_alice, trained):
     evals = as_alice.get(f"/api/v1/runs/{trained.pk}/evals").json()["evals"]
-    assert [(e["step"], e["heldout_loss"], e["total_tokens"]) for e in evals] == [(0, 2.0, 0), (600, 1.0, 600)]
+    assert [(e["step"], e["heldout_loss"], e["total_tokens"]) for e in evals] == [
+        (0, 2.0, 0),
+        (600, 1.0, 600),
+    ]
 
 
 def test_the_best_held_out_loss_is_kept(trained):
@@ -148,7 +164,10 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(trained, tmp_path, monkey
 
 
 def test_losses_of_two_bases_have_no_best():
-    runs = [{"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5}, {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9}]
+    runs = [
+        {"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5},
+        {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9},
+    ]
     marks = {name: [best for _, best in cells] for name, _, cells in figures(runs)}
     assert marks == {"heldout_loss": [False, False], "peak_memory_bytes": [True, False]}
 

@@ -26,7 +26,9 @@ def test_every_one_of_a_hundred_spikes_is_seen_from_afar_and_exact_when_near(run
         assert (high[near] >= 50).any()
     assert mean.max() < 50
     assert (first <= last).all()
-    near = read_curves(run.pk, ["loss"], points=1000, first_step=spikes[7] - 3, last_step=spikes[7] + 3)
+    near = read_curves(
+        run.pk, ["loss"], points=1000, first_step=spikes[7] - 3, last_step=spikes[7] + 3
+    )
     assert near.raw
     assert near.series["loss"][0].tolist()[3] == 50.0
     assert near.axes["step"].tolist() == list(range(spikes[7] - 3, spikes[7] + 4))

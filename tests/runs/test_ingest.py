@@ -58,7 +58,12 @@ def watched(run):
 
 def test_it_works(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step(1, 2.5)), 77)
+    store(
+        lease,
+        run,
+        journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step(1, 2.5)),
+        77,
+    )
     stored = Run.objects.get(pk=run.pk)
     assert (stored.last_seq, stored.journal_offset, stored.step, stored.loss) == (2, 77, 1, 2.5)
     assert (run.last_seq, run.step) == (2, 1)
@@ -108,7 +113,14 @@ def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
 
 def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines(step(1, "nan"), {"kind": "eval", "step": 1, "heldout_loss": "inf", "perplexity": "inf"}), 1)
+    store(
+        lease,
+        run,
+        journal.lines(
+            step(1, "nan"), {"kind": "eval", "step": 1, "heldout_loss": "inf", "perplexity": "inf"}
+        ),
+        1,
+    )
     store(lease, run, journal.lines(*[step(n) for n in range(2, CHUNK + 2)]), 2)
     assert Run.objects.get(pk=run.pk).heldout_loss is None
     assert as_message(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
@@ -117,28 +129,49 @@ def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
 
 def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines({"kind": "sample", "step": 1, "prompt": "a\0", "expected": "b", "answer": "c"}), 1)
+    store(
+        lease,
+        run,
+        journal.lines(
+            {"kind": "sample", "step": 1, "prompt": "a\0", "expected": "b", "answer": "c"}
+        ),
+        1,
+    )
     assert Event.objects.get(run=run).payload["prompt"] == "a\ufffd"
 
 
 def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
     lease, run = watched
-    lines = journal.lines(*[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "heldout_loss": 1.0})
+    lines = journal.lines(
+        *[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "heldout_loss": 1.0}
+    )
     store(lease, run, lines, 1)
-    store(lease, run, journal.lines({"kind": "resume", "attempt": 2, "step": 500}, *[step(n) for n in range(501, 901)]), 2)
+    store(
+        lease,
+        run,
+        journal.lines(
+            {"kind": "resume", "attempt": 2, "step": 500}, *[step(n) for n in range(501, 901)]
+        ),
+        2,
+    )
     picture = snapshot(run.pk, 2000)
     assert picture["curves"]["points"] == 900
     assert not [event for event in picture["events"] if event["kind"] == "eval"]
     assert Run.objects.get(pk=run.pk).step == 900
     everything = events_after(run.pk, 0, 10_000)
     assert [event.seq for event in everything] == list(range(1, journal.seq + 1))
-    assert [event.step for event in everything if event.superseded and event.kind == "step"] == list(range(501, 701))
+    assert [
+        event.step for event in everything if event.superseded and event.kind == "step"
+    ] == list(range(501, 701))
 
 
 def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
     lease, run = watched
     store(lease, run, journal.lines({"kind": "eval", "step": 0, "heldout_loss": 1.0}, step(1)), 1)
-    again = ({"kind": "resume", "attempt": 2, "step": 0}, {"kind": "eval", "step": 0, "heldout_loss": 1.0})
+    again = (
+        {"kind": "resume", "attempt": 2, "step": 0},
+        {"kind": "eval", "step": 0, "heldout_loss": 1.0},
+    )
     store(lease, run, journal.lines(*again), 2)
     assert len([event for event in snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
 
@@ -149,7 +182,12 @@ def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journ
     at = 0
     for attempt in range(2, 12):
         store(lease, run, journal.lines(*[step(n) for n in range(at + 1, at + 151)]), attempt)
-        store(lease, run, journal.lines({"kind": "resume", "attempt": attempt, "step": at + 70}), attempt)
+        store(
+            lease,
+            run,
+            journal.lines({"kind": "resume", "attempt": attempt, "step": at + 70}),
+            attempt,
+        )
         at += 70
     cursor, seen = 0, []
     while batch := events_after(run.pk, cursor, limit):
@@ -180,7 +218,14 @@ def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
             "best": True,
         }
 
-    store(lease, run, journal.lines(measured(0, 3.0), step(1), step(2), measured(2, 2.0), step(3), measured(3, 1.0)), 1)
+    store(
+        lease,
+        run,
+        journal.lines(
+            measured(0, 3.0), step(1), step(2), measured(2, 2.0), step(3), measured(3, 1.0)
+        ),
+        1,
+    )
     assert (run.best_heldout_loss, run.best_step) == (1.0, 3)
     store(lease, run, journal.lines({"kind": "resume", "step": 2, "attempt": 2}), 2)
     assert (run.best_heldout_loss, run.best_step, run.heldout_loss) == (2.0, 2, 2.0)

@@ -45,7 +45,9 @@ def test_a_model_that_is_not_ready_is_refused(alice, base_model, data):
 
 
 def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_model, data, no_bell):
-    left = run.folder.with_name(str(run.pk + 1))  # its row was rolled back, and its number is given out again
+    left = run.folder.with_name(
+        str(run.pk + 1)
+    )  # its row was rolled back, and its number is given out again
     shutil.rmtree(left, ignore_errors=True)
     left.mkdir()
     (left / "result.json").write_text("{}")
@@ -54,7 +56,9 @@ def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_mode
     assert [path.name for path in left.iterdir()] == ["config.json"]
 
 
-def test_a_run_is_shared_only_with_a_team_that_sees_its_data(alice, people, base_model, data, no_bell):
+def test_a_run_is_shared_only_with_a_team_that_sees_its_data(
+    alice, people, base_model, data, no_bell
+):
     first = Team.objects.create(name="aaa")
     first.members.add(alice)
     shared = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -65,7 +69,9 @@ def test_a_run_is_shared_only_with_a_team_that_sees_its_data(alice, people, base
 
 
 def test_a_name_holds_no_control_characters(alice, base_model, data, no_bell):
-    run = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="a\0b\nc\x1b[31m")
+    run = launch_run(
+        alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="a\0b\nc\x1b[31m"
+    )
     assert run.name == "a b c [31m"
 
 
@@ -90,7 +96,9 @@ def test_a_living_run_is_asked_to_stop(run):
     assert (stopped.state, stopped.wish) == (State.STOPPING, Wish.DISCARD)
 
 
-def test_a_stopped_run_goes_on_and_a_finished_one_does_not(run, django_capture_on_commit_callbacks, no_bell):
+def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
+    run, django_capture_on_commit_callbacks, no_bell
+):
     Run.objects.filter(pk=run.pk).update(state=State.STOPPED, wish=Wish.STOP)
     for name in ("stop", "result.json"):
         (run.folder / name).write_text("{}")

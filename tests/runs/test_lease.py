@@ -65,7 +65,9 @@ def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
     claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
     assert claim(run.pk) is None
-    Run.objects.filter(pk=run.pk).update(lease_owner="elsewhere:1:1", lease_expires_at=Now() - timedelta(seconds=1))
+    Run.objects.filter(pk=run.pk).update(
+        lease_owner="elsewhere:1:1", lease_expires_at=Now() - timedelta(seconds=1)
+    )
     assert claim(run.pk) is not None
 
 

@@ -1,4 +1,6 @@
-"""The list of runs: filters, order and pages from an allow-list, and what people do to runs in it."""
+"""The list of runs: filters, order and pages from an allow-list, and what people do to runs in
+it.
+"""
 
 import pytest
 
@@ -20,7 +22,13 @@ def several(run, people):
         ("Delta", "finished", "mallory", 0.1),
     ):
         copy = Run.objects.get(pk=run.pk)
-        copy.pk, copy.name, copy.state, copy.owner, copy.best_heldout_loss = None, name, state, people[owner], loss
+        copy.pk, copy.name, copy.state, copy.owner, copy.best_heldout_loss = (
+            None,
+            name,
+            state,
+            people[owner],
+            loss,
+        )
         copy.team = None if owner == "mallory" else run.team
         copy.save()
         made.append(copy)
@@ -63,7 +71,9 @@ def test_filters_and_order(several, alice, query, found):
         assert order[0] == found[0]
 
 
-@pytest.mark.parametrize("query", [{"sort": "owner__password"}, {"sort": "?"}, {"state": "x"}, {"sort": "--name"}])
+@pytest.mark.parametrize(
+    "query", [{"sort": "owner__password"}, {"sort": "?"}, {"state": "x"}, {"sort": "--name"}]
+)
 def test_nothing_else_reaches_the_database(query):
     with pytest.raises(UserError):
         Asked.from_query(query)
@@ -81,7 +91,10 @@ def test_every_column_sorts_both_ways(several, as_alice, sort):
 
 
 def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
-    as_alice.post(f"/runs/{run.pk}/edit", {"name": "New", "tags": "one, two, one,", "notes": "Remember.\nThis."})
+    as_alice.post(
+        f"/runs/{run.pk}/edit",
+        {"name": "New", "tags": "one, two, one,", "notes": "Remember.\nThis."},
+    )
     run.refresh_from_db()
     assert (run.name, run.tag_list, run.notes) == ("New", ["one", "two"], "Remember.\nThis.")
     assert "Remember." in as_alice.get(f"/runs/{run.pk}").content.decode()
@@ -129,7 +142,9 @@ def test_two_thousand_runs_take_no_query_a_row(run, as_alice, django_assert_max_
         copy = (
             Run.objects.get(pk=run.pk)
             if not copies
-            else Run(**{f.attname: getattr(copies[0], f.attname) for f in Run._meta.concrete_fields})
+            else Run(
+                **{f.attname: getattr(copies[0], f.attname) for f in Run._meta.concrete_fields}
+            )
         )
         copy.pk, copy.name = None, f"Run {i}"
         copies.append(copy)

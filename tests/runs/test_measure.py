@@ -1,4 +1,6 @@
-"""What will be trained, told before it is: tokens with their fate, lengths, and a forecast that training then keeps."""
+"""What will be trained, told before it is: tokens with their fate, lengths, and a forecast that
+training then keeps.
+"""
 
 import inspect
 import json
@@ -34,29 +36,43 @@ def test_tokens_are_shown_with_their_fate(base_model):
     told = tokens_of(base_model, tiny.ROWS[:1], max_length=20, train_on_prompt=False)
     row = told["rows"][0]
     assert told["template"] == "model"
-    assert text_of(row, "m") == "<|im_start|>user\nturn on the kitchen lamp<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        text_of(row, "m")
+        == "<|im_start|>user\nturn on the kitchen lamp<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert text_of(row, "t").startswith('{"intent"')
     assert text_of(row, "c").endswith("<|im_end|>\n")
     assert sum(len(piece["tokens"]) for piece in row["pieces"]) == row["tokens"]
 
 
 def test_characters_of_several_tokens_and_plain_text_are_whole(base_model):
-    row = tokens_of(base_model, [{"text": "hé 😀 ok"}], max_length=99, train_on_prompt=False)["rows"][0]
+    row = tokens_of(base_model, [{"text": "hé 😀 ok"}], max_length=99, train_on_prompt=False)[
+        "rows"
+    ][0]
     assert text_of(row, "m") + text_of(row, "t") == "hé 😀 ok<|im_end|>"
 
 
 def test_a_row_that_the_template_cannot_hold_says_why(base_model):
-    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "lamp", "arguments": {}}}]}
-    row = tokens_of(base_model, [{"messages": [{"role": "user", "content": "a"}, call]}], max_length=99, train_on_prompt=False)[
-        "rows"
-    ][0]
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "lamp", "arguments": {}}}],
+    }
+    row = tokens_of(
+        base_model,
+        [{"messages": [{"role": "user", "content": "a"}, call]}],
+        max_length=99,
+        train_on_prompt=False,
+    )["rows"][0]
     assert "leaves out the tool call `lamp`" in row["problem"]
 
 
 def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatch, settings):
     from training.errors import UserError
 
-    folder = tiny.make_model(tmp_path / "endless", template="{% for i in range(999999999) %}x{% endfor %}")
+    folder = tiny.make_model(
+        tmp_path / "endless", template="{% for i in range(999999999) %}x{% endfor %}"
+    )
     base_model.location = str(folder)
     monkeypatch.setattr("training.runs.forecast.token_lengths.PATIENCE_SECONDS", 8)
     with pytest.raises(UserError, match=r"took too long|broke off|cannot read"):
@@ -64,11 +80,19 @@ def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatc
 
 
 def test_the_forecast_is_what_training_then_does(data, base_model, alice):
-    """Steps, rows, tokens and trainable parameters of the card against the engine's own start event."""
+    """Steps, rows, tokens and trainable parameters of the card against the engine's own start
+    event.
+    """
     from training.engine.__main__ import main
     from training.runs.launch.services import launch_run
 
-    settings = {**tiny.SETTINGS, "max_steps": 0, "epochs": 2, "max_length": 30, "tokens_per_batch": 100}
+    settings = {
+        **tiny.SETTINGS,
+        "max_steps": 0,
+        "epochs": 2,
+        "max_length": 30,
+        "tokens_per_batch": 100,
+    }
     found = lengths(data, base_model)
     said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
@@ -90,7 +114,9 @@ def test_lengths_are_measured_once(data, base_model, monkeypatch):
     assert (again.total == first.total).all()
 
 
-def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(data, base_model, monkeypatch, as_alice):
+def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(
+    data, base_model, monkeypatch, as_alice
+):
     monkeypatch.setattr("training.runs.forecast.token_lengths.MOST_ROWS", 10)
     found = lengths(data, base_model)
     assert found.measured < found.rows == data.train_rows
@@ -118,11 +144,16 @@ def test_the_page_shows_colours_shares_and_the_template(as_alice, data, base_mod
     assert "padding" in page
 
 
-def test_a_model_without_a_template_uses_the_plain_one_and_says_so(tmp_path, as_alice, data, base_model):
+def test_a_model_without_a_template_uses_the_plain_one_and_says_so(
+    tmp_path, as_alice, data, base_model
+):
     folder = tiny.make_model(tmp_path / "bare", template=None)
     base_model.location = str(folder)
     base_model.save()
-    assert "has no chat template; SnapML" in as_alice.get(f"/data/versions/{data.pk}/trained").content.decode()
+    assert (
+        "has no chat template; SnapML"
+        in as_alice.get(f"/data/versions/{data.pk}/trained").content.decode()
+    )
 
 
 def test_rows_with_markup_are_shown_as_text(as_alice, alice, base_model):
@@ -134,7 +165,12 @@ def test_rows_with_markup_are_shown_as_text(as_alice, alice, base_model):
 
 
 def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
-    chosen = {"model": base_model.pk, "data": data.pk, "max_length": "64", "tokens_per_batch": "128"}
+    chosen = {
+        "model": base_model.pk,
+        "data": data.pk,
+        "max_length": "64",
+        "tokens_per_batch": "128",
+    }
     assert "counting tokens" in as_alice.post("/runs/new/card", chosen).content.decode()
     answer = as_alice.get(f"/runs/new/measured?model={base_model.pk}&data={data.pk}")
     assert (answer.status_code, answer["HX-Trigger"]) == (204, "measured")
@@ -155,7 +191,9 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
 )
 def test_the_button_names_the_next_thing_that_is_missing(as_alice, data, base_model, posted, label):
     places = {"M": base_model.pk, "D": data.pk}
-    card = as_alice.post("/runs/new/card", {name: places.get(value, value) for name, value in posted.items()}).content.decode()
+    card = as_alice.post(
+        "/runs/new/card", {name: places.get(value, value) for name, value in posted.items()}
+    ).content.decode()
     assert label in card
 
 
@@ -163,7 +201,9 @@ def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model,
     asked = {"model": base_model.pk, "data": data.pk, "max_length": "64", "learning_rate": "0.1"}
     refused = as_alice.post("/runs/new", asked)
     assert refused.status_code == 409
-    warning = "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
+    warning = (
+        "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
+    )
     assert warning in refused.content.decode()
     assert as_alice.post("/runs/new", {**asked, "seen": mark(warning)}).status_code == 302
 
@@ -174,29 +214,52 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
     assert told["runs"] == 2
     found = as_alice.get(f"/api/v1/runs/lengths?model={base_model.pk}&data={data.pk}").json()
     assert found["rows"] == data.train_rows
-    assert {s["name"] for s in as_alice.get("/api/v1/runs/settings").json()} >= {"rank", "packing", "early_stopping"}
+    assert {s["name"] for s in as_alice.get("/api/v1/runs/settings").json()} >= {
+        "rank",
+        "packing",
+        "early_stopping",
+    }
 
 
 def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model, alice):
     from training.engine.__main__ import main
     from training.runs.launch.services import launch_run
 
-    for more in ({"accumulation": 4, "epochs": 2, "max_steps": 0}, {"accumulation": 2, "max_steps": 3}):
+    for more in (
+        {"accumulation": 4, "epochs": 2, "max_steps": 0},
+        {"accumulation": 2, "max_steps": 3},
+    ):
         settings = {**tiny.SETTINGS, "tokens_per_batch": 80, **more}
-        said = forecast(RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of())
+        said = forecast(
+            RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of()
+        )
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
         main([str(run.folder)])
         steps = [e for e in tiny.events(run.folder) if e["kind"] == "step"]
-        assert (said["steps"], said["tokens"], said["exact"]) == (len(steps), sum(e["tokens"] for e in steps), True)
+        assert (said["steps"], said["tokens"], said["exact"]) == (
+            len(steps),
+            sum(e["tokens"] for e in steps),
+            True,
+        )
 
 
 def test_target_modules_count_as_peft_matches_them(data, base_model):
-    dotted = forecast(RunConfig(target_modules="self_attn.q_proj", max_length=64), base_model, data, None, target_of())
-    plain = forecast(RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, target_of())
+    dotted = forecast(
+        RunConfig(target_modules="self_attn.q_proj", max_length=64),
+        base_model,
+        data,
+        None,
+        target_of(),
+    )
+    plain = forecast(
+        RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, target_of()
+    )
     assert dotted["trainable"] == plain["trainable"] > 0
 
 
-def test_data_that_the_model_cannot_hold_is_not_launched(tmp_path, as_alice, alice, data, base_model, no_bell):
+def test_data_that_the_model_cannot_hold_is_not_launched(
+    tmp_path, as_alice, alice, data, base_model, no_bell
+):
     folder = tiny.make_model(tmp_path / "strict", template="{{ raise_exception('never') }}")
     base_model.location = str(folder)
     base_model.save()

@@ -1,4 +1,6 @@
-"""The memory forecast: one law answers every batch as a simulation of that very batch does, and the card says whether it fits."""
+"""The memory forecast: one law answers every batch as a simulation of that very batch does, and the
+card says whether it fits.
+"""
 
 import json
 from dataclasses import replace
@@ -16,7 +18,9 @@ from training.runs.models import Run
 
 @pytest.fixture(scope="module")
 def simulated(tiny_model):
-    """Laws of three techniques, and what the fake run at full depth says of a batch that no law has seen."""
+    """Laws of three techniques, and what the fake run at full depth says of a batch that no law has
+    seen.
+    """
     from training.engine.simulation.fake_step import FakeRun, model_config_of
     from training.engine.simulation.forecast import law_of
 
@@ -28,8 +32,15 @@ def simulated(tiny_model):
         batch = Shape(5, 70, 90)
         run.step(batch)
         moments = run.step(batch)
-        told = max(sum(row) for name, rows in moments.items() for row in rows if not name.startswith("eval"))
-        measuring = max(sum(row) for name, rows in moments.items() for row in rows if name.startswith("eval"))
+        told = max(
+            sum(row)
+            for name, rows in moments.items()
+            for row in rows
+            if not name.startswith("eval")
+        )
+        measuring = max(
+            sum(row) for name, rows in moments.items() for row in rows if name.startswith("eval")
+        )
         found[method] = (config, law, batch, told, measuring, run.trainable)
         run.close()
     return found
@@ -40,7 +51,9 @@ def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
     config, law, batch, told, measuring, trainable = simulated[method]
     kept = Law.from_json(json.loads(json.dumps(law.to_json())))
     assert largest(kept, [batch], config).total == pytest.approx(told, rel=0.005)
-    assert largest(kept, [batch], config, measuring=True).total == pytest.approx(measuring, rel=0.005)
+    assert largest(kept, [batch], config, measuring=True).total == pytest.approx(
+        measuring, rel=0.005
+    )
     assert memory.law_trainable(kept, config) == trainable
 
 
@@ -48,26 +61,46 @@ def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
     config, law, batch, told, _, _ = simulated["lora"]
     assert largest(law, [batch], replace(config, rank=64)).total > told
     assert largest(law, [Shape(10, 70, 90)], config).total > told
-    assert set(largest(law, [batch], config).kinds) >= {"weights", "gradients", "optimizer", "activations", "logits", "temporary"}
+    assert set(largest(law, [batch], config).kinds) >= {
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "logits",
+        "temporary",
+    }
 
 
 def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatch, simulated):
     settings.HOME = tmp_path
     asked = []
     told = simulated["lora"][1].to_json()
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda request: asked.append(request) or told)
+    monkeypatch.setattr(
+        memory_estimators.PROGRAM, "ask", lambda request: asked.append(request) or told
+    )
     config = RunConfig()
     assert memory_estimators.kept_law(tiny_model, config, "cpu") is None
-    for one in (config, replace(config, rank=32), replace(config, learning_rate=0.002), replace(config, max_length=256)):
+    for one in (
+        config,
+        replace(config, rank=32),
+        replace(config, learning_rate=0.002),
+        replace(config, max_length=256),
+    ):
         memory_estimators.law(tiny_model, one, "cpu")
     assert len(asked) == 1
     memory_estimators.law(tiny_model, replace(config, gradient_checkpointing=True), "cpu")
     assert len(asked) == 2
 
 
-def test_a_technique_that_does_not_fit_says_so_each_time(tiny_model, settings, tmp_path, monkeypatch):
+def test_a_technique_that_does_not_fit_says_so_each_time(
+    tiny_model, settings, tmp_path, monkeypatch
+):
     settings.HOME = tmp_path
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: {"error": "It does not fit.", "field": "method"})
+    monkeypatch.setattr(
+        memory_estimators.PROGRAM,
+        "ask",
+        lambda _request: {"error": "It does not fit.", "field": "method"},
+    )
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit"):
             memory_estimators.law(tiny_model, RunConfig(), "cpu")
@@ -77,9 +110,19 @@ def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, 
     settings.HOME = tmp_path
     true_ask, answers = (
         memory_estimators.PROGRAM.ask,
-        [{"error": "The simulation broke off (OSError); try again.", "field": "model", "passing": True}],
+        [
+            {
+                "error": "The simulation broke off (OSError); try again.",
+                "field": "model",
+                "passing": True,
+            }
+        ],
     )
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda request: answers.pop() if answers else true_ask(request))
+    monkeypatch.setattr(
+        memory_estimators.PROGRAM,
+        "ask",
+        lambda request: answers.pop() if answers else true_ask(request),
+    )
     with pytest.raises(UserError, match="try again"):
         memory_estimators.law(tiny_model, RunConfig(), "cpu")
     assert memory_estimators.kept_law(tiny_model, RunConfig(), "cpu") is None
@@ -89,12 +132,17 @@ def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, 
 def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
     from training.engine.simulation import forecast
 
-    told = forecast.answer(json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"}))
+    told = forecast.answer(
+        json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"})
+    )
     assert told["passing"]
 
 
 def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
-    keys = [memory_estimators.key_of(tiny_model, RunConfig(dropout=share), "cpu") for share in (0.0, 0.05, 0.1)]
+    keys = [
+        memory_estimators.key_of(tiny_model, RunConfig(dropout=share), "cpu")
+        for share in (0.0, 0.05, 0.1)
+    ]
     assert keys[0] != keys[1] == keys[2]
 
 
@@ -103,7 +151,11 @@ SHORT_OF_MEMORY = {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [*((name, {}) for name in TABLE), ("full", SHORT_OF_MEMORY), ("full", {**SHORT_OF_MEMORY, "precision": "bf16"})],
+    [
+        *((name, {}) for name in TABLE),
+        ("full", SHORT_OF_MEMORY),
+        ("full", {**SHORT_OF_MEMORY, "precision": "bf16"}),
+    ],
 )
 def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
     """By the allocator's own log; `benchmarks/forecast.py` has the whole grid."""
@@ -114,18 +166,24 @@ def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
 
     torch.manual_seed(0)
     folder = forecast.make_models(tmp_path)["llama"]
-    settings = {"method": method, "precision": "fp32", **more} | ({"prompt_init": "random"} if method == "prompt" else {})
+    settings = {"method": method, "precision": "fp32", **more} | (
+        {"prompt_init": "random"} if method == "prompt" else {}
+    )
     config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
     assert loaded.pick_device().type == "cpu"
     told = forecast.forecast(folder, config, shape, torch.device("cpu"))
-    assert told == pytest.approx(forecast.measure(folder, config, shape, torch.device("cpu")), rel=0.05)
+    assert told == pytest.approx(
+        forecast.measure(folder, config, shape, torch.device("cpu")), rel=0.05
+    )
 
 
 def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
     target = target_of()
     assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
     told = {"device": target.name, "variable": 10**9, "optimizer": "adamw"}
-    Run.objects.filter(pk=run.pk).update(state="finished", peak_memory_bytes=13 * 10**8, forecast=told)
+    Run.objects.filter(pk=run.pk).update(
+        state="finished", peak_memory_bytes=13 * 10**8, forecast=told
+    )
     assert memory.constant_part(target).framework == 3 * 10**8
     Run.objects.filter(pk=run.pk).update(peak_memory_bytes=5 * 10**8)
     assert memory.constant_part(target).framework == 0
@@ -134,8 +192,12 @@ def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
 
 
 def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
-    """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine checks names at its start."""
+    """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine
+    checks names at its start.
+    """
     from training.engine.simulation.forecast import law_of
 
-    config = RunConfig(precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32")
+    config = RunConfig(
+        precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32"
+    )
     assert law_of(tiny_model, config, "cpu").facts["trainable_00"] > 0

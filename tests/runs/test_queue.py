@@ -1,4 +1,6 @@
-"""A waiting run gets a device from the one queue, is told its place and reason, makes room, and gives its device back."""
+"""A waiting run gets a device from the one queue, is told its place and reason, makes room, and
+gives its device back.
+"""
 
 import math
 from datetime import timedelta
@@ -32,7 +34,14 @@ def another(run):
     def make(**changes):
         made = Run.objects.get(pk=run.pk)
         made.pk = None
-        fresh = {"queued_at": timezone.now(), "name": "another", "state": State.QUEUED, "waits": {}, "step": 0, "total_steps": 0}
+        fresh = {
+            "queued_at": timezone.now(),
+            "name": "another",
+            "state": State.QUEUED,
+            "waits": {},
+            "step": 0,
+            "total_steps": 0,
+        }
         fresh |= {"lease_token": "", "lease_owner": "", "seconds_per_step": None}
         for name, value in (fresh | changes).items():
             setattr(made, name, value)
@@ -56,7 +65,12 @@ def ended_watch(run, code=75):
 def test_an_admitted_run_holds_its_device_until_its_engine_is_gone(run, device):
     watch = ended_watch(run)
     held = Allocation.objects.get()
-    assert (held.run_id, held.device, held.released_at, held.user) == (run.pk, device, None, run.owner)
+    assert (held.run_id, held.device, held.released_at, held.user) == (
+        run.pk,
+        device,
+        None,
+        run.owner,
+    )
     watch.requeue("gone")
     held.refresh_from_db()
     assert held.released_at is not None
@@ -67,17 +81,31 @@ def test_the_database_itself_refuses_a_device_twice(run, another, device):
     allocations.reserve(device, holder)
     with pytest.raises(IntegrityError), transaction.atomic():
         Allocation.objects.create(
-            device=device, place=0, run_id=99, run_name="", user=run.owner, priority="normal", started_at=timezone.now()
+            device=device,
+            place=0,
+            run_id=99,
+            run_name="",
+            user=run.owner,
+            priority="normal",
+            started_at=timezone.now(),
         )
     with pytest.raises(IntegrityError), transaction.atomic():
         Allocation.objects.create(
-            device=device, place=1, run_id=run.pk, run_name="", user=run.owner, priority="normal", started_at=timezone.now()
+            device=device,
+            place=1,
+            run_id=run.pk,
+            run_name="",
+            user=run.owner,
+            priority="normal",
+            started_at=timezone.now(),
         )
 
 
 def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run, another):
     claim(run.pk)
-    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0)
+    Run.objects.filter(pk=run.pk).update(
+        state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0
+    )
     second, third = another(), another()
     reasons.look()
     now = timezone.now().timestamp()
@@ -110,7 +138,10 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
     held = Allocation.objects.get(run_id=run.pk)
     assert held.evicted_for == urgent.pk
     assert Device.objects.get().kept_for == urgent.pk
-    assert waits(urgent)["reason"] == f"starts when run {run.pk} has saved its checkpoint and left its device."
+    assert (
+        waits(urgent)["reason"]
+        == f"starts when run {run.pk} has saved its checkpoint and left its device."
+    )
     sent = []
     watch.engine.__class__.signal = lambda _s, number: sent.append(number)
     watch.look()
@@ -120,7 +151,10 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
     watch.end()
     run.refresh_from_db()
     assert run.state == State.QUEUED
-    assert f"Stopped for run {urgent.pk} at step 12; 2 steps since its checkpoint are trained again." in run.message
+    assert (
+        f"Stopped for run {urgent.pk} at step 12; 2 steps since its checkpoint are trained again."
+        in run.message
+    )
     assert admission.admit() == [urgent.pk]
     assert {entry.act for entry in AuditEntry.objects.all()} == {"admitted", "preempted"}
 
@@ -141,7 +175,9 @@ def test_a_run_without_a_forecast_has_its_device_alone(run, another):
 
 def test_runs_of_a_host_that_is_gone_wait_again_and_go_on_elsewhere(run):
     claim(run.pk)
-    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=1))
+    Run.objects.filter(pk=run.pk).update(
+        state=State.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=1)
+    )
     Host.objects.update(reported_at=timezone.now() - timedelta(minutes=5))
     assert admission.admit() == []
     run.refresh_from_db()
@@ -165,7 +201,9 @@ def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
     watch.look()
 
 
-def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_not(run, another, people):
+def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_not(
+    run, another, people
+):
     claim(run.pk)
     pool = Pool.objects.get()
     with pytest.raises(NotAllowed):
@@ -182,9 +220,13 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
     assert admission.admit() == [waiting.pk]
 
 
-def test_what_can_never_run_is_refused_at_launch(alice, base_model, data, device, no_bell, monkeypatch):
+def test_what_can_never_run_is_refused_at_launch(
+    alice, base_model, data, device, no_bell, monkeypatch
+):
     monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
-    with pytest.raises(UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"):
+    with pytest.raises(
+        UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"
+    ):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
     monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 20 * GB})
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
@@ -224,8 +266,12 @@ def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice)
 def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
     claim(run.pk)
     Quota.objects.create(pool=Pool.objects.get(), team=run.team, longest_seconds=3600)
-    Allocation.objects.update(started_at=timezone.now() - timedelta(hours=2), released_at=timezone.now())
-    Run.objects.filter(pk=run.pk).update(state=State.STOPPED, lease_token="", lease_owner="", lease_expires_at=None)
+    Allocation.objects.update(
+        started_at=timezone.now() - timedelta(hours=2), released_at=timezone.now()
+    )
+    Run.objects.filter(pk=run.pk).update(
+        state=State.STOPPED, lease_token="", lease_owner="", lease_expires_at=None
+    )
     run.refresh_from_db()
     with pytest.raises(NotAllowed, match=r"has held devices for 1\.0 h"):
         continue_run(run.owner, run)
@@ -252,7 +298,10 @@ def test_a_stop_while_it_makes_room_is_a_stop(run, another):
     (run.folder / "checkpoints").mkdir()
     watch.end()
     run.refresh_from_db()
-    assert (run.state, run.message) == (State.STOPPED, "Stopped after step 5; its checkpoint is kept.")
+    assert (run.state, run.message) == (
+        State.STOPPED,
+        "Stopped after step 5; its checkpoint is kept.",
+    )
 
 
 def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alice):
@@ -274,7 +323,12 @@ def test_the_api_tells_the_queue(run, another, as_alice):
     second = another()
     reasons.look()
     [told] = as_alice.get("/api/v1/runs/queue").json()["items"]
-    assert (told["id"], told["owner"], told["pool"], told["place"]) == (second.pk, "alice", "CPU", 1)
+    assert (told["id"], told["owner"], told["pool"], told["place"]) == (
+        second.pk,
+        "alice",
+        "CPU",
+        1,
+    )
     assert "is in use" in told["reason"] and told["latest"] is None
 
 
@@ -282,7 +336,9 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
     second = another()
     assert admission.admit() == [run.pk]
     reasons.look()
-    assert f"has been given {Device.objects.get()}" in as_alice.get(f"/runs/{run.pk}").content.decode()
+    assert (
+        f"has been given {Device.objects.get()}" in as_alice.get(f"/runs/{run.pk}").content.decode()
+    )
     assert "has been given" in as_alice.get("/api/v1/runs/queue").content.decode()
     page = as_alice.get("/gpus").content.decode()
     assert f"Has been given {Device.objects.get()}; its worker takes it up." in page
@@ -326,17 +382,27 @@ def test_who_may_hold_no_device_is_told_at_launch(run, alice, base_model, data):
 def finished(another, device, *, steps, seconds):
     """A run of that many steps that held its device so long, and waited a day before."""
     now = timezone.now()
-    done = another(state=State.FINISHED, total_steps=steps, started_at=now - timedelta(days=1), finished_at=now)
+    done = another(
+        state=State.FINISHED, total_steps=steps, started_at=now - timedelta(days=1), finished_at=now
+    )
     held = {"started_at": now - timedelta(seconds=seconds), "released_at": now}
-    Allocation.objects.create(device=device, run_id=done.pk, user=done.owner, reserved_bytes=1, **held)
+    Allocation.objects.create(
+        device=device, run_id=done.pk, user=done.owner, reserved_bytes=1, **held
+    )
 
 
-def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what_they_waited(run, another, device):
+def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what_they_waited(
+    run, another, device
+):
     for steps, seconds in ((10, 20), (10, 30), (100, 200)):
         finished(another, device, steps=steps, seconds=seconds)
     kinds = durations.usual_times()
-    assert durations.expected_seconds(another(total_steps=1000), kinds) == pytest.approx(2000, rel=0.01)
-    assert durations.expected_seconds(another(total_steps=1000, step=900), kinds) == pytest.approx(200, rel=0.01)
+    assert durations.expected_seconds(another(total_steps=1000), kinds) == pytest.approx(
+        2000, rel=0.01
+    )
+    assert durations.expected_seconds(another(total_steps=1000, step=900), kinds) == pytest.approx(
+        200, rel=0.01
+    )
     assert durations.expected_seconds(another(), kinds) == pytest.approx(30, rel=0.01)
     assert durations.expected_seconds(another(method="full", total_steps=10), kinds) == math.inf
 
@@ -345,9 +411,16 @@ def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, dat
     from training.runs.forecast.token_lengths import lengths
 
     lengths(data, base_model)
-    made = launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 7})
+    made = launch_run(
+        alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 7}
+    )
     assert made.total_steps == 7
-    assert launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 0}).total_steps > 0
+    assert (
+        launch_run(
+            alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 0}
+        ).total_steps
+        > 0
+    )
 
 
 def test_memory_in_use_by_others_is_not_promised_to_a_run(run, another, device):
@@ -359,4 +432,6 @@ def test_memory_in_use_by_others_is_not_promised_to_a_run(run, another, device):
     Device.objects.update(used_bytes=GB // 2)
     assert admission.admit() == [run.pk]
     Device.objects.update(used_bytes=device.total_bytes)
-    assert admission.picture(device.pool, [], timezone.now(), {}).cards[0].taken == GB // 2, "what its run uses is no stranger's"
+    assert admission.picture(device.pool, [], timezone.now(), {}).cards[0].taken == GB // 2, (
+        "what its run uses is no stranger's"
+    )

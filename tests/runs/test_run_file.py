@@ -1,4 +1,6 @@
-"""A run as a file: out and in again to the same, by page, API and command; a file that is none gets a sentence."""
+"""A run as a file: out and in again to the same, by page, API and command; a file that is none gets
+a sentence.
+"""
 
 import io
 
@@ -43,7 +45,11 @@ def test_a_file_that_is_none_gets_a_sentence(text, words):
 def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, alice, people):
     assert find_data(alice, {"data": {"name": "old name", "sha256": run.data.digest}}) == run.data
     assert find_data(alice, {"data": "Lights"}) == run.data
-    for user, wanted in ((people["mallory"], {"name": "Lights"}), (alice, {"name": "Lights", "version": 9}), (alice, None)):
+    for user, wanted in (
+        (people["mallory"], {"name": "Lights"}),
+        (alice, {"name": "Lights", "version": 9}),
+        (alice, None),
+    ):
         with pytest.raises(NotFound):
             find_data(user, {"data": wanted})
 
@@ -51,11 +57,18 @@ def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, a
 def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
     answer = as_alice.get(f"/runs/{run.pk}/config.yaml")
     assert answer["Content-Disposition"] == f'attachment; filename="run-{run.pk}.yaml"'
-    page = as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)}).content.decode()
+    page = as_alice.post(
+        "/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)}
+    ).content.decode()
     assert 'value="Lights, tiny"' in page
     assert '<input id="rank" name="rank" inputmode="decimal" autocomplete="off" value="4">' in page
     bad = as_alice.post(
-        "/runs/new/file", {"file": SimpleUploadedFile("r.yaml", b"settings: {rank: 0}\nmodel: tiny-llama\ndata: Lights")}
+        "/runs/new/file",
+        {
+            "file": SimpleUploadedFile(
+                "r.yaml", b"settings: {rank: 0}\nmodel: tiny-llama\ndata: Lights"
+            )
+        },
     )
     assert "rank is 0" in bad.content.decode()
 
@@ -70,7 +83,8 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
     assert "is waiting for a worker" in out.getvalue()
     assert Run.objects.count() == 2
     file.write_text(
-        "model: tiny-llama\ndata: Lights\nsettings: {rank: [2, 4], alpha: 4, max_length: 64, max_steps: 3, eval_interval: 1}"
+        "model: tiny-llama\ndata: Lights\nsettings: {rank: [2, 4], alpha: 4, max_length: 64, "
+        "max_steps: 3, eval_interval: 1}"
     )
     call_command("launch", file, user="alice", stdout=out)
     assert Sweep.objects.get().runs.count() == 2
@@ -80,8 +94,19 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
 
 def test_new_from_this_run_copies_everything(as_alice, run):
     page = as_alice.get(f"/runs/new?from={run.pk}").content.decode()
-    for name in ("rank", "alpha", "max_steps", "tokens_per_batch", "max_length", "eval_interval", "save_interval"):
-        assert f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"' in page
+    for name in (
+        "rank",
+        "alpha",
+        "max_steps",
+        "tokens_per_batch",
+        "max_length",
+        "eval_interval",
+        "save_interval",
+    ):
+        assert (
+            f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"'
+            in page
+        )
     assert "Lights, tiny again" in page
 
 
@@ -98,7 +123,8 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
 
 
 @pytest.mark.parametrize(
-    ("more", "words"), [({"pool": "Cellar"}, "no pool of devices 'Cellar'"), ({"priority": "at once"}, "is one of")]
+    ("more", "words"),
+    [({"pool": "Cellar"}, "no pool of devices 'Cellar'"), ({"priority": "at once"}, "is one of")],
 )
 def test_a_pool_or_class_that_is_not_there_is_told(device, more, words):
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,6 @@
-"""Two runs on one device: each is held to what it reserved, and one that takes more leaves with a checkpoint and reserves more."""
+"""Two runs on one device: each is held to what it reserved, and one that takes more leaves with a
+checkpoint and reserves more.
+"""
 
 import os
 import threading
@@ -33,7 +35,9 @@ def shared(run):
 
 def beside(run, pk=10**6):
     """Another run holds a place on the same device."""
-    allocations.reserve(Device.objects.get(), allocations.Holder(pk, "other", run.owner, run.team, "normal", GB))
+    allocations.reserve(
+        Device.objects.get(), allocations.Holder(pk, "other", run.owner, run.team, "normal", GB)
+    )
 
 
 def looks(share, times=LOOKS):
@@ -69,7 +73,9 @@ def test_a_device_that_is_shared_since_the_run_began_is_watched_too(shared):
 def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
     beside(shared)
     Pool.objects.update(kind="H100")
-    Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 3 * GB}, {"pid": 1, "bytes": 50 * GB}])
+    Device.objects.update(
+        processes=[{"pid": os.getpid(), "bytes": 3 * GB}, {"pid": 1, "bytes": 50 * GB}]
+    )
     held = Share(shared.pk)
     assert looks(held, 10) == [0] * 10, "one reading, looked at ten times"
     seen = []
@@ -82,9 +88,13 @@ def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
 def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared):
     Pool.objects.update(kind="H100")
     Allocation.objects.update(reserved_bytes=3 * GB)
-    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(3 * GB - CONTEXT_BYTES["cuda"])
+    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(
+        3 * GB - CONTEXT_BYTES["cuda"]
+    )
     Run.objects.update(forecast={"peak": 3 * GB, "context": GB})
-    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(2 * GB), "what its forecast added"
+    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(2 * GB), (
+        "what its forecast added"
+    )
     Pool.objects.update(runs_per_device=1)
     assert "SNAPML_DEVICE_BYTES" not in Share(shared.pk).variables()
 
@@ -96,7 +106,9 @@ def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
 
     def step(seq, reserved):
         payload = {"devices": [{"device": "cuda:0", "reserved_bytes": reserved}]}
-        Event.objects.create(run=shared, seq=seq, kind="step", step=seq, time=time.time(), payload=payload)
+        Event.objects.create(
+            run=shared, seq=seq, kind="step", step=seq, time=time.time(), payload=payload
+        )
 
     def report():
         Host.objects.update(reported_at=timezone.now())
@@ -124,9 +136,13 @@ def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
     assert measured() == 1 * GB, "once is enough"
 
 
-def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(shared):
+def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(
+    shared,
+):
     assert raised(shared, 4 * GB)["peak"] == 42 * GB // 10
-    quota = Quota.objects.create(pool=Pool.objects.get(), team=shared.team, most_bytes=41 * GB // 10)
+    quota = Quota.objects.create(
+        pool=Pool.objects.get(), team=shared.team, most_bytes=41 * GB // 10
+    )
     assert raised(shared, 4 * GB)["peak"] == 41 * GB // 10
     quota.most_bytes = 3 * GB
     quota.save()
@@ -141,7 +157,11 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
     assert "Nowhere may it have as much" in shared.message
 
 
-def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(launched, alice, monkeypatch):  # noqa: F811
+def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
+    launched,  # noqa: F811
+    alice,
+    monkeypatch,
+):
     monkeypatch.setattr(supervisor, "SHARE_SECONDS", 0.05)
     Pool.objects.update(runs_per_device=2)
     run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)

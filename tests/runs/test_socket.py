@@ -128,9 +128,15 @@ async def test_a_change_of_state_alone_is_told(run, alice):
     socket, _ = await connect(alice)
     await subscribe(socket, run)
     assert (await receive(socket, run))["state"]["label"] == "Waiting"
-    await sync_to_async(Run.objects.filter(pk=run.pk).update)(state="failed", message="No.", revision=9)
+    await sync_to_async(Run.objects.filter(pk=run.pk).update)(
+        state="failed", message="No.", revision=9
+    )
     told = await receive(socket, run)
-    assert (told["state"]["label"], told["state"]["message"], told["events"]) == ("Failed", "No.", [])
+    assert (told["state"]["label"], told["state"]["message"], told["events"]) == (
+        "Failed",
+        "No.",
+        [],
+    )
     await socket.disconnect()
 
 
@@ -274,7 +280,9 @@ async def test_a_frame_that_is_never_acknowledged_ends_it(run, alice, monkeypatc
     assert await closed_with(socket) == consumers.TOO_SLOW
 
 
-async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_back(run, alice, monkeypatch):
+async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_back(
+    run, alice, monkeypatch
+):
     async def broken(_run_id):
         raise RuntimeError("the database is gone")
 
@@ -286,7 +294,9 @@ async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_bac
 
 async def test_the_host_must_be_an_allowed_one_too(alice):
     with override_settings(ALLOWED_HOSTS=["snapml.example"]):
-        _, connected = await connect(alice, ((b"origin", b"http://snapml.example"), (b"host", b"snapml.example")))
+        _, connected = await connect(
+            alice, ((b"origin", b"http://snapml.example"), (b"host", b"snapml.example"))
+        )
         assert connected
         _, connected = await connect(alice)
         assert not connected

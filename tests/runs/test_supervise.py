@@ -1,4 +1,6 @@
-"""A worker watches a real engine train a tiny model; and what it says when the engine ends in other ways."""
+"""A worker watches a real engine train a tiny model; and what it says when the engine ends in other
+ways.
+"""
 
 import shutil
 import signal
@@ -25,7 +27,13 @@ def launched(transactional_db, alice, base_model, data, device, no_bell):
     made = []
 
     def launch(**settings):
-        run = launch_run(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, **settings}, name="Lamps")
+        run = launch_run(
+            alice,
+            base_model=base_model,
+            data=data,
+            settings={**tiny.SETTINGS, **settings},
+            name="Lamps",
+        )
         made.append(run)
         return run
 
@@ -94,7 +102,12 @@ def ended(run, *, code, killed_for_memory=False, **changes):
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(-9, "killed (SIGKILL)"), (-11, "died of SIGSEGV"), (70, "crashed"), (None, "while no worker watched")],
+    [
+        (-9, "killed (SIGKILL)"),
+        (-11, "died of SIGSEGV"),
+        (70, "crashed"),
+        (None, "while no worker watched"),
+    ],
 )
 def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
     ended(run, code=code).end()
@@ -109,7 +122,10 @@ def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monk
     monkeypatch.setattr(supervisor.ways_on, "recover", lambda _run: "Half the rows at once.")
     ended(run, code=-9, killed_for_memory=True).end()
     run.refresh_from_db()
-    assert "memory ran out on its host at that moment" in run.message and "Half the rows at once." in run.message
+    assert (
+        "memory ran out on its host at that moment" in run.message
+        and "Half the rows at once." in run.message
+    )
 
 
 @pytest.mark.django_db
@@ -124,8 +140,12 @@ def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
     process = engine_process.EngineProcess(tmp_path)
     process.start({"CUDA_VISIBLE_DEVICES": "GPU-7"})
     told = Path(f"/proc/{process.pid}/environ")
-    wait_for(lambda: b"HF_HUB_OFFLINE" in told.read_bytes())  # between fork and exec it is still ours
-    assert {b"ONEDNN_PRIMITIVE_CACHE_CAPACITY=32", b"CUDA_VISIBLE_DEVICES=GPU-7"} <= set(told.read_bytes().split(b"\0"))
+    wait_for(
+        lambda: b"HF_HUB_OFFLINE" in told.read_bytes()
+    )  # between fork and exec it is still ours
+    assert {b"ONEDNN_PRIMITIVE_CACHE_CAPACITY=32", b"CUDA_VISIBLE_DEVICES=GPU-7"} <= set(
+        told.read_bytes().split(b"\0")
+    )
     process.signal(signal.SIGKILL)
 
 
@@ -150,7 +170,9 @@ def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG])
+@pytest.mark.parametrize(
+    "outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG]
+)
 def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
     watch = ended(run, code=1)
     Result(outcome=outcome, message="It was too much.").write(run.folder)
@@ -209,7 +231,11 @@ def test_the_leash_is_touched_only_with_a_valid_lease(run):
 def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
     sent = []
     watch = ended(run, code=None, wish=Wish.STOP)
-    watch.engine = type("Deaf", (), {"ask_to_stop": lambda _s, how: sent.append(how), "signal": lambda _s, n: sent.append(n)})()
+    watch.engine = type(
+        "Deaf",
+        (),
+        {"ask_to_stop": lambda _s, how: sent.append(how), "signal": lambda _s, n: sent.append(n)},
+    )()
     watch.look()
     watch.stop_asked_at = time.monotonic() - supervisor.STOP_PATIENCE_SECONDS - 1
     watch.look()

@@ -32,7 +32,9 @@ def test_too_many_runs_are_refused_with_their_number():
 
 def test_one_wrong_member_refuses_all(alice, base_model, data, no_bell):
     with pytest.raises(ConfigError, match="rank is 0"):
-        launch_sweep(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [4, 0]})
+        launch_sweep(
+            alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [4, 0]}
+        )
     assert (Run.objects.count(), Sweep.objects.count()) == (0, 0)
 
 
@@ -44,7 +46,10 @@ def test_values_that_are_none_are_named(values):
 
 def post(client, base_model, data, **more):
     settings = {name: str(value) for name, value in tiny.SETTINGS.items() if name != "precision"}
-    return client.post("/runs/new", {"model": base_model.pk, "data": data.pk, **settings, "precision": "fp32", **more})
+    return client.post(
+        "/runs/new",
+        {"model": base_model.pk, "data": data.pk, **settings, "precision": "fp32", **more},
+    )
 
 
 def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_bell):
@@ -58,12 +63,15 @@ def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_bell):
 
 def test_the_card_counts_the_grid(as_alice, base_model, data):
     page = as_alice.post(
-        "/runs/new/card", {"model": base_model.pk, "data": data.pk, "rank": "2, 4, 8", "alpha": "8, 16, 32, 64"}
+        "/runs/new/card",
+        {"model": base_model.pk, "data": data.pk, "rank": "2, 4, 8", "alpha": "8, 16, 32, 64"},
     ).content.decode()
     assert "12 runs; start?" in page
 
 
 def test_a_stranger_sees_no_sweep(client, people, alice, base_model, data, no_bell):
-    sweep = launch_sweep(alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [2, 4]})
+    sweep = launch_sweep(
+        alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [2, 4]}
+    )
     client.force_login(people["mallory"])
     assert client.get(f"/sweeps/{sweep.pk}").status_code == 404

@@ -1,4 +1,6 @@
-"""Out of memory is a state to recover from: what can be changed, what each change needs, and going on from the checkpoint."""
+"""Out of memory is a state to recover from: what can be changed, what each change needs, and going
+on from the checkpoint.
+"""
 
 import json
 import signal
@@ -25,11 +27,17 @@ GB = 10**9
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch):
-    """A law that knows rows and checkpointing only; true ones take seconds and are tested in test_memory.py."""
-    monkeypatch.setattr("training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config)
+    """A law that knows rows and checkpointing only; true ones take seconds and are tested in
+    test_memory.py.
+    """
+    monkeypatch.setattr(
+        "training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config
+    )
     monkeypatch.setattr(
         "training.runs.forecast.memory_ladder.memory_forecast",
-        lambda law, config, _found, _framework: {"peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts},
+        lambda law, config, _found, _framework: {
+            "peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts
+        },
     )
 
 
@@ -39,14 +47,20 @@ def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
     watch.engine = type("Gone", (), {"exit_code": code, "killed_for_memory": None})()
     if outcome:
-        Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(run.folder)
+        Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(
+            run.folder
+        )
     watch.end()
     run.refresh_from_db()
 
 
 def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_forecasts(run):
     ended(run)
-    assert (run.state, run.failure, run.message) == ("failed", "out_of_memory", "Out of memory at step 41, while evaluating.")
+    assert (run.state, run.failure, run.message) == (
+        "failed",
+        "out_of_memory",
+        "Out of memory at step 41, while evaluating.",
+    )
     told = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.ways_of(run)}
     assert told["halve"] == ({"batch_parts": 2}, 8 * GB)
     assert told["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
@@ -58,7 +72,12 @@ def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, al
     ended(run)
     oom_recovery.go_on_with(alice, run, "halve")
     run.refresh_from_db()
-    assert (run.state, run.failure, run.config["batch_parts"], run.forecast["peak"]) == ("queued", "", 2, 8 * GB)
+    assert (run.state, run.failure, run.config["batch_parts"], run.forecast["peak"]) == (
+        "queued",
+        "",
+        2,
+        8 * GB,
+    )
     written = json.loads((run.folder / "config.json").read_text())
     assert written["batch_parts"] == 2
     assert RunConfig.from_dict(written).model.endswith("tiny-llama")
@@ -80,7 +99,9 @@ def test_recover_by_itself_is_a_setting(run):
     assert not (run.folder / "result.json").exists()
 
 
-def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(run, settings_of_deaths):
+def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(
+    run, settings_of_deaths
+):
     Run.objects.filter(pk=run.pk).update(deaths=1)
     ended(run, code=-signal.SIGKILL, outcome=None, recover=True)
     assert (run.state, run.config["batch_parts"]) == ("queued", 2)
@@ -100,9 +121,15 @@ def settings_of_deaths(settings):
     settings.MAX_DEATHS = 3
 
 
-def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(alice, base_model, data, device, no_bell, monkeypatch):
-    assert "batch_parts 2 it would need 8.0 GB" in nearest(RunConfig(), base_model, data, 10 * GB, target_of())
-    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(RunConfig(), base_model, data, 5 * GB, target_of())
+def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
+    alice, base_model, data, device, no_bell, monkeypatch
+):
+    assert "batch_parts 2 it would need 8.0 GB" in nearest(
+        RunConfig(), base_model, data, 10 * GB, target_of()
+    )
+    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(
+        RunConfig(), base_model, data, 5 * GB, target_of()
+    )
     monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -122,9 +149,13 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
     known = []
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config if config in known else None
+        "training.runs.forecast.memory_ladder.kept_law",
+        lambda _folder, config, _device: config if config in known else None,
     )
-    monkeypatch.setattr("training.runs.worker.oom_recovery.law", lambda _folder, config, _device: known.append(config))
+    monkeypatch.setattr(
+        "training.runs.worker.oom_recovery.law",
+        lambda _folder, config, _device: known.append(config),
+    )
     ended(run)
     first = as_alice.get(f"/runs/{run.pk}/ways").content
     assert (first.count(b"being simulated"), b"make=1" in first, known) == (4, True, [])

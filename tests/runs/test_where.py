@@ -1,4 +1,6 @@
-"""A person chooses the devices and the class at launch; the forecast is for those devices, whatever the web server has."""
+"""A person chooses the devices and the class at launch; the forecast is for those devices, whatever
+the web server has.
+"""
 
 import pytest
 from django.urls import reverse
@@ -30,7 +32,13 @@ def cards(device):
 
 @pytest.fixture
 def form(base_model, data):
-    return {"mode": "choose", "mode-was": "choose", "method": "lora", "model": base_model.pk, "data": data.pk}
+    return {
+        "mode": "choose",
+        "mode-was": "choose",
+        "method": "lora",
+        "model": base_model.pk,
+        "data": data.pk,
+    }
 
 
 def shown(client, form):
@@ -43,7 +51,11 @@ def test_it_works(as_alice, form, cards, no_bell):
     card = shown(as_alice, form | {"pool": cards["T4"].pk})
     assert "T4, 15.0 of 16.0 GB free" in card
     seen = card.split('name="seen" value="')[1:]
-    started = form | {"pool": cards["T4"].pk, "priority": "background", "seen": [one.split('"')[0] for one in seen]}
+    started = form | {
+        "pool": cards["T4"].pk,
+        "priority": "background",
+        "seen": [one.split('"')[0] for one in seen],
+    }
     assert as_alice.post(reverse("run-new"), started).status_code == 302
     run = Run.objects.get()
     assert (run.pool, run.priority) == (cards["T4"], "background")
@@ -51,7 +63,9 @@ def test_it_works(as_alice, form, cards, no_bell):
 
 def test_the_techniques_are_weighed_anew_for_other_devices(as_alice, form):
     page = as_alice.post(reverse("run-settings"), form).content.decode()
-    assert "change from:#pool" in page, "else they would stay greyed, or not, as the first devices had it"
+    assert "change from:#pool" in page, (
+        "else they would stay greyed, or not, as the first devices had it"
+    )
 
 
 def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form, cards):
@@ -76,26 +90,43 @@ def test_before_any_worker_reports_this_hosts_own_device_is_shown(as_alice, form
 
 
 def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_bell):
-    asked = {"base_model": base_model, "data": data, "settings": tiny.SETTINGS, "where": Where(priority="urgent")}
+    asked = {
+        "base_model": base_model,
+        "data": data,
+        "settings": tiny.SETTINGS,
+        "where": Where(priority="urgent"),
+    }
     with pytest.raises(NotAllowed):
         launch_run(alice, **asked)
     assert not Run.objects.exists(), "nothing is left of a refused launch"
     assert launch_run(people["admin"], **asked).priority == "urgent"
 
 
-def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(as_alice, form, device):
-    for more, words in (({"priority": "royal"}, "The class is one of"), ({"pool": "99"}, "not there any more")):
+def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(
+    as_alice, form, device
+):
+    for more, words in (
+        ({"priority": "royal"}, "The class is one of"),
+        ({"pool": "99"}, "not there any more"),
+    ):
         answer = as_alice.post(reverse("run-new"), form | more)
         assert answer.status_code in (400, 404) and words in answer.content.decode()
     assert not Run.objects.exists()
 
 
 def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_bell):
-    body = {"model": base_model.pk, "data": data.pk, "settings": {**tiny.SETTINGS, "rank": [2, 4]}, "accept_warnings": True}
+    body = {
+        "model": base_model.pk,
+        "data": data.pk,
+        "settings": {**tiny.SETTINGS, "rank": [2, 4]},
+        "accept_warnings": True,
+    }
     more = {"pool": cards["T4"].pk, "priority": "background"}
     answer = as_alice.post("/api/v1/runs/sweeps", body | more, content_type="application/json")
     assert answer.status_code == 201, answer.content
-    assert set(Sweep.objects.get().runs.values_list("pool", "priority")) == {(cards["T4"].pk, "background")}
+    assert set(Sweep.objects.get().runs.values_list("pool", "priority")) == {
+        (cards["T4"].pk, "background")
+    }
 
 
 def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
@@ -104,7 +135,10 @@ def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
     assert 'data-values="1,2,4,8,16,32,64,128,256"' in slider
     assert 'value="4"' in slider, "16 is as near as 32, and comes first"
     assert 'data-slides="max_length"' in page and 'data-slides="tokens_per_batch"' in page
-    assert 'data-slides="rank"' not in as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
+    assert (
+        'data-slides="rank"'
+        not in as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
+    )
 
 
 def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, form):
@@ -121,7 +155,12 @@ def test_every_setting_that_one_may_turn_has_its_usual_range():
 
     for method in TABLE:
         for name, field in fields({"method": method}).items():
-            assert field.usual or name == "seed" or (field.choices and not field.papers) or name == "optimizer", name
+            assert (
+                field.usual
+                or name == "seed"
+                or (field.choices and not field.papers)
+                or name == "optimizer"
+            ), name
 
 
 def test_virtual_tokens_count_against_the_context(base_model):

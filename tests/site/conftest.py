@@ -28,7 +28,12 @@ def things(run, base_model, data, alice, device):
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
     Work.objects.create(
-        kind=gguf.KIND, key=f"{version.pk}:f16", version=version, owner=alice, stage="done", order={"quantisation": "f16"}
+        kind=gguf.KIND,
+        key=f"{version.pk}:f16",
+        version=version,
+        owner=alice,
+        stage="done",
+        order={"quantisation": "f16"},
     )
     gguf.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
     gguf.gguf_file(version, "f16").write_bytes(b"GGUF")
@@ -46,7 +51,9 @@ def things(run, base_model, data, alice, device):
         "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"method": list(METHODS)}).pk,
         "team_id": Team.objects.get(name="voice").pk,
         "token_id": 1,
-        "webhook_id": Webhook.objects.create(user=alice, url="https://example.com/x", secret="s").pk,
+        "webhook_id": Webhook.objects.create(
+            user=alice, url="https://example.com/x", secret="s"
+        ).pk,
         "device_id": device.pk,
         "pool_id": device.pool_id,
         "name": "halve",

@@ -19,7 +19,11 @@ def api(client, alice):
     def call(method, path, body=None):
         raw = json.dumps(body) if body is not None else ""
         answer = client.generic(
-            method, f"/api/v1{path}", raw, content_type="application/json", HTTP_AUTHORIZATION=f"Bearer {secret}"
+            method,
+            f"/api/v1{path}",
+            raw,
+            content_type="application/json",
+            HTTP_AUTHORIZATION=f"Bearer {secret}",
         )
         return answer.status_code, answer.json()
 
@@ -30,7 +34,13 @@ def test_a_run_from_launch_to_stop(api, base_model, data, no_bell):
     code, run = api(
         "POST",
         "/runs",
-        {"model": base_model.pk, "data": data.pk, "settings": tiny.SETTINGS, "name": "Mine", "accept_warnings": True},
+        {
+            "model": base_model.pk,
+            "data": data.pk,
+            "settings": tiny.SETTINGS,
+            "name": "Mine",
+            "accept_warnings": True,
+        },
     )
     assert code == 201
     assert (run["name"], run["owner"], run["state"]["state"]) == ("Mine", "alice", "queued")
@@ -72,9 +82,27 @@ def test_models_and_datasets_are_listed(api, base_model, data):
         ("POST", "/runs", {"model": 10**30, "data": 1}, 422, "model"),
         ("POST", "/runs", {"model": "{m}", "data": 999}, 404, "data"),
         ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"rank": 0}}, 400, "rank"),
-        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"rank": 10**400}}, 400, "rank"),
-        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"dropout": 10**400}}, 400, "dropout"),
-        ("POST", "/runs", {"model": "{m}", "data": "{d}", "settings": {"model": "/etc"}}, 400, "model"),
+        (
+            "POST",
+            "/runs",
+            {"model": "{m}", "data": "{d}", "settings": {"rank": 10**400}},
+            400,
+            "rank",
+        ),
+        (
+            "POST",
+            "/runs",
+            {"model": "{m}", "data": "{d}", "settings": {"dropout": 10**400}},
+            400,
+            "dropout",
+        ),
+        (
+            "POST",
+            "/runs",
+            {"model": "{m}", "data": "{d}", "settings": {"model": "/etc"}},
+            400,
+            "model",
+        ),
         ("POST", "/runs", {"model": "{m}", "data": "{d}", "owner": 3}, 422, "owner"),
         ("POST", "/runs", {"model": "{m}", "data": "{d}", "lease_token": "x"}, 422, "lease_token"),
         ("GET", "/runs?state=dreaming", None, 400, "state"),
@@ -86,7 +114,9 @@ def test_models_and_datasets_are_listed(api, base_model, data):
         ("GET", "/nothing", None, 404, ""),
     ],
 )
-def test_every_problem_has_one_shape_and_the_right_code(api, run, base_model, data, method, path, body, code, field):
+def test_every_problem_has_one_shape_and_the_right_code(
+    api, run, base_model, data, method, path, body, code, field
+):
     text = json.dumps(body).replace('"{m}"', str(base_model.pk)).replace('"{d}"', str(data.pk))
     status, answer = api(method, path.replace("{r}", str(run.pk)), json.loads(text))
     assert status == code

@@ -1,4 +1,6 @@
-"""Lines of the attack checklist (paths, uploads, identity, output, load) that no other file covers; each test names its line."""
+"""Lines of the attack checklist (paths, uploads, identity, output, load) that no other file covers;
+each test names its line.
+"""
 
 import json
 
@@ -31,9 +33,15 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_1_and_21_a_files_name_is_never_a_path_or_a_command(as_alice, settings, name):
-    as_alice.post("/data/new", {"file": SimpleUploadedFile("x", b"question,answer\na,b\nc,d\n"), "name": name})
+    as_alice.post(
+        "/data/new", {"file": SimpleUploadedFile("x", b"question,answer\na,b\nc,d\n"), "name": name}
+    )
     upload = Upload.objects.get()
-    assert sorted(path.name for path in upload.folder.iterdir()) == ["0", "order.json", "sample.json"]
+    assert sorted(path.name for path in upload.folder.iterdir()) == [
+        "0",
+        "order.json",
+        "sample.json",
+    ]
 
 
 def test_2_a_link_in_a_runs_folder_is_not_listed_nor_followed(as_alice, run):
@@ -46,8 +54,13 @@ def test_2_a_link_in_a_runs_folder_is_not_listed_nor_followed(as_alice, run):
     assert "root:" not in as_alice.get(f"/runs/{run.pk}/log").content.decode()
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04" + b"x" * 50, b"\x1f\x8b\x08\x00not really", b"PAR1" + b"\xff" * 50 + b"PAR1"])
-def test_3_and_4_archives_and_wrong_magic_are_refused_and_leave_nothing(as_alice, settings, content):
+@pytest.mark.parametrize(
+    "content",
+    [b"PK\x03\x04" + b"x" * 50, b"\x1f\x8b\x08\x00not really", b"PAR1" + b"\xff" * 50 + b"PAR1"],
+)
+def test_3_and_4_archives_and_wrong_magic_are_refused_and_leave_nothing(
+    as_alice, settings, content
+):
     answer = as_alice.post("/data/new", {"file": SimpleUploadedFile("a.jsonl", content)})
     assert answer.status_code == 400
     assert not Upload.objects.exists()
@@ -55,13 +68,27 @@ def test_3_and_4_archives_and_wrong_magic_are_refused_and_leave_nothing(as_alice
 
 def test_4_two_uploads_of_one_name_are_two(as_alice):
     for text in ("a", "b"):
-        as_alice.post("/data/new", {"file": SimpleUploadedFile("same.csv", f"question,answer\n{text},1\n{text},2\n".encode())})
+        as_alice.post(
+            "/data/new",
+            {
+                "file": SimpleUploadedFile(
+                    "same.csv", f"question,answer\n{text},1\n{text},2\n".encode()
+                )
+            },
+        )
     folders = {upload.folder for upload in Upload.objects.all()}
     assert len(folders) == 2
 
 
 def test_4_nothing_that_was_uploaded_is_served_as_a_page(as_alice):
-    as_alice.post("/data/new", {"file": SimpleUploadedFile("x.html", b"question,answer\n<script>alert(1)</script>,b\nc,d\n")})
+    as_alice.post(
+        "/data/new",
+        {
+            "file": SimpleUploadedFile(
+                "x.html", b"question,answer\n<script>alert(1)</script>,b\nc,d\n"
+            )
+        },
+    )
     answer = as_alice.get(f"/data/uploads/{Upload.objects.get().pk}")
     assert "<script>alert" not in answer.content.decode()
     assert "unsafe-inline" not in answer["Content-Security-Policy"].split("style-src-attr")[0]
@@ -75,12 +102,22 @@ def test_10_a_cell_that_is_a_formula_stays_text_and_metrics_hold_numbers_only(as
 
 
 @pytest.mark.parametrize(
-    "body", [{"owner": 1}, {"team": 1}, {"state": "finished"}, {"lease_token": "x"}, {"best_heldout_loss": 0}, {"sweep": 1}]
+    "body",
+    [
+        {"owner": 1},
+        {"team": 1},
+        {"state": "finished"},
+        {"lease_token": "x"},
+        {"best_heldout_loss": 0},
+        {"sweep": 1},
+    ],
 )
 def test_18_nobody_sets_what_is_not_theirs_to_set(as_alice, run, body):
     for method, path in (("patch", f"/api/v1/runs/{run.pk}"), ("post", "/api/v1/runs")):
         answer = getattr(as_alice, method)(
-            path, json.dumps({"model": run.base_model_id, "data": run.data_id, **body}), content_type="application/json"
+            path,
+            json.dumps({"model": run.base_model_id, "data": run.data_id, **body}),
+            content_type="application/json",
         )
         assert answer.status_code == 422
     run.refresh_from_db()
@@ -90,7 +127,9 @@ def test_18_nobody_sets_what_is_not_theirs_to_set(as_alice, run, body):
 def test_18_a_person_does_not_move_a_data_set_to_another_team(as_alice, people, data):
     other = Team.objects.get(name="others")
     as_alice.patch(
-        f"/api/v1/datasets/{data.dataset_id}", json.dumps({"name": "x", "team": other.pk}), content_type="application/json"
+        f"/api/v1/datasets/{data.dataset_id}",
+        json.dumps({"name": "x", "team": other.pk}),
+        content_type="application/json",
     )
     assert Dataset.objects.get(pk=data.dataset_id).team.name == "voice"
 
@@ -100,7 +139,9 @@ def test_20_a_token_is_only_its_digest_and_ends_with_its_person(client, alice):
     assert secret not in json.dumps(list(ApiToken.objects.values()), default=str)
     alice.is_active = False
     alice.save()
-    assert client.get("/api/v1/runs", headers={"authorization": f"Bearer {secret}"}).status_code == 401
+    assert (
+        client.get("/api/v1/runs", headers={"authorization": f"Bearer {secret}"}).status_code == 401
+    )
     assert token.hint == secret[-4:]
 
 
@@ -114,8 +155,12 @@ def test_20_the_session_changes_at_sign_in(client, alice):
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def test_22_markup_in_tags_notes_teams_and_models_is_text_everywhere(as_alice, alice, run, base_model):
-    Run.objects.filter(pk=run.pk).update(name=MARKUP, notes=MARKUP, message=MARKUP, tags=f",{MARKUP},", state="failed")
+def test_22_markup_in_tags_notes_teams_and_models_is_text_everywhere(
+    as_alice, alice, run, base_model
+):
+    Run.objects.filter(pk=run.pk).update(
+        name=MARKUP, notes=MARKUP, message=MARKUP, tags=f",{MARKUP},", state="failed"
+    )
     base_model.name = MARKUP[:100]
     base_model.save()
     Team.objects.filter(name="voice").update(name=MARKUP[:80])
@@ -145,7 +190,15 @@ def test_23_a_log_line_of_any_length_and_colour_is_shown_plain(as_alice, run):
 
 
 @pytest.mark.parametrize(
-    "query", ["?page=999999999999", "?page=-1", "?page=x", "?q=" + "(a+)+" * 20, "?q=%25_%25", "?tag=" + "x" * 500]
+    "query",
+    [
+        "?page=999999999999",
+        "?page=-1",
+        "?page=x",
+        "?q=" + "(a+)+" * 20,
+        "?q=%25_%25",
+        "?tag=" + "x" * 500,
+    ],
 )
 def test_27_odd_pages_and_searches_are_answered(as_alice, run, query):
     assert as_alice.get("/" + query).status_code == 200
@@ -154,16 +207,26 @@ def test_27_odd_pages_and_searches_are_answered(as_alice, run, query):
 def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_model, data):
     settings = {name: list(range(1, 400)) for name in ("rank", "alpha", "epochs", "accumulation")}
     body = json.dumps({"model": base_model.pk, "data": data.pk, "settings": settings})
-    assert as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code == 413
+    assert (
+        as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code
+        == 413
+    )
     settings = {f"nothing{number}": [1, 2] for number in range(5000)}
     body = json.dumps({"model": base_model.pk, "data": data.pk, "settings": settings})
-    assert as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code == 400
+    assert (
+        as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code
+        == 400
+    )
 
 
 def test_27_a_row_of_thousands_of_turns_is_shown_in_part(as_alice, alice):
     from training.datasets.work import create_dataset
 
-    long = {"messages": [{"role": role, "content": "x"} for _ in range(3000) for role in ("user", "assistant")]}
+    long = {
+        "messages": [
+            {"role": role, "content": "x"} for _ in range(3000) for role in ("user", "assistant")
+        ]
+    }
     version = create_dataset(alice, "Long", tiny.lines([long, *tiny.ROWS]), source="x")
     page = as_alice.get(f"/data/{version.dataset_id}").content.decode()
     assert len(page) < 200_000

@@ -24,7 +24,9 @@ def test_a_taken_port_is_told_with_the_next_one():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(CommandError, match=f"Port {port} on 127.0.0.1 cannot be used.*PORT={port + 1}"):
+        with pytest.raises(
+            CommandError, match=f"Port {port} on 127.0.0.1 cannot be used.*PORT={port + 1}"
+        ):
             up.refuse_taken_port("127.0.0.1", port)
 
 
@@ -80,5 +82,12 @@ def test_another_inference_server_is_taken_and_none_of_ours_started(monkeypatch)
     from snapml_site.children import engine_room
 
     monkeypatch.setenv("INFERENCE_URL", "http://127.0.0.1:9999")
-    assert [child.name for child in engine_room("127.0.0.1", 8000)] == ["web", "worker", "inference"]
-    assert [child.name for child in engine_room("127.0.0.1", 8000, own_inference=False)] == ["web", "worker"]
+    assert [child.name for child in engine_room("127.0.0.1", 8000)] == [
+        "web",
+        "worker",
+        "inference",
+    ]
+    assert [child.name for child in engine_room("127.0.0.1", 8000, own_inference=False)] == [
+        "web",
+        "worker",
+    ]

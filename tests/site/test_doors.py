@@ -1,4 +1,5 @@
-"""Who may go where: every page of the site against everybody in the cast, so that a new one without an entry fails.
+"""Who may go where: every page of the site against everybody in the cast, so that a new one without
+an entry fails.
 
 The API's operations are in test_matrix.py.
 """
@@ -161,7 +162,9 @@ def test_strangers_are_sent_to_sign_in(client, things, name):
 
 def ask(client, name, things):
     if name == "adapter-try":
-        return client.post(address(name, things), content_type="application/json", data={"who": "base"})
+        return client.post(
+            address(name, things), content_type="application/json", data={"who": "base"}
+        )
     return (client.post if name in CHANGING or name == "adapter-continue" else client.get)(
         address(name, things), {"pool": things["pool_id"], "priority": "background"}
     )
@@ -169,14 +172,28 @@ def ask(client, name, things):
 
 @pytest.mark.parametrize("name", sorted(OWNED))
 def test_things_are_seen_by_their_owner_the_team_and_admins(client, people, things, name):
-    for who, may in (("alice", True), ("bob", True), ("vera", True), ("lea", True), ("admin", True), ("mallory", False)):
+    for who, may in (
+        ("alice", True),
+        ("bob", True),
+        ("vera", True),
+        ("lea", True),
+        ("admin", True),
+        ("mallory", False),
+    ):
         client.force_login(people[who])
         assert (ask(client, name, things).status_code == 404) is not may, who
 
 
 @pytest.mark.parametrize("name", sorted(CHANGING))
 def test_things_are_changed_by_their_owner_leads_and_admins(client, people, things, name):
-    for who, wanted in (("mallory", 404), ("vera", 403), ("bob", 403), ("lea", None), ("alice", None), ("admin", None)):
+    for who, wanted in (
+        ("mallory", 404),
+        ("vera", 403),
+        ("bob", 403),
+        ("lea", None),
+        ("alice", None),
+        ("admin", None),
+    ):
         client.force_login(people[who])
         code = ask(client, name, things).status_code
         assert code == wanted if wanted else code not in (403, 500), who
@@ -186,9 +203,17 @@ def test_things_are_changed_by_their_owner_leads_and_admins(client, people, thin
 
 @pytest.mark.parametrize("name", sorted(LEADING | ADMINS))
 def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, things, name):
-    for who, leads in (("alice", False), ("bob", False), ("vera", False), ("lea", True), ("admin", True)):
+    for who, leads in (
+        ("alice", False),
+        ("bob", False),
+        ("vera", False),
+        ("lea", True),
+        ("admin", True),
+    ):
         client.force_login(people[who])
-        code = (client.post if name == "gpu-offer" else client.get)(address(name, things)).status_code
+        code = (client.post if name == "gpu-offer" else client.get)(
+            address(name, things)
+        ).status_code
         may = who == "admin" or (leads and name in LEADING)
         assert code in ((200, 302) if may else (403,)), (who, code)
 
@@ -206,8 +231,12 @@ def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, pe
     assert b"others" not in client.get("/quotas").content
     assert client.get(f"/quotas/{things['pool_id']}/{others.pk}").status_code == 404
     for act, code in (("hold", 302), ("lift", 302), ("save", 403), ("try", 403)):
-        assert client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": act}).status_code == code, act
-    assert client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"act": "hold"}).status_code == 404
+        assert (
+            client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": act}).status_code == code
+        ), act
+    assert (
+        client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"act": "hold"}).status_code == 404
+    )
 
 
 def test_the_admin_site_is_for_admins(client, people):
@@ -268,11 +297,16 @@ def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run)
 def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
     part = as_alice.get("/", HTTP_HX_REQUEST="true")
     assert "bars" not in part.context
-    for whole in (as_alice.get("/"), as_alice.get("/", HTTP_HX_REQUEST="true", HTTP_HX_HISTORY_RESTORE_REQUEST="true")):
+    for whole in (
+        as_alice.get("/"),
+        as_alice.get("/", HTTP_HX_REQUEST="true", HTTP_HX_HISTORY_RESTORE_REQUEST="true"),
+    ):
         assert "bars" in whole.context and "Main" in whole.content.decode()
 
 
-def test_whoever_must_change_their_password_gets_the_form_and_parts_of_pages_stay_as_they_are(as_alice, alice):
+def test_whoever_must_change_their_password_gets_the_form_and_parts_of_pages_stay_as_they_are(
+    as_alice, alice
+):
     type(alice).objects.filter(pk=alice.pk).update(must_change_password=True)
     assert as_alice.get("/").url == reverse("password")
     assert "Old password" in as_alice.get(reverse("password")).content.decode()
@@ -287,7 +321,14 @@ def test_a_token_of_a_one_time_password_opens_nothing(client, alice):
 
 
 @pytest.mark.parametrize(
-    "path", ["/runs/%2e%2e%2f1", "/runs/1%00", "/data/..%2f..%2fetc", "/adapters/%252e%252e", "/static/../manage.py"]
+    "path",
+    [
+        "/runs/%2e%2e%2f1",
+        "/runs/1%00",
+        "/data/..%2f..%2fetc",
+        "/adapters/%252e%252e",
+        "/static/../manage.py",
+    ],
 )
 def test_no_address_leads_out(as_alice, path):
     assert as_alice.get(path).status_code == 404

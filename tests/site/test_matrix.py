@@ -1,7 +1,9 @@
-"""The permission matrix: every operation of the API, from its OpenAPI document, against everybody. One without a row fails.
+"""The permission matrix: every operation of the API, from its OpenAPI document, against everybody.
+One without a row fails.
 
-A letter a person: y may, l may only look (403), n finds nothing (404). The person's door is open when the answer is neither
-401, 403 nor 404; whether the act then makes sense (409, 422) is not this test's business.
+A letter a person: y may, l may only look (403), n finds nothing (404). The person's door is open
+when the answer is neither 401, 403 nor 404; whether the act then makes sense (409, 422) is not this
+test's business.
 """
 
 import json
@@ -18,13 +20,26 @@ ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
 LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
 CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
 ADMIN = {**dict.fromkeys(CAST[1:6], "l"), "admin": "y"}
-LEADS = {**dict.fromkeys(CAST[1:], "l"), "lea": "y", "mallory": "y", "admin": "y"}  # mallory leads a team of her own
+LEADS = {
+    **dict.fromkeys(CAST[1:], "l"),
+    "lea": "y",
+    "mallory": "y",
+    "admin": "y",
+}  # mallory leads a team of her own
 LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
-MINE = {**dict.fromkeys(CAST[1:], "n"), "alice": "y"}  # a thing that is no team's: its owner's alone
+MINE = {
+    **dict.fromkeys(CAST[1:], "n"),
+    "alice": "y",
+}  # a thing that is no team's: its owner's alone
 
 MATRIX = {
     "get /people/me": ALL,
-    "patch /people/me": {**ALL, "vera": "l", "mallory": "l", "admin": "l"},  # voice is theirs to share with, or not
+    "patch /people/me": {
+        **ALL,
+        "vera": "l",
+        "mallory": "l",
+        "admin": "l",
+    },  # voice is theirs to share with, or not
     "get /people/me/tokens": ALL,
     "post /people/me/tokens": dict.fromkeys(CAST[1:], "l"),  # a token makes no token
     "delete /people/me/tokens/{token_id}": MINE,
@@ -100,7 +115,12 @@ MATRIX = {
     "get /adapters/{adapter_id}/download": LOOK,
     "post /adapters/{adapter_id}/try": LOOK,
     "post /adapters/import": ALL,
-    "post /adapters/checkpoints": {**CHANGE, "lea": "n", "alice": "n", "admin": "n"},  # its run keeps no such checkpoint
+    "post /adapters/checkpoints": {
+        **CHANGE,
+        "lea": "n",
+        "alice": "n",
+        "admin": "n",
+    },  # its run keeps no such checkpoint
     "get /adapters/disk": ALL,
     "post /adapters/{adapter_id}/merge": CHANGE,
     "post /adapters/{adapter_id}/gguf": CHANGE,
@@ -126,13 +146,19 @@ MATRIX = {
 }
 BODIES = {
     "post /people/me/tokens": {"name": "x"},
-    "post /adapters/{adapter_id}/try": {"who": "base", "messages": [{"role": "user", "content": "a"}]},
+    "post /adapters/{adapter_id}/try": {
+        "who": "base",
+        "messages": [{"role": "user", "content": "a"}],
+    },
     "post /people/me/webhooks": {"url": "https://198.51.100.7/x"},
     "post /people/teams": {"name": "new"},
     "put /people/teams/{team_id}/members/{username}": {"role": "viewer"},
     "post /models": {"source": "hub", "location": "a/b"},
     "post /datasets/uploads/hub": {"hub_id": "a/b"},
-    "patch /datasets/uploads/{upload_id}": {"form": "messages", "columns": {"messages": "messages"}},
+    "patch /datasets/uploads/{upload_id}": {
+        "form": "messages",
+        "columns": {"messages": "messages"},
+    },
     "patch /datasets/{dataset_id}": {"name": "New"},
     "delete /datasets/{dataset_id}": {"name": "x"},
     "delete /runs/{run_id}": {"name": "x"},
@@ -167,39 +193,60 @@ def no_program(monkeypatch):
     monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
 
 
-def call(client, operation, things, who):
-    method, path = operation.split(" ")
+def body_of(operation, things):
+    launch = {
+        "model": things["model_id"],
+        "data": things["version_id"],
+        "settings": {"max_steps": 3},
+        "accept_warnings": True,
+    }
+    first, second = things["adapter_id"], things["other_id"]
+    prompts = things["prompts_id"]
+    vote = {"prompts": prompts, "first": first, "second": second, "row": 0, "choice": "left"}
+    bodies = BODIES | {
+        "post /runs": launch,
+        "post /runs/sweeps": launch,
+        "post /runs/forecast": launch,
+        "patch /people/me": {"default_team": things["team_id"]},
+        "post /runs/plan": {"model": things["model_id"], "data": things["version_id"]},
+        "post /runs/{run_id}/pool": {"pool": things["pool_id"]},
+        "post /adapters/checkpoints": {"run": things["run_id"], "step": 1},
+        "post /comparisons/ask": {"versions": [first, second], "prompts": prompts},
+        "post /comparisons/votes": vote,
+        "post /deployments": {"version": first, "name": "new"},
+        "post /deployments/{name}/switch": {"version": first},
+    }
+    return bodies.get(operation, {})
+
+
+def path_of(operation, things):
+    path = operation.split(" ")[1]
     for key, value in things.items():
         path = path.replace("{" + key + "}", str(value))
-    launch = {"model": things["model_id"], "data": things["version_id"], "settings": {"max_steps": 3}, "accept_warnings": True}
-    body = launch if operation in ("post /runs", "post /runs/sweeps", "post /runs/forecast") else BODIES.get(operation, {})
-    body = {"default_team": things["team_id"]} if operation == "patch /people/me" else body
-    if operation == "post /runs/plan":
-        body = {"model": things["model_id"], "data": things["version_id"]}
-    if operation == "post /runs/{run_id}/pool":
-        body = {"pool": things["pool_id"]}
-    versions = [things["adapter_id"], things["other_id"]]
-    if operation == "post /adapters/checkpoints":
-        body = {"run": things["run_id"], "step": 1}
-    if operation == "post /comparisons/ask":
-        body = {"versions": versions, "prompts": things["prompts_id"]}
-    if operation in ("get /comparisons", "get /comparisons/weights"):
-        path += f"?v={versions[0]}&v={versions[1]}"
-    if operation == "post /comparisons/votes":
-        body = {"prompts": things["prompts_id"], "first": versions[0], "second": versions[1], "row": 0, "choice": "left"}
-    if operation in ("post /deployments", "post /deployments/{name}/switch"):
-        body = {"version": versions[0]} | ({"name": "new"} if operation == "post /deployments" else {})
-    if operation == "delete /deployments/{name}":
-        path += "?confirm=x"
-    if operation in ("get /runs/lengths", "get /runs/tokens"):
-        path += f"?model={things['model_id']}&data={things['version_id']}"
+    versions = f"?v={things['adapter_id']}&v={things['other_id']}"
+    lengths = f"?model={things['model_id']}&data={things['version_id']}"
+    queries = {
+        "get /comparisons": versions,
+        "get /comparisons/weights": versions,
+        "delete /deployments/{name}": "?confirm=x",
+        "get /runs/lengths": lengths,
+        "get /runs/tokens": lengths,
+    }
+    return f"/api/v1{path}{queries.get(operation, '')}"
+
+
+def call(client, operation, things, who):
+    path = path_of(operation, things)
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}
     if operation == "post /adapters/import":
         file = SimpleUploadedFile("a.zip", b"no zip")
-        return client.post(f"/api/v1{path}", {"file": file, "base": things["model_id"], "name": "x"}, **headers)
+        form = {"file": file, "base": things["model_id"], "name": "x"}
+        return client.post(path, form, **headers)
     if operation == "post /datasets/uploads":
-        return client.post(f"/api/v1{path}", {"rows": '{"prompt": "a", "completion": "b"}'}, **headers)
-    return client.generic(method.upper(), f"/api/v1{path}", json.dumps(body), content_type="application/json", **headers)
+        return client.post(path, {"rows": '{"prompt": "a", "completion": "b"}'}, **headers)
+    method = operation.split(" ")[0].upper()
+    body = json.dumps(body_of(operation, things))
+    return client.generic(method, path, body, content_type="application/json", **headers)
 
 
 def test_every_operation_has_its_row():
@@ -212,7 +259,9 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
     token, _ = create_token(people["alice"], "hers")
     things = {**things, "token_id": token.pk}
     assert call(client, operation, things, "").status_code == 401
-    for who in sorted(CAST[1:], key=lambda name: MATRIX[operation][name] == "y"):  # those who may come last: they change things
+    for who in sorted(
+        CAST[1:], key=lambda name: MATRIX[operation][name] == "y"
+    ):  # those who may come last: they change things
         _, secret = create_token(people[who], "test")
         answer = call(client, operation, things, secret)
         wanted = expected[MATRIX[operation][who]]
@@ -227,7 +276,10 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
 def test_a_token_that_may_only_read_changes_nothing(client, alice, things, operation):
     _, secret = create_token(alice, "reader", "read")
     answer = call(client, operation, things, secret)
-    assert (answer.status_code, answer.json()["error"]["message"][:24]) == (403, "This token may only read")
+    assert (answer.status_code, answer.json()["error"]["message"][:24]) == (
+        403,
+        "This token may only read",
+    )
 
 
 @pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))

@@ -1,4 +1,6 @@
-"""Whatever the API is asked, it answers as its own description says: schemathesis asks, and nothing may be a 5xx."""
+"""Whatever the API is asked, it answers as its own description says: schemathesis asks, and nothing
+may be a 5xx.
+"""
 
 import pytest
 import schemathesis
@@ -23,13 +25,20 @@ ASK = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
 schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", get_wsgi_application())
 
 
 @pytest.fixture(autouse=True)
 def no_program(monkeypatch, no_bell):
-    """Tokens are counted, files looked at and names resolved by others; here only the API answers."""
+    """Tokens are counted, files looked at and names resolved by others; here only the API
+    answers.
+    """
     from training.errors import UserError
 
     def refuse(*_args, **_kwargs):
@@ -59,7 +68,12 @@ def secret(people):
 @schema.parametrize()
 @ASK
 def test_every_answer_is_in_the_description(case, things, secret):
-    for name, value in things.items():  # half of the time the things that are there, else what was made up
+    for (
+        name,
+        value,
+    ) in things.items():  # half of the time the things that are there, else what was made up
         if name in case.path_parameters and hash(str(case.path_parameters[name])) % 2:
             case.path_parameters[name] = value
-    case.call_and_validate(headers={"Authorization": f"Bearer {secret}", "Host": "localhost"}, checks=CHECKS)
+    case.call_and_validate(
+        headers={"Authorization": f"Bearer {secret}", "Host": "localhost"}, checks=CHECKS
+    )

@@ -19,11 +19,19 @@ from training.runs.worker.engine_process import EngineProcess
 
 
 def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
-    for name in ("SECRET_KEY", "DATABASE_URL", "REDIS_URL", "INFERENCE_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+    for name in (
+        "SECRET_KEY",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "INFERENCE_TOKEN",
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
         monkeypatch.setenv(name, "very-secret")
     stub = tmp_path / "python"
     stub.write_text(
-        f"#!{sys.executable}\nimport json, os\njson.dump(dict(os.environ), open({str(tmp_path / 'env.json')!r}, 'w'))\n"
+        f"#!{sys.executable}\nimport json, os\njson.dump(dict(os.environ), "
+        f"open({str(tmp_path / 'env.json')!r}, 'w'))\n"
     )
     stub.chmod(0o700)
     monkeypatch.setattr("training.runs.worker.engine_process.sys.executable", str(stub))
@@ -60,7 +68,10 @@ def test_a_forged_message_in_the_queue_is_not_unpickled(tmp_path):
     huey = SqliteHuey("snapml", filename=str(tmp_path / "queue"), **options)
     canary = tmp_path / "canary"
     with sqlite3.connect(tmp_path / "queue") as queue:
-        queue.execute("insert into task (queue, data, priority) values ('snapml', ?, 0)", [pickle.dumps(Canary(str(canary)))])
+        queue.execute(
+            "insert into task (queue, data, priority) values ('snapml', ?, 0)",
+            [pickle.dumps(Canary(str(canary)))],
+        )
     with pytest.raises(ValueError):
         huey.dequeue()
     assert not canary.exists()
@@ -73,7 +84,9 @@ def test_every_answer_has_the_headers_that_keep_others_out(as_alice, path):
     policy = answer["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
-    assert not any("unsafe-inline" in part for part in policy.split(";") if "style-src-attr" not in part)
+    assert not any(
+        "unsafe-inline" in part for part in policy.split(";") if "style-src-attr" not in part
+    )
     assert answer["X-Frame-Options"] == "DENY"
     assert answer["X-Content-Type-Options"] == "nosniff"
 
@@ -97,27 +110,45 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
     home.mkdir(mode=0o755)
     env = {**os.environ, "SNAPML_HOME": str(home), "DJANGO_SETTINGS_MODULE": "snapml_site.settings"}
     env.pop("DATABASE_URL", None)
-    code = "import django; django.setup(); from django.core.management import call_command; call_command('migrate', verbosity=0)"
+    code = (
+        "import django; django.setup(); from django.core.management import call_command; "
+        "call_command('migrate', verbosity=0)"
+    )
     subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=Path(__file__).parents[2])
     assert home.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in home.iterdir())
 
 
 @pytest.mark.django_db
-def test_no_page_asks_the_database_once_a_row(as_alice, run, monkeypatch, django_assert_max_num_queries):
+def test_no_page_asks_the_database_once_a_row(
+    as_alice, run, monkeypatch, django_assert_max_num_queries
+):
     from adapters.serving.services import Answering, deploy
     from tests.shelf import put_on_shelf
     from training.runs.forecast import token_lengths
     from training.runs.models import Run
 
-    monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: tiny.measured(run.data.train_rows))
+    monkeypatch.setattr(
+        token_lengths, "kept_lengths", lambda *_args, **_more: tiny.measured(run.data.train_rows)
+    )
     for _ in range(30):
         copy = Run.objects.get(pk=run.pk)
         copy.pk = None
         copy.save()
     for number in range(30):
-        deploy(run.owner, f"lamps-{number}", Answering(put_on_shelf(run, number=number), merge=False))
-    for path in ("/", "/data", "/adapters", "/deployments", "/adapters/disk", "/models", "/runs/new", "/gpus"):
+        deploy(
+            run.owner, f"lamps-{number}", Answering(put_on_shelf(run, number=number), merge=False)
+        )
+    for path in (
+        "/",
+        "/data",
+        "/adapters",
+        "/deployments",
+        "/adapters/disk",
+        "/models",
+        "/runs/new",
+        "/gpus",
+    ):
         with django_assert_max_num_queries(20):
             assert as_alice.get(path).status_code == 200
 

@@ -1,4 +1,6 @@
-"""The web server itself, over raw sockets: what is cut off before Django sees it, and what clients cannot make it believe."""
+"""The web server itself, over raw sockets: what is cut off before Django sees it, and what clients
+cannot make it believe.
+"""
 
 import os
 import socket
@@ -17,9 +19,25 @@ MIB = 2**20
 def port(tmp_path_factory):
     home = tmp_path_factory.mktemp("web")
     number = free_port()
-    env = {**os.environ, "SNAPML_HOME": str(home), "DJANGO_SETTINGS_MODULE": "snapml_site.settings", "TMPDIR": str(home)}
-    command = [sys.executable, "-m", "snapml_site.web", "-v", "0", "-p", str(number), "snapml_site.asgi:application"]
-    subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, env=env, check=True)
+    env = {
+        **os.environ,
+        "SNAPML_HOME": str(home),
+        "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
+        "TMPDIR": str(home),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "snapml_site.web",
+        "-v",
+        "0",
+        "-p",
+        str(number),
+        "snapml_site.asgi:application",
+    ]
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "-v", "0"], cwd=ROOT, env=env, check=True
+    )
     server = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
     for _ in range(200):
         try:
@@ -60,7 +78,9 @@ def test_a_body_that_says_it_is_too_long_is_refused_at_once(port):
 
 def test_a_body_without_a_length_is_cut_off_while_it_arrives(port):
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    answer, sent = ask(port, b"POST /health HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked", chunk * 400)
+    answer, sent = ask(
+        port, b"POST /health HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked", chunk * 400
+    )
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
     assert sent < 20 * MIB
 
@@ -69,12 +89,17 @@ HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Le
 
 
 @pytest.mark.parametrize("path", [b"/sign-in", b"/data/new", b"/api/v1/datasets/uploads"])
-@pytest.mark.parametrize("more", [b"", b"\nCookie: snapml_session=nobody", b"\nAuthorization: Bearer snapml_nobody"])
+@pytest.mark.parametrize(
+    "more", [b"", b"\nCookie: snapml_session=nobody", b"\nAuthorization: Bearer snapml_nobody"]
+)
 def test_a_stranger_sends_no_more_than_a_form(port, path, more):
     assert ask(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("header", [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"])
+@pytest.mark.parametrize(
+    "header",
+    [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"],
+)
 def test_no_header_moves_the_sites_addresses(port, header):
     answer, _ = ask(port, b"GET / HTTP/1.1\nHost: localhost\n" + header)
     assert b"Location: /sign-in?next=/" in answer

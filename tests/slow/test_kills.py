@@ -1,5 +1,7 @@
-"""kill -9 of engine, worker, web server, and all three, a worker that stands still for 60 s, doorbells lost and rung twice, at
-random moments: the run goes on by itself, and its losses are the same to the bit as without; no event is lost or stored twice."""
+"""kill -9 of engine, worker, web server, and all three, a worker that stands still for 60 s,
+doorbells lost and rung twice, at random moments: the run goes on by itself, and its losses are the
+same to the bit as without; no event is lost or stored twice.
+"""
 
 import json
 import os
@@ -21,9 +23,17 @@ from tests.stage import ROOT, Stage
 from training.engine.files import sha256
 from training.engine.outcome import read_result
 
-SETTINGS = {**tiny.SETTINGS, "max_steps": 2500, "save_interval": 25, "eval_interval": 125, "dropout": 0.1}
+SETTINGS = {
+    **tiny.SETTINGS,
+    "max_steps": 2500,
+    "save_interval": 25,
+    "eval_interval": 125,
+    "dropout": 0.1,
+}
 ENDED = ("finished", "failed", "stopped", "cancelled")
-FROZEN_SECONDS = 60  # twice a lease, three times a leash: the engine has left and another worker has taken over
+FROZEN_SECONDS = (
+    60  # twice a lease, three times a leash: the engine has left and another worker has taken over
+)
 ROUND = ["freeze", "lose", "lose", "double", "double"]  # of twenty; the others are kills
 KILLS = ["engine", "worker", "web", "all"]
 
@@ -53,7 +63,9 @@ print(json.dumps(dict(Run.objects.filter(state__in=ACTIVE).values_list("pk", "le
 
 
 class Freezer:
-    """Stops the worker for a while, with a second one beside it; then lets it go on, and kills the second one."""
+    """Stops the worker for a while, with a second one beside it; then lets it go on, and kills the
+    second one.
+    """
 
     def __init__(self, stage):
         self.stage, self.thread, self.thawed = stage, None, threading.Event()
@@ -62,13 +74,17 @@ class Freezer:
     def freeze(self):
         self.thaw()
         self.stage.wait_for(lambda: self.stage.pid("worker"))
-        self.thread = threading.Thread(target=self.hold, args=(self.stage.pid("worker"),), daemon=True)
+        self.thread = threading.Thread(
+            target=self.hold, args=(self.stage.pid("worker"),), daemon=True
+        )
         self.thread.start()
 
     def hold(self, pid):
         command = [sys.executable, "manage.py", "worker"]
         os.kill(pid, signal.SIGSTOP)
-        with subprocess.Popen(command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log) as second:
+        with subprocess.Popen(
+            command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log
+        ) as second:
             try:
                 before = self.watched_by(pid)
                 if not self.thawed.wait(FROZEN_SECONDS):
@@ -123,8 +139,15 @@ def undisturbed(folder, model):
     """Losses and adapter of the same run without a kill, from the shell."""
     run = tiny.make_run(folder, model, **SETTINGS)
     for name in ("train", "heldout"):  # the rows that the site would train on
-        (run / f"{name}.jsonl").write_bytes(next((folder.parent / "home" / "data").glob(f"*/{name}.jsonl")).read_bytes())
-    subprocess.run([sys.executable, "-m", "training.engine", str(run)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        (run / f"{name}.jsonl").write_bytes(
+            next((folder.parent / "home" / "data").glob(f"*/{name}.jsonl")).read_bytes()
+        )
+    subprocess.run(
+        [sys.executable, "-m", "training.engine", str(run)],
+        cwd=ROOT,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     assert read_result(run).step == SETTINGS["max_steps"]
     losses = {str(step): loss for step, loss in tiny.losses(tiny.events(run)).items()}
     return losses, sha256(run / "adapter" / "adapter_model.safetensors")
@@ -140,13 +163,19 @@ def state(stage, run_id):
 def launch(stage):
     while True:
         try:
-            return stage.api("POST", "/runs", {"model": 1, "data": 1, "settings": SETTINGS, "accept_warnings": True})["id"]
+            return stage.api(
+                "POST",
+                "/runs",
+                {"model": 1, "data": 1, "settings": SETTINGS, "accept_warnings": True},
+            )["id"]
         except (httpx.HTTPError, ValueError):
             time.sleep(0.2)
 
 
 def survive(tmp_path, model, times):
-    """Disturb it so many times, over as many runs as that takes; every run must end as if nothing had been."""
+    """Disturb it so many times, over as many runs as that takes; every run must end as if nothing
+    had been.
+    """
     seed = int(os.environ.get("SNAPML_CHAOS_SEED", random.randrange(10**6)))
     draw = random.Random(seed)
     print(f"\n{times} disturbances, seed {seed}")
@@ -177,11 +206,14 @@ def survive(tmp_path, model, times):
             assert found["points"] == SETTINGS["max_steps"]
             assert found["sha256"] == weights
             assert all(one[1] is not None for one in found["held"])  # every device is given back
-            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]  # and none was held twice
+            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found[
+                "held"
+            ]  # and none was held twice
     assert freezer.looked == counts["freeze"]
     assert not freezer.kept, "another worker takes over what a frozen one watched"
     print(
-        f"{dict(counts)}, {freezer.taken_over} taken over, {runs} runs, {attempts} attempts, {time.monotonic() - began:.0f} s: every loss the same to the bit"
+        f"{dict(counts)}, {freezer.taken_over} taken over, {runs} runs, {attempts} attempts, "
+        f"{time.monotonic() - began:.0f} s: every loss the same to the bit"
     )
 
 

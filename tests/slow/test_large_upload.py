@@ -1,4 +1,6 @@
-"""A large file through the running site: the web server's memory does not grow with it, and a broken-off one leaves nothing."""
+"""A large file through the running site: the web server's memory does not grow with it, and a
+broken-off one leaves nothing.
+"""
 
 import json
 import socket
@@ -37,8 +39,15 @@ def peak_bytes(pid):
 def test_the_web_servers_memory_stays_small_and_the_data_is_saved(stage, large):
     before = peak_bytes(stage.pid("web"))
     headers = {"Authorization": f"Bearer {stage.token}"}
-    with large.open("rb") as file, httpx.Client(base_url=stage.address, headers=headers, timeout=300) as client:
-        upload = client.post("/api/v1/datasets/uploads", files={"file": ("large.jsonl", file)}).raise_for_status().json()
+    with (
+        large.open("rb") as file,
+        httpx.Client(base_url=stage.address, headers=headers, timeout=300) as client,
+    ):
+        upload = (
+            client.post("/api/v1/datasets/uploads", files={"file": ("large.jsonl", file)})
+            .raise_for_status()
+            .json()
+        )
         assert upload["bytes"] == large.stat().st_size
         assert peak_bytes(stage.pid("web")) - before < 60 * MIB
         address = f"/api/v1/datasets/uploads/{upload['id']}"
@@ -51,7 +60,11 @@ def test_the_web_servers_memory_stays_small_and_the_data_is_saved(stage, large):
 def test_an_upload_that_breaks_off_leaves_nothing(stage, large):
     host, port = stage.address.removeprefix("http://").split(":")
     incoming = Path(stage.home) / "incoming"
-    head = f"POST /api/v1/datasets/uploads HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {stage.token}\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {200 * MIB}\r\n\r\n"
+    head = (
+        f"POST /api/v1/datasets/uploads HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer "
+        f"{stage.token}\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: "
+        f"{200 * MIB}\r\n\r\n"
+    )
     with socket.create_connection((host, int(port)), 10) as connection:
         connection.sendall(head.encode())
         for _ in range(20):

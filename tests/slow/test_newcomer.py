@@ -1,4 +1,6 @@
-"""A newcomer: a clone in an empty folder, `make run`, and the main job with the real model in the browser."""
+"""A newcomer: a clone in an empty folder, `make run`, and the main job with the real model in the
+browser.
+"""
 
 import json
 import os
@@ -14,7 +16,9 @@ from playwright.sync_api import expect
 from tests.browser.chromium import browser, chromium_path
 from tests.stage import ROOT, free_port
 
-SHOTS = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None  # a folder for the README's pictures
+SHOTS = (
+    Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
+)  # a folder for the README's pictures
 CHANGED = "tulip-river-42"
 
 
@@ -31,14 +35,25 @@ def running(clone):
     """`make run` in it; its address and one-time password."""
     port, log = free_port(), clone / "run.log"
     bare = {
-        k: v for k, v in os.environ.items() if not k.startswith(("SNAPML_", "DJANGO_", "DATABASE_", "REDIS_", "VIRTUAL_", "OMP_"))
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("SNAPML_", "DJANGO_", "DATABASE_", "REDIS_", "VIRTUAL_", "OMP_"))
     }
     with log.open("w") as out:
         up = subprocess.Popen(
-            ["make", "run", f"PORT={port}"], cwd=clone, env=bare, stdout=out, stderr=out, start_new_session=True
+            ["make", "run", f"PORT={port}"],
+            cwd=clone,
+            env=bare,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     end = time.monotonic() + 900
-    while not (found := re.search(r"SnapML is at (\S+)\s+\(sign in as admin, one-time password (\S+)\)", log.read_text())):
+    while not (
+        found := re.search(
+            r"SnapML is at (\S+)\s+\(sign in as admin, one-time password (\S+)\)", log.read_text()
+        )
+    ):
         assert up.poll() is None and time.monotonic() < end, log.read_text()
         time.sleep(0.5)
     yield found.groups()
@@ -86,11 +101,15 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
 
         live = page.locator("[data-live=label]")
         expect(live).to_have_text("Running", timeout=120_000)
-        expect(page.locator("[data-live=step]")).to_have_text(re.compile(r"^(2\d|3\d) / 40$"), timeout=400_000)
+        expect(page.locator("[data-live=step]")).to_have_text(
+            re.compile(r"^(2\d|3\d) / 40$"), timeout=400_000
+        )
         shot(page, "run-live")
         expect(live).to_have_text("Finished", timeout=400_000)
         page.wait_for_timeout(1000)
-        expect(page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B, measured [\d.]+ [MG]B"))).to_be_visible()
+        expect(
+            page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B, measured [\d.]+ [MG]B"))
+        ).to_be_visible()
         expect(page.get_by_text("word for word right")).to_be_visible()
         shot(page, "run-finished")
 
@@ -98,9 +117,14 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         page.get_by_label("Message").fill("turn on the kitchen lamp")
         page.get_by_role("button", name="Ask both").click()
         for who in ("base", "adapter"):
-            expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text("tokens/s", timeout=180_000)
+            expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text(
+                "tokens/s", timeout=180_000
+            )
         shot(page, "try-it")
-        said = {who: page.locator(f"[data-who={who}] .turn.assistant").inner_text() for who in ("base", "adapter")}
+        said = {
+            who: page.locator(f"[data-who={who}] .turn.assistant").inner_text()
+            for who in ("base", "adapter")
+        }
     answers = {who: text.removeprefix("assistant").strip() for who, text in said.items()}
     assert "intent" in json.loads(answers["adapter"])
     with pytest.raises(ValueError):

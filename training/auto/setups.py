@@ -1,7 +1,8 @@
 """The ways to run that a plan goes through until one fits: the quickest first.
 
-Before a slower technique comes a smaller batch (costs nothing but patience: gradients are accumulated), then gradient
-checkpointing (a third more time). Full fine-tuning gives up bits of AdamW's states, then of the weights, before it is refused.
+Before a slower technique comes a smaller batch (costs nothing but patience: gradients are
+accumulated), then gradient checkpointing (a third more time). Full fine-tuning gives up bits of
+AdamW's states, then of the weights, before it is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from training.errors import UserError
 
 TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
 LAST_RESORT = "prompt"  # where the model has nothing that those could adapt
-FEWER_BITS: tuple[dict[str, str], ...] = ({}, {"optimizer": "adamw_8bit"}, {"optimizer": "adamw_8bit", "precision": "bf16"})
+FEWER_BITS: tuple[dict[str, str], ...] = (
+    {},
+    {"optimizer": "adamw_8bit"},
+    {"optimizer": "adamw_8bit", "precision": "bf16"},
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,15 @@ class Setup:
     @property
     def words(self) -> str:
         checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
-        return f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} tokens at once"
+        return (
+            f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} "
+            "tokens at once"
+        )
 
 
-def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]) -> Iterator[Setup]:
+def setups(
+    draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]
+) -> Iterator[Setup]:
     """Batches cut in halves, then gradient checkpointing, then fewer bits, then the next technique.
 
     A technique that this model cannot have is passed over; why goes to `problems`.
@@ -53,8 +63,14 @@ def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[Use
     for name in (*TECHNIQUES, LAST_RESORT):
         if name == LAST_RESORT and (len(problems) < len(TECHNIQUES) or foreign & set(draft.locked)):
             return
-        mine = {setting: value for setting, value in common.items() if name != LAST_RESORT or setting not in foreign}
-        if name == LAST_RESORT and mine["max_length"] + last.tokens_in_front > (draft.situation.context_length or math.inf):
+        mine = {
+            setting: value
+            for setting, value in common.items()
+            if name != LAST_RESORT or setting not in foreign
+        }
+        if name == LAST_RESORT and mine["max_length"] + last.tokens_in_front > (
+            draft.situation.context_length or math.inf
+        ):
             return  # rows as long as the context leave no room in front of them
         try:
             yield from of_technique(draft, name, mine, tokens)
@@ -67,12 +83,22 @@ def setups(draft: Draft, common: dict[str, Any], tokens: int, problems: list[Use
 def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -> Iterator[Setup]:
     never = "gradient_checkpointing" in TABLE[name].never
     lock = draft.locked.get("gradient_checkpointing")
+    tries = (False,) if never else (False, True)
+    if lock is not None:
+        tries = (lock,)
     for bits in FEWER_BITS if TABLE[name].whole_model else FEWER_BITS[:1]:
         more = {setting: value for setting, value in bits.items() if setting not in draft.locked}
-        if bits and (not more or any(draft.locked.get(setting, value) != value for setting, value in bits.items())):
+        if bits and (
+            not more
+            or any(draft.locked.get(setting, value) != value for setting, value in bits.items())
+        ):
             continue
-        for checkpointing in (lock,) if lock is not None else (False,) if never else (False, True):
-            yield from halvings(draft, {**common, **more, "method": name, "gradient_checkpointing": checkpointing}, tokens)
+        for checkpointing in tries:
+            yield from halvings(
+                draft,
+                {**common, **more, "method": name, "gradient_checkpointing": checkpointing},
+                tokens,
+            )
 
 
 def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
@@ -80,7 +106,10 @@ def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Se
     lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
     at_once = lock or max(settings["max_length"], tokens // (times or 1))
     while True:
-        whole = settings | {"tokens_per_batch": at_once, "accumulation": times or max(1, round(tokens / at_once))}
+        whole = settings | {
+            "tokens_per_batch": at_once,
+            "accumulation": times or max(1, round(tokens / at_once)),
+        }
         config = RunConfig.from_dict(whole)
         yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))
         smaller = max(config.max_length, rules.up_to(at_once / 2, 16))

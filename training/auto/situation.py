@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from training.engine.config import RunConfig
 from training.errors import UserError
 
-# What the adapter is for -> rank to begin with, and its words. Ranks: Biderman et al. 2024, "LoRA Learns Less and Forgets Less"
-# (style needs little, code and mathematics 64 and more), and the guides of Unsloth and LLaMA-Factory (8 to 64).
+# What the adapter is for -> rank to begin with, and its words. Ranks: Biderman et al. 2024, "LoRA
+# Learns Less and Forgets Less" (style needs little, code and mathematics 64 and more), and the
+# guides of Unsloth and LLaMA-Factory (8 to 64).
 GOALS: dict[str, tuple[int, str]] = {
     "task": (16, "a task, by examples"),
     "style": (8, "a tone or a format"),
@@ -25,10 +26,11 @@ GOALS: dict[str, tuple[int, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """`lengths` and `trained` are int32 arrays of tokens, one number a measured row; bytes are those of the device that trains.
+    """`lengths` and `trained` are int32 arrays of tokens, one number a measured row; bytes are
+    those of the device that trains.
 
-    `need(config)` is a memory forecast with `peak`, `precision` and `optimizer`; it raises UserError where the technique does not
-    fit the model. `steps(config)` counts optimizer steps.
+    `need(config)` is a memory forecast with `peak`, `precision` and `optimizer`; it raises
+    UserError where the technique does not fit the model. `steps(config)` counts optimizer steps.
     """
 
     model: str
@@ -56,7 +58,9 @@ class Situation:
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting with its sentence, the nearest alternative that was rejected, and where the rule comes from."""
+    """A setting with its sentence, the nearest alternative that was rejected, and where the rule
+    comes from.
+    """
 
     setting: str
     value: Any
@@ -82,27 +86,42 @@ class Plan:
 
 @dataclass
 class Draft:
-    """A plan in the making. What a person locked wins; the plan's own choice is then told as the alternative."""
+    """A plan in the making. What a person locked wins; the plan's own choice is then told as the
+    alternative.
+    """
 
     situation: Situation
     goal: str
     locked: Mapping[str, Any]
     choices: list[Choice] = field(default_factory=list)
 
-    def take(self, setting: str, value: Any, why: str, *, instead: str = "", source: str = "") -> Any:
+    def take(
+        self, setting: str, value: Any, why: str, *, instead: str = "", source: str = ""
+    ) -> Any:
         if setting in self.locked:
             kept = self.locked[setting]
-            same = f"The plan would take {show(value)}: {why}" if kept != value else "The rest is planned around it."
-            self.choices.append(Choice(setting, kept, "You set it.", instead=same, source=source, locked=True))
+            same = (
+                f"The plan would take {show(value)}: {why}"
+                if kept != value
+                else "The rest is planned around it."
+            )
+            self.choices.append(
+                Choice(setting, kept, "You set it.", instead=same, source=source, locked=True)
+            )
             return kept
         self.choices.append(Choice(setting, value, why, instead, source))
         return value
 
     def refuse_unused(self) -> None:
-        """Raises UserError: something is locked that the plan does not choose, so the lock would be without effect."""
+        """Raises UserError: something is locked that the plan does not choose, so the lock would be
+        without effect.
+        """
         unused = sorted(set(self.locked) - {choice.setting for choice in self.choices})
         if unused:
-            raise UserError(f"{unused[0]} cannot be locked in this plan; leave it out, or choose the settings.", field=unused[0])
+            raise UserError(
+                f"{unused[0]} cannot be locked in this plan; leave it out, or choose the settings.",
+                field=unused[0],
+            )
 
 
 def show(value: Any) -> str:

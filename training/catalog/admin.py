@@ -1,4 +1,6 @@
-"""Base models in the admin site, to look at; they are added on the Models page, where their files are checked."""
+"""Base models in the admin site, to look at; they are added on the Models page, where their files
+are checked.
+"""
 
 from django.contrib import admin
 

@@ -27,7 +27,10 @@ class ModelOut(Schema):
 
 
 class ModelIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"source": "hub", "location": "owner/model"}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"source": "hub", "location": "owner/model"}]},
+    )
     source: Literal["folder", "hub"]
     location: str = Field(max_length=500, description="a folder on the server, or a hub id")
     revision: str = Field("", max_length=100)
@@ -37,7 +40,9 @@ class ModelIn(Schema):
 def add_model(request: SignedIn, body: ModelIn) -> Status[BaseModel]:
     """Admins only. A hub model is downloaded in the background; follow its `state`."""
     if body.source == "hub":
-        return Status(201, acts.add_from_hub(request.user, body.location.strip(), body.revision.strip()))
+        return Status(
+            201, acts.add_from_hub(request.user, body.location.strip(), body.revision.strip())
+        )
     return Status(201, acts.add_folder(request.user, body.location.strip()))
 
 

@@ -1,6 +1,8 @@
-"""What the files of a model folder say of it, read without torch, and what makes a folder unfit. It knows no ORM.
+"""What the files of a model folder say of it, read without torch, and what makes a folder unfit. It
+knows no ORM.
 
-The folder is untrusted: JSON and safetensors headers are read with size limits, and nothing in it is ever run.
+The folder is untrusted: JSON and safetensors headers are read with size limits, and nothing in it
+is ever run.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 
 from training.errors import UserError
 
-MAX_JSON_BYTES = 32 * 2**20  # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
+MAX_JSON_BYTES = (
+    32 * 2**20
+)  # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
 MAX_TEMPLATE = 100_000  # characters
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
@@ -44,7 +48,16 @@ CODE_KEYS = (
 
 
 # Two-dimensional weights that are embeddings or the output layer.
-NO_LINEAR = ("embed_tokens", "wte", "wpe", "lm_head", "embed_in", "embed_out", "word_embeddings", "embed_positions")
+NO_LINEAR = (
+    "embed_tokens",
+    "wte",
+    "wpe",
+    "lm_head",
+    "embed_in",
+    "embed_out",
+    "word_embeddings",
+    "embed_positions",
+)
 
 
 class UnfitModel(UserError):
@@ -62,7 +75,9 @@ def read_card(folder: Path) -> dict[str, Any]:
     except UnfitModel:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
-        raise UnfitModel(f"{folder.name} cannot be read as a model ({type(error).__name__}: {error}).") from error
+        raise UnfitModel(
+            f"{folder.name} cannot be read as a model ({type(error).__name__}: {error})."
+        ) from error
 
 
 def card_of(folder: Path) -> dict[str, Any]:
@@ -79,10 +94,15 @@ def card_of(folder: Path) -> dict[str, Any]:
         why = f"only {found[0]}, which is pickled and could run code" if found else "no weights"
         raise UnfitModel(f"{folder.name} has {why}. SnapML loads safetensors only.")
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-        raise UnfitModel(f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights.")
+        raise UnfitModel(
+            f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights."
+        )
     architectures = config.get("architectures") or ["model without an architecture"]
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnfitModel(f"{folder.name} is a {architectures[0]}; SnapML trains causal language models (…ForCausalLM).")
+        raise UnfitModel(
+            f"{folder.name} is a {architectures[0]}; SnapML trains causal language models "
+            "(…ForCausalLM)."
+        )
     parameters, dtypes = count_parameters(weights)
     text = config.get("text_config") or config
     template = chat_template(folder)
@@ -90,7 +110,10 @@ def card_of(folder: Path) -> dict[str, Any]:
         "architecture": architectures[0],
         "parameters": parameters,
         "layers": text.get("num_hidden_layers") or text.get("n_layer"),
-        "hidden_size": text.get("hidden_size") or text.get("n_embd") or text.get("d_model") or text.get("n_embed"),
+        "hidden_size": text.get("hidden_size")
+        or text.get("n_embd")
+        or text.get("d_model")
+        or text.get("n_embed"),
         "context_length": text.get("max_position_embeddings") or text.get("n_positions"),
         "vocabulary": text.get("vocab_size"),
         "dtype": " + ".join(sorted(dtypes)),
@@ -135,7 +158,10 @@ def refuse_code(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in CODE_KEYS and inner not in (None, False, "sdpa", "eager"):
-                raise UnfitModel(f"{where} has `{key}`, which can run code from the model's folder. SnapML never does that.")
+                raise UnfitModel(
+                    f"{where} has `{key}`, which can run code from the model's folder. SnapML "
+                    "never does that."
+                )
             refuse_code(inner, where)
     elif isinstance(value, list):
         for inner in value:
@@ -158,7 +184,10 @@ def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
                 raise UnfitModel(f"{path.name}: tensor {name} has the shape {shape}.")
             count = math.prod(shape)
             if end - begin != count * DTYPE_BYTES.get(tensor["dtype"], -1):
-                raise UnfitModel(f"{path.name}: tensor {name} does not have the size that its shape and dtype say.")
+                raise UnfitModel(
+                    f"{path.name}: tensor {name} does not have the size that its shape and dtype "
+                    "say."
+                )
             total += count
             dtypes.add(tensor["dtype"])
     return total, dtypes
@@ -170,16 +199,23 @@ def read_header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise UnfitModel(f"{path.name} is not a safetensors file: its header says {length} bytes, the file has {size}.")
+            raise UnfitModel(
+                f"{path.name} is not a safetensors file: its header says {length} bytes, the file "
+                f"has {size}."
+            )
         try:
             header = json.loads(file.read(length))
-            spans = sorted(tuple(t["data_offsets"]) for n, t in header.items() if n != "__metadata__")
+            spans = sorted(
+                tuple(t["data_offsets"]) for n, t in header.items() if n != "__metadata__"
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnfitModel(f"{path.name} has a broken safetensors header.") from error
     edge = 0
     for begin, end in spans:
         if begin != edge or end < begin or end > size - 8 - length:
-            raise UnfitModel(f"{path.name}: tensors overlap, leave gaps or reach past the end of the file.")
+            raise UnfitModel(
+                f"{path.name}: tensors overlap, leave gaps or reach past the end of the file."
+            )
         edge = end
     return dict(header)
 
@@ -196,7 +232,9 @@ def chat_template(folder: Path) -> str:
 
 
 def licence(folder: Path) -> str:
-    """The licence that the model card's first lines (`license: apache-2.0`) name, or an empty string."""
+    """The licence that the model card's first lines (`license: apache-2.0`) name, or an empty
+    string.
+    """
     readme = folder / "README.md"
     if not readme.is_file():
         return ""
@@ -209,7 +247,9 @@ def licence(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
-    """Name and shape of every linear layer but the output, from the safetensors headers: what `all-linear` means to PEFT."""
+    """Name and shape of every linear layer but the output, from the safetensors headers: what
+    `all-linear` means to PEFT.
+    """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in read_header(path).items():

@@ -25,7 +25,9 @@ class ModelState(models.TextChoices):
 
 
 class BaseModel(models.Model):
-    """A base model and what its files say of it. Everyone may read it, admins add to the catalog."""
+    """A base model and what its files say of it. Everyone may read it, admins add to the
+    catalog.
+    """
 
     name = models.CharField(max_length=200, unique=True)
     source = models.CharField(max_length=20, choices=Source.choices)
@@ -48,7 +50,9 @@ class BaseModel(models.Model):
 
     @property
     def folder(self) -> Path:
-        """Where the safetensors lie: a folder stays where it is, all else is imported under SNAPML_HOME."""
+        """Where the safetensors lie: a folder stays where it is, all else is imported under
+        SNAPML_HOME.
+        """
         if self.source == Source.FOLDER:
             return Path(self.location)
         return Path(settings.HOME) / "models" / str(self.pk)

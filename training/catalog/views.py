@@ -21,7 +21,9 @@ def models(request: SignedIn) -> HttpResponse:
 
 
 def model(request: SignedIn, model_id: int) -> HttpResponse:
-    return render(request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)})
+    return render(
+        request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)}
+    )
 
 
 @require_POST
@@ -36,7 +38,12 @@ def add(request: SignedIn) -> HttpResponse:
             messages.success(request, f"{added.name} is in the catalog.")
     except UserError as error:
         rows = BaseModel.objects.all()
-        values = {"models": rows, "error": error, "location": location, "source": request.POST.get("source")}
+        values = {
+            "models": rows,
+            "error": error,
+            "location": location,
+            "source": request.POST.get("source"),
+        }
         return render(request, "catalog/models.html", values, status=error.status)
     return redirect("models")
 

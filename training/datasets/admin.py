@@ -1,4 +1,6 @@
-"""Data sets in the admin site, to look at; versions are immutable, and deleting frees the disk only through its act."""
+"""Data sets in the admin site, to look at; versions are immutable, and deleting frees the disk only
+through its act.
+"""
 
 from django.contrib import admin
 
@@ -15,7 +17,15 @@ class DatasetAdmin(ReadOnly):
 
 @admin.register(DatasetVersion)
 class DatasetVersionAdmin(ReadOnly):
-    list_display = ("dataset", "number", "rows", "train_rows", "heldout_rows", "test_rows", "digest")
+    list_display = (
+        "dataset",
+        "number",
+        "rows",
+        "train_rows",
+        "heldout_rows",
+        "test_rows",
+        "digest",
+    )
     list_select_related = ("dataset",)
 
 

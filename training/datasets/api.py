@@ -89,7 +89,9 @@ class SaveIn(Schema):
 
 
 class HubIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"hub_id": "owner/dataset"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"hub_id": "owner/dataset"}]}
+    )
     hub_id: str = Field(max_length=200)
     name: str = Field("", max_length=120)
 
@@ -102,7 +104,11 @@ class NameIn(Schema):
 @router.get("", response=list[DatasetOut])
 @paginate(Paged)
 def list_datasets(request: SignedIn) -> Any:
-    return Dataset.objects.visible_to(request.user).select_related("owner").prefetch_related("versions")
+    return (
+        Dataset.objects.visible_to(request.user)
+        .select_related("owner")
+        .prefetch_related("versions")
+    )
 
 
 @router.post("/examples/{key}", response={201: DatasetOut})
@@ -125,9 +131,13 @@ def create_upload(
     name: Annotated[str, Form(max_length=120)] = "",
     dataset: Annotated[int | None, Form(ge=0, le=2**53)] = None,
 ) -> Status[Upload]:
-    """Send a file, or rows as text. The answer guesses the form; correct it with PATCH, then POST to /check and /save."""
+    """Send a file, or rows as text. The answer guesses the form; correct it with PATCH, then POST
+    to /check and /save.
+    """
     if was_too_large(request):
-        raise TooLarge(f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file")
+        raise TooLarge(
+            f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file"
+        )
     into = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
     if file is not None:
         path = Path(cast(TemporaryUploadedFile, file).temporary_file_path())
@@ -179,7 +189,9 @@ def preview_upload(request: SignedIn, upload_id: int) -> Any:
 
 @router.post("/uploads/{int:upload_id}/check", response=UploadOut)
 def check_upload(request: SignedIn, upload_id: int) -> Upload:
-    """Read every row in the background; `state` becomes `checked`, and `report` tells what was found."""
+    """Read every row in the background; `state` becomes `checked`, and `report` tells what was
+    found.
+    """
     upload = get_changeable(Upload, request.user, upload_id)
     intake.ask_for_check(upload)
     return upload

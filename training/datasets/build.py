@@ -1,4 +1,6 @@
-"""Second pass: staged rows -> train, held-out and test files under the hash of their content. It knows no ORM."""
+"""Second pass: staged rows -> train, held-out and test files under the hash of their content. It
+knows no ORM.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,22 @@ class Choices:
     def __post_init__(self) -> None:
         if self.heldout_share is not None and not 0 < self.heldout_share < 1:
             shown = f"{self.heldout_share:g}"
-            raise UserError(f"The held-out share is {shown}; it must lie between 0 and 1, such as 0.05.", field="heldout_share")
+            raise UserError(
+                f"The held-out share is {shown}; it must lie between 0 and 1, such as 0.05.",
+                field="heldout_share",
+            )
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"The seed is {self.seed}; it must be from 0 to 2147483647.", field="seed")
+            raise UserError(
+                f"The seed is {self.seed}; it must be from 0 to 2147483647.", field="seed"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def build(staged: Path, choices: Choices, root: Path) -> dict[str, Any]:
-    """Write the parts below `root`; returns their digest, their rows, and what was dropped or leaks.
+    """Write the parts below `root`; returns their digest, their rows, and what was dropped or
+    leaks.
 
     Raises:
         UserError: fewer than two rows are left.
@@ -57,17 +65,25 @@ def build(staged: Path, choices: Choices, root: Path) -> dict[str, Any]:
     if not rows["train"] or not rows["heldout"]:
         usable = sum(rows.values())
         raise UserError(
-            f"There {'is' if usable == 1 else 'are'} {usable} usable row{'' if usable == 1 else 's'}; "
-            "at least 2 different ones are needed, one to train on and one held out.",
+            f"There {'is' if usable == 1 else 'are'} {usable} usable "
+            f"row{'' if usable == 1 else 's'}; at least 2 different ones are needed, one to train "
+            "on and one held out.",
             field="file",
         )
-    return {"digest": write(staged, split, root), "rows": rows, "dropped": dropped, "leaks": leaks(facts, split)}
+    return {
+        "digest": write(staged, split, root),
+        "rows": rows,
+        "dropped": dropped,
+        "leaks": leaks(facts, split),
+    }
 
 
 def assign(facts: dict[str, Any], choices: Choices) -> tuple[Numbers, dict[str, int]]:
-    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are left out.
+    """The split of every row (uint8), equal rows always on one side; DROPPED for those that are
+    left out.
 
-    What a person holds out stays as it is: rows leave training, never the held-out or test part, but for repeats within one.
+    What a person holds out stays as it is: rows leave training, never the held-out or test part,
+    but for repeats within one.
     """
     split = facts["split"].copy()
     dropped = {"same": 0, "alike": 0, "in_both": 0}
@@ -85,7 +101,9 @@ def assign(facts: dict[str, Any], choices: Choices) -> tuple[Numbers, dict[str, 
         away = np.zeros(len(split), dtype=bool)
         away[root[np.isin(split, (HELDOUT, TEST))]] = True  # groups that have a row held out
         same = facts["content"] == facts["content"][root]
-        dropped["alike"] = drop(split, np.isin(split, (TRAIN, 0)) & (away[root] | ((facts["alike"] >= 0) & ~same)))
+        dropped["alike"] = drop(
+            split, np.isin(split, (TRAIN, 0)) & (away[root] | ((facts["alike"] >= 0) & ~same))
+        )
     if not (facts["split"] == HELDOUT).any():
         draw_heldout(split, facts["content"], choices)
     split[split == 0] = TRAIN
@@ -93,7 +111,9 @@ def assign(facts: dict[str, Any], choices: Choices) -> tuple[Numbers, dict[str, 
 
 
 def roots(alike: Numbers) -> Numbers:
-    """int64 of shape (rows,): the first row of the group that looks like a row; its own number if it stands alone."""
+    """int64 of shape (rows,): the first row of the group that looks like a row; its own number if
+    it stands alone.
+    """
     root = np.where(alike >= 0, alike, np.arange(len(alike)))
     while not np.array_equal(further := root[root], root):
         root = further
@@ -107,7 +127,9 @@ def drop(split: Numbers, which: Numbers) -> int:
 
 
 def draw_heldout(split: Numbers, content: Numbers, choices: Choices) -> None:
-    """Draw whole groups of equal rows until the share is reached; from rows without a split if there are any."""
+    """Draw whole groups of equal rows until the share is reached; from rows without a split if
+    there are any.
+    """
     pool = np.flatnonzero(split == 0)
     if len(np.unique(content[pool])) < 2:  # none to draw from: all rows may be drawn
         pool = np.flatnonzero((split == 0) | (split == TRAIN))
@@ -132,14 +154,20 @@ def draw_heldout(split: Numbers, content: Numbers, choices: Choices) -> None:
 
 
 def leaks(facts: dict[str, Any], split: Numbers) -> dict[str, int]:
-    """Held-out and test rows that training could answer by heart: the same prompt, or a row that looks alike."""
+    """Held-out and test rows that training could answer by heart: the same prompt, or a row that
+    looks alike.
+    """
     away = (split == HELDOUT) | (split == TEST)
     prompts = np.isin(facts["prompt"], facts["prompt"][split == TRAIN]) & away
     root = roots(facts["alike"])
     trained = np.zeros(len(split), dtype=bool)
     trained[root[split == TRAIN]] = True  # groups that have a row to train on
     similar = away & trained[root]
-    return {"prompts": int(prompts.sum()), "alike": int((similar & ~prompts).sum()), "of": int(away.sum())}
+    return {
+        "prompts": int(prompts.sum()),
+        "alike": int((similar & ~prompts).sum()),
+        "of": int(away.sum()),
+    }
 
 
 def write(staged: Path, split: Numbers, root: Path) -> str:

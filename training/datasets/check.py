@@ -1,6 +1,8 @@
-"""First pass over a file: every record checked, the good ones staged, the bad ones named. It knows no ORM.
+"""First pass over a file: every record checked, the good ones staged, the bad ones named. It knows
+no ORM.
 
-Staged are `rows.jsonl`, as the engine will read it, and `facts.npz` with a few bytes a row; both are all that `build.py` needs.
+Staged are `rows.jsonl`, as the engine will read it, and `facts.npz` with a few bytes a row; both
+are all that `build.py` needs.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ Tell = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """A file, how to read it, and the split that all its rows belong to (empty: as the rows say)."""
+    """A file, how to read it, and the split that all its rows belong to (empty: as the rows
+    say).
+    """
 
     path: Path
     form: Format
@@ -53,9 +57,14 @@ class Problems:
         self.count += 1
         self.unread = self.unread or (place if bad.ends else "")
         if len(self.shown) < SHOWN_PROBLEMS:
-            self.shown.append(f"{place}: {bad.message}" if not bad.message.startswith("message ") else f"{place}, {bad.message}")
+            self.shown.append(
+                f"{place}: {bad.message}"
+                if not bad.message.startswith("message ")
+                else f"{place}, {bad.message}"
+            )
         group = self.groups.setdefault(
-            bad.group if len(self.groups) < SHOWN_GROUPS else "other faults", {"count": 0, "places": []}
+            bad.group if len(self.groups) < SHOWN_GROUPS else "other faults",
+            {"count": 0, "places": []},
         )
         group["count"] += 1
         if len(group["places"]) < 5:
@@ -82,7 +91,13 @@ class Facts:
     prompt: list[int] = field(default_factory=list)
 
     def pack(self) -> dict[str, Any]:
-        kinds = {"place": np.uint8, "line": np.int64, "split": np.uint8, "content": np.uint64, "prompt": np.uint64}
+        kinds = {
+            "place": np.uint8,
+            "line": np.int64,
+            "split": np.uint8,
+            "content": np.uint64,
+            "prompt": np.uint64,
+        }
         return {name: np.asarray(getattr(self, name), dtype=kind) for name, kind in kinds.items()}
 
 
@@ -113,7 +128,9 @@ class Staging:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: int, tell: Tell) -> dict[str, Any]:
+def check(
+    sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: int, tell: Tell
+) -> dict[str, Any]:
     """Read all sources and stage their good rows in `into`; returns the report.
 
     Raises:
@@ -139,7 +156,9 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
                     signatures.add(text)
                 if staging.count + problems.count > MAX_ROWS or written > most_bytes:
                     raise TooLarge(
-                        f"The data has more than {MAX_ROWS:,} rows or {most_bytes / 2**30:g} GiB; split it.", field="file"
+                        f"The data has more than {MAX_ROWS:,} rows or {most_bytes / 2**30:g} GiB; "
+                        "split it.",
+                        field="file",
                     )
                 if time.monotonic() - told_at > TELL_SECONDS:
                     told_at = time.monotonic()
@@ -151,7 +170,9 @@ def check(sources: Iterable[Source], mapped: Mapped, into: Path, *, most_bytes: 
     return report(facts, problems, insights, staging.places)
 
 
-def report(facts: dict[str, Any], problems: Problems, insights: Insights, places: list[str]) -> dict[str, Any]:
+def report(
+    facts: dict[str, Any], problems: Problems, insights: Insights, places: list[str]
+) -> dict[str, Any]:
     def name(row: Any) -> str:
         return f"{places[facts['place'][row]]} {facts['line'][row]:,}"
 
@@ -163,7 +184,9 @@ def report(facts: dict[str, Any], problems: Problems, insights: Insights, places
         "same": int(again.sum()),
         "alike": len(alike),
         "alike_shown": [[name(facts["alike"][i]), name(i)] for i in alike[:SHOWN_ALIKE]],
-        "splits": {name: int((facts["split"] == code).sum()) for name, code in SPLIT_CODES.items() if name},
+        "splits": {
+            name: int((facts["split"] == code).sum()) for name, code in SPLIT_CODES.items() if name
+        },
         "insights": insights.told(),
     }
 
@@ -184,7 +207,9 @@ def row_of(found: Any, mapped: Mapped, split: str) -> Row | BadRow:
 
 
 def place_words(source: Source, several: bool) -> str:
-    """What stands before a record's number: `line`, or `held.jsonl, line` where there are several files."""
+    """What stands before a record's number: `line`, or `held.jsonl, line` where there are several
+    files.
+    """
     return f"{source.name}, {source.form.place}" if several and source.name else source.form.place
 
 
@@ -192,9 +217,15 @@ def prompt_of(row: Row) -> str:
     """What stands before the last answer; of plain text its beginning."""
     if row.text:
         return row.text[:200]
-    return "\n".join(message["content"] for message in row.messages[:-1] if message["role"] != "system")
+    return "\n".join(
+        message["content"] for message in row.messages[:-1] if message["role"] != "system"
+    )
 
 
 def words_of(row: Row) -> str:
-    """All that is said in a row but for the system prompt, which is the same in thousands of rows."""
-    return row.text or "\n".join(message["content"] for message in row.messages if message["role"] != "system")
+    """All that is said in a row but for the system prompt, which is the same in thousands of
+    rows.
+    """
+    return row.text or "\n".join(
+        message["content"] for message in row.messages if message["role"] != "system"
+    )

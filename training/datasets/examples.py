@@ -31,13 +31,15 @@ EXAMPLES = {
         Example(
             "smart_home",
             "Smart home",
-            "A spoken command becomes a JSON intent: 2,322 rows to train on, 148 held out, 488 to test.",
+            "A spoken command becomes a JSON intent: 2,322 rows to train on, 148 held out, 488 to "
+            "test.",
             "Apache-2.0 (derived from home-assistant-intents)",
         ),
         Example(
             "shell_commands",
             "Shell commands",
-            "A description becomes one shell command: 924 rows to train on, 80 held out, 200 to test.",
+            "A description becomes one shell command: 924 rows to train on, 80 held out, 200 to "
+            "test.",
             "MIT (derived from cheat and eg)",
         ),
     )
@@ -57,4 +59,6 @@ def add_example(user: User, key: str) -> DatasetVersion:
     if had is not None:
         return DatasetVersion.objects.filter(dataset=had).latest("number")
     with (FOLDER / f"{key}.jsonl").open("rb") as lines:
-        return create_dataset(user, example.title, lines, source=example.source, licence=example.licence)
+        return create_dataset(
+            user, example.title, lines, source=example.source, licence=example.licence
+        )

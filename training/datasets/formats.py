@@ -1,4 +1,6 @@
-"""What format a file is in, judged by its first bytes and its name. It knows no forms and no ORM."""
+"""What format a file is in, judged by its first bytes and its name. It knows no forms and no
+ORM.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,22 @@ from typing import Any
 
 from training.errors import UserError
 
-FORMATS = {"jsonl": "JSON Lines", "json": "JSON", "csv": "CSV", "parquet": "Parquet", "text": "plain text"}
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text", ".md": "text"}
+FORMATS = {
+    "jsonl": "JSON Lines",
+    "json": "JSON",
+    "csv": "CSV",
+    "parquet": "Parquet",
+    "text": "plain text",
+}
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "text",
+    ".md": "text",
+}
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 UNITS = {"paragraph": "a paragraph", "line": "a line"}
 HEAD_BYTES = 65_536
@@ -69,7 +85,11 @@ def detect(path: Path, name: str) -> Format:
         raise BadFile("The file is empty.", field="file")
     if head.startswith(b"PAR1"):
         if zipped:
-            raise BadFile("This is Parquet inside gzip; Parquet is compressed already, so upload it as it is.", field="file")
+            raise BadFile(
+                "This is Parquet inside gzip; Parquet is compressed already, so upload it as it "
+                "is.",
+                field="file",
+            )
         return Format("parquet")
     return text_format(refuse_binary(head), stem, zipped)
 
@@ -87,9 +107,14 @@ def refuse_binary(head: bytes) -> str:
             raise BadFile(f"The file is {encoding}; save it as UTF-8.", field="file")
     for magic, words in MAGICS:
         if head.startswith(magic):
-            raise BadFile(f"This is {words}, not one of {', '.join(FORMATS.values())}.", field="file")
+            raise BadFile(
+                f"This is {words}, not one of {', '.join(FORMATS.values())}.", field="file"
+            )
     if b"\0" in head:
-        raise BadFile(f"The file is binary (a zero byte at {head.index(0) + 1}), not text or Parquet.", field="file")
+        raise BadFile(
+            f"The file is binary (a zero byte at {head.index(0) + 1}), not text or Parquet.",
+            field="file",
+        )
     text = head.decode("utf-8-sig", errors="surrogateescape")
     bad = sum("\udc80" <= c <= "\udcff" for c in text[:-4])
     if bad > len(text) / 10:
@@ -110,13 +135,19 @@ def text_format(head: str, name: str, zipped: bool) -> Format:
 
 
 def delimiter_of(head: str, name: str) -> str:
-    """The sign that stands equally often in the first lines; empty if none does. (csv.Sniffer needs hours for some lines.)"""
+    """The sign that stands equally often in the first lines; empty if none does. (csv.Sniffer needs
+    hours for some lines.)
+    """
     if name.endswith(".tsv"):
         return "\t"
     lines = [line for line in head.splitlines()[:6] if line.strip()]
     lines = lines[:-1] if len(lines) > 2 else lines  # the last one may be cut
     counts = {sign: [line.count(sign) for line in lines] for sign in DELIMITERS}
-    steady = {sign: found[0] for sign, found in counts.items() if found and found[0] and min(found) >= found[0]}
+    steady = {
+        sign: found[0]
+        for sign, found in counts.items()
+        if found and found[0] and min(found) >= found[0]
+    }
     present = {sign: found[0] for sign, found in counts.items() if found and found[0]}
     best = steady or (present if name.endswith(".csv") else {})
     return max(best, key=lambda sign: best[sign]) if best else ""

@@ -1,4 +1,6 @@
-"""Which column means what: the form of the data, guessed from a sample, and a record made a row. It knows no files and no ORM."""
+"""Which column means what: the form of the data, guessed from a sample, and a record made a row. It
+knows no files and no ORM.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.datasets.rows import SPLITS, BadRow, Row, check_messages, check_split, check_text, check_tools, clean, parsed, short
+from training.datasets.rows import (
+    SPLITS,
+    BadRow,
+    Row,
+    check_messages,
+    check_split,
+    check_text,
+    check_tools,
+    clean,
+    parsed,
+    short,
+)
 from training.errors import UserError
 
 Record = Mapping[str, Any]
@@ -26,8 +39,31 @@ PARTS: dict[str, tuple[tuple[str, bool], ...]] = {
     "pairs": (("prompt", True), ("completion", True), ("system", False)),
     "text": (("text", True),),
 }
-PROMPTS = ("prompt", "question", "query", "instruction", "input", "user", "human", "source", "description", "text", "sentence")
-COMPLETIONS = ("completion", "answer", "response", "output", "target", "assistant", "label", "summary", "chosen", "command")
+PROMPTS = (
+    "prompt",
+    "question",
+    "query",
+    "instruction",
+    "input",
+    "user",
+    "human",
+    "source",
+    "description",
+    "text",
+    "sentence",
+)
+COMPLETIONS = (
+    "completion",
+    "answer",
+    "response",
+    "output",
+    "target",
+    "assistant",
+    "label",
+    "summary",
+    "chosen",
+    "command",
+)
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -45,7 +81,9 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class Mapped:
-    """The form of the data and the column of each of its parts; `split` is the column that names the part of a row."""
+    """The form of the data and the column of each of its parts; `split` is the column that names
+    the part of a row.
+    """
 
     form: str
     columns: dict[str, str] = field(default_factory=dict)
@@ -70,7 +108,10 @@ class Mapped:
         columns = {part: str(given[part]) for part, _ in PARTS[form] if given.get(part)}
         for name in (*columns.values(), str(values.get("split", ""))):
             if clean(name) != name or len(name) > MOST_NAME:
-                raise UserError(f"The column {clean(name)[:40]!r} has a name that cannot be stored; rename it.", field="form")
+                raise UserError(
+                    f"The column {clean(name)[:40]!r} has a name that cannot be stored; rename it.",
+                    field="form",
+                )
         for part, needed in PARTS[form]:
             if needed and part not in columns:
                 raise UserError(f"Choose the column that holds the {part}.", field=part)
@@ -84,38 +125,64 @@ def fit(name: str) -> bool:
 
 def guess(sample: Sequence[Record]) -> Mapped:
     """The most likely meaning of the columns, judged by names and by what stands in them."""
-    names = [name for name in dict.fromkeys(name for record in sample for name in record) if fit(name)]
-    split = next((n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), "")
+    names = [
+        name for name in dict.fromkeys(name for record in sample for name in record) if fit(name)
+    ]
+    split = next(
+        (n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), ""
+    )
     found = conversations(sample, names)
     if found:
         form, column = found
-        extra: dict[str, str] = {name: name for name in ("system", "tools") if name in names and name in dict(PARTS[form])}
+        extra: dict[str, str] = {
+            name: name
+            for name in ("system", "tools")
+            if name in names and name in dict(PARTS[form])
+        }
         return Mapped(form, {PARTS[form][0][0]: column, **extra}, split)
     lower = {name.lower(): name for name in names}
     if {"instruction", "output"} <= lower.keys():
-        optional: dict[str, str] = {part: lower[part] for part in ("input", "system") if part in lower}
-        return Mapped("alpaca", {"instruction": lower["instruction"], "output": lower["output"], **optional}, split)
+        optional: dict[str, str] = {
+            part: lower[part] for part in ("input", "system") if part in lower
+        }
+        return Mapped(
+            "alpaca",
+            {"instruction": lower["instruction"], "output": lower["output"], **optional},
+            split,
+        )
     return guess_pairs(names, lower, split, sample)
 
 
-def guess_pairs(names: list[str], lower: dict[str, str], split: str, sample: Sequence[Record]) -> Mapped:
+def guess_pairs(
+    names: list[str], lower: dict[str, str], split: str, sample: Sequence[Record]
+) -> Mapped:
     completion = next((lower[name] for name in COMPLETIONS if name in lower), "")
-    prompt = next((lower[name] for name in PROMPTS if name in lower and lower[name] != completion), "")
+    prompt = next(
+        (lower[name] for name in PROMPTS if name in lower and lower[name] != completion), ""
+    )
     system = {"system": lower["system"]} if "system" in lower else {}
     if prompt and completion:
         return Mapped("pairs", {"prompt": prompt, "completion": completion, **system}, split)
-    texts = [name for name in names if name != split and any(isinstance(r.get(name), str) for r in sample)]
+    texts = [
+        name
+        for name in names
+        if name != split and any(isinstance(r.get(name), str) for r in sample)
+    ]
     if len(texts) == 1 or (not completion and "text" in lower):
         return Mapped("text", {"text": lower.get("text") or texts[0]}, split)
     if len(texts) > 1:
         prompt = prompt or next(name for name in texts if name != completion)
         completion = completion or next(name for name in texts if name != prompt)
-        return Mapped("pairs", {"prompt": prompt, "completion": completion, **system}, split, sure=False)
+        return Mapped(
+            "pairs", {"prompt": prompt, "completion": completion, **system}, split, sure=False
+        )
     return Mapped("pairs", {}, split, sure=False)
 
 
 def conversations(sample: Sequence[Record], names: Sequence[str]) -> tuple[str, str] | None:
-    """The first column that holds lists of messages, and whether they speak OpenAI's or ShareGPT's way."""
+    """The first column that holds lists of messages, and whether they speak OpenAI's or ShareGPT's
+    way.
+    """
     for name in names:
         for record in sample:
             value = as_list(record.get(name))
@@ -149,7 +216,9 @@ def to_row(record: Record, mapped: Mapped) -> Row:
 def from_messages(record: Record, columns: dict[str, str], split: str) -> Row:
     present(record, columns["messages"])
     messages = check_messages(as_list(record[columns["messages"]]), columns["messages"])
-    return Row(messages=messages, tools=check_tools(record.get(columns.get("tools", ""))), split=split)
+    return Row(
+        messages=messages, tools=check_tools(record.get(columns.get("tools", ""))), split=split
+    )
 
 
 def from_sharegpt(record: Record, columns: dict[str, str], split: str) -> Row:
@@ -168,15 +237,23 @@ def from_sharegpt(record: Record, columns: dict[str, str], split: str) -> Row:
 
 def turn_message(turn: Any, place: int) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
-        raise BadRow(f"turn {place} must be an object with `from` and `value`", group="a turn is not an object")
+        raise BadRow(
+            f"turn {place} must be an object with `from` and `value`",
+            group="a turn is not an object",
+        )
     said = turn.get("from")
     if said == "function_call":
-        call = parsed(turn.get("value", "")) if isinstance(turn.get("value"), str) else turn.get("value")
+        call = (
+            parsed(turn.get("value", ""))
+            if isinstance(turn.get("value"), str)
+            else turn.get("value")
+        )
         return {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
     role = SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
     if role is None:
         raise BadRow(
-            f"turn {place}: `from` is {short(said)}; expected human, gpt, system, function_call or observation",
+            f"turn {place}: `from` is {short(said)}; expected human, gpt, system, function_call "
+            "or observation",
             group="`from` is not one of human, gpt, system, function_call or observation",
         )
     return {"role": role, "content": check_text(turn.get("value"), "value", f"turn {place}: ")}
@@ -185,15 +262,24 @@ def turn_message(turn: Any, place: int) -> dict[str, Any]:
 def from_alpaca(record: Record, columns: dict[str, str], split: str) -> Row:
     asked = needed_text(record, columns["instruction"])
     more = optional_text(record, columns.get("input", ""))
-    return conversation(record, columns, f"{asked}\n\n{more}" if more.strip() else asked, "output", split)
+    return conversation(
+        record, columns, f"{asked}\n\n{more}" if more.strip() else asked, "output", split
+    )
 
 
 def from_pairs(record: Record, columns: dict[str, str], split: str) -> Row:
-    return conversation(record, columns, needed_text(record, columns["prompt"]), "completion", split)
+    return conversation(
+        record, columns, needed_text(record, columns["prompt"]), "completion", split
+    )
 
 
-def conversation(record: Record, columns: dict[str, str], asked: str, answer: str, split: str) -> Row:
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": needed_text(record, columns[answer])}]
+def conversation(
+    record: Record, columns: dict[str, str], asked: str, answer: str, split: str
+) -> Row:
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": needed_text(record, columns[answer])},
+    ]
     system = optional_text(record, columns.get("system", ""))
     if system.strip():
         messages.insert(0, {"role": "system", "content": system})

@@ -1,6 +1,8 @@
-"""A data set from the hub: the Parquet files that the hub makes of every public one. No loading script is ever run.
+"""A data set from the hub: the Parquet files that the hub makes of every public one. No loading
+script is ever run.
 
-It is called only by `program.py`, without any token: what the hub shows to everybody is what people here may take.
+It is called only by `program.py`, without any token: what the hub shows to everybody is what people
+here may take.
 """
 
 from __future__ import annotations
@@ -20,44 +22,53 @@ PREFERRED = ("default", "main", "plain_text")
 
 def check_hub_id(hub_id: str) -> str:
     if not HUB_ID.fullmatch(hub_id) or hub_id.startswith(("-", ".")):
-        raise UserError(f"{hub_id[:80]!r} is not a hub id; it looks like `owner/dataset`.", field="hub_id")
+        raise UserError(
+            f"{hub_id[:80]!r} is not a hub id; it looks like `owner/dataset`.", field="hub_id"
+        )
     return hub_id
 
 
-def fetch(hub_id: str, folder: Path, *, most_bytes: int, tell: Callable[[float, str], None]) -> list[dict[str, Any]]:
-    """Download the Parquet files of one configuration into `folder`; returns their names and splits.
+def fetch(
+    hub_id: str, folder: Path, *, most_bytes: int, tell: Callable[[float, str], None]
+) -> list[dict[str, Any]]:
+    """Download the Parquet files of one configuration into `folder`; returns their names and
+    splits.
 
     Raises:
         NotFound: no such data set, or none with Parquet files.
         TooLarge: more than `most_bytes` in all; nothing is downloaded then.
         UserError: the hub cannot be reached.
     """
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import hf_hub_download
 
-    api = HfApi(token=False)
-    try:
-        files_there = api.dataset_info(check_hub_id(hub_id), revision=REVISION, files_metadata=True, timeout=20).siblings or []
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise NotFound(f"The hub shows no data set {hub_id} with Parquet files to everybody.", field="hub_id") from error
-    except UserError:
-        raise
-    except Exception as error:  # the hub's library lets every kind of network error through
-        raise UserError(f"The hub cannot be reached: {str(error)[:200]}", field="hub_id") from error
-    sizes = {entry.rfilename: int(entry.size or 0) for entry in files_there if entry.rfilename.endswith(".parquet")}
+    files_there = list_files(hub_id)
+    sizes = {
+        entry.rfilename: int(entry.size or 0)
+        for entry in files_there
+        if entry.rfilename.endswith(".parquet")
+    }
     chosen = one_configuration(list(sizes))
     if not chosen:
         raise NotFound(f"{hub_id} has no Parquet files.", field="hub_id")
     total = sum(sizes[path] for path in chosen)
     if total > most_bytes:
         raise TooLarge(
-            f"{hub_id} has {total / 2**20:,.0f} MiB, more than the {most_bytes / 2**20:,.0f} MiB allowed.", field="hub_id"
+            f"{hub_id} has {total / 2**20:,.0f} MiB, more than the {most_bytes / 2**20:,.0f} MiB "
+            "allowed.",
+            field="hub_id",
         )
     files: list[dict[str, Any]] = []
     done = 0
     for number, path in enumerate(chosen):
         tell(done / max(1, total), f"downloading {path}")
-        local = hf_hub_download(hub_id, path, repo_type="dataset", revision=REVISION, local_dir=folder / "hub", token=False)
+        local = hf_hub_download(
+            hub_id,
+            path,
+            repo_type="dataset",
+            revision=REVISION,
+            local_dir=folder / "hub",
+            token=False,
+        )
         shutil.move(local, folder / str(number))
         done += sizes[path]
         files.append({"file": str(number), "name": path[-100:], "split": split_of(path)})
@@ -65,10 +76,43 @@ def fetch(hub_id: str, folder: Path, *, most_bytes: int, tell: Callable[[float, 
     return files
 
 
+def list_files(hub_id: str) -> list[Any]:
+    """The files of a data set's Parquet branch, with their sizes.
+
+    Raises:
+        NotFound: no such data set. UserError: the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi(token=False)
+    try:
+        found = api.dataset_info(
+            check_hub_id(hub_id), revision=REVISION, files_metadata=True, timeout=20
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise NotFound(
+            f"The hub shows no data set {hub_id} with Parquet files to everybody.", field="hub_id"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # the hub's library lets every kind of network error through
+        raise UserError(f"The hub cannot be reached: {str(error)[:200]}", field="hub_id") from error
+    return list(found.siblings or [])
+
+
 def split_of(path: str) -> str:
-    """Train, held out or test by the folder's name; empty (left out) for a split of another kind, such as `unsupervised`."""
+    """Train, held out or test by the folder's name; empty (left out) for a split of another kind,
+    such as `unsupervised`.
+    """
     folder = Path(path).parent.name.removeprefix("partial-")
-    beginnings = (("train", "train"), ("valid", "heldout"), ("val", "heldout"), ("dev", "heldout"), ("test", "test"))
+    beginnings = (
+        ("train", "train"),
+        ("valid", "heldout"),
+        ("val", "heldout"),
+        ("dev", "heldout"),
+        ("test", "test"),
+    )
     return next((split for beginning, split in beginnings if folder.startswith(beginning)), "")
 
 
@@ -77,4 +121,6 @@ def one_configuration(paths: list[str]) -> list[str]:
     names = sorted({path.split("/")[0] for path in paths})
     chosen = next((name for name in PREFERRED if name in names), names[0] if names else "")
     mine = sorted(path for path in paths if path.split("/")[0] == chosen and split_of(path))
-    return sorted(mine, key=lambda path: split_of(path) != "train")  # the first file is the one that people see
+    return sorted(
+        mine, key=lambda path: split_of(path) != "train"
+    )  # the first file is the one that people see

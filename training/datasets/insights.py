@@ -1,4 +1,6 @@
-"""What stands in the rows: languages, lengths, labels, secrets and private addresses. The detecting is done by libraries."""
+"""What stands in the rows: languages, lengths, labels, secrets and private addresses. The detecting
+is done by libraries.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from training.datasets.rows import Row
 MAX_LABELS = 50  # more different answers than this are no labels
 LABEL_CHARACTERS = 100
 LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
-EVERY_ROW = 20_000  # from here on the language of every tenth row is looked at: it is half of the time
+EVERY_ROW = (
+    20_000  # from here on the language of every tenth row is looked at: it is half of the time
+)
 EXAMPLES = 20
 EXTREMES = 5
-JUDGED_CHARACTERS = 20_000  # of a row, for secrets and addresses: some patterns take the square of the length
-# Detectors that look for the form of a key. Those that guess by entropy or by the word "password" are left out: they would mark
-# every hash and every sentence about passwords.
+JUDGED_CHARACTERS = (
+    20_000  # of a row, for secrets and addresses: some patterns take the square of the length
+)
+# Detectors that look for the form of a key. Those that guess by entropy or by the word "password"
+# are left out: they would mark every hash and every sentence about passwords.
 SECRET_DETECTORS = (
     "ArtifactoryDetector",
     "AWSKeyDetector",
@@ -41,8 +47,29 @@ SECRET_DETECTORS = (
 )
 ADDRESS = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
 # Addresses that belong to nobody, or to everybody.
-PUBLIC_DOMAINS = ("example.com", "example.org", "example.net", "test.com", "domain.com", "email.com", "localhost")
-PUBLIC_NAMES = {"info", "support", "admin", "contact", "hello", "help", "noreply", "no-reply", "sales", "office", "user", "name"}
+PUBLIC_DOMAINS = (
+    "example.com",
+    "example.org",
+    "example.net",
+    "test.com",
+    "domain.com",
+    "email.com",
+    "localhost",
+)
+PUBLIC_NAMES = {
+    "info",
+    "support",
+    "admin",
+    "contact",
+    "hello",
+    "help",
+    "noreply",
+    "no-reply",
+    "sales",
+    "office",
+    "user",
+    "name",
+}
 
 
 class Insights:
@@ -104,16 +131,30 @@ class Insights:
 
     def told(self) -> dict[str, Any]:
         known = sum(self.languages.values())
-        labels = self.labels if self.labels and len(self.labels) > 1 and self.counts["rows"] >= 4 * len(self.labels) else {}
+        labels = (
+            self.labels
+            if self.labels and len(self.labels) > 1 and self.counts["rows"] >= 4 * len(self.labels)
+            else {}
+        )
         return {
             "languages": [
-                {"name": name, "share": count / known} for name, count in self.languages.most_common(8) if count / known >= 0.01
+                {"name": name, "share": count / known}
+                for name, count in self.languages.most_common(8)
+                if count / known >= 0.01
             ],
-            "labels": [{"words": words, "count": count} for words, count in Counter(labels).most_common()],
+            "labels": [
+                {"words": words, "count": count} for words, count in Counter(labels).most_common()
+            ],
             "secrets": {"count": self.counts["secrets"], "shown": self.secrets},
             "addresses": {"count": self.counts["addresses"], "shown": self.addresses},
-            "longest": [{"place": place, "characters": size} for size, _, place in sorted(self.longest, reverse=True)],
-            "shortest": [{"place": place, "characters": -size} for size, _, place in sorted(self.shortest, reverse=True)],
+            "longest": [
+                {"place": place, "characters": size}
+                for size, _, place in sorted(self.longest, reverse=True)
+            ],
+            "shortest": [
+                {"place": place, "characters": -size}
+                for size, _, place in sorted(self.shortest, reverse=True)
+            ],
         }
 
 
@@ -128,7 +169,9 @@ def is_private(address: str) -> bool:
     from email_validator import EmailNotValidError, validate_email
 
     name, _, domain = address.rpartition("@")
-    if name.lower() in PUBLIC_NAMES or any(f".{domain.lower()}".endswith(f".{known}") for known in PUBLIC_DOMAINS):
+    if name.lower() in PUBLIC_NAMES or any(
+        f".{domain.lower()}".endswith(f".{known}") for known in PUBLIC_DOMAINS
+    ):
         return False
     try:
         validate_email(address, check_deliverability=False)

@@ -1,6 +1,8 @@
-"""Uploads on their way to a data set: received, looked at, mapped, and handed to the worker to be checked and saved.
+"""Uploads on their way to a data set: received, looked at, mapped, and handed to the worker to be
+checked and saved.
 
-No file is read in this process: `program.py` does it, and leaves the first records in `sample.json`.
+No file is read in this process: `program.py` does it, and leaves the first records in
+`sample.json`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from training.people.models import User
 from training.people.visible import may_change
 
 LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
-ALLOWED_UNPACKING = 4  # a gzip file may unpack to this many times the limit, and no more may be written of it
+ALLOWED_UNPACKING = (
+    4  # a gzip file may unpack to this many times the limit, and no more may be written of it
+)
 BUSY = (UploadState.WAITING, UploadState.WORKING)
 Named = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 
@@ -42,8 +46,11 @@ def most_bytes() -> int:
     return int(settings.DATASET_MAX_BYTES) * ALLOWED_UNPACKING
 
 
-def receive(user: User, files: Sequence[Named], *, name: str, source: str, dataset: Dataset | None = None) -> Upload:
-    """Take over files that lie on disk (they are moved), tell their formats, and guess what their columns mean.
+def receive(
+    user: User, files: Sequence[Named], *, name: str, source: str, dataset: Dataset | None = None
+) -> Upload:
+    """Take over files that lie on disk (they are moved), tell their formats, and guess what their
+    columns mean.
 
     Raises:
         BadFile: empty, binary or in another encoding; nothing is kept then.
@@ -51,7 +58,9 @@ def receive(user: User, files: Sequence[Named], *, name: str, source: str, datas
     """
     size = sum(path.stat().st_size for path, _, _ in files)
     if shutil.disk_usage(settings.HOME).free < 3 * size:
-        raise UserError("The server's disk has no room for this data; ask an admin to free some.", field="file")
+        raise UserError(
+            "The server's disk has no room for this data; ask an admin to free some.", field="file"
+        )
     upload = Upload.objects.create(
         owner=user,
         team=dataset.team if dataset else user.first_team(),
@@ -99,20 +108,30 @@ def look(upload: Upload) -> None:
     """
     (upload.folder / "order.json").write_text(json.dumps(order_of(upload)))
     try:
-        done = run_child("training.datasets.program", "look", str(upload.folder), cwd=settings.BASE_DIR, seconds=LOOK_SECONDS)
+        done = run_child(
+            "training.datasets.program",
+            "look",
+            str(upload.folder),
+            cwd=settings.BASE_DIR,
+            seconds=LOOK_SECONDS,
+        )
     except subprocess.TimeoutExpired as error:
         raise BadFile("The first rows of this file take too long to read.", field="file") from error
     said = [json.loads(line) for line in done.stdout.splitlines()]
     last = next((words for words in reversed(said) if "looked" in words or "error" in words), None)
     if last is None:
-        raise BadFile("The first rows of this file take too long or too much memory to read.", field="file")
+        raise BadFile(
+            "The first rows of this file take too long or too much memory to read.", field="file"
+        )
     if "error" in last:
         raise BadFile(last["error"], field=last["field"])
     note_look(upload, last["looked"])
 
 
 def note_look(upload: Upload, looked: dict[str, Any]) -> None:
-    upload.files = [{**file, "format": form} for file, form in zip(upload.files, looked["formats"], strict=True)]
+    upload.files = [
+        {**file, "format": form} for file, form in zip(upload.files, looked["formats"], strict=True)
+    ]
     upload.mapped = looked["mapped"]
 
 
@@ -149,7 +168,11 @@ def sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
 
 def column_names(upload: Upload) -> list[str]:
     """The names that occur in the sample, in order."""
-    return list(dict.fromkeys(str(name) for _, record, _ in sample(upload) if record is not None for name in record))
+    return list(
+        dict.fromkeys(
+            str(name) for _, record, _ in sample(upload) if record is not None for name in record
+        )
+    )
 
 
 def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
@@ -174,18 +197,30 @@ def set_reading(upload: Upload, form: Mapping[str, Any]) -> Upload:
     read = form_of(upload)
     delimiter, unit = form.get("delimiter", read.delimiter), form.get("unit", read.unit)
     if delimiter not in DELIMITERS or unit not in UNITS:
-        raise UserError(f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter")
+        raise UserError(
+            f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter"
+        )
     if upload.state in BUSY:
         raise Conflict("The file is being read; wait until that is done.")
-    changed = {**read.to_dict(), "delimiter": delimiter, "unit": unit, "header": bool(form.get("header", read.header))}
-    upload.files = [{**file, "format": changed} if file["format"]["kind"] == read.kind else file for file in upload.files]
+    changed = {
+        **read.to_dict(),
+        "delimiter": delimiter,
+        "unit": unit,
+        "header": bool(form.get("header", read.header)),
+    }
+    upload.files = [
+        {**file, "format": changed} if file["format"]["kind"] == read.kind else file
+        for file in upload.files
+    ]
     look(upload)
     put_back(upload, files=upload.files, mapped=upload.mapped)
     return upload
 
 
 def put_back(upload: Upload, **changes: Any) -> None:
-    """To the mapping, with changes; by condition, since a worker may take the upload in this very moment."""
+    """To the mapping, with changes; by condition, since a worker may take the upload in this very
+    moment.
+    """
     changes |= {"state": UploadState.DRAFT, "report": {}, "error": ""}
     if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY).update(**changes):
         raise Conflict("The file is being read; wait until that is done.")
@@ -199,9 +234,19 @@ def ask_for(upload: Upload, job: str, **changes: Any) -> None:
         Conflict: there is one already, or a save without a check.
     """
     ready = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
-    waiting = {"state": UploadState.WAITING, "job": job, "error": "", "progress_words": "", **changes}
+    waiting = {
+        "state": UploadState.WAITING,
+        "job": job,
+        "error": "",
+        "progress_words": "",
+        **changes,
+    }
     if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
-        raise Conflict("Check the file first." if job == "save" else "The file is being read already, or has been.")
+        raise Conflict(
+            "Check the file first."
+            if job == "save"
+            else "The file is being read already, or has been."
+        )
     upload.refresh_from_db()
 
 
@@ -231,4 +276,6 @@ def refuse_faulty(report: dict[str, Any]) -> None:
     if problems["count"]:
         rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
         unread = " The file could not be read to its end." if problems.get("unread") else ""
-        raise BadData(f"{rows} cannot be used.{unread} Correct the file, or leave them out.", report)
+        raise BadData(
+            f"{rows} cannot be used.{unread} Correct the file, or leave them out.", report
+        )

@@ -1,4 +1,6 @@
-"""JSON read strictly, and a JSON array read item by item, so that a file of gigabytes needs the memory of one row."""
+"""JSON read strictly, and a JSON array read item by item, so that a file of gigabytes needs the
+memory of one row.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from training.datasets.rows import MAX_ROW_BYTES, BadRow
 
 PIECE = 2**16
 BLANK = re.compile(r"[ \t\r\n]*")
-# An error this close to the end of what was read may be cured by reading on: a cut literal, number or escape.
+# An error this close to the end of what was read may be cured by reading on: a cut literal, number
+# or escape.
 EDGE = 16
 
 
@@ -20,7 +23,9 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise BadRow(f"the key `{name[:40]}` stands there twice", group="a key stands there twice")
+            raise BadRow(
+                f"the key `{name[:40]}` stands there twice", group="a key stands there twice"
+            )
         found[name] = value
     return found
 
@@ -39,13 +44,17 @@ def loads(text: str) -> Any:
     except RecursionError as error:
         raise BadRow("the JSON is nested too deeply") from error
     except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at character {error.pos + 1}", group="not JSON") from error
+        raise BadRow(
+            f"not JSON: {error.msg} at character {error.pos + 1}", group="not JSON"
+        ) from error
     except ValueError as error:  # a number of more than 4,300 digits
         raise BadRow(f"not JSON that can be read: {error}") from error
 
 
 class Reader:
-    """Text that grows piece by piece at its end and is dropped at its beginning; counts the lines that went by."""
+    """Text that grows piece by piece at its end and is dropped at its beginning; counts the lines
+    that went by.
+    """
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -80,7 +89,9 @@ PLAIN = json.JSONDecoder()
 
 
 def json_items(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """The objects of a JSON array with the line on which each begins. After a fault in the syntax nothing more can be told."""
+    """The objects of a JSON array with the line on which each begins. After a fault in the syntax
+    nothing more can be told.
+    """
     yield from items(Reader(file))
 
 
@@ -89,13 +100,20 @@ def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     if first != "[":
         yield (
             reader.line,
-            BadRow(f"expected a JSON array of rows; found {first or 'nothing'!r}", group="not a JSON array", ends=True),
+            BadRow(
+                f"expected a JSON array of rows; found {first or 'nothing'!r}",
+                group="not a JSON array",
+                ends=True,
+            ),
         )
         return
     reader.pass_to(reader.at + 1)
     while (mark := reader.peek()) and mark != "]":
         value, end = read_item(reader)
-        yield reader.line, value if isinstance(value, dict | BadRow) else BadRow("expected a JSON object")
+        yield (
+            reader.line,
+            value if isinstance(value, dict | BadRow) else BadRow("expected a JSON object"),
+        )
         if not end:
             return
         reader.pass_to(end)
@@ -104,18 +122,35 @@ def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
             reader.pass_to(reader.at + 1)
             mark = "" if reader.peek() == "]" else ","
         if mark not in (",", "]") and reader.text[reader.at :]:
-            yield reader.line, BadRow("not JSON: one comma belongs between two rows", group="not JSON", ends=True)
+            yield (
+                reader.line,
+                BadRow("not JSON: one comma belongs between two rows", group="not JSON", ends=True),
+            )
             return
     if not mark:
-        yield reader.line, BadRow("the file is cut off: the closing `]` is missing", group="the file is cut off", ends=True)
+        yield (
+            reader.line,
+            BadRow(
+                "the file is cut off: the closing `]` is missing",
+                group="the file is cut off",
+                ends=True,
+            ),
+        )
         return
     reader.pass_to(reader.at + 1)
     if reader.peek():
-        yield reader.line, BadRow("there is more after the closing `]`; it was not read", group="more after the array")
+        yield (
+            reader.line,
+            BadRow(
+                "there is more after the closing `]`; it was not read", group="more after the array"
+            ),
+        )
 
 
 def read_item(reader: Reader) -> tuple[Any, int]:
-    """The value at the reader's place and where it ends; a BadRow and 0 if nothing after it can be read."""
+    """The value at the reader's place and where it ends; a BadRow and 0 if nothing after it can be
+    read.
+    """
     while True:
         length = len(reader.text) - reader.at
         try:
@@ -126,11 +161,20 @@ def read_item(reader: Reader) -> tuple[Any, int]:
         except RecursionError:
             return BadRow("the JSON is nested too deeply", ends=True), 0
         except json.JSONDecodeError as error:
-            wrong = error.pos < len(reader.text) - EDGE and not error.msg.startswith("Unterminated string")
+            wrong = error.pos < len(reader.text) - EDGE and not error.msg.startswith(
+                "Unterminated string"
+            )
             if length > MAX_ROW_BYTES:
-                words = f"the row has more than {MAX_ROW_BYTES // 2**20} MiB, or a quote or bracket is never closed"
+                words = (
+                    f"the row has more than {MAX_ROW_BYTES // 2**20} MiB, or a quote or "
+                    "bracket is never closed"
+                )
                 return BadRow(words, ends=True), 0
             if wrong or not reader.more():
-                return BadRow(f"not JSON: {error.msg}; the rest of the file cannot be read", group="not JSON", ends=True), 0
+                return BadRow(
+                    f"not JSON: {error.msg}; the rest of the file cannot be read",
+                    group="not JSON",
+                    ends=True,
+                ), 0
         except ValueError as error:  # a number of more than 4,300 digits
             return BadRow(f"not JSON that can be read: {error}", ends=True), 0

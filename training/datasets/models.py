@@ -1,4 +1,6 @@
-"""Data sets, their immutable, content-addressed versions, and the uploads that versions are made from."""
+"""Data sets, their immutable, content-addressed versions, and the uploads that versions are made
+from.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,21 @@ class UploadState(models.TextChoices):
 
 
 class Upload(Owned):
-    """Files on their way to a version. They are kept, so that a wrong mapping can be corrected later as a new version.
+    """Files on their way to a version. They are kept, so that a wrong mapping can be corrected
+    later as a new version.
 
-    `files`: `[{"file", "name", "split", "format"}]`; `job` is what the worker is asked for: check, save or fetch.
+    `files`: `[{"file", "name", "split", "format"}]`; `job` is what the worker is asked for: check,
+    save or fetch.
     """
 
     name = models.CharField(max_length=120)
     source = models.CharField(max_length=200)
-    dataset = models.ForeignKey(Dataset, null=True, on_delete=models.CASCADE, related_name="uploads")
-    state = models.CharField(max_length=20, choices=UploadState.choices, default=UploadState.DRAFT, db_index=True)
+    dataset = models.ForeignKey(
+        Dataset, null=True, on_delete=models.CASCADE, related_name="uploads"
+    )
+    state = models.CharField(
+        max_length=20, choices=UploadState.choices, default=UploadState.DRAFT, db_index=True
+    )
     job = models.CharField(max_length=10, blank=True)
     bytes = models.PositiveBigIntegerField(default=0)
     files: models.JSONField[list[Any], list[Any]] = models.JSONField(default=list)
@@ -66,10 +74,14 @@ class Upload(Owned):
 
 
 class DatasetVersion(models.Model):
-    """Rows as they were at one time. `digest` is the SHA-256 of its files' content and names the folder that holds them."""
+    """Rows as they were at one time. `digest` is the SHA-256 of its files' content and names the
+    folder that holds them.
+    """
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
-    upload = models.ForeignKey(Upload, null=True, on_delete=models.SET_NULL, related_name="versions")
+    upload = models.ForeignKey(
+        Upload, null=True, on_delete=models.SET_NULL, related_name="versions"
+    )
     number = models.PositiveIntegerField()
     digest = models.CharField(max_length=64)
     rows = models.PositiveIntegerField()
@@ -84,14 +96,18 @@ class DatasetVersion(models.Model):
 
     class Meta:
         ordering = ["-number"]
-        constraints = [models.UniqueConstraint(fields=["dataset", "number"], name="one_number_a_version")]
+        constraints = [
+            models.UniqueConstraint(fields=["dataset", "number"], name="one_number_a_version")
+        ]
 
     def __str__(self) -> str:
         return f"{self.dataset.name} v{self.number}"
 
     def count(self, split: str) -> int:
         """Rows of `train`, `heldout` or `test`."""
-        return {"train": self.train_rows, "heldout": self.heldout_rows, "test": self.test_rows}[split]
+        return {"train": self.train_rows, "heldout": self.heldout_rows, "test": self.test_rows}[
+            split
+        ]
 
     def file(self, split: str) -> Path:
         """The JSONL of `train`, `heldout` or `test`."""

@@ -1,4 +1,6 @@
-"""Rows for people to look at: of a version, and of an upload under a mapping. It reads no more of a file than it shows."""
+"""Rows for people to look at: of a version, and of an upload under a mapping. It reads no more of a
+file than it shows.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Turn = dict[str, str]
 
 
 def raw_rows(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """The rows [start, start + count) as the engine reads them; fewer if they are huge, but one at least."""
+    """The rows [start, start + count) as the engine reads them; fewer if they are huge, but one at
+    least.
+    """
     rows: list[dict[str, Any]] = []
     size = 0
     with version.file(split).open(encoding="utf-8") as file:
@@ -35,7 +39,9 @@ def raw_rows(version: DatasetVersion, split: str, start: int, count: int) -> lis
     return rows
 
 
-def first_rows(version: DatasetVersion, split: str, start: int = 0, count: int = SHOWN_ROWS) -> list[list[Turn]]:
+def first_rows(
+    version: DatasetVersion, split: str, start: int = 0, count: int = SHOWN_ROWS
+) -> list[list[Turn]]:
     """The turns of the rows [start, start + count)."""
     return [turns(row) for row in raw_rows(version, split, start, count)]
 
@@ -46,7 +52,12 @@ def turns(row: Mapping[str, Any]) -> list[Turn]:
         return [{"role": "text", "content": row["text"][:LONGEST_SHOWN]}]
     shown = []
     if row.get("tools"):
-        shown.append({"role": "tools", "content": json.dumps(row["tools"], ensure_ascii=False)[:LONGEST_SHOWN]})
+        shown.append(
+            {
+                "role": "tools",
+                "content": json.dumps(row["tools"], ensure_ascii=False)[:LONGEST_SHOWN],
+            }
+        )
     for message in row["messages"][:MOST_TURNS]:
         shown.append({"role": message["role"], "content": words_of(message)[:LONGEST_SHOWN]})
     if (more := len(row["messages"]) - MOST_TURNS) > 0:
@@ -56,7 +67,9 @@ def turns(row: Mapping[str, Any]) -> list[Turn]:
 
 def words_of(message: Mapping[str, Any]) -> str:
     """A message's text, and its calls of tools as JSON."""
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+    calls = [
+        json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())
+    ]
     return "\n".join([message["content"], *calls] if message["content"] else calls)
 
 
@@ -69,14 +82,20 @@ def preview(upload: Upload, mapped: Mapped) -> list[dict[str, Any]]:
         problem = row.message if isinstance(row, BadRow) else ""
         seen = [] if isinstance(row, BadRow) else turns(json.loads(row.to_json()))
         split = "" if isinstance(row, BadRow) else row.split
-        shown.append({"place": f"{place} {number}", "problem": problem, "turns": seen, "split": split})
+        shown.append(
+            {"place": f"{place} {number}", "problem": problem, "turns": seen, "split": split}
+        )
     return shown
 
 
 def random_row(version: DatasetVersion) -> dict[str, Any] | None:
-    """A prompt that was not trained on, and its expected answer: from the test split if there is one, else held out."""
+    """A prompt that was not trained on, and its expected answer: from the test split if there is
+    one, else held out.
+    """
     split, count = unseen(version)
-    return prompt_of(raw_rows(version, split, random.randrange(count), 1)[0], split) if count else None
+    return (
+        prompt_of(raw_rows(version, split, random.randrange(count), 1)[0], split) if count else None
+    )
 
 
 def held_out_prompts(version: DatasetVersion, most: int) -> list[dict[str, Any]]:
@@ -87,7 +106,9 @@ def held_out_prompts(version: DatasetVersion, most: int) -> list[dict[str, Any]]
     if not wanted:
         return []
     with version.file(split).open(encoding="utf-8") as file:
-        return [prompt_of(json.loads(line), split) for place, line in enumerate(file) if place in wanted]
+        return [
+            prompt_of(json.loads(line), split) for place, line in enumerate(file) if place in wanted
+        ]
 
 
 def unseen(version: DatasetVersion) -> tuple[str, int]:
@@ -95,12 +116,20 @@ def unseen(version: DatasetVersion) -> tuple[str, int]:
 
 
 def prompt_of(row: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """A row's conversation before its last answer, and that answer; of plain text its first half and its second."""
+    """A row's conversation before its last answer, and that answer; of plain text its first half
+    and its second.
+    """
     if row.get("text"):
         words = row["text"].split(" ")
         half = max(1, len(words) // 2)
         asked, expected = " ".join(words[:half]), " ".join(words[half:])
-        return {"messages": [{"role": "user", "content": asked}], "expected": expected, "split": split}
-    messages = [{"role": message["role"], "content": words_of(message)} for message in row["messages"]]
+        return {
+            "messages": [{"role": "user", "content": asked}],
+            "expected": expected,
+            "split": split,
+        }
+    messages = [
+        {"role": message["role"], "content": words_of(message)} for message in row["messages"]
+    ]
     last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
     return {"messages": messages[:last], "expected": messages[last]["content"], "split": split}

@@ -1,7 +1,9 @@
-"""`python -m training.datasets.program look|check|save|fetch FOLDER`: the work on an upload, in a process of its own.
+"""`python -m training.datasets.program look|check|save|fetch FOLDER`: the work on an upload, in a
+process of its own.
 
-Untrusted files are read here and nowhere else, under limits on memory, time and what is written. FOLDER/order.json says what
-to do; progress and the result are JSON lines on stdout. It knows no Django.
+Untrusted files are read here and nowhere else, under limits on memory, time and what is written.
+FOLDER/order.json says what to do; progress and the result are JSON lines on stdout. It knows no
+Django.
 """
 
 from __future__ import annotations
@@ -22,8 +24,14 @@ from training.datasets.records import records
 from training.datasets.rows import BadRow
 from training.errors import UserError
 
-# Address space (what a check of 2 GiB touches is a tenth of it) and CPU seconds; a look is asked for by the web server.
-LIMITS = {"look": (3 * 2**30, 20), "check": (4 * 2**30, 3600), "save": (4 * 2**30, 3600), "fetch": (4 * 2**30, 3600)}
+# Address space (what a check of 2 GiB touches is a tenth of it) and CPU seconds; a look is asked
+# for by the web server.
+LIMITS = {
+    "look": (3 * 2**30, 20),
+    "check": (4 * 2**30, 3600),
+    "save": (4 * 2**30, 3600),
+    "fetch": (4 * 2**30, 3600),
+}
 SAMPLE_RECORDS = 200
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
@@ -42,15 +50,22 @@ def tell(done: float, words: str) -> None:
 
 
 def stay_alive() -> None:
-    """Long steps say nothing by themselves; whoever follows must know that this is not a hang-up."""
+    """Long steps say nothing by themselves; whoever follows must know that this is not a
+    hang-up.
+    """
     while True:
         time.sleep(ALIVE_SECONDS)
         say(alive=True)
 
 
 def run_look(folder: Path, order: dict[str, Any]) -> None:
-    """Formats of all files, the first records of the first one, and what its columns seem to mean."""
-    formats = [Format(**f["format"]) if f.get("format") else detect(folder / f["file"], f["name"]) for f in order["files"]]
+    """Formats of all files, the first records of the first one, and what its columns seem to
+    mean.
+    """
+    formats = [
+        Format(**f["format"]) if f.get("format") else detect(folder / f["file"], f["name"])
+        for f in order["files"]
+    ]
     sample = take_sample(folder / order["files"][0]["file"], formats[0])
     mapped = guess([record for _, record, _ in sample if record is not None])
     (folder / "sample.json").write_text(json.dumps(sample))
@@ -58,12 +73,18 @@ def run_look(folder: Path, order: dict[str, Any]) -> None:
 
 
 def take_sample(path: Path, form: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
-    """(line, record, what is wrong with it). What ends the file early ends the sample, too; the check names it."""
+    """(line, record, what is wrong with it). What ends the file early ends the sample, too; the
+    check names it.
+    """
     sample: list[tuple[int, dict[str, Any] | None, str]] = []
     size = 0
     try:
         for line, found in records(path, form, most_bytes=SAMPLE_READ_BYTES):
-            one = (line, None, found.message) if isinstance(found, BadRow) else (line, storable(found), "")
+            one = (
+                (line, None, found.message)
+                if isinstance(found, BadRow)
+                else (line, storable(found), "")
+            )
             size += len(json.dumps(one))
             if sample and size > SAMPLE_BYTES:
                 break
@@ -84,7 +105,8 @@ def storable(record: dict[str, Any]) -> dict[str, Any]:
 
 def run_check(folder: Path, order: dict[str, Any]) -> None:
     sources = [
-        Source(folder / file["file"], Format(**file["format"]), file.get("split", ""), file["name"]) for file in order["files"]
+        Source(folder / file["file"], Format(**file["format"]), file.get("split", ""), file["name"])
+        for file in order["files"]
     ]
     mapped = Mapped.from_dict(order["mapped"])
     say(report=check(sources, mapped, folder, most_bytes=order["most_bytes"], tell=tell))

@@ -1,4 +1,6 @@
-"""A file -> its records, whatever its format, in memory that does not grow with it. It knows no forms and no ORM."""
+"""A file -> its records, whatever its format, in memory that does not grow with it. It knows no
+forms and no ORM.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MAX_COLUMNS = 1_000
 MAX_ROW_GROUP_BYTES = 512 * 2**20
 Found = tuple[int, dict[str, Any] | BadRow]
 
-csv.field_size_limit(MAX_ROW_BYTES - 4096)  # below what is read of a line, so that a longer field is told as such
+csv.field_size_limit(
+    MAX_ROW_BYTES - 4096
+)  # below what is read of a line, so that a longer field is told as such
 
 
 def opened(path: Path, zipped: bool) -> BinaryIO:
@@ -42,7 +46,9 @@ def records(path: Path, form: Format, *, most_bytes: int) -> Iterator[Found]:
             for number, value in READERS[form.kind](file, form):
                 yield number, value
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadFile(f"The gzip file is cut off or damaged after line {number:,}.", field="file") from error
+            raise BadFile(
+                f"The gzip file is cut off or damaged after line {number:,}.", field="file"
+            ) from error
 
 
 class Measured(io.RawIOBase):
@@ -72,7 +78,9 @@ def too_much() -> BadFile:
 
 
 def bounded_lines(file: Any) -> Iterator[bytes]:
-    """Lines of a file; of a line past the limit only its beginning, so that memory stays bounded."""
+    """Lines of a file; of a line past the limit only its beginning, so that memory stays
+    bounded.
+    """
     while line := file.readline(MAX_ROW_BYTES + 1):
         rest = line
         while rest and not rest.endswith(b"\n"):
@@ -100,7 +108,9 @@ def loads_object(line: bytes) -> dict[str, Any]:
     try:
         value = loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadRow(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", group="not UTF-8") from error
+        raise BadRow(
+            f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", group="not UTF-8"
+        ) from error
     if not isinstance(value, dict):
         raise BadRow("expected a JSON object")
     return value
@@ -156,15 +166,23 @@ def not_csv(error: csv.Error, first: int, last: int) -> BadRow:
 
 def read_header(cells: list[str], form: Format) -> list[str]:
     if len(cells) > MAX_COLUMNS:
-        raise BadFile(f"The file has {len(cells):,} columns; at most {MAX_COLUMNS:,} can be read.", field="file")
-    names = [cell.strip() if form.header and cell.strip() else f"column {i}" for i, cell in enumerate(cells, start=1)]
+        raise BadFile(
+            f"The file has {len(cells):,} columns; at most {MAX_COLUMNS:,} can be read.",
+            field="file",
+        )
+    names = [
+        cell.strip() if form.header and cell.strip() else f"column {i}"
+        for i, cell in enumerate(cells, start=1)
+    ]
     for name in names:
         try:
             check_text(name, "header")
         except BadRow as bad:
             raise BadFile(f"The header cannot be read: {bad.message}.", field="file") from bad
         if names.count(name) > 1:
-            raise BadFile(f"The header names the column `{name[:40]}` twice; rename one.", field="file")
+            raise BadFile(
+                f"The header names the column `{name[:40]}` twice; rename one.", field="file"
+            )
     return names
 
 
@@ -197,7 +215,11 @@ def parquet_records(path: Path, left: int) -> Iterator[Found]:
         for group in range(file.metadata.num_row_groups):
             if (size := file.metadata.row_group(group).total_byte_size) > MAX_ROW_GROUP_BYTES:
                 most = f"{MAX_ROW_GROUP_BYTES // 2**20} MiB"
-                raise BadFile(f"Row group {group + 1} has {size / 2**20:,.0f} MiB; write groups under {most}.", field="file")
+                raise BadFile(
+                    f"Row group {group + 1} has {size / 2**20:,.0f} MiB; write groups under "
+                    f"{most}.",
+                    field="file",
+                )
         for batch in file.iter_batches(batch_size=64, use_threads=False):
             left -= batch.nbytes
             if left < 0:
@@ -208,7 +230,8 @@ def parquet_records(path: Path, left: int) -> Iterator[Found]:
                 yield number, too_long() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
-            f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}", field="file"
+            f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}",
+            field="file",
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""What a row to train on is: a conversation or plain text, checked field by field. It knows no files, no forms and no ORM."""
+"""What a row to train on is: a conversation or plain text, checked field by field. It knows no
+files, no forms and no ORM.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ MAX_ROW_BYTES = 4 * 2**20
 class BadRow(UserError):
     """One row is faulty; the message names the field and the reason, the caller adds the place.
 
-    `group` is the message without what differs from row to row, so that a thousand like it are told as one.
+    `group` is the message without what differs from row to row, so that a thousand like it are told
+    as one.
     `ends`: rows after this one, too, were not read.
     """
 
@@ -77,20 +80,30 @@ def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, An
 
 def check_message(message: Any, place: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise BadRow(f"message {place} must be an object with `role` and `content`", group="a message is not an object")
+        raise BadRow(
+            f"message {place} must be an object with `role` and `content`",
+            group="a message is not an object",
+        )
     role = message.get("role")
     role = SAME_ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRow(
-            f"message {place}: `role` is {short(message.get('role'))}; expected system, user, assistant or tool",
+            f"message {place}: `role` is {short(message.get('role'))}; expected system, user, "
+            "assistant or tool",
             group="`role` is not one of system, user, assistant or tool",
         )
     calls = check_calls(message.get("tool_calls"), place) if role == "assistant" else []
     content = message.get("content")
     content = "" if content is None and calls else joined(content)
-    checked: dict[str, Any] = {"role": role, "content": check_text(content, "content", f"message {place}: ")}
+    checked: dict[str, Any] = {
+        "role": role,
+        "content": check_text(content, "content", f"message {place}: "),
+    }
     if role == "assistant" and not calls and not checked["content"].strip():
-        raise BadRow(f"message {place}: `content` of the assistant is empty", group="`content` of the assistant is empty")
+        raise BadRow(
+            f"message {place}: `content` of the assistant is empty",
+            group="`content` of the assistant is empty",
+        )
     if calls:
         checked["tool_calls"] = calls
     if role == "tool":
@@ -106,24 +119,32 @@ def joined(content: Any) -> Any:
         if kinds:
             kind = sorted(kinds)[0]
             raise BadRow(
-                f"`content` has a part of type `{kind[:40]}`; only text can be trained on", group="`content` is not only text"
+                f"`content` has a part of type `{kind[:40]}`; only text can be trained on",
+                group="`content` is not only text",
             )
         return "".join(str(part.get("text", "")) for part in content)
     return content
 
 
 def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
-    """Tool calls, their arguments as an object (chat templates want it so; OpenAI sends them as text)."""
+    """Tool calls, their arguments as an object (chat templates want it so; OpenAI sends them as
+    text).
+    """
     if calls is None:
         return []
     if not isinstance(calls, list):
-        raise BadRow(f"message {place}: `tool_calls` must be a list", group="`tool_calls` is not a list")
+        raise BadRow(
+            f"message {place}: `tool_calls` must be a list", group="`tool_calls` is not a list"
+        )
     checked = []
     for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-            raise BadRow(f"message {place}: a tool call has no `function.name`", group="a tool call has no `function.name`")
+            raise BadRow(
+                f"message {place}: a tool call has no `function.name`",
+                group="a tool call has no `function.name`",
+            )
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = parsed(arguments or "{}")
@@ -152,7 +173,9 @@ def as_json(value: Any, field: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError as error:  # Parquet knows dates and decimals
-        raise BadRow(f"`{field}` holds what JSON cannot ({error})", group=f"`{field}` holds what JSON cannot") from error
+        raise BadRow(
+            f"`{field}` holds what JSON cannot ({error})", group=f"`{field}` holds what JSON cannot"
+        ) from error
 
 
 def parsed(text: str) -> Any:
@@ -164,7 +187,8 @@ def parsed(text: str) -> Any:
 
 
 def check_text(value: Any, field: str, where: str = "") -> str:
-    """Text that can be stored and encoded. Numbers are taken as their digits: labels often are 0 and 1.
+    """Text that can be stored and encoded. Numbers are taken as their digits: labels often are 0
+    and 1.
 
     Raises:
         BadRow: it is missing, not text, or holds what UTF-8 has no place for.
@@ -172,9 +196,14 @@ def check_text(value: Any, field: str, where: str = "") -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise BadRow(f"{where}`{field}` is {short(value)}; expected text", group=f"`{field}` is missing or not text")
+        raise BadRow(
+            f"{where}`{field}` is {short(value)}; expected text",
+            group=f"`{field}` is missing or not text",
+        )
     if "\0" in value:
-        raise BadRow(f"{where}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character")
+        raise BadRow(
+            f"{where}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character"
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -191,7 +220,10 @@ def check_split(value: Any) -> str:
         return ""
     split = SPLITS.get(value.strip().lower(), "") if isinstance(value, str) else ""
     if not split:
-        raise BadRow(f"`split` is {short(value)}; expected train, valid or test", group="`split` is not train, valid or test")
+        raise BadRow(
+            f"`split` is {short(value)}; expected train, valid or test",
+            group="`split` is not train, valid or test",
+        )
     return split
 
 
@@ -199,6 +231,8 @@ def short(value: Any) -> str:
     if value is None:
         return "missing"
     if isinstance(value, str):
-        return f"`{value[:40]}…`" if len(value) > 40 else f"`{value}`" if value else "empty"
+        if not value:
+            return "empty"
+        return f"`{value[:40]}…`" if len(value) > 40 else f"`{value}`"
     text = json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:40] + "…"

@@ -26,7 +26,8 @@ def rename(user: User, dataset: Dataset, name: str) -> None:
 
 
 def delete(user: User, dataset: Dataset, name: str) -> int:
-    """Delete a data set with its versions and uploads; returns the bytes freed. Files that another set shares stay.
+    """Delete a data set with its versions and uploads; returns the bytes freed. Files that another
+    set shares stay.
 
     Raises:
         Conflict: a run was trained on it.
@@ -36,18 +37,24 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
     if one_line(name) != dataset.name:
         raise UserError(f"Type the name, {dataset.name}, to delete it.", field="name")
     if dataset.uploads.filter(state__in=BUSY).exists():
-        raise Conflict(f"A file of {dataset.name} is being read; wait until that is done, or throw it away.")
+        raise Conflict(
+            f"A file of {dataset.name} is being read; wait until that is done, or throw it away."
+        )
     digests = set(dataset.versions.values_list("digest", flat=True))
     folders = [upload.folder for upload in dataset.uploads.all()]
     try:
         with shared_data_folder(alone=True):
             with transaction.atomic():
                 Dataset.objects.filter(pk=dataset.pk).delete()
-            kept = set(DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True))
+            kept = set(
+                DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True)
+            )
             folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
             freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
-        raise Conflict("Another data set is being saved just now; try again in a minute.") from error
+        raise Conflict(
+            "Another data set is being saved just now; try again in a minute."
+        ) from error
     except ProtectedError as error:
         count = len(error.protected_objects)
         runs = f"{count} run{'' if count == 1 else 's'}"

@@ -1,8 +1,8 @@
 """Rows that are the same, and rows that look alike. It knows numbers and text, no files and no ORM.
 
-Signatures are rensa's R-MinHash over three-word shingles. Kept of a row are 64 bytes: eight band hashes of 4 bytes to find
-candidates, and the low byte of each of 32 slots to check them (b-bit MinHash, Li and Koenig 2010), so a million rows take 64 MB;
-rensa's own index takes 1.4 GB for them.
+Signatures are rensa's R-MinHash over three-word shingles. Kept of a row are 64 bytes: eight band
+hashes of 4 bytes to find candidates, and the low byte of each of 32 slots to check them (b-bit
+MinHash, Li and Koenig 2010), so a million rows take 64 MB; rensa's own index takes 1.4 GB for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SLOTS, BANDS = 32, 8  # four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
+SLOTS, BANDS = (
+    32,
+    8,
+)  # four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
 ALIKE = 0.8  # share of equal slots
 CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # what waits takes at most 20 MB
 MOST_CHARACTERS = 50_000  # a longer row is judged by its beginning
@@ -83,7 +86,9 @@ class Signatures:
             keys = bands[order, band]
             begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
             heads = np.repeat(order[begins], np.diff(np.r_[begins, len(keys)]))
-            for at in range(0, len(order), 100_000):  # in pieces, so that the comparison needs no second copy of all slots
+            for at in range(
+                0, len(order), 100_000
+            ):  # in pieces, so that the comparison needs no second copy of all slots
                 rows, head = order[at : at + 100_000], heads[at : at + 100_000]
                 same = (rows != head) & ((slots[rows] == slots[head]).mean(axis=1) >= ALIKE)
                 better = same & ((found[rows] < 0) | (head < found[rows]))

@@ -1,4 +1,6 @@
-"""From a file in the browser to a version: upload or paste, map the columns, check, look at the findings, save."""
+"""From a file in the browser to a version: upload or paste, map the columns, check, look at the
+findings, save.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def new(request: SignedIn) -> HttpResponseBase:
     """`?dataset=ID` adds a version to a set that is there."""
     asked = number(request.POST.get("dataset") or request.GET.get("dataset") or "")
     dataset = get_changeable(Dataset, request.user, asked) if asked else None
-    values: dict[str, Any] = {"limit": limit_words(), "limit_bytes": settings.DATASET_MAX_BYTES, "dataset": dataset}
+    values: dict[str, Any] = {
+        "limit": limit_words(),
+        "limit_bytes": settings.DATASET_MAX_BYTES,
+        "dataset": dataset,
+    }
     if request.method != "POST":
         return render(request, "datasets/new.html", values)
     scripted = "application/json" in request.headers.get("Accept", "")
@@ -41,14 +47,21 @@ def new(request: SignedIn) -> HttpResponseBase:
         if scripted:
             raise
         kept = {name: request.POST.get(name, "") for name in ("name", "rows", "hub_id")}
-        return render(request, "datasets/new.html", {**values, "error": error, "kept": kept}, status=error.status)
+        return render(
+            request,
+            "datasets/new.html",
+            {**values, "error": error, "kept": kept},
+            status=error.status,
+        )
     address = reverse("upload", args=[upload.pk])
     return JsonResponse({"url": address}) if scripted else redirect(address)
 
 
 def take(request: SignedIn, dataset: Dataset | None) -> Upload:
     if was_too_large(request):
-        raise TooLarge(f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file")
+        raise TooLarge(
+            f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file"
+        )
     name = request.POST.get("name", "").strip()
     if hub_id := request.POST.get("hub_id", "").strip():
         return intake.order_from_hub(request.user, hub_id, name=name, dataset=dataset)
@@ -57,10 +70,14 @@ def take(request: SignedIn, dataset: Dataset | None) -> Upload:
     given = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
         given = [pasted(rows), *given]
-        return intake.receive(request.user, given, name=name or "Pasted rows", source="pasted", dataset=dataset)
+        return intake.receive(
+            request.user, given, name=name or "Pasted rows", source="pasted", dataset=dataset
+        )
     if files[0] is None:
         raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
-    return intake.receive(request.user, given, name=name, source=f"upload: {given[0][1]}", dataset=dataset)
+    return intake.receive(
+        request.user, given, name=name, source=f"upload: {given[0][1]}", dataset=dataset
+    )
 
 
 def named(file: Any, split: str) -> Named | None:
@@ -73,7 +90,9 @@ def upload(request: SignedIn, upload_id: int) -> HttpResponse:
     """One page for the whole way; what it shows depends on the upload's state."""
     found = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
-    return render(request, "datasets/_upload.html" if fragment else "datasets/upload.html", page_values(found))
+    return render(
+        request, "datasets/_upload.html" if fragment else "datasets/upload.html", page_values(found)
+    )
 
 
 def page_values(found: Upload) -> dict[str, Any]:
@@ -97,7 +116,9 @@ def mapping_values(found: Upload, mapped: Mapped) -> dict[str, Any]:
         "forms": FORMS.items(),
         "mapped": mapped,
         "columns": intake.column_names(found)[:MOST_COLUMNS_SHOWN],
-        "parts": [(part, needed, mapped.columns.get(part, "")) for part, needed in PARTS[mapped.form]],
+        "parts": [
+            (part, needed, mapped.columns.get(part, "")) for part, needed in PARTS[mapped.form]
+        ],
         "rows": rows,
     }
 
@@ -113,7 +134,9 @@ def posted_mapping(request: SignedIn, found: Upload) -> dict[str, Any]:
 
 
 def reading_of(request: SignedIn) -> dict[str, Any]:
-    reading: dict[str, Any] = {name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST}
+    reading: dict[str, Any] = {
+        name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST
+    }
     return reading | ({"header": "header" in request.POST} if "has_header" in request.POST else {})
 
 
@@ -125,7 +148,9 @@ def reads_otherwise(request: SignedIn, found: Upload) -> bool:
 
 @require_POST
 def map_columns(request: SignedIn, upload_id: int) -> HttpResponse:
-    """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the whole file is read."""
+    """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the
+    whole file is read.
+    """
     found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     values = posted_mapping(request, found)
     try:
@@ -138,7 +163,9 @@ def map_columns(request: SignedIn, upload_id: int) -> HttpResponse:
     except UserError as error:
         if error.status != 400 or values["form"] not in FORMS:
             raise
-        mapped = Mapped(values["form"], {k: v for k, v in values["columns"].items() if v}, values["split"])
+        mapped = Mapped(
+            values["form"], {k: v for k, v in values["columns"].items() if v}, values["split"]
+        )
         shown = {"upload": found, **mapping_values(found, mapped), "error": error}
         return render(request, "datasets/_upload.html", shown)
     return render(request, "datasets/_upload.html", page_values(found))

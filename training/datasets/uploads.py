@@ -14,7 +14,9 @@ STALE_SECONDS = 86_400
 
 
 class LimitedUploadHandler(TemporaryFileUploadHandler):
-    """Django's temporary file, removed at once when all files of a request together grow past DATASET_MAX_BYTES."""
+    """Django's temporary file, removed at once when all files of a request together grow past
+    DATASET_MAX_BYTES.
+    """
 
     seen = 0
 

@@ -17,17 +17,27 @@ from training.people.visible import get_visible
 
 
 def datasets(request: SignedIn) -> HttpResponse:
-    rows = Dataset.objects.visible_to(request.user).select_related("owner", "team").prefetch_related("versions")
+    rows = (
+        Dataset.objects.visible_to(request.user)
+        .select_related("owner", "team")
+        .prefetch_related("versions")
+    )
     taken = {row.source for row in rows if row.owner_id == request.user.pk}
     examples = [example for example in EXAMPLES.values() if example.source not in taken]
     drafts = Upload.objects.filter(owner=request.user, dataset=None).exclude(state=UploadState.DONE)
-    return render(request, "datasets/datasets.html", {"datasets": rows, "examples": examples, "drafts": drafts})
+    return render(
+        request,
+        "datasets/datasets.html",
+        {"datasets": rows, "examples": examples, "drafts": drafts},
+    )
 
 
 @require_POST
 def use_example(request: SignedIn, key: str) -> HttpResponse:
     version = add_example(request.user, key)
-    messages.success(request, f"{version.dataset.name} is ready: {version.train_rows:,} rows to train on.")
+    messages.success(
+        request, f"{version.dataset.name} is ready: {version.train_rows:,} rows to train on."
+    )
     return redirect("dataset", version.dataset_id)
 
 
@@ -66,7 +76,9 @@ def chosen_version(versions: list[DatasetVersion], asked: str) -> DatasetVersion
 
 @require_POST
 def rename(request: SignedIn, dataset_id: int) -> HttpResponse:
-    shelf.rename(request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", ""))
+    shelf.rename(
+        request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", "")
+    )
     return redirect("dataset", dataset_id)
 
 

@@ -9,4 +9,8 @@ from training.people.models import User
 def visible_data(user: User, version_id: int) -> DatasetVersion | None:
     """The version, or None alike for one that is not there and one that is not for their eyes."""
     mine = Dataset.objects.visible_to(user).values("pk")
-    return DatasetVersion.objects.select_related("dataset__team").filter(pk=version_id, dataset__in=mine).first()
+    return (
+        DatasetVersion.objects.select_related("dataset__team")
+        .filter(pk=version_id, dataset__in=mine)
+        .first()
+    )

@@ -1,4 +1,6 @@
-"""The worker's part of an upload: its job is done by a child program, and the outcome written to its row, if that still waits."""
+"""The worker's part of an upload: its job is done by a child program, and the outcome written to
+its row, if that still waits.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,17 @@ log = logging.getLogger("snapml.datasets")
 
 
 def read_next() -> None:
-    """Do what the longest waiting upload waits for, if there is one; a worker calls this over and over, in AT_ONCE threads."""
+    """Do what the longest waiting upload waits for, if there is one; a worker calls this over and
+    over, in AT_ONCE threads.
+    """
     take_up_lost()
     busy = Upload.objects.filter(state=UploadState.WORKING).values("owner")
-    waiting = Upload.objects.filter(state=UploadState.WAITING).exclude(owner__in=busy).order_by("pk").first()
+    waiting = (
+        Upload.objects.filter(state=UploadState.WAITING)
+        .exclude(owner__in=busy)
+        .order_by("pk")
+        .first()
+    )
     if waiting is not None:
         work_on(waiting.pk)
 
@@ -50,13 +59,17 @@ def read_next() -> None:
 def take_up_lost() -> None:
     """An upload whose worker has said nothing for a minute waits again."""
     since = timezone.now() - timedelta(seconds=LOST_SECONDS)
-    Upload.objects.filter(state=UploadState.WORKING, worked_at__lt=since).update(state=UploadState.WAITING)
+    Upload.objects.filter(state=UploadState.WORKING, worked_at__lt=since).update(
+        state=UploadState.WAITING
+    )
 
 
 def work_on(upload_id: int) -> None:
     """Do the job that an upload waits for. A second call for the same one does nothing."""
     waiting = Upload.objects.filter(pk=upload_id, state=UploadState.WAITING)
-    if not waiting.update(state=UploadState.WORKING, progress_words="starting", worked_at=timezone.now()):
+    if not waiting.update(
+        state=UploadState.WORKING, progress_words="starting", worked_at=timezone.now()
+    ):
         return
     upload = Upload.objects.select_related("dataset", "owner").get(pk=upload_id)
     try:
@@ -66,20 +79,29 @@ def work_on(upload_id: int) -> None:
         write(upload, state=UploadState.FAILED, error=error.message, progress_words="")
     except Exception as error:
         log.exception("The work on upload %s failed.", upload_id)
-        write(upload, state=UploadState.FAILED, error=f"It could not be read ({type(error).__name__}).", progress_words="")
+        write(
+            upload,
+            state=UploadState.FAILED,
+            error=f"It could not be read ({type(error).__name__}).",
+            progress_words="",
+        )
     if not Upload.objects.filter(pk=upload_id).exists():  # thrown away while it was read
         shutil.rmtree(upload.folder, ignore_errors=True)
 
 
 def follow(upload: Upload) -> dict[str, Any]:
-    """Run the program; returns what it said, by name. It is ended when nobody wants its work any more."""
+    """Run the program; returns what it said, by name. It is ended when nobody wants its work any
+    more.
+    """
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "order.json").write_text(json.dumps(order_of(upload)))
     command = [sys.executable, "-m", "training.datasets.program", upload.job, str(upload.folder)]
     environment = child_environment(*(NETWORK if upload.job == "fetch" else ()))
     began = time.monotonic()
     said: dict[str, Any] = {}
-    for words in follow_child(command, upload.folder / "program.log", cwd=settings.BASE_DIR, environment=environment):
+    for words in follow_child(
+        command, upload.folder / "program.log", cwd=settings.BASE_DIR, environment=environment
+    ):
         said |= words
         changes = {"progress_words": words["words"][:200]} if "words" in words else {}
         if not write(upload, worked_at=timezone.now(), **changes):
@@ -92,7 +114,9 @@ def follow(upload: Upload) -> dict[str, Any]:
 
 
 def write(upload: Upload, **changes: Any) -> int:
-    """To the row, as long as it is this work's: 0 if it was thrown away or taken up by another worker."""
+    """To the row, as long as it is this work's: 0 if it was thrown away or taken up by another
+    worker.
+    """
     return int(Upload.objects.filter(pk=upload.pk, state=UploadState.WORKING).update(**changes))
 
 
@@ -106,7 +130,12 @@ def finish(upload: Upload, said: dict[str, Any]) -> None:
         upload.files = said["files"]
         note_look(upload, said["looked"])
         size = sum((upload.folder / file["file"]).stat().st_size for file in upload.files)
-        changes = {"files": upload.files, "mapped": upload.mapped, "bytes": size, "progress_words": ""}
+        changes = {
+            "files": upload.files,
+            "mapped": upload.mapped,
+            "bytes": size,
+            "progress_words": "",
+        }
         write(upload, state=UploadState.DRAFT, **changes)
 
 
@@ -120,7 +149,9 @@ def save_version(upload: Upload, built: dict[str, Any]) -> None:
         if not write(upload, state=UploadState.DONE, progress_words=""):
             return
         if upload.dataset is None:
-            upload.dataset = Dataset.objects.create(owner=upload.owner, team=upload.team, name=upload.name, source=upload.source)
+            upload.dataset = Dataset.objects.create(
+                owner=upload.owner, team=upload.team, name=upload.name, source=upload.source
+            )
             Upload.objects.filter(pk=upload.pk).update(dataset=upload.dataset)
         may_change(upload.owner, upload.dataset)
         version = new_version(upload.dataset, built, upload.report)
@@ -129,7 +160,9 @@ def save_version(upload: Upload, built: dict[str, Any]) -> None:
 
 
 def new_version(dataset: Dataset, built: dict[str, Any], report: dict[str, Any]) -> DatasetVersion:
-    """The next version of a data set, not stored yet. Inside a transaction the data set's row is held, so numbers are unique."""
+    """The next version of a data set, not stored yet. Inside a transaction the data set's row is
+    held, so numbers are unique.
+    """
     Dataset.objects.select_for_update().filter(pk=dataset.pk).first()
     rows = built["rows"]
     return DatasetVersion(
@@ -160,7 +193,13 @@ def shared_data_folder(*, alone: bool = False) -> Iterator[None]:
 
 
 def create_dataset(
-    user: User, name: str, lines: Iterable[bytes], *, source: str, licence: str = "", leave_out: bool = False
+    user: User,
+    name: str,
+    lines: Iterable[bytes],
+    *,
+    source: str,
+    licence: str = "",
+    leave_out: bool = False,
 ) -> DatasetVersion:
     """Trusted JSON Lines (examples, demos) checked and stored at once, in this process.
 
@@ -175,7 +214,13 @@ def create_dataset(
         form = Format("jsonl")
         mapped = guess([record for _, record, _ in take_sample(path, form) if record is not None])
         mapped = mapped if mapped.complete else Mapped("messages", {"messages": "messages"})
-        report = check([Source(path, form)], mapped, Path(place), most_bytes=most_bytes(), tell=lambda _done, _words: None)
+        report = check(
+            [Source(path, form)],
+            mapped,
+            Path(place),
+            most_bytes=most_bytes(),
+            tell=lambda _done, _words: None,
+        )
         if not leave_out:
             refuse_faulty(report)
         built = build(Path(place), Choices(), Path(settings.HOME) / "data")

@@ -1,6 +1,8 @@
-"""`python -m training.engine RUN_DIR`: trains what RUN_DIR/config.json says. The exit code says how it ended (outcome.py).
+"""`python -m training.engine RUN_DIR`: trains what RUN_DIR/config.json says. The exit code says how
+it ended (outcome.py).
 
-It may be killed at any moment and started again on the same folder; it goes on from the newest whole checkpoint.
+It may be killed at any moment and started again on the same folder; it goes on from the newest
+whole checkpoint.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def main(arguments: list[str]) -> int:
 
 
 def take_lock(run_dir: Path) -> TextIO | None:
-    """Only one engine in a folder. The kernel lets go of the lock when this process dies, however it dies.
+    """Only one engine in a folder. The kernel lets go of the lock when this process dies, however
+    it dies.
 
     Whoever asks whether an engine lives holds the lock for an instant: hence a second of trying.
     """
@@ -63,7 +66,9 @@ def take_lock(run_dir: Path) -> TextIO | None:
 
 
 def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
-    """Train, and turn every way of ending into a result. Only final ones are written to result.json."""
+    """Train, and turn every way of ending into a result. Only final ones are written to
+    result.json.
+    """
     with quick_imports():
         from training.engine.train.attempt import Attempt
 
@@ -75,7 +80,8 @@ def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
         outcome, message = Outcome.CONFIG, str(error)
     except DataError as error:
         outcome, message = Outcome.DATA, str(error)
-    except Exception as error:  # noqa: BLE001 the one place that must tell every other error to the person
+    # the one place that must tell every other error to the person
+    except Exception as error:  # noqa: BLE001
         journal.write("log", level="error", text=traceback.format_exc())
         outcome, message = attempt.explain(error)
     result = attempt.result(outcome, message)

@@ -1,7 +1,8 @@
-"""Which rows go through the model together, and in what order: a pure function of lengths, settings and seed.
+"""Which rows go through the model together, and in what order: a pure function of lengths, settings
+and seed.
 
-Because it is pure, a checkpoint need not store where the data stood: the step number says it; and the site can tell the steps
-of a run before it starts.
+Because it is pure, a checkpoint need not store where the data stood: the step number says it; and
+the site can tell the steps of a run before it starts.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from operator import itemgetter
 
 from training.engine.config import RunConfig
 
-Packed = tuple[int, ...]  # numbers of the rows that share one sequence; without packing there is one
+Packed = tuple[
+    int, ...
+]  # numbers of the rows that share one sequence; without packing there is one
 Batch = list[Packed]
 
-# Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to leave hardly any padding
-# (1.3 % on smart_home at 1,024 tokens, 20.8 % unsorted), few enough that an epoch is not a walk from short to long.
+# Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to
+# leave hardly any padding (1.3 % on smart_home at 1,024 tokens, 20.8 % unsorted), few enough that
+# an epoch is not a walk from short to long.
 WINDOW_ROWS = 400
 
 
@@ -36,15 +40,20 @@ class Plan:
 def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
     """Group the rows of each epoch into batches, and batches into steps of `accumulation` batches.
 
-    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `batch_parts` cuts each batch and moves
-    no row to another step, so a run may go on with more parts from any checkpoint.
+    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `batch_parts`
+    cuts each batch and moves no row to another step, so a run may go on with more parts from any
+    checkpoint.
     """
     steps: list[list[Batch]] = []
     epoch = 0
     while epoch < config.epochs if not config.max_steps else len(steps) < config.max_steps:
         batches = epoch_batches(lengths, config, epoch)
         steps += [
-            [part for batch in batches[i : i + config.accumulation] for part in parts_of(batch, config.batch_parts)]
+            [
+                part
+                for batch in batches[i : i + config.accumulation]
+                for part in parts_of(batch, config.batch_parts)
+            ]
             for i in range(0, len(batches), config.accumulation)
         ]
         epoch += 1
@@ -58,14 +67,20 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
 
 
 def epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:
-    """All rows once, in batches within the budget with padding counted, in an order drawn from the seed."""
+    """All rows once, in batches within the budget with padding counted, in an order drawn from the
+    seed.
+    """
     draw = random.Random(f"{config.seed}:{epoch}")
     rows = list(range(len(lengths)))
     draw.shuffle(rows)
     batches: list[Batch] = []
     for at in range(0, len(rows), WINDOW_ROWS):
         window = rows[at : at + WINDOW_ROWS]
-        sequences = pack(window, lengths, config.max_length) if config.packing else [(row,) for row in window]
+        sequences = (
+            pack(window, lengths, config.max_length)
+            if config.packing
+            else [(row,) for row in window]
+        )
         sized = [(length_of(packed, lengths), packed) for packed in sequences]
         batches += fill(sorted(sized, key=itemgetter(0)), config)
     draw.shuffle(batches)
@@ -77,7 +92,9 @@ def length_of(packed: Packed, lengths: Sequence[int]) -> int:
 
 
 def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]:
-    """Rows into sequences of at most `most` tokens: longest first, each into the first sequence that has room."""
+    """Rows into sequences of at most `most` tokens: longest first, each into the first sequence
+    that has room.
+    """
     sequences: list[list[int]] = []
     room: list[int] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
@@ -92,9 +109,13 @@ def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]
 
 
 def fill(sequences: Iterable[tuple[int, Packed]], config: RunConfig) -> list[Batch]:
-    """Sequences with their lengths, shortest first, into as few batches as fit the budget. One that is longer than the budget
-    gets a batch of its own."""
-    by_rows, most = config.batch_by == "rows", config.rows_per_batch if config.batch_by == "rows" else config.tokens_per_batch
+    """Sequences with their lengths, shortest first, into as few batches as fit the budget. One that
+    is longer than the budget gets a batch of its own.
+    """
+    by_rows, most = (
+        config.batch_by == "rows",
+        config.rows_per_batch if config.batch_by == "rows" else config.tokens_per_batch,
+    )
     batches: list[Batch] = []
     for length, packed in sequences:
         count = len(batches[-1]) + 1 if batches else 0

@@ -1,4 +1,6 @@
-"""What a run is told: one dataclass, read by the engine and, for its form, by the site. No torch here."""
+"""What a run is told: one dataclass, read by the engine and, for its form, by the site. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class RunConfig(TechniqueSettings):
     model_name: str = ""  # what the adapter says it was trained on; the folder's name if empty
     train_data: str = ""
     heldout_data: str = ""
-    start_weights: str = ""  # a folder of the same technique's weights, to begin with instead of its own start
+    start_weights: str = (
+        ""  # a folder of the same technique's weights, to begin with instead of its own start
+    )
     learning_rate: float = setting(
         1e-3,
         "Size of a step: lower it when the loss jumps, raise it when it hardly falls.",
@@ -29,7 +33,10 @@ class RunConfig(TechniqueSettings):
         within=(1e-8, 1),
     )
     schedule: str = setting(
-        "cosine", "How the learning rate falls after the warm-up.", choices=("cosine", "linear", "constant"), advanced=True
+        "cosine",
+        "How the learning rate falls after the warm-up.",
+        choices=("cosine", "linear", "constant"),
+        advanced=True,
     )
     warmup_ratio: float = setting(
         0.05,
@@ -38,15 +45,27 @@ class RunConfig(TechniqueSettings):
         advanced=True,
         within=(0, 0.9),
     )
-    weight_decay: float = setting(0.0, "Pulls weights towards zero.", usual="0 to 0.1", advanced=True, within=(0, 1))
+    weight_decay: float = setting(
+        0.0, "Pulls weights towards zero.", usual="0 to 0.1", advanced=True, within=(0, 1)
+    )
     max_grad_norm: float = setting(
-        1.0, "Gradients longer than this are shortened to it.", usual="1.0", advanced=True, within=(1e-3, 1e6)
+        1.0,
+        "Gradients longer than this are shortened to it.",
+        usual="1.0",
+        advanced=True,
+        within=(1e-3, 1e6),
     )
     epochs: int = setting(1, "How often every row is seen.", usual="1 to 5", within=(1, 1000))
-    max_steps: int = setting(0, "Stop after this many steps; 0 means: after the epochs.", usual="0", within=(0, 10_000_000))
+    max_steps: int = setting(
+        0,
+        "Stop after this many steps; 0 means: after the epochs.",
+        usual="0",
+        within=(0, 10_000_000),
+    )
     batch_by: str = setting(
         "tokens",
-        "What fills a batch: tokens keep memory even when rows differ in length; rows are what papers count.",
+        "What fills a batch: tokens keep memory even when rows differ in length; rows are what "
+        "papers count.",
         choices=("tokens", "rows"),
         advanced=True,
     )
@@ -64,97 +83,142 @@ class RunConfig(TechniqueSettings):
         within=(1, 4096),
     )
     accumulation: int = setting(
-        1, "Batches added up before one optimizer step.", usual="1 to 16", advanced=True, within=(1, 1024)
+        1,
+        "Batches added up before one optimizer step.",
+        usual="1 to 16",
+        advanced=True,
+        within=(1, 1024),
     )
     batch_parts: int = setting(
         1,
-        "Sends each batch through the model in so many parts, one after the other: the same step, less memory, a little slower.",
+        "Sends each batch through the model in so many parts, one after the other: the same step, "
+        "less memory, a little slower.",
         usual="1",
         advanced=True,
         within=(1, 4096),
     )
-    max_length: int = setting(512, "Longer rows are cut off at this many tokens.", usual="256 to 4096", within=(8, 131_072))
+    max_length: int = setting(
+        512,
+        "Longer rows are cut off at this many tokens.",
+        usual="256 to 4096",
+        within=(8, 131_072),
+    )
     packing: bool = setting(
         False,
-        "Puts several short rows into one sequence; they do not see each other. Worth it when lengths differ much.",
+        "Puts several short rows into one sequence; they do not see each other. Worth it when "
+        "lengths differ much.",
         usual="off",
         advanced=True,
     )
-    train_on_prompt: bool = setting(False, "Learn the prompt too, not only the assistant's answers.", usual="off", advanced=True)
+    train_on_prompt: bool = setting(
+        False, "Learn the prompt too, not only the assistant's answers.", usual="off", advanced=True
+    )
     precision: str = setting(
         "auto",
-        "bf16 halves memory where the hardware has it; mixed keeps weights in fp32 and computes in bf16; auto picks what suits.",
+        "bf16 halves memory where the hardware has it; mixed keeps weights in fp32 and computes "
+        "in bf16; auto picks what suits.",
         choices=("auto", "bf16", "mixed", "fp32"),
         advanced=True,
     )
     optimizer: str = setting(
         "auto",
-        "AdamW; in 8 bits its state takes a quarter, and paged it may move to the host when the GPU is full.",
+        "AdamW; in 8 bits its state takes a quarter, and paged it may move to the host when the "
+        "GPU is full.",
         choices=("auto", "adamw", "adamw_8bit", "paged_adamw_8bit"),
         advanced=True,
     )
     gradient_checkpointing: bool = setting(
-        False, "Computes activations twice to save memory; about a third slower.", usual="off", advanced=True
+        False,
+        "Computes activations twice to save memory; about a third slower.",
+        usual="off",
+        advanced=True,
     )
     recover: bool = setting(
         False,
-        "When memory runs out, halves what goes through the model at once and goes on from the last checkpoint by itself.",
+        "When memory runs out, halves what goes through the model at once and goes on from the "
+        "last checkpoint by itself.",
         usual="off",
         advanced=True,
     )
     seed: int = setting(
-        0, "The same seed, data and machine give the same losses to the bit.", advanced=True, within=(0, 2**31 - 1)
+        0,
+        "The same seed, data and machine give the same losses to the bit.",
+        advanced=True,
+        within=(0, 2**31 - 1),
     )
     eval_interval: int = setting(
-        20, "Measure held-out loss and sample one answer every so many steps.", usual="20 to 200", within=(1, 1_000_000)
+        20,
+        "Measure held-out loss and sample one answer every so many steps.",
+        usual="20 to 200",
+        within=(1, 1_000_000),
     )
     eval_rows: int = setting(
-        100, "How many held-out rows are measured each time.", usual="50 to 500", advanced=True, within=(1, 100_000)
+        100,
+        "How many held-out rows are measured each time.",
+        usual="50 to 500",
+        advanced=True,
+        within=(1, 100_000),
     )
     exact_rows: int = setting(
         20,
-        "How many held-out prompts are answered at the end and compared word for word with the expected answers; 0: none.",
+        "How many held-out prompts are answered at the end and compared word for word with the "
+        "expected answers; 0: none.",
         usual="20 to 200",
         advanced=True,
         within=(0, 100_000),
     )
     early_stopping: int = setting(
         0,
-        "Stop when the held-out loss has not improved in this many measurements; 0 trains to the end.",
+        "Stop when the held-out loss has not improved in this many measurements; 0 trains to the "
+        "end.",
         usual="0, or 3 to 5",
         advanced=True,
         within=(0, 10_000),
     )
-    save_interval: int = setting(20, "Save a checkpoint every so many steps.", usual="20 to 500", within=(1, 1_000_000))
+    save_interval: int = setting(
+        20, "Save a checkpoint every so many steps.", usual="20 to 500", within=(1, 1_000_000)
+    )
     final_weights: str = setting(
         "best",
         "The adapter is the checkpoint with the best held-out loss, or the last.",
         choices=("best", "last"),
         advanced=True,
     )
-    threads: int = setting(0, "CPU threads; 0 means all cores.", usual="0", advanced=True, within=(0, 1024))
+    threads: int = setting(
+        0, "CPU threads; 0 means all cores.", usual="0", advanced=True, within=(0, 1024)
+    )
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value, within, choices = getattr(self, f.name), f.metadata.get("within"), f.metadata.get("choices")
+            value, within, choices = (
+                getattr(self, f.name),
+                f.metadata.get("within"),
+                f.metadata.get("choices"),
+            )
             if within and not within[0] <= value <= within[1]:  # NaN is in no range
-                words = f"{f.name} is {str(value)[:20]}; it must be from {within[0]:g} to {within[1]:g}."
+                words = (
+                    f"{f.name} is {str(value)[:20]}; it must be from {within[0]:g} to "
+                    f"{within[1]:g}."
+                )
                 raise ConfigError(words, field=f.name)
             if choices and value not in choices:
-                raise ConfigError(f"{f.name} is {value!r}; it must be one of {', '.join(choices)}.", field=f.name)
+                raise ConfigError(
+                    f"{f.name} is {value!r}; it must be one of {', '.join(choices)}.", field=f.name
+                )
         self.refuse_foreign()
         check_technique(self)
         if self.batch_by == "tokens" and self.tokens_per_batch < self.max_length:
             raise ConfigError(
-                f"tokens_per_batch is {self.tokens_per_batch}, but one row may be max_length = {self.max_length} tokens; "
-                f"raise the first or lower the second.",
+                f"tokens_per_batch is {self.tokens_per_batch}, but one row may be max_length = "
+                f"{self.max_length} tokens; raise the first or lower the second.",
                 field="tokens_per_batch",
             )
         needed = self.early_stopping * self.eval_interval
         if self.max_steps and needed >= self.max_steps:
             raise ConfigError(
-                f"early_stopping is {self.early_stopping} with eval_interval = {self.eval_interval}, so it could stop at step "
-                f"{needed} at the earliest, but max_steps is {self.max_steps}; lower the first two or raise the last.",
+                f"early_stopping is {self.early_stopping} with eval_interval = "
+                f"{self.eval_interval}, so it could stop at step {needed} at the earliest, but "
+                f"max_steps is {self.max_steps}; lower the first two or raise the last.",
                 field="early_stopping",
             )
 
@@ -168,17 +232,28 @@ class RunConfig(TechniqueSettings):
         known = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(f"There is no setting {', '.join(unknown)}; known are {', '.join(known)}.", field=unknown[0])
-        typed = {name: typed_value(name, str(known[name].type), value) for name, value in values.items()}
+            raise ConfigError(
+                f"There is no setting {', '.join(unknown)}; known are {', '.join(known)}.",
+                field=unknown[0],
+            )
+        typed = {
+            name: typed_value(name, str(known[name].type), value) for name, value in values.items()
+        }
         method = TABLE.get(typed.get("method", "lora"))
         return cls(**{**(method.usual if method else {}), **typed})
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that this run has; those of other techniques are left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.foreign()}
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in self.foreign()
+        }
 
     def optimizer_on(self, device: str) -> str:
-        """`auto` is paged 8-bit AdamW for QLoRA on CUDA, as its paper has it, and AdamW elsewhere."""
+        """`auto` is paged 8-bit AdamW for QLoRA on CUDA, as its paper has it, and AdamW
+        elsewhere.
+        """
         if self.optimizer != "auto":
             return self.optimizer
         return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw"
@@ -199,7 +274,9 @@ class RunConfig(TechniqueSettings):
         return self.virtual_tokens if "virtual_tokens" in TABLE[self.method].settings else 0
 
     def widest(self) -> RunConfig:
-        """The settings with the most memory that this run may come to: trials may double the rank."""
+        """The settings with the most memory that this run may come to: trials may double the
+        rank.
+        """
         if not self.tunes or "rank" not in self.tune_over:
             return self
         return dataclasses.replace(self, rank=max(ranks(self.rank)))
@@ -210,11 +287,15 @@ class RunConfig(TechniqueSettings):
         return theirs - set(TABLE[self.method].settings)
 
     def refuse_foreign(self) -> None:
-        """Raises ConfigError: a setting was turned that the technique does not have, or cannot go with."""
+        """Raises ConfigError: a setting was turned that the technique does not have, or cannot go
+        with.
+        """
         method = TABLE[self.method]
         for f in dataclasses.fields(self):
             if f.name in self.foreign() and getattr(self, f.name) != f.default:
-                raise ConfigError(f"{f.name} is not a setting of {method.title}; leave it out.", field=f.name)
+                raise ConfigError(
+                    f"{f.name} is not a setting of {method.title}; leave it out.", field=f.name
+                )
         for name, why in method.never.items():
             if getattr(self, name):
                 raise ConfigError(f"{method.title} cannot be used with {name}: {why}", field=name)
@@ -225,31 +306,45 @@ class RunConfig(TechniqueSettings):
         method = TABLE[self.method]
         if self.learning_rate > method.highest_rate:
             found.append(
-                f"learning_rate is {self.learning_rate:g}; above {method.highest_rate:g} the loss of {method.title} usually "
-                f"jumps. {method.usual.get('learning_rate', 1e-3):g} is a safe start."
+                f"learning_rate is {self.learning_rate:g}; above {method.highest_rate:g} the loss "
+                f"of {method.title} usually jumps. {method.usual.get('learning_rate', 1e-3):g} is "
+                "a safe start."
             )
         if self.precision == "bf16" and method.whole_model:
-            found.append("precision is bf16: small steps round away in bf16 weights. mixed keeps them, at twice the memory.")
+            found.append(
+                "precision is bf16: small steps round away in bf16 weights. mixed keeps them, at "
+                "twice the memory."
+            )
         if "alpha" in method.settings and self.alpha > 4 * self.rank:
             found.append(
-                f"alpha is {self.alpha} with rank {self.rank}: updates count {self.alpha / self.rank:g}-fold; usual is 2."
+                f"alpha is {self.alpha} with rank {self.rank}: updates count "
+                f"{self.alpha / self.rank:g}-fold; usual is 2."
             )
         if self.max_steps and self.eval_interval > self.max_steps:
             found.append(
-                f"eval_interval is {self.eval_interval}, but there are only {self.max_steps} steps: the held-out loss is "
-                "measured at the start and the end only."
+                f"eval_interval is {self.eval_interval}, but there are only {self.max_steps} "
+                "steps: the held-out loss is measured at the start and the end only."
             )
         if self.epochs > 10 and not self.max_steps and not self.early_stopping:
-            found.append(f"epochs is {self.epochs} without early_stopping: the rows will be learned by heart. 1 to 5 is usual.")
+            found.append(
+                f"epochs is {self.epochs} without early_stopping: the rows will be learned by "
+                "heart. 1 to 5 is usual."
+            )
         if self.train_on_prompt:
             found.append("train_on_prompt is on: the model also learns to write the questions.")
         return found
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of step 1..total_steps: linear warm-up to the full rate (else step 1 has it), then the schedule."""
+        """Learning rate of step 1..total_steps: linear warm-up to the full rate (else step 1 has
+        it), then the schedule.
+        """
         warmup = max(1, math.ceil(self.warmup_ratio * total_steps))
         if step <= warmup:
             return self.learning_rate * step / warmup
         done = (step - warmup) / max(1, total_steps - warmup + 1)
-        factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        factor = {
+            "constant": 1.0,
+            "linear": 1 - done,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        }
         return self.learning_rate * factor[self.schedule]

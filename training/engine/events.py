@@ -1,7 +1,9 @@
-"""The journal of a run: every event on a line of its own, numbered from 1. It does not know who reads it.
+"""The journal of a run: every event on a line of its own, numbered from 1. It does not know who
+reads it.
 
-One `write()` of one line with O_APPEND: a line that was written outlives a kill -9 of every process, since it is in the
-kernel's page cache. Only the kinds marked `sync` pay for an fsync, so that a step costs 10 us and not 10 ms.
+One `write()` of one line with O_APPEND: a line that was written outlives a kill -9 of every
+process, since it is in the kernel's page cache. Only the kinds marked `sync` pay for an fsync, so
+that a step costs 10 us and not 10 ms.
 """
 
 from __future__ import annotations
@@ -33,31 +35,48 @@ def _kind(words: str, fields: str, *, sync: bool = False) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "phase": _kind("what the engine is doing, with progress where it can be counted", "name done total"),
+    "phase": _kind(
+        "what the engine is doing, with progress where it can be counted", "name done total"
+    ),
     "start": _kind(
         "the plan, once the data and the model are there",
-        "attempt step total_steps epochs rows heldout_rows tokens trained_tokens rows_cut rows_empty "
-        "trainable_parameters parameters device precision optimizer threads chat_template versions",
+        "attempt step total_steps epochs rows heldout_rows tokens trained_tokens rows_cut "
+        "rows_empty trainable_parameters parameters device precision optimizer threads "
+        "chat_template versions",
     ),
-    "resume": _kind("training goes on from a checkpoint; later steps of earlier attempts no longer count", "attempt step"),
+    "resume": _kind(
+        "training goes on from a checkpoint; later steps of earlier attempts no longer count",
+        "attempt step",
+    ),
     "step": _kind(
         "one optimizer step",
-        "step loss learning_rate gradient_norm tokens trained_tokens total_tokens tokens_per_second seconds "
-        "memory_bytes memory_peak_bytes devices",
+        "step loss learning_rate gradient_norm tokens trained_tokens total_tokens "
+        "tokens_per_second seconds memory_bytes memory_peak_bytes devices",
     ),
     "eval": _kind("held-out loss", "step heldout_loss perplexity rows total_tokens seconds best"),
     "sample": _kind("one answer to a held-out prompt", "step prompt expected answer"),
-    "answers": _kind("held-out prompts answered by what is exported, word for word", "step rows matches exact_match seconds"),
-    "memory": _kind("memory at a moment that is not a step", "moment step memory_bytes memory_peak_bytes devices"),
+    "answers": _kind(
+        "held-out prompts answered by what is exported, word for word",
+        "step rows matches exact_match seconds",
+    ),
+    "memory": _kind(
+        "memory at a moment that is not a step",
+        "moment step memory_bytes memory_peak_bytes devices",
+    ),
     "saving": _kind("a checkpoint is about to be written", "step", sync=True),
-    "checkpoint": _kind("a checkpoint is complete on the disk", "step path bytes seconds best", sync=True),
+    "checkpoint": _kind(
+        "a checkpoint is complete on the disk", "step path bytes seconds best", sync=True
+    ),
     "trial": _kind(
-        "a short trial before the run begins, stops early or is done; losses are [step, held-out loss] pairs",
+        "a short trial before the run begins, stops early or is done; losses are [step, held-out "
+        "loss] pairs",
         "number step settings steps losses outcome spent budget whole seconds",
     ),
     "tuned": _kind(
-        "the trials are over: who goes on, and what rows that no trial saw say of it against the plan's own guess",
-        "step winner settings trainable_parameters spent plan_loss winner_loss difference standard_error rows words",
+        "the trials are over: who goes on, and what rows that no trial saw say of it against the "
+        "plan's own guess",
+        "step winner settings trainable_parameters spent plan_loss winner_loss difference "
+        "standard_error rows words",
     ),
     "log": _kind("a line for the log tail", "level text"),
     "end": _kind("the engine leaves", "outcome message step", sync=True),
@@ -134,12 +153,18 @@ class Journal:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN: a float that is not finite travels as "nan", "inf" or "-inf", which float() reads back."""
+    """JSON has no NaN: a float that is not finite travels as "nan", "inf" or "-inf", which float()
+    reads back.
+    """
     return repr(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_events(path: Path, offset: int = 0, limit: int = 5_000) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole lines from a byte offset on, each with the offset after it. A torn last line is left for later."""
+def read_events(
+    path: Path, offset: int = 0, limit: int = 5_000
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Whole lines from a byte offset on, each with the offset after it. A torn last line is left
+    for later.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         for _ in range(limit):

@@ -1,8 +1,9 @@
-"""How the programs that compute import torch, transformers and peft: quicker (benchmarks/imports.py), offline and repeatable.
+"""How the programs that compute import torch, transformers and peft: quicker
+(benchmarks/imports.py), offline and repeatable.
 
-A collection in the midst of imports finds nothing and looks at everything, and bitsandbytes asks torch.compile, which SnapML
-never uses, for compilers that it then leaves alone. Only programs of their own import this way: it sets the environment of the
-whole process.
+A collection in the midst of imports finds nothing and looks at everything, and bitsandbytes asks
+torch.compile, which SnapML never uses, for compilers that it then leaves alone. Only programs of
+their own import this way: it sets the environment of the whole process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ SURROUNDINGS = {
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import inside this. What the imports left in memory is for good, and later collections need not look at it."""
+    """Import inside this. What the imports left in memory is for good, and later collections need
+    not look at it.
+    """
     first = "torch" not in sys.modules
     for name, value in SURROUNDINGS.items():
         os.environ.setdefault(name, value)

@@ -29,7 +29,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 def remove_tree(folder: Path) -> int:
     """Remove a folder; returns the bytes of its files."""
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    freed = sum(
+        path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    )
     shutil.rmtree(folder, ignore_errors=True)
     return freed
 

@@ -1,8 +1,10 @@
-"""How a step's memory grows: from a few simulated steps to any batch. No torch here: the site evaluates it while a slider moves.
+"""How a step's memory grows: from a few simulated steps to any batch. No torch here: the site
+evaluates it while a slider moves.
 
-What is alive after one operator is affine in each of: layers, the technique's size (rank, virtual tokens, width), rows x
-tokens, trained positions; and where there is a mask, in rows x tokens squared. That is true of one moment and not of the fullest
-one, which jumps between moments, so each moment has a law of its own and the largest value is taken at the end. Bytes throughout.
+What is alive after one operator is affine in each of: layers, the technique's size (rank, virtual
+tokens, width), rows x tokens, trained positions; and where there is a mask, in rows x tokens
+squared. That is true of one moment and not of the fullest one, which jumps between moments, so each
+moment has a law of its own and the largest value is taken at the end. Bytes throughout.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from numpy.typing import NDArray
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 
-LONGEST_SHORT = 128  # tokens; up to there a CPU attends by plain products (training/engine/modeling/short_attention.py)
-# Of scores at once: what a core's cache holds. Without a bound, 32 rows of 128 tokens take four times as long.
+# tokens; up to there a CPU attends by plain products (training/engine/modeling/short_attention.py)
+LONGEST_SHORT = 128
+# Of scores at once: what a core's cache holds. Without a bound, 32 rows of 128 tokens take four
+# times as long.
 SCORE_BYTES = 1_000_000
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
@@ -27,7 +31,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: rows x length tokens, padding counted, and the positions among them that have a loss."""
+    """A batch: rows x length tokens, padding counted, and the positions among them that have a
+    loss.
+    """
 
     rows: int
     length: int
@@ -35,8 +41,13 @@ class Shape:
 
 
 def terms(shapes: Sequence[Shape], layers: float, size: float) -> Floats:
-    """What a stretch's bytes are made of, shape (shapes, 17): tokens are rows x length, with padding."""
-    r, t, m = (np.asarray([getattr(s, name) for s in shapes], dtype=float) for name in ("rows", "length", "trained"))
+    """What a stretch's bytes are made of, shape (shapes, 17): tokens are rows x length, with
+    padding.
+    """
+    r, t, m = (
+        np.asarray([getattr(s, name) for s in shapes], dtype=float)
+        for name in ("rows", "length", "trained")
+    )
     one, tokens, mask = np.ones_like(r), r * t, r * t * t
     plain = [one, r, t, m, tokens, mask, t * t]
     deep = [one * layers, tokens * layers, mask * layers]
@@ -44,9 +55,9 @@ def terms(shapes: Sequence[Shape], layers: float, size: float) -> Floats:
     return np.stack([*plain, *deep, *sized, t * size], axis=1)
 
 
-# Batches for the first depth and size: enough to tell the terms of a batch apart. The others need their corners only: the first
-# four have three numbers of rows, or rows could not be told from tokens where the size changes. None has one row, with which
-# some reshapes need no copy.
+# Batches for the first depth and size: enough to tell the terms of a batch apart. The others need
+# their corners only: the first four have three numbers of rows, or rows could not be told from
+# tokens where the size changes. None has one row, with which some reshapes need no copy.
 SHAPES = (
     Shape(2, 256, 64),
     Shape(4, 768, 512),
@@ -66,7 +77,9 @@ CORNERS = {(0, 0): 9, (1, 0): 3, (0, 1): 4, (1, 1): 3}  # (depth, size) -> how m
 
 @dataclass(frozen=True)
 class Law:
-    """`moments[name]` is (moments, terms, kinds): bytes by kind at each moment of a stretch are `terms(...) @ moments[name]`."""
+    """`moments[name]` is (moments, terms, kinds): bytes by kind at each moment of a stretch are
+    `terms(...) @ moments[name]`.
+    """
 
     layers: int
     moments: dict[str, Floats]
@@ -87,7 +100,9 @@ class Law:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Law:
-        moments = {name: np.asarray(values, dtype=float) for name, values in told["moments"].items()}
+        moments = {
+            name: np.asarray(values, dtype=float) for name, values in told["moments"].items()
+        }
         return cls(told["layers"], moments, told["facts"])
 
 
@@ -96,10 +111,11 @@ Sample = tuple[int, int, Shape, Moments]  # layers, size, batch, what a fake ste
 
 
 def fit(layers: int, samples: Sequence[Sample], facts: dict[str, Any]) -> Law:
-    """The law through the samples, by least squares over the terms that they can tell apart (others come out as zero).
+    """The law through the samples, by least squares over the terms that they can tell apart (others
+    come out as zero).
 
-    A stretch that does not have the same moments in all samples (the optimizer goes over more tensors in a deeper model) is taken
-    as one moment, its fullest.
+    A stretch that does not have the same moments in all samples (the optimizer goes over more
+    tensors in a deeper model) is taken as one moment, its fullest.
     """
     given = np.concatenate([terms([shape], at, size) for at, size, shape, _ in samples])
     scale = np.maximum(np.abs(given).max(axis=0), 1.0)
@@ -118,17 +134,24 @@ def fit(layers: int, samples: Sequence[Sample], facts: dict[str, Any]) -> Law:
 def fullest(held: Floats, layers: int) -> Floats:
     """Those moments that are the fullest for some batch and size: a handful of hundreds."""
     tried = [
-        Shape(r, t, max(1, int(share * r * t))) for r in (1, 4, 32) for t in (16, 128, 1024, 16384) for share in (0.01, 0.3, 1)
+        Shape(r, t, max(1, int(share * r * t)))
+        for r in (1, 4, 32)
+        for t in (16, 128, 1024, 16384)
+        for share in (0.01, 0.3, 1)
     ]
     kept: set[int] = set()
     for size in (0, 1, 16, 256, 4096):
-        kept |= set(np.einsum("st,mtk->ms", terms(tried, layers, size), held).argmax(axis=0).tolist())
+        kept |= set(
+            np.einsum("st,mtk->ms", terms(tried, layers, size), held).argmax(axis=0).tolist()
+        )
     return held[sorted(kept)]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The fullest moment of a step: bytes by kind, the stretch that it falls into and the batch that causes it."""
+    """The fullest moment of a step: bytes by kind, the stretch that it falls into and the batch
+    that causes it.
+    """
 
     kinds: dict[str, float]
     stretch: str
@@ -140,14 +163,18 @@ class Peak:
 
 
 def size_setting(config: RunConfig, device: str) -> str:
-    """The setting that memory is affine in. There is none with 8-bit states, where small tensors are kept another way."""
+    """The setting that memory is affine in. There is none with 8-bit states, where small tensors
+    are kept another way.
+    """
     if config.optimizer_on(device) != "adamw":
         return ""
     return next((name for name in SIZED if name in TABLE[config.method].settings), "")
 
 
 def size_of(law: Law, config: RunConfig) -> float:
-    """The setting that this law is affine in (rank, virtual tokens, width); 0 if the technique has none."""
+    """The setting that this law is affine in (rank, virtual tokens, width); 0 if the technique has
+    none.
+    """
     name = law.facts["size_setting"]
     return float(getattr(config, name)) if name else 0.0
 
@@ -158,10 +185,11 @@ def rows_at_once(heads: int, length: int) -> int:
 
 
 def attention_bytes(law: Law, shape: Shape) -> int:
-    """What short attention takes in every layer beyond torch's kernel, by which the simulated steps attend.
+    """What short attention takes in every layer beyond torch's kernel, by which the simulated steps
+    attend.
 
-    Measured (the allocator's log, six shapes): 12 bytes a score of the rows that it takes at once, and 9 a number of theirs in
-    a query, within a tenth.
+    Measured (the allocator's log, six shapes): 12 bytes a score of the rows that it takes at once,
+    and 9 a number of theirs in a query, within a tenth.
     """
     heads, width = law.facts["short_attention"]
     if not heads or not 1 < shape.length <= LONGEST_SHORT:
@@ -170,7 +198,9 @@ def attention_bytes(law: Law, shape: Shape) -> int:
     return int(rows * heads * shape.length * (12 * shape.length + 9 * width))
 
 
-def largest(law: Law, shapes: Sequence[Shape], config: RunConfig, *, measuring: bool = False) -> Peak:
+def largest(
+    law: Law, shapes: Sequence[Shape], config: RunConfig, *, measuring: bool = False
+) -> Peak:
     """The fullest moment over all batches, of training or of measuring."""
     best: Peak | None = None
     attention = [attention_bytes(law, shape) for shape in shapes]

@@ -1,4 +1,6 @@
-"""How a run may end, and the exit code that says so to whoever started the engine. No torch here."""
+"""How a run may end, and the exit code that says so to whoever started the engine. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ class Outcome(StrEnum):
     FINISHED = "finished"
     STOPPED = "stopped"  # a person stopped it and kept what was learned
     DISCARDED = "discarded"  # a person stopped it and threw it away
-    LEFT = "left"  # shutdown or a leash that went stale: a checkpoint is there, training is to go on
+    LEFT = (
+        "left"  # shutdown or a leash that went stale: a checkpoint is there, training is to go on
+    )
     BUSY = "busy"  # another engine holds this run folder
     CONFIG = "config_error"
     DATA = "data_error"
@@ -45,7 +49,9 @@ EXIT_CODES: dict[Outcome, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What `result.json` says. Losses are natural-log cross entropy per trained token; None where never measured."""
+    """What `result.json` says. Losses are natural-log cross entropy per trained token; None where
+    never measured.
+    """
 
     outcome: Outcome
     message: str = ""

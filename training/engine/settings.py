@@ -19,7 +19,12 @@ PAPERS = {  # setting -> the papers that it comes from, on arXiv
     "alpha": {"LoRA": "2106.09685"},
     "dropout": {"Dropout": "1207.0580"},
     "target_modules": {"QLoRA": "2305.14314"},
-    "init_weights": {"PiSSA": "2404.02948", "OLoRA": "2406.01775", "EVA": "2410.07170", "LoftQ": "2310.08659"},
+    "init_weights": {
+        "PiSSA": "2404.02948",
+        "OLoRA": "2406.01775",
+        "EVA": "2410.07170",
+        "LoftQ": "2310.08659",
+    },
     "rslora": {"rsLoRA": "2312.03732"},
     "dora": {"DoRA": "2402.09353"},
     "lora_plus_ratio": {"LoRA+": "2402.12354"},
@@ -43,8 +48,16 @@ def setting(
     within: tuple[float, float] | None = None,
     advanced: bool = False,
 ) -> Any:
-    """A field with the sentence that the launch page prints under it, the range that most stay in, and what is allowed."""
-    told = {"words": words, "usual": usual, "choices": choices, "within": within, "advanced": advanced}
+    """A field with the sentence that the launch page prints under it, the range that most stay in,
+    and what is allowed.
+    """
+    told = {
+        "words": words,
+        "usual": usual,
+        "choices": choices,
+        "within": within,
+        "advanced": advanced,
+    }
     return field(default=default, metadata=told)
 
 
@@ -61,11 +74,15 @@ class TechniqueSettings:
         within=(1, 1024),
     )
     alpha: int = setting(
-        32, "Strength of the update; the update is scaled by alpha / rank.", usual="rank to 2 x rank", within=(1, 4096)
+        32,
+        "Strength of the update; the update is scaled by alpha / rank.",
+        usual="rank to 2 x rank",
+        within=(1, 4096),
     )
     dropout: float = setting(
         0.0,
-        "Share of the update's inputs left out at random; raise it when data is little. Costs a third more time on a CPU.",
+        "Share of the update's inputs left out at random; raise it when data is little. Costs a "
+        "third more time on a CPU.",
         usual="0 to 0.1",
         within=(0, 0.9),
     )
@@ -77,58 +94,79 @@ class TechniqueSettings:
     )
     init_weights: str = setting(
         "default",
-        "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA from the data, LoftQ from what "
-        "4 bits lose. They learn faster at first and cost a minute before the first step.",
+        "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA "
+        "from the data, LoftQ from what 4 bits lose. They learn faster at first and cost a minute "
+        "before the first step.",
         usual="default",
         choices=STARTS,
         advanced=True,
     )
     rslora: bool = setting(
         False,
-        "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski 2023).",
+        "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski "
+        "2023).",
         usual="off; on above rank 64",
         advanced=True,
     )
     dora: bool = setting(
         False,
-        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low rank, slower. One batch "
-        "of answers cannot hold rows of it and of others.",
+        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low "
+        "rank, slower. One batch of answers cannot hold rows of it and of others.",
         usual="off",
         advanced=True,
     )
     lora_plus_ratio: float = setting(
         1.0,
-        "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is plain LoRA.",
+        "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is "
+        "plain LoRA.",
         usual="1, or 4 to 16",
         within=(1, 64),
         advanced=True,
     )
-    rank_pattern: str = setting("", "Another rank for some layers, such as down_proj=32, v_proj=8.", usual="empty", advanced=True)
+    rank_pattern: str = setting(
+        "",
+        "Another rank for some layers, such as down_proj=32, v_proj=8.",
+        usual="empty",
+        advanced=True,
+    )
     alpha_pattern: str = setting(
-        "", "Another alpha for some layers, such as down_proj=64, v_proj=16.", usual="empty", advanced=True
+        "",
+        "Another alpha for some layers, such as down_proj=64, v_proj=16.",
+        usual="empty",
+        advanced=True,
     )
     tune_share: float = setting(
         0.0,
-        "Share of the run's steps spent on short trials before it: they choose what tune_over names by held-out loss, and the "
-        "best one goes on. 0: no trials.",
+        "Share of the run's steps spent on short trials before it: they choose what tune_over "
+        "names by held-out loss, and the best one goes on. 0: no trials.",
         usual="0, or 0.2 to 0.5",
         within=(0, 2),
     )
     tune_minutes: float = setting(
         0.0,
-        "The same as minutes; they count if both are given. The trial under way when they are over goes to its end.",
+        "The same as minutes; they count if both are given. The trial under way when they are "
+        "over goes to its end.",
         usual="0",
         within=(0, 10_000),
         advanced=True,
     )
     tune_over: str = setting(
-        "learning_rate,rank,alpha,target_modules", "What the trials vary, with commas.", usual="all four", advanced=True
+        "learning_rate,rank,alpha,target_modules",
+        "What the trials vary, with commas.",
+        usual="all four",
+        advanced=True,
     )
     virtual_tokens: int = setting(
-        20, "Learned tokens in front of every prompt: more can say more and take room.", usual="10 to 100", within=(1, 1000)
+        20,
+        "Learned tokens in front of every prompt: more can say more and take room.",
+        usual="10 to 100",
+        within=(1, 1000),
     )
     prefix_projection: bool = setting(
-        False, "Learns the prefix through a small network, thrown away at the end: steadier, slower.", usual="off", advanced=True
+        False,
+        "Learns the prefix through a small network, thrown away at the end: steadier, slower.",
+        usual="off",
+        advanced=True,
     )
     prompt_init: str = setting(
         "text",
@@ -137,53 +175,78 @@ class TechniqueSettings:
         choices=("text", "random"),
     )
     prompt_text: str = setting(
-        "Follow the instructions and answer as in the examples.", "What the learned tokens say before training.", usual="the task"
+        "Follow the instructions and answer as in the examples.",
+        "What the learned tokens say before training.",
+        usual="the task",
     )
     bottleneck_size: int = setting(
-        64, "Width of the small layers put in: more learns more and takes more memory.", usual="16 to 256", within=(1, 4096)
+        64,
+        "Width of the small layers put in: more learns more and takes more memory.",
+        usual="16 to 256",
+        within=(1, 4096),
     )
     placement: str = setting(
         "both",
-        "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward alone (Pfeiffer), half the cost.",
+        "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward "
+        "alone (Pfeiffer), half the cost.",
         usual="both",
         choices=("both", "feed-forward"),
     )
     activation: str = setting(
-        "relu", "The curve between down- and up-projection.", usual="relu", choices=("relu", "gelu", "silu"), advanced=True
+        "relu",
+        "The curve between down- and up-projection.",
+        usual="relu",
+        choices=("relu", "gelu", "silu"),
+        advanced=True,
     )
 
 
 def check_technique(config: TechniqueSettings) -> None:
-    """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict each other."""
+    """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict
+    each other.
+    """
     if not TARGETS.fullmatch(config.target_modules):
         raise ConfigError(
-            "target_modules must be all-linear, or names of letters, digits, dots and _ with commas between them.",
+            "target_modules must be all-linear, or names of letters, digits, dots and _ with "
+            "commas between them.",
             field="target_modules",
         )
     for name in ("rank_pattern", "alpha_pattern"):
         if not PATTERN.fullmatch(getattr(config, name)):
-            raise ConfigError(f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.", field=name)
-    if len(config.prompt_text) > 2000 or (config.prompt_init == "text" and not config.prompt_text.strip()):
-        raise ConfigError("prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.", field="prompt_text")
+            raise ConfigError(
+                f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.",
+                field=name,
+            )
+    if len(config.prompt_text) > 2000 or (
+        config.prompt_init == "text" and not config.prompt_text.strip()
+    ):
+        raise ConfigError(
+            "prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.",
+            field="prompt_text",
+        )
     if config.init_weights == "loftq" and config.method != "qlora":
         raise ConfigError(
-            "init_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.", field="init_weights"
+            "init_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.",
+            field="init_weights",
         )
     mutating = config.init_weights in ("pissa", "pissa_niter_4", "olora")
     if mutating and config.method == "qlora":
         raise ConfigError(
-            f"init_weights is {config.init_weights}, which changes the base's weights; those of qlora are 4 bits. Use loftq.",
+            f"init_weights is {config.init_weights}, which changes the base's weights; those of "
+            "qlora are 4 bits. Use loftq.",
             field="init_weights",
         )
     if mutating and (config.dora or config.rslora or config.rank_pattern or config.alpha_pattern):
         raise ConfigError(
-            f"init_weights is {config.init_weights}: its adapter is saved as plain LoRA, which rslora, dora, rank_pattern and "
-            "alpha_pattern do not allow.",
+            f"init_weights is {config.init_weights}: its adapter is saved as plain LoRA, which "
+            "rslora, dora, rank_pattern and alpha_pattern do not allow.",
             field="init_weights",
         )
     check_tuning(config)
     if config.dora and config.init_weights == "eva":
-        raise ConfigError("dora and init_weights = eva do not go together; switch one off.", field="dora")
+        raise ConfigError(
+            "dora and init_weights = eva do not go together; switch one off.", field="dora"
+        )
 
 
 def ranks(rank: int) -> list[int]:
@@ -200,7 +263,8 @@ def check_tuning(config: TechniqueSettings) -> None:
         raise ConfigError(words, field="tune_over")
     if (config.tune_share or config.tune_minutes) and config.init_weights != "default":
         raise ConfigError(
-            f"init_weights is {config.init_weights}, which changes or reads the base: trials share one base and need default.",
+            f"init_weights is {config.init_weights}, which changes or reads the base: trials "
+            "share one base and need default.",
             field="init_weights",
         )
 
@@ -212,8 +276,15 @@ def read_pattern(text: str) -> dict[str, int]:
 
 
 def typed_value(name: str, kind: str, value: Any) -> Any:
-    """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a number."""
-    wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}[kind]
+    """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a
+    number.
+    """
+    wanted: tuple[type, ...] = {
+        "str": (str,),
+        "int": (int,),
+        "bool": (bool,),
+        "float": (int, float),
+    }[kind]
     fits: bool = isinstance(value, wanted)
     if not fits or (kind != "bool" and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)

@@ -1,9 +1,11 @@
-"""How the engine is told to stop: a signal, a file, or a leash that nobody touches any more. It knows nothing of training.
+"""How the engine is told to stop: a signal, a file, or a leash that nobody touches any more. It
+knows nothing of training.
 
 - SIGTERM or SIGINT, or a stale leash: save a checkpoint and leave; training is to go on later.
 - `stop` in the run folder: a person's wish; its text is `save` or `discard`.
-- `leash`: a watching worker touches it every 5 s. Older than 20 s, the worker is dead or cut off; the engine leaves before the
-  run's lease (30 s) ends and another may start. A run from a shell has no leash file and no leash.
+- `leash`: a watching worker touches it every 5 s. Older than 20 s, the worker is dead or cut off;
+  the engine leaves before the run's lease (30 s) ends and another may start. A run from a shell has
+  no leash file and no leash.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ class Reins:
     def order(self) -> Outcome | None:
         """How to end now, or None to go on. Costs two `stat` calls (4 us)."""
         if self._stop.exists():
-            return Outcome.DISCARDED if self._stop.read_text().strip() == "discard" else Outcome.STOPPED
+            return (
+                Outcome.DISCARDED
+                if self._stop.read_text().strip() == "discard"
+                else Outcome.STOPPED
+            )
         if self._signalled or self._leash_is_stale():
             return Outcome.LEFT
         return None

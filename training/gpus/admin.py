@@ -1,4 +1,6 @@
-"""Devices, quotas, ledger and audit log in the admin site: to look at. The pages change them, through their acts."""
+"""Devices, quotas, ledger and audit log in the admin site: to look at. The pages change them,
+through their acts.
+"""
 
 from django.contrib import admin
 

@@ -1,4 +1,6 @@
-"""Devices, pools, quotas, usage and audit in the API, with the permissions of the pages. The queue is with the runs."""
+"""Devices, pools, quotas, usage and audit in the API, with the permissions of the pages. The queue
+is with the runs.
+"""
 
 from typing import Annotated, Any
 
@@ -58,7 +60,9 @@ def list_pools(request: SignedIn) -> Any:
 @router.patch("/pools/{int:pool_id}", response=PoolOut)
 def change_pool(request: SignedIn, pool_id: int, body: PoolChange) -> Pool:
     """Admins only. An edit stops nothing that runs."""
-    changes = {name: value for name, value in body.dict(exclude={"reason"}).items() if value is not None}
+    changes = {
+        name: value for name, value in body.dict(exclude={"reason"}).items() if value is not None
+    }
     return quotas.edit_pool(request.user, quotas.get_pool(pool_id), changes, body.reason)
 
 
@@ -75,13 +79,25 @@ def set_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> dict[str, Any]:
     quotas.admins_only(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
-    quota = quotas.edit_quota(request.user, pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True), body.reason)
-    return next(as_row(line) for line in usage.team_lines(request.user, pool) if line.quota.team_id == quota.team_id)
+    quota = quotas.edit_quota(
+        request.user,
+        pool,
+        team,
+        body.dict(exclude={"team", "reason"}, exclude_unset=True),
+        body.reason,
+    )
+    return next(
+        as_row(line)
+        for line in usage.team_lines(request.user, pool)
+        if line.quota.team_id == quota.team_id
+    )
 
 
 @router.post("/pools/{int:pool_id}/hold", response=PoolOut)
 def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
-    """Let nothing new start, of a team or in the whole pool; `drain`: what runs saves and waits. Leads: their own team only."""
+    """Let nothing new start, of a team or in the whole pool; `drain`: what runs saves and waits.
+    Leads: their own team only.
+    """
     quotas.refuse_strangers(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
@@ -101,12 +117,19 @@ def read_personal_quota(request: SignedIn, username: str) -> PersonalQuota:
 def set_personal_quota(request: SignedIn, username: str, body: PersonIn) -> PersonalQuota:
     """Admins only."""
     quotas.admins_only(request.user)
-    return quotas.edit_person(request.user, get_person(username), body.dict(exclude={"reason"}, exclude_unset=True), body.reason)
+    return quotas.edit_person(
+        request.user,
+        get_person(username),
+        body.dict(exclude={"reason"}, exclude_unset=True),
+        body.reason,
+    )
 
 
 @router.get("/usage", response=list[UsageOut])
 def read_usage(request: SignedIn, month: Annotated[str, Query(max_length=7)] = "") -> Any:
-    """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams' part."""
+    """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams'
+    part.
+    """
     quotas.refuse_strangers(request.user)
     return usage.report_lines(request.user, usage.month_named(month))
 
@@ -114,7 +137,9 @@ def read_usage(request: SignedIn, month: Annotated[str, Query(max_length=7)] = "
 @router.get("/audit", response=list[AuditOut])
 @paginate(Paged)
 def list_audit(
-    request: SignedIn, act: Annotated[str, Query(max_length=30)] = "", q: Annotated[str, Query(max_length=100)] = ""
+    request: SignedIn,
+    act: Annotated[str, Query(max_length=30)] = "",
+    q: Annotated[str, Query(max_length=100)] = "",
 ) -> Any:
     """Who did what, newest first; leads see what concerns their teams."""
     return audit_entries(request.user, act, q)
@@ -122,7 +147,9 @@ def list_audit(
 
 @router.get("/audit/intact", response=dict[str, int | None])
 def check_audit(request: SignedIn) -> dict[str, int | None]:
-    """The id of the first entry that is not what was written, null if the whole chain holds; admins only."""
+    """The id of the first entry that is not what was written, null if the whole chain holds; admins
+    only.
+    """
     quotas.admins_only(request.user)
     broken = audit.first_break()
     return {"broken_at": broken.pk if broken else None}

@@ -1,4 +1,6 @@
-"""The audit log: append-only, each entry chained to the one before by SHA-256, so that a change behind its back is seen."""
+"""The audit log: append-only, each entry chained to the one before by SHA-256, so that a change
+behind its back is seen.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def first_break() -> AuditEntry | None:
 
 
 def one_at_a_time(what: str) -> None:
-    """Until the transaction ends, nobody else passes here. SQLite's IMMEDIATE sees to it; PostgreSQL needs a lock."""
+    """Until the transaction ends, nobody else passes here. SQLite's IMMEDIATE sees to it;
+    PostgreSQL needs a lock.
+    """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [zlib.crc32(what.encode())])

@@ -1,4 +1,6 @@
-"""Every worker host tells what devices it has and how they are: NVIDIA cards by NVML, or else its CPU as one device."""
+"""Every worker host tells what devices it has and how they are: NVIDIA cards by NVML, or else its
+CPU as one device.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def host_name() -> str:
 
 
 def read_devices() -> list[Reading]:
-    """The NVIDIA cards of this host; none or no driver: its CPU. A card that cannot be read is left out, and no CPU stands in."""
+    """The NVIDIA cards of this host; none or no driver: its CPU. A card that cannot be read is left
+    out, and no CPU stands in.
+    """
     import pynvml
 
     try:
@@ -69,7 +73,9 @@ def read_devices() -> list[Reading]:
     for index in range(count):
         try:
             found.append(read_card(pynvml, index))
-        except pynvml.NVMLError as error:  # one that has fallen off the bus; the others are as good as before
+        except (
+            pynvml.NVMLError
+        ) as error:  # one that has fallen off the bus; the others are as good as before
             log.warning("Card %s cannot be read: %s", index, error)
     return found
 
@@ -78,13 +84,19 @@ def read_cpu() -> Reading:
     memory = psutil.virtual_memory()
     busy = psutil.cpu_percent(None) / 100
     name = f"CPU, {psutil.cpu_count()} cores"
-    kind = CPU if has_bf16() else CPU_FP32  # a kind of its own: `auto` computes in fp32 there, with twice the memory
-    return Reading(0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy)
+    kind = (
+        CPU if has_bf16() else CPU_FP32
+    )  # a kind of its own: `auto` computes in fp32 there, with twice the memory
+    return Reading(
+        0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy
+    )
 
 
 @cache
 def has_bf16() -> bool:
-    """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux tells."""
+    """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux
+    tells.
+    """
     told = Path("/proc/cpuinfo")
     return told.exists() and "avx512_bf16" in told.read_text()
 
@@ -122,7 +134,9 @@ def read_card(nvml: Any, index: int) -> Reading:
 
 
 def is_answering(pid: int) -> bool:
-    """Is this SnapML's inference program? It holds models as long as people ask, and leaves no run's memory behind."""
+    """Is this SnapML's inference program? It holds models as long as people ask, and leaves no
+    run's memory behind.
+    """
     try:
         return INFERENCE in psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -130,15 +144,24 @@ def is_answering(pid: int) -> bool:
 
 
 def report(readings: list[Reading] | None = None, host: str | None = None) -> None:
-    """Write down what this host's devices say now. A device that it had and has no more is missing."""
+    """Write down what this host's devices say now. A device that it had and has no more is
+    missing.
+    """
     readings = read_devices() if readings is None else readings
     with transaction.atomic():
         audit.one_at_a_time("audit")  # before the devices, as an admission has it
-        place, _ = Host.objects.update_or_create(name=host or host_name(), defaults={"reported_at": Now()})
-        known = {device.uuid: device for device in place.devices.select_for_update().select_related("pool")}
+        place, _ = Host.objects.update_or_create(
+            name=host or host_name(), defaults={"reported_at": Now()}
+        )
+        known = {
+            device.uuid: device
+            for device in place.devices.select_for_update().select_related("pool")
+        }
         for reading in readings:
             device = known.pop(reading.uuid, None) or moved_here(place, reading)
-            other = device.pool.kind != reading.kind[:80]  # a virtual machine was moved to another CPU
+            other = (
+                device.pool.kind != reading.kind[:80]
+            )  # a virtual machine was moved to another CPU
             if other and not device.allocations.filter(released_at=None).exists():
                 device.pool = pool_of(reading.kind)
             take_reading(device, reading)
@@ -149,8 +172,12 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
 
 
 def moved_here(host: Host, reading: Reading) -> Device:
-    """A new device, or one that another host had: a card was moved, or the host has another name now."""
-    found = Device.objects.select_for_update().select_related("pool").filter(uuid=reading.uuid).first()
+    """A new device, or one that another host had: a card was moved, or the host has another name
+    now.
+    """
+    found = (
+        Device.objects.select_for_update().select_related("pool").filter(uuid=reading.uuid).first()
+    )
     if found is None:
         return Device(host=host, uuid=reading.uuid, pool=pool_of(reading.kind))
     if not found.allocations.filter(released_at=None).exists():
@@ -174,29 +201,52 @@ def pool_of(kind: str) -> Pool:
 def take_reading(device: Device, reading: Reading) -> None:
     now = timezone.now()
     device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total
-    device.used_bytes, device.utilisation, device.answering_bytes = reading.used, reading.utilisation, reading.answering
-    device.temperature, device.power_watts, device.processes = reading.temperature, reading.power_watts, reading.processes
+    device.used_bytes, device.utilisation, device.answering_bytes = (
+        reading.used,
+        reading.utilisation,
+        reading.answering,
+    )
+    device.temperature, device.power_watts, device.processes = (
+        reading.temperature,
+        reading.power_watts,
+        reading.processes,
+    )
     if reading.utilisation is None or reading.utilisation >= BUSY_SHARE:
         device.busy_at = now
     found = condition_of(device, reading, now)
     if found != device.condition:
         if found == Condition.DIRTY:
             audit.note(
-                None, "device dirty", str(device), change=({}, {"used_bytes": reading.used, "idle_bytes": device.idle_bytes})
+                None,
+                "device dirty",
+                str(device),
+                change=({}, {"used_bytes": reading.used, "idle_bytes": device.idle_bytes}),
             )
         device.condition, device.changed_at = found, now
     device.save()
 
 
 def condition_of(device: Device, reading: Reading, now: Any) -> str:
-    """A device that a run has left is good again when its memory is; after half a minute it is dirty instead."""
+    """A device that a run has left is good again when its memory is; after half a minute it is
+    dirty instead.
+    """
     clean = reading.used - reading.answering <= device.idle_bytes + LEFT_OVER_BYTES
     if device.condition == Condition.GOOD or clean:
         return Condition.GOOD
-    if device.condition == Condition.MISSING:  # back, and not empty: what it held before it went is looked at first
-        ours = is_cpu(reading.kind) or device.pk is None or device.allocations.filter(released_at=None).exists()
+    if (
+        device.condition == Condition.MISSING
+    ):  # back, and not empty: what it held before it went is looked at first
+        ours = (
+            is_cpu(reading.kind)
+            or device.pk is None
+            or device.allocations.filter(released_at=None).exists()
+        )
         return Condition.GOOD if ours or not device.idle_bytes else Condition.CHECKING
-    if device.condition == Condition.CHECKING and device.changed_at and now - device.changed_at < PATIENCE:
+    if (
+        device.condition == Condition.CHECKING
+        and device.changed_at
+        and now - device.changed_at < PATIENCE
+    ):
         return Condition.CHECKING
     return Condition.DIRTY
 

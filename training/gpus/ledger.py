@@ -1,6 +1,8 @@
-"""Device-seconds, from the intervals alone: of a month, a team, a person or a run. An open interval counts until now.
+"""Device-seconds, from the intervals alone: of a month, a team, a person or a run. An open interval
+counts until now.
 
-A run is charged the whole time, also where it shares a device: what it keeps others from is the place, not the memory.
+A run is charged the whole time, also where it shares a device: what it keeps others from is the
+place, not the memory.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def within(allocation: Allocation, begin: datetime, end: datetime, now: datetime
 
 def touching(begin: datetime, end: datetime, **only: object) -> Iterable[Allocation]:
     open_or_later = Q(released_at=None) | Q(released_at__gt=begin)
-    return Allocation.objects.filter(open_or_later, started_at__lt=end, **only).select_related("team", "user", "device__pool")
+    return Allocation.objects.filter(open_or_later, started_at__lt=end, **only).select_related(
+        "team", "user", "device__pool"
+    )
 
 
 def month_report(moment: datetime, now: datetime | None = None) -> list[Line]:
@@ -62,7 +66,9 @@ def month_report(moment: datetime, now: datetime | None = None) -> list[Line]:
     return sorted(lines, key=lambda line: (-line.seconds, line.team, line.user))
 
 
-def used_this_month(field: str, now: datetime | None = None, **only: object) -> dict[int | None, float]:
+def used_this_month(
+    field: str, now: datetime | None = None, **only: object
+) -> dict[int | None, float]:
     """Seconds of this month by `team_id` or `user_id`, None for no team."""
     now = now or timezone.now()
     begin, end = month_of(now)
@@ -88,7 +94,9 @@ def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int
 
 
 def used_of_late(now: datetime | None = None) -> dict[int, float]:
-    """Seconds of every person, each halved for every week that has passed since its interval ended."""
+    """Seconds of every person, each halved for every week that has passed since its interval
+    ended.
+    """
     now = now or timezone.now()
     found: dict[int, float] = defaultdict(float)
     rows = Allocation.objects.filter(Q(released_at=None) | Q(released_at__gt=now - FORGOTTEN))

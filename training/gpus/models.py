@@ -1,6 +1,8 @@
-"""Devices and their pools, what each team and person may have of them, who held what when, and who changed what.
+"""Devices and their pools, what each team and person may have of them, who held what when, and who
+changed what.
 
-It knows no run but by its number: the ledger outlives the runs. Units: bytes, seconds, device-hours.
+It knows no run but by its number: the ledger outlives the runs. Units: bytes, seconds,
+device-hours.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ class Pool(models.Model):
 
     name = models.CharField(max_length=80, unique=True)
     kind = models.CharField(max_length=80, unique=True)  # what the driver calls the devices
-    runs_per_device = models.PositiveIntegerField(default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_A_DEVICE)])
-    shortest_seconds = models.PositiveIntegerField(default=600)  # a run is not stopped for others before that
+    runs_per_device = models.PositiveIntegerField(
+        default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_A_DEVICE)]
+    )
+    shortest_seconds = models.PositiveIntegerField(
+        default=600
+    )  # a run is not stopped for others before that
     held = models.BooleanField(default=False)
 
     class Meta:
@@ -55,13 +61,21 @@ class Device(models.Model):
     name = models.CharField(max_length=80)
     total_bytes = models.PositiveBigIntegerField()
     used_bytes = models.PositiveBigIntegerField(default=0)
-    answering_bytes = models.PositiveBigIntegerField(default=0)  # of them, those of SnapML's own inference program
-    idle_bytes = models.PositiveBigIntegerField(default=0)  # what others had in use when it was last given out
+    answering_bytes = models.PositiveBigIntegerField(
+        default=0
+    )  # of them, those of SnapML's own inference program
+    idle_bytes = models.PositiveBigIntegerField(
+        default=0
+    )  # what others had in use when it was last given out
     utilisation = models.FloatField(null=True)  # share, 0 to 1
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)
-    processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(default=list)  # pid, bytes
-    context_bytes = models.PositiveBigIntegerField(null=True)  # what CUDA takes for a process beside its allocator, measured once
+    processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(
+        default=list
+    )  # pid, bytes
+    context_bytes = models.PositiveBigIntegerField(
+        null=True
+    )  # what CUDA takes for a process beside its allocator, measured once
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
     kept_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
     changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
@@ -75,7 +89,9 @@ class Device(models.Model):
 
 
 class Quota(models.Model):
-    """What a team may have of a pool; `team` null: all who are in no team. Absent: no guarantee and no limit."""
+    """What a team may have of a pool; `team` null: all who are in no team. Absent: no guarantee and
+    no limit.
+    """
 
     pool = models.ForeignKey(Pool, on_delete=models.CASCADE, related_name="quotas")
     team = models.ForeignKey(Team, null=True, on_delete=models.CASCADE, related_name="quotas")
@@ -92,8 +108,13 @@ class Quota(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["pool", "team"], name="one_quota_a_team_and_pool"),
-            models.UniqueConstraint(fields=["pool"], condition=Q(team=None), name="one_quota_for_those_in_no_team"),
-            models.CheckConstraint(condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")), name="limit_holds_guarantee"),
+            models.UniqueConstraint(
+                fields=["pool"], condition=Q(team=None), name="one_quota_for_those_in_no_team"
+            ),
+            models.CheckConstraint(
+                condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")),
+                name="limit_holds_guarantee",
+            ),
             models.CheckConstraint(condition=Q(weight__gt=0), name="weight_is_positive"),
         ]
 
@@ -113,9 +134,11 @@ class PersonalQuota(models.Model):
 
 
 class Allocation(models.Model):
-    """A device held by a run, from the admission to the moment when its process is surely gone. Written once, closed once.
+    """A device held by a run, from the admission to the moment when its process is surely gone.
+    Written once, closed once.
 
-    `place`: a device has as many as its pool lets runs share it; the unique index makes a double booking impossible.
+    `place`: a device has as many as its pool lets runs share it; the unique index makes a double
+    booking impossible.
     """
 
     device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="allocations")
@@ -133,15 +156,21 @@ class Allocation(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["device", "place"], condition=Q(released_at=None), name="no_device_twice"),
-            models.UniqueConstraint(fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"),
+            models.UniqueConstraint(
+                fields=["device", "place"], condition=Q(released_at=None), name="no_device_twice"
+            ),
+            models.UniqueConstraint(
+                fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"
+            ),
             models.CheckConstraint(condition=Q(place__lt=MOST_A_DEVICE), name="places_are_few"),
         ]
         indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
 
 
 class AuditEntry(models.Model):
-    """Who did what, when and why. Entries are only added; each holds the digest of the one before (audit.py)."""
+    """Who did what, when and why. Entries are only added; each holds the digest of the one before
+    (audit.py).
+    """
 
     at = models.DateTimeField()
     actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")

@@ -1,4 +1,6 @@
-"""What admins hand out. An edit stops nothing that runs; *hold* and *hold and drain* are acts of their own."""
+"""What admins hand out. An edit stops nothing that runs; *hold* and *hold and drain* are acts of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,27 @@ from django.db import transaction
 
 from training.errors import NotAllowed, NotFound, UserError, one_line
 from training.gpus import allocations, audit, usage
-from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device, PersonalQuota, Pool, Quota
+from training.gpus.models import (
+    MOST_A_DEVICE,
+    Allocation,
+    Condition,
+    Device,
+    PersonalQuota,
+    Pool,
+    Quota,
+)
 from training.people.models import Team, User
 from training.people.teams import leads
 
-TEAM_FIELDS = ("guaranteed", "limit", "weight", "hours_a_month", "hard", "most_bytes", "longest_seconds")
+TEAM_FIELDS = (
+    "guaranteed",
+    "limit",
+    "weight",
+    "hours_a_month",
+    "hard",
+    "most_bytes",
+    "longest_seconds",
+)
 PERSON_FIELDS = ("running", "queued", "hours_a_month", "hard")
 POOL_FIELDS = ("name", "runs_per_device", "shortest_seconds")
 MOST = 2**53
@@ -27,7 +45,10 @@ def admins_only(actor: User) -> None:
 def refuse_strangers(user: User) -> None:
     """Raises NotAllowed: neither an admin nor a lead of any team."""
     if not usage.looks_into_quotas(user):
-        raise NotAllowed("Quotas, report and audit log are for admins, and for leads as far as they concern their teams.")
+        raise NotAllowed(
+            "Quotas, report and audit log are for admins, and for leads as far as they concern "
+            "their teams."
+        )
 
 
 def get_pool(pool_id: int) -> Pool:
@@ -53,7 +74,10 @@ def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
     """
     if "name" in changes:
         changes["name"] = one_line(str(changes["name"]))[:80]
-        if not changes["name"] or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists():
+        if (
+            not changes["name"]
+            or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists()
+        ):
             raise UserError("The pool needs a name of its own.", field="name")
     if not 1 <= int(changes.get("runs_per_device", 1)) <= MOST_A_DEVICE:
         raise UserError(f"runs_per_device is 1 to {MOST_A_DEVICE}.", field="runs_per_device")
@@ -81,7 +105,9 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
         whole(changes, name)
     whole(changes, "most_bytes", MOST)
     if changes.get("longest_seconds") == 0:
-        raise UserError("longest_seconds must be above 0; leave it empty for no end.", field="longest_seconds")
+        raise UserError(
+            "longest_seconds must be above 0; leave it empty for no end.", field="longest_seconds"
+        )
     positive(changes, "weight")
     positive(changes, "hours_a_month")
     for name in TEAM_FIELDS:
@@ -91,19 +117,26 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
         raise UserError("guaranteed and weight need a number.", field="guaranteed")
     if quota.limit is not None and quota.limit < quota.guaranteed:
         raise UserError(
-            f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}); raise it or lower that.", field="limit"
+            f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}); raise it or "
+            "lower that.",
+            field="limit",
         )
     devices = pool.devices.exclude(condition=Condition.MISSING).count()
-    others = sum(Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True))
+    others = sum(
+        Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True)
+    )
     if changes.get("guaranteed") and others + quota.guaranteed > devices:
         raise UserError(
-            f"{pool} has {devices} devices and {others} are guaranteed to others: at most {max(0, devices - others)} are left.",
+            f"{pool} has {devices} devices and {others} are guaranteed to others: at most "
+            f"{max(0, devices - others)} are left.",
             field="guaranteed",
         )
     return quota
 
 
-def edit_quota(actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = "") -> Quota:
+def edit_quota(
+    actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = ""
+) -> Quota:
     """Raises NotAllowed, UserError: see `checked_quota`."""
     admins_only(actor)
     with transaction.atomic():
@@ -112,11 +145,15 @@ def edit_quota(actor: User, pool: Pool, team: Team | None, changes: dict[str, An
         before = quota_of(pool, team)
         quota.save(update_fields=list(TEAM_FIELDS) if quota.pk else None)
         old, new = ({name: getattr(one, name) for name in TEAM_FIELDS} for one in (before, quota))
-        note_change(actor, "quota", f"{team or 'no team'} in {pool}", (old, new), team=team, reason=reason)
+        note_change(
+            actor, "quota", f"{team or 'no team'} in {pool}", (old, new), team=team, reason=reason
+        )
     return quota
 
 
-def edit_person(actor: User, user: User, changes: dict[str, Any], reason: str = "") -> PersonalQuota:
+def edit_person(
+    actor: User, user: User, changes: dict[str, Any], reason: str = ""
+) -> PersonalQuota:
     """Raises NotAllowed, UserError."""
     admins_only(actor)
     whole(changes, "running")
@@ -127,8 +164,11 @@ def edit_person(actor: User, user: User, changes: dict[str, Any], reason: str = 
     return written(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
 
 
-def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, reason: str = "") -> None:
-    """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves and waits, too.
+def hold(
+    actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, reason: str = ""
+) -> None:
+    """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves
+    and waits, too.
 
     A lead's hold is a mark of its own beside the admins', who lift both.
 
@@ -143,9 +183,13 @@ def hold(actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, 
         for name in marks:
             setattr(target, name, held)
         target.save(update_fields=marks if target.pk else None)
-        act = "hold and drain" if held and drain else "hold" if held else "lift hold"
+        act = "hold and drain" if drain else "hold"
+        if not held:
+            act = "lift hold"
         subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
-        audit.note(actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason)
+        audit.note(
+            actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason
+        )
         if held and drain:
             running = Allocation.objects.filter(device__pool=pool, released_at=None)
             concerned = running if isinstance(target, Pool) else running.filter(team=team)
@@ -176,7 +220,9 @@ def offer_again(actor: User, device: Device, reason: str = "") -> None:
 
 def whole(changes: dict[str, Any], name: str, most: int = 2**31 - 1) -> None:
     value = changes.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most):
+    if value is not None and (
+        not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most
+    ):
         raise UserError(f"{name} must be a whole number from 0 to {most:,}.", field=name)
 
 
@@ -186,7 +232,9 @@ def positive(changes: dict[str, Any], name: str) -> None:
         raise UserError(f"{name} must be a number above 0.", field=name)
 
 
-def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str) -> Any:
+def written(
+    actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str
+) -> Any:
     old = {name: getattr(row, name) for name in changes}
     with transaction.atomic():
         for name, value in changes.items():
@@ -196,9 +244,17 @@ def written(actor: User, row: Any, changes: dict[str, Any], about: tuple[str, st
     return row
 
 
-def note_change(actor: User, act: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **more: Any) -> None:
+def note_change(
+    actor: User, act: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **more: Any
+) -> None:
     """An entry with what is different; none if nothing is."""
     old, new = change
     names = [name for name in new if new[name] != old.get(name)]
     if names:
-        audit.note(actor, act, subject, change=({n: old.get(n) for n in names}, {n: new[n] for n in names}), **more)
+        audit.note(
+            actor,
+            act,
+            subject,
+            change=({n: old.get(n) for n in names}, {n: new[n] for n in names}),
+            **more,
+        )

@@ -1,4 +1,6 @@
-"""The shapes of devices, quotas, usage and audit in the API: what comes in is checked here, what goes out is described."""
+"""The shapes of devices, quotas, usage and audit in the API: what comes in is checked here, what
+goes out is described.
+"""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -47,7 +49,9 @@ class PoolOut(Schema):
 
 
 class PoolChange(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"runs_per_device": 2}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"runs_per_device": 2}]}
+    )
     name: str | None = Field(None, max_length=80)
     runs_per_device: int | None = Field(None, ge=1, le=4)
     shortest_seconds: Few | None = None
@@ -55,9 +59,13 @@ class PoolChange(Schema):
 
 
 class QuotaIn(Schema):
-    """A team's part of a pool; absent fields stay, null lifts a limit. `team` null: whoever is in no team."""
+    """A team's part of a pool; absent fields stay, null lifts a limit. `team` null: whoever is in
+    no team.
+    """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"team": 1, "guaranteed": 2, "limit": 4}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"team": 1, "guaranteed": 2, "limit": 4}]}
+    )
     team: Whole | None
     guaranteed: Few = 0
     limit: Few | None = None
@@ -87,7 +95,9 @@ class QuotaOut(Schema):
 
 
 class HoldIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"held": True, "whole_pool": True}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"held": True, "whole_pool": True}]}
+    )
     held: bool
     drain: bool = False
     whole_pool: bool = False
@@ -96,7 +106,9 @@ class HoldIn(Schema):
 
 
 class PersonIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"running": 2, "queued": 20}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"running": 2, "queued": 20}]}
+    )
     running: Few | None = None
     queued: Few | None = None
     hours_a_month: float | None = Field(None, gt=0, le=1e9)
@@ -142,7 +154,10 @@ class WhyIn(Schema):
 
 def as_row(line: usage.TeamLine) -> dict[str, Any]:
     quota = line.quota
-    kept = {name: getattr(quota, name) for name in (*quotas.TEAM_FIELDS, "held", "held_by_lead", "team_id")}
+    kept = {
+        name: getattr(quota, name)
+        for name in (*quotas.TEAM_FIELDS, "held", "held_by_lead", "team_id")
+    }
     return kept | {
         "team": line.team.name if line.team else None,
         "holds": line.holds,

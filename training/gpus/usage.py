@@ -1,4 +1,6 @@
-"""What teams and people have, hold and have used: the numbers of the quota pages and of the API. Reads only."""
+"""What teams and people have, hold and have used: the numbers of the quota pages and of the API.
+Reads only.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class PersonLine:
 
 
 def teams_seen(user: User) -> set[int] | None:
-    """The teams whose use of devices a person may look into: those that they lead. None: all (admins)."""
+    """The teams whose use of devices a person may look into: those that they lead. None: all
+    (admins).
+    """
     if user.is_superuser:
         return None
     return set(user.memberships.filter(role=Role.LEAD).values_list("team_id", flat=True))
@@ -73,12 +77,17 @@ def team_lines(user: User, pool: Pool) -> list[TeamLine]:
     """A line for each team (and one for nobody's team) that the person may look into."""
     now = timezone.now()
     seen = teams_seen(user)
-    quotas = {quota.team_id: quota for quota in Quota.objects.filter(pool=pool).select_related("team", "pool")}
+    quotas = {
+        quota.team_id: quota
+        for quota in Quota.objects.filter(pool=pool).select_related("team", "pool")
+    }
     allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
     held: Counter[int | None] = Counter(allocations.values_list("team_id", flat=True))
     used = ledger.used_this_month("team_id", now, device__pool=pool)
     teams: list[Team | None] = list(
-        Team.objects.order_by("name") if seen is None else Team.objects.filter(pk__in=seen).order_by("name")
+        Team.objects.order_by("name")
+        if seen is None
+        else Team.objects.filter(pk__in=seen).order_by("name")
     )
     if seen is None:
         teams.append(None)
@@ -86,7 +95,14 @@ def team_lines(user: User, pool: Pool) -> list[TeamLine]:
     for team in teams:
         key = team.pk if team else None
         quota = quotas.get(key) or Quota(pool=pool, team=team)
-        lines.append(TeamLine(team, quota, held[key], hours(used.get(key, 0.0), quota.hours_a_month, quota.hard, now)))
+        lines.append(
+            TeamLine(
+                team,
+                quota,
+                held[key],
+                hours(used.get(key, 0.0), quota.hours_a_month, quota.hard, now),
+            )
+        )
     return lines
 
 
@@ -99,7 +115,14 @@ def person_lines() -> list[PersonLine]:
     lines = []
     for user in User.objects.filter(is_active=True).order_by("username"):
         quota = quotas.get(user.pk) or PersonalQuota(user=user)
-        lines.append(PersonLine(user, quota, held[user.pk], hours(used.get(user.pk, 0.0), quota.hours_a_month, quota.hard, now)))
+        lines.append(
+            PersonLine(
+                user,
+                quota,
+                held[user.pk],
+                hours(used.get(user.pk, 0.0), quota.hours_a_month, quota.hard, now),
+            )
+        )
     return lines
 
 
@@ -111,7 +134,9 @@ def hours(seconds: float, budget: float | None, hard: bool, now: datetime) -> Ho
 
 
 def own_hours(user: User) -> Hours | None:
-    """A person's month against their budget, for the strip at the top of every page; None without a budget."""
+    """A person's month against their budget, for the strip at the top of every page; None without a
+    budget.
+    """
     now = timezone.now()
     quota = PersonalQuota.objects.filter(user=user).exclude(hours_a_month=None).first()
     if quota is None:
@@ -167,7 +192,9 @@ def report_lines(user: User, moment: datetime) -> list[ledger.Line]:
 
 
 def intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
-    """Who held what since `begin`, by device: all for admins, their teams' and their own for others."""
+    """Who held what since `begin`, by device: all for admins, their teams' and their own for
+    others.
+    """
     seen = teams_seen(user)
     found: dict[int, list[Allocation]] = defaultdict(list)
     for one in ledger.touching(begin, timezone.now() + timedelta(seconds=1)):

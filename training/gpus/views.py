@@ -1,4 +1,6 @@
-"""The audit log and the monthly report, as pages and as files; and a dirty device that is offered again."""
+"""The audit log and the monthly report, as pages and as files; and a dirty device that is offered
+again.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
     if act:
         rows = rows.filter(act=act)
     if text:
-        rows = rows.filter(Q(subject__icontains=text) | Q(actor_name__icontains=text) | Q(reason__icontains=text))
+        rows = rows.filter(
+            Q(subject__icontains=text) | Q(actor_name__icontains=text) | Q(reason__icontains=text)
+        )
     return rows
 
 
@@ -50,20 +54,34 @@ def audit(request: SignedIn) -> HttpResponse:
         "acts": sorted(set(AuditEntry.objects.order_by().values_list("act", flat=True).distinct())),
         "act": act,
         "q": text,
-        "broken": log.first_break() if request.GET.get("check") and request.user.is_superuser else None,
+        "broken": log.first_break()
+        if request.GET.get("check") and request.user.is_superuser
+        else None,
         "checked": bool(request.GET.get("check")) and request.user.is_superuser,
     }
     return render(request, "gpus/audit.html", values)
 
 
 def audit_file(request: SignedIn) -> HttpResponseBase:
-    rows = audit_entries(request.user, request.GET.get("act", "")[:30], request.GET.get("q", "")[:100])
+    rows = audit_entries(
+        request.user, request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
+    )
     head = ["id", "at", "actor", "act", "subject", "before", "after", "reason", "digest"]
 
     def lines() -> Iterator[list[object]]:
         for row in rows.iterator():
             before, after = json.dumps(row.before), json.dumps(row.after)
-            yield [row.pk, row.at.isoformat(), row.actor_name, row.act, row.subject, before, after, row.reason, row.digest]
+            yield [
+                row.pk,
+                row.at.isoformat(),
+                row.actor_name,
+                row.act,
+                row.subject,
+                before,
+                after,
+                row.reason,
+                row.digest,
+            ]
 
     return csv_file(head, lines(), "audit.csv")
 
@@ -75,7 +93,14 @@ def report(request: SignedIn) -> HttpResponseBase:
     moment = usage.month_named(text)
     head = ["team", "person", "pool", "runs", "device_seconds", "device_hours"]
     rows: Iterator[list[object]] = (
-        [one.team, one.user, one.pool, one.runs, round(one.seconds, 3), round(one.seconds / 3600, 3)]
+        [
+            one.team,
+            one.user,
+            one.pool,
+            one.runs,
+            round(one.seconds, 3),
+            round(one.seconds / 3600, 3),
+        ]
         for one in usage.report_lines(request.user, moment)
     )
     return csv_file(head, rows, f"devices-{moment:%Y-%m}.csv")
@@ -91,7 +116,9 @@ def offer(request: SignedIn, device_id: int) -> HttpResponse:
 
 
 def csv_file(head: list[str], rows: Iterator[list[object]], name: str) -> StreamingHttpResponse:
-    """A download, a hundred rows a piece; cells that a spreadsheet would run as a formula are quoted."""
+    """A download, a hundred rows a piece; cells that a spreadsheet would run as a formula are
+    quoted.
+    """
 
     def pieces() -> Iterator[bytes]:
         out = io.StringIO()

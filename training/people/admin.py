@@ -1,6 +1,8 @@
-"""The admin site: everything can be looked at; what has an act of its own is changed through that act, not here.
+"""The admin site: everything can be looked at; what has an act of its own is changed through that
+act, not here.
 
-Secrets (token digests, webhook keys) are shown nowhere. Only superusers have `is_staff`, so only they come in.
+Secrets (token digests, webhook keys) are shown nowhere. Only superusers have `is_staff`, so only
+they come in.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from training.people.models import ApiToken, Delivery, Membership, Team, User, W
 
 
 class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
-    """For rows that acts and workers write: the admin looks, and nothing is changed behind their backs."""
+    """For rows that acts and workers write: the admin looks, and nothing is changed behind their
+    backs.
+    """
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

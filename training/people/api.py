@@ -56,7 +56,9 @@ class MeIn(Schema):
 
 
 class TokenIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "notebook", "scope": "read"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "notebook", "scope": "read"}]}
+    )
     name: str = Field(max_length=80)
     scope: Scope = Scope.READ
 
@@ -79,7 +81,10 @@ class SecretOut(Schema):
 
 
 class WebhookIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://chat.example.com/hooks/snapml"}]})
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"url": "https://chat.example.com/hooks/snapml"}]},
+    )
     url: str = Field(max_length=500)
 
 
@@ -128,7 +133,9 @@ def list_tokens(request: SignedIn) -> Any:
 
 @router.post("/me/tokens", response={201: SecretOut})
 def create_token(request: SignedIn, body: TokenIn) -> Status[dict[str, Any]]:
-    """Make a token; its secret is in this answer and never again. A token makes no tokens: sign in for that."""
+    """Make a token; its secret is in this answer and never again. A token makes no tokens: sign in
+    for that.
+    """
     refuse_tokens(request)
     token, secret = tokens.create_token(request.user, body.name, body.scope)
     return Status(201, {"id": token.pk, "secret": secret})
@@ -148,7 +155,9 @@ def list_webhooks(request: SignedIn) -> Any:
 
 @router.post("/me/webhooks", response={201: WebhookMade})
 def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
-    """Send a signed message here when a run of yours ends. The secret is in this answer only; a token makes no webhooks."""
+    """Send a signed message here when a run of yours ends. The secret is in this answer only; a
+    token makes no webhooks.
+    """
     refuse_tokens(request)
     return Status(201, webhooks.add_webhook(request.user, body.url))
 

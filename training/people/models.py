@@ -1,4 +1,6 @@
-"""Who there is, which team they are in, and what they may see. It knows none of the things they own."""
+"""Who there is, which team they are in, and what they may see. It knows none of the things they
+own.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,20 @@ class User(AbstractUser):
     """A person. `is_superuser` is an admin of SnapML."""
 
     must_change_password = models.BooleanField(default=False)
-    default_team = models.ForeignKey("Team", null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+    default_team = models.ForeignKey(
+        "Team", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
     guide_dismissed = models.BooleanField(default=False)
 
     def first_team(self) -> Team | None:
-        """The team that this person's new things are shared with: the one they chose, if they are more than a viewer of it.
+        """The team that this person's new things are shared with: the one they chose, if they are
+        more than a viewer of it.
 
         It is their own choice, so that nobody gets to see things by adding people to a team.
         """
-        mine = Team.objects.filter(memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD))
+        mine = Team.objects.filter(
+            memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)
+        )
         return mine.filter(pk=self.default_team_id or 0).first()
 
 
@@ -71,7 +78,9 @@ class ApiToken(models.Model):
 
 
 class Webhook(models.Model):
-    """An address of a person's own that hears of their runs' ends. `secret` signs what is sent there."""
+    """An address of a person's own that hears of their runs' ends. `secret` signs what is sent
+    there.
+    """
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="webhooks")
     url = models.CharField(max_length=500)
@@ -86,7 +95,9 @@ class Webhook(models.Model):
 
 
 class Delivery(models.Model):
-    """One message to a webhook, sent until it arrives or has failed too often. `body` is sent byte for byte each time."""
+    """One message to a webhook, sent until it arrives or has failed too often. `body` is sent byte
+    for byte each time.
+    """
 
     webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="deliveries")
     body = models.TextField()
@@ -108,7 +119,9 @@ class OwnedQuerySet(models.QuerySet[Any]):
         return self.filter(mine)
 
     def changeable_by(self, user: User) -> Self:
-        """What a person may change: their own things, and those of the teams that they lead; admins all."""
+        """What a person may change: their own things, and those of the teams that they lead; admins
+        all.
+        """
         if user.is_superuser:
             return self.all()
         led = user.memberships.filter(role=Role.LEAD).values("team")

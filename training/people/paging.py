@@ -1,4 +1,6 @@
-"""How lists of the API are paged: `limit` and `offset` in, `items` and `count` out, within bounds."""
+"""How lists of the API are paged: `limit` and `offset` in, `items` and `count` out, within
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ class Paged(PaginationBase):
         items: list[Any]
         count: int
 
-    def paginate_queryset(self, queryset: QuerySet[Any], pagination: Any, request: Any, **params: Any) -> Any:
+    def paginate_queryset(
+        self, queryset: QuerySet[Any], pagination: Any, request: Any, **params: Any
+    ) -> Any:
         rows = queryset[pagination.offset : pagination.offset + pagination.limit]
         return {"items": list(rows), "count": queryset.count()}

@@ -1,4 +1,6 @@
-"""What all doors share: the type of a request that came through the login door, ids out of text, and files in pieces."""
+"""What all doors share: the type of a request that came through the login door, ids out of text,
+and files in pieces.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -19,6 +21,8 @@ def number(text: str) -> int:
 
 
 async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time; a plain iterator would be read whole into memory before the first byte is sent."""
+    """One piece at a time; a plain iterator would be read whole into memory before the first byte
+    is sent.
+    """
     while piece := await sync_to_async(partial(next, pieces, b""))():
         yield piece

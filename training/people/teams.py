@@ -1,4 +1,6 @@
-"""Who is in a team, and as what. Leads of a team and admins decide; a team is never left without a lead by accident."""
+"""Who is in a team, and as what. Leads of a team and admins decide; a team is never left without a
+lead by accident.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
 
 
 def join(user: User, team: Team, role: str = Role.MEMBER) -> None:
-    """What an admin does at the command line: the person is in the team, and shares what they make with it from now on."""
+    """What an admin does at the command line: the person is in the team, and shares what they make
+    with it from now on.
+    """
     Membership.objects.update_or_create(user=user, team=team, defaults={"role": role})
     if user.default_team is None:
         user.default_team = team
@@ -75,7 +79,10 @@ def share_with(user: User, team_id: int | None) -> None:
     """
     mine = user.memberships.exclude(role=Role.VIEWER)
     if team_id is not None and not mine.filter(team=team_id).exists():
-        raise NotAllowed("You can share new things only with a team of which you are a member or lead.", field="team")
+        raise NotAllowed(
+            "You can share new things only with a team of which you are a member or lead.",
+            field="team",
+        )
     user.default_team_id = team_id
     user.save(update_fields=["default_team"])
 
@@ -108,4 +115,6 @@ def refuse_headless(team: Team, user: User) -> None:
         and others.exists()
         and not others.filter(role=Role.LEAD).exists()
     ):
-        raise Conflict(f"{user.username} is the only lead of {team}; make somebody else a lead first.")
+        raise Conflict(
+            f"{user.username} is the only lead of {team}; make somebody else a lead first."
+        )

@@ -25,14 +25,24 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
         raise UserError(f"scope must be one of {', '.join(Scope.values)}.", field="scope")
     secret = PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
-        user=user, name=one_line(name)[:80] or "token", scope=scope, digest=digest_of(secret), hint=secret[-4:]
+        user=user,
+        name=one_line(name)[:80] or "token",
+        scope=scope,
+        digest=digest_of(secret),
+        hint=secret[-4:],
     )
     return token, secret
 
 
 def find_token(secret: str) -> ApiToken | None:
-    """The token, if the person behind it is active; notes its use, at most once a minute to spare writes."""
-    token = ApiToken.objects.select_related("user").filter(digest=digest_of(secret), revoked_at=None).first()
+    """The token, if the person behind it is active; notes its use, at most once a minute to spare
+    writes.
+    """
+    token = (
+        ApiToken.objects.select_related("user")
+        .filter(digest=digest_of(secret), revoked_at=None)
+        .first()
+    )
     if token is None or not token.user.is_active or token.user.must_change_password:
         return None
     now = timezone.now()
@@ -42,7 +52,9 @@ def find_token(secret: str) -> ApiToken | None:
 
 
 def revoke_token(user: User, token_id: int) -> None:
-    if not ApiToken.objects.filter(pk=token_id, user=user, revoked_at=None).update(revoked_at=timezone.now()):
+    if not ApiToken.objects.filter(pk=token_id, user=user, revoked_at=None).update(
+        revoked_at=timezone.now()
+    ):
         raise NotFound("There is no such token of yours.")
 
 

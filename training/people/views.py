@@ -32,7 +32,9 @@ class SignIn(auth.LoginView):
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         # Counted before the password is looked at, so that parallel guesses count too.
-        tries = [count(key) > most for key, most in self.counters()]  # all of them count, not only up to the first
+        tries = [
+            count(key) > most for key, most in self.counters()
+        ]  # all of them count, not only up to the first
         if any(tries):
             form = AuthenticationForm(request)
             wait = f"Too many wrong passwords. Wait {TRIES_SECONDS // 60} minutes, then try again."
@@ -44,11 +46,18 @@ class SignIn(auth.LoginView):
         return super().form_valid(form)
 
     def counters(self) -> tuple[tuple[str, int], ...]:
-        """Tries for this name, and from this address for all names. The name is normalised as Django's form does it."""
-        name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[:150].lower()
+        """Tries for this name, and from this address for all names. The name is normalised as
+        Django's form does it.
+        """
+        name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[
+            :150
+        ].lower()
         address = self.request.META.get("REMOTE_ADDR")
         digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
-        return (f"tries:{address}:{digest}", MAX_TRIES), (f"tries:{address}", MAX_TRIES_FROM_ONE_ADDRESS)
+        return (f"tries:{address}:{digest}", MAX_TRIES), (
+            f"tries:{address}",
+            MAX_TRIES_FROM_ONE_ADDRESS,
+        )
 
 
 def count(key: str) -> int:
@@ -75,7 +84,9 @@ def account_values(request: SignedIn) -> dict[str, Any]:
     shown = teams.visible_teams(request.user)
     return {
         "tokens": request.user.tokens.order_by("-created_at"),
-        "teams": [(team, list(team.memberships.all()), teams.leads(request.user, team)) for team in shown],
+        "teams": [
+            (team, list(team.memberships.all()), teams.leads(request.user, team)) for team in shown
+        ],
         "roles": Role.choices,
         "scopes": Scope.choices,
         "webhooks": request.user.webhooks.prefetch_related("deliveries"),
@@ -85,8 +96,12 @@ def account_values(request: SignedIn) -> dict[str, Any]:
 @require_POST
 @never_cache
 def token_new(request: SignedIn) -> HttpResponse:
-    """The secret is in this one answer and nowhere else: not in an address, not in the session, not in a cache."""
-    _, secret = create_token(request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ))
+    """The secret is in this one answer and nowhere else: not in an address, not in the session, not
+    in a cache.
+    """
+    _, secret = create_token(
+        request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ)
+    )
     return render(request, "people/account.html", {**account_values(request), "secret": secret})
 
 
@@ -114,7 +129,11 @@ def team_share(request: SignedIn) -> HttpResponse:
 @require_POST
 def team_role(request: SignedIn, team_id: int) -> HttpResponse:
     """Add a person to a team, change their role, or (role `remove`) take them out."""
-    team, name, role = teams.get_team(request.user, team_id), request.POST.get("username", ""), request.POST.get("role", "")
+    team, name, role = (
+        teams.get_team(request.user, team_id),
+        request.POST.get("username", ""),
+        request.POST.get("role", ""),
+    )
     if role == "remove":
         teams.remove(request.user, team, name)
         messages.success(request, f"{name} is no longer in {team}.")

@@ -17,7 +17,11 @@ def get_visible(kind: type[Thing], user: User, pk: int, *related: str) -> Thing:
         NotFound: it is not there, or not for their eyes; the two read the same.
     """
     rows: Any = kind.objects.visible_to(user)
-    found = rows.select_related(*related).filter(pk=pk).first() if related else rows.filter(pk=pk).first()
+    found = (
+        rows.select_related(*related).filter(pk=pk).first()
+        if related
+        else rows.filter(pk=pk).first()
+    )
     if found is None:
         raise NotFound(f"There is no {kind._meta.verbose_name} {pk} that you may see.")
     return found  # type: ignore[no-any-return]
@@ -40,4 +44,7 @@ def may_change(user: User, thing: Owned) -> None:
     kind: Any = type(thing)
     if not kind.objects.changeable_by(user).filter(pk=thing.pk).exists():
         name = thing._meta.verbose_name
-        raise NotAllowed(f"Only its owner, {thing.owner.username}, a lead of its team or an admin may change this {name}.")
+        raise NotAllowed(
+            f"Only its owner, {thing.owner.username}, a lead of its team or an admin may change "
+            f"this {name}."
+        )

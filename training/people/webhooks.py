@@ -1,7 +1,9 @@
-"""Messages to people's own addresses: signed, and sent only to where the whole world could send them, too.
+"""Messages to people's own addresses: signed, and sent only to where the whole world could send
+them, too.
 
-The name is resolved once and the connection goes to that very address, so a name that changes its answer (DNS rebinding) gains
-nothing; redirects are not followed, no proxy is used, and of the answer only the status is read.
+The name is resolved once and the connection goes to that very address, so a name that changes its
+answer (DNS rebinding) gains nothing; redirects are not followed, no proxy is used, and of the
+answer only the status is read.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Unreachable(UserError):
 def add_webhook(user: User, url: str) -> Webhook:
     """Raises Unreachable: not an address on the open internet; TooLarge: there are enough."""
     if user.webhooks.count() >= MOST_WEBHOOKS:
-        raise TooLarge(f"You have {MOST_WEBHOOKS} webhooks, which is the most; remove one first.", field="url")
+        raise TooLarge(
+            f"You have {MOST_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
+        )
     resolve(parse(url.strip()))
     return Webhook.objects.create(user=user, url=url.strip()[:500], secret=secrets.token_hex(24))
 
@@ -52,13 +56,23 @@ def remove_webhook(user: User, webhook_id: int) -> None:
 def parse(url: str) -> httpx.URL:
     """Raises Unreachable: not http(s), or with a user name, a fragment or odd characters in it."""
     if len(url) > 500 or not url.isascii() or any(c in url for c in "\\ \t\r\n\0"):
-        raise Unreachable("The address must be a plain https:// address of at most 500 characters.", field="url")
+        raise Unreachable(
+            "The address must be a plain https:// address of at most 500 characters.", field="url"
+        )
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
         raise Unreachable(f"{url[:80]!r} is not an address.", field="url") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.fragment:
-        raise Unreachable("The address must begin with https:// (or http://), with no user name and no #.", field="url")
+    if (
+        parsed.scheme not in ("http", "https")
+        or not parsed.host
+        or parsed.userinfo
+        or parsed.fragment
+    ):
+        raise Unreachable(
+            "The address must begin with https:// (or http://), with no user name and no #.",
+            field="url",
+        )
     return parsed
 
 
@@ -69,7 +83,10 @@ def resolve(url: httpx.URL) -> str:
         Unreachable: the name does not resolve, or to an address that is not open to the world.
     """
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)}
+        found = {
+            info[4][0]
+            for info in socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
+        }
     except (OSError, UnicodeError) as error:
         raise Unreachable(closed(url), field="url") from error
     addresses = sorted(str(address) for address in found)
@@ -80,14 +97,23 @@ def resolve(url: httpx.URL) -> str:
 
 def closed(url: httpx.URL) -> str:
     """One sentence for both, so that nobody learns which names this network knows."""
-    return f"{url.host} has no address on the open internet; an admin can allow a private one in SNAPML_WEBHOOK_HOSTS."
+    return (
+        f"{url.host} has no address on the open internet; an admin can allow a private one in "
+        "SNAPML_WEBHOOK_HOSTS."
+    )
 
 
 def is_open(text: str) -> bool:
-    """Is this an address of the open internet? Addresses that carry another one inside are judged by both."""
+    """Is this an address of the open internet? Addresses that carry another one inside are judged
+    by both.
+    """
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        inner = (
+            address.ipv4_mapped
+            or address.sixtofour
+            or (address.teredo[1] if address.teredo else None)
+        )
         if address in ipaddress.ip_network("64:ff9b::/96"):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if address.is_site_local or (inner is not None and not is_open(str(inner))):
@@ -96,7 +122,9 @@ def is_open(text: str) -> bool:
 
 
 def queue_message(user: User, body: str) -> None:
-    """Leave a message for every webhook of an active person; workers send it. Of those that wait the oldest go first."""
+    """Leave a message for every webhook of an active person; workers send it. Of those that wait
+    the oldest go first.
+    """
     now = timezone.now()
     for webhook in user.webhooks.filter(user__is_active=True):
         if webhook.deliveries.exclude(due_at=None).count() < MOST_WAITING:
@@ -104,11 +132,19 @@ def queue_message(user: User, body: str) -> None:
 
 
 def send_due() -> int:
-    """Send what is due, several at once; a worker calls this over and over. A message is claimed first, so only one sends it."""
+    """Send what is due, several at once; a worker calls this over and over. A message is claimed
+    first, so only one sends it.
+    """
     claimed = []
-    for delivery in Delivery.objects.filter(due_at__lte=timezone.now()).select_related("webhook").order_by("due_at")[:AT_ONCE]:
+    for delivery in (
+        Delivery.objects.filter(due_at__lte=timezone.now())
+        .select_related("webhook")
+        .order_by("due_at")[:AT_ONCE]
+    ):
         later = timezone.now() + timedelta(seconds=3 * SECONDS)
-        if Delivery.objects.filter(pk=delivery.pk, due_at=delivery.due_at).update(due_at=later, tries=F("tries") + 1):
+        if Delivery.objects.filter(pk=delivery.pk, due_at=delivery.due_at).update(
+            due_at=later, tries=F("tries") + 1
+        ):
             claimed.append(delivery)
     for delivery, (arrived, told) in zip(claimed, asyncio.run(send_all(claimed)), strict=True):
         note(delivery, arrived, told)
@@ -120,16 +156,22 @@ def note(delivery: Delivery, arrived: bool, told: str) -> None:
     wait = TRIES_AFTER_SECONDS[tries - 1] if tries <= len(TRIES_AFTER_SECONDS) else None
     due = None if arrived or wait is None else timezone.now() + timedelta(seconds=wait)
     Delivery.objects.filter(pk=delivery.pk).update(due_at=due, told=told[:300])
-    old = Delivery.objects.filter(webhook=delivery.webhook, due_at=None).values_list("pk", flat=True)[KEPT_DELIVERIES:]
+    old = Delivery.objects.filter(webhook=delivery.webhook, due_at=None).values_list(
+        "pk", flat=True
+    )[KEPT_DELIVERIES:]
     Delivery.objects.filter(pk__in=list(old)).delete()
 
 
 async def send_all(deliveries: Sequence[Delivery]) -> list[tuple[bool, str]]:
-    return list(await asyncio.gather(*(send(delivery.webhook, delivery.body) for delivery in deliveries)))
+    return list(
+        await asyncio.gather(*(send(delivery.webhook, delivery.body) for delivery in deliveries))
+    )
 
 
 async def send(webhook: Webhook, body: str) -> tuple[bool, str]:
-    """Did it arrive, and what was answered. However slowly an address answers, SECONDS are all it gets."""
+    """Did it arrive, and what was answered. However slowly an address answers, SECONDS are all it
+    gets.
+    """
     try:
         status = await asyncio.wait_for(post(webhook, body), SECONDS)
     except TimeoutError:
@@ -140,7 +182,9 @@ async def send(webhook: Webhook, body: str) -> tuple[bool, str]:
 
 
 async def post(webhook: Webhook, body: str) -> int:
-    """POST the body to the webhook's address as it resolves now; returns the status. The answer's body is not read."""
+    """POST the body to the webhook's address as it resolves now; returns the status. The answer's
+    body is not read.
+    """
     url = parse(webhook.url)
     address = await asyncio.to_thread(resolve, url)
     headers = {
@@ -150,14 +194,20 @@ async def post(webhook: Webhook, body: str) -> int:
         "X-SnapML-Signature": signature(webhook.secret, body, int(time.time())),
     }
     target, sni = url.copy_with(host=address), {"sni_hostname": url.host}
-    async with httpx.AsyncClient(timeout=SECONDS, follow_redirects=False, trust_env=False) as client:
-        request = client.build_request("POST", target, content=body.encode(), headers=headers, extensions=sni)
+    async with httpx.AsyncClient(
+        timeout=SECONDS, follow_redirects=False, trust_env=False
+    ) as client:
+        request = client.build_request(
+            "POST", target, content=body.encode(), headers=headers, extensions=sni
+        )
         answer = await client.send(request, stream=True)
         await answer.aclose()
     return answer.status_code
 
 
 def signature(secret: str, body: str, now: int) -> str:
-    """`t=<unix seconds>,v1=<hex>`: HMAC-SHA256 of "t.body", so that an old message cannot be sent again as a new one."""
+    """`t=<unix seconds>,v1=<hex>`: HMAC-SHA256 of "t.body", so that an old message cannot be sent
+    again as a new one.
+    """
     mac = hmac.new(secret.encode(), f"{now}.{body}".encode(), hashlib.sha256).hexdigest()
     return f"t={now},v1={mac}"

@@ -26,7 +26,14 @@ from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
 TAG = re.compile(r"[\w .:/-]{1,30}")
 
 
-def describe_run(user: User, run: Run, *, name: str | None = None, tags: str | None = None, notes: str | None = None) -> Run:
+def describe_run(
+    user: User,
+    run: Run,
+    *,
+    name: str | None = None,
+    tags: str | None = None,
+    notes: str | None = None,
+) -> Run:
     """Rename a run, tag it, write notes to it; None leaves a part as it is. Tags come with commas.
 
     Raises:
@@ -54,7 +61,9 @@ def packed_tags(tags: Iterable[str]) -> str:
         raise UserError(f"A run has at most {MAX_TAGS} tags.", field="tags")
     for tag in found:
         if not TAG.fullmatch(tag):
-            raise UserError(f"The tag {tag[:40]!r} has odd characters or more than 30.", field="tags")
+            raise UserError(
+                f"The tag {tag[:40]!r} has odd characters or more than 30.", field="tags"
+            )
     return f",{','.join(found)}," if found else ""
 
 
@@ -72,7 +81,8 @@ def archive(user: User, run: Run, *, back: bool = False) -> None:
 
 
 def delete(user: User, run: Run, name: str) -> int:
-    """Delete a run with its curves, checkpoints and files; returns the bytes freed. An adapter on the shelf stays.
+    """Delete a run with its curves, checkpoints and files; returns the bytes freed. An adapter on
+    the shelf stays.
 
     Raises:
         UserError: `name` is not its name.
@@ -90,7 +100,8 @@ def delete(user: User, run: Run, name: str) -> int:
 
 
 def stop_run(run: Run, *, discard: bool) -> Run:
-    """Stop a run and keep what it learned, or throw it away. A waiting run ends at once, a living one at its next step.
+    """Stop a run and keep what it learned, or throw it away. A waiting run ends at once, a living
+    one at its next step.
 
     Raises:
         Conflict: it has ended already.
@@ -98,7 +109,9 @@ def stop_run(run: Run, *, discard: bool) -> Run:
     wish = Wish.DISCARD if discard else Wish.STOP
     changed = {"wish": wish, "revision": F("revision") + 1}
     if Run.objects.filter(pk=run.pk, state__in=ACTIVE).update(**changed):
-        Run.objects.filter(pk=run.pk, state__in=(State.STARTING, State.RUNNING)).update(state=State.STOPPING)
+        Run.objects.filter(pk=run.pk, state__in=(State.STARTING, State.RUNNING)).update(
+            state=State.STOPPING
+        )
     elif not end_waiting(run, discard=discard):
         run.refresh_from_db()
         raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
@@ -117,7 +130,9 @@ def stop_all(sweep: Sweep) -> None:
 
 
 def end_waiting(run: Run, *, discard: bool) -> bool:
-    """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for its state."""
+    """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for
+    its state.
+    """
     if discard or not any((run.folder / name).exists() for name in ("checkpoints", "trials")):
         state, message = State.CANCELLED, "Stopped while waiting."
     else:
@@ -130,7 +145,9 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if ended:
-            allocations.release(run.pk)  # it may have been given a device that no worker has taken up yet
+            allocations.release(
+                run.pk
+            )  # it may have been given a device that no worker has taken up yet
             tell_of_end(run.pk)
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -138,7 +155,8 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
 
 
 def continue_run(user: User, run: Run) -> Run:
-    """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has none).
+    """Queue a stopped or failed run again; it goes on from its last checkpoint (or anew if it has
+    none).
 
     Raises:
         NotAllowed: it has used its time, and only an admin lets it go on.
@@ -148,7 +166,9 @@ def continue_run(user: User, run: Run) -> Run:
     checks.refuse_overdue(user, run)
     with transaction.atomic():  # no worker claims it before the old result is gone
         checks.refuse_full_queue(run.owner)
-        changed = Run.objects.filter(pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)).update(
+        changed = Run.objects.filter(
+            pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)
+        ).update(
             state=State.QUEUED,
             wish=Wish.RUN,
             message="",
@@ -160,7 +180,9 @@ def continue_run(user: User, run: Run) -> Run:
             revision=F("revision") + 1,
         )
         if not changed:
-            raise Conflict(f"{run.name} cannot go on from the state {run.get_state_display().lower()}.")
+            raise Conflict(
+                f"{run.name} cannot go on from the state {run.get_state_display().lower()}."
+            )
         for name in (STOP, RESULT):
             (run.folder / name).unlink(missing_ok=True)
         shutil.rmtree(run.folder / "adapter", ignore_errors=True)

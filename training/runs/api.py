@@ -1,4 +1,6 @@
-"""Runs in the API: everything that their pages can do. Lists are paged and filtered from an allow-list."""
+"""Runs in the API: everything that their pages can do. Lists are paged and filtered from an
+allow-list.
+"""
 
 from typing import Annotated, Any
 
@@ -24,7 +26,17 @@ from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
 from training.runs.queue import placement
 from training.runs.reads import one_moment
-from training.runs.schemas import EvalsOut, EventsOut, Filters, MetricsOut, RunChange, RunOut, StopIn, SureIn, SweepOut
+from training.runs.schemas import (
+    EvalsOut,
+    EventsOut,
+    Filters,
+    MetricsOut,
+    RunChange,
+    RunOut,
+    StopIn,
+    SureIn,
+    SweepOut,
+)
 from training.runs.worker import oom_recovery
 
 router = Router(tags=["runs"])
@@ -36,30 +48,49 @@ RELATED = (*runs_filters.RELATED, "team")
 
 @router.post("", response={201: RunOut})
 def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
-    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists belong to /runs/sweeps."""
+    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists
+    belong to /runs/sweeps.
+    """
     asked = model_and_data(request, body) | {"where": where_of(body)}
-    return Status(201, planned(request, body, body.auto, asked) if body.auto is not None else chosen(request, body, asked))
+    return Status(
+        201,
+        planned(request, body, body.auto, asked)
+        if body.auto is not None
+        else chosen(request, body, asked),
+    )
 
 
 def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
     fixed, grid = sweep.split_grid(body.settings)
     if grid:
-        raise UserError(f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.", field="settings")
+        raise UserError(
+            f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.",
+            field="settings",
+        )
     refuse_unwise(body, asked, fixed)
     return services.launch_run(request.user, **asked, settings=fixed, name=body.name)
 
 
 def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
     if body.settings:
-        raise UserError("With `auto`, settings are chosen; put those that must stay into `auto.locked`.", field="settings")
+        raise UserError(
+            "With `auto`, settings are chosen; put those that must stay into `auto.locked`.",
+            field="settings",
+        )
     where: placement.Where = asked["where"]
-    plan = launch_auto.plan_now(asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool)
+    plan = launch_auto.plan_now(
+        asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool
+    )
     refuse_unwise(body, asked, plan.settings)
     return launch_auto.launch_planned(request.user, plan, name=body.name, **asked)
 
 
 def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
-    warnings = [] if body.accept_warnings else sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
+    warnings = (
+        []
+        if body.accept_warnings
+        else sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
+    )
     if warnings:
         raise services.Unwise(warnings)
 
@@ -69,7 +100,9 @@ def create_sweep(request: SignedIn, body: RunIn) -> Status[Sweep]:
     """Start a run for every combination of the settings that are lists."""
     asked = model_and_data(request, body) | {"where": where_of(body)}
     refuse_unwise(body, asked, body.settings)
-    return Status(201, sweep.launch_sweep(request.user, **asked, settings=body.settings, name=body.name))
+    return Status(
+        201, sweep.launch_sweep(request.user, **asked, settings=body.settings, name=body.name)
+    )
 
 
 @router.get("/sweeps/{int:sweep_id}", response=SweepOut)
@@ -89,7 +122,9 @@ def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
 @paginate(Paged)
 def list_runs(request: SignedIn, filters: Annotated[Filters, Query()]) -> Any:
     """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
-    asked = runs_filters.Asked.from_query({name: str(value) for name, value in filters.dict().items() if value})
+    asked = runs_filters.Asked.from_query(
+        {name: str(value) for name, value in filters.dict().items() if value}
+    )
     return runs_filters.find(request.user, asked).defer(None).select_related(*RELATED)
 
 
@@ -118,7 +153,9 @@ def delete_run(request: SignedIn, run_id: int, body: SureIn) -> Status[None]:
 
 @router.post("/{int:run_id}/stop", response=RunOut)
 def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
-    return actions.stop_run(get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard)
+    return actions.stop_run(
+        get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard
+    )
 
 
 @router.post("/{int:run_id}/continue", response=RunOut)
@@ -127,7 +164,9 @@ def continue_run(request: SignedIn, run_id: int) -> Run:
 
 
 @router.get(
-    "/{int:run_id}/config", response={200: str}, openapi_extra={"responses": {200: {"content": {"application/yaml": {}}}}}
+    "/{int:run_id}/config",
+    response={200: str},
+    openapi_extra={"responses": {200: {"content": {"application/yaml": {}}}}},
 )
 def read_config(request: SignedIn, run_id: int) -> HttpResponse:
     """The whole run as YAML; `manage.py launch FILE` starts it again."""
@@ -142,7 +181,9 @@ def read_events(
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 1000,
 ) -> dict[str, Any]:
-    """Events with numbers after `after`, in order and without gap. Ask again with the `last_seq` of the answer."""
+    """Events with numbers after `after`, in order and without gap. Ask again with the `last_seq` of
+    the answer.
+    """
     run = get_visible(Run, request.user, run_id)
     with one_moment():
         events = [as_message(event) for event in events_after(run.pk, after, limit)]
@@ -150,10 +191,14 @@ def read_events(
 
 
 @router.get("/{int:run_id}/evals", response=EvalsOut)
-def read_evals(request: SignedIn, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0) -> dict[str, Any]:
+def read_evals(
+    request: SignedIn, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0
+) -> dict[str, Any]:
     """Measurements on held-out rows that count, in order, at most 5,000 from `offset` on."""
     run = get_visible(Run, request.user, run_id)
-    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[offset : offset + MAX_EVENTS]
+    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[
+        offset : offset + MAX_EVENTS
+    ]
     return {"evals": [{"step": row.step, "time": row.time, **row.payload} for row in rows]}
 
 
@@ -166,14 +211,20 @@ def read_metrics(
     last_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     names: str = "",
 ) -> dict[str, Any]:
-    """Curves with about `points` places; a place stands for many steps with their low, high and mean. Names with commas."""
+    """Curves with about `points` places; a place stands for many steps with their low, high and
+    mean. Names with commas.
+    """
     run = get_visible(Run, request.user, run_id)
     wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or list(SERIES)
     unknown = [name for name in wanted if name not in SERIES]
     if unknown:
-        raise UserError(f"There is no metric {unknown[0]}; there are {', '.join(SERIES)}.", field="names")
+        raise UserError(
+            f"There is no metric {unknown[0]}; there are {', '.join(SERIES)}.", field="names"
+        )
     with one_moment():
-        curves = read_curves(run.pk, wanted, points=points, first_step=first_step, last_step=last_step)
+        curves = read_curves(
+            run.pk, wanted, points=points, first_step=first_step, last_step=last_step
+        )
     return curves.as_lists()
 
 
@@ -186,13 +237,19 @@ class WayOut(Schema):
 
 @router.get("/{int:run_id}/ways", response=list[WayOut])
 def list_ways(request: SignedIn, run_id: int) -> list[dict[str, Any]]:
-    """Changes with which a run that ran out of memory may go on, those that cost least first, with their forecasts."""
+    """Changes with which a run that ran out of memory may go on, those that cost least first, with
+    their forecasts.
+    """
     run = get_visible(Run, request.user, run_id, *RELATED)
     found = oom_recovery.ways_of(run)
-    return [{**vars(way), "peak_bytes": way.memory["peak"] if way.memory else None} for way in found]
+    return [
+        {**vars(way), "peak_bytes": way.memory["peak"] if way.memory else None} for way in found
+    ]
 
 
 @router.post("/{int:run_id}/ways/{name}", response=RunOut)
 def go_on_with(request: SignedIn, run_id: int, name: str) -> Run:
     """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
-    return oom_recovery.go_on_with(request.user, get_changeable(Run, request.user, run_id, *RELATED), name)
+    return oom_recovery.go_on_with(
+        request.user, get_changeable(Run, request.user, run_id, *RELATED), name
+    )

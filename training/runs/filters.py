@@ -1,4 +1,6 @@
-"""The list of runs: filters and order from an allow-list, so that no address can ask the ORM for anything else."""
+"""The list of runs: filters and order from an allow-list, so that no address can ask the ORM for
+anything else.
+"""
 
 from __future__ import annotations
 
@@ -56,18 +58,29 @@ class Asked:
     @classmethod
     def from_query(cls, query: Mapping[str, str]) -> Asked:
         """Raises UserError: an unknown state or column."""
-        values = {name: one_line(query.get(name, ""))[:MOST_TEXT] for name in EXACT if query.get(name)}
+        values = {
+            name: one_line(query.get(name, ""))[:MOST_TEXT] for name in EXACT if query.get(name)
+        }
         if values.get("state") not in (None, *State.values):
             raise UserError(f"state must be one of {', '.join(State.values)}.", field="state")
         sort = query.get("sort") or "-started"
         if sort.removeprefix("-") not in SORTS:
-            raise UserError(f"sort must be one of {', '.join(SORTS)}, with - before it for descending.", field="sort")
+            raise UserError(
+                f"sort must be one of {', '.join(SORTS)}, with - before it for descending.",
+                field="sort",
+            )
         text, tag = (one_line(query.get(name, ""))[:MOST_TEXT] for name in ("q", "tag"))
         return cls(values, text, tag, sort, query.get("archived") in ("1", "on", "true", "True"))
 
     def address(self, **changes: str) -> str:
         """The query string of this list with some parts changed; page numbers are left out."""
-        parts = {**self.values, "q": self.text, "tag": self.tag, "sort": self.sort, "archived": "1" if self.archived else ""}
+        parts = {
+            **self.values,
+            "q": self.text,
+            "tag": self.tag,
+            "sort": self.sort,
+            "archived": "1" if self.archived else "",
+        }
         return urlencode({name: value for name, value in {**parts, **changes}.items() if value})
 
 
@@ -77,11 +90,17 @@ def find(user: User, asked: Asked) -> Any:
     rows = rows.filter(archived_at__isnull=not asked.archived)
     rows = rows.filter(**{EXACT[name]: value for name, value in asked.values.items()})
     if asked.text:
-        rows = rows.filter(Q(name__icontains=asked.text) | Q(notes__icontains=asked.text) | Q(tags__icontains=asked.text))
+        rows = rows.filter(
+            Q(name__icontains=asked.text)
+            | Q(notes__icontains=asked.text)
+            | Q(tags__icontains=asked.text)
+        )
     if asked.tag:
         rows = rows.filter(tags__contains=f",{asked.tag},")
     column = F(SORTS[asked.sort.removeprefix("-")])
-    order = column.desc(nulls_last=True) if asked.sort.startswith("-") else column.asc(nulls_last=True)
+    order = (
+        column.desc(nulls_last=True) if asked.sort.startswith("-") else column.asc(nulls_last=True)
+    )
     return rows.order_by(order, "-pk")
 
 
@@ -92,6 +111,10 @@ def one_page(user: User, asked: Asked, number: str | None) -> Page[Any]:
 def options(user: User) -> dict[str, list[str]]:
     """What the filters offer: the values that occur. One query a filter."""
     rows = Run.objects.visible_to(user).order_by()
-    found = {name: sorted(rows.values_list(field, flat=True).distinct()) for name, field in EXACT.items() if name != "state"}
+    found = {
+        name: sorted(rows.values_list(field, flat=True).distinct())
+        for name, field in EXACT.items()
+        if name != "state"
+    }
     tagged = rows.exclude(tags="").values_list("tags", flat=True).distinct()
     return {**found, "tag": sorted({tag for tags in tagged for tag in tags.split(",") if tag})}

@@ -20,7 +20,9 @@ class Sweep(Owned):
 
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
-    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)  # of a bake-off: method -> why
+    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(
+        default=dict
+    )  # of a bake-off: method -> why
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -39,21 +41,35 @@ class Run(Owned):
     method = models.CharField(max_length=40)
     config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
-    from_version = models.PositiveBigIntegerField(null=True)  # the adapter version whose weights it began with
+    from_version = models.PositiveBigIntegerField(
+        null=True
+    )  # the adapter version whose weights it began with
     sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
-    tags = models.CharField(max_length=320, blank=True)  # ",one,two,": searched with one LIKE, no table and no join
+    tags = models.CharField(
+        max_length=320, blank=True
+    )  # ",one,two,": searched with one LIKE, no table and no join
     notes = models.TextField(blank=True)
     archived_at = models.DateTimeField(null=True)
 
-    state = models.CharField(max_length=20, choices=State.choices, default=State.QUEUED, db_index=True)
+    state = models.CharField(
+        max_length=20, choices=State.choices, default=State.QUEUED, db_index=True
+    )
     wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
     message = models.TextField(blank=True)
-    forgiven_seconds = models.FloatField(default=0.0)  # on devices, that an admin let it go on after
-    failure = models.CharField(max_length=20, blank=True)  # of a failed run: the engine's outcome, or `killed`
-    pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")  # null: none has reported yet
+    forgiven_seconds = models.FloatField(
+        default=0.0
+    )  # on devices, that an admin let it go on after
+    failure = models.CharField(
+        max_length=20, blank=True
+    )  # of a failed run: the engine's outcome, or `killed`
+    pool = models.ForeignKey(
+        Pool, null=True, on_delete=models.PROTECT, related_name="runs"
+    )  # null: none has reported yet
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
     moved_up_at = models.DateTimeField(null=True)  # to the front of its owner's own runs
-    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # queue.py: place, reason, times
+    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
+        default=dict
+    )  # queue.py: place, reason, times
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -78,12 +94,18 @@ class Run(Owned):
     loss = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     best_heldout_loss = models.FloatField(null=True)
-    exact_match = models.FloatField(null=True)  # share of held-out prompts answered word for word, by what is exported
+    exact_match = models.FloatField(
+        null=True
+    )  # share of held-out prompts answered word for word, by what is exported
     best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # bytes, runs/memory.py
-    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)  # a Plan of training/auto
+    forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
+        default=dict
+    )  # bytes, runs/memory.py
+    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
+        default=dict
+    )  # a Plan of training/auto
     sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
 
     class Meta:
@@ -103,7 +125,9 @@ class Run(Owned):
         return Path(settings.HOME) / "runs" / str(self.pk)
 
     def result(self) -> Any:
-        """The adapter version that it left at its end: of its best step, whatever else of it was kept as one."""
+        """The adapter version that it left at its end: of its best step, whatever else of it was
+        kept as one.
+        """
         found = self.versions.order_by("-pk")
         return found.filter(step=self.best_step or self.step).first() or found.first()
 
@@ -113,7 +137,9 @@ class Run(Owned):
 
 
 class Event(models.Model):
-    """One line of the journal. Step events move into curve chunks, 512 at a time; the rest stay rows."""
+    """One line of the journal. Step events move into curve chunks, 512 at a time; the rest stay
+    rows.
+    """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")
     seq = models.PositiveBigIntegerField()
@@ -130,7 +156,9 @@ class Event(models.Model):
 
 
 class CurveChunk(models.Model):
-    """Up to 512 consecutive step events. `superseded`: an attempt that was rewound trained them again."""
+    """Up to 512 consecutive step events. `superseded`: an attempt that was rewound trained them
+    again.
+    """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="chunks")
     first_seq = models.PositiveBigIntegerField()
@@ -147,7 +175,8 @@ class CurveChunk(models.Model):
 
 
 class CurveColumn(models.Model):
-    """One number of a chunk's events: float64 values in order, and what a zoomed-out chart needs of them.
+    """One number of a chunk's events: float64 values in order, and what a zoomed-out chart needs of
+    them.
 
     low, high and mean leave out what is not finite; `values` keeps it.
     """

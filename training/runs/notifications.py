@@ -13,15 +13,25 @@ from training.people.webhooks import queue_message
 from training.runs.models import Run
 from training.runs.states import ENDED, State
 
-SHOWN_SECONDS = 300  # pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
+SHOWN_SECONDS = (
+    300  # pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
+)
 
 
 def tell_of_end(run_id: int) -> None:
-    """Leave a message for each webhook of the owner. Called once, in the transaction that ends the run."""
+    """Leave a message for each webhook of the owner. Called once, in the transaction that ends the
+    run.
+    """
     run = Run.objects.select_related("owner").get(pk=run_id)
     body = {
         "event": "run.ended",
-        "run": {"id": run.pk, "name": run.name, "state": run.state, "message": run.message, "step": run.step},
+        "run": {
+            "id": run.pk,
+            "name": run.name,
+            "state": run.state,
+            "message": run.message,
+            "step": run.step,
+        },
         "best_heldout_loss": run.best_heldout_loss,
         "ended_at": (run.finished_at or timezone.now()).isoformat(),
     }
@@ -31,5 +41,10 @@ def tell_of_end(run_id: int) -> None:
 def ended_lately(user: User) -> list[dict[str, Any]]:
     """The person's own runs that ended in the last minute, for the browser's notification."""
     since = timezone.now() - timedelta(seconds=SHOWN_SECONDS)
-    rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only("pk", "name", "state", "finished_at")
-    return [{"id": run.pk, "name": run.name, "state": State(run.state).label, "at": run.finished_at} for run in rows]
+    rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only(
+        "pk", "name", "state", "finished_at"
+    )
+    return [
+        {"id": run.pk, "name": run.name, "state": State(run.state).label, "at": run.finished_at}
+        for run in rows
+    ]

@@ -10,9 +10,11 @@ from django.db import connection, transaction
 
 @contextmanager
 def one_moment() -> Iterator[None]:
-    """All reads inside see the database as it was at the first: a number and the points up to it fit together.
+    """All reads inside see the database as it was at the first: a number and the points up to it
+    fit together.
 
-    SQLite's plain BEGIN takes no write lock (Django's own would: it is set to IMMEDIATE), so nobody waits for a reader.
+    SQLite's plain BEGIN takes no write lock (Django's own would: it is set to IMMEDIATE), so nobody
+    waits for a reader.
     """
     if connection.in_atomic_block:
         yield

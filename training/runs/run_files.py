@@ -1,4 +1,6 @@
-"""The files of a run's folder, for looking at. Names are never taken from a request, so no path can lead out of it."""
+"""The files of a run's folder, for looking at. Names are never taken from a request, so no path can
+lead out of it.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,44 @@ class File:
 
 
 def list_files(run: Run) -> list[File]:
-    """The run's own files, its checkpoints and its adapter, with their sizes. Links are left out."""
+    """The run's own files, its checkpoints and its adapter, with their sizes. Links are left
+    out.
+    """
     found = [run.folder / name for name in SHOWN]
     for part in ("checkpoints", "adapter"):
-        found += sorted(path for path in (run.folder / part).rglob("*") if not path.name.startswith("."))
+        found += sorted(
+            path for path in (run.folder / part).rglob("*") if not path.name.startswith(".")
+        )
     return [
         File(str(path.relative_to(run.folder)), path.stat().st_size)
         for path in found
-        if path.is_file() and not path.is_symlink() and "/." not in str(path.relative_to(run.folder))
+        if path.is_file()
+        and not path.is_symlink()
+        and "/." not in str(path.relative_to(run.folder))
     ]
 
 
 def kept_steps(run: Run) -> list[int]:
     """The steps of the whole checkpoints that a run keeps, oldest first."""
     folders = (run.folder / "checkpoints").glob("step-*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if (folder / STATE[2]).is_file())
+    return sorted(
+        int(folder.name.removeprefix("step-"))
+        for folder in folders
+        if (folder / STATE[2]).is_file()
+    )
 
 
 def engine_output(run: Run) -> str:
-    """The end of what the engine and its libraries printed, without colours and progress bars' overwriting."""
+    """The end of what the engine and its libraries printed, without colours and progress bars'
+    overwriting.
+    """
     path = run.folder / "engine.log"
     if not path.is_file():
         return ""
     try:
-        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a link would show another file of the server
+        opened = os.open(
+            path, os.O_RDONLY | os.O_NOFOLLOW
+        )  # a link would show another file of the server
     except OSError:
         return ""
     with os.fdopen(opened, "rb") as file:

@@ -1,4 +1,6 @@
-"""The shapes of runs in the API: what comes in is checked here, what goes out is described here, with examples."""
+"""The shapes of runs in the API: what comes in is checked here, what goes out is described here,
+with examples.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from training.runs.status import describe
 
 
 class RunChange(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tags": ["candidate"], "archived": False}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"tags": ["candidate"], "archived": False}]}
+    )
     name: str | None = Field(None, max_length=models.MAX_NAME)
     tags: list[str] | None = Field(None, max_length=models.MAX_TAGS)
     notes: str | None = Field(None, max_length=models.MAX_NOTES)
@@ -61,7 +65,9 @@ class RunOut(Schema):
     created_at: datetime
     state: dict[str, Any]
     best_heldout_loss: float | None
-    exact_match: float | None = Field(description="share of held-out prompts answered word for word")
+    exact_match: float | None = Field(
+        description="share of held-out prompts answered word for word"
+    )
     best_step: int | None
     config: dict[str, Any]
     advice: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")

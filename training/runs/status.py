@@ -1,4 +1,6 @@
-"""The state of a run in words and numbers, the same for page, socket and API. It tells only what the row knows."""
+"""The state of a run in words and numbers, the same for page, socket and API. It tells only what
+the row knows.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def describe(run: Run) -> dict[str, Any]:
 
 def out_of_touch(run: Run) -> bool:
     """Active by its row, but no worker has renewed its lease: nobody knows how it is doing."""
-    return run.state in ACTIVE and run.lease_expires_at is not None and run.lease_expires_at < timezone.now()
+    return (
+        run.state in ACTIVE
+        and run.lease_expires_at is not None
+        and run.lease_expires_at < timezone.now()
+    )
 
 
 def label(run: Run) -> str:
@@ -85,7 +91,9 @@ def figures_of(run: Run) -> dict[str, Any]:
     return {
         "base": run.base_model_id,
         "best_heldout_loss": run.best_heldout_loss,
-        "perplexity": math.exp(min(run.best_heldout_loss, 700.0)) if run.best_heldout_loss is not None else None,
+        "perplexity": math.exp(min(run.best_heldout_loss, 700.0))
+        if run.best_heldout_loss is not None
+        else None,
         "exact_match": run.exact_match,
         "heldout_loss": run.heldout_loss,
         "loss": run.loss,

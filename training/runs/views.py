@@ -1,4 +1,6 @@
-"""The Runs pages: the list, one run live, several side by side, and what people do to runs that are there."""
+"""The Runs pages: the list, one run live, several side by side, and what people do to runs that are
+there.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def runs(request: SignedIn) -> HttpResponse:
         "asked": asked,
         "described": [(run, describe(run)) for run in page],
         "moving": any(run.state in OPEN for run in page),
-        "sorts": [(name, asked.address(sort=next_sort(asked.sort, name))) for name in filters.SORTS],
+        "sorts": [
+            (name, asked.address(sort=next_sort(asked.sort, name))) for name in filters.SORTS
+        ],
     }
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
         return two_bodies(render(request, "runs/_table.html", values))
@@ -61,33 +65,52 @@ def two_bodies(answer: HttpResponse) -> HttpResponse:
 
 
 def next_sort(now: str, name: str) -> str:
-    """A click sorts by a column, names from the first and numbers from the highest; a second one turns the order."""
+    """A click sorts by a column, names from the first and numbers from the highest; a second one
+    turns the order.
+    """
     if now.removeprefix("-") == name:
         return name if now.startswith("-") else f"-{name}"
     return name if name in ("name", "model", "owner") else f"-{name}"
 
 
 def run(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
-    values = {**header_values(request, found), "snapshot": live_messages.snapshot(found.pk, CHART_POINTS)}
+    found = get_visible(
+        Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
+    )
+    values = {
+        **header_values(request, found),
+        "snapshot": live_messages.snapshot(found.pk, CHART_POINTS),
+    }
     return render(request, "runs/run.html", values)
 
 
 def header(request: SignedIn, run_id: int) -> HttpResponse:
-    """What depends on the state, fetched anew when that changes; the config besides, which trials may have changed."""
-    found = get_visible(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep")
+    """What depends on the state, fetched anew when that changes; the config besides, which trials
+    may have changed.
+    """
+    found = get_visible(
+        Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
+    )
     return render(request, "runs/_header_again.html", header_values(request, found))
 
 
 def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     adapter = found.result() if found.state in ENDED else None
-    return {"run": found, "state": describe(found), "adapter": adapter, "mine": mine, "holding": allocations.held_by(found.pk)}
+    return {
+        "run": found,
+        "state": describe(found),
+        "adapter": adapter,
+        "mine": mine,
+        "holding": allocations.held_by(found.pk),
+    }
 
 
 @require_POST
 def stop(request: SignedIn, run_id: int) -> HttpResponse:
-    actions.stop_run(get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard")
+    actions.stop_run(
+        get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard"
+    )
     return redirect("run", run_id)
 
 
@@ -107,7 +130,9 @@ def edit(request: SignedIn, run_id: int) -> HttpResponse:
 
 @require_POST
 def archive(request: SignedIn, run_id: int) -> HttpResponse:
-    actions.archive(request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1")
+    actions.archive(
+        request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1"
+    )
     return redirect("run", run_id)
 
 
@@ -129,74 +154,115 @@ def archive_several(request: SignedIn) -> HttpResponse:
         actions.archive(request.user, one)
         done += 1
     left = len(chosen) - done
-    words = f"{done} archived" + (f"; {left} left, since they are not over or not yours." if left else ".")
+    words = f"{done} archived" + (
+        f"; {left} left, since they are not over or not yours." if left else "."
+    )
     messages.success(request, words)
     return redirect("runs")
 
 
 def side_by_side(request: SignedIn) -> HttpResponse:
-    """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the whole view."""
+    """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the
+    whole view.
+    """
     wanted = list(dict.fromkeys(number(text) for text in request.GET.getlist("run")))
     if not 2 <= len(wanted) <= comparison.MOST:
-        raise UserError(f"Choose 2 to {comparison.MOST} runs to compare; {len(wanted)} are chosen.", field="run")
+        raise UserError(
+            f"Choose 2 to {comparison.MOST} runs to compare; {len(wanted)} are chosen.", field="run"
+        )
     rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(wanted)
     if len(rows) < len(wanted):
         raise NotFound("One of these runs is not there, or not for you to see.")
     chosen = [rows[pk] for pk in wanted]
-    settings = [{"model": str(one.base_model), "data": str(one.data), **one.config} for one in chosen]
+    settings = [
+        {"model": str(one.base_model), "data": str(one.data), **one.config} for one in chosen
+    ]
     values = {
         "runs": [(one, describe(one)) for one in chosen],
         "settings": comparison.differences(settings),
         "figures": comparison.figures([figures_of(one) for one in chosen]),
-        "chosen": [{"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)],
+        "chosen": [
+            {"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)
+        ],
     }
     return render(request, "runs/compare.html", values)
 
 
 def log(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
-    rows = Event.objects.filter(run=found).exclude(kind__in=("step", "memory", "sample")).order_by("-seq")[:LOG_LINES]
-    return render(request, "runs/_log.html", {"events": reversed(rows), "output": runs_run_files.engine_output(found)})
+    rows = (
+        Event.objects.filter(run=found)
+        .exclude(kind__in=("step", "memory", "sample"))
+        .order_by("-seq")[:LOG_LINES]
+    )
+    return render(
+        request,
+        "runs/_log.html",
+        {"events": reversed(rows), "output": runs_run_files.engine_output(found)},
+    )
 
 
 def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    values = {"run": found, "files": runs_run_files.list_files(found), "steps": runs_run_files.kept_steps(found) if mine else []}
+    values = {
+        "run": found,
+        "files": runs_run_files.list_files(found),
+        "steps": runs_run_files.kept_steps(found) if mine else [],
+    }
     return render(request, "runs/_files.html", values)
 
 
 def config_file(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
-    return attachment(HttpResponse(yaml_file.to_yaml(found), content_type="application/yaml"), found, "yaml")
+    return attachment(
+        HttpResponse(yaml_file.to_yaml(found), content_type="application/yaml"), found, "yaml"
+    )
 
 
 def metrics_csv(request: SignedIn, run_id: int) -> HttpResponseBase:
     found = get_visible(Run, request.user, run_id)
-    return attachment(StreamingHttpResponse(in_pieces(table.as_csv(found)), content_type="text/csv"), found, "csv")
+    return attachment(
+        StreamingHttpResponse(in_pieces(table.as_csv(found)), content_type="text/csv"), found, "csv"
+    )
 
 
 def metrics_parquet(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
-    return attachment(HttpResponse(table.as_parquet(found), content_type="application/octet-stream"), found, "parquet")
+    return attachment(
+        HttpResponse(table.as_parquet(found), content_type="application/octet-stream"),
+        found,
+        "parquet",
+    )
 
 
 def attachment(answer: Answer, found: Run, ending: str) -> Answer:
-    """A download under a name made of the run's number alone: no name of a person reaches a header."""
+    """A download under a name made of the run's number alone: no name of a person reaches a
+    header.
+    """
     answer["Content-Disposition"] = f'attachment; filename="run-{found.pk}.{ending}"'
     return answer
 
 
 def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
-    """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates one that is missing first."""
+    """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates
+    one that is missing first.
+    """
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
     if request.GET.get("make"):
         oom_recovery.simulate_one(run)
     total = target_of(run.pool).total
-    rows = [(way, way.memory["peak"] <= total if way.memory else None) for way in oom_recovery.ways_of(run)]
+    rows = [
+        (way, way.memory["peak"] <= total if way.memory else None)
+        for way in oom_recovery.ways_of(run)
+    ]
     mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
     unknown = any(way.memory is None for way, _ in rows)
-    return render(request, "runs/_ways.html", {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown})
+    return render(
+        request,
+        "runs/_ways.html",
+        {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown},
+    )
 
 
 @require_POST
@@ -208,12 +274,29 @@ def go_on_with(request: SignedIn, run_id: int) -> HttpResponse:
 
 def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
     found = get_visible(Sweep, request.user, sweep_id, "owner")
-    runs = list(Run.objects.visible_to(request.user).filter(sweep=found).select_related(*filters.RELATED).order_by("pk"))
+    runs = list(
+        Run.objects.visible_to(request.user)
+        .filter(sweep=found)
+        .select_related(*filters.RELATED)
+        .order_by("pk")
+    )
     finished = [run for run in runs if run.best_heldout_loss is not None]
     best = min(finished, key=lambda run: run.best_heldout_loss or 0.0, default=None)
-    rows = [(run, describe(run), [run.config.get(name) for name in found.grid], run == best) for run in runs]
-    values = {"sweep": found, "rows": rows, "best": best, "moving": any(run.state in OPEN for run in runs)}
-    return render(request, "runs/_sweep.html" if request.headers.get("HX-Request") else "runs/sweep.html", values)
+    rows = [
+        (run, describe(run), [run.config.get(name) for name in found.grid], run == best)
+        for run in runs
+    ]
+    values = {
+        "sweep": found,
+        "rows": rows,
+        "best": best,
+        "moving": any(run.state in OPEN for run in runs),
+    }
+    return render(
+        request,
+        "runs/_sweep.html" if request.headers.get("HX-Request") else "runs/sweep.html",
+        values,
+    )
 
 
 @require_POST

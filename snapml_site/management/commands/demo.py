@@ -1,4 +1,6 @@
-"""`manage.py demo`: people, teams, data, finished runs and a live one. Nothing is made up: the runs are trained here."""
+"""`manage.py demo`: people, teams, data, finished runs and a live one. Nothing is made up: the runs
+are trained here.
+"""
 
 from __future__ import annotations
 
@@ -35,24 +37,37 @@ FINISHED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 
 
 class Command(BaseCommand):
-    help = "Fill a fresh instance, about five minutes on two cores; a running worker takes the live run."
+    help = (
+        "Fill a fresh instance, about five minutes on two cores; a running worker takes the "
+        "live run."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0)
         if User.objects.filter(username__in=PEOPLE).exists():
-            raise CommandError("The demo is there already. For a fresh one, start with another SNAPML_HOME.")
+            raise CommandError(
+                "The demo is there already. For a fresh one, start with another SNAPML_HOME."
+            )
         model = self.ready_model()
         people = self.make_people()
         for name, example, title, settings in FINISHED:
             self.stdout.write(f"Training: {title}…")
             self.train(launch(people[name], model, example, title, {**SHORT, **settings}))
-        live = launch(people["alice"], model, "smart_home", "Intents, two epochs", {"epochs": 2, "max_length": 256})
+        live = launch(
+            people["alice"],
+            model,
+            "smart_home",
+            "Intents, two epochs",
+            {"epochs": 2, "max_length": 256},
+        )
         self.stdout.write(f"{live.name} is waiting for a worker: `make run` shows it live.")
 
     def ready_model(self) -> BaseModel:
         model = add_builtin()
         if model is None:
-            raise CommandError("The built-in model's package is not installed; `make run` installs it.")
+            raise CommandError(
+                "The built-in model's package is not installed; `make run` installs it."
+            )
         self.stdout.write("Importing the built-in model…")
         while model.state != ModelState.READY:
             import_model(model.pk)
@@ -79,4 +94,6 @@ class Command(BaseCommand):
 
 
 def launch(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
-    return launch_run(user, base_model=model, data=add_example(user, example), settings=settings, name=title)
+    return launch_run(
+        user, base_model=model, data=add_example(user, example), settings=settings, name=title
+    )

@@ -1,4 +1,6 @@
-"""`manage.py export RUN --to tensorboard|mlflow|wandb TARGET`: a run's numbers for another tracker."""
+"""`manage.py export RUN --to tensorboard|mlflow|wandb TARGET`: a run's numbers for another
+tracker.
+"""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,7 +13,10 @@ from training.runs.models import Run
 
 
 class Command(BaseCommand):
-    help = "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking address) or Weights & Biases (a project)."
+    help = (
+        "Export a run's metrics to TensorBoard (a folder), MLflow (a tracking address) or "
+        "Weights & Biases (a project)."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("run", type=int, help="the run's number, as in its address")
@@ -19,7 +24,11 @@ class Command(BaseCommand):
         parser.add_argument("--to", required=True, choices=sorted(EXPORTS))
 
     def handle(self, *args: Any, **options: Any) -> None:
-        run = Run.objects.select_related("base_model", "data__dataset").filter(pk=options["run"]).first()
+        run = (
+            Run.objects.select_related("base_model", "data__dataset")
+            .filter(pk=options["run"])
+            .first()
+        )
         if run is None:
             raise CommandError(f"There is no run {options['run']}.")
         try:

@@ -1,4 +1,6 @@
-"""`manage.py forecast CONFIG.json`: what each technique would take of memory, for any model, without its weights."""
+"""`manage.py forecast CONFIG.json`: what each technique would take of memory, for any model,
+without its weights.
+"""
 
 import json
 from argparse import ArgumentParser
@@ -26,11 +28,15 @@ class Command(BaseCommand):
         parser.add_argument("--rows", type=int, default=1)
         parser.add_argument("--length", type=int, default=2048, help="tokens a row")
         parser.add_argument("--device", choices=sorted(CONTEXT_BYTES), default="cuda")
-        parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the run")
+        parser.add_argument(
+            "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the run"
+        )
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        path = options["config"] / "config.json" if options["config"].is_dir() else options["config"]
+        path = (
+            options["config"] / "config.json" if options["config"].is_dir() else options["config"]
+        )
         try:
             model = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -40,7 +46,11 @@ class Command(BaseCommand):
         told = {}
         for name in TABLE if options["method"] == "all" else (options["method"],):
             try:
-                where = {"rows": options["rows"], "length": options["length"], "device": options["device"]}
+                where = {
+                    "rows": options["rows"],
+                    "length": options["length"],
+                    "device": options["device"],
+                }
                 told[name] = forecast_of(model, {**given, "method": name}, **where)
             except UserError as error:
                 if options["method"] != "all":
@@ -53,7 +63,16 @@ def table(told: dict[str, dict[str, Any]]) -> str:
     """Markdown, GB."""
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     for name, one in told.items():
-        numbers = [one["kinds"][kind] for kind in KINDS] + [one[moment] for moment in ("step", "load", "eval", "peak")]
-        cells = [TABLE[name].title, f"{one['trainable'] / 1e6:,.1f} M", one["precision"], one["optimizer"]]
-        lines.append("| " + " | ".join([*cells, *(f"{number / 1e9:.1f}" for number in numbers)]) + " |")
+        numbers = [one["kinds"][kind] for kind in KINDS] + [
+            one[moment] for moment in ("step", "load", "eval", "peak")
+        ]
+        cells = [
+            TABLE[name].title,
+            f"{one['trainable'] / 1e6:,.1f} M",
+            one["precision"],
+            one["optimizer"],
+        ]
+        lines.append(
+            "| " + " | ".join([*cells, *(f"{number / 1e9:.1f}" for number in numbers)]) + " |"
+        )
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""`manage.py person NAME`: a new user with a one-time password, printed once; `--team` puts them, or an old user, into a team."""
+"""`manage.py person NAME`: a new user with a one-time password, printed once; `--team` puts them,
+or an old user, into a team.
+"""
 
 import secrets
 from argparse import ArgumentParser
@@ -16,7 +18,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name")
         parser.add_argument("--team", default="", help="made if there is none of that name")
-        parser.add_argument("--admin", action="store_true", help="may add models and see everything")
+        parser.add_argument(
+            "--admin", action="store_true", help="may add models and see everything"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         name, team = options["name"], options["team"]
@@ -25,7 +29,12 @@ class Command(BaseCommand):
             raise CommandError(f"{name} is there already; --team TEAM puts them into a team.")
         if user is None:
             password = secrets.token_urlsafe(9)
-            user = User(username=name, must_change_password=True, is_superuser=options["admin"], is_staff=options["admin"])
+            user = User(
+                username=name,
+                must_change_password=True,
+                is_superuser=options["admin"],
+                is_staff=options["admin"],
+            )
             user.full_clean(exclude=["password"])
             user.set_password(password)
             user.save()

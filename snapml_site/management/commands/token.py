@@ -19,6 +19,10 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         user = User.objects.filter(username=options["user"]).first()
         if user is None:
-            known = ", ".join(User.objects.order_by("username").values_list("username", flat=True)[:20])
-            raise CommandError(f"There is no user {options['user']!r}; there are {known or 'none yet'}.")
+            known = ", ".join(
+                User.objects.order_by("username").values_list("username", flat=True)[:20]
+            )
+            raise CommandError(
+                f"There is no user {options['user']!r}; there are {known or 'none yet'}."
+            )
         self.stdout.write(create_token(user, options["name"])[1])

@@ -1,4 +1,6 @@
-"""`manage.py up`: web, worker and inference under one parent. A child that dies is started again; Ctrl-C stops all in order."""
+"""`manage.py up`: web, worker and inference under one parent. A child that dies is started again;
+Ctrl-C stops all in order.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ START_SECONDS = 60.0
 
 
 class Stopping:
-    """Set by a signal, at any moment. An Event has a lock: a second Ctrl-C while the first one sets it would wait for itself."""
+    """Set by a signal, at any moment. An Event has a lock: a second Ctrl-C while the first one sets
+    it would wait for itself.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -49,7 +53,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (set SNAPML_HOSTS too)")
+        parser.add_argument(
+            "--host",
+            default="127.0.0.1",
+            help="address to listen on; 0.0.0.0 for all (set SNAPML_HOSTS too)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         host, port = options["host"], options["port"]
@@ -74,7 +82,8 @@ class Command(BaseCommand):
         children = engine_room(host, port, own_inference=own)
         web, *others = children
         web.start()
-        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104 compared, not bound
+        # compared, not bound
+        address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104
         if wait_until_up(address + "health", stopping):
             self.stdout.write(f"SnapML is at {address}  {words}")
             self.stdout.flush()
@@ -90,12 +99,16 @@ class Command(BaseCommand):
 
 
 def only_one() -> Any:
-    """One `up` for one SNAPML_HOME; the kernel lets go of the lock when this process ends, however it ends."""
+    """One `up` for one SNAPML_HOME; the kernel lets go of the lock when this process ends, however
+    it ends.
+    """
     lock = (Path(settings.HOME) / "up.lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise CommandError(f"SnapML runs already on {settings.HOME}. Set SNAPML_HOME for a second one.") from error
+        raise CommandError(
+            f"SnapML runs already on {settings.HOME}. Set SNAPML_HOME for a second one."
+        ) from error
     return lock
 
 
@@ -106,7 +119,8 @@ def refuse_taken_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CommandError(
-                f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run PORT={port + 1}"
+                f"Port {port} on {host} cannot be used ({error.strerror}). Try: make run "
+                f"PORT={port + 1}"
             ) from error
 
 

@@ -9,7 +9,9 @@ from training.runs.worker.main import run_worker
 
 
 class Command(BaseCommand):
-    help = "Watch runs and import models. `manage.py up` starts it; on a second host start it by hand."
+    help = (
+        "Watch runs and import models. `manage.py up` starts it; on a second host start it by hand."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         run_worker(settings.HUEY)

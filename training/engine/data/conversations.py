@@ -1,8 +1,10 @@
-"""Rows of a data file -> token ids and labels. It knows neither batches nor the model, only a tokenizer.
+"""Rows of a data file -> token ids and labels. It knows neither batches nor the model, only a
+tokenizer.
 
-A row is `{"messages": [{"role", "content"}, ...]}`, with the `tools` that it may call, or `{"text": ...}`. Of a conversation the
-assistant's words and the mark that ends its turn are trained; all else is masked with IGNORED, unless the prompt is to be
-learned too. Plain text is trained whole, without a template.
+A row is `{"messages": [{"role", "content"}, ...]}`, with the `tools` that it may call, or `{"text":
+...}`. Of a conversation the assistant's words and the mark that ends its turn are trained; all else
+is masked with IGNORED, unless the prompt is to be learned too. Plain text is trained whole, without
+a template.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from training.errors import UserError
 
 IGNORED = -100  # torch's cross entropy leaves this label out
 
-# For models that bring no chat template: plain words, so that no token has to be added to the vocabulary.
+# For models that bring no chat template: plain words, so that no token has to be added to the
+# vocabulary.
 DEFAULT_TEMPLATE = (
-    "{% if tools %}{{ '### Tools:\n' + tools | tojson + '\n\n' }}{% endif %}"
-    "{% for message in messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}"
-    "{% for call in message.get('tool_calls', []) %}{{ call['function'] | tojson }}{% endfor %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+    "{% if tools %}{{ '### Tools:\n' + tools | tojson + '\n\n' }}{% endif %}{% for message in "
+    "messages %}{{ '### ' + message['role'] | capitalize + ':\n' + message['content'] }}{% for "
+    "call in message.get('tool_calls', []) %}{{ call['function'] | tojson }}{% endfor %}{% if "
+    "message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}{% if "
+    "add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
 
 Message = dict[str, Any]
@@ -56,10 +59,14 @@ class EncodedRow:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; needs no torch. One without a mark for padding pads with its end of text."""
+    """The tokenizer of a model folder; needs no torch. One without a mark for padding pads with its
+    end of text.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -82,30 +89,41 @@ def render(tokenizer: Any, row: Row, *, upto: int | None = None, for_answer: boo
     """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end.
 
     Raises:
-        DataError: the template does not take such a row (Gemma's, for one, knows no system message).
+        DataError: the template does not take such a row (Gemma's, for one, knows no system
+            message).
     """
     messages, tools = row["messages"][:upto], row.get("tools")
     try:
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=for_answer))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=for_answer
+            )
+        )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"This model's chat template refuses the row: {str(error)[:200] or type(error).__name__}.") from error
+        raise DataError(
+            "This model's chat template refuses the row: "
+            f"{str(error)[:200] or type(error).__name__}."
+        ) from error
 
 
 def prompt_ids(tokenizer: Any, row: Row, upto: int | None = None) -> list[int]:
-    """Token ids that ask the model for the assistant's turn after the first `upto` messages (after all of them if None)."""
+    """Token ids that ask the model for the assistant's turn after the first `upto` messages (after
+    all of them if None).
+    """
     text = render(tokenizer, row, upto=upto, for_answer=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
-    """The whole text, and for every assistant turn the characters [start, end) that it adds to its prompt.
+    """The whole text, and for every assistant turn the characters [start, end) that it adds to its
+    prompt.
 
-    A span runs through the end-of-turn mark and not through the blank space after it, which is never generated. An opening turn
-    of the assistant answers nothing, so it has no span.
+    A span runs through the end-of-turn mark and not through the blank space after it, which is
+    never generated. An opening turn of the assistant answers nothing, so it has no span.
 
     Raises:
-        DataError: the template writes earlier turns differently once later ones follow, so that no span can be told; or it
-            leaves out the tool calls that are to be learned.
+        DataError: the template writes earlier turns differently once later ones follow, so that no
+            span can be told; or it leaves out the tool calls that are to be learned.
     """
     whole = render(tokenizer, row)
     spans = []
@@ -114,10 +132,13 @@ def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]
             continue
         before = render(tokenizer, row, upto=place, for_answer=True)
         upto = render(tokenizer, row, upto=place + 1)
-        if not (whole.startswith(before) and whole.startswith(upto.rstrip()) and len(upto) > len(before)):
+        if not (
+            whole.startswith(before) and whole.startswith(upto.rstrip()) and len(upto) > len(before)
+        ):
             raise DataError(
-                f"This model's chat template rewrites earlier turns (seen at message {place + 1}), so the answers cannot be "
-                "told from the prompt. Keep one answer per row, or switch on train_on_prompt."
+                f"This model's chat template rewrites earlier turns (seen at message {place + 1}), "
+                "so the answers cannot be told from the prompt. Keep one answer per row, or "
+                "switch on train_on_prompt."
             )
         span = (len(before), len(upto.rstrip()))
         refuse_lost_calls(message, whole[slice(*span)], place)
@@ -126,27 +147,38 @@ def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]
 
 
 def refuse_lost_calls(message: Message, written: str, place: int) -> None:
-    """Raises DataError: the template knows no tools, so the call would be trained as an empty answer."""
+    """Raises DataError: the template knows no tools, so the call would be trained as an empty
+    answer.
+    """
     for call in message.get("tool_calls", ()):
         name = call["function"]["name"]
         if name not in written:
             raise DataError(
-                f"This model's chat template leaves out the tool call `{name[:80]}` (message {place + 1}); it cannot be learned. "
-                "Choose a model whose template knows tools, or write the call as the assistant's text."
+                f"This model's chat template leaves out the tool call `{name[:80]}` (message "
+                f"{place + 1}); it cannot be learned. Choose a model whose template knows tools, "
+                "or write the call as the assistant's text."
             )
 
 
-def encode(tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False) -> EncodedRow:
+def encode(
+    tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False
+) -> EncodedRow:
     """Ids and labels of one row, cut off at `max_length` tokens.
 
-    A token is trained if it begins inside an assistant's span. Tokens come from the whole text in one go, as in generation.
-    Plain text begins with the tokenizer's first token, where it has one, and ends with its last.
+    A token is trained if it begins inside an assistant's span. Tokens come from the whole text in
+    one go, as in generation. Plain text begins with the tokenizer's first token, where it has one,
+    and ends with its last.
     """
     if "text" in row:
-        ids = np.asarray([*start_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]], dtype=np.int64)
+        ids = np.asarray(
+            [*start_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]],
+            dtype=np.int64,
+        )
         if tokenizer.eos_token_id is not None:
             ids = np.append(ids, tokenizer.eos_token_id)
-        return EncodedRow(ids[:max_length], ids[:max_length].copy(), cut=max(0, len(ids) - max_length))
+        return EncodedRow(
+            ids[:max_length], ids[:max_length].copy(), cut=max(0, len(ids) - max_length)
+        )
     if train_on_prompt:
         whole, spans = render(tokenizer, row), [(0, 2**62)]
     else:
@@ -167,7 +199,9 @@ def start_ids(tokenizer: Any) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row], *, max_length: int, train_on_prompt: bool) -> Iterator[EncodedRow]:
+def encode_rows(
+    tokenizer: Any, rows: Sequence[Row], *, max_length: int, train_on_prompt: bool
+) -> Iterator[EncodedRow]:
     """Encode all rows in order.
 
     Raises:

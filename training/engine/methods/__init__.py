@@ -1,4 +1,6 @@
-"""The techniques, one file each, and the one table of them. No torch at import: the site reads this table, too."""
+"""The techniques, one file each, and the one table of them. No torch at import: the site reads this
+table, too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a technique must say of itself. Torch and PEFT are imported inside `wrap`, so that the site may read the table."""
+"""What a technique must say of itself. Torch and PEFT are imported inside `wrap`, so that the site
+may read the table.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it raises ConfigError. So does
+    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it
+    raises ConfigError. So does
     `check(wrapped, config)`, once before the first step, of what only the whole model can tell.
 
-    `settings` are the names in training/engine/settings.py that it has, `usual` what differs from their defaults. What it
-    cannot do is a sentence that people read; an empty one means that it can.
+    `settings` are the names in training/engine/settings.py that it has, `usual` what differs from
+    their defaults. What it cannot do is a sentence that people read; an empty one means that it
+    can.
     """
 
     title: str
@@ -28,7 +32,9 @@ class Method:
     usual: Mapping[str, Any] = field(default_factory=dict)
     rates: str = "1e-4 to 1e-3"  # learning rates that are usual
     highest_rate: float = 5e-3  # learning rates above it usually make the loss jump
-    never: Mapping[str, str] = field(default_factory=dict)  # a setting that cannot be switched on -> why
+    never: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a setting that cannot be switched on -> why
     quantised: bool = False  # the base model is loaded in 4 bits
     whole_model: bool = False  # what is trained and saved is the model itself, not an adapter
     no_merge: str = ""
@@ -40,4 +46,6 @@ ONE_AT_A_TIME = "PEFT would ignore the names without an error; one batch uses on
 
 def named(text: str) -> str | list[str]:
     """target_modules as PEFT wants them: `all-linear`, or a list of names."""
-    return text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
+    return (
+        text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
+    )

@@ -1,6 +1,8 @@
-"""Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2020): small down- and up-projections after the sublayers.
+"""Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2020): small down- and up-projections
+after the sublayers.
 
-PEFT has no such tuner; training/engine/methods/bottleneck_tuner.py is one, so that saving, loading, switching and naming are PEFT's.
+PEFT has no such tuner; training/engine/methods/bottleneck_tuner.py is one, so that saving, loading,
+switching and naming are PEFT's.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
 
 METHOD = Method(
     title="Adapter layers",
-    words="Puts small layers after attention and feed-forward. Learns well; answers a little slower, since it cannot be merged.",
+    words="Puts small layers after attention and feed-forward. Learns well; answers a little "
+    "slower, since it cannot be merged.",
     paper="https://arxiv.org/abs/1902.00751",
     wrap=wrap,
     settings=("bottleneck_size", "placement", "activation"),

@@ -1,6 +1,8 @@
-"""Bottleneck adapters as a tuner of PEFT's: config, layer and model, registered when this module is imported.
+"""Bottleneck adapters as a tuner of PEFT's: config, layer and model, registered when this module is
+imported.
 
-A process that loads such an adapter must import this module first (`training.engine.modeling.library_patches` does).
+A process that loads such an adapter must import this module first
+(`training.engine.modeling.library_patches` does).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ NAME = "BOTTLENECK"
 
 
 def add_type(name: str) -> None:
-    """PeftType is a closed enum and knows no way to add a member; this does what its class statement would have done."""
+    """PeftType is a closed enum and knows no way to add a member; this does what its class
+    statement would have done.
+    """
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
@@ -35,11 +39,17 @@ add_type(NAME)
 
 @dataclass
 class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
-    """`target_modules` are endings of module names; an adapter stands behind each of them, before the residual is added."""
+    """`target_modules` are endings of module names; an adapter stands behind each of them, before
+    the residual is added.
+    """
 
-    bottleneck_size: int = field(default=64, metadata={"help": "features between down- and up-projection"})
+    bottleneck_size: int = field(
+        default=64, metadata={"help": "features between down- and up-projection"}
+    )
     activation: str = field(default="relu", metadata={"help": "relu, gelu or silu"})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "endings of module names"})
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "endings of module names"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +57,9 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """y + up(curve(down(y))), where y (..., features) is what the wrapped layer gives. `up` starts at zero: no change."""
+    """y + up(curve(down(y))), where y (..., features) is what the wrapped layer gives. `up` starts
+    at zero: no change.
+    """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("curve",)
@@ -70,7 +82,10 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         _, features = _get_in_out_features(self.get_base_layer())
-        down, up = nn.Linear(features, config.bottleneck_size), nn.Linear(config.bottleneck_size, features)
+        down, up = (
+            nn.Linear(features, config.bottleneck_size),
+            nn.Linear(config.bottleneck_size, features),
+        )
         nn.init.normal_(down.weight, std=0.02)
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
@@ -80,7 +95,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise ValueError("Bottleneck adapters have a curve between their projections and cannot be merged.")
+        raise ValueError(
+            "Bottleneck adapters have a curve between their projections and cannot be merged."
+        )
 
     def unmerge(self) -> None:
         raise ValueError("Bottleneck adapters are never merged.")
@@ -92,7 +109,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         inner = self.curve[adapter_name](down(y.to(down.weight.dtype)))
         return up(inner).to(y.dtype)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Tensor:
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return y
@@ -120,7 +139,14 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
     target_module_mapping: dict[str, list[str]] = {}  # the config always names its modules
 
     def _create_and_replace(
-        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str, **_: Any
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: Any,
+        current_key: str,
+        **_: Any,
     ) -> None:
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, peft_config)
@@ -131,10 +157,16 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
         self._replace_module(parent, target_name, layer, target)
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *_args: Any, adapter_names: list[str] | None = None, **_kwargs: Any) -> Iterator[None]:
+    def _enable_peft_forward_hooks(
+        self, *_args: Any, adapter_names: list[str] | None = None, **_kwargs: Any
+    ) -> Iterator[None]:
         """Tell every layer the names while a forward lasts (PEFT's own way for mixed batches)."""
         hook = partial(_tell_names, adapter_names or [])
-        layers = [layer for layer in self.modules() if isinstance(layer, BottleneckLayer)] if adapter_names else []
+        layers = (
+            [layer for layer in self.modules() if isinstance(layer, BottleneckLayer)]
+            if adapter_names
+            else []
+        )
         handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
         try:
             yield
@@ -143,7 +175,9 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
                 handle.remove()
 
 
-def _tell_names(names: list[str], _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _tell_names(
+    names: list[str], _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     return args, {**kwargs, "adapter_names": names}
 
 

@@ -1,8 +1,10 @@
-"""LoRA's product in one step of autograd, computed in the base model's dtype, with the adapter's own weights still fp32.
+"""LoRA's product in one step of autograd, computed in the base model's dtype, with the adapter's
+own weights still fp32.
 
-PEFT casts every input to fp32 for the thin products and the sum: on a bf16 base that keeps a second, twice as large copy of each
-activation (21 against 14 GB for an 8B model at 2,048 tokens) and runs the thin products at fp32's speed. Here A and B are cast
-instead, 1,000 times smaller. On an fp32 base the results are PEFT's, in fewer operations.
+PEFT casts every input to fp32 for the thin products and the sum: on a bf16 base that keeps a
+second, twice as large copy of each activation (21 against 14 GB for an 8B model at 2,048 tokens)
+and runs the thin products at fp32's speed. Here A and B are cast instead, 1,000 times smaller. On
+an fp32 base the results are PEFT's, in fewer operations.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from torch import Tensor, nn
 
 
 class LoraLinear(torch.autograd.Function):
-    """y = x W' + b + scale (x A') B' for a frozen W; x is (..., in), W (out, in), A (rank, in), B (out, rank)."""
+    """y = x W' + b + scale (x A') B' for a frozen W; x is (..., in), W (out, in), A (rank, in), B
+    (out, rank).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
         inner = flat @ a.t()
@@ -29,7 +35,9 @@ class LoraLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         flat, weight, a, b, inner = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_inner = (grad @ b) * ctx.scale
@@ -41,7 +49,9 @@ class LoraLinear(torch.autograd.Function):
 
 
 class LoraAdded(torch.autograd.Function):
-    """y + scale (x A') B' for layers whose own product is another's business (4-bit weights, GPT-2's Conv1D)."""
+    """y + scale (x A') B' for layers whose own product is another's business (4-bit weights,
+    GPT-2's Conv1D).
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -59,13 +69,23 @@ class LoraAdded(torch.autograd.Function):
         grad = grads[0].reshape(-1, grads[0].shape[-1])
         grad_inner = (grad @ b) * ctx.scale
         grad_x = (grad_inner @ a).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        return grads[0], grad_x, (grad_inner.t() @ flat).float(), ((grad.t() @ inner) * ctx.scale).float(), None
+        return (
+            grads[0],
+            grad_x,
+            (grad_inner.t() @ flat).float(),
+            ((grad.t() @ inner) * ctx.scale).float(),
+            None,
+        )
 
 
 def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A PEFT LoRA layer's forward; what is not plain LoRA with one adapter goes PEFT's own way."""
     name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
-    plain = not (args or kwargs or self.disable_adapters or self.merged) and name in self.lora_A and name not in self.lora_variant
+    plain = (
+        not (args or kwargs or self.disable_adapters or self.merged)
+        and name in self.lora_A
+        and name not in self.lora_variant
+    )
     if not plain or torch.is_autocast_enabled(x.device.type):
         slow: Tensor = type(self).forward(self, x, *args, **kwargs)
         return slow
@@ -79,7 +99,9 @@ def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def quicken(model: Any, *, dropout: float) -> None:
-    """Give every LoRA layer the quick forward. With dropout, which lies between x and A, PEFT's own stays."""
+    """Give every LoRA layer the quick forward. With dropout, which lies between x and A, PEFT's own
+    stays.
+    """
     from peft.tuners.lora import LoraLayer
 
     if dropout:

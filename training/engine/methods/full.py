@@ -1,4 +1,6 @@
-"""Full fine-tuning: every weight of the model is trained. No adapter; what is saved is the model itself."""
+"""Full fine-tuning: every weight of the model is trained. No adapter; what is saved is the model
+itself.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ def wrap(model: Any, _config: TechniqueSettings) -> Any:
 
 METHOD = Method(
     title="Full fine-tuning",
-    words="Trains every weight. Learns most and forgets most; takes four to five times the model's memory.",
+    words="Trains every weight. Learns most and forgets most; takes four to five times the "
+    "model's memory.",
     paper="https://arxiv.org/abs/1801.06146",
     wrap=wrap,
     usual={"learning_rate": 2e-5},

@@ -19,13 +19,18 @@ def wrap(model: Any, _config: TechniqueSettings) -> Any:
     from training.engine.methods.module_names import feed_forward_ends, keys_and_values
 
     inner = feed_forward_ends(model)
-    peft_config = IA3Config(target_modules=[*keys_and_values(model), *inner], feedforward_modules=inner, task_type="CAUSAL_LM")
+    peft_config = IA3Config(
+        target_modules=[*keys_and_values(model), *inner],
+        feedforward_modules=inner,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, peft_config)
 
 
 METHOD = Method(
     title="IA3",
-    words="Learns one scale for each feature of keys, values and feed-forward. Very few parameters; can be merged.",
+    words="Learns one scale for each feature of keys, values and feed-forward. Very few "
+    "parameters; can be merged.",
     paper="https://arxiv.org/abs/2205.05638",
     wrap=wrap,
     usual={"learning_rate": 5e-3},

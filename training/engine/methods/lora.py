@@ -1,6 +1,8 @@
-"""LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha / rank.
+"""LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha
+/ rank.
 
-Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts (training/engine/modeling/adapter_init.py).
+Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts
+(training/engine/modeling/adapter_init.py).
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     from training.engine.methods.fast_lora import quicken
     from training.engine.settings import read_pattern
 
-    if config.init_weights == "olora" and any(type(module).__name__ == "Conv1D" for module in model.modules()):
+    if config.init_weights == "olora" and any(
+        type(module).__name__ == "Conv1D" for module in model.modules()
+    ):
         raise ConfigError(
-            f"{type(model).__name__} keeps its weights transposed, where PEFT's OLoRA goes wrong; take pissa.",
+            f"{type(model).__name__} keeps its weights transposed, where PEFT's OLoRA goes wrong; "
+            "take pissa.",
             field="init_weights",
         )
     peft_config = LoraConfig(
@@ -49,7 +54,9 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
         lora_dropout=config.dropout,
         target_modules=named(config.target_modules),
         init_lora_weights=PEFT_STARTS.get(config.init_weights, config.init_weights),
-        eva_config=EvaConfig(rho=1.0) if config.init_weights == "eva" else None,  # 1: every layer keeps its rank
+        eva_config=EvaConfig(rho=1.0)
+        if config.init_weights == "eva"
+        else None,  # 1: every layer keeps its rank
         use_rslora=config.rslora,
         use_dora=config.dora,
         rank_pattern=read_pattern(config.rank_pattern),
@@ -59,26 +66,38 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     try:
         wrapped = get_peft_model(model, peft_config)
     except ValueError as error:
-        raise ConfigError(f"target_modules {config.target_modules!r} does not fit this model: {error}") from error
+        raise ConfigError(
+            f"target_modules {config.target_modules!r} does not fit this model: {error}"
+        ) from error
     quicken(wrapped, dropout=config.dropout)
     return wrapped
 
 
 def refuse_strangers(wrapped: Any, config: TechniqueSettings) -> None:
-    """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it without a word."""
+    """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it
+    without a word.
+    """
     from training.engine.settings import read_pattern
 
-    adapted = {name.removesuffix(".lora_A") for name, _ in wrapped.named_modules() if name.endswith(".lora_A")}
+    adapted = {
+        name.removesuffix(".lora_A")
+        for name, _ in wrapped.named_modules()
+        if name.endswith(".lora_A")
+    }
     for setting in ("rank_pattern", "alpha_pattern"):
         for name in read_pattern(getattr(config, setting)):
             if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
                 known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in adapted}))
-                raise ConfigError(f"{setting} names {name}, which no adapted layer is called; there are {known}.", field=setting)
+                raise ConfigError(
+                    f"{setting} names {name}, which no adapted layer is called; there are {known}.",
+                    field=setting,
+                )
 
 
 METHOD = Method(
     title="LoRA",
-    words="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a fraction of the memory.",
+    words="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a "
+    "fraction of the memory.",
     paper="https://arxiv.org/abs/2106.09685",
     wrap=wrap,
     check=refuse_strangers,

@@ -1,4 +1,6 @@
-"""Where in a model of any family the sublayers end and the keys and values are made: names of modules, told by their endings."""
+"""Where in a model of any family the sublayers end and the keys and values are made: names of
+modules, told by their endings.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ from typing import Any
 from training.errors import ConfigError
 
 # Endings of Llama, Qwen, Gemma, Mistral, Phi-3; GPT-2; OPT; Phi-2; GPT-NeoX, Falcon, Bloom.
-ATTENTION_ENDS = ("o_proj", "attn.c_proj", "self_attn.out_proj", "self_attn.dense", "attention.dense", "self_attention.dense")
+ATTENTION_ENDS = (
+    "o_proj",
+    "attn.c_proj",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "attention.dense",
+    "self_attention.dense",
+)
 FEED_FORWARD_ENDS = ("down_proj", "mlp.c_proj", "mlp.fc2", "layers.fc2", "dense_4h_to_h", "w2")
 KEYS_AND_VALUES = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 
@@ -31,9 +40,13 @@ def present(model: Any, endings: tuple[str, ...], what: str) -> list[str]:
         ConfigError: it has none of them.
     """
     names = [name for name, _ in model.named_modules()]
-    found = [ending for ending in endings if any(f".{name}".endswith(f".{ending}") for name in names)]
+    found = [
+        ending for ending in endings if any(f".{name}".endswith(f".{ending}") for name in names)
+    ]
     if not found:
         raise ConfigError(
-            f"This technique does not know the {what} layers of {type(model).__name__}; LoRA fits every model.", field="method"
+            f"This technique does not know the {what} layers of {type(model).__name__}; LoRA fits "
+            "every model.",
+            field="method",
         )
     return found

@@ -1,4 +1,6 @@
-"""Prefix tuning (Li and Liang 2021): learned keys and values stand in front of every layer's attention."""
+"""Prefix tuning (Li and Liang 2021): learned keys and values stand in front of every layer's
+attention.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     peft_config = PrefixTuningConfig(
         num_virtual_tokens=config.virtual_tokens,
         prefix_projection=config.prefix_projection,
-        encoder_hidden_size=model.get_input_embeddings().embedding_dim,  # of the projection's inner layer
+        # of the projection's inner layer
+        encoder_hidden_size=model.get_input_embeddings().embedding_dim,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, peft_config)
@@ -24,7 +27,8 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
 
 METHOD = Method(
     title="Prefix tuning",
-    words="Learns keys and values that every layer attends to. Tiny files; good at style, weak at new knowledge.",
+    words="Learns keys and values that every layer attends to. Tiny files; good at style, weak at "
+    "new knowledge.",
     paper="https://arxiv.org/abs/2101.00190",
     wrap=wrap,
     settings=("virtual_tokens", "prefix_projection"),
@@ -32,7 +36,8 @@ METHOD = Method(
     rates="3e-3 to 3e-2",
     highest_rate=0.1,
     never={
-        "gradient_checkpointing": "the prefix lives in the attention cache, which checkpointing throws away.",
+        "gradient_checkpointing": "the prefix lives in the attention cache, which checkpointing "
+        "throws away.",
         "packing": "the prefix stands in front of a sequence, and only its first row would see it.",
     },
     no_merge="A prefix is not an update of weights.",

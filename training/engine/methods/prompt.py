@@ -25,20 +25,26 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     wrapped = get_peft_model(model, peft_config)
     # The saved adapter is whole without the text, and must not name a folder of this machine.
     peft_config.prompt_tuning_init = PromptTuningInit.RANDOM
-    peft_config.prompt_tuning_init_text = peft_config.tokenizer_name_or_path = peft_config.tokenizer_kwargs = None
+    peft_config.prompt_tuning_init_text = peft_config.tokenizer_name_or_path = (
+        peft_config.tokenizer_kwargs
+    ) = None
     return wrapped
 
 
 METHOD = Method(
     title="Prompt tuning",
-    words="Learns a few tokens in front of the prompt. The smallest file of all; needs a large model to shine.",
+    words="Learns a few tokens in front of the prompt. The smallest file of all; needs a large "
+    "model to shine.",
     paper="https://arxiv.org/abs/2104.08691",
     wrap=wrap,
     settings=("virtual_tokens", "prompt_init", "prompt_text"),
     usual={"learning_rate": 1e-2},
     rates="1e-2 to 1e-1",
     highest_rate=0.5,
-    never={"packing": "the prompt stands in front of a sequence, and only its first row would follow on it."},
+    never={
+        "packing": "the prompt stands in front of a sequence, and only its first row would follow "
+        "on it."
+    },
     no_merge="A prompt is not an update of weights.",
     no_mix=ONE_AT_A_TIME,
 )

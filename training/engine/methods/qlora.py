@@ -1,6 +1,8 @@
-"""QLoRA (Dettmers et al. 2023): LoRA on a base of 4-bit NormalFloat weights with double quantisation.
+"""QLoRA (Dettmers et al. 2023): LoRA on a base of 4-bit NormalFloat weights with double
+quantisation.
 
-The base is quantised while it is loaded (training/engine/modeling/model.py); on CUDA the optimizer is paged 8-bit AdamW.
+The base is quantised while it is loaded (training/engine/modeling/model.py); on CUDA the optimizer
+is paged 8-bit AdamW.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from training.engine.methods.base import Method
 
 METHOD = Method(
     title="QLoRA",
-    words="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, a little less exact.",
+    words="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, "
+    "a little less exact.",
     paper="https://arxiv.org/abs/2305.14314",
     wrap=lora.wrap,
     check=lora.refuse_strangers,

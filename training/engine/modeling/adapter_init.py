@@ -1,6 +1,8 @@
-"""Where an update starts, for starts that need more than the base: EVA looks at the data, LoftQ at the full weights.
+"""Where an update starts, for starts that need more than the base: EVA looks at the data, LoftQ at
+the full weights.
 
-Called once, before the first step of a fresh run; a run that resumes has its weights in the checkpoint.
+Called once, before the first step of a fresh run; a run that resumes has its weights in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 from training.engine.config import RunConfig
 from training.engine.data.conversations import EncodedRow
 
-EVA_ROWS = 256  # at most; the directions of SmolLM2's inputs settle after about a hundred rows of smart_home
+# at most; the directions of SmolLM2's inputs settle after about a hundred rows of smart_home
+EVA_ROWS = 256
 EVA_BATCH = 4
 
 
@@ -27,25 +30,37 @@ def begin(model: Any, config: RunConfig, rows: Sequence[EncodedRow]) -> None:
 
 
 def start_from_data(model: Any, rows: Sequence[EncodedRow]) -> None:
-    """EVA (Paischer et al. 2024): A starts as the main directions of each layer's inputs, found by PEFT's incremental SVD."""
+    """EVA (Paischer et al. 2024): A starts as the main directions of each layer's inputs, found by
+    PEFT's incremental SVD.
+    """
     from peft import initialize_lora_eva_weights
 
     device = next(model.parameters()).device
     batches = []
-    for at in range(0, max(1, min(len(rows), EVA_ROWS) - EVA_BATCH + 1), EVA_BATCH):  # fewer rows make one smaller batch
+    for at in range(
+        0, max(1, min(len(rows), EVA_ROWS) - EVA_BATCH + 1), EVA_BATCH
+    ):  # fewer rows make one smaller batch
         part = rows[at : at + EVA_BATCH]
         longest = max(len(row) for row in part)
-        ids, mask = torch.zeros(len(part), longest, dtype=torch.long), torch.zeros(len(part), longest, dtype=torch.long)
+        ids, mask = (
+            torch.zeros(len(part), longest, dtype=torch.long),
+            torch.zeros(len(part), longest, dtype=torch.long),
+        )
         for place, row in enumerate(part):
             ids[place, : len(row)] = torch.from_numpy(row.ids)
             mask[place, : len(row)] = 1
         batches.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
-    model.active_peft_config.init_lora_weights, model.active_peft_config.eva_config = True, None  # loading must not look for data
+    model.active_peft_config.init_lora_weights, model.active_peft_config.eva_config = (
+        True,
+        None,
+    )  # loading must not look for data
 
 
 def start_from_loss_of_bits(model: Any, folder: Path) -> None:
-    """LoftQ (Li et al. 2023, algorithm 1 with one step): B A starts as the best rank-r part of what NF4 lost of each weight."""
+    """LoftQ (Li et al. 2023, algorithm 1 with one step): B A starts as the best rank-r part of what
+    NF4 lost of each weight.
+    """
     from bitsandbytes.functional import dequantize_4bit
     from peft.tuners.lora import Linear4bit
     from transformers.pytorch_utils import Conv1D
@@ -59,7 +74,9 @@ def start_from_loss_of_bits(model: Any, folder: Path) -> None:
         original = whole[name]
         weight = original.weight.T if isinstance(original, Conv1D) else original.weight
         held = layer.get_base_layer().weight
-        lost = weight.detach().to(held.device) - dequantize_4bit(held.data, held.quant_state).float()
+        lost = (
+            weight.detach().to(held.device) - dequantize_4bit(held.data, held.quant_state).float()
+        )
         rank = layer.r["default"]
         left, sizes, right = torch.linalg.svd(lost, full_matrices=False)
         root = sizes[:rank].sqrt()

@@ -1,7 +1,10 @@
-"""`python -m training.engine.modeling.import_model KIND SOURCE TARGET [REVISION]`: bring a base model to a folder of safetensors.
+"""`python -m training.engine.modeling.import_model KIND SOURCE TARGET [REVISION]`: bring a base
+model to a folder of safetensors.
 
-KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a hub id). Progress goes to standard output, a JSON object a line:
-`{"done": 0..1, "words": "..."}`; an error for the person is the last one: `{"error": "..."}` with exit code 65.
+KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a hub id). Progress goes to standard
+output, a JSON object a line:
+`{"done": 0..1, "words": "..."}`; an error for the person is the last one: `{"error": "..."}` with
+exit code 65.
 """
 
 from __future__ import annotations
@@ -13,7 +16,15 @@ from pathlib import Path
 
 from training.engine.fast_imports import quick_imports
 
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt", "LICENSE*", "README.md"]
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "*.txt",
+    "LICENSE*",
+    "README.md",
+]
 
 
 def say(**fields: object) -> None:
@@ -22,7 +33,9 @@ def say(**fields: object) -> None:
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Dequantise to bf16. `dequantize=True` leaves no quantisation entry behind, without which saving is refused."""
+    """Dequantise to bf16. `dequantize=True` leaves no quantisation entry behind, without which
+    saving is refused.
+    """
     say(done=0.02, words="loading libraries")
     with quick_imports():
         import torch
@@ -50,15 +63,26 @@ def download(source: str, target: Path, revision: str) -> None:
     try:
         names = HfApi().list_repo_files(source, revision=revision or None)
         if not any(name.endswith(".safetensors") for name in names):
-            fail(f"{source} has no safetensors; pickled weights are not loaded, since they can run code.")
+            fail(
+                f"{source} has no safetensors; pickled weights are not loaded, since they can run "
+                "code."
+            )
         say(done=0.05, words=f"downloading {source}")
-        snapshot_download(source, revision=revision or None, allow_patterns=HUB_FILES, local_dir=target)
+        snapshot_download(
+            source, revision=revision or None, allow_patterns=HUB_FILES, local_dir=target
+        )
     except HFValidationError as error:
         fail(f"{source!r} is not a hub id such as `owner/model`: {error}")
     except HfHubHTTPError as error:
-        fail(f"The hub refused {source}: {error}. Check the id and the revision; gated models need HF_TOKEN.")
+        fail(
+            f"The hub refused {source}: {error}. Check the id and the revision; gated models need "
+            "HF_TOKEN."
+        )
     except (OSError, ConnectionError) as error:
-        fail(f"The hub cannot be reached from this machine ({type(error).__name__}). Copy the model to a folder instead.")
+        fail(
+            f"The hub cannot be reached from this machine ({type(error).__name__}). Copy the "
+            "model to a folder instead."
+        )
     shutil.rmtree(target / ".cache", ignore_errors=True)
 
 

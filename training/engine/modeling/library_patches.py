@@ -1,6 +1,8 @@
-"""Where PEFT, bitsandbytes and transformers go wrong without an error, and what cures it: each in one place, applied on import.
+"""Where PEFT, bitsandbytes and transformers go wrong without an error, and what cures it: each in
+one place, applied on import.
 
-tests/engine/test_cures.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2, transformers 5.24.
+tests/engine/test_cures.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2,
+transformers 5.24.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ from typing import Any
 
 from peft import PeftModel, PeftModelForCausalLM
 
-import training.engine.methods.bottleneck_tuner  # noqa: F401 registers the tuner, or PEFT refuses to load its adapters
+# registers the tuner, or PEFT refuses to load its adapters
+import training.engine.methods.bottleneck_tuner  # noqa: F401
 from training.errors import UserError
 
 CAN_MIX = ("LORA", "BOTTLENECK")
 
 
 def cure_cached_generation() -> None:
-    """transformers calls the cache `cache` now; peft looks for `past_key_values`, finds none and injects prompt or prefix again
-    at every token (logits off by 0.2 to 1.0)."""
+    """transformers calls the cache `cache` now; peft looks for `past_key_values`, finds none and
+    injects prompt or prefix again at every token (logits off by 0.2 to 1.0).
+    """
     original = PeftModelForCausalLM.prepare_inputs_for_generation
 
     def prepare(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -46,8 +50,10 @@ def cure_cached_generation() -> None:
 
 
 def cure_repacking(model: Any) -> Any:
-    """On CPUs with AVX512-BF16 an eval forward repacks NF4 weights in place: later gradients are wrong (relative difference 1.09)
-    at almost the same loss, and merging gives garbage. Call it right after loading."""
+    """On CPUs with AVX512-BF16 an eval forward repacks NF4 weights in place: later gradients are
+    wrong (relative difference 1.09) at almost the same loss, and merging gives garbage. Call it
+    right after loading.
+    """
     from bitsandbytes.nn import Linear4bit
 
     for layer in model.modules():
@@ -57,7 +63,9 @@ def cure_repacking(model: Any) -> Any:
 
 
 def cure_ignored_names() -> None:
-    """Most tuners ignore `adapter_names` without an error, and a call that PEFT refuses half-way leaves its hooks behind."""
+    """Most tuners ignore `adapter_names` without an error, and a call that PEFT refuses half-way
+    leaves its hooks behind.
+    """
     original = PeftModel._enable_peft_forward_hooks
 
     @contextmanager
@@ -93,7 +101,9 @@ def refuse_names(model: Any, names: list[str], rows: int | None) -> None:
             raise UserError(f"There is no adapter {name!r} beside this base.")
         if config.peft_type not in CAN_MIX or getattr(config, "use_dora", False):
             kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
-            raise UserError(f"Adapters of type {kind} cannot share a batch; ask them one at a time.")
+            raise UserError(
+                f"Adapters of type {kind} cannot share a batch; ask them one at a time."
+            )
 
 
 cure_cached_generation()

@@ -1,7 +1,7 @@
 """An adapter folded into its base, as a model of its own.
 
-A 4-bit base is dequantised first and the result kept in 16 bits: PEFT would quantise the sum again, and an ordinary update
-(0.45 % of a weight's norm) would round away (0.6 % of it survives).
+A 4-bit base is dequantised first and the result kept in 16 bits: PEFT would quantise the sum again,
+and an ordinary update (0.45 % of a weight's norm) would round away (0.6 % of it survives).
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def pick_device() -> torch.device:
 
 
 def hold_to_share(device: torch.device) -> None:
-    """Where other runs use this device, too, the allocator ends at what this one reserved: SNAPML_DEVICE_BYTES."""
+    """Where other runs use this device, too, the allocator ends at what this one reserved:
+    SNAPML_DEVICE_BYTES.
+    """
     share = os.environ.get("SNAPML_DEVICE_BYTES")
     if share and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -35,10 +37,12 @@ def hold_to_share(device: torch.device) -> None:
 
 
 def pick_precision(config: RunConfig, device: torch.device) -> str:
-    """bf16 where `auto` finds it in hardware: 171 against 112 tokens/s for SmolLM2-135M on an AVX512-BF16 core.
+    """bf16 where `auto` finds it in hardware: 171 against 112 tokens/s for SmolLM2-135M on an
+    AVX512-BF16 core.
 
-    Without the instruction a CPU emulates bf16, slower than fp32. A whole model is trained in `mixed`: bf16 has 8 bits of
-    mantissa, so a weight of 1 does not move by steps under 0.004, and full fine-tuning's are 100 times smaller.
+    Without the instruction a CPU emulates bf16, slower than fp32. A whole model is trained in
+    `mixed`: bf16 has 8 bits of mantissa, so a weight of 1 does not move by steps under 0.004, and
+    full fine-tuning's are 100 times smaller.
     """
     return precision_for(config, has_bf16=fastest_dtype(device) is torch.bfloat16)
 
@@ -53,7 +57,11 @@ def precision_for(config: RunConfig, *, has_bf16: bool) -> str:
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    has = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    has = (
+        torch.cuda.is_bf16_supported()
+        if device.type == "cuda"
+        else torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.bfloat16 if has else torch.float32
 
 
@@ -62,12 +70,17 @@ def weights_dtype(precision: str) -> torch.dtype:
 
 
 def compute_in_bf16(model: Any, device: torch.device) -> None:
-    """`mixed`: weights stay fp32, and every forward of this model (training, measuring, answering) multiplies in bf16."""
+    """`mixed`: weights stay fp32, and every forward of this model (training, measuring, answering)
+    multiplies in bf16.
+    """
     model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(model.forward)
 
 
-def load_base(folder: Path, dtype: torch.dtype, device: torch.device, *, quantised: bool = False) -> Any:
-    """The causal language model in `dtype` on `device`, in eval mode; its linear layers in NF4 if `quantised`.
+def load_base(
+    folder: Path, dtype: torch.dtype, device: torch.device, *, quantised: bool = False
+) -> Any:
+    """The causal language model in `dtype` on `device`, in eval mode; its linear layers in NF4 if
+    `quantised`.
 
     Raises:
         ConfigError: the folder holds no model that transformers can build from safetensors.
@@ -76,7 +89,9 @@ def load_base(folder: Path, dtype: torch.dtype, device: torch.device, *, quantis
 
     if device.type == "cpu":
         quicken_attention()
-    bits = {"quantization_config": four_bits(dtype), "device_map": {"": device}} if quantised else {}
+    bits = (
+        {"quantization_config": four_bits(dtype), "device_map": {"": device}} if quantised else {}
+    )
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -88,16 +103,23 @@ def load_base(folder: Path, dtype: torch.dtype, device: torch.device, *, quantis
             **bits,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"The base model in {folder.name} cannot be loaded: {error}", field="model") from error
+        raise ConfigError(
+            f"The base model in {folder.name} cannot be loaded: {error}", field="model"
+        ) from error
     return cure_repacking(model) if quantised else model.to(device)
 
 
 def four_bits(dtype: torch.dtype) -> Any:
-    """NF4 with double quantisation (Dettmers et al. 2023): about 4.13 bits a weight. Products are computed in `dtype`."""
+    """NF4 with double quantisation (Dettmers et al. 2023): about 4.13 bits a weight. Products are
+    computed in `dtype`.
+    """
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
@@ -106,22 +128,30 @@ def wrap(base: Any, config: RunConfig) -> Any:
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = TABLE[config.method].wrap(base, config)
-    for peft_config in getattr(model, "peft_config", {}).values():  # a name, not a path of this server
+    for peft_config in getattr(
+        model, "peft_config", {}
+    ).values():  # a name, not a path of this server
         peft_config.base_model_name_or_path = config.model_name or Path(config.model).name
     return model
 
 
 def count_parameters(model: Any) -> int:
     """Parameters as the model has them, also where two of them share a byte."""
-    return sum(math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel() for p in model.parameters())
+    return sum(
+        math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
+        for p in model.parameters()
+    )
 
 
 def make_repeatable(config: RunConfig, device: torch.device) -> None:
-    """Same data, config, seed and machine give the same bits: fixed threads, fixed kernels, seeded draws."""
+    """Same data, config, seed and machine give the same bits: fixed threads, fixed kernels, seeded
+    draws.
+    """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a debugging aid, 6 % of a step
+    # a debugging aid, 6 % of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
 
@@ -129,9 +159,10 @@ def make_repeatable(config: RunConfig, device: torch.device) -> None:
 class TrainedPositions:
     """Lets any causal LM compute its logits only where a label is.
 
-    The vocabulary projection is a quarter of SmolLM2-135M's multiplications, and its logits (4 bytes x 49,152 a token) most of a
-    step's memory. A hook before the output layer keeps the hidden states of trained positions and drops the rest, so this
-    holds for every architecture and for methods that put virtual tokens in front (positions count from the right).
+    The vocabulary projection is a quarter of SmolLM2-135M's multiplications, and its logits (4
+    bytes x 49,152 a token) most of a step's memory. A hook before the output layer keeps the hidden
+    states of trained positions and drops the rest, so this holds for every architecture and for
+    methods that put virtual tokens in front (positions count from the right).
     """
 
     def __init__(self, model: Any) -> None:
@@ -149,10 +180,12 @@ class TrainedPositions:
         return (inputs[0][:, -length:].flatten(0, 1).index_select(0, places), *inputs[1:])
 
     def refuse_leaks(self, model: Any, ids: Any) -> None:
-        """Make sure that packed rows do not see each other: what stands before a row must not change what comes out of it.
+        """Make sure that packed rows do not see each other: what stands before a row must not
+        change what comes out of it.
 
         Raises:
-            ConfigError: it does. (Seen with OPT, BioGPT, Qwen3-Next and GraniteMoeHybrid, which do not look at positions.)
+            ConfigError: it does. (Seen with OPT, BioGPT, Qwen3-Next and GraniteMoeHybrid, which do
+                not look at positions.)
         """
         row = torch.as_tensor(ids, device=next(model.parameters()).device)
         places = torch.arange(len(row), device=row.device)
@@ -161,26 +194,39 @@ class TrainedPositions:
         model.eval()
         with torch.no_grad():
             first, second = (
-                model(input_ids=torch.cat([before, row])[None], position_ids=positions, use_cache=False).logits[0, len(row) :]
+                model(
+                    input_ids=torch.cat([before, row])[None],
+                    position_ids=positions,
+                    use_cache=False,
+                ).logits[0, len(row) :]
                 for before in (row, other)
             )
         model.train()
         if (first - second).abs().max() > 1e-3 * first.abs().max():
-            raise ConfigError("This model lets packed rows see each other; switch packing off.", field="packing")
+            raise ConfigError(
+                "This model lets packed rows see each other; switch packing off.", field="packing"
+            )
 
-    def loss_sum(self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and positions are (rows, tokens).
+    def loss_sum(
+        self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
+        """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and
+        positions are (rows, tokens).
 
-        Padding stands on the right, where no trained position can see it: with no attention mask at all, attention keeps its
-        fast causal kernel and no (tokens x tokens) mask is built.
+        Padding stands on the right, where no trained position can see it: with no attention mask at
+        all, attention keeps its fast causal kernel and no (tokens x tokens) mask is built.
         """
         keep = torch.zeros_like(labels, dtype=torch.bool)
         keep[:, :-1] = labels[:, 1:] != IGNORED
         places = keep.flatten().nonzero().squeeze(1)
         return self.loss_at(model, ids, places, labels[:, 1:][keep[:, :-1]], positions)
 
-    def loss_at(self, model: Any, ids: Tensor, places: Tensor, targets: Tensor, positions: Tensor | None) -> Tensor:
-        """The same from the places (numbers among rows x tokens) whose next token is trained, and those tokens."""
+    def loss_at(
+        self, model: Any, ids: Tensor, places: Tensor, targets: Tensor, positions: Tensor | None
+    ) -> Tensor:
+        """The same from the places (numbers among rows x tokens) whose next token is trained, and
+        those tokens.
+        """
         self._at = (places, ids.shape[1])
         try:
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits

@@ -1,4 +1,6 @@
-"""The optimizer of a run, and its state as plain tensors. 8-bit and paged AdamW are bitsandbytes' (Dettmers et al. 2021)."""
+"""The optimizer of a run, and its state as plain tensors. 8-bit and paged AdamW are bitsandbytes'
+(Dettmers et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ from training.engine.config import RunConfig
 
 
 def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters. With LoRA+ (Hayou et al. 2024) the B factors learn `lora_plus_ratio` times as fast."""
+    """AdamW over the trainable parameters. With LoRA+ (Hayou et al. 2024) the B factors learn
+    `lora_plus_ratio` times as fast.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     fast = [p for name, p in trained if config.lora_plus_ratio != 1 and ".lora_B." in name]
     known = {id(p) for p in fast}
-    groups: list[dict[str, Any]] = [{"params": [p for _, p in trained if id(p) not in known], "rate": 1.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for _, p in trained if id(p) not in known], "rate": 1.0}
+    ]
     if fast:
         groups.append({"params": fast, "rate": config.lora_plus_ratio})
     kind = config.optimizer_on(device.type)
@@ -23,7 +29,10 @@ def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, fused=True)
     import bitsandbytes
 
-    maker = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}[kind]
+    maker = {
+        "adamw_8bit": bitsandbytes.optim.AdamW8bit,
+        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+    }[kind]
     optimizer: torch.optim.Optimizer = maker(groups, lr=0.0, weight_decay=config.weight_decay)
     return optimizer
 
@@ -33,9 +42,13 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state by parameter position (`3.exp_avg`); bitsandbytes' step counts are numbers, kept as tensors of one."""
+    """The state by parameter position (`3.exp_avg`); bitsandbytes' step counts are numbers, kept as
+    tensors of one.
+    """
     return {
-        f"{place}.{key}": value.detach().contiguous() if isinstance(value, Tensor) else torch.tensor(value)
+        f"{place}.{key}": value.detach().contiguous()
+        if isinstance(value, Tensor)
+        else torch.tensor(value)
         for place, parameter in enumerate(parameters(optimizer))
         for key, value in optimizer.state[parameter].items()
         if not key.startswith("qmap")  # bitsandbytes' table of 8-bit values, the same for all
@@ -51,11 +64,17 @@ def put_back(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
     bits = type(optimizer).__module__.startswith("bitsandbytes")
     if bits:
         optimizer.check_overrides()  # type: ignore[attr-defined]
-    places = [(g, p, parameter) for g, group in enumerate(optimizer.param_groups) for p, parameter in enumerate(group["params"])]
+    places = [
+        (g, p, parameter)
+        for g, group in enumerate(optimizer.param_groups)
+        for p, parameter in enumerate(group["params"])
+    ]
     for number, (g, p, parameter) in enumerate(places):
         kept = by_place.get(number, {})
         if not bits:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device) for key, value in kept.items()
+            }
         elif kept:
             # Paged state is allocated by bitsandbytes itself, and filled.
             optimizer.init_state(optimizer.param_groups[g], parameter, g, p)  # type: ignore[attr-defined]

@@ -1,8 +1,10 @@
-"""Causal attention in bf16 over short rows on a CPU, as plain matrix products; scores are fp32, as torch's kernel has them.
+"""Causal attention in bf16 over short rows on a CPU, as plain matrix products; scores are fp32, as
+torch's kernel has them.
 
-torch's kernel takes 0.9 ms forward and 6.0 ms backward for 8 rows of 66 tokens in SmolLM2-135M's shape, a quarter of a LoRA step;
-these products take 1.9 together (2 cores, AVX512-BF16), half of its time at 128 tokens, and more of it than torch from 256 on.
-Like it, this keeps no matrix of all pairs for the way back.
+torch's kernel takes 0.9 ms forward and 6.0 ms backward for 8 rows of 66 tokens in SmolLM2-135M's
+shape, a quarter of a LoRA step; these products take 1.9 together (2 cores, AVX512-BF16), half of
+its time at 128 tokens, and more of it than torch from 256 on. Like it, this keeps no matrix of all
+pairs for the way back.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from training.engine.memory_estimator import LONGEST_SHORT, rows_at_once
 
-# 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody simulates.
+# 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody
+# simulates.
 CAUSAL = torch.zeros(LONGEST_SHORT, LONGEST_SHORT).masked_fill_(
     torch.ones(LONGEST_SHORT, LONGEST_SHORT, dtype=torch.bool).triu(1), -math.inf
 )
@@ -34,7 +37,9 @@ def some_rows(query: Tensor) -> Iterator[slice]:
 
 
 def probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """fp32 (rows x groups, heads of a group x tokens, tokens). Scores of 40 are usual, and bf16 would round them by 0.1."""
+    """fp32 (rows x groups, heads of a group x tokens, tokens). Scores of 40 are usual, and bf16
+    would round them by 0.1.
+    """
     length = key.shape[1]
     scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
     scores.view(len(key), -1, length, length).add_(CAUSAL[:length, :length])
@@ -42,7 +47,9 @@ def probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 class ShortAttention(torch.autograd.Function):
-    """softmax(scale q k' + causal) v for query (rows, heads, tokens, width) and keys, values (rows, groups, tokens, width)."""
+    """softmax(scale q k' + causal) v for query (rows, heads, tokens, width) and keys, values (rows,
+    groups, tokens, width).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -54,8 +61,14 @@ class ShortAttention(torch.autograd.Function):
         made = query.new_empty(rows, length, heads, value.shape[-1])
         with torch.autocast("cpu", enabled=False):  # it would round the scores
             for at in some_rows(query):
-                share = probabilities(grouped(query[at], groups), grouped(key[at], groups), scale).to(query.dtype)
-                made[at] = torch.bmm(share, grouped(value[at], groups)).view(-1, heads, length, value.shape[-1]).transpose(1, 2)
+                share = probabilities(
+                    grouped(query[at], groups), grouped(key[at], groups), scale
+                ).to(query.dtype)
+                made[at] = (
+                    torch.bmm(share, grouped(value[at], groups))
+                    .view(-1, heads, length, value.shape[-1])
+                    .transpose(1, 2)
+                )
         return made
 
     @staticmethod
@@ -72,27 +85,56 @@ class ShortAttention(torch.autograd.Function):
         return made[0], made[1], made[2], None
 
 
-def gradients(query: Tensor, key: Tensor, value: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, key and value, all as `grouped` has them; what is between is gone before the next rows come."""
+def gradients(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of query, key and value, all as `grouped` has them; what is between is gone before the next
+    rows come.
+    """
     share = probabilities(query, key, scale)
     weighted = torch.bmm(grad, value.transpose(1, 2)).float().mul_(share)
     # The softmax's derivative: P (dP - rowsum(P dP)).
-    of_scores = weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1).mul_(scale).to(query.dtype)
+    of_scores = (
+        weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1)
+        .mul_(scale)
+        .to(query.dtype)
+    )
     of_value = torch.bmm(share.to(query.dtype).transpose(1, 2), grad)
     return torch.bmm(of_scores, key), torch.bmm(of_scores.transpose(1, 2), query), of_value
 
 
-def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any) -> Any:
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **more: Any,
+) -> Any:
     """transformers' attention function: short where that holds, else as transformers has it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     is_causal = more.get("is_causal")
-    plain = attention_mask is None and not more.get("dropout") and more.get("position_bias") is None and not more.get("softcap")
+    plain = (
+        attention_mask is None
+        and not more.get("dropout")
+        and more.get("position_bias") is None
+        and not more.get("softcap")
+    )
     fits = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= LONGEST_SHORT
     if torch.is_autocast_enabled("cpu"):  # what torch's kernel is given, too
-        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    on_cpu = query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {torch.bfloat16}
-    if plain and fits and on_cpu and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        query, key, value = (
+            tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value)
+        )
+    on_cpu = query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {
+        torch.bfloat16
+    }
+    if (
+        plain
+        and fits
+        and on_cpu
+        and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    ):
         scale = more.get("scaling") or query.shape[-1] ** -0.5
         return ShortAttention.apply(query, key, value, scale), None  # type: ignore[no-untyped-call]
     return sdpa_attention_forward(module, query, key, value, attention_mask, **more)

@@ -1,4 +1,6 @@
-"""What a run learned, written and read: an adapter as PEFT saves it, or the whole model. Safetensors and JSON, nothing else."""
+"""What a run learned, written and read: an adapter as PEFT saves it, or the whole model.
+Safetensors and JSON, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -20,40 +22,62 @@ RAW = "raw."
 
 
 def start_of(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
-    """A copy of the adapter before its first step, if its start changed the base: saving it as plain LoRA needs that."""
+    """A copy of the adapter before its first step, if its start changed the base: saving it as
+    plain LoRA needs that.
+    """
     if config.init_weights not in MUTATING:
         return None
-    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()}
+    return {
+        name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()
+    }
 
 
 def write_weights(model: Any, folder: Path, start: dict[str, Tensor] | None = None) -> None:
-    """An adapter loadable with plain `PeftModel.from_pretrained`, or a model loadable with plain `from_pretrained`."""
+    """An adapter loadable with plain `PeftModel.from_pretrained`, or a model loadable with plain
+    `from_pretrained`.
+    """
     if start is not None:
         write_as_plain_lora(model, folder, start)
     elif isinstance(model, PeftModel):
         model.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
-        model.save_pretrained(folder, max_shard_size="1000GB")  # one file, so that one hash names the weights
+        model.save_pretrained(
+            folder, max_shard_size="1000GB"
+        )  # one file, so that one hash names the weights
 
 
 def write_as_plain_lora(model: Any, folder: Path, start: dict[str, Tensor]) -> None:
-    """PiSSA and OLoRA as plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, -B0] [A; A0].
+    """PiSSA and OLoRA as plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, -B0]
+    [A; A0].
 
     Saved as it is, `pissa_niter` would draw another random SVD at loading (logits off by 0.59).
     """
     made = {}
     for name, value in get_peft_model_state_dict(model).items():
         before = start[name].to(value.device)
-        made[name] = torch.cat([value, before], 0) if "lora_A" in name else torch.cat([value, -before], 1)
-    save_file({name: value.contiguous() for name, value in made.items()}, folder / ADAPTER[0], metadata={"format": "pt"})
+        made[name] = (
+            torch.cat([value, before], 0) if "lora_A" in name else torch.cat([value, -before], 1)
+        )
+    save_file(
+        {name: value.contiguous() for name, value in made.items()},
+        folder / ADAPTER[0],
+        metadata={"format": "pt"},
+    )
     config = copy.deepcopy(model.active_peft_config)
-    config.r, config.lora_alpha, config.init_lora_weights, config.inference_mode = 2 * config.r, 2 * config.lora_alpha, True, True
+    config.r, config.lora_alpha, config.init_lora_weights, config.inference_mode = (
+        2 * config.r,
+        2 * config.lora_alpha,
+        True,
+        True,
+    )
     config.save_pretrained(folder)
 
 
 def raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
-    """The trained parameters by position, where the saved form is not the trained one: only these bring a run back to the bit."""
+    """The trained parameters by position, where the saved form is not the trained one: only these
+    bring a run back to the bit.
+    """
     if config.init_weights not in MUTATING and not config.prefix_projection:
         return {}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -61,7 +85,9 @@ def raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
 
 
 def read_weights(model: Any, folder: Path, raw: dict[str, Tensor]) -> None:
-    """Put back what `write_weights` and `raw_weights` told of a model that was wrapped in the same way."""
+    """Put back what `write_weights` and `raw_weights` told of a model that was wrapped in the same
+    way.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if raw:
         with torch.no_grad():
@@ -70,12 +96,16 @@ def read_weights(model: Any, folder: Path, raw: dict[str, Tensor]) -> None:
     elif isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / ADAPTER[0]))
     else:
-        model.load_state_dict(load_file(folder / MODEL), strict=False)  # tied weights are in the file once
+        model.load_state_dict(
+            load_file(folder / MODEL), strict=False
+        )  # tied weights are in the file once
         model.tie_weights()
 
 
 def refuse_other_names(model: Any, folder: Path) -> None:
-    """Raises KeyError: the folder's adapter has parameters that the model has not, or lacks some. PEFT would pass over both."""
+    """Raises KeyError: the folder's adapter has parameters that the model has not, or lacks some.
+    PEFT would pass over both.
+    """
     if isinstance(model, PeftModel):
         apart = set(load_file(folder / ADAPTER[0])) ^ set(get_peft_model_state_dict(model))
         if apart:

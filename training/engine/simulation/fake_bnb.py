@@ -1,4 +1,6 @@
-"""The sizes and the behaviour of bitsandbytes' 4-bit layers and 8-bit optimizer states, without their bytes."""
+"""The sizes and the behaviour of bitsandbytes' 4-bit layers and 8-bit optimizer states, without
+their bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,17 @@ BLOCK_8BIT, SMALLEST_8BIT = 256, 4096
 
 
 def nf4_extra(weights: int) -> int:
-    """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and offset (double quantisation)."""
+    """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and
+    offset (double quantisation).
+    """
     blocks = -(-weights // NF4_BLOCK)
     return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
 
 
 def widened_8bit(parameter: Tensor) -> int:
-    """Bytes that bitsandbytes' step on a CPU takes for a moment: both states, the gradient, and the root of the second moment
-    twice, in fp32, and the weight where it is no fp32 (bitsandbytes/backends/cpu/ops.py). Small tensors keep 32-bit states.
+    """Bytes that bitsandbytes' step on a CPU takes for a moment: both states, the gradient, and the
+    root of the second moment twice, in fp32, and the weight where it is no fp32
+    (bitsandbytes/backends/cpu/ops.py). Small tensors keep 32-bit states.
     """
     if parameter.numel() < SMALLEST_8BIT:
         return 0
@@ -27,7 +32,9 @@ def widened_8bit(parameter: Tensor) -> int:
 
 
 class _Product(torch.autograd.Function):
-    """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the product takes, both ways."""
+    """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the
+    product takes, both ways.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -41,7 +48,9 @@ class _Product(torch.autograd.Function):
 
 
 def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
-    """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear layer but the output."""
+    """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear
+    layer but the output.
+    """
     import bitsandbytes
     from transformers.pytorch_utils import Conv1D
 
@@ -49,9 +58,13 @@ def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
         def __init__(self, inputs: int, outputs: int, bias: nn.Parameter | None) -> None:
             nn.Module.__init__(self)
             self.in_features, self.out_features, self.compute_dtype = inputs, outputs, dtype
-            self.weight = nn.Parameter(torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False)
+            self.weight = nn.Parameter(
+                torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
+            )
             self.weight.compress_statistics, self.weight.quant_type = True, "nf4"  # type: ignore[attr-defined]
-            self.register_buffer("extra", torch.empty(nf4_extra(inputs * outputs), dtype=torch.uint8))
+            self.register_buffer(
+                "extra", torch.empty(nf4_extra(inputs * outputs), dtype=torch.uint8)
+            )
             self.bias = bias
 
         def forward(self, x: Tensor) -> Tensor:
@@ -75,5 +88,7 @@ def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
 
 
 def bytes_8bit(numbers: int) -> int:
-    """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32 (bitsandbytes 0.50)."""
+    """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32
+    (bitsandbytes 0.50).
+    """
     return 2 * numbers + 8 * -(-numbers // BLOCK_8BIT) if numbers >= SMALLEST_8BIT else 8 * numbers

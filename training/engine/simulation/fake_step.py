@@ -1,7 +1,9 @@
-"""One true training step on fake tensors: the model, technique, loss and optimizer that a run uses, without weights.
+"""One true training step on fake tensors: the model, technique, loss and optimizer that a run uses,
+without weights.
 
-Shallow models suffice: without padding every stretch of a step is affine in layers, batch, length, trained positions and the
-technique's size (training/engine/memory_estimator.py), so a few of them tell the whole.
+Shallow models suffice: without padding every stretch of a step is affine in layers, batch, length,
+trained positions and the technique's size (training/engine/memory_estimator.py), so a few of them
+tell the whole.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from training.engine.simulation.storage_tracker import Storages
 
 
 def make_fake(model: nn.Module) -> None:
-    """Every parameter and buffer of a model on `meta` becomes a fake CPU tensor; what was tied stays tied."""
+    """Every parameter and buffer of a model on `meta` becomes a fake CPU tensor; what was tied
+    stays tied.
+    """
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -43,9 +47,13 @@ def make_fake(model: nn.Module) -> None:
 
 
 class FakeRun:
-    """A model of `layers` layers, wrapped and ready; `step(shape)` tells what is alive at every moment of a step."""
+    """A model of `layers` layers, wrapped and ready; `step(shape)` tells what is alive at every
+    moment of a step.
+    """
 
-    def __init__(self, model_config: Any, config: RunConfig, *, layers: int, precision: str, device: str) -> None:
+    def __init__(
+        self, model_config: Any, config: RunConfig, *, layers: int, precision: str, device: str
+    ) -> None:
         from transformers import AttentionInterface, AutoModelForCausalLM
 
         self.config = config
@@ -53,7 +61,9 @@ class FakeRun:
             model_config = without_attention_dropout(model_config)
         dtype = weights_dtype(precision)
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa")
+            base = AutoModelForCausalLM.from_config(
+                with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa"
+            )
             self.largest = max(p.numel() for p in base.parameters())
             if TABLE[config.method].quantised:
                 four_bit_layers(base, dtype)
@@ -63,7 +73,9 @@ class FakeRun:
         self.modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self.modes.enter_context(self.storages)
         self.modes.enter_context(packed_or_not(packed=config.packing))
-        self.modes.enter_context(mock.patch.dict(AttentionInterface._global_mapping, {"sdpa": self.attend}))
+        self.modes.enter_context(
+            mock.patch.dict(AttentionInterface._global_mapping, {"sdpa": self.attend})
+        )
         self.block = ""
         make_fake(self.model)
         if precision == "mixed":
@@ -71,15 +83,25 @@ class FakeRun:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in trained)
         for parameter in trained:
-            parameter.register_post_accumulate_grad_hook(lambda p: self.storages.call([p.grad], "gradients"))
+            parameter.register_post_accumulate_grad_hook(
+                lambda p: self.storages.call([p.grad], "gradients")
+            )
         self.head = TrainedPositions(self.model)
         output = self.model.get_output_embeddings()
-        output.register_forward_pre_hook(lambda *_: self.storages.enter(self.mark("head"), "logits"))
-        output.register_forward_hook(lambda _m, _a, out: self.mark_gradient(out, "backward projection"))
+        output.register_forward_pre_hook(
+            lambda *_: self.storages.enter(self.mark("head"), "logits")
+        )
+        output.register_forward_hook(
+            lambda _m, _a, out: self.mark_gradient(out, "backward projection")
+        )
         self.watch_layers(layers)
         self.kind_of_optimizer = "adamw" if config.optimizer in ("auto", "adamw") else "8bit"
         self.measuring, self.forward = False, True
-        self.optimizer = make_optimizer(self.model, config, torch.device("cpu")) if self.kind_of_optimizer == "adamw" else None
+        self.optimizer = (
+            make_optimizer(self.model, config, torch.device("cpu"))
+            if self.kind_of_optimizer == "adamw"
+            else None
+        )
         self.begin_optimizer(trained)
 
     def mark(self, stretch: str) -> str:
@@ -91,20 +113,28 @@ class FakeRun:
             self.storages.enter(self.mark(f"forward {stretch}"), "activations")
 
     def watch_layers(self, layers: int) -> None:
-        """Backward goes through the stretches loss, projection, top layer, layers between, bottom layer, embeddings."""
-        blocks = next(m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+        """Backward goes through the stretches loss, projection, top layer, layers between, bottom
+        layer, embeddings.
+        """
+        blocks = next(
+            m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers
+        )
         names = {layers - 1: "top", 0: "bottom"}
         for place, block in enumerate(blocks):
             name = names.get(place, "between")
             block.register_forward_pre_hook(lambda *_, name=name: self.enter_forward(name))
             block.register_forward_pre_hook(lambda *_, name=name: setattr(self, "block", name))
-            block.register_forward_hook(lambda _m, _a, out, name=name: self.mark_gradient(out, f"backward {name}"))
+            block.register_forward_hook(
+                lambda _m, _a, out, name=name: self.mark_gradient(out, f"backward {name}")
+            )
         self.model.get_input_embeddings().register_forward_hook(
             lambda _m, _a, out: self.mark_gradient(out, "backward embeddings")
         )
 
     def attend(self, module: Any, query: Tensor, *others: Any, **more: Any) -> Any:
-        """By torch's kernel, whatever runs take here; its way back is a stretch of its own (memory_law.attention_bytes)."""
+        """By torch's kernel, whatever runs take here; its way back is a stretch of its own
+        (memory_law.attention_bytes).
+        """
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         out, weights = sdpa_attention_forward(module, query, *others, **more)
@@ -131,7 +161,9 @@ class FakeRun:
             self.storages.call(self.optimizer.state[parameter].values(), "optimizer")
 
     def step(self, shape: Shape) -> dict[str, list[tuple[int, ...]]]:
-        """Bytes by kind at every moment of every stretch, for a batch of this shape; those of a measurement begin with `eval`."""
+        """Bytes by kind at every moment of every stretch, for a batch of this shape; those of a
+        measurement begin with `eval`.
+        """
         self.storages.begin()
         ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
         labels = FixedLabels(shape)
@@ -171,7 +203,9 @@ class FakeRun:
 
 
 class FixedLabels:
-    """Where the trained positions of a batch are: their number decides, not their places, and fake tensors have no values."""
+    """Where the trained positions of a batch are: their number decides, not their places, and fake
+    tensors have no values.
+    """
 
     def __init__(self, shape: Shape) -> None:
         self.places = torch.zeros(shape.trained, dtype=torch.long)
@@ -179,7 +213,9 @@ class FixedLabels:
 
 
 def with_layers(model_config: Any, layers: int) -> Any:
-    """The model's config with fewer layers; of models with a pattern of layer kinds, its first ones."""
+    """The model's config with fewer layers; of models with a pattern of layer kinds, its first
+    ones.
+    """
     made = copy.deepcopy(model_config)
     text = made.get_text_config()
     name = "num_hidden_layers" if hasattr(text, "num_hidden_layers") else "n_layer"
@@ -190,7 +226,9 @@ def with_layers(model_config: Any, layers: int) -> Any:
 
 
 def without_attention_dropout(model_config: Any) -> Any:
-    """CUDA's attention kernels drop out on the fly; the CPU's, on which we simulate, would keep a matrix of all pairs for it."""
+    """CUDA's attention kernels drop out on the fly; the CPU's, on which we simulate, would keep a
+    matrix of all pairs for it.
+    """
     made = copy.deepcopy(model_config)
     for config in (made, made.get_text_config()):
         for name in ("attention_dropout", "attn_pdrop"):
@@ -201,7 +239,9 @@ def without_attention_dropout(model_config: Any) -> Any:
 
 @contextmanager
 def packed_or_not(*, packed: bool) -> Iterator[None]:
-    """transformers looks at position ids' values to find packed rows; fake ones have none, so it is told."""
+    """transformers looks at position ids' values to find packed rows; fake ones have none, so it is
+    told.
+    """
 
     def told(position_ids: Tensor) -> Tensor | None:
         return torch.zeros_like(position_ids) if packed else None

@@ -1,7 +1,9 @@
-"""`python -m training.engine.simulation`: memory laws of runs, without weights. A JSON request a line in, an answer a line out.
+"""`python -m training.engine.simulation`: memory laws of runs, without weights. A JSON request a
+line in, an answer a line out.
 
-A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it has no bf16) or "cuda"}; the
-answer is a law as memory_law.py reads it, or {"error": words}. The program stays for the next line: imports take 5 s, a law 5 s.
+A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it
+has no bf16) or "cuda"}; the answer is a law as memory_law.py reads it, or {"error": words}. The
+program stays for the next line: imports take 5 s, a law 5 s.
 """
 
 from __future__ import annotations
@@ -22,11 +24,23 @@ with quick_imports():
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.memory_estimator import CORNERS, DEPTHS, SHAPES, SIZES, Law, Sample, Shape, fit, size_setting
+    from training.engine.memory_estimator import (
+        CORNERS,
+        DEPTHS,
+        SHAPES,
+        SIZES,
+        Law,
+        Sample,
+        Shape,
+        fit,
+        size_setting,
+    )
     from training.engine.modeling.model import precision_for
     from training.engine.simulation.fake_step import FakeRun, model_config_of
 
-MOST_MEMORY_BYTES = 16 * 2**30  # address space, CUDA's libraries included: a config.json is anybody's
+MOST_MEMORY_BYTES = (
+    16 * 2**30
+)  # address space, CUDA's libraries included: a config.json is anybody's
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
 
 
@@ -39,21 +53,35 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     model_config = model_config_of(folder)
     text = model_config.get_text_config()
     layers = text.num_hidden_layers
-    precision, device = precision_for(config, has_bf16=device != "cpu_fp32"), device.removesuffix("_fp32")
+    precision, device = (
+        precision_for(config, has_bf16=device != "cpu_fp32"),
+        device.removesuffix("_fp32"),
+    )
     config = replace(config, optimizer=config.optimizer_on(device), **plain_start(config))
     name = size_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
-    facts: dict[str, Any] = {"device": device, "precision": precision, "optimizer": config.optimizer, "size_setting": name}
-    facts["short_attention"] = short_attention(text, config) if device == "cpu" and precision != "fp32" else (0, 0)
+    facts: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "optimizer": config.optimizer,
+        "size_setting": name,
+    }
+    facts["short_attention"] = (
+        short_attention(text, config) if device == "cpu" and precision != "fp32" else (0, 0)
+    )
     for depth in range(2):
         for sized in range(2 if name else 1):
             size = SIZES[sized] if name else 0
             more: dict[str, Any] = {name: size} if name else {}
             one = replace(config, **more)
-            run = FakeRun(model_config, one, layers=DEPTHS[depth], precision=precision, device=device)
+            run = FakeRun(
+                model_config, one, layers=DEPTHS[depth], precision=precision, device=device
+            )
             try:
-                run.step(shapes[0])  # a first measuring has 9 moments after its layers, every later one 12
+                run.step(
+                    shapes[0]
+                )  # a first measuring has 9 moments after its layers, every later one 12
                 for shape in shapes[: CORNERS[depth, sized]]:
                     samples.append((DEPTHS[depth], size, shape, run.step(shape)))
                 facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest
@@ -63,21 +91,29 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
 
 
 def short_attention(text: Any, config: RunConfig) -> tuple[int, int]:
-    """Heads and their width, of a model and technique that attend by short_attention.py; zeros where torch's kernel does."""
+    """Heads and their width, of a model and technique that attend by short_attention.py; zeros
+    where torch's kernel does.
+    """
     dropout = getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0)
     if config.packing or config.method == "prefix" or dropout:
         return 0, 0
-    return text.num_attention_heads, getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return text.num_attention_heads, getattr(
+        text, "head_dim", None
+    ) or text.hidden_size // text.num_attention_heads
 
 
 def plain_start(config: RunConfig) -> dict[str, Any]:
-    """Starts cost time before the first step and nothing in it; they need weights, which there are none of."""
+    """Starts cost time before the first step and nothing in it; they need weights, which there are
+    none of.
+    """
     more: dict[str, Any] = {"init_weights": "default"}
     return more | ({"prompt_init": "random"} if config.method == "prompt" else {})
 
 
 def beside_window(window: int | None, max_length: int) -> tuple[Shape, ...]:
-    """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of one kind are asked for."""
+    """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of
+    one kind are asked for.
+    """
     longest = max(shape.length for shape in SHAPES)
     if not window or (max_length <= window and longest <= window):
         return SHAPES
@@ -93,10 +129,21 @@ def answer(line: str) -> dict[str, Any]:
         return law_of(Path(request["model"]), config, request["device"]).to_json()
     except UserError as error:
         return {"error": error.message, "field": error.field}
-    except (OSError, MemoryError) as error:  # of this moment, not of the model: nobody should remember it
-        return {"error": f"The simulation broke off ({type(error).__name__}); try again.", "field": "", "passing": True}
-    except Exception as error:  # noqa: BLE001 an architecture that cannot be simulated becomes a sentence on the page
-        return {"error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).", "field": "model"}
+    except (
+        OSError,
+        MemoryError,
+    ) as error:  # of this moment, not of the model: nobody should remember it
+        return {
+            "error": f"The simulation broke off ({type(error).__name__}); try again.",
+            "field": "",
+            "passing": True,
+        }
+    # an architecture that cannot be simulated becomes a sentence on the page
+    except Exception as error:  # noqa: BLE001
+        return {
+            "error": f"This model cannot be forecast ({type(error).__name__}: {str(error)[:200]}).",
+            "field": "model",
+        }
 
 
 def main() -> None:

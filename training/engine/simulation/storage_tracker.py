@@ -1,6 +1,8 @@
-"""Follows every storage of fake tensors from birth to death and keeps what was alive after each operator of a step.
+"""Follows every storage of fake tensors from birth to death and keeps what was alive after each
+operator of a step.
 
-Nothing here is allocated: a FakeTensor has a shape and no bytes. The mode sees each operator below autograd.
+Nothing here is allocated: a FakeTensor has a shape and no bytes. The mode sees each operator below
+autograd.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ CUDA_BLOCK = 512  # bytes that CUDA's caching allocator rounds up to
 
 
 class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """`kind` names what is born now (weights, activations, ...), `stretch` where in the step we are.
+    """`kind` names what is born now (weights, activations, ...), `stretch` where in the step we
+    are.
 
-    `moments[stretch]` has a row for each operator: bytes by kind (KINDS) while its result and its temporaries are there.
+    `moments[stretch]` has a row for each operator: bytes by kind (KINDS) while its result and its
+    temporaries are there.
     """
 
     def __init__(self, device: str) -> None:
@@ -83,11 +87,16 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _casts(func: Any, args: Any, out: Any) -> int:
-        """Copies that a CPU's pointwise kernel makes of operands in another dtype, for as long as it runs (measured: without them
-        two of 32 cells were off by 8 %)."""
+        """Copies that a CPU's pointwise kernel makes of operands in another dtype, for as long as
+        it runs (measured: without them two of 32 cells were off by 8 %).
+        """
         if torch.Tag.pointwise not in func.tags or not isinstance(out, Tensor):
             return 0
-        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor) and a.dim() > 0 and a.is_floating_point()]
+        tensors = [
+            a
+            for a in tree_leaves(args)
+            if isinstance(a, Tensor) and a.dim() > 0 and a.is_floating_point()
+        ]
         if len(tensors) < 2:
             return 0
         common = max((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)

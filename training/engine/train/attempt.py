@@ -1,4 +1,6 @@
-"""One start of the engine in a run folder: prepares, trains, exports, and knows what to say of how it ended."""
+"""One start of the engine in a run folder: prepares, trains, exports, and knows what to say of how
+it ended.
+"""
 
 from __future__ import annotations
 
@@ -64,10 +66,15 @@ class Attempt:
                 return ended
 
     def export(self, config: RunConfig) -> None:
-        """The best checkpoint's adapter if that is wished and it is still there, else the newest one's."""
+        """The best checkpoint's adapter if that is wished and it is still there, else the newest
+        one's.
+        """
         assert self.session is not None
         best = self.session.best_step if config.final_weights == "best" else None
-        kept = {checkpoint.step_of(folder): folder for folder in checkpoint.all_checkpoints(self.run_dir)}
+        kept = {
+            checkpoint.step_of(folder): folder
+            for folder in checkpoint.all_checkpoints(self.run_dir)
+        }
         if not kept:
             return  # stopped before the first step
         self.write("phase", {"name": "exporting adapter"})
@@ -77,21 +84,32 @@ class Attempt:
             self.session.tokenizer.save_pretrained(folder)
 
     def compare_answers(self, reins: Reins) -> None:
-        """Exact match of the exported weights, which may be those of an earlier step. It costs nobody a finished run."""
+        """Exact match of the exported weights, which may be those of an earlier step. It costs
+        nobody a finished run.
+        """
         session = self.session
         assert session is not None
         if not session.config.exact_rows or self.adapter_step is None:
             return
         if self.adapter_step != session.step:
-            checkpoint.load(self.run_dir / checkpoint.FOLDER / checkpoint.name_of(self.adapter_step), session.trained())
+            checkpoint.load(
+                self.run_dir / checkpoint.FOLDER / checkpoint.name_of(self.adapter_step),
+                session.trained(),
+            )
         try:
             for kind, told in exact_match(session, reins):
                 if kind == "answers":
                     told["step"] = self.adapter_step
                     self.exact_match = told["exact_match"]
                 self.write(kind, told)
-        except (RuntimeError, IndexError) as error:  # out of memory, or a prompt longer than the model's positions
-            self.write("log", {"level": "warning", "text": f"Held-out answers could not be compared: {error}"})
+        except (
+            RuntimeError,
+            IndexError,
+        ) as error:  # out of memory, or a prompt longer than the model's positions
+            self.write(
+                "log",
+                {"level": "warning", "text": f"Held-out answers could not be compared: {error}"},
+            )
 
     def write(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "phase":
@@ -103,7 +121,9 @@ class Attempt:
         step = self.session.step if self.session else 0
         if isinstance(error, Diverged):
             return Outcome.DIVERGED, str(error)
-        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        if isinstance(error, DiskFull) or (
+            isinstance(error, OSError) and error.errno == errno.ENOSPC
+        ):
             return Outcome.DISK, f"{error} Free some space, then go on from the checkpoint."
         if isinstance(error, torch.OutOfMemoryError):
             return Outcome.MEMORY, f"Out of memory at step {step}, while {self.phase}."
@@ -113,7 +133,10 @@ class Attempt:
         session = self.session
         if session is None:
             return Result(outcome=outcome, message=message)
-        measured = {session.heldout_step: session.heldout_loss, session.best_step: session.best_loss}
+        measured = {
+            session.heldout_step: session.heldout_loss,
+            session.best_step: session.best_loss,
+        }
         return Result(
             outcome=outcome,
             message=message,

@@ -1,7 +1,9 @@
-"""Checkpoints that are whole or not there: written aside, synced, manifest with hashes last, then renamed.
+"""Checkpoints that are whole or not there: written aside, synced, manifest with hashes last, then
+renamed.
 
-A checkpoint holds the weights (weights.py), the optimizer's tensors, the random state and a small JSON: all safetensors
-and JSON, nothing pickled. What it does not hold (learning rate, place in the data) follows from the step number.
+A checkpoint holds the weights (weights.py), the optimizer's tensors, the random state and a small
+JSON: all safetensors and JSON, nothing pickled. What it does not hold (learning rate, place in the
+data) follows from the step number.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def step_of(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint is made of. `start` is the adapter before its first step, where saving needs it (weights.py)."""
+    """What a checkpoint is made of. `start` is the adapter before its first step, where saving
+    needs it (weights.py).
+    """
 
     model: Any
     optimizer: torch.optim.Optimizer
@@ -48,7 +52,9 @@ class Trained:
 
 
 def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves nothing behind."""
+    """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves
+    nothing behind.
+    """
     root = run_dir / FOLDER
     root.mkdir(exist_ok=True)
     sweep(root)
@@ -57,14 +63,20 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
         aside.mkdir()
         weights.write_weights(trained.model, aside, trained.start)
         save_file(state_tensors(trained), aside / STATE[0])
-        (aside / STATE[1]).write_text(json.dumps({"step": step, "optimizer": kind_of(trained.optimizer), **facts}))
+        (aside / STATE[1]).write_text(
+            json.dumps({"step": step, "optimizer": kind_of(trained.optimizer), **facts})
+        )
         files = sorted(path for path in aside.iterdir())
         for path in files:
             sync(path)
-        manifest = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+        manifest = {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files
+        }
         write_atomically(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
         final = root / name_of(step)
-        shutil.rmtree(final, ignore_errors=True)  # one that did not verify, or resume would have begun there
+        shutil.rmtree(
+            final, ignore_errors=True
+        )  # one that did not verify, or resume would have begun there
         aside.rename(final)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -74,8 +86,13 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
 
 
 def state_tensors(trained: Trained) -> dict[str, Tensor]:
-    """The optimizer's state, weights that are not saved as they are trained, and the random state of every device (`rng.cpu`)."""
-    tensors = {f"{OPTIMIZER}{name}": value for name, value in optimizers.state_of(trained.optimizer).items()}
+    """The optimizer's state, weights that are not saved as they are trained, and the random state
+    of every device (`rng.cpu`).
+    """
+    tensors = {
+        f"{OPTIMIZER}{name}": value
+        for name, value in optimizers.state_of(trained.optimizer).items()
+    }
     tensors |= weights.raw_weights(trained.model, trained.config)
     tensors["rng.cpu"] = torch.get_rng_state()
     for index in range(torch.cuda.device_count()):
@@ -84,9 +101,11 @@ def state_tensors(trained: Trained) -> dict[str, Tensor]:
 
 
 def load(folder: Path, trained: Trained) -> dict[str, Any]:
-    """Put weights, optimizer and random state back as they were; returns the facts given to `save`, and `step`.
+    """Put weights, optimizer and random state back as they were; returns the facts given to `save`,
+    and `step`.
 
-    `restarted`: the checkpoint is of another kind of optimizer, so this one begins with the weights alone.
+    `restarted`: the checkpoint is of another kind of optimizer, so this one begins with the weights
+    alone.
     """
     tensors = load_file(folder / STATE[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW)}
@@ -94,7 +113,11 @@ def load(folder: Path, trained: Trained) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((folder / STATE[1]).read_text())
     facts["restarted"] = facts.pop("optimizer") != kind_of(trained.optimizer)
     if not facts["restarted"]:
-        kept = {name.removeprefix(OPTIMIZER): value for name, value in tensors.items() if name.startswith(OPTIMIZER)}
+        kept = {
+            name.removeprefix(OPTIMIZER): value
+            for name, value in tensors.items()
+            if name.startswith(OPTIMIZER)
+        }
         optimizers.put_back(trained.optimizer, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     for index in range(torch.cuda.device_count()):
@@ -122,7 +145,8 @@ def is_whole(folder: Path) -> bool:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
-            (folder / name).stat().st_size == facts["bytes"] and sha256(folder / name) == facts["sha256"]
+            (folder / name).stat().st_size == facts["bytes"]
+            and sha256(folder / name) == facts["sha256"]
             for name, facts in files.items()
         )
     except (OSError, ValueError, KeyError):
@@ -137,7 +161,9 @@ def forget_old(run_dir: Path, best_step: int | None) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what a killed engine left half-written. Only one engine runs in a folder, so none of it is in use."""
+    """Remove what a killed engine left half-written. Only one engine runs in a folder, so none of
+    it is in use.
+    """
     for rest in root.glob(".tmp-*"):
         shutil.rmtree(rest)
 

@@ -1,4 +1,6 @@
-"""Held-out loss and one sampled answer. Neither draws a random number, so measuring does not change what is learned."""
+"""Held-out loss and one sampled answer. Neither draws a random number, so measuring does not change
+what is learned.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,14 @@ SAMPLE_CHARACTERS = 2_000
 MOST_TRIED = 20  # prompts that are looked at for one that is short enough
 
 
-def collate(batch: Batch, rows: Sequence[EncodedRow], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ids and labels of shape (sequences, longest sequence), padded on the right, and their positions if rows are packed.
+def collate(
+    batch: Batch, rows: Sequence[EncodedRow], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ids and labels of shape (sequences, longest sequence), padded on the right, and their
+    positions if rows are packed.
 
-    Positions that begin anew tell transformers' causal mask where another row begins. The first token of a row follows on
-    nothing, so it has no label.
+    Positions that begin anew tell transformers' causal mask where another row begins. The first
+    token of a row follows on nothing, so it has no label.
     """
     longest = max(sum(len(rows[i]) for i in packed) for packed in batch)
     ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
@@ -65,7 +70,9 @@ def heldout(session: Session) -> Iterator[Event]:
     total = 0.0
     with evaluating(session.model):
         for batch in batches:
-            tensors = collate(batch, session.heldout, session.tokenizer.pad_token_id, session.device)
+            tensors = collate(
+                batch, session.heldout, session.tokenizer.pad_token_id, session.device
+            )
             total += session.head.loss_sum(session.model, *tensors).item()
     loss = total / sum(row.trained for row in session.heldout)
     session.heldout_loss, session.heldout_step = loss, session.step
@@ -107,11 +114,17 @@ def sample(session: Session) -> Iterator[Event]:
 
 
 def sampled_row(session: Session) -> tuple[list[int], str, str] | None:
-    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for its second half.
+    """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for
+    its second half.
 
-    A prompt longer than what is trained is passed over: no forecast holds it, and the model may have no positions for it.
+    A prompt longer than what is trained is passed over: no forecast holds it, and the model may
+    have no positions for it.
     """
-    answered = [row for row in session.heldout_rows if "text" in row or row["messages"][-1]["role"] == "assistant"]
+    answered = [
+        row
+        for row in session.heldout_rows
+        if "text" in row or row["messages"][-1]["role"] == "assistant"
+    ]
     most = longest_prompt(session)
     turn = session.step // session.config.eval_interval
     for place in range(turn, turn + min(len(answered), MOST_TRIED)):
@@ -127,7 +140,9 @@ def longest_prompt(session: Session) -> int:
     """Tokens that a prompt may have, so that an answer finds its positions behind it."""
     text = session.model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or 2**31
-    return min(session.config.max_length, positions - SAMPLE_TOKENS - session.config.tokens_in_front)
+    return min(
+        session.config.max_length, positions - SAMPLE_TOKENS - session.config.tokens_in_front
+    )
 
 
 def asked_of(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:
@@ -141,5 +156,12 @@ def asked_of(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:
         )
     messages = row["messages"]
     asked = next((m["content"] for m in reversed(messages[:-1]) if m["role"] == "user"), "")
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in messages[-1].get("tool_calls", ())]
-    return prompt_ids(tokenizer, row, len(messages) - 1), asked, "\n".join([messages[-1]["content"], *calls]).strip()
+    calls = [
+        json.dumps(call["function"], ensure_ascii=False)
+        for call in messages[-1].get("tool_calls", ())
+    ]
+    return (
+        prompt_ids(tokenizer, row, len(messages) - 1),
+        asked,
+        "\n".join([messages[-1]["content"], *calls]).strip(),
+    )

@@ -1,6 +1,8 @@
-"""Exact match: the trained model answers held-out prompts, and an answer counts if it is the expected one to the character.
+"""Exact match: the trained model answers held-out prompts, and an answer counts if it is the
+expected one to the character.
 
-Done once, at the end, with the weights that are exported, greedily, and in the same way for every technique.
+Done once, at the end, with the weights that are exported, greedily, and in the same way for every
+technique.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ ROOM = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
 
 
 def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
-    """Answer up to `exact_rows` held-out rows; plain text and rows that were cut off have no answer to compare."""
+    """Answer up to `exact_rows` held-out rows; plain text and rows that were cut off have no answer
+    to compare.
+    """
     asked = list(questions(session))
     if not asked:
         return
@@ -31,19 +35,28 @@ def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
             return
         yield "phase", {"name": "comparing answers", "done": place, "total": len(asked)}
         right += answer(session, prompt, len(expected)) == words(session, expected)
-    told = {"rows": len(asked), "matches": right, "exact_match": right / len(asked), "seconds": time.monotonic() - began}
+    told = {
+        "rows": len(asked),
+        "matches": right,
+        "exact_match": right / len(asked),
+        "seconds": time.monotonic() - began,
+    }
     yield "answers", {"step": session.step, **told}
 
 
 def questions(session: Session) -> Iterator[tuple[list[int], list[int]]]:
-    """Prompt and expected answer as ids: the last turn of the assistant, end-of-turn mark included."""
+    """Prompt and expected answer as ids: the last turn of the assistant, end-of-turn mark
+    included.
+    """
     config = session.config
     for row in session.heldout_rows[: config.exact_rows]:
         if "text" in row or row["messages"][-1]["role"] != "assistant":
             continue
         try:
             encoded = encode(session.tokenizer, row, max_length=config.max_length)
-        except DataError:  # a template whose answers cannot be told apart; such a run trains on prompts
+        except (
+            DataError
+        ):  # a template whose answers cannot be told apart; such a run trains on prompts
             continue
         expected = last_answer(encoded)
         if expected and not encoded.cut:

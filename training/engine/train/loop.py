@@ -1,4 +1,6 @@
-"""The training loop, for every method: step, evaluate, save, and look whether to stop. It yields events and writes none."""
+"""The training loop, for every method: step, evaluate, save, and look whether to stop. It yields
+events and writes none.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,28 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
                 yield from save(session)
             return order
 
-        if waited_enough(session):  # looked at before a step, so that an attempt that resumes here ends here, too
+        if waited_enough(
+            session
+        ):  # looked at before a step, so that an attempt that resumes here ends here, too
             yield from save(session)
-            measurements = f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
-            words = f"Early stopping: the held-out loss has not improved in {measurements}; best at step {session.best_step}."
+            measurements = (
+                f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
+            )
+            words = (
+                f"Early stopping: the held-out loss has not improved in {measurements}; best "
+                f"at step {session.best_step}."
+            )
             yield "log", {"level": "info", "text": words}
             break
 
         kind, told = take_step(session)
         yield kind, told
         if session.step == 1:
-            memory = {name: value for name, value in told.items() if name.startswith("memory") or name == "devices"}
+            memory = {
+                name: value
+                for name, value in told.items()
+                if name.startswith("memory") or name == "devices"
+            }
             yield "memory", {"moment": "first step", "step": 1, **memory}
         last = session.step == plan.total_steps
 
@@ -71,15 +84,23 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
 
 
 def waited_enough(session: Session) -> bool:
-    """Has the held-out loss been no better for `early_stopping` measurements in a row? Told from steps, so a resume knows it."""
-    if not session.config.early_stopping or session.best_step is None or session.heldout_step != session.step:
+    """Has the held-out loss been no better for `early_stopping` measurements in a row? Told from
+    steps, so a resume knows it.
+    """
+    if (
+        not session.config.early_stopping
+        or session.best_step is None
+        or session.heldout_step != session.step
+    ):
         return False
     since = session.step - session.best_step
     return since >= session.config.early_stopping * session.config.eval_interval
 
 
 def take_step(session: Session) -> Event:
-    """One optimizer step over `accumulation` batches; the loss is the mean over all their trained tokens."""
+    """One optimizer step over `accumulation` batches; the loss is the mean over all their trained
+    tokens.
+    """
     began = time.monotonic()
     batches = session.plan.steps[session.step]
     rows = [session.rows[i] for batch in batches for packed in batch for i in packed]
@@ -91,7 +112,9 @@ def take_step(session: Session) -> Event:
 
     total = torch.zeros((), device=session.device)
     for batch in batches:
-        tensors = evaluate.collate(batch, session.rows, session.tokenizer.pad_token_id, session.device)
+        tensors = evaluate.collate(
+            batch, session.rows, session.tokenizer.pad_token_id, session.device
+        )
         loss_sum = session.head.loss_sum(session.model, *tensors)
         (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         total += loss_sum.detach()
@@ -101,8 +124,9 @@ def take_step(session: Session) -> Event:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         session.step -= 1
         raise Diverged(
-            f"The loss became {loss:g} (gradient norm {norm:g}) at step {session.step + 1}. The weights of step {session.step} "
-            f"are kept. A lower learning rate than {session.config.learning_rate:g} is the usual cure."
+            f"The loss became {loss:g} (gradient norm {norm:g}) at step {session.step + 1}. The "
+            f"weights of step {session.step} are kept. A lower learning rate than "
+            f"{session.config.learning_rate:g} is the usual cure."
         )
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
@@ -128,7 +152,9 @@ def take_step(session: Session) -> Event:
 
 
 def save(session: Session) -> Iterator[Event]:
-    """Write a checkpoint of this step, unless it is there already. One full disk is a warning, the second ends the run."""
+    """Write a checkpoint of this step, unless it is there already. One full disk is a warning, the
+    second ends the run.
+    """
     if session.saved_step == session.step or session.step == 0:
         return
     yield "saving", {"step": session.step}
@@ -140,12 +166,15 @@ def save(session: Session) -> Iterator[Event]:
             raise
         session.failed_saves += 1
         if session.failed_saves > 1:
-            raise DiskFull(f"The disk was full at two checkpoints in a row, last at step {session.step}.") from error
+            raise DiskFull(
+                f"The disk was full at two checkpoints in a row, last at step {session.step}."
+            ) from error
         yield (
             "log",
             {
                 "level": "warning",
-                "text": f"The disk is full: no checkpoint at step {session.step}. Training goes on.",
+                "text": f"The disk is full: no checkpoint at step {session.step}. Training goes "
+                "on.",
             },
         )
         return

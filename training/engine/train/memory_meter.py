@@ -1,4 +1,6 @@
-"""Memory now and at its peak since the last look, in bytes: of the process on a CPU, of each device's allocator on CUDA."""
+"""Memory now and at its peak since the last look, in bytes: of the process on a CPU, of each
+device's allocator on CUDA.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class MemoryMeter:
-    """Reads memory; each `read` starts a new peak where the system allows it (Linux: writing 5 to clear_refs)."""
+    """Reads memory; each `read` starts a new peak where the system allows it (Linux: writing 5 to
+    clear_refs).
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -21,12 +25,15 @@ class MemoryMeter:
         return self._cuda() if self.device.type == "cuda" else self._process()
 
     def _process(self) -> dict[str, Any]:
-        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if line.startswith("Vm"))
+        lines = dict(
+            line.split(":", 1) for line in STATUS.read_text().splitlines() if line.startswith("Vm")
+        )
         now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         try:
             CLEAR_REFS.write_text("5")
         except OSError:
-            pass  # without the right to reset it, the peak is that of the whole run, which is still true
+            # without the right to reset it, the peak is that of the whole run, which is still true
+            pass
         return {"memory_bytes": now, "memory_peak_bytes": max(now, peak)}
 
     def _cuda(self) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Everything a run holds in memory, made ready: data encoded, model wrapped, optimizer, plan, and where training stands.
+"""Everything a run holds in memory, made ready: data encoded, model wrapped, optimizer, plan, and
+where training stands.
 
 It yields its progress as events; the loop takes it from there.
 """
@@ -6,16 +7,23 @@ It yields its progress as events; the loop takes it from there.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from training.engine.batches import Plan, plan_steps
 from training.engine.config import RunConfig
-from training.engine.data.conversations import DataError, EncodedRow, encode_rows, load_tokenizer, read_rows, use_template
+from training.engine.data.conversations import (
+    DataError,
+    EncodedRow,
+    encode_rows,
+    load_tokenizer,
+    read_rows,
+    use_template,
+)
 from training.engine.methods import TABLE
 from training.engine.modeling import optimizers, weights
 from training.engine.modeling.adapter_init import begin
@@ -86,7 +94,8 @@ class Session:
 
 
 def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | Session]:
-    """Load and encode everything; the last thing yielded is the session, after its `start` and `resume` events.
+    """Load and encode everything; the last thing yielded is the session, after its `start` and
+    `resume` events.
 
     Raises:
         DataError, ConfigError: for the person to read.
@@ -98,24 +107,13 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
     yield "phase", {"name": "loading tokenizer"}
     tokenizer = load_tokenizer(Path(config.model))
     template = use_template(tokenizer)
-    train_rows, heldout_rows = read_rows(Path(config.train_data)), read_rows(Path(config.heldout_data))
-    heldout_rows = heldout_rows[: config.eval_rows]
-    rows: list[EncodedRow] = []
-    yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
-    heldout: list[EncodedRow] = []
-    yield from encode_with_progress(tokenizer, heldout_rows, heldout, config, "tokenizing held-out rows")
-    empty = sum(not row.trained for row in rows)
-    cut = sum(row.cut > 0 for row in rows)
-    rows = [row for row in rows if row.trained]
-    if not rows:
-        raise DataError(
-            f"All {len(train_rows)} rows have nothing to train after {config.max_length} tokens; raise max_length.",
-            field="max_length",
-        )
+    encoded = yield from encode_data(tokenizer, config)
     yield "phase", {"name": "loading model"}
     method = TABLE[config.method]
     precision = pick_precision(config, device)
-    base = load_base(Path(config.model), weights_dtype(precision), device, quantised=method.quantised)
+    base = load_base(
+        Path(config.model), weights_dtype(precision), device, quantised=method.quantised
+    )
     parameters = count_parameters(base)
     model = equipped(base, config, device)
     session = Session(
@@ -124,38 +122,20 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         device=device,
         meter=meter,
         tokenizer=tokenizer,
-        rows=rows,
-        heldout=[row for row in heldout if row.trained],
-        heldout_rows=heldout_rows,
+        rows=encoded.rows,
+        heldout=encoded.heldout,
+        heldout_rows=encoded.heldout_rows,
         model=model,
         head=TrainedPositions(model),
         optimizer=optimizers.make_optimizer(model, config, device),
         start=weights.start_of(model, config),
-        plan=plan_steps([len(row) for row in rows], config),
+        plan=plan_steps([len(row) for row in encoded.rows], config),
     )
     yield "memory", {"moment": "load", "step": 0, **meter.read()}
+    facts = describe_start(session) | encoded.left_out
     yield (
         "start",
-        {
-            "attempt": attempt,
-            "step": 0,
-            "total_steps": session.plan.total_steps,
-            "epochs": session.plan.epochs,
-            "rows": len(rows),
-            "heldout_rows": len(session.heldout),
-            "tokens": sum(len(row) for row in rows),
-            "trained_tokens": sum(row.trained for row in rows),
-            "rows_cut": cut,
-            "rows_empty": empty,
-            "trainable_parameters": session.trainable_parameters(),
-            "parameters": parameters,
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-            "precision": precision,
-            "optimizer": config.optimizer_on(device.type),
-            "threads": torch.get_num_threads(),
-            "chat_template": template,
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        },
+        {"attempt": attempt, "chat_template": template, "parameters": parameters, **facts},
     )
     if attempt == 1:  # later the layers may be those of a trial
         method.check(session.model, config)
@@ -163,6 +143,58 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         session.head.refuse_leaks(session.model, session.rows[0].ids[: config.max_length // 2])
     yield from resume(session, attempt)
     yield session
+
+
+class EncodedData(NamedTuple):
+    """`rows` and `heldout` have something to train; `left_out` counts what does not, or was cut."""
+
+    rows: list[EncodedRow]
+    heldout: list[EncodedRow]
+    heldout_rows: list[dict[str, Any]]
+    left_out: dict[str, int]
+
+
+def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
+    """Raises DataError: no row has anything to train."""
+    train_rows = read_rows(Path(config.train_data))
+    heldout_rows = read_rows(Path(config.heldout_data))[: config.eval_rows]
+    rows: list[EncodedRow] = []
+    yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
+    heldout: list[EncodedRow] = []
+    yield from encode_with_progress(
+        tokenizer, heldout_rows, heldout, config, "tokenizing held-out rows"
+    )
+    left_out = {"rows_cut": sum(row.cut > 0 for row in rows)}
+    left_out["rows_empty"] = sum(not row.trained for row in rows)
+    rows = [row for row in rows if row.trained]
+    if not rows:
+        raise DataError(
+            f"All {len(train_rows)} rows have nothing to train after {config.max_length} tokens; "
+            "raise max_length.",
+            field="max_length",
+        )
+    heldout = [row for row in heldout if row.trained]
+    return EncodedData(rows, heldout, heldout_rows, left_out)
+
+
+def describe_start(session: Session) -> dict[str, object]:
+    """What the `start` event tells of data, model and machine."""
+    config, device = session.config, session.device
+    return {
+        "step": 0,
+        "total_steps": session.plan.total_steps,
+        "epochs": session.plan.epochs,
+        "rows": len(session.rows),
+        "heldout_rows": len(session.heldout),
+        "tokens": sum(len(row) for row in session.rows),
+        "trained_tokens": sum(row.trained for row in session.rows),
+        "trainable_parameters": session.trainable_parameters(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "precision": pick_precision(config, device),
+        "optimizer": config.optimizer_on(device.type),
+        "threads": torch.get_num_threads(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
 
 
 def equipped(base: Any, config: RunConfig, device: torch.device) -> Any:
@@ -180,7 +212,10 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
         facts = checkpoint.load(newest, session.trained())
         session.step = session.saved_step = facts.pop("step")
         if facts.pop("restarted"):
-            words = "The checkpoint is of another optimizer: the weights go on, and the optimizer begins anew."
+            words = (
+                "The checkpoint is of another optimizer: the weights go on, and the optimizer "
+                "begins anew."
+            )
             yield "log", {"level": "warning", "text": words}
         for name, value in facts.items():
             setattr(session, name, value)
@@ -204,13 +239,21 @@ def read_start(session: Session) -> None:
         weights.read_weights(session.model, Path(session.config.start_weights), {})
     except (RuntimeError, KeyError, OSError) as error:
         told = str(error).splitlines()[0][:300]
-        raise ConfigError(f"The version's weights do not fit these settings: {told}", field="start_weights") from error
+        raise ConfigError(
+            f"The version's weights do not fit these settings: {told}", field="start_weights"
+        ) from error
 
 
 def encode_with_progress(
-    tokenizer: Any, rows: Sequence[dict[str, Any]], into: list[EncodedRow], config: RunConfig, name: str
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    into: list[EncodedRow],
+    config: RunConfig,
+    name: str,
 ) -> Iterator[Event]:
-    encoded = encode_rows(tokenizer, rows, max_length=config.max_length, train_on_prompt=config.train_on_prompt)
+    encoded = encode_rows(
+        tokenizer, rows, max_length=config.max_length, train_on_prompt=config.train_on_prompt
+    )
     for done, row in enumerate(encoded):
         if done % PROGRESS_ROWS == 0:
             yield "phase", {"name": name, "done": done, "total": len(rows)}

@@ -1,7 +1,9 @@
-"""Which settings to try next, and which trial to stop early: Optuna's TPE and asynchronous successive halving. No torch here.
+"""Which settings to try next, and which trial to stop early: Optuna's TPE and asynchronous
+successive halving. No torch here.
 
-The first trial is the plan's own guess and goes all the way: the others are measured against it (Li et al. 2020, A System for
-Massively Parallel Hyperparameter Tuning; Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization).
+The first trial is the plan's own guess and goes all the way: the others are measured against it (Li
+et al. 2020, A System for Massively Parallel Hyperparameter Tuning; Bergstra et al. 2011, Algorithms
+for Hyper-Parameter Optimization).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ STATES = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": T
 
 @dataclass
 class Trial:
-    """`losses`: step -> held-out loss on the rows that trials are chosen by; `unseen`: loss sums of rows that choose nothing."""
+    """`losses`: step -> held-out loss on the rows that trials are chosen by; `unseen`: loss sums of
+    rows that choose nothing.
+    """
 
     number: int
     settings: dict[str, Any]
@@ -54,17 +58,25 @@ def kept_trials(run_dir: Path) -> Iterator[Trial]:
     """Those of an earlier attempt, in order."""
     for path in sorted((run_dir / FOLDER).glob("*.json"), key=lambda path: int(path.stem)):
         told = json.loads(path.read_text())
-        yield Trial(**{**told, "losses": {int(step): loss for step, loss in told["losses"].items()}})
+        yield Trial(
+            **{**told, "losses": {int(step): loss for step, loss in told["losses"].items()}}
+        )
 
 
 class Search:
-    """`modules` are sets of layers to choose from, the plan's own first; after `rungs` steps trials are compared."""
+    """`modules` are sets of layers to choose from, the plan's own first; after `rungs` steps trials
+    are compared.
+    """
 
-    def __init__(self, config: RunConfig, modules: list[str], rungs: list[int], *, seed: int) -> None:
+    def __init__(
+        self, config: RunConfig, modules: list[str], rungs: list[int], *, seed: int
+    ) -> None:
         self.config = config
         self.rungs = rungs
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=FACTOR)
+        pruner = optuna.pruners.SuccessiveHalvingPruner(
+            min_resource=rungs[0], reduction_factor=FACTOR
+        )
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
         self.study = optuna.create_study(sampler=sampler, pruner=pruner)
         self.space = space_of(config, modules)
@@ -84,7 +96,9 @@ class Search:
         """Report a trial's loss at its step: does it belong to the better half so far?"""
         assert self.open is not None
         self.open.report(loss, trial.step)
-        prune = self.open.should_prune()  # asked of the first one, too: the others are compared with it
+        prune = (
+            self.open.should_prune()
+        )  # asked of the first one, too: the others are compared with it
         return trial.number == 0 or not prune
 
     def tell(self, trial: Trial) -> None:
@@ -95,7 +109,11 @@ class Search:
     def recall(self, trial: Trial) -> None:
         """A trial of an earlier attempt."""
         self.count = trial.number + 1
-        rungs = {f"completed_rung_{place}": trial.losses[at] for place, at in enumerate(self.rungs) if at in trial.losses}
+        rungs = {
+            f"completed_rung_{place}": trial.losses[at]
+            for place, at in enumerate(self.rungs)
+            if at in trial.losses
+        }
         made = optuna.trial.create_trial(
             state=STATES[trial.state],
             value=trial.losses[max(trial.losses)] if trial.state == "done" else None,
@@ -111,9 +129,13 @@ def space_of(config: RunConfig, modules: list[str]) -> dict[str, BaseDistributio
     over = [name.strip() for name in config.tune_over.split(",")]
     rate = config.learning_rate
     space: dict[str, BaseDistribution] = {
-        "learning_rate": FloatDistribution(max(1e-8, rate / RATES), min(1.0, rate * RATES), log=True),
+        "learning_rate": FloatDistribution(
+            max(1e-8, rate / RATES), min(1.0, rate * RATES), log=True
+        ),
         "rank": CategoricalDistribution(ranks(config.rank)),
-        "alpha": CategoricalDistribution(sorted({1.0, 2.0, config.alpha / config.rank})),  # times the rank
+        "alpha": CategoricalDistribution(
+            sorted({1.0, 2.0, config.alpha / config.rank})
+        ),  # times the rank
         "target_modules": CategoricalDistribution(modules),
     }
     return {name: space[name] for name in over if name != "target_modules" or len(modules) > 1}
@@ -125,7 +147,9 @@ def guess_of(config: RunConfig, space: dict[str, BaseDistribution]) -> dict[str,
 
 
 def settings_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """A trial's settings: what is not varied stays as it is. Alpha is told as a multiple of the rank."""
+    """A trial's settings: what is not varied stays as it is. Alpha is told as a multiple of the
+    rank.
+    """
     rank = params.get("rank", config.rank)
     alpha = min(4096, max(1, round(params["alpha"] * rank))) if "alpha" in params else config.alpha
     rate = config.learning_rate
@@ -136,7 +160,8 @@ def settings_of(config: RunConfig, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def rungs_of(budget: int, config: RunConfig, total: int) -> list[int]:
-    """Steps at which trials are compared: a whole trial takes about a quarter of the budget, others half or a fourth of that.
+    """Steps at which trials are compared: a whole trial takes about a quarter of the budget, others
+    half or a fourth of that.
 
     Nobody is judged before the warm-up is over, when every rate looks alike.
     """
@@ -150,12 +175,16 @@ def rungs_of(budget: int, config: RunConfig, total: int) -> list[int]:
 
 
 def compare(plan: Trial, winner: Trial, tokens: list[int]) -> tuple[float, float]:
-    """How much lower the winner's loss is than the plan's on rows that no trial was chosen by, and the standard error of that.
+    """How much lower the winner's loss is than the plan's on rows that no trial was chosen by, and
+    the standard error of that.
 
-    Nats per trained token; the error is that of a ratio whose rows were drawn at random (paired by row).
+    Nats per trained token; the error is that of a ratio whose rows were drawn at random (paired by
+    row).
     """
     differences = [a - b for a, b in zip(plan.unseen, winner.unseen, strict=True)]
     count, total = len(differences), sum(tokens)
     mean = sum(differences) / count
-    spread = sum((d - mean * t * count / total) ** 2 for d, t in zip(differences, tokens, strict=True))
+    spread = sum(
+        (d - mean * t * count / total) ** 2 for d, t in zip(differences, tokens, strict=True)
+    )
     return sum(differences) / total, math.sqrt(spread * count / max(1, count - 1)) / total

@@ -1,4 +1,6 @@
-"""Which trial goes on: its state is kept aside, judged on rows that no trial saw, and moved to where the run resumes."""
+"""Which trial goes on: its state is kept aside, judged on rows that no trial saw, and moved to
+where the run resumes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CHOSEN = "chosen.json"
 
 
 def chosen_config(run_dir: Path, config: RunConfig) -> RunConfig:
-    """The settings that trials chose, once they have; the winner's checkpoint is moved to the run's."""
+    """The settings that trials chose, once they have; the winner's checkpoint is moved to the
+    run's.
+    """
     told = chosen(run_dir)
     if told is None:
         return config
@@ -44,7 +48,9 @@ def state_folder(run_dir: Path, number: int) -> Path:
 
 
 def keep_state(session: Session, trial: Trial) -> None:
-    """A trial can go on from where it stood. Those of others are forgotten only when this one's file is written."""
+    """A trial can go on from where it stood. Those of others are forgotten only when this one's
+    file is written.
+    """
     aside = state_folder(session.run_dir, trial.number)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -66,7 +72,9 @@ def better(best: Trial | None, trial: Trial) -> Trial | None:
 
 
 def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, Any], Trial]:
-    """What the rows that no trial saw say of the best trial against the plan's own guess, and which of the two goes on."""
+    """What the rows that no trial saw say of the best trial against the plan's own guess, and which
+    of the two goes on.
+    """
     if plan.state != "done":
         words = f"The plan's own guess failed; trial {best.number + 1} goes on."
         return {"winner": best.number, "rows": 0, "words": words}, best
@@ -79,14 +87,26 @@ def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, A
         "standard_error": error,
         "rows": len(tokens),
     }
-    rows, by = f"{len(tokens)} rows that no trial saw", f"{abs(difference):.3f} (± {2 * error:.3f}) after {best.step} steps"
+    rows, by = (
+        f"{len(tokens)} rows that no trial saw",
+        f"{abs(difference):.3f} (± {2 * error:.3f}) after {best.step} steps",
+    )
     if best.number == plan.number:
         return figures | {"words": "No trial beat the plan's own guess, which goes on."}, plan
     if difference > 2 * error:
-        return figures | {"words": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and goes on."}, best
+        return figures | {
+            "words": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and "
+            "goes on."
+        }, best
     if difference < -2 * error:
-        words = f"Trial {best.number + 1} looked best, but is worse than the plan's own guess by {by} on {rows}."
+        words = (
+            f"Trial {best.number + 1} looked best, but is worse than the plan's own guess by "
+            f"{by} on {rows}."
+        )
         words += " The guess goes on."
         return figures | {"winner": plan.number, "words": words}, plan
-    words = f"Trial {best.number + 1} goes on; on {rows} it differs from the plan's own guess by no more than chance, {by}."
+    words = (
+        f"Trial {best.number + 1} goes on; on {rows} it differs from the plan's own guess by "
+        f"no more than chance, {by}."
+    )
     return figures | {"words": words}, best

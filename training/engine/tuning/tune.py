@@ -1,8 +1,10 @@
-"""Short trials before a run, on one loaded base: they choose rates, ranks and layers by held-out loss, and the best one goes on.
+"""Short trials before a run, on one loaded base: they choose rates, ranks and layers by held-out
+loss, and the best one goes on.
 
-Every second held-out row chooses; the others are seen by no trial and tell at the end whether the winner is better than the
-plan's own guess. A trial follows the whole run's learning rates, so that it can go on where it stands. Each one is a file in
-RUN_DIR/trials; an engine that was killed goes on with the next.
+Every second held-out row chooses; the others are seen by no trial and tell at the end whether the
+winner is better than the plan's own guess. A trial follows the whole run's learning rates, so that
+it can go on where it stands. Each one is a file in RUN_DIR/trials; an engine that was killed goes
+on with the next.
 """
 
 from __future__ import annotations
@@ -27,7 +29,15 @@ from training.engine.train import checkpoint, evaluate
 from training.engine.train.loop import Diverged, save, take_step
 from training.engine.train.session import Event, Session, equipped
 from training.engine.tuning.search import Search, Trial, kept_trials, rungs_of
-from training.engine.tuning.selection import better, chosen, chosen_config, forget_states, keep_state, verdict_of, write_chosen
+from training.engine.tuning.selection import (
+    better,
+    chosen,
+    chosen_config,
+    forget_states,
+    keep_state,
+    verdict_of,
+    write_chosen,
+)
 
 FEWEST_ROWS = 8  # held out: below, the halves say nothing
 TIMED_STEPS = 3
@@ -37,9 +47,11 @@ Told = Generator[Event, None, Outcome | None]
 
 @dataclass
 class Bench:
-    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are steps.
+    """What all trials share. `seeing` rows choose, `unseen` ones compare; `spent` and `budget` are
+    steps.
 
-    Minutes are made steps by the first three, and after each trial by what the trials really took."""
+    Minutes are made steps by the first three, and after each trial by what the trials really took.
+    """
 
     session: Session
     search: Search
@@ -51,7 +63,9 @@ class Bench:
     fresh: bool = True  # the session stands at step 0 with the plan's own settings
 
     def count(self, trial: Trial) -> None:
-        """A trial's seconds, with all that a step alone does not show: measuring, saving, wrapping anew."""
+        """A trial's seconds, with all that a step alone does not show: measuring, saving, wrapping
+        anew.
+        """
         self.seconds += trial.seconds
         minutes = self.session.config.tune_minutes
         if minutes and self.seconds:
@@ -62,15 +76,16 @@ class Bench:
 
 
 def tune(session: Session, reins: Reins) -> Told:
-    """Run trials until the budget is spent; leaves the session as the winner at its last step. Returns an order to end, or None.
+    """Run trials until the budget is spent; leaves the session as the winner at its last step.
+    Returns an order to end, or None.
 
     Raises:
         DataError: too few held-out rows to choose by.
     """
     if len(session.heldout) < FEWEST_ROWS:
         raise DataError(
-            f"Trials compare held-out losses, and {len(session.heldout)} held-out rows are too few; hold out {FEWEST_ROWS} or "
-            "more, or switch the trials off.",
+            f"Trials compare held-out losses, and {len(session.heldout)} held-out rows are too "
+            f"few; hold out {FEWEST_ROWS} or more, or switch the trials off.",
             field="tune_share",
         )
     known = list(kept_trials(session.run_dir))
@@ -106,9 +121,15 @@ def bench_of(session: Session, known: list[Trial]) -> Bench:
     budget = round(config.tune_share * total)
     if config.tune_minutes:
         budget = round(60 * config.tune_minutes / seconds_a_step(session))
-    rungs = list(known[0].losses) if known and known[0].state == "done" else rungs_of(budget, config, total)
+    rungs = (
+        list(known[0].losses)
+        if known and known[0].state == "done"
+        else rungs_of(budget, config, total)
+    )
     search = Search(config, layer_sets(session.model, config), rungs, seed=config.seed + len(known))
-    return Bench(session, search, session.heldout[0::2], session.heldout[1::2], budget, fresh=not known)
+    return Bench(
+        session, search, session.heldout[0::2], session.heldout[1::2], budget, fresh=not known
+    )
 
 
 def seconds_a_step(session: Session) -> float:
@@ -116,16 +137,24 @@ def seconds_a_step(session: Session) -> float:
     began = time.monotonic()
     for batches in session.plan.steps[:TIMED_STEPS]:
         for batch in batches:
-            tensors = evaluate.collate(batch, session.rows, session.tokenizer.pad_token_id, session.device)
+            tensors = evaluate.collate(
+                batch, session.rows, session.tokenizer.pad_token_id, session.device
+            )
             session.head.loss_sum(session.model, *tensors).backward()  # type: ignore[no-untyped-call]
         session.optimizer.zero_grad(set_to_none=True)
     return (time.monotonic() - began) / min(TIMED_STEPS, len(session.plan.steps))
 
 
 def layer_sets(model: Any, config: RunConfig) -> list[str]:
-    """The plan's layers; and those of attention alone and of the feed-forward part alone, where their names differ."""
+    """The plan's layers; and those of attention alone and of the feed-forward part alone, where
+    their names differ.
+    """
     found: dict[str, set[str]] = {"attn": set(), "mlp": set()}
-    for name in (name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")):
+    for name in (
+        name.removesuffix(".lora_A")
+        for name, _ in model.named_modules()
+        if name.endswith(".lora_A")
+    ):
         part = "attn" if "attn" in name or "attention" in name else "mlp"
         found[part].add(name.rsplit(".", 1)[-1])
     if not all(found.values()) or found["attn"] & found["mlp"]:
@@ -134,7 +163,9 @@ def layer_sets(model: Any, config: RunConfig) -> list[str]:
 
 
 def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
-    """Train a trial from rung to rung, until it is done, stopped early or failed. The first one is the session as it stands."""
+    """Train a trial from rung to rung, until it is done, stopped early or failed. The first one is
+    the session as it stands.
+    """
     session, began = bench.session, time.monotonic()
     yield "trial", told(bench, trial)
     try:
@@ -206,33 +237,54 @@ def wrap_again(session: Session, settings: dict[str, Any]) -> None:
 
 
 def row_losses(session: Session, rows: list[EncodedRow]) -> list[float]:
-    """Sum of the cross entropy of each row, in nats: batches hold one row, so that rows can be compared in pairs."""
+    """Sum of the cross entropy of each row, in nats: batches hold one row, so that rows can be
+    compared in pairs.
+    """
     pad, device = session.tokenizer.pad_token_id, session.device
     with evaluate.evaluating(session.model):
         return [
-            float(session.head.loss_sum(session.model, *evaluate.collate([(place,)], rows, pad, device)))
+            float(
+                session.head.loss_sum(
+                    session.model, *evaluate.collate([(place,)], rows, pad, device)
+                )
+            )
             for place in range(len(rows))
         ]
 
 
 def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
-    """Say who won and by how much, put the winner's state into the session, and let the run go on from there."""
+    """Say who won and by how much, put the winner's state into the session, and let the run go on
+    from there.
+    """
     session = bench.session
     plan = next(iter(kept_trials(session.run_dir)))
     if best is None:
-        raise Diverged("Not one trial got to its end; a lower learning rate or less memory is the usual cure.")
+        raise Diverged(
+            "Not one trial got to its end; a lower learning rate or less memory is the usual cure."
+        )
     verdict, winner = verdict_of(plan, best, [row.trained for row in bench.unseen])
-    for step in winner.steps:  # first: an attempt that breaks off here rewinds to step 0, and these with it
+    for step in (
+        winner.steps
+    ):  # first: an attempt that breaks off here rewinds to step 0, and these with it
         yield "step", step
     wrap_again(session, winner.settings)
-    told = {**verdict, "step": winner.step, "settings": winner.settings, "spent": bench.spent, **size_of(session)}
+    told = {
+        **verdict,
+        "step": winner.step,
+        "settings": winner.settings,
+        "spent": bench.spent,
+        **size_of(session),
+    }
     write_chosen(session.run_dir, told, told=False)
     session.config = chosen_config(session.run_dir, session.config)
     newest = checkpoint.newest_whole(session.run_dir)
     if newest is not None:
         facts = checkpoint.load(newest, session.trained())
         session.step = facts.pop("step")
-        session.total_tokens, session.loss = winner.steps[-1]["total_tokens"], winner.steps[-1]["loss"]
+        session.total_tokens, session.loss = (
+            winner.steps[-1]["total_tokens"],
+            winner.steps[-1]["loss"],
+        )
     yield from tell_chosen(session.run_dir)
     yield from evaluate.heldout(session)
     yield from evaluate.sample(session)
@@ -240,7 +292,9 @@ def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
 
 
 def tell_chosen(run_dir: Path) -> Generator[Event, None, None]:
-    """The `tuned` event, unless it is in the journal: an engine may be killed after it chose and before it told."""
+    """The `tuned` event, unless it is in the journal: an engine may be killed after it chose and
+    before it told.
+    """
     verdict = chosen(run_dir)
     if verdict is not None and not verdict.pop("told"):
         yield "tuned", verdict

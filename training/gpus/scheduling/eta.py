@@ -1,6 +1,8 @@
-"""When waiting runs should start: the scheduler itself on a copy of the scene, from one expected end to the next.
+"""When waiting runs should start: the scheduler itself on a copy of the scene, from one expected
+end to the next.
 
-It supposes that nobody new comes and nobody is stopped for others: a run inside its team's guarantee may start sooner.
+It supposes that nobody new comes and nobody is stopped for others: a run inside its team's
+guarantee may start sooner.
 """
 
 from __future__ import annotations
@@ -13,20 +15,27 @@ from dataclasses import dataclass, replace
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import LEAVING_SECONDS, Holding, Scene
 
-DEPTH = 20  # runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten thousand passes
+# runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten
+# thousand passes
+DEPTH = 20
 SLACK = 1.5  # the later end of the range: everything takes half as long again as expected
 
 
 @dataclass(frozen=True)
 class Range:
-    """Seconds on the scene's clock. `latest` is infinite where something ahead has no expected end."""
+    """Seconds on the scene's clock. `latest` is infinite where something ahead has no expected
+    end.
+    """
 
     earliest: float
     latest: float
 
 
-def start_times(scene: Scene, now: float, *, slack: float = 1.0, evict: bool = False) -> dict[int, float]:
-    """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that never would are left out.
+def start_times(
+    scene: Scene, now: float, *, slack: float = 1.0, evict: bool = False
+) -> dict[int, float]:
+    """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that
+    never would are left out.
 
     With `evict`, runs that must make room leave; when those start again is not told.
     """
@@ -53,7 +62,9 @@ def start_times(scene: Scene, now: float, *, slack: float = 1.0, evict: bool = F
 
 
 def ranges(scene: Scene, now: float) -> dict[int, Range]:
-    """The range in which each waiting run should start; absent: nothing that runs now would let it start."""
+    """The range in which each waiting run should start; absent: nothing that runs now would let it
+    start.
+    """
     early, late = start_times(scene, now), start_times(scene, now, slack=SLACK)
     return {run: Range(at, max(at, late.get(run, math.inf))) for run, at in early.items()}
 
@@ -62,12 +73,16 @@ def slowed(scene: Scene, now: float, slack: float) -> Scene:
     def later(held: Holding) -> Holding:
         return replace(held, ends=now + max(0.0, held.ends - now) * slack)
 
-    waiting = [replace(request, due=True, seconds=request.seconds * slack) for request in scene.waiting]
+    waiting = [
+        replace(request, due=True, seconds=request.seconds * slack) for request in scene.waiting
+    ]
     return replace(scene, holdings=[later(held) for held in scene.holdings], waiting=waiting)
 
 
 def dry_run(before: Scene, after: Scene, now: float) -> Mapping[int, tuple[float, float]]:
-    """Waiting runs whose start an edit would move: the times before and after, infinity for never. Runs make room in both."""
+    """Waiting runs whose start an edit would move: the times before and after, infinity for never.
+    Runs make room in both.
+    """
     old, new = (start_times(scene, now, evict=True) for scene in (before, after))
     moved = {}
     for request in before.waiting:

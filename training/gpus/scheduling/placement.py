@@ -1,4 +1,6 @@
-"""Who is on which device, and what still fits there: the bookkeeping under the scheduler. It decides nothing."""
+"""Who is on which device, and what still fits there: the bookkeeping under the scheduler. It
+decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,26 @@ class Board:
         self.cards = {card.id: card for card in scene.cards}
         self.on: dict[int, list[Holding]] = {card.id: [] for card in scene.cards}
         self.where: dict[int, Holding] = {}
-        self.running: dict[int, int] = defaultdict(int)  # of a team: what counts against its guarantee
+        self.running: dict[int, int] = defaultdict(
+            int
+        )  # of a team: what counts against its guarantee
         self.background: dict[int, int] = defaultdict(int)
         self.of_user: dict[int, int] = defaultdict(int)
-        self.committed: dict[tuple[str, int], float] = defaultdict(float)  # device-seconds that running runs will still take
-        self.open: list[tuple[int, int]] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
+        self.committed: dict[tuple[str, int], float] = defaultdict(
+            float
+        )  # device-seconds that running runs will still take
+        self.open: list[
+            tuple[int, int]
+        ] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
         self.entry: dict[int, tuple[int, int]] = {}
         self.known_ends: dict[int, dict[int | None, float]] = {}
         usable = [card.room for card in scene.cards if card.usable]
         self.usable = len(usable)  # devices
         self._idle: list[int] | None = None
-        self.smallest, self.largest = min(usable, default=0), max((card.memory for card in scene.cards), default=0)
+        self.smallest, self.largest = (
+            min(usable, default=0),
+            max((card.memory for card in scene.cards), default=0),
+        )
         self.kept_by = {card.kept_for: card.id for card in scene.cards if card.kept_for is not None}
         for held in scene.holdings:
             self.take(held, since=scene.now)
@@ -61,10 +72,16 @@ class Board:
         return held
 
     def room(self, card: int) -> int:
-        return self.cards[card].room - sum(held.memory or self.cards[card].memory for held in self.on[card])
+        return self.cards[card].room - sum(
+            held.memory or self.cards[card].memory for held in self.on[card]
+        )
 
-    def fits(self, request: Request, card: int, *, without: Iterable[Holding] = (), beside: int = 0) -> bool:
-        """Whether a device takes this run, once `without` are gone and with `beside` bytes kept free."""
+    def fits(
+        self, request: Request, card: int, *, without: Iterable[Holding] = (), beside: int = 0
+    ) -> bool:
+        """Whether a device takes this run, once `without` are gone and with `beside` bytes kept
+        free.
+        """
         gone = set(without)
         there = [held for held in self.on[card] if held not in gone]
         if not there and not beside:
@@ -72,18 +89,25 @@ class Board:
         if request.memory is None or any(held.memory is None for held in there):
             return False
         taken = sum(held.memory or 0 for held in there) + beside
-        return len(there) + bool(beside) < self.scene.most_a_card and taken + request.memory <= self.cards[card].room
+        return (
+            len(there) + bool(beside) < self.scene.most_a_card
+            and taken + request.memory <= self.cards[card].room
+        )
 
     def tell_to_leave(self, card: int, victims: Iterable[Holding], keep_for: int) -> None:
         going = set(victims)
-        self.on[card] = [replace(held, leaving=True) if held in going else held for held in self.on[card]]
+        self.on[card] = [
+            replace(held, leaving=True) if held in going else held for held in self.on[card]
+        ]
         self.where |= {held.run: held for held in self.on[card]}
         self.cards[card] = replace(self.cards[card], kept_for=keep_for)
         self.kept_by[keep_for] = card
         self.look_again(card)
 
     def free_at(self, request: Request, card: Card) -> float:
-        """When enough of the runs on a device should have ended for this one. Kept until the device changes."""
+        """When enough of the runs on a device should have ended for this one. Kept until the device
+        changes.
+        """
         known = self.known_ends[card.id]
         if request.memory not in known:
             known[request.memory] = self._free_at(request, card)
@@ -117,9 +141,13 @@ class Board:
         }
 
     def taken_of_idle(self) -> list[int]:
-        """What other programs hold of each device that no run is on; kept until a run comes or goes, for every barrier asks."""
+        """What other programs hold of each device that no run is on; kept until a run comes or
+        goes, for every barrier asks.
+        """
         if self._idle is None:
-            self._idle = [card.taken for card in self.cards.values() if card.usable and not self.on[card.id]]
+            self._idle = [
+                card.taken for card in self.cards.values() if card.usable and not self.on[card.id]
+            ]
         return self._idle
 
     def look_again(self, card: int) -> None:
@@ -141,4 +169,6 @@ class Board:
         there = self.on[card]
         if not self.cards[card].usable:
             return False
-        return not there or (len(there) < self.scene.most_a_card and all(held.memory is not None for held in there))
+        return not there or (
+            len(there) < self.scene.most_a_card and all(held.memory is not None for held in there)
+        )

@@ -1,7 +1,9 @@
-"""Who starts now, who waits, and who must go: one admission pass over a scene. The same code tells times by running on a copy.
+"""Who starts now, who waits, and who must go: one admission pass over a scene. The same code tells
+times by running on a copy.
 
-Order: inside the guarantee before borrowing, then class, then the team that has least over its guarantee for its weight, then
-the person who used least of late, then who asked first. The first run that finds no device keeps one (EASY backfill, Lifka 1995):
+Order: inside the guarantee before borrowing, then class, then the team that has least over its
+    guarantee for its weight, then the person who used least of late, then who asked first. The
+    first run that finds no device keeps one (EASY backfill, Lifka 1995):
 others start there only if they end before it can begin, or fit beside it.
 """
 
@@ -17,7 +19,9 @@ from training.gpus.scheduling.placement import Board
 from training.gpus.scheduling.preemption import victims_for
 from training.gpus.scheduling.state import CLASSES, Barrier, Decision, Holding, Request, Scene
 
-MOST_EXAMINED = 200  # runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
+MOST_EXAMINED = (
+    200  # runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
+)
 Line = tuple[int, int]  # team and user: their runs in the order in which they want them
 
 
@@ -63,7 +67,9 @@ class Scheduler(Board):
         self.kept = None
         aside: set[Line] = set()
         looked = 0
-        while self.heap and looked < depth and (evict or self.somebody_fits()) and not self.scene.held:
+        while (
+            self.heap and looked < depth and (evict or self.somebody_fits()) and not self.scene.held
+        ):
             line = self._pop()
             if line is None:
                 break
@@ -89,17 +95,28 @@ class Scheduler(Board):
         return made
 
     def somebody_fits(self) -> bool:
-        """Whether the smallest of those who wait finds room on the emptiest device; without, a pass has nothing to do."""
+        """Whether the smallest of those who wait finds room on the emptiest device; without, a pass
+        has nothing to do.
+        """
         return bool(self.needs) and self.needs[0] <= self.most_room
 
     def start(self, request: Request, card: int, now: float) -> Holding:
         held = Holding(
-            request.run, card, request.team, request.user, now, request.memory, request.priority, now + request.seconds
+            request.run,
+            card,
+            request.team,
+            request.user,
+            now,
+            request.memory,
+            request.priority,
+            now + request.seconds,
         )
         self.lines[request.team, request.user].remove(request)
         del self.needs[bisect.bisect_left(self.needs, self.need(request))]
         self.take(held, since=now)
-        self.charged[request.user] += request.seconds if request.seconds < math.inf else 3600.0  # the entry is charged at once
+        self.charged[request.user] += (
+            request.seconds if request.seconds < math.inf else 3600.0
+        )  # the entry is charged at once
         if self.cards[card].kept_for == request.run:
             self.cards[card] = replace(self.cards[card], kept_for=None)
             del self.kept_by[request.run]
@@ -116,19 +133,37 @@ class Scheduler(Board):
     def limits(self, request: Request) -> Barrier | None:
         """What forbids this run to start, however many devices are free."""
         share, person = self.scene.share(request.team), self.scene.person(request.user)
-        holds = self.running[request.team] + self.background[request.team] + self.promised(request, "team")
+        holds = (
+            self.running[request.team]
+            + self.background[request.team]
+            + self.promised(request, "team")
+        )
         mine = person.elsewhere + self.of_user[request.user] + self.promised(request, "user")
         limit, most = share.limit, person.running
         will_take = self.committed["team", request.team], self.committed["user", request.user]
         checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
             (share.held, "team_held", {"team": share.name}),
-            (limit is not None and holds >= limit, "team_limit", {"team": share.name, "holds": holds, "limit": limit or 0}),
-            (share.seconds_left is not None and share.seconds_left <= will_take[0], "team_hours", {"team": share.name}),
+            (
+                limit is not None and holds >= limit,
+                "team_limit",
+                {"team": share.name, "holds": holds, "limit": limit or 0},
+            ),
+            (
+                share.seconds_left is not None and share.seconds_left <= will_take[0],
+                "team_hours",
+                {"team": share.name},
+            ),
             (most is not None and mine >= most, "user_limit", {"holds": mine, "limit": most or 0}),
-            (person.seconds_left is not None and person.seconds_left <= will_take[1], "user_hours", {}),
+            (
+                person.seconds_left is not None and person.seconds_left <= will_take[1],
+                "user_hours",
+                {},
+            ),
             (not request.due, "pause", {}),
         )
-        return next((Barrier(why, facts) for broken, why, facts in checks if broken), None) or self.never(request)
+        return next(
+            (Barrier(why, facts) for broken, why, facts in checks if broken), None
+        ) or self.never(request)
 
     def never(self, request: Request) -> Barrier | None:
         """What would forbid it on an empty pool, too."""
@@ -143,12 +178,20 @@ class Scheduler(Board):
     def inside(self, request: Request) -> bool:
         """Whether this run would be inside its team's guarantee; background never is."""
         holds = self.running[request.team] + self.promised(request, "team")
-        return request.priority != "background" and holds < self.scene.share(request.team).guaranteed
+        return (
+            request.priority != "background" and holds < self.scene.share(request.team).guaranteed
+        )
 
     def promised(self, request: Request, whose: str) -> int:
-        """Devices that are kept for other waiting runs of the same team or user: as good as held."""
+        """Devices that are kept for other waiting runs of the same team or user: as good as
+        held.
+        """
         mine = getattr(request, whose)
-        others = (self.requests[run] for run in self.kept_by if run != request.run and run in self.requests)
+        others = (
+            self.requests[run]
+            for run in self.kept_by
+            if run != request.run and run in self.requests
+        )
         return sum(getattr(other, whose) == mine for other in others)
 
     def place(self, request: Request, now: float) -> int | None:
@@ -183,7 +226,11 @@ class Scheduler(Board):
                 return Barrier("leaving", {"for": ", ".join(str(held.run) for held in victims)})
         if self.kept is None:
             self.kept = self._keep_one(request, now)
-        if self.kept is None or self.kept.request.run == request.run or self.most_room < self.need(request):
+        if (
+            self.kept is None
+            or self.kept.request.run == request.run
+            or self.most_room < self.need(request)
+        ):
             return Barrier("full", self.numbers(request))
         return Barrier("kept", {**self.numbers(request), "head": self.kept.request.run})
 
@@ -211,14 +258,23 @@ class Scheduler(Board):
         if head.run == request.run or now + request.seconds <= kept.at < math.inf:
             return True
         leave = [held for held in self.on[kept.card] if held.ends <= kept.at]
-        return head.memory is not None and self.fits(request, kept.card, without=leave, beside=head.memory)
+        return head.memory is not None and self.fits(
+            request, kept.card, without=leave, beside=head.memory
+        )
 
     def key_of(self, request: Request) -> tuple[float, ...]:
         """Its place in the order: the smaller comes first."""
         share = self.scene.share(request.team)
         over = (self.running[request.team] - share.guaranteed) / share.weight
         used = self.scene.person(request.user).used + self.charged[request.user]
-        return (not self.inside(request), CLASSES.index(request.priority), over, used, request.submitted, request.run)
+        return (
+            not self.inside(request),
+            CLASSES.index(request.priority),
+            over,
+            used,
+            request.submitted,
+            request.run,
+        )
 
     def _push(self, line: Line) -> None:
         self.version[line] += 1

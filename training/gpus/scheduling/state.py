@@ -1,4 +1,5 @@
-"""What the scheduler sees of a pool: devices, who holds them, who waits, and the quotas. Plain numbers; it knows no database.
+"""What the scheduler sees of a pool: devices, who holds them, who waits, and the quotas. Plain
+numbers; it knows no database.
 
 Times are seconds on one clock, memory is bytes. A run takes one device, or a share of one.
 """
@@ -9,7 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-CLASSES = ("urgent", "normal", "background")  # urgent is granted by admins; background is always preemptible
+CLASSES = (
+    "urgent",
+    "normal",
+    "background",
+)  # urgent is granted by admins; background is always preemptible
 MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
 LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
 NOBODY = 0  # the team of runs that belong to no team
@@ -17,7 +22,9 @@ NOBODY = 0  # the team of runs that belong to no team
 
 @dataclass(frozen=True)
 class Card:
-    """A device. `kept_for`: a run for which another was stopped here; `taken`: bytes that programs hold which are no runs."""
+    """A device. `kept_for`: a run for which another was stopped here; `taken`: bytes that programs
+    hold which are no runs.
+    """
 
     id: int
     memory: int
@@ -33,7 +40,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Holding:
-    """A run on a device. `memory` None: it has the device alone. `ends`: expected, infinity where nobody knows."""
+    """A run on a device. `memory` None: it has the device alone. `ends`: expected, infinity where
+    nobody knows.
+    """
 
     run: int
     card: int
@@ -69,7 +78,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Share:
-    """A team's part of the pool. `limit` None: the whole pool. `seconds_left` None: no budget, or a soft one."""
+    """A team's part of the pool. `limit` None: the whole pool. `seconds_left` None: no budget, or a
+    soft one.
+    """
 
     name: str = "no team"
     guaranteed: int = 0
@@ -82,7 +93,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Person:
-    """`used`: device-seconds of late, decayed with a half-life of a week; who used less comes first."""
+    """`used`: device-seconds of late, decayed with a half-life of a week; who used less comes
+    first.
+    """
 
     running: int | None = None
     elsewhere: int = 0  # devices that they hold in other pools
@@ -112,7 +125,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Barrier:
-    """Why a run does not start now: a word for the program, and the numbers for a sentence (explain.py)."""
+    """Why a run does not start now: a word for the program, and the numbers for a sentence
+    (explain.py).
+    """
 
     why: str
     facts: Mapping[str, float | int | str] = field(default_factory=dict)
@@ -123,4 +138,6 @@ class Decision:
     starts: list[Holding] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
     given_up: list[int] = field(default_factory=list)  # runs for which a device is kept no more
-    barriers: dict[int, Barrier] = field(default_factory=dict)  # of the runs that were looked at and did not start
+    barriers: dict[int, Barrier] = field(
+        default_factory=dict
+    )  # of the runs that were looked at and did not start

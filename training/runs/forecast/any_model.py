@@ -1,4 +1,6 @@
-"""The memory of a run on any model, from its config.json: for the API and `manage.py forecast`. Nothing is kept."""
+"""The memory of a run on any model, from its config.json: for the API and `manage.py forecast`.
+Nothing is kept.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ KEYS = ("architectures", "model_type")
 
 
 def refuse_giants(value: Any, name: str = "") -> None:
-    """transformers makes lists by the number of layers, heads and experts before anything is shallow.
+    """transformers makes lists by the number of layers, heads and experts before anything is
+    shallow.
 
     Raises:
         UserError: a number that no model has.
@@ -31,27 +34,41 @@ def refuse_giants(value: Any, name: str = "") -> None:
         for inner in value:
             refuse_giants(inner, name)
     elif isinstance(value, int) and value > (MOST_COUNTED if COUNTED.search(name) else MOST):
-        raise UserError(f"{name} is {str(value)[:20]} in the config.json; no model has so many.", field="config")
+        raise UserError(
+            f"{name} is {str(value)[:20]} in the config.json; no model has so many.", field="config"
+        )
 
 
 def forecast_of(
-    config_json: dict[str, Any], settings: dict[str, Any], *, rows: int = 1, length: int = 2048, device: str = "cuda"
+    config_json: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    rows: int = 1,
+    length: int = 2048,
+    device: str = "cuda",
 ) -> dict[str, Any]:
-    """Bytes as `memory_forecast` has them, for a batch of rows x length tokens that are all trained.
+    """Bytes as `memory_forecast` has them, for a batch of rows x length tokens that are all
+    trained.
 
     Raises:
         ConfigError: a setting is wrong.
-        UserError: not a config.json of a causal language model, one that names code, or one that cannot be simulated.
+        UserError: not a config.json of a causal language model, one that names code, or one that
+            cannot be simulated.
     """
     if len(json.dumps(config_json)) > MAX_CONFIG:
         raise TooLarge(f"The config.json has more than {MAX_CONFIG:,} characters.", field="config")
     missing = [key for key in KEYS if not config_json.get(key)]
     if missing:
-        raise UserError(f"The config.json names no {missing[0]}; take the whole file.", field="config")
+        raise UserError(
+            f"The config.json names no {missing[0]}; take the whole file.", field="config"
+        )
     refuse_code(config_json, "config.json")
     refuse_giants(config_json)
     if isinstance(settings.get("tokens_per_batch"), int) or "batch_by" in settings:
-        raise UserError("The batch is given by rows and length here; leave tokens_per_batch and batch_by out.", field="settings")
+        raise UserError(
+            "The batch is given by rows and length here; leave tokens_per_batch and batch_by out.",
+            field="settings",
+        )
     batch = {"batch_by": "rows", "rows_per_batch": rows, "max_length": length}
     config = RunConfig.from_dict({**settings, **batch})
     constant = Constant(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])

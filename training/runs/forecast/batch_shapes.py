@@ -1,7 +1,8 @@
-"""The batches that a run's data makes, by the engine's own rules: how many steps they are, and which shapes a step may have.
+"""The batches that a run's data makes, by the engine's own rules: how many steps they are, and
+which shapes a step may have.
 
-Drawing 2,322 rows takes 2 ms an epoch, and one answer to a moved slider asks for a dozen epochs. Most sliders move no row to
-another batch: what was drawn last is remembered.
+Drawing 2,322 rows takes 2 ms an epoch, and one answer to a moved slider asks for a dozen epochs.
+Most sliders move no row to another batch: what was drawn last is remembered.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ BATCHING = (
     *("epochs", "max_steps", "accumulation", "batch_by", "rows_per_batch"),
     *("tokens_per_batch", "batch_parts", "packing", "max_length", "seed"),
 )
-EXACT_ROWS = 100_000  # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
+# rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
+EXACT_ROWS = 100_000
 MOST_SHAPES = 2_000
 REMEMBERED = 16  # of at most 20,000 rows: 1 to 2 MB each
 
@@ -34,28 +36,48 @@ def config_of(batching: tuple[Any, ...]) -> RunConfig:
 
 
 def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
-    """Optimizer steps and their tokens, and whether they were planned one by one (of much data they are scaled up)."""
-    return counted(tuple(found.kept(config.max_length)), found.factor, batching_of(replace(config, batch_parts=1)))
+    """Optimizer steps and their tokens, and whether they were planned one by one (of much data they
+    are scaled up).
+    """
+    return counted(
+        tuple(found.kept(config.max_length)),
+        found.factor,
+        batching_of(replace(config, batch_parts=1)),
+    )
 
 
 @lru_cache(REMEMBERED)
-def counted(kept: tuple[int, ...], factor: float, batching: tuple[Any, ...]) -> tuple[int, int, bool]:
+def counted(
+    kept: tuple[int, ...], factor: float, batching: tuple[Any, ...]
+) -> tuple[int, int, bool]:
     config = config_of(batching)
     if not kept:
         return 0, 0, True
     steps_once = plan_steps(kept, replace(config, epochs=1, max_steps=0)).total_steps * factor
     epochs = config.max_steps / steps_once if config.max_steps else float(config.epochs)
     if factor > 1 or len(kept) * max(1.0, epochs) > EXACT_ROWS:
-        return config.max_steps or round(steps_once * epochs), int(sum(kept) * factor * epochs), False
+        return (
+            config.max_steps or round(steps_once * epochs),
+            int(sum(kept) * factor * epochs),
+            False,
+        )
     plan = plan_steps(kept, config)
-    tokens = sum(length_of(packed, kept) for step in plan.steps for batch in step for packed in batch)
+    tokens = sum(
+        length_of(packed, kept) for step in plan.steps for batch in step for packed in batch
+    )
     return plan.total_steps, tokens, True
 
 
 def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
-    """Every batch that one epoch makes; of data that nobody has measured, the largest that the settings allow."""
+    """Every batch that one epoch makes; of data that nobody has measured, the largest that the
+    settings allow.
+    """
     if found is None or not found.measured:
-        rows = config.rows_per_batch if config.batch_by == "rows" else max(1, config.tokens_per_batch // config.max_length)
+        rows = (
+            config.rows_per_batch
+            if config.batch_by == "rows"
+            else max(1, config.tokens_per_batch // config.max_length)
+        )
         rows = -(-rows // config.batch_parts)
         return [Shape(rows, config.max_length, rows * config.max_length)]
     kept = found.kept(config.max_length)
@@ -65,7 +87,9 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
 
 
 @lru_cache(REMEMBERED)
-def drawn(kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, ...]) -> list[Shape]:
+def drawn(
+    kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, ...]
+) -> list[Shape]:
     config = config_of(batching)
     made = {
         Shape(
@@ -76,4 +100,6 @@ def drawn(kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, 
         for whole in epoch_batches(kept, config, 0)
         for batch in parts_of(whole, config.batch_parts)
     }
-    return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [Shape(1, config.max_length, config.max_length)]
+    return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [
+        Shape(1, config.max_length, config.max_length)
+    ]

@@ -1,4 +1,6 @@
-"""What a run will take of a device's memory, told before it starts: from a memory law and the batches that its data makes."""
+"""What a run will take of a device's memory, told before it starts: from a memory law and the
+batches that its data makes.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ from training.runs.forecast.token_lengths import Lengths
 from training.runs.models import Run
 from training.runs.states import State
 
-# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on a CPU (a guess); on CUDA the
-# workspaces of cuBLAS (measured on an H200).
+# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on
+# a CPU (a guess); on CUDA the workspaces of cuBLAS (measured on an H200).
 FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_440}
-# What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has shown it on the card itself.
+# What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has
+# shown it on the card itself.
 CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}
 LEARNED_FROM = 20  # runs
 
@@ -31,19 +34,32 @@ class Constant(NamedTuple):
 
 
 def constant_part(target: Target) -> Constant:
-    """Framework: what past runs on this kind of device took beyond their forecast's other parts. Context: see `share.py`."""
-    past = Run.objects.filter(state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0).order_by("-pk")
+    """Framework: what past runs on this kind of device took beyond their forecast's other parts.
+    Context: see `share.py`.
+    """
+    past = Run.objects.filter(
+        state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0
+    ).order_by("-pk")
     told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
-    # Paged states are memory of the driver's, which the allocator does not count: such a run would teach too little.
+    # Paged states are memory of the driver's, which the allocator does not count: such a run would
+    # teach too little.
     found = [
-        measured - forecast["variable"] for measured, forecast in told if not forecast.get("optimizer", "").startswith("paged")
+        measured - forecast["variable"]
+        for measured, forecast in told
+        if not forecast.get("optimizer", "").startswith("paged")
     ]
     framework = max(0, int(statistics.median(found))) if found else FRAMEWORK_BYTES[target.kind]
-    return Constant(framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context)
+    return Constant(
+        framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context
+    )
 
 
-def memory_forecast(law: Law, config: RunConfig, found: Lengths | None, constant: Constant) -> dict[str, Any]:
-    """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch that takes most."""
+def memory_forecast(
+    law: Law, config: RunConfig, found: Lengths | None, constant: Constant
+) -> dict[str, Any]:
+    """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch
+    that takes most.
+    """
     trainable, config = law_trainable(law, config), config.widest()
     shapes = shapes_of(found, config)
     step = largest(law, shapes, config)
@@ -77,17 +93,26 @@ def law_trainable(law: Law, config: RunConfig) -> int:
     share = (size_of(law, config) - SIZES[0]) / (SIZES[1] - SIZES[0]) if name else 0.0
     at = []
     for depth in (0, 1):
-        small, large = (float(facts.get(f"trainable_{depth}{sized}", facts[f"trainable_{depth}0"])) for sized in (0, 1))
+        small, large = (
+            float(facts.get(f"trainable_{depth}{sized}", facts[f"trainable_{depth}0"]))
+            for sized in (0, 1)
+        )
         at.append(small + share * (large - small))
     return round(at[0] + (law.layers - DEPTHS[0]) * (at[1] - at[0]) / (DEPTHS[1] - DEPTHS[0]))
 
 
-def forecast_on(target: Target, law: Law, config: RunConfig, found: Lengths | None) -> dict[str, Any]:
-    """What `memory_forecast` says of a device, with what past runs there took; the device's name is kept with it."""
+def forecast_on(
+    target: Target, law: Law, config: RunConfig, found: Lengths | None
+) -> dict[str, Any]:
+    """What `memory_forecast` says of a device, with what past runs there took; the device's name is
+    kept with it.
+    """
     return memory_forecast(law, config, found, constant_part(target)) | {"device": target.name}
 
 
-def kept_forecast(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> dict[str, Any] | None:
+def kept_forecast(
+    config: RunConfig, model: BaseModel, found: Lengths | None, target: Target
+) -> dict[str, Any] | None:
     """The forecast, if its law has been made.
 
     Raises:

@@ -1,7 +1,8 @@
-"""Memory laws, each made once and kept: asked of `training.engine.simulation.forecast`, a program that stays for the next question.
+"""Memory laws, each made once and kept: asked of `training.engine.simulation.forecast`, a program
+that stays for the next question.
 
-A law depends on the model's config, the technique and some settings, not on data, lengths or learning rates, so moving those is
-answered from the kept law at once.
+A law depends on the model's config, the technique and some settings, not on data, lengths or
+learning rates, so moving those is answered from the kept law at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from training.engine.memory_estimator import Law, size_setting
 from training.engine.methods import TABLE
 from training.errors import UserError
 
-EDITION = 7  # of the laws: one more when the engine's steps change, so that none of the old are read
+EDITION = (
+    7  # of the laws: one more when the engine's steps change, so that none of the old are read
+)
 PATIENCE_SECONDS = 120
 COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
@@ -51,12 +54,21 @@ class Unlawful(UserError):
 def key_of(folder: Path, config: RunConfig, device: str) -> str:
     """What the law depends on, as one word."""
     config = config.widest()
-    names = set(COMMON) | set(TABLE[config.method].settings) - WEIGHTLESS - {size_setting(config, device)}
+    names = set(COMMON) | set(TABLE[config.method].settings) - WEIGHTLESS - {
+        size_setting(config, device)
+    }
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
-    told = {name: getattr(config, name) for name in sorted(names)} | {"optimizer": config.optimizer_on(device)}
-    told |= {"dropout": config.dropout > 0} if "dropout" in told else {}  # how much is dropped moves no byte
-    told |= {"accumulates": config.accumulates, "beyond": isinstance(window, int) and config.max_length > window}
+    told = {name: getattr(config, name) for name in sorted(names)} | {
+        "optimizer": config.optimizer_on(device)
+    }
+    told |= (
+        {"dropout": config.dropout > 0} if "dropout" in told else {}
+    )  # how much is dropped moves no byte
+    told |= {
+        "accumulates": config.accumulates,
+        "beyond": isinstance(window, int) and config.max_length > window,
+    }
     whole = json.dumps([EDITION, device, told, text], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
@@ -74,7 +86,11 @@ def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> Law:
     """
     with tempfile.TemporaryDirectory(prefix="snapml-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json))
-        return law_told(ANY_MODEL.ask({"model": folder, "settings": config.widest().to_dict(), "device": device}))
+        return law_told(
+            ANY_MODEL.ask(
+                {"model": folder, "settings": config.widest().to_dict(), "device": device}
+            )
+        )
 
 
 def law_told(told: dict[str, Any]) -> Law:
@@ -100,11 +116,14 @@ def law(folder: Path, config: RunConfig, device: str) -> Law:
 
     Raises:
         Unlawful: see `kept_law`.
-        UserError: the program broke off, or could not read the model's file just now; the next call tries again.
+        UserError: the program broke off, or could not read the model's file just now; the next call
+            tries again.
     """
     kept = kept_law(folder, config, device)
     if kept is None:
-        told = PROGRAM.ask({"model": str(folder), "settings": config.widest().to_dict(), "device": device})
+        told = PROGRAM.ask(
+            {"model": str(folder), "settings": config.widest().to_dict(), "device": device}
+        )
         if told.get("passing"):
             raise UserError(told["error"], field=told["field"])
         path = place_of(folder, config, device)
@@ -122,18 +141,24 @@ class Busy(UserError):
 
 
 class Program:
-    """The forecasting program: started when it is first asked, started again when it has gone (it leaves when it is idle)."""
+    """The forecasting program: started when it is first asked, started again when it has gone (it
+    leaves when it is idle).
+    """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off; Busy: others ask and do not come to an end."""
+        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off; Busy: others ask
+        and do not come to an end.
+        """
         if not self._lock.acquire(timeout=PATIENCE_SECONDS):
             raise Busy("Others are simulating steps just now; try again in a minute.")
         try:
-            for _ in range(2):  # a child that left since the last question cannot be told from one that is there
+            for _ in range(
+                2
+            ):  # a child that left since the last question cannot be told from one that is there
                 child = self._running()
                 began = time.monotonic()
                 watch = threading.Timer(PATIENCE_SECONDS, child.kill)

@@ -1,6 +1,8 @@
-"""The ladder down in memory: changes of settings with their forecasts, from the one that costs least to the last.
+"""The ladder down in memory: changes of settings with their forecasts, from the one that costs
+least to the last.
 
-A run that ran out of memory goes on by one of them (ways_on.py), and a launch that is refused is told the nearest that would fit.
+A run that ran out of memory goes on by one of them (ways_on.py), and a launch that is refused is
+told the nearest that would fit.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Way:
-    """A change of settings. `memory`: what `memory_forecast` says; None where the step has not been simulated."""
+    """A change of settings. `memory`: what `memory_forecast` says; None where the step has not been
+    simulated.
+    """
 
     name: str
     words: str
@@ -34,23 +38,40 @@ class Way:
     memory: dict[str, Any] | None
 
 
-def steps_down(config: RunConfig, found: Lengths | None, kind: str) -> Iterator[tuple[str, str, Settings]]:
+def steps_down(
+    config: RunConfig, found: Lengths | None, kind: str
+) -> Iterator[tuple[str, str, Settings]]:
     """The ladder: name, sentence and change of each rung that this run has."""
     method = TABLE[config.method]
     if max(shape.rows for shape in shapes_of(found, config)) > 1:
-        words = "Half as many rows at once, twice as many passes: the same step, with every row where it was."
+        words = (
+            "Half as many rows at once, twice as many passes: the same step, with every row "
+            "where it was."
+        )
         yield "halve", words, {"batch_parts": 2 * config.batch_parts}
     if not config.gradient_checkpointing and "gradient_checkpointing" not in method.never:
-        yield "checkpointing", "Compute activations twice: the same step, about a third slower.", {"gradient_checkpointing": True}
+        yield (
+            "checkpointing",
+            "Compute activations twice: the same step, about a third slower.",
+            {"gradient_checkpointing": True},
+        )
     if config.max_length // 2 >= SHORTEST:
         length = config.max_length // 2
-        cut = f" {100 * cut_at(found, length)['cut_share']:.1f} % of the rows are cut off." if found and found.measured else ""
+        cut = (
+            f" {100 * cut_at(found, length)['cut_share']:.1f} % of the rows are cut off."
+            if found and found.measured
+            else ""
+        )
         yield "shorter", f"Cut rows at {length:,} tokens.{cut}", {"max_length": length}
     if config.optimizer_on(kind) == "adamw":
         words = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
         yield "8-bit", words, {"optimizer": "adamw_8bit"}
     if config.method == "lora":
-        yield "qlora", "Keep the base model in 4 bits (QLoRA); slower, and the adapter goes on.", {"method": "qlora"}
+        yield (
+            "qlora",
+            "Keep the base model in 4 bits (QLoRA); slower, and the adapter goes on.",
+            {"method": "qlora"},
+        )
 
 
 def ways(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> list[Way]:
@@ -62,7 +83,11 @@ def ways(config: RunConfig, model: BaseModel, found: Lengths | None, target: Tar
             known = kept_law(model.folder, changed, target.kind)
         except (ConfigError, Unlawful):
             continue  # this run cannot go that way
-        memory = None if known is None else memory_forecast(known, changed, found, constant) | {"device": target.name}
+        memory = (
+            None
+            if known is None
+            else memory_forecast(known, changed, found, constant) | {"device": target.name}
+        )
         made.append(Way(name, words, changes, memory))
     return made
 
@@ -71,18 +96,26 @@ def changed_config(config: RunConfig, changes: Settings) -> RunConfig:
     """Raises ConfigError: the change contradicts another setting."""
     known = {**config.to_dict(), **changes}
     if "method" in changes:
-        wanted = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(TABLE[changes["method"]].never)
+        wanted = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(
+            TABLE[changes["method"]].never
+        )
         known = {name: value for name, value in known.items() if name in wanted}
     return RunConfig.from_dict(known)
 
 
-def nearest(config: RunConfig, model: BaseModel, data: DatasetVersion, most: int, target: Target) -> str:
-    """The first change that would fit into `most` bytes, as a sentence; what is not simulated yet is not looked at."""
+def nearest(
+    config: RunConfig, model: BaseModel, data: DatasetVersion, most: int, target: Target
+) -> str:
+    """The first change that would fit into `most` bytes, as a sentence; what is not simulated yet
+    is not looked at.
+    """
     found = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
     tried, halved = config, 0
     while halved < 12:
         down = ways(tried, model, found, target)
-        fitting = next((way for way in down if way.memory is not None and way.memory["peak"] <= most), None)
+        fitting = next(
+            (way for way in down if way.memory is not None and way.memory["peak"] <= most), None
+        )
         if fitting is not None:
             told = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
             return f"With {told} it would need {fitting.memory['peak'] / 1e9:.1f} GB."  # type: ignore[index]

@@ -1,4 +1,6 @@
-"""What a launch will do, in numbers: rows, tokens, steps, batch, trainable parameters, device and files. Nothing is trained."""
+"""What a launch will do, in numbers: rows, tokens, steps, batch, trainable parameters, device and
+files. Nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ CUT_WARNING = 0.01
 
 
 def forecast(
-    config: RunConfig, model: BaseModel, version: DatasetVersion, found: Lengths | None, target: Target
+    config: RunConfig,
+    model: BaseModel,
+    version: DatasetVersion,
+    found: Lengths | None,
+    target: Target,
 ) -> dict[str, Any]:
     """The card's numbers; those that need token lengths are absent until these are measured."""
     memory = kept_forecast(config, model, found, target)
@@ -53,18 +59,27 @@ def forecast(
 def refuse_fault(found: Lengths | None) -> None:
     """Raises UserError: the engine would refuse the data, so the launch does."""
     if found is not None and found.fault:
-        raise UserError(f"This model cannot be trained on this data; the first such row is {found.fault}", field="data")
+        raise UserError(
+            f"This model cannot be trained on this data; the first such row is {found.fault}",
+            field="data",
+        )
 
 
 def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> list[str]:
-    """What is unwise about these settings with this model and, where its lengths are known, this data."""
+    """What is unwise about these settings with this model and, where its lengths are known, this
+    data.
+    """
     known = length_warnings(cut_at(found, config.max_length), config) if found is not None else []
     return config.warnings() + context_warnings(config, model) + known
 
 
 def batch_words(config: RunConfig) -> str:
     """`2 x 4 = 8 rows a step`, or tokens."""
-    one, unit = (config.rows_per_batch, "rows") if config.batch_by == "rows" else (config.tokens_per_batch, "tokens")
+    one, unit = (
+        (config.rows_per_batch, "rows")
+        if config.batch_by == "rows"
+        else (config.tokens_per_batch, "tokens")
+    )
     if config.accumulation == 1:
         return f"{one:,} {unit} a step"
     return f"{one:,} x {config.accumulation:,} = {one * config.accumulation:,} {unit} a step"
@@ -73,19 +88,30 @@ def batch_words(config: RunConfig) -> str:
 def fit_words(memory: dict[str, Any], target: Target) -> dict[str, Any]:
     """Does it fit what is free now? In words, and shares of the whole device for the bar."""
     need, total, free = memory["peak"], target.total, target.free
-    verdict = "fits" if need <= free else "does not fit now" if need <= total else "can never fit this device"
-    bar = [(name, round(100 * value / max(total, need), 2), value) for name, value in memory["kinds"].items() if value]
+    if need <= free:
+        verdict = "fits"
+    else:
+        verdict = "does not fit now" if need <= total else "can never fit this device"
+    bar = [
+        (name, round(100 * value / max(total, need), 2), value)
+        for name, value in memory["kinds"].items()
+        if value
+    ]
     return {"verdict": verdict, "fits": need <= free, "free": free, "total": total, "bar": bar}
 
 
 def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
-    """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell it with their law."""
+    """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell
+    it with their law.
+    """
     if "rank" not in TABLE[config.method].settings or config.dora or config.rank_pattern:
         return None
     wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = linear_layers(model.folder)
     chosen = [
-        shape for name, shape in layers if wanted == ["all-linear"] or any(f".{name}".endswith(f".{one}") for one in wanted)
+        shape
+        for name, shape in layers
+        if wanted == ["all-linear"] or any(f".{name}".endswith(f".{one}") for one in wanted)
     ]
     return sum(config.rank * (rows + columns) for rows, columns in chosen)
 
@@ -95,7 +121,10 @@ def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
     virtual = config.tokens_in_front
     if most and config.max_length + virtual > most:
         beside = f" and {virtual:,} virtual tokens stand in front" if virtual else ""
-        return [f"max_length is {config.max_length:,}{beside}, but {model.name} was made for at most {most:,} tokens."]
+        return [
+            f"max_length is {config.max_length:,}{beside}, but {model.name} was made for at most "
+            f"{most:,} tokens."
+        ]
     return []
 
 
@@ -103,10 +132,14 @@ def length_warnings(facts: dict[str, Any], config: RunConfig) -> list[str]:
     found = []
     if facts["empty"]:
         words = f"{facts['empty']:,} of {facts['measured']:,} rows"
-        found.append(f"{words} keep nothing to train within {config.max_length:,} tokens; they are left out. Raise max_length.")
+        found.append(
+            f"{words} keep nothing to train within {config.max_length:,} tokens; they are left "
+            "out. Raise max_length."
+        )
     if facts["cut_share"] > CUT_WARNING:
         found.append(
-            f"{facts['cut']:,} of {facts['measured']:,} rows are cut off at {config.max_length:,} tokens "
-            f"({100 * facts['cut_share']:.1f} %); the longest has {facts['longest']:,}. Raise max_length."
+            f"{facts['cut']:,} of {facts['measured']:,} rows are cut off at {config.max_length:,} "
+            f"tokens ({100 * facts['cut_share']:.1f} %); the longest has {facts['longest']:,}. "
+            "Raise max_length."
         )
     return found

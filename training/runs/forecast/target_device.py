@@ -1,4 +1,6 @@
-"""Where a run would train: a device of the pool that it waits for, as its host last reported it. The web server needs none."""
+"""Where a run would train: a device of the pool that it waits for, as its host last reported it.
+The web server needs none.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Target:
 
 
 def target_of(pool: Pool | None = None) -> Target:
-    """The largest device of a pool, the one with most free memory first; without a pool, of the one that runs get by default.
+    """The largest device of a pool, the one with most free memory first; without a pool, of the one
+    that runs get by default.
 
     Until a worker has reported, it is what this host's own driver tells.
     """
@@ -36,18 +39,34 @@ def target_of(pool: Pool | None = None) -> Target:
         own = max(read_devices(), key=lambda one: one.total)
         return Target(kind_of(own.kind), own.name, own.total, own.total - own.used)
     free = max(0, best.total_bytes - best.used_bytes)
-    return Target(kind_of(best.pool.kind), best.name, best.total_bytes, free, best.pool, usable(best), best.context_bytes)
+    return Target(
+        kind_of(best.pool.kind),
+        best.name,
+        best.total_bytes,
+        free,
+        best.pool,
+        usable(best),
+        best.context_bytes,
+    )
 
 
 def best_device(pool: Pool | None) -> Device | None:
-    """Those that are given out before others, a card before a CPU, then the largest, then the emptiest."""
+    """Those that are given out before others, a card before a CPU, then the largest, then the
+    emptiest.
+    """
     devices = Device.objects.select_related("host", "pool")
     some = devices.filter(pool=pool) if pool else devices.all()
-    return max(some, key=lambda d: (usable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes), default=None)
+    return max(
+        some,
+        key=lambda d: (usable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes),
+        default=None,
+    )
 
 
 def default_pool() -> Pool | None:
-    """The pool of the largest device that reports, a card before a CPU; where none does, of the largest ever seen."""
+    """The pool of the largest device that reports, a card before a CPU; where none does, of the
+    largest ever seen.
+    """
     best = best_device(None)
     return best.pool if best else None
 

@@ -1,6 +1,8 @@
-"""What a model will see of a data set: lengths measured once and kept beside the data, and single rows token by token.
+"""What a model will see of a data set: lengths measured once and kept beside the data, and single
+rows token by token.
 
-Both are asked of `training.engine.data.preview`, a program of its own, because a model's chat template is code that somebody wrote.
+Both are asked of `training.engine.data.preview`, a program of its own, because a model's chat
+template is code that somebody wrote.
 """
 
 from __future__ import annotations
@@ -26,14 +28,20 @@ from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.errors import UserError
 
-MOST_ROWS = 20_000  # about a millisecond each; of larger sets every n-th row is measured, and the page says so
+# about a millisecond each; of larger sets every n-th row is measured, and the page says so
+MOST_ROWS = 20_000
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)  # what the data page offers
 PATIENCE_SECONDS = 150
 BUSY_SECONDS = 30
 AGAIN_SECONDS = 600
 AT_ONCE = threading.BoundedSemaphore(3)
 BINS = 40
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 class Busy(UserError):
@@ -44,7 +52,9 @@ class Busy(UserError):
 
 @dataclass(frozen=True)
 class Lengths:
-    """int32 arrays, one number a measured row: all tokens, trained tokens, and the place of the first trained one."""
+    """int32 arrays, one number a measured row: all tokens, trained tokens, and the place of the
+    first trained one.
+    """
 
     total: NDArray[np.int32]
     trained: NDArray[np.int32]
@@ -80,14 +90,22 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         raise Busy("Others are looking at tokens just now; try again in a minute.")
     try:
         done = run_child(
-            "training.engine.data.preview", said=json.dumps(request), cwd=settings.BASE_DIR, seconds=PATIENCE_SECONDS
+            "training.engine.data.preview",
+            said=json.dumps(request),
+            cwd=settings.BASE_DIR,
+            seconds=PATIENCE_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise UserError("This model's chat template took too long; it may never end.", field="model") from error
+        raise UserError(
+            "This model's chat template took too long; it may never end.", field="model"
+        ) from error
     finally:
         AT_ONCE.release()
     if done.returncode or not done.stdout:
-        raise UserError("This model's tokenizer or chat template broke off (out of time or memory).", field="model")
+        raise UserError(
+            "This model's tokenizer or chat template broke off (out of time or memory).",
+            field="model",
+        )
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
         raise UserError(answer["error"], field="model")
@@ -96,14 +114,20 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def place(version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool) -> Path:
     files = [model.folder / name for name in TOKENIZER_FILES]
-    seen = "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file())  # another tokenizer, another count
+    seen = "|".join(
+        f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file()
+    )  # another tokenizer, another count
     key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     name = f"{key}-{split}{'-prompt' if train_on_prompt else ''}"
     return Path(settings.HOME) / "data" / version.digest / "lengths" / f"{name}.npz"
 
 
 def kept_lengths(
-    version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool = False, split: str = "train"
+    version: DatasetVersion,
+    model: BaseModel,
+    *,
+    train_on_prompt: bool = False,
+    split: str = "train",
 ) -> Lengths | None:
     """The lengths, if they have been measured."""
     path = place(version, model, split, train_on_prompt)
@@ -117,7 +141,13 @@ def kept_lengths(
         return Lengths(arrays["total"], arrays["trained"], arrays["first"], at, *told_words)
 
 
-def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool = False, split: str = "train") -> Lengths:
+def lengths(
+    version: DatasetVersion,
+    model: BaseModel,
+    *,
+    train_on_prompt: bool = False,
+    split: str = "train",
+) -> Lengths:
     """The lengths, measured now if need be: about 2 s, and a millisecond a row up to MOST_ROWS.
 
     Raises:
@@ -145,7 +175,9 @@ def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool 
         answer = ask(request)
     except Busy:
         raise
-    except UserError as error:  # remembered, or each look at the page would take the whole patience again
+    except (
+        UserError
+    ) as error:  # remembered, or each look at the page would take the whole patience again
         failed.write_text(error.message)
         raise
     told = {"rows": rows, "template": answer["template"], "fault": answer["fault"]}
@@ -155,13 +187,20 @@ def lengths(version: DatasetVersion, model: BaseModel, *, train_on_prompt: bool 
     return made
 
 
-def tokens_of(model: BaseModel, rows: list[dict[str, Any]], *, max_length: int, train_on_prompt: bool) -> dict[str, Any]:
+def tokens_of(
+    model: BaseModel, rows: list[dict[str, Any]], *, max_length: int, train_on_prompt: bool
+) -> dict[str, Any]:
     """Each row as pieces of trained, masked and cut-off tokens, and which template was used.
 
     Raises:
         UserError: see `ask`.
     """
-    request = {"model": str(model.folder), "rows": rows, "max_length": max_length, "train_on_prompt": train_on_prompt}
+    request = {
+        "model": str(model.folder),
+        "rows": rows,
+        "max_length": max_length,
+        "train_on_prompt": train_on_prompt,
+    }
     return ask(request)
 
 
@@ -185,15 +224,21 @@ def cut_at(found: Lengths, max_length: int) -> dict[str, Any]:
 
 
 def trained_within(found: Lengths, max_length: int) -> NDArray[np.int32]:
-    """Trained tokens of each row before a length: counted for those of LENGTHS, else as if the answer ran on from its start."""
+    """Trained tokens of each row before a length: counted for those of LENGTHS, else as if the
+    answer ran on from its start.
+    """
     if max_length in found.trained_at:
         return found.trained_at[max_length]
     room = np.maximum(0, max_length - np.minimum(found.first, 2**30))
-    return np.where(found.total <= max_length, found.trained, np.minimum(found.trained, room)).astype(np.int32)
+    return np.where(
+        found.total <= max_length, found.trained, np.minimum(found.trained, room)
+    ).astype(np.int32)
 
 
 def padding(found: Lengths, config: RunConfig) -> dict[str, float]:
-    """Share of padding with our batches, and with rows in random order in batches of the same size."""
+    """Share of padding with our batches, and with rows in random order in batches of the same
+    size.
+    """
     kept = found.kept(config.max_length)
     if not kept:
         return {"ours": 0.0, "random": 0.0}
@@ -201,7 +246,9 @@ def padding(found: Lengths, config: RunConfig) -> dict[str, float]:
     places = sum(len(batch) * max(length_of(packed, kept) for packed in batch) for batch in batches)
     size = max(1, round(len(kept) / len(batches)))
     shuffled = np.random.default_rng(0).permutation(np.asarray(kept))
-    loose = sum(int(part.max()) * len(part) for part in np.array_split(shuffled, -(-len(kept) // size)))
+    loose = sum(
+        int(part.max()) * len(part) for part in np.array_split(shuffled, -(-len(kept) // size))
+    )
     return {"ours": 1 - sum(kept) / places, "random": 1 - sum(kept) / loose}
 
 

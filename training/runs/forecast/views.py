@@ -1,4 +1,6 @@
-"""What will be trained of a data set with a chosen model: token colours, shares, and a histogram of lengths."""
+"""What will be trained of a data set with a chosen model: token colours, shares, and a histogram of
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ ROWS = 4
 
 
 def trained(request: SignedIn, version_id: int) -> HttpResponse:
-    """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken if none is named."""
+    """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken
+    if none is named.
+    """
     version = visible_data(request.user, version_id)
     if version is None:
         raise NotFound(f"There is no data version {version_id} that you may see.")
@@ -27,11 +31,25 @@ def trained(request: SignedIn, version_id: int) -> HttpResponse:
     wanted = number(request.GET.get("model", ""))
     model = next((one for one in models if one.pk == wanted), models[0] if models else None)
     split = request.GET.get("split", "train")
-    counts = {"train": version.train_rows, "heldout": version.heldout_rows, "test": version.test_rows}
+    counts = {
+        "train": version.train_rows,
+        "heldout": version.heldout_rows,
+        "test": version.test_rows,
+    }
     split = split if counts.get(split) else "train"
     prompt = request.GET.get("prompt") == "on"
-    values: dict[str, Any] = {"version": version, "models": models, "model": model, "split": split, "prompt": prompt}
-    values |= {"lengths": token_lengths.LENGTHS, "start": number(request.GET.get("start", "0")), "length": 512}
+    values: dict[str, Any] = {
+        "version": version,
+        "models": models,
+        "model": model,
+        "split": split,
+        "prompt": prompt,
+    }
+    values |= {
+        "lengths": token_lengths.LENGTHS,
+        "start": number(request.GET.get("start", "0")),
+        "length": 512,
+    }
     if model is not None:
         try:
             values |= shown(request, values)
@@ -41,7 +59,12 @@ def trained(request: SignedIn, version_id: int) -> HttpResponse:
 
 
 def shown(request: SignedIn, asked: dict[str, Any]) -> dict[str, Any]:
-    version, model, split, prompt = asked["version"], asked["model"], asked["split"], asked["prompt"]
+    version, model, split, prompt = (
+        asked["version"],
+        asked["model"],
+        asked["split"],
+        asked["prompt"],
+    )
     length = number(request.GET.get("length", "")) or asked["length"]
     length = min(max(8, length), 131_072)
     found = token_lengths.lengths(version, model, train_on_prompt=prompt, split=split)

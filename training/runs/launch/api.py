@@ -48,7 +48,9 @@ def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
 
 def where_of(body: RunIn) -> Where:
     """Raises NotFound: there are no such devices."""
-    return Where(None if body.pool is None else pool_of(body.pool), body.priority or Priority.NORMAL)
+    return Where(
+        None if body.pool is None else pool_of(body.pool), body.priority or Priority.NORMAL
+    )
 
 
 def pool_of(pool_id: int) -> Pool:
@@ -59,11 +61,15 @@ def pool_of(pool_id: int) -> Pool:
     return pool
 
 
-def ready_model_and_data(request: SignedIn, model: int, data: int) -> tuple[BaseModel, DatasetVersion]:
+def ready_model_and_data(
+    request: SignedIn, model: int, data: int
+) -> tuple[BaseModel, DatasetVersion]:
     base = BaseModel.objects.filter(pk=model, state="ready").first()
     version = visible_data(request.user, data)
     if base is None or version is None:
-        raise NotFound("There is no such model that is ready, or no such data version that you may see.")
+        raise NotFound(
+            "There is no such model that is ready, or no such data version that you may see."
+        )
     return base, version
 
 
@@ -75,24 +81,37 @@ def list_settings(request: SignedIn) -> Any:
 
 @router.post("/forecast", response=ForecastOut)
 def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
-    """What a launch would do: the card of the launch page. Steps and tokens are there once the lengths are measured."""
+    """What a launch would do: the card of the launch page. Steps and tokens are there once the
+    lengths are measured.
+    """
     asked = model_and_data(request, body)
     everyone = sweep.members(body.settings)
     config = RunConfig.from_dict(everyone[0])
-    found = token_lengths.kept_lengths(asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt)
+    found = token_lengths.kept_lengths(
+        asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt
+    )
     target = target_of(where_of(body).pool)
-    return {"runs": len(everyone), "will": forecast(config, asked["base_model"], asked["data"], found, target)}
+    return {
+        "runs": len(everyone),
+        "will": forecast(config, asked["base_model"], asked["data"], found, target),
+    }
 
 
 @router.post("/forecast/model", response=ModelForecastOut)
 def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
-    """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5 to 20 s."""
-    return any_model.forecast_of(body.config, body.settings, rows=body.rows, length=body.length, device=body.device)
+    """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5
+    to 20 s.
+    """
+    return any_model.forecast_of(
+        body.config, body.settings, rows=body.rows, length=body.length, device=body.device
+    )
 
 
 @router.post("/plan", response=PlanOut)
 def read_plan(request: SignedIn, body: PlanIn) -> Any:
-    """What Auto LLM would do, with the reason for each choice. The first time for a model and data takes some seconds."""
+    """What Auto LLM would do, with the reason for each choice. The first time for a model and data
+    takes some seconds.
+    """
     base, version = ready_model_and_data(request, body.model, body.data)
     pool = None if body.pool is None else pool_of(body.pool)
     plan = auto.plan_now(base, version, goal=body.goal, locked=body.locked, pool=pool)
@@ -101,9 +120,14 @@ def read_plan(request: SignedIn, body: PlanIn) -> Any:
 
 @router.get("/lengths", response=LengthsOut)
 def read_lengths(
-    request: SignedIn, model: Number, data: Number, max_length: Annotated[int, Query(ge=8, le=131_072)] = 512
+    request: SignedIn,
+    model: Number,
+    data: Number,
+    max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
-    """Token lengths of a data version as a model sees it; measured now if nobody has yet (seconds)."""
+    """Token lengths of a data version as a model sees it; measured now if nobody has yet
+    (seconds).
+    """
     base, version = ready_model_and_data(request, model, data)
     found = token_lengths.lengths(version, base)
     return {**token_lengths.cut_at(found, max_length), "histogram": token_lengths.histogram(found)}

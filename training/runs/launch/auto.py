@@ -1,4 +1,6 @@
-"""Auto LLM for a model and data that are here: gathers what a plan needs, and starts a run with it."""
+"""Auto LLM for a model and data that are here: gathers what a plan needs, and starts a run with
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,13 @@ from training.runs.queue.placement import ANYWHERE, Where
 
 
 def launch_planned(
-    user: User, plan: Plan, *, base_model: BaseModel, data: DatasetVersion, name: str = "", where: Where = ANYWHERE
+    user: User,
+    plan: Plan,
+    *,
+    base_model: BaseModel,
+    data: DatasetVersion,
+    name: str = "",
+    where: Where = ANYWHERE,
 ) -> Run:
     """Start a run with a plan's settings; the plan stays with it.
 
@@ -39,7 +47,9 @@ def launch_planned(
         ConfigError, Conflict: see `launch_run`.
     """
     with transaction.atomic():
-        run = launch_run(user, base_model=base_model, data=data, settings=plan.settings, name=name, where=where)
+        run = launch_run(
+            user, base_model=base_model, data=data, settings=plan.settings, name=name, where=where
+        )
         run.advice = plan.to_json()
         run.save(update_fields=["advice"])
     return run
@@ -74,10 +84,14 @@ def plan_now(
         UserError: see `lengths` and `plan_for`.
     """
     refuse_unready(model)
-    return plan_for(Case(model, data, lengths(data, model), target_of(pool)), goal=goal, locked=locked)
+    return plan_for(
+        Case(model, data, lengths(data, model), target_of(pool)), goal=goal, locked=locked
+    )
 
 
-def plan_for(case: Case, *, goal: str = "task", locked: Mapping[str, Any] | None = None, wait: bool = True) -> Plan:
+def plan_for(
+    case: Case, *, goal: str = "task", locked: Mapping[str, Any] | None = None, wait: bool = True
+) -> Plan:
     """A plan for the device as it is now. `wait`: make the memory laws that are missing, 5 s each.
 
     Raises:
@@ -101,10 +115,14 @@ def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], Law]) -> 
     model, data, found, target = case.model, case.data, case.found, case.target
     if not model.card.get("hidden_size"):
         raise UserError(
-            f"The config.json of {model.name} names no hidden_size, which a plan needs; choose the settings.", field="model"
+            f"The config.json of {model.name} names no hidden_size, which a plan needs; choose "
+            "the settings.",
+            field="model",
         )
     most = checks.most_memory(target.pool, data.dataset.team)  # what the quota leaves
-    total, free = (min(have, most) if most is not None else have for have in (target.total, target.free))
+    total, free = (
+        min(have, most) if most is not None else have for have in (target.total, target.free)
+    )
     constant = constant_part(target)
 
     def need(config: RunConfig) -> Mapping[str, Any]:

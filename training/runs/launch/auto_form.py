@@ -1,4 +1,6 @@
-"""The launch page's Auto: what is locked in the posted form, and the plan as rows with a field each."""
+"""The launch page's Auto: what is locked in the posted form, and the plan as rows with a field
+each.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from training.runs.launch import form
 from training.runs.launch.auto import Case, NotSimulated, plan_for
 from training.runs.launch.selection import Picked
 
-SET, WAS, LOCK = "set-", "was-", "lock"  # a row's field, what stood there when it was shown, the ticked rows
+SET, WAS, LOCK = (
+    "set-",
+    "was-",
+    "lock",
+)  # a row's field, what stood there when it was shown, the ticked rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, or why there is none yet: something is to be chosen, counted or simulated first, or it is a problem."""
+    """A plan, or why there is none yet: something is to be chosen, counted or simulated first, or
+    it is a problem.
+    """
 
     goal: str
     locked: Mapping[str, Any]
@@ -55,7 +63,10 @@ class Planned:
         if self.plan is None:
             return []
         known = form.fields(self.plan.settings)
-        rows = [Row(choice, form.title(choice.setting), known.get(choice.setting)) for choice in self.plan.choices]
+        rows = [
+            Row(choice, form.title(choice.setting), known.get(choice.setting))
+            for choice in self.plan.choices
+        ]
         return [row for row in rows if row.field or row.choice.setting == "method"]
 
     @property
@@ -71,7 +82,9 @@ class Planned:
 
 def text_of(value: Any) -> str:
     """A value as its field has it."""
-    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def mark_of(settings: Mapping[str, Any]) -> str:
@@ -80,19 +93,28 @@ def mark_of(settings: Mapping[str, Any]) -> str:
 
 def locked_in(posted: Any) -> dict[str, Any]:
     """Rows that are ticked, and those in which something else stands than was shown."""
-    ticked, kinds = set(posted.getlist(LOCK)), {name: field.kind for name, field in every_field().items()}
+    ticked, kinds = (
+        set(posted.getlist(LOCK)),
+        {name: field.kind for name, field in every_field().items()},
+    )
     locked: dict[str, Any] = {}
     for key, text in posted.items():
         name = key.removeprefix(SET)
         if name == key or (name not in ticked and text == posted.get(WAS + name, text)):
             continue
-        locked[name] = text == "on" if kinds.get(name) == "bool" else form.typed(text.strip(), kinds.get(name, "str"))
+        locked[name] = (
+            text == "on"
+            if kinds.get(name) == "bool"
+            else form.typed(text.strip(), kinds.get(name, "str"))
+        )
     return locked
 
 
 def every_field() -> dict[str, form.Field]:
     """The settings of all techniques."""
-    return {name: field for method in TABLE for name, field in form.fields({"method": method}).items()}
+    return {
+        name: field for method in TABLE for name, field in form.fields({"method": method}).items()
+    }
 
 
 def planned(posted: Any, picked: Picked, *, wait: bool = False) -> Planned:
@@ -105,7 +127,13 @@ def planned(posted: Any, picked: Picked, *, wait: bool = False) -> Planned:
     if found is None:
         return Planned(goal, locked, waits_for="lengths")
     try:
-        return Planned(goal, locked, plan_for(Case(model, version, found, picked.target), goal=goal, locked=locked, wait=wait))
+        return Planned(
+            goal,
+            locked,
+            plan_for(
+                Case(model, version, found, picked.target), goal=goal, locked=locked, wait=wait
+            ),
+        )
     except NotSimulated:
         return Planned(goal, locked, waits_for="memory")
     except UserError as problem:

@@ -1,4 +1,6 @@
-"""The launch form, made of the engine's own config class: its fields, sentences, ranges and errors."""
+"""The launch form, made of the engine's own config class: its fields, sentences, ranges and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,21 @@ GROUPS = (
     ("Training", ("learning_rate", "epochs", "max_steps", "tokens_per_batch", "max_length")),
     ("Batches", ("batch_by", "rows_per_batch", "accumulation", "batch_parts", "packing")),
     ("Schedule", ("optimizer", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm")),
-    ("Measuring and saving", ("eval_interval", "eval_rows", "exact_rows", "save_interval", "early_stopping", "final_weights")),
-    ("Machine", ("train_on_prompt", "precision", "gradient_checkpointing", "recover", "seed", "threads")),
+    (
+        "Measuring and saving",
+        (
+            "eval_interval",
+            "eval_rows",
+            "exact_rows",
+            "save_interval",
+            "early_stopping",
+            "final_weights",
+        ),
+    ),
+    (
+        "Machine",
+        ("train_on_prompt", "precision", "gradient_checkpointing", "recover", "seed", "threads"),
+    ),
 )
 # What moves memory most has a slider beside its field, with these values.
 SLIDES = {
@@ -101,7 +116,9 @@ def method_of(values: Mapping[str, Any]) -> str:
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Field]:
-    """Every setting that a person may turn for the technique, with the given value or what is usual for it."""
+    """Every setting that a person may turn for the technique, with the given value or what is usual
+    for it.
+    """
     name = method_of(values)
     method, config = TABLE[name], RunConfig.from_dict({"method": name})
     hidden = OWN_SETTINGS | config.foreign() | set(method.never) | {"method"}
@@ -121,7 +138,10 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
             advanced=f.metadata["advanced"],
             low=low,
             high=high,
-            papers={paper: f"https://arxiv.org/abs/{number}" for paper, number in PAPERS.get(f.name, {}).items()},
+            papers={
+                paper: f"https://arxiv.org/abs/{number}"
+                for paper, number in PAPERS.get(f.name, {}).items()
+            },
             slides=SLIDES.get(f.name, ()),
         )
     return made
@@ -130,16 +150,24 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
 def cannot(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the technique cannot do, each with its reason."""
     method = TABLE[method_of(values)]
-    told = [("Merging into the base", method.no_merge), ("Sharing a batch with other adapters", method.no_mix)]
+    told = [
+        ("Merging into the base", method.no_merge),
+        ("Sharing a batch with other adapters", method.no_mix),
+    ]
     told += [(title(name), why) for name, why in method.never.items()]
     return [(what, why[0].upper() + why[1:]) for what, why in told if why]
 
 
 def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
-    """Fields under their headings, the technique's own first; either those in view or those behind the fold."""
+    """Fields under their headings, the technique's own first; either those in view or those behind
+    the fold.
+    """
     known, method = fields(values), TABLE[method_of(values)]
     headings = ((method.title, method.settings), *GROUPS)
-    made = [(title, [known[n] for n in names if n in known and known[n].advanced == advanced]) for title, names in headings]
+    made = [
+        (title, [known[n] for n in names if n in known and known[n].advanced == advanced])
+        for title, names in headings
+    ]
     return [(title, members) for title, members in made if members]
 
 
@@ -160,11 +188,20 @@ def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
 
 
 def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for another technique: what a person turned stays, what was usual for some technique is now usual for this."""
+    """The values for another technique: what a person turned stays, what was usual for some
+    technique is now usual for this.
+    """
     method = TABLE[method_of(values)]
     plain = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-    usual = {name: {plain[name], *(m.usual[name] for m in TABLE.values() if name in m.usual)} for name in plain}
-    kept = {name: value for name, value in values.items() if isinstance(value, list) or value not in usual.get(name, ())}
+    usual = {
+        name: {plain[name], *(m.usual[name] for m in TABLE.values() if name in m.usual)}
+        for name in plain
+    }
+    kept = {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, list) or value not in usual.get(name, ())
+    }
     return {**method.usual, **kept, "method": method_of(values)}
 
 

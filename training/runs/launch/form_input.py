@@ -1,4 +1,6 @@
-"""What the launch form says: what was picked, and the settings that were typed or that a plan chose."""
+"""What the launch form says: what was picked, and the settings that were typed or that a plan
+chose.
+"""
 
 from __future__ import annotations
 

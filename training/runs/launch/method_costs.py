@@ -1,4 +1,6 @@
-"""What every technique would take of memory for one model and data, and the laws that are missing for that, made one by one."""
+"""What every technique would take of memory for one model and data, and the laws that are missing
+for that, made one by one.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,12 @@ from training.runs.models import Run
 from training.runs.states import OPEN
 
 log = logging.getLogger("snapml.forecast")
-# With 8-bit states a law holds for one rank alone (memory_law.size_setting); with others, all these have the same one.
+# With 8-bit states a law holds for one rank alone (memory_law.size_setting); with others, all these
+# have the same one.
 RANKS = (16, 8, 32, 64)
-tried: set[Path] = set()  # laws that this worker asked for: one that broke off is tried again only when a person asks
+tried: set[Path] = (
+    set()
+)  # laws that this worker asked for: one that broke off is tried again only when a person asks
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class Cost:
     @property
     def impossible(self) -> bool:
         """It cannot be started on this device, whatever else runs there."""
-        return bool(self.problem) or (self.memory is not None and self.memory["peak"] > self.memory["total"])
+        return bool(self.problem) or (
+            self.memory is not None and self.memory["peak"] > self.memory["total"]
+        )
 
 
 def configs_of(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | None]]:
@@ -50,12 +57,23 @@ def configs_of(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | Non
     for name, method in TABLE.items():
         known = set(RunConfig.from_dict({"method": name}).to_dict()) - set(method.never)
         try:
-            yield name, RunConfig.from_dict({k: v for k, v in follow_method({**first, "method": name}).items() if k in known})
+            yield (
+                name,
+                RunConfig.from_dict(
+                    {
+                        k: v
+                        for k, v in follow_method({**first, "method": name}).items()
+                        if k in known
+                    }
+                ),
+            )
         except ConfigError:
             yield name, None
 
 
-def costs(model: BaseModel | None, found: Lengths | None, values: Mapping[str, Any], target: Target) -> dict[str, Cost]:
+def costs(
+    model: BaseModel | None, found: Lengths | None, values: Mapping[str, Any], target: Target
+) -> dict[str, Cost]:
     """Each technique's cost with these settings, as far as its law has been made."""
     if model is None:
         return {name: Cost(method) for name, method in TABLE.items()}
@@ -99,8 +117,12 @@ def missing(model: BaseModel, values: Mapping[str, Any], kind: str) -> Iterator[
 
 
 def forecast_launched() -> None:
-    """Runs that were started before their step was simulated (by API or file, mostly) get their forecast while they train."""
-    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related("base_model", "data", "pool"):
+    """Runs that were started before their step was simulated (by API or file, mostly) get their
+    forecast while they train.
+    """
+    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related(
+        "base_model", "data", "pool"
+    ):
         config, target = RunConfig.from_dict(run.config), target_of(run.pool)
         place = place_of(run.base_model.folder, config, target.kind)
         if place in tried and not place.is_file():
@@ -108,15 +130,21 @@ def forecast_launched() -> None:
         tried.add(place)
         try:
             found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-            made = forecast_on(target, law(run.base_model.folder, config, target.kind), config, found)
+            made = forecast_on(
+                target, law(run.base_model.folder, config, target.kind), config, found
+            )
         except UserError as error:
             log.warning("Run %s has no forecast: %s", run.pk, error.message)
             continue
-        Run.objects.filter(pk=run.pk, pool=run.pool_id, config=run.config, forecast={}).update(forecast=made)
+        Run.objects.filter(pk=run.pk, pool=run.pool_id, config=run.config, forecast={}).update(
+            forecast=made
+        )
 
 
 def make_beforehand() -> None:
-    """One law that is missing for a model that is ready, with usual settings: the launch page then waits for none."""
+    """One law that is missing for a model that is ready, with usual settings: the launch page then
+    waits for none.
+    """
     kind = target_of().kind
     for model in BaseModel.objects.filter(state=ModelState.READY):
         for config in chain.from_iterable(missing(model, {"rank": rank}, kind) for rank in RANKS):

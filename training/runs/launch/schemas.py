@@ -33,21 +33,31 @@ ANY_MODEL: JsonDict = {
 class AutoIn(Schema):
     """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]})
-    goal: str = Field("task", max_length=40, description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()))
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]}
+    )
+    goal: str = Field(
+        "task",
+        max_length=40,
+        description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()),
+    )
     locked: dict[str, Any] = {}
 
 
 class PlanIn(AutoIn):
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
-    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(None, description="id of the devices that it is planned for")
+    pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+        None, description="id of the devices that it is planned for"
+    )
 
 
 class PlanOut(Schema):
     goal: str
     settings: dict[str, Any]
-    choices: list[dict[str, Any]] = Field(description="setting, value, why, instead, source, locked")
+    choices: list[dict[str, Any]] = Field(
+        description="setting, value, why, instead, source, locked"
+    )
     facts: dict[str, Any]
 
 
@@ -57,7 +67,9 @@ class ForecastOut(Schema):
 
 
 class ModelForecastIn(Schema):
-    """Any causal language model by its config.json; the batch is `rows` x `length`, all of it trained."""
+    """Any causal language model by its config.json; the batch is `rows` x `length`, all of it
+    trained.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ANY_MODEL]})
     config: dict[str, Any] = Field(description="the model's config.json")
@@ -116,9 +128,15 @@ class RunIn(Schema):
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     name: str = Field("", max_length=models.MAX_NAME)
-    settings: dict[str, Any] = Field({}, description="see /runs/settings; a list of values spans a sweep")
-    auto: AutoIn | None = Field(None, description="choose the settings; then `settings` stays empty")
-    priority: Priority | None = Field(None, description="normal if not given; urgent is granted by admins")
+    settings: dict[str, Any] = Field(
+        {}, description="see /runs/settings; a list of values spans a sweep"
+    )
+    auto: AutoIn | None = Field(
+        None, description="choose the settings; then `settings` stays empty"
+    )
+    priority: Priority | None = Field(
+        None, description="normal if not given; urgent is granted by admins"
+    )
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="the id of one; if not given, of the largest devices"
     )

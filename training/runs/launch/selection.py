@@ -21,14 +21,18 @@ NAMES = ("model", "data", "name", "pool", "priority")
 
 @dataclass(frozen=True)
 class Picked:
-    """`texts` are the form's fields. What is not there, not ready or not the person's to see is None."""
+    """`texts` are the form's fields. What is not there, not ready or not the person's to see is
+    None.
+    """
 
     user: User
     texts: dict[str, str]
 
     @cached_property
     def model(self) -> BaseModel | None:
-        return BaseModel.objects.filter(pk=number(self.texts["model"]), state=ModelState.READY).first()
+        return BaseModel.objects.filter(
+            pk=number(self.texts["model"]), state=ModelState.READY
+        ).first()
 
     @cached_property
     def version(self) -> DatasetVersion | None:
@@ -37,7 +41,11 @@ class Picked:
     @cached_property
     def pool(self) -> Pool | None:
         """None: those that runs get by default."""
-        return Pool.objects.filter(pk=number(self.texts["pool"])).first() if self.texts["pool"] else None
+        return (
+            Pool.objects.filter(pk=number(self.texts["pool"])).first()
+            if self.texts["pool"]
+            else None
+        )
 
     @cached_property
     def target(self) -> Target:

@@ -35,17 +35,23 @@ OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "
 
 
 class Unwise(UserError):
-    """Nothing is wrong, but something is seldom meant; the launch goes through when it is told that this is known."""
+    """Nothing is wrong, but something is seldom meant; the launch goes through when it is told that
+    this is known.
+    """
 
     status = 409
 
     def __init__(self, warnings: list[str]) -> None:
-        super().__init__(" ".join(warnings) + " To start anyway, accept the warnings.", field="accept_warnings")
+        super().__init__(
+            " ".join(warnings) + " To start anyway, accept the warnings.", field="accept_warnings"
+        )
         self.warnings = warnings
 
 
 def read_settings(settings: dict[str, Any]) -> RunConfig:
-    """Raises ConfigError: a setting is wrong, `field` names it; UserError: one that is not the launch's business."""
+    """Raises ConfigError: a setting is wrong, `field` names it; UserError: one that is not the
+    launch's business.
+    """
     forbidden = sorted(OWN_SETTINGS & settings.keys())
     if forbidden:
         raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
@@ -61,24 +67,32 @@ def launch_run(
     name: str = "",
     where: Where = ANYWHERE,
 ) -> Run:
-    """Check the settings with the engine's own class, write the run's folder, and ring the workers once it is committed.
+    """Check the settings with the engine's own class, write the run's folder, and ring the workers
+    once it is committed.
 
     Raises:
         ConfigError: a setting is wrong; `field` names it.
-        Conflict: the model is not ready, or the queue has as many of the person's runs as it may; NotAllowed: see `refuse_class`.
+        Conflict: the model is not ready, or the queue has as many of the person's runs as it may;
+            NotAllowed: see `refuse_class`.
         UserError: no device or quota would ever take it.
     """
     config = refuse_early(user, base_model, settings, where)
     team, target = team_of(user, data), target_of(where.pool)
     foreseen = foresee(config, base_model, data, target)
-    request = Request(0, team.pk if team else NOBODY, user.pk, 0.0, foreseen["forecast"].get("peak"))
-    checks.refuse_hopeless(request, target.pool, lambda most: nearest(config, base_model, data, most, target))
+    request = Request(
+        0, team.pk if team else NOBODY, user.pk, 0.0, foreseen["forecast"].get("peak")
+    )
+    checks.refuse_hopeless(
+        request, target.pool, lambda most: nearest(config, base_model, data, most, target)
+    )
     with transaction.atomic():
         checks.refuse_full_queue(user)
         run = Run.objects.create(
             owner=user,
             team=team,
-            name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[:MAX_NAME],
+            name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[
+                :MAX_NAME
+            ],
             base_model=base_model,
             data=data,
             method=config.method,
@@ -94,14 +108,21 @@ def launch_run(
     return run
 
 
-def foresee(config: RunConfig, model: BaseModel, data: DatasetVersion, target: Target) -> dict[str, Any]:
+def foresee(
+    config: RunConfig, model: BaseModel, data: DatasetVersion, target: Target
+) -> dict[str, Any]:
     """A run's steps and memory, as far as the data's lengths and the technique's law are known."""
     lengths = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-    return {"total_steps": min(steps, MOST_STEPS), "forecast": kept_forecast(config, model, lengths, target) or {}}
+    return {
+        "total_steps": min(steps, MOST_STEPS),
+        "forecast": kept_forecast(config, model, lengths, target) or {},
+    }
 
 
-def refuse_early(user: User, base_model: BaseModel, settings: dict[str, Any], where: Where) -> RunConfig:
+def refuse_early(
+    user: User, base_model: BaseModel, settings: dict[str, Any], where: Where
+) -> RunConfig:
     """What needs no look at data or devices; the settings as the engine has them."""
     refuse_unready(base_model)
     checks.refuse_class(user, where.priority)
@@ -111,12 +132,16 @@ def refuse_early(user: User, base_model: BaseModel, settings: dict[str, Any], wh
 def refuse_unready(model: BaseModel) -> None:
     """Raises Conflict: the model's weights are not there yet."""
     if model.state != ModelState.READY:
-        raise Conflict(f"{model.name} is not ready yet ({model.get_state_display().lower()}).", field="model")
+        raise Conflict(
+            f"{model.name} is not ready yet ({model.get_state_display().lower()}).", field="model"
+        )
 
 
 def write_folder(run: Run, config: RunConfig) -> None:
     """The folder that the engine is started on, with its config.json."""
-    shutil.rmtree(run.folder, ignore_errors=True)  # of a launch that was killed; SQLite gives its number out again
+    shutil.rmtree(
+        run.folder, ignore_errors=True
+    )  # of a launch that was killed; SQLite gives its number out again
     run.folder.mkdir(parents=True)
     places = {
         "model": str(run.base_model.folder),
@@ -128,7 +153,8 @@ def write_folder(run: Run, config: RunConfig) -> None:
 
 
 def team_of(user: User, data: DatasetVersion) -> Team | None:
-    """A run belongs to the team of its data: whoever sees the one sees the other, and may delete both.
+    """A run belongs to the team of its data: whoever sees the one sees the other, and may delete
+    both.
 
     Raises:
         NotAllowed: the person only views that team.
@@ -138,7 +164,9 @@ def team_of(user: User, data: DatasetVersion) -> Team | None:
         return team
     if not user.memberships.filter(team=team).exclude(role=Role.VIEWER).exists():
         raise NotAllowed(
-            f"You only view what team {team} has; ask a lead to make you a member to train on its data.", field="data"
+            f"You only view what team {team} has; ask a lead to make you a member to train on its "
+            "data.",
+            field="data",
         )
     return team
 

@@ -1,4 +1,6 @@
-"""The card beside the launch form: what will happen, and what has to be counted or simulated before it can be told."""
+"""The card beside the launch form: what will happen, and what has to be counted or simulated before
+it can be told.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from training.runs.launch.selection import NAMES, Picked
 
 @require_POST
 def card(request: SignedIn) -> HttpResponse:
-    """The card beside the form, for what the form says at this moment; with Auto, the plan comes along."""
+    """The card beside the form, for what the form says at this moment; with Auto, the plan comes
+    along.
+    """
     asked = posted(request)
     values = {**card_values(asked), "auto": asked.auto, "planned": asked.planned, "beside": True}
     return render(request, "runs/_card.html", values)
@@ -60,11 +64,15 @@ def card_values(asked: Asked) -> dict[str, Any]:
 
 
 def measured(request: SignedIn) -> HttpResponse:
-    """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody has yet."""
+    """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody
+    has yet.
+    """
     picked = Picked(request.user, {name: request.GET.get(name, "") for name in NAMES})
     model, version = picked.must_have_model(), picked.must_have_data()
     try:
-        token_lengths.lengths(version, model, train_on_prompt=request.GET.get("train_on_prompt") == "on")
+        token_lengths.lengths(
+            version, model, train_on_prompt=request.GET.get("train_on_prompt") == "on"
+        )
     except UserError as error:
         return render(request, "_error.html", {"error": error})
     answer = HttpResponse(status=204)
@@ -74,14 +82,20 @@ def measured(request: SignedIn) -> HttpResponse:
 
 @require_POST
 def memory(request: SignedIn) -> HttpResponse:
-    """Simulate steps of what the form says; the card asks for this when memory laws are missing for it, or for the plan."""
+    """Simulate steps of what the form says; the card asks for this when memory laws are missing for
+    it, or for the plan.
+    """
     picked = picked_in(request)
     try:
         model, _ = picked.must_have_model(), picked.must_have_data()
         if request.POST.get("mode") == "auto":
             problem = auto_form.planned(request.POST, picked, wait=True).problem
-            if auto_form.planned(request.POST, picked).waits_for == "memory":  # else a problem is shown by the card
-                raise problem or UserError("The memory forecast broke off; the log of the web server says why.")
+            if (
+                auto_form.planned(request.POST, picked).waits_for == "memory"
+            ):  # else a problem is shown by the card
+                raise problem or UserError(
+                    "The memory forecast broke off; the log of the web server says why."
+                )
         else:
             config = RunConfig.from_dict(sweep.members(form.settings_from(request.POST))[0])
             law(model.folder, config, picked.target.kind)

@@ -1,4 +1,6 @@
-"""Several values for a setting: the grid they span, counted before it is started, and started as one sweep."""
+"""Several values for a setting: the grid they span, counted before it is started, and started as
+one sweep.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list
     }
     empty = [name for name, values in grid.items() if not values]
     if empty:
-        raise ConfigError(f"{empty[0]} is an empty list; give it a value, or leave it out.", field=empty[0])
+        raise ConfigError(
+            f"{empty[0]} is an empty list; give it a value, or leave it out.", field=empty[0]
+        )
     single = {name: values[0] for name, values in grid.items() if len(values) == 1}
     fixed = {name: value for name, value in settings.items() if name not in grid}
     return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
@@ -43,7 +47,9 @@ def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list
 def plain(name: str, value: Any) -> Any:
     """Raises ConfigError: a list or an object among the values of a setting."""
     if not isinstance(value, str | int | float):
-        raise ConfigError(f"{name} is {str(value)[:40]} in one run; it must be a number or a word.", field=name)
+        raise ConfigError(
+            f"{name} is {str(value)[:40]} in one run; it must be a number or a word.", field=name
+        )
     return value
 
 
@@ -61,20 +67,34 @@ def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
     count = math.prod(len(values) for values in grid.values())
     if count > MOST_RUNS:
         sizes = " x ".join(str(len(values)) for values in grid.values())
-        raise TooLarge(f"{sizes} = {count:,} runs; a sweep has at most {MOST_RUNS}. Take values out.", field=next(iter(grid)))
-    made = [fixed | dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        raise TooLarge(
+            f"{sizes} = {count:,} runs; a sweep has at most {MOST_RUNS}. Take values out.",
+            field=next(iter(grid)),
+        )
+    made = [
+        fixed | dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    ]
     for one in made:
         read_settings(one)
     return made
 
 
-def warnings_of(everyone: list[dict[str, Any]], base_model: BaseModel, data: DatasetVersion) -> list[str]:
-    """What the card would warn of for any run of the grid, as far as it is known without waiting; each once."""
+def warnings_of(
+    everyone: list[dict[str, Any]], base_model: BaseModel, data: DatasetVersion
+) -> list[str]:
+    """What the card would warn of for any run of the grid, as far as it is known without waiting;
+    each once.
+    """
     configs = [read_settings(settings) for settings in everyone]
-    lengths = {on: kept_lengths(data, base_model, train_on_prompt=on) for on in {config.train_on_prompt for config in configs}}
+    lengths = {
+        on: kept_lengths(data, base_model, train_on_prompt=on)
+        for on in {config.train_on_prompt for config in configs}
+    }
     for found in lengths.values():
         refuse_fault(found)
-    warnings = [all_warnings(config, base_model, lengths[config.train_on_prompt]) for config in configs]
+    warnings = [
+        all_warnings(config, base_model, lengths[config.train_on_prompt]) for config in configs
+    ]
     return list(dict.fromkeys(words for some in warnings for words in some))
 
 
@@ -104,7 +124,12 @@ def launch_sweep(
         sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid=grid)
         for one in everyone:
             words = ", ".join(f"{key} {one[key]}" for key in grid)
-            asked: dict[str, Any] = {"base_model": base_model, "data": data, "settings": one, "name": f"{title}: {words}"}
+            asked: dict[str, Any] = {
+                "base_model": base_model,
+                "data": data,
+                "settings": one,
+                "name": f"{title}: {words}",
+            }
             run = launch_run(user, **asked, where=where)
             run.sweep = sweep
             run.save(update_fields=["sweep"])

@@ -56,7 +56,9 @@ def from_file(request: SignedIn) -> HttpResponse:
     try:
         if uploaded is None:
             raise UserError("Choose a YAML file first.", field="file")
-        described = yaml_file.read_yaml(uploaded.read(4 * yaml_file.MAX_CHARACTERS + 1).decode("utf-8", errors="replace"))
+        described = yaml_file.read_yaml(
+            uploaded.read(4 * yaml_file.MAX_CHARACTERS + 1).decode("utf-8", errors="replace")
+        )
         sweep.members(described["settings"])
         refuse_words(described["settings"])
         values = described["settings"]
@@ -66,18 +68,26 @@ def from_file(request: SignedIn) -> HttpResponse:
         where = yaml_file.find_where(described)
         chosen |= {"pool": str(where.pool.pk) if where.pool else "", "priority": where.priority}
         if described.get("auto") is not None:
-            raise UserError("This file lets Auto choose; start it with `manage.py launch`, or choose Auto here.", field="file")
+            raise UserError(
+                "This file lets Auto choose; start it with `manage.py launch`, or choose Auto "
+                "here.",
+                field="file",
+            )
     except UserError as problem:
         error = problem
     return page(request, Asked(Picked(request.user, chosen), values, auto=False), error)
 
 
 def refuse_words(values: dict[str, Any]) -> None:
-    """Raises UserError: several values of a setting that the page offers one of; it would start less than the file says."""
+    """Raises UserError: several values of a setting that the page offers one of; it would start
+    less than the file says.
+    """
     for name, field in form.fields({}).items():
         if isinstance(values.get(name), list) and field.kind not in ("int", "float"):
             raise UserError(
-                f"{name} has several values; start this file with `manage.py launch`, or POST it to the API.", field=name
+                f"{name} has several values; start this file with `manage.py launch`, or POST it "
+                "to the API.",
+                field=name,
             )
 
 
@@ -91,7 +101,12 @@ def start(request: SignedIn, asked: Asked) -> HttpResponse:
     picked = asked.picked
     model, version = picked.must_have_model(), picked.must_have_data()
     plan = plan_to_start(request, asked)
-    said: dict[str, Any] = {"base_model": model, "data": version, "name": picked.texts["name"], "where": picked.where()}
+    said: dict[str, Any] = {
+        "base_model": model,
+        "data": version,
+        "name": picked.texts["name"],
+        "where": picked.where(),
+    }
     fixed, grid = sweep.split_grid(asked.values)
     warnings = sweep.warnings_of(sweep.members(asked.values), model, version)
     unseen = [words for words in warnings if sweep.mark(words) not in request.POST.getlist("seen")]
@@ -105,7 +120,9 @@ def start(request: SignedIn, asked: Asked) -> HttpResponse:
 
 
 def plan_to_start(request: SignedIn, asked: Asked) -> Plan | None:
-    """Raises UserError: there is no plan; Conflict: free memory or data changed it since it was shown."""
+    """Raises UserError: there is no plan; Conflict: free memory or data changed it since it was
+    shown.
+    """
     if not asked.auto or asked.planned is None:
         return None
     if asked.planned.problem:
@@ -114,7 +131,9 @@ def plan_to_start(request: SignedIn, asked: Asked) -> Plan | None:
         raise Conflict("The plan is still being made; look at it, then start.", field="plan")
     if request.POST.get("plan") != asked.planned.mark:
         raise Conflict(
-            "The plan changed since it was shown, as memory or a lock did; look at it again, then start.", field="plan"
+            "The plan changed since it was shown, as memory or a lock did; look at it again, then "
+            "start.",
+            field="plan",
         )
     return asked.planned.plan
 
@@ -123,9 +142,21 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
-    only = {name: str(some[0].pk) for name, some in (("data", versions), ("model", models)) if len(some) == 1}
-    picked = Picked(request.user, asked.picked.texts | {name: pk for name, pk in only.items() if not asked.picked.texts[name]})
-    asked = with_plan(request, picked) if asked.auto and asked.planned is None else replace(asked, picked=picked)
+    only = {
+        name: str(some[0].pk)
+        for name, some in (("data", versions), ("model", models))
+        if len(some) == 1
+    }
+    picked = Picked(
+        request.user,
+        asked.picked.texts
+        | {name: pk for name, pk in only.items() if not asked.picked.texts[name]},
+    )
+    asked = (
+        with_plan(request, picked)
+        if asked.auto and asked.planned is None
+        else replace(asked, picked=picked)
+    )
     shown = {
         "models": models,
         "versions": versions,
@@ -136,7 +167,8 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
         else [one for one in Priority.choices if one[0] != Priority.URGENT],
         "error": error,
         **shown_settings(request, asked),
-        "open_fold": error is not None and getattr(form.fields({}).get(error.field), "advanced", False),
+        "open_fold": error is not None
+        and getattr(form.fields({}).get(error.field), "advanced", False),
         **card_values(asked),
     }
     return render(request, "runs/new.html", shown, status=error.status if error else 200)
@@ -144,7 +176,9 @@ def page(request: SignedIn, asked: Asked, error: UserError | None) -> HttpRespon
 
 @require_POST
 def settings(request: SignedIn) -> HttpResponse:
-    """The part of the form that Auto or the technique decides. What a person turned stays; a plan's values are taken over."""
+    """The part of the form that Auto or the technique decides. What a person turned stays; a plan's
+    values are taken over.
+    """
     asked = posted(request)
     if not asked.auto and request.POST.get("mode-was") == "auto":
         asked = Asked(asked.picked, posted(request, mode="auto").values, auto=False)
@@ -157,7 +191,9 @@ def settings(request: SignedIn) -> HttpResponse:
 
 @require_POST
 def costs(request: SignedIn) -> HttpResponse:
-    """The techniques with their cost, after one that is missing was simulated (`look`: as they are)."""
+    """The techniques with their cost, after one that is missing was simulated (`look`: as they
+    are).
+    """
     asked = posted(request)
     model, error = asked.picked.model, None
     if model and "look" not in request.GET:
@@ -166,7 +202,9 @@ def costs(request: SignedIn) -> HttpResponse:
         except UserError as problem:
             error = problem
     shown = {**techniques_shown(asked), "chosen_method": form.method_of(asked.values)}
-    return render(request, "runs/_techniques.html", shown | ({"simulating": False} if error else {}))
+    return render(
+        request, "runs/_techniques.html", shown | ({"simulating": False} if error else {})
+    )
 
 
 def techniques_shown(asked: Asked) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A run described as a file: YAML with the model's and the data's names and every setting. It knows no request."""
+"""A run described as a file: YAML with the model's and the data's names and every setting. It knows
+no request.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,31 @@ from training.runs.states import Priority
 MAX_CHARACTERS = 16_000
 MOST_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
-BEGINS = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken)
+BEGINS = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
 ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 KEYS = ("name", "model", "data", "pool", "priority", "settings", "auto")
 
 
 def to_yaml(run: Run) -> str:
-    """The whole config; `manage.py launch` and the launch page read it back. The digest holds the data to its version."""
+    """The whole config; `manage.py launch` and the launch page read it back. The digest holds the
+    data to its version.
+    """
     described = {
         "name": run.name,
         "model": run.base_model.name,
-        "data": {"name": run.data.dataset.name, "version": run.data.number, "sha256": run.data.digest},
-        **({"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}),  # another house has other names
+        "data": {
+            "name": run.data.dataset.name,
+            "version": run.data.number,
+            "sha256": run.data.digest,
+        },
+        **(
+            {"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}
+        ),  # another house has other names
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
         "settings": run.config,
     }
@@ -54,18 +69,27 @@ def read_yaml(text: str) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"line {line}: not YAML: {error.problem}", field="file") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"The file is not YAML that can be read: {str(error)[:200]}", field="file") from error
+        raise UserError(
+            f"The file is not YAML that can be read: {str(error)[:200]}", field="file"
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"The file must be a mapping with {', '.join(KEYS)}.", field="file")
     unknown = sorted(str(key) for key in set(value) - set(KEYS))
     if unknown:
-        raise UserError(f"There is no key {unknown[0][:40]!r}; known are {', '.join(KEYS)}.", field="file")
+        raise UserError(
+            f"There is no key {unknown[0][:40]!r}; known are {', '.join(KEYS)}.", field="file"
+        )
     settings = value.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
     auto = value.get("auto")
-    if auto is not None and not (isinstance(auto, dict) and set(auto) <= {"goal", "locked"} and not settings):
-        raise UserError("`auto` must be a mapping with goal and locked, and stand instead of `settings`.", field="file")
+    if auto is not None and not (
+        isinstance(auto, dict) and set(auto) <= {"goal", "locked"} and not settings
+    ):
+        raise UserError(
+            "`auto` must be a mapping with goal and locked, and stand instead of `settings`.",
+            field="file",
+        )
     if auto and not isinstance(auto.get("locked") or {}, dict):
         raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
     settings = {name: numeric(given) for name, given in settings.items()}
@@ -77,7 +101,9 @@ def refuse_tricks(text: str) -> None:
     depth = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
-            raise UserError("The file uses YAML aliases (`*name`); write the values out.", field="file")
+            raise UserError(
+                "The file uses YAML aliases (`*name`); write the values out.", field="file"
+            )
         depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
         if depth > MOST_DEPTH:
             raise UserError("The file is nested too deeply to describe a run.", field="file")
@@ -100,27 +126,35 @@ def find_model(described: dict[str, Any]) -> BaseModel:
 
 
 def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
-    """The version by its content if the file names that, else by name and number (the newest if no number is given).
+    """The version by its content if the file names that, else by name and number (the newest if no
+    number is given).
 
     Raises:
         NotFound: none that the person may see.
     """
     wanted = described.get("data")
     wanted = wanted if isinstance(wanted, dict) else {"name": wanted}
-    mine = DatasetVersion.objects.filter(dataset__in=Dataset.objects.visible_to(user)).select_related("dataset__team")
+    mine = DatasetVersion.objects.filter(
+        dataset__in=Dataset.objects.visible_to(user)
+    ).select_related("dataset__team")
     if wanted.get("sha256"):
         rows = mine.filter(digest=one_line(str(wanted["sha256"])))
         named = rows.filter(dataset__name=one_line(str(wanted.get("name"))))
-        rows = named if named.exists() else rows  # the same content under another name is the same data
+        rows = (
+            named if named.exists() else rows
+        )  # the same content under another name is the same data
     else:
         rows = mine.filter(dataset__name=one_line(str(wanted.get("name"))))
         if wanted.get("version") is not None:
             number = wanted["version"]
-            rows = rows.filter(number=number if isinstance(number, int) and 0 < number < 2**31 else 0)
+            rows = rows.filter(
+                number=number if isinstance(number, int) and 0 < number < 2**31 else 0
+            )
     version = rows.order_by("-number").first()
     if version is None:
         raise NotFound(
-            f"There is no data {str(wanted.get('name'))[:80]!r} that you may see in the version that the file names.",
+            f"There is no data {str(wanted.get('name'))[:80]!r} that you may see in the version "
+            "that the file names.",
             field="data",
         )
     return version
@@ -138,7 +172,9 @@ def find_where(described: dict[str, Any]) -> Where:
         pool = Pool.objects.filter(name=name).first()
         if pool is None:
             have = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"
-            raise NotFound(f"There is no pool of devices {name[:80]!r}; there are {have}.", field="pool")
+            raise NotFound(
+                f"There is no pool of devices {name[:80]!r}; there are {have}.", field="pool"
+            )
     if priority not in Priority.values:
         raise UserError(f"`priority` is one of {', '.join(Priority.values)}.", field="priority")
     return Where(pool, priority)

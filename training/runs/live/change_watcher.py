@@ -1,7 +1,9 @@
 """Tells the sockets of this process which runs have moved. One task looks for all of them.
 
-SQLite: `PRAGMA data_version` changes with every commit of another connection; asking costs 5 us, so it is asked every 20 ms.
-PostgreSQL: the runs' numbers are read every 250 ms, or at once when a worker's nudge comes through Redis.
+SQLite: `PRAGMA data_version` changes with every commit of another connection; asking costs 5 us, so
+    it is asked every 20 ms.
+PostgreSQL: the runs' numbers are read every 250 ms, or at once when a worker's nudge comes through
+    Redis.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ class Bell:
     def listen(self, run_id: int, wake: asyncio.Event) -> None:
         """Set `wake` whenever the run moves."""
         self._listeners[run_id].add(wake)
-        if self._task is None or self._task.done() or self._task.get_loop() is not asyncio.get_running_loop():
+        if (
+            self._task is None
+            or self._task.done()
+            or self._task.get_loop() is not asyncio.get_running_loop()
+        ):
             self._task = asyncio.get_running_loop().create_task(self._look_for_ever())
 
     def leave(self, run_id: int, wake: asyncio.Event) -> None:
@@ -65,7 +71,9 @@ class Bell:
         sure_at = 0.0
         while self._listeners:
             if time.monotonic() >= sure_at or self._committed():
-                sure_at = time.monotonic() + (SURE_SECONDS if connection.vendor == "sqlite" else POLL_SECONDS)
+                sure_at = time.monotonic() + (
+                    SURE_SECONDS if connection.vendor == "sqlite" else POLL_SECONDS
+                )
                 await self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -74,7 +82,9 @@ class Bell:
         if connection.vendor != "sqlite":
             return False
         if self._sqlite is None:
-            self._sqlite = sqlite3.connect(str(settings.DATABASES["default"]["NAME"]), check_same_thread=False)
+            self._sqlite = sqlite3.connect(
+                str(settings.DATABASES["default"]["NAME"]), check_same_thread=False
+            )
         version = self._sqlite.execute("PRAGMA data_version").fetchone()[0]
         moved = version != self._version
         self._version = version
@@ -91,9 +101,13 @@ bell = Bell()
 
 
 def notify_browsers(run_id: int, **_signal: Any) -> None:
-    """Nudge the web servers through Redis, if there is one. SQLite needs no nudge: they see its commits."""
+    """Nudge the web servers through Redis, if there is one. SQLite needs no nudge: they see its
+    commits.
+    """
     if settings.CHANNEL_LAYERS:
         try:
             async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "moved", "run": run_id})
         except QUEUE_ERRORS as error:  # that must not undo what was done
-            log.warning("Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error)
+            log.warning(
+                "Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error
+            )

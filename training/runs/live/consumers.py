@@ -1,8 +1,10 @@
 """The live socket: checks who asks, then forwards a run's stream from the browser's cursor on.
 
-Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`, `{"type": "unsub", "run"}`.
-Server: `snap`, then `delta` after `delta` (stream.py). One frame per subscription may be unacknowledged; while it is, the server
-keeps only a cursor. So a browser that reads slowly costs no memory, and gets larger deltas instead of more.
+Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`, `{"type":
+    "unsub", "run"}`.
+Server: `snap`, then `delta` after `delta` (stream.py). One frame per subscription may be
+    unacknowledged; while it is, the server keeps only a cursor. So a browser that reads slowly
+    costs no memory, and gets larger deltas instead of more.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ class Subscription:
     points: int
     unacked_since: float | None = None
     fresh: bool = True
-    shown: tuple[int, bool] = (-1, False)  # the row's revision, and whether the run was out of touch
+    shown: tuple[int, bool] = (
+        -1,
+        False,
+    )  # the row's revision, and whether the run was out of touch
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -119,10 +124,14 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if kind == "ack" and subscription is not None and subscription.unacked_since is not None:
             subscription.unacked_since = None
             self.wake.set()
-        elif self.too_fast():  # an ack that answers a frame is not counted: the server itself sets their pace
+        elif (
+            self.too_fast()
+        ):  # an ack that answers a frame is not counted: the server itself sets their pace
             await self.close(TOO_MUCH)
         elif kind == "sub":
-            await self.subscribe(run_id, whole_number(message["cursor"]), whole_number(message.get("points", 1000)))
+            await self.subscribe(
+                run_id, whole_number(message["cursor"]), whole_number(message.get("points", 1000))
+            )
         elif kind == "unsub":
             self.unsubscribe(run_id)
 
@@ -143,7 +152,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             bell.leave(run_id, self.wake)
 
     async def pump_or_close(self) -> None:
-        """A pump that broke must not leave a socket that looks alive: the browser comes back with its cursor."""
+        """A pump that broke must not leave a socket that looks alive: the browser comes back with
+        its cursor.
+        """
         try:
             await self.pump_for_ever()
         except Exception:
@@ -173,10 +184,17 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
     async def send_news(self, run_id: int, subscription: Subscription) -> None:
         """The next frame, if there is something to tell."""
         last_seq, shown = await standing(run_id)
-        if not subscription.fresh and (last_seq, shown) == (subscription.cursor, subscription.shown):
+        if not subscription.fresh and (last_seq, shown) == (
+            subscription.cursor,
+            subscription.shown,
+        ):
             return
         behind = last_seq - subscription.cursor
-        if (subscription.fresh and subscription.cursor == 0) or behind < 0 or behind > messages.FAR_BEHIND:
+        if (
+            (subscription.fresh and subscription.cursor == 0)
+            or behind < 0
+            or behind > messages.FAR_BEHIND
+        ):
             message = await read_snapshot(run_id, subscription.points)
             subscription.cursor = message["upto"]
         else:
@@ -187,7 +205,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.send(text_data=json.dumps(message))
 
     async def still_allowed(self) -> bool:
-        """Signed in still, and every run still visible? A closed session or a left team ends the socket."""
+        """Signed in still, and every run still visible? A closed session or a left team ends the
+        socket.
+        """
         user = await user_of_session(self.scope["session"].session_key)
         if user is None or user.pk != self.user.pk:
             await self.close(SIGNED_OUT)
@@ -228,7 +248,11 @@ def user_of_session(key: str) -> User | None:
     request = HttpRequest()
     request.session = SessionStore(key)
     user = get_user(request)
-    return user if isinstance(user, User) and user.is_active and not user.must_change_password else None
+    return (
+        user
+        if isinstance(user, User) and user.is_active and not user.must_change_password
+        else None
+    )
 
 
 read_snapshot = database_sync_to_async(messages.snapshot)

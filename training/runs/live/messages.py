@@ -1,6 +1,8 @@
-"""What a browser is sent of a run: a snapshot, then everything after its cursor. Pure reads; it knows no socket.
+"""What a browser is sent of a run: a snapshot, then everything after its cursor. Pure reads; it
+knows no socket.
 
-Event numbers have no gap, so a reader that holds n asks for what comes after n and can check that it got n + 1 first.
+Event numbers have no gap, so a reader that holds n asks for what comes after n and can check that
+it got n + 1 first.
 """
 
 from __future__ import annotations
@@ -13,7 +15,18 @@ from training.runs.models import CurveChunk, Event, Run
 from training.runs.reads import one_moment
 from training.runs.status import describe
 
-SNAPSHOT_KINDS = ("eval", "sample", "memory", "checkpoint", "resume", "start", "end", "log", "trial", "tuned")
+SNAPSHOT_KINDS = (
+    "eval",
+    "sample",
+    "memory",
+    "checkpoint",
+    "resume",
+    "start",
+    "end",
+    "log",
+    "trial",
+    "tuned",
+)
 SNAPSHOT_EVENTS = 500  # of each kind the newest; a run has a few dozen
 DELTA_EVENTS = 2_000
 FAR_BEHIND = 5_000  # a reader that lacks more gets a snapshot instead of the events
@@ -22,7 +35,9 @@ Message = dict[str, Any]
 
 
 def snapshot(run_id: int, points: int) -> Message:
-    """The whole picture up to event `upto`: state, curves of at most 2 x points places, and the newest other events."""
+    """The whole picture up to event `upto`: state, curves of at most 2 x points places, and the
+    newest other events.
+    """
     events: list[Event] = []
     with one_moment():
         run = read_run(run_id)
@@ -43,7 +58,9 @@ def snapshot(run_id: int, points: int) -> Message:
 
 
 def delta(run_id: int, cursor: int) -> Message:
-    """Everything after `cursor`, first to last without gap; at most DELTA_EVENTS, the rest comes with the next one."""
+    """Everything after `cursor`, first to last without gap; at most DELTA_EVENTS, the rest comes
+    with the next one.
+    """
     with one_moment():
         run = read_run(run_id)
         found = events_after(run_id, cursor, DELTA_EVENTS)
@@ -61,9 +78,14 @@ def delta(run_id: int, cursor: int) -> Message:
 
 def events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
     """The next `limit` events after number `cursor`, from rows and chunks alike."""
-    found = {event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]}
-    for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by("first_seq"):
-        # Chunks of superseded and of valid steps overlap, so one that begins later may not be needed, but not the reverse.
+    found = {
+        event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]
+    }
+    for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by(
+        "first_seq"
+    ):
+        # Chunks of superseded and of valid steps overlap, so one that begins later may not be
+        # needed, but not the reverse.
         if len(found) >= limit and chunk.first_seq > sorted(found)[limit - 1]:
             break
         found |= {event.seq: event for event in events_of_chunk(chunk) if event.seq > cursor}

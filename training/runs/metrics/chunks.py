@@ -1,6 +1,8 @@
-"""512 step events become one chunk: a float64 column for each number, with its low, high and mean in front.
+"""512 step events become one chunk: a float64 column for each number, with its low, high and mean
+in front.
 
-A chart of a million steps then reads 1,954 small headers and no point; a spike is in its chunk's low or high.
+A chart of a million steps then reads 1,954 small headers and no point; a spike is in its chunk's
+low or high.
 """
 
 from __future__ import annotations
@@ -31,20 +33,32 @@ Column = NDArray[np.float64]
 
 
 def compact(run_id: int) -> None:
-    """Move whole chunks of step events out of the event table; the newest fewer than CHUNK stay rows.
+    """Move whole chunks of step events out of the event table; the newest fewer than CHUNK stay
+    rows.
 
     Called inside the transaction that stored them.
     """
-    counts = Event.objects.filter(run_id=run_id, kind="step").values("superseded").annotate(count=Count("pk")).order_by()
+    counts = (
+        Event.objects.filter(run_id=run_id, kind="step")
+        .values("superseded")
+        .annotate(count=Count("pk"))
+        .order_by()
+    )
     for group in counts:
         for _ in range(group["count"] // CHUNK):
-            rows = list(Event.objects.filter(run_id=run_id, kind="step", superseded=group["superseded"])[:CHUNK])
+            rows = list(
+                Event.objects.filter(run_id=run_id, kind="step", superseded=group["superseded"])[
+                    :CHUNK
+                ]
+            )
             write_chunk(run_id, columns_of(rows), superseded=group["superseded"])
             Event.objects.filter(pk__in=[row.pk for row in rows]).delete()
 
 
 def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
-    """Step events as float64 columns of length len(rows). Events with per-device memory keep only their sums."""
+    """Step events as float64 columns of length len(rows). Events with per-device memory keep only
+    their sums.
+    """
     columns = {name: [float(getattr(row, name)) for row in rows] for name in PLACES}
     columns |= {name: [float(row.payload.get(name, "nan")) for row in rows] for name in NUMBERS}
     return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
@@ -61,13 +75,19 @@ def write_chunk(run_id: int, columns: dict[str, Column], *, superseded: bool = F
         count=len(seq),
         superseded=superseded,
     )
-    CurveColumn.objects.bulk_create([column_row(chunk, name, values) for name, values in columns.items()])
+    CurveColumn.objects.bulk_create(
+        [column_row(chunk, name, values) for name, values in columns.items()]
+    )
 
 
 def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
     finite = values[np.isfinite(values)]
-    low, high, mean = (finite.min(), finite.max(), finite.mean()) if len(finite) else (None, None, None)
-    return CurveColumn(chunk=chunk, name=name, low=low, high=high, mean=mean, values=values.tobytes())
+    low, high, mean = (
+        (finite.min(), finite.max(), finite.mean()) if len(finite) else (None, None, None)
+    )
+    return CurveColumn(
+        chunk=chunk, name=name, low=low, high=high, mean=mean, values=values.tobytes()
+    )
 
 
 def read_columns(chunk: CurveChunk, names: Sequence[str] = PLACES + NUMBERS) -> dict[str, Column]:

@@ -1,4 +1,6 @@
-"""Runs side by side: which settings differ, and who is best at what. Pure: rows in, tables out; it knows no ORM."""
+"""Runs side by side: which settings differ, and who is best at what. Pure: rows in, tables out; it
+knows no ORM.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]
 def figures(
     runs: Sequence[dict[str, Any]], shown: Sequence[tuple[str, str, str]] = FIGURES
 ) -> list[tuple[str, str, list[tuple[Any, bool]]]]:
-    """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values share the mark.
+    """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values
+    share the mark.
 
     Of what counts by token none is the best where the bases differ (`base` of each run).
     """
@@ -59,5 +62,7 @@ def figures(
         if not known:
             continue
         best = (min if better == "low" else max)(known) if better and len(set(known)) > 1 else None
-        table.append((name, title, [(value, best is not None and value == best) for value in values]))
+        table.append(
+            (name, title, [(value, best is not None and value == best) for value in values])
+        )
     return table

@@ -1,6 +1,8 @@
-"""What a chart needs of a run's steps: every point where they are few, low, high and mean of buckets where they are many.
+"""What a chart needs of a run's steps: every point where they are few, low, high and mean of
+buckets where they are many.
 
-A bucket's low and high are those of its points, so no spike is ever lost. Points that an attempt trained again are left out.
+A bucket's low and high are those of its points, so no spike is ever lost. Points that an attempt
+trained again are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +20,22 @@ from training.runs.metrics.chunks import columns_of
 from training.runs.models import CurveChunk, CurveColumn, Event
 
 AXES = ("step", "total_tokens", "time")
-SERIES = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_bytes", "memory_peak_bytes")
+SERIES = (
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "memory_bytes",
+    "memory_peak_bytes",
+)
 Numbers = NDArray[np.float64]
 
 
 @dataclass
 class Curves:
-    """Axes and series of equal length. `series[name]` is (low, high, mean); where `raw`, all three are the point itself."""
+    """Axes and series of equal length. `series[name]` is (low, high, mean); where `raw`, all three
+    are the point itself.
+    """
 
     axes: dict[str, Numbers]
     series: dict[str, tuple[Numbers, Numbers, Numbers]]
@@ -38,19 +49,25 @@ class Curves:
             "raw": self.raw,
             "axes": {name: plain(values) for name, values in self.axes.items()},
             "series": {
-                name: {"mean": plain(mean)} if self.raw else {"low": plain(low), "high": plain(high), "mean": plain(mean)}
+                name: {"mean": plain(mean)}
+                if self.raw
+                else {"low": plain(low), "high": plain(high), "mean": plain(mean)}
                 for name, (low, high, mean) in self.series.items()
             },
         }
 
     def packed(self) -> dict[str, Any]:
-        """For the socket: base64 of little-endian float64 axes and float32 series (a third of the JSON's bytes)."""
+        """For the socket: base64 of little-endian float64 axes and float32 series (a third of the
+        JSON's bytes).
+        """
         return {
             "points": self.points,
             "raw": self.raw,
             "axes": {name: pack(values, "<f8") for name, values in self.axes.items()},
             "series": {
-                name: [pack(mean, "<f4")] if self.raw else [pack(part, "<f4") for part in (mean, low, high)]
+                name: [pack(mean, "<f4")]
+                if self.raw
+                else [pack(part, "<f4") for part in (mean, low, high)]
                 for name, (low, high, mean) in self.series.items()
             },
         }
@@ -87,7 +104,9 @@ def read_curves(
     if count <= 2 * points:
         return made({name: (v, v, v) for name, v in whole.items()}, count, raw=True)
     weights = np.ones(count)
-    return made(bucketed({name: (v, v, v) for name, v in whole.items()}, weights, points), count, raw=False)
+    return made(
+        bucketed({name: (v, v, v) for name, v in whole.items()}, weights, points), count, raw=False
+    )
 
 
 def read_points(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str, list[Numbers]]:
@@ -99,18 +118,28 @@ def read_points(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str,
     return found
 
 
-def from_headers(chunks: QuerySet[CurveChunk], tail: dict[str, Numbers], names: Sequence[str], points: int) -> Curves:
-    """Curves from the chunks' headers alone; the points after the last chunk are one bucket more."""
+def from_headers(
+    chunks: QuerySet[CurveChunk], tail: dict[str, Numbers], names: Sequence[str], points: int
+) -> Curves:
+    """Curves from the chunks' headers alone; the points after the last chunk are one bucket
+    more.
+    """
     order = list(chunks.order_by("first_seq").values_list("pk", "count"))
-    # Put in order here: sorting 20,000 rows in the database would take longer than reading them (20 of 50 ms).
+    # Put in order here: sorting 20,000 rows in the database would take longer than reading them (20
+    # of 50 ms).
     place = {pk: i for i, (pk, _) in enumerate(order)}
     table = {name: np.full((len(order), 3), np.nan) for name in names}
-    heads = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list("name", "chunk_id", "low", "high", "mean")
+    heads = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list(
+        "name", "chunk_id", "low", "high", "mean"
+    )
     for name, pk, low, high, mean in heads:
         if mean is not None:
             table[name][place[pk]] = low, high, mean
     parts: dict[str, tuple[Numbers, Numbers, Numbers]] = {}
-    weights = np.asarray([count for _, count in order] + [len(tail["step"])] * bool(len(tail["step"])), dtype=np.float64)
+    weights = np.asarray(
+        [count for _, count in order] + [len(tail["step"])] * bool(len(tail["step"])),
+        dtype=np.float64,
+    )
     for name in names:
         rows = table[name]
         if len(tail[name]):

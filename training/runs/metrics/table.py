@@ -1,4 +1,6 @@
-"""All numbers of a run as a table: CSV, Parquet, or the steps themselves for other programs. Cells are never formulas."""
+"""All numbers of a run as a table: CSV, Parquet, or the steps themselves for other programs. Cells
+are never formulas.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,47 @@ CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
 
 
 def steps_of(run: Run) -> Iterator[dict[str, Any]]:
-    """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps are left out."""
+    """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps
+    are left out.
+    """
     with one_moment():
         evals = {
             event.step: event.payload
             for event in Event.objects.filter(run=run, kind="eval", superseded=False)
             if event.step is not None
         }
-        chunk_ids = list(CurveChunk.objects.filter(run=run, superseded=False).order_by("first_step").values_list("pk", flat=True))
-        tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))  # fewer than a chunk's 512
+        chunk_ids = list(
+            CurveChunk.objects.filter(run=run, superseded=False)
+            .order_by("first_step")
+            .values_list("pk", flat=True)
+        )
+        tail = list(
+            Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq")
+        )  # fewer than a chunk's 512
     if 0 in evals:
         yield {"step": 0, "time": None, **{name: evals[0].get(name) for name in EVAL_COLUMNS}}
-    for at in range(0, len(chunk_ids), CHUNKS_AT_ONCE):  # short reads: a slow download holds no transaction open
-        found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by("first_step")
+    for at in range(
+        0, len(chunk_ids), CHUNKS_AT_ONCE
+    ):  # short reads: a slow download holds no transaction open
+        found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by(
+            "first_step"
+        )
         for chunk in found.prefetch_related("columns"):
-            columns = {column.name: np.frombuffer(column.values, dtype=np.float64) for column in chunk.columns.all()}
+            columns = {
+                column.name: np.frombuffer(column.values, dtype=np.float64)
+                for column in chunk.columns.all()
+            }
             for place in range(chunk.count):
-                row: dict[str, Any] = {name: float(columns[name][place]) for name in COLUMNS if name in columns}
+                row: dict[str, Any] = {
+                    name: float(columns[name][place]) for name in COLUMNS if name in columns
+                }
                 row["step"] = int(row["step"])
                 yield row | told_at(int(row["step"]), evals)
     for event in tail:
-        told = {name: event.payload.get(name) for name in COLUMNS} | {"step": event.step, "time": event.time}
+        told = {name: event.payload.get(name) for name in COLUMNS} | {
+            "step": event.step,
+            "time": event.time,
+        }
         yield told | told_at(event.step or 0, evals)
 
 
@@ -67,7 +89,10 @@ def as_parquet(run: Run) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
-    kinds = [("step", pyarrow.int64()), *((name, pyarrow.float64()) for name in (*COLUMNS[1:], *EVAL_COLUMNS))]
+    kinds = [
+        ("step", pyarrow.int64()),
+        *((name, pyarrow.float64()) for name in (*COLUMNS[1:], *EVAL_COLUMNS)),
+    ]
     schema = pyarrow.schema(kinds)
     out = pyarrow.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(out, schema) as writer:

@@ -1,4 +1,6 @@
-"""A run's numbers in other trackers, through their own libraries, each of which is imported only when it is asked for."""
+"""A run's numbers in other trackers, through their own libraries, each of which is imported only
+when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def numbers(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
     """(step, seconds since the epoch, finite metrics) of every step."""
     began = run.started_at.timestamp() if run.started_at else 0.0
     for row in steps_of(run):
-        known = {name: float(value) for name, value in row.items() if name not in TIMES and value is not None}
+        known = {
+            name: float(value)
+            for name, value in row.items()
+            if name not in TIMES and value is not None
+        }
         yield (
             int(row["step"]),
             float(row["time"] or began),
@@ -33,7 +39,9 @@ def numbers(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
 
 def missing(extra: str, error: ImportError) -> MissingExtra:
     return MissingExtra(
-        f"{extra} is not installed here ({error.name}); install it with: pip install 'snapml[{extra}]'", field="to"
+        f"{extra} is not installed here ({error.name}); install it with: pip install "
+        f"'snapml[{extra}]'",
+        field="to",
     )
 
 
@@ -66,7 +74,10 @@ def to_mlflow(run: Run, target: str) -> str:
     started = int(run.started_at.timestamp() * 1000) if run.started_at else None
     made = client.create_run(experiment, start_time=started, run_name=run.name)
     described = {"model": run.base_model.name, "data": str(run.data), **run.config}
-    client.log_batch(made.info.run_id, params=[Param(name, str(value)[:500]) for name, value in flat(described).items()])
+    client.log_batch(
+        made.info.run_id,
+        params=[Param(name, str(value)[:500]) for name, value in flat(described).items()],
+    )
     batch: list[Any] = []
     for step, time, metrics in numbers(run):
         batch += [Metric(name, value, int(time * 1000), step) for name, value in metrics.items()]
@@ -74,19 +85,28 @@ def to_mlflow(run: Run, target: str) -> str:
             client.log_batch(made.info.run_id, metrics=batch)
             batch = []
     client.log_batch(made.info.run_id, metrics=batch)
-    client.set_terminated(made.info.run_id, status="FINISHED" if run.state == "finished" else "FAILED")
+    client.set_terminated(
+        made.info.run_id, status="FINISHED" if run.state == "finished" else "FAILED"
+    )
     return str(made.info.run_id)
 
 
 def to_wandb(run: Run, target: str) -> str:
-    """A run in the project `target`; with WANDB_MODE=offline it is written to ./wandb and synced later. Returns its folder."""
+    """A run in the project `target`; with WANDB_MODE=offline it is written to ./wandb and synced
+    later. Returns its folder.
+    """
     try:
         import wandb
     except ImportError as error:
         raise missing("wandb", error) from error
     described = {"model": run.base_model.name, "data": str(run.data), **run.config}
     made = wandb.init(
-        project=target, name=run.name, config=described, tags=run.tag_list, notes=run.notes or None, reinit="finish_previous"
+        project=target,
+        name=run.name,
+        config=described,
+        tags=run.tag_list,
+        notes=run.notes or None,
+        reinit="finish_previous",
     )
     for step, _time, metrics in numbers(run):
         made.log(metrics, step=step)
@@ -94,4 +114,8 @@ def to_wandb(run: Run, target: str) -> str:
     return str(made.dir)
 
 
-EXPORTS: dict[str, Callable[[Run, str], str]] = {"tensorboard": to_tensorboard, "mlflow": to_mlflow, "wandb": to_wandb}
+EXPORTS: dict[str, Callable[[Run, str], str]] = {
+    "tensorboard": to_tensorboard,
+    "mlflow": to_mlflow,
+    "wandb": to_wandb,
+}

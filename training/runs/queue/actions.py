@@ -34,20 +34,27 @@ def move_up(run: Run) -> None:
 
 
 def note_class(user: User, run: Run) -> None:
-    """A launch that an admin made urgent stands in the audit log; one that waits behind others is nobody's business."""
+    """A launch that an admin made urgent stands in the audit log; one that waits behind others is
+    nobody's business.
+    """
     if run.priority == Priority.URGENT:
-        audit.note(user, "class", f"run {run.pk}", team=run.team, change=({}, {"priority": run.priority}))
+        audit.note(
+            user, "class", f"run {run.pk}", team=run.team, change=({}, {"priority": run.priority})
+        )
 
 
 def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
-    """Raises NotAllowed: `urgent` is granted by admins, as any change of a run that holds a device; UserError: no such class."""
+    """Raises NotAllowed: `urgent` is granted by admins, as any change of a run that holds a device;
+    UserError: no such class.
+    """
     refuse_class(user, priority, run.priority)
     if priority == run.priority:
         return
     with transaction.atomic():
         held = Allocation.objects.select_for_update().filter(run_id=run.pk, released_at=None)
         if not user.is_superuser and list(held):
-            # else a team could step out of its guarantee for a moment, have others stopped, and step in again
+            # else a team could step out of its guarantee for a moment, have others stopped, and
+            # step in again
             raise NotAllowed(f"{run.name} holds a device; only an admin changes its class now.")
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
@@ -74,7 +81,9 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         raise Conflict(f"{run.name} has just been given a device of {run.pool}; stop it first.")
     config = RunConfig.from_dict(run.config)
     found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    forecast = kept_forecast(config, run.base_model, found, target_of(pool)) or {}  # if there is none, a worker makes it
+    forecast = (
+        kept_forecast(config, run.base_model, found, target_of(pool)) or {}
+    )  # if there is none, a worker makes it
     refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
     changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):

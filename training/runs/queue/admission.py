@@ -1,6 +1,8 @@
-"""The queue: one admission pass in one writer's transaction, and what each waiting run is told of its place, reason and time.
+"""The queue: one admission pass in one writer's transaction, and what each waiting run is told of
+its place, reason and time.
 
-It reads runs into the scheduler's scene (training/gpus) and writes its decisions down; the policy itself is not here.
+It reads runs into the scheduler's scene (training/gpus) and writes its decisions down; the policy
+itself is not here.
 """
 
 from __future__ import annotations
@@ -28,14 +30,18 @@ from training.runs.states import ACTIVE, OPEN, State, Wish
 
 
 def admit() -> list[int]:
-    """One pass over every pool; the runs that got a device. Whoever calls rings their workers after the commit."""
+    """One pass over every pool; the runs that got a device. Whoever calls rings their workers after
+    the commit.
+    """
     with transaction.atomic():
         audit.one_at_a_time("admission")
         give_up_lost()
         now = timezone.now()
         end_overdue(now)
         Run.objects.filter(state=State.QUEUED, pool=None).update(pool=default_pool())
-        allocations.forget_kept(dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool")))
+        allocations.forget_kept(
+            dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool"))
+        )
         kinds = durations.usual_times()
         return [run_id for pool in Pool.objects.all() for run_id in admit_in(pool, now, kinds)]
 
@@ -53,7 +59,9 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
     devices = Device.objects.select_related("host").in_bulk([held.card for held in made.starts])
     for held in made.starts:
         run = runs[held.run]
-        holder = allocations.Holder(run.pk, run.name, run.owner, run.team, run.priority, held.memory)
+        holder = allocations.Holder(
+            run.pk, run.name, run.owner, run.team, run.priority, held.memory
+        )
         allocations.reserve(devices[held.card], holder)
         given = {"given": str(devices[held.card]), "at": timezone.now().timestamp()}
         Run.objects.filter(pk=run.pk).update(waits=given, revision=F("revision") + 1)
@@ -63,21 +71,31 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
 
 
 def look_once(*, but: int = 0) -> None:
-    """A pass, now: whoever gets a device is rung, except the one that the caller takes up itself."""
+    """A pass, now: whoever gets a device is rung, except the one that the caller takes up
+    itself.
+    """
     for run_id in admit():
         if run_id != but:
             run_queued.send(Run, run_id=run_id)
 
 
 def waiting_runs(pool: Pool) -> list[Run]:
-    """Runs that wait for a device of this pool. One that was given a device and waits for its worker is not among them."""
+    """Runs that wait for a device of this pool. One that was given a device and waits for its
+    worker is not among them.
+    """
     given = Allocation.objects.filter(released_at=None).values("run_id")
     rows = Run.objects.filter(pool=pool, state=State.QUEUED, lease_token="").exclude(pk__in=given)
-    return list(rows.select_related("owner", "team").defer("config", "plan", "advice", "sparkline", "notes"))
+    return list(
+        rows.select_related("owner", "team").defer("config", "plan", "advice", "sparkline", "notes")
+    )
 
 
-def picture(pool: Pool, waiting: Iterable[Run], now: datetime, kinds: dict[durations.Kind, durations.Usual]) -> Scene:
-    running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer("config", "plan", "advice", "sparkline")
+def picture(
+    pool: Pool, waiting: Iterable[Run], now: datetime, kinds: dict[durations.Kind, durations.Usual]
+) -> Scene:
+    running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer(
+        "config", "plan", "advice", "sparkline"
+    )
     requests = [request_of(run, now, kinds) for run in waiting]
     return scene_of(pool, now, requests, durations.expected_ends(running, kinds, now))
 
@@ -97,11 +115,17 @@ def request_of(run: Run, now: datetime, kinds: dict[durations.Kind, durations.Us
 
 
 def give_up_lost() -> None:
-    """Runs on a host that is gone wait again: their engines have left by themselves, the leash is shorter than the lease."""
+    """Runs on a host that is gone wait again: their engines have left by themselves, the leash is
+    shorter than the lease.
+    """
     gone = Q(device__host__reported_at__lt=Now() - GONE_AFTER)
-    held = Allocation.objects.filter(gone, released_at=None).values_list("run_id", "device__host__name")
+    held = Allocation.objects.filter(gone, released_at=None).values_list(
+        "run_id", "device__host__name"
+    )
     for run_id, host in list(held):
-        lost = Run.objects.filter(pk=run_id).filter(Q(state__in=ACTIVE, lease_expires_at__lt=Now()) | Q(state=State.QUEUED))
+        lost = Run.objects.filter(pk=run_id).filter(
+            Q(state__in=ACTIVE, lease_expires_at__lt=Now()) | Q(state=State.QUEUED)
+        )
         changed = lost.update(
             state=State.QUEUED,
             lease_token="",
@@ -114,7 +138,9 @@ def give_up_lost() -> None:
         )
         if changed:
             allocations.release(run_id)
-    over = Allocation.objects.filter(released_at=None).exclude(run_id__in=Run.objects.filter(state__in=OPEN).values("pk"))
+    over = Allocation.objects.filter(released_at=None).exclude(
+        run_id__in=Run.objects.filter(state__in=OPEN).values("pk")
+    )
     for run_id in over.values_list("run_id", flat=True):
         allocations.release(run_id)  # whoever ended it died before it gave the device back
 
@@ -122,16 +148,26 @@ def give_up_lost() -> None:
 def end_overdue(now: datetime) -> None:
     """Runs that have held devices longer than their team may are told to save and end."""
     for quota in Quota.objects.exclude(longest_seconds=None):
-        held = Allocation.objects.filter(device__pool=quota.pool_id, team=quota.team_id, released_at=None)
+        held = Allocation.objects.filter(
+            device__pool=quota.pool_id, team=quota.team_id, released_at=None
+        )
         for run_id in list(held.values_list("run_id", flat=True)):
             too_long = used_by_run(run_id, now) - float(quota.longest_seconds or 0)
-            overdue = Run.objects.filter(pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=too_long)
+            overdue = Run.objects.filter(
+                pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=too_long
+            )
             if overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1):
                 most = {"longest_seconds": quota.longest_seconds}
-                audit.note(None, "time used up", f"run {run_id}", team=quota.team, change=({}, most))
+                audit.note(
+                    None, "time used up", f"run {run_id}", team=quota.team, change=({}, most)
+                )
 
 
 def longest_of(run: Run) -> timedelta | None:
     """How long a run may hold devices, over all attempts."""
-    quota = Quota.objects.filter(pool=run.pool_id, team=run.team_id).exclude(longest_seconds=None).first()
+    quota = (
+        Quota.objects.filter(pool=run.pool_id, team=run.team_id)
+        .exclude(longest_seconds=None)
+        .first()
+    )
     return timedelta(seconds=quota.longest_seconds) if quota and quota.longest_seconds else None

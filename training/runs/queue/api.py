@@ -1,4 +1,6 @@
-"""The queue in the API: who waits and why, moving up, class and pool of a run, and the dry run of a quota's edit."""
+"""The queue in the API: who waits and why, moving up, class and pool of a run, and the dry run of a
+quota's edit.
+"""
 
 from typing import Annotated, Any
 
@@ -71,7 +73,9 @@ class WaitingOut(Schema):
 
 
 class ClassIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"priority": "background"}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"priority": "background"}]}
+    )
     priority: Priority
     reason: str = Field("", max_length=300)
 
@@ -91,18 +95,24 @@ class MovedOut(Schema):
 @router.get("/queue", response=list[WaitingOut])
 @paginate(Paged)
 def read_queue(request: SignedIn) -> Any:
-    """Runs that wait and that you may see, oldest first, each with its place, its reason and when it should start."""
+    """Runs that wait and that you may see, oldest first, each with its place, its reason and when
+    it should start.
+    """
     waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
     return waiting.select_related("owner", "team", "pool").defer("config", "plan", "advice")
 
 
 @router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])
 def try_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
-    """Which waiting runs would start at another time with this quota; nothing is saved. Admins only."""
+    """Which waiting runs would start at another time with this quota; nothing is saved. Admins
+    only.
+    """
     quotas.admins_only(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
-    checked = quotas.checked_quota(pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True))
+    checked = quotas.checked_quota(
+        pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True)
+    )
     return [
         {"run": row.run.pk, "name": row.run.name, "was_seconds": row.was, "will_seconds": row.will}
         for row in what_if.quota_edit(checked)

@@ -1,4 +1,6 @@
-"""What people do to the queue: move their own runs up, change a run's class or pool; and what a launch is refused for at once."""
+"""What people do to the queue: move their own runs up, change a run's class or pool; and what a
+launch is refused for at once.
+"""
 
 from __future__ import annotations
 
@@ -22,33 +24,49 @@ def refuse_hopeless(request: Request, pool: Pool | None, nearest: Callable[[int]
     """Refuse a run that could never start: too large for every device or for its team's quota.
 
     Raises:
-        UserError: it can never fit; the sentence has the numbers, and what `nearest` says would fit.
+        UserError: it can never fit; the sentence has the numbers, and what `nearest` says would
+            fit.
     """
     if pool is not None:
         refuse_without_devices(request, pool)
-    if pool is not None and request.memory:  # else no worker has reported a device yet, or nobody knows yet what it needs
+    if (
+        pool is not None and request.memory
+    ):  # else no worker has reported a device yet, or nobody knows yet what it needs
         refuse_never(pool, request, nearest)
 
 
 def refuse_without_devices(request: Request, pool: Pool) -> None:
-    """Raises UserError: the run's team or its owner may hold no device at all, so that it would wait for ever."""
-    quota = Quota.objects.filter(pool=pool, team=request.team or None, limit=0).select_related("team").first()
+    """Raises UserError: the run's team or its owner may hold no device at all, so that it would
+    wait for ever.
+    """
+    quota = (
+        Quota.objects.filter(pool=pool, team=request.team or None, limit=0)
+        .select_related("team")
+        .first()
+    )
     if quota is not None:
         who = f"Team {quota.team}" if quota.team else "Whoever has no team"
         raise UserError(
-            f"{who} may hold no device of {pool}: the limit is 0. Choose another pool, or ask an admin.", field="pool"
+            f"{who} may hold no device of {pool}: the limit is 0. Choose another pool, or ask an "
+            "admin.",
+            field="pool",
         )
     if PersonalQuota.objects.filter(user=request.user, running=0).exists():
         raise UserError("You may hold no device: your limit is 0. Ask an admin.")
 
 
 def refuse_full_queue(user: User) -> None:
-    """Raises Conflict: the person has as many waiting runs as they may. Counted and added by one at a time."""
+    """Raises Conflict: the person has as many waiting runs as they may. Counted and added by one at
+    a time.
+    """
     audit.one_at_a_time(f"queue of {user.pk}")
     quota = PersonalQuota.objects.filter(user=user).exclude(queued=None).first()
     queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
     if quota is not None and queued >= (quota.queued or 0):
-        raise Conflict(f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or stop one.")
+        raise Conflict(
+            f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or "
+            "stop one."
+        )
 
 
 def most_memory(pool: Pool | None, team: Team | None) -> int | None:
@@ -57,13 +75,19 @@ def most_memory(pool: Pool | None, team: Team | None) -> int | None:
     return quota.most_bytes if quota else None
 
 
-def refuse_never(pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: "") -> None:
+def refuse_never(
+    pool: Pool, request: Request, nearest: Callable[[int], str] = lambda _: ""
+) -> None:
     """Raises UserError: no device of the pool, or no quota, would ever take it."""
     scene = bounds_of(pool, request.team)
     barrier = Scheduler(scene).never(request)
     if barrier is not None:
         most = int(barrier.facts.get("most", barrier.facts.get("largest", 0)))
-        raise UserError(f"This run can never start in {pool}: it {words(barrier, scene)} {nearest(most)}".strip())
+        raise UserError(
+            (
+                f"This run can never start in {pool}: it {words(barrier, scene)} {nearest(most)}"
+            ).strip()
+        )
 
 
 def refuse_overdue(user: User, run: Run) -> None:
@@ -80,11 +104,16 @@ def refuse_overdue(user: User, run: Run) -> None:
             audit.note(user, "time forgiven", f"run {run.pk}", team=run.team, change=change)
             return
         hours = longest.total_seconds() / 3600
-        raise NotAllowed(f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to let it go on.")
+        raise NotAllowed(
+            f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to "
+            "let it go on."
+        )
 
 
 def refuse_class(user: User, *classes: str) -> None:
-    """Raises UserError: there is no such class; NotAllowed: `urgent` is granted, and taken back, by admins."""
+    """Raises UserError: there is no such class; NotAllowed: `urgent` is granted, and taken back, by
+    admins.
+    """
     if not set(classes) <= set(Priority.values):
         raise UserError(f"priority must be one of {', '.join(Priority.values)}.", field="priority")
     if Priority.URGENT in classes and not user.is_superuser:

@@ -1,4 +1,6 @@
-"""How long runs should take: by their own pace once they train, before that by what runs of the same kind took."""
+"""How long runs should take: by their own pace once they train, before that by what runs of the
+same kind took.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,24 @@ class Usual(NamedTuple):
 
 
 def usual_times() -> dict[Kind, Usual]:
-    """The medians of finished runs, by model, method and data. What they waited, or were paused, is not in them."""
+    """The medians of finished runs, by model, method and data. What they waited, or were paused, is
+    not in them.
+    """
     rows = Run.objects.filter(state=State.FINISHED, total_steps__gt=0).order_by("-finished_at")
     done = {
         pk: (kind, steps)
-        for pk, *kind, steps in rows.values_list("pk", "base_model", "method", "data", "total_steps")[:LEARNED_FROM]
+        for pk, *kind, steps in rows.values_list(
+            "pk", "base_model", "method", "data", "total_steps"
+        )[:LEARNED_FROM]
     }
     found: dict[Kind, list[tuple[float, float]]] = defaultdict(list)
     for run, used in used_by_runs(done).items():
         (model, method, data), steps = done[run]
         found[model, method, data].append((used / steps, used))
-    return {kind: Usual(*(statistics.median(column) for column in zip(*taken, strict=True))) for kind, taken in found.items()}
+    return {
+        kind: Usual(*(statistics.median(column) for column in zip(*taken, strict=True)))
+        for kind, taken in found.items()
+    }
 
 
 def expected_seconds(run: Run, kinds: dict[Kind, Usual]) -> float:
@@ -51,4 +60,8 @@ def expected_seconds(run: Run, kinds: dict[Kind, Usual]) -> float:
 
 def expected_ends(runs: Iterable[Run], kinds: dict[Kind, Usual], now: datetime) -> dict[int, float]:
     """In seconds since 1970, of runs that hold a device."""
-    return {run.pk: now.timestamp() + expected_seconds(run, kinds) for run in runs if run.state in ACTIVE}
+    return {
+        run.pk: now.timestamp() + expected_seconds(run, kinds)
+        for run in runs
+        if run.state in ACTIVE
+    }

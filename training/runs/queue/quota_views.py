@@ -1,5 +1,6 @@
-"""Where admins edit what teams, people and pools may have: a dry run first, then the edit; hold, and hold and drain, which
-leads may do to their own team."""
+"""Where admins edit what teams, people and pools may have: a dry run first, then the edit; hold,
+and hold and drain, which leads may do to their own team.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +29,15 @@ TEAM_FORM = {
     "memory": ("most_bytes", float, GB),
     "longest": ("longest_seconds", float, 3600),
 }
-PERSON_FORM = {"running": ("running", int, 1), "queued": ("queued", int, 1), "hours": ("hours_a_month", float, 1)}
-POOL_FORM = {"runs_per_device": ("runs_per_device", int, 1), "shortest": ("shortest_seconds", float, 60)}
+PERSON_FORM = {
+    "running": ("running", int, 1),
+    "queued": ("queued", int, 1),
+    "hours": ("hours_a_month", float, 1),
+}
+POOL_FORM = {
+    "runs_per_device": ("runs_per_device", int, 1),
+    "shortest": ("shortest_seconds", float, 60),
+}
 HOLDS = {"hold": (True, False), "drain": (True, True), "lift": (False, False)}
 
 
@@ -48,7 +56,9 @@ def read_form(form: dict[str, tuple[str, Any, int]], posted: Any) -> dict[str, A
                 raise ValueError(text)
         except ValueError as error:
             raise UserError(f"{field}: {text[:40]!r} is not a number.", field=field) from error
-        found[name] = value if value is None or name in ("weight", "hours_a_month") else round(value)
+        found[name] = (
+            value if value is None or name in ("weight", "hours_a_month") else round(value)
+        )
     return found
 
 
@@ -62,32 +72,63 @@ def hold_if_asked(request: SignedIn, target: Pool | Quota) -> bool:
 
 
 def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
-    """A team's part of a pool (team 0: whoever is in no team). POST `act`: try, save, hold, drain or lift."""
+    """A team's part of a pool (team 0: whoever is in no team). POST `act`: try, save, hold, drain
+    or lift.
+    """
     quotas.refuse_strangers(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, team_id) if team_id else None
-    if not request.user.is_superuser and (team is None or team.pk not in (usage.teams_seen(request.user) or ())):
+    if not request.user.is_superuser and (
+        team is None or team.pk not in (usage.teams_seen(request.user) or ())
+    ):
         raise NotFound("There is no such quota that you may see.")
-    line = next(one for one in usage.team_lines(request.user, pool) if one.quota.team_id == (team.pk if team else None))
-    values: dict[str, Any] = {"pool": pool, "team": team, "line": line, "burn": usage.burn_down(pool, team)}
+    line = next(
+        one
+        for one in usage.team_lines(request.user, pool)
+        if one.quota.team_id == (team.pk if team else None)
+    )
+    values: dict[str, Any] = {
+        "pool": pool,
+        "team": team,
+        "line": line,
+        "burn": usage.burn_down(pool, team),
+    }
     if request.method != "POST":
-        return render(request, "gpus/quota.html", values | {"form": shown(line.quota, TEAM_FORM), "hard": line.quota.hard})
+        return render(
+            request,
+            "gpus/quota.html",
+            values | {"form": shown(line.quota, TEAM_FORM), "hard": line.quota.hard},
+        )
     if hold_if_asked(request, quotas.quota_of(pool, team)):
         return redirect("quota", pool_id, team_id)
     quotas.admins_only(request.user)
     act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
-    typed = {"form": {name: request.POST.get(name, "") for name in TEAM_FORM}, "hard": bool(request.POST.get("hard"))}
+    typed = {
+        "form": {name: request.POST.get(name, "") for name in TEAM_FORM},
+        "hard": bool(request.POST.get("hard")),
+    }
     try:
         changes = read_form(TEAM_FORM, request.POST) | {"hard": bool(request.POST.get("hard"))}
         checked = quotas.checked_quota(pool, team, changes)
         if act == "save":
             quotas.edit_quota(request.user, pool, team, changes, reason)
-            messages.success(request, f"Saved what {team or 'no team'} may have of {pool}. Nothing that runs was stopped.")
+            messages.success(
+                request,
+                f"Saved what {team or 'no team'} may have of {pool}. Nothing that runs was "
+                "stopped.",
+            )
             return redirect("quotas")
     except UserError as error:
-        return render(request, "gpus/quota.html", values | typed | {"error": error, "reason": reason}, status=error.status)
+        return render(
+            request,
+            "gpus/quota.html",
+            values | typed | {"error": error, "reason": reason},
+            status=error.status,
+        )
     return render(
-        request, "gpus/quota.html", values | typed | {"moved": what_if.quota_edit(checked), "tried": True, "reason": reason}
+        request,
+        "gpus/quota.html",
+        values | typed | {"moved": what_if.quota_edit(checked), "tried": True, "reason": reason},
     )
 
 
@@ -101,17 +142,31 @@ def pool(request: SignedIn, pool_id: int) -> HttpResponse:
     if hold_if_asked(request, found):
         return redirect("quota-pool", pool_id)
     act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
-    values |= {"name": request.POST.get("name", ""), "form": {name: request.POST.get(name, "") for name in POOL_FORM}}
+    values |= {
+        "name": request.POST.get("name", ""),
+        "form": {name: request.POST.get(name, "") for name in POOL_FORM},
+    }
     try:
-        changes = {k: v for k, v in read_form(POOL_FORM, request.POST).items() if v is not None} | {"name": values["name"]}
+        changes = {k: v for k, v in read_form(POOL_FORM, request.POST).items() if v is not None} | {
+            "name": values["name"]
+        }
         if act == "save":
             quotas.edit_pool(request.user, found, changes, reason)
             messages.success(request, f"Saved {found}. Nothing that runs was stopped.")
             return redirect("quotas")
         tried = quotas.checked_pool(found, changes)
     except UserError as error:
-        return render(request, "gpus/pool.html", values | {"error": error, "reason": reason}, status=error.status)
-    return render(request, "gpus/pool.html", values | {"moved": what_if.pool_edit(tried), "tried": True, "reason": reason})
+        return render(
+            request,
+            "gpus/pool.html",
+            values | {"error": error, "reason": reason},
+            status=error.status,
+        )
+    return render(
+        request,
+        "gpus/pool.html",
+        values | {"moved": what_if.pool_edit(tried), "tried": True, "reason": reason},
+    )
 
 
 def person(request: SignedIn, username: str) -> HttpResponse:
@@ -128,13 +183,20 @@ def person(request: SignedIn, username: str) -> HttpResponse:
         changes = read_form(PERSON_FORM, request.POST) | {"hard": bool(request.POST.get("hard"))}
         quotas.edit_person(request.user, user, changes, request.POST.get("reason", ""))
     except UserError as error:
-        typed = {"form": {name: request.POST.get(name, "") for name in PERSON_FORM}, "hard": bool(request.POST.get("hard"))}
-        return render(request, "gpus/person.html", values | typed | {"error": error}, status=error.status)
+        typed = {
+            "form": {name: request.POST.get(name, "") for name in PERSON_FORM},
+            "hard": bool(request.POST.get("hard")),
+        }
+        return render(
+            request, "gpus/person.html", values | typed | {"error": error}, status=error.status
+        )
     messages.success(request, f"Saved what {username} may have. Nothing that runs was stopped.")
     return redirect("quotas")
 
 
-def shown(row: Quota | PersonalQuota | Pool, form: dict[str, tuple[str, Any, int]]) -> dict[str, str]:
+def shown(
+    row: Quota | PersonalQuota | Pool, form: dict[str, tuple[str, Any, int]]
+) -> dict[str, str]:
     """A row's numbers in the form's units."""
     found = {}
     for field, (name, _, unit) in form.items():

@@ -1,4 +1,6 @@
-"""What each waiting run is told: its place, why it waits, what would help, and when it should start."""
+"""What each waiting run is told: its place, why it waits, what would help, and when it should
+start.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,16 @@ from training.runs.states import State
 CLOCK_SHARE = 20
 
 
-FRESH_SECONDS = 10  # a waiting run's words are written again at least that often, so that their age shows a dead worker
+# a waiting run's words are written again at least that often, so that their age shows a dead worker
+FRESH_SECONDS = 10
 
 
 class Clock:
-    """When waiting runs should start, told again when that is due: it takes at most a twentieth of this thread's time.
+    """When waiting runs should start, told again when that is due: it takes at most a twentieth of
+    this thread's time.
 
-    Ten thousand of them take 20 s (benchmarks/scheduler.py); a usual queue takes a millisecond and is told every time.
+    Ten thousand of them take 20 s (benchmarks/scheduler.py); a usual queue takes a millisecond and
+    is told every time.
     """
 
     def __init__(self) -> None:
@@ -59,7 +64,9 @@ def look() -> None:
 
 
 def tell(waiting: Iterable[Run], scene: Scene, now: datetime) -> None:
-    """Write place, reason, what would help, and the range in which it should start. Nothing is admitted here."""
+    """Write place, reason, what would help, and the range in which it should start. Nothing is
+    admitted here.
+    """
     scheduler = Scheduler(scene)
     told = barriers(scheduler, scheduler.admit(now.timestamp()).barriers)
     times = clock.ranges(scene)
@@ -82,11 +89,18 @@ def tell(waiting: Iterable[Run], scene: Scene, now: datetime) -> None:
 
 
 def write(run: Run, said: dict[str, Any], now: datetime) -> None:
-    """The row moves (and browsers with it) only if something is new; times that slip by a second are not."""
+    """The row moves (and browsers with it) only if something is new; times that slip by a second
+    are not.
+    """
     old = {name: value for name, value in run.waits.items() if name != "at"}
-    rounded = [{**one, **{k: one.get(k) and round(one[k] / 60) for k in ("earliest", "latest")}} for one in (old, said)]
+    rounded = [
+        {**one, **{k: one.get(k) and round(one[k] / 60) for k in ("earliest", "latest")}}
+        for one in (old, said)
+    ]
     age = now.timestamp() - run.waits.get("at", 0)
     if rounded[0] == rounded[1] and age < FRESH_SECONDS:
         return
     moved = {"revision": F("revision") + 1} if rounded[0] != rounded[1] else {}
-    Run.objects.filter(pk=run.pk, state=State.QUEUED).update(waits={**said, "at": now.timestamp()}, **moved)
+    Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+        waits={**said, "at": now.timestamp()}, **moved
+    )

@@ -1,4 +1,6 @@
-"""The GPUs page: devices as they are, who holds what, and the queue with every place, reason and time."""
+"""The GPUs page: devices as they are, who holds what, and the queue with every place, reason and
+time.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def pools_for(request: SignedIn) -> list[dict[str, Any]]:
     """Every pool with its devices, and on each the runs that this person may see."""
     held: dict[int, list[tuple[Allocation, Run | None]]] = {}
     allocations = list(Allocation.objects.filter(released_at=None).select_related("user", "team"))
-    seen = Run.objects.visible_to(request.user).defer("config", "plan", "advice").in_bulk([one.run_id for one in allocations])
+    seen = (
+        Run.objects.visible_to(request.user)
+        .defer("config", "plan", "advice")
+        .in_bulk([one.run_id for one in allocations])
+    )
     for one in allocations:
         held.setdefault(one.device_id, []).append((one, seen.get(one.run_id)))
     found = []
@@ -48,11 +54,15 @@ def pools_for(request: SignedIn) -> list[dict[str, Any]]:
                 "gone": is_gone(device.host),
                 "held": held.get(device.pk, []),
                 "idle": device.pk in held and usage.idle_but_held(device),
-                "share": round(100 * device.used_bytes / device.total_bytes) if device.total_bytes else 0,
+                "share": round(100 * device.used_bytes / device.total_bytes)
+                if device.total_bytes
+                else 0,
             }
             for device in pool.devices.all()
         ]
-        found.append({"pool": pool, "devices": devices, "busy": sum(bool(one["held"]) for one in devices)})
+        found.append(
+            {"pool": pool, "devices": devices, "busy": sum(bool(one["held"]) for one in devices)}
+        )
     return found
 
 
@@ -60,9 +70,18 @@ def queue_for(request: SignedIn) -> dict[str, Any]:
     """Who waits, in their order; of those whom the person may not see, only how many."""
     waiting = Run.objects.filter(state=State.QUEUED)
     seen = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
-    ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related("owner", "team", "pool")
-    mine, count = list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]), seen.count()
-    may_change = set(Run.objects.changeable_by(request.user).filter(pk__in=[run.pk for run in mine]).values_list("pk", flat=True))
+    ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related(
+        "owner", "team", "pool"
+    )
+    mine, count = (
+        list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]),
+        seen.count(),
+    )
+    may_change = set(
+        Run.objects.changeable_by(request.user)
+        .filter(pk__in=[run.pk for run in mine])
+        .values_list("pk", flat=True)
+    )
     rows = [(run, run.pk in may_change) for run in mine]
     return {
         "waiting": rows,
@@ -77,7 +96,9 @@ def timeline(request: SignedIn) -> JsonResponse:
     begin = timezone.now() - SPANS.get(request.GET.get("span", "day"), SPANS["day"])
     found = usage.intervals(request.user, begin)
     devices = Device.objects.select_related("host", "pool").in_bulk(list(found))
-    held = sorted((one for several in found.values() for one in several), key=lambda one: one.started_at)
+    held = sorted(
+        (one for several in found.values() for one in several), key=lambda one: one.started_at
+    )
     rows = [
         {
             "device": f"{devices[one.device_id].host.name} · {devices[one.device_id].index}",
@@ -91,7 +112,12 @@ def timeline(request: SignedIn) -> JsonResponse:
         }
         for one in held[-MOST_INTERVALS:]  # the latest
     ]
-    told = {"begin": begin.timestamp(), "end": timezone.now().timestamp(), "rows": rows, "left_out": len(held) - len(rows)}
+    told = {
+        "begin": begin.timestamp(),
+        "end": timezone.now().timestamp(),
+        "rows": rows,
+        "left_out": len(held) - len(rows),
+    }
     return JsonResponse(told)
 
 
@@ -104,7 +130,9 @@ def move_up(request: SignedIn, run_id: int) -> HttpResponse:
 @require_POST
 def change_class(request: SignedIn, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
-    actions.change_class(request.user, run, request.POST.get("priority", ""), request.POST.get("reason", ""))
+    actions.change_class(
+        request.user, run, request.POST.get("priority", ""), request.POST.get("reason", "")
+    )
     return redirect("gpus")
 
 
@@ -119,8 +147,12 @@ def change_pool(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 def quotas_page(request: SignedIn) -> HttpResponse:
-    """Pools, teams and people with what they may have, hold and have used; leads see their own teams."""
+    """Pools, teams and people with what they may have, hold and have used; leads see their own
+    teams.
+    """
     quotas.refuse_strangers(request.user)
     pools = [(pool, usage.team_lines(request.user, pool)) for pool in Pool.objects.all()]
     people = usage.person_lines() if request.user.is_superuser else []
-    return render(request, "gpus/quotas.html", {"pools": pools, "people": people, "month": timezone.now()})
+    return render(
+        request, "gpus/quotas.html", {"pools": pools, "people": people, "month": timezone.now()}
+    )

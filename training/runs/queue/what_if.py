@@ -1,4 +1,6 @@
-"""What an edit of a quota would do to those who wait, before it is made: the scheduler on a copy, with the edit and without."""
+"""What an edit of a quota would do to those who wait, before it is made: the scheduler on a copy,
+with the edit and without.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from training.runs.queue import admission, durations
 
 @dataclass(frozen=True)
 class Moved:
-    """A waiting run whose start an edit would move. Seconds from now; None: not before something else changes."""
+    """A waiting run whose start an edit would move. Seconds from now; None: not before something
+    else changes.
+    """
 
     run: Run
     was: float | None
@@ -26,11 +30,15 @@ class Moved:
 
     @property
     def later(self) -> bool:
-        return (self.will if self.will is not None else math.inf) > (self.was if self.was is not None else math.inf)
+        return (self.will if self.will is not None else math.inf) > (
+            self.was if self.was is not None else math.inf
+        )
 
 
 def quota_edit(quota: Quota) -> list[Moved]:
-    """Runs that would start sooner or later with this quota (which is not saved), those that wait longest first."""
+    """Runs that would start sooner or later with this quota (which is not saved), those that wait
+    longest first.
+    """
     now = timezone.now()
     used = ledger.used_this_month("team_id", now, device__pool=quota.pool).get(quota.team_id, 0.0)
     before = scene_now(quota.pool)
@@ -41,12 +49,19 @@ def quota_edit(quota: Quota) -> list[Moved]:
 def pool_edit(pool: Pool) -> list[Moved]:
     """The same for a pool's own settings."""
     before = scene_now(Pool.objects.get(pk=pool.pk))
-    after = replace(before, most_a_card=pool.runs_per_device, shortest=float(pool.shortest_seconds), held=pool.held)
+    after = replace(
+        before,
+        most_a_card=pool.runs_per_device,
+        shortest=float(pool.shortest_seconds),
+        held=pool.held,
+    )
     return moved(before, after)
 
 
 def scene_now(pool: Pool) -> Scene:
-    return admission.picture(pool, admission.waiting_runs(pool), timezone.now(), durations.usual_times())
+    return admission.picture(
+        pool, admission.waiting_runs(pool), timezone.now(), durations.usual_times()
+    )
 
 
 def moved(before: Scene, after: Scene) -> list[Moved]:
@@ -57,5 +72,9 @@ def moved(before: Scene, after: Scene) -> list[Moved]:
     def seconds(at: float) -> float | None:
         return at - now if at < math.inf else None
 
-    rows = [Moved(runs[run], seconds(was), seconds(will)) for run, (was, will) in found.items() if run in runs]
+    rows = [
+        Moved(runs[run], seconds(was), seconds(will))
+        for run, (was, will) in found.items()
+        if run in runs
+    ]
     return sorted(rows, key=lambda row: (not row.later, row.run.queued_at))

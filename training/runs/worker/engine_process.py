@@ -1,6 +1,7 @@
 """The engine as a process of this host: started, found again, told to stop. It knows no database.
 
-Whether one lives is asked of the kernel: the engine holds a lock on `engine.lock` until it is gone, however it goes.
+Whether one lives is asked of the kernel: the engine holds a lock on `engine.lock` until it is gone,
+however it goes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from training.engine.stop_signals import LEASH, STOP
 
 
 class EngineProcess:
-    """One engine in one run folder. `exit_code` stays None for an engine that another worker started."""
+    """One engine in one run folder. `exit_code` stays None for an engine that another worker
+    started.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,7 +31,9 @@ class EngineProcess:
         self._kills_before = 0
 
     def start(self, device: dict[str, str]) -> None:
-        """Start it in a session of its own, so that no signal to the worker's group reaches it. `device` names its device."""
+        """Start it in a session of its own, so that no signal to the worker's group reaches it.
+        `device` names its device.
+        """
         with (self.folder / "engine.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "training.engine", str(self.folder)],
@@ -67,7 +72,9 @@ class EngineProcess:
 
     @property
     def killed_for_memory(self) -> bool:
-        """It died of SIGKILL, and Linux has killed for want of memory since its leash was touched last, seconds ago."""
+        """It died of SIGKILL, and Linux has killed for want of memory since its leash was touched
+        last, seconds ago.
+        """
         return self.exit_code == -signal.SIGKILL and kills_for_memory() > self._kills_before
 
     @property
@@ -81,7 +88,9 @@ class EngineProcess:
 
 
 def kills_for_memory() -> int:
-    """How often Linux has killed a process of this host, in a container or not, as memory ran out; 0 where it does not tell."""
+    """How often Linux has killed a process of this host, in a container or not, as memory ran out;
+    0 where it does not tell.
+    """
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -90,7 +99,9 @@ def kills_for_memory() -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock. The look takes a shared lock for an instant; the engine tries for a second."""
+    """Whether a living process holds the lock. The look takes a shared lock for an instant; the
+    engine tries for a second.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

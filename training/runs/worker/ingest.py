@@ -1,6 +1,8 @@
-"""Journal lines -> rows, exactly once: events, the run's own row and the journal offset in one transaction under the fence.
+"""Journal lines -> rows, exactly once: events, the run's own row and the journal offset in one
+transaction under the fence.
 
-If the worker dies before the commit, the next one reads the same lines again; if after, it reads on behind them.
+If the worker dies before the commit, the next one reads the same lines again; if after, it reads on
+behind them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class BrokenJournal(Exception):
 
 
 def store(lease: Lease, run: Run, lines: Sequence[Line], offset: int) -> None:
-    """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in place.
+    """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in
+    place.
 
     Raises:
         LeaseLost: nothing is stored.
@@ -38,7 +41,9 @@ def store(lease: Lease, run: Run, lines: Sequence[Line], offset: int) -> None:
     """
     for place, line in enumerate(lines, start=run.last_seq + 1):
         if line["seq"] != place:
-            raise BrokenJournal(f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}.")
+            raise BrokenJournal(
+                f"The journal of run {run.pk} goes from event {place - 1} to {line['seq']}."
+            )
     draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": lines[-1]["seq"], "journal_offset": offset}
     with transaction.atomic():
@@ -87,7 +92,9 @@ def on_step(run: Run, line: Line) -> dict[str, Any]:
         "loss": loss if math.isfinite(loss) else None,
         "seconds_per_step": moving(run.seconds_per_step, seconds),
         "tokens_per_second": moving(run.tokens_per_second, float(line["tokens_per_second"])),
-        "sparkline": thinned([*run.sparkline, round(loss, 4)]) if math.isfinite(loss) else run.sparkline,
+        "sparkline": thinned([*run.sparkline, round(loss, 4)])
+        if math.isfinite(loss)
+        else run.sparkline,
         **on_memory(run, line),
     }
 
@@ -105,7 +112,9 @@ def on_eval(run: Run, line: Line) -> dict[str, Any]:
     if not math.isfinite(loss):
         return {"heldout_loss": None}
     better = run.best_heldout_loss is None or loss < run.best_heldout_loss
-    return {"heldout_loss": loss} | ({"best_heldout_loss": loss, "best_step": line["step"]} if better else {})
+    return {"heldout_loss": loss} | (
+        {"best_heldout_loss": loss, "best_step": line["step"]} if better else {}
+    )
 
 
 def on_answers(run: Run, line: Line) -> dict[str, Any]:
@@ -129,23 +138,34 @@ def on_checkpoint(run: Run, line: Line) -> dict[str, Any]:
 
 
 def on_resume(run: Run, line: Line) -> dict[str, Any]:
-    """The steps after this one are trained again: what earlier attempts said of them is kept aside."""
+    """The steps after this one are trained again: what earlier attempts said of them is kept
+    aside.
+    """
     step, seq = line["step"], line["seq"]
     later = {"run_id": run.pk, "superseded": False}
     for chunk in CurveChunk.objects.filter(**later, last_step__gt=step):
         unpack(chunk)
-    again = Q(step__gt=step) if step else Q(step__gte=0)  # from the very beginning, step 0's evaluation comes again too
+    again = (
+        Q(step__gt=step) if step else Q(step__gte=0)
+    )  # from the very beginning, step 0's evaluation comes again too
     past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
     past.update(superseded=True)
     kept = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
     losses = [(float(event.payload["heldout_loss"]), event.step) for event in kept]
     finite = [(loss, at) for loss, at in losses if math.isfinite(loss)]
     best, at = min(finite, default=(None, None))
-    return {"step": step, "heldout_loss": finite[-1][0] if finite else None, "best_heldout_loss": best, "best_step": at}
+    return {
+        "step": step,
+        "heldout_loss": finite[-1][0] if finite else None,
+        "best_heldout_loss": best,
+        "best_step": at,
+    }
 
 
 def unpack(chunk: CurveChunk) -> None:
-    """Turn a chunk that a rewind cuts through back into events. A chunk is 512 steps, so this is rare and small."""
+    """Turn a chunk that a rewind cuts through back into events. A chunk is 512 steps, so this is
+    rare and small.
+    """
     Event.objects.bulk_create(events_of_chunk(chunk))
     chunk.delete()
 

@@ -1,7 +1,7 @@
 """Who watches a run: claimed by one conditional UPDATE, held by a lease, fenced by its token.
 
-The database's clock is the only clock. A claim asks, in one statement, for a run that nobody holds; a renewal asks for its own
-token. Whoever's UPDATE changes no row has lost, and stops.
+The database's clock is the only clock. A claim asks, in one statement, for a run that nobody holds;
+a renewal asks for its own token. Whoever's UPDATE changes no row has lost, and stops.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Lease:
 
 
 def claim(run_id: int) -> Lease | None:
-    """Take a run that was given a device of this host and waits, or whose worker is dead. None: it is neither."""
+    """Take a run that was given a device of this host and waits, or whose worker is dead. None: it
+    is neither.
+    """
     token = secrets.token_hex(16)
     taken = {
         "lease_token": token,
@@ -75,13 +77,19 @@ def claim(run_id: int) -> Lease | None:
 
 def given_here() -> Any:
     """Runs that hold a device of this host."""
-    return Allocation.objects.filter(device__host__name=host_name(), released_at=None).values("run_id")
+    return Allocation.objects.filter(device__host__name=host_name(), released_at=None).values(
+        "run_id"
+    )
 
 
 def orphaned() -> Q:
-    """Active runs without a living watcher: the lease ran out, or its owner is a process of this host that is gone."""
+    """Active runs without a living watcher: the lease ran out, or its owner is a process of this
+    host that is gone.
+    """
     expired = Q(lease_expires_at__lt=Now())
-    owners = Run.objects.filter(state__in=ACTIVE, lease_owner__startswith=host_name() + ":").values_list("lease_owner", flat=True)
+    owners = Run.objects.filter(
+        state__in=ACTIVE, lease_owner__startswith=host_name() + ":"
+    ).values_list("lease_owner", flat=True)
     dead = [owner for owner in owners.distinct() if not is_alive(owner)]
     return Q(state__in=ACTIVE) & (expired | Q(lease_owner__in=dead))
 
@@ -89,7 +97,9 @@ def orphaned() -> Q:
 def claimable_runs() -> list[int]:
     """Runs that hold a device of this host and that nobody watches, oldest first."""
     mine = Run.objects.filter(pk__in=given_here()).order_by("queued_at")
-    return list(mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True))
+    return list(
+        mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True)
+    )
 
 
 def owner_name() -> str:
@@ -103,7 +113,9 @@ def is_alive(owner: str) -> bool:
 
 
 def start_of(pid: int) -> str:
-    """When a living process began: on Linux in clock ticks since boot, which no change of the wall clock moves."""
+    """When a living process began: on Linux in clock ticks since boot, which no change of the wall
+    clock moves.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]  # the 3rd and the 22nd field of proc(5)

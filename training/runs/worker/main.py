@@ -1,4 +1,6 @@
-"""The worker program's own threads beside Huey's: the sweeper, and a shutdown that lets engines save first."""
+"""The worker program's own threads beside Huey's: the sweeper, and a shutdown that lets engines
+save first.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ log = logging.getLogger("snapml.worker")
 
 
 class Worker(Consumer):  # type: ignore[misc]
-    """Huey's consumer; SIGTERM and SIGINT both end it in order: engines save, watchers let go, then threads stop."""
+    """Huey's consumer; SIGTERM and SIGINT both end it in order: engines save, watchers let go, then
+    threads stop.
+    """
 
     def _set_signal_handlers(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,13 +45,17 @@ class Worker(Consumer):  # type: ignore[misc]
 
 
 def run_worker(huey: Any) -> None:
-    """Serve until told to end. A thread for each run that may train here, one for imports, and some beside (BESIDE)."""
+    """Serve until told to end. A thread for each run that may train here, one for imports, and some
+    beside (BESIDE).
+    """
     catalog.forget_dead_imports()
     if settings.BUILTIN_MODEL:
         catalog.add_builtin()
     for act, seconds, threads in BESIDE:
         for _ in range(threads):
-            threading.Thread(target=repeat, args=(act, seconds), name=act.__name__, daemon=True).start()
+            threading.Thread(
+                target=repeat, args=(act, seconds), name=act.__name__, daemon=True
+            ).start()
     devices.report()
     threads = MOST_A_DEVICE * len(devices.read_devices())  # each watches one run
     worker = Worker(huey, workers=threads + 1, periodic=False, initial_delay=0.05, max_delay=0.5)

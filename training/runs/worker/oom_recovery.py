@@ -1,4 +1,6 @@
-"""A run that ran out of memory goes on by a way of the ladder (ways.py): on a click, or by itself where `recover` says so."""
+"""A run that ran out of memory goes on by a way of the ladder (ways.py): on a click, or by itself
+where `recover` says so.
+"""
 
 from __future__ import annotations
 
@@ -42,19 +44,26 @@ def simulate_one(run: Run) -> None:
     if way is None:
         return
     try:
-        law(run.base_model.folder, changed_config(RunConfig.from_dict(run.config), way.changes), target_of(run.pool).kind)
+        law(
+            run.base_model.folder,
+            changed_config(RunConfig.from_dict(run.config), way.changes),
+            target_of(run.pool).kind,
+        )
     except Unlawful:
         pass  # kept as this law's answer: the run has no such way
 
 
 def go_on_with(user: User, run: Run, name: str) -> Run:
-    """Change the run's settings by one way of the ladder, and queue it again from its last checkpoint.
+    """Change the run's settings by one way of the ladder, and queue it again from its last
+    checkpoint.
 
     Raises:
         UserError: it has no such way.
         Conflict, NotAllowed: see `continue_run`.
     """
-    with transaction.atomic():  # the row is held until both are done; the file is written when nothing can refuse any more
+    with (
+        transaction.atomic()
+    ):  # the row is held until both are done; the file is written when nothing can refuse any more
         held = (
             Run.objects.select_for_update(of=("self",))
             .select_related("base_model", "data__dataset", "owner", "team")
@@ -69,24 +78,38 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
 def chosen_way(run: Run, name: str) -> Way:
     """Raises UserError: it has no such way; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
-        raise Conflict(f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is changed.")
+        raise Conflict(
+            f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is "
+            "changed."
+        )
     way = next((way for way in ways_of(run) if way.name == name), None)
     if way is None:
-        raise UserError(f"{run.name} cannot go on that way; the run's page shows those that it has.", field="way")
+        raise UserError(
+            f"{run.name} cannot go on that way; the run's page shows those that it has.",
+            field="way",
+        )
     return way
 
 
 def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
     settings = services.settings_of(config)
-    Run.objects.filter(pk=run.pk).update(config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1)
+    Run.objects.filter(pk=run.pk).update(
+        config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1
+    )
     path = run.folder / "config.json"
-    places = {name: value for name, value in json.loads(path.read_text()).items() if name in services.OWN_SETTINGS}
+    places = {
+        name: value
+        for name, value in json.loads(path.read_text()).items()
+        if name in services.OWN_SETTINGS
+    }
     write_atomically(path, json.dumps(config.to_dict() | places, indent=1))
     run.refresh_from_db()
 
 
 def recover(run: Run) -> str:
-    """What the supervisor does with a run whose memory ran out: change it, and say how it goes on; nothing if it has no way."""
+    """What the supervisor does with a run whose memory ran out: change it, and say how it goes on;
+    nothing if it has no way.
+    """
     if not run.config.get("recover"):
         return ""
     way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)

@@ -23,12 +23,15 @@ STATES: dict[Outcome, State] = {
     Outcome.CRASHED: State.FAILED,
 }
 
-# `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be imported (architecture.md).
+# `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be
+# imported (architecture.md).
 keepers: list[Callable[[Run, Result], None]] = []
 
 
 def finish(run: Run, result: Result) -> None:
-    """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the same as once."""
+    """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the
+    same as once.
+    """
     if result.outcome is Outcome.DISCARDED:
         for name in ("checkpoints", "adapter", "trials"):
             shutil.rmtree(run.folder / name, ignore_errors=True)
@@ -42,7 +45,10 @@ def words_of_death(code: int | None, *, killed_for_memory: bool) -> str:
     if code is None:
         return "The engine died while no worker watched"
     if code == -signal.SIGKILL:
-        return f"The engine was killed (SIGKILL{'; memory ran out on its host at that moment' if killed_for_memory else ''})"
+        return (
+            "The engine was killed "
+            f"(SIGKILL{'; memory ran out on its host at that moment' if killed_for_memory else ''})"
+        )
     if code < 0:
         return f"The engine died of {signal.Signals(-code).name}"
     if code == EXIT_CODES[Outcome.CRASHED]:
@@ -52,8 +58,13 @@ def words_of_death(code: int | None, *, killed_for_memory: bool) -> str:
 
 def words_of_eviction(run: Run, held: Allocation) -> str:
     """Why it had to leave its device, and what that cost."""
-    why = f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
-    return f"Stopped {why} at step {run.step:,}; {cost_of_leaving(run)}. Goes on by itself when there is a device."
+    why = (
+        f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
+    )
+    return (
+        f"Stopped {why} at step {run.step:,}; {cost_of_leaving(run)}. Goes on by itself when "
+        "there is a device."
+    )
 
 
 def words_of_pause(run: Run) -> str:
@@ -66,25 +77,32 @@ def words_of_greed(run: Run, taken: int) -> str:
     """It took more of a device that others use than it had reserved there."""
     reserved = run.forecast.get("peak", 0)
     return (
-        f"Stopped at step {run.step:,}: it took {taken / 1e9:.1f} GB of a device that others use, and had reserved "
-        f"{reserved / 1e9:.1f} GB; {cost_of_leaving(run)}."
+        f"Stopped at step {run.step:,}: it took {taken / 1e9:.1f} GB of a device that others use, "
+        f"and had reserved {reserved / 1e9:.1f} GB; {cost_of_leaving(run)}."
     )
 
 
 def cost_of_leaving(run: Run) -> str:
     """The steps since its checkpoint, in words."""
     saved = (
-        Event.objects.filter(run=run, kind="checkpoint", superseded=False).order_by("-seq").values_list("step", flat=True).first()
+        Event.objects.filter(run=run, kind="checkpoint", superseded=False)
+        .order_by("-seq")
+        .values_list("step", flat=True)
+        .first()
     )
     lost = run.step - (saved or 0)
     return (
-        "no step is lost" if not lost else f"{lost:,} {'step' if lost == 1 else 'steps'} since its checkpoint are trained again"
+        "no step is lost"
+        if not lost
+        else f"{lost:,} {'step' if lost == 1 else 'steps'} since its checkpoint are trained again"
     )
 
 
 def stopped_with_checkpoint(run: Run) -> Result:
     """For an engine that saved and left for another reason while somebody wished it to stop."""
-    return Result(outcome=Outcome.STOPPED, message=f"Stopped after step {run.step:,}; its checkpoint is kept.")
+    return Result(
+        outcome=Outcome.STOPPED, message=f"Stopped after step {run.step:,}; its checkpoint is kept."
+    )
 
 
 def words_of_time(run: Run) -> str:
@@ -95,12 +113,18 @@ def words_of_time(run: Run) -> str:
 
 
 def left_by_its_own_word(run: Run) -> bool:
-    """The last event says that the engine saved and left. For an engine that another worker started there is no exit code."""
+    """The last event says that the engine saved and left. For an engine that another worker started
+    there is no exit code.
+    """
     last = Event.objects.filter(run=run, seq=run.last_seq, kind="end").first()
     return last is not None and last.payload.get("outcome") == Outcome.LEFT
 
 
 def last_words(run: Run) -> str:
     """The last line of the last error that the engine wrote to its journal."""
-    errors = Event.objects.filter(run=run, kind="end").order_by("-seq").values_list("payload", flat=True)[:1]
+    errors = (
+        Event.objects.filter(run=run, kind="end")
+        .order_by("-seq")
+        .values_list("payload", flat=True)[:1]
+    )
     return next((str(payload.get("message", "")) for payload in errors), "")

@@ -1,6 +1,8 @@
-"""Watch one run: start its engine or take over a living one, turn its journal into rows, and say truly how it ended.
+"""Watch one run: start its engine or take over a living one, turn its journal into rows, and say
+truly how it ended.
 
-The engine does not need this watcher to go on. Everything here may die at any point and be done again by the next worker.
+The engine does not need this watcher to go on. Everything here may die at any point and be done
+again by the next worker.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from training.runs.worker.memory_guard import Share, measure_context, raised
 TAIL_SECONDS = 0.025
 LOOK_SECONDS = 0.25
 SHARE_SECONDS = 2.0
-STOP_PATIENCE_SECONDS = 120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
+STOP_PATIENCE_SECONDS = (
+    120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
+)
 KILL_PATIENCE_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 16
 KILLED = "killed"
@@ -46,7 +50,9 @@ shutting_down = threading.Event()  # set by the worker program when it is told t
 
 
 def supervise_run(run_id: int) -> None:
-    """Watch `run_id` to its end, if this worker can claim it. A doorbell too many finds nothing to claim."""
+    """Watch `run_id` to its end, if this worker can claim it. A doorbell too many finds nothing to
+    claim.
+    """
     lease = None if shutting_down.is_set() else claim(run_id)
     if lease is None:
         return
@@ -58,7 +64,8 @@ def supervise_run(run_id: int) -> None:
     except Exception as error:
         log.exception("Watching run %s broke off.", run_id)
         Run.objects.filter(pk=run_id, lease_token=lease.token).update(
-            message=f"Watching broke off and begins again within {LEASE_SECONDS} s: {type(error).__name__}: {error}",
+            message=f"Watching broke off and begins again within {LEASE_SECONDS} s: "
+            f"{type(error).__name__}: {error}",
             revision=F("revision") + 1,
         )
         return
@@ -88,7 +95,9 @@ class Watch:
         renew, look, watch = Every(RENEW_SECONDS), Every(LOOK_SECONDS), Every(SHARE_SECONDS)
         while True:
             try:
-                alive = self.engine.alive()  # asked before reading: what it wrote until its death is then surely read
+                alive = (
+                    self.engine.alive()
+                )  # asked before reading: what it wrote until its death is then surely read
                 moved = self.tail()
                 if renew.due():
                     self.renew()
@@ -104,13 +113,17 @@ class Watch:
             except BrokenJournal as error:
                 self.engine.signal(signal.SIGKILL)
                 if not self.engine.alive():  # only then may another have its device
-                    return self.release(state=State.FAILED, message=str(error), finished_at=Now(), phase="")
+                    return self.release(
+                        state=State.FAILED, message=str(error), finished_at=Now(), phase=""
+                    )
                 moved = False
             if not moved:
                 time.sleep(TAIL_SECONDS)
 
     def start(self) -> None:
-        self.lease.update(attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message="")
+        self.lease.update(
+            attempt=F("attempt") + 1, started_at=self.record.started_at or Now(), message=""
+        )
         self.engine.start(self.share.variables())
 
     def tail(self) -> bool:
@@ -126,13 +139,17 @@ class Watch:
         return True
 
     def renew(self) -> None:
-        """The leash is touched only after the lease was renewed: a worker cut off from the database lets the engine go."""
+        """The leash is touched only after the lease was renewed: a worker cut off from the database
+        lets the engine go.
+        """
         self.lease.renew()
         self.renewed_at = time.monotonic()
         self.engine.touch_leash()
 
     def look(self) -> None:
-        """What its people want of it, whether its device is wanted back, and whether this worker is to end."""
+        """What its people want of it, whether its device is wanted back, and whether this worker is
+        to end.
+        """
         wish = Wish(Run.objects.values_list("wish", flat=True).get(pk=self.record.pk))
         self.evicted = self.evicted or allocations.evicted(self.record.pk)
         if shutting_down.is_set() or self.evicted or self.greedy:
@@ -159,7 +176,9 @@ class Watch:
     def wait_for_database(self, error: OperationalError) -> None:
         if time.monotonic() - self.renewed_at > LEASE_SECONDS:
             raise LeaseLost(f"the database did not answer for {LEASE_SECONDS} s") from error
-        log.warning("Run %s: the database does not answer (%s); trying again.", self.lease.run_id, error)
+        log.warning(
+            "Run %s: the database does not answer (%s); trying again.", self.lease.run_id, error
+        )
         close_old_connections()
         time.sleep(0.5)
 
@@ -176,9 +195,14 @@ class Watch:
         elif run.wish in (Wish.STOP, Wish.TIME) and not has_checkpoint:
             self.conclude(
                 run,
-                Result(outcome=Outcome.STOPPED, message="Stopped before the first checkpoint; nothing was kept."),
+                Result(
+                    outcome=Outcome.STOPPED,
+                    message="Stopped before the first checkpoint; nothing was kept.",
+                ),
             )
-        elif run.wish in (Wish.STOP, Wish.TIME) and outcomes.left_by_its_own_word(run):  # told to leave and to stop at once
+        elif run.wish in (Wish.STOP, Wish.TIME) and outcomes.left_by_its_own_word(
+            run
+        ):  # told to leave and to stop at once
             self.conclude(run, outcomes.stopped_with_checkpoint(run))
         elif self.evicted is not None:
             self.requeue(outcomes.words_of_eviction(run, self.evicted))
@@ -186,7 +210,11 @@ class Watch:
             words, forecast = outcomes.words_of_greed(run, self.greedy), raised(run, self.greedy)
             if forecast is None:
                 return self.conclude(
-                    run, Result(outcome=Outcome.MEMORY, message=f"{words} Nowhere may it have as much in its pool.")
+                    run,
+                    Result(
+                        outcome=Outcome.MEMORY,
+                        message=f"{words} Nowhere may it have as much in its pool.",
+                    ),
                 )
             self.requeue(f"{words} Goes on by itself where there is as much.", forecast=forecast)
         elif code == EXIT_CODES[Outcome.LEFT] or outcomes.left_by_its_own_word(run):
@@ -200,9 +228,12 @@ class Watch:
 
     def conclude(self, run: Run, result: Result) -> None:
         state = outcomes.STATES[result.outcome]
-        self.lease.renew()  # a worker that was frozen and thawed finds out here, before it touches a file
+        # a worker that was frozen and thawed finds out here, before it touches a file
+        self.lease.renew()
         heldout = (
-            result.heldout_loss if result.heldout_loss is not None and math.isfinite(result.heldout_loss) else run.heldout_loss
+            result.heldout_loss
+            if result.heldout_loss is not None and math.isfinite(result.heldout_loss)
+            else run.heldout_loss
         )
         try:
             outcomes.finish(run, result)
@@ -211,27 +242,47 @@ class Watch:
                 State.FAILED,
                 Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}"),
             )
-        if result.outcome is Outcome.MEMORY and run.wish == Wish.RUN and (words := oom_recovery.recover(run)):
+        if (
+            result.outcome is Outcome.MEMORY
+            and run.wish == Wish.RUN
+            and (words := oom_recovery.recover(run))
+        ):
             return self.requeue(f"{result.message} {words}", deaths=0)
         self.release(
             state=state,
             failure=result.outcome if state == State.FAILED else "",
-            message=outcomes.words_of_time(run) if run.wish == Wish.TIME and state == State.STOPPED else result.message,
+            message=outcomes.words_of_time(run)
+            if run.wish == Wish.TIME and state == State.STOPPED
+            else result.message,
             finished_at=Now(),
             heldout_loss=heldout,
             phase="",
         )
 
     def requeue_after_death(self, run: Run, code: int | None) -> None:
-        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress are a crash loop."""
-        words, deaths = outcomes.words_of_death(code, killed_for_memory=self.engine.killed_for_memory), run.deaths + 1
+        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress
+        are a crash loop.
+        """
+        words, deaths = (
+            outcomes.words_of_death(code, killed_for_memory=self.engine.killed_for_memory),
+            run.deaths + 1,
+        )
         if deaths > settings.MAX_DEATHS:
-            words += f" {deaths} times in a row without a new checkpoint, last at step {run.step}. {outcomes.last_words(run)}"
+            words += (
+                f" {deaths} times in a row without a new checkpoint, last at step "
+                f"{run.step}. {outcomes.last_words(run)}"
+            )
             failure = KILLED if code == -signal.SIGKILL else Outcome.CRASHED
-            return self.release(state=State.FAILED, failure=failure, message=words, finished_at=Now(), phase="")
+            return self.release(
+                state=State.FAILED, failure=failure, message=words, finished_at=Now(), phase=""
+            )
         memory = self.engine.killed_for_memory or (deaths > 1 and code == -signal.SIGKILL)
         changed = oom_recovery.recover(run) if memory and run.wish == Wish.RUN else ""
-        wait = timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1))) if deaths > 1 else timedelta()
+        wait = (
+            timedelta(seconds=min(LONGEST_WAIT_SECONDS, 2 ** (deaths - 1)))
+            if deaths > 1
+            else timedelta()
+        )
         self.requeue(
             f"{words} at step {run.step}; going on from its last checkpoint. {changed}".strip(),
             deaths=deaths,
@@ -242,8 +293,15 @@ class Watch:
         self.release(state=State.QUEUED, message=message, phase="", **changes)
 
     def release(self, **changes: object) -> None:
-        changes |= {"lease_token": "", "lease_owner": "", "lease_expires_at": None, "revision": F("revision") + 1}
-        with transaction.atomic():  # the message to the owner's webhooks is left exactly once, with the fenced change
+        changes |= {
+            "lease_token": "",
+            "lease_owner": "",
+            "lease_expires_at": None,
+            "revision": F("revision") + 1,
+        }
+        with (
+            transaction.atomic()
+        ):  # the message to the owner's webhooks is left exactly once, with the fenced change
             self.lease.update(**changes)
             allocations.release(self.lease.run_id)
             if changes.get("state") in ENDED:
