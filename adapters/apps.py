@@ -10,11 +10,13 @@ class AdaptersConfig(AppConfig):
         up here.
         """
         from adapters import jobs, kinds  # noqa: F401 kinds fills the table of work
-        from adapters.registry import services
+        from adapters.registry import continue_training, services
         from adapters.serving import usage
+        from training.runs.launch.start_weights import register_resolver
         from training.runs.worker import main, outcomes
 
         outcomes.keepers.append(services.keep)
+        register_resolver(continue_training.resolve_start_weights)
         main.BESIDE += [
             (jobs.do_next, 0.5, 1),
             (jobs.talk_next, 0.5, 1),

@@ -27,13 +27,13 @@ LAUNCH = """
 import django, json
 django.setup()
 from django.db.models import F
-from training.runs.launch.services import launch_run
+from training.runs.launch.request import LaunchRequest, launch
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from training.runs.worker import engine_process, tasks
 tasks.supervise = lambda _id: None
-run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Bench")
+run = launch(LaunchRequest(user=User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Bench"), accept_warnings=True)
 print(run.pk)
 """
 

@@ -23,7 +23,7 @@ WRITE = """
 import django, json, sys
 django.setup()
 from training.runs.worker import tasks
-from training.runs.launch.services import launch_run
+from training.runs.launch.request import LaunchRequest, launch
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
@@ -31,7 +31,7 @@ from tests.runs.million import write_long_run
 tasks.supervise = lambda _id: None
 from django.db import transaction
 with transaction.atomic():
-    run = launch_run(User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Long")
+    run = launch(LaunchRequest(user=User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Long"), accept_warnings=True)
     write_long_run(run, steps=int(sys.argv[1]), spikes=json.loads(sys.argv[2]), height=float(sys.argv[3]))
 print(run.pk)
 """

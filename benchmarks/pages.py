@@ -26,11 +26,11 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from training.runs.worker import tasks
-from training.runs.launch.services import launch_run
+from training.runs.launch.request import LaunchRequest, launch
 from training.runs.models import Run
 tasks.supervise = lambda _id: None
 alice = User.objects.get(username="alice")
-first = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={})
+first = launch(LaunchRequest(user=alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}), accept_warnings=True)
 states = ["finished", "failed", "stopped", "cancelled"]
 made = []
 for number in range(int(sys.argv[1])):

@@ -181,7 +181,7 @@ def device(db):
 @pytest.fixture
 def run(alice, base_model, data, device, no_bell, django_capture_on_commit_callbacks):
     """A queued run of alice's."""
-    from training.runs.launch.services import launch_run
+    from tests.launching import launch_run
 
     with django_capture_on_commit_callbacks(execute=True):
         made = launch_run(
@@ -201,3 +201,21 @@ def as_alice(client, alice):
 def as_mallory(client, people):
     client.force_login(people["mallory"])
     return client
+
+
+@pytest.fixture(scope="session")
+def tiny_laws(tiny_model):
+    """Laws are simulated once: the answers of the forecasting program, in this
+    process.
+    """
+    from training.engine.simulation.forecast import answer
+
+    kept = {}
+
+    def ask(request):
+        line = json.dumps(request)
+        if line not in kept:
+            kept[line] = answer(line)
+        return kept[line]
+
+    return ask

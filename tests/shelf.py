@@ -3,8 +3,8 @@
 from adapters.models import AdapterVersion
 from adapters.registry import services
 from tests import tiny
+from tests.launching import launch_run
 from training.engine.outcome import read_result
-from training.runs.launch.services import launch_run
 
 LOW_RANK = ("lora", "qlora")
 STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_rows": 0}

@@ -9,8 +9,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import transaction
-
 from adapters.evaluation import prompt_sets
 from adapters.evaluation import replies as evaluation_replies
 from adapters.evaluation.figures import rate_of
@@ -21,12 +19,12 @@ from adapters.registry.model_card import plain
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import TABLE
-from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.errors import Conflict, UserError, one_line
 from training.gpus.ledger import used_by_run
 from training.people.models import User
-from training.runs.launch.services import launch_run, refuse_unready, team_of
+from training.runs.launch.request import LaunchRequest, launch
 from training.runs.models import MAX_NAME, Run, Sweep
-from training.runs.queue.placement import ANYWHERE, Where
+from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.states import OPEN
 
 METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
@@ -49,11 +47,6 @@ class Budget:
         return {**vars(self), "eval_interval": often, "save_interval": often}
 
 
-def settings_for(method: str, budget: Budget) -> dict[str, Any]:
-    """A technique's usual settings with the budget."""
-    return {**TABLE[method].usual, **budget.settings(), "method": method}
-
-
 def launch_bakeoff(
     user: User,
     base_model: BaseModel,
@@ -61,41 +54,29 @@ def launch_bakeoff(
     budget: Budget,
     *,
     name: str = "",
-    where: Where = ANYWHERE,
+    placement: Placement = DEFAULT_PLACEMENT,
 ) -> Sweep:
-    """A run of each method; one that could never start here is left out, and the report says why.
+    """A run of each method, with its usual settings under the budget; one that could never start
+    here is left out, and the report says why.
 
     Raises:
         UserError: a budget that cannot be; whatever a launch refuses; no method could start.
     """
-    refuse_unready(base_model)
     if not 1 <= budget.max_steps <= MOST_STEPS:
         raise UserError(
             f"A bake-off takes from 1 to {MOST_STEPS:,} steps a method.", field="max_steps"
         )
-    title = one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME]
-    with transaction.atomic():
-        sweep = Sweep.objects.create(
-            owner=user, team=team_of(user, data), name=title, grid={GRID: list(METHODS)}
-        )
-        for method in METHODS:
-            asked: dict[str, Any] = {
-                "base_model": base_model,
-                "data": data,
-                "settings": settings_for(method, budget),
-            }
-            try:
-                run = launch_run(user, **asked, name=f"{title}: {TABLE[method].title}", where=where)
-            except (Conflict, NotAllowed):  # not the method's fault
-                raise
-            except UserError as error:
-                sweep.refused[method] = error.message
-                continue
-            run.sweep = sweep
-            run.save(update_fields=["sweep"])
-        if len(sweep.refused) == len(METHODS):
-            raise UserError(next(iter(sweep.refused.values())))
-        sweep.save(update_fields=["refused"])
+    request = LaunchRequest(
+        user=user,
+        base_model=base_model,
+        data=data,
+        settings={**budget.settings(), GRID: list(METHODS)},
+        name=one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME],
+        placement=placement,
+        skip_impossible=True,
+    )
+    sweep = launch(request, accept_warnings=True)
+    assert isinstance(sweep, Sweep)
     return sweep
 
 
@@ -233,11 +214,8 @@ def cells(row: Row) -> list[str]:
 
 def left_out(sweep: Sweep) -> list[tuple[str, str]]:
     """Title and reason of each method that was not started."""
-    return [
-        (TABLE[method].title, sweep.refused[method])
-        for method in METHODS
-        if method in sweep.refused
-    ]
+    titles = (TABLE[method].title for method in METHODS)
+    return [(title, sweep.refused[title]) for title in titles if title in sweep.refused]
 
 
 def as_csv(sweep: Sweep, rows: list[Row]) -> str:

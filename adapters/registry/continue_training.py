@@ -7,16 +7,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.db import transaction
-
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.file_names import ADAPTER
-from training.engine.files import write_atomically
-from training.errors import ConfigError, Conflict, NotFound, UserError
+from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
-from training.runs.launch.services import launch_run
+from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.start_weights import StartWeights, get_start_weights
 from training.runs.models import Run
 
 # What the weights were made in the shape of; another would be another adapter.
@@ -75,15 +73,46 @@ def shape_of(version: AdapterVersion) -> dict[str, Any]:
     }
 
 
-def refuse_trials(given: dict[str, Any]) -> None:
-    """Raises ConfigError: trials are asked for, which begin anew each."""
-    for field in ("tune_share", "tune_minutes"):
-        if given.get(field):
-            raise ConfigError(
-                f"{field} is {given[field]!r}: trials could not go on with these weights; leave "
-                "it out.",
-                field=field,
-            )
+def start_weights_of(version: AdapterVersion) -> StartWeights:
+    settings = settings_to_go_on(version)
+    return StartWeights(
+        version=version.pk,
+        name=version.name,
+        number=version.number,
+        sha256=version.sha256,
+        folder=version.folder,
+        base_model=version.base_model_id,
+        fixed={name: settings[name] for name in SHAPE if name in settings},
+    )
+
+
+def resolve_start_weights(
+    user: User, *, version: int | None, name: str, number: int | None, sha256: str
+) -> StartWeights:
+    """The version by its id, or as a YAML file names it: by its weights, else by name and number.
+
+    Raises:
+        NotFound: there is none that the person may see, or its files are gone.
+    """
+    mine = AdapterVersion.objects.visible_to(user).order_by("-pk")
+    if version is not None:
+        found = mine.filter(pk=version).first()
+        wanted = f"version {version}"
+    else:
+        named = mine.filter(name=name) if number is None else mine.filter(name=name, number=number)
+        if sha256:
+            same = mine.filter(sha256=sha256)
+            found = same.filter(pk__in=named).first() or same.first()
+        else:
+            found = named.first()
+        wanted = f"{name[:80]!r}" + ("" if number is None else f", version {number},")
+    if found is None or not found.folder.is_dir():
+        raise NotFound(
+            f"The adapter that this run begins with, {wanted} is not there, or not yours to see. "
+            "Leave it out to begin with the base model.",
+            field="from_version",
+        )
+    return start_weights_of(found)
 
 
 def continue_from(
@@ -97,19 +126,13 @@ def continue_from(
     """Launch a run that begins with a version's weights, on its own data unless another is given.
 
     Raises:
-        Conflict: its data is gone. NotFound: it is not theirs to see. ConfigError: a change of what
-            the weights are shaped like, or a setting that is wrong; whatever a launch refuses.
+        Conflict: its data is gone. NotFound: it is not theirs to see, or the files are gone.
+        ConfigError: a change of what the weights are shaped like, or a setting that is wrong;
+            whatever a launch refuses.
     """
-    given = changes or {}
-    settings = settings_to_go_on(version)
-    for field in SHAPE:
-        if field in given and given[field] != settings.get(field, given[field]):
-            raise ConfigError(
-                f"{field} is {given[field]!r}, and the version's weights have "
-                f"{settings.get(field)!r}; leave it as it is.",
-                field=field,
-            )
-    refuse_trials(given)
+    for field, value in (changes or {}).items():
+        if isinstance(value, list):
+            raise ConfigError(f"{field} has several values; a run has one of each.", field=field)
     chosen = data or version.data
     if chosen is None:
         raise Conflict(
@@ -120,23 +143,14 @@ def continue_from(
             "The data of this version is not shared with you; choose other data to go on with.",
             field="data",
         )
-    if not version.folder.is_dir():
-        raise UserError("The files of this version are gone.")
-    with transaction.atomic():  # no worker hears of it before its folder says where it begins
-        run = launch_run(
-            user,
-            base_model=version.base_model,
-            data=chosen,
-            settings={**settings, **given},
-            name=name or version.name,
-        )
-        run.from_version = version.pk
-        run.save(update_fields=["from_version"])
-        place = run.folder / "config.json"
-        write_atomically(
-            place,
-            json.dumps(
-                {**json.loads(place.read_text()), "start_weights": str(version.folder)}, indent=1
-            ),
-        )
+    request = LaunchRequest(
+        user=user,
+        base_model=version.base_model,
+        data=chosen,
+        settings=settings_to_go_on(version) | (changes or {}),
+        name=name or version.name,
+        start_weights=get_start_weights(user, version.pk),
+    )
+    run = launch(request, accept_warnings=True)
+    assert isinstance(run, Run)
     return run

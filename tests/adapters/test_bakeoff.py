@@ -7,6 +7,7 @@ import io
 import json
 
 import pytest
+from django.core.management import call_command
 from django.urls import reverse
 
 from adapters.evaluation import benchmark
@@ -15,6 +16,8 @@ from adapters.models import PromptSet, Reply, Work
 from adapters.registry import services
 from training.engine.outcome import read_result
 from training.errors import Conflict, UserError
+from training.runs.launch import request
+from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Run, Sweep
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
@@ -57,14 +60,14 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
 def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
     as_alice, alice, base_model, data, device, no_bell, monkeypatch
 ):
-    plain = benchmark.launch_run
+    fits = request.check_schedulable
 
-    def launch_run(user, *, settings, **more):
-        if settings["method"] == "full":
+    def check_schedulable(resolved, config, *more):
+        if config.method == "full":
             raise UserError("This run can never start in CPU: it needs 112.0 GB.")
-        return plain(user, settings=settings, **more)
+        fits(resolved, config, *more)
 
-    monkeypatch.setattr(benchmark, "launch_run", launch_run)
+    monkeypatch.setattr(request, "check_schedulable", check_schedulable)
     made = benchmark.launch_bakeoff(
         alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80)
     )
@@ -74,6 +77,22 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
     rows = benchmark.report(made)
     assert "Full fine-tuning,not started: This run" in benchmark.as_csv(made, rows)
     assert "Full fine-tuning was not started: This run" in benchmark.as_markdown(made, rows)
+
+
+def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(baked, tmp_path):
+    run = baked.runs.get(method="prefix")
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run))
+    options = {"user": "alice", "accept_warnings": True, "stdout": io.StringIO()}
+    call_command("launch", str(file), **options)
+    alone = Run.objects.latest("pk")
+    assert (alone.config, alone.sweep) == (run.config, None)
+    call_command("launch", str(file), "--again", **options)
+    again = Sweep.objects.exclude(pk=baked.pk).get()
+    assert benchmark.is_bakeoff(again)
+    assert again.name == baked.name
+    configs = {method: baked.runs.get(method=method).config for method in METHODS}
+    assert {run.method: run.config for run in again.runs.all()} == configs
 
 
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):

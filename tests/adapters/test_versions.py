@@ -2,11 +2,13 @@
 each came from.
 """
 
+import io
 import json
 import shutil
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from adapters.models import AdapterVersion, Work
@@ -20,6 +22,7 @@ from tests.shelf import put_on_shelf, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
 from training.gpus.models import Allocation, Device
+from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Event, Run
 
 pytestmark = pytest.mark.django_db
@@ -101,9 +104,68 @@ def test_a_run_goes_on_from_a_versions_weights(
     ]
 
 
+def test_a_run_from_a_version_keeps_its_weights_when_it_is_launched_again_from_its_file(
+    alice, people, trained, tmp_path
+):
+    run = continue_training.continue_from(alice, trained, changes={"max_steps": 1})
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run))
+    options = {"accept_warnings": True, "stdout": io.StringIO()}
+    call_command("launch", str(file), user="alice", **options)
+    again = Run.objects.latest("pk")
+    assert (again.from_version, again.config, again.request) == (
+        trained.pk,
+        run.config,
+        run.request,
+    )
+    config = json.loads((again.folder / "config.json").read_text())
+    assert config["start_weights"] == str(trained.folder)
+    with pytest.raises(CommandError, match="not there, or not yours to see"):
+        file.write_text(to_yaml(run).replace("Lights", "Others").replace(trained.sha256, "0" * 64))
+        call_command("launch", str(file), user="alice", **options)
+    assert Run.objects.count() == 3
+
+
+def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, alice, trained):
+    client.force_login(alice)
+    run = continue_training.continue_from(alice, trained)
+    page = client.get(f"/runs/new?from={run.pk}")
+    assert page.context["start_weights"].version == trained.pk
+    assert f'name="from_version" value="{trained.pk}" checked' in page.content.decode()
+    form = {name: str(value) for name, value in run.config.items() if not isinstance(value, bool)}
+    form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
+    form["seen"] = [
+        mark for _, mark in client.post("/runs/new/card", form).context["will"]["warnings"]
+    ]
+    answer = client.post("/runs/new", form)
+    assert answer.status_code == 302, answer.context["error"]
+    again = Run.objects.latest("pk")
+    assert again.from_version == trained.pk
+    assert json.loads((again.folder / "config.json").read_text())["start_weights"]
+
+
+def test_a_version_of_others_is_none_to_begin_with(client, people, trained, base_model, data):
+    client.force_login(people["mallory"])
+    body = {"model": base_model.pk, "data": data.pk, "from_version": trained.pk}
+    answer = client.post("/api/v1/runs/forecast", body, content_type="application/json")
+    assert answer.status_code == 404
+
+
+def test_another_base_model_or_rank_than_the_versions_is_refused_at_its_field(
+    client, alice, trained, base_model, data
+):
+    client.force_login(alice)
+    body = {"model": base_model.pk, "data": data.pk, "from_version": trained.pk}
+    answer = client.post(
+        "/api/v1/runs/forecast", body | {"settings": {"rank": 8}}, content_type="application/json"
+    )
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "rank")
+
+
 def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
-    with pytest.raises(ConfigError, match="rank is 8, and the version's weights have 4"):
+    with pytest.raises(ConfigError) as refused:
         continue_training.continue_from(alice, trained, changes={"rank": 8})
+    assert refused.value.field == "rank"
     with pytest.raises(UserError, match="set by SnapML"):
         continue_training.continue_from(alice, trained, changes={"start_weights": "/etc"})
     assert Run.objects.count() == 1

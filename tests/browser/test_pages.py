@@ -17,7 +17,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from training.runs.worker import tasks
-from training.runs.launch.services import launch_run
+from tests.launching import launch_run
 from training.runs.models import Run
 tasks.supervise = lambda _id: None
 alice = User.objects.get()

@@ -24,7 +24,7 @@ join(bob, voice)
 Dataset.objects.update(owner=bob, team=voice)
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.runs.launch.services import launch_run
+from tests.launching import launch_run
 import sys, json
 for name in ("First", "Second"):
     launch_run(bob, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings=json.loads(sys.argv[1]), name=name)

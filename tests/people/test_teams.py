@@ -68,7 +68,7 @@ def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
 
 
 def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_bell):
-    from training.runs.launch.services import launch_run
+    from tests.launching import launch_run
 
     with pytest.raises(NotAllowed, match="You only view what team voice has"):
         launch_run(people["vera"], base_model=base_model, data=data, settings={})

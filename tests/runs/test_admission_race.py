@@ -7,10 +7,10 @@ import pytest
 from django.db import connections
 
 from tests import tiny
+from tests.launching import launch_run
 from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, Pool, Quota
 from training.people.models import User
-from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.queue import admission
 

@@ -2,7 +2,6 @@
 started, and kept with the run.
 """
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ from django.core.management import call_command
 from django.urls import reverse
 
 from tests import tiny
+from tests.launching import launch_run
 from training.gpus.models import Device, Quota
 from training.runs.forecast import memory_estimators, token_lengths
 from training.runs.forecast.target_device import target_of
@@ -19,31 +19,13 @@ from training.runs.models import Run
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
-@pytest.fixture(scope="module")
-def tiny_laws(tiny_model):
-    """Laws are simulated once for the module: the answers of the forecasting program, in this
-    process.
-    """
-    from training.engine.simulation.forecast import answer
-
-    kept = {}
-
-    def ask(request):
-        line = json.dumps(request)
-        if line not in kept:
-            kept[line] = answer(line)
-        return kept[line]
-
-    return ask
-
-
 @pytest.fixture
 def ready(data, base_model, device, tiny_laws, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     lengths = tiny.measured(data.train_rows)
     monkeypatch.setattr(memory_estimators.PROGRAM, "ask", tiny_laws)
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
-    monkeypatch.setattr(auto, "lengths", lambda *_args, **_more: lengths)
+    monkeypatch.setattr(token_lengths, "lengths", lambda *_args, **_more: lengths)
     leave_free(8 * 10**9)
     form = {
         "mode": "auto",
@@ -167,9 +149,8 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
 def test_the_adapters_card_tells_the_plan(alice, ready):
     from adapters.registry.model_card import Measured, card_of
 
-    plan = auto.plan_now(ready.model, ready.data)
-    run = auto.launch_planned(
-        alice, plan, base_model=ready.model, data=ready.data, name="Lamps <b>"
+    run = launch_run(
+        alice, base_model=ready.model, data=ready.data, auto=auto.AutoRequest(), name="Lamps <b>"
     )
     text = card_of(run, Measured(step=5, heldout_loss=1.25))
     assert (

@@ -4,11 +4,11 @@ import shutil
 import pytest
 
 from tests import tiny
+from tests.launching import launch_run
 from training.engine.config import RunConfig
 from training.errors import ConfigError, Conflict, UserError
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
-from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.states import MOVES, State, Wish
 from training.runs.worker.lease import claim

@@ -83,8 +83,8 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice):
     """Steps, rows, tokens and trainable parameters of the card against the engine's own start
     event.
     """
+    from tests.launching import launch_run
     from training.engine.__main__ import main
-    from training.runs.launch.services import launch_run
 
     settings = {
         **tiny.SETTINGS,
@@ -222,8 +222,8 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
 
 
 def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model, alice):
+    from tests.launching import launch_run
     from training.engine.__main__ import main
-    from training.runs.launch.services import launch_run
 
     for more in (
         {"accumulation": 4, "epochs": 2, "max_steps": 0},

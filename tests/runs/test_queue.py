@@ -10,6 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from tests import tiny
+from tests.launching import launch_run
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import allocations, quotas
 from training.gpus.devices import Reading, report
@@ -17,7 +18,6 @@ from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQ
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
 from training.runs.forecast.target_device import target_of
-from training.runs.launch.services import launch_run
 from training.runs.models import Event, Run
 from training.runs.queue import actions, admission, checks, durations, reasons
 from training.runs.states import State, Wish

@@ -8,11 +8,15 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 
+from tests import tiny
+from tests.launching import launch_run
 from training.errors import NotFound, UserError
+from training.gpus import devices
 from training.gpus.models import Pool
-from training.runs.launch.yaml_file import find_data, find_where, read_yaml, to_yaml
+from training.runs.launch.auto import AutoRequest
+from training.runs.launch.yaml_file import find_data, find_placement, read_yaml, to_yaml
 from training.runs.models import Run, Sweep
-from training.runs.queue.placement import Where
+from training.runs.queue.placement import Placement
 
 pytestmark = pytest.mark.django_db
 
@@ -116,7 +120,7 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
     run.pool = Pool.objects.create(name="Attic", kind="NVIDIA Attic")
     run.priority = "background"
     described = read_yaml(to_yaml(run))
-    assert find_where(described) == Where(run.pool, "background")
+    assert find_placement(described) == Placement(run.pool, "background")
     file = SimpleUploadedFile("r.yaml", to_yaml(run).encode())
     page = as_alice.post("/runs/new/file", {"file": file}).content.decode()
     assert 'value="background" selected' in page
@@ -128,7 +132,7 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
 )
 def test_a_pool_or_class_that_is_not_there_is_told(device, more, words):
     with pytest.raises(UserError, match=words):
-        find_where(more)
+        find_placement(more)
 
 
 def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path):
@@ -136,3 +140,90 @@ def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path)
     file.write_text(to_yaml(run) + "priority: background\n")
     call_command("launch", str(file), user="alice", stdout=io.StringIO(), accept_warnings=True)
     assert Run.objects.latest("pk").priority == "background"
+
+
+def launched_again(run, tmp_path, *options):
+    """What `manage.py launch` starts from a run's own file."""
+    file = tmp_path / f"{run.pk}.yaml"
+    file.write_text(to_yaml(run))
+    known = set(Run.objects.values_list("pk", flat=True))
+    call_command(
+        "launch",
+        str(file),
+        *options,
+        user=run.owner.username,
+        accept_warnings=True,
+        stdout=io.StringIO(),
+    )
+    return list(Run.objects.exclude(pk__in=known).order_by("pk"))
+
+
+def same_run(one, other):
+    names = ("config", "base_model", "data", "pool", "priority", "from_version", "method")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def test_a_plain_run_comes_back_from_its_file(run, tmp_path):
+    (again,) = launched_again(run, tmp_path)
+    assert same_run(again, run)
+
+
+def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
+    alice, base_model, data, device, no_bell, tmp_path
+):
+    settings = {**tiny.SETTINGS, "rank": [2, 4]}
+    sweep = launch_run(alice, base_model=base_model, data=data, settings=settings, name="Grid")
+    first, second = sweep.runs.order_by("pk")
+    (again,) = launched_again(second, tmp_path)
+    assert same_run(again, second)
+    assert again.sweep is None
+    whole = launched_again(second, tmp_path, "--again")
+    assert [run.config for run in whole] == [first.config, second.config]
+    assert whole[0].sweep.name == "Grid"
+    assert whole[0].sweep.grid == sweep.grid
+
+
+def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was(
+    alice, base_model, data, counted, no_bell, tmp_path
+):
+    pool = Pool.objects.get(kind=devices.CPU)  # the default one is the card's
+    auto = AutoRequest("style", {"rank": 2})
+    run = launch_run(alice, base_model=base_model, data=data, auto=auto, placement=Placement(pool))
+    assert (run.pool, run.config["rank"]) == (pool, 2)
+    (again,) = launched_again(run, tmp_path)
+    assert same_run(again, run)
+    assert again.advice == {}
+    (planned,) = launched_again(run, tmp_path, "--again")
+    assert same_run(planned, run)
+    assert planned.advice == run.advice
+    assert planned.request == run.request
+
+
+def test_the_page_opens_a_file_that_lets_auto_choose(
+    as_alice, alice, base_model, data, counted, no_bell
+):
+    text = b"model: tiny-llama\ndata: Lights\nauto: {goal: style, locked: {rank: 2}}\n"
+    upload = {"file": SimpleUploadedFile("r.yaml", text)}
+    as_alice.post(
+        "/runs/new/memory",
+        {
+            "mode": "auto",
+            "model": base_model.pk,
+            "data": data.pk,
+            "goal": "style",
+            "set-rank": "2",
+            "lock": "rank",
+        },
+    )
+    page = as_alice.post("/runs/new/file", upload)
+    assert page.status_code == 200
+    plan = page.context["planned"].plan
+    assert (plan.goal, plan.settings["rank"]) == ("style", 2)
+    assert page.context["auto"] is True
+
+
+@pytest.mark.parametrize("text", ["request: 3", "request: {run: 1}", "auto: {rank: 3}"])
+def test_a_request_of_another_form_gets_a_sentence(text):
+    with pytest.raises(UserError) as refused:
+        read_yaml(text)
+    assert refused.value.field == "file"

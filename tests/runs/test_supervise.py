@@ -12,9 +12,9 @@ import pytest
 
 from adapters.models import AdapterVersion
 from tests import tiny
+from tests.launching import launch_run
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.runs.actions import stop_run
-from training.runs.launch.services import launch_run
 from training.runs.models import Event, Run
 from training.runs.states import State, Wish
 from training.runs.worker import engine_process, supervisor

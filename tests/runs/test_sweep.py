@@ -3,8 +3,9 @@
 import pytest
 
 from tests import tiny
+from tests.launching import launch_run
 from training.errors import ConfigError, TooLarge
-from training.runs.launch.sweep import launch_sweep, members, split_grid
+from training.runs.launch.sweep import expand_grid, split_grid
 from training.runs.models import Run, Sweep
 
 pytestmark = pytest.mark.django_db
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.django_db
 
 def test_it_works(alice, base_model, data, no_bell):
     settings = {**tiny.SETTINGS, "rank": [2, 4], "learning_rate": [0.01, 0.001, 0.0001]}
-    sweep = launch_sweep(alice, base_model=base_model, data=data, settings=settings, name="Grid")
+    sweep = launch_run(alice, base_model=base_model, data=data, settings=settings, name="Grid")
     runs = list(sweep.runs.order_by("pk"))
     assert [(run.config["rank"], run.config["learning_rate"]) for run in runs] == [
         (2, 0.01), (2, 0.001), (2, 0.0001), (4, 0.01), (4, 0.001), (4, 0.0001),
@@ -27,12 +28,12 @@ def test_a_value_that_is_named_twice_counts_once():
 
 def test_too_many_runs_are_refused_with_their_number():
     with pytest.raises(TooLarge, match=r"10 x 10 = 100 runs; a sweep has at most 60"):
-        members({"rank": list(range(1, 11)), "alpha": list(range(1, 11))})
+        expand_grid({"rank": list(range(1, 11)), "alpha": list(range(1, 11))})
 
 
 def test_one_wrong_member_refuses_all(alice, base_model, data, no_bell):
     with pytest.raises(ConfigError, match="rank is 0"):
-        launch_sweep(
+        launch_run(
             alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [4, 0]}
         )
     assert (Run.objects.count(), Sweep.objects.count()) == (0, 0)
@@ -41,7 +42,7 @@ def test_one_wrong_member_refuses_all(alice, base_model, data, no_bell):
 @pytest.mark.parametrize("values", [[[1], [2]], [{}, {}], [None, 1]])
 def test_values_that_are_none_are_named(values):
     with pytest.raises(ConfigError, match="rank is"):
-        members({"rank": values})
+        expand_grid({"rank": values})
 
 
 def post(client, base_model, data, **more):
@@ -70,7 +71,7 @@ def test_the_card_counts_the_grid(as_alice, base_model, data):
 
 
 def test_a_stranger_sees_no_sweep(client, people, alice, base_model, data, no_bell):
-    sweep = launch_sweep(
+    sweep = launch_run(
         alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [2, 4]}
     )
     client.force_login(people["mallory"])

@@ -8,13 +8,13 @@ import signal
 import pytest
 
 from tests import tiny
+from tests.launching import launch_run
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
 from training.gpus.models import PersonalQuota
 from training.runs.forecast.memory_ladder import nearest
 from training.runs.forecast.target_device import target_of
-from training.runs.launch.services import launch_run
 from training.runs.models import Run
 from training.runs.states import State
 from training.runs.worker import oom_recovery

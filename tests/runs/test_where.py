@@ -6,13 +6,13 @@ import pytest
 from django.urls import reverse
 
 from tests import tiny
+from tests.launching import launch_run
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
 from training.runs.forecast.target_device import target_of
-from training.runs.launch.services import launch_run
 from training.runs.models import Run, Sweep
-from training.runs.queue.placement import Where
+from training.runs.queue.placement import Placement
 
 GB = 10**9
 pytestmark = pytest.mark.django_db
@@ -94,7 +94,7 @@ def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, 
         "base_model": base_model,
         "data": data,
         "settings": tiny.SETTINGS,
-        "where": Where(priority="urgent"),
+        "placement": Placement(priority="urgent"),
     }
     with pytest.raises(NotAllowed):
         launch_run(alice, **asked)

@@ -16,15 +16,11 @@ from training.people.visible import get_changeable, get_visible
 from training.runs import actions
 from training.runs import filters as runs_filters
 from training.runs.launch import api as launch_api
-from training.runs.launch import auto as launch_auto
-from training.runs.launch import services, sweep, yaml_file
-from training.runs.launch.api import model_and_data, where_of
-from training.runs.launch.schemas import AutoIn, RunIn
+from training.runs.launch import yaml_file
 from training.runs.live.messages import as_message, events_after
 from training.runs.metrics.curves import SERIES, read_curves
 from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
-from training.runs.queue import placement
 from training.runs.reads import one_moment
 from training.runs.schemas import (
     EvalsOut,
@@ -42,67 +38,10 @@ from training.runs.worker import oom_recovery
 router = Router(tags=["runs"])
 router.add_router("", launch_api.router)
 router.add_router("", queue_api.router)
+# One router has all methods of an address; ninja answers 405 for what a second one would add.
+router.post("", response={201: RunOut})(launch_api.create_run)
 MAX_EVENTS = 5_000
 RELATED = (*runs_filters.RELATED, "team")
-
-
-@router.post("", response={201: RunOut})
-def create_run(request: SignedIn, body: RunIn) -> Status[Run]:
-    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists
-    belong to /runs/sweeps.
-    """
-    asked = model_and_data(request, body) | {"where": where_of(body)}
-    return Status(
-        201,
-        planned(request, body, body.auto, asked)
-        if body.auto is not None
-        else chosen(request, body, asked),
-    )
-
-
-def chosen(request: SignedIn, body: RunIn, asked: dict[str, Any]) -> Run:
-    fixed, grid = sweep.split_grid(body.settings)
-    if grid:
-        raise UserError(
-            f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.",
-            field="settings",
-        )
-    refuse_unwise(body, asked, fixed)
-    return services.launch_run(request.user, **asked, settings=fixed, name=body.name)
-
-
-def planned(request: SignedIn, body: RunIn, auto: AutoIn, asked: dict[str, Any]) -> Run:
-    if body.settings:
-        raise UserError(
-            "With `auto`, settings are chosen; put those that must stay into `auto.locked`.",
-            field="settings",
-        )
-    where: placement.Where = asked["where"]
-    plan = launch_auto.plan_now(
-        asked["base_model"], asked["data"], goal=auto.goal, locked=auto.locked, pool=where.pool
-    )
-    refuse_unwise(body, asked, plan.settings)
-    return launch_auto.launch_planned(request.user, plan, name=body.name, **asked)
-
-
-def refuse_unwise(body: RunIn, asked: dict[str, Any], settings: dict[str, Any]) -> None:
-    warnings = (
-        []
-        if body.accept_warnings
-        else sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
-    )
-    if warnings:
-        raise services.Unwise(warnings)
-
-
-@router.post("/sweeps", response={201: SweepOut})
-def create_sweep(request: SignedIn, body: RunIn) -> Status[Sweep]:
-    """Start a run for every combination of the settings that are lists."""
-    asked = model_and_data(request, body) | {"where": where_of(body)}
-    refuse_unwise(body, asked, body.settings)
-    return Status(
-        201, sweep.launch_sweep(request.user, **asked, settings=body.settings, name=body.name)
-    )
 
 
 @router.get("/sweeps/{int:sweep_id}", response=SweepOut)

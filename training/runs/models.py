@@ -22,7 +22,7 @@ class Sweep(Owned):
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(
         default=dict
-    )  # of a bake-off: method -> why
+    )  # what could not start -> why
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -40,6 +40,9 @@ class Run(Owned):
     data = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
     method = models.CharField(max_length=40)
     config: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    # What was asked for beside these settings (launch/request.py): Auto's goal and locks, a sweep's
+    # values, the version that it begins with.
+    request: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
     from_version = models.PositiveBigIntegerField(
         null=True

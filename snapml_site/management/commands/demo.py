@@ -16,7 +16,8 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
 from training.people.models import Team, User
 from training.people.teams import join
-from training.runs.launch.services import launch_run
+from training.runs.launch.request import LaunchRequest
+from training.runs.launch.request import launch as launch_request
 from training.runs.models import Run
 from training.runs.states import OPEN
 from training.runs.worker.supervisor import supervise_run
@@ -94,6 +95,8 @@ class Command(BaseCommand):
 
 
 def launch(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
-    return launch_run(
-        user, base_model=model, data=add_example(user, example), settings=settings, name=title
-    )
+    data = add_example(user, example)
+    request = LaunchRequest(user=user, base_model=model, data=data, settings=settings, name=title)
+    run = launch_request(request, accept_warnings=True)
+    assert isinstance(run, Run)
+    return run

@@ -6,11 +6,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from training.auto.situation import show
+from training.auto.situation import Plan, show
 from training.errors import UserError
 from training.people.models import User
-from training.runs.launch import auto as launch_auto
-from training.runs.launch import services, sweep, yaml_file
+from training.runs.launch import yaml_file
+from training.runs.launch.request import LaunchPreview, launch, preview
+from training.runs.launch.services import WarningsNotAccepted
+from training.runs.models import Run, Sweep
 
 
 class Command(BaseCommand):
@@ -21,6 +23,15 @@ class Command(BaseCommand):
         parser.add_argument("--user", required=True, help="whose run it is")
         parser.add_argument(
             "--accept-warnings", action="store_true", help="start although something is unwise"
+        )
+        parser.add_argument(
+            "--again",
+            action="store_true",
+            help="let Auto plan again, or start the whole sweep again, as the file's `request` "
+            "says",
+        )
+        parser.add_argument(
+            "--forecast", action="store_true", help="tell what would be started, and start nothing"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -34,44 +45,42 @@ class Command(BaseCommand):
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{options['file']} cannot be read: {error}") from error
         try:
-            self.start(user, yaml_file.read_yaml(text), accept=options["accept_warnings"])
+            self.start(user, text, options)
+        except WarningsNotAccepted as error:
+            raise CommandError(
+                "\n".join([*error.warnings, "To start anyway: --accept-warnings"])
+            ) from error
         except UserError as error:
             raise CommandError(f"{options['file']}: {error.message}") from error
 
-    def start(self, user: User, described: dict[str, Any], *, accept: bool) -> None:
-        asked: dict[str, Any] = {
-            "base_model": yaml_file.find_model(described),
-            "data": yaml_file.find_data(user, described),
-        }
-        said: dict[str, Any] = {
-            **asked,
-            "name": described["name"],
-            "where": yaml_file.find_where(described),
-        }
-        auto = described.get("auto")
-        plan = None
-        if auto is not None:
-            locked = {
-                key: yaml_file.numeric(value) for key, value in (auto.get("locked") or {}).items()
-            }
-            plan = launch_auto.plan_now(
-                *asked.values(), goal=str(auto.get("goal") or "task"), locked=locked
-            )
-        settings = plan.settings if plan else described["settings"]
-        warnings = sweep.warnings_of(sweep.members(settings), asked["base_model"], asked["data"])
-        if warnings and not accept:
-            raise CommandError("\n".join([*warnings, "To start anyway: --accept-warnings"]))
-        if plan:
-            run = launch_auto.launch_planned(user, plan, **said)
-            self.stdout.write(
-                "\n".join(f"{one.setting} = {show(one.value)}: {one.why}" for one in plan.choices)
-            )
-            self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
-        elif sweep.split_grid(settings)[1]:
-            made = sweep.launch_sweep(user, **said, settings=settings)
-            self.stdout.write(
-                f"Sweep {made.pk}, {made.name}: {made.runs.count()} runs are waiting."
-            )
-        else:
-            run = services.launch_run(user, **said, settings=sweep.split_grid(settings)[0])
-            self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
+    def start(self, user: User, text: str, options: dict[str, Any]) -> None:
+        request = yaml_file.to_request(user, yaml_file.read_yaml(text), again=options["again"])
+        if options["forecast"]:
+            self.show(preview(request))
+            return
+        made = launch(request, accept_warnings=options["accept_warnings"])
+        if isinstance(made, Sweep):
+            count = made.runs.count()
+            self.stdout.write(f"Sweep {made.pk}, {made.name}: {count} runs are waiting.")
+            return
+        if made.advice:
+            self.show_choices(made)
+        self.stdout.write(f"Run {made.pk}, {made.name}, is waiting for a worker.")
+
+    def show_choices(self, run: Run) -> None:
+        for choice in run.advice["choices"]:
+            self.stdout.write(f"{choice['setting']} = {show(choice['value'])}: {choice['why']}")
+
+    def show(self, shown: LaunchPreview) -> None:
+        if shown.plan:
+            self.show_plan(shown.plan)
+        forecast = shown.forecast
+        self.stdout.write(f"runs: {shown.runs}")
+        self.stdout.write(f"steps: {forecast.get('steps', 'not counted yet')}")
+        memory = forecast["memory"]
+        self.stdout.write(f"memory: {memory['peak'] if memory else 'not simulated yet'}")
+        self.stdout.writelines(f"warning: {words}\n" for words in forecast["warnings"])
+
+    def show_plan(self, plan: Plan) -> None:
+        for choice in plan.choices:
+            self.stdout.write(f"{choice.setting} = {show(choice.value)}: {choice.why}")

@@ -1,21 +1,22 @@
-"""What the API tells before a launch: settings, plan, forecast, and the data as a model sees it."""
+"""Launching in the API, and what it tells before: settings, plan, forecast, the data as a model
+sees it.
+"""
 
 from typing import Annotated, Any
 
-from ninja import Query, Router
+from ninja import Query, Router, Status
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
-from training.engine.config import RunConfig
-from training.errors import NotFound
-from training.gpus.models import Pool
+from training.errors import NotFound, UserError
+from training.gpus.quotas import get_pool
 from training.people.requests import SignedIn
 from training.runs.forecast import any_model, token_lengths
-from training.runs.forecast.summary import forecast
 from training.runs.forecast.target_device import target_of
-from training.runs.launch import auto, sweep
+from training.runs.launch.auto import AutoRequest, make_run_plan
+from training.runs.launch.request import LaunchRequest, launch, preview
 from training.runs.launch.schemas import (
     ForecastOut,
     LengthsOut,
@@ -29,36 +30,40 @@ from training.runs.launch.schemas import (
     TokensOut,
     settings_described,
 )
-from training.runs.queue.placement import Where
+from training.runs.launch.start_weights import get_start_weights
+from training.runs.launch.sweep import split_grid
+from training.runs.queue.placement import Placement
+from training.runs.schemas import SweepOut
 from training.runs.states import Priority
 
 router = Router(tags=["runs"])
 
 
-def model_and_data(request: SignedIn, body: Any) -> dict[str, Any]:
-    """Raises NotFound: one of them is not there, or not for the person to see."""
+def to_request(request: SignedIn, body: RunIn) -> LaunchRequest:
+    """Raises NotFound: model, data, pool or the version to begin with are not there, or not for the
+    person to see.
+    """
     model = BaseModel.objects.filter(pk=body.model).first()
     version = visible_data(request.user, body.data)
     if model is None:
         raise NotFound(f"There is no base model {body.model}.", field="model")
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
-    return {"base_model": model, "data": version}
-
-
-def where_of(body: RunIn) -> Where:
-    """Raises NotFound: there are no such devices."""
-    return Where(
-        None if body.pool is None else pool_of(body.pool), body.priority or Priority.NORMAL
+    pool = None if body.pool is None else get_pool(body.pool)
+    start = None
+    if body.from_version is not None:
+        start = get_start_weights(request.user, body.from_version)
+    return LaunchRequest(
+        user=request.user,
+        base_model=model,
+        data=version,
+        settings=body.settings,
+        auto=None if body.auto is None else AutoRequest(body.auto.goal, body.auto.locked),
+        plan_digest=body.plan_digest,
+        name=body.name,
+        placement=Placement(pool, body.priority or Priority.NORMAL),
+        start_weights=start,
     )
-
-
-def pool_of(pool_id: int) -> Pool:
-    """Raises NotFound: there is none."""
-    pool = Pool.objects.filter(pk=pool_id).first()
-    if pool is None:
-        raise NotFound(f"There is no pool {pool_id}.", field="pool")
-    return pool
 
 
 def ready_model_and_data(
@@ -79,21 +84,45 @@ def list_settings(request: SignedIn) -> Any:
     return settings_described()
 
 
+def create_run(request: SignedIn, body: RunIn) -> Status[Any]:
+    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists
+    belong to /runs/sweeps.
+    """
+    _, grid = split_grid(body.settings)
+    if grid:
+        raise UserError(
+            f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.",
+            field="settings",
+        )
+    wanted = to_request(request, body)
+    return Status(201, launch(wanted, accept_warnings=body.accept_warnings))
+
+
+@router.post("/sweeps", response={201: SweepOut})
+def create_sweep(request: SignedIn, body: RunIn) -> Status[Any]:
+    """Start a run for every combination of the settings that are lists."""
+    if body.auto is not None:
+        raise UserError(
+            "Auto plans one run; POST to /api/v1/runs with `auto`, or give the sweep's settings.",
+            field="auto",
+        )
+    wanted = to_request(request, body)
+    return Status(201, launch(wanted, accept_warnings=body.accept_warnings, as_sweep=True))
+
+
 @router.post("/forecast", response=ForecastOut)
 def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
-    """What a launch would do: the card of the launch page. Steps and tokens are there once the
-    lengths are measured.
+    """What a launch would do: the summary of the launch page, with the warnings of every run of a
+    sweep. Steps and tokens are there once the lengths are measured; `auto` is planned as a launch
+    would plan it, which takes some seconds the first time.
     """
-    asked = model_and_data(request, body)
-    everyone = sweep.members(body.settings)
-    config = RunConfig.from_dict(everyone[0])
-    found = token_lengths.kept_lengths(
-        asked["data"], asked["base_model"], train_on_prompt=config.train_on_prompt
-    )
-    target = target_of(where_of(body).pool)
+    shown = preview(to_request(request, body))
+    plan = shown.plan and {**shown.plan.to_json(), "settings": shown.plan.settings}
     return {
-        "runs": len(everyone),
-        "will": forecast(config, asked["base_model"], asked["data"], found, target),
+        "runs": shown.runs,
+        "will": shown.forecast,
+        "plan": plan,
+        "plan_digest": shown.plan_digest,
     }
 
 
@@ -113,8 +142,8 @@ def read_plan(request: SignedIn, body: PlanIn) -> Any:
     takes some seconds.
     """
     base, version = ready_model_and_data(request, body.model, body.data)
-    pool = None if body.pool is None else pool_of(body.pool)
-    plan = auto.plan_now(base, version, goal=body.goal, locked=body.locked, pool=pool)
+    target = target_of(None if body.pool is None else get_pool(body.pool))
+    plan = make_run_plan(base, version, AutoRequest(body.goal, body.locked), target)
     return {**plan.to_json(), "settings": plan.settings}
 
 

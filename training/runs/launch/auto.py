@@ -4,59 +4,45 @@ it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import transaction
-
 from training.auto.plan import make_plan
-from training.auto.situation import Plan, Situation
+from training.auto.situation import GOALS, Plan, Situation
 from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import Law
 from training.errors import UserError
-from training.gpus.models import Pool
-from training.people.models import User
+from training.runs.forecast import token_lengths
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import constant_part, memory_forecast
 from training.runs.forecast.memory_estimators import kept_law, law
 from training.runs.forecast.summary import refuse_fault
-from training.runs.forecast.target_device import Target, target_of
-from training.runs.forecast.token_lengths import Lengths, lengths, trained_within
-from training.runs.launch.services import launch_run, refuse_unready
-from training.runs.models import Run
+from training.runs.forecast.target_device import Target
+from training.runs.forecast.token_lengths import Lengths, trained_within
+from training.runs.launch.services import check_model_ready
 from training.runs.queue import checks
-from training.runs.queue.placement import ANYWHERE, Where
 
 
-def launch_planned(
-    user: User,
-    plan: Plan,
-    *,
-    base_model: BaseModel,
-    data: DatasetVersion,
-    name: str = "",
-    where: Where = ANYWHERE,
-) -> Run:
-    """Start a run with a plan's settings; the plan stays with it.
+@dataclass(frozen=True)
+class AutoRequest:
+    """Let Auto choose the settings: what the adapter is for, and the settings that must stay."""
 
-    Raises:
-        ConfigError, Conflict: see `launch_run`.
-    """
-    with transaction.atomic():
-        run = launch_run(
-            user, base_model=base_model, data=data, settings=plan.settings, name=name, where=where
-        )
-        run.advice = plan.to_json()
-        run.save(update_fields=["advice"])
-    return run
+    goal: str = next(iter(GOALS))
+    locked: Mapping[str, Any] = field(default_factory=dict)
 
 
-class NotSimulated(Exception):
-    """A memory law that the plan needs has not been made; `laws.law` takes seconds for it."""
+class PlanPending(Exception):
+    """A plan cannot be made without waiting for `step`: the token lengths, or a memory law."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -69,45 +55,42 @@ class Case:
     target: Target
 
 
-def plan_now(
-    model: BaseModel,
-    data: DatasetVersion,
-    *,
-    goal: str = "task",
-    locked: Mapping[str, Any] | None = None,
-    pool: Pool | None = None,
+def make_run_plan(
+    model: BaseModel, data: DatasetVersion, auto: AutoRequest, target: Target, *, wait: bool = True
 ) -> Plan:
-    """A plan, with the tokens counted and the steps simulated now if nobody has yet (seconds).
+    """A plan for the device as it is now. With `wait`, tokens are counted and memory laws are made
+    now where nobody has yet (5 s each).
 
     Raises:
+        PlanPending: without `wait`, something is missing.
         Conflict: the model is not ready.
-        UserError: see `lengths` and `plan_for`.
-    """
-    refuse_unready(model)
-    return plan_for(
-        Case(model, data, lengths(data, model), target_of(pool)), goal=goal, locked=locked
-    )
-
-
-def plan_for(
-    case: Case, *, goal: str = "task", locked: Mapping[str, Any] | None = None, wait: bool = True
-) -> Plan:
-    """A plan for the device as it is now. `wait`: make the memory laws that are missing, 5 s each.
-
-    Raises:
-        NotSimulated: a law is missing and may not be waited for.
         UserError: see `make_plan`; or the data cannot be trained on with this model.
     """
-    refuse_fault(case.found)
-    if not case.found.measured:
+    check_model_ready(model)
+    if wait:
+        found = token_lengths.lengths(data, model)
+    else:
+        kept = token_lengths.kept_lengths(data, model)
+        if kept is None:
+            raise PlanPending("lengths")
+        found = kept
+    refuse_fault(found)
+    if not found.measured:
         raise UserError("The data has no rows to train on.", field="data")
-    return make_plan(situation_of(case, law if wait else kept_only), goal=goal, locked=locked)
+    situation = situation_of(Case(model, data, found, target), law if wait else kept_only)
+    return make_plan(situation, goal=auto.goal, locked=auto.locked)
+
+
+def plan_digest(plan: Plan) -> str:
+    """A plan's settings as one word: a launch names the plan that was on the screen."""
+    text = json.dumps(plan.settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def kept_only(*asked: Any) -> Law:
     kept = kept_law(*asked)
     if kept is None:
-        raise NotSimulated
+        raise PlanPending("memory")
     return kept
 
 

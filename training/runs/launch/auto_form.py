@@ -4,19 +4,17 @@ each.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.auto.situation import GOALS, Choice, Plan
+from django.http import QueryDict
+
+from training.auto.situation import Choice, Plan
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
-from training.runs.forecast import token_lengths
 from training.runs.launch import form
-from training.runs.launch.auto import Case, NotSimulated, plan_for
+from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, plan_digest
 from training.runs.launch.selection import Picked
 
 SET, WAS, LOCK = (
@@ -52,11 +50,14 @@ class Planned:
     it is a problem.
     """
 
-    goal: str
-    locked: Mapping[str, Any]
+    request: AutoRequest
     plan: Plan | None = None
     waits_for: str = ""
     problem: UserError | None = None
+
+    @property
+    def goal(self) -> str:
+        return self.request.goal
 
     @property
     def rows(self) -> list[Row]:
@@ -72,12 +73,12 @@ class Planned:
     @property
     def locked_texts(self) -> list[tuple[str, str]]:
         """Locks as the form has them, for while there are no rows."""
-        return [(name, text_of(value)) for name, value in self.locked.items()]
+        return [(name, text_of(value)) for name, value in self.request.locked.items()]
 
     @property
-    def mark(self) -> str:
+    def digest(self) -> str:
         """The plan as one word: a launch says which plan was on the screen."""
-        return mark_of(self.plan.settings) if self.plan else ""
+        return plan_digest(self.plan) if self.plan else ""
 
 
 def text_of(value: Any) -> str:
@@ -85,10 +86,6 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
-
-
-def mark_of(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def locked_in(posted: Any) -> dict[str, Any]:
@@ -118,28 +115,27 @@ def every_field() -> dict[str, form.Field]:
 
 
 def planned(posted: Any, picked: Picked, *, wait: bool = False) -> Planned:
-    model, version = picked.model, picked.version
-    goal = posted.get("goal") or next(iter(GOALS))
-    locked = locked_in(posted)
-    if model is None or version is None:
-        return Planned(goal, locked, waits_for="choice")
-    found = token_lengths.kept_lengths(version, model)
-    if found is None:
-        return Planned(goal, locked, waits_for="lengths")
+    request = AutoRequest(posted.get("goal") or AutoRequest().goal, locked_in(posted))
+    if picked.model is None or picked.version is None:
+        return Planned(request, waits_for="choice")
     try:
-        return Planned(
-            goal,
-            locked,
-            plan_for(
-                Case(model, version, found, picked.target), goal=goal, locked=locked, wait=wait
-            ),
-        )
-    except NotSimulated:
-        return Planned(goal, locked, waits_for="memory")
+        plan = make_run_plan(picked.model, picked.version, request, picked.target, wait=wait)
+    except PlanPending as pending:
+        return Planned(request, waits_for=pending.step)
     except UserError as problem:
-        return Planned(goal, locked, problem=problem)
+        return Planned(request, problem=problem)
+    return Planned(request, plan)
 
 
 def settings_of(plan: Plan | None) -> dict[str, Any]:
     """The form's values for a plan: everything that it does not choose is as usual."""
     return dict(plan.settings) if plan else {"method": RunConfig().method}
+
+
+def form_of(request: AutoRequest) -> QueryDict:
+    """The form's fields for a goal and its locks, as `locked_in` reads them."""
+    fields = QueryDict(mutable=True)
+    fields["goal"] = request.goal
+    fields.setlist(LOCK, list(request.locked))
+    fields.update({f"{SET}{name}": text_of(value) for name, value in request.locked.items()})
+    return fields

@@ -63,7 +63,9 @@ class PlanOut(Schema):
 
 class ForecastOut(Schema):
     runs: int
-    will: dict[str, Any]
+    will: dict[str, Any] = Field(description="of the first run; `warnings` are those of all runs")
+    plan: PlanOut | None = Field(description="with `auto`")
+    plan_digest: str = Field(description="launch with it, and no other plan is started")
 
 
 class ModelForecastIn(Schema):
@@ -139,6 +141,14 @@ class RunIn(Schema):
     )
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
         None, description="the id of one; if not given, of the largest devices"
+    )
+    from_version: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
+        None, description="id of an adapter version whose weights the run begins with"
+    )
+    plan_digest: str | None = Field(
+        None,
+        max_length=64,
+        description="with `auto`: of the plan that a forecast told; another plan is refused (409)",
     )
     accept_warnings: bool = Field(False, description="start although something is unwise")
 

@@ -13,10 +13,11 @@ from training.gpus.models import Pool
 from training.people.models import User
 from training.people.requests import number
 from training.runs.forecast.target_device import Target, target_of
-from training.runs.queue.placement import Where
+from training.runs.launch.start_weights import StartWeights, get_start_weights
+from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
-NAMES = ("model", "data", "name", "pool", "priority")
+NAMES = ("model", "data", "name", "pool", "priority", "from_version")
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,19 @@ class Picked:
             raise NotFound("Choose a data set.", field="data")
         return self.version
 
-    def where(self) -> Where:
+    def placement(self) -> Placement:
         """Raises NotFound: the devices are gone; UserError: there is no such class."""
         if self.texts["pool"] and self.pool is None:
             raise NotFound("These devices are not there any more; choose others.", field="pool")
         priority = self.texts["priority"] or Priority.NORMAL
         if priority not in Priority.values:
             raise UserError(f"The class is one of {', '.join(Priority.values)}.", field="priority")
-        return Where(self.pool, priority)
+        return Placement(self.pool, priority)
+
+    @cached_property
+    def start_weights(self) -> StartWeights | None:
+        """Raises NotFound: the version that the run was to begin with is gone, or not theirs to
+        see.
+        """
+        version = number(self.texts["from_version"])
+        return get_start_weights(self.user, version) if version else None

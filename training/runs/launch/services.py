@@ -1,42 +1,31 @@
-"""Launch a run, stop it, let it go on: what people do to runs. It knows no torch and no request."""
+"""What every launch checks, and the folder that the engine is started on. No torch and no HTTP
+here.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
-
-from django.db import transaction
-from django.utils import timezone
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
-from training.errors import Conflict, NotAllowed, UserError, one_line
-from training.gpus.scheduling.state import NOBODY, Request
+from training.errors import Conflict, NotAllowed, UserError
 from training.people.models import Role, Team, User
-from training.runs.forecast.batch_shapes import count_steps
-from training.runs.forecast.memory import kept_forecast
-from training.runs.forecast.memory_ladder import nearest
-from training.runs.forecast.target_device import Target, target_of
-from training.runs.forecast.token_lengths import kept_lengths
 from training.runs.models import (
-    MAX_NAME,
     Run,
 )
-from training.runs.queue import actions, checks
-from training.runs.queue.placement import ANYWHERE, Where
-from training.runs.signals import run_queued
 
 MOST_STEPS = 2**31 - 1  # that the column holds
 # What the launch form may not say: the run's place on the disk is SnapML's business.
 OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "start_weights"})
 
 
-class Unwise(UserError):
-    """Nothing is wrong, but something is seldom meant; the launch goes through when it is told that
-    this is known.
+class WarningsNotAccepted(UserError):
+    """Nothing is wrong, but something is seldom meant; the launch goes through once the warnings
+    are accepted.
     """
 
     status = 409
@@ -58,78 +47,7 @@ def read_settings(settings: dict[str, Any]) -> RunConfig:
     return RunConfig.from_dict(settings)
 
 
-def launch_run(
-    user: User,
-    *,
-    base_model: BaseModel,
-    data: DatasetVersion,
-    settings: dict[str, Any],
-    name: str = "",
-    where: Where = ANYWHERE,
-) -> Run:
-    """Check the settings with the engine's own class, write the run's folder, and ring the workers
-    once it is committed.
-
-    Raises:
-        ConfigError: a setting is wrong; `field` names it.
-        Conflict: the model is not ready, or the queue has as many of the person's runs as it may;
-            NotAllowed: see `refuse_class`.
-        UserError: no device or quota would ever take it.
-    """
-    config = refuse_early(user, base_model, settings, where)
-    team, target = team_of(user, data), target_of(where.pool)
-    foreseen = foresee(config, base_model, data, target)
-    request = Request(
-        0, team.pk if team else NOBODY, user.pk, 0.0, foreseen["forecast"].get("peak")
-    )
-    checks.refuse_hopeless(
-        request, target.pool, lambda most: nearest(config, base_model, data, most, target)
-    )
-    with transaction.atomic():
-        checks.refuse_full_queue(user)
-        run = Run.objects.create(
-            owner=user,
-            team=team,
-            name=(one_line(name) or f"{data.dataset.name}, {TABLE[config.method].title}")[
-                :MAX_NAME
-            ],
-            base_model=base_model,
-            data=data,
-            method=config.method,
-            config=settings_of(config),
-            **foreseen,
-            pool=target.pool,
-            priority=where.priority,
-            queued_at=timezone.now(),
-        )
-        actions.note_class(user, run)
-        write_folder(run, config)
-        transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
-    return run
-
-
-def foresee(
-    config: RunConfig, model: BaseModel, data: DatasetVersion, target: Target
-) -> dict[str, Any]:
-    """A run's steps and memory, as far as the data's lengths and the technique's law are known."""
-    lengths = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
-    steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-    return {
-        "total_steps": min(steps, MOST_STEPS),
-        "forecast": kept_forecast(config, model, lengths, target) or {},
-    }
-
-
-def refuse_early(
-    user: User, base_model: BaseModel, settings: dict[str, Any], where: Where
-) -> RunConfig:
-    """What needs no look at data or devices; the settings as the engine has them."""
-    refuse_unready(base_model)
-    checks.refuse_class(user, where.priority)
-    return read_settings(settings)
-
-
-def refuse_unready(model: BaseModel) -> None:
+def check_model_ready(model: BaseModel) -> None:
     """Raises Conflict: the model's weights are not there yet."""
     if model.state != ModelState.READY:
         raise Conflict(
@@ -137,19 +55,19 @@ def refuse_unready(model: BaseModel) -> None:
         )
 
 
-def write_folder(run: Run, config: RunConfig) -> None:
-    """The folder that the engine is started on, with its config.json."""
-    shutil.rmtree(
-        run.folder, ignore_errors=True
-    )  # of a launch that was killed; SQLite gives its number out again
+def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> None:
+    """Write the folder that the engine is started on, with its config.json."""
+    # Left by a launch that was killed; SQLite gives its number out again.
+    shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
-    places = {
+    paths = {
         "model": str(run.base_model.folder),
         "model_name": run.base_model.name,
         "train_data": str(run.data.file("train")),
         "heldout_data": str(run.data.file("heldout")),
+        "start_weights": str(start_weights or ""),
     }
-    (run.folder / "config.json").write_text(json.dumps(config.to_dict() | places, indent=1))
+    (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
 
 
 def team_of(user: User, data: DatasetVersion) -> Team | None:

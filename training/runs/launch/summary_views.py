@@ -4,22 +4,23 @@ it can be told.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
-from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
 from training.people.requests import SignedIn
 from training.runs.forecast import token_lengths
-from training.runs.forecast.memory_estimators import law
-from training.runs.forecast.summary import forecast
-from training.runs.launch import auto_form, form, sweep
-from training.runs.launch.form_input import Asked, picked_in, posted
+from training.runs.forecast.memory_estimators import Unlawful, law
+from training.runs.launch import auto_form, form
+from training.runs.launch.form_input import LaunchInput, picked_in, posted
+from training.runs.launch.request import preview
 from training.runs.launch.selection import NAMES, Picked
+from training.runs.launch.sweep import expand_grid, warning_id
 
 
 @require_POST
@@ -27,40 +28,53 @@ def card(request: SignedIn) -> HttpResponse:
     """The card beside the form, for what the form says at this moment; with Auto, the plan comes
     along.
     """
-    asked = posted(request)
-    values = {**card_values(asked), "auto": asked.auto, "planned": asked.planned, "beside": True}
+    entered = posted(request)
+    values = {
+        **card_values(entered),
+        "auto": entered.auto,
+        "planned": entered.planned,
+        "beside": True,
+    }
     return render(request, "runs/_card.html", values)
 
 
-def card_values(asked: Asked) -> dict[str, Any]:
+def card_values(entered: LaunchInput) -> dict[str, Any]:
     """What will happen, or the next thing that is missing."""
-    values, model, version = asked.values, asked.picked.model, asked.picked.version
-    said: dict[str, Any] = {"missing": "", "count": 1}
-    said |= {"model": model, "version": version, "method": TABLE[form.method_of(values)]}
-    if asked.auto and asked.planned and asked.planned.plan is None and model and version:
-        problem = asked.planned.problem
+    values, model, version = entered.values, entered.picked.model, entered.picked.version
+    known: dict[str, Any] = {"missing": "", "count": 1}
+    known |= {"model": model, "version": version, "method": TABLE[form.method_of(values)]}
+    planned = entered.planned if entered.auto else None
+    if planned and planned.plan is None and model and version:
+        problem = planned.problem
         missing = f"Correct {form.title(problem.field)}" if problem else "Planning…"
-        return said | {"problem": problem, "missing": missing, "waits_for": asked.planned.waits_for}
+        return known | {"problem": problem, "missing": missing, "waits_for": planned.waits_for}
     try:
-        everyone = sweep.members(values)
-        config = RunConfig.from_dict(everyone[0])
+        grid, members, _ = expand_grid(values)
+        known |= {"config": members[0].config, "count": len(members), "grid": grid}
+        if model is None or version is None:
+            return known | {"missing": missing_choice(entered)}
+        # The digest is the launch's business: a plan that changed is shown here, anew.
+        request = replace(entered.to_request(), plan_digest=None)
+        shown = preview(request, plan=planned.plan if planned else None, wait=False)
     except UserError as problem:
-        return said | {"problem": problem, "missing": f"Correct {form.title(problem.field)}"}
-    said |= {"config": config, "count": len(everyone), "grid": sweep.split_grid(values)[1]}
-    if model is None or version is None:
-        nothing = "Choose model and data" if model is None and version is None else ""
-        return said | {"missing": nothing or ("Choose a model" if model is None else "Choose data")}
-    found = token_lengths.kept_lengths(version, model, train_on_prompt=config.train_on_prompt)
-    try:
-        warnings = sweep.warnings_of(everyone, model, version)
-    except UserError as problem:
-        return said | {"problem": problem, "missing": "Choose another model or data"}
-    try:
-        will = forecast(config, model, version, found, asked.picked.target)
-    except UserError as problem:  # this technique does not fit the model
-        return said | {"problem": problem, "missing": "Choose another technique"}
-    will["warnings"] = [(words, sweep.mark(words)) for words in warnings]
-    return said | {"will": will, "measured": found is not None}
+        return known | {"problem": problem, "missing": what_to_correct(problem)}
+    will = shown.forecast
+    will["warnings"] = [(words, warning_id(words)) for words in will["warnings"]]
+    return known | {"will": will, "measured": shown.is_measured}
+
+
+def what_to_correct(problem: UserError) -> str:
+    if isinstance(problem, Unlawful):
+        return "Choose another technique"
+    if problem.field == "data":
+        return "Choose another model or data"
+    return f"Correct {form.title(problem.field)}"
+
+
+def missing_choice(entered: LaunchInput) -> str:
+    if entered.picked.model is None:
+        return "Choose a model" if entered.picked.version else "Choose model and data"
+    return "Choose data"
 
 
 def measured(request: SignedIn) -> HttpResponse:
@@ -97,8 +111,8 @@ def memory(request: SignedIn) -> HttpResponse:
                     "The memory forecast broke off; the log of the web server says why."
                 )
         else:
-            config = RunConfig.from_dict(sweep.members(form.settings_from(request.POST))[0])
-            law(model.folder, config, picked.target.kind)
+            _, members, _ = expand_grid(form.settings_from(request.POST))
+            law(model.folder, members[0].config, picked.target.kind)
     except UserError as error:
         return render(request, "_error.html", {"error": error})
     answer = HttpResponse(status=204)

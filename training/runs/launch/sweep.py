@@ -1,6 +1,4 @@
-"""Several values for a setting: the grid they span, counted before it is started, and started as
-one sweep.
-"""
+"""Several values for a setting span a grid of runs, counted and checked before any is started."""
 
 from __future__ import annotations
 
@@ -8,29 +6,45 @@ import dataclasses
 import hashlib
 import itertools
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from django.db import transaction
-
-from training.catalog.models import BaseModel
-from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.errors import ConfigError, TooLarge, one_line
-from training.people.models import User
-from training.runs.forecast.summary import all_warnings, refuse_fault
-from training.runs.forecast.token_lengths import kept_lengths
-from training.runs.launch.services import launch_run, read_settings, team_of
-from training.runs.models import MAX_NAME, Sweep
-from training.runs.queue.placement import ANYWHERE, Where
+from training.engine.methods import TABLE
+from training.errors import ConfigError, TooLarge
+from training.runs.launch.services import read_settings
 
-MOST_RUNS = 60
+MAX_RUNS = 60
 KNOWN = {f.name for f in dataclasses.fields(RunConfig)}
 
 
-def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+@dataclass(frozen=True)
+class Member:
+    """A run of a launch: its settings, and its place in the grid (empty where it is the only
+    one).
+    """
+
+    config: RunConfig
+    values: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.values)
+
+
+def label_of(values: Mapping[str, Any]) -> str:
+    """`rank 4, learning_rate 0.001`; a technique is called by its title."""
+    return ", ".join(
+        TABLE[value].title if name == "method" and value in TABLE else f"{name} {value}"
+        for name, value in values.items()
+    )
+
+
+def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Settings with one value, and those with several. A value that is named twice counts once."""
     grid = {
-        name: list(dict.fromkeys(plain(name, value) for value in values))
+        name: list(dict.fromkeys(check_scalar(name, value) for value in values))
         for name, values in settings.items()
         if isinstance(values, list)
     }
@@ -44,7 +58,7 @@ def split_grid(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list
     return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
 
 
-def plain(name: str, value: Any) -> Any:
+def check_scalar(name: str, value: Any) -> Any:
     """Raises ConfigError: a list or an object among the values of a setting."""
     if not isinstance(value, str | int | float):
         raise ConfigError(
@@ -53,84 +67,39 @@ def plain(name: str, value: Any) -> Any:
     return value
 
 
-def members(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of every run of the grid, in its order.
+def expand_grid(
+    settings: Mapping[str, Any], *, skip_impossible: bool = False
+) -> tuple[dict[str, list[Any]], list[Member], dict[str, str]]:
+    """The grid, its runs in order, and the label and reason of each that cannot be.
 
     Raises:
-        TooLarge: more than MOST_RUNS runs.
-        ConfigError: one of them cannot be right.
+        TooLarge: more than MAX_RUNS runs.
+        ConfigError: one of them cannot be right; with `skip_impossible`, none of them can.
     """
     unknown = sorted(set(settings) - KNOWN)
     if unknown:
         raise ConfigError(f"There is no setting {unknown[0][:40]!r}.", field=unknown[0][:40])
     fixed, grid = split_grid(settings)
     count = math.prod(len(values) for values in grid.values())
-    if count > MOST_RUNS:
+    if count > MAX_RUNS:
         sizes = " x ".join(str(len(values)) for values in grid.values())
         raise TooLarge(
-            f"{sizes} = {count:,} runs; a sweep has at most {MOST_RUNS}. Take values out.",
+            f"{sizes} = {count:,} runs; a sweep has at most {MAX_RUNS}. Take values out.",
             field=next(iter(grid)),
         )
-    made = [
-        fixed | dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    ]
-    for one in made:
-        read_settings(one)
-    return made
+    members: list[Member] = []
+    impossible: dict[str, str] = {}
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        try:
+            members.append(Member(read_settings(fixed | values), values))
+        except ConfigError as error:
+            if not skip_impossible or len(impossible) + 1 == count:
+                raise
+            impossible[label_of(values)] = error.message
+    return grid, members, impossible
 
 
-def warnings_of(
-    everyone: list[dict[str, Any]], base_model: BaseModel, data: DatasetVersion
-) -> list[str]:
-    """What the card would warn of for any run of the grid, as far as it is known without waiting;
-    each once.
-    """
-    configs = [read_settings(settings) for settings in everyone]
-    lengths = {
-        on: kept_lengths(data, base_model, train_on_prompt=on)
-        for on in {config.train_on_prompt for config in configs}
-    }
-    for found in lengths.values():
-        refuse_fault(found)
-    warnings = [
-        all_warnings(config, base_model, lengths[config.train_on_prompt]) for config in configs
-    ]
-    return list(dict.fromkeys(words for some in warnings for words in some))
-
-
-def mark(words: str) -> str:
-    """A warning's name in a form, so that a person passes just what they have seen."""
+def warning_id(words: str) -> str:
+    """A warning's name in a form, so that a person accepts just what they have seen."""
     return hashlib.sha256(words.encode()).hexdigest()[:16]
-
-
-def launch_sweep(
-    user: User,
-    *,
-    base_model: BaseModel,
-    data: DatasetVersion,
-    settings: dict[str, Any],
-    name: str = "",
-    where: Where = ANYWHERE,
-) -> Sweep:
-    """Start a run for every place of the grid; all of them or none.
-
-    Raises:
-        TooLarge, ConfigError, Conflict: see `members` and `launch_run`.
-    """
-    _, grid = split_grid(settings)
-    everyone = members(settings)
-    title = one_line(name)[:MAX_NAME] or f"{data.dataset.name}, {' x '.join(grid)}"[:MAX_NAME]
-    with transaction.atomic():
-        sweep = Sweep.objects.create(owner=user, team=team_of(user, data), name=title, grid=grid)
-        for one in everyone:
-            words = ", ".join(f"{key} {one[key]}" for key in grid)
-            asked: dict[str, Any] = {
-                "base_model": base_model,
-                "data": data,
-                "settings": one,
-                "name": f"{title}: {words}",
-            }
-            run = launch_run(user, **asked, where=where)
-            run.sweep = sweep
-            run.save(update_fields=["sweep"])
-    return sweep

@@ -5,6 +5,7 @@ no request.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -15,8 +16,11 @@ from training.errors import NotFound, TooLarge, UserError, one_line
 from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.forecast.target_device import default_pool
+from training.runs.launch.auto import AutoRequest
+from training.runs.launch.request import LaunchRequest
+from training.runs.launch.start_weights import find_start_weights
 from training.runs.models import Run
-from training.runs.queue.placement import Where
+from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
 MAX_CHARACTERS = 16_000
@@ -29,13 +33,27 @@ BEGINS = (
     yaml.BlockMappingStartToken,
 )
 ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-KEYS = ("name", "model", "data", "pool", "priority", "settings", "auto")
+KEYS = (
+    "name",
+    "model",
+    "data",
+    "pool",
+    "priority",
+    "start_from",
+    "settings",
+    "auto",
+    "skip_impossible",
+    "request",
+)
+REQUEST_KEYS = ("name", "settings", "auto", "skip_impossible")
 
 
 def to_yaml(run: Run) -> str:
-    """The whole config; `manage.py launch` and the launch page read it back. The digest holds the
-    data to its version.
+    """The whole run: its resolved settings, which launch it again, and the request behind them,
+    which can be planned or swept again. The digest holds the data to its version.
     """
+    request = dict(run.request)
+    start = request.pop("start_from", None)
     described = {
         "name": run.name,
         "model": run.base_model.name,
@@ -44,13 +62,21 @@ def to_yaml(run: Run) -> str:
             "version": run.data.number,
             "sha256": run.data.digest,
         },
-        **(
-            {"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}
-        ),  # another house has other names
+        # Another installation has other pools.
+        **({"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}),
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
+        **({"start_from": start} if start else {}),
         "settings": run.config,
+        **({"request": request} if is_plannable(request) else {}),
     }
     return yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+
+
+def is_plannable(request: Mapping[str, Any]) -> bool:
+    """Does it say more than the run's own settings: a plan's goal and locks, or a sweep's
+    values?
+    """
+    return "auto" in request or "settings" in request
 
 
 def read_yaml(text: str) -> dict[str, Any]:
@@ -79,21 +105,70 @@ def read_yaml(text: str) -> dict[str, Any]:
         raise UserError(
             f"There is no key {unknown[0][:40]!r}; known are {', '.join(KEYS)}.", field="file"
         )
-    settings = value.get("settings") or {}
+    request = value.get("request")
+    if request is not None:
+        if not isinstance(request, dict) or not set(request) <= set(REQUEST_KEYS):
+            raise UserError(
+                f"`request` must be a mapping with {', '.join(REQUEST_KEYS)}.", field="file"
+            )
+        value["request"] = checked_settings(request) | {
+            "name": one_line(str(request.get("name") or ""))
+        }
+    if value.get("auto") is not None and value.get("settings"):
+        raise UserError("`auto` stands instead of `settings`; leave one of them out.", field="file")
+    name = one_line(str(value.get("name") or ""))
+    return {**value, **checked_settings(value), "name": name}
+
+
+def checked_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings`, `auto` and `skip_impossible` with their numbers read.
+
+    Raises:
+        UserError: one of them is of another form.
+    """
+    settings = described.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
-    auto = value.get("auto")
-    if auto is not None and not (
-        isinstance(auto, dict) and set(auto) <= {"goal", "locked"} and not settings
-    ):
-        raise UserError(
-            "`auto` must be a mapping with goal and locked, and stand instead of `settings`.",
-            field="file",
-        )
-    if auto and not isinstance(auto.get("locked") or {}, dict):
-        raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
     settings = {name: numeric(given) for name, given in settings.items()}
-    return {**value, "settings": settings, "name": one_line(str(value.get("name") or ""))}
+    skip = described.get("skip_impossible") is True
+    auto = described.get("auto")
+    if auto is None:
+        return {"settings": settings, "skip_impossible": skip}
+    if not isinstance(auto, dict) or not set(auto) <= {"goal", "locked"}:
+        raise UserError("`auto` must be a mapping with goal and locked.", field="file")
+    locked = auto.get("locked") or {}
+    if not isinstance(locked, dict) or not all(isinstance(key, str) for key in locked):
+        raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
+    planned = {"goal": str(auto.get("goal") or AutoRequest().goal)}
+    locked = {name: numeric(given) for name, given in locked.items()}
+    return {"settings": settings, "skip_impossible": skip, "auto": {**planned, "locked": locked}}
+
+
+def to_request(user: User, described: dict[str, Any], *, again: bool = False) -> LaunchRequest:
+    """The launch that a file describes; `again`: what its `request` says (plan again, or start the
+    whole sweep) instead of its settings.
+
+    Raises:
+        NotFound: the model, the data, the pool or the version to begin with is not there.
+        UserError: `again`, and the file holds no request.
+    """
+    request = described.get("request")
+    if again and request is None:
+        raise UserError("The file holds no `request` to plan or sweep again.", field="file")
+    wanted = described | request if again and request else described
+    start = described.get("start_from")
+    auto = wanted.get("auto")
+    return LaunchRequest(
+        user=user,
+        base_model=find_model(described),
+        data=find_data(user, described),
+        settings={} if auto is not None else wanted["settings"],
+        auto=None if auto is None else AutoRequest(auto["goal"], auto["locked"]),
+        name=wanted["name"],
+        placement=find_placement(described),
+        start_weights=None if start is None else find_start_weights(user, start),
+        skip_impossible=wanted["skip_impossible"],
+    )
 
 
 def refuse_tricks(text: str) -> None:
@@ -160,7 +235,7 @@ def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
     return version
 
 
-def find_where(described: dict[str, Any]) -> Where:
+def find_placement(described: dict[str, Any]) -> Placement:
     """The devices and the class that the file names, or the usual ones.
 
     Raises:
@@ -177,4 +252,4 @@ def find_where(described: dict[str, Any]) -> Where:
             )
     if priority not in Priority.values:
         raise UserError(f"`priority` is one of {', '.join(Priority.values)}.", field="priority")
-    return Where(pool, priority)
+    return Placement(pool, priority)

@@ -9,11 +9,11 @@ from training.runs.states import Priority
 
 
 @dataclass(frozen=True)
-class Where:
-    """The devices that a run is to wait for, and its class."""
+class Placement:
+    """The pool whose devices a run waits for, and its priority."""
 
-    pool: Pool | None = None  # those that runs get by default
+    pool: Pool | None = None  # the default pool
     priority: str = Priority.NORMAL
 
 
-ANYWHERE = Where()
+DEFAULT_PLACEMENT = Placement()

@@ -1,0 +1,173 @@
+"""One way to launch: the same request tells the same plan, warnings and forecast by page, API and
+command, and starts what it told.
+"""
+
+import io
+import json
+
+import pytest
+import yaml
+from django.core.management import call_command
+from django.urls import reverse
+
+from tests import tiny
+from tests.launching import launch_run
+from training.errors import Conflict, UserError
+from training.gpus import devices
+from training.gpus.models import Pool
+from training.runs.forecast.memory_estimators import Unlawful
+from training.runs.launch.auto import AutoRequest
+from training.runs.launch.request import LaunchRequest, launch, preview
+from training.runs.launch.services import WarningsNotAccepted
+from training.runs.models import Run, Sweep
+
+pytestmark = pytest.mark.django_db
+JUMPY = {"learning_rate": 0.9}  # above LoRA's usual rates
+
+
+@pytest.fixture
+def named_pool():
+    """Not the default one, which is that of the card."""
+    return Pool.objects.get(kind=devices.CPU)
+
+
+def by_api(client, body):
+    answer = client.post("/api/v1/runs/forecast", body, content_type="application/json")
+    assert answer.status_code == 200, answer.content
+    return answer.json()
+
+
+def by_command(tmp_path, text, *options):
+    file, out = tmp_path / "run.yaml", io.StringIO()
+    file.write_text(text)
+    call_command("launch", str(file), "--user", "alice", *options, stdout=out)
+    return out.getvalue()
+
+
+def by_page(client, form):
+    return client.post(reverse("run-card"), form).content.decode()
+
+
+def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_for_the_same(
+    as_alice, base_model, counted, tmp_path
+):
+    settings = {**tiny.SETTINGS, "learning_rate": [0.001, 0.9]}
+    body = {"model": base_model.pk, "data": counted.pk, "settings": settings}
+    told = by_api(as_alice, body)
+    assert told["runs"] == 2
+    warnings = told["will"]["warnings"]
+    assert any("0.9" in words for words in warnings)
+    refused = as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json")
+    assert refused.status_code == 409
+    assert all(words in refused.json()["error"]["message"] for words in warnings)
+    text = yaml.safe_dump({"model": "tiny-llama", "data": "Lights", "settings": settings})
+    shown = by_command(tmp_path, text, "--forecast")
+    assert [line[9:] for line in shown.splitlines() if line.startswith("warning: ")] == warnings
+    form = {"mode": "choose", "model": base_model.pk, "data": counted.pk, **tiny.SETTINGS}
+    page = by_page(as_alice, form | {"learning_rate": "0.001, 0.9"})
+    assert page.count('name="seen"') == len(warnings)
+    assert not Run.objects.exists()
+
+
+def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
+    as_alice, alice, base_model, counted, named_pool, tmp_path
+):
+    auto = {"goal": "style", "locked": {"rank": 2}}
+    body = {"model": base_model.pk, "data": counted.pk, "auto": auto, "pool": named_pool.pk}
+    told = by_api(as_alice, body)
+    assert told["plan"]["settings"]["rank"] == 2
+    form = {"mode": "auto", "model": base_model.pk, "data": counted.pk, "goal": "style"}
+    form |= {"pool": named_pool.pk, "set-rank": "2", "lock": "rank"}
+    as_alice.post(reverse("run-memory"), form)
+    assert f'name="plan" value="{told["plan_digest"]}"' in by_page(as_alice, form)
+    text = yaml.safe_dump(
+        {"model": "tiny-llama", "data": "Lights", "pool": named_pool.name, "auto": auto}
+    )
+    shown = by_command(tmp_path, text, "--forecast")
+    for choice in told["plan"]["choices"]:
+        assert f"{choice['setting']} = " in shown
+    made = as_alice.post("/api/v1/runs", body, content_type="application/json").json()
+    by_command(tmp_path, text, "--accept-warnings")
+    by_command_, by_api_ = Run.objects.order_by("-pk")[:2]
+    assert made["id"] == by_api_.pk
+    assert by_command_.config == by_api_.config
+    assert by_command_.pool == by_api_.pool == named_pool
+    assert by_command_.forecast == by_api_.forecast
+
+
+def test_a_plan_is_made_for_the_pool_that_the_run_waits_for(alice, base_model, counted, named_pool):
+    request = LaunchRequest(user=alice, base_model=base_model, data=counted, auto=AutoRequest())
+    large = preview(request)
+    there = preview(LaunchRequest(**{**vars(request), "placement": placed(named_pool)}))
+    assert large.plan.facts["device"] != there.plan.facts["device"]
+    run = launch_run(
+        alice, base_model=base_model, data=counted, auto=AutoRequest(), placement=placed(named_pool)
+    )
+    assert run.advice["facts"]["device"] == there.plan.facts["device"]
+
+
+def placed(pool):
+    from training.runs.queue.placement import Placement
+
+    return Placement(pool)
+
+
+def test_another_plan_than_the_one_that_was_shown_is_not_started(alice, base_model, counted):
+    request = LaunchRequest(
+        user=alice, base_model=base_model, data=counted, auto=AutoRequest(), plan_digest="other"
+    )
+    with pytest.raises(Conflict) as refused:
+        launch(request, accept_warnings=True)
+    assert refused.value.field == "plan"
+    assert not Run.objects.exists()
+
+
+def test_a_sweep_with_auto_is_refused_and_starts_nothing(as_alice, base_model, counted):
+    body = {"model": base_model.pk, "data": counted.pk, "auto": {"goal": "task"}}
+    answer = as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["field"] == "auto"
+    assert not Sweep.objects.exists()
+
+
+def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
+    from training.runs.launch.sweep import warning_id
+
+    request = LaunchRequest(
+        user=alice, base_model=base_model, data=counted, settings={**tiny.SETTINGS, **JUMPY}
+    )
+    with pytest.raises(WarningsNotAccepted) as refused:
+        launch(request, seen=["something else"])
+    seen = [warning_id(words) for words in refused.value.warnings]
+    assert isinstance(launch(request, seen=seen), Run)
+
+
+def test_a_run_and_its_config_are_written_once_and_whole(
+    alice, base_model, counted, no_bell, django_assert_max_num_queries
+):
+    run = launch_run(alice, base_model=base_model, data=counted, auto=AutoRequest())
+    stored = Run.objects.get(pk=run.pk)
+    assert (stored.advice, stored.request) == (run.advice, run.request)
+    config = json.loads((run.folder / "config.json").read_text())
+    assert {name: config[name] for name in run.config} == run.config
+
+
+def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
+    alice, base_model, counted, monkeypatch
+):
+    from training.runs.launch import request as module
+
+    def kept_forecast(config, *_more):
+        if config.method == "qlora":
+            raise Unlawful("QLoRA cannot quantize this model.", field="method")
+        return {}
+
+    monkeypatch.setattr(module, "kept_forecast", kept_forecast)
+    settings = {"method": ["lora", "qlora"], "max_steps": 3}
+    asked = {"base_model": base_model, "data": counted, "settings": settings}
+    with pytest.raises(UserError):
+        launch_run(alice, **asked)
+    assert not Run.objects.exists()
+    sweep = launch_run(alice, **asked, skip_impossible=True)
+    assert [run.method for run in sweep.runs.all()] == ["lora"]
+    assert list(sweep.refused) == ["QLoRA"]

@@ -1,0 +1,331 @@
+"""The one way to launch. The page, its summary, the API, `manage.py launch`, YAML files, sweeps,
+the benchmark of all methods and continued versions each make a `LaunchRequest`; `preview` tells
+what
+`launch` would do, from the same members, the same plan and the same warnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from training.auto.situation import Plan
+from training.catalog.models import BaseModel
+from training.datasets.models import DatasetVersion
+from training.engine.config import RunConfig
+from training.engine.methods import TABLE
+from training.errors import Conflict, UserError, one_line
+from training.gpus.scheduling.state import NOBODY, Request
+from training.people.models import Team, User
+from training.runs.forecast.batch_shapes import count_steps
+from training.runs.forecast.memory import kept_forecast
+from training.runs.forecast.memory_ladder import nearest
+from training.runs.forecast.summary import all_warnings, forecast, refuse_fault
+from training.runs.forecast.target_device import Target, target_of
+from training.runs.forecast.token_lengths import Lengths, kept_lengths
+from training.runs.launch.auto import AutoRequest, make_run_plan, plan_digest
+from training.runs.launch.services import (
+    WarningsNotAccepted,
+    check_model_ready,
+    prepare_run_dir,
+    settings_of,
+    team_of,
+)
+from training.runs.launch.start_weights import StartWeights, check_start_weights
+from training.runs.launch.sweep import Member, expand_grid, warning_id
+from training.runs.models import MAX_NAME, Run, Sweep
+from training.runs.queue import actions, checks
+from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
+from training.runs.signals import run_queued
+
+MAX_STEPS = 2**31 - 1  # that the column holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRequest:
+    """What somebody wants to launch.
+
+    `settings` may hold lists of values, which span a sweep. With `auto` they are empty, and
+    `plan_digest`, unless it is None, names the plan that was shown: another one is not launched.
+    `skip_impossible` starts the members of a sweep that can run and keeps why the others cannot.
+    """
+
+    user: User
+    base_model: BaseModel
+    data: DatasetVersion
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    auto: AutoRequest | None = None
+    plan_digest: str | None = None
+    name: str = ""
+    placement: Placement = DEFAULT_PLACEMENT
+    start_weights: StartWeights | None = None
+    skip_impossible: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run keeps of it beside its own settings, so that it can be asked for again."""
+        kept: dict[str, Any] = {}
+        if self.start_weights:
+            kept["start_from"] = self.start_weights.to_json()
+        if self.auto:
+            kept["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
+        elif any(isinstance(value, list) for value in self.settings.values()):
+            kept["settings"] = dict(self.settings)
+        if self.skip_impossible:
+            kept["skip_impossible"] = True
+        if self.name:
+            kept["name"] = self.name
+        return kept
+
+
+@dataclass(frozen=True)
+class ResolvedLaunch:
+    """A request that was checked: every member's settings, the plan behind them, and warnings."""
+
+    request: LaunchRequest
+    members: list[Member]
+    grid: dict[str, list[Any]]
+    plan: Plan | None
+    target: Target
+    lengths: dict[bool, Lengths | None]  # by train_on_prompt; None: not counted yet
+    warnings: list[str]
+    impossible: dict[str, str]  # members that cannot be, and why
+
+    def lengths_for(self, config: RunConfig) -> Lengths | None:
+        return self.lengths[config.train_on_prompt]
+
+    def forecast(self) -> dict[str, Any]:
+        """The summary's numbers, for the first member; the warnings are those of all."""
+        config = self.members[0].config
+        request, lengths = self.request, self.lengths_for(config)
+        numbers = forecast(config, request.base_model, request.data, lengths, self.target)
+        return numbers | {"warnings": self.warnings}
+
+
+def resolve(
+    request: LaunchRequest, *, plan: Plan | None = None, wait: bool = True
+) -> ResolvedLaunch:
+    """Check a request once, for preview and launch alike. `plan` is one that was just made for it.
+
+    Raises:
+        ConfigError: a setting is wrong; `field` names it. TooLarge: the grid has too many runs.
+        Conflict: the model is not ready, or the plan is another than the one that was shown.
+        NotAllowed: a priority that only admins grant; a team that the person only views.
+        PlanPending: with Auto and without `wait`: something must be counted or simulated first.
+        UserError: the data cannot be trained on with this model.
+    """
+    check_model_ready(request.base_model)
+    checks.refuse_class(request.user, request.placement.priority)
+    target = target_of(request.placement.pool)
+    settings = request.settings
+    if request.auto is not None:
+        if settings:
+            raise UserError(
+                "With `auto`, settings are chosen; put those that must stay into `auto.locked`.",
+                field="settings",
+            )
+        plan = plan or make_run_plan(
+            request.base_model, request.data, request.auto, target, wait=wait
+        )
+        if request.plan_digest not in (None, plan_digest(plan)):
+            raise Conflict(
+                "The plan changed since it was shown, as memory or a lock did; look at it again, "
+                "then start.",
+                field="plan",
+            )
+        settings = plan.settings
+    grid, members, impossible = expand_grid(settings, skip_impossible=request.skip_impossible)
+    if request.start_weights:
+        for member in members:
+            check_start_weights(request.start_weights, request.base_model, member.config)
+    lengths = {
+        on: kept_lengths(request.data, request.base_model, train_on_prompt=on)
+        for on in {member.config.train_on_prompt for member in members}
+    }
+    for found in lengths.values():
+        refuse_fault(found)
+    warnings = [
+        warning
+        for member in members
+        for warning in all_warnings(
+            member.config, request.base_model, lengths[member.config.train_on_prompt]
+        )
+    ]
+    unique = list(dict.fromkeys(warnings))
+    return ResolvedLaunch(request, members, grid, plan, target, lengths, unique, impossible)
+
+
+@dataclass(frozen=True)
+class LaunchPreview:
+    """What a launch would do: how many runs, from which plan, and the forecast of the first."""
+
+    runs: int
+    grid: dict[str, list[Any]]
+    config: RunConfig
+    plan: Plan | None
+    plan_digest: str
+    forecast: dict[str, Any]
+    is_measured: bool  # are the data's tokens counted for this model?
+
+
+def preview(
+    request: LaunchRequest, *, plan: Plan | None = None, wait: bool = True
+) -> LaunchPreview:
+    """Raises UserError: what `resolve` raises, or the technique does not fit the model."""
+    resolved = resolve(request, plan=plan, wait=wait)
+    config = resolved.members[0].config
+    return LaunchPreview(
+        runs=len(resolved.members),
+        grid=resolved.grid,
+        config=config,
+        plan=resolved.plan,
+        plan_digest=plan_digest(resolved.plan) if resolved.plan else "",
+        forecast=resolved.forecast(),
+        is_measured=resolved.lengths_for(config) is not None,
+    )
+
+
+def launch(
+    request: LaunchRequest,
+    *,
+    accept_warnings: bool = False,
+    seen: Collection[str] = (),
+    wait: bool = True,
+    as_sweep: bool = False,
+) -> Run | Sweep:
+    """Start a run, or a sweep where settings have several values (or `as_sweep`): all or none.
+
+    `seen` are the ids of warnings that the person has read and accepted (`sweep.warning_id`).
+
+    Raises:
+        WarningsNotAccepted: there are warnings, and they were not accepted.
+        Conflict: the queue has as many of the person's runs as it may.
+        UserError: no device or quota would ever take it; and what `resolve` raises.
+    """
+    resolved = resolve(request, wait=wait)
+    if not accept_warnings:
+        unseen = [words for words in resolved.warnings if warning_id(words) not in seen]
+        if unseen:
+            raise WarningsNotAccepted(unseen)
+    team = team_of(request.user, request.data)
+    drafts, refused = draft_runs(resolved, team)
+    with transaction.atomic():
+        if resolved.grid or as_sweep:
+            return create_sweep(resolved, team, drafts, refused)
+        return create_run(resolved, drafts[0], team, name=request.name)
+
+
+@dataclass(frozen=True)
+class RunDraft:
+    """A member with what is known of its steps and memory before it starts."""
+
+    member: Member
+    total_steps: int
+    memory: dict[str, Any]
+
+
+def draft_runs(
+    resolved: ResolvedLaunch, team: Team | None
+) -> tuple[list[RunDraft], dict[str, str]]:
+    """Drafts of the members that could start, and the label and reason of each that never could.
+
+    Raises:
+        UserError: no device or quota would ever take a member; with `skip_impossible`, any of them.
+    """
+    request, target = resolved.request, resolved.target
+    drafts, refused = [], dict(resolved.impossible)
+    for member in resolved.members:
+        config, lengths = member.config, resolved.lengths_for(member.config)
+        try:
+            memory = kept_forecast(config, request.base_model, lengths, target) or {}
+            check_schedulable(resolved, config, team, memory.get("peak"))
+        except UserError as error:
+            if not request.skip_impossible:
+                raise
+            refused[member.label] = error.message
+            continue
+        steps = count_steps(lengths, config)[0] if lengths else config.max_steps
+        drafts.append(RunDraft(member, min(steps, MAX_STEPS), memory))
+    if not drafts:
+        raise UserError(next(iter(refused.values())))
+    return drafts, refused
+
+
+def check_schedulable(
+    resolved: ResolvedLaunch, config: RunConfig, team: Team | None, peak: int | None
+) -> None:
+    """Raises UserError: no device or quota would ever take the run; the sentence says what would
+    fit.
+    """
+    request, target = resolved.request, resolved.target
+    checks.refuse_hopeless(
+        Request(0, team.pk if team else NOBODY, request.user.pk, 0.0, peak),
+        target.pool,
+        lambda most: nearest(config, request.base_model, request.data, most, target),
+    )
+
+
+def create_sweep(
+    resolved: ResolvedLaunch,
+    team: Team | None,
+    drafts: list[RunDraft],
+    refused: dict[str, str],
+) -> Sweep:
+    request = resolved.request
+    varied = " x ".join(resolved.grid) or TABLE[drafts[0].member.config.method].title
+    title = one_line(request.name) or f"{request.data.dataset.name}, {varied}"
+    sweep = Sweep.objects.create(
+        owner=request.user,
+        team=team,
+        name=title[:MAX_NAME],
+        grid=resolved.grid,
+        refused=refused,
+    )
+    for draft in drafts:
+        name = f"{title}: {draft.member.label}" if draft.member.values else title
+        create_run(resolved, draft, team, name=name, sweep=sweep)
+    return sweep
+
+
+def create_run(
+    resolved: ResolvedLaunch,
+    draft: RunDraft,
+    team: Team | None,
+    *,
+    name: str,
+    sweep: Sweep | None = None,
+) -> Run:
+    """Write the run's row and its folder, whole, and ring the workers once that is committed.
+
+    Raises:
+        Conflict: the queue has as many of the person's runs as it may.
+    """
+    request, config = resolved.request, draft.member.config
+    checks.refuse_full_queue(request.user)
+    default_name = f"{request.data.dataset.name}, {TABLE[config.method].title}"
+    start = request.start_weights
+    run = Run.objects.create(
+        owner=request.user,
+        team=team,
+        name=(one_line(name) or default_name)[:MAX_NAME],
+        base_model=request.base_model,
+        data=request.data,
+        method=config.method,
+        config=settings_of(config),
+        request=request.to_json(),
+        sweep=sweep,
+        advice=resolved.plan.to_json() if resolved.plan else {},
+        from_version=start.version if start else None,
+        total_steps=draft.total_steps,
+        forecast=draft.memory,
+        pool=resolved.target.pool,
+        priority=request.placement.priority,
+        queued_at=timezone.now(),
+    )
+    actions.note_class(request.user, run)
+    prepare_run_dir(run, config, start.folder if start else None)
+    transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
+    return run
