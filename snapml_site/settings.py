@@ -88,8 +88,9 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
-    "snapml_site.doors.LoginDoor",
-    "snapml_site.doors.ErrorDoor",
+    "snapml_site.middleware.LoginRequiredMiddleware",
+    "snapml_site.middleware.OneTimePasswordMiddleware",
+    "snapml_site.middleware.UserErrorMiddleware",
 ]
 ROOT_URLCONF = "snapml_site.urls"
 ASGI_APPLICATION = "snapml_site.asgi.application"
