@@ -203,14 +203,6 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
-# Counts wrong passwords; large enough that nobody pushes a count out with made-up names.
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        "OPTIONS": {"MAX_ENTRIES": 100_000},
-    },
-}
-
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
