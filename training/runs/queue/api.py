@@ -15,7 +15,6 @@ from training.people.requests import SignedIn
 from training.people.teams import get_team
 from training.people.visible import get_changeable
 from training.runs import filters
-from training.runs.launch.api import pool_of
 from training.runs.models import Run
 from training.runs.queue import actions, what_if
 from training.runs.schemas import RunOut
@@ -140,6 +139,6 @@ def change_class(request: SignedIn, run_id: int, body: ClassIn) -> Run:
 def change_pool(request: SignedIn, run_id: int, body: PoolIn) -> Run:
     """Wait for devices of another pool."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
-    actions.change_pool(request.user, run, pool_of(body.pool))
+    actions.change_pool(request.user, run, quotas.get_pool(body.pool))
     run.refresh_from_db()
     return run
