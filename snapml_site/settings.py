@@ -88,8 +88,9 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
-    "snapml_site.doors.LoginDoor",
-    "snapml_site.doors.ErrorDoor",
+    "snapml_site.middleware.LoginRequiredMiddleware",
+    "snapml_site.middleware.OneTimePasswordMiddleware",
+    "snapml_site.middleware.UserErrorMiddleware",
 ]
 ROOT_URLCONF = "snapml_site.urls"
 ASGI_APPLICATION = "snapml_site.asgi.application"
@@ -200,14 +201,6 @@ CONTENT_SECURITY_POLICY = {
         "base-uri": [NONE],
         "frame-ancestors": [NONE],
     }
-}
-
-# Counts wrong passwords; large enough that nobody pushes a count out with made-up names.
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
-        "OPTIONS": {"MAX_ENTRIES": 100_000},
-    },
 }
 
 LANGUAGE_CODE = "en-us"

@@ -1,19 +1,38 @@
 from django.contrib import admin
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
-from django.urls import include, path
+from django.shortcuts import redirect, render
+from django.urls import URLPattern, URLResolver, include, path
 
 from snapml_site import frame
 from snapml_site.api import api
+from training.errors import NotAllowed
 from training.people.requests import SignedIn
 
 
+@login_not_required
 def health(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain")
 
 
 def strip(request: SignedIn) -> HttpResponse:
     return render(request, "_strip.html", frame.strip(request.user))
+
+
+def enter_admin(request: SignedIn) -> HttpResponse:
+    """Instead of the admin site's own sign-in page, which does not count wrong passwords."""
+    if not admin.site.has_permission(request):
+        raise NotAllowed("The admin site is for admins.")
+    return redirect("admin:index")
+
+
+def open_api() -> tuple[list[URLPattern | URLResolver], str, str]:
+    """The API's addresses. Ninja asks for token or session at each and answers 401 by itself."""
+    patterns, app_name, namespace = api.urls
+    for pattern in patterns:
+        assert pattern.callback is not None, "ninja's addresses are flat"
+        login_not_required(pattern.callback)
+    return patterns, app_name, namespace
 
 
 urlpatterns = [
@@ -23,9 +42,10 @@ urlpatterns = [
     path("", include("training.people.urls")),
     path("", include("training.gpus.urls")),
     path("", include("adapters.urls")),
-    path("api/v1/", api.urls),
+    path("api/v1/", open_api()),
+    path("admin/login/", enter_admin, name="admin-login"),
     path("admin/", admin.site.urls),
     path("health", health, name="health"),
     path("strip", strip, name="strip"),
 ]
-handler404 = "snapml_site.doors.not_found"
+handler404 = "snapml_site.middleware.not_found"

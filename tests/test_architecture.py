@@ -39,6 +39,7 @@ TORCH_FREE = {path.stem for path in ENGINE.glob("*.py")} - {"__main__"} | {"meth
 PURE = (
     "training/datasets/rows.py",
     "training/catalog/card.py",
+    "training/catalog/safetensors_header.py",
     "training/runs/worker/engine_process.py",
     *(
         f"training/gpus/scheduling/{name}.py"

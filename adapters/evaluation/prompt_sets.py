@@ -13,13 +13,13 @@ from adapters.evaluation import replies
 from adapters.models import PromptSet, Work
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import held_out_prompts
+from training.datasets.rows import ROLES
 from training.errors import UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
 
 MOST_ROWS = 500
 MOST_CHARACTERS = 400_000
-ROLES = ("system", "user", "assistant", "tool")
 
 
 def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "") -> PromptSet:

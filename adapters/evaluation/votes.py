@@ -5,6 +5,7 @@ knows no request.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -162,22 +163,26 @@ def counted(cast: Sequence[tuple[str, int]], mine: str, theirs: str) -> Rate:
     choices = [choice for choice, _ in cast]
     wins, losses, ties = (choices.count(name) for name in (mine, theirs, "tie"))
     points = wins + ties / 2
-    low, high = wilson(points, len(cast))
+    low, high = win_interval(points, len(cast))
     voters = len({voter for _, voter in cast})
     return Rate(
         len(cast), voters, wins, losses, ties, points / len(cast) if cast else None, low, high
     )
 
 
-def wilson(wins: float, votes: int) -> tuple[float, float]:
-    """The 95 % interval of a share."""
+def win_interval(points: float, votes: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share. It is for whole numbers, so a half point widens it: from
+    the low end without it to the high end with a whole one.
+    """
+    from scipy.stats import binomtest
+
     if not votes:
         return 0.0, 1.0
-    z = 1.959964
-    share, spread = wins / votes, z * z / votes
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / votes + spread / (4 * votes)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = (
+        binomtest(whole, votes).proportion_ci(method="wilson")
+        for whole in (math.floor(points), math.ceil(points))
+    )
+    return float(low.low), float(high.high)
 
 
 def total(version: AdapterVersion) -> Rate | None:

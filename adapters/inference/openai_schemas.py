@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from adapters.inference.openai_http import InvalidField
 from adapters.inference.types import Base, Question, Said, Weights
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -30,23 +31,15 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Malformed(Exception):
-    """The request cannot be answered; `param` names the field."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
-
-
 def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Question]:
     """One question for a chat, one a prompt for completions.
 
     Raises:
-        Malformed: a field is wrong or not supported.
+        InvalidField: a field is wrong or not supported.
     """
     for name, harmless in UNSUPPORTED.items():
         if body.get(name) not in harmless:
-            raise Malformed(f"{name} is not supported here; leave it out.", name)
+            raise InvalidField(f"{name} is not supported here; leave it out.", name)
     most = body.get("max_completion_tokens")
     most = body.get("max_tokens") if most is None else most
     common: dict[str, Any] = {
@@ -74,26 +67,26 @@ def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Questi
         or not prompts
         or not all(isinstance(one, str) for one in prompts)
     ):
-        raise Malformed("prompt must be a text or a list of texts.", "prompt")
+        raise InvalidField("prompt must be a text or a list of texts.", "prompt")
     return [Question(prompt=one, **common) for one in prompts]
 
 
 def messages_of(given: Any) -> list[dict[str, str]]:
     if not isinstance(given, list) or not given:
-        raise Malformed("messages must be a list with at least one message.", "messages")
+        raise InvalidField("messages must be a list with at least one message.", "messages")
     return [message_of(message, place) for place, message in enumerate(given)]
 
 
 def message_of(message: Any, place: int) -> dict[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise Malformed(f"messages[{place}] needs a role: {', '.join(ROLES)}.", "messages")
+        raise InvalidField(f"messages[{place}] needs a role: {', '.join(ROLES)}.", "messages")
     content = message.get("content")
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
-        raise Malformed(f"messages[{place}] must have text as its content.", "messages")
+        raise InvalidField(f"messages[{place}] must have text as its content.", "messages")
     role = "system" if message["role"] == "developer" else str(message["role"])
     return {"role": role, "content": content}
 
@@ -105,7 +98,7 @@ def stops_of(given: Any) -> tuple[str, ...]:
         or len(words) > MOST_STOPS
         or not all(isinstance(word, str) and word for word in words)
     ):
-        raise Malformed(f"stop must be a text or a list of at most {MOST_STOPS} texts.", "stop")
+        raise InvalidField(f"stop must be a text or a list of at most {MOST_STOPS} texts.", "stop")
     return tuple(words)
 
 
@@ -115,7 +108,7 @@ def number(
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise Malformed(f"{name} must be a number from {low:g} to {high:g}.", name)
+        raise InvalidField(f"{name} must be a number from {low:g} to {high:g}.", name)
     return value
 
 
@@ -200,13 +193,3 @@ def prompt_logprobs(piece: Said) -> list[dict[str, dict[str, float]] | None]:
     return [
         None if chance is None else {str(token): {"logprob": chance}} for token, chance in pairs
     ]
-
-
-def problem_of(
-    message: str,
-    *,
-    kind: str = "invalid_request_error",
-    param: str | None = None,
-    code: str | None = None,
-) -> Any:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

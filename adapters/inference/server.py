@@ -13,7 +13,7 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -22,32 +22,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from adapters.inference.openai_schemas import (
-    Malformed,
-    Shape,
-    problem_of,
-    questions_of,
-    speed,
-    usage,
+from adapters.inference.openai_http import (
+    HttpError,
+    InvalidField,
+    error_body,
+    openai_errors,
+    read_body,
 )
+from adapters.inference.openai_schemas import Shape, questions_of, speed, usage
 from adapters.inference.request_queue import MAX_QUESTIONS, Desk
 from adapters.inference.types import Busy, Question, Said
 
-MAX_BODY_BYTES = 1_000_000
 MAX_NAMES = 1000
 RETRY_SECONDS = 5
 MOST_PROMPTS = 16
 LISTENERS = anyio.CapacityLimiter(2 * MAX_QUESTIONS)  # a thread waits for each question's next word
-
-
-class Refused(Exception):
-    """An answer with a status other than 200."""
-
-    def __init__(self, status: int, body: Any) -> None:
-        super().__init__(status)
-        self.response = JSONResponse(
-            body, status, {"Retry-After": str(RETRY_SECONDS)} if status == 429 else None
-        )
 
 
 class Server:
@@ -79,11 +68,11 @@ class Server:
 
     async def answer(self, request: Request, *, chat: bool) -> Response:
         self.let_in(request)
-        body = await body_of(request)
+        body = await read_body(request)
         place = self.place_of(body)
         questions = questions_of(body, place, chat=chat)
         if len(questions) > MOST_PROMPTS or (len(questions) > 1 and body.get("stream")):
-            raise Malformed(
+            raise InvalidField(
                 f"A request has at most {MOST_PROMPTS} prompts, and one if it is streamed.",
                 "prompt",
             )
@@ -98,7 +87,7 @@ class Server:
         for last in (one[-1] for one in said):
             if "error" in last:
                 theirs = last.get("fault") == "theirs"
-                raise Refused(400 if theirs else 500, problem_of(last["error"], kind=kind_of(last)))
+                raise HttpError(400 if theirs else 500, last["error"], kind=kind_of(last))
         return JSONResponse(shape.whole(said))
 
     def ask(self, questions: list[Question]) -> None:
@@ -109,18 +98,22 @@ class Server:
             except Busy as busy:
                 for asked in questions[:place]:
                     asked.hung_up.set()
-                raise Refused(
-                    429, problem_of(str(busy), kind="rate_limit_error", code="busy")
+                raise HttpError(
+                    429,
+                    str(busy),
+                    kind="rate_limit_error",
+                    code="busy",
+                    retry_seconds=RETRY_SECONDS,
                 ) from busy
 
     def let_in(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not secrets.compare_digest(given.encode(), self.token.encode()):
-            raise Refused(
+            raise HttpError(
                 401,
-                problem_of(
-                    "A valid token is needed.", kind="authentication_error", code="invalid_api_key"
-                ),
+                "A valid token is needed.",
+                kind="authentication_error",
+                code="invalid_api_key",
             )
 
     def place_of(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +121,8 @@ class Server:
         if place is None and name in self.names:
             return self.names[name]
         if not isinstance(place, dict) or not place.get("base"):
-            raise Refused(
-                404,
-                problem_of(
-                    f"There is no model {name!r} here.", param="model", code="model_not_found"
-                ),
+            raise HttpError(
+                404, f"There is no model {name!r} here.", param="model", code="model_not_found"
             )
         self.names[name] = place
         self.names.move_to_end(name)
@@ -145,38 +135,11 @@ def make_app(desk: Desk, token: str) -> Starlette:
     server = Server(desk, token)
     routes = [
         Route("/health", server.health),
-        Route("/v1/models", guarded(server.models)),
-        Route("/v1/chat/completions", guarded(server.chat), methods=["POST"]),
-        Route("/v1/completions", guarded(server.complete), methods=["POST"]),
+        Route("/v1/models", openai_errors(server.models)),
+        Route("/v1/chat/completions", openai_errors(server.chat), methods=["POST"]),
+        Route("/v1/completions", openai_errors(server.complete), methods=["POST"]),
     ]
     return Starlette(routes=routes)
-
-
-def guarded(
-    door: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    async def through(request: Request) -> Response:
-        try:
-            return await door(request)
-        except Refused as refused:
-            return refused.response
-        except Malformed as error:
-            return JSONResponse(problem_of(str(error), param=error.param), 400)
-
-    return through
-
-
-async def body_of(request: Request) -> dict[str, Any]:
-    raw = await request.body()
-    if len(raw) > MAX_BODY_BYTES:
-        raise Refused(413, problem_of(f"The request has more than {MAX_BODY_BYTES:,} bytes."))
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"The request is not JSON: {error}", "") from error
-    if not isinstance(body, dict):
-        raise Malformed("The request must be a JSON object.", "")
-    return body
 
 
 async def pieces(question: Question) -> AsyncIterator[Said]:
@@ -224,7 +187,7 @@ async def events(question: Question, shape: Shape, *, with_usage: bool) -> Async
         elif "status" in piece:
             yield event(shape.aside(snapml={"status": piece["status"]}))
         elif "error" in piece:
-            yield event(problem_of(piece["error"], kind=kind_of(piece)))
+            yield event(error_body(piece["error"], kind=kind_of(piece)))
         elif "done" in piece:
             yield event(shape.chunk(0, "", piece["done"]))
             if with_usage:

@@ -16,7 +16,7 @@ from adapters.evaluation import weight_analysis
 from adapters.export import gguf, merge
 from adapters.models import AdapterVersion, Deployment, Work
 from training.engine.files import remove_tree
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, check_name_typed
 from training.people.models import User
 from training.people.visible import may_change
 from training.runs.actions import packed_tags
@@ -56,8 +56,7 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
             not ended begins with it.
     """
     may_change(user, version)
-    if one_line(name) != str(version):
-        raise UserError(f"Type the name, {version}, to delete it.", field="name")
+    check_name_typed(name, str(version))
     going_on = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
     if going_on is not None:
         raise Conflict(

@@ -8,6 +8,7 @@ catalog that the weights fit.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import stat
 import tempfile
@@ -23,9 +24,9 @@ from django.db import transaction
 
 from adapters.models import AdapterVersion
 from adapters.registry.import_checks import Fit, fitted
-from adapters.registry.safetensors_header import header_of, product
 from adapters.registry.services import bytes_of, facts_of, move_in, next_number, weights_sha256
 from training.catalog.models import BaseModel, ModelState
+from training.catalog.safetensors_header import InvalidHeader, read_header
 from training.engine.file_names import ADAPTER
 from training.errors import Conflict, TooLarge, UserError, one_line
 from training.people.models import User
@@ -34,6 +35,8 @@ MOST_BYTES = 2 * 10**9
 MOST_ENTRIES = 200
 MOST_CONFIG_BYTES = 200_000
 MOST_RATIO = 100
+# Types of tensors that are taken; torch cannot copy F4, F6 or complex ones into an adapter.
+ADAPTER_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 KNOWN_TYPES = {
     "LORA": "lora",
     "IA3": "ia3",
@@ -215,9 +218,25 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
             f"{', '.join(KNOWN_TYPES)} are taken.",
             field="file",
         )
-    shapes = header_of(folder / ADAPTER[0])
+    shapes = read_shapes(folder / ADAPTER[0], dtypes=ADAPTER_DTYPES)
     known: dict[str, list[int]] = {}
     for path in base.folder.glob("*.safetensors"):
-        known |= header_of(path)
+        known |= read_shapes(path, dtypes=None)
     kept = fitted(config, method, shapes, Fit(base.name, known))
-    return Looked(method, kept, sum(product(shape) for shape in shapes.values()))
+    return Looked(method, kept, sum(math.prod(shape) for shape in shapes.values()))
+
+
+def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[int]]:
+    """Raises UserError: a broken header, or a tensor of none of these types."""
+    try:
+        tensors = read_header(path)
+    except InvalidHeader as error:
+        raise UserError(error.message, field="file") from error
+    for name, tensor in tensors.items():
+        if dtypes is not None and tensor.dtype not in dtypes:
+            raise UserError(
+                f"The tensor {name[:80]!r} in {path.name} is of type {tensor.dtype}, in which PEFT "
+                "saves no adapter.",
+                field="file",
+            )
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,33 +22,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from adapters.inference.openai_http import HttpError, error_body, openai_errors, read_body
 from adapters.models import Deployment
 from adapters.serving import inference_client
 from adapters.serving.services import drawn
 from adapters.serving.usage import Answered, note
-from training.errors import UserError
 from training.people.models import User
 from training.people.tokens import find_token
 
-MAX_BODY_BYTES = 1_000_000
 OWN_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference program
 log = logging.getLogger("snapml.gateway")
-
-
-class Refused(UserError):
-    """An error in OpenAI's shape."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        kind: str = "invalid_request_error",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.kind = kind
 
 
 async def models(request: Request) -> Response:
@@ -61,7 +44,7 @@ async def model(request: Request) -> Response:
     for one in await in_database(names_for, user):
         if one["id"] == request.path_params["name"]:
             return JSONResponse(one)
-    raise Refused(404, "There is no such deployment that you may ask.", "model_not_found")
+    raise HttpError(404, "There is no such deployment that you may ask.", code="model_not_found")
 
 
 async def chat(request: Request) -> Response:
@@ -74,13 +57,13 @@ async def complete(request: Request) -> Response:
 
 async def pass_on(request: Request, path: str) -> Response:
     user = await caller(request)
-    body = await body_of(request)
+    body = await read_body(request)
     passage = Passage(*await in_database(chosen, user, str(body.get("model", ""))), body=body)
     try:
         return await passage.through(path)
     except inference_client.Down as down:
         await passage.end(failed=True)
-        raise Refused(503, down.message, "down", "server_error") from down
+        raise HttpError(503, down.message, kind="server_error", code="down") from down
 
 
 class Passage:
@@ -104,7 +87,7 @@ class Passage:
         """The answer, or what the inference program says instead.
 
         Raises:
-            wire.Down: nobody answers, or the answer broke off.
+            inference_client.Down: nobody answers, or the answer broke off.
         """
         async with AsyncExitStack() as stack:
             response = await stack.enter_async_context(inference_client.asked(path, self.body))
@@ -161,7 +144,8 @@ class Passage:
             over = True
         except inference_client.Down as down:
             failed = True
-            yield f"data: {json.dumps(problem(down.message, kind='server_error', code='down'))}\n\n"
+            error = error_body(down.message, kind="server_error", code="down")
+            yield f"data: {json.dumps(error)}\n\n"
         finally:
             if over or failed:  # one who hung up was not answered, and nothing failed
                 await self.end(failed=failed)
@@ -211,15 +195,15 @@ def chosen(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
     request.
 
     Raises:
-        Refused: there is none, or none that they may see; the two read the same.
+        HttpError: there is none, or none that they may see; the two read the same.
     """
     rows = Deployment.objects.visible_to(user).select_related(
         "version__base_model", "other__base_model"
     )
     deployment = None if "\0" in name else rows.filter(name=name).first()
     if deployment is None:
-        raise Refused(
-            404, f"There is no deployment {name[:80]!r} that you may ask.", "model_not_found"
+        raise HttpError(
+            404, f"There is no deployment {name[:80]!r} that you may ask.", code="model_not_found"
         )
     version = drawn(deployment)
     return deployment, inference_client.addressed(version, merge=deployment.merge), version.pk
@@ -229,55 +213,14 @@ async def caller(request: Request) -> User:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
     token = await in_database(find_token, secret.strip()) if kind.lower() == "bearer" else None
     if token is None:
-        raise Refused(
+        raise HttpError(
             401,
             "Send a valid token as `Authorization: Bearer TOKEN`.",
-            "invalid_api_key",
-            "authentication_error",
+            kind="authentication_error",
+            code="invalid_api_key",
         )
     user: User = token.user
     return user
-
-
-async def body_of(request: Request) -> dict[str, Any]:
-    raw = b""
-    async for piece in request.stream():
-        raw += piece
-        if len(raw) > MAX_BODY_BYTES:
-            raise Refused(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
-    try:
-        body = json.loads(raw, parse_constant=refuse_constant)
-        json.dumps(
-            body, ensure_ascii=False
-        ).encode()  # half of a surrogate pair could not be passed on
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The request is not JSON: {error}") from error
-    if not isinstance(body, dict) or not isinstance(body.get("stream_options") or {}, dict):
-        raise Refused(400, "The request must be a JSON object.")
-    return body
-
-
-def refuse_constant(name: str) -> None:
-    """Raises ValueError: NaN and Infinity are no JSON, though Python reads them."""
-    raise ValueError(f"{name} is no JSON number")
-
-
-def problem(message: str, *, kind: str, code: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def guarded(
-    door: Callable[[Request], Awaitable[Response]],
-) -> Callable[[Request], Awaitable[Response]]:
-    async def through(request: Request) -> Response:
-        try:
-            return await door(request)
-        except Refused as error:
-            return JSONResponse(
-                problem(error.message, kind=error.kind, code=error.code), error.status
-            )
-
-    return through
 
 
 async def in_database(act: Callable[..., Any], *given: Any) -> Any:
@@ -294,9 +237,9 @@ async def in_database(act: Callable[..., Any], *given: Any) -> Any:
 
 application = Starlette(
     routes=[
-        Route("/v1/models", guarded(models)),
-        Route("/v1/models/{name}", guarded(model)),
-        Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
-        Route("/v1/completions", guarded(complete), methods=["POST"]),
+        Route("/v1/models", openai_errors(models)),
+        Route("/v1/models/{name}", openai_errors(model)),
+        Route("/v1/chat/completions", openai_errors(chat), methods=["POST"]),
+        Route("/v1/completions", openai_errors(complete), methods=["POST"]),
     ]
 )

@@ -12,10 +12,10 @@ import httpx
 
 from adapters.models import AdapterVersion
 from adapters.serving import inference_client
+from training.datasets.rows import ROLES
 from training.errors import UserError
 
 MAX_CHARACTERS = 20_000
-ROLES = ("system", "user", "assistant", "tool")
 
 
 def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
-from training.errors import Conflict, NotAllowed, UserError, one_line
+from training.errors import Conflict, NotAllowed, UserError, check_name_typed, one_line
 from training.people.models import Role, Team, User
 from training.people.visible import get_visible, may_change
 
@@ -142,8 +142,7 @@ def take_down(user: User, deployment: Deployment, name: str) -> None:
         UserError: `name` is not its name.
     """
     may_change(user, deployment)
-    if one_line(name) != deployment.name:
-        raise UserError(f"Type the name, {deployment.name}, to take it down.", field="name")
+    check_name_typed(name, deployment.name, "take it down")
     deployment.delete()
 
 

@@ -80,8 +80,8 @@ ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     [
         (b"", "claims"),
         (struct.pack("<Q", 2**60) + b"{}", "claims 1,152,921,504,606,846,976 bytes"),
-        (pickle.dumps({"a": 1}), "no safetensors file"),
-        (header(b"{nope"), "no safetensors file"),
+        (pickle.dumps({"a": 1}), "not a safetensors file"),
+        (header(b"{nope"), "not a safetensors file"),
         (
             header(
                 b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": 1}', b"x" * 8
@@ -115,6 +115,10 @@ ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
             "other bytes",
         ),
         (header({"__metadata__": {}}), "cut off"),
+        (
+            header({"a": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}}, b"x" * 8),
+            "of type F4",
+        ),
     ],
 )
 def test_weights_that_lie_are_refused_before_any_library_reads_them(

@@ -87,9 +87,14 @@ def test_p_values_are_those_of_the_published_tests():
 
 
 def test_the_interval_of_a_win_rate_is_wilsons():
-    low, high = votes.wilson(8, 10)
+    low, high = votes.win_interval(8, 10)
     assert (low, high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
-    assert votes.wilson(0, 0) == (0.0, 1.0)
+    assert votes.win_interval(0, 0) == (0.0, 1.0)
+
+
+def test_a_half_point_of_a_tie_widens_the_interval_to_both_sides():
+    low, high = votes.win_interval(5.5, 10)
+    assert (low, high) == (votes.win_interval(5, 10)[0], votes.win_interval(6, 10)[1])
 
 
 def test_where_exact_answers_say_nothing_the_surprise_may():

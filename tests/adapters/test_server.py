@@ -2,6 +2,7 @@
 OpenAI's shape.
 """
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import openai
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
+from adapters.inference import openai_http
 from adapters.inference.__main__ import start_answering
 from adapters.inference.request_queue import Desk
 from adapters.inference.scheduler import Speaker
@@ -202,7 +205,17 @@ def test_what_it_cannot_do_it_refuses_by_the_fields_name(web, change, param):
     assert answer.json()["error"]["param"] == param
 
 
-@pytest.mark.parametrize("body", ["{nope", "[]", "[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{nope",
+        "[]",
+        "[" * 100_000,
+        '{"temperature": NaN}',
+        '{"stop": "\\ud83d"}',
+        '{"stream_options": 3}',
+    ],
+)
 def test_what_is_no_json_object_is_refused(web, body):
     assert web.post("/v1/chat/completions", content=body, headers=HEADERS).status_code == 400
 
@@ -212,6 +225,26 @@ def test_a_body_too_large_is_refused(web):
         web.post("/v1/chat/completions", content=b"x" * 1_000_001, headers=HEADERS).status_code
         == 413
     )
+
+
+def test_a_body_too_large_is_not_read_to_its_end():
+    read = []
+
+    async def receive():
+        read.append(1)
+        return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
+
+    with pytest.raises(openai_http.HttpError) as caught:
+        asyncio.run(openai_http.read_body(Request({"type": "http"}, receive)))
+    assert (caught.value.status, len(read)) == (413, 11)
+
+
+def test_openais_errors_need_neither_django_nor_torch():
+    code = (
+        "import sys, adapters.inference.openai_http; "
+        "sys.exit('torch' in sys.modules or 'django' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_it_tells_how_many_it_is_answering(web):

@@ -1,14 +1,17 @@
 import json
+import re
 import shutil
 import struct
 import sys
 
 import pytest
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from training.catalog import acts
 from training.catalog.card import UnfitModel, read_card
 from training.catalog.models import BaseModel, ModelState
+from training.catalog.safetensors_header import DTYPE_BITS, has_elements
 from training.errors import NotAllowed, UserError
 
 
@@ -114,6 +117,7 @@ def header(folder, value, length=None):
         {"dtype": "F32", "data_offsets": [0, 16]},
         {"dtype": "F32", "shape": [4], "data_offsets": ["a", "b"]},
         {"dtype": "Q9", "shape": [4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
         "nonsense",
     ],
 )
@@ -134,6 +138,46 @@ def test_overlapping_tensors_are_refused(folder):
     header(folder, {"a": part, "b": part})
     with pytest.raises(UnfitModel, match="overlap"):
         read_card(folder)
+
+
+def test_a_name_that_stands_twice_in_a_header_is_refused(folder):
+    part = b'"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}'
+    raw = b"{" + part + b", " + part + b"}"
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 16)
+    with pytest.raises(UnfitModel, match="stands twice"):
+        read_card(folder)
+
+
+def dtypes_of_the_library():
+    """All that the installed safetensors knows; it names them when it is given another."""
+    entry = {"a": {"dtype": "?", "shape": [0], "data_offsets": [0, 0]}}
+    raw = json.dumps(entry).encode()
+    try:
+        deserialize(struct.pack("<Q", len(raw)) + raw)
+    except SafetensorError as error:
+        return re.findall(r"`(\w+)`", str(error).partition("expected one of")[2])
+    raise AssertionError("safetensors took a type that does not exist")
+
+
+def test_every_type_of_the_library_is_known():
+    assert set(dtypes_of_the_library()) == set(DTYPE_BITS)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
+def test_a_model_in_any_type_of_the_library_is_read(folder, dtype):
+    size = 4 * DTYPE_BITS[dtype] // 8
+    entry = {"a.weight": {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, size]}}
+    raw = json.dumps(entry).encode()
+    content = struct.pack("<Q", len(raw)) + raw + b"\0" * size
+    assert deserialize(content)[0][0] == "a.weight"
+    (folder / "model.safetensors").write_bytes(content)
+    card = read_card(folder)
+    assert (card["dtype"], card["parameters"]) == (dtype, 4)
+
+
+def test_a_shape_of_endless_sizes_is_refused_at_once():
+    assert not has_elements((2**62,) * 1_000_000, 128, 32)
+    assert has_elements((2**62, 2**62, 0), 0, 32)
 
 
 def test_an_admin_registers_a_folder_and_others_may_not(people, folder, settings):

@@ -1,16 +1,10 @@
 import pytest
-from django.core.cache import cache
 from django.core.management import CommandError, call_command
 
 from snapml_site.first_admin import first_admin_words
 from training.errors import NotFound
 from training.people.models import ApiToken, User
 from training.people.tokens import create_token, find_token, revoke_token
-
-
-@pytest.fixture(autouse=True)
-def fresh_cache():
-    cache.clear()
 
 
 def sign_in(client, name="alice", password="a-long-word-1"):

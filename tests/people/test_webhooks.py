@@ -2,19 +2,25 @@
 like.
 """
 
-import hashlib
-import hmac
 import json
 import threading
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import standardwebhooks
 from django.utils import timezone
 
 from training.people import webhooks
-from training.people.models import Delivery
-from training.people.webhooks import Unreachable, add_webhook, queue_message, send_due, signature
+from training.people.models import Delivery, Webhook
+from training.people.webhooks import (
+    Unreachable,
+    add_webhook,
+    create_secret,
+    queue_message,
+    send_due,
+    signed_headers,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -44,23 +50,68 @@ def listener(settings):
     server.shutdown()
 
 
-def test_it_works(listener, alice):
+def send_again(listener):
+    """One try of the waiting message; what the listener got: headers and body."""
+    Delivery.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    assert send_due() == 1
+    return listener["requests"][-1][1:]
+
+
+def test_a_message_arrives_once_with_the_signature_of_standard_webhooks(listener, alice):
     hook = add_webhook(alice, listener["url"])
+    assert hook.secret.startswith("whsec_")
     queue_message(alice, '{"event": "x"}')
     assert send_due() == 1
     path, headers, body = listener["requests"][0]
     assert (path, body) == ("/hook?x=1", '{"event": "x"}')
     assert headers["Host"].startswith("localhost:")
-    sent, mac = (part.split("=")[1] for part in headers["X-SnapML-Signature"].split(","))
-    assert (
-        mac == hmac.new(hook.secret.encode(), f"{sent}.{body}".encode(), hashlib.sha256).hexdigest()
-    )
+    assert standardwebhooks.Webhook(hook.secret).verify(body, headers) == {"event": "x"}
     assert Delivery.objects.get().told == "answered 200"
     assert send_due() == 0
 
 
-def test_a_signature_is_of_time_and_body():
-    assert signature("k", "b", 1) != signature("k", "b", 2) != signature("k", "c", 2)
+def test_another_body_id_time_or_secret_breaks_the_signature(listener, alice):
+    hook = add_webhook(alice, listener["url"])
+    queue_message(alice, "{}")
+    headers, body = send_again(listener)
+    receiver = standardwebhooks.Webhook(hook.secret)
+    earlier = str(int(headers["webhook-timestamp"]) - 1)
+    for changed, told in (
+        ({}, body + " "),
+        ({"webhook-id": "msg_1"}, body),
+        ({"webhook-timestamp": earlier}, body),
+    ):
+        with pytest.raises(standardwebhooks.WebhookVerificationError):
+            receiver.verify(told, {**headers, **changed})
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(create_secret()).verify(body, headers)
+
+
+def test_a_message_that_is_sent_again_keeps_its_id_and_another_has_its_own(listener, alice):
+    listener["status"] = 500
+    hook = add_webhook(alice, listener["url"])
+    queue_message(alice, "{}")
+    first, second = (send_again(listener)[0]["webhook-id"] for _ in range(2))
+    assert first == second
+    Delivery.objects.all().delete()
+    queue_message(alice, "{}")
+    headers, body = send_again(listener)
+    assert headers["webhook-id"] != first
+    standardwebhooks.Webhook(hook.secret).verify(body, headers)
+
+
+def test_two_webhooks_of_one_receiver_never_share_an_id():
+    one, other = (Delivery(pk=7, webhook=Webhook(secret=create_secret())) for _ in range(2))
+    assert signed_headers(one, 1)["webhook-id"] != signed_headers(other, 1)["webhook-id"]
+
+
+def test_a_secret_from_before_the_prefix_signs_as_the_receivers_library_reads_it(listener, alice):
+    hook = add_webhook(alice, listener["url"])
+    hook.secret = "0123456789abcdef" * 3
+    hook.save()
+    queue_message(alice, "{}")
+    headers, body = send_again(listener)
+    standardwebhooks.Webhook(hook.secret).verify(body, headers)
 
 
 @pytest.mark.parametrize(

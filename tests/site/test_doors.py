@@ -117,7 +117,7 @@ SHARED = {
 }
 # Admins, and leads as far as it concerns their teams.
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
-ADMINS = {"quota-pool", "quota-person", "gpu-offer"}
+ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-offer"}
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +158,32 @@ def test_strangers_are_sent_to_sign_in(client, things, name):
         answer = ask(address(name, things))
         assert answer.status_code == 302
         assert answer["Location"].startswith("/sign-in?next=/")
+
+
+def test_strangers_in_a_part_of_a_page_are_sent_to_sign_in_as_a_whole(client):
+    for path in ("/strip", "/admin/", "/account?tab=tokens"):
+        answer = client.get(path, HTTP_HX_REQUEST="true")
+        assert (answer.status_code, answer["HX-Redirect"]) == (401, "/sign-in")
+
+
+def test_there_is_one_sign_in_page_and_it_leads_back(client):
+    for path in ("/admin/", "/admin/login/", "/admin/people/user/", "/admin/nothing"):
+        answer = client.get(path)
+        assert (answer.status_code, answer["Location"]) == (302, f"/sign-in?next={path}")
+        answer = client.post(path, {"username": "admin", "password": "guess"})
+        assert (answer.status_code, answer["Location"]) == (302, f"/sign-in?next={path}")
+    assert client.get("/account?x=1")["Location"] == "/sign-in?next=/account%3Fx%3D1"
+
+
+def test_what_is_open_answers_strangers_and_the_api_says_401_by_itself(client, db):
+    assert client.get("/health").content == b"ok"
+    assert client.get("/sign-in").status_code == 200
+    assert client.post("/sign-out")["Location"] == "/sign-in"
+    assert client.get("/api/v1/openapi.json").status_code == 200
+    for path in ("/api/v1/runs", "/api/v1/adapters"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (401, "")
+    assert client.get("/nothing").status_code == 404
 
 
 def ask(client, name, things):

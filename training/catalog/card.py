@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from training.catalog.safetensors_header import InvalidHeader, TensorInfo, read_header
 from training.errors import UserError
 
 MAX_JSON_BYTES = (
@@ -21,21 +21,6 @@ MAX_JSON_BYTES = (
 )  # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
 MAX_TEMPLATE = 100_000  # characters
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
-DTYPE_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "F32": 4,
-    "I32": 4,
-    "BF16": 2,
-    "F16": 2,
-    "I16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Keys with which a config could name code to run (CVE-2026-4372, CVE-2026-5241).
 CODE_KEYS = (
@@ -172,52 +157,17 @@ def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
     """Parameters and dtypes from the headers alone.
 
     Raises:
-        UnfitModel: a header is broken, or its offsets do not lie inside the file.
+        UnfitModel: a header is broken (see `read_header`).
     """
-    total, dtypes = 0, set()
-    for path in files:
-        for name, tensor in read_header(path).items():
-            if name == "__metadata__":
-                continue
-            shape, (begin, end) = tensor["shape"], tensor["data_offsets"]
-            if not all(type(size) is int and size >= 0 for size in shape):
-                raise UnfitModel(f"{path.name}: tensor {name} has the shape {shape}.")
-            count = math.prod(shape)
-            if end - begin != count * DTYPE_BYTES.get(tensor["dtype"], -1):
-                raise UnfitModel(
-                    f"{path.name}: tensor {name} does not have the size that its shape and dtype "
-                    "say."
-                )
-            total += count
-            dtypes.add(tensor["dtype"])
-    return total, dtypes
+    tensors = [tensor for path in files for tensor in read_tensors(path).values()]
+    return sum(math.prod(tensor.shape) for tensor in tensors), {tensor.dtype for tensor in tensors}
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise UnfitModel(
-                f"{path.name} is not a safetensors file: its header says {length} bytes, the file "
-                f"has {size}."
-            )
-        try:
-            header = json.loads(file.read(length))
-            spans = sorted(
-                tuple(t["data_offsets"]) for n, t in header.items() if n != "__metadata__"
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UnfitModel(f"{path.name} has a broken safetensors header.") from error
-    edge = 0
-    for begin, end in spans:
-        if begin != edge or end < begin or end > size - 8 - length:
-            raise UnfitModel(
-                f"{path.name}: tensors overlap, leave gaps or reach past the end of the file."
-            )
-        edge = end
-    return dict(header)
+def read_tensors(path: Path) -> dict[str, TensorInfo]:
+    try:
+        return read_header(path)
+    except InvalidHeader as error:
+        raise UnfitModel(error.message) from error
 
 
 def chat_template(folder: Path) -> str:
@@ -252,10 +202,10 @@ def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
     """
     found = []
     for path in sorted(folder.glob("*.safetensors")):
-        for name, tensor in read_header(path).items():
-            if name == "__metadata__" or not name.endswith(".weight") or len(tensor["shape"]) != 2:
+        for name, tensor in read_tensors(path).items():
+            if not name.endswith(".weight") or len(tensor.shape) != 2:
                 continue
             module = name.removesuffix(".weight")
             if module.rpartition(".")[2] not in NO_LINEAR:
-                found.append((module, (tensor["shape"][0], tensor["shape"][1])))
+                found.append((module, (tensor.shape[0], tensor.shape[1])))
     return tuple(found)

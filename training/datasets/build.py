@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from training.datasets.check import SPLIT_CODES
+from training.datasets.rows import SPLITS
 from training.datasets.similar import Numbers, repeats
 from training.engine.files import sync
 from training.errors import UserError
 
-SPLITS = ("train", "heldout", "test")
 HELDOUT_SHARE = 0.05
 MOST_HELDOUT = 500  # of the default share; a share that a person names is taken as it is
 TRAIN, HELDOUT, TEST = SPLIT_CODES["train"], SPLIT_CODES["heldout"], SPLIT_CODES["test"]
@@ -184,7 +184,7 @@ def write(staged: Path, split: Numbers, root: Path) -> str:
             file.close()
         digest = hashlib.sha256()
         for name in SPLITS:
-            digest.update(b"\0" if name != SPLITS[0] else b"")
+            digest.update(b"\0" if name != "train" else b"")
             with (aside / f"{name}.jsonl").open("rb") as written:
                 while piece := written.read(2**20):
                     digest.update(piece)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.datasets.rows import (
-    SPLITS,
+    SPLIT_NAMES,
     BadRow,
     Row,
     check_messages,
@@ -195,7 +195,7 @@ def conversations(sample: Sequence[Record], names: Sequence[str]) -> tuple[str, 
 
 
 def is_split(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lower() in SPLITS
+    return isinstance(value, str) and value.strip().lower() in SPLIT_NAMES
 
 
 def as_list(value: Any) -> Any:

@@ -12,8 +12,6 @@ from django.db import models
 
 from training.people.models import Owned
 
-SPLITS = {"train": "To train on", "heldout": "Held out", "test": "Test"}
-
 
 class Dataset(Owned):
     name = models.CharField(max_length=120)

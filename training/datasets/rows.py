@@ -13,16 +13,16 @@ from training.errors import UserError, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 SAME_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
-SPLITS = {
-    "train": "train",
+SPLITS = {"train": "To train on", "heldout": "Held out", "test": "Test"}
+# What else they are called in files.
+SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
     "training": "train",
     "val": "heldout",
     "valid": "heldout",
     "validation": "heldout",
-    "heldout": "heldout",
     "dev": "heldout",
     "eval": "heldout",
-    "test": "test",
 }
 MAX_ROW_BYTES = 4 * 2**20
 
@@ -218,7 +218,7 @@ def check_text(value: Any, field: str, where: str = "") -> str:
 def check_split(value: Any) -> str:
     if value in (None, ""):
         return ""
-    split = SPLITS.get(value.strip().lower(), "") if isinstance(value, str) else ""
+    split = SPLIT_NAMES.get(value.strip().lower(), "") if isinstance(value, str) else ""
     if not split:
         raise BadRow(
             f"`split` is {short(value)}; expected train, valid or test",

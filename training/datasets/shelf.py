@@ -12,7 +12,7 @@ from training.datasets.intake import BUSY
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.work import shared_data_folder
 from training.engine.files import remove_tree
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.people.models import User
 from training.people.visible import may_change
 
@@ -34,8 +34,7 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
         UserError: `name` is not its name.
     """
     may_change(user, dataset)
-    if one_line(name) != dataset.name:
-        raise UserError(f"Type the name, {dataset.name}, to delete it.", field="name")
+    check_name_typed(name, dataset.name)
     if dataset.uploads.filter(state__in=BUSY).exists():
         raise Conflict(
             f"A file of {dataset.name} is being read; wait until that is done, or throw it away."

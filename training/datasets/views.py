@@ -9,8 +9,9 @@ from django.views.decorators.http import require_POST
 
 from training.datasets import shelf
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.models import SPLITS, Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import SHOWN_ROWS, first_rows
+from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible

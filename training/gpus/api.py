@@ -25,10 +25,10 @@ from training.gpus.schemas import (
     as_row,
 )
 from training.gpus.views import audit_entries
-from training.people.models import User
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.teams import get_team
+from training.people.users import get_person
 
 router = Router(tags=["gpus"])
 
@@ -153,11 +153,3 @@ def check_audit(request: SignedIn) -> dict[str, int | None]:
     quotas.admins_only(request.user)
     broken = audit.first_break()
     return {"broken_at": broken.pk if broken else None}
-
-
-def get_person(username: str) -> User:
-    """Raises NotFound: there is nobody of that name."""
-    user = User.objects.filter(username=username).first()
-    if user is None:
-        raise NotFound("There is nobody of that name.")
-    return user

@@ -52,9 +52,10 @@ def refuse_strangers(user: User) -> None:
 
 
 def get_pool(pool_id: int) -> Pool:
+    """Raises NotFound: there is none."""
     found = Pool.objects.filter(pk=pool_id).first()
     if found is None:
-        raise NotFound(f"There is no pool {pool_id}.")
+        raise NotFound(f"There is no pool {pool_id}.", field="pool")
     return found
 
 

@@ -77,6 +77,14 @@ class ApiToken(models.Model):
     revoked_at = models.DateTimeField(null=True)
 
 
+class SignInAttempts(models.Model):
+    """Passwords that were tried from one address, for one name or for any, until `ends_at`."""
+
+    key = models.CharField(max_length=64, primary_key=True)  # a SHA-256
+    count = models.PositiveIntegerField(default=0)
+    ends_at = models.DateTimeField(db_index=True)
+
+
 class Webhook(models.Model):
     """An address of a person's own that hears of their runs' ends. `secret` signs what is sent
     there.

@@ -8,6 +8,7 @@ from django.db import transaction
 
 from training.errors import Conflict, NotAllowed, NotFound, UserError, one_line
 from training.people.models import Membership, Role, Team, User
+from training.people.users import get_person
 
 
 def create_team(actor: User, name: str) -> Team:
@@ -52,9 +53,7 @@ def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
     refuse_others(actor, team)
     if role not in Role.values:
         raise UserError(f"role must be one of {', '.join(Role.values)}.", field="role")
-    user = User.objects.filter(username=one_line(username), is_active=True).first()
-    if user is None:
-        raise NotFound(f"There is nobody called {one_line(username)[:80]!r}.", field="username")
+    user = get_person(username, only_active=True)
     with transaction.atomic():
         if role != Role.LEAD:
             refuse_headless(team, user)

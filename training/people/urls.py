@@ -1,3 +1,4 @@
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import LogoutView
 from django.urls import path
 
@@ -5,7 +6,7 @@ from training.people import views
 
 urlpatterns = [
     path("sign-in", views.SignIn.as_view(), name="sign-in"),
-    path("sign-out", LogoutView.as_view(), name="sign-out"),
+    path("sign-out", login_not_required(LogoutView.as_view()), name="sign-out"),
     path("account/password", views.ChangePassword.as_view(), name="password"),
     path("account", views.account, name="account"),
     path("account/tokens", views.token_new, name="token-new"),

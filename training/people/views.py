@@ -9,7 +9,6 @@ from typing import Any
 from django.contrib import messages
 from django.contrib.auth import views as auth
 from django.contrib.auth.forms import AuthenticationForm
-from django.core.cache import cache
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse_lazy
@@ -19,11 +18,11 @@ from django.views.decorators.http import require_POST
 from training.people import teams, webhooks
 from training.people.models import Role, Scope
 from training.people.requests import SignedIn, number
+from training.people.sign_in_attempts import WINDOW_SECONDS, count_attempt, forget_attempts
 from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one name from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
-TRIES_SECONDS = 300
 
 
 class SignIn(auth.LoginView):
@@ -32,37 +31,34 @@ class SignIn(auth.LoginView):
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         # Counted before the password is looked at, so that parallel guesses count too.
-        tries = [
-            count(key) > most for key, most in self.counters()
-        ]  # all of them count, not only up to the first
-        if any(tries):
+        # All of them count, not only up to the first.
+        is_over = [count_attempt(key) > most for key, most in self.throttle_keys()]
+        if any(is_over):
             form = AuthenticationForm(request)
-            wait = f"Too many wrong passwords. Wait {TRIES_SECONDS // 60} minutes, then try again."
+            wait = f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
             return render(request, self.template_name, {"form": form, "wait": wait}, status=429)
         return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        cache.delete_many([key for key, _ in self.counters()])
+        forget_attempts([key for key, _ in self.throttle_keys()])
         return super().form_valid(form)
 
-    def counters(self) -> tuple[tuple[str, int], ...]:
-        """Tries for this name, and from this address for all names. The name is normalised as
-        Django's form does it.
+    def throttle_keys(self) -> tuple[tuple[str, int], ...]:
+        """Keys and limits of the tries for this name, and from this address for all names. The name
+        is normalized as Django's form does it.
         """
         name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[
             :150
         ].lower()
         address = self.request.META.get("REMOTE_ADDR")
-        digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
-        return (f"tries:{address}:{digest}", MAX_TRIES), (
-            f"tries:{address}",
+        return (throttle_key(f"{address} {name}"), MAX_TRIES), (
+            throttle_key(f"{address}"),
             MAX_TRIES_FROM_ONE_ADDRESS,
         )
 
 
-def count(key: str) -> int:
-    cache.add(key, 0, TRIES_SECONDS)
-    return cache.incr(key)
+def throttle_key(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 class ChangePassword(auth.PasswordChangeView):

@@ -1,5 +1,5 @@
-"""Messages to people's own addresses: signed, and sent only to where the whole world could send
-them, too.
+"""Messages to people's own addresses: signed as the Standard Webhooks specification
+(standardwebhooks.com) has it, and sent only to where the whole world could send them, too.
 
 The name is resolved once and the connection goes to that very address, so a name that changes its
 answer (DNS rebinding) gains nothing; redirects are not followed, no proxy is used, and of the
@@ -9,6 +9,7 @@ answer only the status is read.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import ipaddress
@@ -32,6 +33,7 @@ SECONDS = 10.0
 MOST_WAITING = 100  # messages of one webhook
 AT_ONCE = 20
 KEPT_DELIVERIES = 20
+SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of each, not one
 
 
 class Unreachable(UserError):
@@ -45,7 +47,7 @@ def add_webhook(user: User, url: str) -> Webhook:
             f"You have {MOST_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
         )
     resolve(parse(url.strip()))
-    return Webhook.objects.create(user=user, url=url.strip()[:500], secret=secrets.token_hex(24))
+    return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
 
 
 def remove_webhook(user: User, webhook_id: int) -> None:
@@ -163,17 +165,15 @@ def note(delivery: Delivery, arrived: bool, told: str) -> None:
 
 
 async def send_all(deliveries: Sequence[Delivery]) -> list[tuple[bool, str]]:
-    return list(
-        await asyncio.gather(*(send(delivery.webhook, delivery.body) for delivery in deliveries))
-    )
+    return list(await asyncio.gather(*(send(delivery) for delivery in deliveries)))
 
 
-async def send(webhook: Webhook, body: str) -> tuple[bool, str]:
+async def send(delivery: Delivery) -> tuple[bool, str]:
     """Did it arrive, and what was answered. However slowly an address answers, SECONDS are all it
     gets.
     """
     try:
-        status = await asyncio.wait_for(post(webhook, body), SECONDS)
+        status = await asyncio.wait_for(post(delivery), SECONDS)
     except TimeoutError:
         return False, f"no answer within {SECONDS:g} s"
     except (UserError, httpx.HTTPError, OSError) as error:
@@ -181,33 +181,49 @@ async def send(webhook: Webhook, body: str) -> tuple[bool, str]:
     return 200 <= status < 300, f"answered {status}"
 
 
-async def post(webhook: Webhook, body: str) -> int:
+async def post(delivery: Delivery) -> int:
     """POST the body to the webhook's address as it resolves now; returns the status. The answer's
     body is not read.
     """
-    url = parse(webhook.url)
+    url = parse(delivery.webhook.url)
     address = await asyncio.to_thread(resolve, url)
     headers = {
         "Host": url.netloc.decode(),
         "Content-Type": "application/json",
         "User-Agent": "SnapML",
-        "X-SnapML-Signature": signature(webhook.secret, body, int(time.time())),
+        **signed_headers(delivery, int(time.time())),
     }
     target, sni = url.copy_with(host=address), {"sni_hostname": url.host}
     async with httpx.AsyncClient(
         timeout=SECONDS, follow_redirects=False, trust_env=False
     ) as client:
         request = client.build_request(
-            "POST", target, content=body.encode(), headers=headers, extensions=sni
+            "POST", target, content=delivery.body.encode(), headers=headers, extensions=sni
         )
         answer = await client.send(request, stream=True)
         await answer.aclose()
     return answer.status_code
 
 
-def signature(secret: str, body: str, now: int) -> str:
-    """`t=<unix seconds>,v1=<hex>`: HMAC-SHA256 of "t.body", so that an old message cannot be sent
-    again as a new one.
+def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
+    """Id, time and signature as the Standard Webhooks specification has them. The id is the same at
+    every try of a delivery, so that a receiver can tell a repeat; the time is part of what is
+    signed, so that an old message cannot be sent again as a new one.
     """
-    mac = hmac.new(secret.encode(), f"{now}.{body}".encode(), hashlib.sha256).hexdigest()
-    return f"t={now},v1={mac}"
+    key = base64.b64decode(delivery.webhook.secret.removeprefix(SECRET_PREFIX))
+    # Keyed, because two installations with one receiver count their deliveries alike.
+    message_id = f"msg_{sign(key, str(delivery.pk)).hex()[:32]}"
+    signature = base64.b64encode(sign(key, f"{message_id}.{timestamp}.{delivery.body}")).decode()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{signature}",
+    }
+
+
+def sign(key: bytes, content: str) -> bytes:
+    return hmac.digest(key, content.encode(), hashlib.sha256)
+
+
+def create_secret() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()

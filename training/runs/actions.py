@@ -13,7 +13,7 @@ from django.utils import timezone
 from training.engine.files import remove_tree
 from training.engine.outcome import RESULT
 from training.engine.stop_signals import STOP
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.gpus import allocations
 from training.people.models import User
 from training.people.visible import may_change
@@ -89,8 +89,7 @@ def delete(user: User, run: Run, name: str) -> int:
         Conflict: it is not over.
     """
     may_change(user, run)
-    if one_line(name) != run.name:
-        raise UserError(f"Type the name, {run.name}, to delete it.", field="name")
+    check_name_typed(name, run.name)
     with transaction.atomic():
         if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=OPEN).exists():
             raise Conflict(f"{run.name} is not over yet; stop it first.")

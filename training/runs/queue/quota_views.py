@@ -14,9 +14,9 @@ from django.shortcuts import redirect, render
 from training.errors import NotFound, UserError
 from training.gpus import quotas, usage
 from training.gpus.models import PersonalQuota, Pool, Quota
-from training.people.models import User
 from training.people.requests import SignedIn
 from training.people.teams import get_team
+from training.people.users import get_person
 from training.runs.queue import what_if
 
 GB = 10**9
@@ -172,9 +172,7 @@ def pool(request: SignedIn, pool_id: int) -> HttpResponse:
 def person(request: SignedIn, username: str) -> HttpResponse:
     """What one person may have over all pools."""
     quotas.admins_only(request.user)
-    user = User.objects.filter(username=username).first()
-    if user is None:
-        raise NotFound("There is nobody of that name.")
+    user = get_person(username)
     kept = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
     values: dict[str, Any] = {"person": user, "form": shown(kept, PERSON_FORM), "hard": kept.hard}
     if request.method != "POST":

@@ -5,21 +5,40 @@ errors that people read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from django.conf import settings
+from django.contrib.auth import middleware
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 
 from training.errors import UserError
 
-OPEN_PAGES = {"sign-in", "sign-out", "health"}
-PASSWORD_PAGES = {"password", "sign-out"}
+PASSWORD_PAGE = "password"  # noqa: S105  the name of a page
 
 
-class LoginDoor:
-    """Every page is behind a login but those in OPEN_PAGES; the API has a door of its own
-    (snapml_site/api.py).
+class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):
+    """Django's, for a site with one sign-in page and with parts of pages that htmx asks for. What
+    is open says so with `login_not_required`; the API answers for itself (snapml_site/urls.py).
     """
+
+    def get_login_url(self, view_func: Any) -> str:
+        """Never the admin site's own page, which does not count wrong passwords."""
+        return str(settings.LOGIN_URL)
+
+    def handle_no_permission(  # type: ignore[override]  # not only redirects
+        self, request: HttpRequest, view_func: Any
+    ) -> HttpResponseBase:
+        if request.headers.get("HX-Request"):
+            response = HttpResponse(status=401)
+            response["HX-Redirect"] = reverse(settings.LOGIN_URL)
+            return response
+        return super().handle_no_permission(request, view_func)
+
+
+class OneTimePasswordMiddleware:
+    """A one-time password opens nothing but its change, and what needs no login."""
 
     sync_capable = True
     async_capable = False
@@ -31,29 +50,21 @@ class LoginDoor:
         return self.get_response(request)
 
     def process_view(
-        self, request: HttpRequest, _view: object, _args: object, _kwargs: object
+        self, request: HttpRequest, view: Any, _args: object, _kwargs: object
     ) -> HttpResponseBase | None:
         match = request.resolver_match
-        name = match.url_name if match else ""
-        if name in OPEN_PAGES or (match and match.namespace == "api"):
+        is_open = not getattr(view, "login_required", True)
+        if is_open or not request.user.is_authenticated or not request.user.must_change_password:
             return None
-        if not request.user.is_authenticated:
-            if request.headers.get("HX-Request"):
-                answer = HttpResponse(status=401)
-                answer["HX-Redirect"] = reverse("sign-in")
-                return answer
-            return redirect(f"{reverse('sign-in')}?next={request.path}")
-        if request.user.must_change_password and name not in PASSWORD_PAGES:
+        if match is not None and match.view_name == PASSWORD_PAGE:
+            return None
+        if request.headers.get("HX-Request"):
             # The strip asks every 5 s: followed, a redirect would put the whole page into it.
-            return (
-                HttpResponse(status=204)
-                if request.headers.get("HX-Request")
-                else redirect("password")
-            )
-        return None
+            return HttpResponse(status=204)
+        return redirect(PASSWORD_PAGE)
 
 
-class ErrorDoor:
+class UserErrorMiddleware:
     """A UserError becomes a page, a fragment or JSON with its status; nothing else is caught."""
 
     sync_capable = True

@@ -1,0 +1,93 @@
+"""OpenAI's HTTP, as the gateway and the inference program both speak it: errors in its shape, and
+requests read up to a limit. It knows no Django and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+MAX_BODY_BYTES = 1_000_000
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpError(Exception):
+    """A response with a status other than 200, in OpenAI's shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, kind=kind, param=param, code=code)
+        self.headers = None if retry_seconds is None else {"Retry-After": str(retry_seconds)}
+
+
+class InvalidField(HttpError):
+    """The request cannot be answered; `param` names the field."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(400, message, param=param)
+
+
+def error_body(
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def openai_errors(handler: Handler) -> Handler:
+    """Turn an HttpError of the handler into its response."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HttpError as error:
+            return JSONResponse(error.body, error.status, error.headers)
+
+    return handle
+
+
+async def read_body(request: Request) -> dict[str, Any]:
+    """The request's JSON object. Reading stops at MAX_BODY_BYTES.
+
+    Raises:
+        HttpError: too large, or not a JSON object.
+    """
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY_BYTES:
+            raise HttpError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+    try:
+        body = json.loads(raw, parse_constant=reject_constant)
+        # Half of a surrogate pair could not be passed on.
+        json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"The request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise HttpError(400, "The request must be a JSON object.")
+    if not isinstance(body.get("stream_options") or {}, dict):
+        raise InvalidField("stream_options must be an object.", "stream_options")
+    return body
+
+
+def reject_constant(name: str) -> None:
+    """Raises ValueError: NaN and Infinity are not JSON, though Python reads them."""
+    raise ValueError(f"{name} is not a JSON number")

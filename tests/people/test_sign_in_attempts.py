@@ -1,0 +1,162 @@
+"""Sign-in attempts are counted once for all web processes, in the database or in Redis."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import redis
+from django.db import connection
+from django.utils import timezone
+
+from training.people.models import SignInAttempts
+from training.people.sign_in_attempts import (
+    REDIS_PREFIX,
+    WINDOW_SECONDS,
+    count_attempt,
+    forget_attempts,
+    redis_client,
+)
+
+ROOT = Path(__file__).parents[2]
+# Another web process: it waits for the word, then counts, and tells what it was told.
+COUNTING = """
+import sys, django
+django.setup()
+from django.db import connection
+from training.people.sign_in_attempts import count_attempt
+connection.settings_dict["NAME"] = sys.argv[1]
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(count_attempt("same") for _ in range(25)))
+"""
+
+
+@pytest.fixture(params=["database", "redis"])
+def store(request, settings):
+    """Where attempts are counted. Nothing is left of earlier tests."""
+    if request.param == "redis":
+        settings.REDIS_URL = request.getfixturevalue("redis_server")
+        return request.param
+    settings.REDIS_URL = ""
+    return request.param
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("there is no redis-server on this machine")
+    url = f"unix://{tmp_path}/redis.sock"
+    options = ["--port", "0", "--unixsocket", f"{tmp_path}/redis.sock", "--save", ""]
+    server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, cwd=tmp_path)
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            redis.Redis.from_url(url).ping()
+            break
+        except redis.RedisError:
+            time.sleep(0.02)
+    yield url
+    redis_client.cache_clear()
+    server.kill()
+    server.wait()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_processes_count_together_and_lose_nothing(store, settings):
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
+        "REDIS_URL": settings.REDIS_URL,
+    }
+    command = [sys.executable, "-c", COUNTING, str(connection.settings_dict["NAME"])]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    counts = [
+        int(one) for process in processes for one in process.communicate(timeout=60)[0].split()
+    ]
+    assert sorted(counts) == list(range(1, 51))
+    assert count_attempt("same") == 51
+
+
+@pytest.mark.django_db
+def test_other_keys_count_for_themselves_and_a_forgotten_one_begins_anew(store):
+    assert [count_attempt(key) for key in ("a", "a", "b")] == [1, 2, 1]
+    forget_attempts(["a"])
+    assert [count_attempt(key) for key in ("a", "b")] == [1, 2]
+
+
+@pytest.mark.django_db
+def test_the_window_ends_although_attempts_go_on(store, settings):
+    count_attempt("a")
+    if store == "redis":
+        client = redis_client(settings.REDIS_URL)
+        client.expire(REDIS_PREFIX + "a", 100)
+        count_attempt("a")
+        assert 0 < client.ttl(REDIS_PREFIX + "a") <= 100
+        client.pexpire(REDIS_PREFIX + "a", 1)
+        time.sleep(0.01)
+    else:
+        ends_at = SignInAttempts.objects.get().ends_at
+        count_attempt("a")
+        assert SignInAttempts.objects.get().ends_at == ends_at
+        SignInAttempts.objects.update(ends_at=timezone.now() - timedelta(seconds=1))
+    assert count_attempt("a") == 1
+
+
+@pytest.mark.django_db
+def test_what_has_ended_leaves_the_table(settings):
+    settings.REDIS_URL = ""
+    for key in ("a", "b"):
+        count_attempt(key)
+    SignInAttempts.objects.update(ends_at=timezone.now())
+    count_attempt("c")
+    assert list(SignInAttempts.objects.values_list("key", flat=True)) == ["c"]
+
+
+@pytest.mark.django_db
+def test_redis_keeps_a_number_that_ends_under_a_name_that_tells_nobody(
+    client, people, settings, redis_server
+):
+    settings.REDIS_URL = redis_server
+    client.post("/sign-in", {"username": "alice", "password": "nope"})
+    store = redis_client(redis_server)
+    keys = store.keys()
+    assert len(keys) == 2
+    for key in keys:
+        assert key.startswith(REDIS_PREFIX.encode()) and b"alice" not in key
+        assert store.get(key) == b"1"
+        assert 0 < store.ttl(key) <= WINDOW_SECONDS
+    client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
+    assert store.keys() == []
+
+
+@pytest.mark.django_db
+def test_where_redis_is_down_nobody_signs_in_and_the_page_says_why(
+    client, people, settings, tmp_path
+):
+    settings.REDIS_URL = f"unix://{tmp_path}/nobody.sock"
+    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
+    assert answer.status_code == 503
+    assert "Redis, which counts the attempts, does not answer" in answer.content.decode()
+    assert client.get("/")["Location"].startswith("/sign-in")
+    redis_client.cache_clear()
+
+
+@pytest.mark.django_db
+def test_guessing_is_slowed_down_in_either_store(client, people, store):
+    for _ in range(10):
+        client.post("/sign-in", {"username": "alice", "password": "nope"})
+    redis_client.cache_clear()
+    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
+    assert answer.status_code == 429

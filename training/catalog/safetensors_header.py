@@ -1,0 +1,129 @@
+"""A safetensors file's header, believed only where every claim in it holds. It reads no tensor and
+knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training.errors import UserError
+
+# Hugging Face's own limit is 100 MB; 20 MB describe more than 100,000 tensors of one file.
+MAX_HEADER_BYTES = 20_000_000
+# All that safetensors 0.8 knows.
+DTYPE_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+class InvalidHeader(UserError):
+    """The file is not a whole and honest safetensors file."""
+
+
+class TensorInfo(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int  # of its bytes, counted from the end of the header
+    end: int
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Type and shape of every tensor.
+
+    Raises:
+        InvalidHeader: a header that lies about its length, tensors that overlap or lie outside the
+            file, or types and shapes that do not exist.
+    """
+    entries, length = read_entries(path)
+    tensors = {name: parse_entry(name, entry, path.name) for name, entry in entries.items()}
+    expected = 0
+    for begin, end in sorted((tensor.begin, tensor.end) for tensor in tensors.values()):
+        if begin != expected:
+            raise InvalidHeader(f"Tensors in {path.name} overlap or leave holes.")
+        expected = end
+    if not tensors or 8 + length + expected != path.stat().st_size:
+        raise InvalidHeader(f"{path.name} is cut off or has more than its header tells.")
+    return tensors
+
+
+def read_entries(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's entries, and its length in bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 2**63
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise InvalidHeader(
+                f"{path.name} is not a safetensors file: its header claims {length:,} bytes."
+            )
+        try:
+            header = json.loads(file.read(length).decode(), object_pairs_hook=check_unique_keys)
+        except (ValueError, RecursionError) as error:
+            raise InvalidHeader(
+                f"{path.name} is not a safetensors file: {str(error)[:100]}."
+            ) from error
+    if not isinstance(header, dict):
+        raise InvalidHeader(f"{path.name} is not a safetensors file: its header is not an object.")
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, length
+
+
+def parse_entry(name: str, entry: Any, file_name: str) -> TensorInfo:
+    """A tensor whose bytes are as many as its shape needs."""
+    try:
+        begin, end = entry["data_offsets"]
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        bits = DTYPE_BITS[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidHeader(
+            f"The tensor {name[:80]!r} in {file_name} is not described as safetensors has it."
+        ) from error
+    is_sound = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+    if not is_sound or not has_elements(shape, 8 * (end - begin), bits):
+        raise InvalidHeader(
+            f"The tensor {name[:80]!r} in {file_name} has other bytes than its shape needs."
+        )
+    return TensorInfo(dtype, shape, begin, end)
+
+
+def has_elements(shape: tuple[int, ...], total_bits: int, bits: int) -> bool:
+    """Do as many elements as the shape tells fill these bits? A header may name sizes whose product
+    would take hours, so counting stops where the bits are used up.
+    """
+    if 0 in shape:
+        return total_bits == 0
+    needed = bits
+    for size in shape:
+        needed *= size
+        if needed > total_bits:
+            return False
+    return needed == total_bits
+
+
+def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return keys

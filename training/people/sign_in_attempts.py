@@ -1,0 +1,85 @@
+"""How often a password was tried, counted where all web processes see it: in Redis, where there is
+one, else in the database. Redis holds a number under a hashed name, and nothing that is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import lru_cache
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+from redis import Redis
+from redis.exceptions import RedisError
+
+from training.errors import UserError
+from training.people.models import SignInAttempts
+
+WINDOW_SECONDS = 300  # from the first attempt; then counting begins anew
+REDIS_TIMEOUT_SECONDS = 5
+REDIS_PREFIX = "snapml:sign-in:"
+
+
+class CounterUnavailable(UserError):
+    """Redis does not answer. Nobody signs in then, since nobody would be counted."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Sign-in is not possible right now: Redis, which counts the attempts, does not answer. "
+            "Try again in a minute."
+        )
+
+
+def count_attempt(key: str) -> int:
+    """Count one more attempt; returns how many there have been, this one with them.
+
+    Raises:
+        CounterUnavailable: Redis does not answer.
+    """
+    return count_in_redis(key) if settings.REDIS_URL else count_in_database(key)
+
+
+def forget_attempts(keys: Iterable[str]) -> None:
+    """Raises CounterUnavailable: Redis does not answer."""
+    if not settings.REDIS_URL:
+        SignInAttempts.objects.filter(key__in=list(keys)).delete()
+        return
+    try:
+        redis_client(settings.REDIS_URL).delete(*(REDIS_PREFIX + key for key in keys))
+    except RedisError as error:
+        raise CounterUnavailable from error
+
+
+def count_in_redis(key: str) -> int:
+    """One transaction, so that no counter is left without an end."""
+    try:
+        with redis_client(settings.REDIS_URL).pipeline(transaction=True) as commands:
+            commands.set(REDIS_PREFIX + key, 0, ex=WINDOW_SECONDS, nx=True)
+            commands.incr(REDIS_PREFIX + key)
+            return int(commands.execute()[1])
+    except RedisError as error:
+        raise CounterUnavailable from error
+
+
+def count_in_database(key: str) -> int:
+    """The row is locked while it is counted up; what has ended goes first, so the table stays as
+    small as the attempts of one window.
+    """
+    now = timezone.now()
+    SignInAttempts.objects.filter(ends_at__lte=now).delete()
+    with transaction.atomic():
+        counter, _ = SignInAttempts.objects.select_for_update().get_or_create(
+            key=key, defaults={"ends_at": now + timedelta(seconds=WINDOW_SECONDS)}
+        )
+        counter.count += 1
+        counter.save(update_fields=["count"])
+    return counter.count
+
+
+@lru_cache(maxsize=1)
+def redis_client(url: str) -> Redis:
+    return Redis.from_url(url, socket_timeout=REDIS_TIMEOUT_SECONDS)
