@@ -17,7 +17,7 @@ from training.runs.forecast.batch_shapes import BATCHING
 from training.runs.forecast.summary import forecast
 from training.runs.forecast.target_device import target_of
 from training.runs.forecast.token_lengths import cut_at, histogram, lengths, padding, tokens_of
-from training.runs.launch.sweep import mark
+from training.runs.launch.sweep import warning_id
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
@@ -205,7 +205,7 @@ def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model,
         "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
     )
     assert warning in refused.content.decode()
-    assert as_alice.post("/runs/new", {**asked, "seen": mark(warning)}).status_code == 302
+    assert as_alice.post("/runs/new", {**asked, "seen": warning_id(warning)}).status_code == 302
 
 
 def test_the_api_tells_the_same(as_alice, data, base_model):

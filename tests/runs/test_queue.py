@@ -223,12 +223,12 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
 def test_what_can_never_run_is_refused_at_launch(
     alice, base_model, data, device, no_bell, monkeypatch
 ):
-    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(
         UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"
     ):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 20 * GB})
+    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 20 * GB})
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
     with pytest.raises(UserError, match=r"a run may reserve at most 10.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)

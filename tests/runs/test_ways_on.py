@@ -130,7 +130,7 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
     assert "gradient_checkpointing True it would need 4.0 GB" in nearest(
         RunConfig(), base_model, data, 5 * GB, target_of()
     )
-    monkeypatch.setattr("training.runs.launch.services.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
