@@ -1,9 +1,10 @@
 // The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives in the address.
 import { figure } from "./charts.js";
 import { Curves } from "./curves.js";
+import { formatBytes, formatDuration, formatInteger, formatLoss, formatStart } from "./formatting.js";
+import { plotlyReady } from "./plots.js";
 import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
-import { duration, loss, size, startWords, whole } from "./words.js";
 
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
 const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
@@ -11,11 +12,9 @@ const page = document.getElementById("run");
 const chart = document.getElementById("chart");
 const view = new URLSearchParams(location.search);
 const part = (name) => page.querySelector(`[data-${name}]`);
-// The socket does not wait for plotly's 4.8 MB: the numbers come while it is still being read.
-const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
-const trials = new Trials(part("trials"), plotly);
+const trials = new Trials(part("trials"));
 
 let curves = new Curves();
 let zoomed = null;
@@ -84,12 +83,21 @@ const header = (name) => page.querySelector(`[data-live="${name}"]`);
 function fill(now) {
   header("phase").textContent = now.phase;
   header("progress").value = now.progress;
-  header("left").textContent = now.seconds_left == null ? startWords(now.waits) : `about ${duration(now.seconds_left)} left`;
-  header("step").textContent = now.total_steps ? `${whole(now.step)} / ${whole(now.total_steps)}` : whole(now.step);
-  header("loss").textContent = loss(now.loss);
-  header("heldout").textContent = loss(now.heldout_loss);
-  header("peak").textContent = now.peak_memory_bytes ? size(now.peak_memory_bytes) : "–";
+  header("left").textContent = timeLeft(now);
+  header("step").textContent = [now.step, now.total_steps || null]
+    .filter((count) => count !== null)
+    .map(formatInteger)
+    .join(" / ");
+  header("loss").textContent = formatLoss(now.loss) || "–";
+  header("heldout").textContent = formatLoss(now.heldout_loss) || "–";
+  header("peak").textContent = formatBytes(now.peak_memory_bytes || null) || "–";
   header("label").textContent = now.label;
+}
+
+function timeLeft({ seconds_left: left, waits }) {
+  if (left != null) return `about ${formatDuration(left)} left`;
+  if (!waits?.at) return "";
+  return `Should start: ${formatStart(waits.earliest, waits.latest, Date.now() / 1000)}`;
 }
 
 function draw() {
@@ -102,7 +110,7 @@ function draw() {
     const upto = seq;
     const axis = part("axis").value;
     const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began, forecast: Number(page.dataset.forecast) });
-    await plotly;
+    await plotlyReady;
     chart.classList.remove("skeleton");
     await Plotly.react(chart, traces, layout, config);
     if (!chart.dataset.ready) {
@@ -155,7 +163,7 @@ function addSample(event) {
     line.textContent = words;
     sample.append(line);
   };
-  add("soft small", `step ${whole(event.step)}`);
+  add("soft small", `step ${formatInteger(event.step)}`);
   add("", event.prompt);
   add("answer", event.answer || "(no answer)");
   add("soft small", `expected: ${event.expected}`);

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
 from training.errors import NotFound, UserError
+from training.formatting import format_bytes
 from training.gpus import allocations
 from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
@@ -140,7 +141,7 @@ def archive(request: SignedIn, run_id: int) -> HttpResponse:
 def delete(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     freed = actions.delete(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found.name} is deleted; {freed / 1e6:,.1f} MB are free again.")
+    messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("runs")
 
 

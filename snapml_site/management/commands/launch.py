@@ -6,8 +6,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from training.auto.situation import show
 from training.errors import UserError
+from training.formatting import format_setting
 from training.people.models import User
 from training.runs.launch import auto as launch_auto
 from training.runs.launch import services, sweep, yaml_file
@@ -64,7 +64,10 @@ class Command(BaseCommand):
         if plan:
             run = launch_auto.launch_planned(user, plan, **said)
             self.stdout.write(
-                "\n".join(f"{one.setting} = {show(one.value)}: {one.why}" for one in plan.choices)
+                "\n".join(
+                    f"{one.setting} = {format_setting(one.value)}: {one.why}"
+                    for one in plan.choices
+                )
             )
             self.stdout.write(f"Run {run.pk}, {run.name}, is waiting for a worker.")
         elif sweep.split_grid(settings)[1]:
