@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from django import template
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from adapters.evaluation.scores import METRICS
 from training import formatting
+from training.engine.metrics import Figure
 
 register = template.Library()
-SHARES = {f"mean_{name}" for name, metric in METRICS.items() if metric.share} | {"exact_match"}
 register.filter("size", formatting.format_bytes)
 register.filter("percent", formatting.format_percent)
 register.filter("short_count", formatting.format_count)
@@ -33,13 +31,8 @@ def column_title(name: str) -> str:
 
 
 @register.filter
-def figure(value: Any, name: str) -> str:
-    """A figure of a comparison in its unit."""
-    if value is None:
-        return "\N{EN DASH}"
-    return next(
-        (format_value(value) for fits, format_value in UNITS if fits(name)), f"{value:,.0f}"
-    )
+def figure(value: float | None, shown: Figure) -> str:
+    return formatting.format_value(value, shown.unit, shown.decimals)
 
 
 @register.filter
@@ -85,14 +78,3 @@ def log_line(event: Any) -> str:
             f"{name} {value}" for name, value in facts.items() if value is not None
         )
     return "".join(c for c in text if c == "\n" or c.isprintable())[:4000]
-
-
-# Which figures are told in which unit; the rest are whole numbers.
-UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
-    (lambda name: name.endswith("_bytes"), formatting.format_bytes),
-    (lambda name: name.endswith("_seconds"), formatting.format_duration),
-    (lambda name: name in SHARES, formatting.format_percent),
-    (lambda name: name == "mean_perplexity", "{:.3g}".format),
-    (lambda name: name == "answer_rate", "{:,.1f}".format),
-    (lambda name: name.endswith("loss") or name == "perplexity", formatting.format_loss),
-)

@@ -12,8 +12,8 @@ function fixed(value, decimals) {
 
 export function formatBytes(bytes) {
   if (bytes == null) return "";
-  for (const unit of ["B", "kB", "MB", "GB"]) {
-    if (Math.abs(bytes) < 1000) return `${fixed(bytes, unit === "B" || unit === "kB" ? 0 : 1)} ${unit}`;
+  for (const [unit, decimals] of [["B", 0], ["kB", 0], ["MB", 1], ["GB", 1]]) {
+    if (Math.abs(bytes) < 1000) return `${fixed(bytes, decimals)} ${unit}`;
     bytes /= 1000;
   }
   return `${fixed(bytes, 1)} TB`;

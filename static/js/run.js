@@ -7,7 +7,10 @@ import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
 
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
-const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
+const metrics = JSON.parse(document.getElementById("metrics").textContent);
+// What the chart marks besides steps.
+const MARKED_KINDS = new Set(["memory", "resume", ...metrics.map((metric) => metric.event)]);
+MARKED_KINDS.delete("step");
 const page = document.getElementById("run");
 const chart = document.getElementById("chart");
 const view = new URLSearchParams(location.search);
@@ -18,7 +21,7 @@ const trials = new Trials(part("trials"));
 
 let curves = new Curves();
 let zoomed = null;
-let marks = [];
+let events = []; // those that the chart marks
 let began = null;
 let state = page.dataset.state;
 let asked = false;
@@ -31,20 +34,20 @@ const live = new LiveRun(page.dataset.socket, first.run, first.points, first.upt
 live.addEventListener("open", () => connection("live", false));
 live.addEventListener("closed", () => connection("connection lost; trying again…", true));
 live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
-live.addEventListener("snap", ({ detail }) => showSnapshot(detail));
-function showSnapshot(detail) {
-  curves = Curves.fromSnapshot(detail.curves);
-  marks = [];
+live.addEventListener("snap", ({ detail: snapshot }) => showSnapshot(snapshot));
+function showSnapshot(snapshot) {
+  curves = Curves.fromSnapshot(snapshot.curves);
+  events = [];
   trials.clear();
   zoomed = null;
   part("samples").dataset.filled = "";
-  began = detail.events[0]?.time ?? detail.state.started_at;
-  detail.events.forEach(note); // its curves are rewound already
-  show(detail.state, detail.upto);
+  began = snapshot.events[0]?.time ?? snapshot.state.started_at;
+  snapshot.events.forEach(note); // its curves are rewound already
+  show(snapshot.state, snapshot.upto);
 }
-live.addEventListener("delta", ({ detail }) => {
-  detail.events.forEach(take);
-  show(detail.state, detail.last);
+live.addEventListener("delta", ({ detail: delta }) => {
+  delta.events.forEach(take);
+  show(delta.state, delta.last);
   if (curves.length > TOO_MANY) live.again();
 });
 
@@ -53,7 +56,7 @@ function note(event) {
   if (event.kind === "sample") addSample(event);
   trials.take(event);
   if (event.kind === "tuned" && event.seq > first.upto) refresh();
-  if (MARKS.has(event.kind)) marks.push(event);
+  if (MARKED_KINDS.has(event.kind)) events.push(event);
 }
 
 function take(event) {
@@ -62,7 +65,7 @@ function take(event) {
   if (event.kind === "resume") {
     if (!curves.raw) return live.again(); // a bucket cannot be cut
     curves.rewind(event.step);
-    marks = marks.filter((mark) => mark.step <= event.step || mark.kind === "resume");
+    events = events.filter((one) => one.step <= event.step || one.kind === "resume");
   }
 }
 
@@ -109,7 +112,15 @@ function draw() {
     drawing = true;
     const upto = seq;
     const axis = part("axis").value;
-    const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began, forecast: Number(page.dataset.forecast) });
+    const { traces, layout } = figure({
+      metrics,
+      curves: zoomed ?? curves,
+      events,
+      axis,
+      smoothing: Number(part("smoothing").value),
+      began,
+      forecast: Number(page.dataset.forecast),
+    });
     await plotlyReady;
     chart.classList.remove("skeleton");
     await Plotly.react(chart, traces, layout, config);

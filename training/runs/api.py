@@ -9,6 +9,7 @@ from ninja import Query, Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import Field
 
+from training.engine.metrics import charted_names
 from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
@@ -21,7 +22,7 @@ from training.runs.launch import services, sweep, yaml_file
 from training.runs.launch.api import model_and_data, where_of
 from training.runs.launch.schemas import AutoIn, RunIn
 from training.runs.live.messages import as_message, events_after
-from training.runs.metrics.curves import SERIES, read_curves
+from training.runs.metrics.curves import read_curves
 from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
 from training.runs.queue import placement
@@ -215,11 +216,12 @@ def read_metrics(
     mean. Names with commas.
     """
     run = get_visible(Run, request.user, run_id)
-    wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or list(SERIES)
-    unknown = [name for name in wanted if name not in SERIES]
+    charted = charted_names()
+    wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or charted
+    unknown = [name for name in wanted if name not in charted]
     if unknown:
         raise UserError(
-            f"There is no metric {unknown[0]}; there are {', '.join(SERIES)}.", field="names"
+            f"There is no metric {unknown[0]}; there are {', '.join(charted)}.", field="names"
         )
     with one_moment():
         curves = read_curves(

@@ -13,6 +13,7 @@ from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
+from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
@@ -81,6 +82,7 @@ def run(request: SignedIn, run_id: int) -> HttpResponse:
     values = {
         **header_values(request, found),
         "snapshot": live_messages.snapshot(found.pk, CHART_POINTS),
+        "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/run.html", values)
 
@@ -185,6 +187,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "chosen": [
             {"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)
         ],
+        "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/compare.html", values)
 
