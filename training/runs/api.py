@@ -21,7 +21,7 @@ from training.runs.launch import auto as launch_auto
 from training.runs.launch import services, sweep, yaml_file
 from training.runs.launch.api import model_and_data, where_of
 from training.runs.launch.schemas import AutoIn, RunIn
-from training.runs.live.messages import as_message, events_after
+from training.runs.live.messages import event_to_json, events_after
 from training.runs.metrics.curves import read_curves
 from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
@@ -187,7 +187,7 @@ def read_events(
     """
     run = get_visible(Run, request.user, run_id)
     with one_moment():
-        events = [as_message(event) for event in events_after(run.pk, after, limit)]
+        events = [event_to_json(event) for event in events_after(run.pk, after, limit)]
     return {"events": events, "last_seq": events[-1]["seq"] if events else after}
 
 
