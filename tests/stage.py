@@ -43,9 +43,9 @@ from adapters.models import AdapterVersion
 from training.gpus.models import Allocation
 from training.runs.metrics.curves import read_curves
 from training.runs.models import Run
-from training.runs.live.messages import as_message, events_after
+from training.runs.live.messages import event_to_json, events_after
 run = Run.objects.get(pk=sys.argv[1])
-events = [as_message(e) for e in events_after(run.pk, 0, 10_000_000)]
+events = [event_to_json(e) for e in events_after(run.pk, 0, 10_000_000)]
 adapter = AdapterVersion.objects.get(run=run)
 print(json.dumps({
     "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,

@@ -15,7 +15,12 @@ from benchmarks.structure import find_cycles, import_graph
 ROOT = Path(__file__).parent.parent
 # An import points left or stays.
 ORDER = [
-    {"training.errors", "training.engine", "training.child_environment"},
+    {
+        "training.errors",
+        "training.formatting",
+        "training.engine",
+        "training.child_environment",
+    },
     {"training.people"},
     {"training.catalog", "training.datasets", "training.auto", "training.gpus"},
     {"training.runs"},

@@ -76,7 +76,9 @@ def badness(scores: Mapping[str, float]) -> float:
     are equal.
     """
     shares = [
-        1 - scores[name] for name, metric in METRICS.items() if metric.share and name in scores
+        1 - scores[name]
+        for name, metric in METRICS.items()
+        if metric.unit == "share" and name in scores
     ]
     surprise = 1 - 1 / max(1.0, scores.get("perplexity", 1.0))
     return sum(shares) + 1e-3 * surprise

@@ -147,7 +147,7 @@ def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None 
     )
     return {
         "versions": [{"id": one.pk, "name": str(one)} for one in view.versions],
-        "figures": {name: [value for value, _ in cells] for name, _, cells in figures},
+        "figures": {figure.name: [value for value, _ in cells] for figure, cells in figures},
         "differences": {
             name: values
             for name, values, differs in comparison.differences(

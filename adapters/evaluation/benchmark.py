@@ -19,7 +19,9 @@ from adapters.registry.model_card import plain
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import TABLE
+from training.engine.metrics import METRICS, Figure
 from training.errors import Conflict, UserError, one_line
+from training.formatting import format_value
 from training.gpus.ledger import used_by_run
 from training.people.models import User
 from training.runs.launch.request import LaunchRequest, launch
@@ -183,33 +185,29 @@ def ask_all(user: User, sweep: Sweep) -> PromptSet:
     return chosen
 
 
-COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("trainable_share", "Trained share", "percent"),
-    ("peak_bytes", "Peak memory", "bytes"),
-    ("memory_saved", "Memory saved against full", "percent"),
-    ("heldout_loss", "Held-out loss", "plain"),
-    ("loss_over_full", "Loss over full's", "ratio"),
-    ("exact_match", "Word for word right", "percent"),
-    ("fields", "Fields right", "percent"),
-    ("speed_over_base", "Answer speed over the base's", "ratio"),
-    ("size_bytes", "Size", "bytes"),
-    ("minutes", "Minutes on a device", "minutes"),
+COLUMNS: tuple[Figure, ...] = (
+    Figure("trainable_share", "Trained share", "share"),
+    Figure("peak_bytes", "Peak memory", "bytes", decimals=2),
+    Figure("memory_saved", "Memory saved against full", "share"),
+    METRICS["heldout_loss"],
+    Figure("loss_over_full", "Loss over full's", decimals=2),
+    Figure("exact_match", "Word for word right", "share"),
+    Figure("fields", "Fields right", "share"),
+    Figure("speed_over_base", "Answer speed over the base's", decimals=2),
+    Figure("size_bytes", "Size", "bytes", decimals=2),
+    Figure("minutes", "Minutes on a device", decimals=1),
 )
 
 
-def told(value: float | None, kind: str) -> str:
-    """A cell of the report as people read it."""
-    if value is None:
-        return "\N{EN DASH}"
-    if kind == "percent":
+def format_cell(value: float | None, column: Figure) -> str:
+    """A cell of the report as people read it; small shares keep three digits."""
+    if value is not None and column.unit == "share":
         return f"{100 * value:.3g} %"
-    if kind == "bytes":
-        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
-    return {"plain": f"{value:.3f}", "ratio": f"{value:.2f}", "minutes": f"{value:.1f}"}[kind]
+    return format_value(value, column.unit, column.decimals)
 
 
 def cells(row: Row) -> list[str]:
-    return [told(getattr(row, name), kind) for name, _, kind in COLUMNS]
+    return [format_cell(getattr(row, column.name), column) for column in COLUMNS]
 
 
 def left_out(sweep: Sweep) -> list[tuple[str, str]]:
@@ -222,14 +220,16 @@ def as_csv(sweep: Sweep, rows: list[Row]) -> str:
     """Plain numbers: bytes, shares of 1, minutes."""
     held = io.StringIO()
     writer = csv.writer(held)
-    writer.writerow(["Method", *(title for _, title, _ in COLUMNS)])
-    writer.writerows([row.title, *(getattr(row, name) for name, _, _ in COLUMNS)] for row in rows)
+    writer.writerow(["Method", *(column.title for column in COLUMNS)])
+    writer.writerows(
+        [row.title, *(getattr(row, column.name) for column in COLUMNS)] for row in rows
+    )
     writer.writerows([title, f"not started: {why}"] for title, why in left_out(sweep))
     return held.getvalue()
 
 
 def as_markdown(sweep: Sweep, rows: list[Row]) -> str:
-    head = ["Method", *(title for _, title, _ in COLUMNS)]
+    head = ["Method", *(column.title for column in COLUMNS)]
     lines = [f"# {plain(sweep.name)}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join([row.title, *cells(row)])} |" for row in rows]
     lines += [f"\n{title} was not started: {plain(why)}" for title, why in left_out(sweep)]

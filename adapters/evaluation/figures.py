@@ -10,19 +10,24 @@ from typing import Any
 from adapters.evaluation.scores import METRICS, mean
 from adapters.evaluation.significance import Side
 from adapters.models import AdapterVersion, Reply
+from training.engine import metrics
+from training.engine.metrics import Figure
 
-FIGURES: tuple[tuple[str, str, str], ...] = (
-    ("heldout_loss", "Held-out loss", "low"),
-    ("exact_match", "Word for word right, at the run's end", "high"),
-    *((f"mean_{name}", metric.title, metric.better) for name, metric in METRICS.items()),
-    ("trainable_parameters", "Trainable parameters", "low"),
-    ("size_bytes", "File size", "low"),
-    ("forecast_bytes", "Peak memory, forecast", "low"),
-    ("peak_memory_bytes", "Peak memory, measured", "low"),
-    ("tokens_per_second", "Tokens per second, training", "high"),
-    ("answer_rate", "Tokens per second, answering", "high"),
-    ("device_seconds", "Time on devices", "low"),
-    ("step", "From step", ""),
+FIGURES: tuple[Figure, ...] = (
+    metrics.METRICS["heldout_loss"],
+    Figure("exact_match", "Word for word right, at the run's end", "share", "high"),
+    *(
+        Figure(f"mean_{name}", score.title, score.unit, score.better, decimals=2)
+        for name, score in METRICS.items()
+    ),
+    Figure("trainable_parameters", "Trainable parameters", better="low"),
+    Figure("size_bytes", "File size", "bytes", "low", 1),
+    Figure("forecast_bytes", "Peak memory, forecast", "bytes", "low", 1),
+    Figure("peak_memory_bytes", "Peak memory, measured", "bytes", "low", 1),
+    Figure("tokens_per_second", "Tokens per second, training", "tokens/s", "high"),
+    Figure("answer_rate", "Tokens per second, answering", "tokens/s", "high", 1),
+    Figure("device_seconds", "Time on devices", "seconds", "low"),
+    Figure("step", "From step"),
 )
 
 

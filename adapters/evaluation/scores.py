@@ -23,7 +23,7 @@ class Metric:
     title: str
     words: str
     better: str  # "high" or "low"
-    share: bool  # shown as a per cent
+    unit: str  # "share" is shown as a percentage
     counts: bool  # 0 or 1 a row: two versions are told apart by McNemar's exact test
 
 
@@ -32,41 +32,41 @@ METRICS: dict[str, Metric] = {
         "Exact match",
         "The reply is the expected answer, to the character.",
         "high",
-        share=True,
+        unit="share",
         counts=True,
     ),
     "normalised": Metric(
         "Normalised match",
         "The same without case, punctuation, articles and blanks (SQuAD's rule).",
         "high",
-        share=True,
+        unit="share",
         counts=True,
     ),
     "rouge_l": Metric(
-        "ROUGE-L", "Longest common sequence of words, F1.", "high", share=True, counts=False
+        "ROUGE-L", "Longest common sequence of words, F1.", "high", unit="share", counts=False
     ),
     "chrf": Metric(
-        "chrF", "Common pieces of up to six characters.", "high", share=True, counts=False
+        "chrF", "Common pieces of up to six characters.", "high", unit="share", counts=False
     ),
     "json_valid": Metric(
         "Valid JSON",
         "The reply can be read as JSON, where JSON is expected.",
         "high",
-        share=True,
+        unit="share",
         counts=True,
     ),
     "fields": Metric(
         "Fields right",
         "Share of the expected JSON's fields with the expected value.",
         "high",
-        share=True,
+        unit="share",
         counts=False,
     ),
     "perplexity": Metric(
         "Perplexity of the answer",
         "How surprised the version is by the expected answer; 1 is not at all.",
         "low",
-        share=False,
+        unit="choices/token",
         counts=False,
     ),
 }

@@ -57,7 +57,7 @@ class Finding:
 
     @property
     def figures(self) -> str:
-        share = METRICS[self.metric].share
+        share = METRICS[self.metric].unit == "share"
         best, worst = (shown(self.means[side is self.second], share=share) for side in self.sides)
         return f"{best} against {worst}"
 

@@ -22,6 +22,7 @@ from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import verdicts
 from adapters.models import AdapterVersion, PromptSet, Reply, Stage, Work
 from training.datasets.visible import visible_data
+from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
@@ -117,6 +118,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
             [figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions],
             FIGURES,
         ),
+        "chart_metrics": metrics_as_dicts(),
         "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
         "datas": {
             version.data.pk: version.data for version in view.versions if version.data

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from adapters.programs.protocol import run, say
 from training.errors import UserError
+from training.formatting import format_bytes
 
 # What the hub's words for it leave open.
 HINTS = {
@@ -43,7 +44,7 @@ def push(order: dict[str, Any]) -> dict[str, Any]:
     try:
         say(words="asking the hub")
         made = api.create_repo(repository, private=order["private"], exist_ok=True)
-        say(words=f"sending {sum(one.upload_info.size for one in added) / 1e6:,.1f} MB")
+        say(words=f"sending {format_bytes(sum(one.upload_info.size for one in added))}")
         commit = api.create_commit(repository, added, commit_message=order["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code

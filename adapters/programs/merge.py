@@ -15,6 +15,7 @@ from typing import Any
 
 from training.engine.fast_imports import quick_imports
 from training.errors import UserError
+from training.formatting import format_bytes
 
 with quick_imports():
     import torch
@@ -129,9 +130,9 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE_BYTES:
         raise UserError(
-            f"The merged model needs {needed / 1e9:.1f} GB and 1 GB must stay free, but the disk "
-            f"has {free / 1e9:.1f} GB. Delete what is not needed (Adapters, Disk), or answer with "
-            "the adapter attached."
+            f"The merged model needs {format_bytes(needed)} and {format_bytes(SPARE_BYTES, 0)} "
+            f"must stay free, but the disk has {format_bytes(free)}. Delete what is not needed "
+            "(Adapters, Disk), or answer with the adapter attached."
         )
 
 

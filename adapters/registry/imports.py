@@ -29,6 +29,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader, read_header
 from training.engine.file_names import ADAPTER
 from training.errors import Conflict, TooLarge, UserError, one_line
+from training.formatting import format_bytes
 from training.people.models import User
 
 MOST_BYTES = 2 * 10**9
@@ -115,7 +116,7 @@ def take_in(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
             )
         limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
         if (named[wanted].size or 0) > limit:
-            raise TooLarge(f"{wanted} has more than {limit / 1e6:,.1f} MB.", field="file")
+            raise TooLarge(f"{wanted} has more than {format_bytes(limit)}.", field="file")
         with (target / wanted).open("xb") as file:
             shutil.copyfileobj(opened(named[wanted]), file)
 
@@ -149,8 +150,8 @@ def unpack(upload: IO[bytes], target: Path) -> None:
                 1, entry.compress_size
             ):
                 raise TooLarge(
-                    f"{wanted} would have {entry.file_size / 1e6:,.1f} MB unpacked; at most "
-                    f"{limit / 1e6:,.1f} are taken.",
+                    f"{wanted} would have {format_bytes(entry.file_size)} unpacked; at most "
+                    f"{format_bytes(limit)} are taken.",
                     field="file",
                 )
             try:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from training.engine.methods import TABLE
+from training.formatting import format_bytes
 from training.runs.models import Run
 
 NAME = "README.md"
@@ -83,7 +84,7 @@ def figures(run: Run, measured: Measured) -> str:
         "Trained parameters": f"{measured.trainable_parameters:,}"
         if measured.trainable_parameters
         else None,
-        "Peak memory": f"{run.peak_memory_bytes / 1e9:.2f} GB" if run.peak_memory_bytes else None,
+        "Peak memory": format_bytes(run.peak_memory_bytes or None, 2) or None,
         "Base revision": run.base_model.revision or None,
         "Data": f"SHA-256 {run.data.digest}",
         "Device": run.plan.get("device"),

@@ -16,6 +16,7 @@ from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
+from training.formatting import format_bytes
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
@@ -36,7 +37,7 @@ def edit(request: SignedIn, adapter_id: int) -> HttpResponse:
 def delete(request: SignedIn, adapter_id: int) -> HttpResponse:
     found = get_changeable(AdapterVersion, request.user, adapter_id)
     freed = actions.delete_version(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found} is deleted; {freed / 1e6:,.1f} MB are free again.")
+    messages.success(request, f"{found} is deleted; {format_bytes(freed)} are free again.")
     return redirect("adapters")
 
 

@@ -1,31 +1,38 @@
-// From curves to one plotly figure: rows over one x axis, so that zoom and hover go through all of them. Pure but for colours.
+// From curves to one plotly figure: rows over one x axis, so that zoom and hover go through all of
+// them. Which metrics there are, and in which row each is drawn, the page's table of metrics says.
 import { smoothed } from "./curves.js";
-import { size } from "./words.js";
+import { formatBytes } from "./formatting.js";
+import { baseAxis, baseLayout, color } from "./plots.js";
 
-const ROWS = {
-  y: { title: "Loss", domain: [0.59, 1] },
-  y2: { title: "Memory", domain: [0.37, 0.54] },
-  y3: { title: "Learning rate", domain: [0.24, 0.32] },
-  y4: { title: "Gradient norm", domain: [0.12, 0.2] },
-  y5: { title: "Tokens/s", domain: [0, 0.08] },
-};
+// Two rows show more than their metrics: a smoothed line; moments and a forecast.
+const LOSS = "Loss";
+const MEMORY = "Memory";
+const HEIGHTS = { [LOSS]: 5, [MEMORY]: 2 }; // of the other rows: 1
+const GAP = 0.045;
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
 const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "square" };
 
-export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const titleOf = (metric) => metric.title.toLowerCase();
+const hoverOf = (metric) => (metric.unit === "bytes" ? "%{y:.3s}B" : "%{y:.4~g}");
 
-// What all charts share: no border, no ground of their own, the page's type, one hover for all lines.
-export const look = () => ({
-  font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("soft") },
-  paper_bgcolor: "rgba(0,0,0,0)",
-  plot_bgcolor: "rgba(0,0,0,0)",
-  hoverlabel: { bgcolor: colour("card"), bordercolor: colour("line"), font: { color: colour("text") } },
-  hovermode: "x unified",
-});
-export const axisLook = () => ({ gridcolor: colour("grid"), zeroline: false });
+// A row for each chart of the table, the tallest on top: {title, axis, domain, metrics}.
+export function rowsOf(metrics) {
+  const titles = [...new Set(metrics.map((metric) => metric.chart))].filter(Boolean);
+  const height = (title) => HEIGHTS[title] ?? 1;
+  titles.sort((one, other) => height(other) - height(one));
+  const share = (1 - GAP * (titles.length - 1)) / titles.reduce((sum, one) => sum + height(one), 0);
+  let top = 1;
+  return titles.map((title, index) => {
+    const bottom = index === titles.length - 1 ? 0 : top - share * height(title);
+    const domain = [bottom, top];
+    top = bottom - GAP;
+    const shown = metrics.filter((metric) => metric.chart === title);
+    return { title, axis: index ? `y${index + 1}` : "y", domain, metrics: shown };
+  });
+}
 
 // Places on the chosen axis. Time is minutes since the run's first event.
-export function placer(curves, axis, began) {
+function placer(curves, axis, began) {
   const { step } = curves.axes;
   const scale = (value) => (axis === "time" ? (value - began) / 60 : value);
   return (event) => {
@@ -37,59 +44,162 @@ export function placer(curves, axis, began) {
   };
 }
 
-export function figure({ curves, marks, axis, smoothing, began, forecast }) {
-  const scaled = axis === "time" ? (x) => x.map((t) => (t - began) / 60) : (x) => x;
+export function figure({ metrics, curves, events, axis, smoothing, began, forecast }) {
+  const rows = rowsOf(metrics);
+  const memory = rows.find((row) => row.title === MEMORY).axis;
   const place = placer(curves, axis, began);
-  const line = (name, row, key, { title, width = 1.6, unit = "" } = {}) => {
-    const [x, y] = curves.spread(axis, name);
-    return { x: scaled(x), y, yaxis: row, name: title, type: "scatter", mode: curves.length === 1 ? "markers" : "lines", line: { width, color: colour(key) }, hovertemplate: `%{y:.4~g}${unit}`, showlegend: false };
+  const traces = rows.flatMap((row) =>
+    row.metrics.flatMap((metric) =>
+      metric.event === "step"
+        ? stepLines(metric, row, { curves, axis, smoothing, began })
+        : [measuredLine(metric, row, { metrics, events, place })],
+    ),
+  );
+  traces.push(memoryMoments(events, memory, place));
+  const shapes = [...resumes(events, place), ...forecastLine(forecast, memory)];
+  return { traces, layout: layout(rows, axis, shapes, forecast) };
+}
+
+// A metric of every step: its line, and over that of a loss the smoothed one.
+function stepLines(metric, row, { curves, axis, smoothing, began }) {
+  const scaled = (values) => (axis === "time" ? values.map((t) => (t - began) / 60) : values);
+  const [x, y] = curves.spread(axis, metric.name);
+  const isSmoothed = row.title === LOSS;
+  const line = {
+    x: scaled(x),
+    y,
+    yaxis: row.axis,
+    name: titleOf(metric),
+    type: "scatter",
+    mode: curves.length === 1 ? "markers" : "lines",
+    line: { width: isSmoothed ? 1 : 1.6, color: color(metric.color) },
+    hovertemplate: hoverOf(metric),
+    showlegend: false,
   };
-  const evals = marks.filter((mark) => mark.kind === "eval");
-  const moments = marks.filter((mark) => mark.kind === "memory");
-  const traces = [
-    { ...line("loss", "y", "chart-1", { title: "loss", width: 1 }), opacity: 0.3 },
-    { ...line("loss", "y", "chart-1", { title: "smoothed", width: 2 }), x: scaled(curves.axes[axis]), y: smoothed(curves.series.loss.mean, smoothing) },
-    { x: evals.map(place), y: evals.map((mark) => Number(mark.heldout_loss)), yaxis: "y", name: "held-out", type: "scatter", mode: "lines+markers", line: { width: 1.6, color: colour("chart-2") }, marker: { size: 6 }, text: evals.map((mark) => Number(mark.perplexity).toPrecision(3)), hovertemplate: "%{y:.4~g} (perplexity %{text})", showlegend: false },
-    { ...line("memory_peak_bytes", "y2", "chart-5", { title: "peak", unit: "B" }), hovertemplate: "%{y:.3s}B" },
-    { ...line("memory_bytes", "y2", "chart-3", { title: "now", unit: "B" }), hovertemplate: "%{y:.3s}B" },
-    { x: moments.map(place), y: moments.map((mark) => mark.memory_peak_bytes), yaxis: "y2", name: "", type: "scatter", mode: "markers", marker: { size: 7, color: colour("chart-4"), symbol: moments.map((mark) => SYMBOLS[mark.moment] ?? "circle") }, text: moments.map((mark) => `${mark.moment}: ${size(mark.memory_peak_bytes)}`), hovertemplate: "%{text}", showlegend: false },
-    line("learning_rate", "y3", "chart-1", { title: "learning rate" }),
-    line("gradient_norm", "y4", "chart-1", { title: "gradient norm" }),
-    line("tokens_per_second", "y5", "chart-1", { title: "tokens/s" }),
-  ];
-  return { traces, layout: layout(axis, [...lines(marks, place), ...expected(forecast)], forecast) };
+  if (!isSmoothed) return [line];
+  const smooth = {
+    ...line,
+    x: scaled(curves.axes[axis]),
+    y: smoothed(curves.series[metric.name].mean, smoothing),
+    name: `${titleOf(metric)}, smoothed`,
+    line: { width: 2, color: color(metric.color) },
+  };
+  return [{ ...line, opacity: 0.3 }, smooth];
+}
+
+// A metric that is measured now and then; its hover adds what was measured with it and has no chart.
+function measuredLine(metric, row, { metrics, events, place }) {
+  const measured = events.filter((event) => event.kind === metric.event);
+  const beside = metrics.filter((other) => other.event === metric.event && !other.chart);
+  const textOf = (event) =>
+    beside.map((one) => `${titleOf(one)} ${Number(event[one.name]).toPrecision(3)}`).join(", ");
+  return {
+    x: measured.map(place),
+    y: measured.map((event) => Number(event[metric.name])),
+    yaxis: row.axis,
+    name: titleOf(metric),
+    type: "scatter",
+    mode: "lines+markers",
+    line: { width: 1.6, color: color(metric.color) },
+    marker: { size: 6 },
+    text: measured.map(textOf),
+    hovertemplate: beside.length ? `${hoverOf(metric)} (%{text})` : hoverOf(metric),
+    showlegend: false,
+  };
+}
+
+function memoryMoments(events, yaxis, place) {
+  const moments = events.filter((event) => event.kind === "memory");
+  return {
+    x: moments.map(place),
+    y: moments.map((event) => event.memory_peak_bytes),
+    yaxis,
+    name: "",
+    type: "scatter",
+    mode: "markers",
+    marker: {
+      size: 7,
+      color: color("chart-4"),
+      symbol: moments.map((event) => SYMBOLS[event.moment] ?? "circle"),
+    },
+    text: moments.map((event) => `${event.moment}: ${formatBytes(event.memory_peak_bytes)}`),
+    hovertemplate: "%{text}",
+    showlegend: false,
+  };
 }
 
 // A dotted line through all rows where the run was resumed.
-function lines(marks, place) {
-  return marks
-    .filter((mark) => mark.kind === "resume")
-    .map((mark) => ({ type: "line", xref: "x", yref: "paper", x0: place(mark), x1: place(mark), y0: 0, y1: 1, line: { color: colour("paused"), width: 1, dash: "dot" } }));
+function resumes(events, place) {
+  return events
+    .filter((event) => event.kind === "resume")
+    .map((event) => ({
+      type: "line",
+      xref: "x",
+      yref: "paper",
+      x0: place(event),
+      x1: place(event),
+      y0: 0,
+      y1: 1,
+      line: { color: color("paused"), width: 1, dash: "dot" },
+    }));
 }
 
 // What was forecast, across the measured memory.
-function expected(forecast) {
+function forecastLine(forecast, yref) {
   if (!forecast) return [];
-  return [{ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y2", y0: forecast, y1: forecast, line: { color: colour("soft"), width: 1.2, dash: "dash" } }];
+  const line = { color: color("soft"), width: 1.2, dash: "dash" };
+  return [{ type: "line", xref: "paper", x0: 0, x1: 1, yref, y0: forecast, y1: forecast, line }];
 }
 
-function layout(axis, shapes, forecast) {
-  const text = colour("soft");
-  const yaxis = ([key, row]) => [key.replace("y", "yaxis"), { domain: row.domain, gridcolor: colour("grid"), zeroline: false, tickformat: key === "y2" ? ".2s" : undefined, rangemode: key === "y2" ? "tozero" : "normal", nticks: key === "y" ? 8 : 3, fixedrange: true, automargin: false }];
-  const titles = Object.values(ROWS).map((row) => ({ text: row.title, x: 0, xref: "paper", xanchor: "left", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12, color: text } }));
-  const legend = `<span style="color:${colour("chart-1")}">train</span>  <span style="color:${colour("chart-2")}">held-out</span>`;
-  // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
-  const marks = innerWidth < 600 ? "" : `  <span style="color:${colour("chart-4")}">◆ load ★ first step ● eval ■ save</span>`;
-  const memory = `<span style="color:${colour("chart-3")}">now</span>  <span style="color:${colour("chart-5")}">peak</span>${marks}${forecast ? `  – – forecast ${size(forecast)}` : ""}`;
-  const keys = [[legend, ROWS.y], [memory, ROWS.y2]].map(([words, row]) => ({ text: words, x: 1, xref: "paper", xanchor: "right", y: row.domain[1], yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 12 } }));
+function yAxis({ title, domain, metrics }) {
+  const isBytes = metrics[0].unit === "bytes";
   return {
-    ...Object.fromEntries(Object.entries(ROWS).map(yaxis)),
-    xaxis: { anchor: "y5", gridcolor: colour("grid"), zeroline: false, title: { text: X_TITLES[axis], standoff: 6 }, showspikes: true, spikemode: "across", spikesnap: "cursor", spikethickness: 1, spikecolor: text, spikedash: "solid" },
-    ...look(),
+    ...baseAxis(),
+    domain,
+    tickformat: isBytes ? ".2s" : undefined,
+    rangemode: isBytes ? "tozero" : "normal",
+    nticks: title === LOSS ? 8 : 3,
+    fixedrange: true,
+    automargin: false,
+  };
+}
+
+// Left over a row its title, right the lines that share it, each in its color.
+function annotationsOf(row, forecast) {
+  const above = { xref: "paper", y: row.domain[1], yref: "paper", yanchor: "bottom" };
+  const plain = { ...above, showarrow: false, font: { size: 12 } };
+  const title = { ...plain, text: row.title, x: 0, xanchor: "left" };
+  title.font = { size: 12, color: color("soft") };
+  if (row.metrics.length === 1) return [title];
+  const inColor = (name, text) => `<span style="color:${color(name)}">${text}</span>`;
+  const parts = row.metrics.map((metric) => inColor(metric.color, titleOf(metric)));
+  if (row.title === MEMORY) {
+    // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
+    if (innerWidth >= 600) parts.push(inColor("chart-4", "◆ load ★ first step ● eval ■ save"));
+    if (forecast) parts.push(`– – forecast ${formatBytes(forecast)}`);
+  }
+  return [title, { ...plain, text: parts.join("  "), x: 1, xanchor: "right" }];
+}
+
+function layout(rows, axis, shapes, forecast) {
+  return {
+    ...Object.fromEntries(rows.map((row) => [row.axis.replace("y", "yaxis"), yAxis(row)])),
+    xaxis: {
+      ...baseAxis(),
+      anchor: rows.at(-1).axis,
+      title: { text: X_TITLES[axis], standoff: 6 },
+      showspikes: true,
+      spikemode: "across",
+      spikesnap: "cursor",
+      spikethickness: 1,
+      spikecolor: color("soft"),
+      spikedash: "solid",
+    },
+    ...baseLayout(),
     margin: { l: 52, r: 12, t: 22, b: 40 },
     hoversubplots: "axis",
     showlegend: false,
-    annotations: [...titles, ...keys],
+    annotations: rows.flatMap((row) => annotationsOf(row, forecast)),
     shapes,
     uirevision: axis, // keeps a person's zoom while points come in
     dragmode: "zoom",

@@ -1,14 +1,14 @@
 // Several runs in one chart. What is shown, over what and how smooth lives in the address, so that a view can be shared.
-import { axisLook, colour, look } from "./charts.js";
 import { Curves, smoothed } from "./curves.js";
-import { whole } from "./words.js";
+import { formatInteger } from "./formatting.js";
+import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes since the start" };
 const page = document.getElementById("compare");
 const part = (name) => page.querySelector(`[data-${name}]`);
 const runs = JSON.parse(document.getElementById("chosen-runs").textContent);
+const metrics = JSON.parse(document.getElementById("metrics").textContent);
 const view = new URLSearchParams(location.search);
-const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 
 for (const name of ["metric", "axis", "smoothing"]) {
   if (view.get(name)) part(name).value = view.get(name);
@@ -27,44 +27,66 @@ async function load(run) {
   run.began = Math.min(run.curves.axes.time[0] ?? Infinity, run.evals[0]?.time ?? Infinity);
 }
 
-// plotly reads a few tags in names; a name is text.
-const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
 function xs(run, places, axis) {
   return axis === "time" ? places.map((time) => (time - run.began) / 60) : places;
 }
 
 function traces(run, { metric, axis, smoothing }) {
-  const line = { color: colour(`chart-${run.place + 1}`), width: 2 };
-  const base = { name: plain(run.name.slice(0, 60)), legendgroup: String(run.place), type: "scatter", mode: "lines", line, hovertemplate: "%{y:.4~g}" };
-  if (metric === "heldout_loss") {
-    return [{ ...base, mode: "lines+markers", x: xs(run, run.evals.map((e) => e[axis]), axis), y: run.evals.map((e) => e.heldout_loss) }];
+  const line = { color: color(`chart-${run.place + 1}`), width: 2 };
+  const base = {
+    name: escapeMarkup(run.name.slice(0, 60)),
+    legendgroup: String(run.place),
+    type: "scatter",
+    mode: "lines",
+    line,
+    hovertemplate: "%{y:.4~g}",
+  };
+  if (metric.event === "eval") {
+    const x = xs(run, run.evals.map((event) => event[axis]), axis);
+    const y = run.evals.map((event) => event[metric.name]);
+    return [{ ...base, mode: "lines+markers", x, y }];
   }
   const x = xs(run, run.curves.axes[axis], axis);
-  const [faintX, y] = run.curves.spread(axis, metric);
-  const raw = { ...base, x: xs(run, faintX, axis), y, line: { ...line, width: 1 }, opacity: 0.25, showlegend: false, hoverinfo: "skip", hovertemplate: undefined };
-  return [raw, { ...base, x, y: smoothed(run.curves.series[metric].mean, smoothing) }];
+  const [faintX, y] = run.curves.spread(axis, metric.name);
+  const raw = {
+    ...base,
+    x: xs(run, faintX, axis),
+    y,
+    line: { ...line, width: 1 },
+    opacity: 0.25,
+    showlegend: false,
+    hoverinfo: "skip",
+    hovertemplate: undefined,
+  };
+  return [raw, { ...base, x, y: smoothed(run.curves.series[metric.name].mean, smoothing) }];
 }
 
 function draw() {
   if (!runs.every((run) => run.curves)) return;
-  const asked = { metric: part("metric").value, axis: part("axis").value, smoothing: Number(part("smoothing").value) };
-  const axis = axisLook();
+  const metric = metrics.find(({ name }) => name === part("metric").value);
+  const shown = { metric, axis: part("axis").value, smoothing: Number(part("smoothing").value) };
+  const axis = baseAxis();
   const layout = {
-    ...look(),
+    ...baseLayout(),
     margin: { l: 56, r: 12, t: 8, b: 44 },
-    xaxis: { ...axis, title: { text: X_TITLES[asked.axis], standoff: 6 } },
-    yaxis: { ...axis, title: { text: part("metric").selectedOptions[0].text }, tickformat: asked.metric.includes("bytes") ? ".3s" : undefined },
+    xaxis: { ...axis, title: { text: X_TITLES[shown.axis], standoff: 6 } },
+    yaxis: {
+      ...axis,
+      title: { text: metric.title.toLowerCase() },
+      tickformat: metric.unit === "bytes" ? ".3s" : undefined,
+    },
     legend: { orientation: "h", y: -0.16 },
-    uirevision: `${asked.metric} ${asked.axis}`,
+    uirevision: `${metric.name} ${shown.axis}`,
   };
   part("chart").classList.remove("skeleton");
-  window.Plotly.react(part("chart"), runs.flatMap((run) => traces(run, asked)), layout, { displayModeBar: false, responsive: true });
+  const config = { displayModeBar: false, responsive: true };
+  window.Plotly.react(part("chart"), runs.flatMap((run) => traces(run, shown)), layout, config);
 }
 
-Promise.all([plotly, ...runs.map(load)])
+Promise.all([plotlyReady, ...runs.map(load)])
   .then(() => {
-    part("told").textContent = `${whole(runs.reduce((sum, run) => sum + run.curves.points, 0))} steps`;
+    const steps = runs.reduce((sum, run) => sum + run.curves.points, 0);
+    part("told").textContent = `${formatInteger(steps)} steps`;
     draw();
   })
   .catch((error) => (part("told").textContent = error.message));

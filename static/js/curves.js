@@ -1,6 +1,6 @@
-// The numbers behind the charts: a snapshot's buckets, then every live step. It knows no plotly and no page.
-export const AXES = ["step", "total_tokens", "time"];
-export const SERIES = ["loss", "learning_rate", "gradient_norm", "tokens_per_second", "memory_bytes", "memory_peak_bytes"];
+// The numbers behind the charts: a snapshot's buckets, then every live step. It knows no plotly, no
+// page and no metric: its series are those that the snapshot brings.
+const AXES = ["step", "total_tokens", "time"];
 
 function unpack(text, Kind) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -10,7 +10,7 @@ function unpack(text, Kind) {
 export class Curves {
   constructor() {
     this.axes = Object.fromEntries(AXES.map((name) => [name, []]));
-    this.series = Object.fromEntries(SERIES.map((name) => [name, { mean: [], low: [], high: [] }]));
+    this.series = {};
     this.points = 0;
     this.raw = true;
   }
@@ -24,8 +24,8 @@ export class Curves {
     curves.raw = packed.raw;
     curves.points = packed.points;
     for (const name of AXES) curves.axes[name] = unpack(packed.axes[name], Float64Array);
-    for (const name of SERIES) {
-      const [mean, low, high] = packed.series[name].map((text) => unpack(text, Float32Array));
+    for (const [name, parts] of Object.entries(packed.series)) {
+      const [mean, low, high] = parts.map((text) => unpack(text, Float32Array));
       curves.series[name] = { mean, low: low ?? mean.slice(), high: high ?? mean.slice() };
     }
     return curves;
@@ -36,8 +36,7 @@ export class Curves {
     curves.raw = lists.raw;
     curves.points = lists.points;
     curves.axes = lists.axes;
-    for (const name of SERIES) {
-      const { mean, low, high } = lists.series[name];
+    for (const [name, { mean, low, high }] of Object.entries(lists.series)) {
       curves.series[name] = { mean, low: low ?? mean, high: high ?? mean };
     }
     return curves;
@@ -46,9 +45,9 @@ export class Curves {
   add(event) {
     this.points += 1;
     for (const name of AXES) this.axes[name].push(name === "time" ? event.time : event[name]);
-    for (const name of SERIES) {
+    for (const [name, parts] of Object.entries(this.series)) {
       const value = Number(event[name]); // "nan" and "inf" travel as text
-      for (const part of Object.values(this.series[name])) part.push(value);
+      for (const part of Object.values(parts)) part.push(value);
     }
   }
 
@@ -57,10 +56,13 @@ export class Curves {
     let keep = this.length;
     while (keep > 0 && this.axes.step[keep - 1] > step) keep -= 1;
     for (const name of AXES) this.axes[name].length = keep;
-    for (const name of SERIES) for (const part of new Set(Object.values(this.series[name]))) part.length = keep;
+    for (const parts of Object.values(this.series)) {
+      for (const part of new Set(Object.values(parts))) part.length = keep;
+    }
   }
 
-  // x and y of the faint line: each bucket from its low to its high, so that a spike is drawn however far one zooms out.
+  // x and y of the faint line: each bucket from its low to its high, so that a spike is drawn
+  // however far one zooms out.
   spread(axis, name) {
     const { low, high } = this.series[name];
     if (this.raw) return [this.axes[axis], low];

@@ -1,10 +1,9 @@
 // A deployment's last hour: answers a minute, stacked by version. The figures above it are HTMX's.
-import { axisLook, colour, look } from "./charts.js";
+import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("minutes");
 const chart = box.querySelector("[data-chart]");
 const SHADES = ["chart-1", "chart-2", "chart-3", "chart-4", "chart-5"];
-const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 async function draw() {
   const answer = await fetch(box.dataset.address);
@@ -18,29 +17,28 @@ async function draw() {
     const mine = rows.filter((row) => String(row.version) === version);
     return {
       type: "bar",
-      name: plain(labels[version]),
+      name: escapeMarkup(labels[version]),
       x: mine.map((row) => new Date(now - row.minutes_ago * 60000)),
       y: mine.map((row) => row.answers),
       text: mine.map((row) => `median ${row.median_seconds.toFixed(2)} s${row.failures ? `, ${row.failures} failed` : ""}`),
       textposition: "none",
       hovertemplate: "%{y} answers, %{text}",
       width: 50000,
-      marker: { color: colour(SHADES[number % SHADES.length]) },
+      marker: { color: color(SHADES[number % SHADES.length]) },
     };
   });
   const layout = {
-    ...look(),
+    ...baseLayout(),
     barmode: "stack",
     margin: { l: 40, r: 8, t: 8, b: 32 },
-    xaxis: { ...axisLook(), type: "date", range: [new Date(now - 3600000), new Date(now)] },
-    yaxis: { ...axisLook(), title: { text: "answers a minute" }, rangemode: "tozero" },
+    xaxis: { ...baseAxis(), type: "date", range: [new Date(now - 3600000), new Date(now)] },
+    yaxis: { ...baseAxis(), title: { text: "answers a minute" }, rangemode: "tozero" },
     showlegend: traces.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
   await window.Plotly.react(chart, traces, layout, { displayModeBar: false, responsive: true });
 }
 
-if (window.Plotly) draw();
-else document.getElementById("plotly").addEventListener("load", draw);
+plotlyReady.then(draw);
 document.addEventListener("theme", draw);
 setInterval(() => document.hidden || draw(), 5000);

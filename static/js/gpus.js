@@ -1,5 +1,5 @@
 // The timeline of the GPUs page: a bar for every run that held a device, coloured by team. Other parts of the page are HTMX's.
-import { axisLook, colour, look } from "./charts.js";
+import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("timeline");
 const chart = box.querySelector("[data-chart]");
@@ -9,7 +9,6 @@ const ROW = 24; // pixels a device: 64 of them are one and a half screens, and s
 let shown = [];
 
 const clock = (seconds) => new Date(seconds * 1000);
-const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
 // A colour each for the teams that held most; the rest are one, since nobody tells fifty colours apart.
 function coloured(rows) {
@@ -22,6 +21,11 @@ function coloured(rows) {
   return { names: [...new Set([...[...own].sort(), ...names.map(of)])], of };
 }
 
+function hoverText(row) {
+  const names = [row.run, row.user, row.team].map(escapeMarkup).join(", ");
+  return row.preempted ? `${names}, stopped for another` : names;
+}
+
 function figure({ begin, end, rows }) {
   const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) => b.localeCompare(a, undefined, { numeric: true }));
   const { names: teams, of } = coloured(rows);
@@ -31,26 +35,26 @@ function figure({ begin, end, rows }) {
     return {
       type: "bar",
       orientation: "h",
-      name: escaped(team),
+      name: escapeMarkup(team),
       y: mine.map((row) => row.device),
       base: mine.map((row) => clock(row.from)),
       x: mine.map((row) => (row.to - row.from) * 1000),
       customdata: mine.map((row) => row.id),
-      text: mine.map((row) => `${escaped(row.run)}, ${escaped(row.user)}, ${escaped(row.team)}${row.preempted ? ", stopped for another" : ""}`),
+      text: mine.map(hoverText),
       textposition: "none",
       hovertemplate: "%{text}<br>from %{base|%b %d, %H:%M}<extra></extra>",
-      marker: { color: colour(SHADES[number] ?? "soft"), line: { width: 1, color: colour("card") } },
+      marker: { color: color(SHADES[number] ?? "soft"), line: { width: 1, color: color("card") } },
     };
   });
   const layout = {
-    ...look(),
+    ...baseLayout(),
     hovermode: "closest",
     barmode: "overlay",
     bargap: 0.25,
     height: 110 + ROW * devices.length,
     margin: { l: 8, r: 8, t: 8, b: 48 },
-    xaxis: { ...axisLook(), type: "date", range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)], nticks: box.clientWidth / 110, tickangle: 0 },
-    yaxis: { ...axisLook(), automargin: true, type: "category", categoryorder: "array", categoryarray: devices, fixedrange: true },
+    xaxis: { ...baseAxis(), type: "date", range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)], nticks: box.clientWidth / 110, tickangle: 0 },
+    yaxis: { ...baseAxis(), automargin: true, type: "category", categoryorder: "array", categoryarray: devices, fixedrange: true },
     showlegend: teams.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
@@ -71,9 +75,7 @@ async function draw() {
   chart.on("plotly_click", ({ points }) => location.assign(box.dataset.run.replace(/0$/, points[0].customdata)));
 }
 
-const plotly = document.getElementById("plotly");
-if (window.Plotly) draw();
-else plotly.addEventListener("load", draw);
+plotlyReady.then(draw);
 const wanted = new URLSearchParams(location.search).get("span");
 if (wanted && [...span.options].some((option) => option.value === wanted)) span.value = wanted;
 span.addEventListener("change", () => {

@@ -1,25 +1,27 @@
 // The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives in the address.
 import { figure } from "./charts.js";
 import { Curves } from "./curves.js";
+import { formatBytes, formatDuration, formatInteger, formatLoss, formatStart } from "./formatting.js";
+import { plotlyReady } from "./plots.js";
 import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
-import { duration, loss, size, startWords, whole } from "./words.js";
 
 const TOO_MANY = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
-const MARKS = new Set(["eval", "memory", "resume", "checkpoint"]);
+const metrics = JSON.parse(document.getElementById("metrics").textContent);
+// What the chart marks besides steps.
+const MARKED_KINDS = new Set(["memory", "resume", ...metrics.map((metric) => metric.event)]);
+MARKED_KINDS.delete("step");
 const page = document.getElementById("run");
 const chart = document.getElementById("chart");
 const view = new URLSearchParams(location.search);
 const part = (name) => page.querySelector(`[data-${name}]`);
-// The socket does not wait for plotly's 4.8 MB: the numbers come while it is still being read.
-const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
-const trials = new Trials(part("trials"), plotly);
+const trials = new Trials(part("trials"));
 
 let curves = new Curves();
 let zoomed = null;
-let marks = [];
+let events = []; // those that the chart marks
 let began = null;
 let state = page.dataset.state;
 let asked = false;
@@ -32,20 +34,20 @@ const live = new LiveRun(page.dataset.socket, first.run, first.points, first.upt
 live.addEventListener("open", () => connection("live", false));
 live.addEventListener("closed", () => connection("connection lost; trying again…", true));
 live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
-live.addEventListener("snap", ({ detail }) => showSnapshot(detail));
-function showSnapshot(detail) {
-  curves = Curves.fromSnapshot(detail.curves);
-  marks = [];
+live.addEventListener("snap", ({ detail: snapshot }) => showSnapshot(snapshot));
+function showSnapshot(snapshot) {
+  curves = Curves.fromSnapshot(snapshot.curves);
+  events = [];
   trials.clear();
   zoomed = null;
   part("samples").dataset.filled = "";
-  began = detail.events[0]?.time ?? detail.state.started_at;
-  detail.events.forEach(note); // its curves are rewound already
-  show(detail.state, detail.upto);
+  began = snapshot.events[0]?.time ?? snapshot.state.started_at;
+  snapshot.events.forEach(note); // its curves are rewound already
+  show(snapshot.state, snapshot.upto);
 }
-live.addEventListener("delta", ({ detail }) => {
-  detail.events.forEach(take);
-  show(detail.state, detail.last);
+live.addEventListener("delta", ({ detail: delta }) => {
+  delta.events.forEach(take);
+  show(delta.state, delta.last);
   if (curves.length > TOO_MANY) live.again();
 });
 
@@ -54,7 +56,7 @@ function note(event) {
   if (event.kind === "sample") addSample(event);
   trials.take(event);
   if (event.kind === "tuned" && event.seq > first.upto) refresh();
-  if (MARKS.has(event.kind)) marks.push(event);
+  if (MARKED_KINDS.has(event.kind)) events.push(event);
 }
 
 function take(event) {
@@ -63,7 +65,7 @@ function take(event) {
   if (event.kind === "resume") {
     if (!curves.raw) return live.again(); // a bucket cannot be cut
     curves.rewind(event.step);
-    marks = marks.filter((mark) => mark.step <= event.step || mark.kind === "resume");
+    events = events.filter((one) => one.step <= event.step || one.kind === "resume");
   }
 }
 
@@ -84,12 +86,21 @@ const header = (name) => page.querySelector(`[data-live="${name}"]`);
 function fill(now) {
   header("phase").textContent = now.phase;
   header("progress").value = now.progress;
-  header("left").textContent = now.seconds_left == null ? startWords(now.waits) : `about ${duration(now.seconds_left)} left`;
-  header("step").textContent = now.total_steps ? `${whole(now.step)} / ${whole(now.total_steps)}` : whole(now.step);
-  header("loss").textContent = loss(now.loss);
-  header("heldout").textContent = loss(now.heldout_loss);
-  header("peak").textContent = now.peak_memory_bytes ? size(now.peak_memory_bytes) : "–";
+  header("left").textContent = timeLeft(now);
+  header("step").textContent = [now.step, now.total_steps || null]
+    .filter((count) => count !== null)
+    .map(formatInteger)
+    .join(" / ");
+  header("loss").textContent = formatLoss(now.loss) || "–";
+  header("heldout").textContent = formatLoss(now.heldout_loss) || "–";
+  header("peak").textContent = formatBytes(now.peak_memory_bytes || null) || "–";
   header("label").textContent = now.label;
+}
+
+function timeLeft({ seconds_left: left, waits }) {
+  if (left != null) return `about ${formatDuration(left)} left`;
+  if (!waits?.at) return "";
+  return `Should start: ${formatStart(waits.earliest, waits.latest, Date.now() / 1000)}`;
 }
 
 function draw() {
@@ -101,8 +112,16 @@ function draw() {
     drawing = true;
     const upto = seq;
     const axis = part("axis").value;
-    const { traces, layout } = figure({ curves: zoomed ?? curves, marks, axis, smoothing: Number(part("smoothing").value), began, forecast: Number(page.dataset.forecast) });
-    await plotly;
+    const { traces, layout } = figure({
+      metrics,
+      curves: zoomed ?? curves,
+      events,
+      axis,
+      smoothing: Number(part("smoothing").value),
+      began,
+      forecast: Number(page.dataset.forecast),
+    });
+    await plotlyReady;
     chart.classList.remove("skeleton");
     await Plotly.react(chart, traces, layout, config);
     if (!chart.dataset.ready) {
@@ -155,7 +174,7 @@ function addSample(event) {
     line.textContent = words;
     sample.append(line);
   };
-  add("soft small", `step ${whole(event.step)}`);
+  add("soft small", `step ${formatInteger(event.step)}`);
   add("", event.prompt);
   add("answer", event.answer || "(no answer)");
   add("soft small", `expected: ${event.expected}`);

@@ -1,14 +1,13 @@
 // The trials before a run: a row each as they go, parallel coordinates of their settings, and the loss against the steps spent.
-import { axisLook, colour, look } from "./charts.js";
-import { duration, loss, whole } from "./words.js";
+import { formatDuration, formatInteger, formatLoss } from "./formatting.js";
+import { baseAxis, baseLayout, color, plotlyReady } from "./plots.js";
 
 const OUTCOMES = { running: "running", stopped: "stopped early", done: "went all the way", failed: "failed" };
 const config = { displayModeBar: false, responsive: true };
 
 export class Trials {
-  constructor(box, plotly) {
+  constructor(box) {
     this.box = box;
-    this.plotly = plotly;
     this.clear();
   }
 
@@ -35,10 +34,12 @@ export class Trials {
     const trials = [...this.trials.values()].sort((a, b) => a.number - b.number);
     const newest = trials.reduce((a, b) => (b.spent > a.spent ? b : a));
     const part = (name) => this.box.querySelector(`[data-${name}]`);
-    part("verdict").textContent = this.verdict?.words ?? `${whole(newest.spent)} of ${whole(newest.budget)} steps of trials are done. The first is the plan's own guess; the better half goes on each time.`;
+    const [spent, budget] = [newest.spent, newest.budget].map(formatInteger);
+    const progress = `${spent} of ${budget} steps of trials are done. The first is the plan's own guess; the better half goes on each time.`;
+    part("verdict").textContent = this.verdict?.words ?? progress;
     part("verdict").classList.toggle("good", Boolean(this.verdict));
     part("rows").replaceChildren(...trials.map((trial) => this.row(trial)));
-    this.plotly.then(() => this.charts(trials, part));
+    plotlyReady.then(() => this.charts(trials, part));
   }
 
   row(trial) {
@@ -48,10 +49,21 @@ export class Trials {
     const { learning_rate: rate, rank, alpha, target_modules: layers } = trial.settings;
     const name = `${trial.number + 1}${trial.number ? "" : ", the plan's guess"}`;
     const state = best ? "goes on" : OUTCOMES[trial.outcome];
-    for (const [kind, words] of [["", name], ["number", rate.toPrecision(3)], ["number", rank], ["number", alpha], ["", layers], ["number", `${trial.steps} / ${trial.whole}`], ["number", loss(last(trial))], ["number", trial.seconds ? duration(trial.seconds) : ""], ["", state]]) {
+    const cells = [
+      ["", name],
+      ["number", rate.toPrecision(3)],
+      ["number", rank],
+      ["number", alpha],
+      ["", layers],
+      ["number", `${trial.steps} / ${trial.whole}`],
+      ["number", formatLoss(last(trial)) || "–"],
+      ["number", trial.seconds ? formatDuration(trial.seconds) : ""],
+      ["", state],
+    ];
+    for (const [kind, text] of cells) {
       const cell = document.createElement("td");
       cell.className = kind;
-      cell.textContent = words;
+      cell.textContent = text;
       line.append(cell);
     }
     return line;
@@ -61,15 +73,15 @@ export class Trials {
     const told = trials.filter((trial) => trial.losses.length);
     if (!told.length) return;
     const best = this.verdict?.winner ?? told.reduce((a, b) => (b.steps > a.steps || (b.steps === a.steps && last(b) < last(a)) ? b : a)).number;
-    const line = (trial) => ({ color: colour(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"), width: trial.number === best ? 3 : 1.4 });
+    const line = (trial) => ({ color: color(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"), width: trial.number === best ? 3 : 1.4 });
     const shared = (trial) => ({ type: "scatter", mode: "lines+markers", line: line(trial), opacity: trial.number === best ? 1 : 0.6, showlegend: false });
     const axes = dimensions(told);
     const parallel = told.map((trial) => ({ ...shared(trial), x: axes.map((axis) => axis.name), y: axes.map((axis) => axis.place(trial)), text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.words(trial)}`), hovertemplate: "%{text}<extra></extra>" }));
-    const ends = axes.flatMap((axis) => [[axis.high, 1, "bottom"], [axis.low, 0, "top"]].map(([words, y, yanchor]) => ({ x: axis.name, y, yanchor, text: words, showarrow: false, font: { size: 11, color: colour("soft") } })));
+    const ends = axes.flatMap((axis) => [[axis.high, 1, "bottom"], [axis.low, 0, "top"]].map(([words, y, yanchor]) => ({ x: axis.name, y, yanchor, text: words, showarrow: false, font: { size: 11, color: color("soft") } })));
     const flat = { visible: false, range: [-0.12, 1.12], fixedrange: true };
-    Plotly.react(part("parallel"), parallel, { ...look(), hovermode: "closest", xaxis: { ...axisLook(), type: "category", fixedrange: true, side: "bottom" }, yaxis: flat, annotations: ends, margin: { l: 40, r: 40, t: 8, b: 30 } }, config);
+    Plotly.react(part("parallel"), parallel, { ...baseLayout(), hovermode: "closest", xaxis: { ...baseAxis(), type: "category", fixedrange: true, side: "bottom" }, yaxis: flat, annotations: ends, margin: { l: 40, r: 40, t: 8, b: 30 } }, config);
     const curves = told.map((trial) => ({ ...shared(trial), x: trial.losses.map(([step]) => step), y: trial.losses.map(([, value]) => value), name: `trial ${trial.number + 1}`, hovertemplate: `trial ${trial.number + 1}, step %{x}: %{y:.4g}<extra></extra>` }));
-    Plotly.react(part("spent"), curves, { ...look(), hovermode: "closest", xaxis: { ...axisLook(), title: { text: "steps spent on a trial" }, rangemode: "tozero" }, yaxis: { ...axisLook(), title: { text: "held-out loss" } }, margin: { l: 56, r: 12, t: 12, b: 44 } }, config);
+    Plotly.react(part("spent"), curves, { ...baseLayout(), hovermode: "closest", xaxis: { ...baseAxis(), title: { text: "steps spent on a trial" }, rangemode: "tozero" }, yaxis: { ...baseAxis(), title: { text: "held-out loss" } }, margin: { l: 56, r: 12, t: 12, b: 44 } }, config);
   }
 }
 
@@ -88,7 +100,7 @@ function dimensions(trials) {
     numeric("rank", (trial) => trial.settings.rank, String, Math.log),
     numeric("alpha", (trial) => trial.settings.alpha, String, Math.log),
     { name: "layers", place: (trial) => (layers.length > 1 ? layers.indexOf(trial.settings.target_modules) / (layers.length - 1) : 0.5), words: (trial) => trial.settings.target_modules, low: layers.length > 1 ? short(layers[0]) : "", high: short(layers.at(-1)) },
-    numeric("held-out loss", last, loss),
+    numeric("held-out loss", last, formatLoss),
   ];
 }
 

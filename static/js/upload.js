@@ -1,5 +1,5 @@
 // Upload with progress: drag and drop, a limit that is told before a byte is sent, and a Cancel.
-import { size } from "./words.js";
+import { formatBytes } from "./formatting.js";
 
 const form = document.getElementById("new-data");
 const part = (name) => form.querySelector(`[data-${name}]`);
@@ -16,7 +16,10 @@ function complain(words) {
 
 function send() {
   const bytes = [...form.querySelectorAll("input[type=file]")].reduce((sum, input) => sum + (input.files[0]?.size ?? 0), 0);
-  if (bytes > LIMIT) return complain(`The upload has ${size(bytes)}; at most ${form.dataset.limitWords} can be taken.`);
+  if (bytes > LIMIT) {
+    const most = form.dataset.limitWords;
+    return complain(`The upload has ${formatBytes(bytes)}; at most ${most} can be taken.`);
+  }
   complain("");
   form.querySelector("button.main").disabled = true;
   part("sending").hidden = !bytes;
@@ -28,7 +31,8 @@ function send() {
   request.upload.onprogress = ({ loaded, total }) => {
     form.querySelector("progress").value = loaded / total;
     const rate = loaded / ((performance.now() - began) / 1000);
-    part("sent").textContent = loaded < total ? `${size(loaded)} of ${size(total)}, ${size(rate)}/s` : "Arrived; reading the first rows…";
+    const sent = `${formatBytes(loaded)} of ${formatBytes(total)}, ${formatBytes(rate)}/s`;
+    part("sent").textContent = loaded < total ? sent : "Arrived; reading the first rows…";
   };
   request.onload = () => {
     if (request.status === 200 && request.response?.url) location.assign(request.response.url);

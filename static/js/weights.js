@@ -1,12 +1,11 @@
 // How far versions moved their base, layer by layer, on one scale; and how alike two of them are. Asked again until it is done.
-import { axisLook, colour, look } from "./charts.js";
+import { formatInteger } from "./formatting.js";
+import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("weights");
 const part = (name) => box.querySelector(`[data-${name}]`);
 const view = new URLSearchParams(location.search);
-const plain = (name) => name.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const plotly = window.Plotly ? Promise.resolve() : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 let told = null;
 
 // Rows are layers, columns the modules in them; a module that a version does not move is empty.
@@ -31,8 +30,8 @@ function drawMaps({ moved, layers }, versions) {
     chart.setAttribute("aria-label", `How far ${name} moved each layer`);
     part("maps").append(chart);
     const { names, rows, z } = map(moved[id], layers);
-    const trace = { type: "heatmap", x: names, y: rows, z, zmin: 0, zmax: most, colorscale: [[0, colour("sunk")], [1, colour("chart-1")]], colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>", xgap: 1, ygap: 1 };
-    const layout = { ...look(), hovermode: "closest", height: Math.min(560, 120 + 14 * rows.length), margin: { l: 44, r: 8, t: 28, b: 72 }, title: { text: plain(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" }, xaxis: { ...axisLook(), tickangle: -40 }, yaxis: { ...axisLook(), title: { text: "layer" }, autorange: "reversed" } };
+    const trace = { type: "heatmap", x: names, y: rows, z, zmin: 0, zmax: most, colorscale: [[0, color("sunk")], [1, color("chart-1")]], colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>", xgap: 1, ygap: 1 };
+    const layout = { ...baseLayout(), hovermode: "closest", height: Math.min(560, 120 + 14 * rows.length), margin: { l: 44, r: 8, t: 28, b: 72 }, title: { text: escapeMarkup(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" }, xaxis: { ...baseAxis(), tickangle: -40 }, yaxis: { ...baseAxis(), title: { text: "layer" }, autorange: "reversed" } };
     window.Plotly.react(chart, [trace], layout, { displayModeBar: false, responsive: true });
   }
 }
@@ -64,8 +63,11 @@ function tellAlike({ alike, outputs }, versions) {
 }
 
 function tellOverlaps({ overlaps }) {
-  const whole = (count) => count.toLocaleString("en");
-  document.querySelector("[data-overlaps]").textContent = overlaps.map((one) => `${one.first} (${whole(one.first_rows)} rows to train on) and ${one.second} (${whole(one.second_rows)}) share ${whole(one.shared)} rows word for word.`).join(" ");
+  const sentence = ({ first, second, ...rows }) => {
+    const [one, other, shared] = [rows.first_rows, rows.second_rows, rows.shared].map(formatInteger);
+    return `${first} (${one} rows to train on) and ${second} (${other}) share ${shared} rows word for word.`;
+  };
+  document.querySelector("[data-overlaps]").textContent = overlaps.map(sentence).join(" ");
 }
 
 function draw() {
@@ -92,7 +94,7 @@ async function ask(again) {
     return;
   }
   part("weights-told").textContent = "";
-  await plotly;
+  await plotlyReady;
   told = said;
   draw();
 }

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from training.runs.metrics.chunks import CHUNK, NUMBERS, column_row
+from training.engine.metrics import metric_names
+from training.runs.metrics.chunks import CHUNK, column_row
 from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
 
@@ -11,7 +12,8 @@ def write_long_run(run, *, steps, spikes, height):
     otherwise.
     """
     step = np.arange(1, steps + 1, dtype=np.float64)
-    columns = dict.fromkeys(NUMBERS, step * 0 + 1) | {"seq": step, "step": step, "time": 1e9 + step}
+    metrics = metric_names("step")
+    columns = dict.fromkeys(metrics, step * 0 + 1) | {"seq": step, "step": step, "time": 1e9 + step}
     columns["loss"] = 0.5 + 2.5 * np.exp(-step / steps * 5)
     columns["loss"][[s - 1 for s in spikes]] = height
     columns["total_tokens"] = step * 512
@@ -42,7 +44,7 @@ def write_long_run(run, *, steps, spikes, height):
                 kind="step",
                 step=n,
                 time=1e9 + n,
-                payload={name: float(columns[name][n - 1]) for name in NUMBERS},
+                payload={name: float(columns[name][n - 1]) for name in metrics},
             )
             for n in range(whole * CHUNK + 1, steps + 1)
         ]

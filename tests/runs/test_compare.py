@@ -57,8 +57,8 @@ def test_settings_that_differ_are_told_nested():
 
 def test_the_best_of_each_figure_is_marked_and_equal_ones_are_not():
     table = {
-        name: cells
-        for name, _, cells in figures(
+        figure.name: cells
+        for figure, cells in figures(
             [
                 {"loss": 1.0, "step": 5, "tokens_per_second": 7.0},
                 {"loss": 1.0, "step": 9, "tokens_per_second": 9.0},
@@ -168,7 +168,7 @@ def test_losses_of_two_bases_have_no_best():
         {"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5},
         {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9},
     ]
-    marks = {name: [best for _, best in cells] for name, _, cells in figures(runs)}
+    marks = {figure.name: [best for _, best in cells] for figure, cells in figures(runs)}
     assert marks == {"heldout_loss": [False, False], "peak_memory_bytes": [True, False]}
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.runs.live.messages import as_message, events_after, snapshot
+from training.runs.live.messages import event_to_json, events_after, snapshot
 from training.runs.metrics.chunks import CHUNK
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.worker.ingest import BrokenJournal, store
@@ -107,7 +107,7 @@ def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
         store(lease, run, lines[at : at + 200], at)
     assert CurveChunk.objects.filter(run=run).count() == 2
     assert Event.objects.filter(run=run).count() == 99
-    back = [as_message(event) for event in events_after(run.pk, 0, 5000)]
+    back = [event_to_json(event) for event in events_after(run.pk, 0, 5000)]
     assert back == lines
 
 
@@ -123,7 +123,7 @@ def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
     )
     store(lease, run, journal.lines(*[step(n) for n in range(2, CHUNK + 2)]), 2)
     assert Run.objects.get(pk=run.pk).heldout_loss is None
-    assert as_message(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
+    assert event_to_json(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
     json.dumps(snapshot(run.pk, 100), allow_nan=False)
 
 

@@ -172,6 +172,6 @@ def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
     beside(run)
     watcher.join(60)
     run.refresh_from_db()
-    assert "of a device that others use, and had reserved 0.0 GB; no step is lost" in run.message
+    assert "of a device that others use, and had reserved 1.0 MB; no step is lost" in run.message
     assert run.state == State.QUEUED and run.forecast["peak"] > 10**8
     assert any((run.folder / "checkpoints").iterdir())

@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 from training.auto import rules
 from training.auto.setups import Setup, setups
-from training.auto.situation import GOALS, Choice, Draft, Plan, Situation, size
+from training.auto.situation import GOALS, Choice, Draft, Plan, Situation
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import UserError
+from training.formatting import format_bytes
 
 
 def make_plan(
@@ -103,7 +104,7 @@ def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
 
 def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     at, method = draft.situation, taken.config.method
-    title, need = TABLE[method].title, size(taken.need["peak"])
+    title, need = TABLE[method].title, format_bytes(taken.need["peak"])
     other = next((one for one in reversed(tried) if one.config.method != method), None)
     if other is not None:
         why = (
@@ -114,7 +115,7 @@ def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
             "LoRA is quicker and a little more exact; free memory or take shorter rows for it."
         )
     else:
-        why = f"{title} fits: {need} of {size(at.free)} free on {at.device}."
+        why = f"{title} fits: {need} of {format_bytes(at.free)} free on {at.device}."
         instead = other_technique(draft, taken, "qlora" if method == "lora" else "lora")
     draft.take("method", method, why, instead=instead, source=TABLE[method].paper)
     plain = next(
@@ -128,7 +129,7 @@ def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     if taken.config.gradient_checkpointing and plain is not None:
         why = (
             f"On: without it even {plain.config.tokens_per_batch:,} tokens at once would need "
-            f"{size(plain.need['peak'])}."
+            f"{format_bytes(plain.need['peak'])}."
         )
         instead = "Off would be about a third quicker."
     else:
@@ -156,7 +157,7 @@ def of_free(at: Situation, need: float) -> str:
         if need <= at.free
         else ""
     )
-    return f"{size(need)} of {size(at.free)} free{spare}"
+    return f"{format_bytes(need)} of {format_bytes(at.free)} free{spare}"
 
 
 def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
@@ -219,15 +220,18 @@ def other_technique(draft: Draft, taken: Setup, name: str) -> str:
             raise
         return f"{title} is not possible here: {error.message}"
     if name == "lora":
-        return f"LoRA, which most adapters are made with, would need {size(need['peak'])}."
-    return f"QLoRA would need {size(need['peak'])}; it is slower and rounds the base to 4 bits."
+        return f"LoRA, which most adapters are made with, would need {format_bytes(need['peak'])}."
+    return (
+        f"QLoRA would need {format_bytes(need['peak'])}; it is slower and rounds the base to 4 "
+        "bits."
+    )
 
 
 def choose_batch(draft: Draft, taken: Setup) -> None:
     at_once, times = taken.config.tokens_per_batch, taken.config.accumulation
     mean = float(draft.situation.lengths.clip(max=taken.config.max_length).mean())
     about = f"about {max(1, round(at_once * times / mean))} rows a step"
-    need = size(taken.need["peak"])
+    need = format_bytes(taken.need["peak"])
     why = (
         f"The whole step at once, {about}: {need} at its fullest moment."
         if times == 1
@@ -256,8 +260,8 @@ def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
     """Raises UserError: nothing fits; names the nearest that would."""
     least = min(tried, key=lambda setup: float(setup.need["peak"]))
     words = (
-        f"Nothing fits: the least, {least.words}, needs {size(least.need['peak'])} of "
-        f"{size(draft.situation.free)} free."
+        f"Nothing fits: the least, {least.words}, needs {format_bytes(least.need['peak'])} of "
+        f"{format_bytes(draft.situation.free)} free."
     )
     length = least.config.max_length
     while length > 64:

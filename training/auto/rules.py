@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from training.auto.situation import GOALS, Draft, show
+from training.auto.situation import GOALS, Draft
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.engine.settings import TUNABLE
 from training.errors import UserError
+from training.formatting import format_setting
 
 MANUAL = "LoRA Without Regret, Schulman et al. 2025"
 MOST_CUT = 0.01
@@ -203,8 +204,8 @@ def learning_rate(draft: Draft, config: RunConfig) -> float:
             "high rate."
         )
     instead = (
-        f"{show(rounded(value / 3))} would learn slower; {show(rounded(value * 3))} may "
-        "make the loss jump."
+        f"{format_setting(rounded(value / 3))} would learn slower; "
+        f"{format_setting(rounded(value * 3))} may make the loss jump."
     )
     return float(draft.take("learning_rate", value, why, instead=instead, source=source))
 

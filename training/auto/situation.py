@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.engine.config import RunConfig
 from training.errors import UserError
+from training.formatting import format_setting
 
 # What the adapter is for -> rank to begin with, and its words. Ranks: Biderman et al. 2024, "LoRA
 # Learns Less and Forgets Less" (style needs little, code and mathematics 64 and more), and the
@@ -101,7 +102,7 @@ class Draft:
         if setting in self.locked:
             kept = self.locked[setting]
             same = (
-                f"The plan would take {show(value)}: {why}"
+                f"The plan would take {format_setting(value)}: {why}"
                 if kept != value
                 else "The rest is planned around it."
             )
@@ -122,17 +123,3 @@ class Draft:
                 f"{unused[0]} cannot be locked in this plan; leave it out, or choose the settings.",
                 field=unused[0],
             )
-
-
-def show(value: Any) -> str:
-    """A setting's value as a sentence has it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float) and 0 < value < 0.01:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def size(value: float) -> str:
-    """Bytes as a sentence has them."""
-    return f"{value / 1e9:.1f} GB" if value >= 1e8 else f"{value / 1e6:.0f} MB"

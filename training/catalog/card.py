@@ -15,6 +15,7 @@ from typing import Any
 
 from training.catalog.safetensors_header import InvalidHeader, TensorInfo, read_header
 from training.errors import UserError
+from training.formatting import format_binary_bytes
 
 MAX_JSON_BYTES = (
     32 * 2**20
@@ -124,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UnfitModel(f"There is no {path.name} in {path.parent.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise UnfitModel(f"{path.name} is larger than {MAX_JSON_BYTES // 2**20} MiB.")
+        raise UnfitModel(f"{path.name} is larger than {format_binary_bytes(MAX_JSON_BYTES)}.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from training.datasets.records import records
 from training.datasets.rows import MAX_ROW_BYTES, BadRow, Row
 from training.datasets.similar import Signatures, digest64, folded, repeats
 from training.errors import TooLarge
+from training.formatting import format_binary_bytes
 
 SHOWN_PROBLEMS = 100
 SHOWN_GROUPS = 50
@@ -156,8 +157,8 @@ def check(
                     signatures.add(text)
                 if staging.count + problems.count > MAX_ROWS or written > most_bytes:
                     raise TooLarge(
-                        f"The data has more than {MAX_ROWS:,} rows or {most_bytes / 2**30:g} GiB; "
-                        "split it.",
+                        f"The data has more than {MAX_ROWS:,} rows or "
+                        f"{format_binary_bytes(most_bytes)}; split it.",
                         field="file",
                     )
                 if time.monotonic() - told_at > TELL_SECONDS:
@@ -202,7 +203,7 @@ def row_of(found: Any, mapped: Mapped, split: str) -> Row | BadRow:
     except RecursionError:
         return BadRow("the row is nested too deeply")
     if sum(len(message["content"]) for message in row.messages) + len(row.text) > MAX_ROW_BYTES:
-        return BadRow(f"the row has more than {MAX_ROW_BYTES // 2**20} MiB; split it")
+        return BadRow(f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
     return Row(row.messages, row.tools, row.text, split) if split else row
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from training.datasets.rows import MAX_ROW_BYTES, BadRow
+from training.formatting import format_binary_bytes
 
 PIECE = 2**16
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -166,7 +167,7 @@ def read_item(reader: Reader) -> tuple[Any, int]:
             )
             if length > MAX_ROW_BYTES:
                 words = (
-                    f"the row has more than {MAX_ROW_BYTES // 2**20} MiB, or a quote or "
+                    f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}, or a quote or "
                     "bracket is never closed"
                 )
                 return BadRow(words, ends=True), 0

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from training.datasets.formats import BadFile, Format
 from training.datasets.json_items import json_items, loads
 from training.datasets.rows import MAX_ROW_BYTES, BadRow, check_text
+from training.formatting import format_binary_bytes
 
 MAX_COLUMNS = 1_000
 MAX_ROW_GROUP_BYTES = 512 * 2**20
@@ -89,7 +90,7 @@ def bounded_lines(file: Any) -> Iterator[bytes]:
 
 
 def too_long() -> BadRow:
-    return BadRow(f"the row has more than {MAX_ROW_BYTES // 2**20} MiB; split it")
+    return BadRow(f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
 
 
 def jsonl_records(file: Any, _form: Format) -> Iterator[Found]:
@@ -214,7 +215,7 @@ def parquet_records(path: Path, left: int) -> Iterator[Found]:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         for group in range(file.metadata.num_row_groups):
             if (size := file.metadata.row_group(group).total_byte_size) > MAX_ROW_GROUP_BYTES:
-                most = f"{MAX_ROW_GROUP_BYTES // 2**20} MiB"
+                most = format_binary_bytes(MAX_ROW_GROUP_BYTES)
                 raise BadFile(
                     f"Row group {group + 1} has {size / 2**20:,.0f} MiB; write groups under "
                     f"{most}.",

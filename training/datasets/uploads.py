@@ -10,6 +10,8 @@ from typing import Any
 from django.conf import settings
 from django.core.files.uploadhandler import StopUpload, TemporaryFileUploadHandler
 
+from training.formatting import format_binary_bytes
+
 STALE_SECONDS = 86_400
 
 
@@ -39,8 +41,7 @@ def was_too_large(request: Any) -> bool:
 
 
 def limit_words() -> str:
-    most = settings.DATASET_MAX_BYTES
-    return f"{most / 2**30:g} GiB" if most >= 2**30 else f"{most / 2**20:g} MiB"
+    return format_binary_bytes(settings.DATASET_MAX_BYTES)
 
 
 def pasted(text: str) -> tuple[Path, str, str]:

@@ -13,6 +13,7 @@ from training.datasets.models import Dataset, DatasetVersion, Upload, UploadStat
 from training.datasets.preview import SHOWN_ROWS, first_rows
 from training.datasets.rows import SPLITS
 from training.errors import NotFound
+from training.formatting import format_bytes
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible
 
@@ -87,5 +88,5 @@ def rename(request: SignedIn, dataset_id: int) -> HttpResponse:
 def delete(request: SignedIn, dataset_id: int) -> HttpResponse:
     found = get_visible(Dataset, request.user, dataset_id)
     freed = shelf.delete(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found.name} is deleted; {freed / 2**20:,.1f} MiB are free again.")
+    messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("datasets")

@@ -18,12 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.engine.metrics import metric_names
+
 JOURNAL = "events.jsonl"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of event: its fields, and whether it must be on the disk before the engine goes on."""
+    """A kind of event: its fields besides metrics (metrics.py), and whether it must be on the disk
+    before the engine goes on.
+    """
 
     words: str
     fields: frozenset[str]
@@ -50,10 +54,9 @@ KINDS: dict[str, Kind] = {
     ),
     "step": _kind(
         "one optimizer step",
-        "step loss learning_rate gradient_norm tokens trained_tokens total_tokens "
-        "tokens_per_second seconds memory_bytes memory_peak_bytes devices",
+        "step devices",
     ),
-    "eval": _kind("held-out loss", "step heldout_loss perplexity rows total_tokens seconds best"),
+    "eval": _kind("held-out loss", "step rows total_tokens seconds best"),
     "sample": _kind("one answer to a held-out prompt", "step prompt expected answer"),
     "answers": _kind(
         "held-out prompts answered by what is exported, word for word",
@@ -91,20 +94,20 @@ class Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.seq, self.last_kind = self._recover()
 
-    def write(self, kind: str, **fields: Any) -> int:
+    def write(self, kind: str, **payload: Any) -> int:
         """Append one event and return its number.
 
         Raises:
-            ValueError: the kind or one of its fields is not declared in KINDS.
+            ValueError: the kind or a field of its payload is declared in neither KINDS nor METRICS.
         """
         declared = KINDS.get(kind)
-        if declared is None or not declared.fields >= fields.keys():
-            raise ValueError(f"event {kind} with fields {sorted(fields)} is not declared in KINDS")
+        if declared is None or not declared.fields.union(metric_names(kind)) >= payload.keys():
+            raise ValueError(f"event {kind} with {sorted(payload)} is not declared in KINDS")
         event = {
             "seq": self.seq + 1,
             "time": time.time(),
             "kind": kind,
-            **{k: finite(v) for k, v in fields.items()},
+            **{k: finite(v) for k, v in payload.items()},
         }
         self._append(json.dumps(event, allow_nan=False).encode() + b"\n")
         self.seq += 1

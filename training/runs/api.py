@@ -9,6 +9,7 @@ from ninja import Query, Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import Field
 
+from training.engine.metrics import charted_names
 from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
@@ -17,8 +18,8 @@ from training.runs import actions
 from training.runs import filters as runs_filters
 from training.runs.launch import api as launch_api
 from training.runs.launch import yaml_file
-from training.runs.live.messages import as_message, events_after
-from training.runs.metrics.curves import SERIES, read_curves
+from training.runs.live.messages import event_to_json, events_after
+from training.runs.metrics.curves import read_curves
 from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
 from training.runs.reads import one_moment
@@ -125,7 +126,7 @@ def read_events(
     """
     run = get_visible(Run, request.user, run_id)
     with one_moment():
-        events = [as_message(event) for event in events_after(run.pk, after, limit)]
+        events = [event_to_json(event) for event in events_after(run.pk, after, limit)]
     return {"events": events, "last_seq": events[-1]["seq"] if events else after}
 
 
@@ -154,11 +155,12 @@ def read_metrics(
     mean. Names with commas.
     """
     run = get_visible(Run, request.user, run_id)
-    wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or list(SERIES)
-    unknown = [name for name in wanted if name not in SERIES]
+    charted = charted_names()
+    wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or charted
+    unknown = [name for name in wanted if name not in charted]
     if unknown:
         raise UserError(
-            f"There is no metric {unknown[0]}; there are {', '.join(SERIES)}.", field="names"
+            f"There is no metric {unknown[0]}; there are {', '.join(charted)}.", field="names"
         )
     with one_moment():
         curves = read_curves(

@@ -140,8 +140,8 @@ class Run(Owned):
 
 
 class Event(models.Model):
-    """One line of the journal. Step events move into curve chunks, 512 at a time; the rest stay
-    rows.
+    """An event of the journal; its fields are the payload. Step events move into curve chunks, 512
+    at a time; the rest stay rows.
     """
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events")

@@ -13,7 +13,9 @@ from django.utils.cache import patch_vary_headers
 from django.views.decorators.http import require_POST
 
 from training.datasets.models import Dataset
+from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
+from training.formatting import format_bytes
 from training.gpus import allocations
 from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
@@ -80,6 +82,7 @@ def run(request: SignedIn, run_id: int) -> HttpResponse:
     values = {
         **header_values(request, found),
         "snapshot": live_messages.snapshot(found.pk, CHART_POINTS),
+        "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/run.html", values)
 
@@ -140,7 +143,7 @@ def archive(request: SignedIn, run_id: int) -> HttpResponse:
 def delete(request: SignedIn, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     freed = actions.delete(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found.name} is deleted; {freed / 1e6:,.1f} MB are free again.")
+    messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("runs")
 
 
@@ -184,6 +187,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
         "chosen": [
             {"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)
         ],
+        "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/compare.html", values)
 

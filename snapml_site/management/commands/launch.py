@@ -6,8 +6,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from training.auto.situation import Plan, show
+from training.auto.situation import Plan
 from training.errors import UserError
+from training.formatting import format_setting
 from training.people.models import User
 from training.runs.launch import yaml_file
 from training.runs.launch.request import LaunchPreview, launch, preview
@@ -69,7 +70,9 @@ class Command(BaseCommand):
 
     def show_choices(self, run: Run) -> None:
         for choice in run.advice["choices"]:
-            self.stdout.write(f"{choice['setting']} = {show(choice['value'])}: {choice['why']}")
+            self.stdout.write(
+                f"{choice['setting']} = {format_setting(choice['value'])}: {choice['why']}"
+            )
 
     def show(self, shown: LaunchPreview) -> None:
         if shown.plan:
@@ -83,4 +86,4 @@ class Command(BaseCommand):
 
     def show_plan(self, plan: Plan) -> None:
         for choice in plan.choices:
-            self.stdout.write(f"{choice.setting} = {show(choice.value)}: {choice.why}")
+            self.stdout.write(f"{choice.setting} = {format_setting(choice.value)}: {choice.why}")

@@ -97,11 +97,11 @@ class Attempt:
                 session.trained(),
             )
         try:
-            for kind, told in exact_match(session, reins):
+            for kind, payload in exact_match(session, reins):
                 if kind == "answers":
-                    told["step"] = self.adapter_step
-                    self.exact_match = told["exact_match"]
-                self.write(kind, told)
+                    payload["step"] = self.adapter_step
+                    self.exact_match = payload["exact_match"]
+                self.write(kind, payload)
         except (
             RuntimeError,
             IndexError,
@@ -111,10 +111,10 @@ class Attempt:
                 {"level": "warning", "text": f"Held-out answers could not be compared: {error}"},
             )
 
-    def write(self, kind: str, fields: dict[str, object]) -> None:
+    def write(self, kind: str, payload: dict[str, object]) -> None:
         if kind == "phase":
-            self.phase = str(fields["name"])
-        self.journal.write(kind, **fields)
+            self.phase = str(payload["name"])
+        self.journal.write(kind, **payload)
 
     def explain(self, error: Exception) -> tuple[Outcome, str]:
         """An outcome and a sentence for an error that came up in training."""

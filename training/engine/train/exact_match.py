@@ -35,13 +35,14 @@ def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
             return
         yield "phase", {"name": "comparing answers", "done": place, "total": len(asked)}
         right += answer(session, prompt, len(expected)) == words(session, expected)
-    told = {
+    payload = {
+        "step": session.step,
         "rows": len(asked),
         "matches": right,
         "exact_match": right / len(asked),
         "seconds": time.monotonic() - began,
     }
-    yield "answers", {"step": session.step, **told}
+    yield "answers", payload
 
 
 def questions(session: Session) -> Iterator[tuple[list[int], list[int]]]:

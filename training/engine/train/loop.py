@@ -62,12 +62,12 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
             yield "log", {"level": "info", "text": words}
             break
 
-        kind, told = take_step(session)
-        yield kind, told
+        kind, payload = take_step(session)
+        yield kind, payload
         if session.step == 1:
             memory = {
                 name: value
-                for name, value in told.items()
+                for name, value in payload.items()
                 if name.startswith("memory") or name == "devices"
             }
             yield "memory", {"moment": "first step", "step": 1, **memory}

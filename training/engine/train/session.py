@@ -43,7 +43,7 @@ from training.engine.train import checkpoint
 from training.engine.train.memory_meter import MemoryMeter
 from training.errors import ConfigError
 
-Event = tuple[str, dict[str, Any]]
+Event = tuple[str, dict[str, Any]]  # kind and payload; the journal adds number and time
 PROGRESS_ROWS = 500
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 

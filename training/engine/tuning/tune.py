@@ -95,7 +95,7 @@ def tune(session: Session, reins: Reins) -> Told:
     bench = bench_of(session, known)
     best: Trial | None = None
     for trial in known:
-        yield "trial", told(bench, trial)
+        yield "trial", trial_payload(bench, trial)
         bench.search.recall(trial)
         bench.spent += max(1, trial.step)
         bench.count(trial)
@@ -167,7 +167,7 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
     the session as it stands.
     """
     session, began = bench.session, time.monotonic()
-    yield "trial", told(bench, trial)
+    yield "trial", trial_payload(bench, trial)
     try:
         if not bench.fresh:
             wrap_again(session, {**trial.settings})
@@ -188,7 +188,7 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
                 trial.state = "stopped"
                 break
             if rung != bench.search.rungs[-1]:
-                yield "trial", told(bench, trial)
+                yield "trial", trial_payload(bench, trial)
         else:
             trial.state = "done"
             trial.unseen = row_losses(session, bench.unseen)
@@ -199,12 +199,12 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
         bench.spent += not trial.steps
         yield "log", {"level": "warning", "text": f"Trial {trial.number + 1} failed: {error}"}
     trial.seconds = time.monotonic() - began
-    yield "trial", told(bench, trial)
+    yield "trial", trial_payload(bench, trial)
     return None
 
 
-def told(bench: Bench, trial: Trial) -> dict[str, Any]:
-    """A trial's event. Losses by step, nats per trained token."""
+def trial_payload(bench: Bench, trial: Trial) -> dict[str, Any]:
+    """What a `trial` event tells. Losses by step, nats per trained token."""
     return {
         "number": trial.number,
         "step": 0,  # of the run, which has not begun
@@ -268,14 +268,14 @@ def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
     ):  # first: an attempt that breaks off here rewinds to step 0, and these with it
         yield "step", step
     wrap_again(session, winner.settings)
-    told = {
+    payload = {
         **verdict,
         "step": winner.step,
         "settings": winner.settings,
         "spent": bench.spent,
         **size_of(session),
     }
-    write_chosen(session.run_dir, told, told=False)
+    write_chosen(session.run_dir, payload, told=False)
     session.config = chosen_config(session.run_dir, session.config)
     newest = checkpoint.newest_whole(session.run_dir)
     if newest is not None:

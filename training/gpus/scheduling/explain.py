@@ -6,14 +6,11 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from training.formatting import format_bytes
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import Barrier, Request, Scene
 
 Facts = Mapping[str, Any]
-
-
-def gigabytes(value: float) -> str:
-    return f"{value / 1e9:.1f} GB"
 
 
 def team_words(facts: Facts) -> str:
@@ -26,9 +23,9 @@ def team_words(facts: Facts) -> str:
 
 
 def full(facts: Facts, scene: Scene) -> str:
-    need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
+    need = format_bytes(facts["needs"]) if facts["needs"] else "a whole device"
     held = (
-        f": programs that are no runs hold {gigabytes(facts['taken'])}"
+        f": programs that are no runs hold {format_bytes(facts['taken'])}"
         if facts["idle"] and facts["taken"]
         else ""
     )
@@ -51,7 +48,7 @@ def unusable_words(facts: Facts) -> str:
 
 
 def kept(facts: Facts, scene: Scene) -> str:
-    need = gigabytes(facts["needs"]) if facts["needs"] else "a whole device"
+    need = format_bytes(facts["needs"]) if facts["needs"] else "a whole device"
     idle = (
         f"{facts['idle']} of its {facts['devices']} devices idle"
         if facts["idle"]
@@ -82,11 +79,12 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
     ),
     "pause": lambda f, s: "waits a few seconds after a crash before it tries again.",
     "most_memory": lambda f, s: (
-        f"needs {gigabytes(f['needs'])}, and a run may reserve at most {gigabytes(f['most'])}."
+        f"needs {format_bytes(f['needs'])}, and a run may reserve at most "
+        f"{format_bytes(f['most'])}."
     ),
     "never_fits": lambda f, s: (
-        f"needs {gigabytes(f['needs'])}, and the largest device of {s.pool} has "
-        f"{gigabytes(f['largest'])}."
+        f"needs {format_bytes(f['needs'])}, and the largest device of {s.pool} has "
+        f"{format_bytes(f['largest'])}."
     ),
     "no_devices": lambda f, s: (
         f"no device of {s.pool} reports; a worker must run on a host that has one."
@@ -125,7 +123,7 @@ def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
         and 0 < room < request.memory
         and scheduler.scene.most_a_card > 1
     ):
-        return f"With at most {gigabytes(room)} it would fit beside another run now."
+        return f"With at most {format_bytes(room)} it would fit beside another run now."
     if request.priority == "background":
         return "As a normal run it would come before all background runs."
     if barrier.why in ("full", "kept", "behind") and request.priority == "normal":

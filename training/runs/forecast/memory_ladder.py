@@ -16,6 +16,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
 from training.errors import ConfigError
+from training.formatting import format_bytes
 from training.runs.forecast.batch_shapes import shapes_of
 from training.runs.forecast.memory import constant_part, memory_forecast
 from training.runs.forecast.memory_estimators import Unlawful, kept_law
@@ -118,7 +119,7 @@ def nearest(
         )
         if fitting is not None:
             told = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
-            return f"With {told} it would need {fitting.memory['peak'] / 1e9:.1f} GB."  # type: ignore[index]
+            return f"With {told} it would need {format_bytes(fitting.memory['peak'])}."  # type: ignore[index]
         halve = next((way for way in down if way.name == "halve"), None)
         if halve is None:
             break

@@ -53,7 +53,7 @@ def snapshot(run_id: int, points: int) -> Message:
         "upto": run.last_seq,
         "state": describe(run),
         "curves": curves.packed(),
-        "events": [as_message(event) for event in events],
+        "events": [event_to_json(event) for event in events],
     }
 
 
@@ -64,7 +64,7 @@ def delta(run_id: int, cursor: int) -> Message:
     with one_moment():
         run = read_run(run_id)
         found = events_after(run_id, cursor, DELTA_EVENTS)
-    events = [as_message(event) for event in found]
+    events = [event_to_json(event) for event in found]
     last = events[-1]["seq"] if events else cursor
     return {
         "type": "delta",
@@ -97,11 +97,11 @@ def read_run(run_id: int) -> Run:
     return run
 
 
-def as_message(event: Event) -> Message:
-    """The line of the journal again, and whether a later attempt trained the step anew."""
-    message = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.payload}
+def event_to_json(event: Event) -> dict[str, Any]:
+    """The event as the journal has it, and whether a later attempt trained the step anew."""
+    fields = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.payload}
     if event.step is not None:
-        message["step"] = event.step
+        fields["step"] = event.step
     if event.superseded:
-        message["superseded"] = True
-    return message
+        fields["superseded"] = True
+    return fields

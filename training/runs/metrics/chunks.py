@@ -13,21 +13,10 @@ import numpy as np
 from django.db.models import Count
 from numpy.typing import NDArray
 
+from training.engine.metrics import metric_names
 from training.runs.models import CurveChunk, CurveColumn, Event
 
 CHUNK = 512
-NUMBERS = (
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "tokens",
-    "trained_tokens",
-    "total_tokens",
-    "tokens_per_second",
-    "seconds",
-    "memory_bytes",
-    "memory_peak_bytes",
-)
 PLACES = ("seq", "step", "time")
 Column = NDArray[np.float64]
 
@@ -60,7 +49,9 @@ def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
     their sums.
     """
     columns = {name: [float(getattr(row, name)) for row in rows] for name in PLACES}
-    columns |= {name: [float(row.payload.get(name, "nan")) for row in rows] for name in NUMBERS}
+    columns |= {
+        name: [float(row.payload.get(name, "nan")) for row in rows] for name in metric_names("step")
+    }
     return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
 
@@ -90,17 +81,19 @@ def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
     )
 
 
-def read_columns(chunk: CurveChunk, names: Sequence[str] = PLACES + NUMBERS) -> dict[str, Column]:
-    rows = CurveColumn.objects.filter(chunk=chunk, name__in=names)
+def read_columns(chunk: CurveChunk) -> dict[str, Column]:
+    """By name; a chunk that was written before a metric was added has no column of it."""
+    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*PLACES, *metric_names("step")])
     return {row.name: np.frombuffer(bytes(row.values), dtype=np.float64) for row in rows}
 
 
 def events_of_chunk(chunk: CurveChunk) -> list[Event]:
     """The step events that a chunk holds, in order."""
     columns = read_columns(chunk)
+    metrics = [name for name in columns if name not in PLACES]
     events = []
     for place in range(chunk.count):
-        numbers = {name: number(columns[name][place]) for name in NUMBERS if name in columns}
+        payload = {name: number(columns[name][place]) for name in metrics}
         events.append(
             Event(
                 run_id=chunk.run_id,
@@ -108,7 +101,7 @@ def events_of_chunk(chunk: CurveChunk) -> list[Event]:
                 kind="step",
                 step=int(columns["step"][place]),
                 time=float(columns["time"][place]),
-                payload=numbers,
+                payload=payload,
                 superseded=chunk.superseded,
             )
         )

@@ -5,25 +5,24 @@ knows no ORM.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-MOST = 10
-# Figures of a run and which way is better: "low", "high", or neither.
-FIGURES: tuple[tuple[str, str, str], ...] = (
-    ("best_heldout_loss", "Best held-out loss", "low"),
-    ("perplexity", "Perplexity of that", "low"),
-    ("exact_match", "Answers word for word right", "high"),
-    ("heldout_loss", "Last held-out loss", "low"),
-    ("loss", "Last training loss", "low"),
-    ("peak_memory_bytes", "Peak memory", "low"),
-    ("tokens_per_second", "Tokens per second", "high"),
-    ("trainable_parameters", "Trainable parameters", "low"),
-    ("step", "Steps", ""),
-    ("device_seconds", "Time on devices", "low"),
-)
+from training.engine.metrics import METRICS, Figure
 
-# A token of another base is another piece of text, so that these tell nothing across bases.
-PER_TOKEN = {"best_heldout_loss", "perplexity", "heldout_loss", "loss", "mean_perplexity"}
+MOST = 10
+FIGURES: tuple[Figure, ...] = (
+    replace(METRICS["heldout_loss"], name="best_heldout_loss", title="Best held-out loss"),
+    replace(METRICS["perplexity"], title="Perplexity of that"),
+    Figure("exact_match", "Answers word for word right", "share", "high"),
+    replace(METRICS["heldout_loss"], title="Last held-out loss"),
+    replace(METRICS["loss"], title="Last training loss"),
+    replace(METRICS["memory_peak_bytes"], name="peak_memory_bytes"),
+    METRICS["tokens_per_second"],
+    Figure("trainable_parameters", "Trainable parameters", better="low"),
+    Figure("step", "Steps"),
+    Figure("device_seconds", "Time on devices", "seconds", "low"),
+)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,23 +45,21 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]
 
 
 def figures(
-    runs: Sequence[dict[str, Any]], shown: Sequence[tuple[str, str, str]] = FIGURES
-) -> list[tuple[str, str, list[tuple[Any, bool]]]]:
-    """(name, title, [(value, best?)]) for every figure that at least one run has. Equal values
-    share the mark.
+    runs: Sequence[dict[str, Any]], shown: Sequence[Figure] = FIGURES
+) -> list[tuple[Figure, list[tuple[Any, bool]]]]:
+    """(figure, [(value, best?)]) for every figure that at least one run has. Equal values share the
+    mark.
 
     Of what counts by token none is the best where the bases differ (`base` of each run).
     """
     table = []
     alike = len({run.get("base") for run in runs}) == 1
-    for name, title, way in shown:
-        better = way if alike or name not in PER_TOKEN else ""
-        values = [run.get(name) for run in runs]
+    for figure in shown:
+        better = figure.better if alike or not figure.is_per_token else ""
+        values = [run.get(figure.name) for run in runs]
         known = [value for value in values if value is not None]
         if not known:
             continue
         best = (min if better == "low" else max)(known) if better and len(set(known)) > 1 else None
-        table.append(
-            (name, title, [(value, best is not None and value == best) for value in values])
-        )
+        table.append((figure, [(value, best is not None and value == best) for value in values]))
     return table

@@ -16,18 +16,11 @@ import numpy as np
 from django.db.models import QuerySet
 from numpy.typing import NDArray
 
+from training.engine.metrics import charted_names
 from training.runs.metrics.chunks import columns_of
 from training.runs.models import CurveChunk, CurveColumn, Event
 
 AXES = ("step", "total_tokens", "time")
-SERIES = (
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_second",
-    "memory_bytes",
-    "memory_peak_bytes",
-)
 Numbers = NDArray[np.float64]
 
 
@@ -75,13 +68,15 @@ class Curves:
 
 def read_curves(
     run_id: int,
-    names: Sequence[str] = SERIES,
+    names: Sequence[str] | None = None,
     *,
     points: int = 1000,
     first_step: int | None = None,
     last_step: int | None = None,
 ) -> Curves:
-    """Curves of a run with at most about 2 x `points` places, in [first_step, last_step]."""
+    """Curves of a run with at most about 2 x `points` places, in [first_step, last_step]; without
+    `names`, of every metric that has a chart.
+    """
     rows = Event.objects.filter(run_id=run_id, kind="step", superseded=False).order_by("seq")
     chunks = CurveChunk.objects.filter(run_id=run_id, superseded=False)
     if first_step is not None:
@@ -89,11 +84,11 @@ def read_curves(
     if last_step is not None:
         rows, chunks = rows.filter(step__lte=last_step), chunks.filter(first_step__lte=last_step)
     tail = columns_of(list(rows))
-    wanted = (*AXES, *names)
+    wanted = (*AXES, *(charted_names() if names is None else names))
     if chunks.count() > points // 2:
         return from_headers(chunks, tail, wanted, points)
     body = read_points(chunks, wanted)
-    whole = {name: np.concatenate([*body.get(name, []), tail[name]]) for name in wanted}
+    whole = {name: np.concatenate([*body[name], tail[name]]) for name in wanted}
     inside = np.ones(len(whole["step"]), dtype=bool)
     if first_step is not None:
         inside &= whole["step"] >= first_step
@@ -110,12 +105,15 @@ def read_curves(
 
 
 def read_points(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str, list[Numbers]]:
-    """The columns of all chunks, in order of their events."""
-    found: dict[str, list[Numbers]] = {name: [] for name in names}
-    rows = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).order_by("chunk__first_seq")
-    for name, values in rows.values_list("name", "values"):
-        found[name].append(np.frombuffer(bytes(values), dtype=np.float64))
-    return found
+    """The columns of all chunks, in order of their events; not a number where a chunk was written
+    before its metric was added.
+    """
+    counts = dict(chunks.order_by("first_seq").values_list("pk", "count"))
+    found = {name: {pk: np.full(count, np.nan) for pk, count in counts.items()} for name in names}
+    rows = CurveColumn.objects.filter(chunk__in=chunks, name__in=names)
+    for name, pk, values in rows.values_list("name", "chunk_id", "values"):
+        found[name][pk] = np.frombuffer(bytes(values), dtype=np.float64)
+    return {name: list(columns.values()) for name, columns in found.items()}
 
 
 def from_headers(
@@ -151,20 +149,30 @@ def from_headers(
 def bucketed(
     parts: dict[str, tuple[Numbers, Numbers, Numbers]], weights: Numbers, points: int
 ) -> dict[str, tuple[Numbers, Numbers, Numbers]]:
-    """Merge neighbours into at most `points` buckets: least low, greatest high, mean by weight."""
+    """Merge neighbours into at most `points` buckets: least low, greatest high, mean by weight of
+    what is finite.
+    """
     count = len(weights)
     if count <= points:
         return parts
     starts = np.linspace(0, count, points, endpoint=False).astype(int)
-    total = np.add.reduceat(weights, starts)
     return {
         name: (
             np.fmin.reduceat(low, starts),
             np.fmax.reduceat(high, starts),
-            np.add.reduceat(np.nan_to_num(mean) * weights, starts) / total,
+            mean_of_buckets(mean, weights, starts),
         )
         for name, (low, high, mean) in parts.items()
     }
+
+
+def mean_of_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -> Numbers:
+    """Not a number where a bucket has nothing finite."""
+    finite = np.isfinite(mean)
+    total = np.add.reduceat(weights * finite, starts)
+    parts = np.add.reduceat(np.where(finite, mean, 0.0) * weights, starts)
+    means: Numbers = np.divide(parts, total, out=np.full(len(starts), np.nan), where=total > 0)
+    return means
 
 
 def made(parts: dict[str, tuple[Numbers, Numbers, Numbers]], points: int, *, raw: bool) -> Curves:

@@ -11,19 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from training.runs.metrics.curves import SERIES
+from training.engine.metrics import charted_names, metric_names
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.reads import one_moment
 
-COLUMNS = ("step", "time", "total_tokens", *SERIES)
-EVAL_COLUMNS = ("heldout_loss", "perplexity")
 CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
+
+
+def step_columns() -> list[str]:
+    return ["step", "time", "total_tokens", *charted_names()]
+
+
+def eval_columns() -> list[str]:
+    return metric_names("eval")
 
 
 def steps_of(run: Run) -> Iterator[dict[str, Any]]:
     """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps
     are left out.
     """
+    names = step_columns()
     with one_moment():
         evals = {
             event.step: event.payload
@@ -39,7 +46,7 @@ def steps_of(run: Run) -> Iterator[dict[str, Any]]:
             Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq")
         )  # fewer than a chunk's 512
     if 0 in evals:
-        yield {"step": 0, "time": None, **{name: evals[0].get(name) for name in EVAL_COLUMNS}}
+        yield {"step": 0, "time": None, **eval_at_step(0, evals)}
     for at in range(
         0, len(chunk_ids), CHUNKS_AT_ONCE
     ):  # short reads: a slow download holds no transaction open
@@ -53,25 +60,23 @@ def steps_of(run: Run) -> Iterator[dict[str, Any]]:
             }
             for place in range(chunk.count):
                 row: dict[str, Any] = {
-                    name: float(columns[name][place]) for name in COLUMNS if name in columns
+                    name: float(columns[name][place]) for name in names if name in columns
                 }
                 row["step"] = int(row["step"])
-                yield row | told_at(int(row["step"]), evals)
+                yield row | eval_at_step(int(row["step"]), evals)
     for event in tail:
-        told = {name: event.payload.get(name) for name in COLUMNS} | {
-            "step": event.step,
-            "time": event.time,
-        }
-        yield told | told_at(event.step or 0, evals)
+        row = {name: event.payload.get(name) for name in names}
+        row |= {"step": event.step, "time": event.time}
+        yield row | eval_at_step(event.step or 0, evals)
 
 
-def told_at(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    return {name: evals[step].get(name) for name in EVAL_COLUMNS} if step in evals else {}
+def eval_at_step(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return {name: evals[step].get(name) for name in eval_columns()} if step in evals else {}
 
 
 def as_csv(run: Run) -> Iterator[bytes]:
     """Lines in pieces of about 1,000 steps."""
-    names = (*COLUMNS, *EVAL_COLUMNS)
+    names = [*step_columns(), *eval_columns()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
@@ -91,7 +96,7 @@ def as_parquet(run: Run) -> bytes:
 
     kinds = [
         ("step", pyarrow.int64()),
-        *((name, pyarrow.float64()) for name in (*COLUMNS[1:], *EVAL_COLUMNS)),
+        *((name, pyarrow.float64()) for name in (*step_columns()[1:], *eval_columns())),
     ]
     schema = pyarrow.schema(kinds)
     out = pyarrow.BufferOutputStream()

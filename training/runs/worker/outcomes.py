@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 
 from training.engine.outcome import EXIT_CODES, Outcome, Result
+from training.formatting import format_bytes
 from training.gpus.models import Allocation
 from training.runs.models import Event, Run
 from training.runs.states import State
@@ -77,8 +78,8 @@ def words_of_greed(run: Run, taken: int) -> str:
     """It took more of a device that others use than it had reserved there."""
     reserved = run.forecast.get("peak", 0)
     return (
-        f"Stopped at step {run.step:,}: it took {taken / 1e9:.1f} GB of a device that others use, "
-        f"and had reserved {reserved / 1e9:.1f} GB; {cost_of_leaving(run)}."
+        f"Stopped at step {run.step:,}: it took {format_bytes(taken)} of a device that others use, "
+        f"and had reserved {format_bytes(reserved)}; {cost_of_leaving(run)}."
     )
 
 

@@ -134,7 +134,7 @@ class Watch:
         read = list(read_events(journal, self.record.journal_offset))
         if not read:
             return False
-        store(self.lease, self.record, [line for line, _ in read], read[-1][1])
+        store(self.lease, self.record, [event for event, _ in read], read[-1][1])
         run_changed.send(Run, run_id=self.record.pk)
         return True
 

@@ -1,0 +1,48 @@
+// `node --test tests/js/curves.test.mjs`: the numbers behind the charts, whatever a snapshot brings.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { load } from "./load.mjs";
+
+const { Curves, smoothed } = await load("static/js/curves.js");
+const pack = (Kind, values) => Buffer.from(Kind.from(values).buffer).toString("base64");
+const snapshot = (steps, series) => ({
+  raw: true,
+  points: steps.length,
+  axes: Object.fromEntries(
+    ["step", "total_tokens", "time"].map((name) => [name, pack(Float64Array, steps)]),
+  ),
+  series: Object.fromEntries(
+    Object.entries(series).map(([name, values]) => [name, [pack(Float32Array, values)]]),
+  ),
+});
+const step = (number, more) => ({ step: number, total_tokens: number, time: number, ...more });
+
+test("a metric that only the snapshot names is drawn, and goes on with live steps", () => {
+  const curves = Curves.fromSnapshot(snapshot([1, 2], { entropy: [0.5, 0.25] }));
+  curves.add(step(3, { entropy: 0.125, loss: 9 }));
+  assert.deepEqual(curves.spread("step", "entropy"), [[1, 2, 3], [0.5, 0.25, 0.125]]);
+  assert.deepEqual(Object.keys(curves.series), ["entropy"]);
+  assert.equal(curves.points, 3);
+});
+
+test("a rewind drops the steps that are trained again from every series", () => {
+  const curves = Curves.fromSnapshot(snapshot([1, 2, 3], { loss: [3, 2, 1], entropy: [1, 1, 1] }));
+  curves.rewind(1);
+  assert.deepEqual(curves.axes.step, [1]);
+  for (const { mean, low, high } of Object.values(curves.series)) {
+    assert.deepEqual([mean.length, low.length, high.length], [1, 1, 1]);
+  }
+});
+
+test("a bucket is drawn from its low to its high", () => {
+  const part = { mean: [2], low: [1], high: [50] };
+  const axes = { step: [7], total_tokens: [7], time: [7] };
+  const curves = Curves.fromLists({ raw: false, points: 512, axes, series: { loss: part } });
+  assert.deepEqual(curves.spread("step", "loss"), [[7, 7], [1, 50]]);
+});
+
+test("smoothing begins at the first value and leaves out what is not finite", () => {
+  assert.deepEqual(smoothed([2, NaN, 2], 0.9).map((value) => value && Math.round(value * 1e6) / 1e6), [2, null, 2]);
+  assert.deepEqual(smoothed([1, 3], 0), [1, 3]);
+});

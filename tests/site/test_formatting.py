@@ -1,0 +1,32 @@
+"""Python and JavaScript say a number in the same words: both answer formatting_cases.json."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from training import formatting
+
+ROOT = Path(__file__).parent.parent.parent
+CASES = json.loads((ROOT / "tests/site/formatting_cases.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_are_formatted_as_the_shared_cases_say(name):
+    for values, text in CASES[name]:
+        assert getattr(formatting, name)(*values) == text, values
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests/js").glob("*.test.mjs")), ids=lambda path: path.name
+)
+def test_the_javascript_modules_pass_their_own_tests(path):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed; SnapML itself does not need it")
+    done = subprocess.run(
+        [node, "--test", str(path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
