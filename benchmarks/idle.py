@@ -1,7 +1,7 @@
 """What an idle instance costs: the share of one core that web, worker and inference take while
 nobody asks for anything.
 
-    python -m benchmarks.idle [--seconds 120] [--json]
+    python benchmarks/idle.py [--seconds 120] [--json]
 
 A fresh instance with a tiny model and data is started as `manage.py up` starts it, and measured
 once it is quiet. Each figure counts the program and everything that it has started.
@@ -10,13 +10,16 @@ once it is quiet. Each figure counts the program and everything that it has star
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import report
 from tests import tiny
 from tests.stage import Stage
 
@@ -67,7 +70,7 @@ def wait_until_quiet(stage: Stage) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true")  # `report` reads it
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="snapml-idle-") as folder:
         home = Path(folder)
@@ -75,11 +78,7 @@ def main() -> None:
         with Stage(home / "var", model) as stage:
             wait_until_quiet(stage)
             figures = measure(stage, options.seconds)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name}: {value} % of one core")
+    report(figures)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class RequestChild:
         if not self._lock.acquire(timeout=self.max_seconds):
             raise TimeoutError
         try:
-            # A child that left since the last request cannot be told from one that is there.
+            # A child that is about to leave looks like one that stays; then a new one is asked.
             for _ in range(2):
                 child = self._running(cwd)
                 started = time.monotonic()
@@ -167,6 +167,7 @@ class RequestChild:
                 if line:
                     answer: Message = json.loads(line)
                     return answer
+                self._child = None
                 if time.monotonic() - started > self.max_seconds:
                     break
             return None

@@ -1,4 +1,4 @@
-"""A kind of job that tests steer, in a lane of its own."""
+"""Kinds of jobs that tests steer, each in a lane of its own."""
 
 import pytest
 
@@ -8,15 +8,15 @@ from training.jobs.runner import run_lane
 from training.webhooks.models import Webhook
 
 
-class Steered:
-    """What `run` does is the test's to say: a function of the job, which returns a result."""
+class SteeredKind:
+    """`act` is what a job does: a function of the job that returns its result."""
 
     def __init__(self, name, *, size=1, **options):
+        self.name = name
         self.seen = []
         self.act = lambda _job: {}
         self.lane = Lane(name, size=size)
-        self.kind = JobKind(name, self._run, lane=self.lane, subjects=(Webhook,), **options)
-        register_kind(self.kind)
+        register_kind(JobKind(name, self._run, lane=self.lane, subjects=(Webhook,), **options))
 
     def _run(self, job):
         self.seen.append(job.key)
@@ -27,14 +27,15 @@ class Steered:
 
 
 @pytest.fixture
-def steered():
-    before, lanes = dict(kinds.KINDS), dict(kinds.LANES)
-    yield Steered
-    for table, old in ((kinds.KINDS, before), (kinds.LANES, lanes)):
+def steer():
+    """Makes kinds; the tables are as they were afterwards."""
+    before = dict(kinds.KINDS), dict(kinds.LANES)
+    yield SteeredKind
+    for table, old in zip((kinds.KINDS, kinds.LANES), before, strict=True):
         table.clear()
         table.update(old)
 
 
 @pytest.fixture
-def kind(steered):
-    return steered("test")
+def kind(steer):
+    return steer("test")

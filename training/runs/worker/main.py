@@ -22,7 +22,7 @@ from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.sweeper import SWEEP_SECONDS, release_own_jobs, sweep_jobs
 from training.runs.launch.method_costs import forecast_launched, make_beforehand
-from training.runs.queue import reasons
+from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks
 from training.runs.worker.lease import claimable_runs
 
@@ -73,6 +73,8 @@ def repeat(act: Callable[[], object], seconds: float) -> None:
 
 
 def sweep() -> None:
+    if not admission.is_anything_to_do():
+        return  # a pass takes 15 ms
     reasons.look()
     if settings.HUEY.pending_count():
         return  # bells that were rung are not answered yet; more of them would only pile up
