@@ -115,12 +115,12 @@ class PushIn(Schema):
     private: bool = True
 
 
-class WorkOut(Schema):
+class JobOut(Schema):
     kind: str
-    stage: str
-    words: str
-    done: int
-    total: int
+    stage: str = Field(alias="state")
+    words: str = Field(alias="progress_message")
+    done: int = Field(alias="progress_done")
+    total: int = Field(alias="progress_total")
     error: str
     result: dict[str, Any]
 
@@ -207,7 +207,7 @@ def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
     return 201, {"run": run.pk}
 
 
-@router.post("/{int:adapter_id}/merge", response={202: WorkOut})
+@router.post("/{int:adapter_id}/merge", response={202: JobOut})
 def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
     """Merge it into its base in the background, checked against the adapter; ask again for how far
     it is.
@@ -217,14 +217,14 @@ def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
     )
 
 
-@router.post("/{int:adapter_id}/gguf", response={202: WorkOut})
+@router.post("/{int:adapter_id}/gguf", response={202: JobOut})
 def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
     """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
     found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     return 202, gguf.export_gguf(request.user, found, body.quantisation)
 
 
-@router.post("/{int:adapter_id}/push", response={202: WorkOut})
+@router.post("/{int:adapter_id}/push", response={202: JobOut})
 def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
     """Push it, or its merged model, to the hub in the background; the token is forgotten once the
     push has begun.

@@ -9,16 +9,19 @@ class AdaptersConfig(AppConfig):
         """Runs do not know adapters (architecture.md), so what they do for runs and workers is hung
         up here.
         """
-        from adapters import jobs, kinds  # noqa: F401 kinds fills the table of work
+        from adapters.evaluation.replies import ANSWERS_JOB
+        from adapters.evaluation.weight_analysis import COMPARE_JOB
+        from adapters.export.gguf import GGUF_JOB
+        from adapters.export.hub import PUSH_JOB
+        from adapters.export.merge import MERGE_JOB
         from adapters.registry import continue_training, services
         from adapters.serving import usage
+        from training.jobs.kinds import register_kind
         from training.runs.launch.start_weights import register_resolver
         from training.runs.worker import main, outcomes
 
         outcomes.keepers.append(services.keep)
         register_resolver(continue_training.resolve_start_weights)
-        main.BESIDE += [
-            (jobs.do_next, 0.5, 1),
-            (jobs.talk_next, 0.5, 1),
-            (usage.forget_old, 3600.0, 1),
-        ]
+        main.BESIDE.append((usage.forget_old, 3600.0))
+        for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, COMPARE_JOB, ANSWERS_JOB):
+            register_kind(kind)

@@ -1,6 +1,4 @@
-"""What came out of training: versions on a shelf, what is worked out of them, and the names under
-which they answer.
-"""
+"""What came out of training: versions on a shelf, and the names under which they answer."""
 
 from __future__ import annotations
 
@@ -109,48 +107,6 @@ class Numbering(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["owner", "name"], name="one_numbering_a_name")
         ]
-
-
-class Stage(models.TextChoices):
-    WAITING = "waiting", "Waiting"
-    WORKING = "working", "At work"
-    DONE = "done", "Done"
-    FAILED = "failed", "Failed"
-
-
-class Work(models.Model):
-    """Something that a worker works out of versions (work.py). `key` says what it is of: the same
-    is never done twice.
-    """
-
-    kind = models.CharField(max_length=20)
-    key = models.CharField(max_length=200)
-    version = models.ForeignKey(
-        AdapterVersion, null=True, on_delete=models.CASCADE, related_name="works"
-    )
-    owner = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
-    order: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    stage = models.CharField(
-        max_length=10, choices=Stage.choices, default=Stage.WAITING, db_index=True
-    )
-    words = models.CharField(max_length=200, blank=True)
-    done = models.PositiveIntegerField(default=0)
-    total = models.PositiveIntegerField(default=0)
-    tries = models.PositiveIntegerField(default=0)
-    result: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    error = models.TextField(blank=True)
-    worked_at = models.DateTimeField(null=True)
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["kind", "key"], name="worked_out_once")]
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.key}"
-
-    @property
-    def folder(self) -> Path:
-        return Path(settings.HOME) / "work" / str(self.pk)
 
 
 class Deployment(Owned):

@@ -225,7 +225,7 @@ def arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
 
 def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of one arm, measured in a process of its own."""
-    from training.child_environment import STEADY_MEMORY
+    from training.child_process import STEADY_MEMORY
 
     python = sys.executable if name == "ours" else arguments.trl_python
     command = [python, "-W", "ignore", __file__, "--arm", name]

@@ -23,6 +23,7 @@ from training.people.api import router as people
 from training.people.models import Scope, User
 from training.people.tokens import find_token
 from training.runs.api import router as runs
+from training.webhooks.api import router as webhooks
 
 log = logging.getLogger("snapml.api")
 
@@ -99,6 +100,7 @@ api = Api(
     "USER` prints one.",
 )
 api.add_router("/people", people)
+api.add_router("/people/me/webhooks", webhooks)
 api.add_router("/models", models)
 api.add_router("/datasets", datasets)
 api.add_router("/gpus", gpus)

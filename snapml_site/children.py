@@ -10,7 +10,7 @@ import time
 
 from django.conf import settings
 
-from training.child_environment import child_environment, end_with_parent
+from training.child_process import child_environment, set_parent_death_signal
 
 MANAGE = str(settings.BASE_DIR / "manage.py")
 # A child that lived this long died of something new: its next start is at once again.
@@ -48,7 +48,7 @@ class Child:
             env=self.environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 no threads yet
+            preexec_fn=set_parent_death_signal,  # noqa: PLW1509 no threads yet
         )
 
     def start_again_if_dead(self) -> None:

@@ -22,8 +22,10 @@ from pathlib import Path
 import dj_database_url
 import plotly
 from csp.constants import NONCE, NONE, SELF
-from huey import RedisHuey, SqliteHuey
+from huey import Huey, RedisHuey
 from huey.serializer import SignedSerializer
+
+from training.sqlite_queue import WaitingSqliteStorage
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("SNAPML_HOME") or BASE_DIR / "var").resolve()
@@ -70,6 +72,8 @@ INSTALLED_APPS = [
     "django_htmx",
     "csp",
     "training.people",
+    "training.jobs",
+    "training.webhooks",
     "training.catalog",
     "training.datasets",
     "training.gpus",
@@ -138,18 +142,30 @@ DATABASES = {
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# Huey is only a doorbell: a message holds a run's id and nothing else, signed because Huey
-# unpickles what it reads.
+# Huey is only a wake-up: a message holds a run's or a job's id and nothing else, signed because
+# Huey unpickles what it reads.
 HUEY_OPTIONS = {
     "immediate": False,
     "results": False,
     "serializer": SignedSerializer(secret=SECRET_KEY),
 }
-HUEY = (
-    RedisHuey("snapml", url=REDIS_URL, **HUEY_OPTIONS)
-    if REDIS_URL
-    else SqliteHuey("snapml", filename=str(HOME / "huey.sqlite3"), strict_fifo=True, **HUEY_OPTIONS)
-)
+
+
+def make_queue(name: str, file_name: str) -> Huey:
+    if REDIS_URL:
+        return RedisHuey(name, url=REDIS_URL, read_timeout=5, **HUEY_OPTIONS)
+    return Huey(
+        name,
+        storage_class=WaitingSqliteStorage,
+        filename=str(HOME / file_name),
+        strict_fifo=True,
+        **HUEY_OPTIONS,
+    )
+
+
+HUEY = make_queue("snapml", "huey.sqlite3")
+# Jobs have a queue and threads of their own, since watching a run occupies a thread for hours.
+JOBS_HUEY = make_queue("snapml-jobs", "jobs.sqlite3")
 # Without Redis no layer is needed: the web server sees commits of other processes in SQLite itself
 # (training/runs/live/change_watcher.py).
 CHANNEL_LAYERS = (

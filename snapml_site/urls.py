@@ -40,6 +40,7 @@ urlpatterns = [
     path("", include("training.datasets.urls")),
     path("", include("training.catalog.urls")),
     path("", include("training.people.urls")),
+    path("", include("training.webhooks.urls")),
     path("", include("training.gpus.urls")),
     path("", include("adapters.urls")),
     path("api/v1/", open_api()),

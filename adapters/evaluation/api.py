@@ -131,8 +131,8 @@ def ask(request: SignedIn, body: AskIn) -> Any:
     view = seen(request, body.versions, body.prompts)
     if view.prompts is None:
         raise UserError("Give the number of a set of prompts.", field="prompts")
-    works = [evaluation_replies.ask(request.user, view.prompts, column) for column in view.columns]
-    return 202, {"columns": [{"name": str(work.key), "stage": work.stage} for work in works]}
+    jobs = [evaluation_replies.ask(request.user, view.prompts, column) for column in view.columns]
+    return 202, {"columns": [{"name": job.key, "stage": job.state} for job in jobs]}
 
 
 @router.get("", response=dict[str, Any])
@@ -167,7 +167,12 @@ def read_weights(request: SignedIn, v: Query[list[int]]) -> Any:
     so ask again until `done`.
     """
     task = weight_analysis.begin(request.user, seen(request, v, None).versions)
-    return {"stage": task.stage, "words": task.words, "error": task.error, "result": task.result}
+    return {
+        "stage": task.state,
+        "words": task.progress_message,
+        "error": task.error,
+        "result": task.result,
+    }
 
 
 @router.post("/votes", response={201: dict[str, Any]})

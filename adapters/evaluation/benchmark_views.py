@@ -12,12 +12,12 @@ from django.views.decorators.http import require_POST
 
 from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
-from adapters.models import Stage, Work
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
 from training.engine.methods import TABLE
 from training.errors import NotFound, UserError
+from training.jobs.models import OPEN_STATES, Job
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Sweep
@@ -84,11 +84,11 @@ def show(request: SignedIn, sweep_id: int) -> HttpResponse:
     rows = benchmark.report(found)
     asked = benchmark.prompts_of(found)
     tasks = (
-        Work.objects.filter(kind=KIND, key__startswith=f"{asked.pk}:")
+        Job.objects.filter(kind=KIND, key__startswith=f"{asked.pk}:")
         if asked
-        else Work.objects.none()
+        else Job.objects.none()
     )
-    pending = tasks.filter(stage__in=(Stage.WAITING, Stage.WORKING)).count()
+    pending = tasks.filter(state__in=OPEN_STATES).count()
     over = all(row.run.state not in OPEN for row in rows)
     values = {
         "sweep": found,

@@ -7,10 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.db import transaction
-
-from adapters.evaluation import replies
-from adapters.models import PromptSet, Work
+from adapters.models import PromptSet
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import held_out_prompts
 from training.datasets.rows import ROLES
@@ -66,11 +63,9 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
 
 
 def delete_prompts(user: User, prompts: PromptSet) -> None:
-    """Delete a set with the replies and votes on it. Raises NotAllowed: not theirs to change."""
+    """Delete a set with the jobs, replies and votes on it. Raises NotAllowed: not theirs."""
     may_change(user, prompts)
-    with transaction.atomic():
-        Work.objects.filter(kind=replies.KIND, key__startswith=f"{prompts.pk}:").delete()
-        prompts.delete()
+    prompts.delete()
 
 
 def read_line(line: str, place: int) -> dict[str, Any]:

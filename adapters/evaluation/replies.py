@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import httpx
 
-from adapters import jobs
 from adapters.evaluation.scores import scores_of
-from adapters.models import AdapterVersion, PromptSet, Reply, Stage, Work
+from adapters.lanes import ANSWERS
+from adapters.models import AdapterVersion, PromptSet, Reply
 from adapters.serving import inference_client
 from training.catalog.models import BaseModel
 from training.errors import UserError
+from training.jobs.kinds import JobKind
+from training.jobs.models import Job
+from training.jobs.runner import get_subject, save_progress
+from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "answers"
@@ -52,22 +56,17 @@ class Column:
         return str(self.version or self.base.name)
 
 
-def ask(user: User, prompts: PromptSet, column: Column) -> Work:
+def ask(user: User, prompts: PromptSet, column: Column) -> Job:
     """Begin to ask, or tell of the asking that is under way or done."""
-    order = {"prompts": prompts.pk, "base": column.base.pk}
-    return jobs.begin(user, KIND, f"{prompts.pk}:{column.key}", version=column.version, order=order)
+    subjects = [prompts, column.base, *([column.version] if column.version else [])]
+    return enqueue(user, KIND, f"{prompts.pk}:{column.key}", subjects=subjects)
 
 
-def is_pending(task: Work | None) -> bool:
-    return task is not None and task.stage in (Stage.WAITING, Stage.WORKING)
-
-
-def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
+def run_answers(job: Job) -> dict[str, Any]:
     """Ask the rows that have no reply yet."""
-    prompts = PromptSet.objects.filter(pk=task.order["prompts"]).first()
-    if prompts is None:
-        raise UserError("The set of prompts was deleted.")
-    column = Column(BaseModel.objects.get(pk=task.order["base"]), task.version)
+    prompts, base = get_subject(job, PromptSet), get_subject(job, BaseModel)
+    assert prompts is not None and base is not None
+    column = Column(base, get_subject(job, AdapterVersion, "base_model"))
     told = (
         inference_client.addressed(column.version)
         if column.version
@@ -77,7 +76,8 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
     done = set(replies.values_list("row", flat=True))
     left = [place for place in range(len(prompts.rows)) if place not in done]
     refused: list[str] = []
-    yield {"words": "asking", "done": len(done), "total": len(prompts.rows)}
+    progress = {"message": "asking", "done": len(done), "total": len(prompts.rows)}
+    save_progress(job, progress)
     for place, reply in as_they_come({place: prompts.rows[place] for place in left}, told):
         if isinstance(reply, Reply):
             reply.prompts, reply.row, reply.version, reply.base_model = (
@@ -90,15 +90,13 @@ def do_answers(task: Work) -> Generator[dict[str, Any], None, None]:
         else:
             refused.append(reply)
         done.add(place)
-        yield {"done": len(done)}
+        save_progress(job, {"done": len(done)})
     if refused and len(refused) == len(left):
         raise UserError(refused[0])
-    yield {
-        "result": {
-            "rows": len(done) - len(refused),
-            "refused": len(refused),
-            "why": refused[0] if refused else "",
-        }
+    return {
+        "rows": len(done) - len(refused),
+        "refused": len(refused),
+        "why": refused[0] if refused else "",
     }
 
 
@@ -190,3 +188,8 @@ async def patiently(body: dict[str, Any]) -> dict[str, Any]:
             words = down.message
         await asyncio.sleep(PAUSE_SECONDS)
     raise UserError(words)
+
+
+ANSWERS_JOB = JobKind(
+    KIND, run_answers, lane=ANSWERS, subjects=(PromptSet, AdapterVersion, BaseModel)
+)

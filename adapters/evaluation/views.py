@@ -20,10 +20,11 @@ from adapters.evaluation.figures import FIGURES, figures_of, settings_of, side_o
 from adapters.evaluation.replies import Column
 from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import verdicts
-from adapters.models import AdapterVersion, PromptSet, Reply, Stage, Work
+from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.visible import visible_data
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
+from training.jobs.models import Job, JobState
 from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs.metrics import comparison
@@ -157,8 +158,8 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
         return {"view": view}
     columns = view.columns
     tasks = {
-        work.key: work
-        for work in Work.objects.filter(
+        job.key: job
+        for job in Job.objects.filter(
             kind=evaluation_replies.KIND, key__startswith=f"{view.prompts.pk}:"
         )
     }
@@ -169,7 +170,7 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
         {
             "column": column,
             "task": task,
-            "pending": evaluation_replies.is_pending(task),
+            "pending": task is not None and task.is_open,
             "address": view.address(order=f"worst-{place}", page=1),
         }
         for place, (column, task) in enumerate(zip(columns, states, strict=True))
@@ -185,7 +186,7 @@ def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, A
         ],
         "query": view.address().partition("?")[2],
         "pending": any(head["pending"] for head in heads),
-        "missing": any(task is None or task.stage == Stage.FAILED for task in states),
+        "missing": any(task is None or task.state == JobState.FAILED for task in states),
         "by_row": view.address(order="row", page=1),
         "by_disagreement": view.address(order="disagreement", page=1),
         "verdicts": verdicts(
@@ -242,7 +243,12 @@ def weights(request: SignedIn) -> JsonResponse:
     task = weight_analysis.begin(
         request.user, view.versions, again=request.POST.get("again") == "1"
     )
-    told = {"stage": task.stage, "words": task.words, "error": task.error, "result": task.result}
+    told = {
+        "stage": task.state,
+        "words": task.progress_message,
+        "error": task.error,
+        "result": task.result,
+    }
     return JsonResponse(
         {**told, "versions": [{"id": str(one.pk), "name": str(one)} for one in view.versions]}
     )

@@ -5,14 +5,18 @@ what their data share.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from adapters import jobs
 from adapters.export import merge
-from adapters.models import AdapterVersion, Work
+from adapters.lanes import PROGRAMS
+from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
+from training.jobs.kinds import JobKind
+from training.jobs.models import Job, JobState
+from training.jobs.runner import run_program, save_progress
+from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "compare"
@@ -22,24 +26,25 @@ def key_of(versions: Sequence[AdapterVersion]) -> str:
     return ",".join(str(pk) for pk in sorted(version.pk for version in versions))
 
 
-def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Work:
+def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Job:
     """The comparison of these versions, whatever their order: begun now, under way, or done before;
     if it failed, `again`.
     """
-    order = {"versions": sorted(version.pk for version in versions)}
-    return jobs.begin(user, KIND, key_of(versions), order=order, again=again)
+    params = {"versions": sorted(version.pk for version in versions)}
+    restart = (JobState.FAILED,) if again else ()
+    return enqueue(user, KIND, key_of(versions), subjects=versions, params=params, restart=restart)
 
 
-def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:
+def run_compare(job: Job) -> dict[str, Any]:
     versions = list(
-        AdapterVersion.objects.filter(pk__in=task.order["versions"]).select_related(
+        AdapterVersion.objects.filter(pk__in=job.params["versions"]).select_related(
             "base_model", "data__dataset"
         )
     )
-    yield {"words": "comparing their data"}
+    save_progress(job, {"message": "comparing their data"})
     shared = overlaps(versions)
     with_data = next((version for version in versions if version.data), versions[0])
-    order = {
+    params = {
         "members": [
             {
                 "key": str(version.pk),
@@ -51,8 +56,8 @@ def do_compare(task: Work) -> Generator[dict[str, Any], None, None]:
         ],
         "prompts": merge.prompts_of(with_data),
     }
-    for said in jobs.follow("adapters.programs.weight_analysis", task.folder, order):
-        yield {"result": {**said["result"], "overlaps": shared}} if "result" in said else said
+    result = run_program(job, "adapters.programs.weight_analysis", params)
+    return {**result, "overlaps": shared}
 
 
 def overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
@@ -77,3 +82,6 @@ def row_digests(data: DatasetVersion) -> set[bytes]:
     """16 bytes a row, so that a million rows take 100 MB at most."""
     with data.file("train").open("rb") as file:
         return {hashlib.blake2b(line.strip(), digest_size=16).digest() for line in file}
+
+
+COMPARE_JOB = JobKind(KIND, run_compare, lane=PROGRAMS, subjects=(AdapterVersion,))

@@ -4,16 +4,20 @@ knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from zipstream import ZIP_STORED, ZipStream
 
-from adapters import jobs
 from adapters.export import merge
-from adapters.models import AdapterVersion, Stage, Work, file_stem
+from adapters.lanes import PROGRAMS
+from adapters.models import AdapterVersion, file_stem
 from training.errors import Conflict, NotFound, UserError
+from training.jobs.kinds import JobKind
+from training.jobs.models import Job, JobState
+from training.jobs.runner import get_subject, run_program
+from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "gguf"
@@ -28,7 +32,7 @@ QUANTISATIONS = {
 }
 
 
-def export_gguf(user: User, version: AdapterVersion, quantisation: str) -> Work:
+def export_gguf(user: User, version: AdapterVersion, quantisation: str) -> Job:
     """Begin to write a GGUF file of a version's whole model, or tell of the one that is under way
     or done.
 
@@ -40,8 +44,8 @@ def export_gguf(user: User, version: AdapterVersion, quantisation: str) -> Work:
             f"quantisation must be one of {', '.join(QUANTISATIONS)}.", field="quantisation"
         )
     model_folder(version)
-    order = {"quantisation": quantisation}
-    return jobs.begin(user, KIND, f"{version.pk}:{quantisation}", version=version, order=order)
+    params = {"quantisation": quantisation}
+    return enqueue(user, KIND, f"{version.pk}:{quantisation}", subjects=[version], params=params)
 
 
 def model_folder(version: AdapterVersion) -> Path:
@@ -60,16 +64,23 @@ def model_folder(version: AdapterVersion) -> Path:
     return version.merged_folder
 
 
-def do_gguf(task: Work) -> Generator[dict[str, Any], None, None]:
-    version = task.version
+def run_gguf(job: Job) -> dict[str, Any]:
+    version = get_subject(job, AdapterVersion, "base_model")
     assert version is not None
-    order = {
+    quantisation = job.params["quantisation"]
+    params = {
         "model": str(model_folder(version)),
-        "target": str(gguf_file(version, task.order["quantisation"])),
-        "quantisation": task.order["quantisation"],
+        "target": str(gguf_file(version, quantisation)),
+        "quantisation": quantisation,
         "prompts": merge.prompts_of(version),
     }
-    yield from jobs.follow("adapters.programs.gguf_export", task.folder, order)
+    return run_program(job, "adapters.programs.gguf_export", params)
+
+
+def gguf_outputs(job: Job) -> list[Path]:
+    version = get_subject(job, AdapterVersion)
+    assert version is not None
+    return [gguf_file(version, job.params["quantisation"]).parent]
 
 
 def gguf_file(version: AdapterVersion, quantisation: str) -> Path:
@@ -78,8 +89,8 @@ def gguf_file(version: AdapterVersion, quantisation: str) -> Path:
 
 def made_gguf(version: AdapterVersion, quantisation: str) -> Path:
     """The file, whole and checked. Raises NotFound: it has not been made."""
-    done = Work.objects.filter(
-        kind=KIND, key=f"{version.pk}:{quantisation}", stage=Stage.DONE
+    done = Job.objects.filter(
+        kind=KIND, key=f"{version.pk}:{quantisation}", state=JobState.DONE
     ).exists()
     path = gguf_file(version, quantisation) if quantisation in QUANTISATIONS else None
     if not done or path is None or not path.is_file():
@@ -100,3 +111,6 @@ def pieces_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(2**20):
             yield piece
+
+
+GGUF_JOB = JobKind(KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), outputs=gguf_outputs)

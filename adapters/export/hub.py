@@ -5,16 +5,19 @@ to nobody but its program.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
 from typing import Any
 
-from adapters import jobs
 from adapters.export import gguf
-from adapters.models import AdapterVersion, Stage, Work
+from adapters.lanes import PROGRAMS
+from adapters.models import AdapterVersion
 from adapters.registry.model_card import NAME, card_for_hub
 from training.catalog.models import Source
-from training.child_environment import NETWORK, child_environment
+from training.child_process import NETWORK_VARIABLES, child_environment
 from training.errors import UserError
+from training.jobs.kinds import JobKind
+from training.jobs.models import Job, JobState
+from training.jobs.runner import get_subject, run_program, save_job
+from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "push"
@@ -33,7 +36,7 @@ def push(
     token: str,
     what: str = "adapter",
     private: bool = True,
-) -> Work:
+) -> Job:
     """Begin to push a version's files to `owner/name` on the hub, or tell of the push that is under
     way.
 
@@ -57,27 +60,31 @@ def push(
     if what == "merged":
         gguf.model_folder(version)
     key = f"{version.pk}:{what}:{repository}"
-    Work.objects.filter(kind=KIND, key=key, stage=Stage.DONE).delete()  # a second push is a push
-    order = {"repository": repository, "what": what, "private": private, "token": token}
-    return jobs.begin(user, KIND, key, version=version, order=order)
+    params = {"repository": repository, "what": what, "private": private, "token": token}
+    restart = (JobState.DONE, JobState.FAILED)  # a second push is a push
+    return enqueue(user, KIND, key, subjects=[version], params=params, restart=restart)
 
 
-def do_push(task: Work) -> Generator[dict[str, Any], None, None]:
-    version = task.version
+def run_push(job: Job) -> dict[str, Any]:
+    version = get_subject(job, AdapterVersion, "base_model")
     assert version is not None
-    token = task.order.pop("token", "")
-    jobs.write(task, order=task.order)  # the database keeps no token longer than it must
+    token = job.params.pop("token", "")
+    save_job(job, params=job.params)  # the database keeps no token longer than it must
     if not token:
         raise UserError("The push broke off, and its token is forgotten; push again.")
-    folder = version.folder if task.order["what"] == "adapter" else gguf.model_folder(version)
+    folder = version.folder if job.params["what"] == "adapter" else gguf.model_folder(version)
     card = version.folder / NAME
     base = version.base_model.location if version.base_model.source == Source.HUB else ""
-    order = task.order | {
+    params = job.params | {
         "files": {path.name: str(path) for path in sorted(folder.iterdir()) if path.name != NAME},
-        "card": card_for_hub(card.read_text(), base, merged=task.order["what"] == "merged")
+        "card": card_for_hub(card.read_text(), base, merged=job.params["what"] == "merged")
         if card.is_file()
         else "",
         "message": f"{version}, from SnapML",
     }
-    surroundings = {"HF_HUB_OFFLINE": "0"} | child_environment(*NETWORK) | {"HF_TOKEN": token}
-    yield from jobs.follow("adapters.programs.hub_push", task.folder, order, surroundings)
+    environment = child_environment(*NETWORK_VARIABLES) | {"HF_TOKEN": token}
+    environment.setdefault("HF_HUB_OFFLINE", "0")
+    return run_program(job, "adapters.programs.hub_push", params, environment=environment)
+
+
+PUSH_JOB = JobKind(KIND, run_push, lane=PROGRAMS, subjects=(AdapterVersion,))

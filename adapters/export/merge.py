@@ -4,13 +4,17 @@ knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
-from adapters import jobs
-from adapters.models import AdapterVersion, Stage, Work
+from adapters.lanes import PROGRAMS
+from adapters.models import AdapterVersion
 from training.datasets.preview import held_out_prompts
 from training.errors import Conflict
+from training.jobs.kinds import JobKind
+from training.jobs.models import Job, JobState
+from training.jobs.runner import get_subject, run_program
+from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "merge"
@@ -27,7 +31,7 @@ COMMON = [
 ]
 
 
-def merge_version(user: User, version: AdapterVersion) -> Work:
+def merge_version(user: User, version: AdapterVersion) -> Job:
     """Begin to merge, or tell of the merge that is under way or done.
 
     Raises:
@@ -38,20 +42,29 @@ def merge_version(user: User, version: AdapterVersion) -> Work:
             f"{version.method_row.title} cannot be merged. {version.method_row.no_merge}",
             field="merge",
         )
-    return jobs.begin(user, KIND, str(version.pk), version=version)
+    return enqueue(user, KIND, str(version.pk), subjects=[version])
 
 
-def do_merge(task: Work) -> Generator[dict[str, Any], None, None]:
-    version = task.version
+def run_merge(job: Job) -> dict[str, Any]:
+    version = get_subject(job, AdapterVersion, "base_model")
     assert version is not None
-    order = {
+    params = {
         "base": str(version.base_model.folder),
         "adapter": str(version.folder),
         "method": version.method,
         "target": str(version.merged_folder),
         "prompts": prompts_of(version),
     }
-    yield from jobs.follow("adapters.programs.merge", task.folder, order)
+    return run_program(job, "adapters.programs.merge", params)
+
+
+def merge_outputs(job: Job) -> list[Path]:
+    """The merged model, and what a merge under way has written aside."""
+    version = get_subject(job, AdapterVersion)
+    assert version is not None
+    folder = version.merged_folder
+    asides = [folder.with_name(f".{folder.name}.{end}") for end in ("merging", "unchecked")]
+    return [folder, *asides]
 
 
 def prompts_of(version: AdapterVersion) -> list[list[dict[str, str]]]:
@@ -65,6 +78,11 @@ def prompts_of(version: AdapterVersion) -> list[list[dict[str, str]]]:
 def is_merged(version: AdapterVersion) -> bool:
     """Is its merged model there, checked and whole?"""
     return (
-        Work.objects.filter(kind=KIND, key=str(version.pk), stage=Stage.DONE).exists()
+        Job.objects.filter(kind=KIND, key=str(version.pk), state=JobState.DONE).exists()
         and version.merged_folder.is_dir()
     )
+
+
+MERGE_JOB = JobKind(
+    KIND, run_merge, lane=PROGRAMS, subjects=(AdapterVersion,), outputs=merge_outputs
+)

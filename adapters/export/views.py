@@ -13,7 +13,8 @@ from django.views.decorators.http import require_POST
 from adapters.export import gguf as export_gguf
 from adapters.export import hub
 from adapters.export import merge as export_merge
-from adapters.models import AdapterVersion, Stage, Work, file_stem
+from adapters.models import AdapterVersion, file_stem
+from training.jobs.services import jobs_about
 from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_changeable, get_visible
 
@@ -28,21 +29,18 @@ def exported(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 def export_values(version: AdapterVersion) -> dict[str, Any]:
-    works = list(
-        Work.objects.filter(
-            version=version, kind__in=(export_merge.KIND, export_gguf.KIND, hub.KIND)
-        ).order_by("pk")
-    )
-    merge = next((work for work in works if work.kind == export_merge.KIND), None)
+    kinds = (export_merge.KIND, export_gguf.KIND, hub.KIND)
+    jobs = list(jobs_about(version).filter(kind__in=kinds))
+    merge = next((job for job in jobs if job.kind == export_merge.KIND), None)
     return {
         "merge": merge,
         "merged": version.whole_model or export_merge.is_merged(version),
         "ggufs": [
-            (work, work.order["quantisation"]) for work in works if work.kind == export_gguf.KIND
+            (job, job.params["quantisation"]) for job in jobs if job.kind == export_gguf.KIND
         ],
-        "pushes": [work for work in works if work.kind == hub.KIND],
+        "pushes": [job for job in jobs if job.kind == hub.KIND],
         "quantisations": export_gguf.QUANTISATIONS,
-        "making": any(work.stage in (Stage.WAITING, Stage.WORKING) for work in works),
+        "making": any(job.is_open for job in jobs),
     }
 
 

@@ -17,7 +17,7 @@ with quick_imports():
     from adapters.programs.gguf_file import export
     from adapters.programs.llama_cpp import answers, top_logprobs
     from adapters.programs.parity import Spoken, speak
-    from adapters.programs.protocol import run, say
+    from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import sha256, sync
     from training.engine.modeling.model import load_base
@@ -40,12 +40,12 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
         Path(order["target"]),
         str(order["quantisation"]),
     )
-    say(words="writing the file", done=0, total=3)
+    emit(message="writing the file", done=0, total=3)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.checking")
     export(folder, aside, quantisation)
     try:
-        say(words="answering with torch", done=1)
+        emit(message="answering with torch", done=1)
         tokenizer = load_tokenizer(folder)
         use_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
@@ -54,7 +54,7 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
             for messages in order["prompts"]
         ]
         del model
-        say(words="answering with llama.cpp", done=2)
+        emit(message="answering with llama.cpp", done=2)
         figures = compared(aside, said)
         refuse_unlike(figures, quantisation)
         sync(aside)
@@ -112,4 +112,4 @@ def refuse_unlike(figures: dict[str, Any], quantisation: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(make))
+    sys.exit(main(lambda: emit(result=make(read_params()))))

@@ -12,7 +12,7 @@ import httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from adapters.programs.protocol import run, say
+from training.child_process import emit, main, read_params
 from training.errors import UserError
 from training.formatting import format_bytes
 
@@ -42,9 +42,9 @@ def push(order: dict[str, Any]) -> dict[str, Any]:
             CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=order["card"].encode())
         )
     try:
-        say(words="asking the hub")
+        emit(message="asking the hub")
         made = api.create_repo(repository, private=order["private"], exist_ok=True)
-        say(words=f"sending {format_bytes(sum(one.upload_info.size for one in added))}")
+        emit(message=f"sending {format_bytes(sum(one.upload_info.size for one in added))}")
         commit = api.create_commit(repository, added, commit_message=order["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code
@@ -65,4 +65,4 @@ def push(order: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(push))
+    sys.exit(main(lambda: emit(result=push(read_params()))))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.child_process import emit, run_child
 from training.errors import UserError
 
 
@@ -49,15 +50,13 @@ def top_logprobs(
 
 
 def ask(gguf_file: Path, question: dict[str, Any], *, timeout: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "adapters.programs.llama_cpp", str(gguf_file)]
     try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(question),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+        done = run_child(
+            "adapters.programs.llama_cpp",
+            str(gguf_file),
+            cwd=Path.cwd(),
+            seconds=timeout,
+            stdin=json.dumps(question),
         )
     except subprocess.TimeoutExpired as error:
         raise BrokenGGUF(
@@ -148,7 +147,7 @@ def main(gguf_file: str) -> None:
             ],
         }
         del server
-    sys.stdout.write(json.dumps(told) + "\n")
+    emit(**told)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ with quick_imports():
     import torch
 
     from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
-    from adapters.programs.protocol import run, say
+    from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
     from training.engine.files import remove_tree, sha256, sync
     from training.engine.methods import TABLE
@@ -73,10 +73,10 @@ def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     aside = folder.with_suffix(".merging")
     remove_tree(aside)
     try:
-        say(words="merging", done=0, total=3 * len(order["prompts"]))
+        emit(message="merging", done=0, total=3 * len(order["prompts"]))
         model = merged(Path(order["base"]), Path(order["adapter"]), order["method"])
         refuse_full_disk(folder.parent, 2 * count_parameters(model))
-        say(words="writing")
+        emit(message="writing")
         model.save_pretrained(aside, max_shard_size="1000GB")
         tokenizer.save_pretrained(aside)
         del model
@@ -92,13 +92,13 @@ def adapter_answers(
     base: Path, adapter: Path, method: str, prompts: list[list[int]], ends: int | None
 ) -> tuple[list[Spoken], list[torch.Tensor]]:
     """What base and adapter say together, in fp32, and the base's own logits along it."""
-    say(words="loading base and adapter", done=0, total=3 * len(prompts))
+    emit(message="loading base and adapter", done=0, total=3 * len(prompts))
     model = attach(
         load_base(base, torch.float32, CPU, quantised=TABLE[method].quantised), adapter, "default"
     )
     said, plain = [], []
     for done, prompt in enumerate(prompts):
-        say(words="answering with the adapter", done=done)
+        emit(message="answering with the adapter", done=done)
         said.append(speak(model, prompt, ends))
         with model.disable_adapter():
             plain.append(logits_of(model, prompt, said[-1].answer))
@@ -116,7 +116,7 @@ def checked(
     model = load_base(folder, torch.float32, CPU).eval()
     logits, answers = [], []
     for done, one in enumerate(said):
-        say(words="answering with the merged model", done=2 * len(said) + done)
+        emit(message="answering with the merged model", done=2 * len(said) + done)
         logits.append(logits_of(model, one.prompt, one.answer))
         answers.append(speak(model, one.prompt, ends).answer)
     figures = compared(said, plain, logits, answers)
@@ -137,4 +137,4 @@ def refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(merge))
+    sys.exit(main(lambda: emit(result=merge(read_params()))))

@@ -25,9 +25,9 @@ with quick_imports():
     from torch import Tensor
 
     from adapters.programs.output_similarity import output_similarity
-    from adapters.programs.protocol import run, say
     from adapters.programs.weight_deltas import Update, updates_of
     from adapters.registry.import_checks import weight_of
+    from training.child_process import emit, main, read_params
     from training.errors import UserError
 
 DIRECTIONS = 8  # singular vectors of each update that are compared
@@ -55,7 +55,7 @@ def compare(order: dict[str, Any]) -> dict[str, Any]:
     moved: dict[str, dict[str, float]] = {}
     directions: dict[str, dict[str, Tensor]] = {}
     for done, member in enumerate(members):
-        say(words=f"reading {member.key}", done=done, total=len(members) + 1)
+        emit(message=f"reading {member.key}", done=done, total=len(members) + 1)
         for module, update, weight_norm in moves(member):
             moved.setdefault(member.key, {})[module] = (
                 update.norm() / weight_norm if weight_norm else 0.0
@@ -68,7 +68,7 @@ def compare(order: dict[str, Any]) -> dict[str, Any]:
     }
     outputs = {}
     if len(directions) < len(members):
-        say(words="comparing what comes out", done=len(members))
+        emit(message="comparing what comes out", done=len(members))
         outputs = output_similarity(members, order["prompts"])
     return {"moved": moved, "alike": alike, "outputs": outputs, "layers": places(moved)}
 
@@ -119,4 +119,4 @@ def places(moved: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(run(compare))
+    sys.exit(main(lambda: emit(result=compare(read_params()))))

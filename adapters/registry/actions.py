@@ -12,11 +12,10 @@ from typing import Any
 from django.db import transaction
 from django.db.models import ProtectedError, Q
 
-from adapters.evaluation import weight_analysis
-from adapters.export import gguf, merge
-from adapters.models import AdapterVersion, Deployment, Work
+from adapters.models import AdapterVersion, Deployment
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed
+from training.jobs.services import job_folders, jobs_about, subjects_among
 from training.people.models import User
 from training.people.visible import may_change
 from training.runs.actions import packed_tags
@@ -63,30 +62,16 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
             f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it "
             "end, or stop it first."
         )
-    ggufs = gguf.gguf_file(version, "any").parent
-    folders = [
-        version.folder,
-        version.merged_folder,
-        ggufs,
-        *(work.folder for work in version.works.all()),
-    ]
-    compared = [
-        work
-        for work in Work.objects.filter(kind=weight_analysis.KIND).only("pk", "order")
-        if version.pk in work.order.get("versions", ())
-    ]
-    folders += [work.folder for work in compared]
+    folders = [version.folder]
+    for job in jobs_about(version):
+        folders += job_folders(job)
     try:
         with transaction.atomic():
-            Work.objects.filter(pk__in=[work.pk for work in compared]).delete()
-            version.delete()
+            version.delete()  # and its jobs with it
     except ProtectedError as error:
         names = ", ".join(row.name for row in answered_by(version))
         raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
-    halves = [
-        version.merged_folder.with_name(f".{version.pk}.{end}") for end in ("merging", "unchecked")
-    ]  # a merge under way
-    return sum(remove_tree(folder) for folder in [*folders, *halves])
+    return sum(remove_tree(folder) for folder in dict.fromkeys(folders))
 
 
 def answered_by(version: AdapterVersion) -> list[Deployment]:
@@ -137,9 +122,10 @@ def disk_use(user: User) -> dict[str, Any]:
     and each owner's sums.
     """
     versions = AdapterVersion.objects.visible_to(user)
-    merged: dict[int | None, int] = {}
-    for work in Work.objects.filter(kind__in=(merge.KIND, gguf.KIND), version__in=versions):
-        merged[work.version_id] = merged.get(work.version_id, 0) + work.result.get("bytes", 0)
+    merged: dict[int, int] = {}
+    for subject in subjects_among(versions):
+        size = subject.job.result.get("bytes", 0)
+        merged[subject.object_id] = merged.get(subject.object_id, 0) + size
     adapters: dict[tuple[str, str], dict[str, Any]] = {}
     for pk, owner, name, size in versions.values_list(
         "pk", "owner__username", "name", "size_bytes"

@@ -10,10 +10,11 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
 from adapters.export import merge
-from adapters.models import AdapterVersion, Deployment, Stage, Work
+from adapters.models import AdapterVersion, Deployment
 from adapters.serving import services, usage
 from adapters.serving.services import Answering
 from training.errors import NotFound, UserError
+from training.jobs.models import Job, JobState
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible, may_change
 
@@ -62,7 +63,7 @@ def minutes(request: SignedIn, name: str) -> JsonResponse:
 
 def live_values(found: Deployment) -> dict[str, Any]:
     answering = [found.version, *([found.other] if found.other else [])]
-    works = Work.objects.filter(kind=merge.KIND, key__in=[str(version.pk) for version in answering])
+    jobs = Job.objects.filter(kind=merge.KIND, key__in=[str(version.pk) for version in answering])
     return {
         "deployment": found,
         "rates": usage.rates(found),
@@ -71,7 +72,7 @@ def live_values(found: Deployment) -> dict[str, Any]:
             (
                 version,
                 share_of(found, version),
-                how(found, version, {one.key: one for one in works}),
+                how(found, version, {job.key: job for job in jobs}),
             )
             for version in answering
         ],
@@ -85,9 +86,9 @@ def share_of(found: Deployment, version: AdapterVersion) -> int:
     return found.share if version.pk == found.other_id else 100 - found.share
 
 
-def how(found: Deployment, version: AdapterVersion, works: dict[str, Work]) -> dict[str, Any]:
+def how(found: Deployment, version: AdapterVersion, jobs: dict[str, Job]) -> dict[str, Any]:
     """How a version answers now, in words; `working` while a merge is under way."""
-    task = works.get(str(version.pk))
+    task = jobs.get(str(version.pk))
     if version.whole_model:
         return {"words": "a whole model of its own, nothing to merge"}
     if version.method_row.no_merge:
@@ -102,7 +103,7 @@ def how(found: Deployment, version: AdapterVersion, works: dict[str, Work]) -> d
             "words": "merged into its base: it answers at the base's own speed",
             "parity": task.result["parity"] if task else None,
         }
-    if task is not None and task.stage == Stage.FAILED:
+    if task is not None and task.state == JobState.FAILED:
         return {
             "words": "attached to its base, because it could not be merged",
             "error": task.error,

@@ -2,12 +2,12 @@
 
 import pytest
 
-from adapters import jobs
+from training.jobs import runner
 
 
 @pytest.fixture(autouse=True)
 def no_second_voice(monkeypatch):
-    """A test's one transaction holds SQLite's lock: a beat from beside it would wait 20 s for
+    """A test's one transaction holds SQLite's lock: a heartbeat from beside it would wait 20 s for
     that.
     """
-    monkeypatch.setattr(jobs, "BEAT_SECONDS", 600.0)
+    monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 600.0)

@@ -12,10 +12,11 @@ from django.urls import reverse
 
 from adapters.evaluation import benchmark
 from adapters.evaluation.benchmark import METHODS, Budget
-from adapters.models import PromptSet, Reply, Work
+from adapters.models import PromptSet, Reply
 from adapters.registry import services
 from training.engine.outcome import read_result
 from training.errors import Conflict, UserError
+from training.jobs.models import Job
 from training.runs.launch import request
 from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Run, Sweep
@@ -118,7 +119,7 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     assert rows["lora"].size_bytes < rows["full"].size_bytes
     assert rows["lora"].speed_over_base is None  # nobody has asked yet
     asked = benchmark.ask_all(alice, baked)
-    assert Work.objects.count() == 7
+    assert Job.objects.count() == 7
     base = baked.runs.first().base_model
     for version, rate in ((None, 10.0), (rows["lora"].version, 8.0)):
         Reply.objects.create(

@@ -7,13 +7,16 @@ import asyncio
 import httpx
 import pytest
 
-from adapters import jobs
-from adapters.evaluation import prompt_sets, replies, votes
+from adapters.evaluation import prompt_sets, replies, votes, weight_analysis
 from adapters.evaluation.answer_table import lines_of, marked
-from adapters.models import AdapterVersion, PromptSet, Reply, Vote, Work
+from adapters.lanes import ANSWERS, PROGRAMS
+from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from adapters.serving import inference_client
 from tests.shelf import put_on_shelf
 from training.errors import UserError
+from training.jobs.models import Job
+from training.jobs.runner import run_lane
+from training.jobs.services import jobs_about
 
 pytestmark = pytest.mark.django_db
 
@@ -75,8 +78,8 @@ def echo(settings, monkeypatch):
 def reply_all(alice, asked, pair):
     for version in (*pair, None):
         replies.ask(alice, asked, replies.Column(pair[0].base_model, version))
-    while Work.objects.filter(stage="waiting").exists():
-        jobs.talk_next()
+    while Job.objects.filter(state="waiting").exists():
+        run_lane(ANSWERS)
 
 
 def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair, echo):
@@ -116,10 +119,10 @@ def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
 def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, asked, pair, echo):
     reply_all(alice, asked, pair)
     Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
-    Work.objects.filter(version=pair[0]).update(stage="failed")
+    jobs_about(pair[0]).update(state="failed")
     before = len(echo)
     replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
-    jobs.talk_next()
+    run_lane(ANSWERS)
     assert len(echo) == before + 4
     assert Reply.objects.filter(version=pair[0]).count() == 12
 
@@ -132,9 +135,9 @@ def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypat
     client = httpx.AsyncClient
     monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=refuse))
     task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
-    jobs.talk_next()
+    run_lane(ANSWERS)
     task.refresh_from_db()
-    assert (task.stage, task.error) == ("failed", "The inference program refused: too long")
+    assert (task.state, task.error) == ("failed", "The inference program refused: too long")
 
 
 def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(
@@ -191,7 +194,7 @@ def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, asked, pair):
     assert as_mallory.post("/adapters/compare/weights", versions).status_code == 404
     ballot = f"prompts={asked.pk}&first={pair[0].pk}&second={pair[1].pk}"
     assert as_mallory.get(f"/adapters/vote?{ballot}").status_code == 404
-    assert not Work.objects.exists()
+    assert not Job.objects.exists()
 
 
 def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, data):
@@ -274,11 +277,11 @@ def test_sides_change_by_chance_and_not_with_the_reload(alice, people, asked, pa
 def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        jobs, "follow", lambda *given: calls.append(given) or iter([{"result": {"moved": {}}}])
+        weight_analysis, "run_program", lambda *given: calls.append(given) or {"moved": {}}
     )
     data = {"v": [pair[1].pk, pair[0].pk]}
     assert as_alice.post("/adapters/compare/weights", data).json()["stage"] == "waiting"
-    jobs.do_next()
+    run_lane(PROGRAMS)
     told = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
     assert told["stage"] == "done"
     assert told["result"] == {"moved": {}, "overlaps": []}
@@ -316,9 +319,9 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
         lambda **_: client(transport=httpx.MockTransport(answer)),
     )
     task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
-    jobs.talk_next()
+    run_lane(ANSWERS)
     task.refresh_from_db()
-    assert (task.stage, task.result["rows"], task.result["refused"]) == ("done", 11, 1)
+    assert (task.state, task.result["rows"], task.result["refused"]) == ("done", 11, 1)
     assert "context holds 256" in task.result["why"]
     assert Reply.objects.count() == 11
 
@@ -326,7 +329,7 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
 def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_alice, pair):
     data = {"v": [pair[0].pk, pair[1].pk]}
     as_alice.post("/adapters/compare/weights", data)
-    Work.objects.update(stage="failed", error="It broke off.")
+    Job.objects.update(state="failed", error="It broke off.")
     assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It broke off."
     assert (
         as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["stage"]
@@ -355,7 +358,7 @@ def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, r
     assert answer.url == f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
     assert not PromptSet.objects.exists()
     assert not Reply.objects.exists()
-    assert not Work.objects.exists()
+    assert not Job.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -371,6 +374,6 @@ def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker
 
     monkeypatch.setattr(replies, "as_they_come", as_they_come)
     replies.ask(alice, asked, replies.Column(run.base_model))
-    jobs.talk_next()
+    run_lane(ANSWERS)
     assert not Reply.objects.exists()
-    assert not Work.objects.exists()
+    assert not Job.objects.exists()

@@ -5,11 +5,12 @@ stands in the history.
 import pytest
 
 from adapters.export import merge
-from adapters.models import AdapterVersion, Deployment, Stage, Tally, Work
+from adapters.models import AdapterVersion, Deployment, Tally
 from adapters.serving import inference_client, services, usage
 from adapters.serving.services import Answering
 from tests.shelf import put_on_shelf
 from training.errors import Conflict, NotAllowed, NotFound, UserError
+from training.jobs.models import Job, JobState
 
 pytestmark = pytest.mark.django_db
 
@@ -29,7 +30,7 @@ def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, ver
     place = inference_client.place_of(versions[0], merge=True)
     assert place["adapter"] == str(versions[0].folder)
     versions[0].merged_folder.mkdir(parents=True, exist_ok=True)
-    Work.objects.filter(kind=merge.KIND, key=str(versions[0].pk)).update(stage=Stage.DONE)
+    Job.objects.filter(kind=merge.KIND, key=str(versions[0].pk)).update(state=JobState.DONE)
     merged = {
         "base": str(versions[0].merged_folder),
         "base_sha256": "a",

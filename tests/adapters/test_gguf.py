@@ -5,9 +5,8 @@ import shutil
 import pytest
 import torch
 
-from adapters import jobs
 from adapters.export import gguf, merge
-from adapters.models import Stage, Work
+from adapters.lanes import PROGRAMS
 from adapters.programs import gguf_export
 from adapters.programs.gguf_file import export
 from adapters.programs.llama_cpp import BrokenGGUF, answers
@@ -15,6 +14,8 @@ from tests import tiny
 from tests.engine import families
 from tests.shelf import put_on_shelf, train_version
 from training.errors import Conflict, NotFound, UserError
+from training.jobs.models import Job, JobState
+from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.once
 PROMPTS = [
@@ -107,13 +108,13 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
     with pytest.raises(UserError, match="must be one of"):
         gguf.export_gguf(alice, version, "../x")
     merge.merge_version(alice, version)
-    jobs.do_next()
+    run_lane(PROGRAMS)
     task = gguf.export_gguf(alice, version, "f16")
     with pytest.raises(NotFound):
         gguf.made_gguf(version, "f16")
-    jobs.do_next()
+    run_lane(PROGRAMS)
     task.refresh_from_db()
-    assert (task.stage, task.error) == (Stage.DONE, "")
+    assert (task.state, task.error) == (JobState.DONE, "")
     assert task.result["parity"]["same_answers"] == task.result["parity"]["prompts"]
     path = gguf.made_gguf(version, "f16")
     answer = as_alice.get(f"/adapters/{version.pk}/gguf/f16")
@@ -124,7 +125,7 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
     assert "GGUF f16" in as_alice.get(f"/adapters/{version.pk}/exports").content.decode()
     as_alice.post(f"/adapters/{version.pk}/delete", {"name": "Lights v1"})
     assert not path.exists()
-    assert not Work.objects.exists()
+    assert not Job.objects.exists()
     assert not path.parent.exists() and not version.merged_folder.exists()
 
 

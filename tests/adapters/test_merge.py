@@ -10,15 +10,16 @@ import pytest
 import torch
 from django.conf import settings
 
-from adapters import jobs
 from adapters.export import merge
-from adapters.models import Stage, Work
+from adapters.lanes import PROGRAMS
 from adapters.programs import merge as program
 from adapters.programs import parity
 from tests.engine.test_methods import CPU
 from tests.shelf import put_on_shelf, train_version
 from training.engine.modeling.model import load_base
 from training.errors import Conflict, UserError
+from training.jobs.models import Job, JobState
+from training.jobs.runner import run_lane
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
@@ -57,9 +58,9 @@ def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alic
     version = trained()
     task = merge.merge_version(alice, version)
     assert not merge.is_merged(version)
-    jobs.do_next()
+    run_lane(PROGRAMS)
     task.refresh_from_db()
-    assert (task.stage, task.error) == (Stage.DONE, "")
+    assert (task.state, task.error) == (JobState.DONE, "")
     assert task.result["parity"]["prompts"] == task.total / 3
     assert merge.is_merged(version)
     assert merge.merge_version(alice, version) == task  # done once
@@ -136,30 +137,13 @@ def test_what_cannot_be_merged_is_refused_at_once(run, alice):
         merge.merge_version(alice, version)
 
 
-def test_work_whose_worker_died_is_begun_again_and_given_up_after_three_times(
-    run, alice, monkeypatch
-):
-    task = jobs.begin(alice, "merge", "1", version=put_on_shelf(run))
-    monkeypatch.setitem(jobs.KINDS, "merge", lambda _task: iter([{"result": {}}]))
-    old = task.created_at.replace(year=2020)
-    Work.objects.update(stage=Stage.WORKING, tries=1, worked_at=old)
-    jobs.do_next()
-    task.refresh_from_db()
-    assert task.stage == Stage.DONE
-    Work.objects.update(stage=Stage.WORKING, tries=3, worked_at=old)
-    jobs.do_next()
-    task.refresh_from_db()
-    assert task.stage == Stage.FAILED
-    assert "three times" in task.error
-
-
 def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice):
     version = put_on_shelf(run)
     shutil.rmtree(version.folder)
     merge.merge_version(alice, version)
-    jobs.do_next()
-    task = Work.objects.get()
-    assert task.stage == Stage.FAILED
+    run_lane(PROGRAMS)
+    task = Job.objects.get()
+    assert task.state == JobState.FAILED
     assert task.error
     assert json.loads((task.folder / "order.json").read_text())["adapter"] == str(version.folder)
 

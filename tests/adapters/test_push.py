@@ -3,13 +3,14 @@
 import pytest
 import yaml
 
-from adapters import jobs
 from adapters.export import hub as export_hub
-from adapters.models import Stage, Work
+from adapters.lanes import PROGRAMS
 from tests.adapters import hub
 from tests.shelf import put_on_shelf
 from training.catalog.models import BaseModel, Source
 from training.errors import Conflict, UserError
+from training.jobs.models import Job, JobState
+from training.jobs.runner import run_lane
 
 TOKEN = "hf_a-secret-of-alice"
 CARD = (
@@ -37,13 +38,13 @@ def version(run):
 def pushed(client, version, **more):
     said = {"repository": "alice/lights", "token": TOKEN, "what": "adapter", "private": "on"} | more
     assert client.post(f"/adapters/{version.pk}/push", said).status_code == 302
-    jobs.do_next()
-    return Work.objects.get()
+    run_lane(PROGRAMS)
+    return Job.objects.get()
 
 
 def test_its_files_and_card_lie_on_the_hub_and_the_page_tells_where(as_alice, version, there):
     task = pushed(as_alice, version)
-    assert (task.stage, task.error) == (Stage.DONE, "")
+    assert (task.state, task.error) == (JobState.DONE, "")
     assert there.files.keys() == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     assert there.files["adapter_model.safetensors"] == b"weights" * 1000
     assert there.made[0]["visibility"] == "private"
@@ -58,7 +59,7 @@ def test_its_files_and_card_lie_on_the_hub_and_the_page_tells_where(as_alice, ve
 
 def test_the_token_is_kept_nowhere(as_alice, version, there):
     task = pushed(as_alice, version)
-    assert TOKEN not in str(task.order)
+    assert TOKEN not in str(task.params)
     assert TOKEN not in as_alice.get(f"/adapters/{version.pk}").content.decode()
     assert not [
         path
@@ -85,10 +86,10 @@ def test_a_hub_gets_only_a_base_that_it_knows(as_alice, version, there):
 def test_what_the_hub_refuses_is_told_in_a_sentence(as_alice, version, there, status, words):
     there.status = status
     task = pushed(as_alice, version)
-    assert task.stage == Stage.FAILED
+    assert task.state == JobState.FAILED
     assert words in task.error
     there.status = 200
-    assert pushed(as_alice, version).stage == Stage.DONE
+    assert pushed(as_alice, version).state == JobState.DONE
 
 
 def test_a_hub_that_is_not_there_is_told(as_alice, version, monkeypatch):
@@ -98,9 +99,9 @@ def test_a_hub_that_is_not_there_is_told(as_alice, version, monkeypatch):
 
 def test_a_push_that_broke_off_asks_for_the_token_again(alice, version):
     task = export_hub.push(alice, version, repository="alice/lights", token=TOKEN)
-    task.order.pop("token")
+    task.params.pop("token")
     task.save()
-    jobs.do_next()
+    run_lane(PROGRAMS)
     task.refresh_from_db()
     assert "push again" in task.error
 

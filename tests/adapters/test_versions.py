@@ -11,7 +11,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from adapters.models import AdapterVersion, Work
+from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training
 from adapters.registry import services as registry_services
 from adapters.registry.provenance import record_of
@@ -22,6 +22,7 @@ from tests.shelf import put_on_shelf, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
 from training.gpus.models import Allocation, Device
+from training.jobs.models import Job
 from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Event, Run
 
@@ -206,7 +207,7 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
     assert actions.delete_version(alice, trained, "Lights v1") > 1000
     assert not folder.exists()
     assert not merged.exists()
-    assert not Work.objects.exists()
+    assert not Job.objects.exists()
 
 
 def test_tags_and_notes_are_checked_as_a_runs_are(alice, people, run):

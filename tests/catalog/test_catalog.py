@@ -2,9 +2,11 @@ import json
 import re
 import shutil
 import struct
+import subprocess
 import sys
 
 import pytest
+from django.utils import timezone
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
@@ -13,6 +15,10 @@ from training.catalog.card import UnfitModel, read_card
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import DTYPE_BITS, has_elements
 from training.errors import NotAllowed, UserError
+from training.jobs.models import Job
+from training.jobs.runner import run_lane
+from training.jobs.sweeper import recover_lost_jobs
+from training.process_identity import host_name
 
 
 @pytest.fixture
@@ -206,17 +212,10 @@ def test_what_is_no_hub_id_is_refused(people, hub_id):
 
 def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
     model = acts.add_from_hub(people["admin"], "someone/model", "")
-    said = '{"done": 0.1, "words": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
-    monkeypatch.setattr(acts.sys, "executable", sys.executable)
-    follow = acts.follow
-    monkeypatch.setattr(
-        acts,
-        "follow",
-        lambda m, _c: follow(
-            m, [sys.executable, "-c", f"print('{said}', end=''); raise SystemExit(65)"]
-        ),
-    )
-    acts.import_model(model.pk)
+    said = '{"done": 0.1, "message": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
+    program = f"print('{said}', end=''); raise SystemExit(65)"
+    monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", program])
+    run_lane(acts.IMPORT_JOB.lane)
     model.refresh_from_db()
     assert (model.state, model.error) == (ModelState.FAILED, "The hub cannot be reached.")
     acts.retry_import(people["admin"], model)
@@ -224,10 +223,18 @@ def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
     assert model.state == ModelState.WAITING
 
 
-def test_an_import_cut_off_by_a_dead_worker_begins_anew(db):
-    BaseModel.objects.create(name="x", source="hub", location="a/b", state=ModelState.IMPORTING)
-    acts.forget_dead_imports()
-    assert BaseModel.objects.get().state == ModelState.WAITING
+def test_an_import_cut_off_by_a_dead_worker_begins_anew(people, monkeypatch):
+    model = acts.add_from_hub(people["admin"], "a/b", "")
+    BaseModel.objects.update(state=ModelState.IMPORTING)
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        name = f"{host_name()}:{dead.pid}:1"
+    Job.objects.update(state="working", worker=name, heartbeat_at=timezone.now())
+    recover_lost_jobs()
+    monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", ""])
+    monkeypatch.setattr(acts, "read_card", lambda _folder: {"parameters": 1})
+    run_lane(acts.IMPORT_JOB.lane)
+    model.refresh_from_db()
+    assert (model.state, model.progress, model.card) == (ModelState.READY, 1, {"parameters": 1})
 
 
 def test_the_models_page_shows_cards_progress_and_failures(as_alice, base_model):

@@ -16,7 +16,8 @@ import pytest
 from training.datasets import intake
 from training.datasets.build import Choices
 from training.datasets.models import Upload
-from training.datasets.work import work_on
+from training.datasets.work import UPLOAD_JOB
+from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.django_db
 COMMIT = "c" * 40
@@ -100,7 +101,7 @@ def hub(monkeypatch):
 
 def fetch(user, hub_id):
     upload = intake.order_from_hub(user, hub_id, name="")
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     return Upload.objects.get(pk=upload.pk)
 
 
@@ -110,10 +111,10 @@ def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
     assert [file["split"] for file in upload.files] == ["train", "train", "heldout"]
     assert upload.mapped["columns"] == {"prompt": "question", "completion": "answer"}
     intake.ask_for_check(upload)
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     intake.ask_for_save(upload, Choices(), leave_out=False)
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     version = upload.versions.get()
     assert (version.dataset.name, version.train_rows, version.heldout_rows) == ("lamps", 12, 1)
     assert set(Hub.asked) == {None}  # the server's own token is not lent to its users

@@ -3,9 +3,11 @@ it fails.
 """
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.utils import timezone
 
 from tests import tiny
 from training.datasets import intake, shelf
@@ -14,8 +16,11 @@ from training.datasets.examples import EXAMPLES, add_example
 from training.datasets.intake import BadData, receive
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.preview import first_rows, random_row
-from training.datasets.work import create_dataset, work_on
+from training.datasets.work import UPLOAD_JOB, create_dataset
 from training.errors import Conflict, NotAllowed, UserError
+from training.jobs.models import Job
+from training.jobs.runner import run_lane
+from training.jobs.sweeper import recover_lost_jobs
 
 pytestmark = pytest.mark.django_db
 
@@ -37,7 +42,7 @@ def take(alice, tmp_path):
 
 def check(upload):
     intake.ask_for(upload, "check")
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     return upload
 
@@ -49,7 +54,7 @@ def check_again(upload):
 
 def save(upload, *, leave_out=False, **choices):
     intake.ask_for_save(upload, Choices(**choices), leave_out=leave_out)
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "done", upload.error
     return upload.versions.latest("number")
@@ -173,7 +178,7 @@ def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(tak
 def test_too_few_rows_are_refused_when_they_are_saved(take):
     upload = check(take(content=tiny.lines(tiny.ROWS)[0]))
     intake.ask_for_save(upload, Choices(), leave_out=False)
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "failed"
     assert "at least 2 different ones are needed" in upload.error
@@ -191,8 +196,8 @@ def test_a_job_is_done_once(take):
     intake.ask_for(upload, "check")
     with pytest.raises(Conflict):
         intake.ask_for(upload, "check")
-    work_on(upload.pk)
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
+    run_lane(UPLOAD_JOB.lane)
     with pytest.raises(Conflict, match="Check the file first"):
         intake.ask_for_save(take(), Choices(), leave_out=False)
 
@@ -292,7 +297,7 @@ def test_the_child_reads_with_no_secret_in_its_environment(take, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     seen = {}
     monkeypatch.setattr(
-        "training.datasets.work.follow_child",
+        "training.datasets.work.stream_child",
         lambda *a, environment, **k: seen.update(environment) or iter([{"error": "x"}]),
     )
     check(take())
@@ -390,9 +395,9 @@ def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(take, alice, mon
         yield {"alive": True}
         raise AssertionError("the program was followed on")
 
-    monkeypatch.setattr("training.datasets.work.follow_child", throw)
+    monkeypatch.setattr("training.datasets.work.stream_child", throw)
     folder = upload.folder
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     assert not Upload.objects.exists()
     assert not folder.exists()
 
@@ -401,7 +406,7 @@ def test_whatever_breaks_in_the_worker_is_told_on_the_upload(take, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.datasets.work.follow_child", full)
+    monkeypatch.setattr("training.datasets.work.stream_child", full)
     upload = check(take())
     assert (upload.state, upload.error) == ("failed", "It could not be read (OSError).")
 
@@ -414,7 +419,7 @@ def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_n
     intake.ask_for(other, "check")
     with pytest.raises(Conflict, match="is being read"):
         shelf.delete(alice, version.dataset, "lights")
-    work_on(other.pk)
+    run_lane(UPLOAD_JOB.lane)
     version.dataset.owner, version.dataset.team = people["mallory"], None
     version.dataset.save()
     other = Upload.objects.get(pk=other.pk)
@@ -422,18 +427,13 @@ def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_n
         intake.ask_for_save(other, Choices(), leave_out=False)
 
 
-def test_an_upload_whose_worker_died_waits_again(take):
-    from datetime import timedelta
-
-    from django.utils import timezone
-
-    from training.datasets.work import read_next
-
+def test_an_upload_whose_worker_died_is_read_again(take):
     upload = take()
-    Upload.objects.filter(pk=upload.pk).update(
-        state="working", job="check", worked_at=timezone.now() - timedelta(seconds=90)
-    )
-    read_next()
+    intake.ask_for(upload, "check")
+    Upload.objects.update(state="working")
+    Job.objects.update(state="working", heartbeat_at=timezone.now() - timedelta(seconds=90))
+    recover_lost_jobs()
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "checked"
 

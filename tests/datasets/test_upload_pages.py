@@ -9,7 +9,8 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from tests import tiny
 from training.datasets.models import Dataset, Upload
-from training.datasets.work import work_on
+from training.datasets.work import UPLOAD_JOB
+from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.django_db
 LIGHTS = b"".join(tiny.lines(tiny.ROWS))
@@ -36,10 +37,10 @@ def test_it_works(as_alice, settings):
         "Checking every row"
         in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
     )
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     assert f"{len(tiny.ROWS)} usable rows" in as_alice.get(answer["Location"]).content.decode()
     as_alice.post(f"/data/uploads/{upload.pk}/save", {"seed": "0"})
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     assert "Saved as lights v1" in as_alice.get(answer["Location"]).content.decode()
     assert "kitchen" in as_alice.get(f"/data/{Dataset.objects.get().pk}").content.decode()
 
@@ -131,7 +132,7 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     as_alice.post("/data/new", {"hub_id": "owner/name"})
     upload = Upload.objects.get()
-    work_on(upload.pk)
+    run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert (upload.state, "cannot be reached" in upload.error) == ("failed", True)
 

@@ -6,12 +6,16 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from training.gpus.devices import host_name
 from training.gpus.models import Pool
+from training.process_identity import (
+    host_name,
+    is_alive,
+    process_name,
+    process_start_time,
+)
 from training.runs.models import Run
 from training.runs.states import State
-from training.runs.worker import lease
-from training.runs.worker.lease import LeaseLost, claim, claimable_runs, is_alive, owner_name
+from training.runs.worker.lease import LeaseLost, claim, claimable_runs
 
 pytestmark = pytest.mark.django_db
 
@@ -19,7 +23,7 @@ pytestmark = pytest.mark.django_db
 def dead_owner():
     """The name of a worker of this host that is gone."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = f"{host_name()}:{child.pid}:{lease.start_of(child.pid)}"
+    name = f"{host_name()}:{child.pid}:{process_start_time(child.pid)}"
     assert is_alive(name)
     child.kill()
     child.wait()
@@ -72,8 +76,8 @@ def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
 
 
 def test_this_very_process_is_alive_and_a_later_one_with_its_pid_is_another():
-    assert is_alive(owner_name())
-    assert not is_alive(owner_name() + "1")
+    assert is_alive(process_name())
+    assert not is_alive(process_name() + "1")
 
 
 def test_a_stale_token_writes_nothing(run):

@@ -6,12 +6,15 @@ import pytest
 
 from adapters.evaluation.benchmark import METHODS
 from adapters.export import gguf
-from adapters.models import Deployment, PromptSet, Work
+from adapters.models import Deployment, PromptSet
 from tests import tiny
 from tests.shelf import put_on_shelf
 from training.datasets.models import Upload
-from training.people.models import Team, Webhook
+from training.jobs.models import Job
+from training.jobs.services import enqueue
+from training.people.models import Team
 from training.runs.models import Sweep
+from training.webhooks.models import Webhook
 
 
 @pytest.fixture
@@ -27,14 +30,9 @@ def things(run, base_model, data, alice, device):
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
-    Work.objects.create(
-        kind=gguf.KIND,
-        key=f"{version.pk}:f16",
-        version=version,
-        owner=alice,
-        stage="done",
-        order={"quantisation": "f16"},
-    )
+    params = {"quantisation": "f16"}
+    job = enqueue(alice, gguf.KIND, f"{version.pk}:f16", subjects=[version], params=params)
+    Job.objects.filter(pk=job.pk).update(state="done")
     gguf.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
     gguf.gguf_file(version, "f16").write_bytes(b"GGUF")
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]

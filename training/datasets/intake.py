@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 
-from training.child_environment import run_child
+from training.child_process import read_messages, run_child, write_params
 from training.datasets.build import Choices
 from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
 from training.datasets.forms import Mapped
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, one_line
+from training.jobs.models import JobState
+from training.jobs.services import enqueue
 from training.people.models import User
 from training.people.visible import may_change
 
+KIND = "upload"
 LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
 ALLOWED_UNPACKING = (
     4  # a gzip file may unpack to this many times the limit, and no more may be written of it
@@ -106,7 +110,7 @@ def look(upload: Upload) -> None:
     Raises:
         BadFile: what is wrong with the file.
     """
-    (upload.folder / "order.json").write_text(json.dumps(order_of(upload)))
+    write_params(upload.folder, order_of(upload))
     try:
         done = run_child(
             "training.datasets.program",
@@ -117,8 +121,8 @@ def look(upload: Upload) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise BadFile("The first rows of this file take too long to read.", field="file") from error
-    said = [json.loads(line) for line in done.stdout.splitlines()]
-    last = next((words for words in reversed(said) if "looked" in words or "error" in words), None)
+    messages = read_messages(done.stdout)
+    last = next((one for one in reversed(messages) if "looked" in one or "error" in one), None)
     if last is None:
         raise BadFile(
             "The first rows of this file take too long or too much memory to read.", field="file"
@@ -142,15 +146,23 @@ def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | Non
         UserError: not a hub id.
     """
     source = f"hub: {check_hub_id(hub_id)}"
-    return Upload.objects.create(
-        owner=user,
-        team=dataset.team if dataset else user.first_team(),
-        dataset=dataset,
-        name=one_line(name)[:120] or hub_id.rpartition("/")[2],
-        source=source,
-        state=UploadState.WAITING,
-        job="fetch",
-    )
+    with transaction.atomic():
+        upload = Upload.objects.create(
+            owner=user,
+            team=dataset.team if dataset else user.first_team(),
+            dataset=dataset,
+            name=one_line(name)[:120] or hub_id.rpartition("/")[2],
+            source=source,
+            state=UploadState.WAITING,
+            job="fetch",
+        )
+        enqueue_upload(upload)
+    return upload
+
+
+def enqueue_upload(upload: Upload) -> None:
+    restart = (JobState.DONE, JobState.FAILED)
+    enqueue(upload.owner, KIND, str(upload.pk), subjects=[upload], restart=restart)
 
 
 def form_of(upload: Upload) -> Format:
@@ -241,12 +253,14 @@ def ask_for(upload: Upload, job: str, **changes: Any) -> None:
         "progress_words": "",
         **changes,
     }
-    if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
-        raise Conflict(
-            "Check the file first."
-            if job == "save"
-            else "The file is being read already, or has been."
-        )
+    with transaction.atomic():
+        if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
+            raise Conflict(
+                "Check the file first."
+                if job == "save"
+                else "The file is being read already, or has been."
+            )
+        enqueue_upload(upload)
     upload.refresh_from_db()
 
 

@@ -58,7 +58,6 @@ class Upload(Owned):
     mapped: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     choices: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     report: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    worked_at = models.DateTimeField(null=True)
     progress_words = models.CharField(max_length=200, blank=True)
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.child_process import emit, main, read_params
 from training.datasets.build import Choices, build
 from training.datasets.check import Source, check
 from training.datasets.formats import BadFile, Format, detect
@@ -36,17 +37,10 @@ SAMPLE_RECORDS = 200
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
 ALIVE_SECONDS = 5.0
-speaking = threading.Lock()
 
 
-def say(**words: Any) -> None:
-    with speaking:
-        sys.stdout.write(json.dumps(words) + "\n")
-        sys.stdout.flush()
-
-
-def tell(done: float, words: str) -> None:
-    say(done=done, words=words)
+def emit_progress(done: float, message: str) -> None:
+    emit(done=done, message=message)
 
 
 def stay_alive() -> None:
@@ -55,7 +49,7 @@ def stay_alive() -> None:
     """
     while True:
         time.sleep(ALIVE_SECONDS)
-        say(alive=True)
+        emit(alive=True)
 
 
 def run_look(folder: Path, order: dict[str, Any]) -> None:
@@ -69,7 +63,7 @@ def run_look(folder: Path, order: dict[str, Any]) -> None:
     sample = take_sample(folder / order["files"][0]["file"], formats[0])
     mapped = guess([record for _, record, _ in sample if record is not None])
     (folder / "sample.json").write_text(json.dumps(sample))
-    say(looked={"formats": [form.to_dict() for form in formats], "mapped": mapped.to_dict()})
+    emit(looked={"formats": [form.to_dict() for form in formats], "mapped": mapped.to_dict()})
 
 
 def take_sample(path: Path, form: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
@@ -109,45 +103,43 @@ def run_check(folder: Path, order: dict[str, Any]) -> None:
         for file in order["files"]
     ]
     mapped = Mapped.from_dict(order["mapped"])
-    say(report=check(sources, mapped, folder, most_bytes=order["most_bytes"], tell=tell))
+    emit(report=check(sources, mapped, folder, most_bytes=order["most_bytes"], tell=emit_progress))
 
 
 def run_save(folder: Path, order: dict[str, Any]) -> None:
-    tell(0.0, "writing")
-    say(built=build(folder, Choices(**order["choices"]), Path(order["root"])))
+    emit_progress(0.0, "writing")
+    emit(built=build(folder, Choices(**order["choices"]), Path(order["root"])))
 
 
 def run_fetch(folder: Path, order: dict[str, Any]) -> None:
     from training.datasets.hub import fetch
 
-    files = fetch(order["hub_id"], folder, most_bytes=order["most_bytes"], tell=tell)
-    say(files=files)
+    files = fetch(order["hub_id"], folder, most_bytes=order["most_bytes"], tell=emit_progress)
+    emit(files=files)
     run_look(folder, {"files": files})
 
 
 ACTS = {"look": run_look, "check": run_check, "save": run_save, "fetch": run_fetch}
 
 
-def main(act: str, folder: Path) -> int:
+def run(act: str, folder: Path) -> None:
     memory, seconds = LIMITS[act]
-    order = json.loads((folder / "order.json").read_text())
+    order = read_params()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_written"], order["most_written"]))
     threading.Thread(target=stay_alive, daemon=True).start()
     try:
         ACTS[act](folder, order)
-    except UserError as error:
-        say(error=error.message, field=error.field)
-        return 1
-    except MemoryError:
-        say(error="The file needs more memory than reading it may take; split it.", field="file")
-        return 1
+    except MemoryError as error:
+        raise UserError(
+            "The file needs more memory than reading it may take; split it.", field="file"
+        ) from error
     except OSError as error:
-        say(error=f"The disk did not take what was written ({error.strerror}).", field="file")
-        return 1
-    return 0
+        raise UserError(
+            f"The disk did not take what was written ({error.strerror}).", field="file"
+        ) from error
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(lambda: run(sys.argv[1], Path(sys.argv[2]))))

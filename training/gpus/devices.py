@@ -5,7 +5,6 @@ CPU as one device.
 from __future__ import annotations
 
 import logging
-import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -19,6 +18,7 @@ from django.utils import timezone
 
 from training.gpus import audit
 from training.gpus.models import Condition, Device, Host, Pool
+from training.process_identity import host_name
 
 GONE_AFTER = timedelta(seconds=30)  # six reports
 FRESH_FOR = timedelta(seconds=15)
@@ -50,10 +50,6 @@ class Reading:
 def is_cpu(kind: str) -> bool:
     """Of a pool: is it no card?"""
     return kind in (CPU, CPU_FP32)
-
-
-def host_name() -> str:
-    return socket.gethostname()
 
 
 def read_devices() -> list[Reading]:

@@ -13,7 +13,7 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
 from django.http import HttpRequest
 
-from training.people.models import ApiToken, Delivery, Membership, Team, User, Webhook
+from training.people.models import ApiToken, Membership, Team, User
 
 
 class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -60,17 +60,3 @@ class TokenAdmin(ReadOnly):
     list_display = ("user", "name", "scope", "hint", "created_at", "last_used_at", "revoked_at")
     fields = list_display
     list_select_related = ("user",)
-
-
-@admin.register(Webhook)
-class WebhookAdmin(ReadOnly):
-    list_display = ("user", "url", "created_at")
-    fields = list_display
-    list_select_related = ("user",)
-
-
-@admin.register(Delivery)
-class DeliveryAdmin(ReadOnly):
-    list_display = ("webhook", "created_at", "tries", "due_at", "told")
-    fields = (*list_display, "body")
-    list_select_related = ("webhook",)

@@ -1,4 +1,4 @@
-"""People in the API: oneself, one's tokens and webhooks, and teams."""
+"""People in the API: oneself, one's tokens, and teams."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
 from training.errors import NotAllowed
-from training.people import teams, tokens, webhooks
-from training.people.models import ApiToken, Role, Scope, Team, User, Webhook
+from training.people import teams, tokens
+from training.people.models import ApiToken, Role, Scope, Team, User
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 
@@ -80,23 +80,6 @@ class SecretOut(Schema):
     secret: str
 
 
-class WebhookIn(Schema):
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"url": "https://chat.example.com/hooks/snapml"}]},
-    )
-    url: str = Field(max_length=500)
-
-
-class WebhookOut(Schema):
-    id: int
-    url: str
-
-
-class WebhookMade(WebhookOut):
-    secret: str
-
-
 class TeamIn(Schema):
     model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=80)
@@ -144,27 +127,6 @@ def create_token(request: SignedIn, body: TokenIn) -> Status[dict[str, Any]]:
 @router.delete("/me/tokens/{int:token_id}", response={204: None})
 def revoke_token(request: SignedIn, token_id: int) -> Status[None]:
     tokens.revoke_token(request.user, token_id)
-    return Status(204, None)
-
-
-@router.get("/me/webhooks", response=list[WebhookOut])
-@paginate(Paged)
-def list_webhooks(request: SignedIn) -> Any:
-    return request.user.webhooks.all()
-
-
-@router.post("/me/webhooks", response={201: WebhookMade})
-def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
-    """Send a signed message here when a run of yours ends. The secret is in this answer only; a
-    token makes no webhooks.
-    """
-    refuse_tokens(request)
-    return Status(201, webhooks.add_webhook(request.user, body.url))
-
-
-@router.delete("/me/webhooks/{int:webhook_id}", response={204: None})
-def delete_webhook(request: SignedIn, webhook_id: int) -> Status[None]:
-    webhooks.remove_webhook(request.user, webhook_id)
     return Status(204, None)
 
 

@@ -14,7 +14,5 @@ urlpatterns = [
     path("account/teams", views.team_new, name="team-new"),
     path("account/teams/share", views.team_share, name="team-share"),
     path("account/teams/<int:team_id>", views.team_role, name="team-role"),
-    path("account/webhooks", views.webhook_new, name="webhook-new"),
-    path("account/webhooks/<int:webhook_id>/remove", views.webhook_remove, name="webhook-remove"),
     path("account/guide", views.guide_dismiss, name="guide-dismiss"),
 ]

@@ -15,7 +15,7 @@ from django.urls import reverse_lazy
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from training.people import teams, webhooks
+from training.people import teams
 from training.people.models import Role, Scope
 from training.people.requests import SignedIn, number
 from training.people.sign_in_attempts import WINDOW_SECONDS, count_attempt, forget_attempts
@@ -85,7 +85,6 @@ def account_values(request: SignedIn) -> dict[str, Any]:
         ],
         "roles": Role.choices,
         "scopes": Scope.choices,
-        "webhooks": request.user.webhooks.prefetch_related("deliveries"),
     }
 
 
@@ -136,19 +135,6 @@ def team_role(request: SignedIn, team_id: int) -> HttpResponse:
     else:
         member = teams.set_role(request.user, team, name, role)
         messages.success(request, f"{member}.")
-    return redirect("account")
-
-
-@require_POST
-def webhook_new(request: SignedIn) -> HttpResponse:
-    webhooks.add_webhook(request.user, request.POST.get("url", ""))
-    messages.success(request, "A signed message goes there when a run of yours ends.")
-    return redirect("account")
-
-
-@require_POST
-def webhook_remove(request: SignedIn, webhook_id: int) -> HttpResponse:
-    webhooks.remove_webhook(request.user, webhook_id)
     return redirect("account")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from django.utils import timezone
 
 from training.people.models import User
-from training.people.webhooks import queue_message
 from training.runs.models import Run
 from training.runs.states import ENDED, State
+from training.webhooks.services import queue_message
 
 SHOWN_SECONDS = (
     300  # pages ask every 5 s, hidden tabs once a minute; the browser knows what it told

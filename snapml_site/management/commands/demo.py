@@ -11,9 +11,10 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from training.catalog.acts import add_builtin, import_model
+from training.catalog.acts import IMPORT_JOB, add_builtin
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
+from training.jobs.runner import run_lane
 from training.people.models import Team, User
 from training.people.teams import join
 from training.runs.launch.request import LaunchRequest
@@ -71,7 +72,7 @@ class Command(BaseCommand):
             )
         self.stdout.write("Importing the built-in model…")
         while model.state != ModelState.READY:
-            import_model(model.pk)
+            run_lane(IMPORT_JOB.lane)
             model.refresh_from_db()
             if model.state == ModelState.FAILED:
                 raise CommandError(model.error)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from training.child_process import emit
 from training.engine.data.conversations import (
     IGNORED,
     DataError,
@@ -144,7 +145,7 @@ def main() -> int:
             "error": f"This model cannot read the rows ({type(error).__name__}: "
             f"{str(error)[:200]})."
         }
-    json.dump(answer, sys.stdout)
+    emit(**answer)
     return 0
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training.child_process import emit
 from training.engine.fast_imports import quick_imports
 from training.errors import UserError
 
@@ -154,8 +155,7 @@ def main() -> None:
         line = sys.stdin.readline()
         if not line:
             return
-        sys.stdout.write(json.dumps(answer(line)) + "\n")
-        sys.stdout.flush()
+        emit(**answer(line))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
 from training.catalog.card import read_json
-from training.child_environment import child_environment
+from training.child_process import RequestChild
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.engine.memory_estimator import Law, size_setting
@@ -140,64 +136,27 @@ class Busy(UserError):
     status = 429
 
 
-class Program:
-    """The forecasting program: started when it is first asked, started again when it has gone (it
-    leaves when it is idle).
-    """
+class Program(RequestChild):
+    """The forecasting program."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[str] | None = None
-        self._lock = threading.Lock()
+        super().__init__(
+            "training.engine.simulation.forecast",
+            max_seconds=PATIENCE_SECONDS,
+            environment={"CUDA_VISIBLE_DEVICES": ""},
+        )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off; Busy: others ask
         and do not come to an end.
         """
-        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
-            raise Busy("Others are simulating steps just now; try again in a minute.")
         try:
-            for _ in range(
-                2
-            ):  # a child that left since the last question cannot be told from one that is there
-                child = self._running()
-                began = time.monotonic()
-                watch = threading.Timer(PATIENCE_SECONDS, child.kill)
-                watch.start()
-                try:
-                    line = self._talk(child, json.dumps(request))
-                finally:
-                    watch.cancel()
-                if line:
-                    answer: dict[str, Any] = json.loads(line)
-                    return answer
-                if time.monotonic() - began > PATIENCE_SECONDS:
-                    break
-        finally:
-            self._lock.release()
-        raise UserError("The memory forecast broke off; the log of the web server says why.")
-
-    @staticmethod
-    def _talk(child: subprocess.Popen[str], line: str) -> str:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            child.stdin.write(line + "\n")
-            child.stdin.flush()
-            return child.stdout.readline()
-        except (BrokenPipeError, OSError):
-            return ""
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._child is None or self._child.poll() is not None:
-            command = [sys.executable, "-W", "ignore", "-m", "training.engine.simulation.forecast"]
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=settings.BASE_DIR,
-                env=child_environment() | {"CUDA_VISIBLE_DEVICES": ""},
-            )
-        return self._child
+            answer = self.request(request, cwd=settings.BASE_DIR)
+        except TimeoutError as error:
+            raise Busy("Others are simulating steps just now; try again in a minute.") from error
+        if answer is None:
+            raise UserError("The memory forecast broke off; the log of the web server says why.")
+        return answer
 
 
 PROGRAM = Program()  # for models that are here

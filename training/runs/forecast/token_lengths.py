@@ -21,7 +21,7 @@ from django.conf import settings
 from numpy.typing import NDArray
 
 from training.catalog.models import BaseModel
-from training.child_environment import run_child
+from training.child_process import run_child
 from training.datasets.models import DatasetVersion
 from training.engine.batches import epoch_batches, length_of
 from training.engine.config import RunConfig
@@ -91,7 +91,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     try:
         done = run_child(
             "training.engine.data.preview",
-            said=json.dumps(request),
+            stdin=json.dumps(request),
             cwd=settings.BASE_DIR,
             seconds=PATIENCE_SECONDS,
         )

@@ -29,6 +29,15 @@ from training.runs.signals import run_queued
 from training.runs.states import ACTIVE, OPEN, State, Wish
 
 
+def is_anything_to_do() -> bool:
+    """Is there a run that has not ended, or a device that one holds or has kept for it?"""
+    return (
+        Run.objects.filter(state__in=OPEN).exists()
+        or Allocation.objects.filter(released_at=None).exists()
+        or Device.objects.exclude(kept_for=None).exists()
+    )
+
+
 def admit() -> list[int]:
     """One pass over every pool; the runs that got a device. Whoever calls rings their workers after
     the commit.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from django.conf import settings
 
-from training.child_environment import STEADY_MEMORY, child_environment
+from training.child_process import STEADY_MEMORY, child_environment
 from training.engine.stop_signals import LEASH, STOP
 
 

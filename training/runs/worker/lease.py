@@ -6,21 +6,18 @@ a renewal asks for its own token. Whoever's UPDATE changes no row has lost, and 
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-import psutil
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from training.gpus.devices import host_name, report_if_old
+from training.gpus.devices import report_if_old
 from training.gpus.models import Allocation
+from training.process_identity import host_name, is_alive, process_name
 from training.runs.models import Run
 from training.runs.queue import admission
 from training.runs.states import ACTIVE, State
@@ -59,7 +56,7 @@ def claim(run_id: int) -> Lease | None:
     token = secrets.token_hex(16)
     taken = {
         "lease_token": token,
-        "lease_owner": owner_name(),
+        "lease_owner": process_name(),
         "lease_expires_at": Now() + timedelta(seconds=LEASE_SECONDS),
         "revision": F("revision") + 1,
     }
@@ -100,31 +97,6 @@ def claimable_runs() -> list[int]:
     return list(
         mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True)
     )
-
-
-def owner_name() -> str:
-    """host:pid:start; the start tells a process from a later one with the same pid."""
-    return f"{host_name()}:{os.getpid()}:{start_of(os.getpid())}"
-
-
-def is_alive(owner: str) -> bool:
-    _, pid, started = owner.rsplit(":", 2)
-    return bool(started) and start_of(int(pid)) == started
-
-
-def start_of(pid: int) -> str:
-    """When a living process began: on Linux in clock ticks since boot, which no change of the wall
-    clock moves.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] == "Z" else fields[19]  # the 3rd and the 22nd field of proc(5)
-    except FileNotFoundError:
-        pass
-    try:
-        return "" if sys.platform == "linux" else f"{psutil.Process(pid).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
 
 
 class Every:

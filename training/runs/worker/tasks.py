@@ -19,13 +19,6 @@ def supervise(run_id: int) -> None:
     supervise_run(run_id)
 
 
-@db_task()
-def import_model(model_id: int) -> None:
-    from training.catalog.acts import import_model as act
-
-    act(model_id)
-
-
 def enqueue_supervision(run_id: int, **_signal: Any) -> None:
     """Ask a worker to look at this run. The sweeper would find it too, within 2 s."""
     try:

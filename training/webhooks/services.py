@@ -16,17 +16,21 @@ import ipaddress
 import secrets
 import socket
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from typing import Any
 
 import httpx
 from django.conf import settings
-from django.db.models import F
-from django.utils import timezone
+from django.db.models import QuerySet
 
 from training.errors import NotFound, TooLarge, UserError
-from training.people.models import Delivery, User, Webhook
+from training.jobs.kinds import JobKind, Lane
+from training.jobs.models import OPEN_STATES, Job, JobSubject
+from training.jobs.runner import RetryLater, get_subject
+from training.jobs.services import enqueue
+from training.people.models import User
+from training.webhooks.models import Delivery, Webhook
 
+KIND = "webhook"
 MOST_WEBHOOKS = 5
 TRIES_AFTER_SECONDS = (10, 60, 600, 3600)
 SECONDS = 10.0
@@ -127,45 +131,47 @@ def queue_message(user: User, body: str) -> None:
     """Leave a message for every webhook of an active person; workers send it. Of those that wait
     the oldest go first.
     """
-    now = timezone.now()
     for webhook in user.webhooks.filter(user__is_active=True):
-        if webhook.deliveries.exclude(due_at=None).count() < MOST_WAITING:
-            Delivery.objects.create(webhook=webhook, body=body, due_at=now)
+        if waiting_deliveries(webhook) < MOST_WAITING:
+            delivery = Delivery.objects.create(webhook=webhook, body=body)
+            enqueue(user, KIND, str(delivery.pk), subjects=[delivery])
 
 
-def send_due() -> int:
-    """Send what is due, several at once; a worker calls this over and over. A message is claimed
-    first, so only one sends it.
+def waiting_deliveries(webhook: Webhook) -> int:
+    return webhook.deliveries.filter(pk__in=open_deliveries()).count()
+
+
+def open_deliveries() -> QuerySet[JobSubject, int]:
+    """The ids of messages that have neither arrived nor failed too often."""
+    subjects = JobSubject.objects.filter(job__kind=KIND, job__state__in=OPEN_STATES)
+    return subjects.values_list("object_id", flat=True)
+
+
+def deliver(job: Job) -> dict[str, Any]:
+    """Send a message once.
+
+    Raises:
+        RetryLater: it did not arrive, and is sent again.
+        UserError: it did not arrive, too often.
     """
-    claimed = []
-    for delivery in (
-        Delivery.objects.filter(due_at__lte=timezone.now())
-        .select_related("webhook")
-        .order_by("due_at")[:AT_ONCE]
-    ):
-        later = timezone.now() + timedelta(seconds=3 * SECONDS)
-        if Delivery.objects.filter(pk=delivery.pk, due_at=delivery.due_at).update(
-            due_at=later, tries=F("tries") + 1
-        ):
-            claimed.append(delivery)
-    for delivery, (arrived, told) in zip(claimed, asyncio.run(send_all(claimed)), strict=True):
-        note(delivery, arrived, told)
-    return len(claimed)
+    delivery = get_subject(job, Delivery, "webhook")
+    assert delivery is not None
+    has_arrived, answer = asyncio.run(send(delivery))
+    Delivery.objects.filter(pk=delivery.pk).update(tries=job.tries, told=answer[:300])
+    if has_arrived:
+        return {}
+    if job.tries > len(TRIES_AFTER_SECONDS):
+        raise UserError(answer)
+    raise RetryLater(TRIES_AFTER_SECONDS[job.tries - 1])
 
 
-def note(delivery: Delivery, arrived: bool, told: str) -> None:
-    tries = delivery.tries + 1
-    wait = TRIES_AFTER_SECONDS[tries - 1] if tries <= len(TRIES_AFTER_SECONDS) else None
-    due = None if arrived or wait is None else timezone.now() + timedelta(seconds=wait)
-    Delivery.objects.filter(pk=delivery.pk).update(due_at=due, told=told[:300])
-    old = Delivery.objects.filter(webhook=delivery.webhook, due_at=None).values_list(
-        "pk", flat=True
-    )[KEPT_DELIVERIES:]
-    Delivery.objects.filter(pk__in=list(old)).delete()
-
-
-async def send_all(deliveries: Sequence[Delivery]) -> list[tuple[bool, str]]:
-    return list(await asyncio.gather(*(send(delivery) for delivery in deliveries)))
+def prune_deliveries(job: Job, _end: object) -> None:
+    """Of the messages that have come to an end the newest are kept."""
+    delivery = get_subject(job, Delivery)
+    assert delivery is not None
+    ended = Delivery.objects.filter(webhook=delivery.webhook_id).exclude(pk__in=open_deliveries())
+    for old in ended[KEPT_DELIVERIES:]:
+        old.delete()
 
 
 async def send(delivery: Delivery) -> tuple[bool, str]:
@@ -227,3 +233,14 @@ def sign(key: bytes, content: str) -> bytes:
 
 def create_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+WEBHOOK_JOB = JobKind(
+    KIND,
+    deliver,
+    lane=Lane("webhooks", size=AT_ONCE),
+    subjects=(Delivery,),
+    max_tries=None,  # TRIES_AFTER_SECONDS is the limit
+    on_done=prune_deliveries,
+    on_failed=prune_deliveries,
+)

@@ -1,0 +1,85 @@
+"""What an idle instance costs: the share of one core that web, worker and inference take while
+nobody asks for anything.
+
+    python benchmarks/idle.py [--seconds 120] [--json]
+
+A fresh instance with a tiny model and data is started as `manage.py up` starts it, and measured
+once it is quiet. Each figure counts the program and everything that it has started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import report
+from tests import tiny
+from tests.stage import Stage
+
+PROGRAMS = ("web", "worker", "inference")
+QUIET_PERCENT = 10.0  # of one core, all three together
+QUIET_WINDOW_SECONDS = 20.0
+QUIET_WINDOWS = 2
+MAX_WAIT_SECONDS = 900.0
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and its descendants, those included that have ended and were reaped."""
+    root = psutil.Process(pid)
+    total = 0.0
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def measure(stage: Stage, seconds: float) -> dict[str, float]:
+    """Percent of one core that each program takes over so many seconds."""
+    pids = {name: stage.pid(name) for name in PROGRAMS}
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    start = time.monotonic()
+    time.sleep(seconds)
+    elapsed = time.monotonic() - start
+    return {
+        f"{name}_percent": round(100 * (cpu_seconds(pid) - before[name]) / elapsed, 2)
+        for name, pid in pids.items()
+    }
+
+
+def wait_until_quiet(stage: Stage) -> None:
+    """The memory forecasts of a new model are made first, which takes minutes."""
+    end = time.monotonic() + MAX_WAIT_SECONDS
+    quiet = 0
+    while quiet < QUIET_WINDOWS:
+        if time.monotonic() > end:
+            raise SystemExit(f"It was not quiet after {MAX_WAIT_SECONDS:.0f} s.")
+        busy = sum(measure(stage, QUIET_WINDOW_SECONDS).values()) >= QUIET_PERCENT
+        quiet = 0 if busy else quiet + 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--json", action="store_true")  # `report` reads it
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="snapml-idle-") as folder:
+        home = Path(folder)
+        model = tiny.make_model(home / "model")
+        with Stage(home / "var", model) as stage:
+            wait_until_quiet(stage)
+            figures = measure(stage, options.seconds)
+    report(figures)
+
+
+if __name__ == "__main__":
+    main()

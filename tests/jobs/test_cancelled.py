@@ -1,0 +1,53 @@
+"""A job ends with what it is about."""
+
+import pytest
+from django.conf import settings
+
+from training.jobs.models import Job
+from training.jobs.runner import claim, get_subject, save_progress
+from training.jobs.services import enqueue, job_folders, jobs_about
+from training.webhooks.models import Webhook
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def hook(alice):
+    return Webhook.objects.create(user=alice, url="https://example.com/x", secret="s")
+
+
+def test_a_job_is_deleted_with_its_subject_however_that_is_deleted(kind, alice, hook):
+    enqueue(alice, kind.name, "1", subjects=[hook])
+    enqueue(alice, kind.name, "2")
+    Webhook.objects.filter(pk=hook.pk).delete()
+    assert [job.key for job in Job.objects.all()] == ["2"]
+
+
+def test_a_job_under_way_stops_when_its_subject_is_deleted(kind, alice, hook):
+    steps = []
+
+    def act(job):
+        steps.append("before")
+        hook.delete()
+        save_progress(job, {"message": "going on"})
+        steps.append("after")
+        return {}
+
+    kind.act = act
+    enqueue(alice, kind.name, "1", subjects=[hook])
+    kind.run()
+    assert (steps, Job.objects.count()) == (["before"], 0)
+
+
+def test_a_job_knows_its_subject_and_the_subject_its_jobs(kind, alice, hook):
+    job = enqueue(alice, kind.name, "1", subjects=[hook])
+    other = Webhook.objects.create(user=alice, url="https://example.com/y", secret="s")
+    enqueue(alice, kind.name, "2", subjects=[other])
+    assert list(jobs_about(hook)) == [job]
+    assert get_subject(claim(job.pk, kind.lane), Webhook) == hook
+
+
+def test_the_folders_of_a_job_are_its_own_and_what_its_kind_leaves(steer, alice, tmp_path):
+    kind = steer("leaving", outputs=lambda _job: [tmp_path])
+    job = enqueue(alice, kind.name, "1")
+    assert job_folders(job) == [settings.HOME / "jobs" / str(job.pk), tmp_path]

@@ -1,0 +1,72 @@
+"""A job is claimed by one worker, however many ask for it."""
+
+import threading
+
+import pytest
+from django.db import connections
+
+from training.jobs import runner
+from training.jobs.models import Job
+from training.jobs.runner import JobCancelled, claim, save_job
+from training.jobs.services import enqueue
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_workers_one_claims_a_job(kind, alice):
+    job = enqueue(alice, kind.name, "1")
+    start, claims = threading.Barrier(6), []
+
+    def work():
+        start.wait()
+        claims.append(claim(job.pk, kind.lane))
+        connections.close_all()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([one for one in claims if one is not None]) == 1
+    assert Job.objects.get().tries == 1
+
+
+@pytest.mark.django_db
+def test_a_worker_that_lost_its_job_writes_nothing_any_more(kind, alice):
+    job = enqueue(alice, kind.name, "1")
+    first = claim(job.pk, kind.lane)
+    Job.objects.update(state="waiting")
+    second = claim(job.pk, kind.lane)
+    with pytest.raises(JobCancelled):
+        save_job(first, progress_message="too late")
+    runner.fail(first, "too late")
+    save_job(second, progress_message="mine")
+    job.refresh_from_db()
+    assert (job.state, job.progress_message, job.error) == ("working", "mine", "")
+
+
+@pytest.mark.django_db
+def test_a_job_of_one_key_is_run_once_and_again_only_if_asked(kind, alice):
+    first = enqueue(alice, kind.name, "1", params={"n": 1})
+    assert enqueue(alice, kind.name, "1", params={"n": 2}) == first
+    kind.act = lambda job: {"n": job.params["n"]}
+    kind.run()
+    kind.run()
+    assert enqueue(alice, kind.name, "1").result == {"n": 1}
+    again = enqueue(alice, kind.name, "1", params={"n": 3}, restart=("done",))
+    assert (again.pk, again.state, again.result) == (first.pk, "waiting", {})
+    kind.run()
+    again.refresh_from_db()
+    assert (again.result, kind.seen) == ({"n": 3}, ["1", "1"])
+
+
+@pytest.mark.django_db
+def test_what_breaks_in_a_job_is_told_on_its_row_and_in_the_log(kind, alice, caplog):
+    def break_off(_job):
+        raise OSError("the disk")
+
+    kind.act = break_off
+    enqueue(alice, kind.name, "1")
+    kind.run()
+    assert Job.objects.get().state == "failed"
+    assert "nobody foresaw" in Job.objects.get().error
+    assert "the disk" in caplog.text

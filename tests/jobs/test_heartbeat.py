@@ -1,0 +1,32 @@
+"""A job that takes long says that it is alive."""
+
+import time
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from training.jobs import runner
+from training.jobs.models import Job
+from training.jobs.services import enqueue
+from training.jobs.sweeper import recover_lost_jobs
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_that_says_nothing_of_its_progress_is_still_alive(kind, alice, monkeypatch):
+    monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 0.05)
+    old = timezone.now() - timedelta(hours=1)
+
+    def take_long(job):
+        Job.objects.filter(pk=job.pk).update(heartbeat_at=old)
+        end = time.monotonic() + 20
+        while Job.objects.get(pk=job.pk).heartbeat_at == old:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        recover_lost_jobs()
+        return {"state": Job.objects.get(pk=job.pk).state}
+
+    kind.act = take_long
+    enqueue(alice, kind.name, "1")
+    kind.run()
+    assert Job.objects.get().result == {"state": "working"}

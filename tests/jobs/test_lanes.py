@@ -1,0 +1,71 @@
+"""Jobs of a lane wait for each other, and for no other lane."""
+
+import threading
+
+import pytest
+from django.db import connections
+
+from adapters.lanes import ANSWERS, PROGRAMS
+from training.jobs.kinds import KINDS
+from training.jobs.models import Job
+from training.jobs.runner import claim, run_job
+from training.jobs.services import enqueue
+
+
+def in_thread(job_id):
+    def work():
+        run_job(job_id)
+        connections.close_all()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_in_one_lane_does_not_wait_for_one_in_another(steer, alice):
+    slow, quick = steer("slow"), steer("quick")
+    is_begun, may_end = threading.Event(), threading.Event()
+    slow.act = lambda _job: (is_begun.set(), may_end.wait(30), {})[-1]
+    thread = in_thread(enqueue(alice, slow.name, "1").pk)
+    assert is_begun.wait(30)
+    try:
+        second = enqueue(alice, slow.name, "2")
+        run_job(second.pk)  # returns at once: the lane is full
+        run_job(enqueue(alice, quick.name, "1").pk)
+        assert (quick.seen, slow.seen) == (["1"], ["1"])
+    finally:
+        may_end.set()
+        thread.join()
+    assert slow.seen == ["1", "2"]  # whoever is at the first one goes on with the next
+    assert set(Job.objects.values_list("state", flat=True)) == {"done"}
+
+
+@pytest.mark.django_db
+def test_the_oldest_goes_first(kind, alice):
+    for key in ("b", "a", "c"):
+        enqueue(alice, kind.name, key)
+    kind.run()
+    assert kind.seen == ["b", "a", "c"]
+
+
+@pytest.mark.django_db
+def test_of_one_owner_one_at_a_time(steer, people):
+    kind = steer("fair", size=2, one_per_owner=True)
+    first, second, other = (
+        enqueue(people[name], kind.name, key)
+        for name, key in (("alice", "1"), ("alice", "2"), ("bob", "3"))
+    )
+    assert claim(first.pk, kind.lane) is not None
+    assert claim(second.pk, kind.lane) is None
+    assert claim(other.pk, kind.lane) is not None
+
+
+def test_answers_do_not_wait_behind_a_merge():
+    assert KINDS["answers"].lane is ANSWERS
+    assert {KINDS[name].lane for name in ("merge", "gguf", "push", "compare")} == {PROGRAMS}
+    assert ANSWERS is not PROGRAMS
+
+
+def test_two_uploads_are_read_at_once_one_of_each_person():
+    assert (KINDS["upload"].lane.size, KINDS["upload"].one_per_owner) == (2, True)

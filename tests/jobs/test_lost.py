@@ -1,0 +1,77 @@
+"""A job whose worker is gone is begun again, and given up when that comes too often."""
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from training.jobs.models import Job
+from training.jobs.runner import claim
+from training.jobs.services import enqueue
+from training.jobs.sweeper import recover_lost_jobs, release_own_jobs
+from training.process_identity import host_name, process_start_time
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def claimed(kind, alice):
+    return claim(enqueue(alice, kind.name, "1").pk, kind.lane)
+
+
+def state():
+    return Job.objects.get().state
+
+
+def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed, kind):
+    Job.objects.update(worker="elsewhere:1:1", heartbeat_at=timezone.now() - timedelta(seconds=25))
+    recover_lost_jobs()
+    assert state() == "working"
+    Job.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=30))
+    recover_lost_jobs()
+    assert state() == "waiting"
+    kind.run()
+    assert (state(), Job.objects.get().tries) == ("done", 2)
+
+
+def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        name = f"{host_name()}:{other.pid}:{process_start_time(other.pid)}"
+        Job.objects.update(worker=name)
+        recover_lost_jobs()
+        assert state() == "working"
+    recover_lost_jobs()
+    assert state() == "waiting"
+
+
+def test_a_later_process_with_the_same_number_is_another_worker(claimed):
+    Job.objects.update(worker=f"{host_name()}:{os.getpid()}:0")
+    recover_lost_jobs()
+    assert state() == "waiting"
+
+
+def test_a_job_is_given_up_after_three_tries(claimed, kind, alice):
+    old = timezone.now() - timedelta(hours=1)
+    Job.objects.update(tries=3, heartbeat_at=old)
+    recover_lost_jobs()
+    job = Job.objects.get()
+    assert (job.state, "three times" in job.error) == ("failed", True)
+    enqueue(alice, kind.name, "1")  # a person may always ask again
+    kind.run()
+    assert (state(), Job.objects.get().tries) == ("done", 1)
+
+
+def test_a_kind_without_a_limit_is_begun_again_each_time(steer, alice):
+    endless = steer("endless", max_tries=None)
+    claim(enqueue(alice, endless.name, "1").pk, endless.lane)
+    Job.objects.update(tries=30, heartbeat_at=timezone.now() - timedelta(hours=1))
+    recover_lost_jobs()
+    assert state() == "waiting"
+
+
+def test_a_worker_that_ends_in_order_lets_its_jobs_go_and_counts_no_try(claimed):
+    release_own_jobs()
+    assert (state(), Job.objects.get().tries) == ("waiting", 0)

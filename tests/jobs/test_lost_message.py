@@ -1,0 +1,82 @@
+"""The queue only wakes workers up: what it loses is found in the rows."""
+
+import pytest
+from django.conf import settings
+
+from training.jobs import queue
+from training.jobs.models import Job
+from training.jobs.runner import claim
+from training.jobs.services import enqueue
+from training.jobs.sweeper import SWEEP_SECONDS, sweep_jobs
+
+
+@pytest.fixture
+def woken(monkeypatch):
+    ids = []
+    monkeypatch.setattr(queue, "run_queued_job", ids.append)
+    return ids
+
+
+@pytest.mark.django_db
+def test_a_worker_is_woken_once_the_job_is_committed(
+    kind, alice, woken, django_capture_on_commit_callbacks
+):
+    with django_capture_on_commit_callbacks(execute=True):
+        job = enqueue(alice, kind.name, "1")
+        assert woken == []
+    assert woken == [job.pk]
+
+
+@pytest.mark.django_db
+def test_a_queue_that_is_down_undoes_nothing_and_the_sweeper_rings(
+    kind, alice, monkeypatch, django_capture_on_commit_callbacks
+):
+    def is_down(_job_id):
+        raise OSError("no disk")
+
+    monkeypatch.setattr(queue, "run_queued_job", is_down)
+    with django_capture_on_commit_callbacks(execute=True):
+        job = enqueue(alice, kind.name, "1")
+    ids = []
+    monkeypatch.setattr(queue, "run_queued_job", ids.append)
+    sweep_jobs()
+    assert ids == [job.pk]
+    assert SWEEP_SECONDS <= 1  # as often as webhooks were looked for
+
+
+@pytest.mark.django_db
+def test_the_sweeper_rings_for_no_more_than_the_lane_has_places(kind, alice, woken):
+    jobs = [enqueue(alice, kind.name, str(number)) for number in range(3)]
+    sweep_jobs()
+    assert woken == [jobs[0].pk]
+    assert kind.lane.enter()
+    sweep_jobs()
+    assert len(woken) == 1
+
+
+@pytest.mark.django_db
+def test_the_sweeper_asks_an_idle_database_once(kind, django_assert_num_queries):
+    with django_assert_num_queries(1):
+        sweep_jobs()
+
+
+@pytest.mark.django_db
+def test_a_message_for_a_job_that_is_done_or_gone_does_nothing(kind, alice):
+    job = enqueue(alice, kind.name, "1")
+    kind.run()
+    queue.run_job(job.pk)
+    Job.objects.all().delete()
+    queue.run_job(job.pk)
+    assert kind.seen == ["1"]
+
+
+@pytest.mark.django_db
+def test_a_message_that_comes_while_another_worker_is_at_it_does_nothing(kind, alice):
+    job = enqueue(alice, kind.name, "1")
+    claim(job.pk, kind.lane)
+    queue.run_job(job.pk)
+    assert kind.seen == []
+
+
+def test_jobs_have_a_queue_of_their_own():
+    assert settings.JOBS_HUEY.name != settings.HUEY.name

@@ -1,0 +1,80 @@
+"""An idle queue costs nothing, and a message is there at once."""
+
+import threading
+import time
+
+import pytest
+from huey import Huey
+
+from training.jobs.consumer import QueueConsumer
+from training.sqlite_queue import WaitingSqliteStorage
+
+
+@pytest.fixture
+def open_queue(tmp_path):
+    def make():
+        return Huey(
+            "q",
+            storage_class=WaitingSqliteStorage,
+            filename=str(tmp_path / "queue.sqlite3"),
+            immediate=False,
+            results=False,
+        )
+
+    return make
+
+
+@pytest.fixture
+def consumer(open_queue):
+    """A consumer with 5 threads, and the numbers that its tasks got."""
+    huey, numbers = open_queue(), []
+    # a method has no module
+    task = huey.task(name="note")(lambda number: numbers.append(number))  # noqa: PLW0108
+    running = QueueConsumer(huey, threads=5)
+    running._set_signal_handlers = lambda: None
+    running.start()
+    yield task, numbers
+    running.stop(graceful=True)
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_messages_of_this_process_and_of_others_arrive_once(consumer, open_queue):
+    task, numbers = consumer
+    other = open_queue().task(name="note")(lambda _number: None)  # a connection of its own
+    for number in range(20):
+        (task if number % 2 else other)(number)
+    wait_for(lambda: len(numbers) == 20)
+    assert sorted(numbers) == list(range(20))
+
+
+def test_a_message_to_a_queue_that_has_been_idle_arrives_quickly(consumer, open_queue):
+    _, numbers = consumer
+    other = open_queue().task(name="note")(lambda _number: None)
+    time.sleep(1)
+    began = time.monotonic()
+    other(1)
+    wait_for(lambda: numbers)
+    assert time.monotonic() - began < 0.5
+
+
+def test_threads_that_wait_take_next_to_no_processor_time(consumer):
+    time.sleep(0.2)
+    began = time.process_time()
+    time.sleep(2)
+    assert time.process_time() - began < 0.1
+
+
+def test_a_consumer_ends_at_once_although_its_threads_wait(open_queue):
+    running = QueueConsumer(open_queue(), threads=5)
+    running._set_signal_handlers = lambda: None
+    running.start()
+    began = time.monotonic()
+    running.stop(graceful=True)
+    assert time.monotonic() - began < 3
+    assert not [one for one in threading.enumerate() if one.name.startswith("Worker-")]

@@ -1,0 +1,69 @@
+"""Programs that we start: their messages, their ends, and nothing left of them."""
+
+import sys
+import time
+
+import psutil
+import pytest
+
+from training.child_process import RequestChild, stream_child
+from training.errors import UserError
+
+
+def start(program, tmp_path):
+    return stream_child(
+        [sys.executable, "-c", program], tmp_path / "log" / "x.log", cwd=tmp_path, environment={}
+    )
+
+
+def children():
+    return psutil.Process().children()
+
+
+def test_messages_come_as_they_are_said(tmp_path):
+    program = "print('{\"done\": 1}'); print('{\"result\": {}}')"
+    assert list(start(program, tmp_path)) == [{"done": 1}, {"result": {}}]
+
+
+def test_what_a_child_says_is_wrong_is_an_error_for_the_person(tmp_path):
+    program = 'print(\'{"error": "It is torn.", "field": "file"}\'); raise SystemExit(65)'
+    with pytest.raises(UserError, match=r"It is torn\.") as error:
+        list(start(program, tmp_path))
+    assert error.value.field == "file"
+
+
+def test_a_child_that_ends_without_a_word_is_told_with_its_log(tmp_path):
+    with pytest.raises(UserError, match=r"code 3; its log is log/x\.log"):
+        list(start("raise SystemExit(3)", tmp_path))
+
+
+def test_who_stops_reading_ends_the_child_and_nothing_is_left_of_it(tmp_path):
+    program = "import time; print('{}', flush=True); time.sleep(60)"
+    before = children()
+    messages = start(program, tmp_path)
+    next(messages)
+    messages.close()
+    assert children() == before
+
+
+def test_a_child_that_leaves_when_it_is_idle_is_no_zombie(tmp_path):
+    (tmp_path / "echo_once.py").write_text("print(input(), flush=True)")
+    child = RequestChild("echo_once", max_seconds=30)
+    before = children()
+    for number in range(3):
+        assert child.request({"n": number}, cwd=tmp_path) == {"n": number}
+    end = time.monotonic() + 10
+    while children() != before:
+        assert time.monotonic() < end, [one.status() for one in children()]
+        time.sleep(0.05)
+
+
+def test_a_child_that_takes_too_long_is_killed_and_gone(tmp_path):
+    (tmp_path / "silent.py").write_text("import time; time.sleep(60)")
+    child = RequestChild("silent", max_seconds=0.5)
+    before = children()
+    assert child.request({}, cwd=tmp_path) is None
+    end = time.monotonic() + 10
+    while children() != before:
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,246 @@
+"""Programs that we start: what they get to see of our environment, and how they talk to us.
+
+A child prints one JSON object a line. `{"error": ...}` is a sentence for the person and ends its
+work; what else an object says is between the two. Its parameters come as arguments, on stdin, or in
+`order.json` in a folder of its own. It gets no SECRET_KEY, no database address and no token.
+
+Both ends are here, so this module imports neither Django nor the engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
+
+ALLOWED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+ALLOWED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
+# Every step has another shape. oneDNN keeps 1,024 of its programs with their buffers, and glibc
+# raises its limit for blocks that go back to the system to 32 MB: SmolLM2-135M grew from 1.3 to 2.0
+# GB over 40 steps, and with these stays at 1.5, as quick.
+STEADY_MEMORY = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    "MALLOC_MMAP_THRESHOLD_": "4000000",
+    "MALLOC_TRIM_THRESHOLD_": "128000000",
+}
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+NETWORK_VARIABLES = (
+    "HTTPS_PROXY",
+    "https_proxy",
+    "SSL_CERT_FILE",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_DISABLE_XET",
+)
+PARAMS_FILE = "order.json"
+EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h
+EXIT_DISK = 74  # EX_IOERR
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+Message = dict[str, Any]
+write_lock = threading.Lock()
+
+
+# The parent's end.
+
+
+def child_environment(*more: str) -> dict[str, str]:
+    """The harmless part of this process' environment, and the variables named in `more` where they
+    are set.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in (*ALLOWED_VARIABLES, *more) or name.startswith(ALLOWED_PREFIXES)
+    } | {"PYTHONUNBUFFERED": "1"}
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def write_params(folder: Path, params: Message) -> None:
+    """Leave a child's parameters where `read_params` finds them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PARAMS_FILE).write_text(json.dumps(params))
+
+
+def read_messages(output: str) -> list[Message]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def run_child(
+    module: str, *arguments: str, cwd: Path, seconds: float, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a module to its end with `stdin` on its standard input.
+
+    Raises:
+        subprocess.TimeoutExpired: it took more than `seconds`, and was killed.
+    """
+    return subprocess.run(
+        module_command(module, *arguments),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd=cwd,
+        env=child_environment(),
+        check=False,
+    )
+
+
+def stream_child(
+    command: Sequence[str], log: Path, *, cwd: Path, environment: dict[str, str]
+) -> Generator[Message, None, None]:
+    """Run a program and yield its messages as they come. Who stops reading ends it.
+
+    Raises:
+        UserError: it said what is wrong, or ended with a code and no word.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as stderr:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd, env=environment
+        )
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                message = json.loads(line)
+                if "error" in message:
+                    raise UserError(message["error"], field=message.get("field", ""))
+                yield message
+        finally:
+            if child.poll() is None:
+                child.terminate()
+            code = child.wait()
+            child.stdout.close()
+    if code:
+        raise UserError(
+            f"The program ended with code {code}; its log is "
+            f"{log.parent.name}/{log.name} in SNAPML_HOME."
+        )
+
+
+class RequestChild:
+    """A program that answers one request a line. It is started when it is first asked, and again
+    when it is gone: it leaves by itself when it is idle.
+    """
+
+    def __init__(
+        self, module: str, *, max_seconds: float, environment: dict[str, str] | None = None
+    ) -> None:
+        self.module = module
+        self.max_seconds = max_seconds
+        self.environment = environment or {}
+        self._child: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def request(self, message: Message, *, cwd: Path) -> Message | None:
+        """Its answer; None if it broke off or took more than `max_seconds`.
+
+        Raises:
+            TimeoutError: others asked before, and have not come to an end in `max_seconds`.
+        """
+        if not self._lock.acquire(timeout=self.max_seconds):
+            raise TimeoutError
+        try:
+            # A child that is about to leave looks like one that stays; then a new one is asked.
+            for _ in range(2):
+                child = self._running(cwd)
+                started = time.monotonic()
+                timer = threading.Timer(self.max_seconds, child.kill)
+                timer.start()
+                try:
+                    line = self._exchange(child, json.dumps(message))
+                finally:
+                    timer.cancel()
+                if line:
+                    answer: Message = json.loads(line)
+                    return answer
+                self._child = None
+                if time.monotonic() - started > self.max_seconds:
+                    break
+            return None
+        finally:
+            self._lock.release()
+
+    @staticmethod
+    def _exchange(child: subprocess.Popen[str], line: str) -> str:
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line + "\n")
+            child.stdin.flush()
+            return child.stdout.readline()
+        except OSError:  # it has ended
+            return ""
+
+    def _running(self, cwd: Path) -> subprocess.Popen[str]:
+        if self._child is None or self._child.poll() is not None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", self.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=cwd,
+                env=child_environment() | self.environment,
+            )
+            # It ends when it likes. Somebody must wait for it then, or it stays as a zombie.
+            threading.Thread(target=self._child.wait, name="reap-child", daemon=True).start()
+        return self._child
+
+
+# The child's end.
+
+
+def set_parent_death_signal() -> None:
+    """Called in a child: even if its parent is killed, it gets SIGTERM and ends in order (Linux;
+    elsewhere nothing is done).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def emit(**message: Any) -> None:
+    with write_lock:
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+def emit_error(message: str, *, field: str = "") -> None:
+    emit(error=message, field=field)
+
+
+def read_params() -> Message:
+    """What the parent left with `write_params` in the folder that is the last argument."""
+    params: Message = json.loads((Path(sys.argv[-1]) / PARAMS_FILE).read_text())
+    return params
+
+
+def main(run: Callable[[], None]) -> int:
+    """Run a child program; returns its exit code. What a person can put right is emitted."""
+    # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon
+    # write to the same files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    set_parent_death_signal()
+    try:
+        run()
+    except UserError as error:
+        emit_error(error.message, field=error.field)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno is None or error.filename is None:
+            raise
+        name = Path(str(error.filename)).name
+        emit_error(f"The disk refused {name}: {os.strerror(error.errno)}.")
+        return EXIT_DISK
+    return 0

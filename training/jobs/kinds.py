@@ -1,0 +1,95 @@
+"""The kinds of jobs there are. Each app registers its own as Django starts (`AppConfig.ready`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.db import models
+from django.db.models.signals import post_delete
+
+from training.jobs.models import Job, JobSubject
+
+LOST_SECONDS = 29.0  # with a second of the sweeper's, half a minute
+MAX_TRIES = 3
+UNFORESEEN = "It broke off for a reason that nobody foresaw; the worker's log has it."
+
+
+class Lane:
+    """Jobs that wait for each other: at most `size` at once in a worker. No lane waits for another,
+    since a worker has a thread for each place in each lane.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self.running = 0
+        self._lock = threading.Lock()
+
+    def enter(self) -> bool:
+        """Take a place, if there is one."""
+        with self._lock:
+            if self.running >= self.size:
+                return False
+            self.running += 1
+            return True
+
+    def leave(self) -> None:
+        with self._lock:
+            self.running -= 1
+
+    @property
+    def free(self) -> int:
+        return self.size - self.running
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind.name for kind in KINDS.values() if kind.lane is self]
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """What a kind of job does, and how it is treated.
+
+    `run` does it and returns the result; beginning again must lead to the same end. `on_done` takes
+    the result, and `on_failed` the sentence for the person, in the transaction that ends the job.
+    A job whose worker has said nothing for `lost_seconds` is begun again, `max_tries` times.
+    """
+
+    name: str
+    run: Callable[[Job], dict[str, Any]]
+    lane: Lane
+    subjects: tuple[type[models.Model], ...]  # models whose deletion cancels the job
+    lost_seconds: float = LOST_SECONDS
+    max_tries: int | None = MAX_TRIES
+    one_per_owner: bool = False
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext  # held until its end is stored
+    on_done: Callable[[Job, dict[str, Any]], None] | None = None
+    on_failed: Callable[[Job, str], None] | None = None
+    outputs: Callable[[Job], list[Path]] = (
+        lambda _job: []
+    )  # folders that it leaves, besides its own
+    crash_message: str = UNFORESEEN  # {error} is the name of the exception
+
+
+KINDS: dict[str, JobKind] = {}
+LANES: dict[str, Lane] = {}
+
+
+def register_kind(kind: JobKind) -> None:
+    KINDS[kind.name] = kind
+    LANES[kind.lane.name] = kind.lane
+    for model in kind.subjects:
+        post_delete.connect(
+            delete_jobs_of, sender=model, dispatch_uid=f"jobs of {model._meta.label_lower}"
+        )
+
+
+def delete_jobs_of(instance: models.Model, **_signal: Any) -> None:
+    """A worker that is at one of them finds its row gone and stops."""
+    subjects = JobSubject.objects.filter(model=instance._meta.label_lower, object_id=instance.pk)
+    Job.objects.filter(pk__in=list(subjects.values_list("job", flat=True))).delete()

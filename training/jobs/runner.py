@@ -1,0 +1,269 @@
+"""Claim jobs and run them.
+
+A claim is one conditional UPDATE with a new random token, and every later write asks for that
+token: whoever's UPDATE changes no row has lost the job, and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.db import IntegrityError, OperationalError, connection, models, transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from training.child_process import child_environment, module_command, stream_child, write_params
+from training.errors import UserError
+from training.jobs.kinds import KINDS, Lane
+from training.jobs.models import Job, JobState
+from training.process_identity import process_name
+
+HEARTBEAT_SECONDS = 5.0
+PROGRESS_COLUMNS = {
+    "message": "progress_message",
+    "done": "progress_done",
+    "total": "progress_total",
+}
+log = logging.getLogger("snapml.jobs")
+stopping = threading.Event()  # set when the worker program is told to end
+Row = TypeVar("Row", bound=models.Model)
+
+
+class JobCancelled(Exception):
+    """The job's row is gone, or another worker's."""
+
+
+class RetryLater(Exception):
+    """It did not work this time; the job waits for so many seconds and is begun again."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+
+def run_job(job_id: int) -> None:
+    """Run this job and whatever else waits in its lane, if the lane has a place. A second call for
+    the same job does nothing.
+    """
+    kind = Job.objects.filter(pk=job_id).values_list("kind", flat=True).first()
+    if kind is not None:
+        run_lane(KINDS[kind].lane)
+
+
+def run_lane(lane: Lane) -> None:
+    """Run what waits, oldest first."""
+    while lane.enter():
+        try:
+            while not stopping.is_set() and (job := claim_next(lane)) is not None:
+                execute(job)
+        finally:
+            lane.leave()
+        # A job that was enqueued meanwhile may have found the lane full.
+        if stopping.is_set() or not waiting_jobs(lane).exists():
+            return
+
+
+def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
+    """What may be begun now, oldest first."""
+    jobs = Job.objects.filter(
+        kind__in=lane.kinds, state=JobState.WAITING, run_after__lte=timezone.now()
+    ).order_by("run_after", "pk")
+    exclusive = [name for name in lane.kinds if KINDS[name].one_per_owner]
+    if exclusive:
+        busy = Job.objects.filter(kind__in=exclusive, state=JobState.WORKING, owner__isnull=False)
+        jobs = jobs.exclude(Q(kind__in=exclusive) & Q(owner__in=busy.values("owner")))
+    return jobs
+
+
+def claim_next(lane: Lane) -> Job | None:
+    for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: 4 * lane.size]:
+        job = claim(job_id, lane)
+        if job is not None:
+            return job
+    return None
+
+
+def claim(job_id: int, lane: Lane) -> Job | None:
+    """None: another worker was faster."""
+    token = secrets.token_hex(16)
+    is_claimed = (
+        waiting_jobs(lane)
+        .order_by()
+        .filter(pk=job_id)
+        .update(
+            state=JobState.WORKING,
+            claim_token=token,
+            worker=process_name(),
+            heartbeat_at=timezone.now(),
+            tries=F("tries") + 1,
+            progress_message="starting",
+        )
+    )
+    if not is_claimed:
+        return None
+    return Job.objects.select_related("owner").filter(pk=job_id, claim_token=token).first()
+
+
+def execute(job: Job) -> None:
+    """Run a claimed job to its end, whatever that is."""
+    kind = KINDS[job.kind]
+    try:
+        with heartbeat(job), kind.guard():
+            result = kind.run(job)
+            complete(job, result)
+    except JobCancelled:
+        log.info("Job %s (%s) is not wanted any more, or another worker's.", job.pk, job)
+    except RetryLater as later:
+        postpone(job, later.seconds)
+    except UserError as error:
+        fail(job, error.message)
+    except IntegrityError:
+        if Job.objects.filter(pk=job.pk).exists():  # else a row that it is about was deleted
+            log.exception("Job %s (%s) broke off.", job.pk, job)
+            fail(job, kind.crash_message.format(error=IntegrityError.__name__))
+    except Exception as error:
+        log.exception("Job %s (%s) broke off.", job.pk, job)
+        fail(job, kind.crash_message.format(error=type(error).__name__))
+
+
+def claimed(job: Job) -> models.QuerySet[Job]:
+    return Job.objects.filter(pk=job.pk, state=JobState.WORKING, claim_token=job.claim_token)
+
+
+def save_job(job: Job, **changes: Any) -> None:
+    """Write to the row of a job that this worker runs.
+
+    Raises:
+        JobCancelled: it was thrown away, or is another worker's by now.
+    """
+    if not claimed(job).update(heartbeat_at=timezone.now(), **changes):
+        raise JobCancelled
+
+
+def save_progress(job: Job, message: dict[str, Any]) -> None:
+    """Store what a program says of its progress. Raises JobCancelled."""
+    changes = {
+        column: message[name] for name, column in PROGRESS_COLUMNS.items() if name in message
+    }
+    if "progress_message" in changes:
+        changes["progress_message"] = str(changes["progress_message"])[:200]
+    save_job(job, **changes)
+
+
+def complete(job: Job, result: dict[str, Any]) -> None:
+    """Raises JobCancelled; UserError: see the kind's `on_done`."""
+    kind = KINDS[job.kind]
+    with transaction.atomic():
+        save_job(job, state=JobState.DONE, progress_message="", claim_token="")
+        if kind.on_done is not None:
+            kind.on_done(job, result)
+        else:
+            Job.objects.filter(pk=job.pk).update(result=strip_nul(result))
+
+
+def fail(job: Job, error: str) -> None:
+    kind = KINDS[job.kind]
+    with transaction.atomic():
+        is_ours = claimed(job).update(
+            state=JobState.FAILED, error=error, progress_message="", claim_token=""
+        )
+        if is_ours and kind.on_failed is not None:
+            kind.on_failed(job, error)
+
+
+def postpone(job: Job, seconds: float) -> None:
+    claimed(job).update(
+        state=JobState.WAITING,
+        claim_token="",
+        progress_message="",
+        run_after=timezone.now() + timedelta(seconds=seconds),
+    )
+
+
+@contextmanager
+def heartbeat(job: Job) -> Iterator[None]:
+    """Say that the job is alive every few seconds, however long a step takes."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            try:
+                claimed(job).update(heartbeat_at=timezone.now())
+            except OperationalError as error:  # the kind's lost_seconds leave room for more
+                log.warning("The heartbeat of job %s was not written (%s).", job.pk, error)
+        connection.close()
+
+    thread = threading.Thread(target=beat, name=f"heartbeat-{job.pk}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def get_subject(job: Job, model: type[Row], *related: str) -> Row | None:
+    """The row of this model that the job is about; None if it is about none.
+
+    Raises:
+        JobCancelled: the row is gone.
+    """
+    rows = job.subjects.filter(model=model._meta.label_lower)
+    object_id = rows.values_list("object_id", flat=True).first()
+    if object_id is None:
+        return None
+    found: Row | None = (
+        model._default_manager.select_related(*related).filter(pk=object_id).first()
+        if related
+        else model._default_manager.filter(pk=object_id).first()
+    )
+    if found is None:
+        raise JobCancelled
+    return found
+
+
+def run_program(
+    job: Job,
+    module: str,
+    params: dict[str, Any],
+    *,
+    folder: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a program of ours in the job's folder, with its progress on the row; returns its result.
+
+    Raises:
+        UserError: what the program said is wrong.
+        JobCancelled: nobody wants it any more; the program was ended.
+    """
+    folder = folder or job.folder
+    write_params(folder, params)
+    result: dict[str, Any] = {}
+    messages = stream_child(
+        module_command(module, str(folder)),
+        folder / "program.log",
+        cwd=settings.BASE_DIR,
+        environment=environment or child_environment(),
+    )
+    with closing(messages):
+        for message in messages:
+            save_progress(job, message)
+            result = message.get("result", result)
+    return result
+
+
+def strip_nul(value: Any) -> Any:
+    """Without NUL characters, which PostgreSQL does not store in text or JSON."""
+    if isinstance(value, str):
+        return value.replace("\0", "")
+    if isinstance(value, dict):
+        return {strip_nul(key): strip_nul(inner) for key, inner in value.items()}
+    return [strip_nul(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,75 @@
+"""Enqueue jobs, and find those about a row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from django.db import models, transaction
+from django.utils import timezone
+
+from training.jobs.kinds import KINDS
+from training.jobs.models import Job, JobState, JobSubject
+from training.jobs.queue import wake_worker_on_commit
+from training.people.models import User
+
+
+def enqueue(
+    user: User | None,
+    kind: str,
+    key: str,
+    *,
+    subjects: Iterable[models.Model] = (),
+    params: dict[str, Any] | None = None,
+    restart: Collection[JobState] = (JobState.FAILED,),
+) -> Job:
+    """The job of this key: new, under way, or ended. One that ended in a state of `restart` is
+    begun again.
+    """
+    with transaction.atomic():
+        job, is_new = Job.objects.get_or_create(
+            kind=kind, key=key, defaults={"owner": user, "params": params or {}}
+        )
+        if is_new:
+            JobSubject.objects.bulk_create(
+                JobSubject(job=job, model=row._meta.label_lower, object_id=row.pk)
+                for row in subjects
+            )
+        else:
+            is_new = bool(
+                Job.objects.filter(pk=job.pk, state__in=restart).update(
+                    state=JobState.WAITING,
+                    owner=user,
+                    params=params or {},
+                    progress_message="",
+                    progress_done=0,
+                    progress_total=0,
+                    result={},
+                    error="",
+                    tries=0,
+                    run_after=timezone.now(),
+                )
+            )
+            job.refresh_from_db()
+        if is_new:
+            wake_worker_on_commit(job.pk)
+    return job
+
+
+def jobs_about(row: models.Model) -> models.QuerySet[Job]:
+    return Job.objects.filter(
+        subjects__model=row._meta.label_lower, subjects__object_id=row.pk
+    ).order_by("pk")
+
+
+def subjects_among(rows: models.QuerySet[Any]) -> models.QuerySet[JobSubject]:
+    """Which of these rows have jobs, with the jobs."""
+    return JobSubject.objects.filter(
+        model=rows.model._meta.label_lower, object_id__in=rows.values("pk")
+    ).select_related("job")
+
+
+def job_folders(job: Job) -> list[Path]:
+    """What a job leaves on the disk."""
+    return [job.folder, *KINDS[job.kind].outputs(job)]

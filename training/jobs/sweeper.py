@@ -1,0 +1,66 @@
+"""Find what was lost: jobs whose worker is gone, and jobs whose message never arrived."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db.models import F
+from django.utils import timezone
+
+from training.jobs.kinds import KINDS, LANES
+from training.jobs.models import OPEN_STATES, Job, JobState
+from training.jobs.queue import wake_worker
+from training.jobs.runner import fail, waiting_jobs
+from training.process_identity import host_name, is_alive, process_name
+
+SWEEP_SECONDS = 1.0
+GIVEN_UP = "It broke off three times; the worker's log has more."
+
+
+def sweep_jobs() -> None:
+    if not Job.objects.filter(state__in=OPEN_STATES).exists():
+        return
+    recover_lost_jobs()
+    for lane in LANES.values():
+        for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: lane.free]:
+            wake_worker(job_id)
+
+
+def recover_lost_jobs() -> None:
+    """A job whose worker is gone waits again, or has failed if that came too often."""
+    for job in Job.objects.filter(state=JobState.WORKING):
+        if not is_lost(job):
+            continue
+        limit = KINDS[job.kind].max_tries
+        if limit is not None and job.tries >= limit:
+            fail(job, GIVEN_UP)
+        else:
+            release(job)
+
+
+def is_lost(job: Job) -> bool:
+    """Silent for too long, or claimed by a process of this host that has ended."""
+    timeout = timedelta(seconds=KINDS[job.kind].lost_seconds)
+    if job.heartbeat_at is None or job.heartbeat_at < timezone.now() - timeout:
+        return True
+    is_ours = job.worker.startswith(f"{host_name()}:")
+    return is_ours and job.worker != process_name() and not is_alive(job.worker)
+
+
+def release(job: Job) -> None:
+    """Let another worker have it; by condition, since the job may go on in this very moment."""
+    Job.objects.filter(
+        pk=job.pk,
+        state=JobState.WORKING,
+        claim_token=job.claim_token,
+        heartbeat_at=job.heartbeat_at,
+    ).update(state=JobState.WAITING, claim_token="", progress_message="")
+
+
+def release_own_jobs() -> None:
+    """Called when this worker ends in order: the next one takes them up at once, and no try is
+    counted.
+    """
+    Job.objects.filter(state=JobState.WORKING, worker=process_name()).update(
+        state=JobState.WAITING, claim_token="", progress_message="", tries=F("tries") - 1
+    )

@@ -1,0 +1,43 @@
+"""A name for a running process, and whether the process of a name still lives.
+
+host:pid:start; the start tells a process from a later one with the same pid.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def process_name() -> str:
+    """The name of this very process."""
+    return f"{host_name()}:{os.getpid()}:{process_start_time(os.getpid())}"
+
+
+def is_alive(name: str) -> bool:
+    """Does the process still run? Only for names of this host."""
+    _, pid, start = name.rsplit(":", 2)
+    return bool(start) and process_start_time(int(pid)) == start
+
+
+def process_start_time(pid: int) -> str:
+    """When a living process began: on Linux in clock ticks since boot, which no change of the wall
+    clock moves. Empty: there is none.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # the 3rd and the 22nd field of proc(5)
+    except FileNotFoundError:
+        pass
+    try:
+        return "" if sys.platform == "linux" else f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return ""

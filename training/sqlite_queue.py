@@ -1,0 +1,78 @@
+"""Huey's queue in an SQLite file, without its polling: an idle worker sleeps.
+
+Huey's own threads ask the file for a message each, several times a second. Here one thread of all
+waits for the next message: who enqueues one writes a byte into a FIFO beside the file. A byte that
+is lost costs a few seconds, since the file is asked from time to time anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from huey.storage import SqliteStorage
+
+MAX_WAIT_SECONDS = 5.0
+
+
+class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
+    blocking = True  # Huey: `dequeue` waits by itself
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fifo = Path(f"{self.filename}.fifo")
+        self.is_closing = False
+        self._reader: int | None = None
+        self._first_in_line = threading.Lock()
+
+    def enqueue(self, data: bytes, priority: float | None = None) -> None:
+        super().enqueue(data, priority)
+        self._wake()
+
+    def dequeue(self) -> bytes | None:
+        """The next message; None after a while without one."""
+        with self._first_in_line:
+            end = time.monotonic() + MAX_WAIT_SECONDS
+            while not self.is_closing:
+                message: bytes | None = super().dequeue()
+                rest = end - time.monotonic()
+                if message is not None or rest <= 0:
+                    return message
+                self._wait(rest)
+        return None
+
+    def stop_waiting(self) -> None:
+        """The consumer ends: nobody waits any more."""
+        self.is_closing = True
+        self._wake()
+
+    def _wait(self, seconds: float) -> None:
+        if self._reader is None:
+            try:
+                os.mkfifo(self.fifo, mode=0o600)
+            except FileExistsError:
+                pass
+            # Opened for writing, too, so that it never ends when a writer leaves.
+            self._reader = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            seconds = 0.0  # a message may have come before anybody could hear of it
+        if select.select([self._reader], [], [], seconds)[0]:
+            try:
+                os.read(self._reader, 1)
+            except BlockingIOError:
+                pass  # another process was faster
+
+    def _wake(self) -> None:
+        try:
+            writer = os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return  # nobody waits; a worker that starts asks the file first
+        try:
+            os.write(writer, b"x")
+        except BlockingIOError:
+            pass  # it holds enough of them
+        finally:
+            os.close(writer)

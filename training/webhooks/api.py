@@ -1,0 +1,53 @@
+"""A person's own webhooks in the API."""
+
+from typing import Any
+
+from ninja import Router, Schema, Status
+from ninja.pagination import paginate
+from pydantic import ConfigDict, Field
+
+from training.people.api import refuse_tokens
+from training.people.paging import Paged
+from training.people.requests import SignedIn
+from training.webhooks import services
+from training.webhooks.models import Webhook
+
+router = Router(tags=["people"])
+
+
+class WebhookIn(Schema):
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"url": "https://chat.example.com/hooks/snapml"}]},
+    )
+    url: str = Field(max_length=500)
+
+
+class WebhookOut(Schema):
+    id: int
+    url: str
+
+
+class WebhookMade(WebhookOut):
+    secret: str
+
+
+@router.get("", response=list[WebhookOut])
+@paginate(Paged)
+def list_webhooks(request: SignedIn) -> Any:
+    return request.user.webhooks.all()
+
+
+@router.post("", response={201: WebhookMade})
+def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
+    """Send a signed message here when a run of yours ends. The secret is in this answer only; a
+    token makes no webhooks.
+    """
+    refuse_tokens(request)
+    return Status(201, services.add_webhook(request.user, body.url))
+
+
+@router.delete("/{int:webhook_id}", response={204: None})
+def delete_webhook(request: SignedIn, webhook_id: int) -> Status[None]:
+    services.remove_webhook(request.user, webhook_id)
+    return Status(204, None)
