@@ -87,7 +87,7 @@ function stepLines(metric, row, { curves, axis, smoothing, began }) {
   return [{ ...line, opacity: 0.3 }, smooth];
 }
 
-// A metric that is measured now and then; its hover adds what was measured with it and has no chart.
+// A metric that is measured now and then; its hover adds what came with it and has no chart.
 function measuredLine(metric, row, { metrics, events, place }) {
   const measured = events.filter((event) => event.kind === metric.event);
   const beside = metrics.filter((other) => other.event === metric.event && !other.chart);

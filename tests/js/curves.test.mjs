@@ -1,4 +1,4 @@
-// `node --test tests/js/curves.test.mjs`: the numbers behind the charts, whatever a snapshot brings.
+// `node --test tests/js/curves.test.mjs`: the numbers behind the charts.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -43,6 +43,7 @@ test("a bucket is drawn from its low to its high", () => {
 });
 
 test("smoothing begins at the first value and leaves out what is not finite", () => {
-  assert.deepEqual(smoothed([2, NaN, 2], 0.9).map((value) => value && Math.round(value * 1e6) / 1e6), [2, null, 2]);
+  const values = smoothed([2, NaN, 2], 0.9).map((value) => value && Number(value.toFixed(6)));
+  assert.deepEqual(values, [2, null, 2]);
   assert.deepEqual(smoothed([1, 3], 0), [1, 3]);
 });

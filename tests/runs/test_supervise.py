@@ -119,7 +119,7 @@ def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
 
 @pytest.mark.django_db
 def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
-    monkeypatch.setattr(supervisor.ways_on, "recover", lambda _run: "Half the rows at once.")
+    monkeypatch.setattr(supervisor.oom_recovery, "recover", lambda _run: "Half the rows at once.")
     ended(run, code=-9, killed_for_memory=True).end()
     run.refresh_from_db()
     assert (
