@@ -24,16 +24,18 @@ function map(moved, layers) {
 function drawMaps({ moved, layers }, versions) {
   const shown = versions.filter(({ id }) => moved[id]);
   const most = Math.max(...shown.flatMap(({ id }) => Object.values(moved[id])), 1e-12);
-  part("maps").replaceChildren();
-  for (const { id, name } of shown) {
+  const charts = shown.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
     chart.setAttribute("aria-label", `How far ${name} moved each layer`);
-    part("maps").append(chart);
+    return chart;
+  });
+  part("maps").replaceChildren(...charts); // all before the first is drawn: its width depends on how many there are
+  for (const [at, { id, name }] of shown.entries()) {
     const { names, rows, z } = map(moved[id], layers);
     const trace = { type: "heatmap", x: names, y: rows, z, zmin: 0, zmax: most, colorscale: [[0, colour("sunk")], [1, colour("chart-1")]], colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>", xgap: 1, ygap: 1 };
     const layout = { ...look(), hovermode: "closest", height: Math.min(560, 120 + 14 * rows.length), margin: { l: 44, r: 8, t: 28, b: 72 }, title: { text: plain(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" }, xaxis: { ...axisLook(), tickangle: -40 }, yaxis: { ...axisLook(), title: { text: "layer" }, autorange: "reversed" } };
-    window.Plotly.react(chart, [trace], layout, { displayModeBar: false, responsive: true });
+    window.Plotly.react(charts[at], [trace], layout, { displayModeBar: false, responsive: true });
   }
 }
 
