@@ -15,8 +15,14 @@ function complain(words) {
 }
 
 function send() {
-  const bytes = [...form.querySelectorAll("input[type=file]")].reduce((sum, input) => sum + (input.files[0]?.size ?? 0), 0);
-  if (bytes > LIMIT) return complain(`The upload has ${size(bytes)}; at most ${form.dataset.limitWords} can be taken.`);
+  const bytes = [...form.querySelectorAll("input[type=file]")].reduce(
+    (sum, input) => sum + (input.files[0]?.size ?? 0),
+    0,
+  );
+  if (bytes > LIMIT)
+    return complain(
+      `The upload has ${size(bytes)}; at most ${form.dataset.limitWords} can be taken.`,
+    );
   complain("");
   form.querySelector("button.main").disabled = true;
   part("sending").hidden = !bytes;
@@ -28,11 +34,18 @@ function send() {
   request.upload.onprogress = ({ loaded, total }) => {
     form.querySelector("progress").value = loaded / total;
     const rate = loaded / ((performance.now() - began) / 1000);
-    part("sent").textContent = loaded < total ? `${size(loaded)} of ${size(total)}, ${size(rate)}/s` : "Arrived; reading the first rows…";
+    part("sent").textContent =
+      loaded < total
+        ? `${size(loaded)} of ${size(total)}, ${size(rate)}/s`
+        : "Arrived; reading the first rows…";
   };
   request.onload = () => {
     if (request.status === 200 && request.response?.url) location.assign(request.response.url);
-    else complain(request.response?.error?.message ?? `The server answered ${request.status}; nothing was kept.`);
+    else
+      complain(
+        request.response?.error?.message ??
+          `The server answered ${request.status}; nothing was kept.`,
+      );
   };
   request.onerror = () => complain("The upload broke off; nothing of it was kept. Try again.");
   request.onabort = () => complain("Cancelled; nothing was kept.");
@@ -52,7 +65,8 @@ for (const name of ["dragenter", "dragover"]) {
     drop.classList.add("over");
   });
 }
-for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+for (const name of ["dragleave", "drop"])
+  drop.addEventListener(name, () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => {
   event.preventDefault();
   if (!event.dataTransfer.files.length) return;
