@@ -23,11 +23,13 @@ test: $(VENV)/.installed-dev ## Run the fast and the browser tests, offline
 test-slow: $(VENV)/.installed-dev ## Train the real model, kill a tiny one 20 times (minutes)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-lint: $(VENV)/.installed-dev ## ruff, tests/style.py and mypy --strict
+lint: $(VENV)/.installed-dev ## ruff, tests/style.py, mypy --strict and djLint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/python -m tests.style
 	@$(BIN)/mypy
+	@$(BIN)/djlint templates --check --quiet
+	@$(BIN)/djlint templates --lint --quiet
 
 demo: $(VENV)/.installed ## Fill a fresh instance with people, teams, data, finished runs and a live one
 	@$(BIN)/python manage.py demo

@@ -1,4 +1,5 @@
-// Several runs in one chart. What is shown, over what and how smooth lives in the address, so that a view can be shared.
+// Several runs in one chart. What is shown, over what and how smooth lives in the address, so that
+// a view can be shared.
 import { Curves, smoothed } from "./curves.js";
 import { formatInteger } from "./formatting.js";
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
@@ -20,8 +21,12 @@ for (const name of ["metric", "axis", "smoothing"]) {
 }
 
 async function load(run) {
-  const [metrics, events] = await Promise.all([fetch(`/api/v1/runs/${run.id}/metrics`), fetch(`/api/v1/runs/${run.id}/evals`)]);
-  if (!metrics.ok || !events.ok) throw new Error(`${run.name} could not be loaded (${metrics.status}).`);
+  const [metrics, events] = await Promise.all([
+    fetch(`/api/v1/runs/${run.id}/metrics`),
+    fetch(`/api/v1/runs/${run.id}/evals`),
+  ]);
+  if (!metrics.ok || !events.ok)
+    throw new Error(`${run.name} could not be loaded (${metrics.status}).`);
   run.curves = Curves.fromLists(await metrics.json());
   run.evals = (await events.json()).evals;
   run.began = Math.min(run.curves.axes.time[0] ?? Infinity, run.evals[0]?.time ?? Infinity);
@@ -42,7 +47,11 @@ function traces(run, { metric, axis, smoothing }) {
     hovertemplate: "%{y:.4~g}",
   };
   if (metric.event === "eval") {
-    const x = xs(run, run.evals.map((event) => event[axis]), axis);
+    const x = xs(
+      run,
+      run.evals.map((event) => event[axis]),
+      axis,
+    );
     const y = run.evals.map((event) => event[metric.name]);
     return [{ ...base, mode: "lines+markers", x, y }];
   }
@@ -80,7 +89,12 @@ function draw() {
   };
   part("chart").classList.remove("skeleton");
   const config = { displayModeBar: false, responsive: true };
-  window.Plotly.react(part("chart"), runs.flatMap((run) => traces(run, shown)), layout, config);
+  window.Plotly.react(
+    part("chart"),
+    runs.flatMap((run) => traces(run, shown)),
+    layout,
+    config,
+  );
 }
 
 Promise.all([plotlyReady, ...runs.map(load)])

@@ -80,7 +80,8 @@ export class Curves {
   }
 }
 
-// Exponential moving average, corrected for its start (as TensorBoard does): weight 0 is the line itself.
+// Exponential moving average, corrected for its start (as TensorBoard does): weight 0 is the line
+// itself.
 export function smoothed(values, weight) {
   let last = 0;
   let norm = 0;

@@ -20,7 +20,11 @@ async function draw() {
       name: escapeMarkup(labels[version]),
       x: mine.map((row) => new Date(now - row.minutes_ago * 60000)),
       y: mine.map((row) => row.answers),
-      text: mine.map((row) => `median ${row.median_seconds.toFixed(2)} s${row.failures ? `, ${row.failures} failed` : ""}`),
+      text: mine.map(
+        (row) =>
+          `median ${row.median_seconds.toFixed(2)} s` +
+          (row.failures ? `, ${row.failures} failed` : ""),
+      ),
       textposition: "none",
       hovertemplate: "%{y} answers, %{text}",
       width: 50000,

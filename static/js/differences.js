@@ -1,7 +1,14 @@
-// The tables of a comparison: each column's colour, and rows that are the same in all, shown when asked for.
+// The tables of a comparison: each column's colour, and rows that are the same in all, shown when
+// asked for.
 const page = document.getElementById("compare");
 const same = page.querySelectorAll("[data-same]");
 
-for (const mark of page.querySelectorAll("[data-swatch]")) mark.style.background = `var(--chart-${Number(mark.dataset.swatch) + 1})`;
-page.querySelector("[data-all]").addEventListener("change", ({ target }) => same.forEach((row) => (row.hidden = !target.checked)));
-page.querySelector("[data-none]").hidden = page.querySelectorAll("[data-settings] tr:not([data-same])").length > 1;
+for (const mark of page.querySelectorAll("[data-swatch]"))
+  mark.style.background = `var(--chart-${Number(mark.dataset.swatch) + 1})`;
+page
+  .querySelector("[data-all]")
+  .addEventListener("change", ({ target }) =>
+    same.forEach((row) => (row.hidden = !target.checked)),
+  );
+page.querySelector("[data-none]").hidden =
+  page.querySelectorAll("[data-settings] tr:not([data-same])").length > 1;

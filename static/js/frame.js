@@ -26,10 +26,22 @@ function showTab(tab) {
   }
 }
 
-const places = { r: script.dataset.runs, d: script.dataset.data, a: script.dataset.adapters, m: script.dataset.models, g: script.dataset.gpus };
+const places = {
+  r: script.dataset.runs,
+  d: script.dataset.data,
+  a: script.dataset.adapters,
+  m: script.dataset.models,
+  g: script.dataset.gpus,
+};
 let afterG = false;
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog[open]")) return;
+  if (
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    event.target.closest("input, textarea, select, dialog[open]")
+  )
+    return;
   const go = afterG && places[event.key];
   afterG = event.key === "g" && !afterG;
   if (go) location.href = go;

@@ -1,4 +1,5 @@
-// The timeline of the GPUs page: a bar for every run that held a device, coloured by team. Other parts of the page are HTMX's.
+// The timeline of the GPUs page: a bar for every run that held a device, coloured by team. Other
+// parts of the page are HTMX's.
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("timeline");
@@ -10,7 +11,8 @@ let shown = [];
 
 const clock = (seconds) => new Date(seconds * 1000);
 
-// A colour each for the teams that held most; the rest are one, since nobody tells fifty colours apart.
+// A colour each for the teams that held most; the rest are one, since nobody tells fifty colours
+// apart.
 function coloured(rows) {
   const held = new Map();
   for (const row of rows) held.set(row.team, (held.get(row.team) ?? 0) + row.to - row.from);
@@ -27,9 +29,12 @@ function hoverText(row) {
 }
 
 function figure({ begin, end, rows }) {
-  const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) => b.localeCompare(a, undefined, { numeric: true }));
+  const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) =>
+    b.localeCompare(a, undefined, { numeric: true }),
+  );
   const { names: teams, of } = coloured(rows);
-  const first = Math.min(...rows.map((row) => row.from)); // what was before anything happened is not shown
+  // what was before anything happened is not shown
+  const first = Math.min(...rows.map((row) => row.from));
   const traces = teams.map((team, number) => {
     const mine = rows.filter((row) => of(row.team) === team);
     return {
@@ -53,8 +58,21 @@ function figure({ begin, end, rows }) {
     bargap: 0.25,
     height: 110 + ROW * devices.length,
     margin: { l: 8, r: 8, t: 8, b: 48 },
-    xaxis: { ...baseAxis(), type: "date", range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)], nticks: box.clientWidth / 110, tickangle: 0 },
-    yaxis: { ...baseAxis(), automargin: true, type: "category", categoryorder: "array", categoryarray: devices, fixedrange: true },
+    xaxis: {
+      ...baseAxis(),
+      type: "date",
+      range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)],
+      nticks: box.clientWidth / 110,
+      tickangle: 0,
+    },
+    yaxis: {
+      ...baseAxis(),
+      automargin: true,
+      type: "category",
+      categoryorder: "array",
+      categoryarray: devices,
+      fixedrange: true,
+    },
     showlegend: teams.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };
@@ -67,12 +85,16 @@ async function draw() {
   const told = await answer.json();
   shown = told.rows;
   box.querySelector("[data-none]").hidden = shown.length > 0;
-  box.querySelector("[data-left]").textContent = told.left_out ? `${told.left_out} earlier ones are not drawn; choose a shorter time.` : "";
+  box.querySelector("[data-left]").textContent = told.left_out
+    ? `${told.left_out} earlier ones are not drawn; choose a shorter time.`
+    : "";
   chart.hidden = shown.length === 0;
   if (!shown.length) return;
   await window.Plotly.react(chart, ...figure(told), { displayModeBar: false, responsive: true });
   chart.removeAllListeners?.("plotly_click");
-  chart.on("plotly_click", ({ points }) => location.assign(box.dataset.run.replace(/0$/, points[0].customdata)));
+  chart.on("plotly_click", ({ points }) =>
+    location.assign(box.dataset.run.replace(/0$/, points[0].customdata)),
+  );
 }
 
 plotlyReady.then(draw);

@@ -1,10 +1,15 @@
-// A browser notification when a run of one's own ends. The strip brings the news; each run is told once in a browser.
+// A browser notification when a run of one's own ends. The strip brings the news; each run is told
+// once in a browser.
 const TOLD = "told-runs";
 const WANTED = "notify";
 const button = document.querySelector("[data-notify]");
 
 function wanted() {
-  return localStorage.getItem(WANTED) === "1" && "Notification" in window && Notification.permission === "granted";
+  return (
+    localStorage.getItem(WANTED) === "1" &&
+    "Notification" in window &&
+    Notification.permission === "granted"
+  );
 }
 
 function tell() {
@@ -23,9 +28,13 @@ function tell() {
 
 function show() {
   if (!button) return;
-  button.textContent = wanted() ? "Stop telling me in this browser" : "Tell me in this browser when a run ends";
+  button.textContent = wanted()
+    ? "Stop telling me in this browser"
+    : "Tell me in this browser when a run ends";
   const blocked = "Notification" in window && Notification.permission === "denied";
-  document.querySelector("[data-notify-words]").textContent = blocked ? "This browser blocks notifications from here; allow them in its settings." : "";
+  document.querySelector("[data-notify-words]").textContent = blocked
+    ? "This browser blocks notifications from here; allow them in its settings."
+    : "";
 }
 
 button?.addEventListener("click", async () => {

@@ -1,7 +1,14 @@
-// The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives in the address.
+// The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives
+// in the address.
 import { figure } from "./charts.js";
 import { Curves } from "./curves.js";
-import { formatBytes, formatDuration, formatInteger, formatLoss, formatStart } from "./formatting.js";
+import {
+  formatBytes,
+  formatDuration,
+  formatInteger,
+  formatLoss,
+  formatStart,
+} from "./formatting.js";
 import { plotlyReady } from "./plots.js";
 import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
@@ -71,16 +78,21 @@ function take(event) {
 
 function show(now, upto) {
   seq = upto;
-  if (now.state !== state || ("message" in now && now.message !== (header("message")?.textContent ?? ""))) {
+  if (
+    now.state !== state ||
+    ("message" in now && now.message !== (header("message")?.textContent ?? ""))
+  ) {
     state = now.state;
     refresh().then(() => fill(now));
-    for (const tab of page.querySelectorAll('[role="tab"][aria-selected="true"][hx-get]')) htmx.trigger(tab, "refresh");
+    for (const tab of page.querySelectorAll('[role="tab"][aria-selected="true"][hx-get]'))
+      htmx.trigger(tab, "refresh");
   }
   fill(now);
   draw();
 }
 
-const refresh = () => htmx.ajax("GET", page.dataset.header, { target: "#header", swap: "innerHTML" });
+const refresh = () =>
+  htmx.ajax("GET", page.dataset.header, { target: "#header", swap: "innerHTML" });
 const header = (name) => page.querySelector(`[data-live="${name}"]`);
 
 function fill(now) {
@@ -129,7 +141,11 @@ function draw() {
       chart.on("plotly_relayout", onZoom);
     }
     drawing = false;
-    requestAnimationFrame(() => document.dispatchEvent(new CustomEvent("drawn", { detail: { seq: upto, points: curves.points } })));
+    requestAnimationFrame(() =>
+      document.dispatchEvent(
+        new CustomEvent("drawn", { detail: { seq: upto, points: curves.points } }),
+      ),
+    );
   });
 }
 
@@ -141,7 +157,11 @@ async function onZoom(change) {
   part("whole").hidden = false;
   if (curves.raw && !zoomed) return;
   const [first, last] = [left, change["xaxis.range[1]"]].map(stepAt);
-  const query = new URLSearchParams({ points: first.points, first_step: Math.max(0, Math.floor(first)), last_step: Math.max(1, Math.ceil(last)) });
+  const query = new URLSearchParams({
+    points: first.points,
+    first_step: Math.max(0, Math.floor(first)),
+    last_step: Math.max(1, Math.ceil(last)),
+  });
   const answer = await fetch(`${page.dataset.metrics}?${query}`);
   if (!answer.ok) return connection(`zoom failed (${answer.status})`, true);
   zoomed = Curves.fromLists(await answer.json());

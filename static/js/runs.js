@@ -1,4 +1,5 @@
-// The list of runs: what is ticked stays ticked while the table renews itself, and can be compared or archived.
+// The list of runs: what is ticked stays ticked while the table renews itself, and can be compared
+// or archived.
 const MOST = 10;
 const form = document.getElementById("chosen");
 const chosen = new Set();
@@ -21,7 +22,8 @@ if (form) {
     show();
   });
   form.addEventListener("click", ({ target }) => {
-    if (target.closest("[data-compare-button]")) location.assign(`${form.dataset.compare}?${[...chosen].map((id) => `run=${id}`).join("&")}`);
+    if (target.closest("[data-compare-button]"))
+      location.assign(`${form.dataset.compare}?${[...chosen].map((id) => `run=${id}`).join("&")}`);
   });
   document.body.addEventListener("htmx:afterSwap", show);
 }

@@ -1,6 +1,11 @@
-// One socket, one run, one cursor. Reload, sleep, lost Wi-Fi and a restarted server look the same: connect again and say the
+// One socket, one run, one cursor. Reload, sleep, lost Wi-Fi and a restarted server look the same:
+// connect again and say the
 // last number that arrived; what comes then has no gap and no repeat.
-const FINAL = { 4401: "You are signed out; sign in again.", 4403: "This run is not yours to see any more.", 4429: "Too many open pages; close some." };
+const FINAL = {
+  4401: "You are signed out; sign in again.",
+  4403: "This run is not yours to see any more.",
+  4429: "Too many open pages; close some.",
+};
 
 export class LiveRun extends EventTarget {
   constructor(address, run, points, cursor) {

@@ -1,8 +1,14 @@
-// The trials before a run: a row each as they go, parallel coordinates of their settings, and the loss against the steps spent.
+// The trials before a run: a row each as they go, parallel coordinates of their settings, and the
+// loss against the steps spent.
 import { formatDuration, formatInteger, formatLoss } from "./formatting.js";
 import { baseAxis, baseLayout, color, plotlyReady } from "./plots.js";
 
-const OUTCOMES = { running: "running", stopped: "stopped early", done: "went all the way", failed: "failed" };
+const OUTCOMES = {
+  running: "running",
+  stopped: "stopped early",
+  done: "went all the way",
+  failed: "failed",
+};
 const config = { displayModeBar: false, responsive: true };
 
 export class Trials {
@@ -72,34 +78,116 @@ export class Trials {
   charts(trials, part) {
     const told = trials.filter((trial) => trial.losses.length);
     if (!told.length) return;
-    const best = this.verdict?.winner ?? told.reduce((a, b) => (b.steps > a.steps || (b.steps === a.steps && last(b) < last(a)) ? b : a)).number;
-    const line = (trial) => ({ color: color(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"), width: trial.number === best ? 3 : 1.4 });
-    const shared = (trial) => ({ type: "scatter", mode: "lines+markers", line: line(trial), opacity: trial.number === best ? 1 : 0.6, showlegend: false });
+    const best =
+      this.verdict?.winner ??
+      told.reduce((a, b) =>
+        b.steps > a.steps || (b.steps === a.steps && last(b) < last(a)) ? b : a,
+      ).number;
+    const line = (trial) => ({
+      color: color(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"),
+      width: trial.number === best ? 3 : 1.4,
+    });
+    const shared = (trial) => ({
+      type: "scatter",
+      mode: "lines+markers",
+      line: line(trial),
+      opacity: trial.number === best ? 1 : 0.6,
+      showlegend: false,
+    });
     const axes = dimensions(told);
-    const parallel = told.map((trial) => ({ ...shared(trial), x: axes.map((axis) => axis.name), y: axes.map((axis) => axis.place(trial)), text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.words(trial)}`), hovertemplate: "%{text}<extra></extra>" }));
-    const ends = axes.flatMap((axis) => [[axis.high, 1, "bottom"], [axis.low, 0, "top"]].map(([words, y, yanchor]) => ({ x: axis.name, y, yanchor, text: words, showarrow: false, font: { size: 11, color: color("soft") } })));
+    const parallel = told.map((trial) => ({
+      ...shared(trial),
+      x: axes.map((axis) => axis.name),
+      y: axes.map((axis) => axis.place(trial)),
+      text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.words(trial)}`),
+      hovertemplate: "%{text}<extra></extra>",
+    }));
+    const ends = axes.flatMap((axis) =>
+      [
+        [axis.high, 1, "bottom"],
+        [axis.low, 0, "top"],
+      ].map(([words, y, yanchor]) => ({
+        x: axis.name,
+        y,
+        yanchor,
+        text: words,
+        showarrow: false,
+        font: { size: 11, color: color("soft") },
+      })),
+    );
     const flat = { visible: false, range: [-0.12, 1.12], fixedrange: true };
-    Plotly.react(part("parallel"), parallel, { ...baseLayout(), hovermode: "closest", xaxis: { ...baseAxis(), type: "category", fixedrange: true, side: "bottom" }, yaxis: flat, annotations: ends, margin: { l: 40, r: 40, t: 8, b: 30 } }, config);
-    const curves = told.map((trial) => ({ ...shared(trial), x: trial.losses.map(([step]) => step), y: trial.losses.map(([, value]) => value), name: `trial ${trial.number + 1}`, hovertemplate: `trial ${trial.number + 1}, step %{x}: %{y:.4g}<extra></extra>` }));
-    Plotly.react(part("spent"), curves, { ...baseLayout(), hovermode: "closest", xaxis: { ...baseAxis(), title: { text: "steps spent on a trial" }, rangemode: "tozero" }, yaxis: { ...baseAxis(), title: { text: "held-out loss" } }, margin: { l: 56, r: 12, t: 12, b: 44 } }, config);
+    Plotly.react(
+      part("parallel"),
+      parallel,
+      {
+        ...baseLayout(),
+        hovermode: "closest",
+        xaxis: { ...baseAxis(), type: "category", fixedrange: true, side: "bottom" },
+        yaxis: flat,
+        annotations: ends,
+        margin: { l: 40, r: 40, t: 8, b: 30 },
+      },
+      config,
+    );
+    const curves = told.map((trial) => ({
+      ...shared(trial),
+      x: trial.losses.map(([step]) => step),
+      y: trial.losses.map(([, value]) => value),
+      name: `trial ${trial.number + 1}`,
+      hovertemplate: `trial ${trial.number + 1}, step %{x}: %{y:.4g}<extra></extra>`,
+    }));
+    Plotly.react(
+      part("spent"),
+      curves,
+      {
+        ...baseLayout(),
+        hovermode: "closest",
+        xaxis: { ...baseAxis(), title: { text: "steps spent on a trial" }, rangemode: "tozero" },
+        yaxis: { ...baseAxis(), title: { text: "held-out loss" } },
+        margin: { l: 56, r: 12, t: 12, b: 44 },
+      },
+      config,
+    );
   }
 }
 
-// What the parallel axes are: each has a place from 0 to 1 for a trial, its words there and at both ends.
+// What the parallel axes are: each has a place from 0 to 1 for a trial, its words there and at both
+// ends.
 function dimensions(trials) {
   const numeric = (name, value, words, scale = (x) => x) => {
     const all = trials.map(value);
     const [low, high] = [Math.min(...all), Math.max(...all)];
-    const place = (trial) => (high > low ? (scale(value(trial)) - scale(low)) / (scale(high) - scale(low)) : 0.5);
-    return { name, place, words: (trial) => words(value(trial)), low: high > low ? words(low) : "", high: words(high) };
+    const place = (trial) =>
+      high > low ? (scale(value(trial)) - scale(low)) / (scale(high) - scale(low)) : 0.5;
+    return {
+      name,
+      place,
+      words: (trial) => words(value(trial)),
+      low: high > low ? words(low) : "",
+      high: words(high),
+    };
   };
   const layers = [...new Set(trials.map((trial) => trial.settings.target_modules))];
   const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
   return [
-    numeric("learning rate", (trial) => trial.settings.learning_rate, (value) => value.toPrecision(3), Math.log),
+    numeric(
+      "learning rate",
+      (trial) => trial.settings.learning_rate,
+      (value) => value.toPrecision(3),
+      Math.log,
+    ),
     numeric("rank", (trial) => trial.settings.rank, String, Math.log),
     numeric("alpha", (trial) => trial.settings.alpha, String, Math.log),
-    { name: "layers", place: (trial) => (layers.length > 1 ? layers.indexOf(trial.settings.target_modules) / (layers.length - 1) : 0.5), words: (trial) => trial.settings.target_modules, low: layers.length > 1 ? short(layers[0]) : "", high: short(layers.at(-1)) },
+    {
+      name: "layers",
+      place: (trial) =>
+        layers.length > 1
+          ? layers.indexOf(trial.settings.target_modules) / (layers.length - 1)
+          : 0.5,
+      words: (trial) => trial.settings.target_modules,
+      low: layers.length > 1 ? short(layers[0]) : "",
+      high: short(layers.at(-1)),
+    },
     numeric("held-out loss", last, formatLoss),
   ];
 }

@@ -1,7 +1,11 @@
 // "Try it": one message, two columns, both streaming. Each column keeps a conversation of its own.
 const box = document.getElementById("try");
 const composer = box.querySelector("[data-composer]");
-const columns = [...box.querySelectorAll("[data-who]")].map((element) => ({ element, who: element.dataset.who, messages: [] }));
+const columns = [...box.querySelectorAll("[data-who]")].map((element) => ({
+  element,
+  who: element.dataset.who,
+  messages: [],
+}));
 const button = (name) => box.querySelector(`[data-${name}]`);
 let system = [];
 let stopping = null;
@@ -29,7 +33,8 @@ async function* events(response) {
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
-    for (const part of parts) if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
+    for (const part of parts)
+      if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
   }
 }
 
@@ -41,8 +46,16 @@ async function answer(column, settings, signal) {
   try {
     const response = await fetch(box.dataset.try, {
       method: "POST",
-      headers: { "Content-Type": "application/json", "X-CSRFToken": box.dataset.csrf, Accept: "application/json, text/event-stream" },
-      body: JSON.stringify({ who: column.who, messages: [...system, ...column.messages], ...settings }),
+      headers: {
+        "Content-Type": "application/json",
+        "X-CSRFToken": box.dataset.csrf,
+        Accept: "application/json, text/event-stream",
+      },
+      body: JSON.stringify({
+        who: column.who,
+        messages: [...system, ...column.messages],
+        ...settings,
+      }),
       signal,
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
@@ -55,7 +68,10 @@ async function answer(column, settings, signal) {
         text.textContent = said;
         speed.textContent = "answering…";
       }
-      if (event.usage) speed.textContent = `${event.usage.completion_tokens} tokens, ${event.snapml.tokens_per_second.toFixed(1)} tokens/s`;
+      if (event.usage)
+        speed.textContent =
+          `${event.usage.completion_tokens} tokens, ` +
+          `${event.snapml.tokens_per_second.toFixed(1)} tokens/s`;
     }
     column.messages.push({ role: "assistant", content: said });
   } catch (error) {
@@ -73,7 +89,12 @@ composer.addEventListener("submit", async (event) => {
   event.preventDefault();
   const message = composer.elements.message.value.trim();
   if (!message || stopping) return;
-  const settings = Object.fromEntries(["temperature", "top_p", "max_tokens"].map((name) => [name, Number(composer.elements[name].value)]));
+  const settings = Object.fromEntries(
+    ["temperature", "top_p", "max_tokens"].map((name) => [
+      name,
+      Number(composer.elements[name].value),
+    ]),
+  );
   composer.elements.message.value = "";
   stopping = new AbortController();
   button("send").disabled = true;
@@ -118,7 +139,8 @@ button("random").addEventListener("click", async () => {
   }
   const last = row.messages.at(-1);
   system = row.messages.slice(0, -1);
-  for (const column of columns) for (const message of system) bubble(column, message.role, message.content);
+  for (const column of columns)
+    for (const message of system) bubble(column, message.role, message.content);
   composer.elements.message.value = last?.content ?? "";
   box.querySelector("[data-expected-text]").textContent = row.expected;
   button("expected").hidden = false;

@@ -15,7 +15,10 @@ function complain(words) {
 }
 
 function send() {
-  const bytes = [...form.querySelectorAll("input[type=file]")].reduce((sum, input) => sum + (input.files[0]?.size ?? 0), 0);
+  const bytes = [...form.querySelectorAll("input[type=file]")].reduce(
+    (sum, input) => sum + (input.files[0]?.size ?? 0),
+    0,
+  );
   if (bytes > LIMIT) {
     const most = form.dataset.limitWords;
     return complain(`The upload has ${formatBytes(bytes)}; at most ${most} can be taken.`);
@@ -36,7 +39,11 @@ function send() {
   };
   request.onload = () => {
     if (request.status === 200 && request.response?.url) location.assign(request.response.url);
-    else complain(request.response?.error?.message ?? `The server answered ${request.status}; nothing was kept.`);
+    else
+      complain(
+        request.response?.error?.message ??
+          `The server answered ${request.status}; nothing was kept.`,
+      );
   };
   request.onerror = () => complain("The upload broke off; nothing of it was kept. Try again.");
   request.onabort = () => complain("Cancelled; nothing was kept.");
@@ -56,7 +63,8 @@ for (const name of ["dragenter", "dragover"]) {
     drop.classList.add("over");
   });
 }
-for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+for (const name of ["dragleave", "drop"])
+  drop.addEventListener(name, () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => {
   event.preventDefault();
   if (!event.dataTransfer.files.length) return;

@@ -1,4 +1,5 @@
-// How far versions moved their base, layer by layer, on one scale; and how alike two of them are. Asked again until it is done.
+// How far versions moved their base, layer by layer, on one scale; and how alike two of them are.
+// Asked again until it is done.
 import { formatInteger } from "./formatting.js";
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
@@ -10,8 +11,16 @@ let told = null;
 
 // Rows are layers, columns the modules in them; a module that a version does not move is empty.
 function map(moved, layers) {
-  const names = [...new Set(Object.values(layers).filter(([layer]) => layer >= 0).map(([, name]) => name))].sort();
-  const rows = [...new Set(Object.values(layers).map(([layer]) => layer))].filter((layer) => layer >= 0).sort((a, b) => a - b);
+  const names = [
+    ...new Set(
+      Object.values(layers)
+        .filter(([layer]) => layer >= 0)
+        .map(([, name]) => name),
+    ),
+  ].sort();
+  const rows = [...new Set(Object.values(layers).map(([layer]) => layer))]
+    .filter((layer) => layer >= 0)
+    .sort((a, b) => a - b);
   const z = rows.map(() => names.map(() => null));
   for (const [module, value] of Object.entries(moved)) {
     const [layer, name] = layers[module];
@@ -23,16 +32,42 @@ function map(moved, layers) {
 function drawMaps({ moved, layers }, versions) {
   const shown = versions.filter(({ id }) => moved[id]);
   const most = Math.max(...shown.flatMap(({ id }) => Object.values(moved[id])), 1e-12);
-  part("maps").replaceChildren();
-  for (const { id, name } of shown) {
+  const charts = shown.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
     chart.setAttribute("aria-label", `How far ${name} moved each layer`);
-    part("maps").append(chart);
+    return chart;
+  });
+  // all before the first is drawn: its width depends on how many there are
+  part("maps").replaceChildren(...charts);
+  for (const [at, { id, name }] of shown.entries()) {
     const { names, rows, z } = map(moved[id], layers);
-    const trace = { type: "heatmap", x: names, y: rows, z, zmin: 0, zmax: most, colorscale: [[0, color("sunk")], [1, color("chart-1")]], colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 }, hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>", xgap: 1, ygap: 1 };
-    const layout = { ...baseLayout(), hovermode: "closest", height: Math.min(560, 120 + 14 * rows.length), margin: { l: 44, r: 8, t: 28, b: 72 }, title: { text: escapeMarkup(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" }, xaxis: { ...baseAxis(), tickangle: -40 }, yaxis: { ...baseAxis(), title: { text: "layer" }, autorange: "reversed" } };
-    window.Plotly.react(chart, [trace], layout, { displayModeBar: false, responsive: true });
+    const trace = {
+      type: "heatmap",
+      x: names,
+      y: rows,
+      z,
+      zmin: 0,
+      zmax: most,
+      colorscale: [
+        [0, color("sunk")],
+        [1, color("chart-1")],
+      ],
+      colorbar: { tickformat: ".1%", thickness: 10, outlinewidth: 0 },
+      hovertemplate: "layer %{y}, %{x}: %{z:.2%}<extra></extra>",
+      xgap: 1,
+      ygap: 1,
+    };
+    const layout = {
+      ...baseLayout(),
+      hovermode: "closest",
+      height: Math.min(560, 120 + 14 * rows.length),
+      margin: { l: 44, r: 8, t: 28, b: 72 },
+      title: { text: escapeMarkup(name.slice(0, 60)), font: { size: 13 }, x: 0, xref: "paper" },
+      xaxis: { ...baseAxis(), tickangle: -40 },
+      yaxis: { ...baseAxis(), title: { text: "layer" }, autorange: "reversed" },
+    };
+    window.Plotly.react(charts[at], [trace], layout, { displayModeBar: false, responsive: true });
   }
 }
 
@@ -45,7 +80,11 @@ function cell(row, kind, text) {
 function tellAlike({ alike, outputs }, versions) {
   const names = Object.fromEntries(versions.map(({ id, name }) => [id, name]));
   const rows = [
-    ...Object.entries(alike).map(([pair, values]) => [pair, "subspace of their updates, mean of all modules", mean(Object.values(values))]),
+    ...Object.entries(alike).map(([pair, values]) => [
+      pair,
+      "subspace of their updates, mean of all modules",
+      mean(Object.values(values)),
+    ]),
     ...Object.entries(outputs).map(([pair, value]) => [pair, "what comes out (linear CKA)", value]),
   ].filter(([, , value]) => Number.isFinite(value));
   part("alike").replaceChildren();
@@ -55,7 +94,14 @@ function tellAlike({ alike, outputs }, versions) {
   for (const title of ["How alike", "", "0 to 1"]) cell(head, "th", title);
   for (const [pair, what, value] of rows) {
     const row = table.insertRow();
-    cell(row, "td", pair.split(",").map((id) => names[id]).join(" and "));
+    cell(
+      row,
+      "td",
+      pair
+        .split(",")
+        .map((id) => names[id])
+        .join(" and "),
+    );
     cell(row, "td", what);
     cell(row, "td", value.toFixed(3));
   }
@@ -64,7 +110,9 @@ function tellAlike({ alike, outputs }, versions) {
 
 function tellOverlaps({ overlaps }) {
   const sentence = ({ first, second, ...rows }) => {
-    const [one, other, shared] = [rows.first_rows, rows.second_rows, rows.shared].map(formatInteger);
+    const [one, other, shared] = [rows.first_rows, rows.second_rows, rows.shared].map(
+      formatInteger,
+    );
     return `${first} (${one} rows to train on) and ${second} (${other}) share ${shared} rows word for word.`;
   };
   document.querySelector("[data-overlaps]").textContent = overlaps.map(sentence).join(" ");
@@ -74,7 +122,8 @@ function draw() {
   if (!told) return;
   const { result, versions } = told;
   const still = versions.filter(({ id }) => !result.moved[id]).map(({ name }) => name);
-  part("weights-words").textContent = `The size of each update against the weight that it moves. ${still.length ? `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.` : ""}`;
+  part("weights-words").textContent =
+    `The size of each update against the weight that it moves. ${still.length ? `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.` : ""}`;
   drawMaps(result, versions);
   tellAlike(result, versions);
   tellOverlaps(result);
@@ -82,7 +131,11 @@ function draw() {
 
 async function ask(again) {
   const body = new URLSearchParams([...view.getAll("v").map((id) => ["v", id]), ["again", again]]);
-  const answer = await fetch(box.dataset.address, { method: "POST", body, headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" } });
+  const answer = await fetch(box.dataset.address, {
+    method: "POST",
+    body,
+    headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" },
+  });
   const said = await answer.json();
   if (!answer.ok || said.stage === "failed") {
     part("weights-told").textContent = said.error?.message ?? said.error;

@@ -73,6 +73,13 @@ def test_the_journal_tells_everything_in_order(finished):
     assert step["tokens"] >= step["trained_tokens"] > 0
 
 
+def test_the_phase_is_training_once_the_first_step_is_done(finished):
+    events = tiny.events(finished)
+    first = next(place for place, event in enumerate(events) if event["kind"] == "step")
+    phases = [event["name"] for event in events[first:] if event["kind"] == "phase"]
+    assert phases[:2] == ["training", "evaluating"]
+
+
 def test_the_loss_falls(finished):
     losses = [event["loss"] for event in tiny.events(finished) if event["kind"] == "step"]
     assert losses[-1] < losses[0] - 0.1  # a random base can only learn so much

@@ -61,7 +61,7 @@ def listener(settings):
 
 def send_again(listener):
     """One try of the waiting message; what the listener got: headers and body."""
-    Delivery.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    Job.objects.update(run_after=timezone.now() - timedelta(seconds=1))
     assert send_due() == 1
     return listener["requests"][-1][1:]
 

@@ -78,6 +78,7 @@ SHARED = {
     "run-measured",
     "run-costs",
     "run-memory",
+    "run-models",
     "run-settings",
     "run-file",
     "run-compare",

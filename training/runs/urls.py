@@ -11,6 +11,7 @@ urlpatterns = [
     path("", views.runs, name="runs"),
     path("runs/new", launch_views.new, name="run-new"),
     path("runs/new/card", summary_views.card, name="run-card"),
+    path("runs/new/models", launch_views.model_select, name="run-models"),
     path("runs/new/settings", launch_views.settings, name="run-settings"),
     path("runs/new/costs", launch_views.costs, name="run-costs"),
     path("runs/new/memory", summary_views.memory, name="run-memory"),

@@ -71,6 +71,7 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
                 if name.startswith("memory") or name == "devices"
             }
             yield "memory", {"moment": "first step", "step": 1, **memory}
+            yield "phase", {"name": "training"}  # the first evaluation may be far away
         last = session.step == plan.total_steps
 
         if last or session.step % config.eval_interval == 0:

@@ -128,10 +128,10 @@ def start(request: SignedIn, entered: LaunchInput) -> HttpResponse:
 def page(request: SignedIn, entered: LaunchInput, error: UserError | None) -> HttpResponse:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
-    models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
+    offered = offered_models()
     only = {
         name: str(some[0].pk)
-        for name, some in (("data", versions), ("model", models))
+        for name, some in (("data", versions), ("model", offered["models"]))
         if len(some) == 1
     }
     picked = Picked(
@@ -150,7 +150,7 @@ def page(request: SignedIn, entered: LaunchInput, error: UserError | None) -> Ht
         error = error or gone
     classes = [one for one in Priority.choices if one[0] != Priority.URGENT]
     shown = {
-        "models": models,
+        **offered,
         "versions": versions,
         "chosen": picked.texts,
         "pools": Pool.objects.all(),
@@ -163,6 +163,26 @@ def page(request: SignedIn, entered: LaunchInput, error: UserError | None) -> Ht
         **card_values(entered),
     }
     return render(request, "runs/new.html", shown, status=error.status if error else 200)
+
+
+def offered_models() -> dict[str, Any]:
+    """What the select of base models shows. `unready` is empty once every model can be chosen."""
+    models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
+    unready = [f"{model.pk}-{model.state}" for model in models if model.state != ModelState.READY]
+    return {"models": models, "unready": ".".join(unready)}
+
+
+def model_select(request: SignedIn) -> HttpResponse:
+    """The select of base models, which asks for this while a model is imported. As long as nothing
+    changed it stays, so that an open list does not close.
+    """
+    offered = offered_models()
+    if offered["unready"] == request.GET.get("unready"):
+        return HttpResponse(status=204)
+    chosen = {"model": request.GET.get("model", "")}
+    answer = render(request, "runs/_model_select.html", {**offered, "chosen": chosen})
+    answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
+    return answer
 
 
 @require_POST

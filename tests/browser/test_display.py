@@ -1,0 +1,129 @@
+"""What pages look like once they are drawn: sizes, places and words that only a browser can
+tell.
+"""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests import tiny
+
+pytestmark = pytest.mark.browser
+
+FILL = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+from training.datasets.models import Dataset, DatasetVersion
+from training.people.models import User
+from training.runs.launch.services import launch_run
+from training.runs.models import Run
+from training.runs.worker import tasks
+from tests.shelf import put_on_shelf
+tasks.supervise = lambda _id: None
+alice, model, data = User.objects.get(), BaseModel.objects.get(), DatasetVersion.objects.get()
+for name in ("Intents, rank 16", "Support answers with a long name"):
+    run = launch_run(alice, base_model=model, data=data, settings={}, name=name)
+    figures = {"loss": 1.2345, "best_heldout_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
+    Run.objects.filter(pk=run.pk).update(state="finished", step=12_000, total_steps=120_000, sparkline=[3, 2, 1], **figures)
+    put_on_shelf(run, name=name)
+"""
+LONG_NAMES = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+from training.datasets.models import Dataset
+BaseModel.objects.update(name="SmolLM2-135M-Instruct-and-more")
+Dataset.objects.update(name="customer_support_conversations")
+"""
+SHORT_NAMES = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+from training.datasets.models import Dataset
+BaseModel.objects.update(name="tiny-llama")
+Dataset.objects.update(name="Lights")
+"""
+IMPORTING = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+ready = BaseModel.objects.get(name="tiny-llama")
+BaseModel.objects.create(name="slow-llama", source="folder", location=ready.location, state="importing", card=ready.card)
+"""
+IMPORTED = """
+import django
+django.setup()
+from training.catalog.models import BaseModel
+BaseModel.objects.filter(name="slow-llama").update(state="ready")
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(stage):
+    """Two finished runs and a version of each."""
+    stage.python(FILL)
+
+
+@pytest.fixture
+def long_names(stage, filled):
+    stage.python(LONG_NAMES)
+    yield
+    stage.python(SHORT_NAMES)
+
+
+def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, stage, long_names):
+    page.goto(stage.address + "/")
+    card, table = (page.locator(place).bounding_box() for place in ("#table .card", "#table table"))
+    left = table["x"] - card["x"]
+    right = card["x"] + card["width"] - table["x"] - table["width"]
+    assert right == pytest.approx(left, abs=1)
+
+
+def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
+    layers = {f"layers.{layer}.{name}": [layer, name] for layer in range(4) for name in "qv"}
+    moved = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
+    result = {"moved": moved, "layers": layers, "alike": {}, "outputs": {}, "overlaps": []}
+    versions = [{"id": pk, "name": f"Version {pk}"} for pk in (1, 2)]
+    answer = json.dumps({"stage": "done", "result": result, "versions": versions})
+    page.route("**/adapters/compare/weights", lambda route: route.fulfill(body=answer))
+    page.goto(f"{stage.address}/adapters/compare?v=1&v=2")
+    expect(page.locator("[data-maps] svg.main-svg .heatmaplayer image")).to_have_count(2)
+    drawn = page.locator("[data-maps] .svg-container > svg:first-child")
+    first, second = (drawn.nth(place).bounding_box() for place in (0, 1))
+    assert first["x"] + first["width"] <= second["x"]
+    assert first["width"] == pytest.approx(second["width"], abs=1)
+
+
+def test_a_run_says_training_once_its_first_step_is_done(page, stage):
+    settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_interval": 100_000}
+    body = {"model": 1, "data": 1, "settings": settings, "name": "Far", "accept_warnings": True}
+    run = stage.api("POST", "/runs", body)["id"]
+    page.goto(f"{stage.address}/runs/{run}")
+    expect(page.locator("[data-live=step]")).to_have_text(re.compile("^[1-9]"), timeout=150_000)
+    expect(page.locator("[data-live=phase]")).to_have_text("training")
+    stage.api("POST", f"/runs/{run}/stop", {})
+
+
+def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, stage):
+    stage.python(IMPORTING)
+    page.goto(stage.address + "/runs/new")
+    model, asks = page.locator("#model"), []
+    page.on("request", lambda request: "/runs/new/models" in request.url and asks.append(request))
+    expect(model.get_by_text("slow-llama (importing)")).to_be_disabled()
+    page.get_by_label("Name", exact=True).fill("Kept")
+    page.locator("#data").select_option(index=1)
+    model.select_option(label="tiny-llama")
+    page.wait_for_timeout(2500)
+    assert len(asks) == 1
+    stage.python(IMPORTED)
+    expect(model.locator("option", has_text="slow-llama")).to_be_enabled()
+    expect(model.locator("option:checked")).to_have_text("tiny-llama")
+    assert page.get_by_label("Name", exact=True).input_value() == "Kept"
+    assert page.locator("#data").input_value() == "1"
+    model.select_option(label="slow-llama")
+    asked = len(asks)
+    page.wait_for_timeout(2500)
+    assert len(asks) == asked
