@@ -61,7 +61,7 @@ def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alic
     run_lane(PROGRAMS)
     task.refresh_from_db()
     assert (task.state, task.error) == (JobState.DONE, "")
-    assert task.result["parity"]["prompts"] == task.total / 3
+    assert task.result["parity"]["prompts"] == task.progress_total / 3
     assert merge.is_merged(version)
     assert merge.merge_version(alice, version) == task  # done once
 
