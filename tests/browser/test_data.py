@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.conftest import sign_in
-from tests.browser.test_main_job import by_hand, let_the_card_follow
+from tests.browser.instances import sign_in, stop_runs
+from tests.browser.launch_page import by_hand, let_the_card_follow
 
 pytestmark = pytest.mark.browser
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
@@ -102,6 +102,7 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     let_the_card_follow(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
+    stop_runs(stage)
 
 
 def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):

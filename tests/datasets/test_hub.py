@@ -18,7 +18,7 @@ from training.datasets.build import Choices
 from training.datasets.models import Upload
 from training.datasets.work import work_on
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.own_process]
 COMMIT = "c" * 40
 
 

@@ -2,14 +2,15 @@
 started, and kept with the run.
 """
 
-import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from tests import tiny
+from tests import simulations, tiny
 from training.gpus.models import Device, Quota
 from training.runs.forecast import memory_estimators, token_lengths
 from training.runs.forecast.target_device import target_of
@@ -19,29 +20,12 @@ from training.runs.models import Run
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
-@pytest.fixture(scope="module")
-def tiny_laws(tiny_model):
-    """Laws are simulated once for the module: the answers of the forecasting program, in this
-    process.
-    """
-    from training.engine.simulation.forecast import answer
-
-    kept = {}
-
-    def ask(request):
-        line = json.dumps(request)
-        if line not in kept:
-            kept[line] = answer(line)
-        return kept[line]
-
-    return ask
-
-
 @pytest.fixture
-def ready(data, base_model, device, tiny_laws, monkeypatch):
+def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     lengths = tiny.measured(data.train_rows)
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", tiny_laws)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.ask)
+    shutil.rmtree(Path(settings.HOME) / "laws", ignore_errors=True)
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(auto, "lengths", lambda *_args, **_more: lengths)
     leave_free(8 * 10**9)

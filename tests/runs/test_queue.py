@@ -10,6 +10,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from tests import tiny
+from tests.runs.fake_engine import FakeEngine
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import allocations, quotas
 from training.gpus.devices import Reading, report
@@ -58,7 +59,7 @@ def waits(run):
 
 def ended_watch(run, code=75):
     watch = Watch(claim(run.pk))
-    watch.engine = type("Gone", (), {"exit_code": code, "signal": lambda _s, _n: None})()
+    watch.engine = FakeEngine(code)
     return watch
 
 

@@ -135,6 +135,11 @@ def main(act: str, folder: Path) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_written"], order["most_written"]))
     threading.Thread(target=stay_alive, daemon=True).start()
+    return run(act, folder, order)
+
+
+def run(act: str, folder: Path, order: dict[str, Any]) -> int:
+    """Do it and say what came of it; an exit code."""
     try:
         ACTS[act](folder, order)
     except UserError as error:
