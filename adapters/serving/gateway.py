@@ -45,9 +45,8 @@ class Refused(UserError):
         code: str | None = None,
         kind: str = "invalid_request_error",
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, code=code or "")
         self.status = status
-        self.code = code
         self.kind = kind
 
 
@@ -274,7 +273,7 @@ def guarded(
             return await door(request)
         except Refused as error:
             return JSONResponse(
-                problem(error.message, kind=error.kind, code=error.code), error.status
+                problem(error.message, kind=error.kind, code=error.code or None), error.status
             )
 
     return through

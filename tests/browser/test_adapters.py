@@ -33,7 +33,7 @@ def versions(stage):
         ),
         240,
     )
-    return {item["name"]: item["id"] for item in stage.api("GET", "/adapters")}
+    return {item["name"]: item["id"] for item in stage.api("GET", "/adapters")["items"]}
 
 
 def test_compare_two_versions_and_vote_blind(page, stage, versions):

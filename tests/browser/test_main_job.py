@@ -16,7 +16,8 @@ POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
 
 def test_upload_train_watch_try_download(page, stage, tmp_path):
     page.goto(stage.address)
-    page.get_by_role("link", name="Data", exact=True).click()
+    main = page.get_by_role("navigation", name="Main")
+    main.get_by_role("link", name="Data", exact=True).click()
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(

@@ -92,7 +92,10 @@ def card_of(folder: Path) -> dict[str, Any]:
     if not weights:
         found = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
         why = f"only {found[0]}, which is pickled and could run code" if found else "no weights"
-        raise UnfitModel(f"{folder.name} has {why}. SnapML loads safetensors only.")
+        raise UnfitModel(
+            f"{folder.name} has {why}. SnapML loads safetensors only.",
+            code="pickled_weights" if found else "no_weights",
+        )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise UnfitModel(
             f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights."
@@ -101,7 +104,8 @@ def card_of(folder: Path) -> dict[str, Any]:
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
         raise UnfitModel(
             f"{folder.name} is a {architectures[0]}; SnapML trains causal language models "
-            "(…ForCausalLM)."
+            "(…ForCausalLM).",
+            code="not_causal_lm",
         )
     parameters, dtypes = count_parameters(weights)
     text = config.get("text_config") or config
@@ -160,7 +164,8 @@ def refuse_code(value: Any, where: str) -> None:
             if key in CODE_KEYS and inner not in (None, False, "sdpa", "eager"):
                 raise UnfitModel(
                     f"{where} has `{key}`, which can run code from the model's folder. SnapML "
-                    "never does that."
+                    "never does that.",
+                    code="runs_code",
                 )
             refuse_code(inner, where)
     elif isinstance(value, list):
@@ -201,7 +206,8 @@ def read_header(path: Path) -> dict[str, Any]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise UnfitModel(
                 f"{path.name} is not a safetensors file: its header says {length} bytes, the file "
-                f"has {size}."
+                f"has {size}.",
+                code="broken_header",
             )
         try:
             header = json.loads(file.read(length))
@@ -214,7 +220,8 @@ def read_header(path: Path) -> dict[str, Any]:
     for begin, end in spans:
         if begin != edge or end < begin or end > size - 8 - length:
             raise UnfitModel(
-                f"{path.name}: tensors overlap, leave gaps or reach past the end of the file."
+                f"{path.name}: tensors overlap, leave gaps or reach past the end of the file.",
+                code="bad_offsets",
             )
         edge = end
     return dict(header)
