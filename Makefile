@@ -17,7 +17,7 @@ run: $(VENV)/.installed ## Start SnapML (PORT=8000): web, worker and inference u
 	@exec $(BIN)/python manage.py up --port $(PORT)
 
 test: $(VENV)/.installed-dev ## Run the fast and the browser tests, offline
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "browser and not slow"
 
 test-slow: $(VENV)/.installed-dev ## Train the real model, kill a tiny one 20 times (minutes)

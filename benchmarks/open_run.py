@@ -31,8 +31,11 @@ from tests.runs.million import write_long_run
 tasks.supervise = lambda _id: None
 from django.db import transaction
 with transaction.atomic():
-    run = launch(LaunchRequest(user=User.objects.get(), base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name="Long"), accept_warnings=True)
-    write_long_run(run, steps=int(sys.argv[1]), spikes=json.loads(sys.argv[2]), height=float(sys.argv[3]))
+    model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
+    request = LaunchRequest(user=User.objects.get(), base_model=model, data=data, name="Long")
+    run = launch(request, accept_warnings=True)
+    steps, spikes, height = map(json.loads, sys.argv[1:])
+    write_long_run(run, steps=steps, spikes=spikes, height=float(height))
 print(run.pk)
 """
 
@@ -40,7 +43,8 @@ print(run.pk)
 SEEN = """([spikes, height]) => {
   const { x, y } = document.getElementById("chart").data[0];
   const width = Math.max(1, x.at(-1) / 500);
-  return spikes.filter((s) => x.some((place, i) => Math.abs(place - s) <= width && y[i] >= height)).length;
+  const isSeen = (spike) => x.some((at, i) => Math.abs(at - spike) <= width && y[i] >= height);
+  return spikes.filter(isSeen).length;
 }"""
 
 

@@ -30,13 +30,17 @@ from training.runs.launch.request import LaunchRequest, launch
 from training.runs.models import Run
 tasks.supervise = lambda _id: None
 alice = User.objects.get(username="alice")
-first = launch(LaunchRequest(user=alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}), accept_warnings=True)
+model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
+request = LaunchRequest(user=alice, base_model=model, data=data, settings={})
+first = Run.objects.get(pk=launch(request, accept_warnings=True).pk)
+fields = {f.attname: getattr(first, f.attname) for f in Run._meta.concrete_fields}
 states = ["finished", "failed", "stopped", "cancelled"]
 made = []
 for number in range(int(sys.argv[1])):
-    run = Run.objects.get(pk=first.pk) if not made else Run(**{f.attname: getattr(made[0], f.attname) for f in Run._meta.concrete_fields})
+    run = Run(**fields)
     run.pk, run.name, run.state = None, f"Run {number}", states[number % 4]
-    run.sparkline, run.loss, run.tags = [3.0, 2.0, 1.5] * 20, 1 / (number + 1), f",tag {number % 7},"
+    run.sparkline, run.loss = [3.0, 2.0, 1.5] * 20, 1 / (number + 1)
+    run.tags = f",tag {number % 7},"
     made.append(run)
 Run.objects.bulk_create(made)
 """

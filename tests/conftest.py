@@ -4,14 +4,17 @@ must not see.
 And a tiny real model, and data to train on.
 """
 
+import gc
 import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+from tests.engine.in_process import engine_in_process
 
 
 def pytest_addoption(parser):
@@ -35,6 +38,26 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left]
 
 
+def ignore_imports_in_collections():
+    """torch and transformers leave a million objects behind; without this every full collection
+    walks through them (a third of the time of a simulated step).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish():
+    ignore_imports_in_collections()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """pytest-randomly names its seed in a header that -q leaves out."""
+    seed = getattr(config.option, "randomly_seed", None)
+    if seed is not None:
+        terminalreporter.write_line(f"Tests ran in the order of --randomly-seed={seed}")
+
+
 def pytest_make_parametrize_id(val):
     """Bytes are named by their number: gzip writes the second into its header, and two processes
     must name a test alike.
@@ -48,10 +71,30 @@ def quick_passwords(settings):
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def static_files_found_once():
+    """WhiteNoise looks for all static files again with every new client: 50 ms each time."""
+    from whitenoise.middleware import WhiteNoiseMiddleware
+
+    find, files = WhiteNoiseMiddleware.add_files_from_finders, {}
+
+    def add(self):
+        if not files:
+            find(self)
+            files.update(self.files)
+        self.files.update(files)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", add)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A Llama of 2 layers with a tokenizer of its own, saved as safetensors."""
-    return tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+    made = tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+    ignore_imports_in_collections()
+    return made
 
 
 @pytest.fixture
@@ -65,20 +108,10 @@ def tiny_run(tmp_path, tiny_model):
 
 
 @pytest.fixture
-def engine_here(monkeypatch):
-    """The engine in this process, quicker by 5 s of imports: `engine_here([folder])`. What it turns
-    is turned back.
-    """
-    import torch
-
-    from training.engine.__main__ import main
-    from training.engine.stop_signals import Reins
-
-    monkeypatch.setattr(Reins, "listen", lambda _self: None)
-    threads = torch.get_num_threads()
-    yield main
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+def engine_here():
+    """The engine in this process: `engine_here([folder])` is its exit code."""
+    with engine_in_process() as main:
+        yield main
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +192,20 @@ def data(alice):
 
 
 @pytest.fixture
+def preview_here(monkeypatch):
+    """Rows are tokenized in this process, quicker by 2 s of imports for every question."""
+
+    def run_child(module, *, said, **_limits):
+        from training.engine.data import preview
+
+        assert module == preview.__name__
+        answer = json.dumps(preview.answer(json.loads(said)))
+        return subprocess.CompletedProcess([module], 0, answer, "")
+
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_child", run_child)
+
+
+@pytest.fixture
 def no_bell(monkeypatch):
     """No worker is rung; the list of runs that would have been."""
     rung = []
@@ -201,21 +248,3 @@ def as_alice(client, alice):
 def as_mallory(client, people):
     client.force_login(people["mallory"])
     return client
-
-
-@pytest.fixture(scope="session")
-def tiny_laws(tiny_model):
-    """Laws are simulated once: the answers of the forecasting program, in this
-    process.
-    """
-    from training.engine.simulation.forecast import answer
-
-    kept = {}
-
-    def ask(request):
-        line = json.dumps(request)
-        if line not in kept:
-            kept[line] = answer(line)
-        return kept[line]
-
-    return ask

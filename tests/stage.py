@@ -31,7 +31,8 @@ from training.people.tokens import create_token
 alice = User.objects.create_superuser("alice", password="tulip-river-42")
 model = sys.argv[1]
 if model:
-    BaseModel.objects.create(name="tiny-llama", source="folder", location=model, state="ready", card=read_card(Path(model)))
+    facts = {"source": "folder", "location": model, "card": read_card(Path(model))}
+    BaseModel.objects.create(name="tiny-llama", state="ready", **facts)
     create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="test")
 print(create_token(alice, "test")[1])
 """
@@ -51,7 +52,10 @@ print(json.dumps({
     "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,
     "losses": {e["step"]: float(e["loss"]).hex() for e in events if e["kind"] == "step"},
     "points": read_curves(run.pk, ["loss"]).points,
-    "held": [[a.started_at.timestamp(), a.released_at and a.released_at.timestamp()] for a in Allocation.objects.order_by("started_at")],
+    "held": [
+        [a.started_at.timestamp(), a.released_at and a.released_at.timestamp()]
+        for a in Allocation.objects.order_by("started_at")
+    ],
     "sha256": adapter.files["adapter_model.safetensors"]["sha256"],
 }))
 """

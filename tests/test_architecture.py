@@ -4,6 +4,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,14 @@ def test_broad_excepts_are_few_and_lose_nothing():
             found.append((f"{path.relative_to(ROOT)}:{node.lineno}", kept))
     assert not [place for place, kept in found if not kept]
     assert len(found) <= 10
+
+
+def test_no_test_file_imports_another_one():
+    """What they share stands in a conftest.py or a module named by what it holds."""
+    found = [
+        (path.relative_to(ROOT).as_posix(), line)
+        for path in (ROOT / "tests").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"(from|import) tests\.[\w.]*(\btest_|\bconftest\b)", line)
+    ]
+    assert not found

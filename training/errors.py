@@ -7,15 +7,16 @@ Every message says what is wrong, where, and what to do.
 
 class UserError(Exception):
     """Something a person can put right. `status` is the HTTP code of the doors, `field` the form's
-    field if there is one.
+    field if there is one, `code` names the reason where several share class and field.
     """
 
     status = 400
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(self, message: str, *, field: str = "", code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.code = code
 
 
 class ConfigError(UserError):

@@ -113,7 +113,10 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
     deployment.refresh_from_db()
     before = previous(deployment)
     if before is None:
-        raise Conflict(f"{deployment.name} has had no other version that is still there.")
+        raise Conflict(
+            f"{deployment.name} has had no other version that is still there.",
+            code="no_other_version",
+        )
     assert before.version is not None
     answering = Answering(
         before.version, before.other, before.share if before.other else 0, before.merge
@@ -162,12 +165,16 @@ def check(user: User, answering: Answering) -> None:
                 "deploy it."
             )
     if answering.other is None and answering.share:
-        raise UserError("Choose the second version that gets this share.", field="other")
+        raise UserError(
+            "Choose the second version that gets this share.", field="other", code="no_second"
+        )
     if answering.other is not None and not 1 <= answering.share <= 99:
         raise UserError("The second version's share must be from 1 to 99 per cent.", field="share")
     if answering.other is not None and answering.other.pk == answering.version.pk:
         raise UserError(
-            "The two versions that share the traffic are the same; choose another.", field="other"
+            "The two versions that share the traffic are the same; choose another.",
+            field="other",
+            code="same_version",
         )
 
 

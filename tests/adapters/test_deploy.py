@@ -8,8 +8,9 @@ from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment, Tally
 from adapters.serving import inference_client, services, usage
 from adapters.serving.services import Answering
+from tests.refusals import refused
 from tests.shelf import put_on_shelf
-from training.errors import Conflict, NotAllowed, NotFound, UserError
+from training.errors import Conflict, NotAllowed, NotFound
 from training.jobs.models import Job, JobState
 
 pytestmark = pytest.mark.django_db
@@ -63,11 +64,11 @@ def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_his
 def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(
     alice, versions, deployed
 ):
-    with pytest.raises(Conflict, match="no other version"):
+    with refused(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
     services.switch(alice, deployed, Answering(versions[1]))
     versions[0].delete()
-    with pytest.raises(Conflict, match="no other version"):
+    with refused(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
 
 
@@ -78,23 +79,23 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "field", "code"),
     [
-        ({"other": None, "share": 20}, "Choose the second version"),
-        ({"other": 1, "share": 0}, "from 1 to 99"),
-        ({"other": 1, "share": 100}, "from 1 to 99"),
-        ({"other": 0, "share": 50}, "are the same"),
+        ({"other": None, "share": 20}, "other", "no_second"),
+        ({"other": 1, "share": 0}, "share", ""),
+        ({"other": 1, "share": 100}, "share", ""),
+        ({"other": 0, "share": 50}, "other", "same_version"),
     ],
 )
-def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, words):
+def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, field, code):
     other = None if change["other"] is None else versions[change["other"]]
-    with pytest.raises(UserError, match=words):
+    with refused(field=field, code=code):
         services.switch(alice, deployed, Answering(versions[0], other, change["share"]))
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
 def test_a_name_that_no_address_could_hold_is_refused(alice, versions, name):
-    with pytest.raises(UserError, match="small letters"):
+    with refused(field="name"):
         services.deploy(alice, name, Answering(versions[0]))
 
 
@@ -113,7 +114,7 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
         size_bytes=1,
         files={},
     )
-    with pytest.raises(Conflict, match="is taken"):
+    with refused(Conflict, field="name", naming=("lights",)):
         services.deploy(mallory, "lights", Answering(own))
     with pytest.raises(NotAllowed):
         services.switch(mallory, deployed, Answering(own))
@@ -128,13 +129,13 @@ def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
     AdapterVersion.objects.update(team=None)
     deployed.refresh_from_db()
     versions[1].refresh_from_db()
-    with pytest.raises(Conflict, match="does not belong to team voice"):
+    with refused(Conflict, field="version", naming=("voice",)):
         services.switch(alice, deployed, Answering(versions[1]))
 
 
 def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
     AdapterVersion.objects.update(team=people["alice"].teams.get())
-    with pytest.raises(NotAllowed, match="only view"):
+    with refused(NotAllowed):
         services.deploy(people["vera"], "views", Answering(versions[0]))
     assert services.deploy(people["bob"], "bobs", Answering(versions[0])).team is not None
 
@@ -142,7 +143,7 @@ def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
 def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(
     alice, versions, deployed
 ):
-    with pytest.raises(UserError, match="Type the name"):
+    with refused(field="name", naming=("lights",)):
         services.take_down(alice, deployed, "light")
     services.take_down(alice, deployed, "lights")
     assert not Deployment.objects.exists()

@@ -17,7 +17,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from adapters.models import AdapterVersion
 from adapters.registry import imports
-from tests.engine.test_methods import CPU
+from tests.engine.wrapped_models import CPU
 from tests.shelf import train_version
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import attach
@@ -28,9 +28,9 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture
-def made(alice, base_model, data, device, no_bell, engine_here):
+def made(alice, base_model, data, device, no_bell, engine_once):
     """The files of a true adapter, in memory."""
-    version = train_version(alice, base_model, data, engine_here, max_steps=2)
+    version = train_version(alice, base_model, data, engine_once, max_steps=2)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     version.delete()
     return files
@@ -168,9 +168,9 @@ def test_a_parameter_that_would_overwrite_the_base_is_refused(alice, base_model,
 
 @pytest.mark.parametrize("method", ["ia3", "prefix", "prompt", "bottleneck"])
 def test_adapters_of_every_kind_that_we_make_can_be_imported(
-    alice, base_model, data, device, no_bell, engine_here, method
+    alice, base_model, data, device, no_bell, engine_once, method
 ):
-    version = train_version(alice, base_model, data, engine_here, method=method, max_steps=1)
+    version = train_version(alice, base_model, data, engine_once, method=method, max_steps=1)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     taken = imports.import_version(alice, zipped(files), base_model, "Again")
     assert taken.method == method

@@ -14,7 +14,7 @@ from adapters.export import merge
 from adapters.lanes import PROGRAMS
 from adapters.programs import merge as program
 from adapters.programs import parity
-from tests.engine.test_methods import CPU
+from tests.engine.wrapped_models import CPU
 from tests.shelf import put_on_shelf, train_version
 from training.engine.modeling.model import load_base
 from training.errors import Conflict, UserError

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from adapters.inference import openai_http
 from adapters.inference.__main__ import start_answering
+from adapters.inference.batch import Batch
 from adapters.inference.request_queue import Desk
 from adapters.inference.scheduler import Speaker
 from adapters.inference.server import make_app
@@ -131,8 +132,8 @@ def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
     client = serve(speaker.desk)
     place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
     client.chat.completions.create(model="tiny", messages=BODY["messages"], max_tokens=1, **place)
-    slow = speaker._round
-    monkeypatch.setattr(speaker, "_round", lambda *given: (time.sleep(0.2), slow(*given)))
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda *given: (time.sleep(0.2), step(*given))[1])
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).chat.completions.create(
             model="tiny", messages=BODY["messages"], max_tokens=200, temperature=0, **place

@@ -4,8 +4,6 @@ PEFT answers.
 
 import gc
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -17,11 +15,13 @@ import torch
 from adapters.inference import loaded_model, model_cache, request_queue
 from adapters.inference import scheduler as speaker_module
 from adapters.inference.batch import Batch
+from adapters.inference.model_cache import NoRoom
 from adapters.inference.request_queue import Desk
 from adapters.inference.sampling import logprobs_of, pick_token
 from adapters.inference.scheduler import Speaker
 from adapters.inference.types import Base, Busy, Question, Weights
 from tests import tiny
+from tests.engine.in_process import engine_in_process
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
@@ -32,12 +32,8 @@ def adapter(tmp_path_factory, tiny_model):
     run = tiny.make_run(
         tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=30, learning_rate=0.05
     )
-    subprocess.run(
-        [sys.executable, "-m", "training.engine", str(run)],
-        cwd=ROOT,
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
+    with engine_in_process() as main:
+        assert main([str(run)]) == 0
     return Weights(run / "adapter", "first")
 
 
@@ -137,8 +133,11 @@ def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
 
 
 def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeypatch, tiny_model):
+    def no_room(*_asked):
+        raise NoRoom
+
     made = Speaker(Desk())
-    monkeypatch.setattr(made, "_take", lambda question: False)  # the first waits for room
+    monkeypatch.setattr(made.residents, "get", no_room)  # so the first one waits
     line = [question(tiny_model) for _ in range(3)]
     for one in line:
         made.desk.ask(one)

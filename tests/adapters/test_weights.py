@@ -13,7 +13,7 @@ from adapters.programs.output_similarity import cka
 from adapters.programs.weight_deltas import Update, updates_of
 from tests import tiny
 from tests.engine import families
-from tests.engine.test_methods import CPU, make
+from tests.engine.wrapped_models import CPU, make
 from training.engine.modeling.merge import merged
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import write_weights

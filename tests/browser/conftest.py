@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chromium import browser, chromium_path
-from tests.stage import Stage
+from tests.browser.instances import new_stage, sign_in, stop_runs
 
 expect.set_options(
     timeout=40_000
@@ -34,31 +34,37 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
-def laws(tmp_path_factory):
-    """Simulated steps of the tiny model, seconds each: one module's serve the others."""
-    return tmp_path_factory.mktemp("laws")
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory, tiny_model, laws):
-    home = tmp_path_factory.mktemp("home")
-    (home / "laws").symlink_to(laws)
-    with Stage(home, tiny_model) as running:
+def shared_stage(tmp_path_factory, tiny_model):
+    with new_stage(tmp_path_factory, tiny_model) as running:
         yield running
 
 
-def sign_in(page, stage, name="alice", password="tulip-river-42"):
-    page.goto(stage.address + "/sign-in")
-    page.get_by_label("Name").fill(name)
-    page.get_by_label("Password").fill(password)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url(stage.address + "/")
+@pytest.fixture(scope="module")
+def stage(shared_stage):
+    """One instance for the modules of this process: a test makes what it changes, and finds it by
+    its number or name. No module's runs hold the device of the next one.
+    """
+    stop_runs(shared_stage)
+    yield shared_stage
+    stop_runs(shared_stage)
+
+
+@pytest.fixture(scope="module")
+def session_of_alice(chromium, stage):
+    """Cookies of one sign-in, for every test's own context."""
+    context = chromium.new_context()
+    sign_in(context.new_page(), stage)
+    state = context.storage_state()
+    context.close()
+    return state
 
 
 @pytest.fixture
-def page(chromium, stage):
+def page(chromium, stage, session_of_alice):
     """A signed-in page that fails the test if anything is written to the console as an error."""
-    context = chromium.new_context(viewport={"width": 1440, "height": 900})
+    context = chromium.new_context(
+        viewport={"width": 1440, "height": 900}, storage_state=session_of_alice
+    )
     made = context.new_page()
     complaints = []
     made.on(
@@ -67,7 +73,6 @@ def page(chromium, stage):
     )
     made.on("pageerror", lambda error: complaints.append(str(error)))
     made.complaints = complaints
-    sign_in(made, stage)
     yield made
     context.close()
     assert complaints == []

@@ -7,15 +7,10 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_main_job import by_hand, let_the_card_follow
+from tests.browser.launch_page import by_hand, choose, let_the_card_follow
 from training.engine.methods import TABLE
 
 pytestmark = pytest.mark.browser
-
-
-def choose(page):
-    page.locator("#model").select_option(label="tiny-llama")
-    page.locator("#data").select_option(label="Lights v1 (23 rows)")
 
 
 def start_and_finish(page):

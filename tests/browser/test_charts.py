@@ -13,7 +13,9 @@ SETTINGS = {"max_steps": 12, "tokens_per_batch": 160, "max_length": 80, "eval_in
 CHART = """chart => ({
     rows: chart.layout.annotations.map(one => one.text),
     axes: Object.keys(chart.layout).filter(key => key.startsWith("yaxis")).length,
-    points: Object.fromEntries(chart.data.map(line => [line.name, line.y.filter(Number.isFinite).length])),
+    points: Object.fromEntries(
+        chart.data.map(line => [line.name, line.y.filter(Number.isFinite).length])
+    ),
 })"""
 
 

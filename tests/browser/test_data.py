@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.conftest import sign_in
-from tests.browser.test_main_job import by_hand, let_the_card_follow
+from tests.browser.instances import sign_in, stop_runs
+from tests.browser.launch_page import by_hand, let_the_card_follow
 
 pytestmark = pytest.mark.browser
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
@@ -102,6 +102,7 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     let_the_card_follow(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
+    stop_runs(stage)
 
 
 def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):
@@ -200,7 +201,7 @@ def test_a_notification_tells_of_a_runs_end_once(page, stage):
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
     run = stage.api("POST", "/runs", body)["id"]
     stage.wait_for(lambda: stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished")
-    page.wait_for_timeout(7000)
+    page.wait_for_function("window.told.includes('Finished: Told of')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)
     assert page.evaluate("window.told").count("Finished: Told of") == 1

@@ -18,7 +18,7 @@ django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset, DatasetVersion
 from training.people.models import User
-from training.runs.launch.services import launch_run
+from tests.launching import launch_run
 from training.runs.models import Run
 from training.runs.worker import tasks
 from tests.shelf import put_on_shelf
@@ -27,7 +27,8 @@ alice, model, data = User.objects.get(), BaseModel.objects.get(), DatasetVersion
 for name in ("Intents, rank 16", "Support answers with a long name"):
     run = launch_run(alice, base_model=model, data=data, settings={}, name=name)
     figures = {"loss": 1.2345, "best_heldout_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
-    Run.objects.filter(pk=run.pk).update(state="finished", step=12_000, total_steps=120_000, sparkline=[3, 2, 1], **figures)
+    figures |= {"step": 12_000, "total_steps": 120_000, "sparkline": [3, 2, 1]}
+    Run.objects.filter(pk=run.pk).update(state="finished", **figures)
     put_on_shelf(run, name=name)
 """
 LONG_NAMES = """
@@ -51,7 +52,8 @@ import django
 django.setup()
 from training.catalog.models import BaseModel
 ready = BaseModel.objects.get(name="tiny-llama")
-BaseModel.objects.create(name="slow-llama", source="folder", location=ready.location, state="importing", card=ready.card)
+ready.pk, ready.name, ready.state = None, "slow-llama", "importing"
+ready.save()
 """
 IMPORTED = """
 import django

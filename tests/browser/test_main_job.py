@@ -8,46 +8,16 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
+from tests.browser.launch_page import by_hand, choose, launch
 
 pytestmark = pytest.mark.browser
 POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
 
 
-def by_hand(page, stage, query=""):
-    page.goto(f"{stage.address}/runs/new{query}")
-    page.get_by_role("radio", name="I choose").check()
-    expect(page.get_by_text("Advanced")).to_be_visible(timeout=90_000)
-
-
-def let_the_card_follow(page):
-    """It comes 200 ms after the last key; a run is only started with the warnings that it shows."""
-    page.wait_for_timeout(300)
-    expect(page.locator("#launch.htmx-request")).to_have_count(0, timeout=150_000)
-
-
-def launch(page, stage, name, **settings):
-    by_hand(page, stage)
-    values = {
-        "name": name,
-        "max_steps": 12,
-        "tokens_per_batch": 160,
-        "max_length": 80,
-        "eval_interval": 4,
-        "save_interval": 4,
-    }
-    page.get_by_text("Advanced").click()
-    page.locator("#model").select_option(label="tiny-llama")
-    page.locator("#data").select_option(index=1)
-    for field, value in (values | settings).items():
-        page.locator(f"[name={field}]").fill(str(value))
-    expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=150_000)
-    let_the_card_follow(page)
-    page.get_by_role("button", name=re.compile("Start run|Start anyway")).click()
-    page.wait_for_url(re.compile(r"/runs/\d+$"))
-
-
 def test_upload_train_watch_try_download(page, stage, tmp_path):
-    page.get_by_role("link", name="Data", exact=True).click()
+    page.goto(stage.address)
+    main = page.get_by_role("navigation", name="Main")
+    main.get_by_role("link", name="Data", exact=True).click()
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(
@@ -70,7 +40,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     expect(page.get_by_text("rows to train on")).to_be_visible(timeout=90_000)
 
     page.get_by_role("link", name="New run with this").click()
-    launch(page, stage, "Lamps")
+    launch(page, stage, "Lamps", data="lamps")
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=150_000)
     expect(page.locator("[data-live=step]")).to_have_text("12 / 12")
     expect(page.get_by_text("is on the shelf")).to_be_visible()
@@ -139,8 +109,7 @@ def check_whole(page):
 
 def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, stage):
     by_hand(page, stage)
-    page.locator("#model").select_option(label="tiny-llama")
-    page.locator("#data").select_option(index=1)
+    choose(page)
     page.locator("[name=name]").fill("My careful run")
     page.locator("[name=tokens_per_batch]").fill("100")
     expect(page.locator("#card")).to_contain_text(
@@ -154,8 +123,7 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
 
 def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
     by_hand(page, stage)
-    page.locator("#model").select_option(label="tiny-llama")
-    page.locator("#data").select_option(index=1)
+    choose(page)
     cost = page.locator("label:has(#technique-lora) .number")
     expect(cost).to_contain_text("B: fits", timeout=150_000)
     expect(page.locator("#techniques")).not_to_contain_text("simulating", timeout=150_000)
@@ -174,7 +142,7 @@ def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
 def test_the_button_names_what_is_missing(page, stage):
     page.goto(stage.address + "/runs/new")
     button = page.locator("#card button")
-    page.locator("#data").select_option(index=1)
+    choose(page)
     page.locator("#model").select_option("")
     expect(button).to_have_text("Choose a model")
     expect(button).to_be_disabled()

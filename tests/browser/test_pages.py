@@ -8,57 +8,23 @@ import axe_playwright_python
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser import fill_pages
+from tests.browser.instances import new_stage
+
 pytestmark = pytest.mark.browser
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
-FILL = """
-import django
-django.setup()
-from training.catalog.models import BaseModel
-from training.datasets.models import DatasetVersion
-from training.people.models import User
-from training.runs.worker import tasks
-from tests.launching import launch_run
-from training.runs.models import Run
-tasks.supervise = lambda _id: None
-alice = User.objects.get()
-for number in range(200):
-    name = "A run with quite a long name that says everything about its settings and more, number %d" % number
-    run = launch_run(alice, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings={}, name=name)
-    Run.objects.filter(pk=run.pk).update(state="failed", message="It was too much. " * 20, sparkline=[3, 2, 1.5], step=7, total_steps=9)
-from training.datasets.intake import receive
-from training.runs.models import Sweep
-from pathlib import Path
-from django.conf import settings
-sweep = Sweep.objects.create(owner=alice, team=None, name="A sweep with a long name " * 4, grid={"rank": [1, 2], "learning_rate": [0.1, 0.2]})
-Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_heldout_loss=1.5)
-path = Path(settings.HOME) / "fragen.csv"
-path.write_text("id,Frage,Antwort\\n" + "".join("%d,%s,yes\\n" % (i, "Long words " * 30) for i in range(30)))
-receive(alice, [(path, "fragen.csv", "")], name="A name of an upload that is quite long, too " * 2, source="upload: fragen.csv")
-from adapters.serving import services as deploy
-from adapters.evaluation.benchmark import METHODS
-from adapters.models import PromptSet, Reply
-from tests.shelf import put_on_shelf
-long = "An adapter with quite a long name that says what it is for"
-made = [put_on_shelf(Run.objects.get(pk=1), name=long, number=n, heldout_loss=1.5, tags=",candidate,") for n in range(1, 111)]
-deploy.deploy(alice, "lamps", deploy.Answering(made[0], made[1], 20, merge=False))
-rows = [{"messages": [{"role": "user", "content": "Long words " * 30}], "expected": "yes, it is"} for _ in range(60)]
-prompts = PromptSet.objects.create(owner=alice, name="Sixty prompts with a long name " * 3, rows=rows)
-scores = {"exact": 0.0, "normalised": 0.0, "rouge_l": 0.5, "chrf": 0.5, "perplexity": 2.0}
-for row in range(60):
-    for version in (made[0], made[1], None):
-        text = f"{version} says a long thing " * 20
-        Reply.objects.create(prompts=prompts, row=row, version=version, base_model=made[0].base_model, text=text, scores=scores)
-bakeoff = Sweep.objects.create(owner=alice, team=None, name="All methods on a long name " * 3, grid={"method": list(METHODS)})
-Run.objects.filter(pk__in=range(20, 26)).update(sweep=bakeoff)
-for number, method in enumerate(METHODS):
-    Run.objects.filter(pk=20 + number).update(method=method)
-print(Run.objects.order_by("pk").last().pk)
-"""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, tiny_model):
+    """An instance of their own: hundreds of rows would stand in the way of the other modules."""
+    with new_stage(tmp_path_factory, tiny_model) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def filled(stage):
-    return stage.python(FILL).strip()
+    return stage.python(Path(fill_pages.__file__).read_text()).strip()
 
 
 PAGES = [
@@ -125,6 +91,7 @@ def serious_faults(page, only=None) -> list[tuple[str, str, int]]:
 
 
 def test_the_theme_switch_stays_after_a_reload(page, stage):
+    page.goto(stage.address)
     page.get_by_label("Account menu").click()
     page.get_by_role("button", name="Light / dark").click()
     page.reload()
@@ -132,6 +99,7 @@ def test_the_theme_switch_stays_after_a_reload(page, stage):
 
 
 def test_keys_lead_about_and_say_which_they_are(page, stage):
+    page.goto(stage.address)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.get_by_role("button", name="Close").click()

@@ -2,42 +2,45 @@
 the hold.
 """
 
+import json
 import re
 
 import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.conftest import sign_in
+from tests.browser.instances import sign_in
 
 pytestmark = pytest.mark.browser
 SETTINGS = {**tiny.SETTINGS, "max_steps": 100_000, "save_interval": 50, "eval_interval": 100_000}
 BOB = """
-import django
+import json, sys, django
 django.setup()
-from training.datasets.models import Dataset
+from tests import tiny
+from training.catalog.models import BaseModel
+from training.datasets.work import create_dataset
 from training.people.models import Team, User
 from training.people.teams import join
-voice = Team.objects.create(name="voice")
-bob = User.objects.create_user("bob", password="tulip-river-42")
-join(bob, voice)
-Dataset.objects.update(owner=bob, team=voice)
-from training.catalog.models import BaseModel
-from training.datasets.models import DatasetVersion
 from tests.launching import launch_run
-import sys, json
-for name in ("First", "Second"):
-    launch_run(bob, base_model=BaseModel.objects.get(), data=DatasetVersion.objects.get(), settings=json.loads(sys.argv[1]), name=name)
+bob = User.objects.create_user("bob", password="tulip-river-42")
+join(bob, Team.objects.create(name="voice"))
+bob.refresh_from_db()
+data = create_dataset(bob, "Bob's lights", tiny.lines(tiny.ROWS), source="test")
+model, settings = BaseModel.objects.get(name="tiny-llama"), json.loads(sys.argv[1])
+made = [
+    launch_run(bob, base_model=model, data=data, settings=settings, name=name)
+    for name in ("First", "Second")
+]
+print(json.dumps([run.pk for run in made]))
 """
 
 
 @pytest.fixture(scope="module")
 def two(stage):
-    """bob's first run trains, his second waits."""
-    import json
-
-    stage.python(BOB, json.dumps(SETTINGS))
-    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["step"] > 0)
+    """bob's first run trains, his second waits; their numbers."""
+    first, second = json.loads(stage.python(BOB, json.dumps(SETTINGS)))
+    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["step"] > 0)
+    return first, second
 
 
 def test_somebody_who_waits_sees_their_place_and_why(two, chromium, stage):
@@ -59,6 +62,8 @@ def test_somebody_who_waits_sees_their_place_and_why(two, chromium, stage):
 
 
 def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two, page, stage):
+    first, _ = two
+    page.goto(stage.address)
     page.get_by_role("link", name="Quotas").click()
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_label("Limit").fill("0")
@@ -72,14 +77,14 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
     expect(page.get_by_text("On hold")).to_be_visible()
-    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["state"] == "queued")
-    told = stage.api("GET", "/runs/1")["state"]
+    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["state"] == "queued")
+    told = stage.api("GET", f"/runs/{first}")["state"]
     assert (
         "by an admin, who drains its devices" in told["message"]
         and "no step is lost" in told["message"]
     )
 
-    page.goto(stage.address + "/runs/1")
+    page.goto(f"{stage.address}/runs/{first}")
     expect(page.locator("[data-live=phase]")).to_contain_text(
         "team voice is on hold", timeout=20_000
     )
@@ -88,6 +93,4 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     page.goto(stage.address + "/quotas")
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_role("button", name="Lift the hold").click()
-    stage.wait_for(lambda: stage.api("GET", "/runs/1")["state"]["state"] == "running")
-    for run in (1, 2):
-        stage.api("POST", f"/runs/{run}/stop", {"discard": True})
+    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["state"] == "running")

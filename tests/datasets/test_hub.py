@@ -19,7 +19,7 @@ from training.datasets.models import Upload
 from training.datasets.work import UPLOAD_JOB
 from training.jobs.runner import run_lane
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.own_process]
 COMMIT = "c" * 40
 
 

@@ -64,6 +64,7 @@ def lines_of(version, split):
     return version.file(split).read_text().splitlines()
 
 
+@pytest.mark.own_process
 def test_it_works(take):
     upload = check(take())
     assert (upload.state, upload.report["rows"], upload.report["problems"]["count"]) == (
@@ -184,6 +185,7 @@ def test_too_few_rows_are_refused_when_they_are_saved(take):
     assert "at least 2 different ones are needed" in upload.error
 
 
+@pytest.mark.own_process
 def test_a_file_that_breaks_off_fails_with_its_sentence(take):
     import gzip
 

@@ -128,6 +128,7 @@ def test_what_is_no_hub_id_never_reaches_the_network(as_alice, hub_id):
     assert not Upload.objects.exists()
 
 
+@pytest.mark.own_process
 def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     as_alice.post("/data/new", {"hub_id": "owner/name"})

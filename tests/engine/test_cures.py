@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from tests.engine import families
-from tests.engine.test_methods import CPU, IDS, logits, make
+from tests.engine.wrapped_models import CPU, IDS, logits, make
 from training.engine.modeling.merge import merged
 from training.engine.modeling.model import TrainedPositions, load_base
 from training.engine.modeling.weights import attach, start_of, write_weights

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine import families
-from tests.engine.test_methods import IDS, logits, make
+from tests.engine.wrapped_models import IDS, logits, make
 from training.engine.methods.fast_lora import quicken
 from training.engine.modeling.model import TrainedPositions
 

@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from tests.engine import families
+from tests.engine.wrapped_models import CPU, IDS, logits, make
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
-from training.engine.modeling.model import TrainedPositions, load_base, wrap
-from training.engine.modeling.optimizers import make_optimizer
-from training.engine.modeling.weights import attach, start_of, write_weights
+from training.engine.modeling.model import TrainedPositions, load_base
+from training.engine.modeling.weights import attach, write_weights
 from training.errors import ConfigError
 
-CPU = torch.device("cpu")
-IDS = torch.tensor([[5, 9, 33, 21, 60, 7, 44, 12], [8, 71, 3, 15, 90, 22, 6, 30]])
 CASES = [
     *((name, {}) for name in TABLE),
     ("lora", {"init_weights": "pissa"}),
@@ -31,30 +29,6 @@ NAMES = [f"{name}-{'-'.join(map(str, more.values()))}".strip("-") for name, more
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def family(request, tmp_path_factory):
     return families.save(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def make(folder, method, *, steps=0, **more):
-    """A wrapped model, after some steps at a rate at which every technique moves."""
-    more = {"prompt_init": "random"} | more if method == "prompt" else more
-    config = RunConfig(model=str(folder), method=method, **more)
-    torch.manual_seed(0)
-    model = wrap(load_base(folder, torch.float32, CPU, quantised=TABLE[method].quantised), config)
-    start = start_of(model, config)
-    head, optimizer = TrainedPositions(model), make_optimizer(model, config, CPU)
-    losses = []
-    for _ in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.01
-        loss = head.loss_sum(model.train(), IDS, IDS)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return config, model.eval(), start, losses
-
-
-def logits(model, ids=IDS):
-    with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits[:, -ids.shape[1] :]
 
 
 def read_back(config, folder, saved):
@@ -101,9 +75,15 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, method):
 def test_answers_with_a_cache_are_those_without(family, method):
     _, model, _, _ = make(family, method, steps=3)
     made = model.generate(
-        input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=1,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        input_ids=IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=5,
+        min_new_tokens=5,
+        do_sample=False,
+        pad_token_id=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     whole = logits(model, made.sequences)[:, IDS.shape[1] - 1 : -1]
     whole[..., 1] = -torch.inf  # the end is forbidden for the first five tokens
     cached = torch.stack(made.logits, 1)

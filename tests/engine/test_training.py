@@ -108,10 +108,10 @@ def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(fini
 
 
 def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(
-    finished, tmp_path, tiny_model
+    finished, tmp_path, tiny_model, engine_here
 ):
     again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
-    assert train(again)[0] == 0
+    assert engine_here([str(again)]) == 0
     assert tiny.losses(tiny.events(again)) == tiny.losses(tiny.events(finished))
     weights = "adapter/adapter_model.safetensors"
     assert (again / weights).read_bytes() == (finished / weights).read_bytes()
@@ -209,9 +209,9 @@ def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model, engi
     first.communicate()
 
 
-def test_a_finished_run_started_again_changes_nothing(finished):
+def test_a_finished_run_started_again_changes_nothing(finished, engine_here):
     before = (finished / "events.jsonl").read_bytes()
-    assert train(finished)[0] == 0
+    assert engine_here([str(finished)]) == 0
     assert (finished / "events.jsonl").read_bytes() == before
 
 

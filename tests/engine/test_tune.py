@@ -16,6 +16,15 @@ from training.engine.tuning.tune import Bench
 from training.errors import ConfigError
 
 ROWS = [*tiny.ROWS] * 4
+TRIALS = {
+    "max_steps": 24,
+    "tune_share": 1.5,
+    "eval_rows": 20,
+    "eval_interval": 8,
+    "learning_rate": 0.001,
+    "rank": 4,
+    "alpha": 8,
+}
 
 
 def events(folder):
@@ -35,17 +44,9 @@ def make(tiny_run):
 
 
 @pytest.fixture
-def tuned(make, engine_here):
-    folder = make(
-        max_steps=24,
-        tune_share=1.5,
-        eval_rows=20,
-        eval_interval=8,
-        learning_rate=0.001,
-        rank=4,
-        alpha=8,
-    )
-    assert engine_here([str(folder)]) == 0, (folder / "events.jsonl").read_text()[-2000:]
+def tuned(make, engine_once):
+    folder = make(**TRIALS)
+    assert engine_once([str(folder)]) == 0, (folder / "events.jsonl").read_text()[-2000:]
     return folder
 
 
@@ -88,15 +89,7 @@ def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
 
 
 def test_a_killed_engine_goes_on_with_the_next_trial(make, engine_here, monkeypatch):
-    settings = {
-        "max_steps": 24,
-        "tune_share": 1.5,
-        "eval_rows": 20,
-        "eval_interval": 8,
-        "learning_rate": 0.001,
-    }
-    whole, broken = make("whole", **settings), make("broken", **settings)
-    assert engine_here([str(whole)]) == 0
+    broken = make("broken", **TRIALS)
     calls = []
     plain = Reins.order
 

@@ -1,8 +1,10 @@
-"""What the tests of launching share."""
+"""What several tests of runs need."""
+
+import shutil
 
 import pytest
 
-from tests import tiny
+from tests import simulations, tiny
 from training.engine.config import RunConfig
 from training.gpus import devices
 from training.runs.forecast import memory_estimators, token_lengths
@@ -11,17 +13,39 @@ GB = 10**9
 
 
 @pytest.fixture
-def counted(data, base_model, device, monkeypatch, tiny_laws):
+def counted(data, base_model, device, monkeypatch):
     """The data's tokens are counted and a memory law is at hand, LoRA's for every technique; beside
     this host's CPU there is a device with 3 GB free.
     """
     lengths = tiny.measured(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     wanted = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: tiny_laws(wanted))
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: simulations.ask(wanted))
     for name in ("lengths", "kept_lengths"):
         monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: lengths)
     monkeypatch.setattr("training.runs.launch.request.kept_lengths", lambda *_a, **_m: lengths)
     small = devices.Reading(0, "small", "Small", "Small", 16 * GB, 13 * GB)
     devices.report([small], host="attic")
     return data
+
+
+@pytest.fixture
+def launched(transactional_db, alice, base_model, data, device, no_bell):
+    from tests.launching import launch_run
+
+    made = []
+
+    def launch(**settings):
+        run = launch_run(
+            alice,
+            base_model=base_model,
+            data=data,
+            settings={**tiny.SETTINGS, **settings},
+            name="Lamps",
+        )
+        made.append(run)
+        return run
+
+    yield launch
+    for run in made:
+        shutil.rmtree(run.folder, ignore_errors=True)

@@ -3,12 +3,11 @@ names code, is refused.
 """
 
 import json
-from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 
-from training.engine.simulation.forecast import answer
+from tests import simulations
 from training.errors import UserError
 from training.runs.forecast import memory_estimators
 from training.runs.forecast.any_model import forecast_of
@@ -18,23 +17,10 @@ pytestmark = pytest.mark.once
 SMALL = ANY_MODEL["config"]
 
 
-@pytest.fixture(scope="module")
-def answered():
-    return {}
-
-
 @pytest.fixture(autouse=True)
-def here(monkeypatch, answered):
+def here(monkeypatch):
     """The forecasting program in this process; the same question is simulated once."""
-
-    def ask(request):
-        config = (Path(request["model"]) / "config.json").read_text()
-        question = json.dumps([config, request["settings"], request["device"]])
-        if question not in answered:
-            answered[question] = answer(json.dumps(request))
-        return answered[question]
-
-    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", ask)
+    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", simulations.ask)
 
 
 def test_it_works():

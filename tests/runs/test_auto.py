@@ -2,13 +2,15 @@
 started, and kept with the run.
 """
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from django.core.management import call_command
 from django.urls import reverse
 
-from tests import tiny
+from tests import simulations, tiny
 from tests.launching import launch_run
 from training.gpus.models import Device, Quota
 from training.runs.forecast import memory_estimators, token_lengths
@@ -20,10 +22,11 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture
-def ready(data, base_model, device, tiny_laws, monkeypatch):
+def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     lengths = tiny.measured(data.train_rows)
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", tiny_laws)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.ask)
+    shutil.rmtree(Path(settings.HOME) / "laws", ignore_errors=True)
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(token_lengths, "lengths", lambda *_args, **_more: lengths)
     leave_free(8 * 10**9)

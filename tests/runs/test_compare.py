@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.runs.test_ingest import Journal, step
+from tests.runs.journals import Journal, step
 from training.runs.metrics.comparison import differences, figures
 from training.runs.metrics.table import as_csv, steps_of
 from training.runs.models import Run

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.runs.journals import Journal, step
 from training.runs.live.messages import event_to_json, events_after, snapshot
 from training.runs.metrics.chunks import CHUNK
 from training.runs.models import CurveChunk, Event, Run
@@ -11,38 +12,6 @@ from training.runs.worker.ingest import BrokenJournal, store
 from training.runs.worker.lease import LeaseLost, claim
 
 pytestmark = pytest.mark.django_db
-
-
-def step(n, loss=1.0, **more):
-    return {
-        "kind": "step",
-        "step": n,
-        "loss": loss,
-        "learning_rate": 0.1,
-        "gradient_norm": 1.0,
-        "tokens": 10,
-        "trained_tokens": 5,
-        "total_tokens": 10 * n,
-        "tokens_per_second": 100.0,
-        "seconds": 0.1,
-        "memory_bytes": 1000 + n,
-        "memory_peak_bytes": 2000 + n,
-        **more,
-    }
-
-
-class Journal:
-    """Numbers lines as the engine does."""
-
-    def __init__(self):
-        self.seq = 0
-
-    def lines(self, *events):
-        made = []
-        for event in events:
-            self.seq += 1
-            made.append({"seq": self.seq, "time": 1000.0 + self.seq, **event})
-        return made
 
 
 @pytest.fixture

@@ -23,6 +23,12 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture(autouse=True)
+def preview_here_unless_marked(request):
+    if not request.node.get_closest_marker("own_process"):
+        request.getfixturevalue("preview_here")
+
+
+@pytest.fixture(autouse=True)
 def nothing_measured_yet(data):
     """Equal content lies in one folder, so what another test measured of it would be found."""
     shutil.rmtree(data.file("train").parent / "lengths", ignore_errors=True)
@@ -32,6 +38,7 @@ def text_of(row, fate):
     return "".join("".join(piece["tokens"]) for piece in row["pieces"] if piece["fate"] == fate)
 
 
+@pytest.mark.own_process
 def test_tokens_are_shown_with_their_fate(base_model):
     told = tokens_of(base_model, tiny.ROWS[:1], max_length=20, train_on_prompt=False)
     row = told["rows"][0]
@@ -67,6 +74,7 @@ def test_a_row_that_the_template_cannot_hold_says_why(base_model):
     assert "leaves out the tool call `lamp`" in row["problem"]
 
 
+@pytest.mark.own_process
 def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatch, settings):
     from training.errors import UserError
 
@@ -79,12 +87,12 @@ def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatc
         tokens_of(base_model, tiny.ROWS[:1], max_length=99, train_on_prompt=False)
 
 
-def test_the_forecast_is_what_training_then_does(data, base_model, alice):
+@pytest.mark.own_process
+def test_the_forecast_is_what_training_then_does(data, base_model, alice, engine_here):
     """Steps, rows, tokens and trainable parameters of the card against the engine's own start
     event.
     """
     from tests.launching import launch_run
-    from training.engine.__main__ import main
 
     settings = {
         **tiny.SETTINGS,
@@ -96,7 +104,7 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice):
     found = lengths(data, base_model)
     said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
-    main([str(run.folder)])
+    engine_here([str(run.folder)])
     events = tiny.events(run.folder)
     start = next(e for e in events if e["kind"] == "start")
     assert said["steps"] == start["total_steps"]
@@ -221,9 +229,10 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
     }
 
 
-def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model, alice):
+def test_tokens_are_right_with_accumulation_and_with_most_steps(
+    data, base_model, alice, engine_here
+):
     from tests.launching import launch_run
-    from training.engine.__main__ import main
 
     for more in (
         {"accumulation": 4, "epochs": 2, "max_steps": 0},
@@ -234,7 +243,7 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(data, base_model
             RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of()
         )
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
-        main([str(run.folder)])
+        engine_here([str(run.folder)])
         steps = [e for e in tiny.events(run.folder) if e["kind"] == "step"]
         assert (said["steps"], said["tokens"], said["exact"]) == (
             len(steps),

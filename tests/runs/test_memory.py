@@ -106,23 +106,21 @@ def test_a_technique_that_does_not_fit_says_so_each_time(
             memory_estimators.law(tiny_model, RunConfig(), "cpu")
 
 
-def test_what_fails_by_chance_is_not_remembered(tiny_model, settings, tmp_path, monkeypatch):
+def test_the_program_answers_on_its_pipe(tiny_model, settings, tmp_path):
     settings.HOME = tmp_path
-    true_ask, answers = (
-        memory_estimators.PROGRAM.ask,
-        [
-            {
-                "error": "The simulation broke off (OSError); try again.",
-                "field": "model",
-                "passing": True,
-            }
-        ],
-    )
-    monkeypatch.setattr(
-        memory_estimators.PROGRAM,
-        "ask",
-        lambda request: answers.pop() if answers else true_ask(request),
-    )
+    with pytest.raises(memory_estimators.Unlawful, match="no_such_layer"):
+        memory_estimators.law(tiny_model, RunConfig(target_modules="no_such_layer"), "cpu")
+
+
+def test_what_fails_by_chance_is_not_remembered(
+    tiny_model, settings, tmp_path, monkeypatch, simulated
+):
+    settings.HOME = tmp_path
+    answers = [
+        {"error": "It broke off; try again.", "field": "model", "passing": True},
+        simulated["lora"][1].to_json(),
+    ]
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: answers.pop(0))
     with pytest.raises(UserError, match="try again"):
         memory_estimators.law(tiny_model, RunConfig(), "cpu")
     assert memory_estimators.kept_law(tiny_model, RunConfig(), "cpu") is None
@@ -146,6 +144,14 @@ def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
     assert keys[0] != keys[1] == keys[2]
 
 
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A Llama of 6 layers, large enough that what is beside its tensors does not count."""
+    from benchmarks import forecast
+
+    return forecast.make_models(tmp_path_factory.mktemp("models"))["llama"]
+
+
 SHORT_OF_MEMORY = {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
 
 
@@ -157,7 +163,7 @@ SHORT_OF_MEMORY = {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
         ("full", {**SHORT_OF_MEMORY, "precision": "bf16"}),
     ],
 )
-def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
+def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
     """By the allocator's own log; `benchmarks/forecast.py` has the whole grid."""
     import torch
 
@@ -165,15 +171,14 @@ def test_a_real_step_takes_what_the_forecast_says(tmp_path, method, more):
     from training.engine.modeling import model as loaded
 
     torch.manual_seed(0)
-    folder = forecast.make_models(tmp_path)["llama"]
     settings = {"method": method, "precision": "fp32", **more} | (
         {"prompt_init": "random"} if method == "prompt" else {}
     )
     config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
     assert loaded.pick_device().type == "cpu"
-    told = forecast.forecast(folder, config, shape, torch.device("cpu"))
+    told = forecast.forecast(llama, config, shape, torch.device("cpu"))
     assert told == pytest.approx(
-        forecast.measure(folder, config, shape, torch.device("cpu")), rel=0.05
+        forecast.measure(llama, config, shape, torch.device("cpu")), rel=0.05
     )
 
 
@@ -195,9 +200,15 @@ def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
     """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine
     checks names at its start.
     """
-    from training.engine.simulation.forecast import law_of
+    from training.engine.memory_estimator import DEPTHS
+    from training.engine.simulation.fake_step import FakeRun, model_config_of
 
     config = RunConfig(
         precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32"
     )
-    assert law_of(tiny_model, config, "cpu").facts["trainable_00"] > 0
+    for layers in DEPTHS:
+        run = FakeRun(
+            model_config_of(tiny_model), config, layers=layers, precision="fp32", device="cpu"
+        )
+        assert run.trainable > 0
+        run.close()

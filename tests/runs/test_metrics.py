@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from tests.runs.journals import Journal as Lines
+from tests.runs.journals import step
 from tests.runs.million import write_long_run
-from tests.runs.test_ingest import Journal as Lines
-from tests.runs.test_ingest import step
 from training.engine.events import Journal
 from training.engine.metrics import METRICS, Metric
 from training.runs.live.messages import events_after, snapshot

@@ -3,13 +3,13 @@ checkpoint and reserves more.
 """
 
 import os
-import threading
 import time
 
 import pytest
 from django.utils import timezone
 
-from tests.runs.test_supervise import in_thread, launched, wait_for  # noqa: F401
+from tests.runs.fake_engine import FakeEngine
+from tests.runs.supervising import start_supervising, wait_for
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs.forecast.memory import CONTEXT_BYTES, constant_part
@@ -148,7 +148,7 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
     quota.save()
     assert raised(shared, 4 * GB) is None
     watch = Watch(Lease(shared.pk, Run.objects.get().lease_token))
-    watch.engine = type("Gone", (), {"exit_code": 75, "killed_for_memory": False})()
+    watch.engine = FakeEngine(75)
     watch.greedy = 4 * GB
     Run.objects.update(state=State.RUNNING)
     watch.end()
@@ -158,16 +158,13 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
 
 
 def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
-    launched,  # noqa: F811
-    alice,
-    monkeypatch,
+    launched, alice, monkeypatch
 ):
     monkeypatch.setattr(supervisor, "SHARE_SECONDS", 0.05)
     Pool.objects.update(runs_per_device=2)
     run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
-    watcher = threading.Thread(target=in_thread, args=(run.pk,))
-    watcher.start()
+    watcher = start_supervising(run)
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
     beside(run)
     watcher.join(60)

@@ -11,7 +11,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.test import override_settings
 
 from snapml_site.asgi import application
-from tests.runs.test_ingest import Journal, step
+from tests.runs.journals import Journal, step
 from training.runs.live import consumers
 from training.runs.models import Run
 from training.runs.worker.ingest import store

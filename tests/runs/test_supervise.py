@@ -2,7 +2,6 @@
 ways.
 """
 
-import shutil
 import signal
 import threading
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from adapters.models import AdapterVersion
-from tests import tiny
-from tests.launching import launch_run
+from tests.runs.fake_engine import FakeEngine
+from tests.runs.supervising import start_supervising, wait_for
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.runs.actions import stop_run
 from training.runs.models import Event, Run
@@ -20,26 +19,6 @@ from training.runs.states import State, Wish
 from training.runs.worker import engine_process, supervisor
 from training.runs.worker.lease import Lease, LeaseLost, claim
 from training.runs.worker.supervisor import Watch, supervise_run
-
-
-@pytest.fixture
-def launched(transactional_db, alice, base_model, data, device, no_bell):
-    made = []
-
-    def launch(**settings):
-        run = launch_run(
-            alice,
-            base_model=base_model,
-            data=data,
-            settings={**tiny.SETTINGS, **settings},
-            name="Lamps",
-        )
-        made.append(run)
-        return run
-
-    yield launch
-    for run in made:
-        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def test_from_queued_to_an_adapter_on_the_shelf(launched):
@@ -65,8 +44,7 @@ def test_from_queued_to_an_adapter_on_the_shelf(launched):
 
 def test_a_person_stops_it_and_the_adapter_is_kept(launched):
     run = launched(max_steps=100_000)
-    watcher = threading.Thread(target=in_thread, args=(run.pk,))
-    watcher.start()
+    watcher = start_supervising(run)
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
     stop_run(run, discard=False)
     watcher.join(60)
@@ -78,8 +56,7 @@ def test_a_person_stops_it_and_the_adapter_is_kept(launched):
 def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
     monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
     run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
-    watcher = threading.Thread(target=in_thread, args=(run.pk,))
-    watcher.start()
+    watcher = start_supervising(run)
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
     supervisor.shutting_down.set()
     watcher.join(60)
@@ -95,7 +72,7 @@ def ended(run, *, code, killed_for_memory=False, **changes):
     lease = claim(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, **changes)
     watch = Watch(lease)
-    watch.engine = type("Gone", (), {"exit_code": code, "killed_for_memory": killed_for_memory})()
+    watch.engine = FakeEngine(code, killed_for_memory=killed_for_memory)
     return watch
 
 
@@ -229,32 +206,10 @@ def test_the_leash_is_touched_only_with_a_valid_lease(run):
 
 @pytest.mark.django_db
 def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
-    sent = []
     watch = ended(run, code=None, wish=Wish.STOP)
-    watch.engine = type(
-        "Deaf",
-        (),
-        {"ask_to_stop": lambda _s, how: sent.append(how), "signal": lambda _s, n: sent.append(n)},
-    )()
     watch.look()
     watch.stop_asked_at = time.monotonic() - supervisor.STOP_PATIENCE_SECONDS - 1
     watch.look()
     watch.stop_asked_at = time.monotonic() - 2 * supervisor.STOP_PATIENCE_SECONDS
     watch.look()
-    assert sent == ["save", signal.SIGTERM, signal.SIGKILL]
-
-
-def in_thread(run_id):
-    from django.db import connections
-
-    try:
-        supervise_run(run_id)
-    finally:
-        connections.close_all()
-
-
-def wait_for(ready, seconds=120):  # an engine imports for 10 s on a quiet machine
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
+    assert watch.engine.requests == ["save", signal.SIGTERM, signal.SIGKILL]

@@ -9,6 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.runs.fake_engine import FakeEngine
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
@@ -45,7 +46,7 @@ def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(config={**run.config, **config})
     watch = Watch(claim(run.pk))
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
-    watch.engine = type("Gone", (), {"exit_code": code, "killed_for_memory": None})()
+    watch.engine = FakeEngine(code)
     if outcome:
         Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(
             run.folder

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests import tiny
-from tests.runs.test_ingest import Journal, step
+from tests.runs.journals import Journal, step
 from training.people.tokens import create_token
 from training.runs.models import Run
 from training.runs.worker.ingest import store

@@ -18,6 +18,8 @@ from training.engine.methods import TABLE
 from training.errors import UserError
 from training.formatting import format_bytes
 
+NOTHING_FITS = "nothing_fits"
+
 
 def make_plan(
     situation: Situation, *, goal: str = "task", locked: Mapping[str, Any] | None = None
@@ -272,9 +274,12 @@ def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
             raise UserError(
                 f"{words} With rows cut at {length} tokens ({cut:.0f} % are longer) it would fit.",
                 field="max_length",
+                code=NOTHING_FITS,
             )
     raise UserError(
-        f"{words} Take a smaller model, or free memory on {draft.situation.device}.", field="model"
+        f"{words} Take a smaller model, or free memory on {draft.situation.device}.",
+        field="model",
+        code=NOTHING_FITS,
     )
 
 

@@ -78,7 +78,10 @@ def card_of(folder: Path) -> dict[str, Any]:
     if not weights:
         found = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
         why = f"only {found[0]}, which is pickled and could run code" if found else "no weights"
-        raise UnfitModel(f"{folder.name} has {why}. SnapML loads safetensors only.")
+        raise UnfitModel(
+            f"{folder.name} has {why}. SnapML loads safetensors only.",
+            code="pickled_weights" if found else "no_weights",
+        )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise UnfitModel(
             f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights."
@@ -87,7 +90,8 @@ def card_of(folder: Path) -> dict[str, Any]:
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
         raise UnfitModel(
             f"{folder.name} is a {architectures[0]}; SnapML trains causal language models "
-            "(…ForCausalLM)."
+            "(…ForCausalLM).",
+            code="not_causal_lm",
         )
     parameters, dtypes = count_parameters(weights)
     text = config.get("text_config") or config
@@ -146,7 +150,8 @@ def refuse_code(value: Any, where: str) -> None:
             if key in CODE_KEYS and inner not in (None, False, "sdpa", "eager"):
                 raise UnfitModel(
                     f"{where} has `{key}`, which can run code from the model's folder. SnapML "
-                    "never does that."
+                    "never does that.",
+                    code="runs_code",
                 )
             refuse_code(inner, where)
     elif isinstance(value, list):
@@ -168,7 +173,7 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
     try:
         return read_header(path)
     except InvalidHeader as error:
-        raise UnfitModel(error.message) from error
+        raise UnfitModel(error.message, code=error.code) from error
 
 
 def chat_template(folder: Path) -> str:

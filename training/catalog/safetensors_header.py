@@ -63,10 +63,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     expected = 0
     for begin, end in sorted((tensor.begin, tensor.end) for tensor in tensors.values()):
         if begin != expected:
-            raise InvalidHeader(f"Tensors in {path.name} overlap or leave holes.")
+            raise InvalidHeader(
+                f"Tensors in {path.name} overlap or leave holes.", code="bad_offsets"
+            )
         expected = end
     if not tensors or 8 + length + expected != path.stat().st_size:
-        raise InvalidHeader(f"{path.name} is cut off or has more than its header tells.")
+        raise InvalidHeader(
+            f"{path.name} is cut off or has more than its header tells.", code="bad_offsets"
+        )
     return tensors
 
 
@@ -77,13 +81,15 @@ def read_entries(path: Path) -> tuple[dict[str, Any], int]:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 2**63
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise InvalidHeader(
-                f"{path.name} is not a safetensors file: its header claims {length:,} bytes."
+                f"{path.name} is not a safetensors file: its header claims {length:,} bytes.",
+                code="broken_header",
             )
         try:
             header = json.loads(file.read(length).decode(), object_pairs_hook=check_unique_keys)
         except (ValueError, RecursionError) as error:
             raise InvalidHeader(
-                f"{path.name} is not a safetensors file: {str(error)[:100]}."
+                f"{path.name} is not a safetensors file: {str(error)[:100]}.",
+                code="broken_header",
             ) from error
     if not isinstance(header, dict):
         raise InvalidHeader(f"{path.name} is not a safetensors file: its header is not an object.")

@@ -129,6 +129,11 @@ def run(act: str, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_written"], order["most_written"]))
     threading.Thread(target=stay_alive, daemon=True).start()
+    run_act(act, folder, order)
+
+
+def run_act(act: str, folder: Path, order: dict[str, Any]) -> None:
+    """Raises UserError: what is wrong with the file, or with the disk."""
     try:
         ACTS[act](folder, order)
     except MemoryError as error:

@@ -126,26 +126,29 @@ def measure(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
     return {"read": len(lengths["total"]), "fault": fault}
 
 
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        tokenizer = load_tokenizer(Path(request["model"]))
+        template = {"template": use_template(tokenizer)}
+        if "rows" in request:
+            return template | {"rows": look(tokenizer, request)}
+        return template | measure(tokenizer, request)
+    except UserError as error:
+        return {"error": error.message}
+    # a broken tokenizer or template of the model becomes a sentence on the page
+    except Exception as error:  # noqa: BLE001
+        return {
+            "error": f"This model cannot read the rows ({type(error).__name__}: "
+            f"{str(error)[:200]})."
+        }
+
+
 def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
     request = json.load(sys.stdin)
     seconds = MOST_SECONDS["look" if "rows" in request else "measure"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    try:
-        tokenizer = load_tokenizer(Path(request["model"]))
-        answer: dict[str, Any] = {"template": use_template(tokenizer)}
-        answer |= (
-            {"rows": look(tokenizer, request)} if "rows" in request else measure(tokenizer, request)
-        )
-    except UserError as error:
-        answer = {"error": error.message}
-    # a broken tokenizer or template of the model becomes a sentence on the page
-    except Exception as error:  # noqa: BLE001
-        answer = {
-            "error": f"This model cannot read the rows ({type(error).__name__}: "
-            f"{str(error)[:200]})."
-        }
-    emit(**answer)
+    emit(**answer(request))
     return 0
 
 

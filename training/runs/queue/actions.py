@@ -55,7 +55,10 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
         if not user.is_superuser and list(held):
             # else a team could step out of its guarantee for a moment, have others stopped, and
             # step in again
-            raise NotAllowed(f"{run.name} holds a device; only an admin changes its class now.")
+            raise NotAllowed(
+                f"{run.name} holds a device; only an admin changes its class now.",
+                code="device_held",
+            )
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
         audit.note(
@@ -78,7 +81,10 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         UserError: it can never fit there.
     """
     if allocations.held_by(run.pk) is not None:
-        raise Conflict(f"{run.name} has just been given a device of {run.pool}; stop it first.")
+        raise Conflict(
+            f"{run.name} has just been given a device of {run.pool}; stop it first.",
+            code="device_given",
+        )
     config = RunConfig.from_dict(run.config)
     found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
     forecast = (

@@ -50,9 +50,12 @@ def refuse_without_devices(request: Request, pool: Pool) -> None:
             f"{who} may hold no device of {pool}: the limit is 0. Choose another pool, or ask an "
             "admin.",
             field="pool",
+            code="team_has_no_device",
         )
     if PersonalQuota.objects.filter(user=request.user, running=0).exists():
-        raise UserError("You may hold no device: your limit is 0. Ask an admin.")
+        raise UserError(
+            "You may hold no device: your limit is 0. Ask an admin.", code="person_has_no_device"
+        )
 
 
 def refuse_full_queue(user: User) -> None:
@@ -65,7 +68,8 @@ def refuse_full_queue(user: User) -> None:
     if quota is not None and queued >= (quota.queued or 0):
         raise Conflict(
             f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or "
-            "stop one."
+            "stop one.",
+            code="queue_full",
         )
 
 
@@ -86,7 +90,8 @@ def refuse_never(
         raise UserError(
             (
                 f"This run can never start in {pool}: it {words(barrier, scene)} {nearest(most)}"
-            ).strip()
+            ).strip(),
+            code=barrier.why,
         )
 
 
@@ -106,7 +111,8 @@ def refuse_overdue(user: User, run: Run) -> None:
         hours = longest.total_seconds() / 3600
         raise NotAllowed(
             f"{run.name} has held devices for {hours:.1f} h, as long as it may; ask an admin to "
-            "let it go on."
+            "let it go on.",
+            code="time_used_up",
         )
 
 

@@ -13,11 +13,35 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 from django.conf import settings
 
 from training.child_process import STEADY_MEMORY, child_environment
 from training.engine.stop_signals import LEASH, STOP
+
+
+class Engine(Protocol):
+    """What a watcher uses of the engine that it watches."""
+
+    @property
+    def exit_code(self) -> int | None: ...
+
+    @property
+    def killed_for_memory(self) -> bool: ...
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def start(self, device: dict[str, str]) -> None: ...
+
+    def alive(self) -> bool: ...
+
+    def touch_leash(self) -> None: ...
+
+    def ask_to_stop(self, how: str) -> None: ...
+
+    def signal(self, number: signal.Signals) -> None: ...
 
 
 class EngineProcess:

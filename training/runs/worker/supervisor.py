@@ -30,7 +30,7 @@ from training.runs.queue import admission
 from training.runs.signals import run_changed
 from training.runs.states import ENDED, State, Wish
 from training.runs.worker import oom_recovery, outcomes
-from training.runs.worker.engine_process import EngineProcess
+from training.runs.worker.engine_process import Engine, EngineProcess
 from training.runs.worker.ingest import BrokenJournal, store
 from training.runs.worker.lease import LEASE_SECONDS, RENEW_SECONDS, Every, Lease, LeaseLost, claim
 from training.runs.worker.memory_guard import Share, measure_context, raised
@@ -79,7 +79,7 @@ class Watch:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.record = Run.objects.get(pk=lease.run_id)
-        self.engine = EngineProcess(self.record.folder)
+        self.engine: Engine = EngineProcess(self.record.folder)
         self.renewed_at = time.monotonic()
         self.stop_asked_at: float | None = None
         self.told = Wish.RUN

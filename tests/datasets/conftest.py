@@ -1,0 +1,41 @@
+"""Uploads are read in the process of the tests, quicker by a second of imports for every job."""
+
+import contextlib
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def reading_here(request, monkeypatch):
+    """Not where a test is marked `own_process`: that asks for limits, or for the program itself."""
+    if request.node.get_closest_marker("own_process"):
+        return
+    from training.child_process import emit_error
+    from training.datasets import program
+    from training.errors import UserError
+
+    def run(act, folder):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            try:
+                program.run_act(act, folder, json.loads((folder / "order.json").read_text()))
+            except UserError as error:
+                emit_error(error.message, field=error.field)
+        return out.getvalue()
+
+    def run_child(_module, act, folder, **_limits):
+        return subprocess.CompletedProcess([act], 0, run(act, Path(folder)), "")
+
+    def stream_child(command, _log, **_environment):
+        act, folder = command[-2:]
+        for message in map(json.loads, run(act, Path(folder)).splitlines()):
+            if "error" in message:
+                raise UserError(message["error"], field=message["field"])
+            yield message
+
+    monkeypatch.setattr("training.datasets.intake.run_child", run_child)
+    monkeypatch.setattr("training.datasets.work.stream_child", stream_child)

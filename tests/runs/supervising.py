@@ -1,0 +1,29 @@
+"""A worker that watches a run while the test goes on."""
+
+import threading
+import time
+
+from django.db import connections
+
+from training.runs.worker.supervisor import supervise_run
+
+
+def start_supervising(run):
+    """A thread that ends with the run's attempt."""
+
+    def supervise():
+        try:
+            supervise_run(run.pk)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=supervise)
+    thread.start()
+    return thread
+
+
+def wait_for(ready, seconds=120):  # an engine imports for 10 s on a quiet machine
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
