@@ -195,11 +195,11 @@ def data(alice):
 def preview_here(monkeypatch):
     """Rows are tokenized in this process, quicker by 2 s of imports for every question."""
 
-    def run_child(module, *, said, **_limits):
+    def run_child(module, *, stdin, **_limits):
         from training.engine.data import preview
 
         assert module == preview.__name__
-        answer = json.dumps(preview.answer(json.loads(said)))
+        answer = json.dumps(preview.answer(json.loads(stdin)))
         return subprocess.CompletedProcess([module], 0, answer, "")
 
     monkeypatch.setattr("training.runs.forecast.token_lengths.run_child", run_child)

@@ -126,7 +126,7 @@ def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(traine
     monkeypatch.setattr(
         program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8)
     )
-    with pytest.raises(UserError, match="the disk has 0"):
+    with pytest.raises(UserError, match=r"the disk has 100\.0 MB"):
         program.merge(order_of(version))
 
 

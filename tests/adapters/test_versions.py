@@ -167,7 +167,6 @@ def test_another_base_model_or_rank_than_the_versions_is_refused_at_its_field(
 def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
     with refused(ConfigError, field="rank", naming=(8, 4)):
         continue_training.continue_from(alice, trained, changes={"rank": 8})
-    assert refused.value.field == "rank"
     with pytest.raises(UserError, match="set by SnapML"):
         continue_training.continue_from(alice, trained, changes={"start_weights": "/etc"})
     assert Run.objects.count() == 1

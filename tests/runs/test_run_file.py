@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.pages import markup
 from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
@@ -61,9 +62,9 @@ def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, a
 def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
     answer = as_alice.get(f"/runs/{run.pk}/config.yaml")
     assert answer["Content-Disposition"] == f'attachment; filename="run-{run.pk}.yaml"'
-    page = as_alice.post(
-        "/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)}
-    ).content.decode()
+    page = markup(
+        as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)})
+    )
     assert 'value="Lights, tiny"' in page
     assert '<input id="rank" name="rank" inputmode="decimal" autocomplete="off" value="4">' in page
     bad = as_alice.post(
@@ -97,7 +98,7 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
 
 
 def test_new_from_this_run_copies_everything(as_alice, run):
-    page = as_alice.get(f"/runs/new?from={run.pk}").content.decode()
+    page = markup(as_alice.get(f"/runs/new?from={run.pk}"))
     for name in (
         "rank",
         "alpha",
@@ -122,7 +123,7 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
     described = read_yaml(to_yaml(run))
     assert find_placement(described) == Placement(run.pool, "background")
     file = SimpleUploadedFile("r.yaml", to_yaml(run).encode())
-    page = as_alice.post("/runs/new/file", {"file": file}).content.decode()
+    page = markup(as_alice.post("/runs/new/file", {"file": file}))
     assert 'value="background" selected' in page
 
 

@@ -2,13 +2,12 @@
 the web server has.
 """
 
-import re
-
 import pytest
 from django.urls import reverse
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.pages import markup
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
@@ -41,11 +40,6 @@ def form(base_model, data):
         "model": base_model.pk,
         "data": data.pk,
     }
-
-
-def markup(answer):
-    """A page without the whitespace that a browser does not show."""
-    return re.sub(r"(?<=>) | (?=<)", "", re.sub(r"\s+", " ", answer.content.decode()))
 
 
 def shown(client, form):

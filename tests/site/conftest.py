@@ -1,6 +1,7 @@
 """One of each thing that has an address, all of them alice's and shared with her team."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +11,28 @@ from adapters.models import Deployment, PromptSet
 from tests import tiny
 from tests.shelf import put_on_shelf
 from training.datasets.models import Upload
+from training.errors import UserError
 from training.jobs.models import Job
 from training.jobs.services import enqueue
 from training.people.models import Team
 from training.runs.models import Sweep
 from training.webhooks.models import Webhook
+
+
+@pytest.fixture
+def no_program(monkeypatch, settings):
+    """Tokens are counted and steps simulated by programs of their own: not here, and what failed
+    here is not remembered for other tests.
+    """
+
+    def refuse(*_args, **_kwargs):
+        raise UserError("not here")
+
+    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
+    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
+    yield
+    for mark in (Path(settings.HOME) / "data").rglob("*.failed"):
+        mark.unlink()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from django.urls import get_resolver, reverse
 from training.people.tokens import create_token
 from training.runs.queue import admission
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
 OPEN = {"sign-in", "sign-out", "health"}
 # Addresses of things that the owner, the team and admins may see.
 OWNED = {
@@ -119,18 +119,6 @@ SHARED = {
 # Admins, and leads as far as it concerns their teams.
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
 ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-offer"}
-
-
-@pytest.fixture(autouse=True)
-def no_program(monkeypatch):
-    """Tokens are counted by a program of its own; the doors ask only who may ask for it."""
-    from training.errors import UserError
-
-    def refuse(*_asked):
-        raise UserError("not here")
-
-    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
-    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
 
 
 def pages():

@@ -14,7 +14,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from snapml_site.api import api
 from training.people.tokens import create_token
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
 CAST = ("stranger", "mallory", "vera", "bob", "lea", "alice", "admin")
 ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
 LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
@@ -179,18 +179,6 @@ def operations():
     for path, methods in api.get_openapi_schema()["paths"].items():
         for method in methods:
             yield f"{method} {path.removeprefix('/api/v1')}"
-
-
-@pytest.fixture(autouse=True)
-def no_program(monkeypatch):
-    """Tokens are counted by a program of its own; the matrix asks only who may ask for it."""
-    from training.errors import UserError
-
-    def refuse(*_asked):
-        raise UserError("not here")
-
-    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
-    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
 
 
 def body_of(operation, things):

@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from training.errors import UserError
 from training.people.tokens import create_token
 
 pytestmark = pytest.mark.django_db
@@ -35,16 +36,12 @@ schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", get_wsgi_applica
 
 
 @pytest.fixture(autouse=True)
-def no_program(monkeypatch, no_bell):
-    """Tokens are counted, files looked at and names resolved by others; here only the API
-    answers.
-    """
-    from training.errors import UserError
+def nobody_else(monkeypatch, no_bell, no_program):
+    """Files are looked at and names resolved by others; here only the API answers."""
 
     def refuse(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
     monkeypatch.setattr("training.datasets.intake.look", refuse)
     monkeypatch.setattr("training.webhooks.services.resolve", refuse)
 
