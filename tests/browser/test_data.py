@@ -201,7 +201,7 @@ def test_a_notification_tells_of_a_runs_end_once(page, stage):
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
     run = stage.api("POST", "/runs", body)["id"]
     stage.wait_for(lambda: stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished")
-    page.wait_for_function("window.told.includes('Finished: Told of')", timeout=90_000)
+    page.wait_for_function("() => window.told.includes('Finished: Told of')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)
     assert page.evaluate("window.told").count("Finished: Told of") == 1

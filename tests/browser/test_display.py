@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
+from tests.browser.instances import new_stage
 
 pytestmark = pytest.mark.browser
 
@@ -61,6 +62,13 @@ django.setup()
 from training.catalog.models import BaseModel
 BaseModel.objects.filter(name="slow-llama").update(state="ready")
 """
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory, tiny_model):
+    """An instance of their own: its model and data get other names."""
+    with new_stage(tmp_path_factory, tiny_model) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

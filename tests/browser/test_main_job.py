@@ -111,6 +111,7 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     by_hand(page, stage)
     choose(page)
     page.locator("[name=name]").fill("My careful run")
+    page.locator("[name=max_length]").fill("512")
     page.locator("[name=tokens_per_batch]").fill("100")
     expect(page.locator("#card")).to_contain_text(
         "tokens_per_batch is 100, but one row may be max_length = 512"

@@ -15,8 +15,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests import simulations
+from training.engine.config import RunConfig
 from training.errors import UserError
 from training.people.tokens import create_token
+from training.runs.forecast import memory_estimators
 
 pytestmark = pytest.mark.django_db
 ASK = settings(
@@ -36,8 +39,13 @@ schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", get_wsgi_applica
 
 
 @pytest.fixture(autouse=True)
-def nobody_else(monkeypatch, no_bell, no_program):
-    """Files are looked at and names resolved by others; here only the API answers."""
+def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
+    """Files are looked at, names resolved and steps simulated by others; here only the API answers.
+    Each simulation takes 6 s, so one answer serves every model that is made up.
+    """
+    lora = RunConfig.from_dict({"method": "lora"}).to_dict()
+    answer = simulations.ask({"model": str(tiny_model), "settings": lora, "device": "cpu"})
+    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", lambda _request: answer)
 
     def refuse(*_args, **_kwargs):
         raise UserError("not here")
