@@ -77,7 +77,7 @@ class LaunchRequest:
         if self.skip_impossible:
             kept["skip_impossible"] = True
         if self.name:
-            kept["name"] = self.name
+            kept["name"] = one_line(self.name)
         return kept
 
 
@@ -106,9 +106,14 @@ class ResolvedLaunch:
 
 
 def resolve(
-    request: LaunchRequest, *, plan: Plan | None = None, wait: bool = True
+    request: LaunchRequest,
+    *,
+    plan: Plan | None = None,
+    target: Target | None = None,
+    wait: bool = True,
 ) -> ResolvedLaunch:
-    """Check a request once, for preview and launch alike. `plan` is one that was just made for it.
+    """Check a request once, for preview and launch alike. `plan` and `target` are given by whoever
+    has just made the one and looked up the other for it.
 
     Raises:
         ConfigError: a setting is wrong; `field` names it. TooLarge: the grid has too many runs.
@@ -119,7 +124,7 @@ def resolve(
     """
     check_model_ready(request.base_model)
     checks.refuse_class(request.user, request.placement.priority)
-    target = target_of(request.placement.pool)
+    target = target or target_of(request.placement.pool)
     settings = request.settings
     if request.auto is not None:
         if settings:
@@ -172,10 +177,14 @@ class LaunchPreview:
 
 
 def preview(
-    request: LaunchRequest, *, plan: Plan | None = None, wait: bool = True
+    request: LaunchRequest,
+    *,
+    plan: Plan | None = None,
+    target: Target | None = None,
+    wait: bool = True,
 ) -> LaunchPreview:
     """Raises UserError: what `resolve` raises, or the technique does not fit the model."""
-    resolved = resolve(request, plan=plan, wait=wait)
+    resolved = resolve(request, plan=plan, target=target, wait=wait)
     config = resolved.members[0].config
     return LaunchPreview(
         runs=len(resolved.members),

@@ -55,7 +55,8 @@ def card_values(entered: LaunchInput) -> dict[str, Any]:
             return known | {"missing": missing_choice(entered)}
         # The digest is the launch's business: a plan that changed is shown here, anew.
         request = replace(entered.to_request(), plan_digest=None)
-        shown = preview(request, plan=planned.plan if planned else None, wait=False)
+        plan, target = planned.plan if planned else None, entered.picked.target
+        shown = preview(request, plan=plan, target=target, wait=False)
     except UserError as problem:
         return known | {"problem": problem, "missing": what_to_correct(problem)}
     will = shown.forecast
