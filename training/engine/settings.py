@@ -217,11 +217,11 @@ def check_technique(config: TechniqueSettings) -> None:
                 f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.",
                 field=name,
             )
-    if len(config.prompt_text) > 2000 or (
-        config.prompt_init == "text" and not config.prompt_text.strip()
-    ):
+    is_empty = config.prompt_init == "text" and not config.prompt_text.strip()
+    if len(config.prompt_text) > 2000 or is_empty or "\0" in config.prompt_text:
         raise ConfigError(
-            "prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.",
+            "prompt_text must be a text of 1 to 2,000 characters without NUL, or prompt_init "
+            "random.",
             field="prompt_text",
         )
     if config.init_weights == "loftq" and config.method != "qlora":
