@@ -6,7 +6,7 @@ class AdaptersConfig(AppConfig):
     label = "adapters"
 
     def ready(self) -> None:
-        """Runs do not know adapters (architecture.md), so what they do for runs and workers is hung
+        """Runs do not know adapters (ARCHITECTURE.md), so what they do for runs and workers is hung
         up here.
         """
         from adapters.evaluation.replies import ANSWERS_JOB

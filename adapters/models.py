@@ -92,7 +92,7 @@ class AdapterVersion(Owned):
 
     @property
     def merged_folder(self) -> Path:
-        """Where the model lies that it is merged into its base, once it is (merges.py)."""
+        """Where the model lies that it is merged into its base, once it is (export/merge.py)."""
         return Path(settings.HOME) / "merged" / str(self.pk)
 
 
@@ -157,7 +157,9 @@ class DeploymentChange(models.Model):
 
 
 class Served(models.Model):
-    """One answer of a deployment. Kept for a week (served.py); what is older is in `Tally`."""
+    """One answer of a deployment. Kept for a week (serving/usage.py); what is older is in
+    `Tally`.
+    """
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="served")
     version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")

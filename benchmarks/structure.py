@@ -3,7 +3,7 @@ width.
 
     python benchmarks/structure.py [OLD [NEW]] [--json]
 
-OLD defaults to the first commit of the restructuring's baseline, NEW to the working tree. Tests and
+OLD defaults to the last commit before the restructuring, NEW to the working tree. Tests and
 migrations are left out. An import counts wherever it stands: at the top, inside a function, or
 under TYPE_CHECKING.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from django.core.exceptions import RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
@@ -140,6 +141,8 @@ def on_missing(request: HttpRequest, _error: Http404) -> HttpResponse:
 
 @api.exception_handler(Exception)
 def on_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+    if isinstance(error, RequestDataTooBig):
+        return problem(request, "The request is larger than a request of the API may be.", 413)
     log.error("The API failed at %s.", request.path, exc_info=error)
     return problem(request, "Something broke on the server; its log has the details.", 500)
 

@@ -1,6 +1,7 @@
 """Programs that we start: their messages, their ends, and nothing left of them."""
 
 import sys
+import threading
 import time
 
 import psutil
@@ -10,10 +11,10 @@ from training.child_process import RequestChild, stream_child
 from training.errors import UserError
 
 
-def start(program, tmp_path):
-    return stream_child(
-        [sys.executable, "-c", program], tmp_path / "log" / "x.log", cwd=tmp_path, environment={}
-    )
+def start(program, tmp_path, **options):
+    log = tmp_path / "log" / "x.log"
+    command = [sys.executable, "-c", program]
+    return stream_child(command, log, cwd=tmp_path, environment={}, **options)
 
 
 def children():
@@ -44,6 +45,20 @@ def test_who_stops_reading_ends_the_child_and_nothing_is_left_of_it(tmp_path):
     next(messages)
     messages.close()
     assert children() == before
+
+
+def test_a_child_that_says_nothing_ends_when_it_is_cancelled(tmp_path):
+    cancelled = threading.Event()
+    threading.Timer(0.5, cancelled.set).start()
+    before = children()
+    with pytest.raises(UserError, match="code -15"):
+        list(start("import time; time.sleep(60)", tmp_path, cancelled=cancelled))
+    assert children() == before
+
+
+def test_a_line_that_is_no_message_is_told_with_the_log(tmp_path):
+    with pytest.raises(UserError, match=r"'Loading\.\.\.', not a message; its log is log/x\.log"):
+        list(start("print('Loading...')", tmp_path))
 
 
 def test_a_child_that_leaves_when_it_is_idle_is_no_zombie(tmp_path):

@@ -43,6 +43,8 @@ NETWORK_VARIABLES = (
     "HF_HUB_DISABLE_XET",
 )
 PARAMS_FILE = "order.json"
+KILL_AFTER_SECONDS = 10.0  # that a child has to clean up
+CANCEL_CHECK_SECONDS = 1.0
 EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h
 EXIT_DISK = 74  # EX_IOERR
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -100,35 +102,63 @@ def run_child(
 
 
 def stream_child(
-    command: Sequence[str], log: Path, *, cwd: Path, environment: dict[str, str]
+    command: Sequence[str],
+    log: Path,
+    *,
+    cwd: Path,
+    environment: dict[str, str],
+    cancelled: threading.Event | None = None,
 ) -> Generator[Message, None, None]:
-    """Run a program and yield its messages as they come. Who stops reading ends it.
+    """Run a program and yield its messages as they come. It is ended when nobody reads on, and when
+    `cancelled` is set.
 
     Raises:
-        UserError: it said what is wrong, or ended with a code and no word.
+        UserError: it said what is wrong, said what is no message, or ended with a code and no word.
     """
+    place = f"its log is {log.parent.name}/{log.name} in SNAPML_HOME."
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=cwd, env=environment
         )
         assert child.stdout is not None
+        if cancelled is not None:
+            terminate_when_set(child, cancelled)
         try:
             for line in child.stdout:
-                message = json.loads(line)
+                try:
+                    message = json.loads(line)
+                except ValueError as error:
+                    said = line.strip()[:80]
+                    raise UserError(f"The program said {said!r}, not a message; {place}") from error
                 if "error" in message:
                     raise UserError(message["error"], field=message.get("field", ""))
                 yield message
         finally:
-            if child.poll() is None:
-                child.terminate()
-            code = child.wait()
+            code = end_child(child)
             child.stdout.close()
     if code:
-        raise UserError(
-            f"The program ended with code {code}; its log is "
-            f"{log.parent.name}/{log.name} in SNAPML_HOME."
-        )
+        raise UserError(f"The program ended with code {code}; {place}")
+
+
+def end_child(child: subprocess.Popen[str]) -> int:
+    """Ask a child that still runs to end, kill it if it does not; returns its exit code."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        return child.wait(KILL_AFTER_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
+
+
+def terminate_when_set(child: subprocess.Popen[str], cancelled: threading.Event) -> None:
+    def watch() -> None:
+        while child.poll() is None:
+            if cancelled.wait(CANCEL_CHECK_SECONDS):
+                end_child(child)
+
+    threading.Thread(target=watch, name=f"cancel-{child.pid}", daemon=True).start()
 
 
 class RequestChild:
@@ -154,7 +184,8 @@ class RequestChild:
         if not self._lock.acquire(timeout=self.max_seconds):
             raise TimeoutError
         try:
-            # A child that is about to leave looks like one that stays; then a new one is asked.
+            # A child that leaves because it is idle may still look alive; then a new one is
+            # started and asked.
             for _ in range(2):
                 child = self._running(cwd)
                 started = time.monotonic()
@@ -164,7 +195,7 @@ class RequestChild:
                     line = self._exchange(child, json.dumps(message))
                 finally:
                     timer.cancel()
-                if line:
+                if line.endswith("\n"):  # else it was killed in the middle of its answer
                     answer: Message = json.loads(line)
                     return answer
                 self._child = None
@@ -187,7 +218,7 @@ class RequestChild:
     def _running(self, cwd: Path) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
             self._child = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", self.module],
+                [sys.executable, "-W", "ignore", *module_command(self.module)[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

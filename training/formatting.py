@@ -17,11 +17,11 @@ def format_bytes(count: float | None, decimals: int = 1) -> str:
     if not isinstance(count, int | float):
         return ""
     for unit in ("B", "kB"):
-        if abs(count) < 1000:
+        if abs(round(count)) < 1000:
             return f"{count:.0f} {unit}"
         count /= 1000
     for unit in ("MB", "GB"):
-        if abs(count) < 1000:
+        if abs(round(count, decimals)) < 1000:
             return f"{count:.{decimals}f} {unit}"
         count /= 1000
     return f"{count:.{decimals}f} TB"
@@ -62,7 +62,8 @@ def format_setting(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float) and 0 < value < 0.01:
-        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+        digits, exponent = f"{value:e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -81,11 +82,10 @@ def format_duration(seconds: float | None) -> str:
     """3725 as `1 h 2 min`."""
     if seconds is None:
         return ""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def format_clock(epoch_seconds: float) -> str:

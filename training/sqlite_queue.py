@@ -1,7 +1,7 @@
 """Huey's queue in an SQLite file, without its polling: an idle worker sleeps.
 
-Huey's own threads ask the file for a message each, several times a second. Here one thread of all
-waits for the next message: who enqueues one writes a byte into a FIFO beside the file. A byte that
+Huey's own threads ask the file for a message each, several times a second. Here only one thread
+waits at a time: whoever enqueues a message writes a byte into a FIFO beside the file. A byte that
 is lost costs a few seconds, since the file is asked from time to time anyway.
 """
 
@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import os
 import select
+import sqlite3
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from huey.storage import SqliteStorage
+from redis.exceptions import RedisError
 
 MAX_WAIT_SECONDS = 5.0
+# What a queue that does not work raises, in SQLite or Redis. The rows are the truth, so whoever
+# enqueues a message goes on without it.
+QUEUE_ERRORS = (OSError, sqlite3.Error, RedisError)
 
 
 class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
+    """Storage whose `dequeue` sleeps until a message comes."""
+
     blocking = True  # Huey: `dequeue` waits by itself
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -72,7 +79,7 @@ class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
             return  # nobody waits; a worker that starts asks the file first
         try:
             os.write(writer, b"x")
-        except BlockingIOError:
-            pass  # it holds enough of them
+        except (BlockingIOError, BrokenPipeError):
+            pass  # it holds enough of them, or its reader has just gone
         finally:
             os.close(writer)

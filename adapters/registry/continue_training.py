@@ -86,6 +86,10 @@ def start_weights_of(version: AdapterVersion) -> StartWeights:
     )
 
 
+def has_config(version: AdapterVersion) -> bool:
+    return version.whole_model or (version.folder / ADAPTER[1]).is_file()
+
+
 def resolve_start_weights(
     user: User, *, version: int | None, name: str, number: int | None, sha256: str
 ) -> StartWeights:
@@ -105,12 +109,12 @@ def resolve_start_weights(
             found = same.filter(pk__in=named).first() or same.first()
         else:
             found = named.first()
-        wanted = f"{name[:80]!r}" + ("" if number is None else f", version {number},")
-    if found is None or not found.folder.is_dir():
+        wanted = f"{name[:80]!r}" + ("" if number is None else f", version {number}")
+    if found is None or not (found.folder.is_dir() and has_config(found)):
         raise NotFound(
-            f"The adapter that this run begins with, {wanted} is not there, or not yours to see. "
+            f"The adapter that this run begins with, {wanted}, is not there, or not yours to see. "
             "Leave it out to begin with the base model.",
-            field="from_version",
+            field="from_version" if version is not None else "start_from",
         )
     return start_weights_of(found)
 

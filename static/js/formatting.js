@@ -13,20 +13,21 @@ function fixed(value, decimals) {
 export function formatBytes(bytes) {
   if (bytes == null) return "";
   for (const [unit, decimals] of [["B", 0], ["kB", 0], ["MB", 1], ["GB", 1]]) {
-    if (Math.abs(bytes) < 1000) return `${fixed(bytes, decimals)} ${unit}`;
+    if (Math.abs(Number(fixed(bytes, decimals))) < 1000) return `${fixed(bytes, decimals)} ${unit}`;
     bytes /= 1000;
   }
   return `${fixed(bytes, 1)} TB`;
 }
 
-export const formatInteger = (count) => count.toLocaleString("en-US");
+export const formatInteger = (count) =>
+  count.toLocaleString("en-US", { maximumFractionDigits: 0 });
 export const formatLoss = (loss) => (loss == null ? "" : fixed(loss, 3));
 
 export function formatDuration(seconds) {
   if (seconds == null) return "";
-  if (seconds < 60) return `${fixed(seconds, 0)} s`;
-  if (seconds < 3600) return `${fixed(seconds / 60, 0)} min`;
-  return `${Math.floor(seconds / 3600)} h ${fixed((seconds % 3600) / 60, 0)} min`;
+  if (Number(fixed(seconds, 0)) < 60) return `${fixed(seconds, 0)} s`;
+  const minutes = Number(fixed(seconds / 60, 0));
+  return minutes < 60 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 // The range in which a waiting run should start. All three are epoch seconds.

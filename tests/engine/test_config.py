@@ -56,7 +56,7 @@ def test_a_constant_rate_stays():
     ("given", "words"),
     [
         ({"target_modules": "a" * 501}, "target_modules must be"),
-        ({"target_modules": "q\0"}, "target_modules must be"),
+        ({"target_modules": "q\0"}, "target_modules has a NUL"),
         ({"seed": 10**30}, "seed has too many digits"),
         (
             {"early_stopping": 5, "eval_interval": 100, "max_steps": 200},

@@ -4,6 +4,7 @@ command, and starts what it told.
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,9 +13,9 @@ from django.urls import reverse
 
 from tests import tiny
 from tests.launching import launch_run
-from training.errors import Conflict, UserError
+from training.errors import ConfigError, Conflict, UserError
 from training.gpus import devices
-from training.gpus.models import Pool
+from training.gpus.models import PersonalQuota, Pool
 from training.runs.forecast.memory_estimators import Unlawful
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest, launch, preview
@@ -137,9 +138,9 @@ def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
         user=alice, base_model=base_model, data=counted, settings={**tiny.SETTINGS, **JUMPY}
     )
     with pytest.raises(WarningsNotAccepted) as refused:
-        launch(request, seen=["something else"])
+        launch(request, accepted_warnings=["something else"])
     seen = [warning_id(words) for words in refused.value.warnings]
-    assert isinstance(launch(request, seen=seen), Run)
+    assert isinstance(launch(request, accepted_warnings=seen), Run)
 
 
 def test_a_run_and_its_config_are_written_once_and_whole(
@@ -171,3 +172,35 @@ def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
     sweep = launch_run(alice, **asked, skip_impossible=True)
     assert [run.method for run in sweep.runs.all()] == ["lora"]
     assert list(sweep.refused) == ["QLoRA"]
+
+
+def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folder(
+    alice, base_model, data, device, no_bell, settings
+):
+    PersonalQuota.objects.create(user=alice, queued=2)
+    runs = Path(settings.HOME) / "runs"
+    before = set(runs.glob("*/config.json"))
+    with pytest.raises(Conflict):
+        launch_run(alice, base_model=base_model, data=data, settings={"seed": [1, 2, 3]})
+    assert not Run.objects.exists()
+    assert set(runs.glob("*/config.json")) == before
+
+
+def test_values_that_are_named_twice_are_kept_once(alice, base_model, data, device, no_bell):
+    settings = {**tiny.SETTINGS, "seed": [1, 2] + [1] * 1000}
+    sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
+    assert sweep.runs.first().request["settings"]["seed"] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\0b"])
+def test_a_text_that_no_database_stores_is_refused_at_its_setting(alice, base_model, data, text):
+    settings = {"method": "prompt", "prompt_init": "text", "prompt_text": text}
+    with pytest.raises(ConfigError) as refused:
+        launch_run(alice, base_model=base_model, data=data, settings=settings)
+    assert refused.value.field == "prompt_text"
+
+
+def test_a_plan_digest_without_auto_is_refused(alice, base_model, data):
+    with pytest.raises(UserError) as refused:
+        launch_run(alice, base_model=base_model, data=data, plan_digest="x")
+    assert refused.value.field == "plan_digest"

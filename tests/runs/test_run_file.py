@@ -15,7 +15,14 @@ from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.yaml_file import find_data, find_placement, read_yaml, to_yaml
+from training.runs.launch.start_weights import find_start_weights
+from training.runs.launch.yaml_file import (
+    find_data,
+    find_placement,
+    read_yaml,
+    to_request,
+    to_yaml,
+)
 from training.runs.models import Run, Sweep
 from training.runs.queue.placement import Placement
 
@@ -37,7 +44,8 @@ def test_it_comes_back_as_it_went(run, alice):
         ("modell: x", "There is no key 'modell'"),
         ("settings: 3", "`settings` must be a mapping"),
         ("a: &x [1]\nb: *x", "aliases"),
-        ("!!python/object/apply:os.system ['id']", "not YAML"),
+        ("settings: {rank: !!bool x}", "tags"),
+        ("!!python/object/apply:os.system ['id']", "tags"),
         ("x" * 70_000, "more than 16,000 characters"),
         ("[" * 10_000, "nested too deeply"),
     ],
@@ -228,3 +236,33 @@ def test_a_request_of_another_form_gets_a_sentence(text):
     with pytest.raises(UserError) as refused:
         read_yaml(text)
     assert refused.value.field == "file"
+
+
+@pytest.mark.parametrize("request_", [{}, {"name": "x"}, {"skip_impossible": True}])
+def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, request_):
+    described = read_yaml(to_yaml(run)) | {"request": read_yaml("name: x")}
+    described["request"] |= request_
+    with pytest.raises(UserError) as refused:
+        to_request(alice, described, again=True)
+    assert refused.value.field == "file"
+
+
+def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_bell):
+    texts = [f"{number} " + "word " * 300 for number in range(12)]
+    settings = {"method": "prompt", "prompt_init": "text", "prompt_text": texts, "max_steps": 2}
+    sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
+    run = sweep.runs.first()
+    assert read_yaml(to_yaml(run))["settings"] == run.config
+
+
+@pytest.mark.parametrize("version", ["1", 1.0, True])
+def test_a_version_to_begin_with_has_a_whole_number(alice, version):
+    with pytest.raises(UserError) as refused:
+        find_start_weights(alice, {"name": "Lights", "version": version})
+    assert refused.value.field == "start_from"
+
+
+def test_the_page_refuses_a_lock_of_the_wrong_type(as_alice, run):
+    text = b"model: tiny-llama\ndata: Lights\nauto: {locked: {gradient_checkpointing: 1}}\n"
+    page = as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", text)})
+    assert page.context["error"].field == "gradient_checkpointing"

@@ -104,12 +104,14 @@ def parse_entry(name: str, entry: Any, file_name: str) -> TensorInfo:
         bits = DTYPE_BITS[dtype]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidHeader(
-            f"The tensor {name[:80]!r} in {file_name} is not described as safetensors has it."
+            f"The tensor {name[:80]!r} in {file_name} is not described as safetensors has it.",
+            code="broken_entry",
         ) from error
     is_sound = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
     if not is_sound or not has_elements(shape, 8 * (end - begin), bits):
         raise InvalidHeader(
-            f"The tensor {name[:80]!r} in {file_name} has other bytes than its shape needs."
+            f"The tensor {name[:80]!r} in {file_name} has other bytes than its shape needs.",
+            code="wrong_size",
         )
     return TensorInfo(dtype, shape, begin, end)
 

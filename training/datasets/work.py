@@ -41,7 +41,7 @@ from training.datasets.program import take_sample
 from training.errors import UserError, one_line
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
-from training.jobs.runner import get_subject, save_job
+from training.jobs.runner import cancelled, get_subject, save_job
 from training.people.models import User
 from training.people.visible import may_change
 
@@ -71,6 +71,7 @@ def run_program(job: Job, upload: Upload) -> dict[str, Any]:
         upload.folder / "program.log",
         cwd=settings.BASE_DIR,
         environment=child_environment(*(NETWORK_VARIABLES if upload.job == "fetch" else ())),
+        cancelled=cancelled.get(job.pk),
     )
     with closing(messages):
         for message in messages:

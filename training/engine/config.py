@@ -223,6 +223,15 @@ class RunConfig(TechniqueSettings):
             )
 
     @classmethod
+    def check_types(cls, values: Mapping[str, Any]) -> None:
+        """Raises ConfigError: a setting that there is not, or one of the wrong type."""
+        kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in kinds:
+                raise ConfigError(f"There is no setting {name[:40]!r}.", field=name[:40])
+            typed_value(name, kinds[name], value)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Check names and types of a JSON object; what it leaves out is as usual for its technique.
 

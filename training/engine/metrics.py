@@ -1,5 +1,6 @@
-"""Every number that a run tells again and again, one row each. Journal, curves, tables, exports and
-charts read this table, so that a new metric is one row here and its value where the step is taken.
+"""Every number that a run reports at each step or measurement, one row each. Journal, curves,
+tables, exports and charts read this table, so that a new metric is one row here and its value where
+the step is taken.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ METRICS: dict[str, Metric] = {
             event="eval",
             color="chart-2",
         ),
-        # as many equally likely tokens: as sure as the model is of each
+        # exp(loss): among how many equally likely tokens the model chooses
         Metric("perplexity", "Perplexity", "choices/token", "low", 3, event="eval"),
     )
 }

@@ -218,10 +218,9 @@ def check_technique(config: TechniqueSettings) -> None:
                 field=name,
             )
     is_empty = config.prompt_init == "text" and not config.prompt_text.strip()
-    if len(config.prompt_text) > 2000 or is_empty or "\0" in config.prompt_text:
+    if len(config.prompt_text) > 2000 or is_empty:
         raise ConfigError(
-            "prompt_text must be a text of 1 to 2,000 characters without NUL, or prompt_init "
-            "random.",
+            "prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.",
             field="prompt_text",
         )
     if config.init_weights == "loftq" and config.method != "qlora":
@@ -275,6 +274,16 @@ def read_pattern(text: str) -> dict[str, int]:
     return {name.strip(): int(number) for name, number in pairs}
 
 
+def check_text(name: str, text: str) -> None:
+    """Raises ConfigError: half of a surrogate pair, or NUL, which no database stores."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} has characters that are no text.", field=name) from error
+    if "\0" in text:
+        raise ConfigError(f"{name} has a NUL character; take it out.", field=name)
+
+
 def typed_value(name: str, kind: str, value: Any) -> Any:
     """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a
     number.
@@ -290,6 +299,8 @@ def typed_value(name: str, kind: str, value: Any) -> Any:
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
     if isinstance(value, int) and abs(value) > 2**63:
         raise ConfigError(f"{name} has too many digits.", field=name)
+    if isinstance(value, str):
+        check_text(name, value)
     if kind != "float":
         return value
     try:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from functools import partial
 
 from django.conf import settings
 from django.db import transaction
 from huey.contrib.djhuey import close_db
-from redis.exceptions import RedisError
 
 from training.jobs.runner import run_job
+from training.sqlite_queue import QUEUE_ERRORS
 
 log = logging.getLogger("snapml.jobs")
-QUEUE_ERRORS = (OSError, sqlite3.Error, RedisError)
 
 
 @settings.JOBS_HUEY.task(name="run_job")

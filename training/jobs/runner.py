@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from django.conf import settings
-from django.db import IntegrityError, OperationalError, connection, models, transaction
+from django.db import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    models,
+    transaction,
+)
 from django.db.models import F, Q
 from django.utils import timezone
 
@@ -34,6 +41,7 @@ PROGRESS_COLUMNS = {
 }
 log = logging.getLogger("snapml.jobs")
 stopping = threading.Event()  # set when the worker program is told to end
+cancelled: dict[int, threading.Event] = {}  # of the jobs that run here, by id
 Row = TypeVar("Row", bound=models.Model)
 
 
@@ -121,6 +129,7 @@ def execute(job: Job) -> None:
             complete(job, result)
     except JobCancelled:
         log.info("Job %s (%s) is not wanted any more, or another worker's.", job.pk, job)
+        claimed(job).delete()  # still ours: what it is about is gone
     except RetryLater as later:
         postpone(job, later.seconds)
     except UserError as error:
@@ -190,16 +199,25 @@ def postpone(job: Job, seconds: float) -> None:
 
 @contextmanager
 def heartbeat(job: Job) -> Iterator[None]:
-    """Say that the job is alive every few seconds, however long a step takes."""
+    """Say that the job is alive every few seconds, however long a step takes. A job that is not
+    ours any more is marked in `cancelled`, so that a program that says nothing ends, too.
+    """
     ended = threading.Event()
+    cancelled[job.pk] = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(HEARTBEAT_SECONDS):
-            try:
-                claimed(job).update(heartbeat_at=timezone.now())
-            except OperationalError as error:  # the kind's lost_seconds leave room for more
-                log.warning("The heartbeat of job %s was not written (%s).", job.pk, error)
-        connection.close()
+        try:
+            while not ended.wait(HEARTBEAT_SECONDS):
+                try:
+                    if not claimed(job).update(heartbeat_at=timezone.now()):
+                        cancelled[job.pk].set()
+                        return
+                except (OperationalError, InterfaceError) as error:
+                    # The kind's lost_seconds leave room for more.
+                    connection.close()
+                    log.warning("The heartbeat of job %s was not written (%s).", job.pk, error)
+        finally:
+            connection.close()
 
     thread = threading.Thread(target=beat, name=f"heartbeat-{job.pk}", daemon=True)
     thread.start()
@@ -208,6 +226,7 @@ def heartbeat(job: Job) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        del cancelled[job.pk]
 
 
 def get_subject(job: Job, model: type[Row], *related: str) -> Row | None:
@@ -252,6 +271,7 @@ def run_program(
         folder / "program.log",
         cwd=settings.BASE_DIR,
         environment=environment or child_environment(),
+        cancelled=cancelled.get(job.pk),
     )
     with closing(messages):
         for message in messages:

@@ -14,7 +14,7 @@ from training.jobs.runner import fail, waiting_jobs
 from training.process_identity import host_name, is_alive, process_name
 
 SWEEP_SECONDS = 1.0
-GIVEN_UP = "It broke off three times; the worker's log has more."
+GIVEN_UP = "It broke off {tries} times; the worker's log has more."
 
 
 def sweep_jobs() -> None:
@@ -28,12 +28,12 @@ def sweep_jobs() -> None:
 
 def recover_lost_jobs() -> None:
     """A job whose worker is gone waits again, or has failed if that came too often."""
-    for job in Job.objects.filter(state=JobState.WORKING):
+    for job in Job.objects.filter(state=JobState.WORKING, kind__in=KINDS):
         if not is_lost(job):
             continue
         limit = KINDS[job.kind].max_tries
         if limit is not None and job.tries >= limit:
-            fail(job, GIVEN_UP)
+            fail(job, GIVEN_UP.format(tries=job.tries))
         else:
             release(job)
 

@@ -105,7 +105,7 @@ class Run(Owned):
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
         default=dict
-    )  # bytes, runs/memory.py
+    )  # bytes, forecast/memory.py
     advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
         default=dict
     )  # a Plan of training/auto

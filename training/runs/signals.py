@@ -7,11 +7,7 @@ They only make it faster.
 
 from __future__ import annotations
 
-import sqlite3
-
 from django.dispatch import Signal
-from redis.exceptions import RedisError
 
 run_queued = Signal()  # run_id
 run_changed = Signal()  # run_id
-QUEUE_ERRORS = (OSError, sqlite3.Error, RedisError)

@@ -87,7 +87,7 @@ def seconds_left(run: Run) -> float | None:
 
 
 def figures_of(run: Run) -> dict[str, Any]:
-    """What a comparison shows of a run; see `compare.FIGURES`."""
+    """What a comparison shows of a run; see `metrics/comparison.FIGURES`."""
     return {
         "base": run.base_model_id,
         "best_heldout_loss": run.best_heldout_loss,

@@ -31,12 +31,12 @@ from training.people.models import User
 from training.webhooks.models import Delivery, Webhook
 
 KIND = "webhook"
-MOST_WEBHOOKS = 5
-TRIES_AFTER_SECONDS = (10, 60, 600, 3600)
+MAX_WEBHOOKS = 5
+RETRY_DELAYS_SECONDS = (10, 60, 600, 3600)
 SECONDS = 10.0
-MOST_WAITING = 100  # messages of one webhook
-AT_ONCE = 20
-KEPT_DELIVERIES = 20
+MAX_WAITING_DELIVERIES = 100  # messages of one webhook
+MAX_CONCURRENT = 20
+MAX_KEPT_DELIVERIES = 20
 SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of each, not one
 
 
@@ -46,9 +46,9 @@ class Unreachable(UserError):
 
 def add_webhook(user: User, url: str) -> Webhook:
     """Raises Unreachable: not an address on the open internet; TooLarge: there are enough."""
-    if user.webhooks.count() >= MOST_WEBHOOKS:
+    if user.webhooks.count() >= MAX_WEBHOOKS:
         raise TooLarge(
-            f"You have {MOST_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
+            f"You have {MAX_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
         )
     resolve(parse(url.strip()))
     return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
@@ -132,7 +132,7 @@ def queue_message(user: User, body: str) -> None:
     the oldest go first.
     """
     for webhook in user.webhooks.filter(user__is_active=True):
-        if waiting_deliveries(webhook) < MOST_WAITING:
+        if waiting_deliveries(webhook) < MAX_WAITING_DELIVERIES:
             delivery = Delivery.objects.create(webhook=webhook, body=body)
             enqueue(user, KIND, str(delivery.pk), subjects=[delivery])
 
@@ -160,9 +160,9 @@ def deliver(job: Job) -> dict[str, Any]:
     Delivery.objects.filter(pk=delivery.pk).update(tries=job.tries, told=answer[:300])
     if has_arrived:
         return {}
-    if job.tries > len(TRIES_AFTER_SECONDS):
+    if job.tries > len(RETRY_DELAYS_SECONDS):
         raise UserError(answer)
-    raise RetryLater(TRIES_AFTER_SECONDS[job.tries - 1])
+    raise RetryLater(RETRY_DELAYS_SECONDS[job.tries - 1])
 
 
 def prune_deliveries(job: Job, _end: object) -> None:
@@ -170,7 +170,7 @@ def prune_deliveries(job: Job, _end: object) -> None:
     delivery = get_subject(job, Delivery)
     assert delivery is not None
     ended = Delivery.objects.filter(webhook=delivery.webhook_id).exclude(pk__in=open_deliveries())
-    for old in ended[KEPT_DELIVERIES:]:
+    for old in ended[MAX_KEPT_DELIVERIES:]:
         old.delete()
 
 
@@ -238,9 +238,9 @@ def create_secret() -> str:
 WEBHOOK_JOB = JobKind(
     KIND,
     deliver,
-    lane=Lane("webhooks", size=AT_ONCE),
+    lane=Lane("webhooks", size=MAX_CONCURRENT),
     subjects=(Delivery,),
-    max_tries=None,  # TRIES_AFTER_SECONDS is the limit
+    max_tries=None,  # RETRY_DELAYS_SECONDS is the limit
     on_done=prune_deliveries,
     on_failed=prune_deliveries,
 )

@@ -133,7 +133,7 @@ class FakeRun:
 
     def attend(self, module: Any, query: Tensor, *others: Any, **more: Any) -> Any:
         """By torch's kernel, whatever runs take here; its way back is a stretch of its own
-        (memory_law.attention_bytes).
+        (memory_estimator.attention_bytes).
         """
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -2,8 +2,8 @@
 line in, an answer a line out.
 
 A request is {"model": a config.json's folder, "settings": of a run, "device": "cpu", "cpu_fp32" (it
-has no bf16) or "cuda"}; the answer is a law as memory_law.py reads it, or {"error": words}. The
-program stays for the next line: imports take 5 s, a law 5 s.
+has no bf16) or "cuda"}; the answer is a law as memory_estimator.py reads it, or {"error": words}.
+The program stays for the next line: imports take 5 s, a law 5 s.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Constant(NamedTuple):
 
 def constant_part(target: Target) -> Constant:
     """Framework: what past runs on this kind of device took beyond their forecast's other parts.
-    Context: see `share.py`.
+    Context: see `worker/memory_guard.py`.
     """
     past = Run.objects.filter(
         state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0

@@ -1,8 +1,8 @@
 """The ladder down in memory: changes of settings with their forecasts, from the one that costs
 least to the last.
 
-A run that ran out of memory goes on by one of them (ways_on.py), and a launch that is refused is
-told the nearest that would fit.
+A run that ran out of memory goes on by one of them (worker/oom_recovery.py), and a launch that is
+refused is told the nearest that would fit.
 """
 
 from __future__ import annotations

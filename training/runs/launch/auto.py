@@ -1,6 +1,4 @@
-"""Auto LLM for a model and data that are here: gathers what a plan needs, and starts a run with
-it.
-"""
+"""A plan by Auto LLM for a model and data that are here: gathers what `make_plan` needs."""
 
 from __future__ import annotations
 

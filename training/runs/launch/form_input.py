@@ -32,7 +32,7 @@ class LaunchInput:
             data=self.picked.must_have_data(),
             settings={} if planned else self.values,
             auto=planned.request if planned else None,
-            plan_digest=self.plan_digest,
+            plan_digest=self.plan_digest if planned else None,
             name=self.picked.texts["name"],
             placement=self.picked.placement(),
             start_weights=self.picked.start_weights,

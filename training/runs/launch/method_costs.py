@@ -27,8 +27,8 @@ from training.runs.models import Run
 from training.runs.states import OPEN
 
 log = logging.getLogger("snapml.forecast")
-# With 8-bit states a law holds for one rank alone (memory_law.size_setting); with others, all these
-# have the same one.
+# With 8-bit states a law holds for one rank alone (memory_estimator.size_setting); with others, all
+# these have the same one.
 RANKS = (16, 8, 32, 64)
 tried: set[Path] = (
     set()

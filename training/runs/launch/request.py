@@ -1,7 +1,6 @@
-"""The one way to launch. The page, its summary, the API, `manage.py launch`, YAML files, sweeps,
-the benchmark of all methods and continued versions each make a `LaunchRequest`; `preview` tells
-what
-`launch` would do, from the same members, the same plan and the same warnings.
+"""The one way to launch. Page, API, `manage.py launch`, YAML files, sweeps, the benchmark of all
+methods and continued versions each make a `LaunchRequest`. `preview` tells what `launch` would do,
+from the same members, plan and warnings.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
-from training.errors import Conflict, UserError, one_line
+from training.errors import ConfigError, Conflict, UserError, one_line
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
@@ -36,7 +35,7 @@ from training.runs.launch.services import (
     team_of,
 )
 from training.runs.launch.start_weights import StartWeights, check_start_weights
-from training.runs.launch.sweep import Member, expand_grid, warning_id
+from training.runs.launch.sweep import Member, expand_grid, split_grid, warning_id
 from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.queue import actions, checks
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
@@ -73,11 +72,11 @@ class LaunchRequest:
         if self.auto:
             kept["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
         elif any(isinstance(value, list) for value in self.settings.values()):
-            kept["settings"] = dict(self.settings)
+            fixed, grid = split_grid(self.settings)  # a value that is named twice is kept once
+            kept["settings"] = fixed | grid
+            kept["name"] = one_line(self.name)  # of the sweep; its runs have names of their own
         if self.skip_impossible:
             kept["skip_impossible"] = True
-        if self.name:
-            kept["name"] = one_line(self.name)
         return kept
 
 
@@ -126,6 +125,8 @@ def resolve(
     checks.refuse_class(request.user, request.placement.priority)
     target = target or target_of(request.placement.pool)
     settings = request.settings
+    if request.auto is None and request.plan_digest:
+        raise UserError("A plan's digest goes with `auto` only; leave it out.", field="plan_digest")
     if request.auto is not None:
         if settings:
             raise UserError(
@@ -144,8 +145,8 @@ def resolve(
         settings = plan.settings
     grid, members, impossible = expand_grid(settings, skip_impossible=request.skip_impossible)
     if request.start_weights:
-        for member in members:
-            check_start_weights(request.start_weights, request.base_model, member.config)
+        members, refused = check_members_start(request, request.start_weights, members)
+        impossible |= refused
     lengths = {
         on: kept_lengths(request.data, request.base_model, train_on_prompt=on)
         for on in {member.config.train_on_prompt for member in members}
@@ -161,6 +162,28 @@ def resolve(
     ]
     unique = list(dict.fromkeys(warnings))
     return ResolvedLaunch(request, members, grid, plan, target, lengths, unique, impossible)
+
+
+def check_members_start(
+    request: LaunchRequest, start: StartWeights, members: list[Member]
+) -> tuple[list[Member], dict[str, str]]:
+    """The members that may begin with these weights, and the label and reason of each other one.
+
+    Raises:
+        ConfigError: one may not; with `skip_impossible`, none may.
+    """
+    possible: list[Member] = []
+    refused: dict[str, str] = {}
+    for member in members:
+        try:
+            check_start_weights(start, request.base_model, member.config)
+        except ConfigError as error:
+            if not request.skip_impossible or len(refused) + 1 == len(members):
+                raise
+            refused[member.label] = error.message
+        else:
+            possible.append(member)
+    return possible, refused
 
 
 @dataclass(frozen=True)
@@ -201,13 +224,13 @@ def launch(
     request: LaunchRequest,
     *,
     accept_warnings: bool = False,
-    seen: Collection[str] = (),
+    accepted_warnings: Collection[str] = (),
     wait: bool = True,
     as_sweep: bool = False,
 ) -> Run | Sweep:
     """Start a run, or a sweep where settings have several values (or `as_sweep`): all or none.
 
-    `seen` are the ids of warnings that the person has read and accepted (`sweep.warning_id`).
+    `accepted_warnings` are ids (`sweep.warning_id`) of those that the person has read and accepted.
 
     Raises:
         WarningsNotAccepted: there are warnings, and they were not accepted.
@@ -216,12 +239,15 @@ def launch(
     """
     resolved = resolve(request, wait=wait)
     if not accept_warnings:
-        unseen = [words for words in resolved.warnings if warning_id(words) not in seen]
+        unseen = [
+            words for words in resolved.warnings if warning_id(words) not in accepted_warnings
+        ]
         if unseen:
             raise WarningsNotAccepted(unseen)
     team = team_of(request.user, request.data)
     drafts, refused = draft_runs(resolved, team)
     with transaction.atomic():
+        checks.refuse_full_queue(request.user, more=len(drafts))
         if resolved.grid or as_sweep:
             return create_sweep(resolved, team, drafts, refused)
         return create_run(resolved, drafts[0], team, name=request.name)
@@ -246,6 +272,7 @@ def draft_runs(
     """
     request, target = resolved.request, resolved.target
     drafts, refused = [], dict(resolved.impossible)
+    first: UserError | None = None
     for member in resolved.members:
         config, lengths = member.config, resolved.lengths_for(member.config)
         try:
@@ -255,11 +282,12 @@ def draft_runs(
             if not request.skip_impossible:
                 raise
             refused[member.label] = error.message
+            first = first or error
             continue
         steps = count_steps(lengths, config)[0] if lengths else config.max_steps
         drafts.append(RunDraft(member, min(steps, MAX_STEPS), memory))
-    if not drafts:
-        raise UserError(next(iter(refused.values())))
+    if first is not None and not drafts:
+        raise first
     return drafts, refused
 
 
@@ -307,13 +335,8 @@ def create_run(
     name: str,
     sweep: Sweep | None = None,
 ) -> Run:
-    """Write the run's row and its folder, whole, and ring the workers once that is committed.
-
-    Raises:
-        Conflict: the queue has as many of the person's runs as it may.
-    """
+    """Write the run's row and its folder, and tell the workers once that is committed."""
     request, config = resolved.request, draft.member.config
-    checks.refuse_full_queue(request.user)
     default_name = f"{request.data.dataset.name}, {TABLE[config.method].title}"
     start = request.start_weights
     run = Run.objects.create(

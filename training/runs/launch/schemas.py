@@ -124,7 +124,7 @@ EXAMPLE: JsonDict = {
 
 
 class RunIn(Schema):
-    """Unknown fields are refused: nobody sets an owner, a state or a lease through this door."""
+    """Unknown fields are refused: nobody sets an owner, a state or a lease by this request."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
     model: int = Field(ge=0, le=2**53, description="id of a base model")

@@ -14,11 +14,8 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotAllowed, UserError
 from training.people.models import Role, Team, User
-from training.runs.models import (
-    Run,
-)
+from training.runs.models import Run
 
-MOST_STEPS = 2**31 - 1  # that the column holds
 # What the launch form may not say: the run's place on the disk is SnapML's business.
 OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "start_weights"})
 

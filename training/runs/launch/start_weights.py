@@ -69,13 +69,24 @@ def find_start_weights(user: User, described: Any) -> StartWeights:
             "`start_from` must be a mapping with name, version and sha256.", field="start_from"
         )
     number = described.get("version")
+    if number is not None and type(number) is not int:
+        raise UserError("`start_from.version` must be a whole number.", field="start_from")
     return _resolvers[0](
         user,
         version=None,
         name=one_line(str(described["name"])),
-        number=number if isinstance(number, int) else None,
+        number=number,
         sha256=one_line(str(described.get("sha256") or "")),
     )
+
+
+def is_same_setting(name: str, value: Any, fixed: Any) -> bool:
+    """Names of modules may come in any order."""
+    if name == "target_modules":
+        return {part.strip() for part in value.split(",")} == {
+            part.strip() for part in fixed.split(",")
+        }
+    return bool(value == fixed)
 
 
 def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunConfig) -> None:
@@ -85,7 +96,7 @@ def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunC
             f"{start} was trained on another base model than {base_model.name}.", field="model"
         )
     for name, value in start.fixed.items():
-        if getattr(config, name) != value:
+        if not is_same_setting(name, getattr(config, name), value):
             raise ConfigError(
                 f"{name} is {getattr(config, name)!r}, and the weights of {start} have {value!r}; "
                 "leave it as it is.",

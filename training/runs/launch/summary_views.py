@@ -105,9 +105,8 @@ def memory(request: SignedIn) -> HttpResponse:
         model, _ = picked.must_have_model(), picked.must_have_data()
         if request.POST.get("mode") == "auto":
             problem = auto_form.planned(request.POST, picked, wait=True).problem
-            if (
-                auto_form.planned(request.POST, picked).waits_for == "memory"
-            ):  # else a problem is shown by the card
+            # Any other problem is shown by the card.
+            if auto_form.planned(request.POST, picked).waits_for == "memory":
                 raise problem or UserError(
                     "The memory forecast broke off; the log of the web server says why."
                 )

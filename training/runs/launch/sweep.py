@@ -16,7 +16,7 @@ from training.errors import ConfigError, TooLarge
 from training.runs.launch.services import read_settings
 
 MAX_RUNS = 60
-KNOWN = {f.name for f in dataclasses.fields(RunConfig)}
+SETTING_NAMES = {f.name for f in dataclasses.fields(RunConfig)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def label_of(values: Mapping[str, Any]) -> str:
 def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Settings with one value, and those with several. A value that is named twice counts once."""
     grid = {
-        name: list(dict.fromkeys(check_scalar(name, value) for value in values))
+        name: unique_values(name, values)
         for name, values in settings.items()
         if isinstance(values, list)
     }
@@ -56,6 +56,12 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, l
     single = {name: values[0] for name, values in grid.items() if len(values) == 1}
     fixed = {name: value for name, value in settings.items() if name not in grid}
     return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
+
+
+def unique_values(name: str, values: list[Any]) -> list[Any]:
+    """In order; 1 and True are two values, though Python calls them equal."""
+    kept = {(type(value), check_scalar(name, value)): value for value in values}
+    return list(kept.values())
 
 
 def check_scalar(name: str, value: Any) -> Any:
@@ -76,7 +82,7 @@ def expand_grid(
         TooLarge: more than MAX_RUNS runs.
         ConfigError: one of them cannot be right; with `skip_impossible`, none of them can.
     """
-    unknown = sorted(set(settings) - KNOWN)
+    unknown = sorted(set(settings) - SETTING_NAMES)
     if unknown:
         raise ConfigError(f"There is no setting {unknown[0][:40]!r}.", field=unknown[0][:40])
     fixed, grid = split_grid(settings)
@@ -97,6 +103,8 @@ def expand_grid(
             if not skip_impossible or len(impossible) + 1 == count:
                 raise
             impossible[label_of(values)] = error.message
+    if not members:
+        raise ConfigError(next(iter(impossible.values())))
     return grid, members, impossible
 
 

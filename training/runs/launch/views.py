@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.views.decorators.http import require_POST
 from training.auto.situation import GOALS
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset
+from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
 from training.gpus.models import Pool
 from training.people.requests import SignedIn, number
@@ -88,6 +90,8 @@ def fill_from(wanted: LaunchRequest) -> LaunchInput:
         "from_version": str(start.version) if start else "",
     }
     picked = Picked(wanted.user, texts)
+    if wanted.auto is not None:
+        RunConfig.check_types(wanted.auto.locked)
     if wanted.auto is None:
         return LaunchInput(picked, dict(wanted.settings), auto=False)
     return with_plan(picked, auto_form.form_of(wanted.auto))
@@ -97,8 +101,9 @@ def refuse_words(values: dict[str, Any]) -> None:
     """Raises UserError: several values of a setting that the page offers one of; it would start
     less than the file says.
     """
-    for name, field in form.fields({}).items():
-        if isinstance(values.get(name), list) and field.kind not in ("int", "float"):
+    numbers = {f.name for f in dataclasses.fields(RunConfig) if str(f.type) in ("int", "float")}
+    for name, value in values.items():
+        if isinstance(value, list) and name not in numbers:
             raise UserError(
                 f"{name} has several values; start this file with `manage.py launch`, or POST it "
                 "to the API.",
@@ -117,7 +122,7 @@ def start(request: SignedIn, entered: LaunchInput) -> HttpResponse:
     if entered.planned and entered.planned.problem:
         raise entered.planned.problem
     try:
-        made = launch(wanted, seen=request.POST.getlist("seen"), wait=False)
+        made = launch(wanted, accepted_warnings=request.POST.getlist("seen"), wait=False)
     except PlanPending as pending:
         raise Conflict(
             "The plan is still being made; look at it, then start.", field="plan"

@@ -1,5 +1,5 @@
-"""A run described as a file: YAML with the model's and the data's names and every setting. It knows
-no request.
+"""A run described as a file: YAML with the names of model and data, and every setting. No HTTP
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
 MAX_CHARACTERS = 16_000
-MOST_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
+MAX_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
 BEGINS = (
     yaml.FlowSequenceStartToken,
@@ -67,9 +67,16 @@ def to_yaml(run: Run) -> str:
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
         **({"start_from": start} if start else {}),
         "settings": run.config,
-        **({"request": request} if is_plannable(request) else {}),
     }
-    return yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+    text = dump_yaml(described)
+    if is_plannable(request):
+        whole = dump_yaml(described | {"request": request})
+        text = whole if len(whole) <= MAX_CHARACTERS else text  # a file must be read back
+    return text
+
+
+def dump_yaml(described: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
 
 def is_plannable(request: Mapping[str, Any]) -> bool:
@@ -111,16 +118,22 @@ def read_yaml(text: str) -> dict[str, Any]:
             raise UserError(
                 f"`request` must be a mapping with {', '.join(REQUEST_KEYS)}.", field="file"
             )
-        value["request"] = checked_settings(request) | {
+        check_auto_alone(request)
+        value["request"] = parse_settings(request) | {
             "name": one_line(str(request.get("name") or ""))
         }
-    if value.get("auto") is not None and value.get("settings"):
-        raise UserError("`auto` stands instead of `settings`; leave one of them out.", field="file")
+    check_auto_alone(value)
     name = one_line(str(value.get("name") or ""))
-    return {**value, **checked_settings(value), "name": name}
+    return {**value, **parse_settings(value), "name": name}
 
 
-def checked_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+def check_auto_alone(described: Mapping[str, Any]) -> None:
+    """Raises UserError: `auto` and `settings` are both given."""
+    if described.get("auto") is not None and described.get("settings"):
+        raise UserError("`auto` stands instead of `settings`; leave one of them out.", field="file")
+
+
+def parse_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     """`settings`, `auto` and `skip_impossible` with their numbers read.
 
     Raises:
@@ -153,9 +166,12 @@ def to_request(user: User, described: dict[str, Any], *, again: bool = False) ->
         UserError: `again`, and the file holds no request.
     """
     request = described.get("request")
-    if again and request is None:
+    if again and (request is None or not (request["settings"] or "auto" in request)):
         raise UserError("The file holds no `request` to plan or sweep again.", field="file")
-    wanted = described | request if again and request else described
+    wanted = described
+    if again and request:
+        wanted = {"auto": None, "name": described["name"], **request}
+        wanted["name"] = wanted["name"] or described["name"]
     start = described.get("start_from")
     auto = wanted.get("auto")
     return LaunchRequest(
@@ -172,15 +188,17 @@ def to_request(user: User, described: dict[str, Any], *, again: bool = False) ->
 
 
 def refuse_tricks(text: str) -> None:
-    """Raises UserError: aliases, or nesting that no run has."""
+    """Raises UserError: aliases, tags, or nesting that no run has."""
     depth = 0
     for token in yaml.scan(text):
+        if isinstance(token, yaml.TagToken):
+            raise UserError("The file uses YAML tags (`!name`); leave them out.", field="file")
         if isinstance(token, yaml.AliasToken):
             raise UserError(
                 "The file uses YAML aliases (`*name`); write the values out.", field="file"
             )
         depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
-        if depth > MOST_DEPTH:
+        if depth > MAX_DEPTH:
             raise UserError("The file is nested too deeply to describe a run.", field="file")
 
 
@@ -192,7 +210,11 @@ def numeric(given: Any) -> Any:
 
 def find_model(described: dict[str, Any]) -> BaseModel:
     """Raises NotFound: no such model in the catalog."""
-    name = one_line(str(described.get("model")))
+    if not described.get("model"):
+        raise UserError(
+            "The file names no model; `model` is the name of a base model.", field="model"
+        )
+    name = one_line(str(described["model"]))
     model = BaseModel.objects.filter(name=name).first()
     if model is None:
         have = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"

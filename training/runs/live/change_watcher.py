@@ -22,7 +22,7 @@ from django.conf import settings
 from django.db import connection
 
 from training.runs.models import Run
-from training.runs.signals import QUEUE_ERRORS
+from training.sqlite_queue import QUEUE_ERRORS
 
 GROUP = "runs"
 LOOK_SECONDS = 0.02

@@ -2,7 +2,7 @@
 
 Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`, `{"type":
     "unsub", "run"}`.
-Server: `snap`, then `delta` after `delta` (stream.py). One frame per subscription may be
+Server: `snap`, then `delta` after `delta` (messages.py). One frame per subscription may be
     unacknowledged; while it is, the server keeps only a cursor. So a browser that reads slowly
     costs no memory, and gets larger deltas instead of more.
 """

@@ -58,17 +58,18 @@ def refuse_without_devices(request: Request, pool: Pool) -> None:
         )
 
 
-def refuse_full_queue(user: User) -> None:
-    """Raises Conflict: the person has as many waiting runs as they may. Counted and added by one at
-    a time.
+def refuse_full_queue(user: User, *, more: int = 1) -> None:
+    """Raises Conflict: with so many more the person would have more waiting runs than they may.
+    Counted and added by one at a time.
     """
     audit.one_at_a_time(f"queue of {user.pk}")
     quota = PersonalQuota.objects.filter(user=user).exclude(queued=None).first()
     queued = Run.objects.filter(owner=user, state=State.QUEUED).count()
-    if quota is not None and queued >= (quota.queued or 0):
+    if quota is not None and queued + more > (quota.queued or 0):
+        wanted = "" if more == 1 else f", and these are {more} more"
         raise Conflict(
-            f"You have {queued} of at most {quota.queued} runs in the queue; let one start, or "
-            "stop one.",
+            f"You have {queued} of at most {quota.queued} runs in the queue{wanted}; let one "
+            "start, or stop one.",
             code="queue_full",
         )
 

@@ -1,5 +1,5 @@
-"""A run that ran out of memory goes on by a way of the ladder (ways.py): on a click, or by itself
-where `recover` says so.
+"""A run that ran out of memory goes on by a way of the ladder (forecast/memory_ladder.py): on a
+click, or by itself where `recover` says so.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ STATES: dict[Outcome, State] = {
 }
 
 # `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be
-# imported (architecture.md).
+# imported (ARCHITECTURE.md).
 keepers: list[Callable[[Run, Result], None]] = []
 
 

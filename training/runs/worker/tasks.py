@@ -7,7 +7,7 @@ from typing import Any
 
 from huey.contrib.djhuey import db_task
 
-from training.runs.signals import QUEUE_ERRORS
+from training.sqlite_queue import QUEUE_ERRORS
 
 log = logging.getLogger("snapml.runs")
 
