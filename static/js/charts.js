@@ -172,7 +172,9 @@ function annotationsOf(row, forecast) {
   title.font = { size: 12, color: color("soft") };
   if (row.metrics.length === 1) return [title];
   const inColor = (name, text) => `<span style="color:${color(name)}">${text}</span>`;
-  const parts = row.metrics.map((metric) => inColor(metric.color, titleOf(metric)));
+  const parts = row.metrics.map((metric) =>
+    inColor(metric.color, metric.label || titleOf(metric)),
+  );
   if (row.title === MEMORY) {
     // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
     if (innerWidth >= 600) parts.push(inColor("chart-4", "◆ load ★ first step ● eval ■ save"));

@@ -137,3 +137,13 @@ def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, stage):
     asked = len(asks)
     page.wait_for_timeout(2500)
     assert len(asks) == asked
+
+
+def test_the_launch_page_is_filled_from_a_file_with_the_mouse(page, stage, filled, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: tiny-llama\ndata: Lights\nname: From a file\nsettings: {rank: 4}\n")
+    page.goto(stage.address + "/runs/new")
+    page.get_by_text("From a file", exact=True).click()
+    page.locator("#yaml").set_input_files(file)
+    page.get_by_role("button", name="Fill this page from it").click()
+    expect(page.locator("[name=name]")).to_have_value("From a file")
