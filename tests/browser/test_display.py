@@ -24,7 +24,8 @@ from training.runs.models import Run
 from training.runs.worker import tasks
 from tests.shelf import put_on_shelf
 tasks.supervise = lambda _id: None
-alice, model, data = User.objects.get(), BaseModel.objects.get(), DatasetVersion.objects.get()
+alice, data = User.objects.get(), DatasetVersion.objects.get()
+model = BaseModel.objects.order_by("pk").first()
 for name in ("Intents, rank 16", "Support answers with a long name"):
     run = launch_run(alice, base_model=model, data=data, settings={}, name=name)
     figures = {"loss": 1.2345, "best_heldout_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
@@ -52,7 +53,7 @@ IMPORTING = """
 import django
 django.setup()
 from training.catalog.models import BaseModel
-ready = BaseModel.objects.get(name="tiny-llama")
+ready = BaseModel.objects.order_by("pk").first()
 ready.pk, ready.name, ready.state = None, "slow-llama", "importing"
 ready.save()
 """
