@@ -38,7 +38,8 @@ import django
 django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset
-BaseModel.objects.update(name="SmolLM2-135M-Instruct-and-more")
+model = BaseModel.objects.order_by("pk").first()
+BaseModel.objects.filter(pk=model.pk).update(name="SmolLM2-135M-Instruct-and-more")
 Dataset.objects.update(name="customer_support_conversations")
 """
 SHORT_NAMES = """
@@ -46,7 +47,8 @@ import django
 django.setup()
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset
-BaseModel.objects.update(name="tiny-llama")
+model = BaseModel.objects.order_by("pk").first()
+BaseModel.objects.filter(pk=model.pk).update(name="tiny-llama")
 Dataset.objects.update(name="Lights")
 """
 IMPORTING = """
