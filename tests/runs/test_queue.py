@@ -3,6 +3,7 @@ gives its device back.
 """
 
 import math
+import signal
 from datetime import timedelta
 
 import pytest
@@ -144,10 +145,8 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
         waits(urgent)["reason"]
         == f"starts when run {run.pk} has saved its checkpoint and left its device."
     )
-    sent = []
-    watch.engine.__class__.signal = lambda _s, number: sent.append(number)
     watch.look()
-    assert sent == [15]
+    assert watch.engine.requests == [signal.SIGTERM]
     Run.objects.filter(pk=run.pk).update(step=12)
     Event.objects.create(run=run, seq=1, kind="checkpoint", step=10, time=1.0, payload={})
     watch.end()
@@ -199,8 +198,8 @@ def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
     run.refresh_from_db()
     assert (run.state, run.wish) == (State.STOPPING, Wish.TIME)
     assert "as long as its team's runs may" in outcomes.words_of_time(run)
-    watch.engine.__class__.ask_to_stop = lambda _s, how: None
     watch.look()
+    assert watch.engine.requests == ["save"]
 
 
 def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_not(
