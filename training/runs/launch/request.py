@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from django.db import transaction
@@ -17,7 +18,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
-from training.errors import ConfigError, Conflict, UserError, one_line
+from training.errors import Conflict, UserError, one_line
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
@@ -35,7 +36,13 @@ from training.runs.launch.services import (
     team_of,
 )
 from training.runs.launch.start_weights import StartWeights, check_start_weights
-from training.runs.launch.sweep import Member, expand_grid, split_grid, warning_id
+from training.runs.launch.sweep import (
+    Member,
+    expand_grid,
+    keep_possible,
+    split_grid,
+    warning_id,
+)
 from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.queue import actions, checks
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
@@ -172,18 +179,14 @@ def check_members_start(
     Raises:
         ConfigError: one may not; with `skip_impossible`, none may.
     """
-    possible: list[Member] = []
-    refused: dict[str, str] = {}
-    for member in members:
-        try:
-            check_start_weights(start, request.base_model, member.config)
-        except ConfigError as error:
-            if not request.skip_impossible or len(refused) + 1 == len(members):
-                raise
-            refused[member.label] = error.message
-        else:
-            possible.append(member)
-    return possible, refused
+
+    def check(member: Member) -> Member:
+        check_start_weights(start, request.base_model, member.config)
+        return member
+
+    return keep_possible(
+        members, check, attrgetter("label"), skip_impossible=request.skip_impossible
+    )
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,8 @@ def launch(
     *,
     accept_warnings: bool = False,
     accepted_warnings: Collection[str] = (),
+    plan: Plan | None = None,
+    target: Target | None = None,
     wait: bool = True,
     as_sweep: bool = False,
 ) -> Run | Sweep:
@@ -237,7 +242,7 @@ def launch(
         Conflict: the queue has as many of the person's runs as it may.
         UserError: no device or quota would ever take it; and what `resolve` raises.
     """
-    resolved = resolve(request, wait=wait)
+    resolved = resolve(request, plan=plan, target=target, wait=wait)
     if not accept_warnings:
         unseen = [
             words for words in resolved.warnings if warning_id(words) not in accepted_warnings
@@ -270,25 +275,22 @@ def draft_runs(
     Raises:
         UserError: no device or quota would ever take a member; with `skip_impossible`, any of them.
     """
-    request, target = resolved.request, resolved.target
-    drafts, refused = [], dict(resolved.impossible)
-    first: UserError | None = None
-    for member in resolved.members:
-        config, lengths = member.config, resolved.lengths_for(member.config)
-        try:
-            memory = kept_forecast(config, request.base_model, lengths, target) or {}
-            check_schedulable(resolved, config, team, memory.get("peak"))
-        except UserError as error:
-            if not request.skip_impossible:
-                raise
-            refused[member.label] = error.message
-            first = first or error
-            continue
-        steps = count_steps(lengths, config)[0] if lengths else config.max_steps
-        drafts.append(RunDraft(member, min(steps, MAX_STEPS), memory))
-    if first is not None and not drafts:
-        raise first
-    return drafts, refused
+    drafts, refused = keep_possible(
+        resolved.members,
+        lambda member: draft_run(resolved, member, team),
+        attrgetter("label"),
+        skip_impossible=resolved.request.skip_impossible,
+    )
+    return drafts, resolved.impossible | refused
+
+
+def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> RunDraft:
+    """Raises UserError: no device or quota would ever take it."""
+    config, lengths = member.config, resolved.lengths_for(member.config)
+    memory = kept_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
+    check_schedulable(resolved, config, team, memory.get("peak"))
+    steps = count_steps(lengths, config)[0] if lengths else config.max_steps
+    return RunDraft(member, min(steps, MAX_STEPS), memory)
 
 
 def check_schedulable(

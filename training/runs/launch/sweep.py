@@ -6,16 +6,18 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from training.engine.config import RunConfig
 from training.engine.methods import TABLE
-from training.errors import ConfigError, TooLarge
+from training.errors import ConfigError, TooLarge, UserError
 from training.runs.launch.services import read_settings
 
 MAX_RUNS = 60
+Item = TypeVar("Item")
+Kept = TypeVar("Kept")
 SETTING_NAMES = {f.name for f in dataclasses.fields(RunConfig)}
 
 
@@ -93,19 +95,45 @@ def expand_grid(
             f"{sizes} = {count:,} runs; a sweep has at most {MAX_RUNS}. Take values out.",
             field=next(iter(grid)),
         )
-    members: list[Member] = []
-    impossible: dict[str, str] = {}
-    for combination in itertools.product(*grid.values()):
-        values = dict(zip(grid, combination, strict=True))
-        try:
-            members.append(Member(read_settings(fixed | values), values))
-        except ConfigError as error:
-            if not skip_impossible or len(impossible) + 1 == count:
-                raise
-            impossible[label_of(values)] = error.message
-    if not members:
-        raise ConfigError(next(iter(impossible.values())))
+    combinations = [
+        dict(zip(grid, combination, strict=True))
+        for combination in itertools.product(*grid.values())
+    ]
+    members, impossible = keep_possible(
+        combinations,
+        lambda values: Member(read_settings(fixed | values), values),
+        label_of,
+        skip_impossible=skip_impossible,
+    )
     return grid, members, impossible
+
+
+def keep_possible(
+    items: Iterable[Item],
+    check: Callable[[Item], Kept],
+    label: Callable[[Item], str],
+    *,
+    skip_impossible: bool,
+) -> tuple[list[Kept], dict[str, str]]:
+    """What `check` makes of each, and the label and reason of each that it refuses.
+
+    Raises:
+        UserError: the first that is refused; with `skip_impossible`, only where all are.
+    """
+    kept: list[Kept] = []
+    refused: dict[str, str] = {}
+    first: UserError | None = None
+    for item in items:
+        try:
+            kept.append(check(item))
+        except UserError as error:
+            if not skip_impossible:
+                raise
+            refused[label(item)] = error.message
+            first = first or error
+    if first is not None and not kept:
+        raise first
+    return kept, refused
 
 
 def warning_id(words: str) -> str:

@@ -90,10 +90,9 @@ def fill_from(wanted: LaunchRequest) -> LaunchInput:
         "from_version": str(start.version) if start else "",
     }
     picked = Picked(wanted.user, texts)
-    if wanted.auto is not None:
-        RunConfig.check_types(wanted.auto.locked)
     if wanted.auto is None:
         return LaunchInput(picked, dict(wanted.settings), auto=False)
+    RunConfig.check_types(wanted.auto.locked)
     return with_plan(picked, auto_form.form_of(wanted.auto))
 
 
@@ -122,7 +121,13 @@ def start(request: SignedIn, entered: LaunchInput) -> HttpResponse:
     if entered.planned and entered.planned.problem:
         raise entered.planned.problem
     try:
-        made = launch(wanted, accepted_warnings=request.POST.getlist("seen"), wait=False)
+        made = launch(
+            wanted,
+            accepted_warnings=request.POST.getlist("seen"),
+            plan=entered.planned.plan if entered.planned else None,
+            target=entered.picked.target,
+            wait=False,
+        )
     except PlanPending as pending:
         raise Conflict(
             "The plan is still being made; look at it, then start.", field="plan"

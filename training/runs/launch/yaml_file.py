@@ -166,12 +166,11 @@ def to_request(user: User, described: dict[str, Any], *, again: bool = False) ->
         UserError: `again`, and the file holds no request.
     """
     request = described.get("request")
-    if again and (request is None or not (request["settings"] or "auto" in request)):
-        raise UserError("The file holds no `request` to plan or sweep again.", field="file")
     wanted = described
-    if again and request:
-        wanted = {"auto": None, "name": described["name"], **request}
-        wanted["name"] = wanted["name"] or described["name"]
+    if again:
+        if request is None or not (request["settings"] or "auto" in request):
+            raise UserError("The file holds no `request` to plan or sweep again.", field="file")
+        wanted = {**request, "name": request["name"] or described["name"]}
     start = described.get("start_from")
     auto = wanted.get("auto")
     return LaunchRequest(
