@@ -76,7 +76,7 @@ def measure(rows: int, words_a_row: int) -> dict[str, Any]:
             "most_bytes": 8 * GIB,
             "most_written": 9 * GIB,
         }
-        (folder / "order.json").write_text(json.dumps(order))
+        (folder / "params.json").write_text(json.dumps(order))
         check_seconds, check_mb = run("check", folder)
         save_seconds, save_mb = run("save", folder)
     return {

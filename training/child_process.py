@@ -2,7 +2,7 @@
 
 A child prints one JSON object a line. `{"error": ...}` is a sentence for the person and ends its
 work; what else an object says is between the two. Its parameters come as arguments, on stdin, or in
-`order.json` in a folder of its own. It gets no SECRET_KEY, no database address and no token.
+`params.json` in a folder of its own. It gets no SECRET_KEY, no database address and no token.
 
 Both ends are here, so this module imports neither Django nor the engine.
 """
@@ -42,7 +42,7 @@ NETWORK_VARIABLES = (
     "HF_HUB_OFFLINE",
     "HF_HUB_DISABLE_XET",
 )
-PARAMS_FILE = "order.json"
+PARAMS_FILE = "params.json"
 KILL_AFTER_SECONDS = 10.0  # that a child has to clean up
 CANCEL_CHECK_SECONDS = 1.0
 EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h

@@ -145,7 +145,7 @@ def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice)
     task = Job.objects.get()
     assert task.state == JobState.FAILED
     assert task.error
-    assert json.loads((task.folder / "order.json").read_text())["adapter"] == str(version.folder)
+    assert json.loads((task.folder / "params.json").read_text())["adapter"] == str(version.folder)
 
 
 def test_the_divergence_is_that_of_the_definition():

@@ -22,7 +22,7 @@ def reading_here(request, monkeypatch):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             try:
-                program.run_act(act, folder, json.loads((folder / "order.json").read_text()))
+                program.run_act(act, folder, json.loads((folder / "params.json").read_text()))
             except UserError as error:
                 emit_error(error.message, field=error.field)
         return out.getvalue()
@@ -38,4 +38,4 @@ def reading_here(request, monkeypatch):
             yield message
 
     monkeypatch.setattr("training.datasets.intake.run_child", run_child)
-    monkeypatch.setattr("training.datasets.work.stream_child", stream_child)
+    monkeypatch.setattr("training.jobs.runner.stream_child", stream_child)

@@ -299,7 +299,7 @@ def test_the_child_reads_with_no_secret_in_its_environment(take, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     seen = {}
     monkeypatch.setattr(
-        "training.datasets.work.stream_child",
+        "training.jobs.runner.stream_child",
         lambda *a, environment, **k: seen.update(environment) or iter([{"error": "x"}]),
     )
     check(take())
@@ -311,7 +311,7 @@ def test_the_folder_of_an_upload_is_named_by_its_number_alone(take, settings):
     assert upload.folder == Path(settings.HOME) / "uploads" / str(upload.pk)
     assert sorted(path.name for path in upload.folder.iterdir()) == [
         "0",
-        "order.json",
+        "params.json",
         "sample.json",
     ]
 
@@ -397,7 +397,7 @@ def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(take, alice, mon
         yield {"alive": True}
         raise AssertionError("the program was followed on")
 
-    monkeypatch.setattr("training.datasets.work.stream_child", throw)
+    monkeypatch.setattr("training.jobs.runner.stream_child", throw)
     folder = upload.folder
     run_lane(UPLOAD_JOB.lane)
     assert not Upload.objects.exists()
@@ -408,7 +408,7 @@ def test_whatever_breaks_in_the_worker_is_told_on_the_upload(take, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.datasets.work.stream_child", full)
+    monkeypatch.setattr("training.jobs.runner.stream_child", full)
     upload = check(take())
     assert (upload.state, upload.error) == ("failed", "It could not be read (OSError).")
 

@@ -4,7 +4,7 @@ import pytest
 from django.conf import settings
 
 from training.jobs.models import Job
-from training.jobs.runner import claim, get_subject, save_progress
+from training.jobs.runner import claim_job, get_subject, save_progress
 from training.jobs.services import enqueue, job_folders, jobs_about
 from training.webhooks.models import Webhook
 
@@ -44,7 +44,7 @@ def test_a_job_knows_its_subject_and_the_subject_its_jobs(kind, alice, hook):
     other = Webhook.objects.create(user=alice, url="https://example.com/y", secret="s")
     enqueue(alice, kind.name, "2", subjects=[other])
     assert list(jobs_about(hook)) == [job]
-    assert get_subject(claim(job.pk, kind.lane), Webhook) == hook
+    assert get_subject(claim_job(job.pk, kind.lane), Webhook) == hook
 
 
 def test_the_folders_of_a_job_are_its_own_and_what_its_kind_leaves(steer, alice, tmp_path):

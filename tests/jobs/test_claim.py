@@ -7,7 +7,7 @@ from django.db import connections
 
 from training.jobs import runner
 from training.jobs.models import Job
-from training.jobs.runner import JobCancelled, claim, save_job
+from training.jobs.runner import JobCancelled, claim_job, save_job
 from training.jobs.services import enqueue
 
 
@@ -18,7 +18,7 @@ def test_of_many_workers_one_claims_a_job(kind, alice):
 
     def work():
         start.wait()
-        claims.append(claim(job.pk, kind.lane))
+        claims.append(claim_job(job.pk, kind.lane))
         connections.close_all()
 
     threads = [threading.Thread(target=work) for _ in range(6)]
@@ -33,12 +33,12 @@ def test_of_many_workers_one_claims_a_job(kind, alice):
 @pytest.mark.django_db
 def test_a_worker_that_lost_its_job_writes_nothing_any_more(kind, alice):
     job = enqueue(alice, kind.name, "1")
-    first = claim(job.pk, kind.lane)
+    first = claim_job(job.pk, kind.lane)
     Job.objects.update(state="waiting")
-    second = claim(job.pk, kind.lane)
+    second = claim_job(job.pk, kind.lane)
     with pytest.raises(JobCancelled):
         save_job(first, progress_message="too late")
-    runner.fail(first, "too late")
+    runner.fail_job(first, "too late")
     save_job(second, progress_message="mine")
     job.refresh_from_db()
     assert (job.state, job.progress_message, job.error) == ("working", "mine", "")

@@ -8,7 +8,7 @@ from django.db import connections
 from adapters.lanes import ANSWERS, PROGRAMS
 from training.jobs.kinds import KINDS
 from training.jobs.models import Job
-from training.jobs.runner import claim, run_job
+from training.jobs.runner import claim_job, run_job
 from training.jobs.services import enqueue
 
 
@@ -56,9 +56,9 @@ def test_of_one_owner_one_at_a_time(steer, people):
         enqueue(people[name], kind.name, key)
         for name, key in (("alice", "1"), ("alice", "2"), ("bob", "3"))
     )
-    assert claim(first.pk, kind.lane) is not None
-    assert claim(second.pk, kind.lane) is None
-    assert claim(other.pk, kind.lane) is not None
+    assert claim_job(first.pk, kind.lane) is not None
+    assert claim_job(second.pk, kind.lane) is None
+    assert claim_job(other.pk, kind.lane) is not None
 
 
 def test_answers_do_not_wait_behind_a_merge():

@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from training.jobs.models import Job
-from training.jobs.runner import claim
+from training.jobs.runner import claim_job
 from training.jobs.services import enqueue
 from training.jobs.sweeper import recover_lost_jobs, release_own_jobs
 from training.process_identity import host_name, process_start_time
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def claimed(kind, alice):
-    return claim(enqueue(alice, kind.name, "1").pk, kind.lane)
+    return claim_job(enqueue(alice, kind.name, "1").pk, kind.lane)
 
 
 def state():
@@ -66,7 +66,7 @@ def test_a_job_is_given_up_after_three_tries(claimed, kind, alice):
 
 def test_a_kind_without_a_limit_is_begun_again_each_time(steer, alice):
     endless = steer("endless", max_tries=None)
-    claim(enqueue(alice, endless.name, "1").pk, endless.lane)
+    claim_job(enqueue(alice, endless.name, "1").pk, endless.lane)
     Job.objects.update(tries=30, heartbeat_at=timezone.now() - timedelta(hours=1))
     recover_lost_jobs()
     assert state() == "waiting"

@@ -5,7 +5,7 @@ from django.conf import settings
 
 from training.jobs import queue
 from training.jobs.models import Job
-from training.jobs.runner import claim
+from training.jobs.runner import claim_job
 from training.jobs.services import enqueue
 from training.jobs.sweeper import SWEEP_SECONDS, sweep_jobs
 
@@ -73,7 +73,7 @@ def test_a_message_for_a_job_that_is_done_or_gone_does_nothing(kind, alice):
 @pytest.mark.django_db
 def test_a_message_that_comes_while_another_worker_is_at_it_does_nothing(kind, alice):
     job = enqueue(alice, kind.name, "1")
-    claim(job.pk, kind.lane)
+    claim_job(job.pk, kind.lane)
     queue.run_job(job.pk)
     assert kind.seen == []
 

@@ -39,7 +39,7 @@ def test_1_and_21_a_files_name_is_never_a_path_or_a_command(as_alice, settings, 
     upload = Upload.objects.get()
     assert sorted(path.name for path in upload.folder.iterdir()) == [
         "0",
-        "order.json",
+        "params.json",
         "sample.json",
     ]
 

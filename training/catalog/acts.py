@@ -5,7 +5,6 @@ needs torch.
 from __future__ import annotations
 
 import importlib.util
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from training.catalog.card import read_card
 from training.catalog.models import BaseModel, ModelState, Source
 from training.child_process import (
     NETWORK_VARIABLES,
+    Message,
     child_environment,
     module_command,
-    stream_child,
 )
 from training.errors import NotAllowed, NotFound, UserError
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job, JobState
-from training.jobs.runner import get_subject, save_job
+from training.jobs.runner import follow_program, get_subject, save_job
 from training.jobs.services import enqueue
 from training.people.models import User
 
@@ -127,18 +126,20 @@ def run_import(job: Job) -> dict[str, Any]:
     BaseModel.objects.filter(pk=model.pk).update(
         state=ModelState.IMPORTING, error="", progress=0, progress_words="starting"
     )
-    messages = stream_child(
+
+    def store(message: Message) -> None:
+        save_job(job)
+        BaseModel.objects.filter(pk=model.pk).update(
+            progress=message["done"], progress_words=message["message"]
+        )
+
+    follow_program(
+        job,
         import_command(model),
         Path(settings.HOME) / "models" / f"{model.pk}.log",
-        cwd=settings.BASE_DIR,
+        store,
         environment=child_environment("HF_TOKEN", *NETWORK_VARIABLES),
     )
-    with closing(messages):
-        for message in messages:
-            save_job(job)
-            BaseModel.objects.filter(pk=model.pk).update(
-                progress=message["done"], progress_words=message["message"]
-            )
     card = read_card(model.folder)
     if model.source == Source.BUILTIN:
         card["licence"] = BUILTIN_LICENCE

@@ -2,7 +2,7 @@
 process of its own.
 
 Untrusted files are read here and nowhere else, under limits on memory, time and what is written.
-FOLDER/order.json says what to do; progress and the result are JSON lines on stdout. It knows no
+FOLDER/params.json says what to do; progress and the result are JSON lines on stdout. It knows no
 Django.
 """
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from django.db.models import Max
 
 from training.child_process import (
     NETWORK_VARIABLES,
+    Message,
     child_environment,
     module_command,
-    stream_child,
     write_params,
 )
 from training.datasets.build import Choices, build
@@ -41,12 +41,12 @@ from training.datasets.program import take_sample
 from training.errors import UserError, one_line
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
-from training.jobs.runner import cancelled, get_subject, save_job
+from training.jobs.runner import follow_program, get_subject, save_job
 from training.people.models import User
 from training.people.visible import may_change
 
 AT_ONCE = 2  # uploads that a worker reads at the same time; of one person only one
-MOST_SECONDS = 2 * 3600
+MOST_SECONDS = 2 * 3600  # looked at with every message; the program sends one every 5 s
 
 
 def run_upload(job: Job) -> dict[str, Any]:
@@ -55,32 +55,33 @@ def run_upload(job: Job) -> dict[str, Any]:
     assert upload is not None
     write(upload, state=UploadState.WORKING, progress_words="starting")
     try:
-        return run_program(job, upload)
+        return run_upload_program(job, upload)
     finally:
         if not Upload.objects.filter(pk=upload.pk).exists():  # thrown away while it was read
             shutil.rmtree(upload.folder, ignore_errors=True)
 
 
-def run_program(job: Job, upload: Upload) -> dict[str, Any]:
+def run_upload_program(job: Job, upload: Upload) -> dict[str, Any]:
     """What the program said, by name. It is ended when nobody wants its work any more."""
     write_params(upload.folder, order_of(upload))
     result: dict[str, Any] = {}
     end = time.monotonic() + MOST_SECONDS
-    messages = stream_child(
+
+    def store(message: Message) -> None:
+        save_job(job)
+        result.update(message)
+        if "message" in message:
+            write(upload, progress_words=message["message"][:200])
+        if time.monotonic() > end:
+            raise UserError(f"Reading it took more than {MOST_SECONDS // 3600} hours.")
+
+    follow_program(
+        job,
         module_command("training.datasets.program", upload.job, str(upload.folder)),
         upload.folder / "program.log",
-        cwd=settings.BASE_DIR,
+        store,
         environment=child_environment(*(NETWORK_VARIABLES if upload.job == "fetch" else ())),
-        cancelled=cancelled.get(job.pk),
     )
-    with closing(messages):
-        for message in messages:
-            save_job(job)
-            result |= message
-            if "message" in message:
-                write(upload, progress_words=message["message"][:200])
-            if time.monotonic() > end:
-                raise UserError(f"Reading it took more than {MOST_SECONDS // 3600} hours.")
     return result
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +27,13 @@ from django.db import (
 from django.db.models import F, Q
 from django.utils import timezone
 
-from training.child_process import child_environment, module_command, stream_child, write_params
+from training.child_process import (
+    Message,
+    child_environment,
+    module_command,
+    stream_child,
+    write_params,
+)
 from training.errors import UserError
 from training.jobs.kinds import KINDS, Lane
 from training.jobs.models import Job, JobState
@@ -71,7 +77,7 @@ def run_lane(lane: Lane) -> None:
     while lane.enter():
         try:
             while not stopping.is_set() and (job := claim_next(lane)) is not None:
-                execute(job)
+                execute_job(job)
         finally:
             lane.leave()
         # A job that was enqueued meanwhile may have found the lane full.
@@ -93,13 +99,13 @@ def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
 
 def claim_next(lane: Lane) -> Job | None:
     for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: 4 * lane.size]:
-        job = claim(job_id, lane)
+        job = claim_job(job_id, lane)
         if job is not None:
             return job
     return None
 
 
-def claim(job_id: int, lane: Lane) -> Job | None:
+def claim_job(job_id: int, lane: Lane) -> Job | None:
     """None: another worker was faster."""
     token = secrets.token_hex(16)
     is_claimed = (
@@ -120,30 +126,30 @@ def claim(job_id: int, lane: Lane) -> Job | None:
     return Job.objects.select_related("owner").filter(pk=job_id, claim_token=token).first()
 
 
-def execute(job: Job) -> None:
+def execute_job(job: Job) -> None:
     """Run a claimed job to its end, whatever that is."""
     kind = KINDS[job.kind]
     try:
         with heartbeat(job), kind.guard():
             result = kind.run(job)
-            complete(job, result)
+            complete_job(job, result)
     except JobCancelled:
         log.info("Job %s (%s) is not wanted any more, or another worker's.", job.pk, job)
-        claimed(job).delete()  # still ours: what it is about is gone
+        claimed_rows(job).delete()  # still ours: what it is about is gone
     except RetryLater as later:
-        postpone(job, later.seconds)
+        postpone_job(job, later.seconds)
     except UserError as error:
-        fail(job, error.message)
+        fail_job(job, error.message)
     except IntegrityError:
         if Job.objects.filter(pk=job.pk).exists():  # else a row that it is about was deleted
             log.exception("Job %s (%s) broke off.", job.pk, job)
-            fail(job, kind.crash_message.format(error=IntegrityError.__name__))
+            fail_job(job, kind.crash_message.format(error=IntegrityError.__name__))
     except Exception as error:
         log.exception("Job %s (%s) broke off.", job.pk, job)
-        fail(job, kind.crash_message.format(error=type(error).__name__))
+        fail_job(job, kind.crash_message.format(error=type(error).__name__))
 
 
-def claimed(job: Job) -> models.QuerySet[Job]:
+def claimed_rows(job: Job) -> models.QuerySet[Job]:
     return Job.objects.filter(pk=job.pk, state=JobState.WORKING, claim_token=job.claim_token)
 
 
@@ -153,7 +159,7 @@ def save_job(job: Job, **changes: Any) -> None:
     Raises:
         JobCancelled: it was thrown away, or is another worker's by now.
     """
-    if not claimed(job).update(heartbeat_at=timezone.now(), **changes):
+    if not claimed_rows(job).update(heartbeat_at=timezone.now(), **changes):
         raise JobCancelled
 
 
@@ -167,7 +173,7 @@ def save_progress(job: Job, message: dict[str, Any]) -> None:
     save_job(job, **changes)
 
 
-def complete(job: Job, result: dict[str, Any]) -> None:
+def complete_job(job: Job, result: dict[str, Any]) -> None:
     """Raises JobCancelled; UserError: see the kind's `on_done`."""
     kind = KINDS[job.kind]
     with transaction.atomic():
@@ -178,18 +184,18 @@ def complete(job: Job, result: dict[str, Any]) -> None:
             Job.objects.filter(pk=job.pk).update(result=strip_nul(result))
 
 
-def fail(job: Job, error: str) -> None:
+def fail_job(job: Job, error: str) -> None:
     kind = KINDS[job.kind]
     with transaction.atomic():
-        is_ours = claimed(job).update(
+        is_ours = claimed_rows(job).update(
             state=JobState.FAILED, error=error, progress_message="", claim_token=""
         )
         if is_ours and kind.on_failed is not None:
             kind.on_failed(job, error)
 
 
-def postpone(job: Job, seconds: float) -> None:
-    claimed(job).update(
+def postpone_job(job: Job, seconds: float) -> None:
+    claimed_rows(job).update(
         state=JobState.WAITING,
         claim_token="",
         progress_message="",
@@ -209,7 +215,7 @@ def heartbeat(job: Job) -> Iterator[None]:
         try:
             while not ended.wait(HEARTBEAT_SECONDS):
                 try:
-                    if not claimed(job).update(heartbeat_at=timezone.now()):
+                    if not claimed_rows(job).update(heartbeat_at=timezone.now()):
                         cancelled[job.pk].set()
                         return
                 except (OperationalError, InterfaceError) as error:
@@ -266,18 +272,40 @@ def run_program(
     folder = folder or job.folder
     write_params(folder, params)
     result: dict[str, Any] = {}
+
+    def store(message: Message) -> None:
+        save_progress(job, message)
+        result.update(message.get("result", {}))
+
+    command = module_command(module, str(folder))
+    follow_program(job, command, folder / "program.log", store, environment=environment)
+    return result
+
+
+def follow_program(
+    job: Job,
+    command: Sequence[str],
+    log_file: Path,
+    on_message: Callable[[Message], None],
+    *,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Run a program to its end and hand on its messages. It is ended when the job is cancelled, or
+    when `on_message` raises.
+
+    Raises:
+        UserError: what the program said is wrong.
+    """
     messages = stream_child(
-        module_command(module, str(folder)),
-        folder / "program.log",
+        command,
+        log_file,
         cwd=settings.BASE_DIR,
         environment=environment or child_environment(),
         cancelled=cancelled.get(job.pk),
     )
     with closing(messages):
         for message in messages:
-            save_progress(job, message)
-            result = message.get("result", result)
-    return result
+            on_message(message)
 
 
 def strip_nul(value: Any) -> Any:

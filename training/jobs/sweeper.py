@@ -10,7 +10,7 @@ from django.utils import timezone
 from training.jobs.kinds import KINDS, LANES
 from training.jobs.models import OPEN_STATES, Job, JobState
 from training.jobs.queue import wake_worker
-from training.jobs.runner import fail, waiting_jobs
+from training.jobs.runner import fail_job, waiting_jobs
 from training.process_identity import host_name, is_alive, process_name
 
 SWEEP_SECONDS = 1.0
@@ -33,9 +33,9 @@ def recover_lost_jobs() -> None:
             continue
         limit = KINDS[job.kind].max_tries
         if limit is not None and job.tries >= limit:
-            fail(job, GIVEN_UP.format(tries=job.tries))
+            fail_job(job, GIVEN_UP.format(tries=job.tries))
         else:
-            release(job)
+            release_job(job)
 
 
 def is_lost(job: Job) -> bool:
@@ -47,7 +47,7 @@ def is_lost(job: Job) -> bool:
     return is_ours and job.worker != process_name() and not is_alive(job.worker)
 
 
-def release(job: Job) -> None:
+def release_job(job: Job) -> None:
     """Let another worker have it; by condition, since the job may go on in this very moment."""
     Job.objects.filter(
         pk=job.pk,
