@@ -122,9 +122,8 @@ class Deployment(Owned):
         AdapterVersion, null=True, on_delete=models.PROTECT, related_name="shared_deployments"
     )
     share = models.PositiveSmallIntegerField(default=0)
-    merge = models.BooleanField(
-        default=True
-    )  # answer merged where that is possible and ready; else attached to the base
+    # Answer merged where that is possible and ready; else attached to the base
+    merge = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -193,9 +192,8 @@ class PromptSet(Owned):
     """Prompts that versions are compared on. `rows`: `[{"messages": [...], "expected": "..."}]`."""
 
     name = models.CharField(max_length=120)
-    data = models.ForeignKey(
-        DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+"
-    )  # where they are drawn from
+    # Where they are drawn from
+    data = models.ForeignKey(DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="+")
     rows: models.JSONField[list[Any], list[Any]] = models.JSONField()
     created_at = models.DateTimeField(auto_now_add=True)
 

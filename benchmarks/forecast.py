@@ -51,9 +51,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
 }
-CUBLAS_WORKSPACES = (
-    68_157_440  # of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
-)
+# Of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
+CUBLAS_WORKSPACES = 68_157_440
 BATCHES = (Shape(3, 160, 200), Shape(1, 700, 350), Shape(8, 64, 128))
 TECHNIQUES = tuple(TABLE)
 

@@ -94,9 +94,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     asked = parser.parse_args()
     small = measure(asked.rows, 30)
-    large = measure(
-        asked.rows // 10, 3250
-    )  # ten times fewer rows, each of 21 kB: 2 GiB for a million
+    # Ten times fewer rows, each of 21 kB: 2 GiB for a million
+    large = measure(asked.rows // 10, 3250)
     report(small | {f"long_rows_{name}": value for name, value in large.items()})
 
 

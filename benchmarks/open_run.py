@@ -64,9 +64,8 @@ def main() -> None:
             "document.addEventListener('drawn', () => { window.drawnAt ??= performance.timeOrigin "
             "+ performance.now(); })"
         )
-        waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][
-            1:
-        ]  # the first fills the browser's cache
+        # The first fills the browser's cache
+        waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][1:]
         seen = page.evaluate(SEEN, [spikes, HEIGHT])
         server = [server_time(page, run) for _ in range(REPEATS)]
     report(
@@ -93,9 +92,8 @@ def open_once(page: Any, address: str, run: str) -> float:
     )
     link.click()
     page.wait_for_url(f"**/runs/{run}")
-    while not page.evaluate(
-        "window.drawnAt ?? 0"
-    ):  # wait_for_function would need a policy that allows eval
+    # wait_for_function would need a policy that allows eval
+    while not page.evaluate("window.drawnAt ?? 0"):
         page.wait_for_timeout(20)
     return float(page.evaluate("window.drawnAt - Number(sessionStorage.clicked)"))
 

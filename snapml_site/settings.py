@@ -234,9 +234,8 @@ WHITENOISE_MAX_AGE = 0
 
 DATASET_MAX_BYTES = int(float(os.environ.get("SNAPML_DATA_MAX_GIB", "2")) * 2**30)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
-FILE_UPLOAD_TEMP_DIR = str(
-    HOME / "incoming"
-)  # on the disk where uploads stay, so that taking one over is a rename
+# On the disk where uploads stay, so that taking one over is a rename
+FILE_UPLOAD_TEMP_DIR = str(HOME / "incoming")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(exist_ok=True)
 FILE_UPLOAD_HANDLERS = ["training.datasets.uploads.LimitedUploadHandler"]
 MODEL_FOLDERS = [

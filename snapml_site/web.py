@@ -37,9 +37,8 @@ UPLOAD_PATHS = (
 FORM_BYTES = 2**20
 UPLOADS_AT_ONCE = 4
 ASK_SECONDS = 3.0
-database = ThreadPoolExecutor(
-    1
-)  # Django's ORM refuses the event loop's own thread; this waits a few ms an upload
+# Django's ORM refuses the event loop's own thread; this waits a few ms an upload
+database = ThreadPoolExecutor(1)
 
 
 def is_known(session: str, token: str) -> bool:

@@ -12,15 +12,13 @@ os.environ["SNAPML_HOME"] = HOME
 os.environ["SNAPML_BUILTIN_MODEL"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # models are tiny, and two processes share two cores: waiting threads would burn both
-)
+# Models are tiny, and two processes share two cores: waiting threads would burn both
+os.environ["OMP_NUM_THREADS"] = "1"
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-if WORKER and os.environ.get(
-    "REDIS_URL"
-):  # each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
+# Each process asks a Redis database of its own, as pytest-django gives each a PostgreSQL one
+if WORKER and os.environ.get("REDIS_URL"):
     os.environ["REDIS_URL"] = (
         f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{WORKER.removeprefix('gw')}"
     )

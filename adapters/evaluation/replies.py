@@ -27,10 +27,11 @@ from training.people.models import User
 
 KIND = "answers"
 AT_ONCE = 8
+# Of a reply; fewer where prompt and reply would not fit the model's context
 MOST_TOKENS, FEWER_TOKENS = (
     256,
     64,
-)  # of a reply; fewer where prompt and reply would not fit the model's context
+)
 TRIES, PAUSE_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
 
 

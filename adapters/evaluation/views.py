@@ -218,9 +218,8 @@ def ask(request: SignedIn) -> HttpResponse:
         raise UserError(
             "Choose a set of prompts, draw one from data, or paste some.", field="prompts"
         )
-    for column in sorted(
-        view.columns, key=lambda column: column.version is None
-    ):  # the base, which says most, last
+    # The base, which says most, last
+    for column in sorted(view.columns, key=lambda column: column.version is None):
         evaluation_replies.ask(request.user, chosen, column)
     return redirect(f"{view.address(prompts=chosen.pk, page=1)}#answers")
 

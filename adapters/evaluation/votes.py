@@ -15,11 +15,12 @@ from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from training.errors import UserError
 from training.people.models import User
 
+# A choice as the second version sees it
 TURNED = {
     "first": "second",
     "second": "first",
     "tie": "tie",
-}  # a choice as the second version sees it
+}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from training.people.models import User
 
 KIND = "push"
 WHAT = {"adapter": "the adapter", "merged": "the merged model"}
-REPOSITORY = re.compile(
-    r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII
-)  # 96 is the hub's own limit
+# 96 is the hub's own limit
+REPOSITORY = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TOKEN = re.compile(r"[!-~]{8,200}")
 
 

@@ -95,9 +95,8 @@ class Batch:
         if self.mask is not None:
             self.mask = functional.pad(self.mask, (0, 1), value=1)
             given["attention_mask"] = self.mask
-        if (
-            self.mask is not None or held.takes_positions
-        ):  # else a model makes one row of them for all
+        # Else a model makes one row of them for all
+        if self.mask is not None or held.takes_positions:
             given["position_ids"] = torch.tensor(
                 [[answer.seen] for answer in self.answers], device=device
             )

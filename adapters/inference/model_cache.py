@@ -16,9 +16,8 @@ from adapters.inference.loaded_model import Held
 from adapters.inference.types import Base
 
 SHARE = 0.4  # of the memory that is there, for bases
-CACHE_SHARE = (
-    0.2  # for the caches of answers under way; the rest is for adapters, and on a CPU for training
-)
+# For the caches of answers under way; the rest is for adapters, and on a CPU for training
+CACHE_SHARE = 0.2
 
 
 class NoRoom(Exception):

@@ -20,11 +20,12 @@ from torch.nn import functional
 
 from training.errors import UserError
 
+# PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
 KNOWN = (
     "Linear",
     "Embedding",
     "Linear4bit",
-)  # PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
+)
 Names = tuple[str | None, ...]
 
 
@@ -37,9 +38,8 @@ class Rows:
         self.names: Names | None = None
 
     def are(self, names: Names | None) -> None:
-        if (
-            names != self.names
-        ):  # an equal tuple stays the same object, which tells the layers that nothing has changed
+        # An equal tuple stays the same object, which tells the layers that nothing has changed
+        if names != self.names:
             self.names = names
 
 
@@ -47,10 +47,11 @@ class LayerForward:
     """One LoRA layer's forward for the rows that `rows` names."""
 
     def __init__(self, layer: Any, rows: Rows) -> None:
+        # A circle would keep a base that has left in memory
         self._layer, self.rows = (
             weakref.ref(layer),
             rows,
-        )  # a circle would keep a base that has left in memory
+        )
         self.stacked: Names | None = None
         self.a: Tensor | None = None
         self.b: Tensor | None = None

@@ -36,9 +36,8 @@ class Speaker:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.residents = Residents()
-        self.waiting: deque[Question] = (
-            deque()
-        )  # in order; the first may wait for room, and all wait behind it
+        # In order; the first may wait for room, and all wait behind it
+        self.waiting: deque[Question] = deque()
         self.batches: list[tuple[Held, Batch]] = []
 
     def speak_for_ever(self) -> None:

@@ -43,9 +43,8 @@ class Server:
     def __init__(self, desk: Desk, token: str) -> None:
         self.desk = desk
         self.token = token
-        self.names: OrderedDict[str, dict[str, Any]] = (
-            OrderedDict()
-        )  # of models asked for, and where they lie
+        # Of models asked for, and where they lie
+        self.names: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.started = int(time.time())
 
     async def health(self, _request: Request) -> Response:

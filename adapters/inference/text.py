@@ -9,9 +9,8 @@ from adapters.inference.loaded_model import Held
 from adapters.inference.types import Question
 from training.engine.data.conversations import prompt_ids, render, start_ids
 
-MOST_TOKENS = (
-    4096  # of an answer; a caller who says nothing gets this or what the model's context leaves
-)
+# Of an answer; a caller who says nothing gets this or what the model's context leaves
+MOST_TOKENS = 4096
 
 
 class Unanswerable(Exception):

@@ -20,9 +20,8 @@ GEMMA_27B_LAYERS = 62
 class Family:
     architecture: gguf.MODEL_ARCH
     activation: str = "silu"  # the only one that llama.cpp computes there
-    pairs: bool = (
-        False  # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
-    )
+    # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
+    pairs: bool = False
 
 
 FAMILIES = {  # by transformers' model_type

@@ -32,6 +32,7 @@ from adapters.programs.gguf_families import (
 from adapters.programs.gguf_tokenizer import add_tokenizer
 from training.errors import UserError
 
+# All that `gguf` can pack, K-quants not
 QUANTISATIONS = (
     "f32",
     "f16",
@@ -41,7 +42,7 @@ QUANTISATIONS = (
     "q5_0",
     "q4_1",
     "q4_0",
-)  # all that `gguf` can pack, K-quants not
+)
 PACKED = {Kind.Q8_0, Kind.Q5_1, Kind.Q5_0, Kind.Q4_1, Kind.Q4_0}
 ROW_BLOCK = 32  # each of these packs 32 neighbours of a row
 
@@ -189,9 +190,8 @@ def arrange(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if config.model_type == "gemma3_text" and "norm" in name:
         tensor = tensor.float() + 1.0  # Gemma keeps them around zero
-        if (
-            "attn_q_norm" in name
-        ):  # llama.cpp divides attention by the root of a size, Gemma by that of a setting
+        # llama.cpp divides attention by the root of a size, Gemma by that of a setting
+        if "attn_q_norm" in name:
             tensor = tensor * math.sqrt(gemma_attention_size(config) / config.query_pre_attn_scalar)
     return tensor
 

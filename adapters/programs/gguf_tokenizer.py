@@ -130,9 +130,8 @@ def name_of_cuts(inner: Any, told: dict[str, Any]) -> str:
             )
             == wanted
         ):
-            whole_words = told["model"].get(
-                "ignore_merges", False
-            )  # a word that is a token is then not built from merges
+            # A word that is a token is then not built from merges
+            whole_words = told["model"].get("ignore_merges", False)
             return "smaug-bpe" if name == "llama-bpe" and not whole_words else name
     raise UserError(
         "This tokenizer cuts words by a rule that llama.cpp does not have under a name known here."

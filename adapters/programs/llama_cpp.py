@@ -85,15 +85,13 @@ class Server:
 
         params = xllamacpp.CommonParams()
         params.model.path = gguf_file
-        params.hostnames = [
-            f"{folder}/llama.sock"
-        ]  # a name that ends in .sock is a unix socket instead of a port
+        # A name that ends in .sock is a unix socket instead of a port
+        params.hostnames = [f"{folder}/llama.sock"]
         params.ui = params.warmup = params.fit_params = False
         params.n_ctx, params.n_parallel, params.cache_ram_mib = tokens, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        params.cache_type_k = params.cache_type_v = (
-            xllamacpp.ggml_type.GGML_TYPE_F32
-        )  # f16 costs three digits
+        # f16 costs three digits
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.socket = params.hostnames[0]
         self.server = xllamacpp.Server(params)  # stops when it is forgotten

@@ -165,9 +165,8 @@ def disk_use(user: User) -> dict[str, Any]:
 def bytes_under(folder: Path) -> int:
     """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
     total = 0
-    with suppress(
-        FileNotFoundError
-    ):  # a folder that goes away while it is walked through ends the walk
+    # A folder that goes away while it is walked through ends the walk
+    with suppress(FileNotFoundError):
         for path in folder.rglob("*"):
             with suppress(FileNotFoundError):
                 if path.is_file() and not path.is_symlink():

@@ -78,9 +78,8 @@ def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
     """
     aside = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
     try:
-        shutil.copytree(
-            source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True
-        )  # nobody waits in a transaction
+        # Nobody waits in a transaction
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True)
         (aside / NAME).write_text(card_of(run, measured))
         return file_away(run, aside, measured)
     finally:

@@ -97,9 +97,8 @@ class Passage:
                     response.status_code >= 500
                     or response.status_code == httpx.codes.TOO_MANY_REQUESTS
                 ):
-                    await self.end(
-                        failed=True
-                    )  # what is the caller's own fault is no answer and no failure
+                    # What is the caller's own fault is no answer and no failure
+                    await self.end(failed=True)
                 retry = {
                     name: response.headers[name]
                     for name in ("Retry-After",)
@@ -167,9 +166,8 @@ class Passage:
         try:
             await in_database(note, answered)
         except DatabaseError:
-            log.exception(
-                "An answer of %s could not be noted.", self.deployment.name
-            )  # the caller gets it all the same
+            # The caller gets it all the same
+            log.exception("An answer of %s could not be noted.", self.deployment.name)
 
 
 def spoken(choice: dict[str, Any]) -> bool:

@@ -41,7 +41,9 @@ export class Trials {
     const newest = trials.reduce((a, b) => (b.spent > a.spent ? b : a));
     const part = (name) => this.box.querySelector(`[data-${name}]`);
     const [spent, budget] = [newest.spent, newest.budget].map(formatInteger);
-    const progress = `${spent} of ${budget} steps of trials are done. The first is the plan's own guess; the better half goes on each time.`;
+    const progress =
+      `${spent} of ${budget} steps of trials are done. ` +
+      "The first is the plan's own guess; the better half goes on each time.";
     part("verdict").textContent = this.verdict?.words ?? progress;
     part("verdict").classList.toggle("good", Boolean(this.verdict));
     part("rows").replaceChildren(...trials.map((trial) => this.row(trial)));

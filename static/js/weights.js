@@ -113,7 +113,10 @@ function tellOverlaps({ overlaps }) {
     const [one, other, shared] = [rows.first_rows, rows.second_rows, rows.shared].map(
       formatInteger,
     );
-    return `${first} (${one} rows to train on) and ${second} (${other}) share ${shared} rows word for word.`;
+    return (
+      `${first} (${one} rows to train on) and ${second} (${other}) share ${shared} rows ` +
+      "word for word."
+    );
   };
   document.querySelector("[data-overlaps]").textContent = overlaps.map(sentence).join(" ");
 }
@@ -122,8 +125,9 @@ function draw() {
   if (!told) return;
   const { result, versions } = told;
   const still = versions.filter(({ id }) => !result.moved[id]).map(({ name }) => name);
+  const unmoved = `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.`;
   part("weights-words").textContent =
-    `The size of each update against the weight that it moves. ${still.length ? `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.` : ""}`;
+    `The size of each update against the weight that it moves. ${still.length ? unmoved : ""}`;
   drawMaps(result, versions);
   tellAlike(result, versions);
   tellOverlaps(result);

@@ -131,9 +131,8 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
     *answers, _ = await asyncio.gather(*(ask(number) for number in range(40)), switch())
     assert set(answers) == set(alone)
     await sync_to_async(services.switch)(alice, deployed, Answering(versions[0], merge=False))
-    assert (
-        text_of(await client.chat.completions.create(**ASK)) == alone[0]
-    )  # the next request, not some time later
+    # The next request, not some time later
+    assert text_of(await client.chat.completions.create(**ASK)) == alone[0]
 
 
 async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, settings):

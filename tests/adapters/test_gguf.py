@@ -32,9 +32,8 @@ def model(request, tmp_path_factory):
     torch.manual_seed(3)
     made = families.make(request.param)
     made.resize_token_embeddings(len(tokenizer))
-    if (
-        request.param == "gemma3"
-    ):  # llama.cpp knows one rhythm of attention: every sixth layer is full
+    # llama.cpp knows one rhythm of attention: every sixth layer is full
+    if request.param == "gemma3":
         made.config.layer_types = ["sliding_attention"] * 2
     made.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -75,9 +75,8 @@ def test_too_few_rows_are_too_few():
 
 def test_p_values_are_those_of_the_published_tests():
     ours, theirs = [1.0] * 8 + [0.0] * 2, [0.0] * 8 + [1.0] * 2
-    assert p_value(ours, theirs, counts=True) == pytest.approx(
-        0.109375
-    )  # binomial, 8 of 10, two-sided
+    # Binomial, 8 of 10, two-sided
+    assert p_value(ours, theirs, counts=True) == pytest.approx(0.109375)
     assert p_value([1.0], [1.0], counts=True) == 1.0
     assert holm([0.01, 0.04, 0.03]) == [
         pytest.approx(0.03),

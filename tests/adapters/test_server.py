@@ -109,9 +109,10 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[-1].usage == whole.usage
+    # By its name now
     plain = client.completions.create(
         model="tiny", prompt=["turn on", "the lamp"], max_tokens=4, temperature=0
-    )  # by its name now
+    )
     assert [choice.index for choice in plain.choices] == [0, 1]
     assert [model.id for model in client.models.list()] == ["tiny"]
     with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):

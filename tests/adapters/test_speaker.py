@@ -259,9 +259,8 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tin
         kept.entry_bytes
         == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
     )
-    speaker.residents.cache_bytes = kept.entry_bytes * int(
-        1.5 * (len(first.ids) + 12)
-    )  # for one answer, not for two
+    # For one answer, not for two
+    speaker.residents.cache_bytes = kept.entry_bytes * int(1.5 * (len(first.ids) + 12))
     most = 0
     step = Batch.step
 
@@ -448,11 +447,12 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
             else plain_answer(tiny_model, Weights(run / "adapter", "x"))
         )
     alone = question(tiny_model)
+    # Another type waits until this one has answered
     for one in (
         asked,
         alone,
         question(tiny_model, adapter),
-    ):  # another type waits until this one has answered
+    ):
         speaker.desk.ask(one)
     text, last = hear(asked)
     assert "done" in last, last

@@ -10,9 +10,8 @@ from playwright.sync_api import expect
 from tests.browser.chromium import browser, chromium_path
 from tests.browser.instances import new_stage, sign_in, stop_runs
 
-expect.set_options(
-    timeout=40_000
-)  # the server shares two cores with the engine, the browser and simulated steps
+# The server shares two cores with the engine, the browser and simulated steps
+expect.set_options(timeout=40_000)
 LEFT_OUT = (
     "NO CHROMIUM FOUND: the browser tests are left out. Install Debian's `chromium` and "
     "run them again."

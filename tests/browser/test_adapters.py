@@ -46,9 +46,8 @@ def test_compare_two_versions_and_vote_blind(page, stage, versions):
         page.locator("table[data-settings] tr:not([hidden])").filter(has_text="seed")
     ).to_be_visible()
     page.get_by_role("button", name=re.compile("Ask up to")).click()
-    expect(page.locator(".reply")).to_have_count(
-        3, timeout=150_000
-    )  # base and two versions, one row held out
+    # Base and two versions, one row held out
+    expect(page.locator(".reply")).to_have_count(3, timeout=150_000)
     expect(page.locator("[data-maps] > div")).to_have_count(2, timeout=150_000)
     expect(page.get_by_text("subspace of their updates")).to_be_visible()
 

@@ -124,9 +124,8 @@ def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_setting
     )
     choose(page)
     page.locator("#technique-prefix").check()
-    page.locator("[name=max_steps]").fill(
-        "6"
-    )  # asks for the card, beside the question for the settings
+    # Asks for the card, beside the question for the settings
+    page.locator("[name=max_steps]").fill("6")
     expect(page.locator("[name=virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")
     page.locator("#technique-bottleneck").check()  # and a second one, too

@@ -57,9 +57,8 @@ def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
         for m in model.modules()
         if type(m).__name__ == "Linear4bit" and hasattr(m, "support_avx512bf16_for_cpu")
     ]
-    assert layers and not any(
-        layer.support_avx512bf16_for_cpu for layer in layers
-    )  # also where the CPU has no such kernels
+    # Also where the CPU has no such kernels
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
 def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):

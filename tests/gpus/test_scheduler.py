@@ -136,9 +136,8 @@ def test_a_large_head_is_not_starved_by_small_runs():
     started = next(line.started for line in made.ledger if line.run == 2)
     assert started == 1000
     early = [line for line in made.ledger if line.started < 1000 and line.run > 2]
-    assert early and all(
-        line.ended <= 1000 for line in early
-    )  # they filled the gap, and delayed nothing
+    # They filled the gap, and delayed nothing
+    assert early and all(line.ended <= 1000 for line in early)
 
 
 def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
@@ -160,11 +159,12 @@ def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once()
         ask(run, user=6, seconds=9000.0) for run in (3, 4, 5)
     ]
     made = Scheduler(Scene("p", cards, waiting=waiting, people=people)).admit(0.0)
+    # After two entries of 9,000 s ben has used more than anna
     assert [held.run for held in made.starts] == [
         3,
         4,
         1,
-    ]  # after two entries of 9,000 s ben has used more than anna
+    ]
 
 
 def test_own_runs_can_be_moved_up_but_not_before_those_of_others():

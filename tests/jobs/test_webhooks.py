@@ -175,9 +175,8 @@ def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(
         lambda host, *a, **k: asked.append(host) or real(host, *a, **k),
     )
     send_due()
-    assert (
-        asked.count("localhost") == 1
-    )  # whatever else is asked for is the address itself, as the connection is made
+    # Whatever else is asked for is the address itself, as the connection is made
+    assert asked.count("localhost") == 1
     assert len(listener["requests"]) == 1
 
 

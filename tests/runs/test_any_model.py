@@ -36,9 +36,8 @@ def test_a_cpu_without_bf16_is_forecast_in_fp32_wherever_the_simulation_runs():
         for d in ("cpu", "cpu_fp32")
     )
     assert (with_it["precision"], without["precision"]) == ("bf16", "fp32")
-    assert (
-        without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]
-    )  # LoRA itself is fp32 in both
+    # LoRA itself is fp32 in both
+    assert without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]
 
 
 def test_the_command_prints_a_table(tmp_path, capsys):

@@ -45,9 +45,8 @@ def test_a_model_that_is_not_ready_is_refused(alice, base_model, data):
 
 
 def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_model, data, no_bell):
-    left = run.folder.with_name(
-        str(run.pk + 1)
-    )  # its row was rolled back, and its number is given out again
+    # Its row was rolled back, and its number is given out again
+    left = run.folder.with_name(str(run.pk + 1))
     shutil.rmtree(left, ignore_errors=True)
     left.mkdir()
     (left / "result.json").write_text("{}")

@@ -117,9 +117,8 @@ def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
     process = engine_process.EngineProcess(tmp_path)
     process.start({"CUDA_VISIBLE_DEVICES": "GPU-7"})
     told = Path(f"/proc/{process.pid}/environ")
-    wait_for(
-        lambda: b"HF_HUB_OFFLINE" in told.read_bytes()
-    )  # between fork and exec it is still ours
+    # Between fork and exec it is still ours
+    wait_for(lambda: b"HF_HUB_OFFLINE" in told.read_bytes())
     assert {b"ONEDNN_PRIMITIVE_CACHE_CAPACITY=32", b"CUDA_VISIBLE_DEVICES=GPU-7"} <= set(
         told.read_bytes().split(b"\0")
     )

@@ -20,17 +20,19 @@ ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
 LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
 CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
 ADMIN = {**dict.fromkeys(CAST[1:6], "l"), "admin": "y"}
+# Mallory leads a team of her own
 LEADS = {
     **dict.fromkeys(CAST[1:], "l"),
     "lea": "y",
     "mallory": "y",
     "admin": "y",
-}  # mallory leads a team of her own
+}
 LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
+# A thing that is no team's: its owner's alone
 MINE = {
     **dict.fromkeys(CAST[1:], "n"),
     "alice": "y",
-}  # a thing that is no team's: its owner's alone
+}
 
 MATRIX = {
     "get /people/me": ALL,
@@ -247,9 +249,8 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
     token, _ = create_token(people["alice"], "hers")
     things = {**things, "token_id": token.pk}
     assert call(client, operation, things, "").status_code == 401
-    for who in sorted(
-        CAST[1:], key=lambda name: MATRIX[operation][name] == "y"
-    ):  # those who may come last: they change things
+    # Those who may come last: they change things
+    for who in sorted(CAST[1:], key=lambda name: MATRIX[operation][name] == "y"):
         _, secret = create_token(people[who], "test")
         answer = call(client, operation, things, secret)
         wanted = expected[MATRIX[operation][who]]

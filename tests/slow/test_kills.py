@@ -31,9 +31,8 @@ SETTINGS = {
     "dropout": 0.1,
 }
 ENDED = ("finished", "failed", "stopped", "cancelled")
-FROZEN_SECONDS = (
-    60  # twice a lease, three times a leash: the engine has left and another worker has taken over
-)
+# Twice a lease, three times a leash: the engine has left and another worker has taken over
+FROZEN_SECONDS = 60
 ROUND = ["freeze", "lose", "lose", "double", "double"]  # of twenty; the others are kills
 KILLS = ["engine", "worker", "web", "all"]
 
@@ -206,9 +205,8 @@ def survive(tmp_path, model, times):
             assert found["points"] == SETTINGS["max_steps"]
             assert found["sha256"] == weights
             assert all(one[1] is not None for one in found["held"])  # every device is given back
-            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found[
-                "held"
-            ]  # and none was held twice
+            # And none was held twice
+            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]
     assert freezer.looked == counts["freeze"]
     assert not freezer.kept, "another worker takes over what a frozen one watched"
     print(

@@ -16,9 +16,8 @@ from playwright.sync_api import expect
 from tests.browser.chromium import browser, chromium_path
 from tests.stage import ROOT, free_port
 
-SHOTS = (
-    Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
-)  # a folder for the README's pictures
+# A folder for the README's pictures
+SHOTS = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
 CHANGED = "tulip-river-42"
 
 

@@ -36,9 +36,8 @@ def make_plan(
             f"The goal is {goal[:40]!r}; it must be one of {', '.join(GOALS)}.", field="goal"
         )
     draft = Draft(situation, goal, locked or {})
-    RunConfig.from_dict(
-        {"tokens_per_batch": 131_072, "max_length": 8, **draft.locked}
-    )  # a wrong lock is told first
+    # A wrong lock is told first
+    RunConfig.from_dict({"tokens_per_batch": 131_072, "max_length": 8, **draft.locked})
     length = rules.max_length(draft)
     epochs = rules.epochs(draft)
     rules.max_steps(draft)

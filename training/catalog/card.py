@@ -17,9 +17,8 @@ from training.catalog.safetensors_header import InvalidHeader, TensorInfo, read_
 from training.errors import UserError
 from training.formatting import format_binary_bytes
 
-MAX_JSON_BYTES = (
-    32 * 2**20
-)  # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
+# Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
+MAX_JSON_BYTES = 32 * 2**20
 MAX_TEMPLATE = 100_000  # characters
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -121,6 +121,5 @@ def one_configuration(paths: list[str]) -> list[str]:
     names = sorted({path.split("/")[0] for path in paths})
     chosen = next((name for name in PREFERRED if name in names), names[0] if names else "")
     mine = sorted(path for path in paths if path.split("/")[0] == chosen and split_of(path))
-    return sorted(
-        mine, key=lambda path: split_of(path) != "train"
-    )  # the first file is the one that people see
+    # The first file is the one that people see
+    return sorted(mine, key=lambda path: split_of(path) != "train")

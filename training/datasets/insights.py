@@ -14,14 +14,12 @@ from training.datasets.rows import Row
 MAX_LABELS = 50  # more different answers than this are no labels
 LABEL_CHARACTERS = 100
 LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
-EVERY_ROW = (
-    20_000  # from here on the language of every tenth row is looked at: it is half of the time
-)
+# From here on the language of every tenth row is looked at: it is half of the time
+EVERY_ROW = 20_000
 EXAMPLES = 20
 EXTREMES = 5
-JUDGED_CHARACTERS = (
-    20_000  # of a row, for secrets and addresses: some patterns take the square of the length
-)
+# Of a row, for secrets and addresses: some patterns take the square of the length
+JUDGED_CHARACTERS = 20_000
 # Detectors that look for the form of a key. Those that guess by entropy or by the word "password"
 # are left out: they would mark every hash and every sentence about passwords.
 SECRET_DETECTORS = (

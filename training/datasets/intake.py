@@ -31,9 +31,8 @@ from training.people.visible import may_change
 
 KIND = "upload"
 LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
-ALLOWED_UNPACKING = (
-    4  # a gzip file may unpack to this many times the limit, and no more may be written of it
-)
+# A gzip file may unpack to this many times the limit, and no more may be written of it
+ALLOWED_UNPACKING = 4
 BUSY = (UploadState.WAITING, UploadState.WORKING)
 Named = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 

@@ -22,9 +22,8 @@ MAX_COLUMNS = 1_000
 MAX_ROW_GROUP_BYTES = 512 * 2**20
 Found = tuple[int, dict[str, Any] | BadRow]
 
-csv.field_size_limit(
-    MAX_ROW_BYTES - 4096
-)  # below what is read of a line, so that a longer field is told as such
+# Below what is read of a line, so that a longer field is told as such
+csv.field_size_limit(MAX_ROW_BYTES - 4096)
 
 
 def opened(path: Path, zipped: bool) -> BinaryIO:

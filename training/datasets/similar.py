@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
 SLOTS, BANDS = (
     32,
     8,
-)  # four slots a band: of rows that share 80 % of their shingles 98 % meet in a band
+)
 ALIKE = 0.8  # share of equal slots
 CHUNK_ROWS, CHUNK_SHINGLES = 2_000, 200_000  # what waits takes at most 20 MB
 MOST_CHARACTERS = 50_000  # a longer row is judged by its beginning
@@ -86,9 +87,8 @@ class Signatures:
             keys = bands[order, band]
             begins = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
             heads = np.repeat(order[begins], np.diff(np.r_[begins, len(keys)]))
-            for at in range(
-                0, len(order), 100_000
-            ):  # in pieces, so that the comparison needs no second copy of all slots
+            # In pieces, so that the comparison needs no second copy of all slots
+            for at in range(0, len(order), 100_000):
                 rows, head = order[at : at + 100_000], heads[at : at + 100_000]
                 same = (rows != head) & ((slots[rows] == slots[head]).mean(axis=1) >= ALIKE)
                 better = same & ((found[rows] < 0) | (head < found[rows]))

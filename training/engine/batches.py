@@ -14,9 +14,8 @@ from operator import itemgetter
 
 from training.engine.config import RunConfig
 
-Packed = tuple[
-    int, ...
-]  # numbers of the rows that share one sequence; without packing there is one
+# Numbers of the rows that share one sequence; without packing there is one
+Packed = tuple[int, ...]
 Batch = list[Packed]
 
 # Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to

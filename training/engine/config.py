@@ -23,9 +23,8 @@ class RunConfig(TechniqueSettings):
     model_name: str = ""  # what the adapter says it was trained on; the folder's name if empty
     train_data: str = ""
     heldout_data: str = ""
-    start_weights: str = (
-        ""  # a folder of the same technique's weights, to begin with instead of its own start
-    )
+    # A folder of the same technique's weights, to begin with instead of its own start
+    start_weights: str = ""
     learning_rate: float = setting(
         1e-3,
         "Size of a step: lower it when the loss jumps, raise it when it hardly falls.",

@@ -19,9 +19,8 @@ class Outcome(StrEnum):
     FINISHED = "finished"
     STOPPED = "stopped"  # a person stopped it and kept what was learned
     DISCARDED = "discarded"  # a person stopped it and threw it away
-    LEFT = (
-        "left"  # shutdown or a leash that went stale: a checkpoint is there, training is to go on
-    )
+    # Shutdown or a leash that went stale: a checkpoint is there, training is to go on
+    LEFT = "left"
     BUSY = "busy"  # another engine holds this run folder
     CONFIG = "config_error"
     DATA = "data_error"

@@ -68,9 +68,8 @@ def release(run_id: int) -> None:
         open_ones.filter(device=device_id).update(released_at=Now())
         if Allocation.objects.filter(device=device_id, released_at=None).exists():
             continue
-        if is_cpu(
-            kind
-        ):  # nobody checks a CPU: until its next report, what the run held is taken for free
+        # Nobody checks a CPU: until its next report, what the run held is taken for free
+        if is_cpu(kind):
             Device.objects.filter(pk=device_id).update(
                 used_bytes=F("idle_bytes") + F("answering_bytes")
             )

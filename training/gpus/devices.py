@@ -80,9 +80,8 @@ def read_cpu() -> Reading:
     memory = psutil.virtual_memory()
     busy = psutil.cpu_percent(None) / 100
     name = f"CPU, {psutil.cpu_count()} cores"
-    kind = (
-        CPU if has_bf16() else CPU_FP32
-    )  # a kind of its own: `auto` computes in fp32 there, with twice the memory
+    # A kind of its own: `auto` computes in fp32 there, with twice the memory
+    kind = CPU if has_bf16() else CPU_FP32
     return Reading(
         0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy
     )
@@ -155,9 +154,8 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
         }
         for reading in readings:
             device = known.pop(reading.uuid, None) or moved_here(place, reading)
-            other = (
-                device.pool.kind != reading.kind[:80]
-            )  # a virtual machine was moved to another CPU
+            # A virtual machine was moved to another CPU
+            other = device.pool.kind != reading.kind[:80]
             if other and not device.allocations.filter(released_at=None).exists():
                 device.pool = pool_of(reading.kind)
             take_reading(device, reading)
@@ -229,9 +227,8 @@ def condition_of(device: Device, reading: Reading, now: Any) -> str:
     clean = reading.used - reading.answering <= device.idle_bytes + LEFT_OVER_BYTES
     if device.condition == Condition.GOOD or clean:
         return Condition.GOOD
-    if (
-        device.condition == Condition.MISSING
-    ):  # back, and not empty: what it held before it went is looked at first
+    # Back, and not empty: what it held before it went is looked at first
+    if device.condition == Condition.MISSING:
         ours = (
             is_cpu(reading.kind)
             or device.pk is None

@@ -26,9 +26,8 @@ class Pool(models.Model):
     runs_per_device = models.PositiveIntegerField(
         default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_A_DEVICE)]
     )
-    shortest_seconds = models.PositiveIntegerField(
-        default=600
-    )  # a run is not stopped for others before that
+    # A run is not stopped for others before that
+    shortest_seconds = models.PositiveIntegerField(default=600)
     held = models.BooleanField(default=False)
 
     class Meta:
@@ -61,21 +60,19 @@ class Device(models.Model):
     name = models.CharField(max_length=80)
     total_bytes = models.PositiveBigIntegerField()
     used_bytes = models.PositiveBigIntegerField(default=0)
-    answering_bytes = models.PositiveBigIntegerField(
-        default=0
-    )  # of them, those of SnapML's own inference program
-    idle_bytes = models.PositiveBigIntegerField(
-        default=0
-    )  # what others had in use when it was last given out
+    # Of them, those of SnapML's own inference program
+    answering_bytes = models.PositiveBigIntegerField(default=0)
+    # What others had in use when it was last given out
+    idle_bytes = models.PositiveBigIntegerField(default=0)
     utilisation = models.FloatField(null=True)  # share, 0 to 1
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)
+    # Pid, bytes
     processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(
         default=list
-    )  # pid, bytes
-    context_bytes = models.PositiveBigIntegerField(
-        null=True
-    )  # what CUDA takes for a process beside its allocator, measured once
+    )
+    # What CUDA takes for a process beside its allocator, measured once
+    context_bytes = models.PositiveBigIntegerField(null=True)
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
     kept_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
     changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty

@@ -70,9 +70,8 @@ class JobKind:
     guard: Callable[[], AbstractContextManager[None]] = nullcontext  # held until its end is stored
     on_done: Callable[[Job, dict[str, Any]], None] | None = None
     on_failed: Callable[[Job, str], None] | None = None
-    outputs: Callable[[Job], list[Path]] = (
-        lambda _job: []
-    )  # folders that it leaves, besides its own
+    # Folders that it leaves, besides its own
+    outputs: Callable[[Job], list[Path]] = lambda _job: []
     crash_message: str = UNFORESEEN  # {error} is the name of the exception
 
 

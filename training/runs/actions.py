@@ -144,9 +144,8 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
         if ended:
-            allocations.release(
-                run.pk
-            )  # it may have been given a device that no worker has taken up yet
+            # It may have been given a device that no worker has taken up yet
+            allocations.release(run.pk)
             tell_of_end(run.pk)
     if ended and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)

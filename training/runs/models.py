@@ -20,9 +20,8 @@ class Sweep(Owned):
 
     name = models.CharField(max_length=120)
     grid: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
-    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(
-        default=dict
-    )  # what could not start -> why
+    # What could not start -> why
+    refused: models.JSONField[dict[str, str], dict[str, str]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -44,13 +43,11 @@ class Run(Owned):
     # values, the version that it begins with.
     request: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
-    from_version = models.PositiveBigIntegerField(
-        null=True
-    )  # the adapter version whose weights it began with
+    # The adapter version whose weights it began with
+    from_version = models.PositiveBigIntegerField(null=True)
     sweep = models.ForeignKey(Sweep, null=True, on_delete=models.SET_NULL, related_name="runs")
-    tags = models.CharField(
-        max_length=320, blank=True
-    )  # ",one,two,": searched with one LIKE, no table and no join
+    # ",one,two,": searched with one LIKE, no table and no join
+    tags = models.CharField(max_length=320, blank=True)
     notes = models.TextField(blank=True)
     archived_at = models.DateTimeField(null=True)
 
@@ -59,20 +56,16 @@ class Run(Owned):
     )
     wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
     message = models.TextField(blank=True)
-    forgiven_seconds = models.FloatField(
-        default=0.0
-    )  # on devices, that an admin let it go on after
-    failure = models.CharField(
-        max_length=20, blank=True
-    )  # of a failed run: the engine's outcome, or `killed`
-    pool = models.ForeignKey(
-        Pool, null=True, on_delete=models.PROTECT, related_name="runs"
-    )  # null: none has reported yet
+    # On devices, that an admin let it go on after
+    forgiven_seconds = models.FloatField(default=0.0)
+    # Of a failed run: the engine's outcome, or `killed`
+    failure = models.CharField(max_length=20, blank=True)
+    # Null: none has reported yet
+    pool = models.ForeignKey(Pool, null=True, on_delete=models.PROTECT, related_name="runs")
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
     moved_up_at = models.DateTimeField(null=True)  # to the front of its owner's own runs
-    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
-        default=dict
-    )  # queue.py: place, reason, times
+    # queue.py: place, reason, times
+    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -97,18 +90,15 @@ class Run(Owned):
     loss = models.FloatField(null=True)
     heldout_loss = models.FloatField(null=True)
     best_heldout_loss = models.FloatField(null=True)
-    exact_match = models.FloatField(
-        null=True
-    )  # share of held-out prompts answered word for word, by what is exported
+    # Share of held-out prompts answered word for word, by what is exported
+    exact_match = models.FloatField(null=True)
     best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
     plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
-        default=dict
-    )  # bytes, forecast/memory.py
-    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(
-        default=dict
-    )  # a Plan of training/auto
+    # Bytes, forecast/memory.py
+    forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    # A Plan of training/auto
+    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
 
     class Meta:

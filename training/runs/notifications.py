@@ -13,9 +13,8 @@ from training.runs.models import Run
 from training.runs.states import ENDED, State
 from training.webhooks.services import queue_message
 
-SHOWN_SECONDS = (
-    300  # pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
-)
+# Pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
+SHOWN_SECONDS = 300
 
 
 def tell_of_end(run_id: int) -> None:

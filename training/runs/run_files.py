@@ -58,9 +58,8 @@ def engine_output(run: Run) -> str:
     if not path.is_file():
         return ""
     try:
-        opened = os.open(
-            path, os.O_RDONLY | os.O_NOFOLLOW
-        )  # a link would show another file of the server
+        # A link would show another file of the server
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return ""
     with os.fdopen(opened, "rb") as file:

@@ -32,9 +32,8 @@ class Method:
     usual: Mapping[str, Any] = field(default_factory=dict)
     rates: str = "1e-4 to 1e-3"  # learning rates that are usual
     highest_rate: float = 5e-3  # learning rates above it usually make the loss jump
-    never: Mapping[str, str] = field(
-        default_factory=dict
-    )  # a setting that cannot be switched on -> why
+    # A setting that cannot be switched on -> why
+    never: Mapping[str, str] = field(default_factory=dict)
     quantised: bool = False  # the base model is loaded in 4 bits
     whole_model: bool = False  # what is trained and saved is the model itself, not an adapter
     no_merge: str = ""

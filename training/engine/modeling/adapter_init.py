@@ -37,9 +37,8 @@ def start_from_data(model: Any, rows: Sequence[EncodedRow]) -> None:
 
     device = next(model.parameters()).device
     batches = []
-    for at in range(
-        0, max(1, min(len(rows), EVA_ROWS) - EVA_BATCH + 1), EVA_BATCH
-    ):  # fewer rows make one smaller batch
+    # Fewer rows make one smaller batch
+    for at in range(0, max(1, min(len(rows), EVA_ROWS) - EVA_BATCH + 1), EVA_BATCH):
         part = rows[at : at + EVA_BATCH]
         longest = max(len(row) for row in part)
         ids, mask = (
@@ -51,10 +50,11 @@ def start_from_data(model: Any, rows: Sequence[EncodedRow]) -> None:
             mask[place, : len(row)] = 1
         batches.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    # Loading must not look for data
     model.active_peft_config.init_lora_weights, model.active_peft_config.eva_config = (
         True,
         None,
-    )  # loading must not look for data
+    )
 
 
 def start_from_loss_of_bits(model: Any, folder: Path) -> None:

@@ -42,9 +42,8 @@ def write_weights(model: Any, folder: Path, start: dict[str, Tensor] | None = No
         model.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
-        model.save_pretrained(
-            folder, max_shard_size="1000GB"
-        )  # one file, so that one hash names the weights
+        # One file, so that one hash names the weights
+        model.save_pretrained(folder, max_shard_size="1000GB")
 
 
 def write_as_plain_lora(model: Any, folder: Path, start: dict[str, Tensor]) -> None:
@@ -96,9 +95,8 @@ def read_weights(model: Any, folder: Path, raw: dict[str, Tensor]) -> None:
     elif isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / ADAPTER[0]))
     else:
-        model.load_state_dict(
-            load_file(folder / MODEL), strict=False
-        )  # tied weights are in the file once
+        # Tied weights are in the file once
+        model.load_state_dict(load_file(folder / MODEL), strict=False)
         model.tie_weights()
 
 

@@ -39,9 +39,8 @@ with quick_imports():
     from training.engine.modeling.model import precision_for
     from training.engine.simulation.fake_step import FakeRun, model_config_of
 
-MOST_MEMORY_BYTES = (
-    16 * 2**30
-)  # address space, CUDA's libraries included: a config.json is anybody's
+# Address space, CUDA's libraries included: a config.json is anybody's
+MOST_MEMORY_BYTES = 16 * 2**30
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
 
 
@@ -80,9 +79,8 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
                 model_config, one, layers=DEPTHS[depth], precision=precision, device=device
             )
             try:
-                run.step(
-                    shapes[0]
-                )  # a first measuring has 9 moments after its layers, every later one 12
+                # A first measuring has 9 moments after its layers, every later one 12
+                run.step(shapes[0])
                 for shape in shapes[: CORNERS[depth, sized]]:
                     samples.append((DEPTHS[depth], size, shape, run.step(shape)))
                 facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest

@@ -74,9 +74,8 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
         }
         write_atomically(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
         final = root / name_of(step)
-        shutil.rmtree(
-            final, ignore_errors=True
-        )  # one that did not verify, or resume would have begun there
+        # One that did not verify, or resume would have begun there
+        shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)

@@ -48,9 +48,8 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
                 yield from save(session)
             return order
 
-        if waited_enough(
-            session
-        ):  # looked at before a step, so that an attempt that resumes here ends here, too
+        # Looked at before a step, so that an attempt that resumes here ends here, too
+        if waited_enough(session):
             yield from save(session)
             measurements = (
                 f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"

@@ -96,9 +96,8 @@ class Search:
         """Report a trial's loss at its step: does it belong to the better half so far?"""
         assert self.open is not None
         self.open.report(loss, trial.step)
-        prune = (
-            self.open.should_prune()
-        )  # asked of the first one, too: the others are compared with it
+        # Asked of the first one, too: the others are compared with it
+        prune = self.open.should_prune()
         return trial.number == 0 or not prune
 
     def tell(self, trial: Trial) -> None:

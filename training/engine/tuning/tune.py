@@ -263,9 +263,8 @@ def choose(bench: Bench, best: Trial | None) -> Generator[Event, None, None]:
             "Not one trial got to its end; a lower learning rate or less memory is the usual cure."
         )
     verdict, winner = verdict_of(plan, best, [row.trained for row in bench.unseen])
-    for step in (
-        winner.steps
-    ):  # first: an attempt that breaks off here rewinds to step 0, and these with it
+    # First: an attempt that breaks off here rewinds to step 0, and these with it
+    for step in winner.steps:
         yield "step", step
     wrap_again(session, winner.settings)
     payload = {

@@ -21,14 +21,12 @@ class Board:
         self.cards = {card.id: card for card in scene.cards}
         self.on: dict[int, list[Holding]] = {card.id: [] for card in scene.cards}
         self.where: dict[int, Holding] = {}
-        self.running: dict[int, int] = defaultdict(
-            int
-        )  # of a team: what counts against its guarantee
+        # Of a team: what counts against its guarantee
+        self.running: dict[int, int] = defaultdict(int)
         self.background: dict[int, int] = defaultdict(int)
         self.of_user: dict[int, int] = defaultdict(int)
-        self.committed: dict[tuple[str, int], float] = defaultdict(
-            float
-        )  # device-seconds that running runs will still take
+        # Device-seconds that running runs will still take
+        self.committed: dict[tuple[str, int], float] = defaultdict(float)
         self.open: list[
             tuple[int, int]
         ] = []  # devices that take one more run, by the room that is left on them: (bytes, device)

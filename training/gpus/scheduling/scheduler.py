@@ -19,9 +19,8 @@ from training.gpus.scheduling.placement import Board
 from training.gpus.scheduling.preemption import victims_for
 from training.gpus.scheduling.state import CLASSES, Barrier, Decision, Holding, Request, Scene
 
-MOST_EXAMINED = (
-    200  # runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
-)
+# Runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
+MOST_EXAMINED = 200
 Line = tuple[int, int]  # team and user: their runs in the order in which they want them
 
 
@@ -114,9 +113,8 @@ class Scheduler(Board):
         self.lines[request.team, request.user].remove(request)
         del self.needs[bisect.bisect_left(self.needs, self.need(request))]
         self.take(held, since=now)
-        self.charged[request.user] += (
-            request.seconds if request.seconds < math.inf else 3600.0
-        )  # the entry is charged at once
+        # The entry is charged at once
+        self.charged[request.user] += request.seconds if request.seconds < math.inf else 3600.0
         if self.cards[card].kept_for == request.run:
             self.cards[card] = replace(self.cards[card], kept_for=None)
             del self.kept_by[request.run]

@@ -10,11 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+# Urgent is granted by admins; background is always preemptible
 CLASSES = (
     "urgent",
     "normal",
     "background",
-)  # urgent is granted by admins; background is always preemptible
+)
 MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
 LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
 NOBODY = 0  # the team of runs that belong to no team
@@ -138,6 +139,5 @@ class Decision:
     starts: list[Holding] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
     given_up: list[int] = field(default_factory=list)  # runs for which a device is kept no more
-    barriers: dict[int, Barrier] = field(
-        default_factory=dict
-    )  # of the runs that were looked at and did not start
+    # Of the runs that were looked at and did not start
+    barriers: dict[int, Barrier] = field(default_factory=dict)

@@ -23,9 +23,8 @@ from training.engine.memory_estimator import Law, size_setting
 from training.engine.methods import TABLE
 from training.errors import UserError
 
-EDITION = (
-    7  # of the laws: one more when the engine's steps change, so that none of the old are read
-)
+# Of the laws: one more when the engine's steps change, so that none of the old are read
+EDITION = 7
 PATIENCE_SECONDS = 120
 COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
@@ -58,9 +57,8 @@ def key_of(folder: Path, config: RunConfig, device: str) -> str:
     told = {name: getattr(config, name) for name in sorted(names)} | {
         "optimizer": config.optimizer_on(device)
     }
-    told |= (
-        {"dropout": config.dropout > 0} if "dropout" in told else {}
-    )  # how much is dropped moves no byte
+    # How much is dropped moves no byte
+    told |= {"dropout": config.dropout > 0} if "dropout" in told else {}
     told |= {
         "accumulates": config.accumulates,
         "beyond": isinstance(window, int) and config.max_length > window,

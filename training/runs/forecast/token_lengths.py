@@ -114,9 +114,8 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
 
 def place(version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool) -> Path:
     files = [model.folder / name for name in TOKENIZER_FILES]
-    seen = "|".join(
-        f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file()
-    )  # another tokenizer, another count
+    # Another tokenizer, another count
+    seen = "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
     key = hashlib.sha256(seen.encode()).hexdigest()[:16]
     name = f"{key}-{split}{'-prompt' if train_on_prompt else ''}"
     return Path(settings.HOME) / "data" / version.digest / "lengths" / f"{name}.npz"

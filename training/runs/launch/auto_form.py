@@ -17,11 +17,12 @@ from training.runs.launch import form
 from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, plan_digest
 from training.runs.launch.selection import Picked
 
+# A row's field, what stood there when it was shown, the ticked rows
 SET, WAS, LOCK = (
     "set-",
     "was-",
     "lock",
-)  # a row's field, what stood there when it was shown, the ticked rows
+)
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,8 @@ log = logging.getLogger("snapml.forecast")
 # With 8-bit states a law holds for one rank alone (memory_estimator.size_setting); with others, all
 # these have the same one.
 RANKS = (16, 8, 32, 64)
-tried: set[Path] = (
-    set()
-)  # laws that this worker asked for: one that broke off is tried again only when a person asks
+# Laws that this worker asked for: one that broke off is tried again only when a person asks
+tried: set[Path] = set()
 # models (id, last change, kind of device) of which every law was asked for: looking takes 30 ms
 complete: set[tuple[int, datetime, str]] = set()
 

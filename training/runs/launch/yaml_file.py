@@ -236,9 +236,8 @@ def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
     if wanted.get("sha256"):
         rows = mine.filter(digest=one_line(str(wanted["sha256"])))
         named = rows.filter(dataset__name=one_line(str(wanted.get("name"))))
-        rows = (
-            named if named.exists() else rows
-        )  # the same content under another name is the same data
+        # The same content under another name is the same data
+        rows = named if named.exists() else rows
     else:
         rows = mine.filter(dataset__name=one_line(str(wanted.get("name"))))
         if wanted.get("version") is not None:

@@ -51,10 +51,11 @@ class Subscription:
     points: int
     unacked_since: float | None = None
     fresh: bool = True
+    # The row's revision, and whether the run was out of touch
     shown: tuple[int, bool] = (
         -1,
         False,
-    )  # the row's revision, and whether the run was out of touch
+    )
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -124,9 +125,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if kind == "ack" and subscription is not None and subscription.unacked_since is not None:
             subscription.unacked_since = None
             self.wake.set()
-        elif (
-            self.too_fast()
-        ):  # an ack that answers a frame is not counted: the server itself sets their pace
+        # An ack that answers a frame is not counted: the server itself sets their pace
+        elif self.too_fast():
             await self.close(TOO_MUCH)
         elif kind == "sub":
             await self.subscribe(

@@ -42,14 +42,12 @@ def steps_of(run: Run) -> Iterator[dict[str, Any]]:
             .order_by("first_step")
             .values_list("pk", flat=True)
         )
-        tail = list(
-            Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq")
-        )  # fewer than a chunk's 512
+        # Fewer than a chunk's 512
+        tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))
     if 0 in evals:
         yield {"step": 0, "time": None, **eval_at_step(0, evals)}
-    for at in range(
-        0, len(chunk_ids), CHUNKS_AT_ONCE
-    ):  # short reads: a slow download holds no transaction open
+    # Short reads: a slow download holds no transaction open
+    for at in range(0, len(chunk_ids), CHUNKS_AT_ONCE):
         found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by(
             "first_step"
         )

@@ -87,9 +87,8 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         )
     config = RunConfig.from_dict(run.config)
     found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    forecast = (
-        kept_forecast(config, run.base_model, found, target_of(pool)) or {}
-    )  # if there is none, a worker makes it
+    # If there is none, a worker makes it
+    forecast = kept_forecast(config, run.base_model, found, target_of(pool)) or {}
     refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
     changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):

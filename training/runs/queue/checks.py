@@ -29,9 +29,8 @@ def refuse_hopeless(request: Request, pool: Pool | None, nearest: Callable[[int]
     """
     if pool is not None:
         refuse_without_devices(request, pool)
-    if (
-        pool is not None and request.memory
-    ):  # else no worker has reported a device yet, or nobody knows yet what it needs
+    # Else no worker has reported a device yet, or nobody knows yet what it needs
+    if pool is not None and request.memory:
         refuse_never(pool, request, nearest)
 
 

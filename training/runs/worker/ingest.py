@@ -150,9 +150,8 @@ def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
     later = {"run_id": run.pk, "superseded": False}
     for chunk in CurveChunk.objects.filter(**later, last_step__gt=step):
         unpack(chunk)
-    again = (
-        Q(step__gt=step) if step else Q(step__gte=0)
-    )  # from the very beginning, step 0's evaluation comes again too
+    # From the very beginning, step 0's evaluation comes again too
+    again = Q(step__gt=step) if step else Q(step__gte=0)
     past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
     past.update(superseded=True)
     kept = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")

@@ -22,9 +22,8 @@ from training.runs.models import Event, Run
 from training.runs.queue.checks import most_memory
 
 TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
-MOST_CONTEXT = (
-    4 * 10**9
-)  # bytes; more is not a context, but a process that has something else there
+# Bytes; more is not a context, but a process that has something else there
+MOST_CONTEXT = 4 * 10**9
 LOOKS = 3  # in a row: a peak that is over before the next look has done its harm
 
 

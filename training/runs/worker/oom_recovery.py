@@ -61,9 +61,8 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
         UserError: it has no such way.
         Conflict, NotAllowed: see `continue_run`.
     """
-    with (
-        transaction.atomic()
-    ):  # the row is held until both are done; the file is written when nothing can refuse any more
+    # The row is held until both are done; the file is written when nothing can refuse any more
+    with transaction.atomic():
         held = (
             Run.objects.select_for_update(of=("self",))
             .select_related("base_model", "data__dataset", "owner", "team")

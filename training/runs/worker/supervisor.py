@@ -38,9 +38,8 @@ from training.runs.worker.memory_guard import Share, measure_context, raised
 TAIL_SECONDS = 0.025
 LOOK_SECONDS = 0.25
 SHARE_SECONDS = 2.0
-STOP_PATIENCE_SECONDS = (
-    120.0  # a stop waits for the step under way and a checkpoint, then the engine is told by signal
-)
+# A stop waits for the step under way and a checkpoint, then the engine is told by signal
+STOP_PATIENCE_SECONDS = 120.0
 KILL_PATIENCE_SECONDS = 30.0
 LONGEST_WAIT_SECONDS = 16
 KILLED = "killed"
@@ -95,9 +94,8 @@ class Watch:
         renew, look, watch = Every(RENEW_SECONDS), Every(LOOK_SECONDS), Every(SHARE_SECONDS)
         while True:
             try:
-                alive = (
-                    self.engine.alive()
-                )  # asked before reading: what it wrote until its death is then surely read
+                # Asked before reading: what it wrote until its death is then surely read
+                alive = self.engine.alive()
                 moved = self.tail()
                 if renew.due():
                     self.renew()
@@ -200,9 +198,8 @@ class Watch:
                     message="Stopped before the first checkpoint; nothing was kept.",
                 ),
             )
-        elif run.wish in (Wish.STOP, Wish.TIME) and outcomes.left_by_its_own_word(
-            run
-        ):  # told to leave and to stop at once
+        # Told to leave and to stop at once
+        elif run.wish in (Wish.STOP, Wish.TIME) and outcomes.left_by_its_own_word(run):
             self.conclude(run, outcomes.stopped_with_checkpoint(run))
         elif self.evicted is not None:
             self.requeue(outcomes.words_of_eviction(run, self.evicted))
@@ -299,9 +296,8 @@ class Watch:
             "lease_expires_at": None,
             "revision": F("revision") + 1,
         }
-        with (
-            transaction.atomic()
-        ):  # the message to the owner's webhooks is left exactly once, with the fenced change
+        # The message to the owner's webhooks is left exactly once, with the fenced change
+        with transaction.atomic():
             self.lease.update(**changes)
             allocations.release(self.lease.run_id)
             if changes.get("state") in ENDED:
