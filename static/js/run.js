@@ -31,6 +31,7 @@ let zoomed = null;
 let events = []; // those that the chart marks
 let began = null;
 let state = page.dataset.state;
+let latest = null; // what the socket last said of the run; a header that comes late must not undo it
 let asked = false;
 let seq = 0;
 let drawing = false;
@@ -78,12 +79,13 @@ function take(event) {
 
 function show(now, upto) {
   seq = upto;
+  latest = now;
   if (
     now.state !== state ||
     ("message" in now && now.message !== (header("message")?.textContent ?? ""))
   ) {
     state = now.state;
-    refresh().then(() => fill(now));
+    refresh().then(() => fill(latest));
     for (const tab of page.querySelectorAll('[role="tab"][aria-selected="true"][hx-get]'))
       htmx.trigger(tab, "refresh");
   }
