@@ -38,7 +38,7 @@ class AdapterOut(Schema):
     run: int | None
     method: str
     step: int
-    heldout_loss: float | None
+    eval_loss: float | None
     exact_match: float | None
     trainable_parameters: int
     size_bytes: int

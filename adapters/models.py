@@ -40,7 +40,7 @@ class AdapterVersion(Owned):
     tags = models.CharField(max_length=320, blank=True)  # as a run's: ",candidate,production,"
     notes = models.TextField(blank=True)
     exact_match = models.FloatField(null=True)
-    heldout_loss = models.FloatField(null=True)
+    eval_loss = models.FloatField(null=True)
     trainable_parameters = models.PositiveBigIntegerField(default=0)
     size_bytes = models.PositiveBigIntegerField()
     files: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()

@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 DATA = ("smart_home", "shell_commands")
 HELDOUT, TIMED = 100, 6
-ROWS = {"batch_by": "rows"}
+ROWS = {"batch_unit": "rows"}
 RECIPES: dict[str, dict[str, Any]] = {
     "trl": {
         **ROWS,
@@ -36,7 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "target_modules": "q_proj,v_proj",
             "learning_rate": 2e-5,
         },
-        **{"rows_per_batch": 8, "schedule": "linear", "warmup_ratio": 0.0, "max_length": 1024},
+        **{"per_device_train_batch_size": 8, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "max_length": 1024},
     },
     "llama_factory": {
         **ROWS,
@@ -45,10 +45,10 @@ RECIPES: dict[str, dict[str, Any]] = {
             "alpha": 16,
             "target_modules": "all-linear",
             "learning_rate": 1e-4,
-            "rows_per_batch": 1,
-            "accumulation": 8,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 8,
         },
-        **{"schedule": "cosine", "warmup_ratio": 0.1, "max_length": 2048},
+        **{"lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "max_length": 2048},
     },
     "unsloth": {
         **ROWS,
@@ -57,10 +57,10 @@ RECIPES: dict[str, dict[str, Any]] = {
             "alpha": 16,
             "target_modules": "all-linear",
             "learning_rate": 2e-4,
-            "rows_per_batch": 2,
-            "accumulation": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
         },
-        **{"schedule": "linear", "warmup_ratio": 0.08, "weight_decay": 0.01, "max_length": 2048},
+        **{"lr_scheduler_type": "linear", "warmup_ratio": 0.08, "weight_decay": 0.01, "max_length": 2048},
     },
 }
 
@@ -84,16 +84,16 @@ def train(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tupl
     """Held-out loss after so many steps, and seconds a step."""
     run = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
     ends = {
-        "eval_interval": 10**6,
-        "save_interval": 10**6,
-        "exact_rows": 0,
-        "early_stopping": 0,
-        "final_weights": "last",
+        "eval_steps": 10**6,
+        "save_steps": 10**6,
+        "exact_match_rows": 0,
+        "early_stopping_patience": 0,
+        "export_checkpoint": "last",
     }
     places = {
         "model": str(model),
         "train_data": str(data / "train.jsonl"),
-        "heldout_data": str(data / "heldout.jsonl"),
+        "eval_data": str(data / "heldout.jsonl"),
     }
     whole = {**settings, **ends, **places, "max_steps": steps, "epochs": 1000, "eval_rows": HELDOUT}
     (run / "config.json").write_text(json.dumps(whole))
@@ -108,7 +108,7 @@ def train(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tupl
         sys.exit(f"{settings}: {(run / 'events.jsonl').read_text()[-800:]}")
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     seconds = [event["seconds"] for event in events if event["kind"] == "step"][2:]
-    losses = [event["heldout_loss"] for event in events if event["kind"] == "eval"]
+    losses = [event["eval_loss"] for event in events if event["kind"] == "eval"]
     return losses[-1], sum(seconds) / len(seconds)
 
 
@@ -135,7 +135,7 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
 
     def need(config: Any) -> dict[str, Any]:
         law = law_of(model, config, law_device(torch.device("cpu")))
-        at_once = max(1, config.tokens_per_batch // config.max_length)
+        at_once = max(1, config.max_tokens_per_batch // config.max_length)
         peak = (
             largest(
                 law, [Shape(at_once, config.max_length, at_once * config.max_length)], config

@@ -48,7 +48,7 @@ def main() -> None:
     model = TABLE["lora"].wrap(load_base(folder, fastest_dtype(device), device), config).train()
     head = TrainedPositions(model)
     sorted_batches = epoch_batches(
-        [len(row) for row in rows], RunConfig(tokens_per_batch=BUDGET, max_length=BUDGET), 0
+        [len(row) for row in rows], RunConfig(max_tokens_per_batch=BUDGET, max_length=BUDGET), 0
     )
     size = round(statistics.mean(len(batch) for batch in sorted_batches))
     random_batches = draw_batches(len(rows), size)

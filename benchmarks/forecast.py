@@ -90,19 +90,19 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
             checkpointing = (
                 (False,) if "gradient_checkpointing" in TABLE[method].never else (False, True)
             )
-            product = list(itertools.product(precisions, ("adamw", "adamw_8bit"), checkpointing))
+            product = list(itertools.product(precisions, ("adamw_torch", "adamw_8bit"), checkpointing))
             for precision, optimizer, again in (
                 [(precisions[1], *draw.choice(product)[1:])] if quick else product
             ):
                 settings = {
                     "precision": precision,
-                    "optimizer": optimizer,
+                    "optim": optimizer,
                     "gradient_checkpointing": again,
                 }
                 made.append(cell(family, method, draw, **settings))
     if not quick:
         for family in ("llama", "gpt2"):
-            made += [cell(family, "lora", draw, dropout=0.1), cell(family, "lora", draw, dora=True)]
+            made += [cell(family, "lora", draw, dropout=0.1), cell(family, "lora", draw, use_dora=True)]
             made.append(cell(family, "prefix", draw, prefix_projection=True))
     return made
 
@@ -110,9 +110,9 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
 def cell(
     family: str, method: str, draw: random.Random, **settings: Any
 ) -> tuple[str, RunConfig, Shape]:
-    start = {"prompt_init": "random"} if method == "prompt" else {}
+    start = {"prompt_tuning_init": "random"} if method == "prompt" else {}
     config = RunConfig.from_dict(
-        {"method": method, "accumulation": draw.choice((1, 2)), **start, **settings}
+        {"method": method, "gradient_accumulation_steps": draw.choice((1, 2)), **start, **settings}
     )
     return family, config, draw.choice(BATCHES)
 
@@ -140,7 +140,7 @@ def measure(folder: Path, config: RunConfig, shape: Shape, device: torch.device)
     targets = ids.flatten()[places]
 
     def step() -> None:
-        for _ in range(config.accumulation):
+        for _ in range(config.gradient_accumulation_steps):
             head.loss_at(model.train(), ids, places, targets, None).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
         optimizer.step()
@@ -207,10 +207,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def cell_name(family: str, config: RunConfig, shape: Shape) -> str:
     choices = (
-        f"{config.precision} {config.optimizer} gc={config.gradient_checkpointing:d} "
-        f"acc={config.accumulation}"
+        f"{config.precision} {config.optim} gc={config.gradient_checkpointing:d} "
+        f"acc={config.gradient_accumulation_steps}"
     )
-    for name in ("dropout", "dora", "prefix_projection"):
+    for name in ("dropout", "use_dora", "prefix_projection"):
         if getattr(config, name):
             choices += f" {name}"
     return f"{family} {config.method} {choices} {shape.rows}x{shape.length}"
@@ -233,7 +233,7 @@ def main() -> None:
             folders["smollm2-135m"] = arguments.smollm
             usual = [
                 RunConfig.from_dict(
-                    {"method": m} | ({"prompt_init": "random"} if m == "prompt" else {})
+                    {"method": m} | ({"prompt_tuning_init": "random"} if m == "prompt" else {})
                 )
                 for m in TECHNIQUES
             ]

@@ -73,7 +73,7 @@ def main() -> None:
         for mode, prefix in (("choose", ""), ("auto", "set-")):
             form = usual | {"mode": mode}
             client.post("/runs/new/memory", form)  # simulates what is missing
-            for name, first, apart in (("rank", 4, 1), ("tokens_per_batch", 1024, 32)):
+            for name, first, apart in (("rank", 4, 1), ("max_tokens_per_batch", 1024, 32)):
                 taken = []
                 for turn in range(TIMES):
                     began = time.monotonic()

@@ -16,18 +16,25 @@ import io
 import json
 import statistics
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import quantile
 
 ROOT = Path(__file__).parent.parent
 BASELINE = "300766d"
 PACKAGES = ("training", "adapters", "snapml_site")
 
 Graph = dict[str, set[str]]
+Figures = dict[str, float | int | str]
+Measure = Callable[[Path], Figures]
 
 
 def source_files(root: Path) -> Iterator[Path]:
@@ -111,7 +118,7 @@ def longest_chain(graph: Graph) -> int:
     return max(depth(node) for node in list(merged))
 
 
-def measure(root: Path) -> dict[str, float | int | str]:
+def measure(root: Path) -> Figures:
     graph = import_graph(root)
     cycles = find_cycles(graph)
     folders = Counter(path.parent for path in source_files(root) if path.name != "__init__.py")
@@ -145,11 +152,7 @@ def measure(root: Path) -> dict[str, float | int | str]:
     }
 
 
-def quantile(values: list[int], share: float) -> int:
-    return sorted(values)[int(share * (len(values) - 1))]
-
-
-def measure_commit(commit: str) -> dict[str, float | int | str]:
+def measure_commit(measure: Measure, commit: str) -> Figures:
     archive = subprocess.run(
         ["git", "archive", commit], cwd=ROOT, capture_output=True, check=True
     ).stdout
@@ -158,14 +161,17 @@ def measure_commit(commit: str) -> dict[str, float | int | str]:
         return measure(Path(folder))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("old", nargs="?", default=BASELINE)
+def compare_commits(measure: Measure, baseline: str, description: str) -> None:
+    """Print the figures of two commits side by side, as a table or as JSON."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("old", nargs="?", default=baseline)
     parser.add_argument("new", nargs="?", help="the working tree if left out")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    before = measure_commit(options.old)
-    after = measure_commit(options.new) if options.new else measure(ROOT)
+    before = measure_commit(measure, options.old)
+    after = measure_commit(measure, options.new) if options.new else measure(ROOT)
     if options.json:
         print(json.dumps({"before": before, "after": after}))
         return
@@ -175,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    compare_commits(measure, BASELINE, __doc__)

@@ -41,7 +41,7 @@ def encoded(folder: Path, split: str) -> list[Any]:
     ]
 
 
-def heldout_loss(model: Any, folder: Path, rows: list[Any]) -> float:
+def eval_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     """Nats per trained token over held-out rows, computed in one way for every arm."""
     import torch
 
@@ -74,10 +74,10 @@ def wait() -> float:
 
 def asked(steps: int) -> dict[str, Any]:
     return {
-        "batch_by": "rows",
-        "rows_per_batch": BATCH,
+        "batch_unit": "rows",
+        "per_device_train_batch_size": BATCH,
         "learning_rate": RATE,
-        "schedule": "linear",
+        "lr_scheduler_type": "linear",
         "warmup_ratio": 0.0,
         "max_steps": steps,
     }
@@ -111,11 +111,11 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
     settings = asked(steps) | {
         "model": str(folder),
         "train_data": str(run / "train.jsonl"),
-        "heldout_data": str(run / "heldout.jsonl"),
-        "eval_interval": 10**6,
+        "eval_data": str(run / "heldout.jsonl"),
+        "eval_steps": 10**6,
         "eval_rows": 1,
-        "save_interval": 10**6,
-        "final_weights": "last",
+        "save_steps": 10**6,
+        "export_checkpoint": "last",
     }
     (run / "config.json").write_text(json.dumps(settings))
     assert engine([str(run)]) == 0
@@ -136,7 +136,7 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
     return {
         "tokens_per_second": sum(event["tokens"] for event in taken[WARM:]) / (last - first),
         "peak_bytes": peak,
-        "heldout_loss": heldout_loss(model, folder, encoded(folder, "test")[:HELDOUT]),
+        "eval_loss": eval_loss(model, folder, encoded(folder, "test")[:HELDOUT]),
         "events_share": 1 - inside / (last - first),
     }
 
@@ -215,7 +215,7 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     return {
         "tokens_per_second": sum(tokens for _, tokens in counted[WARM:]) / (end - counted[WARM][0]),
         "peak_bytes": peak_bytes(),
-        "heldout_loss": heldout_loss(trainer.model, folder, encoded(folder, "test")[:HELDOUT]),
+        "eval_loss": eval_loss(trainer.model, folder, encoded(folder, "test")[:HELDOUT]),
     }
 
 
@@ -273,8 +273,8 @@ def main() -> None:
             if default
             else None,
             "ratio_best": round(mine["tokens_per_second"] / best["tokens_per_second"], 2),
-            "heldout_gap": round(mine["heldout_loss"] / best["heldout_loss"] - 1, 4),
-            "heldout_gap_default": round(mine["heldout_loss"] / default["heldout_loss"] - 1, 4)
+            "heldout_gap": round(mine["eval_loss"] / best["eval_loss"] - 1, 4),
+            "heldout_gap_default": round(mine["eval_loss"] / default["eval_loss"] - 1, 4)
             if default
             else None,
             "events_ratio": round(mine["events_share"], 4),

@@ -128,7 +128,7 @@ def engine_once(engine_here, left_by_engines):
     def main(arguments):
         folder = Path(arguments[0])
         config = json.loads((folder / "config.json").read_text())
-        data = ("train_data", "heldout_data")  # their folders have other names each time
+        data = ("train_data", "eval_data")  # their folders have other names each time
         told = config | {
             name: hashlib.sha256(Path(config[name]).read_bytes()).hexdigest()
             for name in data

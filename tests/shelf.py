@@ -7,7 +7,7 @@ from tests.launching import launch_run
 from training.engine.outcome import read_result
 
 LOW_RANK = ("lora", "qlora")
-STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_rows": 0}
+STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_match_rows": 0}
 
 
 def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):

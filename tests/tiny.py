@@ -30,10 +30,10 @@ SETTINGS = {
     "alpha": 8,
     "learning_rate": 0.01,
     "max_steps": 8,
-    "tokens_per_batch": 160,
+    "max_tokens_per_batch": 160,
     "max_length": 80,
-    "eval_interval": 4,
-    "save_interval": 4,
+    "eval_steps": 4,
+    "save_steps": 4,
     "eval_rows": 4,
     "precision": "fp32",
     "threads": 1,
@@ -97,7 +97,7 @@ def make_run(folder: Path, model: Path, rows=ROWS, **settings) -> Path:
     places = {
         "model": str(model),
         "train_data": str(folder / "train.jsonl"),
-        "heldout_data": str(folder / "heldout.jsonl"),
+        "eval_data": str(folder / "heldout.jsonl"),
     }
     (folder / "config.json").write_text(json.dumps({**SETTINGS, **places, **settings}))
     return folder

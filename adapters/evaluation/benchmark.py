@@ -40,13 +40,13 @@ class Budget:
     """What every run gets alike: optimizer steps, tokens a step, and the longest row."""
 
     max_steps: int = 60
-    tokens_per_batch: int = 1024
+    max_tokens_per_batch: int = 1024
     max_length: int = 512
     seed: int = 0
 
     def settings(self) -> dict[str, Any]:
         often = max(1, self.max_steps // 6)
-        return {**vars(self), "eval_interval": often, "save_interval": often}
+        return {**vars(self), "eval_steps": often, "save_steps": often}
 
 
 def launch_bakeoff(
@@ -95,7 +95,7 @@ class Row:
     trainable_share: float | None
     peak_bytes: int | None
     memory_saved: float | None  # of full fine-tuning's peak
-    heldout_loss: float | None
+    eval_loss: float | None
     loss_over_full: float | None
     exact_match: float | None
     fields: float | None
@@ -133,7 +133,7 @@ def row_of(
     replies = said.get(version.pk, []) if version else []
     trained, parameters = run.plan.get("trainable_parameters"), run.plan.get("parameters")
     peak, most = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
-    loss, best = run.best_heldout_loss, full.best_heldout_loss if full else None
+    loss, best = run.best_eval_loss, full.best_eval_loss if full else None
     exact = mean([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
     rate, seconds = rate_of(replies), used_by_run(run.pk)
     return Row(
@@ -142,7 +142,7 @@ def row_of(
         trainable_share=trained / parameters if trained and parameters else None,
         peak_bytes=peak,
         memory_saved=1 - peak / most if peak and most else None,
-        heldout_loss=loss,
+        eval_loss=loss,
         loss_over_full=loss / best if loss is not None and best else None,
         exact_match=exact if exact is not None else run.exact_match,
         fields=mean([reply.scores["fields"] for reply in replies if "fields" in reply.scores]),
@@ -189,7 +189,7 @@ COLUMNS: tuple[Figure, ...] = (
     Figure("trainable_share", "Trained share", "share"),
     Figure("peak_bytes", "Peak memory", "bytes", decimals=2),
     Figure("memory_saved", "Memory saved against full", "share"),
-    METRICS["heldout_loss"],
+    METRICS["eval_loss"],
     Figure("loss_over_full", "Loss over full's", decimals=2),
     Figure("exact_match", "Word for word right", "share"),
     Figure("fields", "Fields right", "share"),

@@ -64,7 +64,7 @@ def launch(request: SignedIn) -> Sweep:
     usual = benchmark.Budget()
     given = {
         name: number(request.POST.get(name, "")) or getattr(usual, name)
-        for name in ("max_steps", "tokens_per_batch", "max_length")
+        for name in ("max_steps", "max_tokens_per_batch", "max_length")
     }
     return benchmark.launch_bakeoff(
         request.user, base, data, benchmark.Budget(**given), name=request.POST.get("name", "")

@@ -14,7 +14,7 @@ from training.engine import metrics
 from training.engine.metrics import Figure
 
 FIGURES: tuple[Figure, ...] = (
-    metrics.METRICS["heldout_loss"],
+    metrics.METRICS["eval_loss"],
     Figure("exact_match", "Word for word right, at the run's end", "share", "high"),
     *(
         Figure(f"mean_{name}", score.title, score.unit, score.better, decimals=2)
@@ -41,7 +41,7 @@ def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, A
     }
     return {
         "base": version.base_model_id,
-        "heldout_loss": version.heldout_loss,
+        "eval_loss": version.eval_loss,
         "exact_match": version.exact_match,
         **{f"mean_{name}": mean(values) for name, values in scored.items()},
         "trainable_parameters": version.trainable_parameters or None,

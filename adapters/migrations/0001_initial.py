@@ -31,7 +31,7 @@ class Migration(migrations.Migration):
                 ('tags', models.CharField(blank=True, max_length=320)),
                 ('notes', models.TextField(blank=True)),
                 ('exact_match', models.FloatField(null=True)),
-                ('heldout_loss', models.FloatField(null=True)),
+                ('eval_loss', models.FloatField(null=True)),
                 ('trainable_parameters', models.PositiveBigIntegerField(default=0)),
                 ('size_bytes', models.PositiveBigIntegerField()),
                 ('files', models.JSONField()),

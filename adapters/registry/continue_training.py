@@ -25,24 +25,24 @@ SHAPE = (
     "target_modules",
     "rank_pattern",
     "alpha_pattern",
-    "rslora",
-    "dora",
-    "virtual_tokens",
+    "use_rslora",
+    "use_dora",
+    "num_virtual_tokens",
     "prefix_projection",
     "bottleneck_size",
     "activation",
-    "placement",
+    "adapter_placement",
 )
-IN_FILE = (("rank", "r"), ("alpha", "lora_alpha"), ("rslora", "use_rslora"), ("dora", "use_dora"))
+IN_FILE = (("rank", "r"), ("alpha", "lora_alpha"), ("use_rslora", "use_rslora"), ("use_dora", "use_dora"))
 # What was meant for a beginning: weights that are there need no start, and trials would not begin
 # with them.
 BEGINNING = (
-    "init_weights",
-    "prompt_init",
-    "prompt_text",
-    "tune_share",
-    "tune_minutes",
-    "tune_over",
+    "init_lora_weights",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "tuning_budget_fraction",
+    "tuning_budget_minutes",
+    "tuning_search_space",
 )
 
 

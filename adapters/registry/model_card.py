@@ -21,7 +21,7 @@ class Measured:
     """What is known of the weights of one step. Losses in nats a trained token."""
 
     step: int
-    heldout_loss: float | None = None
+    eval_loss: float | None = None
     exact_match: float | None = None
     trainable_parameters: int = 0
 
@@ -76,8 +76,8 @@ def figures(run: Run, measured: Measured) -> str:
     """What was measured, and with what it was made."""
     told = {
         "Held-out loss": None
-        if measured.heldout_loss is None
-        else f"{measured.heldout_loss:.4f} nats a trained token",
+        if measured.eval_loss is None
+        else f"{measured.eval_loss:.4f} nats a trained token",
         "Held-out answers word for word right": None
         if measured.exact_match is None
         else f"{measured.exact_match:.1%}",

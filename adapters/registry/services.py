@@ -33,7 +33,7 @@ def keep(run: Run, result: Result) -> None:
     """What a run left, as a version. A worker that died half-way does it again to the same end."""
     measured = Measured(
         step=result.adapter_step or 0,
-        heldout_loss=result.heldout_loss,
+        eval_loss=result.eval_loss,
         exact_match=result.exact_match,
         trainable_parameters=result.trainable_parameters,
     )
@@ -59,7 +59,7 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     )
     measured = Measured(
         step=step,
-        heldout_loss=next((payload.get("heldout_loss") for payload in losses), None),
+        eval_loss=next((payload.get("eval_loss") for payload in losses), None),
         trainable_parameters=int(run.plan.get("trainable_parameters") or 0),
     )
     try:
@@ -110,7 +110,7 @@ def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
             step=measured.step,
             sha256=weights,
             exact_match=measured.exact_match,
-            heldout_loss=measured.heldout_loss,
+            eval_loss=measured.eval_loss,
             trainable_parameters=measured.trainable_parameters,
         )
         version.files, version.size_bytes, version.record = (

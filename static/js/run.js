@@ -106,7 +106,7 @@ function fill(now) {
     .map(formatInteger)
     .join(" / ");
   header("loss").textContent = formatLoss(now.loss) || "–";
-  header("heldout").textContent = formatLoss(now.heldout_loss) || "–";
+  header("heldout").textContent = formatLoss(now.eval_loss) || "–";
   header("peak").textContent = formatBytes(now.peak_memory_bytes || null) || "–";
   header("label").textContent = now.label;
 }

@@ -22,7 +22,7 @@ from training.runs.launch.yaml_file import to_yaml
 from training.runs.models import Run, Sweep
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
-SMALL = Budget(max_steps=6, tokens_per_batch=160, max_length=80)
+SMALL = Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def finish(run, engine):
         json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line
     )
     result = read_result(run.folder)
-    run.plan, run.best_heldout_loss, run.peak_memory_bytes, run.state = (
+    run.plan, run.best_eval_loss, run.peak_memory_bytes, run.state = (
         start,
-        result.heldout_loss,
+        result.eval_loss,
         10**8 + run.pk,
         "finished",
     )
@@ -52,7 +52,7 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
     runs = {run.method: run for run in baked.runs.all()}
     assert set(runs) == set(METHODS)
     assert {run.config["max_steps"] for run in runs.values()} == {6}
-    assert {run.config["tokens_per_batch"] for run in runs.values()} == {160}
+    assert {run.config["max_tokens_per_batch"] for run in runs.values()} == {160}
     assert runs["prefix"].config["learning_rate"] != runs["lora"].config["learning_rate"]
     assert benchmark.is_bakeoff(baked)
     assert not benchmark.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
@@ -70,7 +70,7 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
 
     monkeypatch.setattr(request, "check_schedulable", check_schedulable)
     made = benchmark.launch_bakeoff(
-        alice, base_model, data, Budget(max_steps=6, tokens_per_batch=160, max_length=80)
+        alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
     )
     assert {run.method for run in made.runs.all()} == set(METHODS) - {"full"}
     page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
@@ -99,7 +99,7 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(baked, t
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
     with pytest.raises(UserError):
         benchmark.launch_bakeoff(
-            alice, base_model, data, Budget(max_steps=6, tokens_per_batch=8, max_length=80)
+            alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=8, max_length=80)
         )
     with pytest.raises(UserError, match="1 to 100,000 steps"):
         benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
@@ -160,11 +160,11 @@ def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
         "model": base_model.pk,
         "data": data.pk,
         "max_steps": 6,
-        "tokens_per_batch": 160,
+        "max_tokens_per_batch": 160,
         "max_length": 80,
         "name": "Six",
     }
-    wrong = as_alice.post("/bakeoffs/new", {**given, "tokens_per_batch": 20})
+    wrong = as_alice.post("/bakeoffs/new", {**given, "max_tokens_per_batch": 20})
     assert wrong.status_code == 400
     assert 'value="20"' in wrong.content.decode()
     assert as_alice.post("/bakeoffs/new", {**given, "data": 999}).status_code == 404

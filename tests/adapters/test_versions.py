@@ -266,7 +266,7 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
     with (run.folder / "events.jsonl").open("rb") as file:
         lines = [json.loads(line) for line in file]
     expected = [
-        line["heldout_loss"] for line in lines if line["kind"] == "eval" and line["step"] == step
+        line["eval_loss"] for line in lines if line["kind"] == "eval" and line["step"] == step
     ]
     for line in lines:
         Event.objects.create(
@@ -278,7 +278,7 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
             payload=line,
         )
     version = registry_services.keep_checkpoint(alice, run, step)
-    assert version.heldout_loss == (expected[-1] if expected else None)
+    assert version.eval_loss == (expected[-1] if expected else None)
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(trained, alice, run):
@@ -311,8 +311,8 @@ def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained)
 
 
 def test_a_run_from_a_version_has_no_trials(alice, trained):
-    with refused(ConfigError, field="tune_share", naming=("0.3",)):
-        continue_training.continue_from(alice, trained, changes={"tune_share": 0.3})
+    with refused(ConfigError, field="tuning_budget_fraction", naming=("0.3",)):
+        continue_training.continue_from(alice, trained, changes={"tuning_budget_fraction": 0.3})
 
 
 def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):

@@ -31,8 +31,8 @@ def saved(folder, method, target, **more):
     ("family", "method", "more"),
     [
         ("llama", "lora", {}),
-        ("llama", "lora", {"rslora": True}),
-        ("llama", "lora", {"dora": True}),
+        ("llama", "lora", {"use_rslora": True}),
+        ("llama", "lora", {"use_dora": True}),
         ("llama", "lora", {"rank_pattern": "q_proj=2", "alpha_pattern": "q_proj=8"}),
         ("llama", "ia3", {}),
         ("gpt2", "lora", {}),
@@ -96,7 +96,7 @@ def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
         }
         monkeypatch.setattr(tiny, "SETTINGS", settings)
         runs[method] = tiny.make_run(
-            tmp_path / method, tiny_model, max_steps=2, exact_rows=0, method=method, **rank
+            tmp_path / method, tiny_model, max_steps=2, exact_match_rows=0, method=method, **rank
         )
         assert engine_here([str(runs[method])]) == 0
     members = [

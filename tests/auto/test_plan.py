@@ -19,13 +19,13 @@ WEIGHTS = {"lora": 14 * GB, "qlora": 4 * GB, "full": 80 * GB, "prompt": 14 * GB}
 
 def need(config):
     """A 7B model as rough as it can be: weights, and activations by tokens."""
-    activations = config.tokens_per_batch * (
+    activations = config.max_tokens_per_batch * (
         200_000 if config.gradient_checkpointing else 2_000_000
     )
     return {
         "peak": WEIGHTS[config.method] + activations,
         "precision": "bf16",
-        "optimizer": "adamw",
+        "optimizer": "adamw_torch",
         "trainable": 1,
     }
 
@@ -81,7 +81,7 @@ def test_short_memory_takes_qlora_and_says_what_lora_would_need():
 
 def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
     wide = at(24 * GB, lengths=[1000] * 1000, rows=1000)
-    assert make_plan(wide).settings["accumulation"] > 1
+    assert make_plan(wide).settings["gradient_accumulation_steps"] > 1
     assert make_plan(wide).settings["method"] == "lora"
     tight = at(16 * GB, lengths=[1000] * 1000)
     plan = make_plan(tight)
@@ -95,10 +95,10 @@ def test_accumulation_keeps_the_rows_of_a_step():
         make_plan(at(20 * GB, lengths=[1000] * 1000)),
     )
     one, other = (
-        plan.settings["tokens_per_batch"] * plan.settings["accumulation"]
+        plan.settings["max_tokens_per_batch"] * plan.settings["gradient_accumulation_steps"]
         for plan in (whole, halved)
     )
-    assert halved.settings["accumulation"] > 1
+    assert halved.settings["gradient_accumulation_steps"] > 1
     assert other == pytest.approx(one, rel=0.1)
 
 
@@ -141,7 +141,7 @@ def test_a_lock_holds_and_the_rest_is_planned_around_it():
         is True
     )
     assert (
-        make_plan(at(24 * GB), locked={"tokens_per_batch": 256}).settings["tokens_per_batch"] == 256
+        make_plan(at(24 * GB), locked={"max_tokens_per_batch": 256}).settings["max_tokens_per_batch"] == 256
     )
 
 
@@ -204,17 +204,17 @@ def test_a_model_that_no_technique_can_be_simulated_for_says_why():
 
 
 def test_accumulation_that_is_locked_divides_the_step():
-    plan = make_plan(at(24 * GB), locked={"accumulation": 4})
+    plan = make_plan(at(24 * GB), locked={"gradient_accumulation_steps": 4})
     free = make_plan(at(24 * GB)).settings
-    assert plan.settings["tokens_per_batch"] * 4 == pytest.approx(free["tokens_per_batch"], rel=0.1)
+    assert plan.settings["max_tokens_per_batch"] * 4 == pytest.approx(free["max_tokens_per_batch"], rel=0.1)
 
 
 def test_trials_vary_what_is_not_locked():
-    plan = make_plan(at(24 * GB), locked={"rank": 8, "tune_share": 0.3})
-    assert plan.settings["tune_over"] == "learning_rate,alpha,target_modules"
+    plan = make_plan(at(24 * GB), locked={"rank": 8, "tuning_budget_fraction": 0.3})
+    assert plan.settings["tuning_search_space"] == "learning_rate,alpha,target_modules"
     assert (
-        make_plan(at(24 * GB), locked={"tune_share": 0.3, "tune_over": "learning_rate"}).settings[
-            "tune_over"
+        make_plan(at(24 * GB), locked={"tuning_budget_fraction": 0.3, "tuning_search_space": "learning_rate"}).settings[
+            "tuning_search_space"
         ]
         == "learning_rate"
     )
@@ -223,17 +223,17 @@ def test_trials_vary_what_is_not_locked():
         "alpha": 16,
         "target_modules": "all-linear",
         "learning_rate": 1e-4,
-        "tune_share": 0.3,
+        "tuning_budget_fraction": 0.3,
     }
-    with refused(field="tune_share"):
+    with refused(field="tuning_budget_fraction"):
         make_plan(at(24 * GB), locked=every)
 
 
 def test_a_lock_on_measuring_leaves_no_contradiction():
     plan = make_plan(
-        at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_interval": 20}
+        at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_steps": 20}
     )
-    assert plan.settings["early_stopping"] == 0
+    assert plan.settings["early_stopping_patience"] == 0
 
 
 @pytest.mark.parametrize("length", [8, 10, 15, 16, 17])
@@ -245,16 +245,16 @@ def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
 def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused():
     def by_bits(config):
         weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(
-            config.optimizer, 0
+            config.optim, 0
         )
         return need(config) | {
             "peak": weights * GB,
-            "optimizer": "adamw_8bit" if "8" in config.optimizer else "adamw",
+            "optimizer": "adamw_8bit" if "8" in config.optim else "adamw_torch",
         }
 
     tight = make_plan(at(75 * GB, need=by_bits), locked={"method": "full"})
-    assert tight.settings["optimizer"] == "adamw_8bit" and tight.settings["precision"] == "auto"
-    assert_named(choice(tight, "optimizer").why, "32 bits", "80.0 GB", "75.0 GB")
+    assert tight.settings["optim"] == "adamw_8bit" and tight.settings["precision"] == "auto"
+    assert_named(choice(tight, "optim").why, "32 bits", "80.0 GB", "75.0 GB")
     tighter = make_plan(at(40 * GB, need=by_bits), locked={"method": "full"})
     assert tighter.settings["precision"] == "bf16"
     assert_named(choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
@@ -315,20 +315,20 @@ def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
     def by_bits(config):
         return need(config) | {
             "peak": {"bf16": 30}.get(config.precision, 60) * GB,
-            "optimizer": "adamw_8bit",
+            "optim": "adamw_8bit",
         }
 
     plan = make_plan(
-        at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw_8bit"}
+        at(40 * GB, need=by_bits), locked={"method": "full", "optim": "adamw_8bit"}
     )
     assert plan.settings["precision"] == "bf16"
     with refused(code=NOTHING_FITS):
-        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optimizer": "adamw"})
+        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optim": "adamw_torch"})
 
 
 def test_what_is_rejected_is_never_what_was_chosen():
     for steps in (3, 19, 60, 1000):
         told = choice(
-            make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_interval"
+            make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_steps"
         )
         assert not told.instead.startswith(f"{told.value:,} ")

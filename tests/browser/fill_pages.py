@@ -48,7 +48,7 @@ def make_sweeps(alice):
     sweep = Sweep.objects.create(
         owner=alice, team=None, name="A sweep with a long name " * 4, grid=grid
     )
-    Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_heldout_loss=1.5)
+    Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_eval_loss=1.5)
     bakeoff = Sweep.objects.create(
         owner=alice,
         team=None,
@@ -79,7 +79,7 @@ def make_versions(alice):
 
     run = Run.objects.get(pk=1)
     made = [
-        put_on_shelf(run, name=LONG, number=number, heldout_loss=1.5, tags=",candidate,")
+        put_on_shelf(run, name=LONG, number=number, eval_loss=1.5, tags=",candidate,")
         for number in range(1, 111)
     ]
     answering = services.Answering(made[0], made[1], 20, merge=False)

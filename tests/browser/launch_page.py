@@ -29,10 +29,10 @@ def launch(page, stage, name, data="Lights", **settings):
     values = {
         "name": name,
         "max_steps": 12,
-        "tokens_per_batch": 160,
+        "max_tokens_per_batch": 160,
         "max_length": 80,
-        "eval_interval": 4,
-        "save_interval": 4,
+        "eval_steps": 4,
+        "save_steps": 4,
     }
     page.get_by_text("Advanced").click()
     choose(page, data)

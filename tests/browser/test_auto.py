@@ -86,10 +86,10 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
     page.get_by_text("Advanced").click()
     for field, value in {
         "max_steps": 6,
-        "tokens_per_batch": 160,
+        "max_tokens_per_batch": 160,
         "max_length": 80,
-        "eval_interval": 3,
-        "save_interval": 3,
+        "eval_steps": 3,
+        "save_steps": 3,
     }.items():
         page.locator(f"[name={field}]").fill(str(value))
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=150_000)
@@ -126,7 +126,7 @@ def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_setting
     page.locator("#technique-prefix").check()
     # Asks for the card, beside the question for the settings
     page.locator("[name=max_steps]").fill("6")
-    expect(page.locator("[name=virtual_tokens]")).to_be_visible()
+    expect(page.locator("[name=num_virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")
     page.locator("#technique-bottleneck").check()  # and a second one, too
     expect(page.locator("[data-settings-of=bottleneck]")).to_be_visible()

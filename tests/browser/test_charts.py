@@ -9,7 +9,7 @@ from training.engine.metrics import METRICS
 
 pytestmark = pytest.mark.browser
 CHARTED = [metric for metric in METRICS.values() if metric.chart]
-SETTINGS = {"max_steps": 12, "tokens_per_batch": 160, "max_length": 80, "eval_interval": 4}
+SETTINGS = {"max_steps": 12, "max_tokens_per_batch": 160, "max_length": 80, "eval_steps": 4}
 CHART = """chart => ({
     rows: chart.layout.annotations.map(one => one.text),
     axes: Object.keys(chart.layout).filter(key => key.startsWith("yaxis")).length,
@@ -67,4 +67,4 @@ def test_a_comparison_draws_every_metric_of_the_table_for_every_run(page, stage,
         )
         points = chart.evaluate(CHART.replace("annotations.map", "annotations?.map"))["points"]
         assert points == dict.fromkeys(("One", "Two"), 4 if metric.event == "eval" else 12)
-    assert re.search(r"[?&]metric=heldout_loss", page.url)
+    assert re.search(r"[?&]metric=eval_loss", page.url)

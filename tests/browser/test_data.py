@@ -124,8 +124,8 @@ def test_a_sweep_is_counted_started_and_compared(page, stage):
         "alpha": "8",
         "max_steps": "6",
         "max_length": "80",
-        "tokens_per_batch": "160",
-        "eval_interval": "3",
+        "max_tokens_per_batch": "160",
+        "eval_steps": "3",
     }.items():
         page.locator(f"[name={name}]").fill(value)
     page.get_by_role("button", name="2 runs; start?").click(timeout=60_000)
@@ -197,7 +197,7 @@ def test_a_notification_tells_of_a_runs_end_once(page, stage):
     page.goto(stage.address + "/account")
     page.get_by_role("button", name="Tell me in this browser when a run ends").click()
     expect(page.get_by_role("button", name="Stop telling me in this browser")).to_be_visible()
-    settings = {"max_steps": 2, "max_length": 80, "tokens_per_batch": 160}
+    settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
     run = stage.api("POST", "/runs", body)["id"]
     stage.wait_for(lambda: stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished")

@@ -28,7 +28,7 @@ alice, data = User.objects.get(), DatasetVersion.objects.get()
 model = BaseModel.objects.order_by("pk").first()
 for name in ("Intents, rank 16", "Support answers with a long name"):
     run = launch_run(alice, base_model=model, data=data, settings={}, name=name)
-    figures = {"loss": 1.2345, "best_heldout_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
+    figures = {"loss": 1.2345, "best_eval_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
     figures |= {"step": 12_000, "total_steps": 120_000, "sparkline": [3, 2, 1]}
     Run.objects.filter(pk=run.pk).update(state="finished", **figures)
     put_on_shelf(run, name=name)
@@ -111,7 +111,7 @@ def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
 
 
 def test_a_run_says_training_once_its_first_step_is_done(page, stage):
-    settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_interval": 100_000}
+    settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_steps": 100_000}
     body = {"model": 1, "data": 1, "settings": settings, "name": "Far", "accept_warnings": True}
     run = stage.api("POST", "/runs", body)["id"]
     page.goto(f"{stage.address}/runs/{run}")

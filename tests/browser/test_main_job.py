@@ -61,7 +61,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
 
 
 def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
-    launch(page, stage, "Long", max_steps=100_000, eval_interval=100_000, save_interval=100)
+    launch(page, stage, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100)
     expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.goto(stage.address + "/data")
     page.wait_for_timeout(1500)
@@ -112,14 +112,14 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     choose(page)
     page.locator("[name=name]").fill("My careful run")
     page.locator("[name=max_length]").fill("512")
-    page.locator("[name=tokens_per_batch]").fill("100")
+    page.locator("[name=max_tokens_per_batch]").fill("100")
     expect(page.locator("#card")).to_contain_text(
-        "tokens_per_batch is 100, but one row may be max_length = 512"
+        "max_tokens_per_batch is 100, but one row may be max_length = 512"
     )
     expect(page.locator("#card button")).to_have_text("Correct Tokens per batch")
     expect(page.locator("#card button")).to_be_disabled()
     expect(page.locator("[name=name]")).to_have_value("My careful run")
-    expect(page.locator("[name=tokens_per_batch]")).to_have_value("100")
+    expect(page.locator("[name=max_tokens_per_batch]")).to_have_value("100")
 
 
 def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):

@@ -136,7 +136,7 @@ def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
 )
 def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
     models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
-    settings = {"max_steps": 1, "tokens_per_batch": 80, "max_length": 80}
+    settings = {"max_steps": 1, "max_tokens_per_batch": 80, "max_length": 80}
     body = {
         "model": models["items"][0]["id"],
         "data": data["items"][0]["versions"][0]["id"],

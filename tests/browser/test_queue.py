@@ -12,7 +12,7 @@ from tests import tiny
 from tests.browser.instances import sign_in
 
 pytestmark = pytest.mark.browser
-SETTINGS = {**tiny.SETTINGS, "max_steps": 100_000, "save_interval": 50, "eval_interval": 100_000}
+SETTINGS = {**tiny.SETTINGS, "max_steps": 100_000, "save_steps": 50, "eval_steps": 100_000}
 BOB = """
 import json, sys, django
 django.setup()

@@ -42,7 +42,7 @@ def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, mon
 
 
 def test_it_can_be_switched_off(tiny_run, engine_here):
-    folder = tiny_run(exact_rows=0)
+    folder = tiny_run(exact_match_rows=0)
     assert engine_here([str(folder)]) == 0
     assert not told(folder)
 

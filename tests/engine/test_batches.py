@@ -5,7 +5,7 @@ from training.engine.config import RunConfig
 
 
 def config(budget, **settings):
-    return RunConfig(**{"tokens_per_batch": budget, "max_length": 60, **settings})
+    return RunConfig(**{"max_tokens_per_batch": budget, "max_length": 60, **settings})
 
 
 def rows_of(batches):
@@ -35,14 +35,14 @@ def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
 
 
 def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
-    config = RunConfig(max_steps=7, tokens_per_batch=64, max_length=64, epochs=1)
+    config = RunConfig(max_steps=7, max_tokens_per_batch=64, max_length=64, epochs=1)
     plan = plan_steps([32] * 6, config)
     assert plan.total_steps == 7
     assert plan.epochs == 3
 
 
 def test_accumulation_does_not_reach_over_an_epochs_edge():
-    config = RunConfig(epochs=2, accumulation=2, tokens_per_batch=64, max_length=64)
+    config = RunConfig(epochs=2, gradient_accumulation_steps=2, max_tokens_per_batch=64, max_length=64)
     plan = plan_steps([64] * 3, config)
     assert [len(step) for step in plan.steps] == [2, 1, 2, 1]
 
@@ -52,7 +52,7 @@ def test_a_row_longer_than_the_budget_stands_alone():
 
 
 def test_batches_may_be_counted_in_rows():
-    batches = epoch_batches(LENGTHS, config(60, batch_by="rows", rows_per_batch=4), 0)
+    batches = epoch_batches(LENGTHS, config(60, batch_unit="rows", per_device_train_batch_size=4), 0)
     assert {len(batch) for batch in batches} == {4}
 
 
@@ -65,8 +65,8 @@ def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
 
 
 def test_parts_of_a_batch_leave_every_row_in_its_step():
-    whole = plan_steps(LENGTHS, config(512, accumulation=2))
-    parted = plan_steps(LENGTHS, config(512, accumulation=2, batch_parts=3))
+    whole = plan_steps(LENGTHS, config(512, gradient_accumulation_steps=2))
+    parted = plan_steps(LENGTHS, config(512, gradient_accumulation_steps=2, micro_batch_splits=3))
     assert len(parted.steps) == len(whole.steps)
     for one, other in zip(whole.steps, parted.steps, strict=True):
         assert [row for batch in one for row in batch] == [row for batch in other for row in batch]

@@ -23,7 +23,7 @@ def test_an_unknown_setting_is_named():
         ("rank", True, "must be of type int"),
         ("rank", 0, "from 1 to 1024"),
         ("learning_rate", float("nan"), "from 1e-08 to 1"),
-        ("schedule", "step", "one of cosine, linear, constant"),
+        ("lr_scheduler_type", "step", "one of cosine, linear, constant_with_warmup"),
         ("train_on_prompt", 1, "must be of type bool"),
     ],
 )
@@ -34,12 +34,12 @@ def test_a_wrong_value_is_refused_with_its_field(name, value, words):
 
 
 def test_a_contradiction_is_refused_with_both_values():
-    with pytest.raises(ConfigError, match=r"tokens_per_batch is 100.*max_length = 512"):
-        RunConfig(tokens_per_batch=100)
+    with pytest.raises(ConfigError, match=r"max_tokens_per_batch is 100.*max_length = 512"):
+        RunConfig(max_tokens_per_batch=100)
 
 
 def test_the_learning_rate_warms_up_then_falls_to_almost_zero():
-    config = RunConfig(learning_rate=1.0, warmup_ratio=0.1, schedule="cosine")
+    config = RunConfig(learning_rate=1.0, warmup_ratio=0.1, lr_scheduler_type="cosine")
     rates = [config.learning_rate_at(step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == max(rates) == 1.0
@@ -48,7 +48,7 @@ def test_the_learning_rate_warms_up_then_falls_to_almost_zero():
 
 
 def test_a_constant_rate_stays():
-    config = RunConfig(learning_rate=0.5, warmup_ratio=0.0, schedule="constant")
+    config = RunConfig(learning_rate=0.5, warmup_ratio=0.0, lr_scheduler_type="constant_with_warmup")
     assert {config.learning_rate_at(step, 10) for step in range(1, 11)} == {0.5}
 
 
@@ -59,10 +59,10 @@ def test_a_constant_rate_stays():
         ({"target_modules": "q\0"}, "target_modules has a NUL"),
         ({"seed": 10**30}, "seed has too many digits"),
         (
-            {"early_stopping": 5, "eval_interval": 100, "max_steps": 200},
-            "early_stopping is 5 with eval_interval = 100",
+            {"early_stopping_patience": 5, "eval_steps": 100, "max_steps": 200},
+            "early_stopping_patience is 5 with eval_steps = 100",
         ),
-        ({"batch_by": "bytes"}, "batch_by is 'bytes'"),
+        ({"batch_unit": "bytes"}, "batch_unit is 'bytes'"),
     ],
 )
 def test_more_that_cannot_be_is_refused(given, words):
@@ -80,7 +80,7 @@ def test_without_warm_up_the_first_step_has_the_full_rate():
     """As transformers has it: a step too little at 60 steps leaves the held-out loss a percent
     higher.
     """
-    config = RunConfig(learning_rate=1.0, warmup_ratio=0.0, schedule="linear")
+    config = RunConfig(learning_rate=1.0, warmup_ratio=0.0, lr_scheduler_type="linear")
     rates = [config.learning_rate_at(step, 60) for step in range(1, 61)]
     assert rates[0] == 1.0
     assert sum(rates) == pytest.approx(30.5)

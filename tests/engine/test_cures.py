@@ -27,7 +27,7 @@ def save(model, folder, start=None):
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method):
-    _, model, _, _ = make(llama, method, steps=3, virtual_tokens=4)
+    _, model, _, _ = make(llama, method, steps=3, num_virtual_tokens=4)
     seen = []
     model.get_base_model().register_forward_pre_hook(
         lambda _m, _a, kw: seen.append(kw), with_kwargs=True
@@ -122,7 +122,7 @@ def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, meth
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("ia3", {}), ("prefix", {}), ("prompt", {"prompt_init": "random"}), ("lora", {"dora": True})],
+    [("ia3", {}), ("prefix", {}), ("prompt", {"prompt_tuning_init": "random"}), ("lora", {"use_dora": True})],
 )
 def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_path, method, more):
     model = two_adapters(llama, tmp_path, method, **more)
@@ -145,7 +145,7 @@ def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_p
 
 
 def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(llama, tmp_path):
-    config, model, start, _ = make(llama, "lora", steps=4, init_weights="pissa_niter_4")
+    config, model, start, _ = make(llama, "lora", steps=4, init_lora_weights="pissa_niter_4")
     assert start is not None and start_of(model, config) is not None
     saved = save(model, tmp_path / "adapter", start)
     torch.manual_seed(99)

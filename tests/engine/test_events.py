@@ -63,9 +63,9 @@ def test_a_reader_gets_whole_lines_only_and_goes_on_where_it_was(tmp_path):
 
 def test_what_is_not_finite_travels_as_text(tmp_path):
     journal = Journal(tmp_path)
-    journal.write("eval", step=1, heldout_loss=float("nan"), perplexity=float("inf"))
+    journal.write("eval", step=1, eval_loss=float("nan"), perplexity=float("inf"))
     event = json.loads(journal.path.read_text())
-    assert (event["heldout_loss"], event["perplexity"]) == ("nan", "inf")
+    assert (event["eval_loss"], event["perplexity"]) == ("nan", "inf")
 
 
 def test_every_kind_has_words():

@@ -52,7 +52,7 @@ def test_on_a_bf16_base_it_stays_near_fp32_and_the_adapters_gradients_are_fp32(f
     assert all((a - b).norm() < 0.1 * a.norm() + 1e-3 for a, b in zip(exact, near, strict=True))
 
 
-@pytest.mark.parametrize("more", [{"dora": True}, {"dropout": 0.5}])
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"dropout": 0.5}])
 def test_what_is_not_plain_lora_goes_pefts_own_way(family, more):
     torch.manual_seed(5)
     _, model, _, _ = make(family, "lora", steps=2, **more)

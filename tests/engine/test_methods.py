@@ -15,13 +15,13 @@ from training.errors import ConfigError
 
 CASES = [
     *((name, {}) for name in TABLE),
-    ("lora", {"init_weights": "pissa"}),
-    ("lora", {"init_weights": "pissa_niter_4"}),
-    ("lora", {"init_weights": "olora"}),
-    ("lora", {"dora": True}),
-    ("lora", {"rslora": True, "rank_pattern": "k_proj=2"}),
+    ("lora", {"init_lora_weights": "pissa"}),
+    ("lora", {"init_lora_weights": "pissa_niter_4"}),
+    ("lora", {"init_lora_weights": "olora"}),
+    ("lora", {"use_dora": True}),
+    ("lora", {"use_rslora": True, "rank_pattern": "k_proj=2"}),
     ("prefix", {"prefix_projection": True}),
-    ("bottleneck", {"placement": "feed-forward", "activation": "gelu"}),
+    ("bottleneck", {"adapter_placement": "feed-forward", "activation": "gelu"}),
 ]
 NAMES = [f"{name}-{'-'.join(map(str, more.values()))}".strip("-") for name, more in CASES]
 
@@ -44,7 +44,7 @@ def read_back(config, folder, saved):
 def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, more):
     if family.name.startswith("gpt2") and "rank_pattern" in more:
         more = {**more, "rank_pattern": "c_attn=2"}
-    if family.name.startswith("gpt2") and more.get("init_weights") == "olora":
+    if family.name.startswith("gpt2") and more.get("init_lora_weights") == "olora":
         with pytest.raises(ConfigError, match="take pissa"):
             make(family, method, **more)
         return

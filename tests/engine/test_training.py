@@ -55,7 +55,7 @@ def test_it_works_from_a_shell_without_the_site(finished):
     result = read_result(finished)
     assert result.outcome is Outcome.FINISHED
     assert result.step == result.total_steps == 12
-    assert result.heldout_loss is not None
+    assert result.eval_loss is not None
 
 
 def test_the_journal_tells_everything_in_order(finished):
@@ -152,8 +152,8 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
         tmp_path / "run",
         tiny_model,
         max_steps=100_000,
-        save_interval=100_000,
-        eval_interval=100_000,
+        save_steps=100_000,
+        eval_steps=100_000,
     )
     process = engine(folder)
     wait_for(lambda: '"kind": "step"' in journal(folder))
@@ -218,7 +218,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, engine_here):
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(
     tiny_run, engine_here, monkeypatch
 ):
-    folder = tiny_run("run", max_steps=40, save_interval=4)
+    folder = tiny_run("run", max_steps=40, save_steps=4)
     whole, calls = TrainedPositions.loss_sum, count(1)
 
     def broken(self, model, *batch):
@@ -291,7 +291,7 @@ def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_
 def test_accumulating_two_batches_is_one_step_over_all_their_tokens(
     tmp_path, tiny_model, engine_here
 ):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, accumulation=2)
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, gradient_accumulation_steps=2)
     assert engine_here([str(folder)]) == 0
     start = next(event for event in tiny.events(folder) if event["kind"] == "start")
     step = next(event for event in tiny.events(folder) if event["kind"] == "step")
@@ -356,7 +356,7 @@ def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_
         tiny_model,
         rows=[*tiny.ROWS[:2], *tiny.ROWS[-4:]],
         max_steps=1,
-        init_weights="eva",
+        init_lora_weights="eva",
     )
     assert engine_here([str(folder)]) == 0
 
@@ -404,8 +404,8 @@ def resumed_at(folder):
     "way",
     [
         {"packing": True, "max_length": 80},
-        {"batch_by": "rows", "rows_per_batch": 3},
-        {"packing": True, "batch_by": "rows", "rows_per_batch": 2},
+        {"batch_unit": "rows", "per_device_train_batch_size": 3},
+        {"packing": True, "batch_unit": "rows", "per_device_train_batch_size": 2},
     ],
 )
 def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engine_here, way):
@@ -421,10 +421,10 @@ def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engin
 
 
 TECHNIQUES = [
-    {"method": "lora", "init_weights": "pissa_niter_4"},
-    {"method": "lora", "init_weights": "eva"},
-    {"method": "lora", "lora_plus_ratio": 8.0, "optimizer": "adamw_8bit"},
-    {"method": "qlora", "init_weights": "loftq", "optimizer": "paged_adamw_8bit"},
+    {"method": "lora", "init_lora_weights": "pissa_niter_4"},
+    {"method": "lora", "init_lora_weights": "eva"},
+    {"method": "lora", "loraplus_lr_ratio": 8.0, "optim": "adamw_8bit"},
+    {"method": "qlora", "init_lora_weights": "loftq", "optim": "paged_adamw_8bit"},
     {"method": "full", "precision": "mixed"},
     {"method": "prefix", "prefix_projection": True},
     {"method": "prompt"},
@@ -462,14 +462,14 @@ def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run, engi
         "early",
         learning_rate=1.0,
         max_steps=60,
-        eval_interval=2,
-        save_interval=50,
-        early_stopping=2,
+        eval_steps=2,
+        save_steps=50,
+        early_stopping_patience=2,
     )
     assert engine_here([str(folder)]) == 0
     events = tiny.events(folder)
     words = [e["text"] for e in events if e["kind"] == "log"]
-    best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["heldout_loss"]))[
+    best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["eval_loss"]))[
         "step"
     ]
     last = max(e["step"] for e in events if e["kind"] == "step")
@@ -482,7 +482,7 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
     tiny_run, engine_here
 ):
     folder = tiny_run(
-        "again", learning_rate=1.0, max_steps=60, eval_interval=2, save_interval=2, early_stopping=2
+        "again", learning_rate=1.0, max_steps=60, eval_steps=2, save_steps=2, early_stopping_patience=2
     )
     assert engine_here([str(folder)]) == 0
     steps = [e["step"] for e in tiny.events(folder) if e["kind"] == "step"]
@@ -495,10 +495,10 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
 @pytest.mark.parametrize(
     "change",
     [
-        {"batch_parts": 2},
+        {"micro_batch_splits": 2},
         {"gradient_checkpointing": True},
         {"max_length": 40},
-        {"optimizer": "adamw_8bit"},
+        {"optim": "adamw_8bit"},
         {"method": "qlora"},
     ],
     ids=lambda change: next(iter(change)),
@@ -506,7 +506,7 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
 def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
     tiny_run, engine_here, change
 ):
-    folder = tiny_run(max_steps=4, save_interval=2)
+    folder = tiny_run(max_steps=4, save_steps=2)
     assert engine_here([str(folder)]) == 0
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_steps": 8, **change}))
@@ -517,11 +517,11 @@ def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
     steps = [event["step"] for event in events if event["kind"] == "step"]
     assert (resumed["step"], steps) == (4, list(range(1, 9)))
     told = [event["text"] for event in events if event["kind"] == "log"]
-    assert any("the optimizer begins anew" in text for text in told) is ("optimizer" in change)
+    assert any("the optimizer begins anew" in text for text in told) is ("optim" in change)
 
 
 def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
-    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, batch_parts=2)
+    folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, micro_batch_splits=2)
     assert engine_here([str(folder)]) == 0
     ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
     for step, loss in ours.items():

@@ -18,9 +18,9 @@ from training.errors import ConfigError
 ROWS = [*tiny.ROWS] * 4
 TRIALS = {
     "max_steps": 24,
-    "tune_share": 1.5,
+    "tuning_budget_fraction": 1.5,
     "eval_rows": 20,
-    "eval_interval": 8,
+    "eval_steps": 8,
     "learning_rate": 0.001,
     "rank": 4,
     "alpha": 8,
@@ -80,7 +80,7 @@ def test_one_base_serves_all_trials(tuned):
 def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
     """Trials follow the whole run's schedule, so the plan's guess learns just as it would have."""
     plain = make(
-        "plain", max_steps=24, eval_rows=20, eval_interval=8, learning_rate=0.001, rank=4, alpha=8
+        "plain", max_steps=24, eval_rows=20, eval_steps=8, learning_rate=0.001, rank=4, alpha=8
     )
     assert engine_here([str(plain)]) == 0
     losses = [event["loss"] for event in events(plain) if event["kind"] == "step"]
@@ -110,7 +110,7 @@ def test_a_killed_engine_goes_on_with_the_next_trial(make, engine_here, monkeypa
 
 
 def test_too_few_heldout_rows_are_refused_before_anything_is_trained(tiny_run, engine_here):
-    folder = tiny_run(max_steps=8, tune_share=1.0, eval_rows=3)
+    folder = tiny_run(max_steps=8, tuning_budget_fraction=1.0, eval_rows=3)
     assert engine_here([str(folder)]) != 0
     assert "too few; hold out 8" in events(folder)[-1]["message"]
 
@@ -118,9 +118,9 @@ def test_too_few_heldout_rows_are_refused_before_anything_is_trained(tiny_run, e
 @pytest.mark.parametrize(
     ("given", "field"),
     [
-        ({"tune_share": 0.5, "init_weights": "pissa"}, "init_weights"),
-        ({"tune_share": 0.5, "tune_over": "learning_rate,luck"}, "tune_over"),
-        ({"tune_share": 0.5, "method": "prompt"}, "tune_share"),
+        ({"tuning_budget_fraction": 0.5, "init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate,luck"}, "tuning_search_space"),
+        ({"tuning_budget_fraction": 0.5, "method": "prompt"}, "tuning_budget_fraction"),
     ],
 )
 def test_contradictions_are_refused(given, field):
@@ -130,7 +130,7 @@ def test_contradictions_are_refused(given, field):
 
 
 def test_locked_settings_are_not_varied():
-    config = RunConfig.from_dict({"tune_share": 1.0, "tune_over": "learning_rate"})
+    config = RunConfig.from_dict({"tuning_budget_fraction": 1.0, "tuning_search_space": "learning_rate"})
     search = Search(config, ["all-linear", "q_proj"], [2, 4, 8], seed=0)
     made = [search.ask() for _ in range(4)]
     assert {trial.settings["rank"] for trial in made} == {16} and {
@@ -141,7 +141,7 @@ def test_locked_settings_are_not_varied():
 
 def test_what_is_not_varied_stays_as_it_is():
     config = RunConfig.from_dict(
-        {"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tune_share": 1.0, "tune_over": "rank"}
+        {"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tuning_budget_fraction": 1.0, "tuning_search_space": "rank"}
     )
     found = settings_of(config, {"rank": 16})
     assert found["alpha"] == 8 and found["learning_rate"] == 0.0012345
@@ -163,11 +163,11 @@ def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(
     monkeypatch.setattr(tune, "take_step", step)
     folder = make(
         max_steps=24,
-        tune_share=1.5,
+        tuning_budget_fraction=1.5,
         eval_rows=20,
-        eval_interval=8,
+        eval_steps=8,
         learning_rate=0.001,
-        tune_over="learning_rate",
+        tuning_search_space="learning_rate",
     )
     assert engine_here([str(folder)]) == 0
     last = next(event for event in events(folder) if event["kind"] == "tuned")
@@ -184,7 +184,7 @@ def test_a_guess_that_cannot_take_one_step_ends_the_run_as_without_trials(
         raise tune.Diverged("The loss became nan.")
 
     monkeypatch.setattr(tune, "take_step", step)
-    folder = make(max_steps=24, tune_share=1.5, eval_rows=20)
+    folder = make(max_steps=24, tuning_budget_fraction=1.5, eval_rows=20)
     assert engine_here([str(folder)]) != 0
     assert events(folder)[-1]["outcome"] == "diverged"
 
@@ -204,9 +204,9 @@ def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned, 
 
 
 def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():
-    assert RunConfig.from_dict({"tune_share": 0.5}).widest().rank == 32
+    assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).widest().rank == 32
     assert (
-        RunConfig.from_dict({"tune_share": 0.5, "tune_over": "learning_rate"}).widest().rank == 16
+        RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"}).widest().rank == 16
     )
     assert RunConfig().widest().rank == 16
 
@@ -231,11 +231,11 @@ def test_rungs_halve_down_from_a_quarter_of_the_budget_and_none_comes_before_the
 
 def test_minutes_become_steps_by_what_the_trials_really_take():
     bench = Bench(
-        SimpleNamespace(config=SimpleNamespace(tune_minutes=1.0)), None, [], [], budget=500
+        SimpleNamespace(config=SimpleNamespace(tuning_budget_minutes=1.0)), None, [], [], budget=500
     )
     bench.spent = 20
     bench.count(SimpleNamespace(seconds=30.0))
     assert bench.budget == 40, "20 steps took half of the minute, measuring and saving included"
-    bench.session.config.tune_minutes = 0.0
+    bench.session.config.tuning_budget_minutes = 0.0
     bench.count(SimpleNamespace(seconds=30.0))
     assert bench.budget == 40

@@ -14,7 +14,7 @@ IDS = torch.tensor([[5, 9, 33, 21, 60, 7, 44, 12], [8, 71, 3, 15, 90, 22, 6, 30]
 
 def make(folder, method, *, steps=0, **more):
     """A wrapped model, after some steps at a rate at which every technique moves."""
-    more = {"prompt_init": "random"} | more if method == "prompt" else more
+    more = {"prompt_tuning_init": "random"} | more if method == "prompt" else more
     config = RunConfig(model=str(folder), method=method, **more)
     torch.manual_seed(0)
     model = wrap(load_base(folder, torch.float32, CPU, quantised=TABLE[method].quantised), config)

@@ -45,7 +45,7 @@ def test_the_command_prints_a_table(tmp_path, capsys):
     path.write_text(json.dumps(SMALL))
     call_command("forecast", str(path), "--method", "lora", "--length", "64", "--set", "rank=4")
     out = capsys.readouterr().out
-    assert "| LoRA | 0.0 M | bf16 | adamw |" in out
+    assert "| LoRA | 0.0 M | bf16 | adamw_torch |" in out
     call_command("forecast", str(path), "--method", "ia3", "--length", "64", "--json")
     assert json.loads(capsys.readouterr().out)["ia3"]["step"] > 0
     with pytest.raises(CommandError, match="rank is 0"):
@@ -81,7 +81,7 @@ def test_the_api_tells_the_same(client, alice):
         ({**SMALL, "vocab_size": 10**12}, {}, "no model has so many"),
         ({**SMALL, "hidden_size": "wide"}, {}, "cannot be forecast"),
         ({**SMALL, "model_type": "none-of-these"}, {}, "cannot be|not|unknown"),
-        (SMALL, {"tokens_per_batch": 512}, "given by rows and length"),
+        (SMALL, {"max_tokens_per_batch": 512}, "given by rows and length"),
     ],
 )
 def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, given, words):

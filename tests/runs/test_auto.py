@@ -154,7 +154,7 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
     run = launch_run(
         alice, base_model=ready.model, data=ready.data, auto=auto.AutoRequest(), name="Lamps <b>"
     )
-    text = card_of(run, Measured(step=5, heldout_loss=1.25))
+    text = card_of(run, Measured(step=5, eval_loss=1.25))
     assert (
         "**method = lora**: LoRA fits" in text
         and "Held-out loss: 1.2500 nats" in text

@@ -28,7 +28,7 @@ def trained(run):
         {
             "kind": "eval",
             "step": n,
-            "heldout_loss": 2.0 - n / 600,
+            "eval_loss": 2.0 - n / 600,
             "perplexity": 5.0,
             "rows": 4,
             "seconds": 0.1,
@@ -93,7 +93,7 @@ def test_a_comparison_shows_no_run_of_strangers(client, people, trained, run):
 def test_every_step_is_in_the_table_once_in_order(trained):
     rows = list(steps_of(trained))
     assert [row["step"] for row in rows] == list(range(601))
-    assert rows[600]["heldout_loss"] == 1.0
+    assert rows[600]["eval_loss"] == 1.0
     assert rows[1]["loss"] == pytest.approx(3.0 - 1 / 600)
 
 
@@ -110,14 +110,14 @@ def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
 
 def test_evals_come_through_the_api(as_alice, trained):
     evals = as_alice.get(f"/api/v1/runs/{trained.pk}/evals").json()["evals"]
-    assert [(e["step"], e["heldout_loss"], e["total_tokens"]) for e in evals] == [
+    assert [(e["step"], e["eval_loss"], e["total_tokens"]) for e in evals] == [
         (0, 2.0, 0),
         (600, 1.0, 600),
     ]
 
 
 def test_the_best_held_out_loss_is_kept(trained):
-    assert (trained.best_heldout_loss, trained.best_step) == (1.0, 600)
+    assert (trained.best_eval_loss, trained.best_step) == (1.0, 600)
 
 
 def test_tensorboard_reads_what_was_exported(trained, tmp_path):
@@ -127,7 +127,7 @@ def test_tensorboard_reads_what_was_exported(trained, tmp_path):
     found = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     found.Reload()
     assert [event.step for event in found.Scalars("loss")] == list(range(1, 601))
-    assert found.Scalars("heldout_loss")[-1].value == 1.0
+    assert found.Scalars("eval_loss")[-1].value == 1.0
 
 
 def test_mlflow_reads_what_was_exported(trained, tmp_path, monkeypatch):
@@ -165,11 +165,11 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(trained, tmp_path, monkey
 
 def test_losses_of_two_bases_have_no_best():
     runs = [
-        {"base": 1, "heldout_loss": 1.0, "peak_memory_bytes": 5},
-        {"base": 2, "heldout_loss": 2.0, "peak_memory_bytes": 9},
+        {"base": 1, "eval_loss": 1.0, "peak_memory_bytes": 5},
+        {"base": 2, "eval_loss": 2.0, "peak_memory_bytes": 9},
     ]
     marks = {figure.name: [best for _, best in cells] for figure, cells in figures(runs)}
-    assert marks == {"heldout_loss": [False, False], "peak_memory_bytes": [True, False]}
+    assert marks == {"eval_loss": [False, False], "peak_memory_bytes": [True, False]}
 
 
 def test_the_time_of_a_run_is_compared_when_it_is_over(trained, run):

@@ -86,12 +86,12 @@ def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
         lease,
         run,
         journal.lines(
-            step(1, "nan"), {"kind": "eval", "step": 1, "heldout_loss": "inf", "perplexity": "inf"}
+            step(1, "nan"), {"kind": "eval", "step": 1, "eval_loss": "inf", "perplexity": "inf"}
         ),
         1,
     )
     store(lease, run, journal.lines(*[step(n) for n in range(2, CHUNK + 2)]), 2)
-    assert Run.objects.get(pk=run.pk).heldout_loss is None
+    assert Run.objects.get(pk=run.pk).eval_loss is None
     assert event_to_json(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
     json.dumps(snapshot(run.pk, 100), allow_nan=False)
 
@@ -112,7 +112,7 @@ def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
 def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
     lease, run = watched
     lines = journal.lines(
-        *[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "heldout_loss": 1.0}
+        *[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "eval_loss": 1.0}
     )
     store(lease, run, lines, 1)
     store(
@@ -136,10 +136,10 @@ def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
 
 def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines({"kind": "eval", "step": 0, "heldout_loss": 1.0}, step(1)), 1)
+    store(lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step(1)), 1)
     again = (
         {"kind": "resume", "attempt": 2, "step": 0},
-        {"kind": "eval", "step": 0, "heldout_loss": 1.0},
+        {"kind": "eval", "step": 0, "eval_loss": 1.0},
     )
     store(lease, run, journal.lines(*again), 2)
     assert len([event for event in snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
@@ -179,7 +179,7 @@ def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
         return {
             "kind": "eval",
             "step": n,
-            "heldout_loss": loss,
+            "eval_loss": loss,
             "perplexity": 1.0,
             "rows": 1,
             "total_tokens": n,
@@ -195,6 +195,6 @@ def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
         ),
         1,
     )
-    assert (run.best_heldout_loss, run.best_step) == (1.0, 3)
+    assert (run.best_eval_loss, run.best_step) == (1.0, 3)
     store(lease, run, journal.lines({"kind": "resume", "step": 2, "attempt": 2}), 2)
-    assert (run.best_heldout_loss, run.best_step, run.heldout_loss) == (2.0, 2, 2.0)
+    assert (run.best_eval_loss, run.best_step, run.eval_loss) == (2.0, 2, 2.0)

@@ -32,7 +32,7 @@ def test_a_wrong_setting_is_refused_and_nothing_is_left(alice, base_model, data)
     assert Run.objects.count() == 0
 
 
-@pytest.mark.parametrize("name", ["model", "train_data", "heldout_data", "model_name"])
+@pytest.mark.parametrize("name", ["model", "train_data", "eval_data", "model_name"])
 def test_paths_cannot_be_set_from_outside(alice, base_model, data, name):
     with pytest.raises(UserError, match="set by SnapML"):
         launch_run(alice, base_model=base_model, data=data, settings={name: "/etc/passwd"})

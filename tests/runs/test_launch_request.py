@@ -194,10 +194,10 @@ def test_values_that_are_named_twice_are_kept_once(alice, base_model, data, devi
 
 @pytest.mark.parametrize("text", ["\ud800", "a\0b"])
 def test_a_text_that_no_database_stores_is_refused_at_its_setting(alice, base_model, data, text):
-    settings = {"method": "prompt", "prompt_init": "text", "prompt_text": text}
+    settings = {"method": "prompt", "prompt_tuning_init": "text", "prompt_tuning_init_text": text}
     with pytest.raises(ConfigError) as refused:
         launch_run(alice, base_model=base_model, data=data, settings=settings)
-    assert refused.value.field == "prompt_text"
+    assert refused.value.field == "prompt_tuning_init_text"
 
 
 def test_a_plan_digest_without_auto_is_refused(alice, base_model, data):

@@ -22,7 +22,7 @@ def several(run, people):
         ("Delta", "finished", "mallory", 0.1),
     ):
         copy = Run.objects.get(pk=run.pk)
-        copy.pk, copy.name, copy.state, copy.owner, copy.best_heldout_loss = (
+        copy.pk, copy.name, copy.state, copy.owner, copy.best_eval_loss = (
             None,
             name,
             state,

@@ -99,7 +99,7 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice, engine
         "max_steps": 0,
         "epochs": 2,
         "max_length": 30,
-        "tokens_per_batch": 100,
+        "max_tokens_per_batch": 100,
     }
     found = lengths(data, base_model)
     said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
@@ -138,7 +138,7 @@ def test_shares_padding_and_histogram(data, base_model):
     facts = cut_at(found, 25)
     assert 0 < facts["cut"] <= found.rows
     assert facts["longest"] == found.total.max()
-    told = padding(found, RunConfig(max_length=64, tokens_per_batch=128))
+    told = padding(found, RunConfig(max_length=64, max_tokens_per_batch=128))
     assert told["ours"] < told["random"]
     bars = histogram(found)
     assert sum(bars["total"]) == sum(bars["prompt"]) == sum(bars["answer"]) == found.measured
@@ -177,7 +177,7 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
         "model": base_model.pk,
         "data": data.pk,
         "max_length": "64",
-        "tokens_per_batch": "128",
+        "max_tokens_per_batch": "128",
     }
     assert "counting tokens" in as_alice.post("/runs/new/card", chosen).content.decode()
     answer = as_alice.get(f"/runs/new/measured?model={base_model.pk}&data={data.pk}")
@@ -225,7 +225,7 @@ def test_the_api_tells_the_same(as_alice, data, base_model):
     assert {s["name"] for s in as_alice.get("/api/v1/runs/settings").json()} >= {
         "rank",
         "packing",
-        "early_stopping",
+        "early_stopping_patience",
     }
 
 
@@ -235,10 +235,10 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(
     from tests.launching import launch_run
 
     for more in (
-        {"accumulation": 4, "epochs": 2, "max_steps": 0},
-        {"accumulation": 2, "max_steps": 3},
+        {"gradient_accumulation_steps": 4, "epochs": 2, "max_steps": 0},
+        {"gradient_accumulation_steps": 2, "max_steps": 3},
     ):
-        settings = {**tiny.SETTINGS, "tokens_per_batch": 80, **more}
+        settings = {**tiny.SETTINGS, "max_tokens_per_batch": 80, **more}
         said = forecast(
             RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of()
         )

@@ -152,7 +152,7 @@ def llama(tmp_path_factory):
     return forecast.make_models(tmp_path_factory.mktemp("models"))["llama"]
 
 
-SHORT_OF_MEMORY = {"optimizer": "adamw_8bit", "gradient_checkpointing": True}
+SHORT_OF_MEMORY = {"optim": "adamw_8bit", "gradient_checkpointing": True}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
 
     torch.manual_seed(0)
     settings = {"method": method, "precision": "fp32", **more} | (
-        {"prompt_init": "random"} if method == "prompt" else {}
+        {"prompt_tuning_init": "random"} if method == "prompt" else {}
     )
     config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
     assert loaded.pick_device().type == "cpu"
@@ -185,7 +185,7 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
 def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
     target = target_of()
     assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
-    told = {"device": target.name, "variable": 10**9, "optimizer": "adamw"}
+    told = {"device": target.name, "variable": 10**9, "optimizer": "adamw_torch"}
     Run.objects.filter(pk=run.pk).update(
         state="finished", peak_memory_bytes=13 * 10**8, forecast=told
     )

@@ -97,7 +97,7 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
     assert Run.objects.count() == 2
     file.write_text(
         "model: tiny-llama\ndata: Lights\nsettings: {rank: [2, 4], alpha: 4, max_length: 64, "
-        "max_steps: 3, eval_interval: 1}"
+        "max_steps: 3, eval_steps: 1}"
     )
     call_command("launch", file, user="alice", stdout=out)
     assert Sweep.objects.get().runs.count() == 2
@@ -111,10 +111,10 @@ def test_new_from_this_run_copies_everything(as_alice, run):
         "rank",
         "alpha",
         "max_steps",
-        "tokens_per_batch",
+        "max_tokens_per_batch",
         "max_length",
-        "eval_interval",
-        "save_interval",
+        "eval_steps",
+        "save_steps",
     ):
         assert (
             f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"'
@@ -249,7 +249,7 @@ def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, reque
 
 def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_bell):
     texts = [f"{number} " + "word " * 300 for number in range(12)]
-    settings = {"method": "prompt", "prompt_init": "text", "prompt_text": texts, "max_steps": 2}
+    settings = {"method": "prompt", "prompt_tuning_init": "text", "prompt_tuning_init_text": texts, "max_steps": 2}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
     run = sweep.runs.first()
     assert read_yaml(to_yaml(run))["settings"] == run.config

@@ -162,7 +162,7 @@ def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
 ):
     monkeypatch.setattr(supervisor, "SHARE_SECONDS", 0.05)
     Pool.objects.update(runs_per_device=2)
-    run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
+    run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
     watcher = start_supervising(run)
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)

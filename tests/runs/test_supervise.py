@@ -31,7 +31,7 @@ def test_from_queued_to_an_adapter_on_the_shelf(launched):
     numbers = list(Event.objects.filter(run=run).values_list("seq", flat=True))
     assert numbers == list(range(1, run.last_seq + 1))
     adapter = AdapterVersion.objects.get(run=run)
-    assert (adapter.name, adapter.number, adapter.heldout_loss) == ("Lamps", 1, run.heldout_loss)
+    assert (adapter.name, adapter.number, adapter.eval_loss) == ("Lamps", 1, run.eval_loss)
     assert sorted(path.name for path in adapter.folder.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -55,7 +55,7 @@ def test_a_person_stops_it_and_the_adapter_is_kept(launched):
 
 def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
     monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
-    run = launched(max_steps=100_000, save_interval=100_000, eval_interval=100_000)
+    run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
     watcher = start_supervising(run)
     wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
     supervisor.shutting_down.set()

@@ -37,7 +37,7 @@ def simulated(monkeypatch):
     monkeypatch.setattr(
         "training.runs.forecast.memory_ladder.memory_forecast",
         lambda law, config, _found, _framework: {
-            "peak": (4 if config.gradient_checkpointing else 16) * GB // config.batch_parts
+            "peak": (4 if config.gradient_checkpointing else 16) * GB // config.micro_batch_splits
         },
     )
 
@@ -63,9 +63,9 @@ def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_for
         "Out of memory at step 41, while evaluating.",
     )
     told = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.ways_of(run)}
-    assert told["halve"] == ({"batch_parts": 2}, 8 * GB)
+    assert told["halve"] == ({"micro_batch_splits": 2}, 8 * GB)
     assert told["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
-    assert told["8-bit"][0] == {"optimizer": "adamw_8bit"}
+    assert told["8-bit"][0] == {"optim": "adamw_8bit"}
     assert told["qlora"][0] == {"method": "qlora"}
 
 
@@ -73,14 +73,14 @@ def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, al
     ended(run)
     oom_recovery.go_on_with(alice, run, "halve")
     run.refresh_from_db()
-    assert (run.state, run.failure, run.config["batch_parts"], run.forecast["peak"]) == (
+    assert (run.state, run.failure, run.config["micro_batch_splits"], run.forecast["peak"]) == (
         "queued",
         "",
         2,
         8 * GB,
     )
     written = json.loads((run.folder / "config.json").read_text())
-    assert written["batch_parts"] == 2
+    assert written["micro_batch_splits"] == 2
     assert RunConfig.from_dict(written).model.endswith("tiny-llama")
     assert not (run.folder / "result.json").exists()
 
@@ -94,9 +94,9 @@ def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_cha
 
 
 def test_recover_by_itself_is_a_setting(run):
-    ended(run, recover=True)
-    assert (run.state, run.config["batch_parts"], run.deaths) == ("queued", 2, 0)
-    assert run.message.endswith("Goes on by itself from its last checkpoint with batch_parts 2.")
+    ended(run, auto_reduce_memory=True)
+    assert (run.state, run.config["micro_batch_splits"], run.deaths) == ("queued", 2, 0)
+    assert run.message.endswith("Goes on by itself from its last checkpoint with micro_batch_splits 2.")
     assert not (run.folder / "result.json").exists()
 
 
@@ -104,9 +104,9 @@ def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladde
     run, settings_of_deaths
 ):
     Run.objects.filter(pk=run.pk).update(deaths=1)
-    ended(run, code=-signal.SIGKILL, outcome=None, recover=True)
-    assert (run.state, run.config["batch_parts"]) == ("queued", 2)
-    assert "killed (SIGKILL" in run.message and "batch_parts 2" in run.message
+    ended(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
+    assert (run.state, run.config["micro_batch_splits"]) == ("queued", 2)
+    assert "killed (SIGKILL" in run.message and "micro_batch_splits 2" in run.message
 
 
 def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, settings_of_deaths, as_alice):
@@ -125,14 +125,14 @@ def settings_of_deaths(settings):
 def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
     alice, base_model, data, device, no_bell, monkeypatch
 ):
-    assert "batch_parts 2 it would need 8.0 GB" in nearest(
+    assert "micro_batch_splits 2 it would need 8.0 GB" in nearest(
         RunConfig(), base_model, data, 10 * GB, target_of()
     )
     assert "gradient_checkpointing True it would need 4.0 GB" in nearest(
         RunConfig(), base_model, data, 5 * GB, target_of()
     )
     monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 30 * GB})
-    with pytest.raises(UserError, match=r"batch_parts 2 it would need 8\.0 GB"):
+    with pytest.raises(UserError, match=r"micro_batch_splits 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
 
@@ -144,7 +144,7 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
         oom_recovery.go_on_with(alice, run, "halve")
     run.refresh_from_db()
     assert (run.folder / "config.json").read_text() == before
-    assert "batch_parts" not in run.config or run.config["batch_parts"] == 1
+    assert "micro_batch_splits" not in run.config or run.config["micro_batch_splits"] == 1
 
 
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):

@@ -135,7 +135,7 @@ def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
     slider = page[page.index('data-slides="rank"') :].split(">")[0]
     assert 'data-values="1,2,4,8,16,32,64,128,256"' in slider
     assert 'value="4"' in slider, "16 is as near as 32, and comes first"
-    assert 'data-slides="max_length"' in page and 'data-slides="tokens_per_batch"' in page
+    assert 'data-slides="max_length"' in page and 'data-slides="max_tokens_per_batch"' in page
     assert (
         'data-slides="rank"'
         not in as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
@@ -160,7 +160,7 @@ def test_every_setting_that_one_may_turn_has_its_usual_range():
                 field.usual
                 or name == "seed"
                 or (field.choices and not field.papers)
-                or name == "optimizer"
+                or name == "optim"
             ), name
 
 
@@ -169,7 +169,7 @@ def test_virtual_tokens_count_against_the_context(base_model):
     from training.runs.forecast.summary import context_warnings
 
     base_model.card = {"context_length": 256}
-    whole = {"tokens_per_batch": 512, "max_length": 256}
+    whole = {"max_tokens_per_batch": 512, "max_length": 256}
     assert not context_warnings(RunConfig.from_dict({"method": "lora", **whole}), base_model)
     (warning,) = context_warnings(RunConfig.from_dict({"method": "prompt", **whole}), base_model)
     assert "max_length is 256 and 20 virtual tokens stand in front" in warning

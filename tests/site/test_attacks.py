@@ -108,7 +108,7 @@ def test_10_a_cell_that_is_a_formula_stays_text_and_metrics_hold_numbers_only(as
         {"team": 1},
         {"state": "finished"},
         {"lease_token": "x"},
-        {"best_heldout_loss": 0},
+        {"best_eval_loss": 0},
         {"sweep": 1},
     ],
 )
@@ -205,7 +205,7 @@ def test_27_odd_pages_and_searches_are_answered(as_alice, run, query):
 
 
 def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_model, data):
-    settings = {name: list(range(1, 400)) for name in ("rank", "alpha", "epochs", "accumulation")}
+    settings = {name: list(range(1, 400)) for name in ("rank", "alpha", "epochs", "gradient_accumulation_steps")}
     body = json.dumps({"model": base_model.pk, "data": data.pk, "settings": settings})
     assert (
         as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code

@@ -26,8 +26,8 @@ from training.engine.outcome import read_result
 SETTINGS = {
     **tiny.SETTINGS,
     "max_steps": 2500,
-    "save_interval": 25,
-    "eval_interval": 125,
+    "save_steps": 25,
+    "eval_steps": 125,
     "dropout": 0.1,
 }
 ENDED = ("finished", "failed", "stopped", "cancelled")

@@ -37,7 +37,7 @@ def make_plan(
         )
     draft = Draft(situation, goal, locked or {})
     # A wrong lock is told first
-    RunConfig.from_dict({"tokens_per_batch": 131_072, "max_length": 8, **draft.locked})
+    RunConfig.from_dict({"max_tokens_per_batch": 131_072, "max_length": 8, **draft.locked})
     length = rules.max_length(draft)
     epochs = rules.epochs(draft)
     rules.max_steps(draft)
@@ -129,7 +129,7 @@ def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     )
     if taken.config.gradient_checkpointing and plain is not None:
         why = (
-            f"On: without it even {plain.config.tokens_per_batch:,} tokens at once would need "
+            f"On: without it even {plain.config.max_tokens_per_batch:,} tokens at once would need "
             f"{format_bytes(plain.need['peak'])}."
         )
         instead = "Off would be about a third quicker."
@@ -179,7 +179,7 @@ def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     source = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training"
     draft.take("precision", config.precision, why, instead=instead, source=source)
     why = f"{OPTIMIZERS[taken.need['optimizer']]}."
-    whole = next((one for one in reversed(tried) if one.config.optimizer != config.optimizer), None)
+    whole = next((one for one in reversed(tried) if one.config.optim != config.optim), None)
     if whole is not None:
         why = (
             f"AdamW with states of 8 bits: with 32 bits {whole.words}, would need "
@@ -192,8 +192,8 @@ def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
         "memory."
     )
     draft.take(
-        "optimizer",
-        config.optimizer,
+        "optim",
+        config.optim,
         why,
         instead=instead,
         source="Dettmers et al. 2022, 8-bit Optimizers",
@@ -201,7 +201,7 @@ def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
 
 
 OPTIMIZERS = {
-    "adamw": "AdamW, 8 bytes a trained parameter: with an adapter that is little",
+    "adamw_torch": "AdamW, 8 bytes a trained parameter: with an adapter that is little",
     "adamw_8bit": "AdamW with states of 8 bits",
     "paged_adamw_8bit": "AdamW with states of 8 bits, which may move to the host for a moment "
     "when the card is full",
@@ -229,7 +229,7 @@ def other_technique(draft: Draft, taken: Setup, name: str) -> str:
 
 
 def choose_batch(draft: Draft, taken: Setup) -> None:
-    at_once, times = taken.config.tokens_per_batch, taken.config.accumulation
+    at_once, times = taken.config.max_tokens_per_batch, taken.config.gradient_accumulation_steps
     mean = float(draft.situation.lengths.clip(max=taken.config.max_length).mean())
     about = f"about {max(1, round(at_once * times / mean))} rows a step"
     need = format_bytes(taken.need["peak"])
@@ -243,7 +243,7 @@ def choose_batch(draft: Draft, taken: Setup) -> None:
         if times == 1
         else "More would not fit."
     )
-    draft.take("tokens_per_batch", at_once, why, instead=instead, source=rules.MANUAL)
+    draft.take("max_tokens_per_batch", at_once, why, instead=instead, source=rules.MANUAL)
     why = (
         f"{times} x {at_once:,} tokens make {about}."
         if times > 1
@@ -254,7 +254,7 @@ def choose_batch(draft: Draft, taken: Setup) -> None:
         if times > 1
         else "2 would make half as many steps."
     )
-    draft.take("accumulation", times, why, instead=instead, source=rules.MANUAL)
+    draft.take("gradient_accumulation_steps", times, why, instead=instead, source=rules.MANUAL)
 
 
 def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
@@ -267,7 +267,7 @@ def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
     length = least.config.max_length
     while length > 64:
         length = rules.up_to(length / 2, 32)
-        fixed = {**least.config.to_dict(), "max_length": length, "tokens_per_batch": length}
+        fixed = {**least.config.to_dict(), "max_length": length, "max_tokens_per_batch": length}
         if draft.situation.need(RunConfig.from_dict(fixed))["peak"] <= least.room:
             cut = 100 * draft.situation.cut_share(length)
             raise UserError(
@@ -291,8 +291,8 @@ ORDER = (
     "epochs",
     "max_steps",
     "max_length",
-    "tokens_per_batch",
-    "accumulation",
+    "max_tokens_per_batch",
+    "gradient_accumulation_steps",
 )
 
 

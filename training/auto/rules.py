@@ -41,7 +41,7 @@ def max_length(draft: Draft) -> int:
     limit = min(
         (at.context_length or 131_072) - tokens_in_front(draft),
         131_072,
-        draft.locked.get("tokens_per_batch", 131_072),
+        draft.locked.get("max_tokens_per_batch", 131_072),
     )
     value = min(wanted, limit)
     share = at.cut_share(value)
@@ -68,7 +68,7 @@ def max_length(draft: Draft) -> int:
 def tokens_in_front(draft: Draft) -> int:
     """Of a locked technique."""
     locked = {
-        name: draft.locked[name] for name in ("method", "virtual_tokens") if name in draft.locked
+        name: draft.locked[name] for name in ("method", "num_virtual_tokens") if name in draft.locked
     }
     return RunConfig.from_dict(locked).tokens_in_front
 
@@ -218,7 +218,7 @@ def rounded(value: float) -> float:
 def schedule(draft: Draft) -> None:
     why = "Falls smoothly to zero, so that the last steps settle."
     draft.take(
-        "schedule",
+        "lr_scheduler_type",
         "cosine",
         why,
         instead="constant would leave the last steps noisy.",
@@ -249,7 +249,7 @@ def measuring(draft: Draft, config: RunConfig) -> None:
     source = "a tenth of the run shows where the loss turns"
     interval = int(
         draft.take(
-            "eval_interval", max(1, steps // MEASUREMENTS), why, instead=instead, source=source
+            "eval_steps", max(1, steps // MEASUREMENTS), why, instead=instead, source=source
         )
     )
     why, instead = (
@@ -257,7 +257,7 @@ def measuring(draft: Draft, config: RunConfig) -> None:
         "Seldom would lose more steps to a crash.",
     )
     draft.take(
-        "save_interval",
+        "save_steps",
         interval,
         why,
         instead=instead,
@@ -280,7 +280,7 @@ def measuring(draft: Draft, config: RunConfig) -> None:
         else "3 would stop by chance, or not at all."
     )
     draft.take(
-        "early_stopping",
+        "early_stopping_patience",
         3 if quiet and enough else 0,
         why,
         instead=instead,
@@ -292,27 +292,27 @@ def trials(draft: Draft, config: RunConfig) -> None:
     """Off unless asked for: trials take time that the person should agree to. They vary what is not
     locked.
     """
-    if "tune_share" not in TABLE[config.method].settings:
+    if "tuning_budget_fraction" not in TABLE[config.method].settings:
         return
     over = [name for name in TUNABLE if name not in draft.locked]
     instead = "0.3 spends 30 % more steps on short trials that look for a better one."
     why = "Off: the plan's guess is used as it is."
     draft.take(
-        "tune_share",
+        "tuning_budget_fraction",
         0.0,
         why,
         instead=instead,
         source="Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning",
     )
-    if not over and draft.locked.get("tune_share"):
+    if not over and draft.locked.get("tuning_budget_fraction"):
         raise UserError(
             "Everything that trials vary is locked; unlock one of them, or lock no trials.",
-            field="tune_share",
+            field="tuning_budget_fraction",
         )
-    if "tune_over" in draft.locked or (over and len(over) < len(TUNABLE)):
+    if "tuning_search_space" in draft.locked or (over and len(over) < len(TUNABLE)):
         instead = "All four are varied where nothing is locked."
         draft.take(
-            "tune_over",
+            "tuning_search_space",
             ",".join(over),
             "What is locked is not varied.",
             instead=instead,

@@ -22,8 +22,8 @@ TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
 LAST_RESORT = "prompt"  # where the model has nothing that those could adapt
 FEWER_BITS: tuple[dict[str, str], ...] = (
     {},
-    {"optimizer": "adamw_8bit"},
-    {"optimizer": "adamw_8bit", "precision": "bf16"},
+    {"optim": "adamw_8bit"},
+    {"optim": "adamw_8bit", "precision": "bf16"},
 )
 
 
@@ -43,7 +43,7 @@ class Setup:
     def words(self) -> str:
         checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
         return (
-            f"{TABLE[self.config.method].title}{checkpointing}, {self.config.tokens_per_batch:,} "
+            f"{TABLE[self.config.method].title}{checkpointing}, {self.config.max_tokens_per_batch:,} "
             "tokens at once"
         )
 
@@ -103,12 +103,12 @@ def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -
 
 def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
     """The batch whole, then in halves down to one row, with as many accumulated."""
-    lock, times = draft.locked.get("tokens_per_batch"), draft.locked.get("accumulation")
+    lock, times = draft.locked.get("max_tokens_per_batch"), draft.locked.get("gradient_accumulation_steps")
     at_once = lock or max(settings["max_length"], tokens // (times or 1))
     while True:
         whole = settings | {
-            "tokens_per_batch": at_once,
-            "accumulation": times or max(1, round(tokens / at_once)),
+            "max_tokens_per_batch": at_once,
+            "gradient_accumulation_steps": times or max(1, round(tokens / at_once)),
         }
         config = RunConfig.from_dict(whole)
         yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))

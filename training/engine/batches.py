@@ -37,9 +37,9 @@ class Plan:
 
 
 def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
-    """Group the rows of each epoch into batches, and batches into steps of `accumulation` batches.
+    """Group the rows of each epoch into batches, and batches into steps of `gradient_accumulation_steps` batches.
 
-    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `batch_parts`
+    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `micro_batch_splits`
     cuts each batch and moves no row to another step, so a run may go on with more parts from any
     checkpoint.
     """
@@ -50,10 +50,10 @@ def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
         steps += [
             [
                 part
-                for batch in batches[i : i + config.accumulation]
-                for part in parts_of(batch, config.batch_parts)
+                for batch in batches[i : i + config.gradient_accumulation_steps]
+                for part in parts_of(batch, config.micro_batch_splits)
             ]
-            for i in range(0, len(batches), config.accumulation)
+            for i in range(0, len(batches), config.gradient_accumulation_steps)
         ]
         epoch += 1
     return Plan(steps[: config.max_steps or None], epoch)
@@ -112,8 +112,8 @@ def fill(sequences: Iterable[tuple[int, Packed]], config: RunConfig) -> list[Bat
     is longer than the budget gets a batch of its own.
     """
     by_rows, most = (
-        config.batch_by == "rows",
-        config.rows_per_batch if config.batch_by == "rows" else config.tokens_per_batch,
+        config.batch_unit == "rows",
+        config.per_device_train_batch_size if config.batch_unit == "rows" else config.max_tokens_per_batch,
     )
     batches: list[Batch] = []
     for length, packed in sequences:

@@ -22,7 +22,7 @@ class RunConfig(TechniqueSettings):
     method: str = setting("lora", "How the model is changed.", choices=tuple(TABLE))
     model_name: str = ""  # what the adapter says it was trained on; the folder's name if empty
     train_data: str = ""
-    heldout_data: str = ""
+    eval_data: str = ""
     # A folder of the same technique's weights, to begin with instead of its own start
     start_weights: str = ""
     learning_rate: float = setting(
@@ -31,10 +31,10 @@ class RunConfig(TechniqueSettings):
         usual="1e-4 to 1e-3 for LoRA",
         within=(1e-8, 1),
     )
-    schedule: str = setting(
+    lr_scheduler_type: str = setting(
         "cosine",
         "How the learning rate falls after the warm-up.",
-        choices=("cosine", "linear", "constant"),
+        choices=("cosine", "linear", "constant_with_warmup"),
         advanced=True,
     )
     warmup_ratio: float = setting(
@@ -61,34 +61,34 @@ class RunConfig(TechniqueSettings):
         usual="0",
         within=(0, 10_000_000),
     )
-    batch_by: str = setting(
+    batch_unit: str = setting(
         "tokens",
         "What fills a batch: tokens keep memory even when rows differ in length; rows are what "
         "papers count.",
         choices=("tokens", "rows"),
         advanced=True,
     )
-    tokens_per_batch: int = setting(
+    max_tokens_per_batch: int = setting(
         1024,
         "Tokens that go through the model at once; lower it when memory is short.",
         usual="512 to 16384",
         within=(16, 1_048_576),
     )
-    rows_per_batch: int = setting(
+    per_device_train_batch_size: int = setting(
         8,
         "Rows that go through the model at once, if batches are counted in rows.",
         usual="1 to 32",
         advanced=True,
         within=(1, 4096),
     )
-    accumulation: int = setting(
+    gradient_accumulation_steps: int = setting(
         1,
         "Batches added up before one optimizer step.",
         usual="1 to 16",
         advanced=True,
         within=(1, 1024),
     )
-    batch_parts: int = setting(
+    micro_batch_splits: int = setting(
         1,
         "Sends each batch through the model in so many parts, one after the other: the same step, "
         "less memory, a little slower.",
@@ -119,11 +119,11 @@ class RunConfig(TechniqueSettings):
         choices=("auto", "bf16", "mixed", "fp32"),
         advanced=True,
     )
-    optimizer: str = setting(
+    optim: str = setting(
         "auto",
         "AdamW; in 8 bits its state takes a quarter, and paged it may move to the host when the "
         "GPU is full.",
-        choices=("auto", "adamw", "adamw_8bit", "paged_adamw_8bit"),
+        choices=("auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"),
         advanced=True,
     )
     gradient_checkpointing: bool = setting(
@@ -132,7 +132,7 @@ class RunConfig(TechniqueSettings):
         usual="off",
         advanced=True,
     )
-    recover: bool = setting(
+    auto_reduce_memory: bool = setting(
         False,
         "When memory runs out, halves what goes through the model at once and goes on from the "
         "last checkpoint by itself.",
@@ -145,7 +145,7 @@ class RunConfig(TechniqueSettings):
         advanced=True,
         within=(0, 2**31 - 1),
     )
-    eval_interval: int = setting(
+    eval_steps: int = setting(
         20,
         "Measure held-out loss and sample one answer every so many steps.",
         usual="20 to 200",
@@ -158,7 +158,7 @@ class RunConfig(TechniqueSettings):
         advanced=True,
         within=(1, 100_000),
     )
-    exact_rows: int = setting(
+    exact_match_rows: int = setting(
         20,
         "How many held-out prompts are answered at the end and compared word for word with the "
         "expected answers; 0: none.",
@@ -166,7 +166,7 @@ class RunConfig(TechniqueSettings):
         advanced=True,
         within=(0, 100_000),
     )
-    early_stopping: int = setting(
+    early_stopping_patience: int = setting(
         0,
         "Stop when the held-out loss has not improved in this many measurements; 0 trains to the "
         "end.",
@@ -174,10 +174,10 @@ class RunConfig(TechniqueSettings):
         advanced=True,
         within=(0, 10_000),
     )
-    save_interval: int = setting(
+    save_steps: int = setting(
         20, "Save a checkpoint every so many steps.", usual="20 to 500", within=(1, 1_000_000)
     )
-    final_weights: str = setting(
+    export_checkpoint: str = setting(
         "best",
         "The adapter is the checkpoint with the best held-out loss, or the last.",
         choices=("best", "last"),
@@ -206,19 +206,19 @@ class RunConfig(TechniqueSettings):
                 )
         self.refuse_foreign()
         check_technique(self)
-        if self.batch_by == "tokens" and self.tokens_per_batch < self.max_length:
+        if self.batch_unit == "tokens" and self.max_tokens_per_batch < self.max_length:
             raise ConfigError(
-                f"tokens_per_batch is {self.tokens_per_batch}, but one row may be max_length = "
+                f"max_tokens_per_batch is {self.max_tokens_per_batch}, but one row may be max_length = "
                 f"{self.max_length} tokens; raise the first or lower the second.",
-                field="tokens_per_batch",
+                field="max_tokens_per_batch",
             )
-        needed = self.early_stopping * self.eval_interval
+        needed = self.early_stopping_patience * self.eval_steps
         if self.max_steps and needed >= self.max_steps:
             raise ConfigError(
-                f"early_stopping is {self.early_stopping} with eval_interval = "
-                f"{self.eval_interval}, so it could stop at step {needed} at the earliest, but "
+                f"early_stopping_patience is {self.early_stopping_patience} with eval_steps = "
+                f"{self.eval_steps}, so it could stop at step {needed} at the earliest, but "
                 f"max_steps is {self.max_steps}; lower the first two or raise the last.",
-                field="early_stopping",
+                field="early_stopping_patience",
             )
 
     @classmethod
@@ -262,30 +262,30 @@ class RunConfig(TechniqueSettings):
         """`auto` is paged 8-bit AdamW for QLoRA on CUDA, as its paper has it, and AdamW
         elsewhere.
         """
-        if self.optimizer != "auto":
-            return self.optimizer
-        return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw"
+        if self.optim != "auto":
+            return self.optim
+        return "paged_adamw_8bit" if TABLE[self.method].quantised and device == "cuda" else "adamw_torch"
 
     @property
     def accumulates(self) -> bool:
         """Do gradients of several passes add up before a step?"""
-        return self.accumulation > 1 or self.batch_parts > 1
+        return self.gradient_accumulation_steps > 1 or self.micro_batch_splits > 1
 
     @property
     def tunes(self) -> bool:
         """Are there trials before the run?"""
-        return self.tune_share > 0 or self.tune_minutes > 0
+        return self.tuning_budget_fraction > 0 or self.tuning_budget_minutes > 0
 
     @property
     def tokens_in_front(self) -> int:
         """Virtual tokens that take up positions before every row."""
-        return self.virtual_tokens if "virtual_tokens" in TABLE[self.method].settings else 0
+        return self.num_virtual_tokens if "num_virtual_tokens" in TABLE[self.method].settings else 0
 
     def widest(self) -> RunConfig:
         """The settings with the most memory that this run may come to: trials may double the
         rank.
         """
-        if not self.tunes or "rank" not in self.tune_over:
+        if not self.tunes or "rank" not in self.tuning_search_space:
             return self
         return dataclasses.replace(self, rank=max(ranks(self.rank)))
 
@@ -328,14 +328,14 @@ class RunConfig(TechniqueSettings):
                 f"alpha is {self.alpha} with rank {self.rank}: updates count "
                 f"{self.alpha / self.rank:g}-fold; usual is 2."
             )
-        if self.max_steps and self.eval_interval > self.max_steps:
+        if self.max_steps and self.eval_steps > self.max_steps:
             found.append(
-                f"eval_interval is {self.eval_interval}, but there are only {self.max_steps} "
+                f"eval_steps is {self.eval_steps}, but there are only {self.max_steps} "
                 "steps: the held-out loss is measured at the start and the end only."
             )
-        if self.epochs > 10 and not self.max_steps and not self.early_stopping:
+        if self.epochs > 10 and not self.max_steps and not self.early_stopping_patience:
             found.append(
-                f"epochs is {self.epochs} without early_stopping: the rows will be learned by "
+                f"epochs is {self.epochs} without early_stopping_patience: the rows will be learned by "
                 "heart. 1 to 5 is usual."
             )
         if self.train_on_prompt:
@@ -351,8 +351,8 @@ class RunConfig(TechniqueSettings):
             return self.learning_rate * step / warmup
         done = (step - warmup) / max(1, total_steps - warmup + 1)
         factor = {
-            "constant": 1.0,
+            "constant_with_warmup": 1.0,
             "linear": 1 - done,
             "cosine": 0.5 * (1 + math.cos(math.pi * done)),
         }
-        return self.learning_rate * factor[self.schedule]
+        return self.learning_rate * factor[self.lr_scheduler_type]

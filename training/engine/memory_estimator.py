@@ -71,7 +71,7 @@ SHAPES = (
 )
 DEPTHS = (2, 3)
 SIZES = (8, 24)
-SIZED = ("rank", "virtual_tokens", "bottleneck_size")
+SIZED = ("rank", "num_virtual_tokens", "bottleneck_size")
 CORNERS = {(0, 0): 9, (1, 0): 3, (0, 1): 4, (1, 1): 3}  # (depth, size) -> how many of SHAPES
 
 
@@ -166,7 +166,7 @@ def size_setting(config: RunConfig, device: str) -> str:
     """The setting that memory is affine in. There is none with 8-bit states, where small tensors
     are kept another way.
     """
-    if config.optimizer_on(device) != "adamw":
+    if config.optimizer_on(device) != "adamw_torch":
         return ""
     return next((name for name in SIZED if name in TABLE[config.method].settings), "")
 

@@ -71,7 +71,7 @@ METRICS: dict[str, Metric] = {
             label="peak",
         ),
         Metric(
-            "heldout_loss",
+            "eval_loss",
             "Held-out loss",
             NATS,
             "low",

@@ -57,7 +57,7 @@ class Result:
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
-    heldout_loss: float | None = None
+    eval_loss: float | None = None
     exact_match: float | None = None
     adapter_step: int | None = None
     trainable_parameters: int = 0

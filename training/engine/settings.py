@@ -19,21 +19,21 @@ PAPERS = {  # setting -> the papers that it comes from, on arXiv
     "alpha": {"LoRA": "2106.09685"},
     "dropout": {"Dropout": "1207.0580"},
     "target_modules": {"QLoRA": "2305.14314"},
-    "init_weights": {
+    "init_lora_weights": {
         "PiSSA": "2404.02948",
         "OLoRA": "2406.01775",
         "EVA": "2410.07170",
         "LoftQ": "2310.08659",
     },
-    "rslora": {"rsLoRA": "2312.03732"},
-    "dora": {"DoRA": "2402.09353"},
-    "lora_plus_ratio": {"LoRA+": "2402.12354"},
-    "tune_share": {"Successive halving": "1810.05934"},
+    "use_rslora": {"rsLoRA": "2312.03732"},
+    "use_dora": {"DoRA": "2402.09353"},
+    "loraplus_lr_ratio": {"LoRA+": "2402.12354"},
+    "tuning_budget_fraction": {"Successive halving": "1810.05934"},
     "prefix_projection": {"Prefix tuning": "2101.00190"},
-    "prompt_init": {"Prompt tuning": "2104.08691"},
+    "prompt_tuning_init": {"Prompt tuning": "2104.08691"},
     "bottleneck_size": {"Adapter layers": "1902.00751"},
-    "placement": {"AdapterFusion": "2005.00247"},
-    "optimizer": {"8-bit AdamW": "2110.02861"},
+    "adapter_placement": {"AdapterFusion": "2005.00247"},
+    "optim": {"8-bit AdamW": "2110.02861"},
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
@@ -92,7 +92,7 @@ class TechniqueSettings:
         usual="all-linear",
         advanced=True,
     )
-    init_weights: str = setting(
+    init_lora_weights: str = setting(
         "default",
         "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA "
         "from the data, LoftQ from what 4 bits lose. They learn faster at first and cost a minute "
@@ -101,21 +101,21 @@ class TechniqueSettings:
         choices=STARTS,
         advanced=True,
     )
-    rslora: bool = setting(
+    use_rslora: bool = setting(
         False,
         "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski "
         "2023).",
         usual="off; on above rank 64",
         advanced=True,
     )
-    dora: bool = setting(
+    use_dora: bool = setting(
         False,
         "Learns each weight's length apart from its direction (Liu et al. 2024); better at low "
         "rank, slower. One batch of answers cannot hold rows of it and of others.",
         usual="off",
         advanced=True,
     )
-    lora_plus_ratio: float = setting(
+    loraplus_lr_ratio: float = setting(
         1.0,
         "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is "
         "plain LoRA.",
@@ -135,14 +135,14 @@ class TechniqueSettings:
         usual="empty",
         advanced=True,
     )
-    tune_share: float = setting(
+    tuning_budget_fraction: float = setting(
         0.0,
-        "Share of the run's steps spent on short trials before it: they choose what tune_over "
+        "Share of the run's steps spent on short trials before it: they choose what tuning_search_space "
         "names by held-out loss, and the best one goes on. 0: no trials.",
         usual="0, or 0.2 to 0.5",
         within=(0, 2),
     )
-    tune_minutes: float = setting(
+    tuning_budget_minutes: float = setting(
         0.0,
         "The same as minutes; they count if both are given. The trial under way when they are "
         "over goes to its end.",
@@ -150,13 +150,13 @@ class TechniqueSettings:
         within=(0, 10_000),
         advanced=True,
     )
-    tune_over: str = setting(
+    tuning_search_space: str = setting(
         "learning_rate,rank,alpha,target_modules",
         "What the trials vary, with commas.",
         usual="all four",
         advanced=True,
     )
-    virtual_tokens: int = setting(
+    num_virtual_tokens: int = setting(
         20,
         "Learned tokens in front of every prompt: more can say more and take room.",
         usual="10 to 100",
@@ -168,13 +168,13 @@ class TechniqueSettings:
         usual="off",
         advanced=True,
     )
-    prompt_init: str = setting(
+    prompt_tuning_init: str = setting(
         "text",
         "The learned tokens start as those of a text, or at random. A text learns faster.",
         usual="text",
         choices=("text", "random"),
     )
-    prompt_text: str = setting(
+    prompt_tuning_init_text: str = setting(
         "Follow the instructions and answer as in the examples.",
         "What the learned tokens say before training.",
         usual="the task",
@@ -185,7 +185,7 @@ class TechniqueSettings:
         usual="16 to 256",
         within=(1, 4096),
     )
-    placement: str = setting(
+    adapter_placement: str = setting(
         "both",
         "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward "
         "alone (Pfeiffer), half the cost.",
@@ -217,34 +217,34 @@ def check_technique(config: TechniqueSettings) -> None:
                 f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.",
                 field=name,
             )
-    is_empty = config.prompt_init == "text" and not config.prompt_text.strip()
-    if len(config.prompt_text) > 2000 or is_empty:
+    is_empty = config.prompt_tuning_init == "text" and not config.prompt_tuning_init_text.strip()
+    if len(config.prompt_tuning_init_text) > 2000 or is_empty:
         raise ConfigError(
-            "prompt_text must be a text of 1 to 2,000 characters, or prompt_init random.",
-            field="prompt_text",
+            "prompt_tuning_init_text must be a text of 1 to 2,000 characters, or prompt_tuning_init random.",
+            field="prompt_tuning_init_text",
         )
-    if config.init_weights == "loftq" and config.method != "qlora":
+    if config.init_lora_weights == "loftq" and config.method != "qlora":
         raise ConfigError(
-            "init_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.",
-            field="init_weights",
+            "init_lora_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.",
+            field="init_lora_weights",
         )
-    mutating = config.init_weights in ("pissa", "pissa_niter_4", "olora")
+    mutating = config.init_lora_weights in ("pissa", "pissa_niter_4", "olora")
     if mutating and config.method == "qlora":
         raise ConfigError(
-            f"init_weights is {config.init_weights}, which changes the base's weights; those of "
+            f"init_lora_weights is {config.init_lora_weights}, which changes the base's weights; those of "
             "qlora are 4 bits. Use loftq.",
-            field="init_weights",
+            field="init_lora_weights",
         )
-    if mutating and (config.dora or config.rslora or config.rank_pattern or config.alpha_pattern):
+    if mutating and (config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern):
         raise ConfigError(
-            f"init_weights is {config.init_weights}: its adapter is saved as plain LoRA, which "
-            "rslora, dora, rank_pattern and alpha_pattern do not allow.",
-            field="init_weights",
+            f"init_lora_weights is {config.init_lora_weights}: its adapter is saved as plain LoRA, which "
+            "use_rslora, use_dora, rank_pattern and alpha_pattern do not allow.",
+            field="init_lora_weights",
         )
     check_tuning(config)
-    if config.dora and config.init_weights == "eva":
+    if config.use_dora and config.init_lora_weights == "eva":
         raise ConfigError(
-            "dora and init_weights = eva do not go together; switch one off.", field="dora"
+            "use_dora and init_lora_weights = eva do not go together; switch one off.", field="use_dora"
         )
 
 
@@ -255,16 +255,16 @@ def ranks(rank: int) -> list[int]:
 
 def check_tuning(config: TechniqueSettings) -> None:
     """Raises ConfigError: trials are asked for over something that they cannot vary."""
-    over = [name.strip() for name in config.tune_over.split(",")]
+    over = [name.strip() for name in config.tuning_search_space.split(",")]
     wrong = [name for name in over if name not in TUNABLE]
-    if wrong or not config.tune_over.isascii():
-        words = f"tune_over names {wrong[0][:40]!r}; trials vary {', '.join(TUNABLE)}."
-        raise ConfigError(words, field="tune_over")
-    if (config.tune_share or config.tune_minutes) and config.init_weights != "default":
+    if wrong or not config.tuning_search_space.isascii():
+        words = f"tuning_search_space names {wrong[0][:40]!r}; trials vary {', '.join(TUNABLE)}."
+        raise ConfigError(words, field="tuning_search_space")
+    if (config.tuning_budget_fraction or config.tuning_budget_minutes) and config.init_lora_weights != "default":
         raise ConfigError(
-            f"init_weights is {config.init_weights}, which changes or reads the base: trials "
+            f"init_lora_weights is {config.init_lora_weights}, which changes or reads the base: trials "
             "share one base and need default.",
-            field="init_weights",
+            field="init_lora_weights",
         )
 
 

@@ -30,7 +30,7 @@ SORTS = {
     "data": "data__dataset__name",
     "progress": "step",
     "loss": "loss",
-    "heldout": "best_heldout_loss",
+    "heldout": "best_eval_loss",
     "memory": "peak_memory_bytes",
     "owner": "owner__username",
     "started": "created_at",

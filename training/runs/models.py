@@ -88,8 +88,8 @@ class Run(Owned):
     seconds_per_step = models.FloatField(null=True)
     tokens_per_second = models.FloatField(null=True)
     loss = models.FloatField(null=True)
-    heldout_loss = models.FloatField(null=True)
-    best_heldout_loss = models.FloatField(null=True)
+    eval_loss = models.FloatField(null=True)
+    best_eval_loss = models.FloatField(null=True)
     # Share of held-out prompts answered word for word, by what is exported
     exact_match = models.FloatField(null=True)
     best_step = models.PositiveIntegerField(null=True)

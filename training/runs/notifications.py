@@ -31,7 +31,7 @@ def tell_of_end(run_id: int) -> None:
             "message": run.message,
             "step": run.step,
         },
-        "best_heldout_loss": run.best_heldout_loss,
+        "best_eval_loss": run.best_eval_loss,
         "ended_at": (run.finished_at or timezone.now()).isoformat(),
     }
     queue_message(run.owner, json.dumps(body))

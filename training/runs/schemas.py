@@ -64,7 +64,7 @@ class RunOut(Schema):
     archived: bool
     created_at: datetime
     state: dict[str, Any]
-    best_heldout_loss: float | None
+    best_eval_loss: float | None
     exact_match: float | None = Field(
         description="share of held-out prompts answered word for word"
     )

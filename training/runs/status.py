@@ -28,7 +28,7 @@ def describe(run: Run) -> dict[str, Any]:
         "progress": progress(run),
         "seconds_left": seconds_left(run),
         "loss": run.loss,
-        "heldout_loss": run.heldout_loss,
+        "eval_loss": run.eval_loss,
         "peak_memory_bytes": run.peak_memory_bytes,
         "attempt": run.attempt,
         "wish": run.wish,
@@ -90,12 +90,12 @@ def figures_of(run: Run) -> dict[str, Any]:
     """What a comparison shows of a run; see `metrics/comparison.FIGURES`."""
     return {
         "base": run.base_model_id,
-        "best_heldout_loss": run.best_heldout_loss,
-        "perplexity": math.exp(min(run.best_heldout_loss, 700.0))
-        if run.best_heldout_loss is not None
+        "best_eval_loss": run.best_eval_loss,
+        "perplexity": math.exp(min(run.best_eval_loss, 700.0))
+        if run.best_eval_loss is not None
         else None,
         "exact_match": run.exact_match,
-        "heldout_loss": run.heldout_loss,
+        "eval_loss": run.eval_loss,
         "loss": run.loss,
         "peak_memory_bytes": run.peak_memory_bytes or None,
         "tokens_per_second": run.tokens_per_second,

@@ -284,8 +284,8 @@ def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
         .select_related(*filters.RELATED)
         .order_by("pk")
     )
-    finished = [run for run in runs if run.best_heldout_loss is not None]
-    best = min(finished, key=lambda run: run.best_heldout_loss or 0.0, default=None)
+    finished = [run for run in runs if run.best_eval_loss is not None]
+    best = min(finished, key=lambda run: run.best_eval_loss or 0.0, default=None)
     rows = [
         (run, describe(run), [run.config.get(name) for name in found.grid], run == best)
         for run in runs

@@ -25,10 +25,10 @@ from training.runs.worker.supervisor import supervise_run
 
 PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
 SHORT = {
-    "tokens_per_batch": 512,
+    "max_tokens_per_batch": 512,
     "max_length": 256,
-    "eval_interval": 10,
-    "save_interval": 10,
+    "eval_steps": 10,
+    "save_steps": 10,
     "eval_rows": 20,
 }
 FINISHED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (

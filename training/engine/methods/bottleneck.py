@@ -21,7 +21,7 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     from training.engine.methods.bottleneck_tuner import BottleneckConfig
     from training.engine.methods.module_names import feed_forward_ends, sublayer_ends
 
-    find = sublayer_ends if config.placement == "both" else feed_forward_ends
+    find = sublayer_ends if config.adapter_placement == "both" else feed_forward_ends
     peft_config = BottleneckConfig(
         bottleneck_size=config.bottleneck_size,
         activation=config.activation,
@@ -37,6 +37,6 @@ METHOD = Method(
     "slower, since it cannot be merged.",
     paper="https://arxiv.org/abs/1902.00751",
     wrap=wrap,
-    settings=("bottleneck_size", "placement", "activation"),
+    settings=("bottleneck_size", "adapter_placement", "activation"),
     no_merge="Its layers have a curve in them, so they cannot be folded into a weight.",
 )

@@ -20,15 +20,15 @@ SETTINGS = (
     "alpha",
     "dropout",
     "target_modules",
-    "init_weights",
-    "rslora",
-    "dora",
-    "lora_plus_ratio",
+    "init_lora_weights",
+    "use_rslora",
+    "use_dora",
+    "loraplus_lr_ratio",
     "rank_pattern",
     "alpha_pattern",
-    "tune_share",
-    "tune_minutes",
-    "tune_over",
+    "tuning_budget_fraction",
+    "tuning_budget_minutes",
+    "tuning_search_space",
 )
 # PEFT's names of its starts, where they differ from ours. LoftQ is ours: PEFT's wants CUDA.
 PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
@@ -40,25 +40,25 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     from training.engine.methods.fast_lora import quicken
     from training.engine.settings import read_pattern
 
-    if config.init_weights == "olora" and any(
+    if config.init_lora_weights == "olora" and any(
         type(module).__name__ == "Conv1D" for module in model.modules()
     ):
         raise ConfigError(
             f"{type(model).__name__} keeps its weights transposed, where PEFT's OLoRA goes wrong; "
             "take pissa.",
-            field="init_weights",
+            field="init_lora_weights",
         )
     peft_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=named(config.target_modules),
-        init_lora_weights=PEFT_STARTS.get(config.init_weights, config.init_weights),
+        init_lora_weights=PEFT_STARTS.get(config.init_lora_weights, config.init_lora_weights),
         eva_config=EvaConfig(rho=1.0)
-        if config.init_weights == "eva"
+        if config.init_lora_weights == "eva"
         else None,  # 1: every layer keeps its rank
-        use_rslora=config.rslora,
-        use_dora=config.dora,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         rank_pattern=read_pattern(config.rank_pattern),
         alpha_pattern=read_pattern(config.alpha_pattern),
         task_type="CAUSAL_LM",

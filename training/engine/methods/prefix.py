@@ -16,7 +16,7 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import PrefixTuningConfig, get_peft_model
 
     peft_config = PrefixTuningConfig(
-        num_virtual_tokens=config.virtual_tokens,
+        num_virtual_tokens=config.num_virtual_tokens,
         prefix_projection=config.prefix_projection,
         # of the projection's inner layer
         encoder_hidden_size=model.get_input_embeddings().embedding_dim,
@@ -31,7 +31,7 @@ METHOD = Method(
     "new knowledge.",
     paper="https://arxiv.org/abs/2101.00190",
     wrap=wrap,
-    settings=("virtual_tokens", "prefix_projection"),
+    settings=("num_virtual_tokens", "prefix_projection"),
     usual={"learning_rate": 1e-2},
     rates="3e-3 to 3e-2",
     highest_rate=0.1,

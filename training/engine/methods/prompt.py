@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 def wrap(model: Any, config: TechniqueSettings) -> Any:
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
-    text = config.prompt_init == "text"
+    text = config.prompt_tuning_init == "text"
     peft_config = PromptTuningConfig(
-        num_virtual_tokens=config.virtual_tokens,
+        num_virtual_tokens=config.num_virtual_tokens,
         prompt_tuning_init=PromptTuningInit.TEXT if text else PromptTuningInit.RANDOM,
-        prompt_tuning_init_text=config.prompt_text if text else None,
+        prompt_tuning_init_text=config.prompt_tuning_init_text if text else None,
         tokenizer_name_or_path=config.model if text else None,
         tokenizer_kwargs={"local_files_only": True} if text else None,
         task_type="CAUSAL_LM",
@@ -37,7 +37,7 @@ METHOD = Method(
     "model to shine.",
     paper="https://arxiv.org/abs/2104.08691",
     wrap=wrap,
-    settings=("virtual_tokens", "prompt_init", "prompt_text"),
+    settings=("num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"),
     usual={"learning_rate": 1e-2},
     rates="1e-2 to 1e-1",
     highest_rate=0.5,

@@ -22,10 +22,10 @@ EVA_BATCH = 4
 
 
 def begin(model: Any, config: RunConfig, rows: Sequence[EncodedRow]) -> None:
-    """Move the adapter to where `init_weights` says, if wrapping has not done so already."""
-    if config.init_weights == "eva":
+    """Move the adapter to where `init_lora_weights` says, if wrapping has not done so already."""
+    if config.init_lora_weights == "eva":
         start_from_data(model, rows)
-    elif config.init_weights == "loftq":
+    elif config.init_lora_weights == "loftq":
         start_from_loss_of_bits(model, Path(config.model))
 
 

@@ -14,18 +14,18 @@ from training.engine.config import RunConfig
 
 def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters. With LoRA+ (Hayou et al. 2024) the B factors learn
-    `lora_plus_ratio` times as fast.
+    `loraplus_lr_ratio` times as fast.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fast = [p for name, p in trained if config.lora_plus_ratio != 1 and ".lora_B." in name]
+    fast = [p for name, p in trained if config.loraplus_lr_ratio != 1 and ".lora_B." in name]
     known = {id(p) for p in fast}
     groups: list[dict[str, Any]] = [
         {"params": [p for _, p in trained if id(p) not in known], "rate": 1.0}
     ]
     if fast:
-        groups.append({"params": fast, "rate": config.lora_plus_ratio})
+        groups.append({"params": fast, "rate": config.loraplus_lr_ratio})
     kind = config.optimizer_on(device.type)
-    if kind == "adamw":
+    if kind == "adamw_torch":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, fused=True)
     import bitsandbytes
 

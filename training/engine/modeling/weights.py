@@ -25,7 +25,7 @@ def start_of(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
     """A copy of the adapter before its first step, if its start changed the base: saving it as
     plain LoRA needs that.
     """
-    if config.init_weights not in MUTATING:
+    if config.init_lora_weights not in MUTATING:
         return None
     return {
         name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()
@@ -77,7 +77,7 @@ def raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
     """The trained parameters by position, where the saved form is not the trained one: only these
     bring a run back to the bit.
     """
-    if config.init_weights not in MUTATING and not config.prefix_projection:
+    if config.init_lora_weights not in MUTATING and not config.prefix_projection:
         return {}
     trained = [p for p in model.parameters() if p.requires_grad]
     return {f"{RAW}{place}": p.detach().contiguous() for place, p in enumerate(trained)}

@@ -95,11 +95,11 @@ class FakeRun:
             lambda _m, _a, out: self.mark_gradient(out, "backward projection")
         )
         self.watch_layers(layers)
-        self.kind_of_optimizer = "adamw" if config.optimizer in ("auto", "adamw") else "8bit"
+        self.kind_of_optimizer = "adamw_torch" if config.optim in ("auto", "adamw_torch") else "8bit"
         self.measuring, self.forward = False, True
         self.optimizer = (
             make_optimizer(self.model, config, torch.device("cpu"))
-            if self.kind_of_optimizer == "adamw"
+            if self.kind_of_optimizer == "adamw_torch"
             else None
         )
         self.begin_optimizer(trained)

@@ -57,14 +57,14 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
         precision_for(config, has_bf16=device != "cpu_fp32"),
         device.removesuffix("_fp32"),
     )
-    config = replace(config, optimizer=config.optimizer_on(device), **plain_start(config))
+    config = replace(config, optim=config.optimizer_on(device), **plain_start(config))
     name = size_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
     facts: dict[str, Any] = {
         "device": device,
         "precision": precision,
-        "optimizer": config.optimizer,
+        "optimizer": config.optim,
         "size_setting": name,
     }
     facts["short_attention"] = (
@@ -105,8 +105,8 @@ def plain_start(config: RunConfig) -> dict[str, Any]:
     """Starts cost time before the first step and nothing in it; they need weights, which there are
     none of.
     """
-    more: dict[str, Any] = {"init_weights": "default"}
-    return more | ({"prompt_init": "random"} if config.method == "prompt" else {})
+    more: dict[str, Any] = {"init_lora_weights": "default"}
+    return more | ({"prompt_tuning_init": "random"} if config.method == "prompt" else {})
 
 
 def beside_window(window: int | None, max_length: int) -> tuple[Shape, ...]:

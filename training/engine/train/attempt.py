@@ -70,7 +70,7 @@ class Attempt:
         one's.
         """
         assert self.session is not None
-        best = self.session.best_step if config.final_weights == "best" else None
+        best = self.session.best_step if config.export_checkpoint == "best" else None
         kept = {
             checkpoint.step_of(folder): folder
             for folder in checkpoint.all_checkpoints(self.run_dir)
@@ -89,7 +89,7 @@ class Attempt:
         """
         session = self.session
         assert session is not None
-        if not session.config.exact_rows or self.adapter_step is None:
+        if not session.config.exact_match_rows or self.adapter_step is None:
             return
         if self.adapter_step != session.step:
             checkpoint.load(
@@ -134,7 +134,7 @@ class Attempt:
         if session is None:
             return Result(outcome=outcome, message=message)
         measured = {
-            session.heldout_step: session.heldout_loss,
+            session.heldout_step: session.eval_loss,
             session.best_step: session.best_loss,
         }
         return Result(
@@ -143,7 +143,7 @@ class Attempt:
             step=session.step,
             total_steps=session.plan.total_steps,
             loss=session.loss,
-            heldout_loss=measured.get(self.adapter_step),
+            eval_loss=measured.get(self.adapter_step),
             exact_match=self.exact_match,
             adapter_step=self.adapter_step,
             trainable_parameters=session.trainable_parameters(),

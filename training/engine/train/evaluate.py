@@ -66,7 +66,7 @@ def heldout(session: Session) -> Iterator[Event]:
     began = time.monotonic()
     order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
     filled = fill([(len(session.heldout[row]), (row,)) for row in order], session.config)
-    batches = [part for batch in filled for part in parts_of(batch, session.config.batch_parts)]
+    batches = [part for batch in filled for part in parts_of(batch, session.config.micro_batch_splits)]
     total = 0.0
     with evaluating(session.model):
         for batch in batches:
@@ -75,7 +75,7 @@ def heldout(session: Session) -> Iterator[Event]:
             )
             total += session.head.loss_sum(session.model, *tensors).item()
     loss = total / sum(row.trained for row in session.heldout)
-    session.heldout_loss, session.heldout_step = loss, session.step
+    session.eval_loss, session.heldout_step = loss, session.step
     best = session.best_loss is None or loss < session.best_loss
     if best:
         session.best_loss, session.best_step = loss, session.step
@@ -83,7 +83,7 @@ def heldout(session: Session) -> Iterator[Event]:
         "eval",
         {
             "step": session.step,
-            "heldout_loss": loss,
+            "eval_loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),  # e^709 is the largest double
             "rows": len(session.heldout),
             "total_tokens": session.total_tokens,
@@ -126,7 +126,7 @@ def sampled_row(session: Session) -> tuple[list[int], str, str] | None:
         if "text" in row or row["messages"][-1]["role"] == "assistant"
     ]
     most = longest_prompt(session)
-    turn = session.step // session.config.eval_interval
+    turn = session.step // session.config.eval_steps
     for place in range(turn, turn + min(len(answered), MOST_TRIED)):
         ids, prompt, expected = asked_of(session.tokenizer, answered[place % len(answered)])
         if "text" in answered[place % len(answered)]:

@@ -23,7 +23,7 @@ ROOM = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
 
 
 def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
-    """Answer up to `exact_rows` held-out rows; plain text and rows that were cut off have no answer
+    """Answer up to `exact_match_rows` held-out rows; plain text and rows that were cut off have no answer
     to compare.
     """
     asked = list(questions(session))
@@ -50,7 +50,7 @@ def questions(session: Session) -> Iterator[tuple[list[int], list[int]]]:
     included.
     """
     config = session.config
-    for row in session.heldout_rows[: config.exact_rows]:
+    for row in session.heldout_rows[: config.exact_match_rows]:
         if "text" in row or row["messages"][-1]["role"] != "assistant":
             continue
         try:

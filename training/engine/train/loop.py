@@ -52,7 +52,7 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
         if waited_enough(session):
             yield from save(session)
             measurements = (
-                f"{config.early_stopping} measurement{'s' if config.early_stopping > 1 else ''}"
+                f"{config.early_stopping_patience} measurement{'s' if config.early_stopping_patience > 1 else ''}"
             )
             words = (
                 f"Early stopping: the held-out loss has not improved in {measurements}; best "
@@ -73,32 +73,32 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
             yield "phase", {"name": "training"}  # the first evaluation may be far away
         last = session.step == plan.total_steps
 
-        if last or session.step % config.eval_interval == 0:
+        if last or session.step % config.eval_steps == 0:
             yield from evaluate.heldout(session)
             yield from evaluate.sample(session)
             yield "phase", {"name": "training"}
-        best = config.final_weights == "best" and session.best_step == session.step
-        if last or best or session.step % config.save_interval == 0:
+        best = config.export_checkpoint == "best" and session.best_step == session.step
+        if last or best or session.step % config.save_steps == 0:
             yield from save(session)
     return Outcome.FINISHED
 
 
 def waited_enough(session: Session) -> bool:
-    """Has the held-out loss been no better for `early_stopping` measurements in a row? Told from
+    """Has the held-out loss been no better for `early_stopping_patience` measurements in a row? Told from
     steps, so a resume knows it.
     """
     if (
-        not session.config.early_stopping
+        not session.config.early_stopping_patience
         or session.best_step is None
         or session.heldout_step != session.step
     ):
         return False
     since = session.step - session.best_step
-    return since >= session.config.early_stopping * session.config.eval_interval
+    return since >= session.config.early_stopping_patience * session.config.eval_steps
 
 
 def take_step(session: Session) -> Event:
-    """One optimizer step over `accumulation` batches; the loss is the mean over all their trained
+    """One optimizer step over `gradient_accumulation_steps` batches; the loss is the mean over all their trained
     tokens.
     """
     began = time.monotonic()

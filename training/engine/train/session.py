@@ -68,7 +68,7 @@ class Session:
     step: int = 0
     total_tokens: int = 0
     loss: float | None = None
-    heldout_loss: float | None = None
+    eval_loss: float | None = None
     heldout_step: int | None = None
     best_loss: float | None = None
     best_step: int | None = None
@@ -80,7 +80,7 @@ class Session:
         return {
             "total_tokens": self.total_tokens,
             "loss": self.loss,
-            "heldout_loss": self.heldout_loss,
+            "eval_loss": self.eval_loss,
             "heldout_step": self.heldout_step,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
@@ -157,7 +157,7 @@ class EncodedData(NamedTuple):
 def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
     """Raises DataError: no row has anything to train."""
     train_rows = read_rows(Path(config.train_data))
-    heldout_rows = read_rows(Path(config.heldout_data))[: config.eval_rows]
+    heldout_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
     rows: list[EncodedRow] = []
     yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
     heldout: list[EncodedRow] = []
@@ -221,7 +221,7 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
             setattr(session, name, value)
     elif session.config.start_weights:
         read_start(session)
-    elif session.config.init_weights in ("eva", "loftq"):
+    elif session.config.init_lora_weights in ("eva", "loftq"):
         yield "phase", {"name": "looking for a start"}
         begin(session.model, session.config, session.rows)
     if attempt > 1:

@@ -125,7 +125,7 @@ class Search:
 
 
 def space_of(config: RunConfig, modules: list[str]) -> dict[str, BaseDistribution]:
-    over = [name.strip() for name in config.tune_over.split(",")]
+    over = [name.strip() for name in config.tuning_search_space.split(",")]
     rate = config.learning_rate
     space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(

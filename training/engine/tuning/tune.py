@@ -67,7 +67,7 @@ class Bench:
         anew.
         """
         self.seconds += trial.seconds
-        minutes = self.session.config.tune_minutes
+        minutes = self.session.config.tuning_budget_minutes
         if minutes and self.seconds:
             self.budget = round(self.spent * 60 * minutes / self.seconds)
 
@@ -86,7 +86,7 @@ def tune(session: Session, reins: Reins) -> Told:
         raise DataError(
             f"Trials compare held-out losses, and {len(session.heldout)} held-out rows are too "
             f"few; hold out {FEWEST_ROWS} or more, or switch the trials off.",
-            field="tune_share",
+            field="tuning_budget_fraction",
         )
     known = list(kept_trials(session.run_dir))
     yield from evaluate.heldout(session)
@@ -118,9 +118,9 @@ def tune(session: Session, reins: Reins) -> Told:
 
 def bench_of(session: Session, known: list[Trial]) -> Bench:
     config, total = session.config, session.plan.total_steps
-    budget = round(config.tune_share * total)
-    if config.tune_minutes:
-        budget = round(60 * config.tune_minutes / seconds_a_step(session))
+    budget = round(config.tuning_budget_fraction * total)
+    if config.tuning_budget_minutes:
+        budget = round(60 * config.tuning_budget_minutes / seconds_a_step(session))
     rungs = (
         list(known[0].losses)
         if known and known[0].state == "done"

@@ -64,12 +64,12 @@ def forecast_of(
         )
     refuse_code(config_json, "config.json")
     refuse_giants(config_json)
-    if isinstance(settings.get("tokens_per_batch"), int) or "batch_by" in settings:
+    if isinstance(settings.get("max_tokens_per_batch"), int) or "batch_unit" in settings:
         raise UserError(
-            "The batch is given by rows and length here; leave tokens_per_batch and batch_by out.",
+            "The batch is given by rows and length here; leave max_tokens_per_batch and batch_unit out.",
             field="settings",
         )
-    batch = {"batch_by": "rows", "rows_per_batch": rows, "max_length": length}
+    batch = {"batch_unit": "rows", "per_device_train_batch_size": rows, "max_length": length}
     config = RunConfig.from_dict({**settings, **batch})
     constant = Constant(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])
     return memory_forecast(law_of(config_json, config, device), config, None, constant)

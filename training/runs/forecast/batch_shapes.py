@@ -18,8 +18,8 @@ from training.runs.forecast.token_lengths import Lengths, trained_within
 
 # The settings that decide which rows go through the model together, and for how many steps.
 BATCHING = (
-    *("epochs", "max_steps", "accumulation", "batch_by", "rows_per_batch"),
-    *("tokens_per_batch", "batch_parts", "packing", "max_length", "seed"),
+    *("epochs", "max_steps", "gradient_accumulation_steps", "batch_unit", "per_device_train_batch_size"),
+    *("max_tokens_per_batch", "micro_batch_splits", "packing", "max_length", "seed"),
 )
 # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
 EXACT_ROWS = 100_000
@@ -42,7 +42,7 @@ def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
     return counted(
         tuple(found.kept(config.max_length)),
         found.factor,
-        batching_of(replace(config, batch_parts=1)),
+        batching_of(replace(config, micro_batch_splits=1)),
     )
 
 
@@ -74,15 +74,15 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
     """
     if found is None or not found.measured:
         rows = (
-            config.rows_per_batch
-            if config.batch_by == "rows"
-            else max(1, config.tokens_per_batch // config.max_length)
+            config.per_device_train_batch_size
+            if config.batch_unit == "rows"
+            else max(1, config.max_tokens_per_batch // config.max_length)
         )
-        rows = -(-rows // config.batch_parts)
+        rows = -(-rows // config.micro_batch_splits)
         return [Shape(rows, config.max_length, rows * config.max_length)]
     kept = found.kept(config.max_length)
     trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
-    once = replace(config, epochs=1, max_steps=0, accumulation=1)
+    once = replace(config, epochs=1, max_steps=0, gradient_accumulation_steps=1)
     return list(drawn(tuple(kept), tuple(trained), batching_of(once)))
 
 
@@ -98,7 +98,7 @@ def drawn(
             sum(trained[row] for packed in batch for row in packed),
         )
         for whole in epoch_batches(kept, config, 0)
-        for batch in parts_of(whole, config.batch_parts)
+        for batch in parts_of(whole, config.micro_batch_splits)
     }
     return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [
         Shape(1, config.max_length, config.max_length)

@@ -26,19 +26,19 @@ from training.errors import UserError
 # Of the laws: one more when the engine's steps change, so that none of the old are read
 EDITION = 7
 PATIENCE_SECONDS = 120
-COMMON = ("method", "precision", "optimizer", "gradient_checkpointing", "packing")
+COMMON = ("method", "precision", "optim", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
 WEIGHTLESS = {
     "alpha",
-    "init_weights",
-    "prompt_init",
-    "prompt_text",
-    "lora_plus_ratio",
-    "rslora",
+    "init_lora_weights",
+    "prompt_tuning_init",
+    "prompt_tuning_init_text",
+    "loraplus_lr_ratio",
+    "use_rslora",
     "alpha_pattern",
-    "tune_share",
-    "tune_minutes",
-    "tune_over",
+    "tuning_budget_fraction",
+    "tuning_budget_minutes",
+    "tuning_search_space",
 }
 
 
@@ -55,7 +55,7 @@ def key_of(folder: Path, config: RunConfig, device: str) -> str:
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
     told = {name: getattr(config, name) for name in sorted(names)} | {
-        "optimizer": config.optimizer_on(device)
+        "optim": config.optimizer_on(device)
     }
     # How much is dropped moves no byte
     told |= {"dropout": config.dropout > 0} if "dropout" in told else {}

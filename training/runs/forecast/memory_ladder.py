@@ -49,7 +49,7 @@ def steps_down(
             "Half as many rows at once, twice as many passes: the same step, with every row "
             "where it was."
         )
-        yield "halve", words, {"batch_parts": 2 * config.batch_parts}
+        yield "halve", words, {"micro_batch_splits": 2 * config.micro_batch_splits}
     if not config.gradient_checkpointing and "gradient_checkpointing" not in method.never:
         yield (
             "checkpointing",
@@ -64,9 +64,9 @@ def steps_down(
             else ""
         )
         yield "shorter", f"Cut rows at {length:,} tokens.{cut}", {"max_length": length}
-    if config.optimizer_on(kind) == "adamw":
+    if config.optimizer_on(kind) == "adamw_torch":
         words = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
-        yield "8-bit", words, {"optimizer": "adamw_8bit"}
+        yield "8-bit", words, {"optim": "adamw_8bit"}
     if config.method == "lora":
         yield (
             "qlora",
@@ -123,5 +123,5 @@ def nearest(
         halve = next((way for way in down if way.name == "halve"), None)
         if halve is None:
             break
-        tried, halved = replace(tried, batch_parts=tried.batch_parts * 2), halved + 1
+        tried, halved = replace(tried, micro_batch_splits=tried.micro_batch_splits * 2), halved + 1
     return "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."

@@ -51,7 +51,7 @@ def forecast(
             "steps": steps,
             "exact": exact,
             "tokens": tokens,
-            "evals": 1 + -(-steps // config.eval_interval),
+            "evals": 1 + -(-steps // config.eval_steps),
         }
     return said
 
@@ -76,13 +76,13 @@ def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> 
 def batch_words(config: RunConfig) -> str:
     """`2 x 4 = 8 rows a step`, or tokens."""
     one, unit = (
-        (config.rows_per_batch, "rows")
-        if config.batch_by == "rows"
-        else (config.tokens_per_batch, "tokens")
+        (config.per_device_train_batch_size, "rows")
+        if config.batch_unit == "rows"
+        else (config.max_tokens_per_batch, "tokens")
     )
-    if config.accumulation == 1:
+    if config.gradient_accumulation_steps == 1:
         return f"{one:,} {unit} a step"
-    return f"{one:,} x {config.accumulation:,} = {one * config.accumulation:,} {unit} a step"
+    return f"{one:,} x {config.gradient_accumulation_steps:,} = {one * config.gradient_accumulation_steps:,} {unit} a step"
 
 
 def fit_words(memory: dict[str, Any], target: Target) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
     """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell
     it with their law.
     """
-    if "rank" not in TABLE[config.method].settings or config.dora or config.rank_pattern:
+    if "rank" not in TABLE[config.method].settings or config.use_dora or config.rank_pattern:
         return None
     wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = linear_layers(model.folder)

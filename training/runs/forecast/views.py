@@ -71,7 +71,7 @@ def shown(request: SignedIn, asked: dict[str, Any]) -> dict[str, Any]:
     start = min(asked["start"], max(0, found.rows - 1))
     rows = raw_rows(version, split, start, ROWS)
     told = token_lengths.tokens_of(model, rows, max_length=length, train_on_prompt=prompt)
-    config = RunConfig(max_length=length, tokens_per_batch=max(1024, length))
+    config = RunConfig(max_length=length, max_tokens_per_batch=max(1024, length))
     return {
         "length": length,
         "rows": list(enumerate(told["rows"], start=start + 1)),

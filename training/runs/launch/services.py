@@ -17,7 +17,7 @@ from training.people.models import Role, Team, User
 from training.runs.models import Run
 
 # What the launch form may not say: the run's place on the disk is SnapML's business.
-OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "heldout_data", "start_weights"})
+OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "start_weights"})
 
 
 class WarningsNotAccepted(UserError):
@@ -61,7 +61,7 @@ def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> 
         "model": str(run.base_model.folder),
         "model_name": run.base_model.name,
         "train_data": str(run.data.file("train")),
-        "heldout_data": str(run.data.file("heldout")),
+        "eval_data": str(run.data.file("heldout")),
         "start_weights": str(start_weights or ""),
     }
     (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))

@@ -102,16 +102,16 @@ def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunC
                 "leave it as it is.",
                 field=name,
             )
-    for name in ("tune_share", "tune_minutes"):
+    for name in ("tuning_budget_fraction", "tuning_budget_minutes"):
         if getattr(config, name):
             raise ConfigError(
                 f"{name} is {getattr(config, name)!r}: trials could not go on with the weights of "
                 f"{start}; leave it out.",
                 field=name,
             )
-    if config.init_weights != "default":
+    if config.init_lora_weights != "default":
         raise ConfigError(
-            f"init_weights is {config.init_weights}: a run from {start} begins with its weights; "
+            f"init_lora_weights is {config.init_lora_weights}: a run from {start} begins with its weights; "
             "leave it out.",
-            field="init_weights",
+            field="init_lora_weights",
         )

@@ -12,10 +12,10 @@ from training.engine.metrics import METRICS, Figure
 
 MOST = 10
 FIGURES: tuple[Figure, ...] = (
-    replace(METRICS["heldout_loss"], name="best_heldout_loss", title="Best held-out loss"),
+    replace(METRICS["eval_loss"], name="best_eval_loss", title="Best held-out loss"),
     replace(METRICS["perplexity"], title="Perplexity of that"),
     Figure("exact_match", "Answers word for word right", "share", "high"),
-    replace(METRICS["heldout_loss"], title="Last held-out loss"),
+    replace(METRICS["eval_loss"], title="Last held-out loss"),
     replace(METRICS["loss"], title="Last training loss"),
     replace(METRICS["memory_peak_bytes"], name="peak_memory_bytes"),
     METRICS["tokens_per_second"],

@@ -113,12 +113,12 @@ def on_memory(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_eval(run: Run, event: JournalEvent) -> dict[str, Any]:
-    loss = float(event["heldout_loss"])
+    loss = float(event["eval_loss"])
     if not math.isfinite(loss):
-        return {"heldout_loss": None}
-    better = run.best_heldout_loss is None or loss < run.best_heldout_loss
-    return {"heldout_loss": loss} | (
-        {"best_heldout_loss": loss, "best_step": event["step"]} if better else {}
+        return {"eval_loss": None}
+    better = run.best_eval_loss is None or loss < run.best_eval_loss
+    return {"eval_loss": loss} | (
+        {"best_eval_loss": loss, "best_step": event["step"]} if better else {}
     )
 
 
@@ -155,13 +155,13 @@ def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
     past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
     past.update(superseded=True)
     kept = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
-    losses = [(float(row.payload["heldout_loss"]), row.step) for row in kept]
+    losses = [(float(row.payload["eval_loss"]), row.step) for row in kept]
     finite = [(loss, at) for loss, at in losses if math.isfinite(loss)]
     best, at = min(finite, default=(None, None))
     return {
         "step": step,
-        "heldout_loss": finite[-1][0] if finite else None,
-        "best_heldout_loss": best,
+        "eval_loss": finite[-1][0] if finite else None,
+        "best_eval_loss": best,
         "best_step": at,
     }
 

@@ -1,5 +1,5 @@
 """A run that ran out of memory goes on by a way of the ladder (forecast/memory_ladder.py): on a
-click, or by itself where `recover` says so.
+click, or by itself where `auto_reduce_memory` says so.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def recover(run: Run) -> str:
     """What the supervisor does with a run whose memory ran out: change it, and say how it goes on;
     nothing if it has no way.
     """
-    if not run.config.get("recover"):
+    if not run.config.get("auto_reduce_memory"):
         return ""
     way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)
     if way is None:

@@ -228,9 +228,9 @@ class Watch:
         # a worker that was frozen and thawed finds out here, before it touches a file
         self.lease.renew()
         heldout = (
-            result.heldout_loss
-            if result.heldout_loss is not None and math.isfinite(result.heldout_loss)
-            else run.heldout_loss
+            result.eval_loss
+            if result.eval_loss is not None and math.isfinite(result.eval_loss)
+            else run.eval_loss
         )
         try:
             outcomes.finish(run, result)
@@ -252,7 +252,7 @@ class Watch:
             if run.wish == Wish.TIME and state == State.STOPPED
             else result.message,
             finished_at=Now(),
-            heldout_loss=heldout,
+            eval_loss=heldout,
             phase="",
         )
 

@@ -1,0 +1,102 @@
+"""Names and line width at two commits: words per function name, lines above 100 columns, and words
+of the old private vocabulary.
+
+    python benchmarks/names.py [OLD [NEW]] [--json]
+
+OLD defaults to the last commit before the renames, NEW to the working tree. Tests and migrations are
+left out. A function counts wherever it stands: methods, properties and nested functions, too, but no
+`__init__` and its like. The old words are counted in identifiers of Python: `told`, `kept_rows` and
+`refuse_types` are three.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import statistics
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.structure import Figures, compare_commits, source_files
+
+BASELINE = "3fef8ea"
+MAX_COLUMNS = 100
+# The words of the old vocabulary, wherever they stand in an identifier.
+OLD_WORDS = frozenset(
+    "refuse most least fewest longest told said asked given words place places held mark found kept "
+    "cut taken gone spared usual".split()
+)
+OLD_PREFIXES = ("do_",)
+OLD_SUFFIXES = ("_of",)
+
+
+def split_identifier(name: str) -> list[str]:
+    """`loadModelX` and `load_model_x` are the same three words."""
+    return [
+        word.lower()
+        for part in name.split("_")
+        for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", part)
+    ]
+
+
+def function_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if not (node.name.startswith("__") and node.name.endswith("__")):
+                yield node.name
+
+
+def old_words(text: str) -> Iterator[str]:
+    """The words of the old vocabulary in the identifiers of a file, one for each use."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type != tokenize.NAME:
+            continue
+        yield from OLD_WORDS.intersection(split_identifier(token.string))
+        name = token.string.strip("_")
+        if name.startswith(OLD_PREFIXES) or name.endswith(OLD_SUFFIXES):
+            yield name
+
+
+def measure(root: Path) -> Figures:
+    names: list[str] = []
+    words: Counter[str] = Counter()
+    for path in source_files(root):
+        text = path.read_text(encoding="utf-8")
+        names += function_names(ast.parse(text))
+        words.update(old_words(text))
+    sizes = [len(split_identifier(name)) for name in names]
+    figures: Figures = {
+        "functions": len(names),
+        "words per function name, mean": round(statistics.mean(sizes), 2),
+        "function names of one word, %": round(100 * sizes.count(1) / len(sizes), 1),
+        "old words": words.total(),
+        "old words, most often": ", ".join(f"{word} {n}" for word, n in words.most_common(8)),
+    }
+    for title, folders, pattern in (
+        ("Python", ("training", "adapters", "snapml_site", "tests", "benchmarks"), "*.py"),
+        ("template", ("templates",), "*.html"),
+        ("JavaScript", ("static/js", "tests/js"), "*.*js"),
+        ("CSS", ("static/css",), "*.css"),
+    ):
+        lines = [
+            line
+            for folder in folders
+            for path in (root / folder).rglob(pattern)
+            if "migrations" not in path.parts and ".min." not in path.name
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        wide = sum(len(line) > MAX_COLUMNS for line in lines)
+        figures[f"{title} lines above {MAX_COLUMNS} columns, %"] = round(
+            100 * wide / max(1, len(lines)), 2
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    compare_commits(measure, BASELINE, __doc__)
