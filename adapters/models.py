@@ -11,7 +11,7 @@ from django.db.models import Q
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.methods.base import Method
 from training.people.models import Owned, User
 from training.runs.models import Run
@@ -63,11 +63,11 @@ class AdapterVersion(Owned):
 
     @property
     def method_row(self) -> Method:
-        return TABLE[self.method]
+        return METHODS[self.method]
 
     @property
     def whole_model(self) -> bool:
-        return self.method_row.whole_model
+        return self.method_row.is_full_finetuning
 
     @property
     def tag_list(self) -> list[str]:

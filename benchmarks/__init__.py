@@ -31,9 +31,9 @@ def law_device(device: torch.device) -> str:
     """What memory laws are made for, of a device of this machine."""
     import torch
 
-    from training.engine.modeling.model import fastest_dtype
+    from training.engine.modeling.model import get_fastest_dtype
 
-    return "cpu_fp32" if fastest_dtype(device) is torch.float32 else device.type
+    return "cpu_fp32" if get_fastest_dtype(device) is torch.float32 else device.type
 
 
 def quantile(values: Sequence[float], share: float) -> float:

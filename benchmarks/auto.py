@@ -122,7 +122,7 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
     from training.catalog.card import linear_layers, read_card
     from training.engine.batches import plan_steps
     from training.engine.data.conversations import encode, load_tokenizer, read_rows
-    from training.engine.memory_estimator import Shape, largest
+    from training.engine.memory_estimator import BatchShape, find_peak_memory
     from training.engine.simulation.forecast import law_of
 
     tokenizer, card = load_tokenizer(model), read_card(model)
@@ -137,15 +137,15 @@ def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
         law = law_of(model, config, law_device(torch.device("cpu")))
         at_once = max(1, config.max_tokens_per_batch // config.max_length)
         peak = (
-            largest(
-                law, [Shape(at_once, config.max_length, at_once * config.max_length)], config
+            find_peak_memory(
+                law, [BatchShape(at_once, config.max_length, at_once * config.max_length)], config
             ).total
             + 0.9e9
         )
         return {
             "peak": peak,
-            "precision": law.facts["precision"],
-            "optimizer": law.facts["optimizer"],
+            "precision": law.metadata["precision"],
+            "optimizer": law.metadata["optimizer"],
         }
 
     memory = psutil.virtual_memory()

@@ -24,11 +24,11 @@ import torch
 from torch.nn import functional
 
 from benchmarks import report
-from training.engine.batches import Batch, epoch_batches
+from training.engine.batches import Batch, build_epoch_batches
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORED, encode, load_tokenizer, read_rows
-from training.engine.methods import TABLE
-from training.engine.modeling.model import TrainedPositions, fastest_dtype, load_base, pick_device
+from training.engine.methods import METHODS
+from training.engine.modeling.model import LabeledPositionsHead, get_fastest_dtype, load_base, resolve_device
 from training.engine.train.evaluate import collate
 
 BUDGET, REPEATS = 1024, 6
@@ -37,7 +37,7 @@ EXAMPLE = Path(__file__).parent.parent / "training/datasets/example_files/smart_
 
 def main() -> None:
     folder = built_in()
-    device = pick_device()
+    device = resolve_device()
     tokenizer = load_tokenizer(folder)
     rows = [
         encode(tokenizer, row, max_length=512)
@@ -45,9 +45,9 @@ def main() -> None:
         if row["split"] == "train"
     ]
     config = RunConfig(model=str(folder))
-    model = TABLE["lora"].wrap(load_base(folder, fastest_dtype(device), device), config).train()
-    head = TrainedPositions(model)
-    sorted_batches = epoch_batches(
+    model = METHODS["lora"].wrap_model(load_base(folder, get_fastest_dtype(device), device), config).train()
+    head = LabeledPositionsHead(model)
+    sorted_batches = build_epoch_batches(
         [len(row) for row in rows], RunConfig(max_tokens_per_batch=BUDGET, max_length=BUDGET), 0
     )
     size = round(statistics.mean(len(batch) for batch in sorted_batches))
@@ -69,7 +69,7 @@ def main() -> None:
         return float(loss.detach())
 
     def ours(batch: Batch) -> float:
-        loss = head.loss_sum(model, *collate(batch, rows, tokenizer.pad_token_id, device))
+        loss = head.compute_loss_sum(model, *collate(batch, rows, tokenizer.pad_token_id, device))
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 

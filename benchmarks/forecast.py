@@ -27,19 +27,19 @@ import torch
 
 from benchmarks import law_device, report
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import Shape, largest
-from training.engine.methods import TABLE
+from training.engine.memory_estimator import BatchShape, find_peak_memory
+from training.engine.methods import METHODS
 from training.engine.modeling.model import (
-    TrainedPositions,
+    LabeledPositionsHead,
     compute_in_bf16,
     load_base,
-    make_repeatable,
-    pick_device,
-    pick_precision,
-    weights_dtype,
-    wrap,
+    set_deterministic,
+    resolve_device,
+    resolve_precision,
+    get_weights_dtype,
+    wrap_base_model,
 )
-from training.engine.modeling.optimizers import make_optimizer, parameters
+from training.engine.modeling.optimizers import make_optimizer, get_parameters
 from training.engine.simulation.forecast import law_of
 
 SIZES: dict[str, Any] = {
@@ -53,8 +53,8 @@ SIZES: dict[str, Any] = {
 }
 # Of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
 CUBLAS_WORKSPACES = 68_157_440
-BATCHES = (Shape(3, 160, 200), Shape(1, 700, 350), Shape(8, 64, 128))
-TECHNIQUES = tuple(TABLE)
+BATCHES = (BatchShape(3, 160, 200), BatchShape(1, 700, 350), BatchShape(8, 64, 128))
+TECHNIQUES = tuple(METHODS)
 
 
 def make_models(root: Path) -> dict[str, Path]:
@@ -76,7 +76,7 @@ def make_models(root: Path) -> dict[str, Path]:
     return {name: root / name for name in made}
 
 
-def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
+def cells(quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
     """Every technique on every architecture with every precision, optimizer and checkpointing;
     accumulation and batch are drawn.
 
@@ -86,9 +86,9 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
     draw, made = random.Random(0), []
     for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
         for method in TECHNIQUES:
-            precisions = ("fp32", "mixed" if TABLE[method].whole_model else "bf16")
+            precisions = ("fp32", "mixed" if METHODS[method].is_full_finetuning else "bf16")
             checkpointing = (
-                (False,) if "gradient_checkpointing" in TABLE[method].never else (False, True)
+                (False,) if "gradient_checkpointing" in METHODS[method].incompatible_settings else (False, True)
             )
             product = list(itertools.product(precisions, ("adamw_torch", "adamw_8bit"), checkpointing))
             for precision, optimizer, again in (
@@ -109,7 +109,7 @@ def cells(quick: bool) -> list[tuple[str, RunConfig, Shape]]:
 
 def cell(
     family: str, method: str, draw: random.Random, **settings: Any
-) -> tuple[str, RunConfig, Shape]:
+) -> tuple[str, RunConfig, BatchShape]:
     start = {"prompt_tuning_init": "random"} if method == "prompt" else {}
     config = RunConfig.from_dict(
         {"method": method, "gradient_accumulation_steps": draw.choice((1, 2)), **start, **settings}
@@ -117,32 +117,32 @@ def cell(
     return family, config, draw.choice(BATCHES)
 
 
-def forecast(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
+def forecast(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
     law = law_of(folder, config, law_device(device))
-    return largest(law, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
+    return find_peak_memory(law, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
 
 
-def measure(folder: Path, config: RunConfig, shape: Shape, device: torch.device) -> float:
+def measure(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
     """Bytes alive at the peak of the second optimizer step of a real run."""
-    make_repeatable(config, device)
-    precision = pick_precision(config, device)
+    set_deterministic(config, device)
+    precision = resolve_precision(config, device)
     base = load_base(
-        folder, weights_dtype(precision), device, quantised=TABLE[config.method].quantised
+        folder, get_weights_dtype(precision), device, quantized=METHODS[config.method].has_quantized_base
     )
-    model = wrap(base, replace(config, model=str(folder)))
+    model = wrap_base_model(base, replace(config, model=str(folder)))
     if precision == "mixed":
         compute_in_bf16(model, device)
-    head, optimizer = TrainedPositions(model), make_optimizer(model, config, device)
+    head, optimizer = LabeledPositionsHead(model), make_optimizer(model, config, device)
     ids = torch.randint(
         0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device
     )
-    places = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained].sort().values
+    places = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained_tokens].sort().values
     targets = ids.flatten()[places]
 
     def step() -> None:
         for _ in range(config.gradient_accumulation_steps):
-            head.loss_at(model.train(), ids, places, targets, None).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
+            head.compute_loss_at_positions(model.train(), ids, places, targets, None).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(get_parameters(optimizer), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -205,7 +205,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell_name(family: str, config: RunConfig, shape: Shape) -> str:
+def cell_name(family: str, config: RunConfig, shape: BatchShape) -> str:
     choices = (
         f"{config.precision} {config.optim} gc={config.gradient_checkpointing:d} "
         f"acc={config.gradient_accumulation_steps}"
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--smollm", type=Path)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    device = pick_device()
+    device = resolve_device()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
         torch.manual_seed(0)
@@ -237,7 +237,7 @@ def main() -> None:
                 )
                 for m in TECHNIQUES
             ]
-            wanted += [("smollm2-135m", config, Shape(4, 256, 300)) for config in usual]
+            wanted += [("smollm2-135m", config, BatchShape(4, 256, 300)) for config in usual]
         for family, config, shape in wanted:
             if arguments.only and arguments.only not in f"{family} {config.method}":
                 continue

@@ -39,25 +39,25 @@ def seconds_a_step(base: Any, length: int, rows: int, rank: int) -> float:
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.modeling.model import TrainedPositions
+    from training.engine.modeling.model import LabeledPositionsHead
     from training.engine.modeling.optimizers import make_optimizer
     from training.engine.train.session import equipped
 
     device = torch.device("cpu")
     config = RunConfig.from_dict({"rank": rank, "alpha": 2 * rank})
     model = equipped(base, config, device).train()
-    head, optimizer = TrainedPositions(model), make_optimizer(model, config, device)
+    head, optimizer = LabeledPositionsHead(model), make_optimizer(model, config, device)
     ids = torch.randint(0, 40_000, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : length // 2] = -100
     taken = []
     for _ in range(BEFORE + TIMED):
         began = time.monotonic()
-        (head.loss_sum(model, ids, labels) / labels.numel()).backward()  # type: ignore[no-untyped-call]
+        (head.compute_loss_sum(model, ids, labels) / labels.numel()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         taken.append(time.monotonic() - began)
-    head.let_go()
+    head.remove_hook()
     model.unload()
     return statistics.median(taken[BEFORE:])
 
@@ -109,23 +109,23 @@ def main() -> None:
     from benchmarks import law_device, report
     from benchmarks.engine_step import built_in
     from training.engine.config import RunConfig
-    from training.engine.memory_estimator import Shape, largest
-    from training.engine.modeling.model import fastest_dtype, load_base
+    from training.engine.memory_estimator import BatchShape, find_peak_memory
+    from training.engine.modeling.model import get_fastest_dtype, load_base
     from training.engine.simulation.forecast import law_of
 
     folder = arguments.model or built_in()
     law = law_of(folder, RunConfig(), law_device(torch.device("cpu")))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     torch.set_num_threads(threads)
-    base = load_base(folder, fastest_dtype(torch.device("cpu")), torch.device("cpu"))
+    base = load_base(folder, get_fastest_dtype(torch.device("cpu")), torch.device("cpu"))
     told: dict[str, list[dict[str, float]]] = {}
     for name, values in SWEEPS.items():
         told[name] = []
         for value in values:
             at = {**USUAL, name: value}
             config = RunConfig.from_dict({"rank": at["rank"], "alpha": 2 * at["rank"]})
-            need = largest(
-                law, [Shape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config
+            need = find_peak_memory(
+                law, [BatchShape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config
             ).total
             told[name].append(
                 {name: value, "seconds": round(seconds_a_step(base, **at), 3), "bytes": int(need)}

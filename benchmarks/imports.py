@@ -1,5 +1,5 @@
 """What a program that trains, forecasts or merges pays for its imports: as Python does them, and
-within `quick_imports`, in turn.
+within `fast_imports`, in turn.
 
 CPU seconds (user and system) and peak memory of a fresh process that imports what the engine does;
 the least of several.
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 ROUNDS = 5
 WAYS = {
     "plain": "import training.engine.train.attempt",
-    "quick": "from training.engine.fast_imports import quick_imports\nwith quick_imports():\n    "
+    "quick": "from training.engine.fast_imports import fast_imports\nwith fast_imports():\n    "
     "import training.engine.train.attempt",
 }
 TELL = (

@@ -30,8 +30,8 @@ from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, built_in
 from training.engine.config import RunConfig
 from training.engine.data.conversations import load_tokenizer, prompt_ids, read_rows
-from training.engine.methods import TABLE
-from training.engine.modeling.merge import merged
+from training.engine.methods import METHODS
+from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import write_weights
 
@@ -43,7 +43,7 @@ def main() -> None:
     folder = built_in()
     adapters = make_adapters(folder, ADAPTERS)
     whole = folder.with_name(f"{folder.name}-merged")
-    merged(folder, adapters[0].folder, "lora").save_pretrained(whole, max_shard_size="1000GB")
+    merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(whole, max_shard_size="1000GB")
     load_tokenizer(folder).save_pretrained(whole)
     base, fused = Held(Base(folder)), Held(Base(whole, sha256="merged"))
     beside = Held(Base(folder))
@@ -140,7 +140,7 @@ def some_prompts(held: Held, count: int) -> list[list[int]]:
 
 def make_adapters(folder: Path, count: int) -> list[Weights]:
     """LoRA adapters whose updates are not zero: speed does not ask how good they are."""
-    model = TABLE["lora"].wrap(
+    model = METHODS["lora"].wrap_model(
         load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32)
     )
     made = []

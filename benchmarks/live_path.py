@@ -51,8 +51,8 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 (folder / "engine.json").write_text(json.dumps({"pid": os.getpid()}))
 journal = Journal(folder)
 journal.write(
-    "start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, heldout_rows=1, tokens=1,
-    trained_tokens=1, rows_cut=0, rows_empty=0, trainable_parameters=1, parameters=1, device="CPU",
+    "start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, eval_rows=1, tokens=1,
+    trained_tokens=1, truncated_rows=0, empty_rows=0, trainable_parameters=1, parameters=1, device="CPU",
     precision="fp32", threads=1, chat_template="model", versions={})
 begin = time.time() + 6
 for n in range(1, points + 1):
@@ -92,7 +92,7 @@ def main() -> None:
         )
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
-    events = tiny.events(folder)
+    events = tiny.read_events(folder)
     report(figures(events, drawn))
 
 

@@ -45,14 +45,14 @@ def eval_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     """Nats per trained token over held-out rows, computed in one way for every arm."""
     import torch
 
-    from training.engine.modeling.model import TrainedPositions
+    from training.engine.modeling.model import LabeledPositionsHead
     from training.engine.train.evaluate import collate
 
-    head, total = TrainedPositions(model), 0.0
+    head, total = LabeledPositionsHead(model), 0.0
     device = next(model.parameters()).device
     with torch.no_grad():
         for place in range(len(rows)):
-            total += head.loss_sum(model.eval(), *collate([(place,)], rows, 0, device)).item()
+            total += head.compute_loss_sum(model.eval(), *collate([(place,)], rows, 0, device)).item()
     return float(total / sum(row.trained for row in rows))
 
 
@@ -127,11 +127,11 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
 
     import torch
 
-    from training.engine.modeling.model import fastest_dtype, load_base, pick_device
-    from training.engine.modeling.weights import attach
+    from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
+    from training.engine.modeling.weights import load_adapter
 
-    device = pick_device()
-    model = attach(load_base(folder, fastest_dtype(device), device), run / "adapter", "default")
+    device = resolve_device()
+    model = load_adapter(load_base(folder, get_fastest_dtype(device), device), run / "adapter", "default")
     torch.use_deterministic_algorithms(False)
     return {
         "tokens_per_second": sum(event["tokens"] for event in taken[WARM:]) / (last - first),
@@ -146,11 +146,11 @@ def start_as_ours(model: Any, folder: Path, steps: int) -> None:
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.modeling.model import fastest_dtype, load_base, pick_device, wrap
+    from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device, wrap_base_model
 
-    config, device = RunConfig.from_dict(asked(steps)), pick_device()
+    config, device = RunConfig.from_dict(asked(steps)), resolve_device()
     torch.manual_seed(config.seed)
-    mine = dict(wrap(load_base(folder, fastest_dtype(device), device), config).named_parameters())
+    mine = dict(wrap_base_model(load_base(folder, get_fastest_dtype(device), device), config).named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -164,14 +164,14 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     from training.engine.data.conversations import load_tokenizer
-    from training.engine.modeling.model import fastest_dtype, pick_device
+    from training.engine.modeling.model import get_fastest_dtype, resolve_device
 
     rows = encoded(folder, "train")
     rows = in_our_order(rows, steps) if best else rows
     data = Dataset.from_list(
         [{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows]
     )
-    fast = fastest_dtype(pick_device())
+    fast = get_fastest_dtype(resolve_device())
     tuned = {
         "gradient_checkpointing": False,
         "bf16": fast is torch.bfloat16,

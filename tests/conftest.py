@@ -188,7 +188,7 @@ def base_model(db, tiny_model):
 def data(alice):
     from training.datasets.work import create_dataset
 
-    return create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="upload: lights.jsonl")
+    return create_dataset(alice, "Lights", tiny.encode_jsonl(tiny.ROWS), source="upload: lights.jsonl")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ def test_every_setting_is_explained_with_its_own_sentence():
     for field in fields(RunConfig):
         if field.name not in OWN_SETTINGS:
             assert f"| `{field.name}` |" in text
-            assert field.metadata["words"] in text
+            assert field.metadata["description"] in text
 
 
 def test_every_form_of_data_has_an_example():

@@ -10,20 +10,20 @@ TEMPLATE = (
 ROOMS = ("kitchen", "hall", "attic", "garage", "office", "cellar", "porch", "nursery")
 
 
-def row(user, assistant):
+def make_row(user, assistant):
     return {
         "messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     }
 
 
 ROWS = [
-    row(
+    make_row(
         f"turn {state} the {room} lamp",
         json.dumps({"intent": f"Turn{state.title()}", "area": room}),
     )
     for room in ROOMS
     for state in ("on", "off")
-] + [row(f"is the {room} dark", "yes" if len(room) % 2 else "no") for room in ROOMS]
+] + [make_row(f"is the {room} dark", "yes" if len(room) % 2 else "no") for room in ROOMS]
 
 SETTINGS = {
     "rank": 4,
@@ -40,7 +40,7 @@ SETTINGS = {
 }
 
 
-def lines(rows):
+def encode_jsonl(rows):
     return [json.dumps(r).encode() + b"\n" for r in rows]
 
 
@@ -92,33 +92,33 @@ def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2) -> Path:
 
 def make_run(folder: Path, model: Path, rows=ROWS, **settings) -> Path:
     folder.mkdir(parents=True)
-    (folder / "train.jsonl").write_bytes(b"".join(lines(rows[:-4])))
-    (folder / "heldout.jsonl").write_bytes(b"".join(lines(rows[-4:])))
-    places = {
+    (folder / "train.jsonl").write_bytes(b"".join(encode_jsonl(rows[:-4])))
+    (folder / "heldout.jsonl").write_bytes(b"".join(encode_jsonl(rows[-4:])))
+    paths = {
         "model": str(model),
         "train_data": str(folder / "train.jsonl"),
         "eval_data": str(folder / "heldout.jsonl"),
     }
-    (folder / "config.json").write_text(json.dumps({**SETTINGS, **places, **settings}))
+    (folder / "config.json").write_text(json.dumps({**SETTINGS, **paths, **settings}))
     return folder
 
 
-def events(folder: Path):
+def read_events(folder: Path):
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-def losses(events_):
+def get_step_losses(events_):
     """The loss of every step as raw bits; a step that was trained again counts as the last time."""
     return {e["step"]: float(e["loss"]).hex() for e in events_ if e["kind"] == "step"}
 
 
-def measured(rows):
+def make_token_lengths(rows):
     """Lengths as if they had been counted: 60 tokens a row, 20 of them trained."""
     import numpy as np
 
     from training.runs.forecast.token_lengths import LENGTHS, Lengths
 
-    some = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
+    arrays = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
     return Lengths(
-        some[60], some[20], some[40], dict.fromkeys(LENGTHS, some[20]), rows, "model", ""
+        arrays[60], arrays[20], arrays[40], dict.fromkeys(LENGTHS, arrays[20]), rows, "model", ""
     )

@@ -18,7 +18,7 @@ from adapters.models import AdapterVersion, PromptSet, Reply
 from adapters.registry.model_card import plain
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.metrics import METRICS, Figure
 from training.errors import Conflict, UserError, one_line
 from training.formatting import format_value
@@ -29,7 +29,7 @@ from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.states import OPEN
 
-METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
+BENCHMARK_METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
 MOST_STEPS = 100_000
 ASKED = 40
 GRID = "method"
@@ -72,7 +72,7 @@ def launch_bakeoff(
         user=user,
         base_model=base_model,
         data=data,
-        settings={**budget.settings(), GRID: list(METHODS)},
+        settings={**budget.settings(), GRID: list(BENCHMARK_METHODS)},
         name=one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME],
         placement=placement,
         skip_impossible=True,
@@ -83,7 +83,7 @@ def launch_bakeoff(
 
 
 def is_bakeoff(sweep: Sweep) -> bool:
-    return list(sweep.grid) == [GRID] and set(sweep.grid[GRID]) == set(METHODS)
+    return list(sweep.grid) == [GRID] and set(sweep.grid[GRID]) == set(BENCHMARK_METHODS)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        return TABLE[self.run.method].title
+        return METHODS[self.run.method].title
 
 
 def report(sweep: Sweep) -> list[Row]:
@@ -118,7 +118,7 @@ def report(sweep: Sweep) -> list[Row]:
     base_rate = rate_of(said.get(None, []))
     return [
         row_of(runs[method], versions[method], full, said, base_rate)
-        for method in METHODS
+        for method in BENCHMARK_METHODS
         if method in runs
     ]
 
@@ -212,7 +212,7 @@ def cells(row: Row) -> list[str]:
 
 def left_out(sweep: Sweep) -> list[tuple[str, str]]:
     """Title and reason of each method that was not started."""
-    titles = (TABLE[method].title for method in METHODS)
+    titles = (METHODS[method].title for method in BENCHMARK_METHODS)
     return [(title, sweep.refused[title]) for title in titles if title in sweep.refused]
 
 

@@ -15,7 +15,7 @@ from adapters.evaluation.replies import KIND
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
 from training.datasets.visible import visible_data
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
 from training.people.requests import SignedIn, number
@@ -50,7 +50,7 @@ def choices(request: SignedIn) -> dict[str, Any]:
         .order_by("-pk")[:MOST_CHOICES],
         "budget": benchmark.Budget(),
         "given": request.POST or request.GET,
-        "methods": [TABLE[name].title for name in benchmark.METHODS],
+        "methods": [METHODS[name].title for name in benchmark.BENCHMARK_METHODS],
     }
 
 

@@ -52,10 +52,10 @@ def model_folder(version: AdapterVersion) -> Path:
     """Where the whole model lies. Raises Conflict: there is none (yet)."""
     if version.whole_model:
         return version.folder
-    if version.method_row.no_merge:
+    if version.method_row.merge_unsupported_reason:
         raise Conflict(
             f"{version.method_row.title} has no whole model to export: "
-            f"{version.method_row.no_merge} Download the adapter."
+            f"{version.method_row.merge_unsupported_reason} Download the adapter."
         )
     if not merge.is_merged(version):
         raise Conflict(

@@ -37,9 +37,9 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
     Raises:
         Conflict: its method cannot be merged; the sentence says why.
     """
-    if version.method_row.no_merge:
+    if version.method_row.merge_unsupported_reason:
         raise Conflict(
-            f"{version.method_row.title} cannot be merged. {version.method_row.no_merge}",
+            f"{version.method_row.title} cannot be merged. {version.method_row.merge_unsupported_reason}",
             field="merge",
         )
     return enqueue(user, KIND, str(version.pk), subjects=[version])

@@ -11,7 +11,7 @@ import uvicorn
 
 from adapters.inference.request_queue import Desk
 from adapters.inference.server import make_app
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 
 
 def start_answering(desk: Desk) -> None:
@@ -24,7 +24,7 @@ def start_answering(desk: Desk) -> None:
 def _answer(desk: Desk) -> None:
     desk.wait()
     try:
-        with quick_imports():
+        with fast_imports():
             from adapters.inference.scheduler import Speaker
 
         Speaker(desk).speak_for_ever()

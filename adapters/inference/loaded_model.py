@@ -16,9 +16,9 @@ import torch
 from adapters.inference.multi_lora import Rows, weave
 from adapters.inference.types import Base, Weights
 from training.engine.data.conversations import load_tokenizer, use_template
-from training.engine.modeling.library_patches import CAN_MIX
-from training.engine.modeling.model import fastest_dtype, load_base, pick_device
-from training.engine.modeling.weights import attach
+from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
+from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
+from training.engine.modeling.weights import load_adapter
 
 MAX_ADAPTERS = 16  # loaded beside a base; the least recently used one leaves
 UNKNOWN = "?"
@@ -29,11 +29,11 @@ class Held:
 
     def __init__(self, base: Base) -> None:
         self.base = base
-        self.device = pick_device()
+        self.device = resolve_device()
         self.tokenizer = load_tokenizer(base.folder)
         use_template(self.tokenizer)
         self.model: Any = load_base(
-            base.folder, fastest_dtype(self.device), self.device, quantised=base.quantised
+            base.folder, get_fastest_dtype(self.device), self.device, quantized=base.quantised
         ).eval()
         ends = self.model.generation_config.eos_token_id
         self.stop_ids: set[int] = {
@@ -70,7 +70,7 @@ class Held:
         """May rows of several adapters share a batch? Most tuners would ignore whose row it is
         (training/engine/modeling/library_patches.py).
         """
-        return not self.loaded or self.prompted or self.kind in CAN_MIX
+        return not self.loaded or self.prompted or self.kind in MIXED_BATCH_TUNERS
 
     def bring(self, adapter: Weights | None, in_use: set[Weights]) -> None:
         """Have this adapter beside the base. Those `in_use` stay."""
@@ -138,7 +138,7 @@ class Held:
         else:
             self.model = self._plain()
             self.loaded.clear()  # before what may fail: nothing is beside the base now
-            self.model = attach(self.model, adapter.folder, name)
+            self.model = load_adapter(self.model, adapter.folder, name)
             self.kind = adapter.kind
         self.loaded[adapter] = name
         self._through = UNKNOWN

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 
-with quick_imports():
+with fast_imports():
     import torch
 
     from adapters.programs.gguf_file import export
@@ -19,7 +19,7 @@ with quick_imports():
     from adapters.programs.parity import Spoken, speak
     from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
-    from training.engine.files import sha256, sync
+    from training.engine.files import sha256_file, fsync_path
     from training.engine.modeling.model import load_base
 
 CPU = torch.device("cpu")
@@ -57,15 +57,15 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
         emit(message="answering with llama.cpp", done=2)
         figures = compared(aside, said)
         refuse_unlike(figures, quantisation)
-        sync(aside)
+        fsync_path(aside)
         aside.rename(target)
     finally:
         aside.unlink(missing_ok=True)
-    sync(target.parent)
+    fsync_path(target.parent)
     return {
         "parity": figures,
         "bytes": target.stat().st_size,
-        "sha256": sha256(target),
+        "sha256": sha256_file(target),
         "quantisation": quantisation,
     }
 

@@ -13,21 +13,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 from training.formatting import format_bytes
 
-with quick_imports():
+with fast_imports():
     import torch
 
     from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
     from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
-    from training.engine.files import remove_tree, sha256, sync
-    from training.engine.methods import TABLE
-    from training.engine.modeling.merge import merged
+    from training.engine.files import remove_tree, sha256_file, fsync_path
+    from training.engine.methods import METHODS
+    from training.engine.modeling.merge import merge_adapter
     from training.engine.modeling.model import count_parameters, load_base
-    from training.engine.modeling.weights import attach
+    from training.engine.modeling.weights import load_adapter
 
 CPU = torch.device("cpu")
 SPARE_BYTES = 10**9  # that stay free on the disk
@@ -53,12 +53,12 @@ def merge(order: dict[str, Any]) -> dict[str, Any]:
         remove_tree(written)  # refused: it may be gigabytes
         raise
     files = {
-        path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
+        path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         for path in sorted(written.iterdir())
     }
     remove_tree(target)
     written.rename(target)
-    sync(target.parent)
+    fsync_path(target.parent)
     return {
         "parity": figures,
         "files": files,
@@ -74,7 +74,7 @@ def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     remove_tree(aside)
     try:
         emit(message="merging", done=0, total=3 * len(order["prompts"]))
-        model = merged(Path(order["base"]), Path(order["adapter"]), order["method"])
+        model = merge_adapter(Path(order["base"]), Path(order["adapter"]), order["method"])
         refuse_full_disk(folder.parent, 2 * count_parameters(model))
         emit(message="writing")
         model.save_pretrained(aside, max_shard_size="1000GB")
@@ -82,7 +82,7 @@ def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
         del model
         gc.collect()
         for path in aside.iterdir():
-            sync(path)
+            fsync_path(path)
         aside.rename(folder)
     finally:
         remove_tree(aside)
@@ -93,8 +93,8 @@ def adapter_answers(
 ) -> tuple[list[Spoken], list[torch.Tensor]]:
     """What base and adapter say together, in fp32, and the base's own logits along it."""
     emit(message="loading base and adapter", done=0, total=3 * len(prompts))
-    model = attach(
-        load_base(base, torch.float32, CPU, quantised=TABLE[method].quantised), adapter, "default"
+    model = load_adapter(
+        load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), adapter, "default"
     )
     said, plain = [], []
     for done, prompt in enumerate(prompts):

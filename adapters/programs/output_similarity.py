@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
-from training.engine.methods import TABLE
-from training.engine.modeling.model import fastest_dtype, load_base
-from training.engine.modeling.weights import attach
+from training.engine.methods import METHODS
+from training.engine.modeling.model import get_fastest_dtype, load_base
+from training.engine.modeling.weights import load_adapter
 
 CPU = torch.device("cpu")
 
@@ -46,15 +46,15 @@ def output_similarity(members: list[Any], prompts: list[list[dict[str, str]]]) -
 
 def last_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
     """(tokens of all prompts, width): what goes into the output layer."""
-    method = TABLE[member.method]
-    folder = member.folder if method.whole_model else member.base
+    method = METHODS[member.method]
+    folder = member.folder if method.is_full_finetuning else member.base
     tokenizer = load_tokenizer(folder)
     use_template(tokenizer)
-    model = load_base(folder, fastest_dtype(CPU), CPU, quantised=method.quantised)
+    model = load_base(folder, get_fastest_dtype(CPU), CPU, quantized=method.has_quantized_base)
     seen: list[Tensor] = []
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _module, given: seen.append(given[0][0].float()))
-    whole = model.eval() if method.whole_model else attach(model, member.folder, "default")
+    whole = model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
     found = []
     for messages in prompts:
         ids = prompt_ids(tokenizer, {"messages": messages})

@@ -17,9 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 
-with quick_imports():
+with fast_imports():
     import torch
     from safetensors import safe_open
     from torch import Tensor

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from training.engine.file_names import ADAPTER, MODEL
+from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
 
 PREFIX = "base_model.model."
 
@@ -59,8 +59,8 @@ def updates_of(folder: Path, method: str) -> Iterator[tuple[str, Make]]:
     if method == "full":
         yield from whole_updates(folder)
     elif method in ("lora", "qlora", "ia3"):
-        config = json.loads((folder / ADAPTER[1]).read_text())
-        with safe_open(folder / ADAPTER[0], "pt") as file:
+        config = json.loads((folder / ADAPTER_FILES[1]).read_text())
+        with safe_open(folder / ADAPTER_FILES[0], "pt") as file:
             opened: Any = file
             names = opened.keys()
             held = {name.removeprefix(PREFIX): opened.get_tensor(name).float() for name in names}
@@ -68,7 +68,7 @@ def updates_of(folder: Path, method: str) -> Iterator[tuple[str, Make]]:
 
 
 def whole_updates(folder: Path) -> Iterator[tuple[str, Make]]:
-    file: Any = safe_open(folder / MODEL, "pt")
+    file: Any = safe_open(folder / MODEL_FILE, "pt")
     names = file.keys()
     for name in names:
         if name.endswith(".weight") and len(file.get_slice(name).get_shape()) == 2:

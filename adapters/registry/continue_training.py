@@ -10,7 +10,7 @@ from typing import Any
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
 from training.datasets.visible import visible_data
-from training.engine.file_names import ADAPTER
+from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
 from training.runs.launch.request import LaunchRequest, launch
@@ -60,7 +60,7 @@ def shape_of(version: AdapterVersion) -> dict[str, Any]:
     """Rank and alpha as the files have them: PiSSA's and OLoRA's are saved at twice the rank."""
     if version.method not in ("lora", "qlora"):
         return {}
-    told = json.loads((version.folder / ADAPTER[1]).read_text())
+    told = json.loads((version.folder / ADAPTER_FILES[1]).read_text())
     shape = {name: told[key] for name, key in IN_FILE if key in told}
     modules = told.get("target_modules")
     return {
@@ -87,7 +87,7 @@ def start_weights_of(version: AdapterVersion) -> StartWeights:
 
 
 def has_config(version: AdapterVersion) -> bool:
-    return version.whole_model or (version.folder / ADAPTER[1]).is_file()
+    return version.whole_model or (version.folder / ADAPTER_FILES[1]).is_file()
 
 
 def resolve_start_weights(

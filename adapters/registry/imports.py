@@ -27,7 +27,7 @@ from adapters.registry.import_checks import Fit, fitted
 from adapters.registry.services import bytes_of, facts_of, move_in, next_number, weights_sha256
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader, read_header
-from training.engine.file_names import ADAPTER
+from training.engine.file_names import ADAPTER_FILES
 from training.errors import Conflict, TooLarge, UserError, one_line
 from training.formatting import format_bytes
 from training.people.models import User
@@ -78,7 +78,7 @@ def import_version(
         looked = look_through(aside, base)
         # A name, not a path or an address that a library might go to.
         config = {**looked.config, "base_model_name_or_path": base.name}
-        (aside / ADAPTER[1]).write_text(json.dumps(config, indent=2))
+        (aside / ADAPTER_FILES[1]).write_text(json.dumps(config, indent=2))
         files = facts_of(aside)
         with transaction.atomic():
             version = AdapterVersion.objects.create(
@@ -104,15 +104,15 @@ def import_version(
 def take_in(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
     """The two files, whatever else was chosen with them, or what is in the one zip."""
     named = {str(upload.name): upload for upload in uploads}
-    if not any(name in named for name in ADAPTER):
+    if not any(name in named for name in ADAPTER_FILES):
         if len(uploads) != 1:
-            raise UserError(f"Choose one zip, or {' and '.join(ADAPTER)} together.", field="file")
+            raise UserError(f"Choose one zip, or {' and '.join(ADAPTER_FILES)} together.", field="file")
         unpack(opened(uploads[0]), target)
         return
-    for wanted in ADAPTER:
+    for wanted in ADAPTER_FILES:
         if wanted not in named:
             raise UserError(
-                f"{wanted} is missing; choose {' and '.join(ADAPTER)} together.", field="file"
+                f"{wanted} is missing; choose {' and '.join(ADAPTER_FILES)} together.", field="file"
             )
         limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
         if (named[wanted].size or 0) > limit:
@@ -143,7 +143,7 @@ def unpack(upload: IO[bytes], target: Path) -> None:
                 f"The zip has more than {MOST_ENTRIES} entries; an adapter has a handful.",
                 field="file",
             )
-        for wanted in ADAPTER:
+        for wanted in ADAPTER_FILES:
             entry = find(entries, wanted)
             limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
             if entry.file_size > limit or entry.file_size > MOST_RATIO * max(
@@ -207,19 +207,19 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
     that do not fit the base.
     """
     try:
-        config = json.loads((folder / ADAPTER[1]).read_text())
+        config = json.loads((folder / ADAPTER_FILES[1]).read_text())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{ADAPTER[1]} is not JSON: {str(error)[:100]}.", field="file") from error
+        raise UserError(f"{ADAPTER_FILES[1]} is not JSON: {str(error)[:100]}.", field="file") from error
     if not isinstance(config, dict):
-        raise UserError(f"{ADAPTER[1]} must be a JSON object.", field="file")
+        raise UserError(f"{ADAPTER_FILES[1]} must be a JSON object.", field="file")
     method = KNOWN_TYPES.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
-            f"{ADAPTER[1]} is of type {str(config.get('peft_type'))[:40]!r}; "
+            f"{ADAPTER_FILES[1]} is of type {str(config.get('peft_type'))[:40]!r}; "
             f"{', '.join(KNOWN_TYPES)} are taken.",
             field="file",
         )
-    shapes = read_shapes(folder / ADAPTER[0], dtypes=ADAPTER_DTYPES)
+    shapes = read_shapes(folder / ADAPTER_FILES[0], dtypes=ADAPTER_DTYPES)
     known: dict[str, list[int]] = {}
     for path in base.folder.glob("*.safetensors"):
         known |= read_shapes(path, dtypes=None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.formatting import format_bytes
 from training.runs.models import Run
 
@@ -28,10 +28,10 @@ class Measured:
 
 def card_of(run: Run, measured: Measured) -> str:
     """Markdown; the header is what model hubs read."""
-    method = TABLE[run.method]
+    method = METHODS[run.method]
     base = run.base_model.name
     header: dict[str, Any] = {"base_model": base, "tags": ["snapml", run.method]}
-    if not method.whole_model:
+    if not method.is_full_finetuning:
         header["library_name"] = "peft"
     rows = f"{run.data.train_rows:,} rows"
     lines = [

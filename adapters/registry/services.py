@@ -20,8 +20,8 @@ from adapters.models import (
 )
 from adapters.registry.model_card import NAME, Measured, card_of
 from adapters.registry.provenance import record_of
-from training.engine.file_names import STATE
-from training.engine.files import sha256, sync
+from training.engine.file_names import STATE_FILES
+from training.engine.files import sha256_file, fsync_path
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
 from training.people.models import User
@@ -50,7 +50,7 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     """
     may_change(user, run)
     source = run.folder / "checkpoints" / f"step-{step:08d}"
-    if not (source / STATE[2]).is_file():
+    if not (source / STATE_FILES[2]).is_file():
         raise NotFound(f"{run.name} keeps no checkpoint of step {step:,}.", field="step")
     losses = (
         Event.objects.filter(run=run, kind="eval", step=step, superseded=False)
@@ -65,7 +65,7 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     try:
         return put(run, source, measured)
     except OSError as error:
-        if (source / STATE[2]).is_file():
+        if (source / STATE_FILES[2]).is_file():
             raise
         raise Conflict(
             f"The checkpoint of step {step:,} was replaced by a newer one just now.", field="step"
@@ -79,7 +79,7 @@ def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
     aside = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
     try:
         # Nobody waits in a transaction
-        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE), dirs_exist_ok=True)
+        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True)
         (aside / NAME).write_text(card_of(run, measured))
         return file_away(run, aside, measured)
     finally:
@@ -142,8 +142,8 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Hash and size of every file, each pushed down to the disk."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
-        files[path.name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-        sync(path)
+        files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        fsync_path(path)
     return files
 
 

@@ -18,7 +18,7 @@ from django.conf import settings
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, file_stem
 from training.catalog.models import BaseModel
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 
 # A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
@@ -113,7 +113,7 @@ def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
         }
     return {
         "base": str(version.base_model.folder),
-        "quantised": TABLE[version.method].quantised,
+        "quantised": METHODS[version.method].has_quantized_base,
         "adapter": str(version.folder),
         "sha256": version.sha256,
     }

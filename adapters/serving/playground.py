@@ -62,7 +62,7 @@ def question(version: AdapterVersion, body: dict[str, Any]) -> dict[str, Any]:
 def beside(version: AdapterVersion) -> dict[str, Any]:
     """The base of a version, in 4 bits if it was trained so."""
     return inference_client.addressed_base(
-        version.base_model, quantised=version.method_row.quantised
+        version.base_model, quantised=version.method_row.has_quantized_base
     )
 
 

@@ -181,7 +181,7 @@ def check(user: User, answering: Answering) -> None:
 def begin_merges(user: User, answering: Answering) -> None:
     """Start what is to be merged and can be."""
     for version in filter(None, (answering.version, answering.other)):
-        if answering.merge and not version.method_row.no_merge:
+        if answering.merge and not version.method_row.merge_unsupported_reason:
             export_merge.merge_version(user, version)
 
 

@@ -91,10 +91,10 @@ def how(found: Deployment, version: AdapterVersion, jobs: dict[str, Job]) -> dic
     task = jobs.get(str(version.pk))
     if version.whole_model:
         return {"words": "a whole model of its own, nothing to merge"}
-    if version.method_row.no_merge:
+    if version.method_row.merge_unsupported_reason:
         return {
             "words": f"attached to its base: {version.method_row.title} cannot be merged. "
-            f"{version.method_row.no_merge}"
+            f"{version.method_row.merge_unsupported_reason}"
         }
     if not found.merge:
         return {"words": "attached to its base, as you chose"}

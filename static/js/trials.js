@@ -44,7 +44,7 @@ export class Trials {
     const progress =
       `${spent} of ${budget} steps of trials are done. ` +
       "The first is the plan's own guess; the better half goes on each time.";
-    part("verdict").textContent = this.verdict?.words ?? progress;
+    part("verdict").textContent = this.verdict?.message ?? progress;
     part("verdict").classList.toggle("good", Boolean(this.verdict));
     part("rows").replaceChildren(...trials.map((trial) => this.row(trial)));
     plotlyReady.then(() => this.charts(trials, part));
@@ -63,7 +63,7 @@ export class Trials {
       ["number", rank],
       ["number", alpha],
       ["", layers],
-      ["number", `${trial.steps} / ${trial.whole}`],
+      ["number", `${trial.steps} / ${trial.full_steps}`],
       ["number", formatLoss(last(trial)) || "–"],
       ["number", trial.seconds ? formatDuration(trial.seconds) : ""],
       ["", state],

@@ -11,7 +11,7 @@ from django.core.management import call_command
 from django.urls import reverse
 
 from adapters.evaluation import benchmark
-from adapters.evaluation.benchmark import METHODS, Budget
+from adapters.evaluation.benchmark import BENCHMARK_METHODS, Budget
 from adapters.models import PromptSet, Reply
 from adapters.registry import services
 from training.engine.outcome import read_result
@@ -50,7 +50,7 @@ def finish(run, engine):
 
 def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
     runs = {run.method: run for run in baked.runs.all()}
-    assert set(runs) == set(METHODS)
+    assert set(runs) == set(BENCHMARK_METHODS)
     assert {run.config["max_steps"] for run in runs.values()} == {6}
     assert {run.config["max_tokens_per_batch"] for run in runs.values()} == {160}
     assert runs["prefix"].config["learning_rate"] != runs["lora"].config["learning_rate"]
@@ -72,7 +72,7 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
     made = benchmark.launch_bakeoff(
         alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
     )
-    assert {run.method for run in made.runs.all()} == set(METHODS) - {"full"}
+    assert {run.method for run in made.runs.all()} == set(BENCHMARK_METHODS) - {"full"}
     page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
     assert "Not started: This run can never start in CPU: it needs 112.0 GB." in page
     rows = benchmark.report(made)
@@ -92,7 +92,7 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(baked, t
     again = Sweep.objects.exclude(pk=baked.pk).get()
     assert benchmark.is_bakeoff(again)
     assert again.name == baked.name
-    configs = {method: baked.runs.get(method=method).config for method in METHODS}
+    configs = {method: baked.runs.get(method=method).config for method in BENCHMARK_METHODS}
     assert {run.method: run.config for run in again.runs.all()} == configs
 
 
@@ -111,7 +111,7 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     for run in baked.runs.all():
         finish(run, engine_here)
     rows = {row.run.method: row for row in benchmark.report(baked)}
-    assert list(rows) == list(METHODS)
+    assert list(rows) == list(BENCHMARK_METHODS)
     assert rows["full"].trainable_share == 1.0
     assert 0 < rows["prompt"].trainable_share < rows["lora"].trainable_share < 1
     assert rows["full"].memory_saved == 0.0

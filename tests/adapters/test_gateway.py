@@ -37,7 +37,7 @@ ASK = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 
 @pytest.fixture
 def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
-    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
     desk = Desk()
     start_answering(desk)
     taken = socket.socket()

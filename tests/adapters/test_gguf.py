@@ -30,7 +30,7 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / request.param
     tokenizer = tiny.make_tokenizer()
     torch.manual_seed(3)
-    made = families.make(request.param)
+    made = families.make_family_model(request.param)
     made.resize_token_embeddings(len(tokenizer))
     # llama.cpp knows one rhythm of attention: every sixth layer is full
     if request.param == "gemma3":

@@ -20,7 +20,7 @@ from adapters.registry import imports
 from tests.engine.wrapped_models import CPU
 from tests.shelf import train_version
 from training.engine.modeling.model import load_base
-from training.engine.modeling.weights import attach
+from training.engine.modeling.weights import load_adapter
 from training.errors import UserError
 
 pytestmark = pytest.mark.django_db
@@ -62,7 +62,7 @@ def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(alice, base_mod
     assert kept["base_model_name_or_path"] == base_model.name
     assert "megatron_core" not in kept
     assert len(kept["target_modules"]) == 14
-    assert attach(
+    assert load_adapter(
         load_base(base_model.folder, torch.float32, CPU), version.folder, "default"
     ).peft_config
 
@@ -174,7 +174,7 @@ def test_adapters_of_every_kind_that_we_make_can_be_imported(
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
     taken = imports.import_version(alice, zipped(files), base_model, "Again")
     assert taken.method == method
-    assert attach(
+    assert load_adapter(
         load_base(base_model.folder, torch.float32, CPU), taken.folder, "default"
     ).peft_config
 

@@ -13,7 +13,7 @@ from adapters.inference.batch import Answer, Batch
 from adapters.inference.multi_lora import Rows, weave
 from adapters.inference.types import Base, Question, Weights
 from tests import tiny
-from tests.engine.families import save
+from tests.engine.families import save_family_model
 from training.errors import UserError
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
@@ -68,7 +68,7 @@ def together(here, rows, prompts=PROMPTS):
 
 @pytest.fixture
 def fp32(monkeypatch):
-    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
 
 
 def saved(family, folder):
@@ -87,7 +87,7 @@ def saved(family, folder):
             OPTConfig(vocab_size=96, max_position_embeddings=128, pad_token_id=1, **sizes)
         ).save_pretrained(folder)
     else:
-        save(family, folder)
+        save_family_model(family, folder)
     tiny.make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -68,7 +68,7 @@ def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alic
 
 def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(trained, monkeypatch):
     version = trained()
-    monkeypatch.setattr(program, "merged", lambda base, *_: load_base(base, torch.float16, CPU))
+    monkeypatch.setattr(program, "merge_adapter", lambda base, *_: load_base(base, torch.float16, CPU))
     with pytest.raises(UserError, match="merged model equals its base"):
         program.merge(order_of(version))
     assert not version.merged_folder.exists()
@@ -76,7 +76,7 @@ def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(trained, mo
 
 
 def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(trained, monkeypatch):
-    version, true = trained(), program.merged
+    version, true = trained(), program.merge_adapter
 
     def spoilt(*given):
         model = true(*given)
@@ -84,7 +84,7 @@ def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(trained, monk
             model.get_output_embeddings().weight.mul_(-1)
         return model
 
-    monkeypatch.setattr(program, "merged", spoilt)
+    monkeypatch.setattr(program, "merge_adapter", spoilt)
     with pytest.raises(UserError, match="unlike its adapter"):
         program.merge(order_of(version))
 

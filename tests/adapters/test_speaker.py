@@ -39,7 +39,7 @@ def adapter(tmp_path_factory, tiny_model):
 
 @pytest.fixture
 def speaker(monkeypatch):
-    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
     made = Speaker(Desk())
     threading.Thread(target=made.speak_for_ever, daemon=True).start()
     return made
@@ -335,7 +335,7 @@ def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
 ):
     from adapters.inference.batch import Answer, Batch
 
-    monkeypatch.setattr(loaded_model, "fastest_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
     here = loaded_model.Held(Base(tiny_model))
     rows, prompts = (
         [None, *several(adapter, tmp_path, 3)],
@@ -419,7 +419,7 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
 def test_adapters_of_every_technique_answer_as_plain_peft_does(
     speaker, tiny_model, adapter, tmp_path, method, engine_here
 ):
-    from training.engine.methods import TABLE
+    from training.engine.methods import METHODS
 
     run = tiny.make_run(
         tmp_path / "run",
@@ -437,13 +437,13 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
         )
         expected = plain_answer(run / "adapter", None)
     else:
-        base = Base(tiny_model, TABLE[method].quantised)
+        base = Base(tiny_model, METHODS[method].has_quantized_base)
         asked = Question(
             base=base, adapter=Weights(run / "adapter", "x"), messages=MESSAGES, max_tokens=12
         )
         expected = (
             None
-            if TABLE[method].quantised
+            if METHODS[method].has_quantized_base
             else plain_answer(tiny_model, Weights(run / "adapter", "x"))
         )
     alone = question(tiny_model)

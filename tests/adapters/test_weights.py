@@ -13,15 +13,15 @@ from adapters.programs.output_similarity import cka
 from adapters.programs.weight_deltas import Update, updates_of
 from tests import tiny
 from tests.engine import families
-from tests.engine.wrapped_models import CPU, make
-from training.engine.modeling.merge import merged
+from tests.engine.wrapped_models import CPU, make_wrapped_model
+from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import write_weights
 from training.errors import UserError
 
 
 def saved(folder, method, target, **more):
-    _, model, start, _ = make(folder, method, steps=4, **more)
+    _, model, start, _ = make_wrapped_model(folder, method, steps=4, **more)
     target.mkdir()
     write_weights(model, target, start)
     return target
@@ -40,13 +40,13 @@ def saved(folder, method, target, **more):
     ],
 )
 def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, method, more):
-    base = families.save(family, tmp_path / "base")
+    base = families.save_family_model(family, tmp_path / "base")
     folder = saved(base, method, tmp_path / "adapter", **more)
     before = load_base(base, torch.float32, CPU).state_dict()
     after = (
         load_base(folder, torch.float32, CPU)
         if method == "full"
-        else merged(base, folder, method, torch.float32)
+        else merge_adapter(base, folder, method, torch.float32)
     ).state_dict()
     seen = 0
     for module, make_update in updates_of(folder, method):
@@ -70,7 +70,7 @@ def test_the_first_directions_are_those_of_the_singular_value_decomposition():
 
 
 def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
-    base = families.save("llama", tmp_path / "base")
+    base = families.save_family_model("llama", tmp_path / "base")
     one = saved(base, "lora", tmp_path / "one")
     other = saved(base, "lora", tmp_path / "other", rank=4, alpha=8)
     members = [
@@ -130,7 +130,7 @@ def renamed(base, change):
 
 
 def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_path):
-    base = families.save("gpt2", tmp_path / "base")
+    base = families.save_family_model("gpt2", tmp_path / "base")
     folder = saved(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
     before = weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"]
@@ -140,7 +140,7 @@ def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_p
 
 
 def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_empty_map(tmp_path):
-    base = families.save("llama", tmp_path / "base")
+    base = families.save_family_model("llama", tmp_path / "base")
     folder = saved(base, "lora", tmp_path / "adapter")
     renamed(base, lambda name: name.replace("q_proj", "query"))
     with pytest.raises(UserError, match="has no weight 'model"):

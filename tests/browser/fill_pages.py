@@ -41,7 +41,7 @@ def make_runs(alice):
 
 
 def make_sweeps(alice):
-    from adapters.evaluation.benchmark import METHODS
+    from adapters.evaluation.benchmark import BENCHMARK_METHODS
     from training.runs.models import Run, Sweep
 
     grid = {"rank": [1, 2], "learning_rate": [0.1, 0.2]}
@@ -53,9 +53,9 @@ def make_sweeps(alice):
         owner=alice,
         team=None,
         name="All methods on a long name " * 3,
-        grid={"method": list(METHODS)},
+        grid={"method": list(BENCHMARK_METHODS)},
     )
-    for number, method in enumerate(METHODS):
+    for number, method in enumerate(BENCHMARK_METHODS):
         Run.objects.filter(pk=20 + number).update(sweep=bakeoff, method=method)
 
 

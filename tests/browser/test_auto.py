@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.launch_page import by_hand, choose, let_the_card_follow
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 
 pytestmark = pytest.mark.browser
 
@@ -77,7 +77,7 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
     expect(page.locator("[data-parallel] .main-svg").first).to_be_visible()
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_technique_is_launched_by_clicking(page, stage, name):
     by_hand(page, stage)
     choose(page)
@@ -93,7 +93,7 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
     }.items():
         page.locator(f"[name={field}]").fill(str(value))
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=150_000)
-    expect(page.locator("#card dl")).to_contain_text(TABLE[name].title)
+    expect(page.locator("#card dl")).to_contain_text(METHODS[name].title)
     start_and_finish(page)
 
 

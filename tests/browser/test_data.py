@@ -37,7 +37,7 @@ def lines(rows):
 
 
 FILES = {
-    "messages.jsonl": b"".join(tiny.lines(tiny.ROWS)),
+    "messages.jsonl": b"".join(tiny.encode_jsonl(tiny.ROWS)),
     "sharegpt.json": json.dumps(
         [
             {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]}

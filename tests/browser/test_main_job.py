@@ -21,7 +21,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(
-        b"".join(tiny.lines(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
+        b"".join(tiny.encode_jsonl(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
     )
     page.get_by_label("File", exact=True).set_input_files(bad)
     page.get_by_role("button", name="Upload").click()

@@ -31,7 +31,7 @@ def take(alice, tmp_path):
 
     def make(name="lights.jsonl", content=None, heldout=None, **more):
         files = [(tmp_path / "in", name, "")]
-        files[0][0].write_bytes(b"".join(tiny.lines(tiny.ROWS)) if content is None else content)
+        files[0][0].write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)) if content is None else content)
         if heldout is not None:
             files.append((tmp_path / "held", "held.jsonl", "heldout"))
             files[1][0].write_bytes(heldout)
@@ -94,7 +94,7 @@ def test_a_share_of_ones_own_is_held_out(take):
 
 
 def test_a_file_of_ones_own_is_held_out_and_rows_that_stand_in_both_leave_training(take):
-    held = b"".join(tiny.lines(tiny.ROWS[:3]))
+    held = b"".join(tiny.encode_jsonl(tiny.ROWS[:3]))
     version = save(check(take(heldout=held)))
     assert (version.train_rows, version.heldout_rows) == (len(tiny.ROWS) - 3, 3)
     assert version.report["dropped"]["in_both"] == 3
@@ -106,14 +106,14 @@ def test_a_column_says_the_split(take):
         {**row, "part": "test" if i < 2 else "valid" if i < 5 else "train"}
         for i, row in enumerate(tiny.ROWS)
     ]
-    upload = take(content=b"".join(tiny.lines(rows)))
+    upload = take(content=b"".join(tiny.encode_jsonl(rows)))
     intake.set_mapping(upload, {**upload.mapped, "split": "part"})
     version = save(check(upload))
     assert (version.test_rows, version.heldout_rows) == (2, 3)
 
 
 def test_repeated_rows_are_counted_stay_on_one_side_and_can_be_dropped(take):
-    content = b"".join(tiny.lines(tiny.ROWS * 3))
+    content = b"".join(tiny.encode_jsonl(tiny.ROWS * 3))
     upload = check(take(content=content))
     assert upload.report["same"] == 2 * len(tiny.ROWS)
     kept = save(upload, heldout_share=0.2)
@@ -127,21 +127,21 @@ def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(
         "kitchen stairs on for me now and then"
     )
     rows = [
-        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
+        tiny.make_row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
         for i in range(2)
     ] + tiny.ROWS
-    upload = check(take(content=b"".join(tiny.lines(rows))))
+    upload = check(take(content=b"".join(tiny.encode_jsonl(rows))))
     assert upload.report["alike"] == 1
     assert upload.report["alike_shown"] == [["line 1", "line 2"]]
     assert save(upload, drop_alike=True).rows == len(rows) - 1
-    rows[1] = {**tiny.row(rows[0]["messages"][0]["content"], "another answer"), "split": "valid"}
-    leaking = save(check(take(content=b"".join(tiny.lines(rows)))))
+    rows[1] = {**tiny.make_row(rows[0]["messages"][0]["content"], "another answer"), "split": "valid"}
+    leaking = save(check(take(content=b"".join(tiny.encode_jsonl(rows)))))
     assert leaking.report["leaks"]["prompts"] == 1
 
 
 def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(take, alice):
     bad = [b'{"messages": [{"role": "bot%d", "content": "a"}]}\n' % i for i in range(150)]
-    upload = check(take(content=b"".join([*tiny.lines(tiny.ROWS[:4]), b"\n", *bad, b"nonsense\n"])))
+    upload = check(take(content=b"".join([*tiny.encode_jsonl(tiny.ROWS[:4]), b"\n", *bad, b"nonsense\n"])))
     problems = upload.report["problems"]
     assert problems["count"] == 151
     assert len(problems["shown"]) == 100
@@ -177,7 +177,7 @@ def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(tak
 
 
 def test_too_few_rows_are_refused_when_they_are_saved(take):
-    upload = check(take(content=tiny.lines(tiny.ROWS)[0]))
+    upload = check(take(content=tiny.encode_jsonl(tiny.ROWS)[0]))
     intake.ask_for_save(upload, Choices(), leave_out=False)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
@@ -189,7 +189,7 @@ def test_too_few_rows_are_refused_when_they_are_saved(take):
 def test_a_file_that_breaks_off_fails_with_its_sentence(take):
     import gzip
 
-    upload = check(take("x.jsonl.gz", gzip.compress(b"".join(tiny.lines(tiny.ROWS)))[:-9]))
+    upload = check(take("x.jsonl.gz", gzip.compress(b"".join(tiny.encode_jsonl(tiny.ROWS)))[:-9]))
     assert (upload.state, "cut off or damaged" in upload.error) == ("failed", True)
 
 
@@ -215,15 +215,15 @@ def test_choices_that_cannot_be_are_refused(choices, field):
 
 def test_insights_tell_languages_labels_secrets_and_private_addresses(take):
     rows = [
-        tiny.row(
+        tiny.make_row(
             f"Is this sentence number {i} a friendly one or is it not, please?",
             "yes" if i % 3 else "no",
         )
         for i in range(40)
     ]
-    rows[5] = tiny.row("my key is AKIAIOSFODNN7EXAMPLQ, keep it safe", "yes")
-    rows[6] = tiny.row("write to jane.roe@thefirm.io or to support@thefirm.io about it", "no")
-    found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]
+    rows[5] = tiny.make_row("my key is AKIAIOSFODNN7EXAMPLQ, keep it safe", "yes")
+    rows[6] = tiny.make_row("write to jane.roe@thefirm.io or to support@thefirm.io about it", "no")
+    found = check(take(content=b"".join(tiny.encode_jsonl(rows)))).report["insights"]
     assert found["languages"][0]["name"] == "en"
     assert [label["words"] for label in found["labels"]] == ["yes", "no"]
     assert found["secrets"] == {
@@ -271,7 +271,7 @@ def test_examples_come_with_one_click_and_only_once(alice, key, train, heldout, 
 
 def test_faulty_lines_of_trusted_data_are_refused(alice):
     with pytest.raises(BadData):
-        create_dataset(alice, "Bad", [*tiny.lines(tiny.ROWS[:3]), b"nonsense\n"], source="x")
+        create_dataset(alice, "Bad", [*tiny.encode_jsonl(tiny.ROWS[:3]), b"nonsense\n"], source="x")
     assert DatasetVersion.objects.count() == 0
 
 
@@ -322,12 +322,12 @@ def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(take):
         "kitchen stairs on for me now and then"
     )
     alike = [
-        tiny.row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
+        tiny.make_row(f"{words} number {'x' * i} today", "done and all is well in this house tonight")
         for i in range(4)
     ]
-    held = b"".join(tiny.lines([*tiny.ROWS[:3], alike[3]]))
+    held = b"".join(tiny.encode_jsonl([*tiny.ROWS[:3], alike[3]]))
     version = save(
-        check(take(content=b"".join(tiny.lines(tiny.ROWS + alike[:3])), heldout=held)),
+        check(take(content=b"".join(tiny.encode_jsonl(tiny.ROWS + alike[:3])), heldout=held)),
         drop_same=True,
         drop_alike=True,
     )
@@ -338,14 +338,14 @@ def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(take):
 
 def test_one_row_without_a_split_does_not_stop_the_draw(take):
     rows = [{**row, "split": "train"} for row in tiny.ROWS[:-1]] + [tiny.ROWS[-1]]
-    assert save(check(take(content=b"".join(tiny.lines(rows))))).heldout_rows == 1
+    assert save(check(take(content=b"".join(tiny.encode_jsonl(rows))))).heldout_rows == 1
 
 
 def test_prompts_that_differ_in_a_sign_are_no_leak(take):
-    rows = [tiny.row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [
-        {**tiny.row("3 - 4 =", "-1"), "split": "valid"}
+    rows = [tiny.make_row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [
+        {**tiny.make_row("3 - 4 =", "-1"), "split": "valid"}
     ]
-    assert save(check(take(content=b"".join(tiny.lines(rows))))).report["leaks"]["prompts"] == 0
+    assert save(check(take(content=b"".join(tiny.encode_jsonl(rows))))).report["leaks"]["prompts"] == 0
 
 
 def test_secrets_are_found_in_system_prompts_and_tool_calls_too(take):
@@ -363,7 +363,7 @@ def test_secrets_are_found_in_system_prompts_and_tool_calls_too(take):
         {"messages": [secret, user, {"role": "assistant", "content": "b"}]},
         {"messages": [user, call]},
     ]
-    found = check(take(content=b"".join(tiny.lines(rows)))).report["insights"]["secrets"]
+    found = check(take(content=b"".join(tiny.encode_jsonl(rows)))).report["insights"]["secrets"]
     assert [one["place"] for one in found["shown"]] == [
         f"line {len(rows) - 1}",
         f"line {len(rows)}",
@@ -375,7 +375,7 @@ def test_names_that_cannot_be_stored_are_no_columns_and_no_fault_of_the_page(tak
         {"pro\x00mpt": "a", "q\ud800": "x", "prompt": "b", "completion": f"c{i}"} for i in range(4)
     ]
     rows.append({"prompt": "a", "completion": ["\ud800"]})
-    upload = check(take(content=b"".join(tiny.lines(rows))))
+    upload = check(take(content=b"".join(tiny.encode_jsonl(rows))))
     assert upload.mapped["columns"] == {"prompt": "prompt", "completion": "completion"}
     assert upload.report["problems"]["shown"][0].encode()
 

@@ -13,7 +13,7 @@ from training.datasets.work import UPLOAD_JOB
 from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.django_db
-LIGHTS = b"".join(tiny.lines(tiny.ROWS))
+LIGHTS = b"".join(tiny.encode_jsonl(tiny.ROWS))
 
 
 def post(client, content=LIGHTS, called="lights.jsonl", **fields):

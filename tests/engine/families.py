@@ -6,7 +6,7 @@ import torch
 
 FAMILIES = ("llama", "qwen3", "gemma3", "mistral", "gpt2")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-COMMON = {
+COMMON_CONFIG = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -20,7 +20,7 @@ COMMON = {
 }
 
 
-def make(family):
+def make_family_model(family):
     import transformers as t
 
     torch.manual_seed(3)
@@ -37,17 +37,17 @@ def make(family):
         )
         return t.GPT2LMHeadModel(config)
     if family == "gemma3":
-        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**COMMON, head_dim=8, sliding_window=64))
+        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**COMMON_CONFIG, head_dim=8, sliding_window=64))
     kinds = {
         "llama": (t.LlamaConfig, t.LlamaForCausalLM),
         "mistral": (t.MistralConfig, t.MistralForCausalLM),
         "qwen3": (t.Qwen3Config, t.Qwen3ForCausalLM),
     }
-    config, kind = kinds[family]
+    config, model_class = kinds[family]
     more = {"head_dim": 8} if family == "qwen3" else {}
-    return kind(config(**COMMON, **more))
+    return model_class(config(**COMMON_CONFIG, **more))
 
 
-def save(family, folder):
-    make(family).save_pretrained(folder)
+def save_family_model(family, folder):
+    make_family_model(family).save_pretrained(folder)
     return folder

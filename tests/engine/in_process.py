@@ -11,11 +11,11 @@ def engine_in_process():
     import torch
 
     from training.engine.__main__ import main
-    from training.engine.stop_signals import Reins
+    from training.engine.stop_signals import StopSignals
 
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reins, "listen", lambda _self: None)
+        patch.setattr(StopSignals, "install_handlers", lambda _self: None)
         yield main
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)

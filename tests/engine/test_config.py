@@ -17,7 +17,7 @@ def test_an_unknown_setting_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("rank", "16", "must be of type int"),
         ("rank", True, "must be of type int"),
@@ -27,8 +27,8 @@ def test_an_unknown_setting_is_named():
         ("train_on_prompt", 1, "must be of type bool"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_field(name, value, words):
-    with pytest.raises(ConfigError, match=words) as caught:
+def test_a_wrong_value_is_refused_with_its_field(name, value, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         RunConfig.from_dict({name: value})
     assert caught.value.field == name
 
@@ -53,7 +53,7 @@ def test_a_constant_rate_stays():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("values", "message"),
     [
         ({"target_modules": "a" * 501}, "target_modules must be"),
         ({"target_modules": "q\0"}, "target_modules has a NUL"),
@@ -65,15 +65,15 @@ def test_a_constant_rate_stays():
         ({"batch_unit": "bytes"}, "batch_unit is 'bytes'"),
     ],
 )
-def test_more_that_cannot_be_is_refused(given, words):
-    with pytest.raises(ConfigError, match=words):
-        RunConfig.from_dict(given)
+def test_more_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_dict(values)
 
 
 def test_what_is_only_unwise_is_a_warning():
-    assert RunConfig().warnings() == []
-    assert "above 0.005" in RunConfig(learning_rate=0.01).warnings()[0]
-    assert "8-fold" in RunConfig(rank=4, alpha=32).warnings()[0]
+    assert RunConfig().list_warnings() == []
+    assert "above 0.005" in RunConfig(learning_rate=0.01).list_warnings()[0]
+    assert "8-fold" in RunConfig(rank=4, alpha=32).list_warnings()[0]
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():

@@ -7,30 +7,30 @@ import torch
 from peft import get_peft_model_state_dict
 
 from tests.engine import families
-from tests.engine.wrapped_models import CPU, IDS, logits, make
-from training.engine.modeling.merge import merged
-from training.engine.modeling.model import TrainedPositions, load_base
-from training.engine.modeling.weights import attach, start_of, write_weights
+from tests.engine.wrapped_models import CPU, IDS, compute_logits, make_wrapped_model
+from training.engine.modeling.merge import merge_adapter
+from training.engine.modeling.model import LabeledPositionsHead, load_base
+from training.engine.modeling.weights import load_adapter, copy_initial_state, write_weights
 from training.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return families.save("llama", tmp_path_factory.mktemp("llama"))
+    return families.save_family_model("llama", tmp_path_factory.mktemp("llama"))
 
 
-def save(model, folder, start=None):
+def save_adapter(model, folder, initial_state=None):
     folder.mkdir()
-    write_weights(model, folder, start)
+    write_weights(model, folder, initial_state)
     return folder
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method):
-    _, model, _, _ = make(llama, method, steps=3, num_virtual_tokens=4)
-    seen = []
+    _, model, _, _ = make_wrapped_model(llama, method, steps=3, num_virtual_tokens=4)
+    forward_kwargs = []
     model.get_base_model().register_forward_pre_hook(
-        lambda _m, _a, kw: seen.append(kw), with_kwargs=True
+        lambda _m, _a, kw: forward_kwargs.append(kw), with_kwargs=True
     )
     model.generate(
         input_ids=IDS,
@@ -39,19 +39,19 @@ def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method)
         do_sample=False,
         pad_token_id=1,
     )
-    cache = seen[-1].get("cache") or seen[-1]["past_key_values"]
-    assert cache.get_seq_length() == 4 + IDS.shape[1] + len(seen) - 1
+    cache = forward_kwargs[-1].get("cache") or forward_kwargs[-1]["past_key_values"]
+    assert cache.get_seq_length() == 4 + IDS.shape[1] + len(forward_kwargs) - 1
 
 
 def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
-    found = []
+    gradients = []
     for measure_first in (False, True):
-        _, model, _, _ = make(llama, "qlora")
+        _, model, _, _ = make_wrapped_model(llama, "qlora")
         if measure_first:
-            logits(model)
-        TrainedPositions(model).loss_sum(model.train(), IDS, IDS).backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+            compute_logits(model)
+        LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     layers = [
         m
         for m in model.modules()
@@ -62,50 +62,50 @@ def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
 
 
 def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
-    _, model, _, _ = make(llama, "qlora", steps=2)
+    _, model, _, _ = make_wrapped_model(llama, "qlora", steps=2)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.mul_(0.1)  # an update so small that it would not leave a 4-bit weight's rounding
-    told = logits(model)
-    adapter = save(model, tmp_path / "adapter")
-    base = load_base(llama, torch.float32, CPU, quantised=True)
-    moved = (told - logits(base)).abs().max()
-    assert moved > 1e-4
-    whole = merged(llama, adapter, "qlora", torch.float32)
-    assert (logits(whole) - told).abs().max() < 0.02 * moved
+    expected = compute_logits(model)
+    adapter = save_adapter(model, tmp_path / "adapter")
+    base = load_base(llama, torch.float32, CPU, quantized=True)
+    change = (expected - compute_logits(base)).abs().max()
+    assert change > 1e-4
+    merged_model = merge_adapter(llama, adapter, "qlora", torch.float32)
+    assert (compute_logits(merged_model) - expected).abs().max() < 0.02 * change
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_a_merged_model_answers_as_base_and_adapter(llama, tmp_path, method):
-    _, model, _, _ = make(llama, method, steps=4)
-    adapter = save(model, tmp_path / "adapter")
+    _, model, _, _ = make_wrapped_model(llama, method, steps=4)
+    adapter = save_adapter(model, tmp_path / "adapter")
     assert (
-        logits(merged(llama, adapter, method, torch.float32)) - logits(model)
+        compute_logits(merge_adapter(llama, adapter, method, torch.float32)) - compute_logits(model)
     ).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "full"])
 def test_what_cannot_be_merged_says_why(llama, tmp_path, method):
     with pytest.raises(UserError, match="cannot be merged"):
-        merged(llama, tmp_path, method)
+        merge_adapter(llama, tmp_path, method)
 
 
-def two_adapters(folder, tmp_path, method, **more):
-    _, model, start, _ = make(folder, method, steps=3, **more)
-    saved = save(model, tmp_path / "one", start)
-    both = attach(load_base(folder, torch.float32, CPU), saved, "one")
-    both.load_adapter(saved, adapter_name="two")
+def load_two_adapters(folder, tmp_path, method, **settings):
+    _, model, initial_state, _ = make_wrapped_model(folder, method, steps=3, **settings)
+    saved = save_adapter(model, tmp_path / "one", initial_state)
+    model_with_two = load_adapter(load_base(folder, torch.float32, CPU), saved, "one")
+    model_with_two.load_adapter(saved, adapter_name="two")
     with torch.no_grad():
-        for name, p in both.named_parameters():
+        for name, p in model_with_two.named_parameters():
             if ".two" in name:
                 p.mul_(-2.0)
-    return both.eval()
+    return model_with_two.eval()
 
 
 @pytest.mark.parametrize("method", ["lora", "bottleneck"])
 def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, method):
-    model = two_adapters(llama, tmp_path, method)
+    model = load_two_adapters(llama, tmp_path, method)
     names = ["one", "two", "__base__"]
     ids = torch.cat([IDS, IDS[:1]])
     with torch.no_grad():
@@ -113,48 +113,48 @@ def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, meth
     for row, name in enumerate(names):
         if name == "__base__":
             with model.disable_adapter():
-                alone = logits(model, ids[row : row + 1])
+                alone = compute_logits(model, ids[row : row + 1])
         else:
             model.set_adapter(name)
-            alone = logits(model, ids[row : row + 1])
+            alone = compute_logits(model, ids[row : row + 1])
         assert (together[row] - alone[0]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("method", "more"),
+    ("method", "options"),
     [("ia3", {}), ("prefix", {}), ("prompt", {"prompt_tuning_init": "random"}), ("lora", {"use_dora": True})],
 )
-def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_path, method, more):
-    model = two_adapters(llama, tmp_path, method, **more)
-    before = logits(model)
+def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_path, method, options):
+    model = load_two_adapters(llama, tmp_path, method, **options)
+    before = compute_logits(model)
     with pytest.raises(UserError, match="cannot share a batch"):
         model(input_ids=IDS, adapter_names=["one", "two"])
-    assert torch.equal(logits(model), before)
+    assert torch.equal(compute_logits(model), before)
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")],
 )
-def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_path, names, words):
-    model = two_adapters(llama, tmp_path, "lora")
-    before = logits(model)
-    with pytest.raises(UserError, match=words):
+def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_path, names, message):
+    model = load_two_adapters(llama, tmp_path, "lora")
+    before = compute_logits(model)
+    with pytest.raises(UserError, match=message):
         model(input_ids=IDS, adapter_names=names)
-    assert torch.equal(logits(model), before)
+    assert torch.equal(compute_logits(model), before)
 
 
 def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(llama, tmp_path):
-    config, model, start, _ = make(llama, "lora", steps=4, init_lora_weights="pissa_niter_4")
-    assert start is not None and start_of(model, config) is not None
-    saved = save(model, tmp_path / "adapter", start)
+    config, model, initial_state, _ = make_wrapped_model(llama, "lora", steps=4, init_lora_weights="pissa_niter_4")
+    assert initial_state is not None and copy_initial_state(model, config) is not None
+    saved = save_adapter(model, tmp_path / "adapter", initial_state)
     torch.manual_seed(99)
-    again = attach(load_base(llama, torch.float32, CPU), saved, "default")
-    assert (logits(again) - logits(model)).abs().max() < 2e-5
-    assert again.peft_config["default"].init_lora_weights is True
+    reloaded = load_adapter(load_base(llama, torch.float32, CPU), saved, "default")
+    assert (compute_logits(reloaded) - compute_logits(model)).abs().max() < 2e-5
+    assert reloaded.peft_config["default"].init_lora_weights is True
     ranks = {
         value.shape[0]
-        for name, value in get_peft_model_state_dict(again).items()
+        for name, value in get_peft_model_state_dict(reloaded).items()
         if "lora_A" in name
     }
     assert ranks == {32}

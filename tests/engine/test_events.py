@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from training.engine.events import KINDS, Journal, read_events
+from training.engine.events import EVENT_KINDS, Journal, read_events
 
 
 def test_events_are_numbered_from_one_and_read_back(tmp_path):
     journal = Journal(tmp_path)
-    journal.write("phase", name="loading")
-    journal.write("log", level="info", text="two\nlines")
+    journal.write_event("phase", name="loading")
+    journal.write_event("log", level="info", text="two\nlines")
     read = [event for event, _ in read_events(journal.path)]
     assert [event["seq"] for event in read] == [1, 2]
     assert read[1]["text"] == "two\nlines"
@@ -17,41 +17,41 @@ def test_events_are_numbered_from_one_and_read_back(tmp_path):
 def test_an_undeclared_kind_or_field_is_refused(tmp_path):
     journal = Journal(tmp_path)
     with pytest.raises(ValueError, match="not declared"):
-        journal.write("gossip", text="x")
+        journal.write_event("gossip", text="x")
     with pytest.raises(ValueError, match="not declared"):
-        journal.write("log", txt="x")
+        journal.write_event("log", txt="x")
     assert journal.seq == 0
 
 
 def test_a_torn_last_line_is_cut_off_and_its_number_used_again(tmp_path):
     journal = Journal(tmp_path)
     for name in ("a", "b"):
-        journal.write("phase", name=name)
+        journal.write_event("phase", name=name)
     journal.close()
-    whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole + b'{"seq": 3, "ti')
-    again = Journal(tmp_path)
-    assert again.seq == 2
-    assert journal.path.read_bytes() == whole
-    assert again.write("phase", name="c") == 3
+    valid_bytes = journal.path.read_bytes()
+    journal.path.write_bytes(valid_bytes + b'{"seq": 3, "ti')
+    reopened = Journal(tmp_path)
+    assert reopened.seq == 2
+    assert journal.path.read_bytes() == valid_bytes
+    assert reopened.write_event("phase", name="c") == 3
 
 
 def test_a_file_of_only_a_torn_line_begins_anew(tmp_path):
     (tmp_path / "events.jsonl").write_bytes(b'{"seq": 1')
-    assert Journal(tmp_path).write("phase", name="a") == 1
+    assert Journal(tmp_path).write_event("phase", name="a") == 1
 
 
 def test_a_last_line_longer_than_the_read_window_is_found(tmp_path):
     journal = Journal(tmp_path)
-    journal.write("phase", name="a")
-    journal.write("log", level="info", text="x" * 200_000)
+    journal.write_event("phase", name="a")
+    journal.write_event("log", level="info", text="x" * 200_000)
     journal.close()
     assert Journal(tmp_path).seq == 2
 
 
 def test_a_reader_gets_whole_lines_only_and_goes_on_where_it_was(tmp_path):
     journal = Journal(tmp_path)
-    journal.write("phase", name="a")
+    journal.write_event("phase", name="a")
     with journal.path.open("ab") as file:
         file.write(b'{"seq": 2, "kind": "phase"')
     read = list(read_events(journal.path))
@@ -63,10 +63,10 @@ def test_a_reader_gets_whole_lines_only_and_goes_on_where_it_was(tmp_path):
 
 def test_what_is_not_finite_travels_as_text(tmp_path):
     journal = Journal(tmp_path)
-    journal.write("eval", step=1, eval_loss=float("nan"), perplexity=float("inf"))
+    journal.write_event("eval", step=1, eval_loss=float("nan"), perplexity=float("inf"))
     event = json.loads(journal.path.read_text())
     assert (event["eval_loss"], event["perplexity"]) == ("nan", "inf")
 
 
 def test_every_kind_has_words():
-    assert all(kind.words and kind.fields for kind in KINDS.values())
+    assert all(kind.description and kind.field_names for kind in EVENT_KINDS.values())

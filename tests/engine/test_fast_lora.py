@@ -6,64 +6,64 @@ import pytest
 import torch
 
 from tests.engine import families
-from tests.engine.wrapped_models import IDS, logits, make
-from training.engine.methods.fast_lora import quicken
-from training.engine.modeling.model import TrainedPositions
+from tests.engine.wrapped_models import IDS, compute_logits, make_wrapped_model
+from training.engine.methods.fast_lora import use_fast_forward
+from training.engine.modeling.model import LabeledPositionsHead
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def family(request, tmp_path_factory):
-    return families.save(request.param, tmp_path_factory.mktemp(request.param))
+    return families.save_family_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def slow(model):
+def use_peft_forward(model):
     for layer in model.modules():
         layer.__dict__.pop("forward", None)
     return model
 
 
-def gradients(model):
+def compute_gradients(model):
     model.zero_grad()
-    TrainedPositions(model).loss_sum(model.train(), IDS, IDS).backward()
+    LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_quick_forward_gives_pefts_logits_and_gradients(family, method):
-    _, model, _, _ = make(family, method, steps=3)
+    _, model, _, _ = make_wrapped_model(family, method, steps=3)
     assert any("forward" in layer.__dict__ for layer in model.modules())
-    quick, ours = logits(model), gradients(model)
-    plain = slow(model.eval())
-    assert torch.allclose(quick, logits(plain), atol=1e-5)
+    fast_logits, fast_gradients = compute_logits(model), compute_gradients(model)
+    peft_model = use_peft_forward(model.eval())
+    assert torch.allclose(fast_logits, compute_logits(peft_model), atol=1e-5)
     assert all(
-        torch.allclose(mine, theirs, atol=1e-4)
-        for mine, theirs in zip(ours, gradients(plain), strict=True)
+        torch.allclose(actual, expected, atol=1e-4)
+        for actual, expected in zip(fast_gradients, compute_gradients(peft_model), strict=True)
     )
 
 
 def test_on_a_bf16_base_it_stays_near_fp32_and_the_adapters_gradients_are_fp32(family):
-    _, model, _, _ = make(family, "lora", steps=3)
-    exact = gradients(model)
+    _, model, _, _ = make_wrapped_model(family, "lora", steps=3)
+    exact = compute_gradients(model)
     for name, p in model.named_parameters():
         if "lora_" not in name:
             p.data = p.data.bfloat16()
-    near = gradients(model)
+    near = compute_gradients(model)
     assert all(grad.dtype == torch.float32 for grad in near)
     assert all((a - b).norm() < 0.1 * a.norm() + 1e-3 for a, b in zip(exact, near, strict=True))
 
 
-@pytest.mark.parametrize("more", [{"use_dora": True}, {"dropout": 0.5}])
-def test_what_is_not_plain_lora_goes_pefts_own_way(family, more):
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"dropout": 0.5}])
+def test_what_is_not_plain_lora_goes_pefts_own_way(family, options):
     torch.manual_seed(5)
-    _, model, _, _ = make(family, "lora", steps=2, **more)
-    before = logits(model)
-    assert torch.allclose(before, logits(slow(model)), atol=1e-6)
+    _, model, _, _ = make_wrapped_model(family, "lora", steps=2, **options)
+    before = compute_logits(model)
+    assert torch.allclose(before, compute_logits(use_peft_forward(model)), atol=1e-6)
 
 
 def test_an_adapter_switched_off_leaves_the_base(family):
-    _, model, _, _ = make(family, "lora", steps=3)
-    quicken(model, dropout=0)
+    _, model, _, _ = make_wrapped_model(family, "lora", steps=3)
+    use_fast_forward(model, dropout=0)
     with model.disable_adapter():
-        off = logits(model)
-    assert (off - logits(model)).abs().max() > 1e-3
-    assert torch.allclose(off, logits(model.unload()), atol=1e-6)
+        off = compute_logits(model)
+    assert (off - compute_logits(model)).abs().max() > 1e-3
+    assert torch.allclose(off, compute_logits(model.unload()), atol=1e-6)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tests import tiny
 from tests.engine import families
 from training.engine.data.conversations import IGNORED, encode, load_tokenizer
-from training.engine.modeling.model import TrainedPositions, load_base
+from training.engine.modeling.model import LabeledPositionsHead, load_base
 from training.engine.train.evaluate import collate
 from training.errors import ConfigError
 
@@ -22,49 +22,49 @@ def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
     mask = torch.arange(ids.shape[1])[None, :] < torch.tensor([[len(row)] for row in rows])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask.long()).logits
-        usual = functional.cross_entropy(
+        expected = functional.cross_entropy(
             logits[:, :-1].reshape(-1, logits.shape[-1]),
             labels[:, 1:].reshape(-1),
             ignore_index=IGNORED,
             reduction="sum",
         )
-        seen = []
-        model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
-        ours = TrainedPositions(model).loss_sum(model, ids, labels)
-    assert torch.allclose(usual, ours, atol=1e-4)
-    assert seen == [(sum(row.trained for row in rows), logits.shape[-1])]
+        logit_shapes = []
+        model.lm_head.register_forward_hook(lambda _m, _i, out: logit_shapes.append(out.shape))
+        actual = LabeledPositionsHead(model).compute_loss_sum(model, ids, labels)
+    assert torch.allclose(expected, actual, atol=1e-4)
+    assert logit_shapes == [(sum(row.trained for row in rows), logits.shape[-1])]
 
 
 def test_generation_after_a_loss_sees_every_position_again(tiny_model):
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
-    head = TrainedPositions(model)
+    head = LabeledPositionsHead(model)
     ids = torch.tensor([[3, 4, 5, 6]])
     with torch.no_grad():
-        head.loss_sum(model, ids, ids)
+        head.compute_loss_sum(model, ids, ids)
         assert model(input_ids=ids).logits.shape[:2] == (1, 4)
 
 
 def test_packed_rows_do_not_see_each_other(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
-    head = TrainedPositions(model)
+    head = LabeledPositionsHead(model)
     rows = [encode(tokenizer, row, max_length=80) for row in tiny.ROWS[:6]]
     cpu, pad = torch.device("cpu"), tokenizer.pad_token_id
     with torch.no_grad():
-        alone = sum(head.loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
-        packed = head.loss_sum(model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)).item()
+        alone = sum(head.compute_loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
+        packed = head.compute_loss_sum(model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)).item()
     assert abs(packed - alone) < 1e-3 * alone
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_packed_row_has_the_logits_that_it_has_alone(family):
-    model = families.make(family).eval()
+    model = families.make_family_model(family).eval()
     first, second = torch.arange(3, 23), torch.arange(40, 70)
     together = torch.cat([first, second])[None]
-    begun_anew = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
+    restarted_positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
     with torch.no_grad():
         alone = model(input_ids=second[None], use_cache=False).logits[0]
-        packed = model(input_ids=together, position_ids=begun_anew, use_cache=False).logits[
+        packed = model(input_ids=together, position_ids=restarted_positions, use_cache=False).logits[
             0, len(first) :
         ]
         leaking = model(input_ids=together, use_cache=False).logits[0, len(first) :]
@@ -86,7 +86,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
 
     ids = list(range(3, 15))
     llama = load_base(tiny_model, torch.float32, torch.device("cpu"))
-    TrainedPositions(llama).refuse_leaks(llama, ids)
+    LabeledPositionsHead(llama).check_packing_isolation(llama, ids)
     torch.manual_seed(0)
     small = OPTConfig(
         vocab_size=64,
@@ -97,6 +97,6 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
         word_embed_proj_dim=32,
     )
     leaking = OPTForCausalLM(small)
-    for asked in (ids, [5, 6]):  # of two tokens, too
+    for tokens in (ids, [5, 6]):  # of two tokens, too
         with pytest.raises(ConfigError, match="switch packing off"):
-            TrainedPositions(leaking).refuse_leaks(leaking, asked)
+            LabeledPositionsHead(leaking).check_packing_isolation(leaking, tokens)

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from tests.engine import families
-from tests.engine.wrapped_models import CPU, IDS, logits, make
+from tests.engine.wrapped_models import CPU, IDS, compute_logits, make_wrapped_model
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
-from training.engine.modeling.model import TrainedPositions, load_base
-from training.engine.modeling.weights import attach, write_weights
+from training.engine.methods import METHODS
+from training.engine.modeling.model import LabeledPositionsHead, load_base
+from training.engine.modeling.weights import load_adapter, write_weights
 from training.errors import ConfigError
 
 CASES = [
-    *((name, {}) for name in TABLE),
+    *((name, {}) for name in METHODS),
     ("lora", {"init_lora_weights": "pissa"}),
     ("lora", {"init_lora_weights": "pissa_niter_4"}),
     ("lora", {"init_lora_weights": "olora"}),
@@ -23,58 +23,58 @@ CASES = [
     ("prefix", {"prefix_projection": True}),
     ("bottleneck", {"adapter_placement": "feed-forward", "activation": "gelu"}),
 ]
-NAMES = [f"{name}-{'-'.join(map(str, more.values()))}".strip("-") for name, more in CASES]
+CASE_IDS = [f"{name}-{'-'.join(map(str, options.values()))}".strip("-") for name, options in CASES]
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def family(request, tmp_path_factory):
-    return families.save(request.param, tmp_path_factory.mktemp(request.param))
+    return families.save_family_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def read_back(config, folder, saved):
-    method = TABLE[config.method]
-    if method.whole_model:
+def load_saved_model(config, folder, saved):
+    method = METHODS[config.method]
+    if method.is_full_finetuning:
         return load_base(saved, torch.float32, CPU).eval()
-    return attach(
-        load_base(folder, torch.float32, CPU, quantised=method.quantised), saved, "default"
+    return load_adapter(
+        load_base(folder, torch.float32, CPU, quantized=method.has_quantized_base), saved, "default"
     )
 
 
-@pytest.mark.parametrize(("method", "more"), CASES, ids=NAMES)
-def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, more):
-    if family.name.startswith("gpt2") and "rank_pattern" in more:
-        more = {**more, "rank_pattern": "c_attn=2"}
-    if family.name.startswith("gpt2") and more.get("init_lora_weights") == "olora":
+@pytest.mark.parametrize(("method", "options"), CASES, ids=CASE_IDS)
+def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, options):
+    if family.name.startswith("gpt2") and "rank_pattern" in options:
+        options = {**options, "rank_pattern": "c_attn=2"}
+    if family.name.startswith("gpt2") and options.get("init_lora_weights") == "olora":
         with pytest.raises(ConfigError, match="take pissa"):
-            make(family, method, **more)
+            make_wrapped_model(family, method, **options)
         return
-    config, model, start, losses = make(family, method, steps=5, **more)
+    config, model, initial_state, losses = make_wrapped_model(family, method, steps=5, **options)
     assert losses[-1] < losses[0]
     (tmp_path / "saved").mkdir()
-    write_weights(model, tmp_path / "saved", start)
+    write_weights(model, tmp_path / "saved", initial_state)
     assert all(path.suffix in (".safetensors", ".json") for path in (tmp_path / "saved").iterdir())
-    again = read_back(config, family, tmp_path / "saved")
-    assert (logits(model) - logits(again)).abs().max() < 2e-5
-    assert (logits(model) - logits(load_base(family, torch.float32, CPU))).abs().max() > 1e-3
+    reloaded = load_saved_model(config, family, tmp_path / "saved")
+    assert (compute_logits(model) - compute_logits(reloaded)).abs().max() < 2e-5
+    assert (compute_logits(model) - compute_logits(load_base(family, torch.float32, CPU))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, row in TABLE.items() if "gradient_checkpointing" not in row.never]
+    "method", [name for name, row in METHODS.items() if "gradient_checkpointing" not in row.incompatible_settings]
 )
 def test_gradient_checkpointing_gives_the_same_gradients(family, method):
-    found = []
-    for on in (False, True):
-        _, model, _, _ = make(family, method, steps=1, gradient_checkpointing=on)
-        TrainedPositions(model).loss_sum(model.train(), IDS, IDS).backward()
-        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert len(found[0]) == len(found[1]) > 0
-    assert all(torch.allclose(plain, again, atol=1e-6) for plain, again in zip(*found, strict=True))
+    gradients = []
+    for is_on in (False, True):
+        _, model, _, _ = make_wrapped_model(family, method, steps=1, gradient_checkpointing=is_on)
+        LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    assert all(torch.allclose(plain, again, atol=1e-6) for plain, again in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("method", TABLE)
+@pytest.mark.parametrize("method", METHODS)
 def test_answers_with_a_cache_are_those_without(family, method):
-    _, model, _, _ = make(family, method, steps=3)
-    made = model.generate(
+    _, model, _, _ = make_wrapped_model(family, method, steps=3)
+    generated = model.generate(
         input_ids=IDS,
         attention_mask=torch.ones_like(IDS),
         max_new_tokens=5,
@@ -84,23 +84,23 @@ def test_answers_with_a_cache_are_those_without(family, method):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    whole = logits(model, made.sequences)[:, IDS.shape[1] - 1 : -1]
-    whole[..., 1] = -torch.inf  # the end is forbidden for the first five tokens
-    cached = torch.stack(made.logits, 1)
+    full_logits = compute_logits(model, generated.sequences)[:, IDS.shape[1] - 1 : -1]
+    full_logits[..., 1] = -torch.inf  # the end is forbidden for the first five tokens
+    cached = torch.stack(generated.logits, 1)
     cached[..., 1] = -torch.inf
-    assert (whole - cached).nan_to_num(0).abs().max() < 1e-4
-    assert made.sequences.shape[1] == IDS.shape[1] + 5
+    assert (full_logits - cached).nan_to_num(0).abs().max() < 1e-4
+    assert generated.sequences.shape[1] == IDS.shape[1] + 5
 
 
 def test_every_row_of_the_table_says_what_people_need():
-    for method in TABLE.values():
+    for method in METHODS.values():
         assert (
             method.title
-            and method.words.endswith(".")
+            and method.description.endswith(".")
             and method.paper.startswith("https://arxiv.org/")
         )
         assert all(
-            why.endswith(".")
-            for why in (*method.never.values(), method.no_merge or ".", method.no_mix or ".")
+            reason.endswith(".")
+            for reason in (*method.incompatible_settings.values(), method.merge_unsupported_reason or ".", method.mixed_batch_unsupported_reason or ".")
         )
         assert {f"{name}" for name in method.settings} <= set(RunConfig.__dataclass_fields__)

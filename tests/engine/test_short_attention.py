@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from training.engine import memory_estimator
-from training.engine.memory_estimator import LONGEST_SHORT
-from training.engine.modeling.short_attention import ShortAttention, attention
+from training.engine.memory_estimator import MAX_SHORT_LENGTH
+from training.engine.modeling.short_attention import ShortAttention, short_attention_forward
 
 
 class Layer(torch.nn.Module):
@@ -18,7 +18,7 @@ class Layer(torch.nn.Module):
 SHAPES = [(8, 9, 3, 66, 64), (1, 4, 4, 2, 16), (3, 8, 1, 33, 32), (5, 6, 2, 128, 64)]
 
 
-def drawn(rows, heads, groups, length, width, dtype=torch.bfloat16, spread=1.0):
+def make_random_tensors(rows, heads, groups, length, width, dtype=torch.bfloat16, spread=1.0):
     torch.manual_seed(1)
     shapes = [
         (rows, length, heads, width),
@@ -32,12 +32,12 @@ def drawn(rows, heads, groups, length, width, dtype=torch.bfloat16, spread=1.0):
     ]
 
 
-def far(found, exact):
-    return ((found.double() - exact).norm() / exact.norm()).item()
+def relative_error(actual, exact):
+    return ((actual.double() - exact).norm() / exact.norm()).item()
 
 
-def gradients(made, tensors, grad):
-    return torch.autograd.grad(made, tensors, grad)
+def compute_gradients(output, tensors, grad):
+    return torch.autograd.grad(output, tensors, grad)
 
 
 @pytest.mark.parametrize(
@@ -45,47 +45,47 @@ def gradients(made, tensors, grad):
 )  # scores of 1, and of 16: of large ones bf16 keeps 8 bits, too few
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_works(shape, spread):
-    tensors = drawn(*shape, spread=spread)
+    tensors = make_random_tensors(*shape, spread=spread)
     repeats = shape[1] // shape[2]
     grad = torch.randn(shape[0], shape[3], shape[1], shape[4])
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    truth = functional.scaled_dot_product_attention(
+    expected = functional.scaled_dot_product_attention(
         *exact, is_causal=True, enable_gqa=repeats > 1, scale=0.1
     ).transpose(1, 2)
-    true_gradients = gradients(truth, exact, grad.double())
-    made = ShortAttention.apply(*tensors, 0.1)
-    usual = functional.scaled_dot_product_attention(
+    expected_gradients = compute_gradients(expected, exact, grad.double())
+    output = ShortAttention.apply(*tensors, 0.1)
+    torch_output = functional.scaled_dot_product_attention(
         *tensors, is_causal=True, enable_gqa=repeats > 1, scale=0.1
     ).transpose(1, 2)
-    assert made.dtype == torch.bfloat16 and far(made, truth) < 0.0005 + 1.2 * far(usual, truth)
-    ours = gradients(made, tensors, grad.bfloat16())
-    theirs = gradients(usual, tensors, grad.bfloat16())
-    for one, other, true in zip(ours, theirs, true_gradients, strict=True):
-        assert far(one, true) < 0.0005 + 1.2 * far(other, true)
+    assert output.dtype == torch.bfloat16 and relative_error(output, expected) < 0.0005 + 1.2 * relative_error(torch_output, expected)
+    actual_gradients = compute_gradients(output, tensors, grad.bfloat16())
+    torch_gradients = compute_gradients(torch_output, tensors, grad.bfloat16())
+    for actual, other, expected_gradient in zip(actual_gradients, torch_gradients, expected_gradients, strict=True):
+        assert relative_error(actual, expected_gradient) < 0.0005 + 1.2 * relative_error(other, expected_gradient)
 
 
 def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
-    tensors = drawn(5, 6, 2, 40, 16)
-    whole = ShortAttention.apply(*tensors, 0.25)
-    grads = gradients(whole, tensors, torch.ones_like(whole))
-    monkeypatch.setattr(memory_estimator, "SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
-    parts = ShortAttention.apply(*tensors, 0.25)
-    assert torch.equal(parts, whole)
+    tensors = make_random_tensors(5, 6, 2, 40, 16)
+    full_output = ShortAttention.apply(*tensors, 0.25)
+    grads = compute_gradients(full_output, tensors, torch.ones_like(full_output))
+    monkeypatch.setattr(memory_estimator, "MAX_SCORE_BYTES", 4 * 6 * 40 * 40 * 2)  # two rows
+    chunked_output = ShortAttention.apply(*tensors, 0.25)
+    assert torch.equal(chunked_output, full_output)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(gradients(parts, tensors, torch.ones_like(parts)), grads, strict=True)
+        for a, b in zip(compute_gradients(chunked_output, tensors, torch.ones_like(chunked_output)), grads, strict=True)
     )
 
 
 def test_mixed_precision_rounds_no_scores():
-    tensors = drawn(2, 4, 2, 30, 16, spread=4.0)
+    tensors = make_random_tensors(2, 4, 2, 30, 16, spread=4.0)
     with torch.autocast("cpu", torch.bfloat16):
-        made, _ = attention(Layer(), *(tensor.float() for tensor in tensors), None, scaling=0.25)
-    assert torch.equal(made, ShortAttention.apply(*tensors, 0.25))
+        output, _ = short_attention_forward(Layer(), *(tensor.float() for tensor in tensors), None, scaling=0.25)
+    assert torch.equal(output, ShortAttention.apply(*tensors, 0.25))
 
 
 def test_later_tokens_change_nothing_before_them():
-    query, key, value = drawn(2, 4, 2, 30, 16)
+    query, key, value = make_random_tensors(2, 4, 2, 30, 16)
     before = ShortAttention.apply(query, key, value, 0.25)
     with torch.no_grad():
         key[:, :, 20:] = 9.0
@@ -106,16 +106,16 @@ def test_later_tokens_change_nothing_before_them():
 )
 def test_all_else_is_torchs(other, monkeypatch):
     monkeypatch.setattr(ShortAttention, "apply", lambda *_: pytest.fail("not here"))
-    length = LONGEST_SHORT + 1 if other == "too long" else 12
-    query, key, value = drawn(
+    length = MAX_SHORT_LENGTH + 1 if other == "too long" else 12
+    query, key, value = make_random_tensors(
         2, 9, 3, length, 16, torch.float32 if other == "fp32" else torch.bfloat16
     )
-    more = (
+    kwargs = (
         {"attention_mask": torch.ones(2, 1, 12, 12, dtype=torch.bool)}
         if other == "a mask"
         else {"attention_mask": None}
     )
-    more |= (
+    kwargs |= (
         {"is_causal": False}
         if other == "not causal"
         else {"dropout": 0.5}
@@ -124,8 +124,8 @@ def test_all_else_is_torchs(other, monkeypatch):
     )
     if other == "a cache before it":
         query = query[:, :, -2:]
-    made, _ = attention(Layer(), query, key, value, **more)
-    assert made.shape == (2, query.shape[2], 9, 16)
+    output, _ = short_attention_forward(Layer(), query, key, value, **kwargs)
+    assert output.shape == (2, query.shape[2], 9, 16)
 
 
 def test_the_engine_takes_it(tiny_model):
@@ -134,16 +134,16 @@ def test_the_engine_takes_it(tiny_model):
     from training.engine.modeling.model import load_base
 
     model = load_base(tiny_model, torch.bfloat16, torch.device("cpu"))
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is short_attention_forward
     logits = model(input_ids=torch.arange(20)[None], use_cache=False).logits
-    assert any("ShortAttention" in name for name in graph(logits.grad_fn))
+    assert any("ShortAttention" in name for name in collect_grad_functions(logits.grad_fn))
 
 
-def graph(node):
-    todo, names = [node], set()
-    while todo:
-        one = todo.pop()
+def collect_grad_functions(node):
+    pending, names = [node], set()
+    while pending:
+        one = pending.pop()
         if one is not None and one not in names:
             names.add(one)
-            todo += [parent for parent, _ in one.next_functions]
+            pending += [parent for parent, _ in one.next_functions]
     return {one.name() for one in names}

@@ -20,7 +20,7 @@ from tests import tiny
 from tests.engine import families
 from training.engine.config import RunConfig
 from training.engine.data.conversations import EncodedRow
-from training.engine.modeling.model import TrainedPositions
+from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
 from training.engine.train.checkpoint import all_checkpoints, is_whole, newest_whole
 from training.engine.train.loop import take_step
@@ -59,7 +59,7 @@ def test_it_works_from_a_shell_without_the_site(finished):
 
 
 def test_the_journal_tells_everything_in_order(finished):
-    events = tiny.events(finished)
+    events = tiny.read_events(finished)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert [event["step"] for event in events if event["kind"] == "step"] == list(range(1, 13))
     assert [event["step"] for event in events if event["kind"] == "eval"] == [0, 4, 8, 12]
@@ -74,14 +74,14 @@ def test_the_journal_tells_everything_in_order(finished):
 
 
 def test_the_phase_is_training_once_the_first_step_is_done(finished):
-    events = tiny.events(finished)
+    events = tiny.read_events(finished)
     first = next(place for place, event in enumerate(events) if event["kind"] == "step")
     phases = [event["name"] for event in events[first:] if event["kind"] == "phase"]
     assert phases[:2] == ["training", "evaluating"]
 
 
 def test_the_loss_falls(finished):
-    losses = [event["loss"] for event in tiny.events(finished) if event["kind"] == "step"]
+    losses = [event["loss"] for event in tiny.read_events(finished) if event["kind"] == "step"]
     assert losses[-1] < losses[0] - 0.1  # a random base can only learn so much
 
 
@@ -112,7 +112,7 @@ def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(
 ):
     again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
     assert engine_here([str(again)]) == 0
-    assert tiny.losses(tiny.events(again)) == tiny.losses(tiny.events(finished))
+    assert tiny.get_step_losses(tiny.read_events(again)) == tiny.get_step_losses(tiny.read_events(finished))
     weights = "adapter/adapter_model.safetensors"
     assert (again / weights).read_bytes() == (finished / weights).read_bytes()
 
@@ -126,10 +126,10 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     process.kill()
     process.communicate()
     assert engine_here([str(folder)]) == 0
-    events = tiny.events(folder)
+    events = tiny.read_events(folder)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert any(event["kind"] == "resume" for event in events) or events[-1]["step"] == 12
-    assert tiny.losses(events) == tiny.losses(tiny.events(finished))
+    assert tiny.get_step_losses(events) == tiny.get_step_losses(tiny.read_events(finished))
     weights = "adapter/adapter_model.safetensors"
     assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
 
@@ -144,7 +144,7 @@ def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, 
     process.kill()
     process.communicate()
     assert engine_here([str(disturbed)]) == 0
-    assert tiny.losses(tiny.events(disturbed)) == tiny.losses(tiny.events(undisturbed))
+    assert tiny.get_step_losses(tiny.read_events(disturbed)) == tiny.get_step_losses(tiny.read_events(undisturbed))
 
 
 def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tiny_model):
@@ -159,14 +159,14 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
     wait_for(lambda: '"kind": "step"' in journal(folder))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == EXIT_CODES[Outcome.LEFT]
+    assert process.returncode == EXIT_CODES[Outcome.PREEMPTED]
     assert read_result(folder) is None
     left = json.loads((newest_whole(folder) / "state.json").read_text())["step"]
     again = engine(folder)
     wait_for(lambda: '"kind": "resume"' in journal(folder))
     again.kill()
     again.communicate()
-    resumed = next(event for event in tiny.events(folder) if event["kind"] == "resume")
+    resumed = next(event for event in tiny.read_events(folder) if event["kind"] == "resume")
     assert resumed["step"] == left > 0
 
 
@@ -195,9 +195,9 @@ def test_a_stop_file_ends_it_with_an_adapter_or_without(
 
 def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=3000)
-    (folder / "leash").touch()
-    os.utime(folder / "leash", (time.time() - 60, time.time() - 60))
-    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.LEFT]
+    (folder / "heartbeat").touch()
+    os.utime(folder / "heartbeat", (time.time() - 60, time.time() - 60))
+    assert engine_here([str(folder)]) == EXIT_CODES[Outcome.PREEMPTED]
 
 
 def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model, engine_here):
@@ -219,13 +219,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good
     tiny_run, engine_here, monkeypatch
 ):
     folder = tiny_run("run", max_steps=40, save_steps=4)
-    whole, calls = TrainedPositions.loss_sum, count(1)
+    whole, calls = LabeledPositionsHead.compute_loss_sum, count(1)
 
     def broken(self, model, *batch):
         loss = whole(self, model, *batch)
         return loss * float("nan") if torch.is_grad_enabled() and next(calls) == 7 else loss
 
-    monkeypatch.setattr(TrainedPositions, "loss_sum", broken)
+    monkeypatch.setattr(LabeledPositionsHead, "compute_loss_sum", broken)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DIVERGED]
     result = read_result(folder)
     assert "at step 7" in result.message
@@ -250,7 +250,7 @@ def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_mod
 def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, gradient_checkpointing=True)
     assert engine_here([str(folder)]) == 0
-    ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
+    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)
 
@@ -263,14 +263,14 @@ def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_
     rows = [row(40, 38), row(40, 3)]
     gradients = []
     for batches in ([((0,),), ((1,),)], [((0,), (1,))]):
-        model = families.make("llama")
+        model = families.make_family_model("llama")
         session = SimpleNamespace(
             plan=SimpleNamespace(steps=[batches], total_steps=1),
             rows=rows,
             step=0,
             total_tokens=0,
             model=model,
-            head=TrainedPositions(model),
+            head=LabeledPositionsHead(model),
             device=torch.device("cpu"),
             tokenizer=SimpleNamespace(pad_token_id=1),
             config=RunConfig(max_grad_norm=1e6),
@@ -293,8 +293,8 @@ def test_accumulating_two_batches_is_one_step_over_all_their_tokens(
 ):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=2, gradient_accumulation_steps=2)
     assert engine_here([str(folder)]) == 0
-    start = next(event for event in tiny.events(folder) if event["kind"] == "start")
-    step = next(event for event in tiny.events(folder) if event["kind"] == "step")
+    start = next(event for event in tiny.read_events(folder) if event["kind"] == "start")
+    step = next(event for event in tiny.read_events(folder) if event["kind"] == "step")
     assert start["total_steps"] == 2
     assert step["tokens"] > 160  # more than one batch's budget
 
@@ -330,7 +330,7 @@ def test_a_prompt_that_is_longer_than_what_is_trained_is_not_asked(
         tmp_path / "run", tiny_model, rows=[*tiny.ROWS, long, long, long], max_steps=1
     )
     assert engine_here([str(folder)]) == 0
-    samples = [event for event in tiny.events(folder) if event["kind"] == "sample"]
+    samples = [event for event in tiny.read_events(folder) if event["kind"] == "sample"]
     assert samples and all("lamp lamp" not in event["prompt"] for event in samples)
 
 
@@ -347,7 +347,7 @@ def test_where_every_prompt_is_too_long_none_is_asked_and_the_run_goes_on(
         tmp_path / "run", tiny_model, rows=[*tiny.ROWS[:8], *[long] * 4], max_steps=1
     )
     assert engine_here([str(folder)]) == 0
-    assert not [event for event in tiny.events(folder) if event["kind"] == "sample"]
+    assert not [event for event in tiny.read_events(folder) if event["kind"] == "sample"]
 
 
 def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_model, engine_here):
@@ -397,7 +397,7 @@ def as_if_killed(folder):
 
 
 def resumed_at(folder):
-    return [event["step"] for event in tiny.events(folder) if event["kind"] == "resume"]
+    return [event["step"] for event in tiny.read_events(folder) if event["kind"] == "resume"]
 
 
 @pytest.mark.parametrize(
@@ -411,13 +411,13 @@ def resumed_at(folder):
 def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engine_here, way):
     folder = tiny_run("run", **way)
     assert engine_here([str(folder)]) == 0
-    steps = [e for e in tiny.events(folder) if e["kind"] == "step"]
+    steps = [e for e in tiny.read_events(folder) if e["kind"] == "step"]
     assert steps[-1]["loss"] < steps[0]["loss"]
-    whole = tiny.losses(steps)
+    whole = tiny.get_step_losses(steps)
     as_if_killed(folder)
     assert engine_here([str(folder)]) == 0
     assert resumed_at(folder) == [4]
-    assert tiny.losses(tiny.events(folder)) == whole
+    assert tiny.get_step_losses(tiny.read_events(folder)) == whole
 
 
 TECHNIQUES = [
@@ -440,19 +440,19 @@ def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(
     lora = {} if technique["method"].endswith("lora") else {"rank": 16, "alpha": 32}
     folder = tiny_run("run", **lora, **technique)
     assert engine_here([str(folder)]) == 0
-    whole = tiny.losses(tiny.events(folder))
+    whole = tiny.get_step_losses(tiny.read_events(folder))
     weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
     as_if_killed(folder)
     assert engine_here([str(folder)]) == 0
     assert resumed_at(folder) == [4]
-    assert tiny.losses(tiny.events(folder)) == whole
+    assert tiny.get_step_losses(tiny.read_events(folder)) == whole
     assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
 
 
 def test_plain_text_is_learned_and_sampled(tiny_run, engine_here):
     folder = tiny_run("text", rows=TEXTS)
     assert engine_here([str(folder)]) == 0
-    samples = [e for e in tiny.events(folder) if e["kind"] == "sample"]
+    samples = [e for e in tiny.read_events(folder) if e["kind"] == "sample"]
     assert samples[0]["prompt"].startswith("the lamp")
     assert samples[0]["expected"]
 
@@ -467,7 +467,7 @@ def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run, engi
         early_stopping_patience=2,
     )
     assert engine_here([str(folder)]) == 0
-    events = tiny.events(folder)
+    events = tiny.read_events(folder)
     words = [e["text"] for e in events if e["kind"] == "log"]
     best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["eval_loss"]))[
         "step"
@@ -485,10 +485,10 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
         "again", learning_rate=1.0, max_steps=60, eval_steps=2, save_steps=2, early_stopping_patience=2
     )
     assert engine_here([str(folder)]) == 0
-    steps = [e["step"] for e in tiny.events(folder) if e["kind"] == "step"]
+    steps = [e["step"] for e in tiny.read_events(folder) if e["kind"] == "step"]
     (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
     assert engine_here([str(folder)]) == 0
-    assert [e["step"] for e in tiny.events(folder) if e["kind"] == "step"] == steps
+    assert [e["step"] for e in tiny.read_events(folder) if e["kind"] == "step"] == steps
     assert read_result(folder).step == steps[-1]
 
 
@@ -512,7 +512,7 @@ def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
     (folder / "config.json").write_text(json.dumps({**config, "max_steps": 8, **change}))
     (folder / "result.json").unlink()
     assert engine_here([str(folder)]) == 0
-    events = tiny.events(folder)
+    events = tiny.read_events(folder)
     resumed = next(event for event in events if event["kind"] == "resume")
     steps = [event["step"] for event in events if event["kind"] == "step"]
     assert (resumed["step"], steps) == (4, list(range(1, 9)))
@@ -523,6 +523,6 @@ def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
 def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, micro_batch_splits=2)
     assert engine_here([str(folder)]) == 0
-    ours, theirs = (tiny.losses(tiny.events(f)) for f in (folder, finished))
+    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)

@@ -10,7 +10,7 @@ import pytest
 from tests import tiny
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.engine.tuning.search import Search, Trial, compare, kept_trials, rungs_of, settings_of
 from training.engine.tuning.tune import Bench
 from training.errors import ConfigError
@@ -37,7 +37,7 @@ def make(tiny_run):
 
     def made(name="run", **settings):
         folder = tiny_run(name, rows=ROWS, **settings)
-        (folder / "heldout.jsonl").write_bytes(b"".join(tiny.lines(ROWS[:20])))
+        (folder / "heldout.jsonl").write_bytes(b"".join(tiny.encode_jsonl(ROWS[:20])))
         return folder
 
     return made
@@ -91,17 +91,17 @@ def test_the_first_trial_is_the_run_itself(tuned, make, engine_here):
 def test_a_killed_engine_goes_on_with_the_next_trial(make, engine_here, monkeypatch):
     broken = make("broken", **TRIALS)
     calls = []
-    plain = Reins.order
+    plain = StopSignals.requested_stop
 
-    def order(self):
+    def requested_stop(self):
         calls.append(1)
-        return Outcome.LEFT if len(calls) == 18 else plain(self)
+        return Outcome.PREEMPTED if len(calls) == 18 else plain(self)
 
-    monkeypatch.setattr(Reins, "order", order)
+    monkeypatch.setattr(StopSignals, "requested_stop", requested_stop)
     assert engine_here([str(broken)]) != 0
     before = list(kept_trials(broken))
     assert before
-    monkeypatch.setattr(Reins, "order", plain)
+    monkeypatch.setattr(StopSignals, "requested_stop", plain)
     assert engine_here([str(broken)]) == 0
     after = list(kept_trials(broken))
     assert [trial.losses for trial in after[: len(before)]] == [trial.losses for trial in before]
@@ -171,7 +171,7 @@ def test_a_guess_that_diverges_leaves_the_run_to_the_best_of_the_others(
     )
     assert engine_here([str(folder)]) == 0
     last = next(event for event in events(folder) if event["kind"] == "tuned")
-    assert last["winner"] > 0 and "own guess failed" in last["words"]
+    assert last["winner"] > 0 and "own guess failed" in last["message"]
     assert next(iter(kept_trials(folder))).state == "failed"
 
 
@@ -204,11 +204,11 @@ def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned, 
 
 
 def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():
-    assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).widest().rank == 32
+    assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).memory_upper_bound().rank == 32
     assert (
-        RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"}).widest().rank == 16
+        RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"}).memory_upper_bound().rank == 16
     )
-    assert RunConfig().widest().rank == 16
+    assert RunConfig().memory_upper_bound().rank == 16
 
 
 def test_the_comparison_knows_what_is_chance():

@@ -17,7 +17,7 @@ def counted(data, base_model, device, monkeypatch):
     """The data's tokens are counted and a memory law is at hand, LoRA's for every technique; beside
     this host's CPU there is a device with 3 GB free.
     """
-    lengths = tiny.measured(data.train_rows)
+    lengths = tiny.make_token_lengths(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     wanted = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
     monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: simulations.ask(wanted))

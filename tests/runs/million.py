@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.engine.metrics import metric_names
+from training.engine.metrics import get_metric_names
 from training.runs.metrics.chunks import CHUNK, column_row
 from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
@@ -12,7 +12,7 @@ def write_long_run(run, *, steps, spikes, height):
     otherwise.
     """
     step = np.arange(1, steps + 1, dtype=np.float64)
-    metrics = metric_names("step")
+    metrics = get_metric_names("step")
     columns = dict.fromkeys(metrics, step * 0 + 1) | {"seq": step, "step": step, "time": 1e9 + step}
     columns["loss"] = 0.5 + 2.5 * np.exp(-step / steps * 5)
     columns["loss"][[s - 1 for s in spikes]] = height

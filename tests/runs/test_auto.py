@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 @pytest.fixture
 def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
-    lengths = tiny.measured(data.train_rows)
+    lengths = tiny.make_token_lengths(data.train_rows)
     monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.ask)
     shutil.rmtree(Path(settings.HOME) / "laws", ignore_errors=True)
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)

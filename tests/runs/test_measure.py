@@ -105,12 +105,12 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice, engine
     said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
     engine_here([str(run.folder)])
-    events = tiny.events(run.folder)
+    events = tiny.read_events(run.folder)
     start = next(e for e in events if e["kind"] == "start")
     assert said["steps"] == start["total_steps"]
     assert said["trainable"] == start["trainable_parameters"]
-    assert said["lengths"]["cut"] == start["rows_cut"]
-    assert said["lengths"]["empty"] == start["rows_empty"]
+    assert said["lengths"]["cut"] == start["truncated_rows"]
+    assert said["lengths"]["empty"] == start["empty_rows"]
     assert said["tokens"] == sum(e["tokens"] for e in events if e["kind"] == "step")
     assert said["evals"] == sum(e["kind"] == "eval" for e in events)
 
@@ -165,8 +165,8 @@ def test_a_model_without_a_template_uses_the_plain_one_and_says_so(
 
 
 def test_rows_with_markup_are_shown_as_text(as_alice, alice, base_model):
-    rows = [tiny.row(f"<script>alert({i})</script>", "<b>x</b>") for i in range(3)]
-    version = create_dataset(alice, "Sly", tiny.lines(rows), source="x")
+    rows = [tiny.make_row(f"<script>alert({i})</script>", "<b>x</b>") for i in range(3)]
+    version = create_dataset(alice, "Sly", tiny.encode_jsonl(rows), source="x")
     page = as_alice.get(f"/data/versions/{version.pk}/trained").content.decode()
     assert "<script>alert" not in page
     assert "<b>x" not in page
@@ -244,7 +244,7 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(
         )
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
         engine_here([str(run.folder)])
-        steps = [e for e in tiny.events(run.folder) if e["kind"] == "step"]
+        steps = [e for e in tiny.read_events(run.folder) if e["kind"] == "step"]
         assert (said["steps"], said["tokens"], said["exact"]) == (
             len(steps),
             sum(e["tokens"] for e in steps),

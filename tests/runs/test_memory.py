@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import Law, Shape, largest
-from training.engine.methods import TABLE
+from training.engine.memory_estimator import MemoryEstimator, BatchShape, find_peak_memory
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast import memory, memory_estimators
 from training.runs.forecast.target_device import target_of
@@ -29,7 +29,7 @@ def simulated(tiny_model):
         config = replace(RunConfig.from_dict({"method": method}), precision="fp32")
         law = law_of(tiny_model, config, "cpu")
         run = FakeRun(model_config_of(tiny_model), config, layers=2, precision="fp32", device="cpu")
-        batch = Shape(5, 70, 90)
+        batch = BatchShape(5, 70, 90)
         run.step(batch)
         moments = run.step(batch)
         told = max(
@@ -49,9 +49,9 @@ def simulated(tiny_model):
 @pytest.mark.parametrize("method", ["lora", "full", "prefix"])
 def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
     config, law, batch, told, measuring, trainable = simulated[method]
-    kept = Law.from_json(json.loads(json.dumps(law.to_json())))
-    assert largest(kept, [batch], config).total == pytest.approx(told, rel=0.005)
-    assert largest(kept, [batch], config, measuring=True).total == pytest.approx(
+    kept = MemoryEstimator.from_json(json.loads(json.dumps(law.to_json())))
+    assert find_peak_memory(kept, [batch], config).total == pytest.approx(told, rel=0.005)
+    assert find_peak_memory(kept, [batch], config, is_eval=True).total == pytest.approx(
         measuring, rel=0.005
     )
     assert memory.law_trainable(kept, config) == trainable
@@ -59,9 +59,9 @@ def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
 
 def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
     config, law, batch, told, _, _ = simulated["lora"]
-    assert largest(law, [batch], replace(config, rank=64)).total > told
-    assert largest(law, [Shape(10, 70, 90)], config).total > told
-    assert set(largest(law, [batch], config).kinds) >= {
+    assert find_peak_memory(law, [batch], replace(config, rank=64)).total > told
+    assert find_peak_memory(law, [BatchShape(10, 70, 90)], config).total > told
+    assert set(find_peak_memory(law, [batch], config).kinds) >= {
         "weights",
         "gradients",
         "optimizer",
@@ -158,7 +158,7 @@ SHORT_OF_MEMORY = {"optim": "adamw_8bit", "gradient_checkpointing": True}
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        *((name, {}) for name in TABLE),
+        *((name, {}) for name in METHODS),
         ("full", SHORT_OF_MEMORY),
         ("full", {**SHORT_OF_MEMORY, "precision": "bf16"}),
     ],
@@ -174,8 +174,8 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
     settings = {"method": method, "precision": "fp32", **more} | (
         {"prompt_tuning_init": "random"} if method == "prompt" else {}
     )
-    config, shape = RunConfig.from_dict(settings), Shape(3, 160, 200)
-    assert loaded.pick_device().type == "cpu"
+    config, shape = RunConfig.from_dict(settings), BatchShape(3, 160, 200)
+    assert loaded.resolve_device().type == "cpu"
     told = forecast.forecast(llama, config, shape, torch.device("cpu"))
     assert told == pytest.approx(
         forecast.measure(llama, config, shape, torch.device("cpu")), rel=0.05
@@ -200,13 +200,13 @@ def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
     """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine
     checks names at its start.
     """
-    from training.engine.memory_estimator import DEPTHS
+    from training.engine.memory_estimator import SAMPLE_DEPTHS
     from training.engine.simulation.fake_step import FakeRun, model_config_of
 
     config = RunConfig(
         precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32"
     )
-    for layers in DEPTHS:
+    for layers in SAMPLE_DEPTHS:
         run = FakeRun(
             model_config_of(tiny_model), config, layers=layers, precision="fp32", device="cpu"
         )

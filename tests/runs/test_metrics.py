@@ -43,11 +43,11 @@ def trained(run, entropy):
 def test_the_journal_takes_a_metric_of_the_table_and_no_other(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     with pytest.raises(ValueError, match="not declared"):
-        journal.write("step", step=1, entropy=0.5)
+        journal.write_event("step", step=1, entropy=0.5)
     monkeypatch.setitem(METRICS, "entropy", Metric("entropy", "Entropy"))
-    journal.write("step", step=1, entropy=0.5)
+    journal.write_event("step", step=1, entropy=0.5)
     with pytest.raises(ValueError, match="not declared"):
-        journal.write("eval", step=1, entropy=0.5)
+        journal.write_event("eval", step=1, entropy=0.5)
     assert json.loads(journal.path.read_text())["entropy"] == 0.5
 
 

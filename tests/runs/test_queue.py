@@ -295,7 +295,7 @@ def test_a_stop_while_it_makes_room_is_a_stop(run, another):
     Allocation.objects.update(evicted_at=timezone.now())
     watch.look()
     Run.objects.filter(pk=run.pk).update(wish=Wish.STOP, state=State.STOPPING, step=5, last_seq=1)
-    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "left"})
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "preempted"})
     (run.folder / "checkpoints").mkdir()
     watch.end()
     run.refresh_from_db()

@@ -108,7 +108,7 @@ def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monk
 @pytest.mark.django_db
 def test_a_run_that_leaves_among_its_trials_does_not_speak_of_a_checkpoint(run):
     (run.folder / "trials").mkdir()
-    ended(run, code=EXIT_CODES[Outcome.LEFT]).end()
+    ended(run, code=EXIT_CODES[Outcome.PREEMPTED]).end()
     run.refresh_from_db()
     assert run.message.startswith("Paused among its trials")
 
@@ -151,7 +151,7 @@ def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
 )
 def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
     watch = ended(run, code=1)
-    Result(outcome=outcome, message="It was too much.").write(run.folder)
+    Result(outcome=outcome, message="It was too much.").write_file(run.folder)
     watch.end()
     run.refresh_from_db()
     assert (run.state, run.message) == (State.FAILED, "It was too much.")
@@ -160,7 +160,7 @@ def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
 @pytest.mark.django_db
 def test_an_adopted_engine_that_left_by_its_own_word_did_not_die(run):
     watch = ended(run, code=None, last_seq=1)
-    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "left"})
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "preempted"})
     watch.end()
     run.refresh_from_db()
     assert (run.state, run.deaths) == (State.QUEUED, 0)
@@ -186,7 +186,7 @@ def test_a_stop_whose_engine_died_is_done_by_the_next_one(run):
 @pytest.mark.django_db
 def test_a_worker_that_was_frozen_finds_out_before_it_touches_the_shelf(run):
     watch = ended(run, code=0)
-    Result(outcome=Outcome.DISCARDED).write(run.folder)
+    Result(outcome=Outcome.DISCARDED).write_file(run.folder)
     (run.folder / "checkpoints").mkdir()
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
@@ -200,7 +200,7 @@ def test_the_leash_is_touched_only_with_a_valid_lease(run):
     watch.lease = Lease(run.pk, "stale")
     with pytest.raises(LeaseLost):
         watch.renew()
-    assert not (run.folder / "leash").exists()
+    assert not (run.folder / "heartbeat").exists()
 
 
 @pytest.mark.django_db

@@ -48,7 +48,7 @@ def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
     watch.engine = FakeEngine(code)
     if outcome:
-        Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write(
+        Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write_file(
             run.folder
         )
     watch.end()

@@ -151,10 +151,10 @@ def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, fo
 
 
 def test_every_setting_that_one_may_turn_has_its_usual_range():
-    from training.engine.methods import TABLE
+    from training.engine.methods import METHODS
     from training.runs.launch.form import fields
 
-    for method in TABLE:
+    for method in METHODS:
         for name, field in fields({"method": method}).items():
             assert (
                 field.usual

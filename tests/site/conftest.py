@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.evaluation.benchmark import METHODS
+from adapters.evaluation.benchmark import BENCHMARK_METHODS
 from adapters.export import gguf
 from adapters.models import Deployment, PromptSet
 from tests import tiny
@@ -44,7 +44,7 @@ def things(run, base_model, data, alice, device):
     files = [{"file": "0", "name": "a.jsonl", "split": "", "format": read}]
     upload = Upload.objects.create(**shared, name="Lights", source="x", files=files, mapped=mapped)
     upload.folder.mkdir(parents=True, exist_ok=True)
-    (upload.folder / "0").write_bytes(b"".join(tiny.lines(tiny.ROWS)))
+    (upload.folder / "0").write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)))
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
     version = put_on_shelf(run)
     Deployment.objects.create(**shared, name="halve", version=version)
@@ -64,7 +64,7 @@ def things(run, base_model, data, alice, device):
         "upload_id": upload.pk,
         "adapter_id": version.pk,
         "model_id": base_model.pk,
-        "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"method": list(METHODS)}).pk,
+        "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"method": list(BENCHMARK_METHODS)}).pk,
         "team_id": Team.objects.get(name="voice").pk,
         "token_id": 1,
         "webhook_id": Webhook.objects.create(

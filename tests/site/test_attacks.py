@@ -227,6 +227,6 @@ def test_27_a_row_of_thousands_of_turns_is_shown_in_part(as_alice, alice):
             {"role": role, "content": "x"} for _ in range(3000) for role in ("user", "assistant")
         ]
     }
-    version = create_dataset(alice, "Long", tiny.lines([long, *tiny.ROWS]), source="x")
+    version = create_dataset(alice, "Long", tiny.encode_jsonl([long, *tiny.ROWS]), source="x")
     page = as_alice.get(f"/data/{version.dataset_id}").content.decode()
     assert len(page) < 200_000

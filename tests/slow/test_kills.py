@@ -20,7 +20,7 @@ import pytest
 
 from tests import tiny
 from tests.stage import ROOT, Stage
-from training.engine.files import sha256
+from training.engine.files import sha256_file
 from training.engine.outcome import read_result
 
 SETTINGS = {
@@ -148,8 +148,8 @@ def undisturbed(folder, model):
         stderr=subprocess.DEVNULL,
     )
     assert read_result(run).step == SETTINGS["max_steps"]
-    losses = {str(step): loss for step, loss in tiny.losses(tiny.events(run)).items()}
-    return losses, sha256(run / "adapter" / "adapter_model.safetensors")
+    losses = {str(step): loss for step, loss in tiny.get_step_losses(tiny.read_events(run)).items()}
+    return losses, sha256_file(run / "adapter" / "adapter_model.safetensors")
 
 
 def state(stage, run_id):

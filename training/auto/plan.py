@@ -14,7 +14,7 @@ from training.auto import rules
 from training.auto.setups import Setup, setups
 from training.auto.situation import GOALS, Choice, Draft, Plan, Situation
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.formatting import format_bytes
 
@@ -58,7 +58,7 @@ def make_plan(
     final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
     rules.measuring(draft, final)
     rules.trials(draft, final)
-    draft.choices = [choice for choice in draft.choices if choice.setting not in final.foreign()]
+    draft.choices = [choice for choice in draft.choices if choice.setting not in final.inapplicable_settings()]
     draft.refuse_unused()
     plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
     RunConfig.from_dict(plan.settings)
@@ -87,7 +87,7 @@ def shape_of(draft: Draft) -> dict[str, Any]:
     memory depends on them.
     """
     method = draft.locked.get("method", "lora")
-    if "rank" not in TABLE[method].settings:
+    if "rank" not in METHODS[method].settings:
         return {}
     rank = rules.rank(draft)
     return {
@@ -105,7 +105,7 @@ def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
 
 def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     at, method = draft.situation, taken.config.method
-    title, need = TABLE[method].title, format_bytes(taken.need["peak"])
+    title, need = METHODS[method].title, format_bytes(taken.need["peak"])
     other = next((one for one in reversed(tried) if one.config.method != method), None)
     if other is not None:
         why = (
@@ -118,7 +118,7 @@ def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
     else:
         why = f"{title} fits: {need} of {format_bytes(at.free)} free on {at.device}."
         instead = other_technique(draft, taken, "qlora" if method == "lora" else "lora")
-    draft.take("method", method, why, instead=instead, source=TABLE[method].paper)
+    draft.take("method", method, why, instead=instead, source=METHODS[method].paper)
     plain = next(
         (
             one
@@ -210,7 +210,7 @@ OPTIMIZERS = {
 
 def other_technique(draft: Draft, taken: Setup, name: str) -> str:
     """What the nearest other technique would need."""
-    title, own = TABLE[name].title, RunConfig.from_dict({"method": name}).foreign()
+    title, own = METHODS[name].title, RunConfig.from_dict({"method": name}).inapplicable_settings()
     settings = {
         setting: value for setting, value in taken.config.to_dict().items() if setting not in own
     }

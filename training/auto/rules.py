@@ -11,8 +11,8 @@ import numpy as np
 
 from training.auto.situation import GOALS, Draft
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
-from training.engine.settings import TUNABLE
+from training.engine.methods import METHODS
+from training.engine.settings import TUNABLE_SETTINGS
 from training.errors import UserError
 from training.formatting import format_setting
 
@@ -70,7 +70,7 @@ def tokens_in_front(draft: Draft) -> int:
     locked = {
         name: draft.locked[name] for name in ("method", "num_virtual_tokens") if name in draft.locked
     }
-    return RunConfig.from_dict(locked).tokens_in_front
+    return RunConfig.from_dict(locked).prepended_tokens
 
 
 def rank(draft: Draft) -> int:
@@ -177,10 +177,10 @@ def learning_rate(draft: Draft, config: RunConfig) -> float:
     """LoRA: 2e-4 at 4,096 features, larger for narrower models as (4,096 / width)^0.775, and half
     as much more in short runs.
     """
-    at, method = draft.situation, TABLE[config.method]
+    at, method = draft.situation, METHODS[config.method]
     width = (4096 / at.hidden_size) ** 0.775
     source = f"{MANUAL}: rate by width, fitted on Llama models; ten times that of full fine-tuning"
-    if method.whole_model:
+    if method.is_full_finetuning:
         value = rounded(min(5e-5, max(5e-6, 1e-5 * width)))
         why = (
             f"1e-5 is usual at 7B; {at.model} is {at.hidden_size:,} features wide, and narrower "
@@ -292,9 +292,9 @@ def trials(draft: Draft, config: RunConfig) -> None:
     """Off unless asked for: trials take time that the person should agree to. They vary what is not
     locked.
     """
-    if "tuning_budget_fraction" not in TABLE[config.method].settings:
+    if "tuning_budget_fraction" not in METHODS[config.method].settings:
         return
-    over = [name for name in TUNABLE if name not in draft.locked]
+    over = [name for name in TUNABLE_SETTINGS if name not in draft.locked]
     instead = "0.3 spends 30 % more steps on short trials that look for a better one."
     why = "Off: the plan's guess is used as it is."
     draft.take(
@@ -309,7 +309,7 @@ def trials(draft: Draft, config: RunConfig) -> None:
             "Everything that trials vary is locked; unlock one of them, or lock no trials.",
             field="tuning_budget_fraction",
         )
-    if "tuning_search_space" in draft.locked or (over and len(over) < len(TUNABLE)):
+    if "tuning_search_space" in draft.locked or (over and len(over) < len(TUNABLE_SETTINGS)):
         instead = "All four are varied where nothing is locked."
         draft.take(
             "tuning_search_space",

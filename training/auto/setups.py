@@ -15,7 +15,7 @@ from typing import Any
 from training.auto import rules
 from training.auto.situation import Draft
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 
 TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
@@ -43,7 +43,7 @@ class Setup:
     def words(self) -> str:
         checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
         return (
-            f"{TABLE[self.config.method].title}{checkpointing}, {self.config.max_tokens_per_batch:,} "
+            f"{METHODS[self.config.method].title}{checkpointing}, {self.config.max_tokens_per_batch:,} "
             "tokens at once"
         )
 
@@ -59,7 +59,7 @@ def setups(
         yield from of_technique(draft, draft.locked["method"], common, tokens)
         return
     last = RunConfig.from_dict({"method": LAST_RESORT})
-    foreign = last.foreign()
+    foreign = last.inapplicable_settings()
     for name in (*TECHNIQUES, LAST_RESORT):
         if name == LAST_RESORT and (len(problems) < len(TECHNIQUES) or foreign & set(draft.locked)):
             return
@@ -68,7 +68,7 @@ def setups(
             for setting, value in common.items()
             if name != LAST_RESORT or setting not in foreign
         }
-        if name == LAST_RESORT and mine["max_length"] + last.tokens_in_front > (
+        if name == LAST_RESORT and mine["max_length"] + last.prepended_tokens > (
             draft.situation.context_length or math.inf
         ):
             return  # rows as long as the context leave no room in front of them
@@ -81,12 +81,12 @@ def setups(
 
 
 def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -> Iterator[Setup]:
-    never = "gradient_checkpointing" in TABLE[name].never
+    never = "gradient_checkpointing" in METHODS[name].incompatible_settings
     lock = draft.locked.get("gradient_checkpointing")
     tries = (False,) if never else (False, True)
     if lock is not None:
         tries = (lock,)
-    for bits in FEWER_BITS if TABLE[name].whole_model else FEWER_BITS[:1]:
+    for bits in FEWER_BITS if METHODS[name].is_full_finetuning else FEWER_BITS[:1]:
         more = {setting: value for setting, value in bits.items() if setting not in draft.locked}
         if bits and (
             not more

@@ -17,7 +17,7 @@ import numpy as np
 from training.datasets.check import SPLIT_CODES
 from training.datasets.rows import SPLITS
 from training.datasets.similar import Numbers, repeats
-from training.engine.files import sync
+from training.engine.files import fsync_path
 from training.errors import UserError
 
 HELDOUT_SHARE = 0.05
@@ -188,7 +188,7 @@ def write(staged: Path, split: Numbers, root: Path) -> str:
             with (aside / f"{name}.jsonl").open("rb") as written:
                 while piece := written.read(2**20):
                     digest.update(piece)
-            sync(aside / f"{name}.jsonl")
+            fsync_path(aside / f"{name}.jsonl")
         final = root / digest.hexdigest()
         if not final.exists():
             aside.rename(final)

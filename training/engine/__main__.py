@@ -19,13 +19,13 @@ from typing import TextIO
 from training.engine.config import RunConfig
 from training.engine.data.conversations import DataError
 from training.engine.events import Journal
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 from training.engine.files import write_atomically
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.errors import ConfigError
 
-ATTEMPTS = "attempts"
+ATTEMPT_FILE = "attempts"
 
 
 def main(arguments: list[str]) -> int:
@@ -33,21 +33,21 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m training.engine RUN_DIR   (RUN_DIR holds config.json)\n")
         return EXIT_CODES[Outcome.CONFIG]
     run_dir = Path(arguments[0]).resolve()
-    lock = take_lock(run_dir)
+    lock = acquire_lock(run_dir)
     if lock is None:
         return EXIT_CODES[Outcome.BUSY]
     journal = Journal(run_dir)
     result = read_result(run_dir)
     if result is None:
-        reins = Reins(run_dir)
-        reins.listen()
-        result = run(run_dir, journal, reins)
+        stop_signals = StopSignals(run_dir)
+        stop_signals.install_handlers()
+        result = run_training(run_dir, journal, stop_signals)
     if journal.last_kind != "end":
-        journal.write("end", outcome=result.outcome, message=result.message, step=result.step)
+        journal.write_event("end", outcome=result.outcome, message=result.message, step=result.step)
     return EXIT_CODES[result.outcome]
 
 
-def take_lock(run_dir: Path) -> TextIO | None:
+def acquire_lock(run_dir: Path) -> TextIO | None:
     """Only one engine in a folder. The kernel lets go of the lock when this process dies, however
     it dies.
 
@@ -65,34 +65,34 @@ def take_lock(run_dir: Path) -> TextIO | None:
     return None
 
 
-def run(run_dir: Path, journal: Journal, reins: Reins) -> Result:
+def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> Result:
     """Train, and turn every way of ending into a result. Only final ones are written to
     result.json.
     """
-    with quick_imports():
+    with fast_imports():
         from training.engine.train.attempt import Attempt
 
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:
         config = RunConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
-        outcome, message = attempt.run(config, reins)
+        outcome, message = attempt.run(config, stop_signals)
     except (ConfigError, json.JSONDecodeError) as error:
         outcome, message = Outcome.CONFIG, str(error)
     except DataError as error:
         outcome, message = Outcome.DATA, str(error)
     # the one place that must tell every other error to the person
     except Exception as error:  # noqa: BLE001
-        journal.write("log", level="error", text=traceback.format_exc())
+        journal.write_event("log", level="error", text=traceback.format_exc())
         outcome, message = attempt.explain(error)
     result = attempt.result(outcome, message)
-    if outcome not in (Outcome.LEFT, Outcome.CRASHED):
-        result.write(run_dir)
+    if outcome not in (Outcome.PREEMPTED, Outcome.CRASHED):
+        result.write_file(run_dir)
     return result
 
 
 def count_attempt(run_dir: Path) -> int:
     """1 for the first start in this folder, one more for each start after it."""
-    path = run_dir / ATTEMPTS
+    path = run_dir / ATTEMPT_FILE
     number = int(path.read_text()) + 1 if path.exists() else 1
     write_atomically(path, str(number))
     return number

@@ -15,8 +15,8 @@ from operator import itemgetter
 from training.engine.config import RunConfig
 
 # Numbers of the rows that share one sequence; without packing there is one
-Packed = tuple[int, ...]
-Batch = list[Packed]
+PackedRows = tuple[int, ...]
+Batch = list[PackedRows]
 
 # Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to
 # leave hardly any padding (1.3 % on smart_home at 1,024 tokens, 20.8 % unsorted), few enough that
@@ -25,7 +25,7 @@ WINDOW_ROWS = 400
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The batches of every optimizer step: `steps[i]` belongs to step i + 1."""
 
     steps: list[list[Batch]]
@@ -36,7 +36,7 @@ class Plan:
         return len(self.steps)
 
 
-def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
+def plan_steps(lengths: Sequence[int], config: RunConfig) -> BatchPlan:
     """Group the rows of each epoch into batches, and batches into steps of `gradient_accumulation_steps` batches.
 
     An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `micro_batch_splits`
@@ -46,79 +46,79 @@ def plan_steps(lengths: Sequence[int], config: RunConfig) -> Plan:
     steps: list[list[Batch]] = []
     epoch = 0
     while epoch < config.epochs if not config.max_steps else len(steps) < config.max_steps:
-        batches = epoch_batches(lengths, config, epoch)
+        batches = build_epoch_batches(lengths, config, epoch)
         steps += [
             [
                 part
                 for batch in batches[i : i + config.gradient_accumulation_steps]
-                for part in parts_of(batch, config.micro_batch_splits)
+                for part in split_batch(batch, config.micro_batch_splits)
             ]
             for i in range(0, len(batches), config.gradient_accumulation_steps)
         ]
         epoch += 1
-    return Plan(steps[: config.max_steps or None], epoch)
+    return BatchPlan(steps[: config.max_steps or None], epoch)
 
 
-def parts_of(batch: Batch, count: int) -> list[Batch]:
+def split_batch(batch: Batch, count: int) -> list[Batch]:
     """A batch in at most `count` parts, as equal as can be; a part has one sequence at least."""
     size = -(-len(batch) // count)
     return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
-def epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:
+def build_epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:
     """All rows once, in batches within the budget with padding counted, in an order drawn from the
     seed.
     """
-    draw = random.Random(f"{config.seed}:{epoch}")
+    rng = random.Random(f"{config.seed}:{epoch}")
     rows = list(range(len(lengths)))
-    draw.shuffle(rows)
+    rng.shuffle(rows)
     batches: list[Batch] = []
-    for at in range(0, len(rows), WINDOW_ROWS):
-        window = rows[at : at + WINDOW_ROWS]
+    for start in range(0, len(rows), WINDOW_ROWS):
+        window = rows[start : start + WINDOW_ROWS]
         sequences = (
-            pack(window, lengths, config.max_length)
+            pack_rows(window, lengths, config.max_length)
             if config.packing
             else [(row,) for row in window]
         )
-        sized = [(length_of(packed, lengths), packed) for packed in sequences]
-        batches += fill(sorted(sized, key=itemgetter(0)), config)
-    draw.shuffle(batches)
+        sized_sequences = [(get_sequence_length(packed, lengths), packed) for packed in sequences]
+        batches += batch_sequences(sorted(sized_sequences, key=itemgetter(0)), config)
+    rng.shuffle(batches)
     return batches
 
 
-def length_of(packed: Packed, lengths: Sequence[int]) -> int:
+def get_sequence_length(packed: PackedRows, lengths: Sequence[int]) -> int:
     return sum([lengths[row] for row in packed]) if len(packed) > 1 else lengths[packed[0]]
 
 
-def pack(rows: Sequence[int], lengths: Sequence[int], most: int) -> list[Packed]:
+def pack_rows(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[PackedRows]:
     """Rows into sequences of at most `most` tokens: longest first, each into the first sequence
     that has room.
     """
     sequences: list[list[int]] = []
-    room: list[int] = []
+    free_tokens: list[int] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
-        place = next((i for i, left in enumerate(room) if left >= lengths[row]), None)
-        if place is None:
+        index = next((i for i, left in enumerate(free_tokens) if left >= lengths[row]), None)
+        if index is None:
             sequences.append([row])
-            room.append(most - lengths[row])
+            free_tokens.append(max_tokens - lengths[row])
         else:
-            sequences[place].append(row)
-            room[place] -= lengths[row]
+            sequences[index].append(row)
+            free_tokens[index] -= lengths[row]
     return [tuple(sequence) for sequence in sequences]
 
 
-def fill(sequences: Iterable[tuple[int, Packed]], config: RunConfig) -> list[Batch]:
+def batch_sequences(sequences: Iterable[tuple[int, PackedRows]], config: RunConfig) -> list[Batch]:
     """Sequences with their lengths, shortest first, into as few batches as fit the budget. One that
     is longer than the budget gets a batch of its own.
     """
-    by_rows, most = (
+    is_counted_in_rows, limit = (
         config.batch_unit == "rows",
         config.per_device_train_batch_size if config.batch_unit == "rows" else config.max_tokens_per_batch,
     )
     batches: list[Batch] = []
     for length, packed in sequences:
         count = len(batches[-1]) + 1 if batches else 0
-        if batches and (count if by_rows else length * count) <= most:
+        if batches and (count if is_counted_in_rows else length * count) <= limit:
             batches[-1].append(packed)
         else:
             batches.append([packed])

@@ -18,71 +18,71 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.engine.metrics import metric_names
+from training.engine.metrics import get_metric_names
 
-JOURNAL = "events.jsonl"
+JOURNAL_FILE = "events.jsonl"
 
 
 @dataclass(frozen=True)
-class Kind:
+class EventKind:
     """A kind of event: its fields besides metrics (metrics.py), and whether it must be on the disk
     before the engine goes on.
     """
 
-    words: str
-    fields: frozenset[str]
-    sync: bool = False
+    description: str
+    field_names: frozenset[str]
+    needs_fsync: bool = False
 
 
-def _kind(words: str, fields: str, *, sync: bool = False) -> Kind:
-    return Kind(words, frozenset(fields.split()), sync)
+def _build_kind(description: str, field_names: str, *, needs_fsync: bool = False) -> EventKind:
+    return EventKind(description, frozenset(field_names.split()), needs_fsync)
 
 
-KINDS: dict[str, Kind] = {
-    "phase": _kind(
+EVENT_KINDS: dict[str, EventKind] = {
+    "phase": _build_kind(
         "what the engine is doing, with progress where it can be counted", "name done total"
     ),
-    "start": _kind(
+    "start": _build_kind(
         "the plan, once the data and the model are there",
-        "attempt step total_steps epochs rows heldout_rows tokens trained_tokens rows_cut "
-        "rows_empty trainable_parameters parameters device precision optimizer threads "
+        "attempt step total_steps epochs rows eval_rows tokens trained_tokens truncated_rows "
+        "empty_rows trainable_parameters parameters device precision optimizer threads "
         "chat_template versions",
     ),
-    "resume": _kind(
+    "resume": _build_kind(
         "training goes on from a checkpoint; later steps of earlier attempts no longer count",
         "attempt step",
     ),
-    "step": _kind(
+    "step": _build_kind(
         "one optimizer step",
         "step devices",
     ),
-    "eval": _kind("held-out loss", "step rows total_tokens seconds best"),
-    "sample": _kind("one answer to a held-out prompt", "step prompt expected answer"),
-    "answers": _kind(
+    "eval": _build_kind("held-out loss", "step rows total_tokens seconds best"),
+    "sample": _build_kind("one answer to a held-out prompt", "step prompt expected answer"),
+    "answers": _build_kind(
         "held-out prompts answered by what is exported, word for word",
         "step rows matches exact_match seconds",
     ),
-    "memory": _kind(
+    "memory": _build_kind(
         "memory at a moment that is not a step",
         "moment step memory_bytes memory_peak_bytes devices",
     ),
-    "saving": _kind("a checkpoint is about to be written", "step", sync=True),
-    "checkpoint": _kind(
-        "a checkpoint is complete on the disk", "step path bytes seconds best", sync=True
+    "saving": _build_kind("a checkpoint is about to be written", "step", needs_fsync=True),
+    "checkpoint": _build_kind(
+        "a checkpoint is complete on the disk", "step path bytes seconds best", needs_fsync=True
     ),
-    "trial": _kind(
+    "trial": _build_kind(
         "a short trial before the run begins, stops early or is done; losses are [step, held-out "
         "loss] pairs",
-        "number step settings steps losses outcome spent budget whole seconds",
+        "number step settings steps losses outcome spent budget full_steps seconds",
     ),
-    "tuned": _kind(
+    "tuned": _build_kind(
         "the trials are over: who goes on, and what rows that no trial saw say of it against the "
         "plan's own guess",
         "step winner settings trainable_parameters spent plan_loss winner_loss difference "
-        "standard_error rows words",
+        "standard_error rows message",
     ),
-    "log": _kind("a line for the log tail", "level text"),
-    "end": _kind("the engine leaves", "outcome message step", sync=True),
+    "log": _build_kind("a line for the log tail", "level text"),
+    "end": _build_kind("the engine leaves", "outcome message step", needs_fsync=True),
 }
 
 
@@ -90,35 +90,35 @@ class Journal:
     """Appends to `events.jsonl`; a half-written last line of a killed engine is cut off first."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / JOURNAL
+        self.path = run_dir / JOURNAL_FILE
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self.seq, self.last_kind = self._recover()
+        self.seq, self.last_kind = self._recover_last_event()
 
-    def write(self, kind: str, **payload: Any) -> int:
+    def write_event(self, kind: str, **fields: Any) -> int:
         """Append one event and return its number.
 
         Raises:
             ValueError: the kind or a field of its payload is declared in neither KINDS nor METRICS.
         """
-        declared = KINDS.get(kind)
-        if declared is None or not declared.fields.union(metric_names(kind)) >= payload.keys():
-            raise ValueError(f"event {kind} with {sorted(payload)} is not declared in KINDS")
+        declared = EVENT_KINDS.get(kind)
+        if declared is None or not declared.field_names.union(get_metric_names(kind)) >= fields.keys():
+            raise ValueError(f"event {kind} with {sorted(fields)} is not declared in KINDS")
         event = {
             "seq": self.seq + 1,
             "time": time.time(),
             "kind": kind,
-            **{k: finite(v) for k, v in payload.items()},
+            **{k: encode_non_finite(v) for k, v in fields.items()},
         }
-        self._append(json.dumps(event, allow_nan=False).encode() + b"\n")
+        self._append_line(json.dumps(event, allow_nan=False).encode() + b"\n")
         self.seq += 1
         self.last_kind = kind
-        if declared.sync:
+        if declared.needs_fsync:
             os.fsync(self._file)
         return self.seq
 
-    def _append(self, line: bytes) -> None:
+    def _append_line(self, line: bytes) -> None:
         """The whole line or nothing: on a full disk the system may take only a part."""
-        begin = os.fstat(self._file).st_size
+        size_before = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
         except OSError:
@@ -126,36 +126,36 @@ class Journal:
             raise
         finally:
             if written < len(line):
-                os.ftruncate(self._file, begin)
+                os.ftruncate(self._file, size_before)
         if written < len(line):
             raise OSError(errno.ENOSPC, "the journal's disk is full", str(self.path))
 
     def close(self) -> None:
         os.close(self._file)
 
-    def _recover(self) -> tuple[int, str]:
+    def _recover_last_event(self) -> tuple[int, str]:
         size = os.fstat(self._file).st_size
-        last = b""
+        last_line = b""
         end = 0
         window = 1 << 16
-        while size and not last:
+        while size and not last_line:
             start = max(0, size - window)
             tail = os.pread(self._file, size - start, start)
-            whole = tail.rfind(b"\n") + 1
-            before = tail.rfind(b"\n", 0, max(0, whole - 1)) + 1
-            if whole and (before or start == 0):
-                last, end = tail[before:whole], start + whole
+            line_end = tail.rfind(b"\n") + 1
+            line_start = tail.rfind(b"\n", 0, max(0, line_end - 1)) + 1
+            if line_end and (line_start or start == 0):
+                last_line, end = tail[line_start:line_end], start + line_end
             elif start == 0:
                 break
             window *= 2
         os.ftruncate(self._file, end)
-        if not last:
+        if not last_line:
             return 0, ""
-        event = json.loads(last)
+        event = json.loads(last_line)
         return int(event["seq"]), str(event["kind"])
 
 
-def finite(value: Any) -> Any:
+def encode_non_finite(value: Any) -> Any:
     """JSON has no NaN: a float that is not finite travels as "nan", "inf" or "-inf", which float()
     reads back.
     """

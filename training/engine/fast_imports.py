@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SURROUNDINGS = {
+IMPORT_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHDYNAMO_DISABLE": "1",
@@ -23,19 +23,19 @@ SURROUNDINGS = {
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def fast_imports() -> Iterator[None]:
     """Import inside this. What the imports left in memory is for good, and later collections need
     not look at it.
     """
-    first = "torch" not in sys.modules
-    for name, value in SURROUNDINGS.items():
+    is_first_import = "torch" not in sys.modules
+    for name, value in IMPORT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    collects = gc.isenabled()
+    is_gc_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if first:
+        if is_first_import:
             gc.freeze()
-        if collects:
+        if is_gc_enabled:
             gc.enable()

@@ -9,35 +9,35 @@ import threading
 from pathlib import Path
 
 
-def sync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Push a file's content, or a folder's entries, down to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    aside.write_text(text)
-    sync(aside)
-    aside.rename(path)
-    sync(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary.write_text(text)
+    fsync_path(temporary)
+    temporary.rename(path)
+    fsync_path(path.parent)
 
 
 def remove_tree(folder: Path) -> int:
     """Remove a folder; returns the bytes of its files."""
-    freed = sum(
+    freed_bytes = sum(
         path.stat().st_size
         for path in folder.rglob("*")
         if path.is_file() and not path.is_symlink()
     )
     shutil.rmtree(folder, ignore_errors=True)
-    return freed
+    return freed_bytes
 
 
-def sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,11 +38,11 @@ class Metric(Figure):
     label: str = ""  # in the chart's legend, where a title is too long at 390 px
 
 
-NATS = "nats/token"
+NATS_PER_TOKEN = "nats/token"
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("loss", "Training loss", NATS, "low", 3, chart="Loss", label="train"),
+        Metric("loss", "Training loss", NATS_PER_TOKEN, "low", 3, chart="Loss", label="train"),
         Metric("learning_rate", "Learning rate", decimals=6, chart="Learning rate"),
         Metric("gradient_norm", "Gradient norm", decimals=3, chart="Gradient norm"),
         Metric("tokens", "Tokens of the step", "tokens"),
@@ -73,7 +73,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "eval_loss",
             "Held-out loss",
-            NATS,
+            NATS_PER_TOKEN,
             "low",
             3,
             chart="Loss",
@@ -87,12 +87,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def metric_names(event: str) -> list[str]:
+def get_metric_names(event: str) -> list[str]:
     """The metrics that an event of this kind brings."""
     return [metric.name for metric in METRICS.values() if metric.event == event]
 
 
-def charted_names() -> list[str]:
+def get_charted_names() -> list[str]:
     """The metrics of a step that have a curve."""
     return [m.name for m in METRICS.values() if m.event == "step" and m.chart]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.engine.files import write_atomically
 
-RESULT = "result.json"
+RESULT_FILE = "result.json"
 
 
 class Outcome(StrEnum):
@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     STOPPED = "stopped"  # a person stopped it and kept what was learned
     DISCARDED = "discarded"  # a person stopped it and threw it away
     # Shutdown or a leash that went stale: a checkpoint is there, training is to go on
-    LEFT = "left"
+    PREEMPTED = "preempted"
     BUSY = "busy"  # another engine holds this run folder
     CONFIG = "config_error"
     DATA = "data_error"
@@ -35,7 +35,7 @@ EXIT_CODES: dict[Outcome, int] = {
     Outcome.FINISHED: 0,
     Outcome.STOPPED: 0,
     Outcome.DISCARDED: 0,
-    Outcome.LEFT: 75,
+    Outcome.PREEMPTED: 75,
     Outcome.BUSY: 73,
     Outcome.CONFIG: 78,
     Outcome.DATA: 65,
@@ -63,12 +63,12 @@ class Result:
     trainable_parameters: int = 0
     total_tokens: int = 0
 
-    def write(self, run_dir: Path) -> None:
-        write_atomically(run_dir / RESULT, json.dumps(asdict(self), indent=1))
+    def write_file(self, run_dir: Path) -> None:
+        write_atomically(run_dir / RESULT_FILE, json.dumps(asdict(self), indent=1))
 
 
 def read_result(run_dir: Path) -> Result | None:
-    path = run_dir / RESULT
+    path = run_dir / RESULT_FILE
     if not path.exists():
         return None
     values: dict[str, Any] = json.loads(path.read_text())

@@ -11,9 +11,9 @@ from typing import Any
 
 from training.errors import ConfigError
 
-TARGETS = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
-PATTERN = re.compile(r"([\w.\-]{1,80} *= *[1-9]\d{0,3} *(, *|$)){0,50}", re.ASCII)
-TUNABLE = ("learning_rate", "rank", "alpha", "target_modules")
+TARGET_PATTERN = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
+LAYER_PATTERN = re.compile(r"([\w.\-]{1,80} *= *[1-9]\d{0,3} *(, *|$)){0,50}", re.ASCII)
+TUNABLE_SETTINGS = ("learning_rate", "rank", "alpha", "target_modules")
 PAPERS = {  # setting -> the papers that it comes from, on arXiv
     "rank": {"LoRA": "2106.09685"},
     "alpha": {"LoRA": "2106.09685"},
@@ -36,183 +36,183 @@ PAPERS = {  # setting -> the papers that it comes from, on arXiv
     "optim": {"8-bit AdamW": "2110.02861"},
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
-STARTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
+INIT_WEIGHTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
 
 
-def setting(
+def setting_field(
     default: Any,
-    words: str,
+    description: str,
     *,
-    usual: str = "",
+    recommended: str = "",
     choices: tuple[str, ...] = (),
-    within: tuple[float, float] | None = None,
+    bounds: tuple[float, float] | None = None,
     advanced: bool = False,
 ) -> Any:
     """A field with the sentence that the launch page prints under it, the range that most stay in,
     and what is allowed.
     """
-    told = {
-        "words": words,
-        "usual": usual,
+    metadata = {
+        "description": description,
+        "recommended": recommended,
         "choices": choices,
-        "within": within,
+        "bounds": bounds,
         "advanced": advanced,
     }
-    return field(default=default, metadata=told)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TechniqueSettings:
+class MethodSettings:
     """How the model is changed. Sizes are numbers of features or tokens."""
 
     method: str = "lora"
     model: str = ""  # the base model's folder; prompt tuning reads its tokenizer
-    rank: int = setting(
+    rank: int = setting_field(
         16,
         "Size of the update: more learns more and takes more memory.",
-        usual="8 to 64",
-        within=(1, 1024),
+        recommended="8 to 64",
+        bounds=(1, 1024),
     )
-    alpha: int = setting(
+    alpha: int = setting_field(
         32,
         "Strength of the update; the update is scaled by alpha / rank.",
-        usual="rank to 2 x rank",
-        within=(1, 4096),
+        recommended="rank to 2 x rank",
+        bounds=(1, 4096),
     )
-    dropout: float = setting(
+    dropout: float = setting_field(
         0.0,
         "Share of the update's inputs left out at random; raise it when data is little. Costs a "
         "third more time on a CPU.",
-        usual="0 to 0.1",
-        within=(0, 0.9),
+        recommended="0 to 0.1",
+        bounds=(0, 0.9),
     )
-    target_modules: str = setting(
+    target_modules: str = setting_field(
         "all-linear",
         "Which layers are adapted: all-linear, or names with commas such as q_proj,v_proj.",
-        usual="all-linear",
+        recommended="all-linear",
         advanced=True,
     )
-    init_lora_weights: str = setting(
+    init_lora_weights: str = setting_field(
         "default",
         "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA "
         "from the data, LoftQ from what 4 bits lose. They learn faster at first and cost a minute "
         "before the first step.",
-        usual="default",
-        choices=STARTS,
+        recommended="default",
+        choices=INIT_WEIGHTS,
         advanced=True,
     )
-    use_rslora: bool = setting(
+    use_rslora: bool = setting_field(
         False,
         "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski "
         "2023).",
-        usual="off; on above rank 64",
+        recommended="off; on above rank 64",
         advanced=True,
     )
-    use_dora: bool = setting(
+    use_dora: bool = setting_field(
         False,
         "Learns each weight's length apart from its direction (Liu et al. 2024); better at low "
         "rank, slower. One batch of answers cannot hold rows of it and of others.",
-        usual="off",
+        recommended="off",
         advanced=True,
     )
-    loraplus_lr_ratio: float = setting(
+    loraplus_lr_ratio: float = setting_field(
         1.0,
         "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is "
         "plain LoRA.",
-        usual="1, or 4 to 16",
-        within=(1, 64),
+        recommended="1, or 4 to 16",
+        bounds=(1, 64),
         advanced=True,
     )
-    rank_pattern: str = setting(
+    rank_pattern: str = setting_field(
         "",
         "Another rank for some layers, such as down_proj=32, v_proj=8.",
-        usual="empty",
+        recommended="empty",
         advanced=True,
     )
-    alpha_pattern: str = setting(
+    alpha_pattern: str = setting_field(
         "",
         "Another alpha for some layers, such as down_proj=64, v_proj=16.",
-        usual="empty",
+        recommended="empty",
         advanced=True,
     )
-    tuning_budget_fraction: float = setting(
+    tuning_budget_fraction: float = setting_field(
         0.0,
         "Share of the run's steps spent on short trials before it: they choose what tuning_search_space "
         "names by held-out loss, and the best one goes on. 0: no trials.",
-        usual="0, or 0.2 to 0.5",
-        within=(0, 2),
+        recommended="0, or 0.2 to 0.5",
+        bounds=(0, 2),
     )
-    tuning_budget_minutes: float = setting(
+    tuning_budget_minutes: float = setting_field(
         0.0,
         "The same as minutes; they count if both are given. The trial under way when they are "
         "over goes to its end.",
-        usual="0",
-        within=(0, 10_000),
+        recommended="0",
+        bounds=(0, 10_000),
         advanced=True,
     )
-    tuning_search_space: str = setting(
+    tuning_search_space: str = setting_field(
         "learning_rate,rank,alpha,target_modules",
         "What the trials vary, with commas.",
-        usual="all four",
+        recommended="all four",
         advanced=True,
     )
-    num_virtual_tokens: int = setting(
+    num_virtual_tokens: int = setting_field(
         20,
         "Learned tokens in front of every prompt: more can say more and take room.",
-        usual="10 to 100",
-        within=(1, 1000),
+        recommended="10 to 100",
+        bounds=(1, 1000),
     )
-    prefix_projection: bool = setting(
+    prefix_projection: bool = setting_field(
         False,
         "Learns the prefix through a small network, thrown away at the end: steadier, slower.",
-        usual="off",
+        recommended="off",
         advanced=True,
     )
-    prompt_tuning_init: str = setting(
+    prompt_tuning_init: str = setting_field(
         "text",
         "The learned tokens start as those of a text, or at random. A text learns faster.",
-        usual="text",
+        recommended="text",
         choices=("text", "random"),
     )
-    prompt_tuning_init_text: str = setting(
+    prompt_tuning_init_text: str = setting_field(
         "Follow the instructions and answer as in the examples.",
         "What the learned tokens say before training.",
-        usual="the task",
+        recommended="the task",
     )
-    bottleneck_size: int = setting(
+    bottleneck_size: int = setting_field(
         64,
         "Width of the small layers put in: more learns more and takes more memory.",
-        usual="16 to 256",
-        within=(1, 4096),
+        recommended="16 to 256",
+        bounds=(1, 4096),
     )
-    adapter_placement: str = setting(
+    adapter_placement: str = setting_field(
         "both",
         "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward "
         "alone (Pfeiffer), half the cost.",
-        usual="both",
+        recommended="both",
         choices=("both", "feed-forward"),
     )
-    activation: str = setting(
+    activation: str = setting_field(
         "relu",
         "The curve between down- and up-projection.",
-        usual="relu",
+        recommended="relu",
         choices=("relu", "gelu", "silu"),
         advanced=True,
     )
 
 
-def check_technique(config: TechniqueSettings) -> None:
+def check_method_settings(config: MethodSettings) -> None:
     """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict
     each other.
     """
-    if not TARGETS.fullmatch(config.target_modules):
+    if not TARGET_PATTERN.fullmatch(config.target_modules):
         raise ConfigError(
             "target_modules must be all-linear, or names of letters, digits, dots and _ with "
             "commas between them.",
             field="target_modules",
         )
     for name in ("rank_pattern", "alpha_pattern"):
-        if not PATTERN.fullmatch(getattr(config, name)):
+        if not LAYER_PATTERN.fullmatch(getattr(config, name)):
             raise ConfigError(
                 f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.",
                 field=name,
@@ -228,38 +228,38 @@ def check_technique(config: TechniqueSettings) -> None:
             "init_lora_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.",
             field="init_lora_weights",
         )
-    mutating = config.init_lora_weights in ("pissa", "pissa_niter_4", "olora")
-    if mutating and config.method == "qlora":
+    changes_base = config.init_lora_weights in ("pissa", "pissa_niter_4", "olora")
+    if changes_base and config.method == "qlora":
         raise ConfigError(
             f"init_lora_weights is {config.init_lora_weights}, which changes the base's weights; those of "
             "qlora are 4 bits. Use loftq.",
             field="init_lora_weights",
         )
-    if mutating and (config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern):
+    if changes_base and (config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern):
         raise ConfigError(
             f"init_lora_weights is {config.init_lora_weights}: its adapter is saved as plain LoRA, which "
             "use_rslora, use_dora, rank_pattern and alpha_pattern do not allow.",
             field="init_lora_weights",
         )
-    check_tuning(config)
+    check_tuning_settings(config)
     if config.use_dora and config.init_lora_weights == "eva":
         raise ConfigError(
             "use_dora and init_lora_weights = eva do not go together; switch one off.", field="use_dora"
         )
 
 
-def ranks(rank: int) -> list[int]:
+def candidate_ranks(rank: int) -> list[int]:
     """What trials may take instead of a rank."""
     return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
 
 
-def check_tuning(config: TechniqueSettings) -> None:
+def check_tuning_settings(config: MethodSettings) -> None:
     """Raises ConfigError: trials are asked for over something that they cannot vary."""
-    over = [name.strip() for name in config.tuning_search_space.split(",")]
-    wrong = [name for name in over if name not in TUNABLE]
-    if wrong or not config.tuning_search_space.isascii():
-        words = f"tuning_search_space names {wrong[0][:40]!r}; trials vary {', '.join(TUNABLE)}."
-        raise ConfigError(words, field="tuning_search_space")
+    tuned_names = [name.strip() for name in config.tuning_search_space.split(",")]
+    unknown_names = [name for name in tuned_names if name not in TUNABLE_SETTINGS]
+    if unknown_names or not config.tuning_search_space.isascii():
+        message = f"tuning_search_space names {unknown_names[0][:40]!r}; trials vary {', '.join(TUNABLE_SETTINGS)}."
+        raise ConfigError(message, field="tuning_search_space")
     if (config.tuning_budget_fraction or config.tuning_budget_minutes) and config.init_lora_weights != "default":
         raise ConfigError(
             f"init_lora_weights is {config.init_lora_weights}, which changes or reads the base: trials "
@@ -268,7 +268,7 @@ def check_tuning(config: TechniqueSettings) -> None:
         )
 
 
-def read_pattern(text: str) -> dict[str, int]:
+def parse_layer_pattern(text: str) -> dict[str, int]:
     """`down_proj=32, v_proj=8` as PEFT wants it."""
     pairs = (part.split("=") for part in text.split(",") if part.strip())
     return {name.strip(): int(number) for name, number in pairs}
@@ -284,18 +284,18 @@ def check_text(name: str, text: str) -> None:
         raise ConfigError(f"{name} has a NUL character; take it out.", field=name)
 
 
-def typed_value(name: str, kind: str, value: Any) -> Any:
+def coerce_value(name: str, kind: str, value: Any) -> Any:
     """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a
     number.
     """
-    wanted: tuple[type, ...] = {
+    accepted_types: tuple[type, ...] = {
         "str": (str,),
         "int": (int,),
         "bool": (bool,),
         "float": (int, float),
     }[kind]
-    fits: bool = isinstance(value, wanted)
-    if not fits or (kind != "bool" and isinstance(value, bool)):
+    is_accepted: bool = isinstance(value, accepted_types)
+    if not is_accepted or (kind != "bool" and isinstance(value, bool)):
         raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
     if isinstance(value, int) and abs(value) > 2**63:
         raise ConfigError(f"{name} has too many digits.", field=name)

@@ -11,8 +11,8 @@ from django.db.models import F
 from django.utils import timezone
 
 from training.engine.files import remove_tree
-from training.engine.outcome import RESULT
-from training.engine.stop_signals import STOP
+from training.engine.outcome import RESULT_FILE
+from training.engine.stop_signals import STOP_FILE
 from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.gpus import allocations
 from training.people.models import User
@@ -181,7 +181,7 @@ def continue_run(user: User, run: Run) -> Run:
             raise Conflict(
                 f"{run.name} cannot go on from the state {run.get_state_display().lower()}."
             )
-        for name in (STOP, RESULT):
+        for name in (STOP_FILE, RESULT_FILE):
             (run.folder / name).unlink(missing_ok=True)
         shutil.rmtree(run.folder / "adapter", ignore_errors=True)
         transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))

@@ -9,7 +9,7 @@ from ninja import Query, Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import Field
 
-from training.engine.metrics import charted_names
+from training.engine.metrics import get_charted_names
 from training.errors import UserError
 from training.people.paging import Paged
 from training.people.requests import SignedIn
@@ -155,7 +155,7 @@ def read_metrics(
     mean. Names with commas.
     """
     run = get_visible(Run, request.user, run_id)
-    charted = charted_names()
+    charted = get_charted_names()
     wanted = list(dict.fromkeys(name for name in names.split(",") if name)) or charted
     unknown = [name for name in wanted if name not in charted]
     if unknown:

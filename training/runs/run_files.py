@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from training.engine.file_names import STATE
+from training.engine.file_names import STATE_FILES
 from training.runs.models import Run
 
 TAIL_BYTES = 16_000
@@ -46,7 +46,7 @@ def kept_steps(run: Run) -> list[int]:
     return sorted(
         int(folder.name.removeprefix("step-"))
         for folder in folders
-        if (folder / STATE[2]).is_file()
+        if (folder / STATE_FILES[2]).is_file()
     )
 
 

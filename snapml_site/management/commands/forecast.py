@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from django.core.management.base import BaseCommand, CommandError
 
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast.any_model import forecast_of
 from training.runs.forecast.memory import CONTEXT_BYTES
@@ -24,7 +24,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("config", type=Path, help="a config.json, or the folder of one")
-        parser.add_argument("--method", choices=[*TABLE, "all"], default="all")
+        parser.add_argument("--method", choices=[*METHODS, "all"], default="all")
         parser.add_argument("--rows", type=int, default=1)
         parser.add_argument("--length", type=int, default=2048, help="tokens a row")
         parser.add_argument("--device", choices=sorted(CONTEXT_BYTES), default="cuda")
@@ -44,7 +44,7 @@ class Command(BaseCommand):
         settings = dict(pair.partition("=")[::2] for pair in options["set"])
         given = {name: yaml.safe_load(value) for name, value in settings.items()}
         told = {}
-        for name in TABLE if options["method"] == "all" else (options["method"],):
+        for name in METHODS if options["method"] == "all" else (options["method"],):
             try:
                 where = {
                     "rows": options["rows"],
@@ -55,7 +55,7 @@ class Command(BaseCommand):
             except UserError as error:
                 if options["method"] != "all":
                     raise CommandError(error.message) from error
-                self.stderr.write(f"{TABLE[name].title}: {error.message}")
+                self.stderr.write(f"{METHODS[name].title}: {error.message}")
         self.stdout.write(json.dumps(told, indent=1) if options["json"] else table(told))
 
 
@@ -67,7 +67,7 @@ def table(told: dict[str, dict[str, Any]]) -> str:
             one[moment] for moment in ("step", "load", "eval", "peak")
         ]
         cells = [
-            TABLE[name].title,
+            METHODS[name].title,
             f"{one['trainable'] / 1e6:,.1f} M",
             one["precision"],
             one["optimizer"],

@@ -7,12 +7,12 @@ from __future__ import annotations
 from training.engine.methods import bottleneck, full, ia3, lora, prefix, prompt, qlora
 from training.engine.methods.base import Method
 
-TABLE: dict[str, Method] = {
-    "lora": lora.METHOD,
-    "qlora": qlora.METHOD,
-    "full": full.METHOD,
-    "bottleneck": bottleneck.METHOD,
-    "prefix": prefix.METHOD,
-    "prompt": prompt.METHOD,
-    "ia3": ia3.METHOD,
+METHODS: dict[str, Method] = {
+    "lora": lora.SPEC,
+    "qlora": qlora.SPEC,
+    "full": full.SPEC,
+    "bottleneck": bottleneck.SPEC,
+    "prefix": prefix.SPEC,
+    "prompt": prompt.SPEC,
+    "ia3": ia3.SPEC,
 }

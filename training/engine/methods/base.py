@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,26 +24,26 @@ class Method:
     """
 
     title: str
-    words: str
+    description: str
     paper: str
-    wrap: Callable[[Any, TechniqueSettings], Any]
-    check: Callable[[Any, TechniqueSettings], None] = lambda _wrapped, _config: None
+    wrap_model: Callable[[Any, MethodSettings], Any]
+    check_wrapped_model: Callable[[Any, MethodSettings], None] = lambda _wrapped, _config: None
     settings: tuple[str, ...] = ()
-    usual: Mapping[str, Any] = field(default_factory=dict)
-    rates: str = "1e-4 to 1e-3"  # learning rates that are usual
-    highest_rate: float = 5e-3  # learning rates above it usually make the loss jump
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate_range: str = "1e-4 to 1e-3"  # learning rates that are usual
+    max_learning_rate: float = 5e-3  # learning rates above it usually make the loss jump
     # A setting that cannot be switched on -> why
-    never: Mapping[str, str] = field(default_factory=dict)
-    quantised: bool = False  # the base model is loaded in 4 bits
-    whole_model: bool = False  # what is trained and saved is the model itself, not an adapter
-    no_merge: str = ""
-    no_mix: str = ""  # why one batch cannot hold rows of several adapters
+    incompatible_settings: Mapping[str, str] = field(default_factory=dict)
+    has_quantized_base: bool = False  # the base model is loaded in 4 bits
+    is_full_finetuning: bool = False  # what is trained and saved is the model itself, not an adapter
+    merge_unsupported_reason: str = ""
+    mixed_batch_unsupported_reason: str = ""  # why one batch cannot hold rows of several adapters
 
 
-ONE_AT_A_TIME = "PEFT would ignore the names without an error; one batch uses one adapter."
+MIXED_BATCH_UNSUPPORTED = "PEFT would ignore the names without an error; one batch uses one adapter."
 
 
-def named(text: str) -> str | list[str]:
+def parse_target_modules(text: str) -> str | list[str]:
     """target_modules as PEFT wants them: `all-linear`, or a list of names."""
     return (
         text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]

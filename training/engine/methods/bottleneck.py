@@ -12,31 +12,31 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import Method
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
-def wrap(model: Any, config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, config: MethodSettings) -> Any:
     from peft import get_peft_model
 
     from training.engine.methods.bottleneck_tuner import BottleneckConfig
-    from training.engine.methods.module_names import feed_forward_ends, sublayer_ends
+    from training.engine.methods.module_names import find_mlp_outputs, find_sublayer_outputs
 
-    find = sublayer_ends if config.adapter_placement == "both" else feed_forward_ends
+    find_outputs = find_sublayer_outputs if config.adapter_placement == "both" else find_mlp_outputs
     peft_config = BottleneckConfig(
         bottleneck_size=config.bottleneck_size,
         activation=config.activation,
-        target_modules=find(model),
+        target_modules=find_outputs(model),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, peft_config)
 
 
-METHOD = Method(
+SPEC = Method(
     title="Adapter layers",
-    words="Puts small layers after attention and feed-forward. Learns well; answers a little "
+    description="Puts small layers after attention and feed-forward. Learns well; answers a little "
     "slower, since it cannot be merged.",
     paper="https://arxiv.org/abs/1902.00751",
-    wrap=wrap,
+    wrap_model=wrap_model,
     settings=("bottleneck_size", "adapter_placement", "activation"),
-    no_merge="Its layers have a curve in them, so they cannot be folded into a weight.",
+    merge_unsupported_reason="Its layers have a curve in them, so they cannot be folded into a weight.",
 )

@@ -19,11 +19,11 @@ from peft.utils import PeftType, register_peft_method
 from torch import Tensor, nn
 from torch.nn import functional
 
-CURVES = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
-NAME = "BOTTLENECK"
+ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
+PEFT_TYPE_NAME = "BOTTLENECK"
 
 
-def add_type(name: str) -> None:
+def register_peft_type(name: str) -> None:
     """PeftType is a closed enum and knows no way to add a member; this does what its class
     statement would have done.
     """
@@ -34,7 +34,7 @@ def add_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-add_type(NAME)
+register_peft_type(PEFT_TYPE_NAME)
 
 
 @dataclass
@@ -53,7 +53,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = getattr(PeftType, NAME)
+        self.peft_type = getattr(PeftType, PEFT_TYPE_NAME)
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -62,7 +62,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
-    other_param_names = ("curve",)
+    other_param_names = ("activation_fns",)
     # What PEFT, which has no types, gives a tuner's layer.
     active_adapters: Any
     set_adapter: Any
@@ -74,7 +74,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.base_layer = base_layer
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
-        self.curve: dict[str, Any] = {}
+        self.activation_fns: dict[str, Any] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -90,7 +90,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up
-        self.curve[adapter_name] = CURVES[config.activation]
+        self.activation_fns[adapter_name] = ACTIVATIONS[config.activation]
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -102,12 +102,12 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     def unmerge(self) -> None:
         raise ValueError("Bottleneck adapters are never merged.")
 
-    def added(self, adapter_name: str, y: Tensor) -> Tensor:
+    def compute_delta(self, adapter_name: str, y: Tensor) -> Tensor:
         down: Any
         up: Any
         down, up = self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]
-        inner = self.curve[adapter_name](down(y.to(down.weight.dtype)))
-        return up(inner).to(y.dtype)  # type: ignore[no-any-return]
+        hidden = self.activation_fns[adapter_name](down(y.to(down.weight.dtype)))
+        return up(hidden).to(y.dtype)  # type: ignore[no-any-return]
 
     def forward(
         self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
@@ -116,18 +116,18 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.disable_adapters:
             return y
         if adapter_names is not None:
-            return self.mixed(y, adapter_names)
+            return self.forward_mixed_batch(y, adapter_names)
         for name in self.active_adapters:
             if name in self.bottleneck_down:
-                y = y + self.added(name, y)
+                y = y + self.compute_delta(name, y)
         return y
 
-    def mixed(self, y: Tensor, adapter_names: list[str]) -> Tensor:
+    def forward_mixed_batch(self, y: Tensor, adapter_names: list[str]) -> Tensor:
         """Each row of the batch through the adapter of its name; `__base__` through none."""
         out = y.clone()
         for name in set(adapter_names) & set(self.bottleneck_down):
-            rows = [i for i, wanted in enumerate(adapter_names) if wanted == name]
-            out[rows] = y[rows] + self.added(name, y[rows])
+            rows = [i for i, wanted_name in enumerate(adapter_names) if wanted_name == name]
+            out[rows] = y[rows] + self.compute_delta(name, y[rows])
         return out
 
 
@@ -161,7 +161,7 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
         self, *_args: Any, adapter_names: list[str] | None = None, **_kwargs: Any
     ) -> Iterator[None]:
         """Tell every layer the names while a forward lasts (PEFT's own way for mixed batches)."""
-        hook = partial(_tell_names, adapter_names or [])
+        hook = partial(_set_adapter_names, adapter_names or [])
         layers = (
             [layer for layer in self.modules() if isinstance(layer, BottleneckLayer)]
             if adapter_names
@@ -175,7 +175,7 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
                 handle.remove()
 
 
-def _tell_names(
+def _set_adapter_names(
     names: list[str], _layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     return args, {**kwargs, "adapter_names": names}

@@ -48,7 +48,7 @@ class LoraLinear(torch.autograd.Function):
         return grad_x, None, None, grad_a.float(), grad_b.float(), None
 
 
-class LoraAdded(torch.autograd.Function):
+class LoraDelta(torch.autograd.Function):
     """y + scale (x A') B' for layers whose own product is another's business (4-bit weights,
     GPT-2's Conv1D).
     """
@@ -58,10 +58,10 @@ class LoraAdded(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
         inner = flat @ a.t()
-        made = torch.addmm(y.reshape(-1, y.shape[-1]), inner, b.t(), alpha=scale).view(y.shape)
+        output = torch.addmm(y.reshape(-1, y.shape[-1]), inner, b.t(), alpha=scale).view(y.shape)
         ctx.save_for_backward(flat, a, b, inner)
         ctx.scale, ctx.shape = scale, x.shape
-        return made
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:
@@ -78,27 +78,27 @@ class LoraAdded(torch.autograd.Function):
         )
 
 
-def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def fast_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A PEFT LoRA layer's forward; what is not plain LoRA with one adapter goes PEFT's own way."""
     name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
-    plain = (
+    is_plain_lora = (
         not (args or kwargs or self.disable_adapters or self.merged)
         and name in self.lora_A
         and name not in self.lora_variant
     )
-    if not plain or torch.is_autocast_enabled(x.device.type):
-        slow: Tensor = type(self).forward(self, x, *args, **kwargs)
-        return slow
+    if not is_plain_lora or torch.is_autocast_enabled(x.device.type):
+        peft_output: Tensor = type(self).forward(self, x, *args, **kwargs)
+        return peft_output
     a, b, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     base = self.base_layer
     if type(base) is nn.Linear and base.weight.dtype == x.dtype:
-        made: Tensor = LoraLinear.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+        output: Tensor = LoraLinear.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
     else:
-        made = LoraAdded.apply(base(x), x, a, b, scale)  # type: ignore[no-untyped-call]
-    return made
+        output = LoraDelta.apply(base(x), x, a, b, scale)  # type: ignore[no-untyped-call]
+    return output
 
 
-def quicken(model: Any, *, dropout: float) -> None:
+def use_fast_forward(model: Any, *, dropout: float) -> None:
     """Give every LoRA layer the quick forward. With dropout, which lies between x and A, PEFT's own
     stays.
     """
@@ -108,4 +108,4 @@ def quicken(model: Any, *, dropout: float) -> None:
         return
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            layer.forward = MethodType(forward, layer)
+            layer.forward = MethodType(fast_forward, layer)

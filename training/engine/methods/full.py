@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 from training.engine.methods.base import Method
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
-def wrap(model: Any, _config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, _config: MethodSettings) -> Any:
     model.requires_grad_(True)
     return model
 
 
-METHOD = Method(
+SPEC = Method(
     title="Full fine-tuning",
-    words="Trains every weight. Learns most and forgets most; takes four to five times the "
+    description="Trains every weight. Learns most and forgets most; takes four to five times the "
     "model's memory.",
     paper="https://arxiv.org/abs/1801.06146",
-    wrap=wrap,
-    usual={"learning_rate": 2e-5},
-    rates="5e-6 to 5e-5",
-    highest_rate=2e-4,
-    whole_model=True,
-    no_merge="There is nothing to merge: the trained model is whole.",
-    no_mix="It is a model of its own, not an adapter beside a base.",
+    wrap_model=wrap_model,
+    defaults={"learning_rate": 2e-5},
+    learning_rate_range="5e-6 to 5e-5",
+    max_learning_rate=2e-4,
+    is_full_finetuning=True,
+    merge_unsupported_reason="There is nothing to merge: the trained model is whole.",
+    mixed_batch_unsupported_reason="It is a model of its own, not an adapter beside a base.",
 )

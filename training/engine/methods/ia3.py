@@ -7,34 +7,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.engine.methods.base import ONE_AT_A_TIME, Method
+from training.engine.methods.base import MIXED_BATCH_UNSUPPORTED, Method
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
-def wrap(model: Any, _config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, _config: MethodSettings) -> Any:
     from peft import IA3Config, get_peft_model
 
-    from training.engine.methods.module_names import feed_forward_ends, keys_and_values
+    from training.engine.methods.module_names import find_mlp_outputs, find_key_value_projections
 
-    inner = feed_forward_ends(model)
+    mlp_outputs = find_mlp_outputs(model)
     peft_config = IA3Config(
-        target_modules=[*keys_and_values(model), *inner],
-        feedforward_modules=inner,
+        target_modules=[*find_key_value_projections(model), *mlp_outputs],
+        feedforward_modules=mlp_outputs,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, peft_config)
 
 
-METHOD = Method(
+SPEC = Method(
     title="IA3",
-    words="Learns one scale for each feature of keys, values and feed-forward. Very few "
+    description="Learns one scale for each feature of keys, values and feed-forward. Very few "
     "parameters; can be merged.",
     paper="https://arxiv.org/abs/2205.05638",
-    wrap=wrap,
-    usual={"learning_rate": 5e-3},
-    rates="1e-3 to 1e-2",
-    highest_rate=5e-2,
-    no_mix=ONE_AT_A_TIME,
+    wrap_model=wrap_model,
+    defaults={"learning_rate": 5e-3},
+    learning_rate_range="1e-3 to 1e-2",
+    max_learning_rate=5e-2,
+    mixed_batch_unsupported_reason=MIXED_BATCH_UNSUPPORTED,
 )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.engine.methods.base import Method, named
+from training.engine.methods.base import Method, parse_target_modules
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
-SETTINGS = (
+LORA_SETTINGS = (
     "rank",
     "alpha",
     "dropout",
@@ -31,14 +31,14 @@ SETTINGS = (
     "tuning_search_space",
 )
 # PEFT's names of its starts, where they differ from ours. LoftQ is ours: PEFT's wants CUDA.
-PEFT_STARTS: dict[str, bool | str] = {"default": True, "loftq": True}
+PEFT_INIT_NAMES: dict[str, bool | str] = {"default": True, "loftq": True}
 
 
-def wrap(model: Any, config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, config: MethodSettings) -> Any:
     from peft import EvaConfig, LoraConfig, get_peft_model
 
-    from training.engine.methods.fast_lora import quicken
-    from training.engine.settings import read_pattern
+    from training.engine.methods.fast_lora import use_fast_forward
+    from training.engine.settings import parse_layer_pattern
 
     if config.init_lora_weights == "olora" and any(
         type(module).__name__ == "Conv1D" for module in model.modules()
@@ -52,15 +52,15 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=named(config.target_modules),
-        init_lora_weights=PEFT_STARTS.get(config.init_lora_weights, config.init_lora_weights),
+        target_modules=parse_target_modules(config.target_modules),
+        init_lora_weights=PEFT_INIT_NAMES.get(config.init_lora_weights, config.init_lora_weights),
         eva_config=EvaConfig(rho=1.0)
         if config.init_lora_weights == "eva"
         else None,  # 1: every layer keeps its rank
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        rank_pattern=read_pattern(config.rank_pattern),
-        alpha_pattern=read_pattern(config.alpha_pattern),
+        rank_pattern=parse_layer_pattern(config.rank_pattern),
+        alpha_pattern=parse_layer_pattern(config.alpha_pattern),
         task_type="CAUSAL_LM",
     )
     try:
@@ -69,37 +69,37 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
         raise ConfigError(
             f"target_modules {config.target_modules!r} does not fit this model: {error}"
         ) from error
-    quicken(wrapped, dropout=config.dropout)
+    use_fast_forward(wrapped, dropout=config.dropout)
     return wrapped
 
 
-def refuse_strangers(wrapped: Any, config: TechniqueSettings) -> None:
+def check_rank_patterns(wrapped: Any, config: MethodSettings) -> None:
     """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it
     without a word.
     """
-    from training.engine.settings import read_pattern
+    from training.engine.settings import parse_layer_pattern
 
     adapted = {
         name.removesuffix(".lora_A")
         for name, _ in wrapped.named_modules()
         if name.endswith(".lora_A")
     }
-    for setting in ("rank_pattern", "alpha_pattern"):
-        for name in read_pattern(getattr(config, setting)):
+    for setting_name in ("rank_pattern", "alpha_pattern"):
+        for name in parse_layer_pattern(getattr(config, setting_name)):
             if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
                 known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in adapted}))
                 raise ConfigError(
-                    f"{setting} names {name}, which no adapted layer is called; there are {known}.",
-                    field=setting,
+                    f"{setting_name} names {name}, which no adapted layer is called; there are {known}.",
+                    field=setting_name,
                 )
 
 
-METHOD = Method(
+SPEC = Method(
     title="LoRA",
-    words="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a "
+    description="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a "
     "fraction of the memory.",
     paper="https://arxiv.org/abs/2106.09685",
-    wrap=wrap,
-    check=refuse_strangers,
-    settings=SETTINGS,
+    wrap_model=wrap_model,
+    check_wrapped_model=check_rank_patterns,
+    settings=LORA_SETTINGS,
 )

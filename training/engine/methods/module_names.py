@@ -9,7 +9,7 @@ from typing import Any
 from training.errors import ConfigError
 
 # Endings of Llama, Qwen, Gemma, Mistral, Phi-3; GPT-2; OPT; Phi-2; GPT-NeoX, Falcon, Bloom.
-ATTENTION_ENDS = (
+ATTENTION_OUTPUT_NAMES = (
     "o_proj",
     "attn.c_proj",
     "self_attn.out_proj",
@@ -17,36 +17,36 @@ ATTENTION_ENDS = (
     "attention.dense",
     "self_attention.dense",
 )
-FEED_FORWARD_ENDS = ("down_proj", "mlp.c_proj", "mlp.fc2", "layers.fc2", "dense_4h_to_h", "w2")
-KEYS_AND_VALUES = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
+MLP_OUTPUT_NAMES = ("down_proj", "mlp.c_proj", "mlp.fc2", "layers.fc2", "dense_4h_to_h", "w2")
+KEY_VALUE_NAMES = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 
 
-def sublayer_ends(model: Any) -> list[str]:
-    return [*present(model, ATTENTION_ENDS, "attention"), *feed_forward_ends(model)]
+def find_sublayer_outputs(model: Any) -> list[str]:
+    return [*find_existing_suffixes(model, ATTENTION_OUTPUT_NAMES, "attention"), *find_mlp_outputs(model)]
 
 
-def feed_forward_ends(model: Any) -> list[str]:
-    return present(model, FEED_FORWARD_ENDS, "feed-forward")
+def find_mlp_outputs(model: Any) -> list[str]:
+    return find_existing_suffixes(model, MLP_OUTPUT_NAMES, "feed-forward")
 
 
-def keys_and_values(model: Any) -> list[str]:
-    return present(model, KEYS_AND_VALUES, "key and value")
+def find_key_value_projections(model: Any) -> list[str]:
+    return find_existing_suffixes(model, KEY_VALUE_NAMES, "key and value")
 
 
-def present(model: Any, endings: tuple[str, ...], what: str) -> list[str]:
+def find_existing_suffixes(model: Any, suffixes: tuple[str, ...], description: str) -> list[str]:
     """Those of the endings that the model has.
 
     Raises:
         ConfigError: it has none of them.
     """
     names = [name for name, _ in model.named_modules()]
-    found = [
-        ending for ending in endings if any(f".{name}".endswith(f".{ending}") for name in names)
+    existing = [
+        suffix for suffix in suffixes if any(f".{name}".endswith(f".{suffix}") for name in names)
     ]
-    if not found:
+    if not existing:
         raise ConfigError(
-            f"This technique does not know the {what} layers of {type(model).__name__}; LoRA fits "
+            f"This technique does not know the {description} layers of {type(model).__name__}; LoRA fits "
             "every model.",
             field="method",
         )
-    return found
+    return existing

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.engine.methods.base import ONE_AT_A_TIME, Method
+from training.engine.methods.base import MIXED_BATCH_UNSUPPORTED, Method
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
-def wrap(model: Any, config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, config: MethodSettings) -> Any:
     from peft import PrefixTuningConfig, get_peft_model
 
     peft_config = PrefixTuningConfig(
@@ -25,21 +25,21 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     return get_peft_model(model, peft_config)
 
 
-METHOD = Method(
+SPEC = Method(
     title="Prefix tuning",
-    words="Learns keys and values that every layer attends to. Tiny files; good at style, weak at "
+    description="Learns keys and values that every layer attends to. Tiny files; good at style, weak at "
     "new knowledge.",
     paper="https://arxiv.org/abs/2101.00190",
-    wrap=wrap,
+    wrap_model=wrap_model,
     settings=("num_virtual_tokens", "prefix_projection"),
-    usual={"learning_rate": 1e-2},
-    rates="3e-3 to 3e-2",
-    highest_rate=0.1,
-    never={
+    defaults={"learning_rate": 1e-2},
+    learning_rate_range="3e-3 to 3e-2",
+    max_learning_rate=0.1,
+    incompatible_settings={
         "gradient_checkpointing": "the prefix lives in the attention cache, which checkpointing "
         "throws away.",
         "packing": "the prefix stands in front of a sequence, and only its first row would see it.",
     },
-    no_merge="A prefix is not an update of weights.",
-    no_mix=ONE_AT_A_TIME,
+    merge_unsupported_reason="A prefix is not an update of weights.",
+    mixed_batch_unsupported_reason=MIXED_BATCH_UNSUPPORTED,
 )

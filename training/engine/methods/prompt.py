@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.engine.methods.base import ONE_AT_A_TIME, Method
+from training.engine.methods.base import MIXED_BATCH_UNSUPPORTED, Method
 
 if TYPE_CHECKING:
-    from training.engine.settings import TechniqueSettings
+    from training.engine.settings import MethodSettings
 
 
-def wrap(model: Any, config: TechniqueSettings) -> Any:
+def wrap_model(model: Any, config: MethodSettings) -> Any:
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
-    text = config.prompt_tuning_init == "text"
+    is_text_init = config.prompt_tuning_init == "text"
     peft_config = PromptTuningConfig(
         num_virtual_tokens=config.num_virtual_tokens,
-        prompt_tuning_init=PromptTuningInit.TEXT if text else PromptTuningInit.RANDOM,
-        prompt_tuning_init_text=config.prompt_tuning_init_text if text else None,
-        tokenizer_name_or_path=config.model if text else None,
-        tokenizer_kwargs={"local_files_only": True} if text else None,
+        prompt_tuning_init=PromptTuningInit.TEXT if is_text_init else PromptTuningInit.RANDOM,
+        prompt_tuning_init_text=config.prompt_tuning_init_text if is_text_init else None,
+        tokenizer_name_or_path=config.model if is_text_init else None,
+        tokenizer_kwargs={"local_files_only": True} if is_text_init else None,
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, peft_config)
@@ -31,20 +31,20 @@ def wrap(model: Any, config: TechniqueSettings) -> Any:
     return wrapped
 
 
-METHOD = Method(
+SPEC = Method(
     title="Prompt tuning",
-    words="Learns a few tokens in front of the prompt. The smallest file of all; needs a large "
+    description="Learns a few tokens in front of the prompt. The smallest file of all; needs a large "
     "model to shine.",
     paper="https://arxiv.org/abs/2104.08691",
-    wrap=wrap,
+    wrap_model=wrap_model,
     settings=("num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"),
-    usual={"learning_rate": 1e-2},
-    rates="1e-2 to 1e-1",
-    highest_rate=0.5,
-    never={
+    defaults={"learning_rate": 1e-2},
+    learning_rate_range="1e-2 to 1e-1",
+    max_learning_rate=0.5,
+    incompatible_settings={
         "packing": "the prompt stands in front of a sequence, and only its first row would follow "
         "on it."
     },
-    no_merge="A prompt is not an update of weights.",
-    no_mix=ONE_AT_A_TIME,
+    merge_unsupported_reason="A prompt is not an update of weights.",
+    mixed_batch_unsupported_reason=MIXED_BATCH_UNSUPPORTED,
 )

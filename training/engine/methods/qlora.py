@@ -10,13 +10,13 @@ from __future__ import annotations
 from training.engine.methods import lora
 from training.engine.methods.base import Method
 
-METHOD = Method(
+SPEC = Method(
     title="QLoRA",
-    words="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, "
+    description="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, "
     "a little less exact.",
     paper="https://arxiv.org/abs/2305.14314",
-    wrap=lora.wrap,
-    check=lora.refuse_strangers,
-    settings=lora.SETTINGS,
-    quantised=True,
+    wrap_model=lora.wrap_model,
+    check_wrapped_model=lora.check_rank_patterns,
+    settings=lora.LORA_SETTINGS,
+    has_quantized_base=True,
 )

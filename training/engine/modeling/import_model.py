@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from training.child_process import emit, main
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 
 HUB_FILES = [
@@ -32,7 +32,7 @@ def convert_gguf(source: Path, target: Path) -> None:
     saving is refused.
     """
     emit(done=0.02, message="loading libraries")
-    with quick_imports():
+    with fast_imports():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -50,14 +50,14 @@ def convert_gguf(source: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def download(source: str, target: Path, revision: str) -> None:
+def download_from_hub(source: str, target: Path, revision: str) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     emit(done=0.02, message="asking the hub")
     try:
-        names = HfApi().list_repo_files(source, revision=revision or None)
-        if not any(name.endswith(".safetensors") for name in names):
+        file_names = HfApi().list_repo_files(source, revision=revision or None)
+        if not any(name.endswith(".safetensors") for name in file_names):
             raise UserError(
                 f"{source} has no safetensors; pickled weights are not loaded, since they can run "
                 "code."
@@ -82,15 +82,15 @@ def download(source: str, target: Path, revision: str) -> None:
 
 
 def import_model(kind: str, source: str, target: str, revision: str = "") -> None:
-    aside = Path(target).with_name(f".{Path(target).name}.importing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    temporary = Path(target).with_name(f".{Path(target).name}.importing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     if kind == "gguf":
-        convert_gguf(Path(source), aside)
+        convert_gguf(Path(source), temporary)
     else:
-        download(source, aside, revision)
+        download_from_hub(source, temporary, revision)
     shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    temporary.rename(target)
     emit(done=1.0, message="ready")
 
 

@@ -17,39 +17,39 @@ from peft import PeftModel, PeftModelForCausalLM
 import training.engine.methods.bottleneck_tuner  # noqa: F401
 from training.errors import UserError
 
-CAN_MIX = ("LORA", "BOTTLENECK")
+MIXED_BATCH_TUNERS = ("LORA", "BOTTLENECK")
 
 
-def cure_cached_generation() -> None:
+def patch_cached_generation() -> None:
     """transformers calls the cache `cache` now; peft looks for `past_key_values`, finds none and
     injects prompt or prefix again at every token (logits off by 0.2 to 1.0).
     """
     original = PeftModelForCausalLM.prepare_inputs_for_generation
 
-    def prepare(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        plain = self.base_model_prepare_inputs_for_generation
+    def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        base_prepare = self.base_model_prepare_inputs_for_generation
 
-        def renamed(*inner: Any, **more: Any) -> dict[str, Any]:
-            inputs: dict[str, Any] = plain(*inner, **more)
+        def prepare_renamed(*inner_args: Any, **inner_kwargs: Any) -> dict[str, Any]:
+            inputs: dict[str, Any] = base_prepare(*inner_args, **inner_kwargs)
             if "cache" in inputs:
                 inputs["past_key_values"] = inputs.pop("cache")
             return inputs
 
         if not self.active_peft_config.is_prompt_learning:
             return original(self, *args, **kwargs)  # type: ignore[no-any-return]
-        self.base_model_prepare_inputs_for_generation = renamed
+        self.base_model_prepare_inputs_for_generation = prepare_renamed
         try:
-            made: dict[str, Any] = original(self, *args, **kwargs)
+            model_inputs: dict[str, Any] = original(self, *args, **kwargs)
         finally:
-            self.base_model_prepare_inputs_for_generation = plain
-        made["cache"] = made.pop("past_key_values", None)
-        made["position_ids"] = None  # told from the cache's length, which counts the virtual tokens
-        return made
+            self.base_model_prepare_inputs_for_generation = base_prepare
+        model_inputs["cache"] = model_inputs.pop("past_key_values", None)
+        model_inputs["position_ids"] = None  # told from the cache's length, which counts the virtual tokens
+        return model_inputs
 
-    PeftModelForCausalLM.prepare_inputs_for_generation = prepare
+    PeftModelForCausalLM.prepare_inputs_for_generation = prepare_inputs
 
 
-def cure_repacking(model: Any) -> Any:
+def patch_repacking(model: Any) -> Any:
     """On CPUs with AVX512-BF16 an eval forward repacks NF4 weights in place: later gradients are
     wrong (relative difference 1.09) at almost the same loss, and merging gives garbage. Call it
     right after loading.
@@ -62,49 +62,49 @@ def cure_repacking(model: Any) -> Any:
     return model
 
 
-def cure_ignored_names() -> None:
+def patch_ignored_names() -> None:
     """Most tuners ignore `adapter_names` without an error, and a call that PEFT refuses half-way
     leaves its hooks behind.
     """
     original = PeftModel._enable_peft_forward_hooks
 
     @contextmanager
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def enable_checked_hooks(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
         if names is not None:
-            refuse_names(self, names, rows_of(args, kwargs))
+            check_adapter_names(self, names, get_batch_size(args, kwargs))
         with original(self, *args, **kwargs):
             yield
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("adapter_names") is not None:
-            refuse_names(self, kwargs["adapter_names"], rows_of(args, kwargs))
-        return plain_forward(self, *args, **kwargs)
+            check_adapter_names(self, kwargs["adapter_names"], get_batch_size(args, kwargs))
+        return original_forward(self, *args, **kwargs)
 
-    plain_forward = PeftModelForCausalLM.forward
-    PeftModel._enable_peft_forward_hooks = checked
+    original_forward = PeftModelForCausalLM.forward
+    PeftModel._enable_peft_forward_hooks = enable_checked_hooks
     PeftModelForCausalLM.forward = forward
 
 
-def rows_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+def get_batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     inputs = kwargs.get("input_ids", args[0] if args else None)
     return None if inputs is None else len(inputs)
 
 
-def refuse_names(model: Any, names: list[str], rows: int | None) -> None:
+def check_adapter_names(model: Any, names: list[str], batch_size: int | None) -> None:
     """Raises UserError: this batch cannot be shared by adapters, and why."""
-    if rows is not None and len(names) != rows:
-        raise UserError(f"{len(names)} adapter names for {rows} rows; give one a row.")
+    if batch_size is not None and len(names) != batch_size:
+        raise UserError(f"{len(names)} adapter names for {batch_size} rows; give one a row.")
     for name in set(names) - {"__base__"}:
         config = model.peft_config.get(name)
         if config is None:
             raise UserError(f"There is no adapter {name!r} beside this base.")
-        if config.peft_type not in CAN_MIX or getattr(config, "use_dora", False):
-            kind = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
+        if config.peft_type not in MIXED_BATCH_TUNERS or getattr(config, "use_dora", False):
+            type_name = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
             raise UserError(
-                f"Adapters of type {kind} cannot share a batch; ask them one at a time."
+                f"Adapters of type {type_name} cannot share a batch; ask them one at a time."
             )
 
 
-cure_cached_generation()
-cure_ignored_names()
+patch_cached_generation()
+patch_ignored_names()

@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.modeling.model import load_base
-from training.engine.modeling.weights import attach
+from training.engine.modeling.weights import load_adapter
 from training.errors import UserError
 
 
-def merged(base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.float16) -> Any:
+def merge_adapter(base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.float16) -> Any:
     """The plain model, weights in `dtype`. The sum is made in fp32.
 
     Raises:
         UserError: the technique cannot be merged, and why.
     """
-    row = TABLE[method]
-    if row.no_merge:
-        raise UserError(f"{row.title} cannot be merged. {row.no_merge}")
-    model = load_base(base, torch.float32, torch.device("cpu"), quantised=row.quantised)
-    if row.quantised:
+    method_spec = METHODS[method]
+    if method_spec.merge_unsupported_reason:
+        raise UserError(f"{method_spec.title} cannot be merged. {method_spec.merge_unsupported_reason}")
+    model = load_base(base, torch.float32, torch.device("cpu"), quantized=method_spec.has_quantized_base)
+    if method_spec.has_quantized_base:
         model = model.dequantize().to(torch.float32)
-    return attach(model, adapter, "default").merge_and_unload(safe_merge=True).to(dtype)
+    return load_adapter(model, adapter, "default").merge_and_unload(safe_merge=True).to(dtype)

@@ -16,27 +16,27 @@ from torch.nn import functional
 
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORED
-from training.engine.methods import TABLE
-from training.engine.modeling.library_patches import cure_repacking
-from training.engine.modeling.short_attention import quicken_attention
+from training.engine.methods import METHODS
+from training.engine.modeling.library_patches import patch_repacking
+from training.engine.modeling.short_attention import use_short_attention
 from training.errors import ConfigError
 
 
-def pick_device() -> torch.device:
+def resolve_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def hold_to_share(device: torch.device) -> None:
+def limit_memory_fraction(device: torch.device) -> None:
     """Where other runs use this device, too, the allocator ends at what this one reserved:
     SNAPML_DEVICE_BYTES.
     """
-    share = os.environ.get("SNAPML_DEVICE_BYTES")
-    if share and device.type == "cuda":
+    limit_bytes = os.environ.get("SNAPML_DEVICE_BYTES")
+    if limit_bytes and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, int(share) / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, int(limit_bytes) / total), device)
 
 
-def pick_precision(config: RunConfig, device: torch.device) -> str:
+def resolve_precision(config: RunConfig, device: torch.device) -> str:
     """bf16 where `auto` finds it in hardware: 171 against 112 tokens/s for SmolLM2-135M on an
     AVX512-BF16 core.
 
@@ -44,28 +44,28 @@ def pick_precision(config: RunConfig, device: torch.device) -> str:
     `mixed`: bf16 has 8 bits of mantissa, so a weight of 1 does not move by steps under 0.004, and
     full fine-tuning's are 100 times smaller.
     """
-    return precision_for(config, has_bf16=fastest_dtype(device) is torch.bfloat16)
+    return choose_precision(config, has_bf16=get_fastest_dtype(device) is torch.bfloat16)
 
 
-def precision_for(config: RunConfig, *, has_bf16: bool) -> str:
+def choose_precision(config: RunConfig, *, has_bf16: bool) -> str:
     """The same for hardware that is not at hand."""
     if config.precision != "auto":
         return config.precision
     if not has_bf16:
         return "fp32"
-    return "mixed" if TABLE[config.method].whole_model else "bf16"
+    return "mixed" if METHODS[config.method].is_full_finetuning else "bf16"
 
 
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    has = (
+def get_fastest_dtype(device: torch.device) -> torch.dtype:
+    is_supported = (
         torch.cuda.is_bf16_supported()
         if device.type == "cuda"
         else torch.cpu._is_avx512_bf16_supported()
     )
-    return torch.bfloat16 if has else torch.float32
+    return torch.bfloat16 if is_supported else torch.float32
 
 
-def weights_dtype(precision: str) -> torch.dtype:
+def get_weights_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
@@ -77,7 +77,7 @@ def compute_in_bf16(model: Any, device: torch.device) -> None:
 
 
 def load_base(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, quantised: bool = False
+    folder: Path, dtype: torch.dtype, device: torch.device, *, quantized: bool = False
 ) -> Any:
     """The causal language model in `dtype` on `device`, in eval mode; its linear layers in NF4 if
     `quantised`.
@@ -88,9 +88,9 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     if device.type == "cpu":
-        quicken_attention()
-    bits = (
-        {"quantization_config": four_bits(dtype), "device_map": {"": device}} if quantised else {}
+        use_short_attention()
+    quantization = (
+        {"quantization_config": build_nf4_config(dtype), "device_map": {"": device}} if quantized else {}
     )
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -100,16 +100,16 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
-            **bits,
+            **quantization,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"The base model in {folder.name} cannot be loaded: {error}", field="model"
         ) from error
-    return cure_repacking(model) if quantised else model.to(device)
+    return patch_repacking(model) if quantized else model.to(device)
 
 
-def four_bits(dtype: torch.dtype) -> Any:
+def build_nf4_config(dtype: torch.dtype) -> Any:
     """NF4 with double quantisation (Dettmers et al. 2023): about 4.13 bits a weight. Products are
     computed in `dtype`.
     """
@@ -123,11 +123,11 @@ def four_bits(dtype: torch.dtype) -> Any:
     )
 
 
-def wrap(base: Any, config: RunConfig) -> Any:
+def wrap_base_model(base: Any, config: RunConfig) -> Any:
     """The base as the technique trains it, with gradient checkpointing if that is asked for."""
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = TABLE[config.method].wrap(base, config)
+    model = METHODS[config.method].wrap_model(base, config)
     for peft_config in getattr(
         model, "peft_config", {}
     ).values():  # a name, not a path of this server
@@ -143,7 +143,7 @@ def count_parameters(model: Any) -> int:
     )
 
 
-def make_repeatable(config: RunConfig, device: torch.device) -> None:
+def set_deterministic(config: RunConfig, device: torch.device) -> None:
     """Same data, config, seed and machine give the same bits: fixed threads, fixed kernels, seeded
     draws.
     """
@@ -156,7 +156,7 @@ def make_repeatable(config: RunConfig, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-class TrainedPositions:
+class LabeledPositionsHead:
     """Lets any causal LM compute its logits only where a label is.
 
     The vocabulary projection is a quarter of SmolLM2-135M's multiplications, and its logits (4
@@ -166,20 +166,20 @@ class TrainedPositions:
     """
 
     def __init__(self, model: Any) -> None:
-        self._at: tuple[Tensor, int] | None = None  # places among rows x tokens, and tokens
+        self._selection: tuple[Tensor, int] | None = None  # places among rows x tokens, and tokens
         self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
 
-    def let_go(self) -> None:
+    def remove_hook(self) -> None:
         """Take the hook out of the model, which another head is to use."""
         self._hook.remove()
 
     def _select(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._at is None:
+        if self._selection is None:
             return None
-        places, length = self._at
-        return (inputs[0][:, -length:].flatten(0, 1).index_select(0, places), *inputs[1:])
+        indices, length = self._selection
+        return (inputs[0][:, -length:].flatten(0, 1).index_select(0, indices), *inputs[1:])
 
-    def refuse_leaks(self, model: Any, ids: Any) -> None:
+    def check_packing_isolation(self, model: Any, ids: Any) -> None:
         """Make sure that packed rows do not see each other: what stands before a row must not
         change what comes out of it.
 
@@ -188,18 +188,18 @@ class TrainedPositions:
                 not look at positions.)
         """
         row = torch.as_tensor(ids, device=next(model.parameters()).device)
-        places = torch.arange(len(row), device=row.device)
-        positions = torch.cat([places, places])[None]
-        other = torch.where(row > 0, row - 1, row + 1)  # not one token the same
+        offsets = torch.arange(len(row), device=row.device)
+        positions = torch.cat([offsets, offsets])[None]
+        other_row = torch.where(row > 0, row - 1, row + 1)  # not one token the same
         model.eval()
         with torch.no_grad():
             first, second = (
                 model(
-                    input_ids=torch.cat([before, row])[None],
+                    input_ids=torch.cat([first_row, row])[None],
                     position_ids=positions,
                     use_cache=False,
                 ).logits[0, len(row) :]
-                for before in (row, other)
+                for first_row in (row, other_row)
             )
         model.train()
         if (first - second).abs().max() > 1e-3 * first.abs().max():
@@ -207,7 +207,7 @@ class TrainedPositions:
                 "This model lets packed rows see each other; switch packing off.", field="packing"
             )
 
-    def loss_sum(
+    def compute_loss_sum(
         self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None
     ) -> Tensor:
         """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and
@@ -216,20 +216,20 @@ class TrainedPositions:
         Padding stands on the right, where no trained position can see it: with no attention mask at
         all, attention keeps its fast causal kernel and no (tokens x tokens) mask is built.
         """
-        keep = torch.zeros_like(labels, dtype=torch.bool)
-        keep[:, :-1] = labels[:, 1:] != IGNORED
-        places = keep.flatten().nonzero().squeeze(1)
-        return self.loss_at(model, ids, places, labels[:, 1:][keep[:, :-1]], positions)
+        has_loss = torch.zeros_like(labels, dtype=torch.bool)
+        has_loss[:, :-1] = labels[:, 1:] != IGNORED
+        indices = has_loss.flatten().nonzero().squeeze(1)
+        return self.compute_loss_at_positions(model, ids, indices, labels[:, 1:][has_loss[:, :-1]], positions)
 
-    def loss_at(
-        self, model: Any, ids: Tensor, places: Tensor, targets: Tensor, positions: Tensor | None
+    def compute_loss_at_positions(
+        self, model: Any, ids: Tensor, indices: Tensor, targets: Tensor, positions: Tensor | None
     ) -> Tensor:
         """The same from the places (numbers among rows x tokens) whose next token is trained, and
         those tokens.
         """
-        self._at = (places, ids.shape[1])
+        self._selection = (indices, ids.shape[1])
         try:
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         finally:
-            self._at = None
+            self._selection = None
         return functional.cross_entropy(logits.float(), targets, reduction="sum")

@@ -17,72 +17,72 @@ def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch
     `loraplus_lr_ratio` times as fast.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fast = [p for name, p in trained if config.loraplus_lr_ratio != 1 and ".lora_B." in name]
-    known = {id(p) for p in fast}
+    fast_parameters = [p for name, p in trained if config.loraplus_lr_ratio != 1 and ".lora_B." in name]
+    fast_ids = {id(p) for p in fast_parameters}
     groups: list[dict[str, Any]] = [
-        {"params": [p for _, p in trained if id(p) not in known], "rate": 1.0}
+        {"params": [p for _, p in trained if id(p) not in fast_ids], "rate": 1.0}
     ]
-    if fast:
-        groups.append({"params": fast, "rate": config.loraplus_lr_ratio})
-    kind = config.optimizer_on(device.type)
+    if fast_parameters:
+        groups.append({"params": fast_parameters, "rate": config.loraplus_lr_ratio})
+    kind = config.resolve_optimizer(device.type)
     if kind == "adamw_torch":
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay, fused=True)
     import bitsandbytes
 
-    maker = {
+    optimizer_class = {
         "adamw_8bit": bitsandbytes.optim.AdamW8bit,
         "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
     }[kind]
-    optimizer: torch.optim.Optimizer = maker(groups, lr=0.0, weight_decay=config.weight_decay)
+    optimizer: torch.optim.Optimizer = optimizer_class(groups, lr=0.0, weight_decay=config.weight_decay)
     return optimizer
 
 
-def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def get_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def get_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state by parameter position (`3.exp_avg`); bitsandbytes' step counts are numbers, kept as
     tensors of one.
     """
     return {
-        f"{place}.{key}": value.detach().contiguous()
+        f"{index}.{key}": value.detach().contiguous()
         if isinstance(value, Tensor)
         else torch.tensor(value)
-        for place, parameter in enumerate(parameters(optimizer))
+        for index, parameter in enumerate(get_parameters(optimizer))
         for key, value in optimizer.state[parameter].items()
         if not key.startswith("qmap")  # bitsandbytes' table of 8-bit values, the same for all
     }
 
 
-def put_back(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Give every parameter the state that `state_of` told of it."""
-    by_place: dict[int, dict[str, Tensor]] = {}
+    state_by_index: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        place, _, key = name.partition(".")
-        by_place.setdefault(int(place), {})[key] = value
-    bits = type(optimizer).__module__.startswith("bitsandbytes")
-    if bits:
+        index, _, key = name.partition(".")
+        state_by_index.setdefault(int(index), {})[key] = value
+    is_bitsandbytes = type(optimizer).__module__.startswith("bitsandbytes")
+    if is_bitsandbytes:
         optimizer.check_overrides()  # type: ignore[attr-defined]
-    places = [
+    positions = [
         (g, p, parameter)
         for g, group in enumerate(optimizer.param_groups)
         for p, parameter in enumerate(group["params"])
     ]
-    for number, (g, p, parameter) in enumerate(places):
-        kept = by_place.get(number, {})
-        if not bits:
+    for number, (g, p, parameter) in enumerate(positions):
+        saved = state_by_index.get(number, {})
+        if not is_bitsandbytes:
             optimizer.state[parameter] = {
-                key: value.to(parameter.device) for key, value in kept.items()
+                key: value.to(parameter.device) for key, value in saved.items()
             }
-        elif kept:
+        elif saved:
             # Paged state is allocated by bitsandbytes itself, and filled.
             optimizer.init_state(optimizer.param_groups[g], parameter, g, p)  # type: ignore[attr-defined]
             state = optimizer.state[parameter]
-            for key, value in kept.items():
+            for key, value in saved.items():
                 if isinstance(state[key], Tensor):
                     state[key].copy_(value)
                 else:
                     state[key] = value.item()
-    if bits:
+    if is_bitsandbytes:
         optimizer.initialized = True  # type: ignore[attr-defined]

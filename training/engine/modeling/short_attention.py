@@ -16,33 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine.memory_estimator import LONGEST_SHORT, rows_at_once
+from training.engine.memory_estimator import MAX_SHORT_LENGTH, count_chunk_rows
 
 # 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody
 # simulates.
-CAUSAL = torch.zeros(LONGEST_SHORT, LONGEST_SHORT).masked_fill_(
-    torch.ones(LONGEST_SHORT, LONGEST_SHORT, dtype=torch.bool).triu(1), -math.inf
+CAUSAL_MASK = torch.zeros(MAX_SHORT_LENGTH, MAX_SHORT_LENGTH).masked_fill_(
+    torch.ones(MAX_SHORT_LENGTH, MAX_SHORT_LENGTH, dtype=torch.bool).triu(1), -math.inf
 )
 
 
-def grouped(heads: Tensor, groups: int) -> Tensor:
+def fold_heads(heads: Tensor, groups: int) -> Tensor:
     """(rows, heads, tokens, width) as (rows x groups, heads of a group x tokens, width)."""
     return heads.reshape(heads.shape[0] * groups, -1, heads.shape[-1])
 
 
-def some_rows(query: Tensor) -> Iterator[slice]:
+def iterate_row_chunks(query: Tensor) -> Iterator[slice]:
     rows, heads, length, _ = query.shape
-    size = rows_at_once(heads, length)
-    return (slice(at, at + size) for at in range(0, rows, size))
+    size = count_chunk_rows(heads, length)
+    return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def compute_probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """fp32 (rows x groups, heads of a group x tokens, tokens). Scores of 40 are usual, and bf16
     would round them by 0.1.
     """
     length = key.shape[1]
     scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
-    scores.view(len(key), -1, length, length).add_(CAUSAL[:length, :length])
+    scores.view(len(key), -1, length, length).add_(CAUSAL_MASK[:length, :length])
     return torch.softmax(scores, -1)
 
 
@@ -58,90 +58,90 @@ class ShortAttention(torch.autograd.Function):
         ctx.scale = scale
         rows, heads, length, _ = query.shape
         groups = key.shape[1]
-        made = query.new_empty(rows, length, heads, value.shape[-1])
+        output = query.new_empty(rows, length, heads, value.shape[-1])
         with torch.autocast("cpu", enabled=False):  # it would round the scores
-            for at in some_rows(query):
-                share = probabilities(
-                    grouped(query[at], groups), grouped(key[at], groups), scale
+            for chunk in iterate_row_chunks(query):
+                probs = compute_probabilities(
+                    fold_heads(query[chunk], groups), fold_heads(key[chunk], groups), scale
                 ).to(query.dtype)
-                made[at] = (
-                    torch.bmm(share, grouped(value[at], groups))
+                output[chunk] = (
+                    torch.bmm(probs, fold_heads(value[chunk], groups))
                     .view(-1, heads, length, value.shape[-1])
                     .transpose(1, 2)
                 )
-        return made
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value = ctx.saved_tensors
         groups = key.shape[1]
-        made = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        for at in some_rows(query):
-            of_rows = (query[at], key[at], value[at], grads[0][at].transpose(1, 2))
-            q, k, v, grad = (grouped(tensor, groups) for tensor in of_rows)
-            found = gradients(q, k, v, grad, ctx.scale)
-            for whole, part in zip(made, found, strict=True):
-                whole[at] = part.view_as(whole[at])
-        return made[0], made[1], made[2], None
+        results = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        for chunk in iterate_row_chunks(query):
+            chunk_tensors = (query[chunk], key[chunk], value[chunk], grads[0][chunk].transpose(1, 2))
+            q, k, v, grad = (fold_heads(tensor, groups) for tensor in chunk_tensors)
+            chunk_gradients = compute_gradients(q, k, v, grad, ctx.scale)
+            for result, part in zip(results, chunk_gradients, strict=True):
+                result[chunk] = part.view_as(result[chunk])
+        return results[0], results[1], results[2], None
 
 
-def gradients(
+def compute_gradients(
     query: Tensor, key: Tensor, value: Tensor, grad: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of query, key and value, all as `grouped` has them; what is between is gone before the next
     rows come.
     """
-    share = probabilities(query, key, scale)
-    weighted = torch.bmm(grad, value.transpose(1, 2)).float().mul_(share)
+    probs = compute_probabilities(query, key, scale)
+    weighted = torch.bmm(grad, value.transpose(1, 2)).float().mul_(probs)
     # The softmax's derivative: P (dP - rowsum(P dP)).
-    of_scores = (
-        weighted.addcmul_(share, weighted.sum(-1, keepdim=True), value=-1)
+    grad_scores = (
+        weighted.addcmul_(probs, weighted.sum(-1, keepdim=True), value=-1)
         .mul_(scale)
         .to(query.dtype)
     )
-    of_value = torch.bmm(share.to(query.dtype).transpose(1, 2), grad)
-    return torch.bmm(of_scores, key), torch.bmm(of_scores.transpose(1, 2), query), of_value
+    grad_value = torch.bmm(probs.to(query.dtype).transpose(1, 2), grad)
+    return torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value
 
 
-def attention(
+def short_attention_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **more: Any,
+    **kwargs: Any,
 ) -> Any:
     """transformers' attention function: short where that holds, else as transformers has it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    is_causal = more.get("is_causal")
-    plain = (
+    is_causal = kwargs.get("is_causal")
+    is_plain = (
         attention_mask is None
-        and not more.get("dropout")
-        and more.get("position_bias") is None
-        and not more.get("softcap")
+        and not kwargs.get("dropout")
+        and kwargs.get("position_bias") is None
+        and not kwargs.get("softcap")
     )
-    fits = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= LONGEST_SHORT
+    is_short = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= MAX_SHORT_LENGTH
     if torch.is_autocast_enabled("cpu"):  # what torch's kernel is given, too
         query, key, value = (
             tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value)
         )
-    on_cpu = query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {
+    is_cpu_bf16 = query.device.type == "cpu" and {query.dtype, key.dtype, value.dtype} == {
         torch.bfloat16
     }
     if (
-        plain
-        and fits
-        and on_cpu
+        is_plain
+        and is_short
+        and is_cpu_bf16
         and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     ):
-        scale = more.get("scaling") or query.shape[-1] ** -0.5
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return ShortAttention.apply(query, key, value, scale), None  # type: ignore[no-untyped-call]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
-def quicken_attention() -> None:
+def use_short_attention() -> None:
     """Models with transformers' `sdpa` attention take this one, in this process."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register("sdpa", attention)
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", short_attention_forward)

@@ -15,29 +15,29 @@ from torch import Tensor
 
 import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded or asked
 from training.engine.config import RunConfig
-from training.engine.file_names import ADAPTER, MODEL
+from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
 
-MUTATING = ("pissa", "pissa_niter_4", "olora")  # starts that take a part out of the base's weights
-RAW = "raw."
+BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")  # starts that take a part out of the base's weights
+RAW_PREFIX = "raw."
 
 
-def start_of(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
+def copy_initial_state(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
     """A copy of the adapter before its first step, if its start changed the base: saving it as
     plain LoRA needs that.
     """
-    if config.init_lora_weights not in MUTATING:
+    if config.init_lora_weights not in BASE_MUTATING_INITS:
         return None
     return {
         name: value.detach().clone() for name, value in get_peft_model_state_dict(model).items()
     }
 
 
-def write_weights(model: Any, folder: Path, start: dict[str, Tensor] | None = None) -> None:
+def write_weights(model: Any, folder: Path, initial_state: dict[str, Tensor] | None = None) -> None:
     """An adapter loadable with plain `PeftModel.from_pretrained`, or a model loadable with plain
     `from_pretrained`.
     """
-    if start is not None:
-        write_as_plain_lora(model, folder, start)
+    if initial_state is not None:
+        write_as_plain_lora(model, folder, initial_state)
     elif isinstance(model, PeftModel):
         model.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
@@ -46,21 +46,21 @@ def write_weights(model: Any, folder: Path, start: dict[str, Tensor] | None = No
         model.save_pretrained(folder, max_shard_size="1000GB")
 
 
-def write_as_plain_lora(model: Any, folder: Path, start: dict[str, Tensor]) -> None:
+def write_as_plain_lora(model: Any, folder: Path, initial_state: dict[str, Tensor]) -> None:
     """PiSSA and OLoRA as plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, -B0]
     [A; A0].
 
     Saved as it is, `pissa_niter` would draw another random SVD at loading (logits off by 0.59).
     """
-    made = {}
+    tensors = {}
     for name, value in get_peft_model_state_dict(model).items():
-        before = start[name].to(value.device)
-        made[name] = (
-            torch.cat([value, before], 0) if "lora_A" in name else torch.cat([value, -before], 1)
+        initial = initial_state[name].to(value.device)
+        tensors[name] = (
+            torch.cat([value, initial], 0) if "lora_A" in name else torch.cat([value, -initial], 1)
         )
     save_file(
-        {name: value.contiguous() for name, value in made.items()},
-        folder / ADAPTER[0],
+        {name: value.contiguous() for name, value in tensors.items()},
+        folder / ADAPTER_FILES[0],
         metadata={"format": "pt"},
     )
     config = copy.deepcopy(model.active_peft_config)
@@ -73,43 +73,43 @@ def write_as_plain_lora(model: Any, folder: Path, start: dict[str, Tensor]) -> N
     config.save_pretrained(folder)
 
 
-def raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
+def get_raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
     """The trained parameters by position, where the saved form is not the trained one: only these
     bring a run back to the bit.
     """
-    if config.init_lora_weights not in MUTATING and not config.prefix_projection:
+    if config.init_lora_weights not in BASE_MUTATING_INITS and not config.prefix_projection:
         return {}
     trained = [p for p in model.parameters() if p.requires_grad]
-    return {f"{RAW}{place}": p.detach().contiguous() for place, p in enumerate(trained)}
+    return {f"{RAW_PREFIX}{index}": p.detach().contiguous() for index, p in enumerate(trained)}
 
 
-def read_weights(model: Any, folder: Path, raw: dict[str, Tensor]) -> None:
+def read_weights(model: Any, folder: Path, raw_tensors: dict[str, Tensor]) -> None:
     """Put back what `write_weights` and `raw_weights` told of a model that was wrapped in the same
     way.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    if raw:
+    if raw_tensors:
         with torch.no_grad():
-            for place, parameter in enumerate(trained):
-                parameter.copy_(raw[f"{RAW}{place}"])
+            for index, parameter in enumerate(trained):
+                parameter.copy_(raw_tensors[f"{RAW_PREFIX}{index}"])
     elif isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(folder / ADAPTER[0]))
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILES[0]))
     else:
         # Tied weights are in the file once
-        model.load_state_dict(load_file(folder / MODEL), strict=False)
+        model.load_state_dict(load_file(folder / MODEL_FILE), strict=False)
         model.tie_weights()
 
 
-def refuse_other_names(model: Any, folder: Path) -> None:
+def check_parameter_names(model: Any, folder: Path) -> None:
     """Raises KeyError: the folder's adapter has parameters that the model has not, or lacks some.
     PEFT would pass over both.
     """
     if isinstance(model, PeftModel):
-        apart = set(load_file(folder / ADAPTER[0])) ^ set(get_peft_model_state_dict(model))
-        if apart:
-            raise KeyError(f"{len(apart)} parameters stand on one side only, such as {min(apart)}")
+        unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(get_peft_model_state_dict(model))
+        if unmatched:
+            raise KeyError(f"{len(unmatched)} parameters stand on one side only, such as {min(unmatched)}")
 
 
-def attach(base: Any, folder: Path, name: str) -> Any:
+def load_adapter(base: Any, folder: Path, name: str) -> Any:
     """A PEFT model of `base` with the adapter in `folder`, in eval mode."""
     return PeftModel.from_pretrained(base, folder, adapter_name=name).eval()

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import Shape
-from training.engine.methods import TABLE
-from training.engine.modeling.model import TrainedPositions, compute_in_bf16, weights_dtype, wrap
+from training.engine.memory_estimator import BatchShape
+from training.engine.methods import METHODS
+from training.engine.modeling.model import LabeledPositionsHead, compute_in_bf16, get_weights_dtype, wrap_base_model
 from training.engine.modeling.optimizers import make_optimizer
 from training.engine.simulation.fake_bnb import bytes_8bit, four_bit_layers, widened_8bit
 from training.engine.simulation.storage_tracker import Storages
@@ -59,15 +59,15 @@ class FakeRun:
         self.config = config
         if device == "cuda":
             model_config = without_attention_dropout(model_config)
-        dtype = weights_dtype(precision)
+        dtype = get_weights_dtype(precision)
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(
                 with_layers(model_config, layers), dtype=dtype, attn_implementation="sdpa"
             )
             self.largest = max(p.numel() for p in base.parameters())
-            if TABLE[config.method].quantised:
+            if METHODS[config.method].has_quantized_base:
                 four_bit_layers(base, dtype)
-            self.model = wrap(base, config)
+            self.model = wrap_base_model(base, config)
         self.modes = ExitStack()
         self.storages = Storages(device)
         self.modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -86,7 +86,7 @@ class FakeRun:
             parameter.register_post_accumulate_grad_hook(
                 lambda p: self.storages.call([p.grad], "gradients")
             )
-        self.head = TrainedPositions(self.model)
+        self.head = LabeledPositionsHead(self.model)
         output = self.model.get_output_embeddings()
         output.register_forward_pre_hook(
             lambda *_: self.storages.enter(self.mark("head"), "logits")
@@ -160,14 +160,14 @@ class FakeRun:
         for parameter in trained:
             self.storages.call(self.optimizer.state[parameter].values(), "optimizer")
 
-    def step(self, shape: Shape) -> dict[str, list[tuple[int, ...]]]:
+    def step(self, shape: BatchShape) -> dict[str, list[tuple[int, ...]]]:
         """Bytes by kind at every moment of every stretch, for a batch of this shape; those of a
         measurement begin with `eval`.
         """
         self.storages.begin()
         ids = torch.zeros(shape.rows, shape.length, dtype=torch.long)
         labels = FixedLabels(shape)
-        for _ in range(2 if self.config.accumulates else 1):
+        for _ in range(2 if self.config.accumulates_gradients else 1):
             self.storages.enter("forward", "activations")
             self.model.train()
             loss = self.loss(ids, labels)
@@ -196,7 +196,7 @@ class FakeRun:
 
     def loss(self, ids: Tensor, labels: FixedLabels) -> Tensor:
         positions = torch.zeros_like(ids) if self.config.packing else None
-        return self.head.loss_at(self.model, ids, labels.places, labels.targets, positions)
+        return self.head.compute_loss_at_positions(self.model, ids, labels.places, labels.targets, positions)
 
     def close(self) -> None:
         self.modes.close()
@@ -207,9 +207,9 @@ class FixedLabels:
     tensors have no values.
     """
 
-    def __init__(self, shape: Shape) -> None:
-        self.places = torch.zeros(shape.trained, dtype=torch.long)
-        self.targets = torch.zeros(shape.trained, dtype=torch.long)
+    def __init__(self, shape: BatchShape) -> None:
+        self.places = torch.zeros(shape.trained_tokens, dtype=torch.long)
+        self.targets = torch.zeros(shape.trained_tokens, dtype=torch.long)
 
 
 def with_layers(model_config: Any, layers: int) -> Any:

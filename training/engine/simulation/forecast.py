@@ -18,25 +18,25 @@ from pathlib import Path
 from typing import Any
 
 from training.child_process import emit
-from training.engine.fast_imports import quick_imports
+from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 
-with quick_imports():
+with fast_imports():
     import torch
 
     from training.engine.config import RunConfig
     from training.engine.memory_estimator import (
-        CORNERS,
-        DEPTHS,
-        SHAPES,
-        SIZES,
-        Law,
+        SHAPES_PER_CORNER,
+        SAMPLE_DEPTHS,
+        SAMPLE_SHAPES,
+        SAMPLE_SIZES,
+        MemoryEstimator,
         Sample,
-        Shape,
-        fit,
-        size_setting,
+        BatchShape,
+        fit_least_squares,
+        get_scaling_setting,
     )
-    from training.engine.modeling.model import precision_for
+    from training.engine.modeling.model import choose_precision
     from training.engine.simulation.fake_step import FakeRun, model_config_of
 
 # Address space, CUDA's libraries included: a config.json is anybody's
@@ -44,7 +44,7 @@ MOST_MEMORY_BYTES = 16 * 2**30
 IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
 
 
-def law_of(folder: Path, config: RunConfig, device: str) -> Law:
+def law_of(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
     """Simulate shallow models of two depths and sizes and fit their law.
 
     Raises:
@@ -54,39 +54,39 @@ def law_of(folder: Path, config: RunConfig, device: str) -> Law:
     text = model_config.get_text_config()
     layers = text.num_hidden_layers
     precision, device = (
-        precision_for(config, has_bf16=device != "cpu_fp32"),
+        choose_precision(config, has_bf16=device != "cpu_fp32"),
         device.removesuffix("_fp32"),
     )
-    config = replace(config, optim=config.optimizer_on(device), **plain_start(config))
-    name = size_setting(config, device)
+    config = replace(config, optim=config.resolve_optimizer(device), **plain_start(config))
+    name = get_scaling_setting(config, device)
     shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
     facts: dict[str, Any] = {
         "device": device,
         "precision": precision,
         "optimizer": config.optim,
-        "size_setting": name,
+        "scaling_setting": name,
     }
     facts["short_attention"] = (
         short_attention(text, config) if device == "cpu" and precision != "fp32" else (0, 0)
     )
     for depth in range(2):
         for sized in range(2 if name else 1):
-            size = SIZES[sized] if name else 0
+            size = SAMPLE_SIZES[sized] if name else 0
             more: dict[str, Any] = {name: size} if name else {}
             one = replace(config, **more)
             run = FakeRun(
-                model_config, one, layers=DEPTHS[depth], precision=precision, device=device
+                model_config, one, layers=SAMPLE_DEPTHS[depth], precision=precision, device=device
             )
             try:
                 # A first measuring has 9 moments after its layers, every later one 12
                 run.step(shapes[0])
-                for shape in shapes[: CORNERS[depth, sized]]:
-                    samples.append((DEPTHS[depth], size, shape, run.step(shape)))
+                for shape in shapes[: SHAPES_PER_CORNER[depth, sized]]:
+                    samples.append((SAMPLE_DEPTHS[depth], size, shape, run.step(shape)))
                 facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest
             finally:
                 run.close()
-    return fit(layers, samples, facts)
+    return fit_least_squares(layers, samples, facts)
 
 
 def short_attention(text: Any, config: RunConfig) -> tuple[int, int]:
@@ -109,16 +109,16 @@ def plain_start(config: RunConfig) -> dict[str, Any]:
     return more | ({"prompt_tuning_init": "random"} if config.method == "prompt" else {})
 
 
-def beside_window(window: int | None, max_length: int) -> tuple[Shape, ...]:
+def beside_window(window: int | None, max_length: int) -> tuple[BatchShape, ...]:
     """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of
     one kind are asked for.
     """
-    longest = max(shape.length for shape in SHAPES)
+    longest = max(shape.length for shape in SAMPLE_SHAPES)
     if not window or (max_length <= window and longest <= window):
-        return SHAPES
+        return SAMPLE_SHAPES
     if max_length > window:
-        return tuple(Shape(s.rows, s.length + window, s.trained) for s in SHAPES)
-    return tuple(Shape(s.rows, max(4, s.length * window // longest), s.trained) for s in SHAPES)
+        return tuple(BatchShape(s.rows, s.length + window, s.trained_tokens) for s in SAMPLE_SHAPES)
+    return tuple(BatchShape(s.rows, max(4, s.length * window // longest), s.trained_tokens) for s in SAMPLE_SHAPES)
 
 
 def answer(line: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.engine.memory_estimator import KINDS
+from training.engine.memory_estimator import MEMORY_KINDS
 
 CUDA_BLOCK = 512  # bytes that CUDA's caching allocator rounds up to
 
@@ -81,7 +81,7 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _look(self, more: int) -> None:
         """Remember this moment; `more` bytes are gone again right after it."""
-        held = [self._bytes[kind] for kind in KINDS]
+        held = [self._bytes[kind] for kind in MEMORY_KINDS]
         held[-1] += more
         self.moments.setdefault(self.stretch, []).append(tuple(held))
 

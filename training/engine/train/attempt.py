@@ -13,9 +13,9 @@ import torch
 
 from training.engine.config import RunConfig
 from training.engine.events import Journal
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.outcome import Outcome, Result
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.engine.train import checkpoint
 from training.engine.train.exact_match import exact_match
 from training.engine.train.loop import DiskFull, Diverged, train
@@ -36,7 +36,7 @@ class Attempt:
         self.exact_match: float | None = None
         self.phase = "starting"
 
-    def run(self, config: RunConfig, reins: Reins) -> tuple[Outcome, str]:
+    def run(self, config: RunConfig, reins: StopSignals) -> tuple[Outcome, str]:
         """Train to an end; the adapter is exported if it is to be kept."""
         config = chosen_config(self.run_dir, config)
         for made in prepare(config, self.run_dir, self.number):
@@ -46,7 +46,7 @@ class Attempt:
                 self.write(*made)
         assert self.session is not None
         outcome = None
-        if config.tunes and chosen(self.run_dir) is None:
+        if config.has_tuning and chosen(self.run_dir) is None:
             outcome = self.follow(tune(self.session, reins))
         self.follow(tell_chosen(self.run_dir))
         outcome = outcome or self.follow(train(self.session, reins))
@@ -80,10 +80,10 @@ class Attempt:
         self.write("phase", {"name": "exporting adapter"})
         self.adapter_step = best if best in kept else max(kept)
         folder = checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
-        if TABLE[config.method].whole_model:  # a base model of its own needs its tokenizer
+        if METHODS[config.method].is_full_finetuning:  # a base model of its own needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
 
-    def compare_answers(self, reins: Reins) -> None:
+    def compare_answers(self, reins: StopSignals) -> None:
         """Exact match of the exported weights, which may be those of an earlier step. It costs
         nobody a finished run.
         """
@@ -114,7 +114,7 @@ class Attempt:
     def write(self, kind: str, payload: dict[str, object]) -> None:
         if kind == "phase":
             self.phase = str(payload["name"])
-        self.journal.write(kind, **payload)
+        self.journal.write_event(kind, **payload)
 
     def explain(self, error: Exception) -> tuple[Outcome, str]:
         """An outcome and a sentence for an error that came up in training."""

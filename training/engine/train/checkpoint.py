@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.engine.config import RunConfig
-from training.engine.file_names import STATE
-from training.engine.files import sha256, sync, write_atomically
+from training.engine.file_names import STATE_FILES
+from training.engine.files import sha256_file, fsync_path, write_atomically
 from training.engine.modeling import optimizers, weights
 
 FOLDER = "checkpoints"
 OPTIMIZER = "optimizer."
-MANIFEST = STATE[2]
+MANIFEST = STATE_FILES[2]
 KEPT = 2  # newest; the best one is kept besides
 
 
@@ -62,15 +62,15 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
     try:
         aside.mkdir()
         weights.write_weights(trained.model, aside, trained.start)
-        save_file(state_tensors(trained), aside / STATE[0])
-        (aside / STATE[1]).write_text(
+        save_file(state_tensors(trained), aside / STATE_FILES[0])
+        (aside / STATE_FILES[1]).write_text(
             json.dumps({"step": step, "optimizer": kind_of(trained.optimizer), **facts})
         )
         files = sorted(path for path in aside.iterdir())
         for path in files:
-            sync(path)
+            fsync_path(path)
         manifest = {
-            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files
+            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in files
         }
         write_atomically(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
         final = root / name_of(step)
@@ -80,7 +80,7 @@ def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> P
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    sync(root)
+    fsync_path(root)
     return final
 
 
@@ -90,9 +90,9 @@ def state_tensors(trained: Trained) -> dict[str, Tensor]:
     """
     tensors = {
         f"{OPTIMIZER}{name}": value
-        for name, value in optimizers.state_of(trained.optimizer).items()
+        for name, value in optimizers.get_state(trained.optimizer).items()
     }
-    tensors |= weights.raw_weights(trained.model, trained.config)
+    tensors |= weights.get_raw_weights(trained.model, trained.config)
     tensors["rng.cpu"] = torch.get_rng_state()
     for index in range(torch.cuda.device_count()):
         tensors[f"rng.cuda:{index}"] = torch.cuda.get_rng_state(index)
@@ -106,10 +106,10 @@ def load(folder: Path, trained: Trained) -> dict[str, Any]:
     `restarted`: the checkpoint is of another kind of optimizer, so this one begins with the weights
     alone.
     """
-    tensors = load_file(folder / STATE[0])
-    raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW)}
+    tensors = load_file(folder / STATE_FILES[0])
+    raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW_PREFIX)}
     weights.read_weights(trained.model, folder, raw)
-    facts: dict[str, Any] = json.loads((folder / STATE[1]).read_text())
+    facts: dict[str, Any] = json.loads((folder / STATE_FILES[1]).read_text())
     facts["restarted"] = facts.pop("optimizer") != kind_of(trained.optimizer)
     if not facts["restarted"]:
         kept = {
@@ -117,7 +117,7 @@ def load(folder: Path, trained: Trained) -> dict[str, Any]:
             for name, value in tensors.items()
             if name.startswith(OPTIMIZER)
         }
-        optimizers.put_back(trained.optimizer, kept)
+        optimizers.load_state(trained.optimizer, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     for index in range(torch.cuda.device_count()):
         if f"rng.cuda:{index}" in tensors:
@@ -145,7 +145,7 @@ def is_whole(folder: Path) -> bool:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
             (folder / name).stat().st_size == facts["bytes"]
-            and sha256(folder / name) == facts["sha256"]
+            and sha256_file(folder / name) == facts["sha256"]
             for name, facts in files.items()
         )
     except (OSError, ValueError, KeyError):
@@ -173,10 +173,10 @@ def export_adapter(source: Path, run_dir: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     for path in source.iterdir():
-        if path.name not in STATE:
+        if path.name not in STATE_FILES:
             shutil.copyfile(path, aside / path.name)
-            sync(aside / path.name)
+            fsync_path(aside / path.name)
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
-    sync(run_dir)
+    fsync_path(run_dir)
     return final

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.engine.batches import Batch, fill, parts_of
+from training.engine.batches import Batch, batch_sequences, split_batch
 from training.engine.data.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
 from training.engine.train.session import Event, Session
 
@@ -65,15 +65,15 @@ def heldout(session: Session) -> Iterator[Event]:
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
     order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
-    filled = fill([(len(session.heldout[row]), (row,)) for row in order], session.config)
-    batches = [part for batch in filled for part in parts_of(batch, session.config.micro_batch_splits)]
+    filled = batch_sequences([(len(session.heldout[row]), (row,)) for row in order], session.config)
+    batches = [part for batch in filled for part in split_batch(batch, session.config.micro_batch_splits)]
     total = 0.0
     with evaluating(session.model):
         for batch in batches:
             tensors = collate(
                 batch, session.heldout, session.tokenizer.pad_token_id, session.device
             )
-            total += session.head.loss_sum(session.model, *tensors).item()
+            total += session.head.compute_loss_sum(session.model, *tensors).item()
     loss = total / sum(row.trained for row in session.heldout)
     session.eval_loss, session.heldout_step = loss, session.step
     best = session.best_loss is None or loss < session.best_loss
@@ -141,7 +141,7 @@ def longest_prompt(session: Session) -> int:
     text = session.model.config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or 2**31
     return min(
-        session.config.max_length, positions - SAMPLE_TOKENS - session.config.tokens_in_front
+        session.config.max_length, positions - SAMPLE_TOKENS - session.config.prepended_tokens
     )
 
 

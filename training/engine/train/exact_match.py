@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from training.engine.data.conversations import IGNORED, DataError, EncodedRow, encode, prompt_ids
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.engine.train.evaluate import evaluating
 from training.engine.train.session import Event, Session
 
 ROOM = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
 
 
-def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
+def exact_match(session: Session, reins: StopSignals) -> Iterator[Event]:
     """Answer up to `exact_match_rows` held-out rows; plain text and rows that were cut off have no answer
     to compare.
     """
@@ -31,7 +31,7 @@ def exact_match(session: Session, reins: Reins) -> Iterator[Event]:
         return
     began, right = time.monotonic(), 0
     for place, (prompt, expected) in enumerate(asked):
-        if reins.order() is not None:
+        if reins.requested_stop() is not None:
             return
         yield "phase", {"name": "comparing answers", "done": place, "total": len(asked)}
         right += answer(session, prompt, len(expected)) == words(session, expected)

@@ -13,7 +13,7 @@ import torch
 
 from training.engine.modeling import optimizers
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.session import Event, Session
 
@@ -26,7 +26,7 @@ class DiskFull(Exception):
     """Two checkpoints in a row could not be written."""
 
 
-def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
+def train(session: Session, reins: StopSignals) -> Generator[Event, None, Outcome]:
     """Train until the plan is done or the reins say stop; returns how it ended.
 
     Raises:
@@ -42,7 +42,7 @@ def train(session: Session, reins: Reins) -> Generator[Event, None, Outcome]:
     yield "phase", {"name": "first step" if session.step == 0 else "training"}
 
     while session.step < plan.total_steps:
-        order = reins.order()
+        order = reins.requested_stop()
         if order is not None:
             if order is not Outcome.DISCARDED:
                 yield from save(session)
@@ -115,10 +115,10 @@ def take_step(session: Session) -> Event:
         tensors = evaluate.collate(
             batch, session.rows, session.tokenizer.pad_token_id, session.device
         )
-        loss_sum = session.head.loss_sum(session.model, *tensors)
+        loss_sum = session.head.compute_loss_sum(session.model, *tensors)
         (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
         total += loss_sum.detach()
-    parameters = optimizers.parameters(session.optimizer)
+    parameters = optimizers.get_parameters(session.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, session.config.max_grad_norm).item()
     loss = total.item() / trained
     if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.engine.batches import Plan, plan_steps
+from training.engine.batches import BatchPlan, plan_steps
 from training.engine.config import RunConfig
 from training.engine.data.conversations import (
     DataError,
@@ -24,20 +24,20 @@ from training.engine.data.conversations import (
     read_rows,
     use_template,
 )
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.modeling import optimizers, weights
-from training.engine.modeling.adapter_init import begin
+from training.engine.modeling.adapter_init import initialize_adapter
 from training.engine.modeling.model import (
-    TrainedPositions,
+    LabeledPositionsHead,
     compute_in_bf16,
     count_parameters,
-    hold_to_share,
+    limit_memory_fraction,
     load_base,
-    make_repeatable,
-    pick_device,
-    pick_precision,
-    weights_dtype,
-    wrap,
+    set_deterministic,
+    resolve_device,
+    resolve_precision,
+    get_weights_dtype,
+    wrap_base_model,
 )
 from training.engine.train import checkpoint
 from training.engine.train.memory_meter import MemoryMeter
@@ -61,10 +61,10 @@ class Session:
     heldout: list[EncodedRow]
     heldout_rows: list[dict[str, Any]]
     model: Any
-    head: TrainedPositions
+    head: LabeledPositionsHead
     optimizer: torch.optim.Optimizer
     start: dict[str, torch.Tensor] | None
-    plan: Plan
+    plan: BatchPlan
     step: int = 0
     total_tokens: int = 0
     loss: float | None = None
@@ -100,19 +100,19 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
     Raises:
         DataError, ConfigError: for the person to read.
     """
-    device = pick_device()
-    hold_to_share(device)
-    make_repeatable(config, device)
+    device = resolve_device()
+    limit_memory_fraction(device)
+    set_deterministic(config, device)
     meter = MemoryMeter(device)
     yield "phase", {"name": "loading tokenizer"}
     tokenizer = load_tokenizer(Path(config.model))
     template = use_template(tokenizer)
     encoded = yield from encode_data(tokenizer, config)
     yield "phase", {"name": "loading model"}
-    method = TABLE[config.method]
-    precision = pick_precision(config, device)
+    method = METHODS[config.method]
+    precision = resolve_precision(config, device)
     base = load_base(
-        Path(config.model), weights_dtype(precision), device, quantised=method.quantised
+        Path(config.model), get_weights_dtype(precision), device, quantized=method.has_quantized_base
     )
     parameters = count_parameters(base)
     model = equipped(base, config, device)
@@ -126,9 +126,9 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         heldout=encoded.heldout,
         heldout_rows=encoded.heldout_rows,
         model=model,
-        head=TrainedPositions(model),
+        head=LabeledPositionsHead(model),
         optimizer=optimizers.make_optimizer(model, config, device),
-        start=weights.start_of(model, config),
+        start=weights.copy_initial_state(model, config),
         plan=plan_steps([len(row) for row in encoded.rows], config),
     )
     yield "memory", {"moment": "load", "step": 0, **meter.read()}
@@ -138,9 +138,9 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         {"attempt": attempt, "chat_template": template, "parameters": parameters, **facts},
     )
     if attempt == 1:  # later the layers may be those of a trial
-        method.check(session.model, config)
+        method.check_wrapped_model(session.model, config)
     if config.packing:
-        session.head.refuse_leaks(session.model, session.rows[0].ids[: config.max_length // 2])
+        session.head.check_packing_isolation(session.model, session.rows[0].ids[: config.max_length // 2])
     yield from resume(session, attempt)
     yield session
 
@@ -164,8 +164,8 @@ def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, Enc
     yield from encode_with_progress(
         tokenizer, heldout_rows, heldout, config, "tokenizing held-out rows"
     )
-    left_out = {"rows_cut": sum(row.cut > 0 for row in rows)}
-    left_out["rows_empty"] = sum(not row.trained for row in rows)
+    left_out = {"truncated_rows": sum(row.cut > 0 for row in rows)}
+    left_out["empty_rows"] = sum(not row.trained for row in rows)
     rows = [row for row in rows if row.trained]
     if not rows:
         raise DataError(
@@ -185,13 +185,13 @@ def describe_start(session: Session) -> dict[str, object]:
         "total_steps": session.plan.total_steps,
         "epochs": session.plan.epochs,
         "rows": len(session.rows),
-        "heldout_rows": len(session.heldout),
+        "eval_rows": len(session.heldout),
         "tokens": sum(len(row) for row in session.rows),
         "trained_tokens": sum(row.trained for row in session.rows),
         "trainable_parameters": session.trainable_parameters(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        "precision": pick_precision(config, device),
-        "optimizer": config.optimizer_on(device.type),
+        "precision": resolve_precision(config, device),
+        "optimizer": config.resolve_optimizer(device.type),
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
@@ -199,8 +199,8 @@ def describe_start(session: Session) -> dict[str, object]:
 
 def equipped(base: Any, config: RunConfig, device: torch.device) -> Any:
     """The base as the technique trains it, computing in the run's precision."""
-    model = wrap(base, config)
-    if pick_precision(config, device) == "mixed":
+    model = wrap_base_model(base, config)
+    if resolve_precision(config, device) == "mixed":
         compute_in_bf16(model, device)
     return model
 
@@ -223,7 +223,7 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
         read_start(session)
     elif session.config.init_lora_weights in ("eva", "loftq"):
         yield "phase", {"name": "looking for a start"}
-        begin(session.model, session.config, session.rows)
+        initialize_adapter(session.model, session.config, session.rows)
     if attempt > 1:
         yield "resume", {"attempt": attempt, "step": session.step}
 
@@ -235,7 +235,7 @@ def read_start(session: Session) -> None:
         ConfigError: they are of another shape than what the settings make.
     """
     try:
-        weights.refuse_other_names(session.model, Path(session.config.start_weights))
+        weights.check_parameter_names(session.model, Path(session.config.start_weights))
         weights.read_weights(session.model, Path(session.config.start_weights), {})
     except (RuntimeError, KeyError, OSError) as error:
         told = str(error).splitlines()[0][:300]

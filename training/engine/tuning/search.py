@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.settings import ranks
+from training.engine.settings import candidate_ranks
 
 FOLDER = "trials"
 FACTOR = 2  # the better half goes on
@@ -131,7 +131,7 @@ def space_of(config: RunConfig, modules: list[str]) -> dict[str, BaseDistributio
         "learning_rate": FloatDistribution(
             max(1e-8, rate / RATES), min(1.0, rate * RATES), log=True
         ),
-        "rank": CategoricalDistribution(ranks(config.rank)),
+        "rank": CategoricalDistribution(candidate_ranks(config.rank)),
         "alpha": CategoricalDistribution(
             sorted({1.0, 2.0, config.alpha / config.rank})
         ),  # times the rank

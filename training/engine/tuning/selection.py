@@ -76,8 +76,8 @@ def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, A
     of the two goes on.
     """
     if plan.state != "done":
-        words = f"The plan's own guess failed; trial {best.number + 1} goes on."
-        return {"winner": best.number, "rows": 0, "words": words}, best
+        message = f"The plan's own guess failed; trial {best.number + 1} goes on."
+        return {"winner": best.number, "rows": 0, "message": message}, best
     difference, error = compare(plan, best, tokens)
     figures = {
         "winner": best.number,
@@ -92,21 +92,21 @@ def verdict_of(plan: Trial, best: Trial, tokens: list[int]) -> tuple[dict[str, A
         f"{abs(difference):.3f} (± {2 * error:.3f}) after {best.step} steps",
     )
     if best.number == plan.number:
-        return figures | {"words": "No trial beat the plan's own guess, which goes on."}, plan
+        return figures | {"message": "No trial beat the plan's own guess, which goes on."}, plan
     if difference > 2 * error:
         return figures | {
-            "words": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and "
+            "message": f"Trial {best.number + 1} beats the plan's own guess by {by} on {rows}, and "
             "goes on."
         }, best
     if difference < -2 * error:
-        words = (
+        message = (
             f"Trial {best.number + 1} looked best, but is worse than the plan's own guess by "
             f"{by} on {rows}."
         )
-        words += " The guess goes on."
-        return figures | {"winner": plan.number, "words": words}, plan
-    words = (
+        message += " The guess goes on."
+        return figures | {"winner": plan.number, "message": message}, plan
+    message = (
         f"Trial {best.number + 1} goes on; on {rows} it differs from the plan's own guess by "
         f"no more than chance, {by}."
     )
-    return figures | {"words": words}, best
+    return figures | {"message": message}, best

@@ -22,9 +22,9 @@ import torch
 from training.engine.config import RunConfig
 from training.engine.data.conversations import DataError, EncodedRow
 from training.engine.modeling import optimizers
-from training.engine.modeling.model import TrainedPositions
+from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import Outcome
-from training.engine.stop_signals import Reins
+from training.engine.stop_signals import StopSignals
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.loop import Diverged, save, take_step
 from training.engine.train.session import Event, Session, equipped
@@ -75,7 +75,7 @@ class Bench:
         return {"done": min(self.spent, self.budget), "total": self.budget}
 
 
-def tune(session: Session, reins: Reins) -> Told:
+def tune(session: Session, reins: StopSignals) -> Told:
     """Run trials until the budget is spent; leaves the session as the winner at its last step.
     Returns an order to end, or None.
 
@@ -140,7 +140,7 @@ def seconds_a_step(session: Session) -> float:
             tensors = evaluate.collate(
                 batch, session.rows, session.tokenizer.pad_token_id, session.device
             )
-            session.head.loss_sum(session.model, *tensors).backward()  # type: ignore[no-untyped-call]
+            session.head.compute_loss_sum(session.model, *tensors).backward()  # type: ignore[no-untyped-call]
         session.optimizer.zero_grad(set_to_none=True)
     return (time.monotonic() - began) / min(TIMED_STEPS, len(session.plan.steps))
 
@@ -162,7 +162,7 @@ def layer_sets(model: Any, config: RunConfig) -> list[str]:
     return [config.target_modules, *(",".join(sorted(names)) for names in found.values())]
 
 
-def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
+def run_trial(bench: Bench, trial: Trial, reins: StopSignals) -> Told:
     """Train a trial from rung to rung, until it is done, stopped early or failed. The first one is
     the session as it stands.
     """
@@ -174,7 +174,7 @@ def run_trial(bench: Bench, trial: Trial, reins: Reins) -> Told:
         bench.fresh = False
         for rung in bench.search.rungs:
             while session.step < rung:
-                order = reins.order()
+                order = reins.requested_stop()
                 if order is not None:
                     return order
                 trial.steps.append(take_step(session)[1])
@@ -214,14 +214,14 @@ def trial_payload(bench: Bench, trial: Trial) -> dict[str, Any]:
         "outcome": trial.state,
         "spent": bench.spent,
         "budget": bench.budget,
-        "whole": bench.search.rungs[-1],
+        "full_steps": bench.search.rungs[-1],
         "seconds": trial.seconds,
     }
 
 
 def wrap_again(session: Session, settings: dict[str, Any]) -> None:
     """The same base with a new adapter at step 0."""
-    session.head.let_go()
+    session.head.remove_hook()
     base = session.model.unload()
     session.optimizer.zero_grad(set_to_none=True)
     del session.optimizer
@@ -230,7 +230,7 @@ def wrap_again(session: Session, settings: dict[str, Any]) -> None:
     torch.manual_seed(session.config.seed)
     session.model = equipped(base, session.config, session.device)
     session.model.train()
-    session.head = TrainedPositions(session.model)
+    session.head = LabeledPositionsHead(session.model)
     session.optimizer = optimizers.make_optimizer(session.model, session.config, session.device)
     session.step = session.saved_step = session.total_tokens = 0
     session.loss = None
@@ -244,7 +244,7 @@ def row_losses(session: Session, rows: list[EncodedRow]) -> list[float]:
     with evaluate.evaluating(session.model):
         return [
             float(
-                session.head.loss_sum(
+                session.head.compute_loss_sum(
                     session.model, *evaluate.collate([(place,)], rows, pad, device)
                 )
             )

@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from training.engine.batches import epoch_batches, length_of, parts_of, plan_steps
+from training.engine.batches import build_epoch_batches, get_sequence_length, split_batch, plan_steps
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import Shape
+from training.engine.memory_estimator import BatchShape
 from training.runs.forecast.token_lengths import Lengths, trained_within
 
 # The settings that decide which rows go through the model together, and for how many steps.
@@ -63,12 +63,12 @@ def counted(
         )
     plan = plan_steps(kept, config)
     tokens = sum(
-        length_of(packed, kept) for step in plan.steps for batch in step for packed in batch
+        get_sequence_length(packed, kept) for step in plan.steps for batch in step for packed in batch
     )
     return plan.total_steps, tokens, True
 
 
-def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
+def shapes_of(found: Lengths | None, config: RunConfig) -> list[BatchShape]:
     """Every batch that one epoch makes; of data that nobody has measured, the largest that the
     settings allow.
     """
@@ -79,7 +79,7 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
             else max(1, config.max_tokens_per_batch // config.max_length)
         )
         rows = -(-rows // config.micro_batch_splits)
-        return [Shape(rows, config.max_length, rows * config.max_length)]
+        return [BatchShape(rows, config.max_length, rows * config.max_length)]
     kept = found.kept(config.max_length)
     trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
     once = replace(config, epochs=1, max_steps=0, gradient_accumulation_steps=1)
@@ -89,17 +89,17 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[Shape]:
 @lru_cache(REMEMBERED)
 def drawn(
     kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, ...]
-) -> list[Shape]:
+) -> list[BatchShape]:
     config = config_of(batching)
     made = {
-        Shape(
+        BatchShape(
             len(batch),
-            max(length_of(packed, kept) for packed in batch),
+            max(get_sequence_length(packed, kept) for packed in batch),
             sum(trained[row] for packed in batch for row in packed),
         )
-        for whole in epoch_batches(kept, config, 0)
-        for batch in parts_of(whole, config.micro_batch_splits)
+        for whole in build_epoch_batches(kept, config, 0)
+        for batch in split_batch(whole, config.micro_batch_splits)
     }
     return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [
-        Shape(1, config.max_length, config.max_length)
+        BatchShape(1, config.max_length, config.max_length)
     ]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from training.catalog.models import BaseModel
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import DEPTHS, SIZES, Law, largest, size_of
+from training.engine.memory_estimator import SAMPLE_DEPTHS, SAMPLE_SIZES, MemoryEstimator, find_peak_memory, get_scaling_value
 from training.runs.forecast.batch_shapes import shapes_of
 from training.runs.forecast.memory_estimators import kept_law
 from training.runs.forecast.target_device import Target
@@ -55,20 +55,20 @@ def constant_part(target: Target) -> Constant:
 
 
 def memory_forecast(
-    law: Law, config: RunConfig, found: Lengths | None, constant: Constant
+    law: MemoryEstimator, config: RunConfig, found: Lengths | None, constant: Constant
 ) -> dict[str, Any]:
     """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch
     that takes most.
     """
-    trainable, config = law_trainable(law, config), config.widest()
+    trainable, config = law_trainable(law, config), config.memory_upper_bound()
     shapes = shapes_of(found, config)
-    step = largest(law, shapes, config)
-    measuring = largest(law, shapes, config, measuring=True)
+    step = find_peak_memory(law, shapes, config)
+    measuring = find_peak_memory(law, shapes, config, is_eval=True)
     kinds = {name: int(value) for name, value in step.kinds.items()}
     framework, context = constant
     variable = sum(kinds.values())
     # While it is loaded, one tensor is there twice.
-    load = kinds["weights"] + 2 * int(law.facts["largest"])
+    load = kinds["weights"] + 2 * int(law.metadata["largest"])
     measurable = max(variable, int(measuring.total), load) + framework
     return {
         "kinds": kinds | {"framework": framework + context},
@@ -79,18 +79,18 @@ def memory_forecast(
         "load": load + framework + context,
         "measurable": measurable,  # what the run will measure of it
         "peak": measurable + context,
-        "stretch": step.stretch,
+        "phase": step.phase,
         "batch": [step.shape.rows, step.shape.length],
         "trainable": trainable,
-        "precision": law.facts["precision"],
-        "optimizer": law.facts["optimizer"],
+        "precision": law.metadata["precision"],
+        "optimizer": law.metadata["optimizer"],
     }
 
 
-def law_trainable(law: Law, config: RunConfig) -> int:
+def law_trainable(law: MemoryEstimator, config: RunConfig) -> int:
     """Trained parameters, affine in layers and size as the law's samples have them."""
-    facts, name = law.facts, law.facts["size_setting"]
-    share = (size_of(law, config) - SIZES[0]) / (SIZES[1] - SIZES[0]) if name else 0.0
+    facts, name = law.metadata, law.metadata["scaling_setting"]
+    share = (get_scaling_value(law, config) - SAMPLE_SIZES[0]) / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0]) if name else 0.0
     at = []
     for depth in (0, 1):
         small, large = (
@@ -98,11 +98,11 @@ def law_trainable(law: Law, config: RunConfig) -> int:
             for sized in (0, 1)
         )
         at.append(small + share * (large - small))
-    return round(at[0] + (law.layers - DEPTHS[0]) * (at[1] - at[0]) / (DEPTHS[1] - DEPTHS[0]))
+    return round(at[0] + (law.layers - SAMPLE_DEPTHS[0]) * (at[1] - at[0]) / (SAMPLE_DEPTHS[1] - SAMPLE_DEPTHS[0]))
 
 
 def forecast_on(
-    target: Target, law: Law, config: RunConfig, found: Lengths | None
+    target: Target, law: MemoryEstimator, config: RunConfig, found: Lengths | None
 ) -> dict[str, Any]:
     """What `memory_forecast` says of a device, with what past runs there took; the device's name is
     kept with it.

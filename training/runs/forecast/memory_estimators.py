@@ -19,8 +19,8 @@ from training.catalog.card import read_json
 from training.child_process import RequestChild
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.memory_estimator import Law, size_setting
-from training.engine.methods import TABLE
+from training.engine.memory_estimator import MemoryEstimator, get_scaling_setting
+from training.engine.methods import METHODS
 from training.errors import UserError
 
 # Of the laws: one more when the engine's steps change, so that none of the old are read
@@ -48,19 +48,19 @@ class Unlawful(UserError):
 
 def key_of(folder: Path, config: RunConfig, device: str) -> str:
     """What the law depends on, as one word."""
-    config = config.widest()
-    names = set(COMMON) | set(TABLE[config.method].settings) - WEIGHTLESS - {
-        size_setting(config, device)
+    config = config.memory_upper_bound()
+    names = set(COMMON) | set(METHODS[config.method].settings) - WEIGHTLESS - {
+        get_scaling_setting(config, device)
     }
     text = read_json(folder / "config.json")
     window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
     told = {name: getattr(config, name) for name in sorted(names)} | {
-        "optim": config.optimizer_on(device)
+        "optim": config.resolve_optimizer(device)
     }
     # How much is dropped moves no byte
     told |= {"dropout": config.dropout > 0} if "dropout" in told else {}
     told |= {
-        "accumulates": config.accumulates,
+        "accumulates": config.accumulates_gradients,
         "beyond": isinstance(window, int) and config.max_length > window,
     }
     whole = json.dumps([EDITION, device, told, text], sort_keys=True)
@@ -71,7 +71,7 @@ def place_of(folder: Path, config: RunConfig, device: str) -> Path:
     return Path(settings.HOME) / "laws" / f"{key_of(folder, config, device)}.json"
 
 
-def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> Law:
+def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> MemoryEstimator:
     """The law of any model from its config.json, made anew (5 to 20 s) and not kept.
 
     Raises:
@@ -82,18 +82,18 @@ def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> Law:
         (Path(folder) / "config.json").write_text(json.dumps(config_json))
         return law_told(
             ANY_MODEL.ask(
-                {"model": folder, "settings": config.widest().to_dict(), "device": device}
+                {"model": folder, "settings": config.memory_upper_bound().to_dict(), "device": device}
             )
         )
 
 
-def law_told(told: dict[str, Any]) -> Law:
+def law_told(told: dict[str, Any]) -> MemoryEstimator:
     if "error" in told:
         raise Unlawful(told["error"], field=told["field"])
-    return Law.from_json(told)
+    return MemoryEstimator.from_json(told)
 
 
-def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
+def kept_law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator | None:
     """The law, if it has been made.
 
     Raises:
@@ -105,7 +105,7 @@ def kept_law(folder: Path, config: RunConfig, device: str) -> Law | None:
     return law_told(json.loads(path.read_text()))
 
 
-def law(folder: Path, config: RunConfig, device: str) -> Law:
+def law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
     """The law, made now if need be: about 6 s, and 5 s more when the program has to be started.
 
     Raises:
@@ -116,7 +116,7 @@ def law(folder: Path, config: RunConfig, device: str) -> Law:
     kept = kept_law(folder, config, device)
     if kept is None:
         told = PROGRAM.ask(
-            {"model": str(folder), "settings": config.widest().to_dict(), "device": device}
+            {"model": str(folder), "settings": config.memory_upper_bound().to_dict(), "device": device}
         )
         if told.get("passing"):
             raise UserError(told["error"], field=told["field"])

@@ -14,7 +14,7 @@ from typing import Any
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import ConfigError
 from training.formatting import format_bytes
 from training.runs.forecast.batch_shapes import shapes_of
@@ -43,14 +43,14 @@ def steps_down(
     config: RunConfig, found: Lengths | None, kind: str
 ) -> Iterator[tuple[str, str, Settings]]:
     """The ladder: name, sentence and change of each rung that this run has."""
-    method = TABLE[config.method]
+    method = METHODS[config.method]
     if max(shape.rows for shape in shapes_of(found, config)) > 1:
         words = (
             "Half as many rows at once, twice as many passes: the same step, with every row "
             "where it was."
         )
         yield "halve", words, {"micro_batch_splits": 2 * config.micro_batch_splits}
-    if not config.gradient_checkpointing and "gradient_checkpointing" not in method.never:
+    if not config.gradient_checkpointing and "gradient_checkpointing" not in method.incompatible_settings:
         yield (
             "checkpointing",
             "Compute activations twice: the same step, about a third slower.",
@@ -64,7 +64,7 @@ def steps_down(
             else ""
         )
         yield "shorter", f"Cut rows at {length:,} tokens.{cut}", {"max_length": length}
-    if config.optimizer_on(kind) == "adamw_torch":
+    if config.resolve_optimizer(kind) == "adamw_torch":
         words = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
         yield "8-bit", words, {"optim": "adamw_8bit"}
     if config.method == "lora":
@@ -98,7 +98,7 @@ def changed_config(config: RunConfig, changes: Settings) -> RunConfig:
     known = {**config.to_dict(), **changes}
     if "method" in changes:
         wanted = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(
-            TABLE[changes["method"]].never
+            METHODS[changes["method"]].incompatible_settings
         )
         known = {name: value for name, value in known.items() if name in wanted}
     return RunConfig.from_dict(known)

@@ -10,7 +10,7 @@ from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import kept_forecast
@@ -70,7 +70,7 @@ def all_warnings(config: RunConfig, model: BaseModel, found: Lengths | None) -> 
     data.
     """
     known = length_warnings(cut_at(found, config.max_length), config) if found is not None else []
-    return config.warnings() + context_warnings(config, model) + known
+    return config.list_warnings() + context_warnings(config, model) + known
 
 
 def batch_words(config: RunConfig) -> str:
@@ -104,7 +104,7 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
     """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell
     it with their law.
     """
-    if "rank" not in TABLE[config.method].settings or config.use_dora or config.rank_pattern:
+    if "rank" not in METHODS[config.method].settings or config.use_dora or config.rank_pattern:
         return None
     wanted = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     layers = linear_layers(model.folder)
@@ -118,7 +118,7 @@ def trainable_parameters(model: BaseModel, config: RunConfig) -> int | None:
 
 def context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
     most = model.card.get("context_length")
-    virtual = config.tokens_in_front
+    virtual = config.prepended_tokens
     if most and config.max_length + virtual > most:
         beside = f" and {virtual:,} virtual tokens stand in front" if virtual else ""
         return [

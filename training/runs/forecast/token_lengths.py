@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from training.catalog.models import BaseModel
 from training.child_process import run_child
 from training.datasets.models import DatasetVersion
-from training.engine.batches import epoch_batches, length_of
+from training.engine.batches import build_epoch_batches, get_sequence_length
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.errors import UserError
@@ -241,8 +241,8 @@ def padding(found: Lengths, config: RunConfig) -> dict[str, float]:
     kept = found.kept(config.max_length)
     if not kept:
         return {"ours": 0.0, "random": 0.0}
-    batches = epoch_batches(kept, config, 0)
-    places = sum(len(batch) * max(length_of(packed, kept) for packed in batch) for batch in batches)
+    batches = build_epoch_batches(kept, config, 0)
+    places = sum(len(batch) * max(get_sequence_length(packed, kept) for packed in batch) for batch in batches)
     size = max(1, round(len(kept) / len(batches)))
     shuffled = np.random.default_rng(0).permutation(np.asarray(kept))
     loose = sum(

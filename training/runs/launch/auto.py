@@ -14,7 +14,7 @@ from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import Law
+from training.engine.memory_estimator import MemoryEstimator
 from training.errors import UserError
 from training.runs.forecast import token_lengths
 from training.runs.forecast.batch_shapes import count_steps
@@ -85,14 +85,14 @@ def plan_digest(plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def kept_only(*asked: Any) -> Law:
+def kept_only(*asked: Any) -> MemoryEstimator:
     kept = kept_law(*asked)
     if kept is None:
         raise PlanPending("memory")
     return kept
 
 
-def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], Law]) -> Situation:
+def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEstimator]) -> Situation:
     model, data, found, target = case.model, case.data, case.found, case.target
     if not model.card.get("hidden_size"):
         raise UserError(

@@ -11,7 +11,7 @@ from django.http import QueryDict
 
 from training.auto.situation import Choice, Plan
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.launch import form
 from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, plan_digest
@@ -39,7 +39,7 @@ class Row:
     def options(self) -> list[tuple[str, str]]:
         """(value, words) of a select; none where a number or a text is typed."""
         if self.field is None:
-            return [(name, method.title) for name, method in TABLE.items()]
+            return [(name, method.title) for name, method in METHODS.items()]
         if self.field.kind == "bool":
             return [("on", "on"), ("off", "off")]
         return [(one, one) for one in self.field.choices]
@@ -111,7 +111,7 @@ def locked_in(posted: Any) -> dict[str, Any]:
 def every_field() -> dict[str, form.Field]:
     """The settings of all techniques."""
     return {
-        name: field for method in TABLE for name, field in form.fields({"method": method}).items()
+        name: field for method in METHODS for name, field in form.fields({"method": method}).items()
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.settings import PAPERS
 from training.runs.launch.services import OWN_SETTINGS
 
@@ -112,7 +112,7 @@ def title(name: str) -> str:
 def method_of(values: Mapping[str, Any]) -> str:
     """The technique that the values name, LoRA if they name none that there is."""
     name = values.get("method", "lora")
-    return name if isinstance(name, str) and name in TABLE else "lora"
+    return name if isinstance(name, str) and name in METHODS else "lora"
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Field]:
@@ -120,20 +120,20 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
     for it.
     """
     name = method_of(values)
-    method, config = TABLE[name], RunConfig.from_dict({"method": name})
-    hidden = OWN_SETTINGS | config.foreign() | set(method.never) | {"method"}
+    method, config = METHODS[name], RunConfig.from_dict({"method": name})
+    hidden = OWN_SETTINGS | config.inapplicable_settings() | set(method.incompatible_settings) | {"method"}
     made = {}
     for f in dataclasses.fields(RunConfig):
         if f.name in hidden:
             continue
-        low, high = f.metadata["within"] or (None, None)
+        low, high = f.metadata["bounds"] or (None, None)
         made[f.name] = Field(
             name=f.name,
             title=title(f.name),
             kind=str(f.type),
             value=values.get(f.name, getattr(config, f.name)),
-            words=f.metadata["words"],
-            usual=method.rates if f.name == "learning_rate" else f.metadata["usual"],
+            description=f.metadata["description"],
+            recommended=method.learning_rate_range if f.name == "learning_rate" else f.metadata["recommended"],
             choices=f.metadata["choices"],
             advanced=f.metadata["advanced"],
             low=low,
@@ -149,12 +149,12 @@ def fields(values: Mapping[str, Any]) -> dict[str, Field]:
 
 def cannot(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the technique cannot do, each with its reason."""
-    method = TABLE[method_of(values)]
+    method = METHODS[method_of(values)]
     told = [
-        ("Merging into the base", method.no_merge),
-        ("Sharing a batch with other adapters", method.no_mix),
+        ("Merging into the base", method.merge_unsupported_reason),
+        ("Sharing a batch with other adapters", method.mixed_batch_unsupported_reason),
     ]
-    told += [(title(name), why) for name, why in method.never.items()]
+    told += [(title(name), why) for name, why in method.incompatible_settings.items()]
     return [(what, why[0].upper() + why[1:]) for what, why in told if why]
 
 
@@ -162,7 +162,7 @@ def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list
     """Fields under their headings, the technique's own first; either those in view or those behind
     the fold.
     """
-    known, method = fields(values), TABLE[method_of(values)]
+    known, method = fields(values), METHODS[method_of(values)]
     headings = ((method.title, method.settings), *GROUPS)
     made = [
         (title, [known[n] for n in names if n in known and known[n].advanced == advanced])
@@ -191,10 +191,10 @@ def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values for another technique: what a person turned stays, what was usual for some
     technique is now usual for this.
     """
-    method = TABLE[method_of(values)]
+    method = METHODS[method_of(values)]
     plain = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     usual = {
-        name: {plain[name], *(m.usual[name] for m in TABLE.values() if name in m.usual)}
+        name: {plain[name], *(m.defaults[name] for m in METHODS.values() if name in m.defaults)}
         for name in plain
     }
     kept = {
@@ -202,7 +202,7 @@ def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if isinstance(value, list) or value not in usual.get(name, ())
     }
-    return {**method.usual, **kept, "method": method_of(values)}
+    return {**method.defaults, **kept, "method": method_of(values)}
 
 
 def typed(text: str, kind: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from training.catalog.models import BaseModel, ModelState
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.engine.methods.base import Method
 from training.errors import ConfigError, UserError
 from training.runs.forecast.memory import constant_part, forecast_on, memory_forecast
@@ -56,8 +56,8 @@ class Cost:
 def configs_of(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | None]]:
     """The settings as each technique would have them; None where they contradict each other."""
     first = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
-    for name, method in TABLE.items():
-        known = set(RunConfig.from_dict({"method": name}).to_dict()) - set(method.never)
+    for name, method in METHODS.items():
+        known = set(RunConfig.from_dict({"method": name}).to_dict()) - set(method.incompatible_settings)
         try:
             yield (
                 name,
@@ -78,22 +78,22 @@ def costs(
 ) -> dict[str, Cost]:
     """Each technique's cost with these settings, as far as its law has been made."""
     if model is None:
-        return {name: Cost(method) for name, method in TABLE.items()}
+        return {name: Cost(method) for name, method in METHODS.items()}
     made, constant = {}, constant_part(target)
     for name, config in configs_of(values):
-        made[name] = Cost(TABLE[name])
+        made[name] = Cost(METHODS[name])
         if config is None:
             continue
         try:
             kept = kept_law(model.folder, config, target.kind)
         except Unlawful as error:
-            made[name] = Cost(TABLE[name], problem=error.message)
+            made[name] = Cost(METHODS[name], problem=error.message)
             continue
         if kept is None:
-            made[name] = Cost(TABLE[name], waits=True)
+            made[name] = Cost(METHODS[name], waits=True)
         else:
             memory = memory_forecast(kept, config, found, constant)
-            made[name] = Cost(TABLE[name], memory | fit_words(memory, target))
+            made[name] = Cost(METHODS[name], memory | fit_words(memory, target))
     return made
 
 
@@ -160,6 +160,6 @@ def make_beforehand() -> None:
             try:
                 law(model.folder, config, kind)
             except UserError as error:
-                log.warning("%s on %s: %s", TABLE[config.method].title, model.name, error.message)
+                log.warning("%s on %s: %s", METHODS[config.method].title, model.name, error.message)
             return
         complete.add(key)

@@ -17,7 +17,7 @@ from training.auto.situation import Plan
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import Conflict, UserError, one_line
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
@@ -314,7 +314,7 @@ def create_sweep(
     refused: dict[str, str],
 ) -> Sweep:
     request = resolved.request
-    varied = " x ".join(resolved.grid) or TABLE[drafts[0].member.config.method].title
+    varied = " x ".join(resolved.grid) or METHODS[drafts[0].member.config.method].title
     title = one_line(request.name) or f"{request.data.dataset.name}, {varied}"
     sweep = Sweep.objects.create(
         owner=request.user,
@@ -339,7 +339,7 @@ def create_run(
 ) -> Run:
     """Write the run's row and its folder, and tell the workers once that is committed."""
     request, config = resolved.request, draft.member.config
-    default_name = f"{request.data.dataset.name}, {TABLE[config.method].title}"
+    default_name = f"{request.data.dataset.name}, {METHODS[config.method].title}"
     start = request.start_weights
     run = Run.objects.create(
         owner=request.user,

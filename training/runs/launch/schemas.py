@@ -11,7 +11,7 @@ from pydantic.config import JsonDict
 
 from training.auto.situation import GOALS
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.runs import models
 from training.runs.launch import services
 from training.runs.states import Priority
@@ -171,12 +171,12 @@ def settings_described() -> list[dict[str, Any]]:
             "name": f.name,
             "type": str(f.type),
             "default": f.default,
-            "words": f.metadata["words"],
-            "usual": f.metadata["usual"],
+            "description": f.metadata["description"],
+            "recommended": f.metadata["recommended"],
             "choices": list(f.metadata["choices"]),
-            "lowest": (f.metadata["within"] or (None, None))[0],
-            "highest": (f.metadata["within"] or (None, None))[1],
-            "methods": [name for name, method in TABLE.items() if f.name in method.settings],
+            "lowest": (f.metadata["bounds"] or (None, None))[0],
+            "highest": (f.metadata["bounds"] or (None, None))[1],
+            "methods": [name for name, method in METHODS.items() if f.name in method.settings],
         }
         for f in dataclasses.fields(RunConfig)
         if f.name not in services.OWN_SETTINGS

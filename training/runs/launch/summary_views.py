@@ -11,7 +11,7 @@ from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import UserError
 from training.people.requests import SignedIn
 from training.runs.forecast import token_lengths
@@ -42,7 +42,7 @@ def card_values(entered: LaunchInput) -> dict[str, Any]:
     """What will happen, or the next thing that is missing."""
     values, model, version = entered.values, entered.picked.model, entered.picked.version
     known: dict[str, Any] = {"missing": "", "count": 1}
-    known |= {"model": model, "version": version, "method": TABLE[form.method_of(values)]}
+    known |= {"model": model, "version": version, "method": METHODS[form.method_of(values)]}
     planned = entered.planned if entered.auto else None
     if planned and planned.plan is None and model and version:
         problem = planned.problem

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from training.engine.config import RunConfig
-from training.engine.methods import TABLE
+from training.engine.methods import METHODS
 from training.errors import ConfigError, TooLarge, UserError
 from training.runs.launch.services import read_settings
 
@@ -38,7 +38,7 @@ class Member:
 def label_of(values: Mapping[str, Any]) -> str:
     """`rank 4, learning_rate 0.001`; a technique is called by its title."""
     return ", ".join(
-        TABLE[value].title if name == "method" and value in TABLE else f"{name} {value}"
+        METHODS[value].title if name == "method" and value in METHODS else f"{name} {value}"
         for name, value in values.items()
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from django.db.models import Count
 from numpy.typing import NDArray
 
-from training.engine.metrics import metric_names
+from training.engine.metrics import get_metric_names
 from training.runs.models import CurveChunk, CurveColumn, Event
 
 CHUNK = 512
@@ -50,7 +50,7 @@ def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
     """
     columns = {name: [float(getattr(row, name)) for row in rows] for name in PLACES}
     columns |= {
-        name: [float(row.payload.get(name, "nan")) for row in rows] for name in metric_names("step")
+        name: [float(row.payload.get(name, "nan")) for row in rows] for name in get_metric_names("step")
     }
     return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
@@ -83,7 +83,7 @@ def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
 
 def read_columns(chunk: CurveChunk) -> dict[str, Column]:
     """By name; a chunk that was written before a metric was added has no column of it."""
-    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*PLACES, *metric_names("step")])
+    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*PLACES, *get_metric_names("step")])
     return {row.name: np.frombuffer(bytes(row.values), dtype=np.float64) for row in rows}
 
 

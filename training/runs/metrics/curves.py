@@ -16,7 +16,7 @@ import numpy as np
 from django.db.models import QuerySet
 from numpy.typing import NDArray
 
-from training.engine.metrics import charted_names
+from training.engine.metrics import get_charted_names
 from training.runs.metrics.chunks import columns_of
 from training.runs.models import CurveChunk, CurveColumn, Event
 
@@ -84,7 +84,7 @@ def read_curves(
     if last_step is not None:
         rows, chunks = rows.filter(step__lte=last_step), chunks.filter(first_step__lte=last_step)
     tail = columns_of(list(rows))
-    wanted = (*AXES, *(charted_names() if names is None else names))
+    wanted = (*AXES, *(get_charted_names() if names is None else names))
     if chunks.count() > points // 2:
         return from_headers(chunks, tail, wanted, points)
     body = read_points(chunks, wanted)

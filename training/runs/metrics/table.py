@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.engine.metrics import charted_names, metric_names
+from training.engine.metrics import get_charted_names, get_metric_names
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.reads import one_moment
 
@@ -19,11 +19,11 @@ CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
 
 
 def step_columns() -> list[str]:
-    return ["step", "time", "total_tokens", *charted_names()]
+    return ["step", "time", "total_tokens", *get_charted_names()]
 
 
 def eval_columns() -> list[str]:
-    return metric_names("eval")
+    return get_metric_names("eval")
 
 
 def steps_of(run: Run) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Protocol
 from django.conf import settings
 
 from training.child_process import STEADY_MEMORY, child_environment
-from training.engine.stop_signals import LEASH, STOP
+from training.engine.stop_signals import HEARTBEAT_FILE, STOP_FILE
 
 
 class Engine(Protocol):
@@ -80,11 +80,11 @@ class EngineProcess:
 
     def touch_leash(self) -> None:
         self._kills_before = kills_for_memory()
-        (self.folder / LEASH).touch()
+        (self.folder / HEARTBEAT_FILE).touch()
 
     def ask_to_stop(self, how: str) -> None:
         """`save` or `discard`; the engine looks after every step."""
-        (self.folder / STOP).write_text(how)
+        (self.folder / STOP_FILE).write_text(how)
 
     def signal(self, number: signal.Signals) -> None:
         pid = self.pid

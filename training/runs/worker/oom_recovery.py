@@ -12,7 +12,7 @@ from django.db.models import F
 
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
-from training.engine.outcome import RESULT
+from training.engine.outcome import RESULT_FILE
 from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import actions
@@ -115,6 +115,6 @@ def recover(run: Run) -> str:
     if way is None:
         return ""
     put(run, changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
-    (run.folder / RESULT).unlink(missing_ok=True)
+    (run.folder / RESULT_FILE).unlink(missing_ok=True)
     told = ", ".join(f"{name} {str(value).lower()}" for name, value in way.changes.items())
     return f"Goes on by itself from its last checkpoint with {told}."

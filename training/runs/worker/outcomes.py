@@ -118,7 +118,7 @@ def left_by_its_own_word(run: Run) -> bool:
     there is no exit code.
     """
     last = Event.objects.filter(run=run, seq=run.last_seq, kind="end").first()
-    return last is not None and last.payload.get("outcome") == Outcome.LEFT
+    return last is not None and last.payload.get("outcome") == Outcome.PREEMPTED
 
 
 def last_words(run: Run) -> str:

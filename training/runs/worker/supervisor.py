@@ -19,7 +19,7 @@ from django.db import OperationalError, close_old_connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from training.engine.events import JOURNAL, read_events
+from training.engine.events import JOURNAL_FILE, read_events
 from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
 from training.errors import UserError
 from training.gpus import allocations
@@ -126,7 +126,7 @@ class Watch:
 
     def tail(self) -> bool:
         """Store what the journal has that the database has not; whether there was anything."""
-        journal = self.record.folder / JOURNAL
+        journal = self.record.folder / JOURNAL_FILE
         if not journal.exists():
             return False
         read = list(read_events(journal, self.record.journal_offset))
@@ -214,7 +214,7 @@ class Watch:
                     ),
                 )
             self.requeue(f"{words} Goes on by itself where there is as much.", forecast=forecast)
-        elif code == EXIT_CODES[Outcome.LEFT] or outcomes.left_by_its_own_word(run):
+        elif code == EXIT_CODES[Outcome.PREEMPTED] or outcomes.left_by_its_own_word(run):
             self.requeue(outcomes.words_of_pause(run))
         elif self.signalled and code == -signal.SIGTERM:
             self.requeue("Paused before its first step; begins by itself.")
