@@ -23,12 +23,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-DATA = ("smart_home", "shell_commands")
-HELDOUT, TIMED = 100, 6
-ROWS = {"batch_unit": "rows"}
+DATASETS = ("smart_home", "shell_commands")
+EVAL_ROWS, TIMED_STEPS = 100, 6
+ROW_BATCHES = {"batch_unit": "rows"}
 RECIPES: dict[str, dict[str, Any]] = {
     "trl": {
-        **ROWS,
+        **ROW_BATCHES,
         **{
             "rank": 16,
             "alpha": 32,
@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"per_device_train_batch_size": 8, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "max_length": 1024},
     },
     "llama_factory": {
-        **ROWS,
+        **ROW_BATCHES,
         **{
             "rank": 8,
             "alpha": 16,
@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **{"lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "max_length": 2048},
     },
     "unsloth": {
-        **ROWS,
+        **ROW_BATCHES,
         **{
             "rank": 16,
             "alpha": 16,
@@ -74,99 +74,99 @@ def write_data(name: str, folder: Path) -> None:
     ]
     test = [line for line in lines if line.get("split") == "test"] or lines[::10]
     train = [line for line in lines if line not in test]
-    for split, rows in (("train", train), ("heldout", test[:HELDOUT])):
+    for split, rows in (("train", train), ("heldout", test[:EVAL_ROWS])):
         (folder / f"{split}.jsonl").write_text(
             "\n".join(json.dumps({"messages": row["messages"]}) for row in rows)
         )
 
 
-def train(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tuple[float, float]:
+def train_recipe(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tuple[float, float]:
     """Held-out loss after so many steps, and seconds a step."""
-    run = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
-    ends = {
+    run_dir = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
+    fixed_settings = {
         "eval_steps": 10**6,
         "save_steps": 10**6,
         "exact_match_rows": 0,
         "early_stopping_patience": 0,
         "export_checkpoint": "last",
     }
-    places = {
+    paths = {
         "model": str(model),
         "train_data": str(data / "train.jsonl"),
         "eval_data": str(data / "heldout.jsonl"),
     }
-    whole = {**settings, **ends, **places, "max_steps": steps, "epochs": 1000, "eval_rows": HELDOUT}
-    (run / "config.json").write_text(json.dumps(whole))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "training.engine", str(run)],
+    run_settings = {**settings, **fixed_settings, **paths, "max_steps": steps, "epochs": 1000, "eval_rows": EVAL_ROWS}
+    (run_dir / "config.json").write_text(json.dumps(run_settings))
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "training.engine", str(run_dir)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        sys.exit(f"{settings}: {(run / 'events.jsonl').read_text()[-800:]}")
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    if process.returncode:
+        sys.exit(f"{settings}: {(run_dir / 'events.jsonl').read_text()[-800:]}")
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     seconds = [event["seconds"] for event in events if event["kind"] == "step"][2:]
     losses = [event["eval_loss"] for event in events if event["kind"] == "eval"]
     return losses[-1], sum(seconds) / len(seconds)
 
 
-def planned(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
+def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, Any]:
     """Auto's settings for these rows on this machine."""
     import numpy as np
     import psutil
 
     from training.auto.plan import make_plan
-    from training.auto.situation import Situation
+    from training.auto.situation import PlanInputs
     from training.catalog.card import linear_layers, read_card
     from training.engine.batches import plan_steps
-    from training.engine.data.conversations import encode, load_tokenizer, read_rows
+    from training.engine.data.conversations import encode_row, load_tokenizer, read_rows
     from training.engine.memory_estimator import BatchShape, find_peak_memory
-    from training.engine.simulation.forecast import law_of
+    from training.engine.simulation.forecast import build_estimator
 
-    tokenizer, card = load_tokenizer(model), read_card(model)
-    rows = [encode(tokenizer, row, max_length=8192) for row in read_rows(data / "train.jsonl")]
+    tokenizer, model_card = load_tokenizer(model), read_card(model)
+    rows = [encode_row(tokenizer, row, max_length=8192) for row in read_rows(data / "train.jsonl")]
     lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
 
     import torch
 
     from benchmarks import law_device
 
-    def need(config: Any) -> dict[str, Any]:
-        law = law_of(model, config, law_device(torch.device("cpu")))
-        at_once = max(1, config.max_tokens_per_batch // config.max_length)
+    def forecast_memory(config: Any) -> dict[str, Any]:
+        estimator = build_estimator(model, config, law_device(torch.device("cpu")))
+        row_count = max(1, config.max_tokens_per_batch // config.max_length)
         peak = (
             find_peak_memory(
-                law, [BatchShape(at_once, config.max_length, at_once * config.max_length)], config
+                estimator, [BatchShape(row_count, config.max_length, row_count * config.max_length)], config
             ).total
             + 0.9e9
         )
         return {
             "peak": peak,
-            "precision": law.metadata["precision"],
-            "optimizer": law.metadata["optimizer"],
+            "precision": estimator.metadata["precision"],
+            "optimizer": estimator.metadata["optimizer"],
         }
 
     memory = psutil.virtual_memory()
-    situation = Situation(
+    inputs = PlanInputs(
         model=model.name,
-        hidden_size=card["hidden_size"],
-        context_length=card["context_length"],
-        parameters_a_rank=sum(a + b for _, (a, b) in linear_layers(model)),
+        hidden_size=model_card["hidden_size"],
+        context_length=model_card["context_length"],
+        parameters_per_rank=sum(a + b for _, (a, b) in linear_layers(model)),
         rows=len(rows),
-        heldout_rows=HELDOUT,
+        eval_rows=EVAL_ROWS,
         lengths=lengths,
-        trained=np.asarray([row.trained for row in rows], dtype=np.int32),
+        trained_lengths=np.asarray([row.trained_tokens for row in rows], dtype=np.int32),
         device="CPU",
-        total=memory.total,
-        free=memory.available,
-        need=need,
-        steps=lambda config: (
+        total_bytes=memory.total,
+        free_bytes=memory.available,
+        forecast_memory=forecast_memory,
+        count_steps=lambda config: (
             plan_steps(np.minimum(lengths, config.max_length).tolist(), config).total_steps
         ),
     )
-    return make_plan(situation, locked=locked).settings
+    return make_plan(inputs, locked=locked).settings
 
 
 def main() -> None:
@@ -176,35 +176,35 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0)
     arguments = parser.parse_args()
     from benchmarks import report
-    from benchmarks.engine_step import built_in
+    from benchmarks.engine_step import import_builtin_model
 
-    model = arguments.model or built_in()
+    model = arguments.model or import_builtin_model()
     rows: list[dict[str, Any]] = []
-    for name in DATA:
+    for name in DATASETS:
         data = Path(tempfile.mkdtemp(prefix="snapml-auto-data-"))
         write_data(name, data)
-        told: dict[str, dict[str, Any]] = {}
+        results: dict[str, dict[str, Any]] = {}
         for recipe in ("auto", *RECIPES):
-            settings = RECIPES[recipe] if recipe != "auto" else planned(model, data, {})
-            _, seconds = train(model, data, settings, TIMED)
+            settings = RECIPES[recipe] if recipe != "auto" else plan_settings(model, data, {})
+            _, seconds = train_recipe(model, data, settings, TIMED_STEPS)
             steps = max(4, round(arguments.seconds / seconds))
             if recipe == "auto":
-                settings = planned(model, data, {"max_steps": steps})
-            loss, seconds = train(model, data, settings, steps)
-            told[recipe] = {
+                settings = plan_settings(model, data, {"max_steps": steps})
+            loss, seconds = train_recipe(model, data, settings, steps)
+            results[recipe] = {
                 "data": name,
                 "recipe": recipe,
                 "steps": steps,
                 "seconds": round(steps * seconds, 1),
                 "loss": round(loss, 4),
             }
-            sys.stderr.write(f"{told[recipe]}\n")
-        rows += told.values()
+            sys.stderr.write(f"{results[recipe]}\n")
+        rows += results.values()
     best = {
         name: min((row for row in rows if row["data"] == name), key=lambda row: row["loss"])[
             "recipe"
         ]
-        for name in DATA
+        for name in DATASETS
     }
     report(
         {

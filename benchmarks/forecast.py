@@ -40,9 +40,9 @@ from training.engine.modeling.model import (
     wrap_base_model,
 )
 from training.engine.modeling.optimizers import make_optimizer, get_parameters
-from training.engine.simulation.forecast import law_of
+from training.engine.simulation.forecast import build_estimator
 
-SIZES: dict[str, Any] = {
+MODEL_SIZES: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 704,
@@ -54,7 +54,7 @@ SIZES: dict[str, Any] = {
 # Of cuBLAS and cuBLASLt on an H200, the first things that its allocator holds
 CUBLAS_WORKSPACES = 68_157_440
 BATCHES = (BatchShape(3, 160, 200), BatchShape(1, 700, 350), BatchShape(8, 64, 128))
-TECHNIQUES = tuple(METHODS)
+METHOD_NAMES = tuple(METHODS)
 
 
 def make_models(root: Path) -> dict[str, Path]:
@@ -62,67 +62,67 @@ def make_models(root: Path) -> dict[str, Path]:
     import transformers as t
 
     gpt2 = t.GPT2Config(vocab_size=4096, n_embd=256, n_layer=6, n_head=8, n_positions=2048)
-    made = {
-        "llama": t.LlamaForCausalLM(t.LlamaConfig(**SIZES)),
-        "qwen3": t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES, head_dim=32)),
+    models = {
+        "llama": t.LlamaForCausalLM(t.LlamaConfig(**MODEL_SIZES)),
+        "qwen3": t.Qwen3ForCausalLM(t.Qwen3Config(**MODEL_SIZES, head_dim=32)),
         "gemma3": t.Gemma3ForCausalLM(
-            t.Gemma3TextConfig(**SIZES, head_dim=32, sliding_window=1024)
+            t.Gemma3TextConfig(**MODEL_SIZES, head_dim=32, sliding_window=1024)
         ),
-        "mistral": t.MistralForCausalLM(t.MistralConfig(**SIZES, sliding_window=None)),
+        "mistral": t.MistralForCausalLM(t.MistralConfig(**MODEL_SIZES, sliding_window=None)),
         "gpt2": t.GPT2LMHeadModel(gpt2),
     }
-    for name, model in made.items():
+    for name, model in models.items():
         model.save_pretrained(root / name)
-    return {name: root / name for name in made}
+    return {name: root / name for name in models}
 
 
-def cells(quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
+def list_cells(is_quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
     """Every technique on every architecture with every precision, optimizer and checkpointing;
     accumulation and batch are drawn.
 
     `quick`: one draw of each technique and architecture. Besides, settings that change what a step
     is made of.
     """
-    draw, made = random.Random(0), []
+    rng, drawn = random.Random(0), []
     for family in ("llama", "qwen3", "gemma3", "mistral", "gpt2"):
-        for method in TECHNIQUES:
+        for method in METHOD_NAMES:
             precisions = ("fp32", "mixed" if METHODS[method].is_full_finetuning else "bf16")
             checkpointing = (
                 (False,) if "gradient_checkpointing" in METHODS[method].incompatible_settings else (False, True)
             )
             product = list(itertools.product(precisions, ("adamw_torch", "adamw_8bit"), checkpointing))
-            for precision, optimizer, again in (
-                [(precisions[1], *draw.choice(product)[1:])] if quick else product
+            for precision, optimizer, is_checkpointing in (
+                [(precisions[1], *rng.choice(product)[1:])] if is_quick else product
             ):
                 settings = {
                     "precision": precision,
                     "optim": optimizer,
-                    "gradient_checkpointing": again,
+                    "gradient_checkpointing": is_checkpointing,
                 }
-                made.append(cell(family, method, draw, **settings))
-    if not quick:
+                drawn.append(draw_cell(family, method, rng, **settings))
+    if not is_quick:
         for family in ("llama", "gpt2"):
-            made += [cell(family, "lora", draw, dropout=0.1), cell(family, "lora", draw, use_dora=True)]
-            made.append(cell(family, "prefix", draw, prefix_projection=True))
-    return made
+            drawn += [draw_cell(family, "lora", rng, dropout=0.1), draw_cell(family, "lora", rng, use_dora=True)]
+            drawn.append(draw_cell(family, "prefix", rng, prefix_projection=True))
+    return drawn
 
 
-def cell(
-    family: str, method: str, draw: random.Random, **settings: Any
+def draw_cell(
+    family: str, method: str, rng: random.Random, **settings: Any
 ) -> tuple[str, RunConfig, BatchShape]:
-    start = {"prompt_tuning_init": "random"} if method == "prompt" else {}
+    init_settings = {"prompt_tuning_init": "random"} if method == "prompt" else {}
     config = RunConfig.from_dict(
-        {"method": method, "gradient_accumulation_steps": draw.choice((1, 2)), **start, **settings}
+        {"method": method, "gradient_accumulation_steps": rng.choice((1, 2)), **init_settings, **settings}
     )
-    return family, config, draw.choice(BATCHES)
+    return family, config, rng.choice(BATCHES)
 
 
-def forecast(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
-    law = law_of(folder, config, law_device(device))
-    return find_peak_memory(law, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
+def forecast_bytes(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
+    estimator = build_estimator(folder, config, law_device(device))
+    return find_peak_memory(estimator, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
 
 
-def measure(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
+def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
     """Bytes alive at the peak of the second optimizer step of a real run."""
     set_deterministic(config, device)
     precision = resolve_precision(config, device)
@@ -136,29 +136,29 @@ def measure(folder: Path, config: RunConfig, shape: BatchShape, device: torch.de
     ids = torch.randint(
         0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device
     )
-    places = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained_tokens].sort().values
-    targets = ids.flatten()[places]
+    positions = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained_tokens].sort().values
+    targets = ids.flatten()[positions]
 
-    def step() -> None:
+    def run_step() -> None:
         for _ in range(config.gradient_accumulation_steps):
-            head.compute_loss_at_positions(model.train(), ids, places, targets, None).backward()  # type: ignore[no-untyped-call]
+            head.compute_loss_at_positions(model.train(), ids, positions, targets, None).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(get_parameters(optimizer), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()
+    run_step()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        step()
+        run_step()
         return float(torch.cuda.max_memory_allocated())
-    held = [*model.parameters(), *model.buffers(), *state_tensors(optimizer), ids, places, targets]
-    before = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}.values())
-    return float(before + peak_of_log(step))
+    tensors = [*model.parameters(), *model.buffers(), *get_state_tensors(optimizer), ids, positions, targets]
+    before = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    return float(before + measure_allocator_peak(run_step))
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+def get_state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [
         v
         for state in optimizer.state.values()
@@ -167,36 +167,36 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     ]
 
 
-def peak_of_log(step: Any) -> int:
+def measure_allocator_peak(run_step: Any) -> int:
     """The most that the CPU allocator had given out, beyond what it had at the start, while `step`
     ran.
     """
-    with torch.autograd.profiler.profile(profile_memory=True) as log:
-        step()
-    assert log.kineto_results is not None
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        run_step()
+    assert profile.kineto_results is not None
     events = [
         e
-        for e in log.kineto_results.events()
+        for e in profile.kineto_results.events()
         if e.name() == "[memory]" and e.device_type().name == "CPU"
     ]
-    now = most = 0
+    current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[dict[str, Any]]) -> str:
     """Mean and worst error of each technique on each architecture, in per cent, as
     docs/benchmarks.md has it.
     """
     families = list(dict.fromkeys(row["family"] for row in rows))
     lines = [f"| technique | {' | '.join(families)} |", f"|{'---|' * (len(families) + 1)}"]
-    for method in TECHNIQUES:
+    for method in METHOD_NAMES:
         line = [method]
         for family in families:
-            mine = [row for row in rows if (row["family"], row["method"]) == (family, method)]
-            errors = [100 * (row["forecast"] / row["measured"] - 1) for row in mine]
+            method_rows = [row for row in rows if (row["family"], row["method"]) == (family, method)]
+            errors = [100 * (row["forecast"] / row["measured"] - 1) for row in method_rows]
             worst = max(errors, key=abs, default=0.0)
             line.append(
                 f"{sum(map(abs, errors)) / len(errors):.2f}, {worst:+.1f}" if errors else ""
@@ -228,39 +228,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         torch.manual_seed(0)
         folders = make_models(Path(root))
-        wanted = cells(arguments.quick)
+        selected_cells = list_cells(arguments.quick)
         if arguments.smollm:
             folders["smollm2-135m"] = arguments.smollm
-            usual = [
+            default_configs = [
                 RunConfig.from_dict(
                     {"method": m} | ({"prompt_tuning_init": "random"} if m == "prompt" else {})
                 )
-                for m in TECHNIQUES
+                for m in METHOD_NAMES
             ]
-            wanted += [("smollm2-135m", config, BatchShape(4, 256, 300)) for config in usual]
-        for family, config, shape in wanted:
+            selected_cells += [("smollm2-135m", config, BatchShape(4, 256, 300)) for config in default_configs]
+        for family, config, shape in selected_cells:
             if arguments.only and arguments.only not in f"{family} {config.method}":
                 continue
-            told = forecast(folders[family], config, shape, device)
-            real = measure(folders[family], config, shape, device)
+            predicted = forecast_bytes(folders[family], config, shape, device)
+            measured = measure_peak(folders[family], config, shape, device)
             gc.collect()
             rows.append(
                 {
                     "cell": cell_name(family, config, shape),
                     "family": family,
                     "method": config.method,
-                    "forecast": told,
-                    "measured": real,
+                    "forecast": predicted,
+                    "measured": measured,
                 }
             )
-            error = told / real - 1
+            error = predicted / measured - 1
             sys.stderr.write(
-                f"{rows[-1]['cell']:70s} {told / 1e6:9.1f} {real / 1e6:9.1f} MB "
+                f"{rows[-1]['cell']:70s} {predicted / 1e6:9.1f} {measured / 1e6:9.1f} MB "
                 f"{100 * error:+.2f} %\n"
             )
     errors = [abs(row["forecast"] / row["measured"] - 1) for row in rows]
     if not arguments.json:
-        sys.stdout.write(table(rows))
+        sys.stdout.write(format_table(rows))
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     report(
         {

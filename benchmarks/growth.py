@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-BEFORE, TIMED = 1, 3
-USUAL = {"length": 128, "rows": 8, "rank": 16}
+WARMUP_STEPS, TIMED_STEPS = 1, 3
+DEFAULTS = {"length": 128, "rows": 8, "rank": 16}
 SWEEPS: dict[str, tuple[int, ...]] = {
     "length": (32, 64, 128, 256, 512),
     "rows": (1, 2, 4, 8, 16, 32),
@@ -34,35 +34,35 @@ TITLES = {
 }
 
 
-def seconds_a_step(base: Any, length: int, rows: int, rank: int) -> float:
+def measure_step_seconds(base: Any, length: int, rows: int, rank: int) -> float:
     """The median of TIMED steps, forward, backward and AdamW."""
     import torch
 
     from training.engine.config import RunConfig
     from training.engine.modeling.model import LabeledPositionsHead
     from training.engine.modeling.optimizers import make_optimizer
-    from training.engine.train.session import equipped
+    from training.engine.train.session import wrap_for_training
 
     device = torch.device("cpu")
     config = RunConfig.from_dict({"rank": rank, "alpha": 2 * rank})
-    model = equipped(base, config, device).train()
+    model = wrap_for_training(base, config, device).train()
     head, optimizer = LabeledPositionsHead(model), make_optimizer(model, config, device)
     ids = torch.randint(0, 40_000, (rows, length), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, : length // 2] = -100
-    taken = []
-    for _ in range(BEFORE + TIMED):
+    durations = []
+    for _ in range(WARMUP_STEPS + TIMED_STEPS):
         began = time.monotonic()
         (head.compute_loss_sum(model, ids, labels) / labels.numel()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        taken.append(time.monotonic() - began)
+        durations.append(time.monotonic() - began)
     head.remove_hook()
     model.unload()
-    return statistics.median(taken[BEFORE:])
+    return statistics.median(durations[WARMUP_STEPS:])
 
 
-def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
+def draw_figure(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Seconds and memory over each of the three, as a PNG."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -70,12 +70,12 @@ def draw(told: dict[str, list[dict[str, float]]], path: Path) -> None:
     from tests.browser.chromium import browser
 
     figure = make_subplots(rows=2, cols=3, shared_xaxes="columns", vertical_spacing=0.06)
-    for column, (name, points) in enumerate(told.items(), 1):
+    for column, (name, points) in enumerate(results.items(), 1):
         x = [point[name] for point in points]
-        for row, (key, scale, colour) in enumerate(
+        for row, (key, scale, color) in enumerate(
             (("seconds", 1.0, "#0072B2"), ("bytes", 1e9, "#D55E00")), 1
         ):
-            line = {"color": colour, "width": 2}
+            line = {"color": color, "width": 2}
             y = [point[key] / scale for point in points]
             figure.add_trace(
                 go.Scatter(x=x, y=y, mode="lines+markers", line=line, showlegend=False),
@@ -107,36 +107,36 @@ def main() -> None:
     import torch
 
     from benchmarks import law_device, report
-    from benchmarks.engine_step import built_in
+    from benchmarks.engine_step import import_builtin_model
     from training.engine.config import RunConfig
     from training.engine.memory_estimator import BatchShape, find_peak_memory
     from training.engine.modeling.model import get_fastest_dtype, load_base
-    from training.engine.simulation.forecast import law_of
+    from training.engine.simulation.forecast import build_estimator
 
-    folder = arguments.model or built_in()
-    law = law_of(folder, RunConfig(), law_device(torch.device("cpu")))
+    folder = arguments.model or import_builtin_model()
+    estimator = build_estimator(folder, RunConfig(), law_device(torch.device("cpu")))
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     torch.set_num_threads(threads)
     base = load_base(folder, get_fastest_dtype(torch.device("cpu")), torch.device("cpu"))
-    told: dict[str, list[dict[str, float]]] = {}
+    results: dict[str, list[dict[str, float]]] = {}
     for name, values in SWEEPS.items():
-        told[name] = []
+        results[name] = []
         for value in values:
-            at = {**USUAL, name: value}
-            config = RunConfig.from_dict({"rank": at["rank"], "alpha": 2 * at["rank"]})
-            need = find_peak_memory(
-                law, [BatchShape(at["rows"], at["length"], at["rows"] * at["length"] // 2)], config
+            point = {**DEFAULTS, name: value}
+            config = RunConfig.from_dict({"rank": point["rank"], "alpha": 2 * point["rank"]})
+            peak_bytes = find_peak_memory(
+                estimator, [BatchShape(point["rows"], point["length"], point["rows"] * point["length"] // 2)], config
             ).total
-            told[name].append(
-                {name: value, "seconds": round(seconds_a_step(base, **at), 3), "bytes": int(need)}
+            results[name].append(
+                {name: value, "seconds": round(measure_step_seconds(base, **point), 3), "bytes": int(peak_bytes)}
             )
     if arguments.picture:
-        draw(told, arguments.picture)
+        draw_figure(results, arguments.picture)
     report(
         {
             "model": folder.name,
             "threads": threads,
-            **{f"by_{name}": json.dumps(points) for name, points in told.items()},
+            **{f"by_{name}": json.dumps(points) for name, points in results.items()},
         }
     )
 

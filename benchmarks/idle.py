@@ -43,7 +43,7 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def measure(stage: Stage, seconds: float) -> dict[str, float]:
+def measure_cpu(stage: Stage, seconds: float) -> dict[str, float]:
     """Percent of one core that each program takes over so many seconds."""
     pids = {name: stage.pid(name) for name in PROGRAMS}
     before = {name: cpu_seconds(pid) for name, pid in pids.items()}
@@ -59,12 +59,12 @@ def measure(stage: Stage, seconds: float) -> dict[str, float]:
 def wait_until_quiet(stage: Stage) -> None:
     """The memory forecasts of a new model are made first, which takes minutes."""
     end = time.monotonic() + MAX_WAIT_SECONDS
-    quiet = 0
-    while quiet < QUIET_WINDOWS:
+    quiet_windows = 0
+    while quiet_windows < QUIET_WINDOWS:
         if time.monotonic() > end:
             raise SystemExit(f"It was not quiet after {MAX_WAIT_SECONDS:.0f} s.")
-        busy = sum(measure(stage, QUIET_WINDOW_SECONDS).values()) >= QUIET_PERCENT
-        quiet = 0 if busy else quiet + 1
+        is_busy = sum(measure_cpu(stage, QUIET_WINDOW_SECONDS).values()) >= QUIET_PERCENT
+        quiet_windows = 0 if is_busy else quiet_windows + 1
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
         model = tiny.make_model(home / "model")
         with Stage(home / "var", model) as stage:
             wait_until_quiet(stage)
-            figures = measure(stage, options.seconds)
+            figures = measure_cpu(stage, options.seconds)
     report(figures)
 
 

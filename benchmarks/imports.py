@@ -18,33 +18,33 @@ from benchmarks import report
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
-WAYS = {
+VARIANTS = {
     "plain": "import training.engine.train.attempt",
     "quick": "from training.engine.fast_imports import fast_imports\nwith fast_imports():\n    "
     "import training.engine.train.attempt",
 }
-TELL = (
+PRINT_USAGE = (
     "\nimport resource\nused = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + "
     "used.ru_stime, used.ru_maxrss)"
 )
 
 
 def main() -> None:
-    told: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+    samples: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
     for _ in range(ROUNDS):
-        for way, code in WAYS.items():
-            command = [sys.executable, "-W", "ignore", "-c", code + TELL]
-            done = subprocess.run(
-                command, cwd=ROOT, env=bare, capture_output=True, text=True, check=True
+        for variant, code in VARIANTS.items():
+            command = [sys.executable, "-W", "ignore", "-c", code + PRINT_USAGE]
+            process = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
             )
-            seconds, kilobytes = done.stdout.split()
-            told[way].append((float(seconds), float(kilobytes) / 1000))
+            seconds, kilobytes = process.stdout.split()
+            samples[variant].append((float(seconds), float(kilobytes) / 1000))
     figures: dict[str, float] = {}
-    for way, found in told.items():
+    for variant, values in samples.items():
         figures |= {
-            f"{way}_s": round(min(s for s, _ in found), 2),
-            f"{way}_mb": round(min(mb for _, mb in found)),
+            f"{variant}_s": round(min(s for s, _ in values), 2),
+            f"{variant}_mb": round(min(mb for _, mb in values)),
         }
     report(figures)
 

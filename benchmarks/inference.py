@@ -27,9 +27,9 @@ from adapters.inference.batch import Answer, Batch
 from adapters.inference.loaded_model import Held
 from adapters.inference.types import Base, Question, Weights
 from benchmarks import report
-from benchmarks.engine_step import EXAMPLE, built_in
+from benchmarks.engine_step import EXAMPLE, import_builtin_model
 from training.engine.config import RunConfig
-from training.engine.data.conversations import load_tokenizer, prompt_ids, read_rows
+from training.engine.data.conversations import load_tokenizer, encode_prompt, read_rows
 from training.engine.methods import METHODS
 from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import load_base
@@ -40,102 +40,102 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    folder = built_in()
+    folder = import_builtin_model()
     adapters = make_adapters(folder, ADAPTERS)
-    whole = folder.with_name(f"{folder.name}-merged")
-    merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(whole, max_shard_size="1000GB")
-    load_tokenizer(folder).save_pretrained(whole)
-    base, fused = Held(Base(folder)), Held(Base(whole, sha256="merged"))
-    beside = Held(Base(folder))
+    merged_folder = folder.with_name(f"{folder.name}-merged")
+    merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(merged_folder, max_shard_size="1000GB")
+    load_tokenizer(folder).save_pretrained(merged_folder)
+    base, fused = Held(Base(folder)), Held(Base(merged_folder, sha256="merged"))
+    attached = Held(Base(folder))
     for adapter in adapters:
-        beside.bring(adapter, set())
-    prompts = some_prompts(base, ADAPTERS)
+        attached.bring(adapter, set())
+    prompts = load_prompts(base, ADAPTERS)
     speeds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         one = [(prompts[0], None)]
-        speeds.setdefault("base", []).append(speed(base, one))
-        speeds.setdefault("merged", []).append(speed(fused, one))
-        speeds.setdefault("attached", []).append(speed(beside, [(prompts[0], adapters[0])]))
+        speeds.setdefault("base", []).append(measure_speed(base, one))
+        speeds.setdefault("merged", []).append(measure_speed(fused, one))
+        speeds.setdefault("attached", []).append(measure_speed(attached, [(prompts[0], adapters[0])]))
         for count in (1, 2, 4, 8):
-            rows = [(prompt, adapters[place % count]) for place, prompt in enumerate(prompts)]
-            speeds.setdefault(f"mixed of {count}", []).append(speed(beside, rows))
-        alone = [
-            speed(beside, [(prompt, adapter)])
+            rows = [(prompt, adapters[index % count]) for index, prompt in enumerate(prompts)]
+            speeds.setdefault(f"mixed of {count}", []).append(measure_speed(attached, rows))
+        single_speeds = [
+            measure_speed(attached, [(prompt, adapter)])
             for prompt, adapter in zip(prompts, adapters, strict=True)
         ]
-        speeds.setdefault("eight runs of one", []).append(statistics.harmonic_mean(alone))
+        speeds.setdefault("eight runs of one", []).append(statistics.harmonic_mean(single_speeds))
         speeds.setdefault("batch of 8 base rows", []).append(
-            speed(base, [(prompt, None) for prompt in prompts])
+            measure_speed(base, [(prompt, None) for prompt in prompts])
         )
     median = {name: statistics.median(values) for name, values in speeds.items()}
     report(
         {
             **{f"{name}, tokens/s": value for name, value in median.items()},
-            "merged_over_base": ratio(speeds, "merged", "base"),
-            "attached_over_base": ratio(speeds, "attached", "base"),
-            "mixed_over_single": ratio(speeds, f"mixed of {ADAPTERS}", "eight runs of one"),
-            "switch_ms": statistics.median(switches(beside, adapters)),
-            "load_ms": statistics.median(loads(folder, adapters)),
+            "merged_over_base": speed_ratio(speeds, "merged", "base"),
+            "attached_over_base": speed_ratio(speeds, "attached", "base"),
+            "mixed_over_single": speed_ratio(speeds, f"mixed of {ADAPTERS}", "eight runs of one"),
+            "switch_ms": statistics.median(measure_switches(attached, adapters)),
+            "load_ms": statistics.median(measure_loads(folder, adapters)),
             "threads": torch.get_num_threads(),
         }
     )
 
 
-def ratio(speeds: dict[str, list[float]], above: str, below: str) -> float:
+def speed_ratio(speeds: dict[str, list[float]], above: str, below: str) -> float:
     """Of neighbours in time, so that a busy moment of the machine touches both."""
     return statistics.median(
         one / other for one, other in zip(speeds[above], speeds[below], strict=True)
     )
 
 
-def speed(held: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float:
+def measure_speed(loaded_model: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float:
     """Tokens a second of all rows together, after their first forwards."""
     batch = Batch()
     with torch.inference_mode():
         for ids, adapter in rows:
-            held.bring(adapter, set())
-            first = held.first(torch.tensor([ids]), adapter)
-            question = Question(base=held.base, adapter=adapter)
-            token = int(first.logits[0, -1].argmax())
+            loaded_model.bring(adapter, set())
+            prefill = loaded_model.first(torch.tensor([ids]), adapter)
+            request = Question(base=loaded_model.base, adapter=adapter)
+            token = int(prefill.logits[0, -1].argmax())
             batch.join(
-                Answer(question, len(ids), TOKENS, torch.Generator(), token=token), first.cache
+                Answer(request, len(ids), TOKENS, torch.Generator(), token=token), prefill.cache
             )
         began = time.perf_counter()
         for _ in range(TOKENS):
-            logits = batch.step(held)
-            for answer, row in zip(batch.answers, logits, strict=True):
-                answer.token = int(row.argmax())
+            logits = batch.step(loaded_model)
+            for sequence, row in zip(batch.answers, logits, strict=True):
+                sequence.token = int(row.argmax())
         return len(rows) * TOKENS / (time.perf_counter() - began)
 
 
-def switches(held: Held, adapters: list[Weights]) -> list[float]:
+def measure_switches(loaded_model: Held, adapters: list[Weights]) -> list[float]:
     """Milliseconds that a token through another adapter takes longer than one more through the
     same.
     """
     ids = torch.tensor([[1]])
     with torch.inference_mode():
         for adapter in adapters:
-            held.first(ids, adapter)
-        asks = [partial(held.first, ids, adapter) for adapter in adapters]
-        return [timed(ask) - timed(ask) for _ in range(ROUNDS) for ask in asks]
+            loaded_model.first(ids, adapter)
+        forwards = [partial(loaded_model.first, ids, adapter) for adapter in adapters]
+        return [measure_ms(ask) - measure_ms(ask) for _ in range(ROUNDS) for ask in forwards]
 
 
-def loads(folder: Path, adapters: list[Weights]) -> list[float]:
+def measure_loads(folder: Path, adapters: list[Weights]) -> list[float]:
     """Milliseconds to load one more adapter from disk beside others."""
-    held = Held(Base(folder))
-    held.bring(adapters[0], set())
-    return [timed(partial(held.bring, adapter, set())) for adapter in adapters[1:]]
+    loaded_model = Held(Base(folder))
+    loaded_model.bring(adapters[0], set())
+    return [measure_ms(partial(loaded_model.bring, adapter, set())) for adapter in adapters[1:]]
 
 
-def timed(act: Callable[[], object]) -> float:
+def measure_ms(action: Callable[[], object]) -> float:
     began = time.perf_counter()
-    act()
+    action()
     return 1000 * (time.perf_counter() - began)
 
 
-def some_prompts(held: Held, count: int) -> list[list[int]]:
+def load_prompts(loaded_model: Held, count: int) -> list[list[int]]:
     rows = [row for row in read_rows(EXAMPLE) if row["split"] == "train"][:count]
-    return [prompt_ids(held.tokenizer, {"messages": row["messages"][:-1]}) for row in rows]
+    return [encode_prompt(loaded_model.tokenizer, {"messages": row["messages"][:-1]}) for row in rows]
 
 
 def make_adapters(folder: Path, count: int) -> list[Weights]:
@@ -143,7 +143,7 @@ def make_adapters(folder: Path, count: int) -> list[Weights]:
     model = METHODS["lora"].wrap_model(
         load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32)
     )
-    made = []
+    adapters = []
     for number in range(count):
         torch.manual_seed(number)
         for name, parameter in model.named_parameters():
@@ -151,8 +151,8 @@ def make_adapters(folder: Path, count: int) -> list[Weights]:
                 torch.nn.init.normal_(parameter, std=1e-3)
         target = Path(tempfile.mkdtemp(prefix="snapml-bench-adapter-"))
         write_weights(model, target)
-        made.append(Weights(target, f"bench-{number}"))
-    return made
+        adapters.append(Weights(target, f"bench-{number}"))
+    return adapters
 
 
 if __name__ == "__main__":

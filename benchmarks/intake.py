@@ -24,7 +24,7 @@ from benchmarks import report
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
 FORMAT = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
-MAPPED = {
+MAPPING = {
     "form": "pairs",
     "columns": {"prompt": "prompt", "completion": "completion"},
     "split": "",
@@ -32,12 +32,12 @@ MAPPED = {
 }
 
 
-def write_rows(path: Path, rows: int, words_a_row: int) -> None:
-    draw = random.Random(0)
-    words = [f"word{number}" for number in range(5000)]
+def write_rows(path: Path, rows: int, words_per_row: int) -> None:
+    rng = random.Random(0)
+    vocabulary = [f"word{number}" for number in range(5000)]
     with path.open("w") as out:
         for _ in range(rows):
-            text = draw.choices(words, k=words_a_row)
+            text = rng.choices(vocabulary, k=words_per_row)
             half = len(text) * 2 // 3
             out.write(
                 json.dumps({"prompt": " ".join(text[:half]), "completion": " ".join(text[half:])})
@@ -45,7 +45,7 @@ def write_rows(path: Path, rows: int, words_a_row: int) -> None:
             )
 
 
-def run(act: str, folder: Path) -> tuple[float, float]:
+def run_program(action: str, folder: Path) -> tuple[float, float]:
     """Seconds, and the peak of the program in MB."""
     began = time.monotonic()
     code = (
@@ -53,32 +53,32 @@ def run(act: str, folder: Path) -> tuple[float, float]:
         "main; code = main(sys.argv[1], Path(sys.argv[2])); print('peak', "
         "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, act, str(folder)],
+    process = subprocess.run(
+        [sys.executable, "-c", code, action, str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return time.monotonic() - began, int(done.stdout.rsplit("peak ", 1)[1]) * 1024 / 1e6
+    return time.monotonic() - began, int(process.stdout.rsplit("peak ", 1)[1]) * 1024 / 1e6
 
 
-def measure(rows: int, words_a_row: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        write_rows(folder / "0", rows, words_a_row)
+def measure_intake(rows: int, words_per_row: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        write_rows(folder / "0", rows, words_per_row)
         size = (folder / "0").stat().st_size
-        order = {
+        params = {
             "files": [{"file": "0", "name": "a.jsonl", "split": "", "format": FORMAT}],
-            "mapped": MAPPED,
+            "mapped": MAPPING,
             "choices": {},
             "root": str(folder / "data"),
             "most_bytes": 8 * GIB,
             "most_written": 9 * GIB,
         }
-        (folder / "params.json").write_text(json.dumps(order))
-        check_seconds, check_mb = run("check", folder)
-        save_seconds, save_mb = run("save", folder)
+        (folder / "params.json").write_text(json.dumps(params))
+        check_seconds, check_mb = run_program("check", folder)
+        save_seconds, save_mb = run_program("save", folder)
     return {
         "file_gib": round(size / GIB, 2),
         "rows": rows,
@@ -92,10 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    asked = parser.parse_args()
-    small = measure(asked.rows, 30)
+    arguments = parser.parse_args()
+    small = measure_intake(arguments.rows, 30)
     # Ten times fewer rows, each of 21 kB: 2 GiB for a million
-    large = measure(asked.rows // 10, 3250)
+    large = measure_intake(arguments.rows // 10, 3250)
     report(small | {f"long_rows_{name}": value for name, value in large.items()})
 
 

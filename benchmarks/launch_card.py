@@ -21,9 +21,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
-from benchmarks.engine_step import built_in
+from benchmarks.engine_step import import_builtin_model
 
-TIMES = 40
+REPEATS = 40
 
 
 def make_instance() -> tuple[Any, dict[str, Any]]:
@@ -44,7 +44,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     from training.runs.forecast.token_lengths import lengths
 
     call_command("migrate", verbosity=0)
-    folder, user = built_in(), User.objects.create_superuser("bench")
+    folder, user = import_builtin_model(), User.objects.create_superuser("bench")
     model = BaseModel.objects.create(
         name="built-in",
         source="folder",
@@ -68,27 +68,27 @@ def main() -> None:
             "DATABASE_URL": "",
             "REDIS_URL": "",
         }
-        client, usual = make_instance()
+        client, default_form = make_instance()
         figures: dict[str, float] = {}
         for mode, prefix in (("choose", ""), ("auto", "set-")):
-            form = usual | {"mode": mode}
+            form = default_form | {"mode": mode}
             client.post("/runs/new/memory", form)  # simulates what is missing
-            for name, first, apart in (("rank", 4, 1), ("max_tokens_per_batch", 1024, 32)):
-                taken = []
-                for turn in range(TIMES):
+            for name, first, increment in (("rank", 4, 1), ("max_tokens_per_batch", 1024, 32)):
+                milliseconds = []
+                for turn in range(REPEATS):
                     began = time.monotonic()
-                    answer = client.post(
+                    response = client.post(
                         "/runs/new/card",
-                        form | {prefix + name: first + apart * turn, f"was-{name}": 0},
+                        form | {prefix + name: first + increment * turn, f"was-{name}": 0},
                     )
-                    taken.append(1000 * (time.monotonic() - began))
-                    assert answer.status_code == 200 and b"free: " in answer.content, (
-                        answer.content[:2000]
+                    milliseconds.append(1000 * (time.monotonic() - began))
+                    assert response.status_code == 200 and b"free: " in response.content, (
+                        response.content[:2000]
                     )
-                what = mode if name == "rank" else f"{mode}_batch"
+                label = mode if name == "rank" else f"{mode}_batch"
                 figures |= {
-                    f"{what}_p50_ms": round(statistics.median(taken), 1),
-                    f"{what}_p95_ms": round(quantile(taken, 0.95), 1),
+                    f"{label}_p50_ms": round(statistics.median(milliseconds), 1),
+                    f"{label}_p95_ms": round(quantile(milliseconds, 0.95), 1),
                 }
         report(figures)
 

@@ -21,7 +21,7 @@ from benchmarks import quantile, report
 from tests.browser.chromium import browser
 from tests.stage import Stage
 
-POINTS, RATE, SKIPPED = 300, 10.0, 20
+POINTS, RATE, WARMUP_POINTS = 300, 10.0, 20
 
 LAUNCH = """
 import django, json
@@ -93,19 +93,19 @@ def main() -> None:
         writer.wait()
         drawn: list[list[float]] = page.evaluate("window.drawn")
     events = tiny.read_events(folder)
-    report(figures(events, drawn))
+    report(summarize_waits(events, drawn))
 
 
-def figures(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:
+def summarize_waits(events: list[dict[str, Any]], drawn: list[list[float]]) -> dict[str, Any]:
     """Milliseconds from the writing of each step to the end of the first frame that shows it; the
     first steps warm up.
     """
-    steps = [event for event in events if event["kind"] == "step"][SKIPPED:]
+    steps = [event for event in events if event["kind"] == "step"][WARMUP_POINTS:]
     waits = []
     for event in steps:
-        shown = next((at for seq, at in drawn if seq >= event["seq"]), None)
-        if shown is not None:
-            waits.append(shown - 1000 * event["time"])
+        drawn_at = next((at for seq, at in drawn if seq >= event["seq"]), None)
+        if drawn_at is not None:
+            waits.append(drawn_at - 1000 * event["time"])
     return {
         "p50_ms": round(quantile(waits, 0.5), 1),
         "p95_ms": round(quantile(waits, 0.95), 1),

@@ -19,7 +19,7 @@ from tests.stage import Stage
 
 STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
 
-WRITE = """
+WRITE_RUN = """
 import django, json, sys
 django.setup()
 from training.runs.worker import tasks
@@ -40,11 +40,11 @@ print(run.pk)
 """
 
 # Every spike is looked for in the points of the faint line, within one bucket of its step.
-SEEN = """([spikes, height]) => {
+COUNT_SPIKES = """([spikes, height]) => {
   const { x, y } = document.getElementById("chart").data[0];
   const width = Math.max(1, x.at(-1) / 500);
-  const isSeen = (spike) => x.some((at, i) => Math.abs(at - spike) <= width && y[i] >= height);
-  return spikes.filter(isSeen).length;
+  const isVisible = (spike) => x.some((at, i) => Math.abs(at - spike) <= width && y[i] >= height);
+  return spikes.filter(isVisible).length;
 }"""
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     spikes = sorted(random.Random(7).sample(range(1, STEPS + 1), SPIKES))
     with Stage(home, tiny.make_model(home / "model")) as stage, browser() as chromium:
-        run = stage.python(WRITE, STEPS, spikes, HEIGHT).strip()
+        run = stage.python(WRITE_RUN, STEPS, spikes, HEIGHT).strip()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(stage.address + "/sign-in")
         page.fill("#username", "alice")
@@ -66,7 +66,7 @@ def main() -> None:
         )
         # The first fills the browser's cache
         waits = [open_once(page, stage.address, run) for _ in range(REPEATS + 1)][1:]
-        seen = page.evaluate(SEEN, [spikes, HEIGHT])
+        visible_spikes = page.evaluate(COUNT_SPIKES, [spikes, HEIGHT])
         server = [server_time(page, run) for _ in range(REPEATS)]
     report(
         {
@@ -74,7 +74,7 @@ def main() -> None:
             "open_max_ms": round(max(waits), 1),
             "curves_p50_ms": round(quantile(server, 0.5), 1),
             "steps": STEPS,
-            "spikes_seen": seen,
+            "visible_spikes": visible_spikes,
             "spikes": SPIKES,
         }
     )
@@ -100,11 +100,11 @@ def open_once(page: Any, address: str, run: str) -> float:
 
 def server_time(page: Any, run: str) -> float:
     """Milliseconds for the curves alone, from the API."""
-    ask = (
+    script = (
         "async (u) => { const t = performance.now(); await (await fetch(u)).arrayBuffer(); "
         "return performance.now() - t; }"
     )
-    return float(page.evaluate(ask, f"/api/v1/runs/{run}/metrics?points=1000"))
+    return float(page.evaluate(script, f"/api/v1/runs/{run}/metrics?points=1000"))
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ request = LaunchRequest(user=alice, base_model=model, data=data, settings={})
 first = Run.objects.get(pk=launch(request, accept_warnings=True).pk)
 fields = {f.attname: getattr(first, f.attname) for f in Run._meta.concrete_fields}
 states = ["finished", "failed", "stopped", "cancelled"]
-made = []
+runs = []
 for number in range(int(sys.argv[1])):
     run = Run(**fields)
     run.pk, run.name, run.state = None, f"Run {number}", states[number % 4]
     run.sparkline, run.loss = [3.0, 2.0, 1.5] * 20, 1 / (number + 1)
     run.tags = f",tag {number % 7},"
-    made.append(run)
-Run.objects.bulk_create(made)
+    runs.append(run)
+Run.objects.bulk_create(runs)
 """
 QUERIES = """
 import django
@@ -56,9 +56,9 @@ from training.people.models import User
 client = Client()
 client.force_login(User.objects.get(username="alice"))
 client.get("/")
-with CaptureQueriesContext(connection, ) as asked:
+with CaptureQueriesContext(connection, ) as queries:
     client.get("/")
-print(len(asked))
+print(len(queries))
 """
 PAGES = {
     "runs_list": "/",
@@ -70,8 +70,8 @@ PAGES = {
 
 def first_byte(client: httpx.Client, path: str) -> float:
     began = time.monotonic()
-    with client.stream("GET", path) as answer:
-        next(answer.iter_raw())
+    with client.stream("GET", path) as response:
+        next(response.iter_raw())
         return (time.monotonic() - began) * 1000
 
 
@@ -94,13 +94,13 @@ def main() -> None:
                     "csrfmiddlewaretoken": token,
                 }
                 client.post("/sign-in", data=form, headers={"Referer": stage.address})
-                said: dict[str, Any] = {}
+                figures: dict[str, Any] = {}
                 for name, path in PAGES.items():
                     times = [first_byte(client, path) for _ in range(REPEATS + 2)][2:]
-                    said[f"{name}_ms_{RUNS}"] = round(statistics.median(times), 1)
-                    said[f"{name}_worst_ms"] = round(max(times), 1)
-            said["queries"] = int(stage.python(QUERIES))
-    report(said)
+                    figures[f"{name}_ms_{RUNS}"] = round(statistics.median(times), 1)
+                    figures[f"{name}_worst_ms"] = round(max(times), 1)
+            figures["queries"] = int(stage.python(QUERIES))
+    report(figures)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Decision, Holding, Request, Scene
 
-GRACE = 30.0  # seconds from being told to leave to being gone
-DAY = 86_400.0
+EVICTION_GRACE_SECONDS = 30.0  # seconds from being told to leave to being gone
+DAY_SECONDS = 86_400.0
 
 
 @dataclass
 class Interval:
     run: int
-    card: int
+    device: int
     team: int
     started: float
     ended: float = math.inf
@@ -30,61 +30,61 @@ class Job:
     """A run: `left` seconds of work, of which the scheduler knows only what the request says."""
 
     request: Request
-    left: float
+    remaining_seconds: float
     evicted_at: list[float] = field(default_factory=list)
 
 
 class SimulatedPool:
-    def __init__(self, scene: Scene, now: float = 0.0) -> None:
-        self.scene = replace(scene, holdings=(), waiting=())
-        self.cards = {card.id: card for card in scene.cards}
+    def __init__(self, state: Scene, now: float = 0.0) -> None:
+        self.state = replace(state, holdings=(), waiting=())
+        self.devices = {card.id: card for card in state.cards}
         self.now = now
         self.waiting: dict[int, Job] = {}
         self.running: dict[int, tuple[Job, Holding]] = {}
-        self.leaving: dict[int, float] = {}  # run -> when it is gone
+        self.evicting: dict[int, float] = {}  # run -> when it is gone
         self.ledger: list[Interval] = []
         self.finished: dict[int, float] = {}
 
     @classmethod
-    def of(cls, count: int, memory: int, **choices: object) -> SimulatedPool:
+    def create_pool(cls, count: int, memory: int, **choices: object) -> SimulatedPool:
         """`SimulatedPool.of(4, 24_000_000_000)`."""
-        cards = [Card(number, memory) for number in range(count)]
-        return cls(Scene("simulated", cards, **choices))  # type: ignore[arg-type]
+        devices = [Card(number, memory) for number in range(count)]
+        return cls(Scene("simulated", devices, **choices))  # type: ignore[arg-type]
 
-    def submit(self, request: Request, seconds: float) -> None:
+    def submit_run(self, request: Request, seconds: float) -> None:
         self.waiting[request.run] = Job(replace(request, submitted=self.now), seconds)
-        self.look()
+        self.run_admission()
 
-    def look(self) -> Decision:
+    def run_admission(self) -> Decision:
         """One admission pass, and what follows from it."""
-        made = Scheduler(self.seen()).admit(self.now)
-        for held in made.starts:
-            job = self.waiting.pop(held.run)
-            self.running[held.run] = (job, held)
-            self.ledger.append(Interval(held.run, held.card, held.team, self.now))
-            if self.cards[held.card].kept_for == held.run:
-                self.cards[held.card] = replace(self.cards[held.card], kept_for=None)
-        for run in made.given_up:
-            self.forget(run)
-        for victim, preemptor in made.evictions.items():
-            job, held = self.running[victim]
+        decision = Scheduler(self.current_state()).admit(self.now)
+        for running_job in decision.starts:
+            job = self.waiting.pop(running_job.run)
+            self.running[running_job.run] = (job, running_job)
+            self.ledger.append(Interval(running_job.run, running_job.card, running_job.team, self.now))
+            if self.devices[running_job.card].kept_for == running_job.run:
+                self.devices[running_job.card] = replace(self.devices[running_job.card], kept_for=None)
+        for run in decision.given_up:
+            self.clear_reservations(run)
+        for victim, preemptor in decision.evictions.items():
+            job, running_job = self.running[victim]
             job.evicted_at.append(self.now)
-            self.leaving[victim] = self.now + GRACE
-            self.cards[held.card] = replace(self.cards[held.card], kept_for=preemptor)
-        return made
+            self.evicting[victim] = self.now + EVICTION_GRACE_SECONDS
+            self.devices[running_job.card] = replace(self.devices[running_job.card], kept_for=preemptor)
+        return decision
 
-    def seen(self) -> Scene:
+    def current_state(self) -> Scene:
         return replace(
-            self.scene,
-            cards=list(self.cards.values()),
+            self.state,
+            cards=list(self.devices.values()),
             holdings=[
                 replace(
-                    held,
-                    leaving=run in self.leaving,
-                    ends=self.leaving.get(run, held.ends),
-                    spared=sum(at > self.now - DAY for at in job.evicted_at) >= MOST_EVICTIONS,
+                    running_job,
+                    leaving=run in self.evicting,
+                    ends=self.evicting.get(run, running_job.ends),
+                    spared=sum(at > self.now - DAY_SECONDS for at in job.evicted_at) >= MOST_EVICTIONS,
                 )
-                for run, (job, held) in self.running.items()
+                for run, (job, running_job) in self.running.items()
             ],
             waiting=[job.request for job in self.waiting.values()],
         )
@@ -93,40 +93,40 @@ class SimulatedPool:
         """Move the clock from one end to the next; a pass after each."""
         while True:
             ends = {
-                run: min(held.started + job.left, self.leaving.get(run, math.inf))
-                for run, (job, held) in self.running.items()
+                run: min(running_job.started + job.remaining_seconds, self.evicting.get(run, math.inf))
+                for run, (job, running_job) in self.running.items()
             }
-            first = min(ends, key=lambda run: (ends[run], run), default=None)
-            if first is None or ends[first] > until:
+            next_run = min(ends, key=lambda run: (ends[run], run), default=None)
+            if next_run is None or ends[next_run] > until:
                 self.now = max(self.now, until)
-                self.look()
+                self.run_admission()
                 return
-            self.now = max(self.now, ends[first])
-            self.end(first)
+            self.now = max(self.now, ends[next_run])
+            self.end_run(next_run)
 
-    def end(self, run: int, *, crashed: bool = False) -> None:
+    def end_run(self, run: int, *, has_crashed: bool = False) -> None:
         """It ends at this moment: done, gone for another, or crashed and waiting again."""
-        job, held = self.running.pop(run)
+        job, running_job = self.running.pop(run)
         next(
             line for line in self.ledger if line.run == run and line.ended == math.inf
         ).ended = self.now
-        job.left -= self.now - held.started
-        evicted = self.leaving.pop(run, None) is not None
-        if job.left > 1e-9 and (evicted or crashed):
+        job.remaining_seconds -= self.now - running_job.started
+        is_evicted = self.evicting.pop(run, None) is not None
+        if job.remaining_seconds > 1e-9 and (is_evicted or has_crashed):
             self.waiting[run] = job
         else:
             self.finished[run] = self.now
-        self.look()
+        self.run_admission()
 
-    def withdraw(self, run: int) -> None:
+    def cancel_run(self, run: int) -> None:
         """A waiting run is cancelled; what was kept for it is free."""
         self.waiting.pop(run)
-        self.forget(run)
-        self.look()
+        self.clear_reservations(run)
+        self.run_admission()
 
-    def forget(self, run: int) -> None:
+    def clear_reservations(self, run: int) -> None:
         """Keep no device for a run any more."""
-        self.cards = {
+        self.devices = {
             number: replace(card, kept_for=None) if card.kept_for == run else card
-            for number, card in self.cards.items()
+            for number, card in self.devices.items()
         }

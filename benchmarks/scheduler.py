@@ -23,64 +23,64 @@ from training.gpus.scheduling.explain import barriers
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import Card, Holding, Request, Scene, Share
 
-DEVICES, TEAMS, PEOPLE = 512, 50, 200
+DEVICES, TEAMS, USERS = 512, 50, 200
 GB = 10**9
 NOW = 10_000.0
-TIMES = 3
+REPEATS = 3
 
 
-def scene(waiting: int) -> Scene:
+def make_pool_state(waiting: int) -> Scene:
     """All devices but eight in use, as after a pass in a busy week."""
-    draw = random.Random(waiting)
-    cards = [Card(number, 80 * GB) for number in range(DEVICES)]
-    held = [
+    rng = random.Random(waiting)
+    devices = [Card(number, 80 * GB) for number in range(DEVICES)]
+    running = [
         Holding(
             10**6 + n,
             n,
-            draw.randrange(TEAMS) + 1,
-            draw.randrange(PEOPLE),
-            draw.uniform(0, NOW),
+            rng.randrange(TEAMS) + 1,
+            rng.randrange(USERS),
+            rng.uniform(0, NOW),
             40 * GB,
-            ends=NOW + later(draw),
+            ends=NOW + draw_seconds(rng),
         )
         for n in range(DEVICES - 8)
     ]
-    asked = [
+    pending = [
         Request(
             run,
             user % TEAMS + 1,
             user,
             float(run),
-            draw.choice((30, 40, 70)) * GB,
-            draw.choice(CLASSES),
-            later(draw),
+            rng.choice((30, 40, 70)) * GB,
+            rng.choice(PRIORITIES),
+            draw_seconds(rng),
         )
         for run in range(1, waiting + 1)
-        for user in [draw.randrange(PEOPLE)]
+        for user in [rng.randrange(USERS)]
     ]
     teams = {team: Share(f"team {team}", guaranteed=8, limit=40) for team in range(1, TEAMS + 1)}
-    return Scene("pool", cards, held, asked, teams, most_a_card=2, now=NOW)
+    return Scene("pool", devices, running, pending, teams, most_a_card=2, now=NOW)
 
 
-CLASSES = ("normal", "normal", "normal", "background")
+PRIORITIES = ("normal", "normal", "normal", "background")
 
 
-def later(draw: random.Random) -> float:
-    return draw.uniform(600, 4 * 3600)
+def draw_seconds(rng: random.Random) -> float:
+    return rng.uniform(600, 4 * 3600)
 
 
-def fastest(act: Callable[[], object]) -> float:
+def measure_fastest(action: Callable[[], object]) -> float:
     """Milliseconds of the best of a few times."""
     best = math.inf
-    for _ in range(TIMES):
+    for _ in range(REPEATS):
         began = time.perf_counter()
-        act()
+        action()
         best = min(best, time.perf_counter() - began)
     return 1000 * best
 
 
-def one_pass(seen: Scene) -> None:
-    scheduler = Scheduler(seen)
+def run_pass(state: Scene) -> None:
+    scheduler = Scheduler(state)
     barriers(scheduler, scheduler.admit(NOW).barriers)
 
 
@@ -90,9 +90,9 @@ def main() -> None:
     parser.parse_args()
     figures: dict[str, float] = {}
     for waiting in (100, 1_000, 10_000):
-        seen = scene(waiting)
-        figures[f"pass_ms_{waiting}"] = round(fastest(lambda seen=seen: one_pass(seen)), 1)  # type: ignore[misc]
-        figures[f"eta_ms_{waiting}"] = round(fastest(lambda seen=seen: ranges(seen, NOW)), 1)  # type: ignore[misc]
+        state = make_pool_state(waiting)
+        figures[f"pass_ms_{waiting}"] = round(measure_fastest(lambda state=state: run_pass(state)), 1)  # type: ignore[misc]
+        figures[f"eta_ms_{waiting}"] = round(measure_fastest(lambda state=state: ranges(state, NOW)), 1)  # type: ignore[misc]
     # The exponent of the growth over the last tenfold: 1 is linear.
     figures["growth"] = round(math.log10(figures["pass_ms_10000"] / figures["pass_ms_1000"]), 2)
     figures["eta_growth"] = round(math.log10(figures["eta_ms_10000"] / figures["eta_ms_1000"]), 2)

@@ -27,15 +27,15 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 EXAMPLE = ROOT / "training/datasets/example_files/smart_home.jsonl"
-BATCH, RATE, WARM, HELDOUT = 8, 2e-4, 2, 100
+BATCH_SIZE, LEARNING_RATE, WARMUP_STEPS, EVAL_ROWS = 8, 2e-4, 2, 100
 
 
-def encoded(folder: Path, split: str) -> list[Any]:
-    from training.engine.data.conversations import encode, load_tokenizer, read_rows
+def load_encoded_rows(folder: Path, split: str) -> list[Any]:
+    from training.engine.data.conversations import encode_row, load_tokenizer, read_rows
 
     tokenizer = load_tokenizer(folder)
     return [
-        encode(tokenizer, row, max_length=512)
+        encode_row(tokenizer, row, max_length=512)
         for row in read_rows(EXAMPLE)
         if row["split"] == split
     ]
@@ -51,9 +51,9 @@ def eval_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     head, total = LabeledPositionsHead(model), 0.0
     device = next(model.parameters()).device
     with torch.no_grad():
-        for place in range(len(rows)):
-            total += head.compute_loss_sum(model.eval(), *collate([(place,)], rows, 0, device)).item()
-    return float(total / sum(row.trained for row in rows))
+        for index in range(len(rows)):
+            total += head.compute_loss_sum(model.eval(), *collate([(index,)], rows, 0, device)).item()
+    return float(total / sum(row.trained_tokens for row in rows))
 
 
 def peak_bytes() -> int:
@@ -64,7 +64,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def wait() -> float:
+def synchronized_time() -> float:
     import torch
 
     if torch.cuda.is_available():
@@ -72,58 +72,58 @@ def wait() -> float:
     return time.monotonic()
 
 
-def asked(steps: int) -> dict[str, Any]:
+def base_settings(steps: int) -> dict[str, Any]:
     return {
         "batch_unit": "rows",
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": RATE,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "linear",
         "warmup_ratio": 0.0,
         "max_steps": steps,
     }
 
 
-def in_our_order(rows: list[Any], steps: int) -> list[Any]:
+def order_rows(rows: list[Any], steps: int) -> list[Any]:
     """The rows as the engine takes them, batch after batch."""
     from training.engine.batches import plan_steps
     from training.engine.config import RunConfig
 
-    plan = plan_steps([len(row) for row in rows], RunConfig.from_dict(asked(steps)))
+    plan = plan_steps([len(row) for row in rows], RunConfig.from_dict(base_settings(steps)))
     return [
-        rows[place] for step in plan.steps for batch in step for packed in batch for place in packed
+        rows[index] for step in plan.steps for batch in step for packed in batch for index in packed
     ]
 
 
-def ours(folder: Path, steps: int) -> dict[str, Any]:
+def measure_snapml(folder: Path, steps: int) -> dict[str, Any]:
     """The engine itself, on a run folder, journal and memory readings included; only measuring and
     saving wait for the end.
     """
     from training.engine.__main__ import main as engine
 
-    run = Path(tempfile.mkdtemp(prefix="snapml-speed-")) / "run"
-    run.mkdir()
+    run_dir = Path(tempfile.mkdtemp(prefix="snapml-speed-")) / "run"
+    run_dir.mkdir()
     lines = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
     for name in ("train", "heldout"):
-        kept = [
+        split_lines = [
             line for line in lines if line["split"] == ("train" if name == "train" else "test")
-        ] or lines[:HELDOUT]
-        (run / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)))
-    settings = asked(steps) | {
+        ] or lines[:EVAL_ROWS]
+        (run_dir / f"{name}.jsonl").write_text("\n".join(map(json.dumps, split_lines)))
+    settings = base_settings(steps) | {
         "model": str(folder),
-        "train_data": str(run / "train.jsonl"),
-        "eval_data": str(run / "heldout.jsonl"),
+        "train_data": str(run_dir / "train.jsonl"),
+        "eval_data": str(run_dir / "heldout.jsonl"),
         "eval_steps": 10**6,
         "eval_rows": 1,
         "save_steps": 10**6,
         "export_checkpoint": "last",
     }
-    (run / "config.json").write_text(json.dumps(settings))
-    assert engine([str(run)]) == 0
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    taken = [event for event in events if event["kind"] == "step"]
-    first, last = taken[WARM - 1]["time"], taken[-1]["time"]
-    peak = max(event["memory_peak_bytes"] for event in taken)
-    inside = sum(event["seconds"] for event in taken[WARM:])
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    assert engine([str(run_dir)]) == 0
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    step_events = [event for event in events if event["kind"] == "step"]
+    started, ended = step_events[WARMUP_STEPS - 1]["time"], step_events[-1]["time"]
+    peak = max(event["memory_peak_bytes"] for event in step_events)
+    step_seconds = sum(event["seconds"] for event in step_events[WARMUP_STEPS:])
 
     import torch
 
@@ -131,33 +131,33 @@ def ours(folder: Path, steps: int) -> dict[str, Any]:
     from training.engine.modeling.weights import load_adapter
 
     device = resolve_device()
-    model = load_adapter(load_base(folder, get_fastest_dtype(device), device), run / "adapter", "default")
+    model = load_adapter(load_base(folder, get_fastest_dtype(device), device), run_dir / "adapter", "default")
     torch.use_deterministic_algorithms(False)
     return {
-        "tokens_per_second": sum(event["tokens"] for event in taken[WARM:]) / (last - first),
+        "tokens_per_second": sum(event["tokens"] for event in step_events[WARMUP_STEPS:]) / (ended - started),
         "peak_bytes": peak,
-        "eval_loss": eval_loss(model, folder, encoded(folder, "test")[:HELDOUT]),
-        "events_share": 1 - inside / (last - first),
+        "eval_loss": eval_loss(model, folder, load_encoded_rows(folder, "test")[:EVAL_ROWS]),
+        "events_share": 1 - step_seconds / (ended - started),
     }
 
 
-def start_as_ours(model: Any, folder: Path, steps: int) -> None:
+def copy_initial_weights(model: Any, folder: Path, steps: int) -> None:
     """Give TRL's adapter the engine's start, so that nothing but the training differs."""
     import torch
 
     from training.engine.config import RunConfig
     from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device, wrap_base_model
 
-    config, device = RunConfig.from_dict(asked(steps)), resolve_device()
+    config, device = RunConfig.from_dict(base_settings(steps)), resolve_device()
     torch.manual_seed(config.seed)
-    mine = dict(wrap_base_model(load_base(folder, get_fastest_dtype(device), device), config).named_parameters())
+    engine_parameters = dict(wrap_base_model(load_base(folder, get_fastest_dtype(device), device), config).named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(mine[name])
+                parameter.copy_(engine_parameters[name])
 
 
-def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
+def measure_trl(folder: Path, steps: int, *, is_best: bool) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -166,28 +166,28 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
     from training.engine.data.conversations import load_tokenizer
     from training.engine.modeling.model import get_fastest_dtype, resolve_device
 
-    rows = encoded(folder, "train")
-    rows = in_our_order(rows, steps) if best else rows
+    rows = load_encoded_rows(folder, "train")
+    rows = order_rows(rows, steps) if is_best else rows
     data = Dataset.from_list(
         [{"input_ids": r.ids.tolist(), "labels": r.labels.tolist()} for r in rows]
     )
-    fast = get_fastest_dtype(resolve_device())
-    tuned = {
+    fastest = get_fastest_dtype(resolve_device())
+    best_settings = {
         "gradient_checkpointing": False,
-        "bf16": fast is torch.bfloat16,
+        "bf16": fastest is torch.bfloat16,
         "train_sampling_strategy": "sequential",
     }
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=BATCH_SIZE,
         max_steps=steps,
-        learning_rate=RATE,
+        learning_rate=LEARNING_RATE,
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
         dataset_kwargs={"skip_prepare_dataset": True},
-        model_init_kwargs={"dtype": fast} if best else None,
-        **(tuned if best else {}),
+        model_init_kwargs={"dtype": fastest} if is_best else None,
+        **(best_settings if is_best else {}),
     )
     trainer = SFTTrainer(
         model=str(folder),
@@ -198,29 +198,29 @@ def trl(folder: Path, steps: int, *, best: bool) -> dict[str, Any]:
             r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    if best:
-        start_as_ours(trainer.model, folder, steps)
-    counted: list[tuple[float, int]] = []
-    plain = trainer.training_step
+    if is_best:
+        copy_initial_weights(trainer.model, folder, steps)
+    token_times: list[tuple[float, int]] = []
+    original_step = trainer.training_step
 
-    def step(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+    def timed_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         mask = inputs.get("attention_mask")
         tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
-        counted.append((wait(), int(tokens)))
-        return plain(model, inputs, *more, **named)
+        token_times.append((synchronized_time(), int(tokens)))
+        return original_step(model, inputs, *args, **kwargs)
 
-    trainer.training_step = step
+    trainer.training_step = timed_step
     trainer.train()
-    end = wait()
+    end = synchronized_time()
     return {
-        "tokens_per_second": sum(tokens for _, tokens in counted[WARM:]) / (end - counted[WARM][0]),
+        "tokens_per_second": sum(tokens for _, tokens in token_times[WARMUP_STEPS:]) / (end - token_times[WARMUP_STEPS][0]),
         "peak_bytes": peak_bytes(),
-        "eval_loss": eval_loss(trainer.model, folder, encoded(folder, "test")[:HELDOUT]),
+        "eval_loss": eval_loss(trainer.model, folder, load_encoded_rows(folder, "test")[:EVAL_ROWS]),
     }
 
 
-def arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    return ours(folder, steps) if name == "ours" else trl(folder, steps, best=name == "trl_best")
+def measure_arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
+    return measure_snapml(folder, steps) if name == "ours" else measure_trl(folder, steps, is_best=name == "trl_best")
 
 
 def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -232,12 +232,12 @@ def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     command += ["--model", str(folder), "--steps", str(arguments.steps)]
     # As the site starts its engine.
     environment = os.environ | (STEADY_MEMORY if name == "ours" else {})
-    done = subprocess.run(
+    process = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
     )
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        sys.exit(f"{name} failed:\n{process.stderr[-3000:]}")
+    figures: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
     return figures
 
 
@@ -252,37 +252,37 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.arm:
         sys.stdout.write(
-            "\n" + json.dumps(arm(arguments.arm, arguments.model, arguments.steps)) + "\n"
+            "\n" + json.dumps(measure_arm(arguments.arm, arguments.model, arguments.steps)) + "\n"
         )
         return
     from benchmarks import report
-    from benchmarks.engine_step import built_in
+    from benchmarks.engine_step import import_builtin_model
 
-    folder = arguments.model or built_in()
-    told: dict[str, dict[str, Any]] = {}
+    folder = arguments.model or import_builtin_model()
+    results: dict[str, dict[str, Any]] = {}
     for name in ("trl_default", "ours", "trl_best"):
         if name == arguments.skip:
             continue
-        told[name] = run_arm(name, folder, arguments)
-        sys.stderr.write(f"{name}: {told[name]}\n")
-    best, mine = told["trl_best"], told["ours"]
-    default = told.get("trl_default")
+        results[name] = run_arm(name, folder, arguments)
+        sys.stderr.write(f"{name}: {results[name]}\n")
+    best, snapml = results["trl_best"], results["ours"]
+    default = results.get("trl_default")
     report(
         {
-            "ratio_default": round(mine["tokens_per_second"] / default["tokens_per_second"], 2)
+            "ratio_default": round(snapml["tokens_per_second"] / default["tokens_per_second"], 2)
             if default
             else None,
-            "ratio_best": round(mine["tokens_per_second"] / best["tokens_per_second"], 2),
-            "heldout_gap": round(mine["eval_loss"] / best["eval_loss"] - 1, 4),
-            "heldout_gap_default": round(mine["eval_loss"] / default["eval_loss"] - 1, 4)
+            "ratio_best": round(snapml["tokens_per_second"] / best["tokens_per_second"], 2),
+            "heldout_gap": round(snapml["eval_loss"] / best["eval_loss"] - 1, 4),
+            "heldout_gap_default": round(snapml["eval_loss"] / default["eval_loss"] - 1, 4)
             if default
             else None,
-            "events_ratio": round(mine["events_share"], 4),
+            "events_ratio": round(snapml["events_share"], 4),
             **{
                 f"{name}_tokens_per_second": round(one["tokens_per_second"], 1)
-                for name, one in told.items()
+                for name, one in results.items()
             },
-            **{f"{name}_peak_mb": round(one["peak_bytes"] / 1e6) for name, one in told.items()},
+            **{f"{name}_peak_mb": round(one["peak_bytes"] / 1e6) for name, one in results.items()},
         }
     )
 

@@ -199,7 +199,7 @@ def preview_here(monkeypatch):
         from training.engine.data import preview
 
         assert module == preview.__name__
-        answer = json.dumps(preview.answer(json.loads(stdin)))
+        answer = json.dumps(preview.handle_request(json.loads(stdin)))
         return subprocess.CompletedProcess([module], 0, answer, "")
 
     monkeypatch.setattr("training.runs.forecast.token_lengths.run_child", run_child)

@@ -15,30 +15,30 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def digest():
+def compute_digest():
     """Of everything that an answer depends on besides the question."""
-    found = hashlib.sha256(json.dumps([version(name) for name in LIBRARIES]).encode())
+    hasher = hashlib.sha256(json.dumps([version(name) for name in LIBRARIES]).encode())
     for path in sorted((ROOT / "training" / "engine").rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()[:16]
 
 
-FOLDER = ROOT / ".pytest_cache" / "simulations" / digest()
+FOLDER = ROOT / ".pytest_cache" / "simulations" / compute_digest()
 
 
-def ask(request):
+def simulate_request(request):
     """As the simulation program answers, in this process. Files are named and written as the site
     does it in SNAPML_HOME/laws, so a running instance can share the folder.
     """
-    from training.engine.simulation.forecast import answer
+    from training.engine.simulation.forecast import handle_request
     from training.runs.forecast.memory_estimators import key_of
 
     config = RunConfig.from_dict(request["settings"])
     path = FOLDER / f"{key_of(Path(request['model']), config, request['device'])}.json"
     if not path.is_file():
-        made = answer(json.dumps(request))
-        if made.get("passing"):
-            return made
+        response = handle_request(json.dumps(request))
+        if response.get("is_transient"):
+            return response
         FOLDER.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(made))
+        write_atomically(path, json.dumps(response))
     return json.loads(path.read_text())

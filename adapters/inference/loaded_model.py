@@ -15,7 +15,7 @@ import torch
 
 from adapters.inference.multi_lora import Rows, weave
 from adapters.inference.types import Base, Weights
-from training.engine.data.conversations import load_tokenizer, use_template
+from training.engine.data.conversations import load_tokenizer, ensure_chat_template
 from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter
@@ -31,7 +31,7 @@ class Held:
         self.base = base
         self.device = resolve_device()
         self.tokenizer = load_tokenizer(base.folder)
-        use_template(self.tokenizer)
+        ensure_chat_template(self.tokenizer)
         self.model: Any = load_base(
             base.folder, get_fastest_dtype(self.device), self.device, quantized=base.quantised
         ).eval()

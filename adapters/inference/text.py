@@ -7,7 +7,7 @@ from __future__ import annotations
 from adapters.inference.batch import Answer
 from adapters.inference.loaded_model import Held
 from adapters.inference.types import Question
-from training.engine.data.conversations import prompt_ids, render, start_ids
+from training.engine.data.conversations import encode_prompt, render_messages, get_bos_ids
 
 # Of an answer; a caller who says nothing gets this or what the model's context leaves
 MOST_TOKENS = 4096
@@ -23,15 +23,15 @@ def ids_of(held: Held, question: Question) -> list[int]:
     """
     if question.prompt is not None:
         words = held.tokenizer(question.prompt, add_special_tokens=False)["input_ids"]
-        ids = [*start_ids(held.tokenizer), *words]
+        ids = [*get_bos_ids(held.tokenizer), *words]
     elif question.score:  # the conversation as it stands, its last answer, too
         ids = list(
             held.tokenizer(
-                render(held.tokenizer, {"messages": question.messages}), add_special_tokens=False
+                render_messages(held.tokenizer, {"messages": question.messages}), add_special_tokens=False
             )["input_ids"]
         )
     else:
-        ids = prompt_ids(held.tokenizer, {"messages": question.messages})
+        ids = encode_prompt(held.tokenizer, {"messages": question.messages})
     if not ids:
         raise Unanswerable("The prompt is empty.")
     return ids

@@ -18,7 +18,7 @@ with fast_imports():
     from adapters.programs.llama_cpp import answers, top_logprobs
     from adapters.programs.parity import Spoken, speak
     from training.child_process import emit, main, read_params
-    from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
+    from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import sha256_file, fsync_path
     from training.engine.modeling.model import load_base
 
@@ -47,10 +47,10 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
     try:
         emit(message="answering with torch", done=1)
         tokenizer = load_tokenizer(folder)
-        use_template(tokenizer)
+        ensure_chat_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
         said = [
-            speak(model, prompt_ids(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
+            speak(model, encode_prompt(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
             for messages in order["prompts"]
         ]
         del model

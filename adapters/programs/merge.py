@@ -22,7 +22,7 @@ with fast_imports():
 
     from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
     from training.child_process import emit, main, read_params
-    from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
+    from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import remove_tree, sha256_file, fsync_path
     from training.engine.methods import METHODS
     from training.engine.modeling.merge import merge_adapter
@@ -39,8 +39,8 @@ def merge(order: dict[str, Any]) -> dict[str, Any]:
     """
     base, adapter, target = Path(order["base"]), Path(order["adapter"]), Path(order["target"])
     tokenizer = load_tokenizer(base)
-    use_template(tokenizer)
-    prompts = [prompt_ids(tokenizer, {"messages": messages}) for messages in order["prompts"]]
+    ensure_chat_template(tokenizer)
+    prompts = [encode_prompt(tokenizer, {"messages": messages}) for messages in order["prompts"]]
     written = target.with_name(f".{target.name}.unchecked")
     try:
         if not written.is_dir():

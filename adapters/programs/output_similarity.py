@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.engine.data.conversations import load_tokenizer, prompt_ids, use_template
+from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
 from training.engine.methods import METHODS
 from training.engine.modeling.model import get_fastest_dtype, load_base
 from training.engine.modeling.weights import load_adapter
@@ -49,7 +49,7 @@ def last_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
     method = METHODS[member.method]
     folder = member.folder if method.is_full_finetuning else member.base
     tokenizer = load_tokenizer(folder)
-    use_template(tokenizer)
+    ensure_chat_template(tokenizer)
     model = load_base(folder, get_fastest_dtype(CPU), CPU, quantized=method.has_quantized_base)
     seen: list[Tensor] = []
     head = model.get_output_embeddings()
@@ -57,7 +57,7 @@ def last_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
     whole = model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
     found = []
     for messages in prompts:
-        ids = prompt_ids(tokenizer, {"messages": messages})
+        ids = encode_prompt(tokenizer, {"messages": messages})
         seen.clear()
         whole(input_ids=torch.tensor([ids]), use_cache=member.method == "prefix")
         found.append(seen[-1][-len(ids) :])  # without what a prompt puts in front

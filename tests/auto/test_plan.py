@@ -9,7 +9,7 @@ import pytest
 
 from tests.refusals import assert_named, refused
 from training.auto.plan import NOTHING_FITS, make_plan
-from training.auto.situation import GOALS, Situation
+from training.auto.situation import GOALS, PlanInputs
 from training.engine.config import RunConfig
 from training.errors import ConfigError, UserError
 
@@ -17,7 +17,7 @@ GB = 10**9
 WEIGHTS = {"lora": 14 * GB, "qlora": 4 * GB, "full": 80 * GB, "prompt": 14 * GB}
 
 
-def need(config):
+def forecast_memory(config):
     """A 7B model as rough as it can be: weights, and activations by tokens."""
     activations = config.max_tokens_per_batch * (
         200_000 if config.gradient_checkpointing else 2_000_000
@@ -30,34 +30,34 @@ def need(config):
     }
 
 
-def at(free, lengths=None, **more):
+def make_inputs(free_bytes, lengths=None, **more):
     lengths = np.asarray(
         lengths if lengths is not None else [100] * 990 + [300] * 10, dtype=np.int32
     )
-    told = {
+    defaults = {
         "model": "some-7b",
         "hidden_size": 4096,
         "context_length": 4096,
-        "parameters_a_rank": 2_500_000,
+        "parameters_per_rank": 2_500_000,
         "rows": len(lengths),
-        "heldout_rows": 100,
+        "eval_rows": 100,
         "lengths": lengths,
-        "trained": lengths // 2,
+        "trained_lengths": lengths // 2,
         "device": "a card",
-        "total": 80 * GB,
-        "free": free,
-        "need": need,
-        "steps": lambda config: 190,
+        "total_bytes": 80 * GB,
+        "free_bytes": free_bytes,
+        "forecast_memory": forecast_memory,
+        "count_steps": lambda config: 190,
     }
-    return Situation(**{**told, **more})
+    return PlanInputs(**{**defaults, **more})
 
 
-def choice(plan, name):
+def find_choice(plan, name):
     return next(one for one in plan.choices if one.setting == name)
 
 
 def test_it_works():
-    plan = make_plan(at(24 * GB))
+    plan = make_plan(make_inputs(24 * GB))
     config = RunConfig.from_dict(plan.settings)
     assert (config.method, config.rank, config.alpha, config.target_modules) == (
         "lora",
@@ -68,35 +68,35 @@ def test_it_works():
     assert config.learning_rate == 2e-4
     assert config.max_length == 128  # the 1 % of longer rows are cut
     assert not config.gradient_checkpointing
-    assert all(one.why and one.instead and one.source for one in plan.choices)
-    assert_named(choice(plan, "method").instead, "QLoRA", "7.3 GB")
+    assert all(one.why and one.alternative and one.source for one in plan.choices)
+    assert_named(find_choice(plan, "method").alternative, "QLoRA", "7.3 GB")
     json.dumps(plan.to_json())
 
 
 def test_short_memory_takes_qlora_and_says_what_lora_would_need():
-    plan = make_plan(at(10 * GB))
+    plan = make_plan(make_inputs(10 * GB))
     assert plan.settings["method"] == "qlora"
-    assert_named(choice(plan, "method").why, "14.0 GB", "10.0 GB", "QLoRA")
+    assert_named(find_choice(plan, "method").why, "14.0 GB", "10.0 GB", "QLoRA")
 
 
 def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
-    wide = at(24 * GB, lengths=[1000] * 1000, rows=1000)
+    wide = make_inputs(24 * GB, lengths=[1000] * 1000, rows=1000)
     assert make_plan(wide).settings["gradient_accumulation_steps"] > 1
     assert make_plan(wide).settings["method"] == "lora"
-    tight = at(16 * GB, lengths=[1000] * 1000)
+    tight = make_inputs(16 * GB, lengths=[1000] * 1000)
     plan = make_plan(tight)
     assert plan.settings["method"] == "lora" and plan.settings["gradient_checkpointing"]
-    assert_named(choice(plan, "gradient_checkpointing").why, "1,024 tokens", "16.0 GB")
+    assert_named(find_choice(plan, "gradient_checkpointing").why, "1,024 tokens", "16.0 GB")
 
 
 def test_accumulation_keeps_the_rows_of_a_step():
-    whole, halved = (
-        make_plan(at(200 * GB, lengths=[1000] * 1000)),
-        make_plan(at(20 * GB, lengths=[1000] * 1000)),
+    unsplit, halved = (
+        make_plan(make_inputs(200 * GB, lengths=[1000] * 1000)),
+        make_plan(make_inputs(20 * GB, lengths=[1000] * 1000)),
     )
     one, other = (
         plan.settings["max_tokens_per_batch"] * plan.settings["gradient_accumulation_steps"]
-        for plan in (whole, halved)
+        for plan in (unsplit, halved)
     )
     assert halved.settings["gradient_accumulation_steps"] > 1
     assert other == pytest.approx(one, rel=0.1)
@@ -109,56 +109,56 @@ def test_what_never_fits_is_refused_with_the_nearest_that_would():
         match=r"Nothing fits: the least, QLoRA with gradient checkpointing, 4,032 tokens at once, "
         r"needs 4.8 GB of 4.5 GB",
     ):
-        make_plan(at(4.5 * GB, **long))
+        make_plan(make_inputs(4.5 * GB, **long))
     with refused(code=NOTHING_FITS, field="max_length", naming=("100 %",)):
-        make_plan(at(4.5 * GB, **long))
+        make_plan(make_inputs(4.5 * GB, **long))
     with refused(code=NOTHING_FITS, field="model", naming=("a card",)):
-        make_plan(at(2 * GB))
+        make_plan(make_inputs(2 * GB))
 
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_the_goal_sets_the_rank(goal):
-    assert make_plan(at(40 * GB), goal=goal).settings["rank"] == GOALS[goal][0]
+    assert make_plan(make_inputs(40 * GB), goal=goal).settings["rank"] == GOALS[goal][0]
 
 
 def test_much_data_raises_the_rank_until_it_can_hold_it():
-    plan = make_plan(at(40 * GB, rows=2_000_000))
+    plan = make_plan(make_inputs(40 * GB, rows=2_000_000))
     assert plan.settings["rank"] == 32
-    assert_named(choice(plan, "rank").why, "102,000,000")
-    assert make_plan(at(40 * GB, lengths=[100] * 50)).settings["rank"] == 8
+    assert_named(find_choice(plan, "rank").why, "102,000,000")
+    assert make_plan(make_inputs(40 * GB, lengths=[100] * 50)).settings["rank"] == 8
 
 
 def test_a_lock_holds_and_the_rest_is_planned_around_it():
-    plan = make_plan(at(24 * GB), locked={"rank": 64})
+    plan = make_plan(make_inputs(24 * GB), locked={"rank": 64})
     assert plan.settings["rank"] == 64 and plan.settings["alpha"] == 128
-    assert choice(plan, "rank").locked
-    assert_named(choice(plan, "rank").instead, 16)
-    assert make_plan(at(24 * GB), locked={"method": "qlora"}).settings["method"] == "qlora"
+    assert find_choice(plan, "rank").locked
+    assert_named(find_choice(plan, "rank").alternative, 16)
+    assert make_plan(make_inputs(24 * GB), locked={"method": "qlora"}).settings["method"] == "qlora"
     assert (
-        make_plan(at(24 * GB), locked={"gradient_checkpointing": True}).settings[
+        make_plan(make_inputs(24 * GB), locked={"gradient_checkpointing": True}).settings[
             "gradient_checkpointing"
         ]
         is True
     )
     assert (
-        make_plan(at(24 * GB), locked={"max_tokens_per_batch": 256}).settings["max_tokens_per_batch"] == 256
+        make_plan(make_inputs(24 * GB), locked={"max_tokens_per_batch": 256}).settings["max_tokens_per_batch"] == 256
     )
 
 
 def test_other_techniques_only_when_asked_for():
-    plan = make_plan(at(24 * GB), locked={"method": "prompt"})
+    plan = make_plan(make_inputs(24 * GB), locked={"method": "prompt"})
     assert "rank" not in plan.settings
     assert plan.settings["learning_rate"] == RunConfig.from_dict({"method": "prompt"}).learning_rate
-    full = make_plan(at(100 * GB), locked={"method": "full"})
+    full = make_plan(make_inputs(100 * GB), locked={"method": "full"})
     assert full.settings["learning_rate"] == 1e-5
 
 
 def test_narrow_models_and_short_runs_learn_faster():
-    assert make_plan(at(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(
+    assert make_plan(make_inputs(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(
         9.1e-4
     )
     assert (
-        make_plan(at(24 * GB, hidden_size=576, steps=lambda config: 50)).settings["learning_rate"]
+        make_plan(make_inputs(24 * GB, hidden_size=576, count_steps=lambda config: 50)).settings["learning_rate"]
         > 1e-3
     )
 
@@ -174,51 +174,51 @@ def test_narrow_models_and_short_runs_learn_faster():
 )
 def test_a_wrong_lock_is_refused_by_name(locked, field):
     with pytest.raises(ConfigError) as caught:
-        make_plan(at(24 * GB), locked=locked)
+        make_plan(make_inputs(24 * GB), locked=locked)
     assert caught.value.field == field
 
 
 def test_a_lock_on_what_no_plan_chooses_is_refused():
     with refused(field="seed"):
-        make_plan(at(24 * GB), locked={"seed": 3})
+        make_plan(make_inputs(24 * GB), locked={"seed": 3})
     with refused(ConfigError, field="rank", naming=("Prompt tuning",)):
-        make_plan(at(24 * GB), locked={"method": "prompt", "rank": 8})
+        make_plan(make_inputs(24 * GB), locked={"method": "prompt", "rank": 8})
 
 
 def test_a_technique_that_the_model_cannot_have_is_passed_over():
     def no_qlora(config):
         if config.method == "qlora":
             raise UserError("QLoRA does not fit this model.", field="method")
-        return need(config)
+        return forecast_memory(config)
 
-    plan = make_plan(at(24 * GB, need=no_qlora))
-    assert_named(choice(plan, "method").instead, "QLoRA")
+    plan = make_plan(make_inputs(24 * GB, forecast_memory=no_qlora))
+    assert_named(find_choice(plan, "method").alternative, "QLoRA")
 
 
 def test_a_model_that_no_technique_can_be_simulated_for_says_why():
-    def none(config):
+    def fail_always(config):
         raise UserError("This model cannot be forecast.", field="model")
 
     with pytest.raises(UserError, match="cannot be forecast"):
-        make_plan(at(24 * GB, need=none))
+        make_plan(make_inputs(24 * GB, forecast_memory=fail_always))
 
 
 def test_accumulation_that_is_locked_divides_the_step():
-    plan = make_plan(at(24 * GB), locked={"gradient_accumulation_steps": 4})
-    free = make_plan(at(24 * GB)).settings
+    plan = make_plan(make_inputs(24 * GB), locked={"gradient_accumulation_steps": 4})
+    free = make_plan(make_inputs(24 * GB)).settings
     assert plan.settings["max_tokens_per_batch"] * 4 == pytest.approx(free["max_tokens_per_batch"], rel=0.1)
 
 
 def test_trials_vary_what_is_not_locked():
-    plan = make_plan(at(24 * GB), locked={"rank": 8, "tuning_budget_fraction": 0.3})
+    plan = make_plan(make_inputs(24 * GB), locked={"rank": 8, "tuning_budget_fraction": 0.3})
     assert plan.settings["tuning_search_space"] == "learning_rate,alpha,target_modules"
     assert (
-        make_plan(at(24 * GB), locked={"tuning_budget_fraction": 0.3, "tuning_search_space": "learning_rate"}).settings[
+        make_plan(make_inputs(24 * GB), locked={"tuning_budget_fraction": 0.3, "tuning_search_space": "learning_rate"}).settings[
             "tuning_search_space"
         ]
         == "learning_rate"
     )
-    every = {
+    locked = {
         "rank": 8,
         "alpha": 16,
         "target_modules": "all-linear",
@@ -226,12 +226,12 @@ def test_trials_vary_what_is_not_locked():
         "tuning_budget_fraction": 0.3,
     }
     with refused(field="tuning_budget_fraction"):
-        make_plan(at(24 * GB), locked=every)
+        make_plan(make_inputs(24 * GB), locked=locked)
 
 
 def test_a_lock_on_measuring_leaves_no_contradiction():
     plan = make_plan(
-        at(24 * GB, steps=lambda config: 60), locked={"max_steps": 60, "eval_steps": 20}
+        make_inputs(24 * GB, count_steps=lambda config: 60), locked={"max_steps": 60, "eval_steps": 20}
     )
     assert plan.settings["early_stopping_patience"] == 0
 
@@ -239,7 +239,7 @@ def test_a_lock_on_measuring_leaves_no_contradiction():
 @pytest.mark.parametrize("length", [8, 10, 15, 16, 17])
 def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
     with refused(code=NOTHING_FITS):
-        make_plan(at(10**6), locked={"max_length": length})
+        make_plan(make_inputs(10**6), locked={"max_length": length})
 
 
 def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused():
@@ -247,39 +247,39 @@ def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused(
         weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(
             config.optim, 0
         )
-        return need(config) | {
+        return forecast_memory(config) | {
             "peak": weights * GB,
             "optimizer": "adamw_8bit" if "8" in config.optim else "adamw_torch",
         }
 
-    tight = make_plan(at(75 * GB, need=by_bits), locked={"method": "full"})
+    tight = make_plan(make_inputs(75 * GB, forecast_memory=by_bits), locked={"method": "full"})
     assert tight.settings["optim"] == "adamw_8bit" and tight.settings["precision"] == "auto"
-    assert_named(choice(tight, "optim").why, "32 bits", "80.0 GB", "75.0 GB")
-    tighter = make_plan(at(40 * GB, need=by_bits), locked={"method": "full"})
+    assert_named(find_choice(tight, "optim").why, "32 bits", "80.0 GB", "75.0 GB")
+    tighter = make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full"})
     assert tighter.settings["precision"] == "bf16"
-    assert_named(choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
+    assert_named(find_choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
     with refused(code=NOTHING_FITS):
-        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "precision": "auto"})
+        make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "precision": "auto"})
 
 
 def test_a_model_without_layers_to_adapt_gets_prompt_tuning_and_is_told_why():
     def no_layers(config):
         if config.method != "prompt":
             raise UserError("target_modules 'all-linear' does not fit this model.", field="method")
-        return need(config)
+        return forecast_memory(config)
 
-    plan = make_plan(at(24 * GB, need=no_layers))
+    plan = make_plan(make_inputs(24 * GB, forecast_memory=no_layers))
     assert plan.settings["method"] == "prompt" and "rank" not in plan.settings
-    assert_named(choice(plan, "method").instead, "LoRA", "target_modules")
+    assert_named(find_choice(plan, "method").alternative, "LoRA", "target_modules")
     with pytest.raises(UserError, match="does not fit this model"):
-        make_plan(at(24 * GB, need=no_layers), locked={"rank": 8})
+        make_plan(make_inputs(24 * GB, forecast_memory=no_layers), locked={"rank": 8})
 
 
 def test_what_a_plan_leaves_alone_is_told_where_it_decides():
     def close(config):
-        return need(config) | {"peak": 15 * GB if config.method == "lora" else 4 * GB}
+        return forecast_memory(config) | {"peak": 15 * GB if config.method == "lora" else 4 * GB}
 
-    why = choice(make_plan(at(int(15.5 * GB), need=close)), "method").why
+    why = find_choice(make_plan(make_inputs(int(15.5 * GB), forecast_memory=close)), "method").why
     assert_named(why, "15.0 GB", "15.5 GB", "5 %")
 
 
@@ -287,20 +287,20 @@ def test_prompt_tuning_is_no_way_out_where_lora_is_only_too_large():
     def no_qlora(config):
         if config.method == "qlora":
             raise UserError("This model cannot be forecast.", field="model")
-        return need(config) | ({"peak": 1} if config.method == "prompt" else {})
+        return forecast_memory(config) | ({"peak": 1} if config.method == "prompt" else {})
 
     with refused(code=NOTHING_FITS):
-        make_plan(at(10 * GB, need=no_qlora))
+        make_plan(make_inputs(10 * GB, forecast_memory=no_qlora))
 
 
 def test_prompt_tuning_is_no_way_out_where_rows_fill_the_context():
     def no_layers(config):
         if config.method != "prompt":
             raise UserError("target_modules 'all-linear' does not fit this model.", field="method")
-        return need(config)
+        return forecast_memory(config)
 
     with pytest.raises(UserError, match="does not fit this model"):
-        make_plan(at(24 * GB, need=no_layers, context_length=128, lengths=[128] * 500))
+        make_plan(make_inputs(24 * GB, forecast_memory=no_layers, context_length=128, lengths=[128] * 500))
 
 
 def test_a_simulation_that_broke_off_is_told_and_no_reason_for_another_technique():
@@ -308,27 +308,27 @@ def test_a_simulation_that_broke_off_is_told_and_no_reason_for_another_technique
         raise UserError("The simulation broke off (OSError); try again.")
 
     with pytest.raises(UserError, match="try again"):
-        make_plan(at(24 * GB, need=broke_off))
+        make_plan(make_inputs(24 * GB, forecast_memory=broke_off))
 
 
 def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
     def by_bits(config):
-        return need(config) | {
+        return forecast_memory(config) | {
             "peak": {"bf16": 30}.get(config.precision, 60) * GB,
             "optim": "adamw_8bit",
         }
 
     plan = make_plan(
-        at(40 * GB, need=by_bits), locked={"method": "full", "optim": "adamw_8bit"}
+        make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_8bit"}
     )
     assert plan.settings["precision"] == "bf16"
     with refused(code=NOTHING_FITS):
-        make_plan(at(40 * GB, need=by_bits), locked={"method": "full", "optim": "adamw_torch"})
+        make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_torch"})
 
 
 def test_what_is_rejected_is_never_what_was_chosen():
     for steps in (3, 19, 60, 1000):
-        told = choice(
-            make_plan(at(24 * GB, steps=lambda config, steps=steps: steps)), "eval_steps"
+        eval_choice = find_choice(
+            make_plan(make_inputs(24 * GB, steps=lambda config, steps=steps: steps)), "eval_steps"
         )
-        assert not told.instead.startswith(f"{told.value:,} ")
+        assert not eval_choice.alternative.startswith(f"{eval_choice.value:,} ")

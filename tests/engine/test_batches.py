@@ -4,34 +4,34 @@ from training.engine.batches import build_epoch_batches, batch_sequences, plan_s
 from training.engine.config import RunConfig
 
 
-def config(budget, **settings):
+def make_config(budget, **settings):
     return RunConfig(**{"max_tokens_per_batch": budget, "max_length": 60, **settings})
 
 
-def rows_of(batches):
+def list_rows(batches):
     return [[row for (row,) in batch] for batch in batches]
 
 
-DRAW = random.Random(3)
-LENGTHS = [DRAW.randint(5, 60) for _ in range(1000)]
+RNG = random.Random(3)
+LENGTHS = [RNG.randint(5, 60) for _ in range(1000)]
 
 
 def test_every_row_once_and_no_batch_over_its_budget_with_padding_counted():
-    batches = rows_of(build_epoch_batches(LENGTHS, config(256), 0))
+    batches = list_rows(build_epoch_batches(LENGTHS, make_config(256), 0))
     assert sorted(row for batch in batches for row in batch) == list(range(1000))
     assert all(len(batch) * max(LENGTHS[row] for row in batch) <= 256 for batch in batches)
 
 
 def test_neighbours_in_length_leave_little_padding():
-    batches = rows_of(build_epoch_batches(LENGTHS, config(512), 0))
-    places = sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
-    assert sum(LENGTHS) / places > 0.9
+    batches = list_rows(build_epoch_batches(LENGTHS, make_config(512), 0))
+    padded_tokens = sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches)
+    assert sum(LENGTHS) / padded_tokens > 0.9
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
-    assert build_epoch_batches(LENGTHS, config(256), 0) == build_epoch_batches(LENGTHS, config(256), 0)
-    assert build_epoch_batches(LENGTHS, config(256), 0) != build_epoch_batches(LENGTHS, config(256), 1)
-    assert build_epoch_batches(LENGTHS, config(256), 0) != build_epoch_batches(LENGTHS, config(256, seed=1), 0)
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) == build_epoch_batches(LENGTHS, make_config(256), 0)
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(LENGTHS, make_config(256), 1)
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(LENGTHS, make_config(256, seed=1), 0)
 
 
 def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
@@ -48,16 +48,16 @@ def test_accumulation_does_not_reach_over_an_epochs_edge():
 
 
 def test_a_row_longer_than_the_budget_stands_alone():
-    assert batch_sequences([(10, (0,)), (100, (1,))], config(60)) == [[(0,)], [(1,)]]
+    assert batch_sequences([(10, (0,)), (100, (1,))], make_config(60)) == [[(0,)], [(1,)]]
 
 
 def test_batches_may_be_counted_in_rows():
-    batches = build_epoch_batches(LENGTHS, config(60, batch_unit="rows", per_device_train_batch_size=4), 0)
+    batches = build_epoch_batches(LENGTHS, make_config(60, batch_unit="rows", per_device_train_batch_size=4), 0)
     assert {len(batch) for batch in batches} == {4}
 
 
 def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
-    batches = build_epoch_batches(LENGTHS, config(512, packing=True, max_length=128), 0)
+    batches = build_epoch_batches(LENGTHS, make_config(512, packing=True, max_length=128), 0)
     sequences = [packed for batch in batches for packed in batch]
     assert sorted(row for packed in sequences for row in packed) == list(range(1000))
     assert all(sum(LENGTHS[row] for row in packed) <= 128 for packed in sequences)
@@ -65,9 +65,9 @@ def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
 
 
 def test_parts_of_a_batch_leave_every_row_in_its_step():
-    whole = plan_steps(LENGTHS, config(512, gradient_accumulation_steps=2))
-    parted = plan_steps(LENGTHS, config(512, gradient_accumulation_steps=2, micro_batch_splits=3))
-    assert len(parted.steps) == len(whole.steps)
-    for one, other in zip(whole.steps, parted.steps, strict=True):
+    unsplit = plan_steps(LENGTHS, make_config(512, gradient_accumulation_steps=2))
+    split = plan_steps(LENGTHS, make_config(512, gradient_accumulation_steps=2, micro_batch_splits=3))
+    assert len(split.steps) == len(unsplit.steps)
+    for one, other in zip(unsplit.steps, split.steps, strict=True):
         assert [row for batch in one for row in batch] == [row for batch in other for row in batch]
         assert max(len(batch) for batch in other) <= -(-max(len(batch) for batch in one) // 3)

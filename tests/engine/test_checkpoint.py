@@ -19,12 +19,12 @@ def saver(tmp_path):
     model = Model(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
 
-    def save(step):
-        return checkpoint.save(
-            tmp_path, step, checkpoint.Trained(model, optimizer, RunConfig()), {"loss": 1.0}
+    def save_step(step):
+        return checkpoint.save_checkpoint(
+            tmp_path, step, checkpoint.CheckpointState(model, optimizer, RunConfig()), {"loss": 1.0}
         )
 
-    return save
+    return save_step
 
 
 def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, saver):
@@ -32,43 +32,43 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_passed_over(tmp_path, sa
     saver(20)
     damaged = saver(30)
     (damaged / "state.safetensors").write_bytes(b"short")
-    assert checkpoint.newest_whole(tmp_path).name == "step-00000020"
+    assert checkpoint.find_latest_valid(tmp_path).name == "step-00000020"
 
 
 def test_one_byte_changed_is_seen_by_its_hash(tmp_path, saver):
     folder = saver(1)
     (folder / "config.json").write_text("[]")
-    assert not checkpoint.is_whole(folder)
+    assert not checkpoint.is_valid(folder)
 
 
 def test_one_without_its_manifest_does_not_count(tmp_path, saver):
     (saver(1) / "manifest.json").unlink()
-    assert checkpoint.newest_whole(tmp_path) is None
+    assert checkpoint.find_latest_valid(tmp_path) is None
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, saver, monkeypatch):
-    def full(*_args, **_kwargs):
+    def raise_disk_full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", raise_disk_full)
     with pytest.raises(OSError, match="No space"):
         saver(5)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_what_a_killed_engine_left_half_written_is_swept(tmp_path, saver):
-    rest = tmp_path / "checkpoints" / ".tmp-3-999"
-    rest.mkdir(parents=True)
-    (rest / "state.json").write_text("{")
+    leftover = tmp_path / "checkpoints" / ".tmp-3-999"
+    leftover.mkdir(parents=True)
+    (leftover / "state.json").write_text("{")
     saver(4)
-    assert not rest.exists()
+    assert not leftover.exists()
 
 
 def test_two_are_kept_and_the_best(tmp_path, saver):
     for step in (1, 2, 3, 4):
         saver(step)
-        checkpoint.forget_old(tmp_path, best_step=1)
-    names = sorted(folder.name for folder in checkpoint.all_checkpoints(tmp_path))
+        checkpoint.prune_checkpoints(tmp_path, best_step=1)
+    names = sorted(folder.name for folder in checkpoint.list_checkpoints(tmp_path))
     assert names == ["step-00000001", "step-00000003", "step-00000004"]
 
 

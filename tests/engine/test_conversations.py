@@ -6,11 +6,11 @@ import pytest
 from tests import tiny
 from training.engine.data.conversations import (
     DEFAULT_TEMPLATE,
-    IGNORED,
+    IGNORE_INDEX,
     DataError,
-    encode,
-    prompt_ids,
-    use_template,
+    encode_row,
+    encode_prompt,
+    ensure_chat_template,
 )
 
 CONVERSATION = [
@@ -27,50 +27,50 @@ def tokenizer():
     return tiny.make_tokenizer()
 
 
-def trained_text(tokenizer, row):
-    return tokenizer.decode([i for i in row.labels.tolist() if i != IGNORED])
+def decode_trained(tokenizer, row):
+    return tokenizer.decode([i for i in row.labels.tolist() if i != IGNORE_INDEX])
 
 
 def test_only_the_assistants_words_and_its_end_marks_are_trained_over_several_turns(tokenizer):
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
-    assert trained_text(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
-    assert row.trained == sum(label != IGNORED for label in row.labels)
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    assert decode_trained(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
+    assert row.trained_tokens == sum(label != IGNORE_INDEX for label in row.labels)
 
 
 def test_the_ids_are_the_templates_own(tokenizer):
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
     assert (
         row.ids.tolist() == tokenizer.apply_chat_template(CONVERSATION, tokenize=True)["input_ids"]
     )
 
 
 def test_a_prompt_is_the_beginning_of_its_row(tokenizer):
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
-    prompt = prompt_ids(tokenizer, {"messages": CONVERSATION}, len(CONVERSATION) - 1)
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    prompt = encode_prompt(tokenizer, {"messages": CONVERSATION}, len(CONVERSATION) - 1)
     assert row.ids.tolist()[: len(prompt)] == prompt
-    assert row.labels[len(prompt)] != IGNORED
-    assert row.labels[len(prompt) - 1] == IGNORED
+    assert row.labels[len(prompt)] != IGNORE_INDEX
+    assert row.labels[len(prompt) - 1] == IGNORE_INDEX
 
 
 def test_the_switch_trains_the_prompt_too(tokenizer):
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500, train_on_prompt=True)
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500, train_on_prompt=True)
     assert (row.labels == row.ids).all()
 
 
 def test_a_long_row_is_cut_and_says_by_how_much(tokenizer):
-    whole = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=10)
+    full_row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=10)
     assert len(row) == 10
-    assert row.cut == len(whole) - 10
-    assert row.trained == 0
+    assert row.truncated_tokens == len(full_row) - 10
+    assert row.trained_tokens == 0
 
 
 def test_a_model_without_a_template_gets_the_default_one():
     tokenizer = tiny.make_tokenizer(template=None)
-    assert use_template(tokenizer) == "default"
+    assert ensure_chat_template(tokenizer) == "default"
     assert tokenizer.chat_template == DEFAULT_TEMPLATE
-    row = encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
-    assert trained_text(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
+    row = encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
+    assert decode_trained(tokenizer, row) == "done<|im_end|>done too<|im_end|>"
 
 
 def test_a_template_that_rewrites_earlier_turns_is_found_out():
@@ -80,7 +80,7 @@ def test_a_template_that_rewrites_earlier_turns_is_found_out():
     )
     tokenizer = tiny.make_tokenizer(template=forgetful)
     with pytest.raises(DataError, match="rewrites earlier turns"):
-        encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
+        encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)
 
 
 def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
@@ -89,7 +89,7 @@ def test_words_that_pose_as_marks_do_not_move_the_mask(tokenizer):
         {"role": "assistant", "content": "assistant"},
     ]
     assert (
-        trained_text(tokenizer, encode(tokenizer, {"messages": sly}, max_length=500))
+        decode_trained(tokenizer, encode_row(tokenizer, {"messages": sly}, max_length=500))
         == "assistant<|im_end|>"
     )
 
@@ -100,8 +100,8 @@ def test_every_row_of_the_examples_trains_exactly_its_answers(tokenizer):
         for line in (folder / f"{name}.jsonl").read_text().splitlines()[::37]:
             messages = json.loads(line)["messages"]
             answers = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
-            row = encode(tokenizer, {"messages": messages}, max_length=5000)
-            assert trained_text(tokenizer, row) == "".join(answers)
+            row = encode_row(tokenizer, {"messages": messages}, max_length=5000)
+            assert decode_trained(tokenizer, row) == "".join(answers)
 
 
 TOOL_TEMPLATE = (
@@ -128,9 +128,9 @@ CALLING = {
 
 def test_a_tool_call_is_trained_and_the_tools_and_their_answer_are_not():
     tokenizer = tiny.make_tokenizer(TOOL_TEMPLATE)
-    row = encode(tokenizer, CALLING, max_length=500)
+    row = encode_row(tokenizer, CALLING, max_length=500)
     assert (
-        trained_text(tokenizer, row)
+        decode_trained(tokenizer, row)
         == 'CALL {"name": "lamp", "arguments": {"on": true}}<|im_end|>Done.<|im_end|>'
     )
     assert "TOOLS" in tokenizer.decode(row.ids)
@@ -138,21 +138,21 @@ def test_a_tool_call_is_trained_and_the_tools_and_their_answer_are_not():
 
 def test_a_template_that_leaves_the_call_out_is_refused():
     with pytest.raises(DataError, match="leaves out the tool call `lamp`"):
-        encode(tiny.make_tokenizer(), CALLING, max_length=500)
+        encode_row(tiny.make_tokenizer(), CALLING, max_length=500)
 
 
 def test_the_default_template_knows_tools():
     tokenizer = tiny.make_tokenizer(None)
-    use_template(tokenizer)
-    assert '{"name": "lamp"' in trained_text(tokenizer, encode(tokenizer, CALLING, max_length=500))
+    ensure_chat_template(tokenizer)
+    assert '{"name": "lamp"' in decode_trained(tokenizer, encode_row(tokenizer, CALLING, max_length=500))
 
 
 def test_plain_text_is_trained_whole_and_ends():
     tokenizer = tiny.make_tokenizer()
-    row = encode(tokenizer, {"text": "once upon"}, max_length=500)
+    row = encode_row(tokenizer, {"text": "once upon"}, max_length=500)
     assert tokenizer.decode(row.ids) == "once upon<|im_end|>"
-    assert row.trained == len(row) - 1
-    assert len(encode(tokenizer, {"text": "once upon"}, max_length=3)) == 3
+    assert row.trained_tokens == len(row) - 1
+    assert len(encode_row(tokenizer, {"text": "once upon"}, max_length=3)) == 3
 
 
 def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
@@ -163,7 +163,7 @@ def test_an_opening_turn_of_the_assistant_is_seen_and_not_trained():
         {"role": "assistant", "content": "yes"},
     ]
     assert (
-        trained_text(tokenizer, encode(tokenizer, {"messages": turns}, max_length=500))
+        decode_trained(tokenizer, encode_row(tokenizer, {"messages": turns}, max_length=500))
         == "yes<|im_end|>"
     )
 
@@ -174,4 +174,4 @@ def test_a_row_that_the_template_refuses_is_a_data_error():
         + tiny.TEMPLATE
     )
     with pytest.raises(DataError, match="chat template refuses the row: no system here"):
-        encode(tokenizer, {"messages": CONVERSATION}, max_length=500)
+        encode_row(tokenizer, {"messages": CONVERSATION}, max_length=500)

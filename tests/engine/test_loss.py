@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.engine import families
-from training.engine.data.conversations import IGNORED, encode, load_tokenizer
+from training.engine.data.conversations import IGNORE_INDEX, encode_row, load_tokenizer
 from training.engine.modeling.model import LabeledPositionsHead, load_base
 from training.engine.train.evaluate import collate
 from training.errors import ConfigError
@@ -17,7 +17,7 @@ from training.errors import ConfigError
 def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
-    rows = [encode(tokenizer, row, max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
+    rows = [encode_row(tokenizer, row, max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
     ids, labels, _ = collate([(0,), (1,)], rows, tokenizer.pad_token_id, torch.device("cpu"))
     mask = torch.arange(ids.shape[1])[None, :] < torch.tensor([[len(row)] for row in rows])
     with torch.no_grad():
@@ -25,14 +25,14 @@ def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
         expected = functional.cross_entropy(
             logits[:, :-1].reshape(-1, logits.shape[-1]),
             labels[:, 1:].reshape(-1),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             reduction="sum",
         )
         logit_shapes = []
         model.lm_head.register_forward_hook(lambda _m, _i, out: logit_shapes.append(out.shape))
         actual = LabeledPositionsHead(model).compute_loss_sum(model, ids, labels)
     assert torch.allclose(expected, actual, atol=1e-4)
-    assert logit_shapes == [(sum(row.trained for row in rows), logits.shape[-1])]
+    assert logit_shapes == [(sum(row.trained_tokens for row in rows), logits.shape[-1])]
 
 
 def test_generation_after_a_loss_sees_every_position_again(tiny_model):
@@ -48,7 +48,7 @@ def test_packed_rows_do_not_see_each_other(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
     head = LabeledPositionsHead(model)
-    rows = [encode(tokenizer, row, max_length=80) for row in tiny.ROWS[:6]]
+    rows = [encode_row(tokenizer, row, max_length=80) for row in tiny.ROWS[:6]]
     cpu, pad = torch.device("cpu"), tokenizer.pad_token_id
     with torch.no_grad():
         alone = sum(head.compute_loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
@@ -73,7 +73,7 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(family):
 
 
 def test_positions_of_packed_rows_begin_anew(tiny_model):
-    rows = [encode(load_tokenizer(tiny_model), row, max_length=80) for row in tiny.ROWS[:3]]
+    rows = [encode_row(load_tokenizer(tiny_model), row, max_length=80) for row in tiny.ROWS[:3]]
     _, _, positions = collate([(0, 1), (2,)], rows, 1, torch.device("cpu"))
     assert positions[0, : len(rows[0])].tolist() == list(range(len(rows[0])))
     assert positions[0, len(rows[0]) : len(rows[0]) + len(rows[1])].tolist() == list(

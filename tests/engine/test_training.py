@@ -22,13 +22,13 @@ from training.engine.config import RunConfig
 from training.engine.data.conversations import EncodedRow
 from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
-from training.engine.train.checkpoint import all_checkpoints, is_whole, newest_whole
+from training.engine.train.checkpoint import list_checkpoints, is_valid, find_latest_valid
 from training.engine.train.loop import take_step
 
 ROOT = Path(__file__).parents[2]
 
 
-def engine(folder, **kwargs):
+def start_engine(folder, **kwargs):
     return subprocess.Popen(
         [sys.executable, "-m", "training.engine", str(folder)],
         cwd=ROOT,
@@ -37,29 +37,29 @@ def engine(folder, **kwargs):
     )
 
 
-def train(folder):
-    process = engine(folder)
+def run_engine(folder):
+    process = start_engine(folder)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors.decode()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_model):
+def finished_run(tmp_path_factory, tiny_model):
     folder = tiny.make_run(tmp_path_factory.mktemp("runs") / "run", tiny_model, max_steps=12)
-    code, errors = train(folder)
+    code, errors = run_engine(folder)
     assert code == 0, errors
     return folder
 
 
-def test_it_works_from_a_shell_without_the_site(finished):
-    result = read_result(finished)
+def test_it_works_from_a_shell_without_the_site(finished_run):
+    result = read_result(finished_run)
     assert result.outcome is Outcome.FINISHED
     assert result.step == result.total_steps == 12
     assert result.eval_loss is not None
 
 
-def test_the_journal_tells_everything_in_order(finished):
-    events = tiny.read_events(finished)
+def test_the_journal_tells_everything_in_order(finished_run):
+    events = tiny.read_events(finished_run)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert [event["step"] for event in events if event["kind"] == "step"] == list(range(1, 13))
     assert [event["step"] for event in events if event["kind"] == "eval"] == [0, 4, 8, 12]
@@ -73,65 +73,65 @@ def test_the_journal_tells_everything_in_order(finished):
     assert step["tokens"] >= step["trained_tokens"] > 0
 
 
-def test_the_phase_is_training_once_the_first_step_is_done(finished):
-    events = tiny.read_events(finished)
-    first = next(place for place, event in enumerate(events) if event["kind"] == "step")
+def test_the_phase_is_training_once_the_first_step_is_done(finished_run):
+    events = tiny.read_events(finished_run)
+    first = next(index for index, event in enumerate(events) if event["kind"] == "step")
     phases = [event["name"] for event in events[first:] if event["kind"] == "phase"]
     assert phases[:2] == ["training", "evaluating"]
 
 
-def test_the_loss_falls(finished):
-    losses = [event["loss"] for event in tiny.read_events(finished) if event["kind"] == "step"]
+def test_the_loss_falls(finished_run):
+    losses = [event["loss"] for event in tiny.read_events(finished_run) if event["kind"] == "step"]
     assert losses[-1] < losses[0] - 0.1  # a random base can only learn so much
 
 
-def test_two_checkpoints_and_the_best_are_kept_and_verify(finished):
-    kept = list(all_checkpoints(finished))
-    assert 2 <= len(kept) <= 3
-    assert all(is_whole(folder) for folder in kept)
-    assert not list((finished / "checkpoints").glob(".tmp-*"))
+def test_two_checkpoints_and_the_best_are_kept_and_verify(finished_run):
+    checkpoints = list(list_checkpoints(finished_run))
+    assert 2 <= len(checkpoints) <= 3
+    assert all(is_valid(folder) for folder in checkpoints)
+    assert not list((finished_run / "checkpoints").glob(".tmp-*"))
 
 
-def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(finished, tiny_model):
+def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(finished_run, tiny_model):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     plain = base(torch.tensor([[2, 3, 4]])).logits
-    model = PeftModel.from_pretrained(base, finished / "adapter").eval()
+    model = PeftModel.from_pretrained(base, finished_run / "adapter").eval()
     adapted = model(torch.tensor([[2, 3, 4]])).logits
     assert not torch.allclose(plain, adapted)
     reloaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), finished / "adapter"
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), finished_run / "adapter"
     ).eval()
     assert torch.equal(adapted, reloaded(torch.tensor([[2, 3, 4]])).logits)
 
 
 def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(
-    finished, tmp_path, tiny_model, engine_here
+    finished_run, tmp_path, tiny_model, engine_here
 ):
     again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
     assert engine_here([str(again)]) == 0
-    assert tiny.get_step_losses(tiny.read_events(again)) == tiny.get_step_losses(tiny.read_events(finished))
+    assert tiny.get_step_losses(tiny.read_events(again)) == tiny.get_step_losses(tiny.read_events(finished_run))
     weights = "adapter/adapter_model.safetensors"
-    assert (again / weights).read_bytes() == (finished / weights).read_bytes()
+    assert (again / weights).read_bytes() == (finished_run / weights).read_bytes()
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bits(
-    finished, tmp_path, tiny_model, engine_here
+    finished_run, tmp_path, tiny_model, engine_here
 ):
     folder = tiny.make_run(tmp_path / "killed", tiny_model, max_steps=12)
-    process = engine(folder)
-    wait_for(lambda: newest_whole(folder) is not None)
+    process = start_engine(folder)
+    wait_for(lambda: find_latest_valid(folder) is not None)
     process.kill()
     process.communicate()
     assert engine_here([str(folder)]) == 0
     events = tiny.read_events(folder)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert any(event["kind"] == "resume" for event in events) or events[-1]["step"] == 12
-    assert tiny.get_step_losses(events) == tiny.get_step_losses(tiny.read_events(finished))
+    assert tiny.get_step_losses(events) == tiny.get_step_losses(tiny.read_events(finished_run))
     weights = "adapter/adapter_model.safetensors"
-    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+    assert (folder / weights).read_bytes() == (finished_run / weights).read_bytes()
 
 
 def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, engine_here):
@@ -139,8 +139,8 @@ def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, 
     undisturbed = tiny.make_run(tmp_path / "a", tiny_model, **settings)
     assert engine_here([str(undisturbed)]) == 0
     disturbed = tiny.make_run(tmp_path / "b", tiny_model, **settings)
-    process = engine(disturbed)
-    wait_for(lambda: newest_whole(disturbed) is not None)
+    process = start_engine(disturbed)
+    wait_for(lambda: find_latest_valid(disturbed) is not None)
     process.kill()
     process.communicate()
     assert engine_here([str(disturbed)]) == 0
@@ -155,42 +155,42 @@ def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tin
         save_steps=100_000,
         eval_steps=100_000,
     )
-    process = engine(folder)
-    wait_for(lambda: '"kind": "step"' in journal(folder))
+    process = start_engine(folder)
+    wait_for(lambda: '"kind": "step"' in read_journal(folder))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == EXIT_CODES[Outcome.PREEMPTED]
     assert read_result(folder) is None
-    left = json.loads((newest_whole(folder) / "state.json").read_text())["step"]
-    again = engine(folder)
-    wait_for(lambda: '"kind": "resume"' in journal(folder))
-    again.kill()
-    again.communicate()
+    saved_step = json.loads((find_latest_valid(folder) / "state.json").read_text())["step"]
+    second_engine = start_engine(folder)
+    wait_for(lambda: '"kind": "resume"' in read_journal(folder))
+    second_engine.kill()
+    second_engine.communicate()
     resumed = next(event for event in tiny.read_events(folder) if event["kind"] == "resume")
-    assert resumed["step"] == left > 0
+    assert resumed["step"] == saved_step > 0
 
 
 @pytest.mark.parametrize(
-    ("word", "outcome", "kept"),
+    ("stop_word", "outcome", "has_adapter"),
     [("save", Outcome.STOPPED, True), ("discard", Outcome.DISCARDED, False)],
 )
 def test_a_stop_file_ends_it_with_an_adapter_or_without(
-    tmp_path, tiny_model, engine_here, word, outcome, kept
+    tmp_path, tiny_model, engine_here, stop_word, outcome, has_adapter
 ):
-    folder = tiny.make_run(tmp_path / word, tiny_model, max_steps=3000)
+    folder = tiny.make_run(tmp_path / stop_word, tiny_model, max_steps=3000)
 
-    def stop():
+    def request_stop():
         try:
-            wait_for(lambda: '"kind": "step"' in journal(folder))
+            wait_for(lambda: '"kind": "step"' in read_journal(folder))
         finally:
-            (folder / "stop").write_text(word)
+            (folder / "stop").write_text(stop_word)
 
     with ThreadPoolExecutor() as pool:
-        stopping = pool.submit(stop)
+        stopping = pool.submit(request_stop)
         engine_here([str(folder)])
         stopping.result()
     assert read_result(folder).outcome is outcome
-    assert (folder / "adapter" / "adapter_model.safetensors").exists() is kept
+    assert (folder / "adapter" / "adapter_model.safetensors").exists() is has_adapter
 
 
 def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_model, engine_here):
@@ -202,35 +202,35 @@ def test_a_leash_that_nobody_touches_ends_it_with_a_checkpoint(tmp_path, tiny_mo
 
 def test_a_second_engine_in_the_same_folder_goes_away(tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=3000)
-    first = engine(folder)
-    wait_for(lambda: '"kind": "phase"' in journal(folder))
+    first = start_engine(folder)
+    wait_for(lambda: '"kind": "phase"' in read_journal(folder))
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.BUSY]
     first.kill()
     first.communicate()
 
 
-def test_a_finished_run_started_again_changes_nothing(finished, engine_here):
-    before = (finished / "events.jsonl").read_bytes()
-    assert engine_here([str(finished)]) == 0
-    assert (finished / "events.jsonl").read_bytes() == before
+def test_a_finished_run_started_again_changes_nothing(finished_run, engine_here):
+    before = (finished_run / "events.jsonl").read_bytes()
+    assert engine_here([str(finished_run)]) == 0
+    assert (finished_run / "events.jsonl").read_bytes() == before
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_keeps_the_last_good_checkpoint(
     tiny_run, engine_here, monkeypatch
 ):
     folder = tiny_run("run", max_steps=40, save_steps=4)
-    whole, calls = LabeledPositionsHead.compute_loss_sum, count(1)
+    original, calls = LabeledPositionsHead.compute_loss_sum, count(1)
 
-    def broken(self, model, *batch):
-        loss = whole(self, model, *batch)
+    def break_loss(self, model, *batch):
+        loss = original(self, model, *batch)
         return loss * float("nan") if torch.is_grad_enabled() and next(calls) == 7 else loss
 
-    monkeypatch.setattr(LabeledPositionsHead, "compute_loss_sum", broken)
+    monkeypatch.setattr(LabeledPositionsHead, "compute_loss_sum", break_loss)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.DIVERGED]
     result = read_result(folder)
     assert "at step 7" in result.message
     assert result.step == 6
-    assert newest_whole(folder).name == "step-00000004"
+    assert find_latest_valid(folder).name == "step-00000004"
 
 
 def test_rows_with_nothing_to_train_are_a_data_error_that_names_the_setting(
@@ -247,20 +247,20 @@ def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_mod
     assert "qkv_proj" in read_result(folder).message
 
 
-def test_gradient_checkpointing_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
+def test_gradient_checkpointing_gives_the_same_losses(finished_run, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, gradient_checkpointing=True)
     assert engine_here([str(folder)]) == 0
-    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished))
+    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished_run))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)
 
 
 def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_of_means():
-    def row(length, trained):
+    def make_row(length, trained):
         ids = np.arange(3, 3 + length, dtype=np.int64)
         return EncodedRow(ids, np.where(np.arange(length) >= length - trained, ids, -100))
 
-    rows = [row(40, 38), row(40, 3)]
+    rows = [make_row(40, 38), make_row(40, 3)]
     gradients = []
     for batches in ([((0,),), ((1,),)], [((0,), (1,))]):
         model = families.make_family_model("llama")
@@ -275,12 +275,12 @@ def test_accumulated_gradients_are_the_mean_over_all_trained_tokens_and_no_mean_
             tokenizer=SimpleNamespace(pad_token_id=1),
             config=RunConfig(max_grad_norm=1e6),
             optimizer=torch.optim.SGD([{"params": list(model.parameters()), "rate": 0.0}], lr=0.0),
-            meter=SimpleNamespace(read=dict),
+            meter=SimpleNamespace(read_memory=dict),
         )
         session.optimizer.zero_grad = lambda **_: None  # what was added up is looked at
-        _, told = take_step(session)
+        _, fields = take_step(session)
         gradients.append(
-            (told["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None])
+            (fields["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None])
         )
     (apart, one_by_one), (together, at_once) = gradients
     assert apart == pytest.approx(together, rel=1e-5)
@@ -300,12 +300,12 @@ def test_accumulating_two_batches_is_one_step_over_all_their_tokens(
 
 
 def test_without_a_config_it_says_how_it_is_used(tmp_path):
-    code, errors = train(tmp_path)
+    code, errors = run_engine(tmp_path)
     assert code == EXIT_CODES[Outcome.CONFIG]
     assert "usage: python -m training.engine RUN_DIR" in errors
 
 
-def journal(folder):
+def read_journal(folder):
     path = folder / "events.jsonl"
     return path.read_text() if path.exists() else ""
 
@@ -362,7 +362,7 @@ def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "message"),
     [
         (
             {"rank_pattern": "donw_proj=32"},
@@ -377,11 +377,11 @@ def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_
     ],
 )
 def test_a_pattern_that_would_do_nothing_is_refused(
-    tmp_path, tiny_model, engine_here, setting, words
+    tmp_path, tiny_model, engine_here, setting, message
 ):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=1, **setting)
     assert engine_here([str(folder)]) == EXIT_CODES[Outcome.CONFIG]
-    assert words in read_result(folder).message
+    assert message in read_result(folder).message
 
 
 TEXTS = [
@@ -389,38 +389,38 @@ TEXTS = [
 ] * 2
 
 
-def as_if_killed(folder):
+def undo_last_checkpoint(folder):
     """Before its last checkpoint, at step 8."""
     for name in ("checkpoints/step-00000008", "adapter"):
         shutil.rmtree(folder / name)
     (folder / "result.json").unlink()
 
 
-def resumed_at(folder):
+def resumed_steps(folder):
     return [event["step"] for event in tiny.read_events(folder) if event["kind"] == "resume"]
 
 
 @pytest.mark.parametrize(
-    "way",
+    "batching",
     [
         {"packing": True, "max_length": 80},
         {"batch_unit": "rows", "per_device_train_batch_size": 3},
         {"packing": True, "batch_unit": "rows", "per_device_train_batch_size": 2},
     ],
 )
-def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engine_here, way):
-    folder = tiny_run("run", **way)
+def test_every_way_to_make_batches_learns_and_goes_on_to_the_bit(tiny_run, engine_here, batching):
+    folder = tiny_run("run", **batching)
     assert engine_here([str(folder)]) == 0
     steps = [e for e in tiny.read_events(folder) if e["kind"] == "step"]
     assert steps[-1]["loss"] < steps[0]["loss"]
-    whole = tiny.get_step_losses(steps)
-    as_if_killed(folder)
+    losses = tiny.get_step_losses(steps)
+    undo_last_checkpoint(folder)
     assert engine_here([str(folder)]) == 0
-    assert resumed_at(folder) == [4]
-    assert tiny.get_step_losses(tiny.read_events(folder)) == whole
+    assert resumed_steps(folder) == [4]
+    assert tiny.get_step_losses(tiny.read_events(folder)) == losses
 
 
-TECHNIQUES = [
+METHOD_SETTINGS = [
     {"method": "lora", "init_lora_weights": "pissa_niter_4"},
     {"method": "lora", "init_lora_weights": "eva"},
     {"method": "lora", "loraplus_lr_ratio": 8.0, "optim": "adamw_8bit"},
@@ -433,19 +433,19 @@ TECHNIQUES = [
 ]
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda t: "-".join(map(str, t.values())))
+@pytest.mark.parametrize("method_settings", METHOD_SETTINGS, ids=lambda t: "-".join(map(str, t.values())))
 def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(
-    tiny_run, engine_here, technique
+    tiny_run, engine_here, method_settings
 ):
-    lora = {} if technique["method"].endswith("lora") else {"rank": 16, "alpha": 32}
-    folder = tiny_run("run", **lora, **technique)
+    lora_settings = {} if method_settings["method"].endswith("lora") else {"rank": 16, "alpha": 32}
+    folder = tiny_run("run", **lora_settings, **method_settings)
     assert engine_here([str(folder)]) == 0
-    whole = tiny.get_step_losses(tiny.read_events(folder))
+    losses = tiny.get_step_losses(tiny.read_events(folder))
     weights = [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")]
-    as_if_killed(folder)
+    undo_last_checkpoint(folder)
     assert engine_here([str(folder)]) == 0
-    assert resumed_at(folder) == [4]
-    assert tiny.get_step_losses(tiny.read_events(folder)) == whole
+    assert resumed_steps(folder) == [4]
+    assert tiny.get_step_losses(tiny.read_events(folder)) == losses
     assert [path.read_bytes() for path in (folder / "adapter").glob("*.safetensors")] == weights
 
 
@@ -468,13 +468,13 @@ def test_training_stops_early_when_the_held_out_loss_is_no_better(tiny_run, engi
     )
     assert engine_here([str(folder)]) == 0
     events = tiny.read_events(folder)
-    words = [e["text"] for e in events if e["kind"] == "log"]
+    messages = [e["text"] for e in events if e["kind"] == "log"]
     best = min((e for e in events if e["kind"] == "eval"), key=lambda e: float(e["eval_loss"]))[
         "step"
     ]
     last = max(e["step"] for e in events if e["kind"] == "step")
     assert last == best + 4 < 60
-    assert f"best at step {best}" in words[-1]
+    assert f"best at step {best}" in messages[-1]
     assert read_result(folder).outcome is Outcome.FINISHED
 
 
@@ -516,13 +516,13 @@ def test_a_run_goes_on_from_its_checkpoint_with_settings_that_take_less_memory(
     resumed = next(event for event in events if event["kind"] == "resume")
     steps = [event["step"] for event in events if event["kind"] == "step"]
     assert (resumed["step"], steps) == (4, list(range(1, 9)))
-    told = [event["text"] for event in events if event["kind"] == "log"]
-    assert any("the optimizer begins anew" in text for text in told) is ("optim" in change)
+    messages = [event["text"] for event in events if event["kind"] == "log"]
+    assert any("the optimizer begins anew" in text for text in messages) is ("optim" in change)
 
 
-def test_a_batch_in_parts_gives_the_same_losses(finished, tmp_path, tiny_model, engine_here):
+def test_a_batch_in_parts_gives_the_same_losses(finished_run, tmp_path, tiny_model, engine_here):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, micro_batch_splits=2)
     assert engine_here([str(folder)]) == 0
-    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished))
+    ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished_run))
     for step, loss in ours.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(theirs[step]), abs=1e-4)

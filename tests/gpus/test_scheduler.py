@@ -20,7 +20,7 @@ def ask(run, team=NLP, user=None, **changes):
 
 
 def pool(cards=4, **choices):
-    return SimulatedPool.of(cards, 24 * GB, **choices)
+    return SimulatedPool.create_pool(cards, 24 * GB, **choices)
 
 
 def teams(nlp=2, vision=2, **changes):
@@ -28,16 +28,16 @@ def teams(nlp=2, vision=2, **changes):
 
 
 def reason(made, run):
-    scheduler = Scheduler(made.seen())
+    scheduler = Scheduler(made.current_state())
     found = scheduler.admit(made.now).barriers
     place, barrier = barriers(scheduler, found)[run]
-    return place, words(barrier, made.seen())
+    return place, words(barrier, made.current_state())
 
 
 def test_it_works():
     made = pool(1)
-    made.submit(ask(1), 100)
-    made.submit(ask(2), 100)
+    made.submit_run(ask(1), 100)
+    made.submit_run(ask(2), 100)
     assert set(made.running) == {1} and set(made.waiting) == {2}
     made.run_until(100)
     assert set(made.running) == {2}
@@ -48,12 +48,12 @@ def test_it_works():
 def test_a_team_borrows_what_is_idle_and_gives_it_back_newest_first():
     made = pool(4, teams=teams())
     for run in range(1, 5):
-        made.submit(ask(run), 10_000)
+        made.submit_run(ask(run), 10_000)
         made.run_until(made.now + 10)
     assert len(made.running) == 4
     made.run_until(2000)
-    made.submit(ask(9, VISION), 100)
-    assert set(made.leaving) == {4}
+    made.submit_run(ask(9, VISION), 100)
+    assert set(made.evicting) == {4}
     made.run_until(2031)
     assert 9 in made.running and 4 in made.waiting
     made.run_until(2200)
@@ -62,28 +62,28 @@ def test_a_team_borrows_what_is_idle_and_gives_it_back_newest_first():
 
 def test_a_run_over_its_guarantee_evicts_nobody():
     made = pool(2, teams=teams(nlp=1, vision=0))
-    made.submit(ask(1, VISION), 10_000)
-    made.submit(ask(2, VISION), 10_000)
+    made.submit_run(ask(1, VISION), 10_000)
+    made.submit_run(ask(2, VISION), 10_000)
     made.run_until(5000)
-    made.submit(ask(3, NLP), 10_000)
+    made.submit_run(ask(3, NLP), 10_000)
     made.run_until(5100)
     assert 3 in made.running
-    made.submit(ask(4, NLP), 10_000)
-    assert not made.leaving
+    made.submit_run(ask(4, NLP), 10_000)
+    assert not made.evicting
 
 
 def test_a_run_is_left_alone_for_ten_minutes_and_after_three_stops_a_day():
     made = pool(1, teams=teams(nlp=0, vision=1))
-    made.submit(ask(1), 100_000)
+    made.submit_run(ask(1), 100_000)
     made.run_until(599)
-    made.submit(ask(10, VISION), 10)
-    assert not made.leaving
+    made.submit_run(ask(10, VISION), 10)
+    assert not made.evicting
     made.run_until(600)
-    assert set(made.leaving) == {1}
+    assert set(made.evicting) == {1}
     made.run_until(700)
     for number in (11, 12, 13):
         made.run_until(made.now + 700)
-        made.submit(ask(number, VISION), 10)
+        made.submit_run(ask(number, VISION), 10)
         made.run_until(made.now + 100)
     assert len(made.running[1][0].evicted_at) == 3
     assert 13 in made.waiting
@@ -91,20 +91,20 @@ def test_a_run_is_left_alone_for_ten_minutes_and_after_three_stops_a_day():
 
 def test_background_goes_first_and_counts_against_no_guarantee():
     made = pool(2, teams=teams(nlp=1, vision=1))
-    made.submit(ask(1, NLP, priority="background"), 10_000)
-    made.submit(ask(2, NLP), 10_000)
+    made.submit_run(ask(1, NLP, priority="background"), 10_000)
+    made.submit_run(ask(2, NLP), 10_000)
     made.run_until(1000)
-    made.submit(ask(3, VISION), 100)
-    assert set(made.leaving) == {1}
+    made.submit_run(ask(3, VISION), 100)
+    assert set(made.evicting) == {1}
 
 
 def test_urgent_runs_come_first_and_are_left_alone():
     made = pool(1, teams=teams(nlp=0, vision=0))
-    made.submit(ask(1), 10_000)
+    made.submit_run(ask(1), 10_000)
     made.run_until(1000)
-    made.submit(ask(2, VISION), 10_000)
-    made.submit(ask(3, VISION, priority="urgent"), 10_000)
-    assert made.leaving.keys() == {1}
+    made.submit_run(ask(2, VISION), 10_000)
+    made.submit_run(ask(3, VISION, priority="urgent"), 10_000)
+    assert made.evicting.keys() == {1}
     made.run_until(1100)
     assert 3 in made.running
 
@@ -114,13 +114,13 @@ def test_what_was_freed_for_a_run_goes_to_that_run():
     (Kueue #13797).
     """
     made = pool(1, teams=teams(nlp=0, vision=1), most_a_card=2)
-    made.submit(ask(1, memory=10 * GB), 10_000)
-    made.submit(ask(2, memory=10 * GB), 10_000)
+    made.submit_run(ask(1, memory=10 * GB), 10_000)
+    made.submit_run(ask(2, memory=10 * GB), 10_000)
     made.run_until(1000)
-    made.submit(ask(3, VISION), 100)
-    assert set(made.leaving) == {1, 2}
-    made.end(1)
-    made.submit(ask(4, memory=10 * GB), 100)
+    made.submit_run(ask(3, VISION), 100)
+    assert set(made.evicting) == {1, 2}
+    made.end_run(1)
+    made.submit_run(ask(4, memory=10 * GB), 100)
     assert 4 in made.waiting and 3 in made.waiting
     made.run_until(1040)
     assert 3 in made.running
@@ -128,10 +128,10 @@ def test_what_was_freed_for_a_run_goes_to_that_run():
 
 def test_a_large_head_is_not_starved_by_small_runs():
     made = pool(1, most_a_card=4)
-    made.submit(ask(1, memory=5 * GB, seconds=1000), 1000)
-    made.submit(ask(2, VISION, memory=None), 100)
+    made.submit_run(ask(1, memory=5 * GB, seconds=1000), 1000)
+    made.submit_run(ask(2, VISION, memory=None), 100)
     for run in range(3, 60):
-        made.submit(ask(run, user=run, memory=5 * GB, seconds=300), 300)
+        made.submit_run(ask(run, user=run, memory=5 * GB, seconds=300), 300)
         made.run_until(made.now + 50)
     started = next(line.started for line in made.ledger if line.run == 2)
     assert started == 1000
@@ -142,13 +142,13 @@ def test_a_large_head_is_not_starved_by_small_runs():
 
 def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
     made = pool(1, most_a_card=2)
-    made.submit(ask(1, memory=12 * GB), 100)
-    made.submit(ask(2, memory=13 * GB), 100)
-    made.submit(ask(3, user=9, memory=11 * GB), 100)
+    made.submit_run(ask(1, memory=12 * GB), 100)
+    made.submit_run(ask(2, memory=13 * GB), 100)
+    made.submit_run(ask(3, user=9, memory=11 * GB), 100)
     assert set(made.running) == {1, 3}
     alone = pool(1)
-    alone.submit(ask(1, memory=1 * GB), 100)
-    alone.submit(ask(2, memory=1 * GB), 100)
+    alone.submit_run(ask(1, memory=1 * GB), 100)
+    alone.submit_run(ask(2, memory=1 * GB), 100)
     assert set(alone.running) == {1}
 
 
@@ -169,10 +169,10 @@ def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once()
 
 def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
     made = pool(1)
-    made.submit(ask(1), 100)
-    made.submit(ask(2, VISION, user=7), 100)
-    made.submit(ask(3, user=8), 100)
-    made.submit(ask(4, user=8, moved_up=1.0), 100)
+    made.submit_run(ask(1), 100)
+    made.submit_run(ask(2, VISION, user=7), 100)
+    made.submit_run(ask(3, user=8), 100)
+    made.submit_run(ask(4, user=8, moved_up=1.0), 100)
     made.run_until(250)
     assert [line.run for line in made.ledger] == [1, 2, 4]
 
@@ -180,9 +180,9 @@ def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
 def test_limits_hold_and_are_told_with_their_numbers():
     made = pool(4, teams={NLP: Share("nlp", 1, limit=2)}, people={3: Person(running=1)})
     for run in (1, 2, 3):
-        made.submit(ask(run), 100)
-    made.submit(ask(4, VISION, user=3), 100)
-    made.submit(ask(5, VISION, user=3), 100)
+        made.submit_run(ask(run), 100)
+    made.submit_run(ask(4, VISION, user=3), 100)
+    made.submit_run(ask(5, VISION, user=3), 100)
     assert set(made.running) == {1, 2, 4}
     assert reason(made, 3)[1] == "team nlp holds 2 of at most 2 devices in simulated."
     assert reason(made, 5)[1] == "its owner holds 1 of at most 1 devices."
@@ -191,16 +191,16 @@ def test_limits_hold_and_are_told_with_their_numbers():
 def test_a_budget_counts_what_running_runs_will_still_take():
     made = pool(4, teams={NLP: Share("nlp", seconds_left=1500.0)})
     for run in (1, 2, 3):
-        made.submit(ask(run), 1000)
+        made.submit_run(ask(run), 1000)
     assert set(made.running) == {1, 2}
     assert "device-hours" in reason(made, 3)[1]
 
 
 def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
     made = pool(1, teams=teams(nlp=1), most_a_card=2)
-    made.submit(ask(1), 1000)
-    made.submit(ask(81, VISION, memory=None), 100)
-    made.submit(ask(82, user=9, memory=3 * GB, seconds=5000), 100)
+    made.submit_run(ask(1), 1000)
+    made.submit_run(ask(81, VISION, memory=None), 100)
+    made.submit_run(ask(82, user=9, memory=3 * GB, seconds=5000), 100)
     place, words_of_head = reason(made, 81)
     assert (
         place == 1
@@ -211,7 +211,7 @@ def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
 
 def test_what_can_never_fit_is_told():
     made = pool(1)
-    made.submit(ask(1, memory=30 * GB), 100)
+    made.submit_run(ask(1, memory=30 * GB), 100)
     assert reason(made, 1)[1] == "needs 30.0 GB, and the largest device of simulated has 24.0 GB."
 
 
@@ -249,14 +249,14 @@ def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
     """
     made = pool(6, teams={NLP: Share("nlp", 1, limit=1), VISION: Share("vision")})
     for run in range(1, 7):
-        made.submit(ask(run, VISION), 100_000)
+        made.submit_run(ask(run, VISION), 100_000)
     made.run_until(2000)
     for run in range(10, 15):
-        made.submit(ask(run, NLP), 1000)
-    assert len(made.leaving) == 1
+        made.submit_run(ask(run, NLP), 1000)
+    assert len(made.evicting) == 1
     made.run_until(2100)
     assert len(made.running) == 6
-    assert sum(card.kept_for is not None for card in made.cards.values()) == 0
+    assert sum(card.kept_for is not None for card in made.devices.values()) == 0
 
 
 def test_nobody_starts_on_a_kept_device_that_is_not_good():
@@ -293,13 +293,13 @@ def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
 
 
 def test_no_more_leave_a_shared_device_than_must():
-    made = SimulatedPool.of(1, 100 * GB, most_a_card=3, teams=teams(nlp=0, vision=1))
-    made.submit(ask(1, memory=80 * GB), 10_000)
+    made = SimulatedPool.create_pool(1, 100 * GB, most_a_card=3, teams=teams(nlp=0, vision=1))
+    made.submit_run(ask(1, memory=80 * GB), 10_000)
     made.run_until(10)
-    made.submit(ask(2, memory=10 * GB), 10_000)
+    made.submit_run(ask(2, memory=10 * GB), 10_000)
     made.run_until(1000)
-    made.submit(ask(3, VISION, memory=80 * GB), 100)
-    assert set(made.leaving) == {1}
+    made.submit_run(ask(3, VISION, memory=80 * GB), 100)
+    assert set(made.evicting) == {1}
 
 
 def told(scene, run):

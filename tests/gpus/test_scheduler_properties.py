@@ -10,7 +10,7 @@ from itertools import count, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.pool_simulator import DAY, SimulatedPool
+from benchmarks.pool_simulator import DAY_SECONDS, SimulatedPool
 from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Request, Scene, Share
 
 GB = 10**9
@@ -46,13 +46,13 @@ class Watched(SimulatedPool):
         self.numbers = count(1)
         super().__init__(scene)
 
-    def look(self):
+    def run_admission(self):
         held = defaultdict(int)
         for _, holding in self.running.values():
             held[holding.team] += 1
-        made = super().look()
+        made = super().run_admission()
         for start in made.starts:
-            share = self.scene.share(start.team)
+            share = self.state.share(start.team)
             held[start.team] += 1
             assert share.limit is None or held[start.team] <= share.limit, (
                 "a limit was exceeded by an admission"
@@ -60,8 +60,8 @@ class Watched(SimulatedPool):
             assert not share.held
         for victim in made.evictions:
             job, holding = self.running[victim]
-            assert self.now - holding.started >= self.scene.shortest
-            assert sum(at > self.now - DAY for at in job.evicted_at) <= MOST_EVICTIONS
+            assert self.now - holding.started >= self.state.shortest
+            assert sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MOST_EVICTIONS
         self.check_devices()
         return made
 
@@ -70,9 +70,9 @@ class Watched(SimulatedPool):
         for _, holding in self.running.values():
             on[holding.card].append(holding)
         for card, there in on.items():
-            assert len(there) <= self.scene.most_a_card
+            assert len(there) <= self.state.most_a_card
             assert len(there) == 1 or all(holding.memory is not None for holding in there)
-            assert sum(holding.memory or 0 for holding in there) <= self.cards[card].memory
+            assert sum(holding.memory or 0 for holding in there) <= self.devices[card].memory
 
 
 def act(pool, work, step):
@@ -81,23 +81,23 @@ def act(pool, work, step):
         team, user, memory, priority, seconds, guess = values
         run = next(pool.numbers)
         work[run] = seconds
-        pool.submit(
+        pool.submit_run(
             Request(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
         )
     elif kind == "wait":
         pool.run_until(pool.now + values[0])
     elif kind == "crash" and pool.running:
-        pool.end(sorted(pool.running)[values[0] % len(pool.running)], crashed=True)
+        pool.end_run(sorted(pool.running)[values[0] % len(pool.running)], has_crashed=True)
     elif kind == "cancel" and pool.waiting:
         run = sorted(pool.waiting)[values[0] % len(pool.waiting)]
-        pool.withdraw(run)
+        pool.cancel_run(run)
         work.pop(run)
     elif kind == "edit":
         team, guaranteed, limit, held = values
-        share = replace(pool.scene.share(team), guaranteed=guaranteed, limit=limit, held=held)
+        share = replace(pool.state.share(team), guaranteed=guaranteed, limit=limit, held=held)
         before = set(pool.running)
-        pool.scene = replace(pool.scene, teams={**pool.scene.teams, team: share})
-        pool.look()
+        pool.state = replace(pool.state, teams={**pool.state.teams, team: share})
+        pool.run_admission()
         assert before <= set(pool.running)  # an edit kills nothing
 
 
@@ -111,17 +111,17 @@ def test_every_story_ends_well(story, devices, most_a_card):
         act(pool, work, step)
     # Nothing new comes and every limit is lifted: everybody gets their turn, and the ledger adds up
     # to the second.
-    pool.scene = replace(pool.scene, teams={})
-    pool.look()
-    pool.run_until(pool.now + 10 * DAY)
+    pool.state = replace(pool.state, teams={})
+    pool.run_admission()
+    pool.run_until(pool.now + 10 * DAY_SECONDS)
     assert not pool.waiting and not pool.running
     seconds = defaultdict(float)
     for line in pool.ledger:
         seconds[line.run] += line.ended - line.started
     assert {run: round(total, 6) for run, total in seconds.items() if run in work} == work
-    for card in pool.cards:
+    for card in pool.devices:
         lines = sorted(
-            (line for line in pool.ledger if line.card == card), key=lambda line: line.started
+            (line for line in pool.ledger if line.device == card), key=lambda line: line.started
         )
         if most_a_card == 1:
             assert all(one.ended <= following.started for one, following in pairwise(lines))
@@ -136,11 +136,11 @@ def test_the_head_starts_as_soon_as_its_device_could_be_free(small, first):
     """Small runs that share keep coming; the large one that came first starts when what ran before
     it has ended.
     """
-    pool = SimulatedPool.of(1, 24 * GB, most_a_card=3)
-    pool.submit(Request(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
-    pool.submit(Request(2, 2, 2, 0.0, None, "normal", 10.0), 10)
+    pool = SimulatedPool.create_pool(1, 24 * GB, most_a_card=3)
+    pool.submit_run(Request(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
+    pool.submit_run(Request(2, 2, 2, 0.0, None, "normal", 10.0), 10)
     for run, (memory, seconds) in enumerate(small, start=3):
-        pool.submit(Request(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
+        pool.submit_run(Request(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
         pool.run_until(pool.now + 20)
-    pool.run_until(pool.now + DAY)
+    pool.run_until(pool.now + DAY_SECONDS)
     assert next(line.started for line in pool.ledger if line.run == 2) == first

@@ -20,7 +20,7 @@ def counted(data, base_model, device, monkeypatch):
     lengths = tiny.make_token_lengths(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     wanted = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: simulations.ask(wanted))
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: simulations.simulate_request(wanted))
     for name in ("lengths", "kept_lengths"):
         monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: lengths)
     monkeypatch.setattr("training.runs.launch.request.kept_lengths", lambda *_a, **_m: lengths)

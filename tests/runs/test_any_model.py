@@ -20,7 +20,7 @@ SMALL = ANY_MODEL["config"]
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """The forecasting program in this process; the same question is simulated once."""
-    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", simulations.ask)
+    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", simulations.simulate_request)
 
 
 def test_it_works():

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     lengths = tiny.make_token_lengths(data.train_rows)
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.ask)
+    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.simulate_request)
     shutil.rmtree(Path(settings.HOME) / "laws", ignore_errors=True)
     monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
     monkeypatch.setattr(token_lengths, "lengths", lambda *_args, **_more: lengths)
@@ -125,7 +125,7 @@ def test_the_api_plans_and_starts(client, alice, ready):
     plan = client.post(
         "/api/v1/runs/plan", asked | {"goal": "style", "locked": {"epochs": 2}}, **headers
     ).json()
-    assert plan["settings"]["epochs"] == 2 and {"setting", "why", "instead", "locked"} <= set(
+    assert plan["settings"]["epochs"] == 2 and {"setting", "why", "alternative", "locked"} <= set(
         plan["choices"][0]
     )
     made = client.post("/api/v1/runs", asked | {"auto": {"locked": {"rank": 4}}}, **headers)
@@ -251,4 +251,4 @@ def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
         auto.Case(ready.model, ready.data, token_lengths.kept_lengths(), target_of()),
         memory_estimators.law,
     )
-    assert (situation.total, situation.free) == (3 * 10**9, 3 * 10**9)
+    assert (situation.total_bytes, situation.free_bytes) == (3 * 10**9, 3 * 10**9)

@@ -34,8 +34,8 @@ def nothing_measured_yet(data):
     shutil.rmtree(data.file("train").parent / "lengths", ignore_errors=True)
 
 
-def text_of(row, fate):
-    return "".join("".join(piece["tokens"]) for piece in row["pieces"] if piece["fate"] == fate)
+def text_of(row, kind):
+    return "".join("".join(piece["tokens"]) for piece in row["spans"] if piece["kind"] == kind)
 
 
 @pytest.mark.own_process
@@ -49,7 +49,7 @@ def test_tokens_are_shown_with_their_fate(base_model):
     )
     assert text_of(row, "t").startswith('{"intent"')
     assert text_of(row, "c").endswith("<|im_end|>\n")
-    assert sum(len(piece["tokens"]) for piece in row["pieces"]) == row["tokens"]
+    assert sum(len(piece["tokens"]) for piece in row["spans"]) == row["tokens"]
 
 
 def test_characters_of_several_tokens_and_plain_text_are_whole(base_model):

@@ -21,17 +21,17 @@ def simulated(tiny_model):
     """Laws of three techniques, and what the fake run at full depth says of a batch that no law has
     seen.
     """
-    from training.engine.simulation.fake_step import FakeRun, model_config_of
-    from training.engine.simulation.forecast import law_of
+    from training.engine.simulation.fake_step import SimulatedStep, load_model_config
+    from training.engine.simulation.forecast import build_estimator
 
     found = {}
     for method in ("lora", "full", "prefix"):
         config = replace(RunConfig.from_dict({"method": method}), precision="fp32")
-        law = law_of(tiny_model, config, "cpu")
-        run = FakeRun(model_config_of(tiny_model), config, layers=2, precision="fp32", device="cpu")
+        law = build_estimator(tiny_model, config, "cpu")
+        run = SimulatedStep(load_model_config(tiny_model), config, layers=2, precision="fp32", device="cpu")
         batch = BatchShape(5, 70, 90)
-        run.step(batch)
-        moments = run.step(batch)
+        run.run_step(batch)
+        moments = run.run_step(batch)
         told = max(
             sum(row)
             for name, rows in moments.items()
@@ -41,7 +41,7 @@ def simulated(tiny_model):
         measuring = max(
             sum(row) for name, rows in moments.items() for row in rows if name.startswith("eval")
         )
-        found[method] = (config, law, batch, told, measuring, run.trainable)
+        found[method] = (config, law, batch, told, measuring, run.num_trainable)
         run.close()
     return found
 
@@ -117,7 +117,7 @@ def test_what_fails_by_chance_is_not_remembered(
 ):
     settings.HOME = tmp_path
     answers = [
-        {"error": "It broke off; try again.", "field": "model", "passing": True},
+        {"error": "It broke off; try again.", "field": "model", "is_transient": True},
         simulated["lora"][1].to_json(),
     ]
     monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: answers.pop(0))
@@ -130,10 +130,10 @@ def test_what_fails_by_chance_is_not_remembered(
 def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
     from training.engine.simulation import forecast
 
-    told = forecast.answer(
+    told = forecast.handle_request(
         json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"})
     )
-    assert told["passing"]
+    assert told["is_transient"]
 
 
 def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
@@ -176,9 +176,9 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
     )
     config, shape = RunConfig.from_dict(settings), BatchShape(3, 160, 200)
     assert loaded.resolve_device().type == "cpu"
-    told = forecast.forecast(llama, config, shape, torch.device("cpu"))
+    told = forecast.forecast_bytes(llama, config, shape, torch.device("cpu"))
     assert told == pytest.approx(
-        forecast.measure(llama, config, shape, torch.device("cpu")), rel=0.05
+        forecast.measure_peak(llama, config, shape, torch.device("cpu")), rel=0.05
     )
 
 
@@ -201,14 +201,14 @@ def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
     checks names at its start.
     """
     from training.engine.memory_estimator import SAMPLE_DEPTHS
-    from training.engine.simulation.fake_step import FakeRun, model_config_of
+    from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 
     config = RunConfig(
         precision="fp32", target_modules="q_proj", rank_pattern="layers.10.mlp.down_proj=32"
     )
     for layers in SAMPLE_DEPTHS:
-        run = FakeRun(
-            model_config_of(tiny_model), config, layers=layers, precision="fp32", device="cpu"
+        run = SimulatedStep(
+            load_model_config(tiny_model), config, layers=layers, precision="fp32", device="cpu"
         )
-        assert run.trainable > 0
+        assert run.num_trainable > 0
         run.close()

@@ -44,7 +44,7 @@ def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
     Each simulation takes 6 s, so one answer serves every model that is made up.
     """
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
-    answer = simulations.ask({"model": str(tiny_model), "settings": lora, "device": "cpu"})
+    answer = simulations.simulate_request({"model": str(tiny_model), "settings": lora, "device": "cpu"})
     monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", lambda _request: answer)
 
     def refuse(*_args, **_kwargs):

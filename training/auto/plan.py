@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from training.auto import rules
-from training.auto.setups import Setup, setups
-from training.auto.situation import GOALS, Choice, Draft, Plan, Situation
+from training.auto.setups import Candidate, iter_candidates
+from training.auto.situation import GOALS, Choice, PlanDraft, Plan, PlanInputs
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
@@ -22,7 +22,7 @@ NOTHING_FITS = "nothing_fits"
 
 
 def make_plan(
-    situation: Situation, *, goal: str = "task", locked: Mapping[str, Any] | None = None
+    inputs: PlanInputs, *, goal: str = "task", locked: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan around what is locked.
 
@@ -35,172 +35,172 @@ def make_plan(
         raise UserError(
             f"The goal is {goal[:40]!r}; it must be one of {', '.join(GOALS)}.", field="goal"
         )
-    draft = Draft(situation, goal, locked or {})
+    draft = PlanDraft(inputs, goal, locked or {})
     # A wrong lock is told first
     RunConfig.from_dict({"max_tokens_per_batch": 131_072, "max_length": 8, **draft.locked})
-    length = rules.max_length(draft)
-    epochs = rules.epochs(draft)
-    rules.max_steps(draft)
-    beside = shape_of(draft)
-    rows = rules.rows_a_step(draft, epochs)
-    tokens = wanted_tokens(situation, length, rows)
-    common = {
+    length = rules.choose_max_length(draft)
+    epochs = rules.choose_epochs(draft)
+    rules.choose_max_steps(draft)
+    lora_settings = choose_lora_settings(draft)
+    rows_per_step = rules.compute_rows_per_step(draft, epochs)
+    step_tokens = compute_step_tokens(inputs, length, rows_per_step)
+    common_settings = {
         "max_length": length,
         "epochs": epochs,
-        **{name: v for name, v in draft.locked.items() if name not in beside},
+        **{name: v for name, v in draft.locked.items() if name not in lora_settings},
     }
-    tried = tried_until_one_fits(draft, common | beside, tokens)
-    taken = tried[-1]
-    choose_technique(draft, tried, taken)
-    choose_batch(draft, taken)
-    rate = rules.learning_rate(draft, taken.config)
-    rules.schedule(draft)
-    final = RunConfig.from_dict({**taken.config.to_dict(), "learning_rate": rate})
-    rules.measuring(draft, final)
-    rules.trials(draft, final)
-    draft.choices = [choice for choice in draft.choices if choice.setting not in final.inapplicable_settings()]
-    draft.refuse_unused()
-    plan = Plan(goal, ordered(draft.choices), {**facts_of(situation), **rules.numbers(taken.need)})
+    candidates = try_candidates(draft, common_settings | lora_settings, step_tokens)
+    selected = candidates[-1]
+    choose_method(draft, candidates, selected)
+    choose_batch(draft, selected)
+    learning_rate = rules.choose_learning_rate(draft, selected.config)
+    rules.choose_schedule(draft)
+    config = RunConfig.from_dict({**selected.config.to_dict(), "learning_rate": learning_rate})
+    rules.choose_eval_settings(draft, config)
+    rules.choose_tuning(draft, config)
+    draft.choices = [choice for choice in draft.choices if choice.setting not in config.inapplicable_settings()]
+    draft.check_unused_locks()
+    plan = Plan(goal, sort_choices(draft.choices), {**build_facts(inputs), **rules.summarize_forecast(selected.forecast)})
     RunConfig.from_dict(plan.settings)
     return plan
 
 
-def tried_until_one_fits(draft: Draft, common: dict[str, Any], tokens: int) -> list[Setup]:
+def try_candidates(draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int) -> list[Candidate]:
     """Ways to run in the order of `setups`; the last one fits.
 
     Raises:
         UserError: none fits, or none is possible with this model.
     """
-    tried: list[Setup] = []
+    candidates: list[Candidate] = []
     problems: list[UserError] = []
-    for setup in setups(draft, common, tokens, problems):
-        tried.append(setup)
-        if setup.fits:
-            return tried
-    if not tried:
+    for candidate in iter_candidates(draft, common_settings, step_tokens, problems):
+        candidates.append(candidate)
+        if candidate.fits_device:
+            return candidates
+    if not candidates:
         raise problems[0]
-    refuse(draft, tried)
+    raise_nothing_fits(draft, candidates)
 
 
-def shape_of(draft: Draft) -> dict[str, Any]:
+def choose_lora_settings(draft: PlanDraft) -> dict[str, Any]:
     """Rank, alpha and modules, where the technique has them; they are chosen before it, since
     memory depends on them.
     """
     method = draft.locked.get("method", "lora")
     if "rank" not in METHODS[method].settings:
         return {}
-    rank = rules.rank(draft)
+    rank = rules.choose_rank(draft)
     return {
         "rank": rank,
-        "alpha": rules.alpha(draft, rank),
-        "target_modules": rules.target_modules(draft),
+        "alpha": rules.choose_alpha(draft, rank),
+        "target_modules": rules.choose_target_modules(draft),
     }
 
 
-def wanted_tokens(situation: Situation, length: int, rows: int) -> int:
+def compute_step_tokens(inputs: PlanInputs, length: int, rows_per_step: int) -> int:
     """Tokens of a step that holds about so many rows."""
-    mean = float(situation.lengths.clip(max=length).mean())
-    return max(length, rules.up_to(rows * mean, 64))
+    mean_length = float(inputs.lengths.clip(max=length).mean())
+    return max(length, rules.round_up(rows_per_step * mean_length, 64))
 
 
-def choose_technique(draft: Draft, tried: list[Setup], taken: Setup) -> None:
-    at, method = draft.situation, taken.config.method
-    title, need = METHODS[method].title, format_bytes(taken.need["peak"])
-    other = next((one for one in reversed(tried) if one.config.method != method), None)
-    if other is not None:
+def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candidate) -> None:
+    inputs, method = draft.inputs, selected.config.method
+    title, peak = METHODS[method].title, format_bytes(selected.forecast["peak"])
+    other_candidate = next((one for one in reversed(candidates) if one.config.method != method), None)
+    if other_candidate is not None:
         why = (
-            f"{title}: {other.words}, would need {of_free(at, other.need['peak'])}; {title} "
-            f"needs {need}."
+            f"{title}: {other_candidate.description}, would need {format_memory_use(inputs, other_candidate.forecast['peak'])}; {title} "
+            f"needs {peak}."
         )
-        instead = (
+        alternative = (
             "LoRA is quicker and a little more exact; free memory or take shorter rows for it."
         )
     else:
-        why = f"{title} fits: {need} of {format_bytes(at.free)} free on {at.device}."
-        instead = other_technique(draft, taken, "qlora" if method == "lora" else "lora")
-    draft.take("method", method, why, instead=instead, source=METHODS[method].paper)
-    plain = next(
+        why = f"{title} fits: {peak} of {format_bytes(inputs.free_bytes)} free on {inputs.device}."
+        alternative = describe_other_method(draft, selected, "qlora" if method == "lora" else "lora")
+    draft.choose_setting("method", method, why, alternative=alternative, source=METHODS[method].paper)
+    without_checkpointing = next(
         (
             one
-            for one in reversed(tried)
+            for one in reversed(candidates)
             if one.config.method == method and not one.config.gradient_checkpointing
         ),
         None,
     )
-    if taken.config.gradient_checkpointing and plain is not None:
+    if selected.config.gradient_checkpointing and without_checkpointing is not None:
         why = (
-            f"On: without it even {plain.config.max_tokens_per_batch:,} tokens at once would need "
-            f"{format_bytes(plain.need['peak'])}."
+            f"On: without it even {without_checkpointing.config.max_tokens_per_batch:,} tokens at once would need "
+            f"{format_bytes(without_checkpointing.forecast['peak'])}."
         )
-        instead = "Off would be about a third quicker."
+        alternative = "Off would be about a third quicker."
     else:
-        why, instead = (
-            f"Off: {need} fit without it.",
+        why, alternative = (
+            f"Off: {peak} fit without it.",
             "On would save activations' memory and take about a third longer.",
         )
     source = "Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost"
-    draft.take(
+    draft.choose_setting(
         "gradient_checkpointing",
-        taken.config.gradient_checkpointing,
+        selected.config.gradient_checkpointing,
         why,
-        instead=instead,
+        alternative=alternative,
         source=source,
     )
-    choose_bits(draft, tried, taken)
+    choose_precision_and_optimizer(draft, candidates, selected)
 
 
-def of_free(at: Situation, need: float) -> str:
+def format_memory_use(inputs: PlanInputs, needed_bytes: float) -> str:
     """`17.2 GB of 15.6 GB free`; what is so near to all of it that the forecast may miss is told
     with the reserve.
     """
-    spare = (
-        f" (a plan leaves {rules.SPARE:.0%} of it alone)".replace("%", " %")
-        if need <= at.free
+    margin_message = (
+        f" (a plan leaves {rules.MEMORY_MARGIN:.0%} of it alone)".replace("%", " %")
+        if needed_bytes <= inputs.free_bytes
         else ""
     )
-    return f"{format_bytes(need)} of {format_bytes(at.free)} free{spare}"
+    return f"{format_bytes(needed_bytes)} of {format_bytes(inputs.free_bytes)} free{margin_message}"
 
 
-def choose_bits(draft: Draft, tried: list[Setup], taken: Setup) -> None:
+def choose_precision_and_optimizer(draft: PlanDraft, candidates: list[Candidate], selected: Candidate) -> None:
     """Precision and optimizer: as suits the device, or with fewer bits where full fine-tuning would
     not fit.
     """
-    at, config = draft.situation, taken.config
-    wider = next((one for one in reversed(tried) if one.config.precision != config.precision), None)
-    if wider is not None:
+    inputs, config = draft.inputs, selected.config
+    wider_weights = next((one for one in reversed(candidates) if one.config.precision != config.precision), None)
+    if wider_weights is not None:
         why = (
-            f"bf16 weights: with fp32 ones {wider.words}, would need "
-            f"{of_free(at, wider.need['peak'])}."
+            f"bf16 weights: with fp32 ones {wider_weights.description}, would need "
+            f"{format_memory_use(inputs, wider_weights.forecast['peak'])}."
         )
-        instead = "mixed would keep small steps, which bf16 weights round away; free memory for it."
+        alternative = "mixed would keep small steps, which bf16 weights round away; free memory for it."
     else:
-        why = f"Computes in {taken.need['precision']}, which suits {at.device} best."
-        instead = "fp32 everywhere would be slower where bf16 is at hand."
+        why = f"Computes in {selected.forecast['precision']}, which suits {inputs.device} best."
+        alternative = "fp32 everywhere would be slower where bf16 is at hand."
     source = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training"
-    draft.take("precision", config.precision, why, instead=instead, source=source)
-    why = f"{OPTIMIZERS[taken.need['optimizer']]}."
-    whole = next((one for one in reversed(tried) if one.config.optim != config.optim), None)
-    if whole is not None:
+    draft.choose_setting("precision", config.precision, why, alternative=alternative, source=source)
+    why = f"{OPTIMIZER_DESCRIPTIONS[selected.forecast['optimizer']]}."
+    wider_states = next((one for one in reversed(candidates) if one.config.optim != config.optim), None)
+    if wider_states is not None:
         why = (
-            f"AdamW with states of 8 bits: with 32 bits {whole.words}, would need "
-            f"{of_free(at, whole.need['peak'])}."
+            f"AdamW with states of 8 bits: with 32 bits {wider_states.description}, would need "
+            f"{format_memory_use(inputs, wider_states.forecast['peak'])}."
         )
-    short = "8bit" in taken.need["optimizer"]
-    instead = (
+    is_8bit = "8bit" in selected.forecast["optimizer"]
+    alternative = (
         "States of "
-        f"{'32 bits would take four times' if short else '8 bits would take a quarter of'} the "
+        f"{'32 bits would take four times' if is_8bit else '8 bits would take a quarter of'} the "
         "memory."
     )
-    draft.take(
+    draft.choose_setting(
         "optim",
         config.optim,
         why,
-        instead=instead,
+        alternative=alternative,
         source="Dettmers et al. 2022, 8-bit Optimizers",
     )
 
 
-OPTIMIZERS = {
+OPTIMIZER_DESCRIPTIONS = {
     "adamw_torch": "AdamW, 8 bytes a trained parameter: with an adapter that is little",
     "adamw_8bit": "AdamW with states of 8 bits",
     "paged_adamw_8bit": "AdamW with states of 8 bits, which may move to the host for a moment "
@@ -208,81 +208,81 @@ OPTIMIZERS = {
 }
 
 
-def other_technique(draft: Draft, taken: Setup, name: str) -> str:
+def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) -> str:
     """What the nearest other technique would need."""
-    title, own = METHODS[name].title, RunConfig.from_dict({"method": name}).inapplicable_settings()
+    title, inapplicable = METHODS[method].title, RunConfig.from_dict({"method": method}).inapplicable_settings()
     settings = {
-        setting: value for setting, value in taken.config.to_dict().items() if setting not in own
+        setting: value for setting, value in selected.config.to_dict().items() if setting not in inapplicable
     }
     try:
-        need = draft.situation.need(RunConfig.from_dict({**settings, "method": name}))
+        forecast = draft.inputs.forecast_memory(RunConfig.from_dict({**settings, "method": method}))
     except UserError as error:
         if error.field not in ("model", "method"):
             raise
         return f"{title} is not possible here: {error.message}"
-    if name == "lora":
-        return f"LoRA, which most adapters are made with, would need {format_bytes(need['peak'])}."
+    if method == "lora":
+        return f"LoRA, which most adapters are made with, would need {format_bytes(forecast['peak'])}."
     return (
-        f"QLoRA would need {format_bytes(need['peak'])}; it is slower and rounds the base to 4 "
+        f"QLoRA would need {format_bytes(forecast['peak'])}; it is slower and rounds the base to 4 "
         "bits."
     )
 
 
-def choose_batch(draft: Draft, taken: Setup) -> None:
-    at_once, times = taken.config.max_tokens_per_batch, taken.config.gradient_accumulation_steps
-    mean = float(draft.situation.lengths.clip(max=taken.config.max_length).mean())
-    about = f"about {max(1, round(at_once * times / mean))} rows a step"
-    need = format_bytes(taken.need["peak"])
+def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
+    batch_tokens, accumulation = selected.config.max_tokens_per_batch, selected.config.gradient_accumulation_steps
+    mean_length = float(draft.inputs.lengths.clip(max=selected.config.max_length).mean())
+    rows_description = f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows a step"
+    peak = format_bytes(selected.forecast["peak"])
     why = (
-        f"The whole step at once, {about}: {need} at its fullest moment."
-        if times == 1
-        else f"So much fits at once: {need}."
+        f"The whole step at once, {rows_description}: {peak} at its fullest moment."
+        if accumulation == 1
+        else f"So much fits at once: {peak}."
     )
-    instead = (
+    alternative = (
         "Larger steps make fewer of them; LoRA learns worse from large batches."
-        if times == 1
+        if accumulation == 1
         else "More would not fit."
     )
-    draft.take("max_tokens_per_batch", at_once, why, instead=instead, source=rules.MANUAL)
+    draft.choose_setting("max_tokens_per_batch", batch_tokens, why, alternative=alternative, source=rules.LORA_GUIDE)
     why = (
-        f"{times} x {at_once:,} tokens make {about}."
-        if times > 1
+        f"{accumulation} x {batch_tokens:,} tokens make {rows_description}."
+        if accumulation > 1
         else "Nothing to add up: a step fits at once."
     )
-    instead = (
+    alternative = (
         "1 would make steps of fewer rows, whose gradients say less."
-        if times > 1
+        if accumulation > 1
         else "2 would make half as many steps."
     )
-    draft.take("gradient_accumulation_steps", times, why, instead=instead, source=rules.MANUAL)
+    draft.choose_setting("gradient_accumulation_steps", accumulation, why, alternative=alternative, source=rules.LORA_GUIDE)
 
 
-def refuse(draft: Draft, tried: list[Setup]) -> NoReturn:
+def raise_nothing_fits(draft: PlanDraft, candidates: list[Candidate]) -> NoReturn:
     """Raises UserError: nothing fits; names the nearest that would."""
-    least = min(tried, key=lambda setup: float(setup.need["peak"]))
-    words = (
-        f"Nothing fits: the least, {least.words}, needs {format_bytes(least.need['peak'])} of "
-        f"{format_bytes(draft.situation.free)} free."
+    smallest = min(candidates, key=lambda candidate: float(candidate.forecast["peak"]))
+    message = (
+        f"Nothing fits: the least, {smallest.description}, needs {format_bytes(smallest.forecast['peak'])} of "
+        f"{format_bytes(draft.inputs.free_bytes)} free."
     )
-    length = least.config.max_length
+    length = smallest.config.max_length
     while length > 64:
-        length = rules.up_to(length / 2, 32)
-        fixed = {**least.config.to_dict(), "max_length": length, "max_tokens_per_batch": length}
-        if draft.situation.need(RunConfig.from_dict(fixed))["peak"] <= least.room:
-            cut = 100 * draft.situation.cut_share(length)
+        length = rules.round_up(length / 2, 32)
+        shorter_settings = {**smallest.config.to_dict(), "max_length": length, "max_tokens_per_batch": length}
+        if draft.inputs.forecast_memory(RunConfig.from_dict(shorter_settings))["peak"] <= smallest.available_bytes:
+            truncated_percent = 100 * draft.inputs.truncated_share(length)
             raise UserError(
-                f"{words} With rows cut at {length} tokens ({cut:.0f} % are longer) it would fit.",
+                f"{message} With rows cut at {length} tokens ({truncated_percent:.0f} % are longer) it would fit.",
                 field="max_length",
                 code=NOTHING_FITS,
             )
     raise UserError(
-        f"{words} Take a smaller model, or free memory on {draft.situation.device}.",
+        f"{message} Take a smaller model, or free memory on {draft.inputs.device}.",
         field="model",
         code=NOTHING_FITS,
     )
 
 
-ORDER = (
+CHOICE_ORDER = (
     "method",
     "rank",
     "alpha",
@@ -296,13 +296,13 @@ ORDER = (
 )
 
 
-def ordered(choices: list[Choice]) -> list[Choice]:
+def sort_choices(choices: list[Choice]) -> list[Choice]:
     """What people look for first, first."""
     return sorted(
-        choices, key=lambda one: ORDER.index(one.setting) if one.setting in ORDER else len(ORDER)
+        choices, key=lambda one: CHOICE_ORDER.index(one.setting) if one.setting in CHOICE_ORDER else len(CHOICE_ORDER)
     )
 
 
-def facts_of(situation: Situation) -> dict[str, Any]:
-    names = ("model", "rows", "heldout_rows", "trained_tokens", "device", "total", "free")
-    return {name: getattr(situation, name) for name in names}
+def build_facts(inputs: PlanInputs) -> dict[str, Any]:
+    names = ("model", "rows", "eval_rows", "trained_tokens", "device", "total_bytes", "free_bytes")
+    return {name: getattr(inputs, name) for name in names}

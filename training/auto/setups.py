@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.auto import rules
-from training.auto.situation import Draft
+from training.auto.situation import PlanDraft
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
 
-TECHNIQUES = ("lora", "qlora")  # that a plan takes by itself, in this order
-LAST_RESORT = "prompt"  # where the model has nothing that those could adapt
+PREFERRED_METHODS = ("lora", "qlora")  # that a plan takes by itself, in this order
+LAST_RESORT_METHOD = "prompt"  # where the model has nothing that those could adapt
 FEWER_BITS: tuple[dict[str, str], ...] = (
     {},
     {"optim": "adamw_8bit"},
@@ -28,19 +28,19 @@ FEWER_BITS: tuple[dict[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Setup:
+class Candidate:
     """One way to run: what it takes of memory at its fullest moment, and what is free for it."""
 
     config: RunConfig
-    need: Mapping[str, Any]
-    room: float
+    forecast: Mapping[str, Any]
+    available_bytes: float
 
     @property
-    def fits(self) -> bool:
-        return bool(self.need["peak"] <= self.room)
+    def fits_device(self) -> bool:
+        return bool(self.forecast["peak"] <= self.available_bytes)
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         checkpointing = " with gradient checkpointing" if self.config.gradient_checkpointing else ""
         return (
             f"{METHODS[self.config.method].title}{checkpointing}, {self.config.max_tokens_per_batch:,} "
@@ -48,71 +48,71 @@ class Setup:
         )
 
 
-def setups(
-    draft: Draft, common: dict[str, Any], tokens: int, problems: list[UserError]
-) -> Iterator[Setup]:
+def iter_candidates(
+    draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int, problems: list[UserError]
+) -> Iterator[Candidate]:
     """Batches cut in halves, then gradient checkpointing, then fewer bits, then the next technique.
 
     A technique that this model cannot have is passed over; why goes to `problems`.
     """
     if "method" in draft.locked:
-        yield from of_technique(draft, draft.locked["method"], common, tokens)
+        yield from iter_method_candidates(draft, draft.locked["method"], common_settings, step_tokens)
         return
-    last = RunConfig.from_dict({"method": LAST_RESORT})
-    foreign = last.inapplicable_settings()
-    for name in (*TECHNIQUES, LAST_RESORT):
-        if name == LAST_RESORT and (len(problems) < len(TECHNIQUES) or foreign & set(draft.locked)):
+    last_resort = RunConfig.from_dict({"method": LAST_RESORT_METHOD})
+    inapplicable = last_resort.inapplicable_settings()
+    for method in (*PREFERRED_METHODS, LAST_RESORT_METHOD):
+        if method == LAST_RESORT_METHOD and (len(problems) < len(PREFERRED_METHODS) or inapplicable & set(draft.locked)):
             return
-        mine = {
+        own_settings = {
             setting: value
-            for setting, value in common.items()
-            if name != LAST_RESORT or setting not in foreign
+            for setting, value in common_settings.items()
+            if method != LAST_RESORT_METHOD or setting not in inapplicable
         }
-        if name == LAST_RESORT and mine["max_length"] + last.prepended_tokens > (
-            draft.situation.context_length or math.inf
+        if method == LAST_RESORT_METHOD and own_settings["max_length"] + last_resort.prepended_tokens > (
+            draft.inputs.context_length or math.inf
         ):
             return  # rows as long as the context leave no room in front of them
         try:
-            yield from of_technique(draft, name, mine, tokens)
+            yield from iter_method_candidates(draft, method, own_settings, step_tokens)
         except UserError as error:
             if error.field not in ("model", "method"):
                 raise
             problems.append(error)
 
 
-def of_technique(draft: Draft, name: str, common: dict[str, Any], tokens: int) -> Iterator[Setup]:
-    never = "gradient_checkpointing" in METHODS[name].incompatible_settings
-    lock = draft.locked.get("gradient_checkpointing")
-    tries = (False,) if never else (False, True)
-    if lock is not None:
-        tries = (lock,)
-    for bits in FEWER_BITS if METHODS[name].is_full_finetuning else FEWER_BITS[:1]:
-        more = {setting: value for setting, value in bits.items() if setting not in draft.locked}
+def iter_method_candidates(draft: PlanDraft, method: str, common_settings: dict[str, Any], step_tokens: int) -> Iterator[Candidate]:
+    is_unsupported = "gradient_checkpointing" in METHODS[method].incompatible_settings
+    locked_checkpointing = draft.locked.get("gradient_checkpointing")
+    checkpointing_options = (False,) if is_unsupported else (False, True)
+    if locked_checkpointing is not None:
+        checkpointing_options = (locked_checkpointing,)
+    for bits in FEWER_BITS if METHODS[method].is_full_finetuning else FEWER_BITS[:1]:
+        overrides = {setting: value for setting, value in bits.items() if setting not in draft.locked}
         if bits and (
-            not more
+            not overrides
             or any(draft.locked.get(setting, value) != value for setting, value in bits.items())
         ):
             continue
-        for checkpointing in tries:
-            yield from halvings(
+        for checkpointing in checkpointing_options:
+            yield from iter_batch_halvings(
                 draft,
-                {**common, **more, "method": name, "gradient_checkpointing": checkpointing},
-                tokens,
+                {**common_settings, **overrides, "method": method, "gradient_checkpointing": checkpointing},
+                step_tokens,
             )
 
 
-def halvings(draft: Draft, settings: dict[str, Any], tokens: int) -> Iterator[Setup]:
+def iter_batch_halvings(draft: PlanDraft, settings: dict[str, Any], step_tokens: int) -> Iterator[Candidate]:
     """The batch whole, then in halves down to one row, with as many accumulated."""
-    lock, times = draft.locked.get("max_tokens_per_batch"), draft.locked.get("gradient_accumulation_steps")
-    at_once = lock or max(settings["max_length"], tokens // (times or 1))
+    locked_tokens, locked_accumulation = draft.locked.get("max_tokens_per_batch"), draft.locked.get("gradient_accumulation_steps")
+    batch_tokens = locked_tokens or max(settings["max_length"], step_tokens // (locked_accumulation or 1))
     while True:
-        whole = settings | {
-            "max_tokens_per_batch": at_once,
-            "gradient_accumulation_steps": times or max(1, round(tokens / at_once)),
+        candidate_settings = settings | {
+            "max_tokens_per_batch": batch_tokens,
+            "gradient_accumulation_steps": locked_accumulation or max(1, round(step_tokens / batch_tokens)),
         }
-        config = RunConfig.from_dict(whole)
-        yield Setup(config, draft.situation.need(config), draft.situation.free * (1 - rules.SPARE))
-        smaller = max(config.max_length, rules.up_to(at_once / 2, 16))
-        if lock or smaller >= at_once:  # rows shorter than 16 tokens leave no smaller batch
+        config = RunConfig.from_dict(candidate_settings)
+        yield Candidate(config, draft.inputs.forecast_memory(config), draft.inputs.free_bytes * (1 - rules.MEMORY_MARGIN))
+        smaller = max(config.max_length, rules.round_up(batch_tokens / 2, 16))
+        if locked_tokens or smaller >= batch_tokens:  # rows shorter than 16 tokens leave no smaller batch
             return
-        at_once = smaller
+        batch_tokens = smaller

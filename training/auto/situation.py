@@ -26,7 +26,7 @@ GOALS: dict[str, tuple[int, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
+class PlanInputs:
     """`lengths` and `trained` are int32 arrays of tokens, one number a measured row; bytes are
     those of the device that trains.
 
@@ -37,23 +37,23 @@ class Situation:
     model: str
     hidden_size: int
     context_length: int | None
-    parameters_a_rank: int  # what one more rank adds over all linear layers
+    parameters_per_rank: int  # what one more rank adds over all linear layers
     rows: int
-    heldout_rows: int
+    eval_rows: int
     lengths: NDArray[np.int32]
-    trained: NDArray[np.int32]
+    trained_lengths: NDArray[np.int32]
     device: str
-    total: int
-    free: int
-    need: Callable[[RunConfig], Mapping[str, Any]]
-    steps: Callable[[RunConfig], int]
+    total_bytes: int
+    free_bytes: int
+    forecast_memory: Callable[[RunConfig], Mapping[str, Any]]
+    count_steps: Callable[[RunConfig], int]
 
     @property
     def trained_tokens(self) -> int:
         """Of one epoch over all rows, from the measured ones."""
-        return int(self.trained.sum() * self.rows / max(1, len(self.trained)))
+        return int(self.trained_lengths.sum() * self.rows / max(1, len(self.trained_lengths)))
 
-    def cut_share(self, length: int) -> float:
+    def truncated_share(self, length: int) -> float:
         return float((self.lengths > length).mean())
 
 
@@ -66,7 +66,7 @@ class Choice:
     setting: str
     value: Any
     why: str
-    instead: str = ""
+    alternative: str = ""
     source: str = ""
     locked: bool = False
 
@@ -86,34 +86,34 @@ class Plan:
 
 
 @dataclass
-class Draft:
+class PlanDraft:
     """A plan in the making. What a person locked wins; the plan's own choice is then told as the
     alternative.
     """
 
-    situation: Situation
+    inputs: PlanInputs
     goal: str
     locked: Mapping[str, Any]
     choices: list[Choice] = field(default_factory=list)
 
-    def take(
-        self, setting: str, value: Any, why: str, *, instead: str = "", source: str = ""
+    def choose_setting(
+        self, setting: str, value: Any, why: str, *, alternative: str = "", source: str = ""
     ) -> Any:
         if setting in self.locked:
-            kept = self.locked[setting]
-            same = (
+            locked_value = self.locked[setting]
+            plan_choice = (
                 f"The plan would take {format_setting(value)}: {why}"
-                if kept != value
+                if locked_value != value
                 else "The rest is planned around it."
             )
             self.choices.append(
-                Choice(setting, kept, "You set it.", instead=same, source=source, locked=True)
+                Choice(setting, locked_value, "You set it.", alternative=plan_choice, source=source, locked=True)
             )
-            return kept
-        self.choices.append(Choice(setting, value, why, instead, source))
+            return locked_value
+        self.choices.append(Choice(setting, value, why, alternative, source))
         return value
 
-    def refuse_unused(self) -> None:
+    def check_unused_locks(self) -> None:
         """Raises UserError: something is locked that the plan does not choose, so the lock would be
         without effect.
         """

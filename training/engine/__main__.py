@@ -75,7 +75,7 @@ def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> 
     attempt = Attempt(run_dir, journal, number=count_attempt(run_dir))
     try:
         config = RunConfig.from_dict(json.loads((run_dir / "config.json").read_text()))
-        outcome, message = attempt.run(config, stop_signals)
+        outcome, message = attempt.train_and_export(config, stop_signals)
     except (ConfigError, json.JSONDecodeError) as error:
         outcome, message = Outcome.CONFIG, str(error)
     except DataError as error:
@@ -83,8 +83,8 @@ def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> 
     # the one place that must tell every other error to the person
     except Exception as error:  # noqa: BLE001
         journal.write_event("log", level="error", text=traceback.format_exc())
-        outcome, message = attempt.explain(error)
-    result = attempt.result(outcome, message)
+        outcome, message = attempt.classify_error(error)
+    result = attempt.build_result(outcome, message)
     if outcome not in (Outcome.PREEMPTED, Outcome.CRASHED):
         result.write_file(run_dir)
     return result

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from training.errors import UserError
 
-IGNORED = -100  # torch's cross entropy leaves this label out
+IGNORE_INDEX = -100  # torch's cross entropy leaves this label out
 
 # For models that bring no chat template: plain words, so that no token has to be added to the
 # vocabulary.
@@ -47,15 +47,15 @@ class EncodedRow:
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    cut: int = 0  # tokens lost to max_length
+    truncated_tokens: int = 0  # tokens lost to max_length
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def trained(self) -> int:
+    def trained_tokens(self) -> int:
         """Tokens with a loss. The first token is never predicted."""
-        return int((self.labels[1:] != IGNORED).sum())
+        return int((self.labels[1:] != IGNORE_INDEX).sum())
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def use_template(tokenizer: Any) -> str:
+def ensure_chat_template(tokenizer: Any) -> str:
     """Make sure that the tokenizer has a chat template; says which one: `model` or `default`."""
     if tokenizer.chat_template:
         return "model"
@@ -85,18 +85,18 @@ def use_template(tokenizer: Any) -> str:
     return "default"
 
 
-def render(tokenizer: Any, row: Row, *, upto: int | None = None, for_answer: bool = False) -> str:
+def render_messages(tokenizer: Any, row: Row, *, message_count: int | None = None, add_generation_prompt: bool = False) -> str:
     """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end.
 
     Raises:
         DataError: the template does not take such a row (Gemma's, for one, knows no system
             message).
     """
-    messages, tools = row["messages"][:upto], row.get("tools")
+    messages, tools = row["messages"][:message_count], row.get("tools")
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=for_answer
+                messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         )
     except (TemplateError, TypeError, ValueError, KeyError) as error:
@@ -106,15 +106,15 @@ def render(tokenizer: Any, row: Row, *, upto: int | None = None, for_answer: boo
         ) from error
 
 
-def prompt_ids(tokenizer: Any, row: Row, upto: int | None = None) -> list[int]:
+def encode_prompt(tokenizer: Any, row: Row, message_count: int | None = None) -> list[int]:
     """Token ids that ask the model for the assistant's turn after the first `upto` messages (after
     all of them if None).
     """
-    text = render(tokenizer, row, upto=upto, for_answer=True)
+    text = render_messages(tokenizer, row, message_count=message_count, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
+def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]]]:
     """The whole text, and for every assistant turn the characters [start, end) that it adds to its
     prompt.
 
@@ -125,42 +125,42 @@ def assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int, int]
         DataError: the template writes earlier turns differently once later ones follow, so that no
             span can be told; or it leaves out the tool calls that are to be learned.
     """
-    whole = render(tokenizer, row)
+    text = render_messages(tokenizer, row)
     spans = []
-    for place, message in enumerate(row["messages"]):
-        if message["role"] != "assistant" or place == 0:
+    for index, message in enumerate(row["messages"]):
+        if message["role"] != "assistant" or index == 0:
             continue
-        before = render(tokenizer, row, upto=place, for_answer=True)
-        upto = render(tokenizer, row, upto=place + 1)
+        prompt = render_messages(tokenizer, row, message_count=index, add_generation_prompt=True)
+        answered = render_messages(tokenizer, row, message_count=index + 1)
         if not (
-            whole.startswith(before) and whole.startswith(upto.rstrip()) and len(upto) > len(before)
+            text.startswith(prompt) and text.startswith(answered.rstrip()) and len(answered) > len(prompt)
         ):
             raise DataError(
-                f"This model's chat template rewrites earlier turns (seen at message {place + 1}), "
+                f"This model's chat template rewrites earlier turns (seen at message {index + 1}), "
                 "so the answers cannot be told from the prompt. Keep one answer per row, or "
                 "switch on train_on_prompt."
             )
-        span = (len(before), len(upto.rstrip()))
-        refuse_lost_calls(message, whole[slice(*span)], place)
+        span = (len(prompt), len(answered.rstrip()))
+        check_tool_calls(message, text[slice(*span)], index)
         spans.append(span)
-    return whole, spans
+    return text, spans
 
 
-def refuse_lost_calls(message: Message, written: str, place: int) -> None:
+def check_tool_calls(message: Message, rendered: str, index: int) -> None:
     """Raises DataError: the template knows no tools, so the call would be trained as an empty
     answer.
     """
     for call in message.get("tool_calls", ()):
         name = call["function"]["name"]
-        if name not in written:
+        if name not in rendered:
             raise DataError(
                 f"This model's chat template leaves out the tool call `{name[:80]}` (message "
-                f"{place + 1}); it cannot be learned. Choose a model whose template knows tools, "
+                f"{index + 1}); it cannot be learned. Choose a model whose template knows tools, "
                 "or write the call as the assistant's text."
             )
 
 
-def encode(
+def encode_row(
     tokenizer: Any, row: Row, *, max_length: int, train_on_prompt: bool = False
 ) -> EncodedRow:
     """Ids and labels of one row, cut off at `max_length` tokens.
@@ -171,29 +171,29 @@ def encode(
     """
     if "text" in row:
         ids = np.asarray(
-            [*start_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]],
+            [*get_bos_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]],
             dtype=np.int64,
         )
         if tokenizer.eos_token_id is not None:
             ids = np.append(ids, tokenizer.eos_token_id)
         return EncodedRow(
-            ids[:max_length], ids[:max_length].copy(), cut=max(0, len(ids) - max_length)
+            ids[:max_length], ids[:max_length].copy(), truncated_tokens=max(0, len(ids) - max_length)
         )
     if train_on_prompt:
-        whole, spans = render(tokenizer, row), [(0, 2**62)]
+        text, spans = render_messages(tokenizer, row), [(0, 2**62)]
     else:
-        whole, spans = assistant_spans(tokenizer, row)
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        text, spans = find_assistant_spans(tokenizer, row)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(encoded["input_ids"], dtype=np.int64)
     starts = np.asarray([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-    inside = np.zeros(len(ids), dtype=bool)
+    is_trained = np.zeros(len(ids), dtype=bool)
     for start, end in spans:
-        inside |= (starts >= start) & (starts < end)
-    labels = np.where(inside, ids, IGNORED)
-    return EncodedRow(ids[:max_length], labels[:max_length], cut=max(0, len(ids) - max_length))
+        is_trained |= (starts >= start) & (starts < end)
+    labels = np.where(is_trained, ids, IGNORE_INDEX)
+    return EncodedRow(ids[:max_length], labels[:max_length], truncated_tokens=max(0, len(ids) - max_length))
 
 
-def start_ids(tokenizer: Any) -> list[int]:
+def get_bos_ids(tokenizer: Any) -> list[int]:
     """What the tokenizer itself puts before a text: nothing, or its beginning-of-text token."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
@@ -209,6 +209,6 @@ def encode_rows(
     """
     for number, row in enumerate(rows, start=1):
         try:
-            yield encode(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
+            yield encode_row(tokenizer, row, max_length=max_length, train_on_prompt=train_on_prompt)
         except DataError as error:
             raise DataError(f"row {number}: {error.message}") from error

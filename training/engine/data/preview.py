@@ -20,119 +20,119 @@ import numpy as np
 
 from training.child_process import emit
 from training.engine.data.conversations import (
-    IGNORED,
+    IGNORE_INDEX,
     DataError,
     EncodedRow,
-    encode,
+    encode_row,
     load_tokenizer,
-    use_template,
+    ensure_chat_template,
 )
 from training.errors import UserError
 
-MOST_MEMORY_BYTES = 6 * 2**30  # address space
-MOST_SECONDS = {"look": 20, "measure": 120}
-WHOLE = 10_000_000  # a length that cuts nothing off
-NEVER = 2**31 - 1  # the place of the first trained token where there is none
-SHOWN_TOKENS = 3_000
+MAX_MEMORY_BYTES = 6 * 2**30  # address space
+MAX_CPU_SECONDS = {"preview": 20, "measure": 120}
+NO_MAX_LENGTH = 10_000_000  # a length that cuts nothing off
+NO_TRAINED_TOKEN = 2**31 - 1  # the place of the first trained token where there is none
+MAX_PREVIEW_TOKENS = 3_000
 
 
-def shown(tokenizer: Any, row: EncodedRow, max_length: int) -> dict[str, Any]:
+def preview_row(tokenizer: Any, row: EncodedRow, max_length: int) -> dict[str, Any]:
     """Text and fate of every token: t trained, m masked, c cut off; tokens of one fate in a row are
     one piece.
     """
-    starts = row.labels != IGNORED
-    pieces: list[dict[str, Any]] = []
-    ids = row.ids[:SHOWN_TOKENS].tolist()
-    for place, text in enumerate(texts(tokenizer, ids)):
-        if place >= max_length:
-            fate = "c"
+    is_trained = row.labels != IGNORE_INDEX
+    spans: list[dict[str, Any]] = []
+    ids = row.ids[:MAX_PREVIEW_TOKENS].tolist()
+    for index, text in enumerate(decode_tokens(tokenizer, ids)):
+        if index >= max_length:
+            kind = "c"
         else:
-            fate = "t" if starts[place] and place > 0 else "m"
-        if not pieces or pieces[-1]["fate"] != fate:
-            pieces.append({"fate": fate, "tokens": []})
-        pieces[-1]["tokens"].append(text)
-    trained = int((row.labels[1:max_length] != IGNORED).sum())
+            kind = "t" if is_trained[index] and index > 0 else "m"
+        if not spans or spans[-1]["kind"] != kind:
+            spans.append({"kind": kind, "tokens": []})
+        spans[-1]["tokens"].append(text)
+    trained = int((row.labels[1:max_length] != IGNORE_INDEX).sum())
     return {
         "tokens": len(row),
         "trained": trained,
-        "pieces": pieces,
-        "more": max(0, len(row) - SHOWN_TOKENS),
+        "spans": spans,
+        "more": max(0, len(row) - MAX_PREVIEW_TOKENS),
     }
 
 
-def texts(tokenizer: Any, ids: list[int]) -> list[str]:
+def decode_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text of each token. A character that several tokens share is shown at the last of
     them.
     """
-    found: list[str] = []
-    held: list[int] = []
-    for one in ids:
-        held.append(one)
-        text = tokenizer.decode(held, clean_up_tokenization_spaces=False)
-        whole = not text.endswith("\ufffd") or len(held) > 4
-        found.append(text if whole else "")
-        held = [] if whole else held
-    return found
+    token_texts: list[str] = []
+    pending: list[int] = []
+    for token_id in ids:
+        pending.append(token_id)
+        text = tokenizer.decode(pending, clean_up_tokenization_spaces=False)
+        is_complete = not text.endswith("\ufffd") or len(pending) > 4
+        token_texts.append(text if is_complete else "")
+        pending = [] if is_complete else pending
+    return token_texts
 
 
-def look(tokenizer: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
-    answers = []
+def preview_rows(tokenizer: Any, request: dict[str, Any]) -> list[dict[str, Any]]:
+    previews = []
     for row in request["rows"]:
         try:
-            encoded = encode(
-                tokenizer, row, max_length=WHOLE, train_on_prompt=request["train_on_prompt"]
+            encoded = encode_row(
+                tokenizer, row, max_length=NO_MAX_LENGTH, train_on_prompt=request["train_on_prompt"]
             )
-            answers.append(shown(tokenizer, encoded, request["max_length"]))
+            previews.append(preview_row(tokenizer, encoded, request["max_length"]))
         except DataError as error:
-            answers.append({"problem": error.message})
-    return answers
+            previews.append({"problem": error.message})
+    return previews
 
 
-def measure(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
+def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Write int32 arrays to `into`, a number a row: all tokens, trained ones (in all, and before
     each of `lengths`), the first.
 
     A row whose answers the model's template cannot tell has none; the first such fault is told.
     """
-    count, most = request["count"], request["most_rows"]
-    every = -(-count // most)
+    count, max_rows = request["count"], request["max_rows"]
+    stride = -(-count // max_rows)
     names = ("total", "trained", "first", *(f"trained_{length}" for length in request["lengths"]))
     lengths: dict[str, list[int]] = {name: [] for name in names}
     fault = ""
     with Path(request["file"]).open(encoding="utf-8") as file:
-        for line in islice(file, 0, None, every):
+        for line in islice(file, 0, None, stride):
             try:
-                row = encode(
+                row = encode_row(
                     tokenizer,
                     json.loads(line),
-                    max_length=WHOLE,
+                    max_length=NO_MAX_LENGTH,
                     train_on_prompt=request["train_on_prompt"],
                 )
             except DataError as error:
-                fault = fault or f"row {len(lengths['total']) * every + 1}: {error.message}"
+                fault = fault or f"row {len(lengths['total']) * stride + 1}: {error.message}"
                 row = EncodedRow(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-            places = np.flatnonzero(row.labels[1:] != IGNORED)
+            trained_positions = np.flatnonzero(row.labels[1:] != IGNORE_INDEX)
             lengths["total"].append(len(row))
-            lengths["trained"].append(len(places))
-            lengths["first"].append(int(places[0]) + 1 if len(places) else NEVER)
+            lengths["trained"].append(len(trained_positions))
+            lengths["first"].append(int(trained_positions[0]) + 1 if len(trained_positions) else NO_TRAINED_TOKEN)
             for length in request["lengths"]:
-                lengths[f"trained_{length}"].append(int(np.searchsorted(places, length - 1)))
-    aside = Path(request["into"]).with_suffix(f".{os.getpid()}.npz")
+                lengths[f"trained_{length}"].append(int(np.searchsorted(trained_positions, length - 1)))
+    temp_path = Path(request["into"]).with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {
         name: np.asarray(values, dtype=np.int32) for name, values in lengths.items()
     }
-    np.savez(aside, **arrays)
-    aside.rename(request["into"])
+    np.savez(temp_path, **arrays)
+    temp_path.rename(request["into"])
     return {"read": len(lengths["total"]), "fault": fault}
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def handle_request(request: dict[str, Any]) -> dict[str, Any]:
     try:
         tokenizer = load_tokenizer(Path(request["model"]))
-        template = {"template": use_template(tokenizer)}
+        template = {"template": ensure_chat_template(tokenizer)}
         if "rows" in request:
-            return template | {"rows": look(tokenizer, request)}
-        return template | measure(tokenizer, request)
+            return template | {"rows": preview_rows(tokenizer, request)}
+        return template | measure_lengths(tokenizer, request)
     except UserError as error:
         return {"error": error.message}
     # a broken tokenizer or template of the model becomes a sentence on the page
@@ -144,11 +144,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     request = json.load(sys.stdin)
-    seconds = MOST_SECONDS["look" if "rows" in request else "measure"]
+    seconds = MAX_CPU_SECONDS["preview" if "rows" in request else "measure"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    emit(**answer(request))
+    emit(**handle_request(request))
     return 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.engine.config import RunConfig
-from training.engine.data.conversations import IGNORED
+from training.engine.data.conversations import IGNORE_INDEX
 from training.engine.methods import METHODS
 from training.engine.modeling.library_patches import patch_repacking
 from training.engine.modeling.short_attention import use_short_attention
@@ -217,7 +217,7 @@ class LabeledPositionsHead:
         all, attention keeps its fast causal kernel and no (tokens x tokens) mask is built.
         """
         has_loss = torch.zeros_like(labels, dtype=torch.bool)
-        has_loss[:, :-1] = labels[:, 1:] != IGNORED
+        has_loss[:, :-1] = labels[:, 1:] != IGNORE_INDEX
         indices = has_loss.flatten().nonzero().squeeze(1)
         return self.compute_loss_at_positions(model, ids, indices, labels[:, 1:][has_loss[:, :-1]], positions)
 

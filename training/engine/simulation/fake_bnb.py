@@ -10,28 +10,28 @@ import torch
 from torch import Tensor, nn
 
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256
-BLOCK_8BIT, SMALLEST_8BIT = 256, 4096
+BLOCK_8BIT, MIN_8BIT_SIZE = 256, 4096
 
 
-def nf4_extra(weights: int) -> int:
+def count_nf4_overhead(numel: int) -> int:
     """Bytes beside the packed 4 bits: the code, 8-bit block scales, and their scales, code and
     offset (double quantisation).
     """
-    blocks = -(-weights // NF4_BLOCK)
+    blocks = -(-numel // NF4_BLOCK)
     return 64 + blocks + 4 * -(-blocks // ABSMAX_BLOCK) + 1024 + 4
 
 
-def widened_8bit(parameter: Tensor) -> int:
+def optimizer_8bit_workspace(parameter: Tensor) -> int:
     """Bytes that bitsandbytes' step on a CPU takes for a moment: both states, the gradient, and the
     root of the second moment twice, in fp32, and the weight where it is no fp32
     (bitsandbytes/backends/cpu/ops.py). Small tensors keep 32-bit states.
     """
-    if parameter.numel() < SMALLEST_8BIT:
+    if parameter.numel() < MIN_8BIT_SIZE:
         return 0
     return parameter.numel() * 4 * (5 if parameter.dtype == torch.float32 else 6)
 
 
-class _Product(torch.autograd.Function):
+class _MatMul4Bit(torch.autograd.Function):
     """bitsandbytes' product with a 4-bit weight: the weight is dequantised for as long as the
     product takes, both ways.
     """
@@ -47,14 +47,14 @@ class _Product(torch.autograd.Function):
         return grad @ torch.empty(ctx.shape, dtype=grad.dtype), None
 
 
-def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
+def replace_with_4bit_layers(model: Any, dtype: torch.dtype) -> None:
     """Put layers of the size and behaviour of bitsandbytes' Linear4bit in place of every linear
     layer but the output.
     """
     import bitsandbytes
     from transformers.pytorch_utils import Conv1D
 
-    class FourBit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc] # PEFT asks for the class
+    class FakeLinear4bit(bitsandbytes.nn.Linear4bit):  # type: ignore[misc] # PEFT asks for the class
         def __init__(self, inputs: int, outputs: int, bias: nn.Parameter | None) -> None:
             nn.Module.__init__(self)
             self.in_features, self.out_features, self.compute_dtype = inputs, outputs, dtype
@@ -63,32 +63,32 @@ def four_bit_layers(model: Any, dtype: torch.dtype) -> None:
             )
             self.weight.compress_statistics, self.weight.quant_type = True, "nf4"  # type: ignore[attr-defined]
             self.register_buffer(
-                "extra", torch.empty(nf4_extra(inputs * outputs), dtype=torch.uint8)
+                "extra", torch.empty(count_nf4_overhead(inputs * outputs), dtype=torch.uint8)
             )
             self.bias = bias
 
         def forward(self, x: Tensor) -> Tensor:
-            kept = x.to(dtype)
+            x_cast = x.to(dtype)
             shape = (self.out_features, self.in_features)
-            if torch.is_grad_enabled() and kept.requires_grad:
-                made: Tensor = _Product.apply(kept, shape)  # type: ignore[no-untyped-call]
+            if torch.is_grad_enabled() and x_cast.requires_grad:
+                result: Tensor = _MatMul4Bit.apply(x_cast, shape)  # type: ignore[no-untyped-call]
             else:
-                made = kept @ torch.empty(shape, dtype=dtype).t()
-            return (made if self.bias is None else made + self.bias).to(x.dtype)
+                result = x_cast @ torch.empty(shape, dtype=dtype).t()
+            return (result if self.bias is None else result + self.bias).to(x.dtype)
 
     output = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if layer is output or not isinstance(layer, nn.Linear | Conv1D):
                 continue
-            turned = isinstance(layer, Conv1D)
-            outputs, inputs = layer.weight.shape[::-1] if turned else layer.weight.shape
-            setattr(parent, name, FourBit(inputs, outputs, layer.bias))
+            is_transposed = isinstance(layer, Conv1D)
+            outputs, inputs = layer.weight.shape[::-1] if is_transposed else layer.weight.shape
+            setattr(parent, name, FakeLinear4bit(inputs, outputs, layer.bias))
     model.is_loaded_in_4bit = True
 
 
-def bytes_8bit(numbers: int) -> int:
+def adamw8bit_state_bytes(numel: int) -> int:
     """AdamW's state of a tensor in 8 bits: two moments, their block scales; small tensors keep fp32
     (bitsandbytes 0.50).
     """
-    return 2 * numbers + 8 * -(-numbers // BLOCK_8BIT) if numbers >= SMALLEST_8BIT else 8 * numbers
+    return 2 * numel + 8 * -(-numel // BLOCK_8BIT) if numel >= MIN_8BIT_SIZE else 8 * numel

@@ -37,79 +37,79 @@ with fast_imports():
         get_scaling_setting,
     )
     from training.engine.modeling.model import choose_precision
-    from training.engine.simulation.fake_step import FakeRun, model_config_of
+    from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 
 # Address space, CUDA's libraries included: a config.json is anybody's
-MOST_MEMORY_BYTES = 16 * 2**30
-IDLE_SECONDS = 600  # then the program ends, and its 600 MB with it
+MAX_MEMORY_BYTES = 16 * 2**30
+IDLE_TIMEOUT = 600  # then the program ends, and its 600 MB with it
 
 
-def law_of(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
+def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
     """Simulate shallow models of two depths and sizes and fit their law.
 
     Raises:
         UserError: the technique or a setting does not fit the model.
     """
-    model_config = model_config_of(folder)
-    text = model_config.get_text_config()
-    layers = text.num_hidden_layers
+    model_config = load_model_config(folder)
+    text_config = model_config.get_text_config()
+    layers = text_config.num_hidden_layers
     precision, device = (
         choose_precision(config, has_bf16=device != "cpu_fp32"),
         device.removesuffix("_fp32"),
     )
-    config = replace(config, optim=config.resolve_optimizer(device), **plain_start(config))
-    name = get_scaling_setting(config, device)
-    shapes = beside_window(getattr(text, "sliding_window", None), config.max_length)
+    config = replace(config, optim=config.resolve_optimizer(device), **without_adapter_init(config))
+    scaling_name = get_scaling_setting(config, device)
+    shapes = sliding_window_shapes(getattr(text_config, "sliding_window", None), config.max_length)
     samples: list[Sample] = []
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "device": device,
         "precision": precision,
         "optimizer": config.optim,
-        "scaling_setting": name,
+        "scaling_setting": scaling_name,
     }
-    facts["short_attention"] = (
-        short_attention(text, config) if device == "cpu" and precision != "fp32" else (0, 0)
+    metadata["short_attention"] = (
+        get_short_attention_heads(text_config, config) if device == "cpu" and precision != "fp32" else (0, 0)
     )
-    for depth in range(2):
-        for sized in range(2 if name else 1):
-            size = SAMPLE_SIZES[sized] if name else 0
-            more: dict[str, Any] = {name: size} if name else {}
-            one = replace(config, **more)
-            run = FakeRun(
-                model_config, one, layers=SAMPLE_DEPTHS[depth], precision=precision, device=device
+    for depth_index in range(2):
+        for size_index in range(2 if scaling_name else 1):
+            size = SAMPLE_SIZES[size_index] if scaling_name else 0
+            overrides: dict[str, Any] = {scaling_name: size} if scaling_name else {}
+            sized_config = replace(config, **overrides)
+            simulated = SimulatedStep(
+                model_config, sized_config, layers=SAMPLE_DEPTHS[depth_index], precision=precision, device=device
             )
             try:
                 # A first measuring has 9 moments after its layers, every later one 12
-                run.step(shapes[0])
-                for shape in shapes[: SHAPES_PER_CORNER[depth, sized]]:
-                    samples.append((SAMPLE_DEPTHS[depth], size, shape, run.step(shape)))
-                facts[f"trainable_{depth}{sized}"], facts["largest"] = run.trainable, run.largest
+                simulated.run_step(shapes[0])
+                for shape in shapes[: SHAPES_PER_CORNER[depth_index, size_index]]:
+                    samples.append((SAMPLE_DEPTHS[depth_index], size, shape, simulated.run_step(shape)))
+                metadata[f"trainable_{depth_index}{size_index}"], metadata["largest"] = simulated.num_trainable, simulated.largest_parameter
             finally:
-                run.close()
-    return fit_least_squares(layers, samples, facts)
+                simulated.close()
+    return fit_least_squares(layers, samples, metadata)
 
 
-def short_attention(text: Any, config: RunConfig) -> tuple[int, int]:
+def get_short_attention_heads(text_config: Any, config: RunConfig) -> tuple[int, int]:
     """Heads and their width, of a model and technique that attend by short_attention.py; zeros
     where torch's kernel does.
     """
-    dropout = getattr(text, "attention_dropout", 0.0) or getattr(text, "attn_pdrop", 0.0)
+    dropout = getattr(text_config, "attention_dropout", 0.0) or getattr(text_config, "attn_pdrop", 0.0)
     if config.packing or config.method == "prefix" or dropout:
         return 0, 0
-    return text.num_attention_heads, getattr(
-        text, "head_dim", None
-    ) or text.hidden_size // text.num_attention_heads
+    return text_config.num_attention_heads, getattr(
+        text_config, "head_dim", None
+    ) or text_config.hidden_size // text_config.num_attention_heads
 
 
-def plain_start(config: RunConfig) -> dict[str, Any]:
+def without_adapter_init(config: RunConfig) -> dict[str, Any]:
     """Starts cost time before the first step and nothing in it; they need weights, which there are
     none of.
     """
-    more: dict[str, Any] = {"init_lora_weights": "default"}
-    return more | ({"prompt_tuning_init": "random"} if config.method == "prompt" else {})
+    settings: dict[str, Any] = {"init_lora_weights": "default"}
+    return settings | ({"prompt_tuning_init": "random"} if config.method == "prompt" else {})
 
 
-def beside_window(window: int | None, max_length: int) -> tuple[BatchShape, ...]:
+def sliding_window_shapes(window: int | None, max_length: int) -> tuple[BatchShape, ...]:
     """Batches to simulate. Rows longer than a sliding window need a mask, shorter ones none: all of
     one kind are asked for.
     """
@@ -121,11 +121,11 @@ def beside_window(window: int | None, max_length: int) -> tuple[BatchShape, ...]
     return tuple(BatchShape(s.rows, max(4, s.length * window // longest), s.trained_tokens) for s in SAMPLE_SHAPES)
 
 
-def answer(line: str) -> dict[str, Any]:
+def handle_request(line: str) -> dict[str, Any]:
     request = json.loads(line)
     try:
         config = RunConfig.from_dict(request["settings"])
-        return law_of(Path(request["model"]), config, request["device"]).to_json()
+        return build_estimator(Path(request["model"]), config, request["device"]).to_json()
     except UserError as error:
         return {"error": error.message, "field": error.field}
     except (
@@ -135,7 +135,7 @@ def answer(line: str) -> dict[str, Any]:
         return {
             "error": f"The simulation broke off ({type(error).__name__}); try again.",
             "field": "",
-            "passing": True,
+            "is_transient": True,
         }
     # an architecture that cannot be simulated becomes a sentence on the page
     except Exception as error:  # noqa: BLE001
@@ -146,14 +146,14 @@ def answer(line: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     torch.set_num_threads(1)
     os.nice(5)  # training goes first
-    while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
+    while select.select([sys.stdin], [], [], IDLE_TIMEOUT)[0]:
         line = sys.stdin.readline()
         if not line:
             return
-        emit(**answer(line))
+        emit(**handle_request(line))
 
 
 if __name__ == "__main__":

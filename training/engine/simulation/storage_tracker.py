@@ -22,7 +22,7 @@ from training.engine.memory_estimator import MEMORY_KINDS
 CUDA_BLOCK = 512  # bytes that CUDA's caching allocator rounds up to
 
 
-class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """`kind` names what is born now (weights, activations, ...), `stretch` where in the step we
     are.
 
@@ -34,8 +34,8 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.kind = "weights"
-        self.stretch = "load"
-        self.moments: dict[str, list[tuple[int, ...]]] = {}
+        self.phase = "load"
+        self.snapshots: dict[str, list[tuple[int, ...]]] = {}
         self._alive: dict[int, tuple[Any, str, int]] = {}
         self._bytes: Counter[str] = Counter()
 
@@ -43,28 +43,28 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._meet(tensor)
-        self._look(self._casts(func, args, out) if self.device == "cpu" else 0)
+                self._track_storage(tensor)
+        self._take_snapshot(self._count_cast_bytes(func, args, out) if self.device == "cpu" else 0)
         return out
 
-    def enter(self, stretch: str, kind: str) -> None:
-        self.stretch, self.kind = stretch, kind
+    def enter_phase(self, phase: str, kind: str) -> None:
+        self.phase, self.kind = phase, kind
 
-    def call(self, tensors: Iterable[Tensor], kind: str) -> None:
+    def relabel_tensors(self, tensors: Iterable[Tensor], kind: str) -> None:
         """These are of this kind from now on, whatever was born when they were."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key not in self._alive:
-                self._meet(tensor)
+                self._track_storage(tensor)
             ref, old, size = self._alive[key]
             self._bytes[old] -= size
             self._bytes[kind] += size
             self._alive[key] = (ref, kind, size)
 
-    def begin(self) -> None:
-        self.moments = {}
+    def reset_snapshots(self) -> None:
+        self.snapshots = {}
 
-    def _meet(self, tensor: Tensor) -> None:
+    def _track_storage(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -72,21 +72,21 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         if self.device == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
-        self._alive[key] = (weakref.ref(storage, lambda _: self._forget(key)), self.kind, size)
+        self._alive[key] = (weakref.ref(storage, lambda _: self._release_storage(key)), self.kind, size)
         self._bytes[self.kind] += size
 
-    def _forget(self, key: int) -> None:
+    def _release_storage(self, key: int) -> None:
         _, kind, size = self._alive.pop(key)
         self._bytes[kind] -= size
 
-    def _look(self, more: int) -> None:
+    def _take_snapshot(self, extra_bytes: int) -> None:
         """Remember this moment; `more` bytes are gone again right after it."""
-        held = [self._bytes[kind] for kind in MEMORY_KINDS]
-        held[-1] += more
-        self.moments.setdefault(self.stretch, []).append(tuple(held))
+        totals = [self._bytes[kind] for kind in MEMORY_KINDS]
+        totals[-1] += extra_bytes
+        self.snapshots.setdefault(self.phase, []).append(tuple(totals))
 
     @staticmethod
-    def _casts(func: Any, args: Any, out: Any) -> int:
+    def _count_cast_bytes(func: Any, args: Any, out: Any) -> int:
         """Copies that a CPU's pointwise kernel makes of operands in another dtype, for as long as
         it runs (measured: without them two of 32 cells were off by 8 %).
         """
@@ -99,5 +99,5 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         if len(tensors) < 2:
             return 0
-        common = max((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
-        return sum(t.numel() * common.itemsize for t in tensors if t.dtype != common)
+        common_dtype = max((t.dtype for t in tensors), key=lambda dtype: dtype.itemsize)
+        return sum(t.numel() * common_dtype.itemsize for t in tensors if t.dtype != common_dtype)

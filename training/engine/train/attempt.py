@@ -17,13 +17,13 @@ from training.engine.methods import METHODS
 from training.engine.outcome import Outcome, Result
 from training.engine.stop_signals import StopSignals
 from training.engine.train import checkpoint
-from training.engine.train.exact_match import exact_match
-from training.engine.train.loop import DiskFull, Diverged, train
-from training.engine.train.session import Event, Session, prepare
-from training.engine.tuning.selection import chosen, chosen_config
-from training.engine.tuning.tune import tell_chosen, tune
+from training.engine.train.exact_match import measure_exact_match
+from training.engine.train.loop import DiskFull, Diverged, run_training_loop
+from training.engine.train.session import Event, Session, prepare_session
+from training.engine.tuning.selection import load_selection, apply_selection
+from training.engine.tuning.tune import emit_tuned_event, run_tuning
 
-Ended = TypeVar("Ended")
+ReturnT = TypeVar("ReturnT")
 
 
 class Attempt:
@@ -36,54 +36,54 @@ class Attempt:
         self.exact_match: float | None = None
         self.phase = "starting"
 
-    def run(self, config: RunConfig, reins: StopSignals) -> tuple[Outcome, str]:
+    def train_and_export(self, config: RunConfig, stop_signals: StopSignals) -> tuple[Outcome, str]:
         """Train to an end; the adapter is exported if it is to be kept."""
-        config = chosen_config(self.run_dir, config)
-        for made in prepare(config, self.run_dir, self.number):
-            if isinstance(made, Session):
-                self.session = made
+        config = apply_selection(self.run_dir, config)
+        for item in prepare_session(config, self.run_dir, self.number):
+            if isinstance(item, Session):
+                self.session = item
             else:
-                self.write(*made)
+                self.write_event(*item)
         assert self.session is not None
         outcome = None
-        if config.has_tuning and chosen(self.run_dir) is None:
-            outcome = self.follow(tune(self.session, reins))
-        self.follow(tell_chosen(self.run_dir))
-        outcome = outcome or self.follow(train(self.session, reins))
+        if config.has_tuning and load_selection(self.run_dir) is None:
+            outcome = self.record_events(run_tuning(self.session, stop_signals))
+        self.record_events(emit_tuned_event(self.run_dir))
+        outcome = outcome or self.record_events(run_training_loop(self.session, stop_signals))
         if outcome in (Outcome.FINISHED, Outcome.STOPPED):
-            self.export(config)
+            self.export_weights(config)
         if outcome is Outcome.FINISHED:
-            self.compare_answers(reins)
+            self.evaluate_exact_match(stop_signals)
         return outcome, ""
 
-    def follow(self, part: Generator[Event, None, Ended]) -> Ended:
+    def record_events(self, events: Generator[Event, None, ReturnT]) -> ReturnT:
         """Write a part's events to the journal; returns how it ended."""
         while True:
             try:
-                self.write(*next(part))
+                self.write_event(*next(events))
             except StopIteration as stop:
-                ended: Ended = stop.value
-                return ended
+                return_value: ReturnT = stop.value
+                return return_value
 
-    def export(self, config: RunConfig) -> None:
+    def export_weights(self, config: RunConfig) -> None:
         """The best checkpoint's adapter if that is wished and it is still there, else the newest
         one's.
         """
         assert self.session is not None
-        best = self.session.best_step if config.export_checkpoint == "best" else None
-        kept = {
-            checkpoint.step_of(folder): folder
-            for folder in checkpoint.all_checkpoints(self.run_dir)
+        best_step = self.session.best_step if config.export_checkpoint == "best" else None
+        checkpoints = {
+            checkpoint.parse_step(folder): folder
+            for folder in checkpoint.list_checkpoints(self.run_dir)
         }
-        if not kept:
+        if not checkpoints:
             return  # stopped before the first step
-        self.write("phase", {"name": "exporting adapter"})
-        self.adapter_step = best if best in kept else max(kept)
-        folder = checkpoint.export_adapter(kept[self.adapter_step], self.run_dir)
+        self.write_event("phase", {"name": "exporting adapter"})
+        self.adapter_step = best_step if best_step in checkpoints else max(checkpoints)
+        folder = checkpoint.export_adapter(checkpoints[self.adapter_step], self.run_dir)
         if METHODS[config.method].is_full_finetuning:  # a base model of its own needs its tokenizer
             self.session.tokenizer.save_pretrained(folder)
 
-    def compare_answers(self, reins: StopSignals) -> None:
+    def evaluate_exact_match(self, stop_signals: StopSignals) -> None:
         """Exact match of the exported weights, which may be those of an earlier step. It costs
         nobody a finished run.
         """
@@ -92,31 +92,31 @@ class Attempt:
         if not session.config.exact_match_rows or self.adapter_step is None:
             return
         if self.adapter_step != session.step:
-            checkpoint.load(
-                self.run_dir / checkpoint.FOLDER / checkpoint.name_of(self.adapter_step),
-                session.trained(),
+            checkpoint.load_checkpoint(
+                self.run_dir / checkpoint.FOLDER / checkpoint.folder_name(self.adapter_step),
+                session.get_checkpoint_state(),
             )
         try:
-            for kind, payload in exact_match(session, reins):
+            for kind, fields in measure_exact_match(session, stop_signals):
                 if kind == "answers":
-                    payload["step"] = self.adapter_step
-                    self.exact_match = payload["exact_match"]
-                self.write(kind, payload)
+                    fields["step"] = self.adapter_step
+                    self.exact_match = fields["exact_match"]
+                self.write_event(kind, fields)
         except (
             RuntimeError,
             IndexError,
         ) as error:  # out of memory, or a prompt longer than the model's positions
-            self.write(
+            self.write_event(
                 "log",
                 {"level": "warning", "text": f"Held-out answers could not be compared: {error}"},
             )
 
-    def write(self, kind: str, payload: dict[str, object]) -> None:
+    def write_event(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "phase":
-            self.phase = str(payload["name"])
-        self.journal.write_event(kind, **payload)
+            self.phase = str(fields["name"])
+        self.journal.write_event(kind, **fields)
 
-    def explain(self, error: Exception) -> tuple[Outcome, str]:
+    def classify_error(self, error: Exception) -> tuple[Outcome, str]:
         """An outcome and a sentence for an error that came up in training."""
         step = self.session.step if self.session else 0
         if isinstance(error, Diverged):
@@ -129,12 +129,12 @@ class Attempt:
             return Outcome.MEMORY, f"Out of memory at step {step}, while {self.phase}."
         return Outcome.CRASHED, f"{type(error).__name__} while {self.phase} at step {step}: {error}"
 
-    def result(self, outcome: Outcome, message: str) -> Result:
+    def build_result(self, outcome: Outcome, message: str) -> Result:
         session = self.session
         if session is None:
             return Result(outcome=outcome, message=message)
-        measured = {
-            session.heldout_step: session.eval_loss,
+        losses_by_step = {
+            session.last_eval_step: session.eval_loss,
             session.best_step: session.best_loss,
         }
         return Result(
@@ -143,9 +143,9 @@ class Attempt:
             step=session.step,
             total_steps=session.plan.total_steps,
             loss=session.loss,
-            eval_loss=measured.get(self.adapter_step),
+            eval_loss=losses_by_step.get(self.adapter_step),
             exact_match=self.exact_match,
             adapter_step=self.adapter_step,
-            trainable_parameters=session.trainable_parameters(),
+            trainable_parameters=session.count_trainable_parameters(),
             total_tokens=session.total_tokens,
         )

@@ -26,21 +26,21 @@ from training.engine.files import sha256_file, fsync_path, write_atomically
 from training.engine.modeling import optimizers, weights
 
 FOLDER = "checkpoints"
-OPTIMIZER = "optimizer."
+OPTIMIZER_PREFIX = "optimizer."
 MANIFEST = STATE_FILES[2]
-KEPT = 2  # newest; the best one is kept besides
+MAX_RECENT = 2  # newest; the best one is kept besides
 
 
-def name_of(step: int) -> str:
+def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def step_of(folder: Path) -> int:
+def parse_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
 @dataclass(frozen=True)
-class Trained:
+class CheckpointState:
     """What a checkpoint is made of. `start` is the adapter before its first step, where saving
     needs it (weights.py).
     """
@@ -48,58 +48,58 @@ class Trained:
     model: Any
     optimizer: torch.optim.Optimizer
     config: RunConfig
-    start: dict[str, Tensor] | None = None
+    initial_adapter: dict[str, Tensor] | None = None
 
 
-def save(run_dir: Path, step: int, trained: Trained, facts: dict[str, Any]) -> Path:
+def save_checkpoint(run_dir: Path, step: int, state: CheckpointState, trainer_state: dict[str, Any]) -> Path:
     """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves
     nothing behind.
     """
     root = run_dir / FOLDER
     root.mkdir(exist_ok=True)
-    sweep(root)
-    aside = root / f".tmp-{step}-{os.getpid()}"
+    remove_partial(root)
+    temp_dir = root / f".tmp-{step}-{os.getpid()}"
     try:
-        aside.mkdir()
-        weights.write_weights(trained.model, aside, trained.start)
-        save_file(state_tensors(trained), aside / STATE_FILES[0])
-        (aside / STATE_FILES[1]).write_text(
-            json.dumps({"step": step, "optimizer": kind_of(trained.optimizer), **facts})
+        temp_dir.mkdir()
+        weights.write_weights(state.model, temp_dir, state.initial_adapter)
+        save_file(get_state_tensors(state), temp_dir / STATE_FILES[0])
+        (temp_dir / STATE_FILES[1]).write_text(
+            json.dumps({"step": step, "optimizer": optimizer_kind(state.optimizer), **trainer_state})
         )
-        files = sorted(path for path in aside.iterdir())
+        files = sorted(path for path in temp_dir.iterdir())
         for path in files:
             fsync_path(path)
         manifest = {
             path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in files
         }
-        write_atomically(aside / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
-        final = root / name_of(step)
+        write_atomically(temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
+        final = root / folder_name(step)
         # One that did not verify, or resume would have begun there
         shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        temp_dir.rename(final)
     except OSError:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     fsync_path(root)
     return final
 
 
-def state_tensors(trained: Trained) -> dict[str, Tensor]:
+def get_state_tensors(state: CheckpointState) -> dict[str, Tensor]:
     """The optimizer's state, weights that are not saved as they are trained, and the random state
     of every device (`rng.cpu`).
     """
     tensors = {
-        f"{OPTIMIZER}{name}": value
-        for name, value in optimizers.get_state(trained.optimizer).items()
+        f"{OPTIMIZER_PREFIX}{name}": value
+        for name, value in optimizers.get_state(state.optimizer).items()
     }
-    tensors |= weights.get_raw_weights(trained.model, trained.config)
+    tensors |= weights.get_raw_weights(state.model, state.config)
     tensors["rng.cpu"] = torch.get_rng_state()
     for index in range(torch.cuda.device_count()):
         tensors[f"rng.cuda:{index}"] = torch.cuda.get_rng_state(index)
     return tensors
 
 
-def load(folder: Path, trained: Trained) -> dict[str, Any]:
+def load_checkpoint(folder: Path, state: CheckpointState) -> dict[str, Any]:
     """Put weights, optimizer and random state back as they were; returns the facts given to `save`,
     and `step`.
 
@@ -108,75 +108,75 @@ def load(folder: Path, trained: Trained) -> dict[str, Any]:
     """
     tensors = load_file(folder / STATE_FILES[0])
     raw = {name: value for name, value in tensors.items() if name.startswith(weights.RAW_PREFIX)}
-    weights.read_weights(trained.model, folder, raw)
-    facts: dict[str, Any] = json.loads((folder / STATE_FILES[1]).read_text())
-    facts["restarted"] = facts.pop("optimizer") != kind_of(trained.optimizer)
-    if not facts["restarted"]:
-        kept = {
-            name.removeprefix(OPTIMIZER): value
+    weights.read_weights(state.model, folder, raw)
+    trainer_state: dict[str, Any] = json.loads((folder / STATE_FILES[1]).read_text())
+    trainer_state["restarted"] = trainer_state.pop("optimizer") != optimizer_kind(state.optimizer)
+    if not trainer_state["restarted"]:
+        optimizer_state = {
+            name.removeprefix(OPTIMIZER_PREFIX): value
             for name, value in tensors.items()
-            if name.startswith(OPTIMIZER)
+            if name.startswith(OPTIMIZER_PREFIX)
         }
-        optimizers.load_state(trained.optimizer, kept)
+        optimizers.load_state(state.optimizer, optimizer_state)
     torch.set_rng_state(tensors["rng.cpu"])
     for index in range(torch.cuda.device_count()):
         if f"rng.cuda:{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda:{index}"], index)
-    return facts
+    return trainer_state
 
 
-def kind_of(optimizer: torch.optim.Optimizer) -> str:
+def optimizer_kind(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
-def newest_whole(run_dir: Path) -> Path | None:
+def find_latest_valid(run_dir: Path) -> Path | None:
     """The newest checkpoint whose manifest verifies; damaged ones are passed over."""
-    return next((folder for folder in all_checkpoints(run_dir) if is_whole(folder)), None)
+    return next((folder for folder in list_checkpoints(run_dir) if is_valid(folder)), None)
 
 
-def all_checkpoints(run_dir: Path) -> Iterator[Path]:
+def list_checkpoints(run_dir: Path) -> Iterator[Path]:
     """Newest first."""
     yield from sorted((run_dir / FOLDER).glob("step-*"), reverse=True)
 
 
-def is_whole(folder: Path) -> bool:
+def is_valid(folder: Path) -> bool:
     """Every file of the manifest is there with the size and hash that were written."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all(
-            (folder / name).stat().st_size == facts["bytes"]
-            and sha256_file(folder / name) == facts["sha256"]
-            for name, facts in files.items()
+            (folder / name).stat().st_size == entry["bytes"]
+            and sha256_file(folder / name) == entry["sha256"]
+            for name, entry in files.items()
         )
     except (OSError, ValueError, KeyError):
         return False
 
 
-def forget_old(run_dir: Path, best_step: int | None) -> None:
+def prune_checkpoints(run_dir: Path, best_step: int | None) -> None:
     """Keep the newest KEPT checkpoints and the best one."""
-    for folder in list(all_checkpoints(run_dir))[KEPT:]:
-        if step_of(folder) != best_step:
+    for folder in list(list_checkpoints(run_dir))[MAX_RECENT:]:
+        if parse_step(folder) != best_step:
             shutil.rmtree(folder)
 
 
-def sweep(root: Path) -> None:
+def remove_partial(root: Path) -> None:
     """Remove what a killed engine left half-written. Only one engine runs in a folder, so none of
     it is in use.
     """
-    for rest in root.glob(".tmp-*"):
-        shutil.rmtree(rest)
+    for leftover in root.glob(".tmp-*"):
+        shutil.rmtree(leftover)
 
 
 def export_adapter(source: Path, run_dir: Path) -> Path:
     """Copy what a checkpoint learned to `RUN_DIR/adapter`, whole or not at all."""
-    final, aside = run_dir / "adapter", run_dir / ".adapter"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    final, temp_dir = run_dir / "adapter", run_dir / ".adapter"
+    shutil.rmtree(temp_dir, ignore_errors=True)
+    temp_dir.mkdir()
     for path in source.iterdir():
         if path.name not in STATE_FILES:
-            shutil.copyfile(path, aside / path.name)
-            fsync_path(aside / path.name)
+            shutil.copyfile(path, temp_dir / path.name)
+            fsync_path(temp_dir / path.name)
     shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
+    temp_dir.rename(final)
     fsync_path(run_dir)
     return final

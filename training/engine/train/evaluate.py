@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from training.engine.batches import Batch, batch_sequences, split_batch
-from training.engine.data.conversations import IGNORED, EncodedRow, prompt_ids, start_ids
+from training.engine.data.conversations import IGNORE_INDEX, EncodedRow, encode_prompt, get_bos_ids
 from training.engine.train.session import Event, Session
 
-SAMPLE_TOKENS = 64
-SAMPLE_CHARACTERS = 2_000
-MOST_TRIED = 20  # prompts that are looked at for one that is short enough
+MAX_SAMPLE_TOKENS = 64
+MAX_SAMPLE_CHARACTERS = 2_000
+MAX_PROMPTS_TRIED = 20  # prompts that are looked at for one that is short enough
 
 
 def collate(
@@ -34,21 +34,21 @@ def collate(
     """
     longest = max(sum(len(rows[i]) for i in packed) for packed in batch)
     ids = torch.full((len(batch), longest), pad_id, dtype=torch.long)
-    labels = torch.full((len(batch), longest), IGNORED, dtype=torch.long)
+    labels = torch.full((len(batch), longest), IGNORE_INDEX, dtype=torch.long)
     positions = torch.zeros((len(batch), longest), dtype=torch.long)
-    for place, packed in enumerate(batch):
-        at = 0
+    for index, packed in enumerate(batch):
+        offset = 0
         for row in (rows[i] for i in packed):
-            ids[place, at : at + len(row)] = torch.from_numpy(row.ids)
-            labels[place, at + 1 : at + len(row)] = torch.from_numpy(row.labels[1:])
-            positions[place, at:] = torch.arange(longest - at)
-            at += len(row)
-    several = any(len(packed) > 1 for packed in batch)
-    return ids.to(device), labels.to(device), positions.to(device) if several else None
+            ids[index, offset : offset + len(row)] = torch.from_numpy(row.ids)
+            labels[index, offset + 1 : offset + len(row)] = torch.from_numpy(row.labels[1:])
+            positions[index, offset:] = torch.arange(longest - offset)
+            offset += len(row)
+    is_packed = any(len(packed) > 1 for packed in batch)
+    return ids.to(device), labels.to(device), positions.to(device) if is_packed else None
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Eval mode without gradients; training mode comes back at the end."""
     model.eval()
     try:
@@ -58,26 +58,26 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train()
 
 
-def heldout(session: Session) -> Iterator[Event]:
+def evaluate_loss(session: Session) -> Iterator[Event]:
     """Mean loss per trained token over the held-out rows; remembers the best."""
-    if not session.heldout:
+    if not session.eval_rows:
         return
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
-    order = sorted(range(len(session.heldout)), key=lambda i: len(session.heldout[i]))
-    filled = batch_sequences([(len(session.heldout[row]), (row,)) for row in order], session.config)
-    batches = [part for batch in filled for part in split_batch(batch, session.config.micro_batch_splits)]
+    order = sorted(range(len(session.eval_rows)), key=lambda i: len(session.eval_rows[i]))
+    unsplit_batches = batch_sequences([(len(session.eval_rows[row]), (row,)) for row in order], session.config)
+    batches = [part for batch in unsplit_batches for part in split_batch(batch, session.config.micro_batch_splits)]
     total = 0.0
-    with evaluating(session.model):
+    with eval_mode(session.model):
         for batch in batches:
             tensors = collate(
-                batch, session.heldout, session.tokenizer.pad_token_id, session.device
+                batch, session.eval_rows, session.tokenizer.pad_token_id, session.device
             )
             total += session.head.compute_loss_sum(session.model, *tensors).item()
-    loss = total / sum(row.trained for row in session.heldout)
-    session.eval_loss, session.heldout_step = loss, session.step
-    best = session.best_loss is None or loss < session.best_loss
-    if best:
+    loss = total / sum(row.trained_tokens for row in session.eval_rows)
+    session.eval_loss, session.last_eval_step = loss, session.step
+    is_best = session.best_loss is None or loss < session.best_loss
+    if is_best:
         session.best_loss, session.best_step = loss, session.step
     yield (
         "eval",
@@ -85,27 +85,27 @@ def heldout(session: Session) -> Iterator[Event]:
             "step": session.step,
             "eval_loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),  # e^709 is the largest double
-            "rows": len(session.heldout),
+            "rows": len(session.eval_rows),
             "total_tokens": session.total_tokens,
             "seconds": time.monotonic() - began,
-            "best": best,
+            "best": is_best,
         },
     )
-    yield "memory", {"moment": "eval", "step": session.step, **session.meter.read()}
+    yield "memory", {"moment": "eval", "step": session.step, **session.meter.read_memory()}
 
 
-def sample(session: Session) -> Iterator[Event]:
+def generate_sample(session: Session) -> Iterator[Event]:
     """The greedy answer to one held-out prompt, another one each time."""
-    asked = sampled_row(session)
-    if asked is None:
+    example = next_sample(session)
+    if example is None:
         return
-    prompt_tokens, prompt, expected = asked
+    prompt_tokens, prompt, expected = example
     ids = torch.tensor([prompt_tokens], device=session.device)
-    with evaluating(session.model):
+    with eval_mode(session.model):
         output = session.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=SAMPLE_TOKENS,
+            max_new_tokens=MAX_SAMPLE_TOKENS,
             do_sample=False,
             pad_token_id=session.tokenizer.pad_token_id,
         )
@@ -113,55 +113,55 @@ def sample(session: Session) -> Iterator[Event]:
     yield "sample", {"step": session.step, "prompt": prompt, "expected": expected, "answer": answer}
 
 
-def sampled_row(session: Session) -> tuple[list[int], str, str] | None:
+def next_sample(session: Session) -> tuple[list[int], str, str] | None:
     """Prompt ids, prompt and expected answer of the row whose turn it is; plain text is asked for
     its second half.
 
     A prompt longer than what is trained is passed over: no forecast holds it, and the model may
     have no positions for it.
     """
-    answered = [
+    answered_rows = [
         row
-        for row in session.heldout_rows
+        for row in session.raw_eval_rows
         if "text" in row or row["messages"][-1]["role"] == "assistant"
     ]
-    most = longest_prompt(session)
-    turn = session.step // session.config.eval_steps
-    for place in range(turn, turn + min(len(answered), MOST_TRIED)):
-        ids, prompt, expected = asked_of(session.tokenizer, answered[place % len(answered)])
-        if "text" in answered[place % len(answered)]:
-            ids = ids[-max(1, most) :]
-        if len(ids) <= most:
+    max_tokens = max_prompt_tokens(session)
+    first = session.step // session.config.eval_steps
+    for index in range(first, first + min(len(answered_rows), MAX_PROMPTS_TRIED)):
+        ids, prompt, expected = build_sample_prompt(session.tokenizer, answered_rows[index % len(answered_rows)])
+        if "text" in answered_rows[index % len(answered_rows)]:
+            ids = ids[-max(1, max_tokens) :]
+        if len(ids) <= max_tokens:
             return ids, prompt, expected
     return None
 
 
-def longest_prompt(session: Session) -> int:
+def max_prompt_tokens(session: Session) -> int:
     """Tokens that a prompt may have, so that an answer finds its positions behind it."""
-    text = session.model.config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None) or 2**31
+    text_config = session.model.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or 2**31
     return min(
-        session.config.max_length, positions - SAMPLE_TOKENS - session.config.prepended_tokens
+        session.config.max_length, positions - MAX_SAMPLE_TOKENS - session.config.prepended_tokens
     )
 
 
-def asked_of(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:
+def build_sample_prompt(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], str, str]:
     if "text" in row:
-        half = max(1, len(row["text"]) // 2)
-        begun, rest = row["text"][:half], row["text"][half:]
+        middle = max(1, len(row["text"]) // 2)
+        beginning, rest = row["text"][:middle], row["text"][middle:]
         return (
-            [*start_ids(tokenizer), *tokenizer(begun, add_special_tokens=False)["input_ids"]],
-            begun[-SAMPLE_CHARACTERS:],
-            rest[:SAMPLE_CHARACTERS],
+            [*get_bos_ids(tokenizer), *tokenizer(beginning, add_special_tokens=False)["input_ids"]],
+            beginning[-MAX_SAMPLE_CHARACTERS:],
+            rest[:MAX_SAMPLE_CHARACTERS],
         )
     messages = row["messages"]
-    asked = next((m["content"] for m in reversed(messages[:-1]) if m["role"] == "user"), "")
+    user_message = next((m["content"] for m in reversed(messages[:-1]) if m["role"] == "user"), "")
     calls = [
         json.dumps(call["function"], ensure_ascii=False)
         for call in messages[-1].get("tool_calls", ())
     ]
     return (
-        prompt_ids(tokenizer, row, len(messages) - 1),
-        asked,
+        encode_prompt(tokenizer, row, len(messages) - 1),
+        user_message,
         "\n".join([messages[-1]["content"], *calls]).strip(),
     )

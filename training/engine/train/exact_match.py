@@ -14,78 +14,78 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.engine.data.conversations import IGNORED, DataError, EncodedRow, encode, prompt_ids
+from training.engine.data.conversations import IGNORE_INDEX, DataError, EncodedRow, encode_row, encode_prompt
 from training.engine.stop_signals import StopSignals
-from training.engine.train.evaluate import evaluating
+from training.engine.train.evaluate import eval_mode
 from training.engine.train.session import Event, Session
 
-ROOM = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
+MAX_EXTRA_TOKENS = 16  # tokens beyond the expected answer's: a longer one is wrong anyhow
 
 
-def exact_match(session: Session, reins: StopSignals) -> Iterator[Event]:
+def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator[Event]:
     """Answer up to `exact_match_rows` held-out rows; plain text and rows that were cut off have no answer
     to compare.
     """
-    asked = list(questions(session))
-    if not asked:
+    prompts = list(iter_prompts(session))
+    if not prompts:
         return
-    began, right = time.monotonic(), 0
-    for place, (prompt, expected) in enumerate(asked):
-        if reins.requested_stop() is not None:
+    began, matches = time.monotonic(), 0
+    for index, (prompt, expected) in enumerate(prompts):
+        if stop_signals.requested_stop() is not None:
             return
-        yield "phase", {"name": "comparing answers", "done": place, "total": len(asked)}
-        right += answer(session, prompt, len(expected)) == words(session, expected)
-    payload = {
+        yield "phase", {"name": "comparing answers", "done": index, "total": len(prompts)}
+        matches += generate_answer(session, prompt, len(expected)) == decode_answer(session, expected)
+    fields = {
         "step": session.step,
-        "rows": len(asked),
-        "matches": right,
-        "exact_match": right / len(asked),
+        "rows": len(prompts),
+        "matches": matches,
+        "exact_match": matches / len(prompts),
         "seconds": time.monotonic() - began,
     }
-    yield "answers", payload
+    yield "answers", fields
 
 
-def questions(session: Session) -> Iterator[tuple[list[int], list[int]]]:
+def iter_prompts(session: Session) -> Iterator[tuple[list[int], list[int]]]:
     """Prompt and expected answer as ids: the last turn of the assistant, end-of-turn mark
     included.
     """
     config = session.config
-    for row in session.heldout_rows[: config.exact_match_rows]:
+    for row in session.raw_eval_rows[: config.exact_match_rows]:
         if "text" in row or row["messages"][-1]["role"] != "assistant":
             continue
         try:
-            encoded = encode(session.tokenizer, row, max_length=config.max_length)
+            encoded = encode_row(session.tokenizer, row, max_length=config.max_length)
         except (
             DataError
         ):  # a template whose answers cannot be told apart; such a run trains on prompts
             continue
-        expected = last_answer(encoded)
-        if expected and not encoded.cut:
-            yield prompt_ids(session.tokenizer, row, len(row["messages"]) - 1), expected
+        expected = find_last_answer(encoded)
+        if expected and not encoded.truncated_tokens:
+            yield encode_prompt(session.tokenizer, row, len(row["messages"]) - 1), expected
 
 
-def last_answer(row: EncodedRow) -> list[int]:
-    trained = np.flatnonzero(row.labels != IGNORED)
-    if not len(trained):
+def find_last_answer(row: EncodedRow) -> list[int]:
+    trained_positions = np.flatnonzero(row.labels != IGNORE_INDEX)
+    if not len(trained_positions):
         return []
-    gaps = np.flatnonzero(np.diff(trained) > 1)
-    first = trained[gaps[-1] + 1] if len(gaps) else trained[0]
-    found: list[int] = row.ids[first : trained[-1] + 1].tolist()
-    return found
+    gaps = np.flatnonzero(np.diff(trained_positions) > 1)
+    first = trained_positions[gaps[-1] + 1] if len(gaps) else trained_positions[0]
+    answer_ids: list[int] = row.ids[first : trained_positions[-1] + 1].tolist()
+    return answer_ids
 
 
-def answer(session: Session, prompt: list[int], expected: int) -> str:
+def generate_answer(session: Session, prompt: list[int], expected_tokens: int) -> str:
     ids = torch.tensor([prompt], device=session.device)
-    with evaluating(session.model):
+    with eval_mode(session.model):
         output = session.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=expected + ROOM,
+            max_new_tokens=expected_tokens + MAX_EXTRA_TOKENS,
             do_sample=False,
             pad_token_id=session.tokenizer.pad_token_id,
         )
-    return words(session, output[0, ids.shape[1] :])
+    return decode_answer(session, output[0, ids.shape[1] :])
 
 
-def words(session: Session, ids: Any) -> str:
+def decode_answer(session: Session, ids: Any) -> str:
     return str(session.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -26,7 +26,7 @@ class DiskFull(Exception):
     """Two checkpoints in a row could not be written."""
 
 
-def train(session: Session, reins: StopSignals) -> Generator[Event, None, Outcome]:
+def run_training_loop(session: Session, stop_signals: StopSignals) -> Generator[Event, None, Outcome]:
     """Train until the plan is done or the reins say stop; returns how it ended.
 
     Raises:
@@ -37,64 +37,64 @@ def train(session: Session, reins: StopSignals) -> Generator[Event, None, Outcom
     config, plan = session.config, session.plan
     session.model.train()
     if session.step == 0:
-        yield from evaluate.heldout(session)
-        yield from evaluate.sample(session)
+        yield from evaluate.evaluate_loss(session)
+        yield from evaluate.generate_sample(session)
     yield "phase", {"name": "first step" if session.step == 0 else "training"}
 
     while session.step < plan.total_steps:
-        order = reins.requested_stop()
-        if order is not None:
-            if order is not Outcome.DISCARDED:
-                yield from save(session)
-            return order
+        stop_outcome = stop_signals.requested_stop()
+        if stop_outcome is not None:
+            if stop_outcome is not Outcome.DISCARDED:
+                yield from save_checkpoint(session)
+            return stop_outcome
 
         # Looked at before a step, so that an attempt that resumes here ends here, too
-        if waited_enough(session):
-            yield from save(session)
+        if should_stop_early(session):
+            yield from save_checkpoint(session)
             measurements = (
                 f"{config.early_stopping_patience} measurement{'s' if config.early_stopping_patience > 1 else ''}"
             )
-            words = (
+            message = (
                 f"Early stopping: the held-out loss has not improved in {measurements}; best "
                 f"at step {session.best_step}."
             )
-            yield "log", {"level": "info", "text": words}
+            yield "log", {"level": "info", "text": message}
             break
 
-        kind, payload = take_step(session)
-        yield kind, payload
+        kind, fields = take_step(session)
+        yield kind, fields
         if session.step == 1:
             memory = {
                 name: value
-                for name, value in payload.items()
+                for name, value in fields.items()
                 if name.startswith("memory") or name == "devices"
             }
             yield "memory", {"moment": "first step", "step": 1, **memory}
             yield "phase", {"name": "training"}  # the first evaluation may be far away
-        last = session.step == plan.total_steps
+        is_last = session.step == plan.total_steps
 
-        if last or session.step % config.eval_steps == 0:
-            yield from evaluate.heldout(session)
-            yield from evaluate.sample(session)
+        if is_last or session.step % config.eval_steps == 0:
+            yield from evaluate.evaluate_loss(session)
+            yield from evaluate.generate_sample(session)
             yield "phase", {"name": "training"}
-        best = config.export_checkpoint == "best" and session.best_step == session.step
-        if last or best or session.step % config.save_steps == 0:
-            yield from save(session)
+        is_best = config.export_checkpoint == "best" and session.best_step == session.step
+        if is_last or is_best or session.step % config.save_steps == 0:
+            yield from save_checkpoint(session)
     return Outcome.FINISHED
 
 
-def waited_enough(session: Session) -> bool:
+def should_stop_early(session: Session) -> bool:
     """Has the held-out loss been no better for `early_stopping_patience` measurements in a row? Told from
     steps, so a resume knows it.
     """
     if (
         not session.config.early_stopping_patience
         or session.best_step is None
-        or session.heldout_step != session.step
+        or session.last_eval_step != session.step
     ):
         return False
-    since = session.step - session.best_step
-    return since >= session.config.early_stopping_patience * session.config.eval_steps
+    steps_since_best = session.step - session.best_step
+    return steps_since_best >= session.config.early_stopping_patience * session.config.eval_steps
 
 
 def take_step(session: Session) -> Event:
@@ -104,7 +104,7 @@ def take_step(session: Session) -> Event:
     began = time.monotonic()
     batches = session.plan.steps[session.step]
     rows = [session.rows[i] for batch in batches for packed in batch for i in packed]
-    trained, tokens = sum(row.trained for row in rows), sum(len(row) for row in rows)
+    trained_tokens, tokens = sum(row.trained_tokens for row in rows), sum(len(row) for row in rows)
     session.step += 1
     learning_rate = session.config.learning_rate_at(session.step, session.plan.total_steps)
     for group in session.optimizer.param_groups:
@@ -116,15 +116,15 @@ def take_step(session: Session) -> Event:
             batch, session.rows, session.tokenizer.pad_token_id, session.device
         )
         loss_sum = session.head.compute_loss_sum(session.model, *tensors)
-        (loss_sum / trained).backward()  # type: ignore[no-untyped-call]
+        (loss_sum / trained_tokens).backward()  # type: ignore[no-untyped-call]
         total += loss_sum.detach()
     parameters = optimizers.get_parameters(session.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, session.config.max_grad_norm).item()
-    loss = total.item() / trained
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, session.config.max_grad_norm).item()
+    loss = total.item() / trained_tokens
+    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
         session.step -= 1
         raise Diverged(
-            f"The loss became {loss:g} (gradient norm {norm:g}) at step {session.step + 1}. The "
+            f"The loss became {loss:g} (gradient norm {gradient_norm:g}) at step {session.step + 1}. The "
             f"weights of step {session.step} are kept. A lower learning rate than "
             f"{session.config.learning_rate:g} is the usual cure."
         )
@@ -140,18 +140,18 @@ def take_step(session: Session) -> Event:
             "step": session.step,
             "loss": loss,
             "learning_rate": learning_rate,
-            "gradient_norm": norm,
+            "gradient_norm": gradient_norm,
             "tokens": tokens,
-            "trained_tokens": trained,
+            "trained_tokens": trained_tokens,
             "total_tokens": session.total_tokens,
             "tokens_per_second": tokens / seconds,
             "seconds": seconds,
-            **session.meter.read(),
+            **session.meter.read_memory(),
         },
     )
 
 
-def save(session: Session) -> Iterator[Event]:
+def save_checkpoint(session: Session) -> Iterator[Event]:
     """Write a checkpoint of this step, unless it is there already. One full disk is a warning, the
     second ends the run.
     """
@@ -160,7 +160,7 @@ def save(session: Session) -> Iterator[Event]:
     yield "saving", {"step": session.step}
     began = time.monotonic()
     try:
-        folder = checkpoint.save(session.run_dir, session.step, session.trained(), session.facts())
+        folder = checkpoint.save_checkpoint(session.run_dir, session.step, session.get_checkpoint_state(), session.get_trainer_state())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -179,7 +179,7 @@ def save(session: Session) -> Iterator[Event]:
         )
         return
     session.saved_step, session.failed_saves = session.step, 0
-    checkpoint.forget_old(session.run_dir, session.best_step)
+    checkpoint.prune_checkpoints(session.run_dir, session.best_step)
     yield (
         "checkpoint",
         {
@@ -190,4 +190,4 @@ def save(session: Session) -> Iterator[Event]:
             "best": session.best_step == session.step,
         },
     )
-    yield "memory", {"moment": "save", "step": session.step, **session.meter.read()}
+    yield "memory", {"moment": "save", "step": session.step, **session.meter.read_memory()}

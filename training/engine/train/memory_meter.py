@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-STATUS = Path("/proc/self/status")
+PROC_STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -21,12 +21,12 @@ class MemoryMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def read(self) -> dict[str, Any]:
-        return self._cuda() if self.device.type == "cuda" else self._process()
+    def read_memory(self) -> dict[str, Any]:
+        return self._read_cuda() if self.device.type == "cuda" else self._read_process()
 
-    def _process(self) -> dict[str, Any]:
+    def _read_process(self) -> dict[str, Any]:
         lines = dict(
-            line.split(":", 1) for line in STATUS.read_text().splitlines() if line.startswith("Vm")
+            line.split(":", 1) for line in PROC_STATUS.read_text().splitlines() if line.startswith("Vm")
         )
         now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         try:
@@ -36,7 +36,7 @@ class MemoryMeter:
             pass
         return {"memory_bytes": now, "memory_peak_bytes": max(now, peak)}
 
-    def _cuda(self) -> dict[str, Any]:
+    def _read_cuda(self) -> dict[str, Any]:
         devices = []
         for index in range(torch.cuda.device_count()):
             devices.append(

@@ -22,7 +22,7 @@ from training.engine.data.conversations import (
     encode_rows,
     load_tokenizer,
     read_rows,
-    use_template,
+    ensure_chat_template,
 )
 from training.engine.methods import METHODS
 from training.engine.modeling import optimizers, weights
@@ -44,7 +44,7 @@ from training.engine.train.memory_meter import MemoryMeter
 from training.errors import ConfigError
 
 Event = tuple[str, dict[str, Any]]  # kind and payload; the journal adds number and time
-PROGRESS_ROWS = 500
+PROGRESS_INTERVAL = 500
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
@@ -58,42 +58,42 @@ class Session:
     meter: MemoryMeter
     tokenizer: Any
     rows: list[EncodedRow]
-    heldout: list[EncodedRow]
-    heldout_rows: list[dict[str, Any]]
+    eval_rows: list[EncodedRow]
+    raw_eval_rows: list[dict[str, Any]]
     model: Any
     head: LabeledPositionsHead
     optimizer: torch.optim.Optimizer
-    start: dict[str, torch.Tensor] | None
+    initial_adapter: dict[str, torch.Tensor] | None
     plan: BatchPlan
     step: int = 0
     total_tokens: int = 0
     loss: float | None = None
     eval_loss: float | None = None
-    heldout_step: int | None = None
+    last_eval_step: int | None = None
     best_loss: float | None = None
     best_step: int | None = None
     saved_step: int = 0
     failed_saves: int = field(default=0)
 
-    def facts(self) -> dict[str, Any]:
+    def get_trainer_state(self) -> dict[str, Any]:
         """What a checkpoint must remember besides tensors."""
         return {
             "total_tokens": self.total_tokens,
             "loss": self.loss,
             "eval_loss": self.eval_loss,
-            "heldout_step": self.heldout_step,
+            "last_eval_step": self.last_eval_step,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
         }
 
-    def trained(self) -> checkpoint.Trained:
-        return checkpoint.Trained(self.model, self.optimizer, self.config, self.start)
+    def get_checkpoint_state(self) -> checkpoint.CheckpointState:
+        return checkpoint.CheckpointState(self.model, self.optimizer, self.config, self.initial_adapter)
 
-    def trainable_parameters(self) -> int:
+    def count_trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
-def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | Session]:
+def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | Session]:
     """Load and encode everything; the last thing yielded is the session, after its `start` and
     `resume` events.
 
@@ -106,7 +106,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
     meter = MemoryMeter(device)
     yield "phase", {"name": "loading tokenizer"}
     tokenizer = load_tokenizer(Path(config.model))
-    template = use_template(tokenizer)
+    template = ensure_chat_template(tokenizer)
     encoded = yield from encode_data(tokenizer, config)
     yield "phase", {"name": "loading model"}
     method = METHODS[config.method]
@@ -115,7 +115,7 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         Path(config.model), get_weights_dtype(precision), device, quantized=method.has_quantized_base
     )
     parameters = count_parameters(base)
-    model = equipped(base, config, device)
+    model = wrap_for_training(base, config, device)
     session = Session(
         config=config,
         run_dir=run_dir,
@@ -123,25 +123,25 @@ def prepare(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[Event | 
         meter=meter,
         tokenizer=tokenizer,
         rows=encoded.rows,
-        heldout=encoded.heldout,
-        heldout_rows=encoded.heldout_rows,
+        eval_rows=encoded.eval_rows,
+        raw_eval_rows=encoded.raw_eval_rows,
         model=model,
         head=LabeledPositionsHead(model),
         optimizer=optimizers.make_optimizer(model, config, device),
-        start=weights.copy_initial_state(model, config),
+        initial_adapter=weights.copy_initial_state(model, config),
         plan=plan_steps([len(row) for row in encoded.rows], config),
     )
-    yield "memory", {"moment": "load", "step": 0, **meter.read()}
-    facts = describe_start(session) | encoded.left_out
+    yield "memory", {"moment": "load", "step": 0, **meter.read_memory()}
+    start_fields = describe_start(session) | encoded.skipped_counts
     yield (
         "start",
-        {"attempt": attempt, "chat_template": template, "parameters": parameters, **facts},
+        {"attempt": attempt, "chat_template": template, "parameters": parameters, **start_fields},
     )
     if attempt == 1:  # later the layers may be those of a trial
         method.check_wrapped_model(session.model, config)
     if config.packing:
         session.head.check_packing_isolation(session.model, session.rows[0].ids[: config.max_length // 2])
-    yield from resume(session, attempt)
+    yield from resume_from_checkpoint(session, attempt)
     yield session
 
 
@@ -149,32 +149,32 @@ class EncodedData(NamedTuple):
     """`rows` and `heldout` have something to train; `left_out` counts what does not, or was cut."""
 
     rows: list[EncodedRow]
-    heldout: list[EncodedRow]
-    heldout_rows: list[dict[str, Any]]
-    left_out: dict[str, int]
+    eval_rows: list[EncodedRow]
+    raw_eval_rows: list[dict[str, Any]]
+    skipped_counts: dict[str, int]
 
 
 def encode_data(tokenizer: Any, config: RunConfig) -> Generator[Event, None, EncodedData]:
     """Raises DataError: no row has anything to train."""
     train_rows = read_rows(Path(config.train_data))
-    heldout_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
+    raw_eval_rows = read_rows(Path(config.eval_data))[: config.eval_rows]
     rows: list[EncodedRow] = []
     yield from encode_with_progress(tokenizer, train_rows, rows, config, "tokenizing")
-    heldout: list[EncodedRow] = []
+    eval_rows: list[EncodedRow] = []
     yield from encode_with_progress(
-        tokenizer, heldout_rows, heldout, config, "tokenizing held-out rows"
+        tokenizer, raw_eval_rows, eval_rows, config, "tokenizing held-out rows"
     )
-    left_out = {"truncated_rows": sum(row.cut > 0 for row in rows)}
-    left_out["empty_rows"] = sum(not row.trained for row in rows)
-    rows = [row for row in rows if row.trained]
+    skipped_counts = {"truncated_rows": sum(row.truncated_tokens > 0 for row in rows)}
+    skipped_counts["empty_rows"] = sum(not row.trained_tokens for row in rows)
+    rows = [row for row in rows if row.trained_tokens]
     if not rows:
         raise DataError(
             f"All {len(train_rows)} rows have nothing to train after {config.max_length} tokens; "
             "raise max_length.",
             field="max_length",
         )
-    heldout = [row for row in heldout if row.trained]
-    return EncodedData(rows, heldout, heldout_rows, left_out)
+    eval_rows = [row for row in eval_rows if row.trained_tokens]
+    return EncodedData(rows, eval_rows, raw_eval_rows, skipped_counts)
 
 
 def describe_start(session: Session) -> dict[str, object]:
@@ -185,10 +185,10 @@ def describe_start(session: Session) -> dict[str, object]:
         "total_steps": session.plan.total_steps,
         "epochs": session.plan.epochs,
         "rows": len(session.rows),
-        "eval_rows": len(session.heldout),
+        "eval_rows": len(session.eval_rows),
         "tokens": sum(len(row) for row in session.rows),
-        "trained_tokens": sum(row.trained for row in session.rows),
-        "trainable_parameters": session.trainable_parameters(),
+        "trained_tokens": sum(row.trained_tokens for row in session.rows),
+        "trainable_parameters": session.count_trainable_parameters(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "precision": resolve_precision(config, device),
         "optimizer": config.resolve_optimizer(device.type),
@@ -197,7 +197,7 @@ def describe_start(session: Session) -> dict[str, object]:
     }
 
 
-def equipped(base: Any, config: RunConfig, device: torch.device) -> Any:
+def wrap_for_training(base: Any, config: RunConfig, device: torch.device) -> Any:
     """The base as the technique trains it, computing in the run's precision."""
     model = wrap_base_model(base, config)
     if resolve_precision(config, device) == "mixed":
@@ -205,22 +205,22 @@ def equipped(base: Any, config: RunConfig, device: torch.device) -> Any:
     return model
 
 
-def resume(session: Session, attempt: int) -> Iterator[Event]:
+def resume_from_checkpoint(session: Session, attempt: int) -> Iterator[Event]:
     """Go back to the newest whole checkpoint, if there is one."""
-    newest = checkpoint.newest_whole(session.run_dir)
-    if newest is not None:
-        facts = checkpoint.load(newest, session.trained())
-        session.step = session.saved_step = facts.pop("step")
-        if facts.pop("restarted"):
-            words = (
+    latest = checkpoint.find_latest_valid(session.run_dir)
+    if latest is not None:
+        trainer_state = checkpoint.load_checkpoint(latest, session.get_checkpoint_state())
+        session.step = session.saved_step = trainer_state.pop("step")
+        if trainer_state.pop("restarted"):
+            message = (
                 "The checkpoint is of another optimizer: the weights go on, and the optimizer "
                 "begins anew."
             )
-            yield "log", {"level": "warning", "text": words}
-        for name, value in facts.items():
+            yield "log", {"level": "warning", "text": message}
+        for name, value in trainer_state.items():
             setattr(session, name, value)
     elif session.config.start_weights:
-        read_start(session)
+        load_initial_weights(session)
     elif session.config.init_lora_weights in ("eva", "loftq"):
         yield "phase", {"name": "looking for a start"}
         initialize_adapter(session.model, session.config, session.rows)
@@ -228,7 +228,7 @@ def resume(session: Session, attempt: int) -> Iterator[Event]:
         yield "resume", {"attempt": attempt, "step": session.step}
 
 
-def read_start(session: Session) -> None:
+def load_initial_weights(session: Session) -> None:
     """Begin with the weights of a version.
 
     Raises:
@@ -238,24 +238,24 @@ def read_start(session: Session) -> None:
         weights.check_parameter_names(session.model, Path(session.config.start_weights))
         weights.read_weights(session.model, Path(session.config.start_weights), {})
     except (RuntimeError, KeyError, OSError) as error:
-        told = str(error).splitlines()[0][:300]
+        reason = str(error).splitlines()[0][:300]
         raise ConfigError(
-            f"The version's weights do not fit these settings: {told}", field="start_weights"
+            f"The version's weights do not fit these settings: {reason}", field="start_weights"
         ) from error
 
 
 def encode_with_progress(
     tokenizer: Any,
     rows: Sequence[dict[str, Any]],
-    into: list[EncodedRow],
+    encoded_rows: list[EncodedRow],
     config: RunConfig,
-    name: str,
+    phase_name: str,
 ) -> Iterator[Event]:
     encoded = encode_rows(
         tokenizer, rows, max_length=config.max_length, train_on_prompt=config.train_on_prompt
     )
-    for done, row in enumerate(encoded):
-        if done % PROGRESS_ROWS == 0:
-            yield "phase", {"name": name, "done": done, "total": len(rows)}
-        into.append(row)
-    yield "phase", {"name": name, "done": len(rows), "total": len(rows)}
+    for index, row in enumerate(encoded):
+        if index % PROGRESS_INTERVAL == 0:
+            yield "phase", {"name": phase_name, "done": index, "total": len(rows)}
+        encoded_rows.append(row)
+    yield "phase", {"name": phase_name, "done": len(rows), "total": len(rows)}

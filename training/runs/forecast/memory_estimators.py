@@ -118,7 +118,7 @@ def law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
         told = PROGRAM.ask(
             {"model": str(folder), "settings": config.memory_upper_bound().to_dict(), "device": device}
         )
-        if told.get("passing"):
+        if told.get("is_transient"):
             raise UserError(told["error"], field=told["field"])
         path = place_of(folder, config, device)
         path.parent.mkdir(parents=True, exist_ok=True)

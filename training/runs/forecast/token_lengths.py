@@ -162,7 +162,7 @@ def lengths(
         "model": str(model.folder),
         "file": str(version.file(split)),
         "count": rows,
-        "most_rows": MOST_ROWS,
+        "max_rows": MOST_ROWS,
         "into": str(path),
         "train_on_prompt": train_on_prompt,
         "lengths": LENGTHS,

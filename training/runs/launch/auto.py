@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.auto.plan import make_plan
-from training.auto.situation import GOALS, Plan, Situation
+from training.auto.situation import GOALS, Plan, PlanInputs
 from training.catalog.card import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
@@ -92,7 +92,7 @@ def kept_only(*asked: Any) -> MemoryEstimator:
     return kept
 
 
-def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEstimator]) -> Situation:
+def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEstimator]) -> PlanInputs:
     model, data, found, target = case.model, case.data, case.found, case.target
     if not model.card.get("hidden_size"):
         raise UserError(
@@ -109,18 +109,18 @@ def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEst
     def need(config: RunConfig) -> Mapping[str, Any]:
         return memory_forecast(find_law(model.folder, config, target.kind), config, found, constant)
 
-    return Situation(
+    return PlanInputs(
         model=model.name,
         hidden_size=int(model.card["hidden_size"]),
         context_length=model.card.get("context_length"),
-        parameters_a_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
+        parameters_per_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
         rows=data.train_rows,
-        heldout_rows=data.heldout_rows,
+        eval_rows=data.heldout_rows,
         lengths=found.total,
-        trained=trained_within(found, 2**30),
+        trained_lengths=trained_within(found, 2**30),
         device=target.name,
-        total=total,
-        free=free,
-        need=need,
-        steps=lambda config: count_steps(found, config)[0],
+        total_bytes=total,
+        free_bytes=free,
+        forecast_memory=need,
+        count_steps=lambda config: count_steps(found, config)[0],
     )
