@@ -41,7 +41,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     from training.datasets.examples import add_example
     from training.gpus import devices
     from training.people.models import User
-    from training.runs.forecast.token_lengths import lengths
+    from training.runs.forecast.token_lengths import get_lengths
 
     call_command("migrate", verbosity=0)
     folder, user = import_builtin_model(), User.objects.create_superuser("bench")
@@ -54,7 +54,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     )
     data = add_example(user, "smart_home")
     devices.report()
-    lengths(data, model)
+    get_lengths(data, model)
     client = Client(HTTP_HOST="127.0.0.1", HTTP_HX_REQUEST="true")
     client.force_login(user)
     return client, {"model": model.pk, "data": data.pk, "method": "lora", "goal": "task"}

@@ -28,13 +28,13 @@ FOLDER = ROOT / ".pytest_cache" / "simulations" / compute_digest()
 
 def simulate_request(request):
     """As the simulation program answers, in this process. Files are named and written as the site
-    does it in SNAPML_HOME/laws, so a running instance can share the folder.
+    does it in SNAPML_HOME/memory_estimators, so a running instance can share the folder.
     """
     from training.engine.simulation.forecast import handle_request
-    from training.runs.forecast.memory_estimators import key_of
+    from training.runs.forecast.memory_estimators import compute_cache_key
 
     config = RunConfig.from_dict(request["settings"])
-    path = FOLDER / f"{key_of(Path(request['model']), config, request['device'])}.json"
+    path = FOLDER / f"{compute_cache_key(Path(request['model']), config, request['device'])}.json"
     if not path.is_file():
         response = handle_request(json.dumps(request))
         if response.get("is_transient"):

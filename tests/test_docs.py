@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training.datasets.forms import FORMS
 from training.engine.config import RunConfig
-from training.runs.launch.services import OWN_SETTINGS
+from training.runs.launch.services import INTERNAL_SETTINGS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def test_every_setting_is_explained_with_its_own_sentence():
     text = (DOCS / "settings.md").read_text()
     for field in fields(RunConfig):
-        if field.name not in OWN_SETTINGS:
+        if field.name not in INTERNAL_SETTINGS:
             assert f"| `{field.name}` |" in text
             assert field.metadata["description"] in text
 

@@ -116,9 +116,9 @@ def make_token_lengths(rows):
     """Lengths as if they had been counted: 60 tokens a row, 20 of them trained."""
     import numpy as np
 
-    from training.runs.forecast.token_lengths import LENGTHS, Lengths
+    from training.runs.forecast.token_lengths import LENGTH_CHOICES, TokenLengths
 
     arrays = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
-    return Lengths(
-        arrays[60], arrays[20], arrays[40], dict.fromkeys(LENGTHS, arrays[20]), rows, "model", ""
+    return TokenLengths(
+        arrays[60], arrays[20], arrays[40], dict.fromkeys(LENGTH_CHOICES, arrays[20]), rows, "model", ""
     )

@@ -24,7 +24,7 @@ from training.errors import Conflict, UserError, one_line
 from training.formatting import format_value
 from training.gpus.ledger import used_by_run
 from training.people.models import User
-from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.states import OPEN
@@ -77,7 +77,7 @@ def launch_bakeoff(
         placement=placement,
         skip_impossible=True,
     )
-    sweep = launch(request, accept_warnings=True)
+    sweep = launch_runs(request, accept_warnings=True)
     assert isinstance(sweep, Sweep)
     return sweep
 

@@ -13,7 +13,7 @@ from training.datasets.visible import visible_data
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
-from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.launch.start_weights import StartWeights, get_start_weights
 from training.runs.models import Run
 
@@ -82,7 +82,7 @@ def start_weights_of(version: AdapterVersion) -> StartWeights:
         sha256=version.sha256,
         folder=version.folder,
         base_model=version.base_model_id,
-        fixed={name: settings[name] for name in SHAPE if name in settings},
+        fixed_settings={name: settings[name] for name in SHAPE if name in settings},
     )
 
 
@@ -155,6 +155,6 @@ def continue_from(
         name=name or version.name,
         start_weights=get_start_weights(user, version.pk),
     )
-    run = launch(request, accept_warnings=True)
+    run = launch_runs(request, accept_warnings=True)
     assert isinstance(run, Run)
     return run

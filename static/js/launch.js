@@ -57,7 +57,7 @@ document.body.addEventListener("htmx:afterSwap", () => {
   const later = [...typed].filter(([, { at }]) => at > answered);
   for (const [name, { value, checked }] of later) {
     const field =
-      name === "method" ? document.getElementById(`technique-${value}`) : form.elements[name];
+      name === "method" ? document.getElementById(`method-${value}`) : form.elements[name];
     if (!field || field instanceof RadioNodeList) continue; // gone, or several of one name
     if (field.type === "checkbox" || field.type === "radio") field.checked = checked;
     else field.value = value;

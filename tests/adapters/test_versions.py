@@ -136,8 +136,8 @@ def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, ali
     assert f'name="from_version" value="{trained.pk}" checked' in page.content.decode()
     form = {name: str(value) for name, value in run.config.items() if not isinstance(value, bool)}
     form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
-    form["seen"] = [
-        mark for _, mark in client.post("/runs/new/card", form).context["will"]["warnings"]
+    form["accepted_warnings"] = [
+        mark for _, mark in client.post("/runs/new/card", form).context["forecast"]["warnings"]
     ]
     answer = client.post("/runs/new", form)
     assert answer.status_code == 302, answer.context["error"]

@@ -7,7 +7,7 @@ from tests.stage import Stage
 def new_stage(tmp_path_factory, model):
     home = tmp_path_factory.mktemp("home")
     simulations.FOLDER.mkdir(parents=True, exist_ok=True)
-    (home / "laws").symlink_to(simulations.FOLDER)
+    (home / "memory_estimators").symlink_to(simulations.FOLDER)
     return Stage(home, model)
 
 

@@ -81,7 +81,7 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
 def test_every_technique_is_launched_by_clicking(page, stage, name):
     by_hand(page, stage)
     choose(page)
-    page.locator(f"#technique-{name}").check()
+    page.locator(f"#method-{name}").check()
     expect(page.locator(f"[data-settings-of={name}]")).to_be_visible()
     page.get_by_text("Advanced").click()
     for field, value in {
@@ -123,11 +123,11 @@ def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_setting
         {"offline": False, "latency": 600, "downloadThroughput": -1, "uploadThroughput": -1},
     )
     choose(page)
-    page.locator("#technique-prefix").check()
+    page.locator("#method-prefix").check()
     # Asks for the card, beside the question for the settings
     page.locator("[name=max_steps]").fill("6")
     expect(page.locator("[name=num_virtual_tokens]")).to_be_visible()
     expect(page.locator("[name=max_steps]")).to_have_value("6")
-    page.locator("#technique-bottleneck").check()  # and a second one, too
+    page.locator("#method-bottleneck").check()  # and a second one, too
     expect(page.locator("[data-settings-of=bottleneck]")).to_be_visible()
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=90_000)

@@ -125,9 +125,9 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
 def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
     by_hand(page, stage)
     choose(page)
-    cost = page.locator("label:has(#technique-lora) .number")
+    cost = page.locator("label:has(#method-lora) .number")
     expect(cost).to_contain_text("B: fits", timeout=150_000)
-    expect(page.locator("#techniques")).not_to_contain_text("simulating", timeout=150_000)
+    expect(page.locator("#methods")).not_to_contain_text("simulating", timeout=150_000)
     first = cost.inner_text()
     slider = page.get_by_label("Rank, by slider")
     slider.focus()

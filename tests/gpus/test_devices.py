@@ -15,7 +15,7 @@ from training.errors import NotAllowed
 from training.gpus import allocations, devices, quotas
 from training.gpus.devices import Reading, read_cpu, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, Pool
-from training.runs.forecast.target_device import kind_of
+from training.runs.forecast.target_device import get_device_kind
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -47,7 +47,7 @@ def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monke
     for has, kind, law in ((True, "CPU", "cpu"), (False, "CPU without bf16", "cpu_fp32")):
         monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
         assert read_cpu().kind == kind
-        assert (kind_of(kind), devices.is_cpu(kind)) == (law, True)
+        assert (get_device_kind(kind), devices.is_cpu(kind)) == (law, True)
 
 
 def test_a_host_that_comes_back_with_another_cpu_changes_its_pool(monkeypatch):

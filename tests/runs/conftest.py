@@ -17,13 +17,13 @@ def counted(data, base_model, device, monkeypatch):
     """The data's tokens are counted and a memory law is at hand, LoRA's for every technique; beside
     this host's CPU there is a device with 3 GB free.
     """
-    lengths = tiny.make_token_lengths(data.train_rows)
+    row_lengths = tiny.make_token_lengths(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     wanted = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: simulations.simulate_request(wanted))
-    for name in ("lengths", "kept_lengths"):
-        monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: lengths)
-    monkeypatch.setattr("training.runs.launch.request.kept_lengths", lambda *_a, **_m: lengths)
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: simulations.simulate_request(wanted))
+    for name in ("get_lengths", "get_cached_lengths"):
+        monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: row_lengths)
+    monkeypatch.setattr("training.runs.launch.request.get_cached_lengths", lambda *_a, **_m: row_lengths)
     small = devices.Reading(0, "small", "Small", "Small", 16 * GB, 13 * GB)
     devices.report([small], host="attic")
     return data

@@ -10,29 +10,29 @@ from django.core.management import CommandError, call_command
 from tests import simulations
 from training.errors import UserError
 from training.runs.forecast import memory_estimators
-from training.runs.forecast.any_model import forecast_of
-from training.runs.launch.schemas import ANY_MODEL
+from training.runs.forecast.any_model import forecast_any_model
+from training.runs.launch.schemas import EXAMPLE_MODEL
 
 pytestmark = pytest.mark.once
-SMALL = ANY_MODEL["config"]
+SMALL = EXAMPLE_MODEL["config"]
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch):
+def simulate_in_process(monkeypatch):
     """The forecasting program in this process; the same question is simulated once."""
-    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", simulations.simulate_request)
+    monkeypatch.setattr(memory_estimators.ANY_MODEL_PROCESS, "request_estimator", simulations.simulate_request)
 
 
 def test_it_works():
-    told = forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu")
-    more = forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=4, length=64, device="cpu")
-    assert told["kinds"]["weights"] > 0 and told["batch"] == [2, 64]
-    assert more["step"] > told["step"] >= told["kinds"]["weights"]
+    small = forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu")
+    large = forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=4, length=64, device="cpu")
+    assert small["kinds"]["weights"] > 0 and small["batch"] == [2, 64]
+    assert large["step"] > small["step"] >= small["kinds"]["weights"]
 
 
 def test_a_cpu_without_bf16_is_forecast_in_fp32_wherever_the_simulation_runs():
     with_it, without = (
-        forecast_of(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d)
+        forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d)
         for d in ("cpu", "cpu_fp32")
     )
     assert (with_it["precision"], without["precision"]) == ("bf16", "fp32")
@@ -64,15 +64,15 @@ def test_the_api_tells_the_same(client, alice):
         "length": 64,
         "device": "cpu",
     }
-    told = client.post("/api/v1/runs/forecast/model", body, content_type="application/json").json()
+    response = client.post("/api/v1/runs/forecast/model", body, content_type="application/json").json()
     assert (
-        told["step"]
-        == forecast_of(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
+        response["step"]
+        == forecast_any_model(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
     )
 
 
 @pytest.mark.parametrize(
-    ("config", "given", "words"),
+    ("config", "settings", "message"),
     [
         ({"model_type": "llama"}, {}, "names no architectures"),
         ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, "auto_map"),
@@ -84,6 +84,6 @@ def test_the_api_tells_the_same(client, alice):
         (SMALL, {"max_tokens_per_batch": 512}, "given by rows and length"),
     ],
 )
-def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, given, words):
-    with pytest.raises(UserError, match=words):
-        forecast_of(config, given, length=64)
+def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, settings, message):
+    with pytest.raises(UserError, match=message):
+        forecast_any_model(config, settings, length=64)

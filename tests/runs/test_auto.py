@@ -15,7 +15,7 @@ from tests.launching import launch_run
 from tests.pages import markup
 from training.gpus.models import Device, Quota
 from training.runs.forecast import memory_estimators, token_lengths
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.launch import auto
 from training.runs.models import Run
 
@@ -25,12 +25,12 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 @pytest.fixture
 def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
-    lengths = tiny.make_token_lengths(data.train_rows)
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", simulations.simulate_request)
-    shutil.rmtree(Path(settings.HOME) / "laws", ignore_errors=True)
-    monkeypatch.setattr(token_lengths, "kept_lengths", lambda *_args, **_more: lengths)
-    monkeypatch.setattr(token_lengths, "lengths", lambda *_args, **_more: lengths)
-    leave_free(8 * 10**9)
+    row_lengths = tiny.make_token_lengths(data.train_rows)
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", simulations.simulate_request)
+    shutil.rmtree(Path(settings.HOME) / "memory_estimators", ignore_errors=True)
+    monkeypatch.setattr(token_lengths, "get_cached_lengths", lambda *_args, **_more: row_lengths)
+    monkeypatch.setattr(token_lengths, "get_lengths", lambda *_args, **_more: row_lengths)
+    set_free_memory(8 * 10**9)
     form = {
         "mode": "auto",
         "mode-was": "auto",
@@ -41,16 +41,16 @@ def ready(data, base_model, device, settings, monkeypatch):
     return SimpleNamespace(model=base_model, data=data, form=form)
 
 
-def leave_free(free):
+def set_free_memory(free):
     Device.objects.update(total_bytes=16 * 10**9, used_bytes=16 * 10**9 - free)
 
 
-def planned(client, form):
+def render_planned_card(client, form):
     client.post(reverse("run-memory"), form)
     return markup(client.post(reverse("run-card"), form))
 
 
-def shown_plan(page):
+def get_plan_digest(page):
     return page.split('name="plan" value="')[1].split('"')[0]
 
 
@@ -58,60 +58,60 @@ def test_it_works(client, alice, ready):
     client.force_login(alice)
     before = markup(client.post(reverse("run-card"), ready.form))
     assert "simulating steps" in before and "Planning…" in before
-    page = planned(client, ready.form)
+    page = render_planned_card(client, ready.form)
     assert "LoRA fits" in page and "QLoRA would need" in page
-    answer = client.post(reverse("run-new"), ready.form | {"plan": shown_plan(page)})
+    answer = client.post(reverse("run-new"), ready.form | {"plan": get_plan_digest(page)})
     run = Run.objects.get()
     assert answer.url == reverse("run", args=[run.pk])
     assert run.method == "lora"
-    reasons = {one["setting"]: one for one in run.advice["choices"]}
-    assert reasons["rank"]["value"] == run.config["rank"]
+    choices = {one["setting"]: one for one in run.advice["choices"]}
+    assert choices["rank"]["value"] == run.config["rank"]
     assert "LoRA fits" in markup(client.get(answer.url))
 
 
 def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, ready):
     client.force_login(alice)
-    page = planned(client, ready.form | {"set-rank": "4", "was-rank": "8"})
+    page = render_planned_card(client, ready.form | {"set-rank": "4", "was-rank": "8"})
     assert 'id="set-rank" name="set-rank" value="4"' in page
     assert 'value="8" autocomplete' in page.split('name="set-alpha"')[1][:60], (
         "alpha is planned around it"
     )
-    kept = {"set-rank": "4", "was-rank": "4"}
-    assert 'name="set-rank" value="4"' in planned(client, ready.form | kept | {"lock": "rank"})
-    assert 'name="set-rank" value="4"' not in planned(client, ready.form | kept)
+    unchanged = {"set-rank": "4", "was-rank": "4"}
+    assert 'name="set-rank" value="4"' in render_planned_card(client, ready.form | unchanged | {"lock": "rank"})
+    assert 'name="set-rank" value="4"' not in render_planned_card(client, ready.form | unchanged)
 
 
 def test_a_wrong_lock_is_told_and_the_plan_on_the_page_stays(client, alice, ready):
     client.force_login(alice)
-    page = planned(client, ready.form | {"set-rank": "0", "was-rank": "8"})
+    page = render_planned_card(client, ready.form | {"set-rank": "0", "was-rank": "8"})
     assert "rank is 0; it must be from 1 to 1024" in page
     assert "Correct Rank" in page and 'id="plan"' not in page
 
 
 def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready):
     client.force_login(alice)
-    page = planned(client, ready.form)
-    leave_free(4 * 10**8)
-    answer = client.post(reverse("run-new"), ready.form | {"plan": shown_plan(page)})
+    page = render_planned_card(client, ready.form)
+    set_free_memory(4 * 10**8)
+    answer = client.post(reverse("run-new"), ready.form | {"plan": get_plan_digest(page)})
     assert answer.status_code in (400, 409)
     assert not Run.objects.exists()
 
 
 def test_what_never_fits_says_so(client, alice, ready):
     client.force_login(alice)
-    leave_free(10**6)
-    only = {
+    set_free_memory(10**6)
+    locks = {
         "set-method": "lora",
         "set-gradient_checkpointing": "off",
         "lock": ["method", "gradient_checkpointing"],
     }
-    page = planned(client, ready.form | only)
+    page = render_planned_card(client, ready.form | locks)
     assert "Nothing fits: the least," in page and "disabled" in page.split("<button")[-1]
 
 
 def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
     client.force_login(alice)
-    planned(client, ready.form)
+    render_planned_card(client, ready.form)
     page = markup(client.post(reverse("run-settings"), ready.form | {"mode": "choose"}))
     assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
     back = markup(client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}))
@@ -121,19 +121,19 @@ def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
 def test_the_api_plans_and_starts(client, alice, ready):
     client.force_login(alice)
     headers = {"content_type": "application/json"}
-    asked = {"model": ready.model.pk, "data": ready.data.pk}
+    body = {"model": ready.model.pk, "data": ready.data.pk}
     plan = client.post(
-        "/api/v1/runs/plan", asked | {"goal": "style", "locked": {"epochs": 2}}, **headers
+        "/api/v1/runs/plan", body | {"goal": "style", "locked": {"epochs": 2}}, **headers
     ).json()
     assert plan["settings"]["epochs"] == 2 and {"setting", "why", "alternative", "locked"} <= set(
         plan["choices"][0]
     )
-    made = client.post("/api/v1/runs", asked | {"auto": {"locked": {"rank": 4}}}, **headers)
-    assert made.status_code == 201, made.content
-    assert made.json()["config"]["rank"] == 4 and made.json()["advice"]["choices"]
-    wrong = client.post("/api/v1/runs", asked | {"auto": {}, "settings": {"rank": 4}}, **headers)
+    response = client.post("/api/v1/runs", body | {"auto": {"locked": {"rank": 4}}}, **headers)
+    assert response.status_code == 201, response.content
+    assert response.json()["config"]["rank"] == 4 and response.json()["advice"]["choices"]
+    wrong = client.post("/api/v1/runs", body | {"auto": {}, "settings": {"rank": 4}}, **headers)
     assert wrong.status_code == 400 and "auto.locked" in wrong.content.decode()
-    unknown = client.post("/api/v1/runs/plan", asked | {"goal": "fame"}, **headers)
+    unknown = client.post("/api/v1/runs/plan", body | {"goal": "fame"}, **headers)
     assert unknown.status_code == 400 and "must be one of" in unknown.content.decode()
 
 
@@ -176,8 +176,8 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
         page = markup(client.post(reverse("run-costs"), form))
     assert page.count(": fits") == 7
     assert "Cannot be merged into the base" in page
-    leave_free(1)
-    page = markup(client.post(reverse("run-costs") + "?look=1", form))
+    set_free_memory(1)
+    page = markup(client.post(reverse("run-costs") + "?cached_only=1", form))
     assert page.count("does not fit now") == 7 and "grey" in page
 
 
@@ -185,8 +185,8 @@ def test_a_run_that_was_started_unforecast_gets_its_forecast_from_the_worker(run
     from training.runs.launch import method_costs
 
     Run.objects.update(forecast={})
-    method_costs.tried.clear()
-    method_costs.forecast_launched()
+    method_costs.attempted_paths.clear()
+    method_costs.forecast_open_runs()
     run.refresh_from_db()
     assert run.forecast["peak"] > 0
 
@@ -195,10 +195,10 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     from training.engine.config import RunConfig
     from training.runs.launch import method_costs
 
-    method_costs.tried.clear()
+    method_costs.attempted_paths.clear()
     for _ in range(8):
-        method_costs.make_beforehand()
-    assert memory_estimators.kept_law(
+        method_costs.precompute_estimator()
+    assert memory_estimators.get_cached_estimator(
         ready.model.folder, RunConfig.from_dict({"method": "ia3"}), "cpu"
     )
 
@@ -220,7 +220,7 @@ def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(
         raise UserError("The memory forecast broke off; the log of the web server says why.")
 
     client.force_login(alice)
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", broken)
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", broken)
     answer = client.post(
         reverse("run-memory"),
         ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"},
@@ -230,7 +230,7 @@ def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(
 
 def test_a_technique_without_checkpointing_has_no_row_for_it(client, alice, ready):
     client.force_login(alice)
-    page = planned(client, ready.form | {"set-method": "prefix", "was-method": "lora"})
+    page = render_planned_card(client, ready.form | {"set-method": "prefix", "was-method": "lora"})
     assert "set-gradient_checkpointing" not in page and "set-learning_rate" in page
 
 
@@ -247,8 +247,8 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
-    situation = auto.situation_of(
-        auto.Case(ready.model, ready.data, token_lengths.kept_lengths(), target_of()),
-        memory_estimators.law,
+    situation = auto.build_plan_inputs(
+        auto.PlanContext(ready.model, ready.data, token_lengths.get_cached_lengths(), get_target_device()),
+        memory_estimators.get_estimator,
     )
     assert (situation.total_bytes, situation.free_bytes) == (3 * 10**9, 3 * 10**9)

@@ -16,9 +16,9 @@ from tests.launching import launch_run
 from training.errors import ConfigError, Conflict, UserError
 from training.gpus import devices
 from training.gpus.models import PersonalQuota, Pool
-from training.runs.forecast.memory_estimators import Unlawful
+from training.runs.forecast.memory_estimators import CannotEstimate
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.request import LaunchRequest, launch, preview
+from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.services import WarningsNotAccepted
 from training.runs.models import Run, Sweep
 
@@ -32,20 +32,20 @@ def named_pool():
     return Pool.objects.get(kind=devices.CPU)
 
 
-def by_api(client, body):
+def forecast_by_api(client, body):
     answer = client.post("/api/v1/runs/forecast", body, content_type="application/json")
     assert answer.status_code == 200, answer.content
     return answer.json()
 
 
-def by_command(tmp_path, text, *options):
+def launch_by_command(tmp_path, text, *options):
     file, out = tmp_path / "run.yaml", io.StringIO()
     file.write_text(text)
     call_command("launch", str(file), "--user", "alice", *options, stdout=out)
     return out.getvalue()
 
 
-def by_page(client, form):
+def render_card(client, form):
     return client.post(reverse("run-card"), form).content.decode()
 
 
@@ -54,19 +54,19 @@ def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_fo
 ):
     settings = {**tiny.SETTINGS, "learning_rate": [0.001, 0.9]}
     body = {"model": base_model.pk, "data": counted.pk, "settings": settings}
-    told = by_api(as_alice, body)
-    assert told["runs"] == 2
-    warnings = told["will"]["warnings"]
-    assert any("0.9" in words for words in warnings)
+    forecast = forecast_by_api(as_alice, body)
+    assert forecast["runs"] == 2
+    warnings = forecast["forecast"]["warnings"]
+    assert any("0.9" in warning for warning in warnings)
     refused = as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json")
     assert refused.status_code == 409
-    assert all(words in refused.json()["error"]["message"] for words in warnings)
+    assert all(warning in refused.json()["error"]["message"] for warning in warnings)
     text = yaml.safe_dump({"model": "tiny-llama", "data": "Lights", "settings": settings})
-    shown = by_command(tmp_path, text, "--forecast")
-    assert [line[9:] for line in shown.splitlines() if line.startswith("warning: ")] == warnings
+    output = launch_by_command(tmp_path, text, "--forecast")
+    assert [line[9:] for line in output.splitlines() if line.startswith("warning: ")] == warnings
     form = {"mode": "choose", "model": base_model.pk, "data": counted.pk, **tiny.SETTINGS}
-    page = by_page(as_alice, form | {"learning_rate": "0.001, 0.9"})
-    assert page.count('name="seen"') == len(warnings)
+    page = render_card(as_alice, form | {"learning_rate": "0.001, 0.9"})
+    assert page.count('name="accepted_warnings"') == len(warnings)
     assert not Run.objects.exists()
 
 
@@ -75,22 +75,22 @@ def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
 ):
     auto = {"goal": "style", "locked": {"rank": 2}}
     body = {"model": base_model.pk, "data": counted.pk, "auto": auto, "pool": named_pool.pk}
-    told = by_api(as_alice, body)
-    assert told["plan"]["settings"]["rank"] == 2
+    forecast = forecast_by_api(as_alice, body)
+    assert forecast["plan"]["settings"]["rank"] == 2
     form = {"mode": "auto", "model": base_model.pk, "data": counted.pk, "goal": "style"}
     form |= {"pool": named_pool.pk, "set-rank": "2", "lock": "rank"}
     as_alice.post(reverse("run-memory"), form)
-    assert f'name="plan" value="{told["plan_digest"]}"' in by_page(as_alice, form)
+    assert f'name="plan" value="{forecast["plan_digest"]}"' in render_card(as_alice, form)
     text = yaml.safe_dump(
         {"model": "tiny-llama", "data": "Lights", "pool": named_pool.name, "auto": auto}
     )
-    shown = by_command(tmp_path, text, "--forecast")
-    for choice in told["plan"]["choices"]:
-        assert f"{choice['setting']} = " in shown
-    made = as_alice.post("/api/v1/runs", body, content_type="application/json").json()
-    by_command(tmp_path, text, "--accept-warnings")
+    output = launch_by_command(tmp_path, text, "--forecast")
+    for choice in forecast["plan"]["choices"]:
+        assert f"{choice['setting']} = " in output
+    created = as_alice.post("/api/v1/runs", body, content_type="application/json").json()
+    launch_by_command(tmp_path, text, "--accept-warnings")
     by_command_, by_api_ = Run.objects.order_by("-pk")[:2]
-    assert made["id"] == by_api_.pk
+    assert created["id"] == by_api_.pk
     assert by_command_.config == by_api_.config
     assert by_command_.pool == by_api_.pool == named_pool
     assert by_command_.forecast == by_api_.forecast
@@ -98,16 +98,16 @@ def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
 
 def test_a_plan_is_made_for_the_pool_that_the_run_waits_for(alice, base_model, counted, named_pool):
     request = LaunchRequest(user=alice, base_model=base_model, data=counted, auto=AutoRequest())
-    large = preview(request)
-    there = preview(LaunchRequest(**{**vars(request), "placement": placed(named_pool)}))
-    assert large.plan.facts["device"] != there.plan.facts["device"]
+    in_default_pool = preview_launch(request)
+    in_named_pool = preview_launch(LaunchRequest(**{**vars(request), "placement": make_placement(named_pool)}))
+    assert in_default_pool.plan.facts["device"] != in_named_pool.plan.facts["device"]
     run = launch_run(
-        alice, base_model=base_model, data=counted, auto=AutoRequest(), placement=placed(named_pool)
+        alice, base_model=base_model, data=counted, auto=AutoRequest(), placement=make_placement(named_pool)
     )
-    assert run.advice["facts"]["device"] == there.plan.facts["device"]
+    assert run.advice["facts"]["device"] == in_named_pool.plan.facts["device"]
 
 
-def placed(pool):
+def make_placement(pool):
     from training.runs.queue.placement import Placement
 
     return Placement(pool)
@@ -118,7 +118,7 @@ def test_another_plan_than_the_one_that_was_shown_is_not_started(alice, base_mod
         user=alice, base_model=base_model, data=counted, auto=AutoRequest(), plan_digest="other"
     )
     with pytest.raises(Conflict) as refused:
-        launch(request, accept_warnings=True)
+        launch_runs(request, accept_warnings=True)
     assert refused.value.field == "plan"
     assert not Run.objects.exists()
 
@@ -132,15 +132,15 @@ def test_a_sweep_with_auto_is_refused_and_starts_nothing(as_alice, base_model, c
 
 
 def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
-    from training.runs.launch.sweep import warning_id
+    from training.runs.launch.sweep import compute_warning_id
 
     request = LaunchRequest(
         user=alice, base_model=base_model, data=counted, settings={**tiny.SETTINGS, **JUMPY}
     )
     with pytest.raises(WarningsNotAccepted) as refused:
-        launch(request, accepted_warnings=["something else"])
-    seen = [warning_id(words) for words in refused.value.warnings]
-    assert isinstance(launch(request, accepted_warnings=seen), Run)
+        launch_runs(request, accepted_warnings=["something else"])
+    accepted = [compute_warning_id(warning) for warning in refused.value.warnings]
+    assert isinstance(launch_runs(request, accepted_warnings=accepted), Run)
 
 
 def test_a_run_and_its_config_are_written_once_and_whole(
@@ -158,18 +158,18 @@ def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
 ):
     from training.runs.launch import request as module
 
-    def kept_forecast(config, *_more):
+    def fail_for_qlora(config, *_more):
         if config.method == "qlora":
-            raise Unlawful("QLoRA cannot quantize this model.", field="method")
+            raise CannotEstimate("QLoRA cannot quantize this model.", field="method")
         return {}
 
-    monkeypatch.setattr(module, "kept_forecast", kept_forecast)
+    monkeypatch.setattr(module, "get_cached_forecast", fail_for_qlora)
     settings = {"method": ["lora", "qlora"], "max_steps": 3}
-    asked = {"base_model": base_model, "data": counted, "settings": settings}
+    launch_fields = {"base_model": base_model, "data": counted, "settings": settings}
     with pytest.raises(UserError):
-        launch_run(alice, **asked)
+        launch_run(alice, **launch_fields)
     assert not Run.objects.exists()
-    sweep = launch_run(alice, **asked, skip_impossible=True)
+    sweep = launch_run(alice, **launch_fields, skip_impossible=True)
     assert [run.method for run in sweep.runs.all()] == ["lora"]
     assert list(sweep.refused) == ["QLoRA"]
 

@@ -13,11 +13,11 @@ from tests import tiny
 from training.datasets.work import create_dataset
 from training.engine import batches
 from training.engine.config import RunConfig
-from training.runs.forecast.batch_shapes import BATCHING
-from training.runs.forecast.summary import forecast
-from training.runs.forecast.target_device import target_of
-from training.runs.forecast.token_lengths import cut_at, histogram, lengths, padding, tokens_of
-from training.runs.launch.sweep import warning_id
+from training.runs.forecast.batch_shapes import BATCH_SETTINGS
+from training.runs.forecast.summary import forecast_run
+from training.runs.forecast.target_device import get_target_device
+from training.runs.forecast.token_lengths import get_truncation_stats, build_histogram, get_lengths, compute_padding, preview_tokens
+from training.runs.launch.sweep import compute_warning_id
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
@@ -34,29 +34,29 @@ def nothing_measured_yet(data):
     shutil.rmtree(data.file("train").parent / "lengths", ignore_errors=True)
 
 
-def text_of(row, kind):
+def join_tokens(row, kind):
     return "".join("".join(piece["tokens"]) for piece in row["spans"] if piece["kind"] == kind)
 
 
 @pytest.mark.own_process
 def test_tokens_are_shown_with_their_fate(base_model):
-    told = tokens_of(base_model, tiny.ROWS[:1], max_length=20, train_on_prompt=False)
-    row = told["rows"][0]
-    assert told["template"] == "model"
+    preview = preview_tokens(base_model, tiny.ROWS[:1], max_length=20, train_on_prompt=False)
+    row = preview["rows"][0]
+    assert preview["template"] == "model"
     assert (
-        text_of(row, "m")
+        join_tokens(row, "m")
         == "<|im_start|>user\nturn on the kitchen lamp<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert text_of(row, "t").startswith('{"intent"')
-    assert text_of(row, "c").endswith("<|im_end|>\n")
+    assert join_tokens(row, "t").startswith('{"intent"')
+    assert join_tokens(row, "c").endswith("<|im_end|>\n")
     assert sum(len(piece["tokens"]) for piece in row["spans"]) == row["tokens"]
 
 
 def test_characters_of_several_tokens_and_plain_text_are_whole(base_model):
-    row = tokens_of(base_model, [{"text": "hé 😀 ok"}], max_length=99, train_on_prompt=False)[
+    row = preview_tokens(base_model, [{"text": "hé 😀 ok"}], max_length=99, train_on_prompt=False)[
         "rows"
     ][0]
-    assert text_of(row, "m") + text_of(row, "t") == "hé 😀 ok<|im_end|>"
+    assert join_tokens(row, "m") + join_tokens(row, "t") == "hé 😀 ok<|im_end|>"
 
 
 def test_a_row_that_the_template_cannot_hold_says_why(base_model):
@@ -65,7 +65,7 @@ def test_a_row_that_the_template_cannot_hold_says_why(base_model):
         "content": "",
         "tool_calls": [{"function": {"name": "lamp", "arguments": {}}}],
     }
-    row = tokens_of(
+    row = preview_tokens(
         base_model,
         [{"messages": [{"role": "user", "content": "a"}, call]}],
         max_length=99,
@@ -82,9 +82,9 @@ def test_an_endless_template_ends_in_a_sentence(base_model, tmp_path, monkeypatc
         tmp_path / "endless", template="{% for i in range(999999999) %}x{% endfor %}"
     )
     base_model.location = str(folder)
-    monkeypatch.setattr("training.runs.forecast.token_lengths.PATIENCE_SECONDS", 8)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.TIMEOUT_SECONDS", 8)
     with pytest.raises(UserError, match=r"took too long|broke off|cannot read"):
-        tokens_of(base_model, tiny.ROWS[:1], max_length=99, train_on_prompt=False)
+        preview_tokens(base_model, tiny.ROWS[:1], max_length=99, train_on_prompt=False)
 
 
 @pytest.mark.own_process
@@ -101,47 +101,47 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice, engine
         "max_length": 30,
         "max_tokens_per_batch": 100,
     }
-    found = lengths(data, base_model)
-    said = forecast(RunConfig.from_dict(settings), base_model, data, found, target_of())
+    lengths = get_lengths(data, base_model)
+    summary = forecast_run(RunConfig.from_dict(settings), base_model, data, lengths, get_target_device())
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
     engine_here([str(run.folder)])
     events = tiny.read_events(run.folder)
     start = next(e for e in events if e["kind"] == "start")
-    assert said["steps"] == start["total_steps"]
-    assert said["trainable"] == start["trainable_parameters"]
-    assert said["lengths"]["cut"] == start["truncated_rows"]
-    assert said["lengths"]["empty"] == start["empty_rows"]
-    assert said["tokens"] == sum(e["tokens"] for e in events if e["kind"] == "step")
-    assert said["evals"] == sum(e["kind"] == "eval" for e in events)
+    assert summary["steps"] == start["total_steps"]
+    assert summary["trainable"] == start["trainable_parameters"]
+    assert summary["lengths"]["truncated"] == start["truncated_rows"]
+    assert summary["lengths"]["empty"] == start["empty_rows"]
+    assert summary["tokens"] == sum(e["tokens"] for e in events if e["kind"] == "step")
+    assert summary["evals"] == sum(e["kind"] == "eval" for e in events)
 
 
 def test_lengths_are_measured_once(data, base_model, monkeypatch):
-    first = lengths(data, base_model)
-    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", None)
-    again = lengths(data, base_model)
+    first = get_lengths(data, base_model)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", None)
+    again = get_lengths(data, base_model)
     assert (again.total == first.total).all()
 
 
 def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(
     data, base_model, monkeypatch, as_alice
 ):
-    monkeypatch.setattr("training.runs.forecast.token_lengths.MOST_ROWS", 10)
-    found = lengths(data, base_model)
-    assert found.measured < found.rows == data.train_rows
-    assert not forecast(RunConfig(max_length=64), base_model, data, found, target_of())["exact"]
+    monkeypatch.setattr("training.runs.forecast.token_lengths.MAX_MEASURED_ROWS", 10)
+    lengths = get_lengths(data, base_model)
+    assert lengths.measured_rows < lengths.rows == data.train_rows
+    assert not forecast_run(RunConfig(max_length=64), base_model, data, lengths, get_target_device())["exact"]
     page = as_alice.get(f"/data/versions/{data.pk}/trained").content.decode()
-    assert f"Counted on {found.measured} of {data.train_rows} rows" in page
+    assert f"Counted on {lengths.measured_rows} of {data.train_rows} rows" in page
 
 
 def test_shares_padding_and_histogram(data, base_model):
-    found = lengths(data, base_model)
-    facts = cut_at(found, 25)
-    assert 0 < facts["cut"] <= found.rows
-    assert facts["longest"] == found.total.max()
-    told = padding(found, RunConfig(max_length=64, max_tokens_per_batch=128))
-    assert told["ours"] < told["random"]
-    bars = histogram(found)
-    assert sum(bars["total"]) == sum(bars["prompt"]) == sum(bars["answer"]) == found.measured
+    lengths = get_lengths(data, base_model)
+    facts = get_truncation_stats(lengths, 25)
+    assert 0 < facts["truncated"] <= lengths.rows
+    assert facts["longest"] == lengths.total.max()
+    shares = compute_padding(lengths, RunConfig(max_length=64, max_tokens_per_batch=128))
+    assert shares["ours"] < shares["random"]
+    bars = build_histogram(lengths)
+    assert sum(bars["total"]) == sum(bars["prompt"]) == sum(bars["answer"]) == lengths.measured_rows
 
 
 def test_the_page_shows_colours_shares_and_the_template(as_alice, data, base_model):
@@ -188,7 +188,7 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
 
 
 @pytest.mark.parametrize(
-    ("posted", "label"),
+    ("form_data", "label"),
     [
         ({}, "Choose model and data"),
         ({"model": "M"}, "Choose data"),
@@ -197,31 +197,31 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
         ({"model": "M", "data": "D", "max_length": "64", "learning_rate": "0.1"}, "Start anyway"),
     ],
 )
-def test_the_button_names_the_next_thing_that_is_missing(as_alice, data, base_model, posted, label):
-    places = {"M": base_model.pk, "D": data.pk}
+def test_the_button_names_the_next_thing_that_is_missing(as_alice, data, base_model, form_data, label):
+    ids = {"M": base_model.pk, "D": data.pk}
     card = as_alice.post(
-        "/runs/new/card", {name: places.get(value, value) for name, value in posted.items()}
+        "/runs/new/card", {name: ids.get(value, value) for name, value in form_data.items()}
     ).content.decode()
     assert label in card
 
 
 def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model, no_bell):
-    asked = {"model": base_model.pk, "data": data.pk, "max_length": "64", "learning_rate": "0.1"}
-    refused = as_alice.post("/runs/new", asked)
+    body = {"model": base_model.pk, "data": data.pk, "max_length": "64", "learning_rate": "0.1"}
+    refused = as_alice.post("/runs/new", body)
     assert refused.status_code == 409
     warning = (
         "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
     )
     assert warning in refused.content.decode()
-    assert as_alice.post("/runs/new", {**asked, "seen": warning_id(warning)}).status_code == 302
+    assert as_alice.post("/runs/new", {**body, "accepted_warnings": compute_warning_id(warning)}).status_code == 302
 
 
 def test_the_api_tells_the_same(as_alice, data, base_model):
     body = json.dumps({"model": base_model.pk, "data": data.pk, "settings": {"rank": [4, 8]}})
-    told = as_alice.post("/api/v1/runs/forecast", body, content_type="application/json").json()
-    assert told["runs"] == 2
-    found = as_alice.get(f"/api/v1/runs/lengths?model={base_model.pk}&data={data.pk}").json()
-    assert found["rows"] == data.train_rows
+    response = as_alice.post("/api/v1/runs/forecast", body, content_type="application/json").json()
+    assert response["runs"] == 2
+    length_stats = as_alice.get(f"/api/v1/runs/lengths?model={base_model.pk}&data={data.pk}").json()
+    assert length_stats["rows"] == data.train_rows
     assert {s["name"] for s in as_alice.get("/api/v1/runs/settings").json()} >= {
         "rank",
         "packing",
@@ -239,13 +239,13 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(
         {"gradient_accumulation_steps": 2, "max_steps": 3},
     ):
         settings = {**tiny.SETTINGS, "max_tokens_per_batch": 80, **more}
-        said = forecast(
-            RunConfig.from_dict(settings), base_model, data, lengths(data, base_model), target_of()
+        summary = forecast_run(
+            RunConfig.from_dict(settings), base_model, data, get_lengths(data, base_model), get_target_device()
         )
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
         engine_here([str(run.folder)])
         steps = [e for e in tiny.read_events(run.folder) if e["kind"] == "step"]
-        assert (said["steps"], said["tokens"], said["exact"]) == (
+        assert (summary["steps"], summary["tokens"], summary["exact"]) == (
             len(steps),
             sum(e["tokens"] for e in steps),
             True,
@@ -253,15 +253,15 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(
 
 
 def test_target_modules_count_as_peft_matches_them(data, base_model):
-    dotted = forecast(
+    dotted = forecast_run(
         RunConfig(target_modules="self_attn.q_proj", max_length=64),
         base_model,
         data,
         None,
-        target_of(),
+        get_target_device(),
     )
-    plain = forecast(
-        RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, target_of()
+    plain = forecast_run(
+        RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, get_target_device()
     )
     assert dotted["trainable"] == plain["trainable"] > 0
 
@@ -272,7 +272,7 @@ def test_data_that_the_model_cannot_hold_is_not_launched(
     folder = tiny.make_model(tmp_path / "strict", template="{{ raise_exception('never') }}")
     base_model.location = str(folder)
     base_model.save()
-    lengths(data, base_model)
+    get_lengths(data, base_model)
     chosen = {"model": base_model.pk, "data": data.pk, "max_length": "64"}
     card = as_alice.post("/runs/new/card", chosen).content.decode()
     assert "This model cannot be trained on this data; the first such row is row 1" in card
@@ -281,11 +281,11 @@ def test_data_that_the_model_cannot_hold_is_not_launched(
 
 
 def test_trained_tokens_stop_at_the_length(data, base_model):
-    found = lengths(data, base_model)
-    assert cut_at(found, 128)["answer_tokens"] == int(found.trained.sum())
-    assert cut_at(found, 20)["answer_tokens"] < int(found.trained.sum())
+    lengths = get_lengths(data, base_model)
+    assert get_truncation_stats(lengths, 128)["answer_tokens"] == int(lengths.trained.sum())
+    assert get_truncation_stats(lengths, 20)["answer_tokens"] < int(lengths.trained.sum())
 
 
 def test_every_setting_that_the_batches_ask_for_is_among_those_that_are_remembered():
-    asked = set(re.findall(r"config\.(\w+)", inspect.getsource(batches)))
-    assert {"max_length", "packing", "seed"} < asked <= set(BATCHING)
+    used_settings = set(re.findall(r"config\.(\w+)", inspect.getsource(batches)))
+    assert {"max_length", "packing", "seed"} < used_settings <= set(BATCH_SETTINGS)

@@ -12,7 +12,7 @@ from training.engine.memory_estimator import MemoryEstimator, BatchShape, find_p
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast import memory, memory_estimators
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run
 
 
@@ -24,44 +24,44 @@ def simulated(tiny_model):
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
     from training.engine.simulation.forecast import build_estimator
 
-    found = {}
+    results = {}
     for method in ("lora", "full", "prefix"):
         config = replace(RunConfig.from_dict({"method": method}), precision="fp32")
-        law = build_estimator(tiny_model, config, "cpu")
+        estimator = build_estimator(tiny_model, config, "cpu")
         run = SimulatedStep(load_model_config(tiny_model), config, layers=2, precision="fp32", device="cpu")
         batch = BatchShape(5, 70, 90)
         run.run_step(batch)
-        moments = run.run_step(batch)
-        told = max(
+        snapshots = run.run_step(batch)
+        step_bytes = max(
             sum(row)
-            for name, rows in moments.items()
+            for name, rows in snapshots.items()
             for row in rows
             if not name.startswith("eval")
         )
-        measuring = max(
-            sum(row) for name, rows in moments.items() for row in rows if name.startswith("eval")
+        eval_bytes = max(
+            sum(row) for name, rows in snapshots.items() for row in rows if name.startswith("eval")
         )
-        found[method] = (config, law, batch, told, measuring, run.num_trainable)
+        results[method] = (config, estimator, batch, step_bytes, eval_bytes, run.num_trainable)
         run.close()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "prefix"])
 def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
-    config, law, batch, told, measuring, trainable = simulated[method]
-    kept = MemoryEstimator.from_json(json.loads(json.dumps(law.to_json())))
-    assert find_peak_memory(kept, [batch], config).total == pytest.approx(told, rel=0.005)
-    assert find_peak_memory(kept, [batch], config, is_eval=True).total == pytest.approx(
-        measuring, rel=0.005
+    config, estimator, batch, step_bytes, eval_bytes, trainable = simulated[method]
+    restored = MemoryEstimator.from_json(json.loads(json.dumps(estimator.to_json())))
+    assert find_peak_memory(restored, [batch], config).total == pytest.approx(step_bytes, rel=0.005)
+    assert find_peak_memory(restored, [batch], config, is_eval=True).total == pytest.approx(
+        eval_bytes, rel=0.005
     )
-    assert memory.law_trainable(kept, config) == trainable
+    assert memory.estimate_trainable_parameters(restored, config) == trainable
 
 
 def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
-    config, law, batch, told, _, _ = simulated["lora"]
-    assert find_peak_memory(law, [batch], replace(config, rank=64)).total > told
-    assert find_peak_memory(law, [BatchShape(10, 70, 90)], config).total > told
-    assert set(find_peak_memory(law, [batch], config).kinds) >= {
+    config, estimator, batch, step_bytes, _, _ = simulated["lora"]
+    assert find_peak_memory(estimator, [batch], replace(config, rank=64)).total > step_bytes
+    assert find_peak_memory(estimator, [BatchShape(10, 70, 90)], config).total > step_bytes
+    assert set(find_peak_memory(estimator, [batch], config).kinds) >= {
         "weights",
         "gradients",
         "optimizer",
@@ -73,23 +73,23 @@ def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
 
 def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatch, simulated):
     settings.HOME = tmp_path
-    asked = []
-    told = simulated["lora"][1].to_json()
+    requests = []
+    response = simulated["lora"][1].to_json()
     monkeypatch.setattr(
-        memory_estimators.PROGRAM, "ask", lambda request: asked.append(request) or told
+        memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda request: requests.append(request) or response
     )
     config = RunConfig()
-    assert memory_estimators.kept_law(tiny_model, config, "cpu") is None
+    assert memory_estimators.get_cached_estimator(tiny_model, config, "cpu") is None
     for one in (
         config,
         replace(config, rank=32),
         replace(config, learning_rate=0.002),
         replace(config, max_length=256),
     ):
-        memory_estimators.law(tiny_model, one, "cpu")
-    assert len(asked) == 1
-    memory_estimators.law(tiny_model, replace(config, gradient_checkpointing=True), "cpu")
-    assert len(asked) == 2
+        memory_estimators.get_estimator(tiny_model, one, "cpu")
+    assert len(requests) == 1
+    memory_estimators.get_estimator(tiny_model, replace(config, gradient_checkpointing=True), "cpu")
+    assert len(requests) == 2
 
 
 def test_a_technique_that_does_not_fit_says_so_each_time(
@@ -97,19 +97,19 @@ def test_a_technique_that_does_not_fit_says_so_each_time(
 ):
     settings.HOME = tmp_path
     monkeypatch.setattr(
-        memory_estimators.PROGRAM,
-        "ask",
+        memory_estimators.ESTIMATOR_PROCESS,
+        "request_estimator",
         lambda _request: {"error": "It does not fit.", "field": "method"},
     )
     for _ in range(2):
         with pytest.raises(UserError, match="does not fit"):
-            memory_estimators.law(tiny_model, RunConfig(), "cpu")
+            memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
 
 
 def test_the_program_answers_on_its_pipe(tiny_model, settings, tmp_path):
     settings.HOME = tmp_path
-    with pytest.raises(memory_estimators.Unlawful, match="no_such_layer"):
-        memory_estimators.law(tiny_model, RunConfig(target_modules="no_such_layer"), "cpu")
+    with pytest.raises(memory_estimators.CannotEstimate, match="no_such_layer"):
+        memory_estimators.get_estimator(tiny_model, RunConfig(target_modules="no_such_layer"), "cpu")
 
 
 def test_what_fails_by_chance_is_not_remembered(
@@ -120,25 +120,25 @@ def test_what_fails_by_chance_is_not_remembered(
         {"error": "It broke off; try again.", "field": "model", "is_transient": True},
         simulated["lora"][1].to_json(),
     ]
-    monkeypatch.setattr(memory_estimators.PROGRAM, "ask", lambda _request: answers.pop(0))
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: answers.pop(0))
     with pytest.raises(UserError, match="try again"):
-        memory_estimators.law(tiny_model, RunConfig(), "cpu")
-    assert memory_estimators.kept_law(tiny_model, RunConfig(), "cpu") is None
-    assert memory_estimators.law(tiny_model, RunConfig(), "cpu")
+        memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
+    assert memory_estimators.get_cached_estimator(tiny_model, RunConfig(), "cpu") is None
+    assert memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
 
 
 def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
     from training.engine.simulation import forecast
 
-    told = forecast.handle_request(
+    response = forecast.handle_request(
         json.dumps({"model": str(tmp_path / "gone"), "settings": {}, "device": "cpu"})
     )
-    assert told["is_transient"]
+    assert response["is_transient"]
 
 
 def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
     keys = [
-        memory_estimators.key_of(tiny_model, RunConfig(dropout=share), "cpu")
+        memory_estimators.compute_cache_key(tiny_model, RunConfig(dropout=share), "cpu")
         for share in (0.0, 0.05, 0.1)
     ]
     assert keys[0] != keys[1] == keys[2]
@@ -176,24 +176,24 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
     )
     config, shape = RunConfig.from_dict(settings), BatchShape(3, 160, 200)
     assert loaded.resolve_device().type == "cpu"
-    told = forecast.forecast_bytes(llama, config, shape, torch.device("cpu"))
-    assert told == pytest.approx(
+    forecast_bytes = forecast.forecast_bytes(llama, config, shape, torch.device("cpu"))
+    assert forecast_bytes == pytest.approx(
         forecast.measure_peak(llama, config, shape, torch.device("cpu")), rel=0.05
     )
 
 
 def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
-    target = target_of()
-    assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
-    told = {"device": target.name, "variable": 10**9, "optimizer": "adamw_torch"}
+    target = get_target_device()
+    assert memory.get_fixed_overhead(target).framework == memory.FRAMEWORK_BYTES[target.kind]
+    past_forecast = {"device": target.name, "variable": 10**9, "optimizer": "adamw_torch"}
     Run.objects.filter(pk=run.pk).update(
-        state="finished", peak_memory_bytes=13 * 10**8, forecast=told
+        state="finished", peak_memory_bytes=13 * 10**8, forecast=past_forecast
     )
-    assert memory.constant_part(target).framework == 3 * 10**8
+    assert memory.get_fixed_overhead(target).framework == 3 * 10**8
     Run.objects.filter(pk=run.pk).update(peak_memory_bytes=5 * 10**8)
-    assert memory.constant_part(target).framework == 0
-    Run.objects.filter(pk=run.pk).update(forecast=told | {"optimizer": "paged_adamw_8bit"})
-    assert memory.constant_part(target).framework == memory.FRAMEWORK_BYTES[target.kind]
+    assert memory.get_fixed_overhead(target).framework == 0
+    Run.objects.filter(pk=run.pk).update(forecast=past_forecast | {"optimizer": "paged_adamw_8bit"})
+    assert memory.get_fixed_overhead(target).framework == memory.FRAMEWORK_BYTES[target.kind]
 
 
 def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):

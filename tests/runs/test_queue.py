@@ -20,7 +20,7 @@ from training.gpus.devices import Reading, report
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue import actions, admission, checks, durations, reasons
 from training.runs.states import State, Wish
@@ -224,12 +224,12 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
 def test_what_can_never_run_is_refused_at_launch(
     alice, base_model, data, device, no_bell, monkeypatch
 ):
-    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(
         UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"
     ):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 20 * GB})
+    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 20 * GB})
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
     with refused(code="most_memory", naming=("10.0 GB",)):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -285,9 +285,9 @@ def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
 
 def test_new_runs_do_not_wait_for_devices_that_are_long_gone(run):
     report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="retired")
-    assert target_of().pool.kind == "H100"
+    assert get_target_device().pool.kind == "H100"
     Host.objects.filter(name="retired").update(reported_at=timezone.now() - timedelta(days=30))
-    assert target_of().pool.kind == "CPU"
+    assert get_target_device().pool.kind == "CPU"
 
 
 def test_a_stop_while_it_makes_room_is_a_stop(run, another):
@@ -406,9 +406,9 @@ def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what
 
 
 def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_bell):
-    from training.runs.forecast.token_lengths import lengths
+    from training.runs.forecast.token_lengths import get_lengths
 
-    lengths(data, base_model)
+    get_lengths(data, base_model)
     made = launch_run(
         alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "max_steps": 7}
     )

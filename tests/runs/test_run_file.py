@@ -20,7 +20,7 @@ from training.runs.launch.yaml_file import (
     find_data,
     find_placement,
     read_yaml,
-    to_request,
+    to_launch_request,
     to_yaml,
 )
 from training.runs.models import Run, Sweep
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.django_db
 
 
 def test_it_comes_back_as_it_went(run, alice):
-    described = read_yaml(to_yaml(run))
-    assert described["settings"] == run.config
-    assert described["model"] == run.base_model.name
-    assert find_data(alice, described) == run.data
+    document = read_yaml(to_yaml(run))
+    assert document["settings"] == run.config
+    assert document["model"] == run.base_model.name
+    assert find_data(alice, document) == run.data
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("a: [", "line 1: not YAML"),
         ("- 1", "must be a mapping"),
@@ -50,21 +50,21 @@ def test_it_comes_back_as_it_went(run, alice):
         ("[" * 10_000, "nested too deeply"),
     ],
 )
-def test_a_file_that_is_none_gets_a_sentence(text, words):
-    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+def test_a_file_that_is_none_gets_a_sentence(text, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         read_yaml(text)
 
 
 def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, alice, people):
     assert find_data(alice, {"data": {"name": "old name", "sha256": run.data.digest}}) == run.data
     assert find_data(alice, {"data": "Lights"}) == run.data
-    for user, wanted in (
+    for user, reference in (
         (people["mallory"], {"name": "Lights"}),
         (alice, {"name": "Lights", "version": 9}),
         (alice, None),
     ):
         with pytest.raises(NotFound):
-            find_data(user, {"data": wanted})
+            find_data(user, {"data": reference})
 
 
 def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
@@ -128,19 +128,19 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
     assert "priority" not in to_yaml(run)
     run.pool = Pool.objects.create(name="Attic", kind="NVIDIA Attic")
     run.priority = "background"
-    described = read_yaml(to_yaml(run))
-    assert find_placement(described) == Placement(run.pool, "background")
+    document = read_yaml(to_yaml(run))
+    assert find_placement(document) == Placement(run.pool, "background")
     file = SimpleUploadedFile("r.yaml", to_yaml(run).encode())
     page = markup(as_alice.post("/runs/new/file", {"file": file}))
     assert 'value="background" selected' in page
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [({"pool": "Cellar"}, "no pool of devices 'Cellar'"), ({"priority": "at once"}, "is one of")],
 )
-def test_a_pool_or_class_that_is_not_there_is_told(device, more, words):
-    with pytest.raises(UserError, match=words):
+def test_a_pool_or_class_that_is_not_there_is_told(device, more, message):
+    with pytest.raises(UserError, match=message):
         find_placement(more)
 
 
@@ -151,7 +151,7 @@ def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path)
     assert Run.objects.latest("pk").priority == "background"
 
 
-def launched_again(run, tmp_path, *options):
+def relaunch_from_file(run, tmp_path, *options):
     """What `manage.py launch` starts from a run's own file."""
     file = tmp_path / f"{run.pk}.yaml"
     file.write_text(to_yaml(run))
@@ -167,14 +167,14 @@ def launched_again(run, tmp_path, *options):
     return list(Run.objects.exclude(pk__in=known).order_by("pk"))
 
 
-def same_run(one, other):
+def is_same_run(one, other):
     names = ("config", "base_model", "data", "pool", "priority", "from_version", "method")
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def test_a_plain_run_comes_back_from_its_file(run, tmp_path):
-    (again,) = launched_again(run, tmp_path)
-    assert same_run(again, run)
+    (again,) = relaunch_from_file(run, tmp_path)
+    assert is_same_run(again, run)
 
 
 def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
@@ -183,13 +183,13 @@ def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
     settings = {**tiny.SETTINGS, "rank": [2, 4]}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings, name="Grid")
     first, second = sweep.runs.order_by("pk")
-    (again,) = launched_again(second, tmp_path)
-    assert same_run(again, second)
+    (again,) = relaunch_from_file(second, tmp_path)
+    assert is_same_run(again, second)
     assert again.sweep is None
-    whole = launched_again(second, tmp_path, "--again")
-    assert [run.config for run in whole] == [first.config, second.config]
-    assert whole[0].sweep.name == "Grid"
-    assert whole[0].sweep.grid == sweep.grid
+    relaunched_sweep = relaunch_from_file(second, tmp_path, "--again")
+    assert [run.config for run in relaunched_sweep] == [first.config, second.config]
+    assert relaunched_sweep[0].sweep.name == "Grid"
+    assert relaunched_sweep[0].sweep.grid == sweep.grid
 
 
 def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was(
@@ -199,11 +199,11 @@ def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was
     auto = AutoRequest("style", {"rank": 2})
     run = launch_run(alice, base_model=base_model, data=data, auto=auto, placement=Placement(pool))
     assert (run.pool, run.config["rank"]) == (pool, 2)
-    (again,) = launched_again(run, tmp_path)
-    assert same_run(again, run)
+    (again,) = relaunch_from_file(run, tmp_path)
+    assert is_same_run(again, run)
     assert again.advice == {}
-    (planned,) = launched_again(run, tmp_path, "--again")
-    assert same_run(planned, run)
+    (planned,) = relaunch_from_file(run, tmp_path, "--again")
+    assert is_same_run(planned, run)
     assert planned.advice == run.advice
     assert planned.request == run.request
 
@@ -226,7 +226,7 @@ def test_the_page_opens_a_file_that_lets_auto_choose(
     )
     page = as_alice.post("/runs/new/file", upload)
     assert page.status_code == 200
-    plan = page.context["planned"].plan
+    plan = page.context["plan_state"].plan
     assert (plan.goal, plan.settings["rank"]) == ("style", 2)
     assert page.context["auto"] is True
 
@@ -240,10 +240,10 @@ def test_a_request_of_another_form_gets_a_sentence(text):
 
 @pytest.mark.parametrize("request_", [{}, {"name": "x"}, {"skip_impossible": True}])
 def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, request_):
-    described = read_yaml(to_yaml(run)) | {"request": read_yaml("name: x")}
-    described["request"] |= request_
+    document = read_yaml(to_yaml(run)) | {"request": read_yaml("name: x")}
+    document["request"] |= request_
     with pytest.raises(UserError) as refused:
-        to_request(alice, described, again=True)
+        to_launch_request(alice, document, again=True)
     assert refused.value.field == "file"
 
 

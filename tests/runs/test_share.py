@@ -12,8 +12,8 @@ from tests.runs.fake_engine import FakeEngine
 from tests.runs.supervising import start_supervising, wait_for
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
-from training.runs.forecast.memory import CONTEXT_BYTES, constant_part
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.memory import CONTEXT_BYTES, get_fixed_overhead
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.states import State
 from training.runs.worker import supervisor
@@ -102,7 +102,7 @@ def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared)
 def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
     Pool.objects.update(kind="H100")
     Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 3 * GB}])
-    assert constant_part(target_of()).context == CONTEXT_BYTES["cuda"]
+    assert get_fixed_overhead(get_target_device()).context == CONTEXT_BYTES["cuda"]
 
     def step(seq, reserved):
         payload = {"devices": [{"device": "cuda:0", "reserved_bytes": reserved}]}
@@ -129,7 +129,7 @@ def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
     report()
     step(5, 2 * GB)
     assert measured() == 1 * GB
-    assert constant_part(target_of()).context == 1 * GB
+    assert get_fixed_overhead(get_target_device()).context == 1 * GB
     report()
     step(6, 2 * GB)
     Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 5 * GB}])

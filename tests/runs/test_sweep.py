@@ -45,7 +45,7 @@ def test_values_that_are_none_are_named(values):
         expand_grid({"rank": values})
 
 
-def post(client, base_model, data, **more):
+def post_launch_form(client, base_model, data, **more):
     settings = {name: str(value) for name, value in tiny.SETTINGS.items() if name != "precision"}
     return client.post(
         "/runs/new",
@@ -54,7 +54,7 @@ def post(client, base_model, data, **more):
 
 
 def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_bell):
-    answer = post(as_alice, base_model, data, rank="2, 4", learning_rate="0.001")
+    answer = post_launch_form(as_alice, base_model, data, rank="2, 4", learning_rate="0.001")
     assert answer["Location"] == f"/sweeps/{Sweep.objects.get().pk}"
     page = as_alice.get(answer["Location"]).content.decode()
     assert page.count('name="run"') == 2

@@ -14,8 +14,8 @@ from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
 from training.gpus.models import PersonalQuota
-from training.runs.forecast.memory_ladder import nearest
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.memory_ladder import suggest_fitting_change
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run
 from training.runs.states import State
 from training.runs.worker import oom_recovery
@@ -32,10 +32,10 @@ def simulated(monkeypatch):
     test_memory.py.
     """
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.kept_law", lambda _folder, config, _device: config
+        "training.runs.forecast.memory_ladder.get_cached_estimator", lambda _folder, config, _device: config
     )
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.memory_forecast",
+        "training.runs.forecast.memory_ladder.forecast_memory",
         lambda law, config, _found, _framework: {
             "peak": (4 if config.gradient_checkpointing else 16) * GB // config.micro_batch_splits
         },
@@ -125,13 +125,13 @@ def settings_of_deaths(settings):
 def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
     alice, base_model, data, device, no_bell, monkeypatch
 ):
-    assert "micro_batch_splits 2 it would need 8.0 GB" in nearest(
-        RunConfig(), base_model, data, 10 * GB, target_of()
+    assert "micro_batch_splits 2 it would need 8.0 GB" in suggest_fitting_change(
+        RunConfig(), base_model, data, 10 * GB, get_target_device()
     )
-    assert "gradient_checkpointing True it would need 4.0 GB" in nearest(
-        RunConfig(), base_model, data, 5 * GB, target_of()
+    assert "gradient_checkpointing True it would need 4.0 GB" in suggest_fitting_change(
+        RunConfig(), base_model, data, 5 * GB, get_target_device()
     )
-    monkeypatch.setattr("training.runs.launch.request.kept_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(UserError, match=r"micro_batch_splits 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
@@ -150,7 +150,7 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
     known = []
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.kept_law",
+        "training.runs.forecast.memory_ladder.get_cached_estimator",
         lambda _folder, config, _device: config if config in known else None,
     )
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ from tests.pages import markup
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run, Sweep
 from training.runs.queue.placement import Placement
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def cards(device):
     """Two pools beside this host's CPU, on a host of their own."""
-    told = [
+    readings = [
         devices.Reading(0, "a", "H100", "H100", 80 * GB, 30 * GB),
         devices.Reading(1, "b", "H100", "H100", 80 * GB, GB),
         devices.Reading(2, "c", "T4", "T4", 16 * GB, GB),
     ]
-    devices.report(told, host="cards")
+    devices.report(readings, host="cards")
     return {pool.kind: pool for pool in Pool.objects.all()}
 
 
@@ -42,20 +42,20 @@ def form(base_model, data):
     }
 
 
-def shown(client, form):
+def render_card(client, form):
     return client.post(reverse("run-card"), form).content.decode()
 
 
 def test_it_works(as_alice, form, cards, no_bell):
     page = markup(as_alice.get(reverse("run-new")))
     assert "The largest" in page and ">T4</option>" in page and ">Urgent<" not in page
-    card = shown(as_alice, form | {"pool": cards["T4"].pk})
+    card = render_card(as_alice, form | {"pool": cards["T4"].pk})
     assert "T4, 15.0 of 16.0 GB free" in card
-    seen = card.split('name="seen" value="')[1:]
+    accepted = card.split('name="accepted_warnings" value="')[1:]
     started = form | {
         "pool": cards["T4"].pk,
         "priority": "background",
-        "seen": [one.split('"')[0] for one in seen],
+        "accepted_warnings": [one.split('"')[0] for one in accepted],
     }
     assert as_alice.post(reverse("run-new"), started).status_code == 302
     run = Run.objects.get()
@@ -70,8 +70,8 @@ def test_the_techniques_are_weighed_anew_for_other_devices(as_alice, form):
 
 
 def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form, cards):
-    assert "H100, 79.0 of 80.0 GB free" in shown(as_alice, form)
-    assert (target_of().kind, target_of(cards["CPU"]).kind) == ("cuda", "cpu")
+    assert "H100, 79.0 of 80.0 GB free" in render_card(as_alice, form)
+    assert (get_target_device().kind, get_target_device(cards["CPU"]).kind) == ("cuda", "cpu")
 
 
 def test_a_copy_waits_where_its_original_did(as_alice, run, cards):
@@ -82,36 +82,36 @@ def test_a_copy_waits_where_its_original_did(as_alice, run, cards):
 
 def test_devices_that_are_not_given_out_are_told(as_alice, form, cards):
     Device.objects.filter(name="T4").update(condition="dirty")
-    assert "not given out now" in shown(as_alice, form | {"pool": cards["T4"].pk})
+    assert "not given out now" in render_card(as_alice, form | {"pool": cards["T4"].pk})
 
 
 def test_before_any_worker_reports_this_hosts_own_device_is_shown(as_alice, form, db):
     assert Device.objects.count() == 0
-    assert devices.read_devices()[0].name in shown(as_alice, form)
+    assert devices.read_devices()[0].name in render_card(as_alice, form)
 
 
 def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_bell):
-    asked = {
+    launch_fields = {
         "base_model": base_model,
         "data": data,
         "settings": tiny.SETTINGS,
         "placement": Placement(priority="urgent"),
     }
     with pytest.raises(NotAllowed):
-        launch_run(alice, **asked)
+        launch_run(alice, **launch_fields)
     assert not Run.objects.exists(), "nothing is left of a refused launch"
-    assert launch_run(people["admin"], **asked).priority == "urgent"
+    assert launch_run(people["admin"], **launch_fields).priority == "urgent"
 
 
 def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(
     as_alice, form, device
 ):
-    for more, words in (
+    for more, message in (
         ({"priority": "royal"}, "The class is one of"),
         ({"pool": "99"}, "not there any more"),
     ):
         answer = as_alice.post(reverse("run-new"), form | more)
-        assert answer.status_code in (400, 404) and words in answer.content.decode()
+        assert answer.status_code in (400, 404) and message in answer.content.decode()
     assert not Run.objects.exists()
 
 
@@ -152,12 +152,12 @@ def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, fo
 
 def test_every_setting_that_one_may_turn_has_its_usual_range():
     from training.engine.methods import METHODS
-    from training.runs.launch.form import fields
+    from training.runs.launch.form import build_fields
 
     for method in METHODS:
-        for name, field in fields({"method": method}).items():
+        for name, field in build_fields({"method": method}).items():
             assert (
-                field.usual
+                field.recommended
                 or name == "seed"
                 or (field.choices and not field.papers)
                 or name == "optim"
@@ -166,10 +166,10 @@ def test_every_setting_that_one_may_turn_has_its_usual_range():
 
 def test_virtual_tokens_count_against_the_context(base_model):
     from training.engine.config import RunConfig
-    from training.runs.forecast.summary import context_warnings
+    from training.runs.forecast.summary import get_context_warnings
 
     base_model.card = {"context_length": 256}
-    whole = {"max_tokens_per_batch": 512, "max_length": 256}
-    assert not context_warnings(RunConfig.from_dict({"method": "lora", **whole}), base_model)
-    (warning,) = context_warnings(RunConfig.from_dict({"method": "prompt", **whole}), base_model)
+    batch = {"max_tokens_per_batch": 512, "max_length": 256}
+    assert not get_context_warnings(RunConfig.from_dict({"method": "lora", **batch}), base_model)
+    (warning,) = get_context_warnings(RunConfig.from_dict({"method": "prompt", **batch}), base_model)
     assert "max_length is 256 and 20 virtual tokens stand in front" in warning

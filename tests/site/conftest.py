@@ -28,8 +28,8 @@ def no_program(monkeypatch, settings):
     def refuse(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.forecast.token_lengths.ask", refuse)
-    monkeypatch.setattr("training.runs.worker.oom_recovery.law", refuse)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", refuse)
+    monkeypatch.setattr("training.runs.worker.oom_recovery.get_estimator", refuse)
     yield
     for mark in (Path(settings.HOME) / "data").rglob("*.failed"):
         mark.unlink()

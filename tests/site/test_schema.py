@@ -45,7 +45,7 @@ def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
     """
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     answer = simulations.simulate_request({"model": str(tiny_model), "settings": lora, "device": "cpu"})
-    monkeypatch.setattr(memory_estimators.ANY_MODEL, "ask", lambda _request: answer)
+    monkeypatch.setattr(memory_estimators.ANY_MODEL_PROCESS, "request_estimator", lambda _request: answer)
 
     def refuse(*_args, **_kwargs):
         raise UserError("not here")

@@ -129,7 +129,7 @@ def test_no_page_asks_the_database_once_a_row(
     from training.runs.models import Run
 
     monkeypatch.setattr(
-        token_lengths, "kept_lengths", lambda *_args, **_more: tiny.make_token_lengths(run.data.train_rows)
+        token_lengths, "get_cached_lengths", lambda *_args, **_more: tiny.make_token_lengths(run.data.train_rows)
     )
     for _ in range(30):
         copy = Run.objects.get(pk=run.pk)

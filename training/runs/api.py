@@ -171,7 +171,7 @@ def read_metrics(
 
 class WayOut(Schema):
     name: str
-    words: str
+    description: str
     changes: dict[str, Any]
     peak_bytes: int | None = Field(description="null: the step has not been simulated")
 

@@ -21,7 +21,7 @@ from training.people.requests import SignedIn, in_pieces, number
 from training.people.visible import get_changeable, get_visible
 from training.runs import actions, filters
 from training.runs import run_files as runs_run_files
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.launch import yaml_file
 from training.runs.live import messages as live_messages
 from training.runs.metrics import comparison, table
@@ -255,7 +255,7 @@ def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
     if request.GET.get("make"):
         oom_recovery.simulate_one(run)
-    total = target_of(run.pool).total
+    total = get_target_device(run.pool).total
     rows = [
         (way, way.memory["peak"] <= total if way.memory else None)
         for way in oom_recovery.ways_of(run)

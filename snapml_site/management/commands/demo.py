@@ -18,7 +18,7 @@ from training.jobs.runner import run_lane
 from training.people.models import Team, User
 from training.people.teams import join
 from training.runs.launch.request import LaunchRequest
-from training.runs.launch.request import launch as launch_request
+from training.runs.launch.request import launch_runs as launch_request
 from training.runs.models import Run
 from training.runs.states import OPEN
 from training.runs.worker.supervisor import supervise_run

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from training.engine.methods import METHODS
 from training.errors import UserError
-from training.runs.forecast.any_model import forecast_of
+from training.runs.forecast.any_model import forecast_any_model
 from training.runs.forecast.memory import CONTEXT_BYTES
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
@@ -51,7 +51,7 @@ class Command(BaseCommand):
                     "length": options["length"],
                     "device": options["device"],
                 }
-                told[name] = forecast_of(model, {**given, "method": name}, **where)
+                told[name] = forecast_any_model(model, {**given, "method": name}, **where)
             except UserError as error:
                 if options["method"] != "all":
                     raise CommandError(error.message) from error

@@ -11,7 +11,7 @@ from training.errors import UserError
 from training.formatting import format_setting
 from training.people.models import User
 from training.runs.launch import yaml_file
-from training.runs.launch.request import LaunchPreview, launch, preview
+from training.runs.launch.request import LaunchPreview, launch_runs, preview_launch
 from training.runs.launch.services import WarningsNotAccepted
 from training.runs.models import Run, Sweep
 
@@ -55,11 +55,11 @@ class Command(BaseCommand):
             raise CommandError(f"{options['file']}: {error.message}") from error
 
     def start(self, user: User, text: str, options: dict[str, Any]) -> None:
-        request = yaml_file.to_request(user, yaml_file.read_yaml(text), again=options["again"])
+        request = yaml_file.to_launch_request(user, yaml_file.read_yaml(text), again=options["again"])
         if options["forecast"]:
-            self.show(preview(request))
+            self.show(preview_launch(request))
             return
-        made = launch(request, accept_warnings=options["accept_warnings"])
+        made = launch_runs(request, accept_warnings=options["accept_warnings"])
         if isinstance(made, Sweep):
             count = made.runs.count()
             self.stdout.write(f"Sweep {made.pk}, {made.name}: {count} runs are waiting.")

@@ -1,7 +1,7 @@
 """`python -m training.engine.data.preview`: rows as a model will see them, without training. A
 request on stdin, an answer on stdout.
 
-`rows` come back token by token; of a `file` the lengths of up to `most_rows` rows, spread evenly
+`rows` come back token by token; of a `file` the lengths of up to `max_rows` rows, spread evenly
 over it, are written to `into`. The template of a model is code that somebody wrote: it runs here
 under limits on time and memory, never in the web server.
 """

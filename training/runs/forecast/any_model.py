@@ -11,16 +11,16 @@ from typing import Any
 from training.catalog.card import refuse_code
 from training.engine.config import RunConfig
 from training.errors import TooLarge, UserError
-from training.runs.forecast.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, Constant, memory_forecast
-from training.runs.forecast.memory_estimators import law_of
+from training.runs.forecast.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, FixedOverhead, forecast_memory
+from training.runs.forecast.memory_estimators import estimate_from_config
 
-MAX_CONFIG = 64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
-COUNTED = re.compile("layer|head|expert|block|stage")
-MOST_COUNTED, MOST = 4_096, 100_000_000
-KEYS = ("architectures", "model_type")
+MAX_CONFIG_CHARACTERS = 64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
+COUNT_NAMES = re.compile("layer|head|expert|block|stage")
+MAX_COUNT, MAX_NUMBER = 4_096, 100_000_000
+REQUIRED_KEYS = ("architectures", "model_type")
 
 
-def refuse_giants(value: Any, name: str = "") -> None:
+def check_config_size(value: Any, name: str = "") -> None:
     """transformers makes lists by the number of layers, heads and experts before anything is
     shallow.
 
@@ -29,17 +29,17 @@ def refuse_giants(value: Any, name: str = "") -> None:
     """
     if isinstance(value, dict):
         for key, inner in value.items():
-            refuse_giants(inner, key)
+            check_config_size(inner, key)
     elif isinstance(value, list):
         for inner in value:
-            refuse_giants(inner, name)
-    elif isinstance(value, int) and value > (MOST_COUNTED if COUNTED.search(name) else MOST):
+            check_config_size(inner, name)
+    elif isinstance(value, int) and value > (MAX_COUNT if COUNT_NAMES.search(name) else MAX_NUMBER):
         raise UserError(
             f"{name} is {str(value)[:20]} in the config.json; no model has so many.", field="config"
         )
 
 
-def forecast_of(
+def forecast_any_model(
     config_json: dict[str, Any],
     settings: dict[str, Any],
     *,
@@ -55,15 +55,15 @@ def forecast_of(
         UserError: not a config.json of a causal language model, one that names code, or one that
             cannot be simulated.
     """
-    if len(json.dumps(config_json)) > MAX_CONFIG:
-        raise TooLarge(f"The config.json has more than {MAX_CONFIG:,} characters.", field="config")
-    missing = [key for key in KEYS if not config_json.get(key)]
+    if len(json.dumps(config_json)) > MAX_CONFIG_CHARACTERS:
+        raise TooLarge(f"The config.json has more than {MAX_CONFIG_CHARACTERS:,} characters.", field="config")
+    missing = [key for key in REQUIRED_KEYS if not config_json.get(key)]
     if missing:
         raise UserError(
             f"The config.json names no {missing[0]}; take the whole file.", field="config"
         )
     refuse_code(config_json, "config.json")
-    refuse_giants(config_json)
+    check_config_size(config_json)
     if isinstance(settings.get("max_tokens_per_batch"), int) or "batch_unit" in settings:
         raise UserError(
             "The batch is given by rows and length here; leave max_tokens_per_batch and batch_unit out.",
@@ -71,5 +71,5 @@ def forecast_of(
         )
     batch = {"batch_unit": "rows", "per_device_train_batch_size": rows, "max_length": length}
     config = RunConfig.from_dict({**settings, **batch})
-    constant = Constant(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])
-    return memory_forecast(law_of(config_json, config, device), config, None, constant)
+    overhead = FixedOverhead(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])
+    return forecast_memory(estimate_from_config(config_json, config, device), config, None, overhead)

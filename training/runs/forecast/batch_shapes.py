@@ -14,65 +14,65 @@ from typing import Any
 from training.engine.batches import build_epoch_batches, get_sequence_length, split_batch, plan_steps
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape
-from training.runs.forecast.token_lengths import Lengths, trained_within
+from training.runs.forecast.token_lengths import TokenLengths, count_trained_within
 
 # The settings that decide which rows go through the model together, and for how many steps.
-BATCHING = (
+BATCH_SETTINGS = (
     *("epochs", "max_steps", "gradient_accumulation_steps", "batch_unit", "per_device_train_batch_size"),
     *("max_tokens_per_batch", "micro_batch_splits", "packing", "max_length", "seed"),
 )
 # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
-EXACT_ROWS = 100_000
-MOST_SHAPES = 2_000
-REMEMBERED = 16  # of at most 20,000 rows: 1 to 2 MB each
+MAX_EXACT_ROWS = 100_000
+MAX_SHAPES = 2_000
+CACHE_SIZE = 16  # of at most 20,000 rows: 1 to 2 MB each
 
 
-def batching_of(config: RunConfig) -> tuple[Any, ...]:
-    return tuple(getattr(config, name) for name in BATCHING)
+def get_batch_settings(config: RunConfig) -> tuple[Any, ...]:
+    return tuple(getattr(config, name) for name in BATCH_SETTINGS)
 
 
-def config_of(batching: tuple[Any, ...]) -> RunConfig:
-    return replace(RunConfig(), **dict(zip(BATCHING, batching, strict=True)))
+def build_batch_config(batch_settings: tuple[Any, ...]) -> RunConfig:
+    return replace(RunConfig(), **dict(zip(BATCH_SETTINGS, batch_settings, strict=True)))
 
 
-def count_steps(found: Lengths, config: RunConfig) -> tuple[int, int, bool]:
+def count_steps(lengths: TokenLengths, config: RunConfig) -> tuple[int, int, bool]:
     """Optimizer steps and their tokens, and whether they were planned one by one (of much data they
     are scaled up).
     """
-    return counted(
-        tuple(found.kept(config.max_length)),
-        found.factor,
-        batching_of(replace(config, micro_batch_splits=1)),
+    return count_steps_cached(
+        tuple(lengths.truncated_lengths(config.max_length)),
+        lengths.sample_scale,
+        get_batch_settings(replace(config, micro_batch_splits=1)),
     )
 
 
-@lru_cache(REMEMBERED)
-def counted(
-    kept: tuple[int, ...], factor: float, batching: tuple[Any, ...]
+@lru_cache(CACHE_SIZE)
+def count_steps_cached(
+    row_lengths: tuple[int, ...], sample_scale: float, batch_settings: tuple[Any, ...]
 ) -> tuple[int, int, bool]:
-    config = config_of(batching)
-    if not kept:
+    config = build_batch_config(batch_settings)
+    if not row_lengths:
         return 0, 0, True
-    steps_once = plan_steps(kept, replace(config, epochs=1, max_steps=0)).total_steps * factor
-    epochs = config.max_steps / steps_once if config.max_steps else float(config.epochs)
-    if factor > 1 or len(kept) * max(1.0, epochs) > EXACT_ROWS:
+    steps_per_epoch = plan_steps(row_lengths, replace(config, epochs=1, max_steps=0)).total_steps * sample_scale
+    epochs = config.max_steps / steps_per_epoch if config.max_steps else float(config.epochs)
+    if sample_scale > 1 or len(row_lengths) * max(1.0, epochs) > MAX_EXACT_ROWS:
         return (
-            config.max_steps or round(steps_once * epochs),
-            int(sum(kept) * factor * epochs),
+            config.max_steps or round(steps_per_epoch * epochs),
+            int(sum(row_lengths) * sample_scale * epochs),
             False,
         )
-    plan = plan_steps(kept, config)
+    plan = plan_steps(row_lengths, config)
     tokens = sum(
-        get_sequence_length(packed, kept) for step in plan.steps for batch in step for packed in batch
+        get_sequence_length(packed, row_lengths) for step in plan.steps for batch in step for packed in batch
     )
     return plan.total_steps, tokens, True
 
 
-def shapes_of(found: Lengths | None, config: RunConfig) -> list[BatchShape]:
+def get_batch_shapes(lengths: TokenLengths | None, config: RunConfig) -> list[BatchShape]:
     """Every batch that one epoch makes; of data that nobody has measured, the largest that the
     settings allow.
     """
-    if found is None or not found.measured:
+    if lengths is None or not lengths.measured_rows:
         rows = (
             config.per_device_train_batch_size
             if config.batch_unit == "rows"
@@ -80,26 +80,26 @@ def shapes_of(found: Lengths | None, config: RunConfig) -> list[BatchShape]:
         )
         rows = -(-rows // config.micro_batch_splits)
         return [BatchShape(rows, config.max_length, rows * config.max_length)]
-    kept = found.kept(config.max_length)
-    trained = trained_within(found, config.max_length)[found.first < config.max_length].tolist()
-    once = replace(config, epochs=1, max_steps=0, gradient_accumulation_steps=1)
-    return list(drawn(tuple(kept), tuple(trained), batching_of(once)))
+    row_lengths = lengths.truncated_lengths(config.max_length)
+    trained_tokens = count_trained_within(lengths, config.max_length)[lengths.first_trained < config.max_length].tolist()
+    one_epoch = replace(config, epochs=1, max_steps=0, gradient_accumulation_steps=1)
+    return list(compute_shapes_cached(tuple(row_lengths), tuple(trained_tokens), get_batch_settings(one_epoch)))
 
 
-@lru_cache(REMEMBERED)
-def drawn(
-    kept: tuple[int, ...], trained: tuple[int, ...], batching: tuple[Any, ...]
+@lru_cache(CACHE_SIZE)
+def compute_shapes_cached(
+    row_lengths: tuple[int, ...], trained_tokens: tuple[int, ...], batch_settings: tuple[Any, ...]
 ) -> list[BatchShape]:
-    config = config_of(batching)
-    made = {
+    config = build_batch_config(batch_settings)
+    shapes = {
         BatchShape(
             len(batch),
-            max(get_sequence_length(packed, kept) for packed in batch),
-            sum(trained[row] for packed in batch for row in packed),
+            max(get_sequence_length(packed, row_lengths) for packed in batch),
+            sum(trained_tokens[row] for packed in batch for row in packed),
         )
-        for whole in build_epoch_batches(kept, config, 0)
-        for batch in split_batch(whole, config.micro_batch_splits)
+        for full_batch in build_epoch_batches(row_lengths, config, 0)
+        for batch in split_batch(full_batch, config.micro_batch_splits)
     }
-    return sorted(made, key=lambda s: -s.rows * s.length)[:MOST_SHAPES] or [
+    return sorted(shapes, key=lambda s: -s.rows * s.length)[:MAX_SHAPES] or [
         BatchShape(1, config.max_length, config.max_length)
     ]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from training.catalog.models import BaseModel
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import SAMPLE_DEPTHS, SAMPLE_SIZES, MemoryEstimator, find_peak_memory, get_scaling_value
-from training.runs.forecast.batch_shapes import shapes_of
-from training.runs.forecast.memory_estimators import kept_law
-from training.runs.forecast.target_device import Target
-from training.runs.forecast.token_lengths import Lengths
+from training.runs.forecast.batch_shapes import get_batch_shapes
+from training.runs.forecast.memory_estimators import get_cached_estimator
+from training.runs.forecast.target_device import TargetDevice
+from training.runs.forecast.token_lengths import TokenLengths
 from training.runs.models import Run
 from training.runs.states import State
 
@@ -23,100 +23,100 @@ FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_4
 # What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has
 # shown it on the card itself.
 CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}
-LEARNED_FROM = 20  # runs
+MAX_PAST_RUNS = 20  # runs
 
 
-class Constant(NamedTuple):
+class FixedOverhead(NamedTuple):
     """The bytes that no setting moves: of the framework, and of CUDA's context."""
 
     framework: int
     context: int
 
 
-def constant_part(target: Target) -> Constant:
+def get_fixed_overhead(target: TargetDevice) -> FixedOverhead:
     """Framework: what past runs on this kind of device took beyond their forecast's other parts.
     Context: see `worker/memory_guard.py`.
     """
-    past = Run.objects.filter(
+    past_runs = Run.objects.filter(
         state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0
     ).order_by("-pk")
-    told = past.values_list("peak_memory_bytes", "forecast")[:LEARNED_FROM]
+    measurements = past_runs.values_list("peak_memory_bytes", "forecast")[:MAX_PAST_RUNS]
     # Paged states are memory of the driver's, which the allocator does not count: such a run would
     # teach too little.
-    found = [
+    overheads = [
         measured - forecast["variable"]
-        for measured, forecast in told
+        for measured, forecast in measurements
         if not forecast.get("optimizer", "").startswith("paged")
     ]
-    framework = max(0, int(statistics.median(found))) if found else FRAMEWORK_BYTES[target.kind]
-    return Constant(
-        framework, CONTEXT_BYTES[target.kind] if target.context is None else target.context
+    framework = max(0, int(statistics.median(overheads))) if overheads else FRAMEWORK_BYTES[target.kind]
+    return FixedOverhead(
+        framework, CONTEXT_BYTES[target.kind] if target.context_bytes is None else target.context_bytes
     )
 
 
-def memory_forecast(
-    law: MemoryEstimator, config: RunConfig, found: Lengths | None, constant: Constant
+def forecast_memory(
+    estimator: MemoryEstimator, config: RunConfig, lengths: TokenLengths | None, overhead: FixedOverhead
 ) -> dict[str, Any]:
     """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch
     that takes most.
     """
-    trainable, config = law_trainable(law, config), config.memory_upper_bound()
-    shapes = shapes_of(found, config)
-    step = find_peak_memory(law, shapes, config)
-    measuring = find_peak_memory(law, shapes, config, is_eval=True)
-    kinds = {name: int(value) for name, value in step.kinds.items()}
-    framework, context = constant
+    trainable, config = estimate_trainable_parameters(estimator, config), config.memory_upper_bound()
+    shapes = get_batch_shapes(lengths, config)
+    train_peak = find_peak_memory(estimator, shapes, config)
+    eval_peak = find_peak_memory(estimator, shapes, config, is_eval=True)
+    kinds = {name: int(value) for name, value in train_peak.kinds.items()}
+    framework, context = overhead
     variable = sum(kinds.values())
     # While it is loaded, one tensor is there twice.
-    load = kinds["weights"] + 2 * int(law.metadata["largest"])
-    measurable = max(variable, int(measuring.total), load) + framework
+    load = kinds["weights"] + 2 * int(estimator.metadata["largest"])
+    allocated_peak = max(variable, int(eval_peak.total), load) + framework
     return {
         "kinds": kinds | {"framework": framework + context},
         "variable": variable,
         "context": context,
         "step": variable + framework + context,
-        "eval": int(measuring.total) + framework + context,
+        "eval": int(eval_peak.total) + framework + context,
         "load": load + framework + context,
-        "measurable": measurable,  # what the run will measure of it
-        "peak": measurable + context,
-        "phase": step.phase,
-        "batch": [step.shape.rows, step.shape.length],
+        "allocated_peak": allocated_peak,  # what the run will measure of it
+        "peak": allocated_peak + context,
+        "phase": train_peak.phase,
+        "batch": [train_peak.shape.rows, train_peak.shape.length],
         "trainable": trainable,
-        "precision": law.metadata["precision"],
-        "optimizer": law.metadata["optimizer"],
+        "precision": estimator.metadata["precision"],
+        "optimizer": estimator.metadata["optimizer"],
     }
 
 
-def law_trainable(law: MemoryEstimator, config: RunConfig) -> int:
+def estimate_trainable_parameters(estimator: MemoryEstimator, config: RunConfig) -> int:
     """Trained parameters, affine in layers and size as the law's samples have them."""
-    facts, name = law.metadata, law.metadata["scaling_setting"]
-    share = (get_scaling_value(law, config) - SAMPLE_SIZES[0]) / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0]) if name else 0.0
-    at = []
+    facts, name = estimator.metadata, estimator.metadata["scaling_setting"]
+    fraction = (get_scaling_value(estimator, config) - SAMPLE_SIZES[0]) / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0]) if name else 0.0
+    by_depth = []
     for depth in (0, 1):
         small, large = (
             float(facts.get(f"trainable_{depth}{sized}", facts[f"trainable_{depth}0"]))
             for sized in (0, 1)
         )
-        at.append(small + share * (large - small))
-    return round(at[0] + (law.layers - SAMPLE_DEPTHS[0]) * (at[1] - at[0]) / (SAMPLE_DEPTHS[1] - SAMPLE_DEPTHS[0]))
+        by_depth.append(small + fraction * (large - small))
+    return round(by_depth[0] + (estimator.layers - SAMPLE_DEPTHS[0]) * (by_depth[1] - by_depth[0]) / (SAMPLE_DEPTHS[1] - SAMPLE_DEPTHS[0]))
 
 
-def forecast_on(
-    target: Target, law: MemoryEstimator, config: RunConfig, found: Lengths | None
+def forecast_for_device(
+    target: TargetDevice, estimator: MemoryEstimator, config: RunConfig, lengths: TokenLengths | None
 ) -> dict[str, Any]:
     """What `memory_forecast` says of a device, with what past runs there took; the device's name is
     kept with it.
     """
-    return memory_forecast(law, config, found, constant_part(target)) | {"device": target.name}
+    return forecast_memory(estimator, config, lengths, get_fixed_overhead(target)) | {"device": target.name}
 
 
-def kept_forecast(
-    config: RunConfig, model: BaseModel, found: Lengths | None, target: Target
+def get_cached_forecast(
+    config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice
 ) -> dict[str, Any] | None:
     """The forecast, if its law has been made.
 
     Raises:
         UserError: it cannot be made.
     """
-    law = kept_law(model.folder, config, target.kind)
-    return None if law is None else forecast_on(target, law, config, found)
+    estimator = get_cached_estimator(model.folder, config, target.kind)
+    return None if estimator is None else forecast_for_device(target, estimator, config, lengths)

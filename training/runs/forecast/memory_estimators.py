@@ -24,11 +24,11 @@ from training.engine.methods import METHODS
 from training.errors import UserError
 
 # Of the laws: one more when the engine's steps change, so that none of the old are read
-EDITION = 7
-PATIENCE_SECONDS = 120
-COMMON = ("method", "precision", "optim", "gradient_checkpointing", "packing")
+CACHE_VERSION = 7
+TIMEOUT_SECONDS = 120
+COMMON_SETTINGS = ("method", "precision", "optim", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
-WEIGHTLESS = {
+MEMORY_NEUTRAL_SETTINGS = {
     "alpha",
     "init_lora_weights",
     "prompt_tuning_init",
@@ -42,36 +42,36 @@ WEIGHTLESS = {
 }
 
 
-class Unlawful(UserError):
+class CannotEstimate(UserError):
     """The model, or these settings with it, cannot be simulated; the message says why."""
 
 
-def key_of(folder: Path, config: RunConfig, device: str) -> str:
+def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
     """What the law depends on, as one word."""
     config = config.memory_upper_bound()
-    names = set(COMMON) | set(METHODS[config.method].settings) - WEIGHTLESS - {
+    names = set(COMMON_SETTINGS) | set(METHODS[config.method].settings) - MEMORY_NEUTRAL_SETTINGS - {
         get_scaling_setting(config, device)
     }
-    text = read_json(folder / "config.json")
-    window = text.get("sliding_window") or (text.get("text_config") or {}).get("sliding_window")
-    told = {name: getattr(config, name) for name in sorted(names)} | {
+    model_config = read_json(folder / "config.json")
+    window = model_config.get("sliding_window") or (model_config.get("text_config") or {}).get("sliding_window")
+    key_fields = {name: getattr(config, name) for name in sorted(names)} | {
         "optim": config.resolve_optimizer(device)
     }
     # How much is dropped moves no byte
-    told |= {"dropout": config.dropout > 0} if "dropout" in told else {}
-    told |= {
+    key_fields |= {"dropout": config.dropout > 0} if "dropout" in key_fields else {}
+    key_fields |= {
         "accumulates": config.accumulates_gradients,
         "beyond": isinstance(window, int) and config.max_length > window,
     }
-    whole = json.dumps([EDITION, device, told, text], sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()[:32]
+    key_json = json.dumps([CACHE_VERSION, device, key_fields, model_config], sort_keys=True)
+    return hashlib.sha256(key_json.encode()).hexdigest()[:32]
 
 
-def place_of(folder: Path, config: RunConfig, device: str) -> Path:
-    return Path(settings.HOME) / "laws" / f"{key_of(folder, config, device)}.json"
+def get_estimator_path(folder: Path, config: RunConfig, device: str) -> Path:
+    return Path(settings.HOME) / "memory_estimators" / f"{compute_cache_key(folder, config, device)}.json"
 
 
-def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> MemoryEstimator:
+def estimate_from_config(config_json: dict[str, Any], config: RunConfig, device: str) -> MemoryEstimator:
     """The law of any model from its config.json, made anew (5 to 20 s) and not kept.
 
     Raises:
@@ -80,32 +80,32 @@ def law_of(config_json: dict[str, Any], config: RunConfig, device: str) -> Memor
     """
     with tempfile.TemporaryDirectory(prefix="snapml-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json))
-        return law_told(
-            ANY_MODEL.ask(
+        return parse_estimator(
+            ANY_MODEL_PROCESS.request_estimator(
                 {"model": folder, "settings": config.memory_upper_bound().to_dict(), "device": device}
             )
         )
 
 
-def law_told(told: dict[str, Any]) -> MemoryEstimator:
-    if "error" in told:
-        raise Unlawful(told["error"], field=told["field"])
-    return MemoryEstimator.from_json(told)
+def parse_estimator(response: dict[str, Any]) -> MemoryEstimator:
+    if "error" in response:
+        raise CannotEstimate(response["error"], field=response["field"])
+    return MemoryEstimator.from_json(response)
 
 
-def kept_law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator | None:
+def get_cached_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator | None:
     """The law, if it has been made.
 
     Raises:
         Unlawful: it was tried and there is none.
     """
-    path = place_of(folder, config, device)
+    path = get_estimator_path(folder, config, device)
     if not path.is_file():
         return None
-    return law_told(json.loads(path.read_text()))
+    return parse_estimator(json.loads(path.read_text()))
 
 
-def law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
+def get_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
     """The law, made now if need be: about 6 s, and 5 s more when the program has to be started.
 
     Raises:
@@ -113,49 +113,49 @@ def law(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
         UserError: the program broke off, or could not read the model's file just now; the next call
             tries again.
     """
-    kept = kept_law(folder, config, device)
-    if kept is None:
-        told = PROGRAM.ask(
+    estimator = get_cached_estimator(folder, config, device)
+    if estimator is None:
+        response = ESTIMATOR_PROCESS.request_estimator(
             {"model": str(folder), "settings": config.memory_upper_bound().to_dict(), "device": device}
         )
-        if told.get("is_transient"):
-            raise UserError(told["error"], field=told["field"])
-        path = place_of(folder, config, device)
+        if response.get("is_transient"):
+            raise UserError(response["error"], field=response["field"])
+        path = get_estimator_path(folder, config, device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(told))
-        kept = kept_law(folder, config, device)
-        assert kept is not None
-    return kept
+        write_atomically(path, json.dumps(response))
+        estimator = get_cached_estimator(folder, config, device)
+        assert estimator is not None
+    return estimator
 
 
-class Busy(UserError):
+class SimulationBusy(UserError):
     """Too many ask for simulations at this moment."""
 
     status = 429
 
 
-class Program(RequestChild):
+class EstimatorProcess(RequestChild):
     """The forecasting program."""
 
     def __init__(self) -> None:
         super().__init__(
             "training.engine.simulation.forecast",
-            max_seconds=PATIENCE_SECONDS,
+            max_seconds=TIMEOUT_SECONDS,
             environment={"CUDA_VISIBLE_DEVICES": ""},
         )
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises UserError: it did not answer in PATIENCE_SECONDS, or broke off; Busy: others ask
+    def request_estimator(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Raises UserError: it did not answer in TIMEOUT_SECONDS, or broke off; SimulationBusy: others ask
         and do not come to an end.
         """
         try:
             answer = self.request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
-            raise Busy("Others are simulating steps just now; try again in a minute.") from error
+            raise SimulationBusy("Others are simulating steps just now; try again in a minute.") from error
         if answer is None:
             raise UserError("The memory forecast broke off; the log of the web server says why.")
         return answer
 
 
-PROGRAM = Program()  # for models that are here
-ANY_MODEL = Program()  # for any config.json, so that nobody's launch page waits for it
+ESTIMATOR_PROCESS = EstimatorProcess()  # for models that are here
+ANY_MODEL_PROCESS = EstimatorProcess()  # for any config.json, so that nobody's launch page waits for it

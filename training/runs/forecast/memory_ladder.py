@@ -17,56 +17,56 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import ConfigError
 from training.formatting import format_bytes
-from training.runs.forecast.batch_shapes import shapes_of
-from training.runs.forecast.memory import constant_part, memory_forecast
-from training.runs.forecast.memory_estimators import Unlawful, kept_law
-from training.runs.forecast.target_device import Target
-from training.runs.forecast.token_lengths import Lengths, cut_at, kept_lengths
+from training.runs.forecast.batch_shapes import get_batch_shapes
+from training.runs.forecast.memory import get_fixed_overhead, forecast_memory
+from training.runs.forecast.memory_estimators import CannotEstimate, get_cached_estimator
+from training.runs.forecast.target_device import TargetDevice
+from training.runs.forecast.token_lengths import TokenLengths, get_truncation_stats, get_cached_lengths
 
-SHORTEST = 64  # tokens; below, rows keep too little to learn from
+MIN_LENGTH = 64  # tokens; below, rows keep too little to learn from
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Way:
+class MemoryOption:
     """A change of settings. `memory`: what `memory_forecast` says; None where the step has not been
     simulated.
     """
 
     name: str
-    words: str
+    description: str
     changes: Settings
     memory: dict[str, Any] | None
 
 
-def steps_down(
-    config: RunConfig, found: Lengths | None, kind: str
+def iter_reductions(
+    config: RunConfig, lengths: TokenLengths | None, kind: str
 ) -> Iterator[tuple[str, str, Settings]]:
     """The ladder: name, sentence and change of each rung that this run has."""
     method = METHODS[config.method]
-    if max(shape.rows for shape in shapes_of(found, config)) > 1:
-        words = (
+    if max(shape.rows for shape in get_batch_shapes(lengths, config)) > 1:
+        description = (
             "Half as many rows at once, twice as many passes: the same step, with every row "
             "where it was."
         )
-        yield "halve", words, {"micro_batch_splits": 2 * config.micro_batch_splits}
+        yield "halve", description, {"micro_batch_splits": 2 * config.micro_batch_splits}
     if not config.gradient_checkpointing and "gradient_checkpointing" not in method.incompatible_settings:
         yield (
             "checkpointing",
             "Compute activations twice: the same step, about a third slower.",
             {"gradient_checkpointing": True},
         )
-    if config.max_length // 2 >= SHORTEST:
+    if config.max_length // 2 >= MIN_LENGTH:
         length = config.max_length // 2
-        cut = (
-            f" {100 * cut_at(found, length)['cut_share']:.1f} % of the rows are cut off."
-            if found and found.measured
+        truncated_rows = (
+            f" {100 * get_truncation_stats(lengths, length)['truncated_share']:.1f} % of the rows are cut off."
+            if lengths and lengths.measured_rows
             else ""
         )
-        yield "shorter", f"Cut rows at {length:,} tokens.{cut}", {"max_length": length}
+        yield "shorter", f"Cut rows at {length:,} tokens.{truncated_rows}", {"max_length": length}
     if config.resolve_optimizer(kind) == "adamw_torch":
-        words = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
-        yield "8-bit", words, {"optim": "adamw_8bit"}
+        description = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
+        yield "8-bit", description, {"optim": "adamw_8bit"}
     if config.method == "lora":
         yield (
             "qlora",
@@ -75,53 +75,53 @@ def steps_down(
         )
 
 
-def ways(config: RunConfig, model: BaseModel, found: Lengths | None, target: Target) -> list[Way]:
+def list_memory_options(config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice) -> list[MemoryOption]:
     """Every way down from these settings, with its forecast where its step has been simulated."""
-    constant, made = constant_part(target), []
-    for name, words, changes in steps_down(config, found, target.kind):
+    overhead, options = get_fixed_overhead(target), []
+    for name, description, changes in iter_reductions(config, lengths, target.kind):
         try:
-            changed = changed_config(config, changes)
-            known = kept_law(model.folder, changed, target.kind)
-        except (ConfigError, Unlawful):
+            changed = build_changed_config(config, changes)
+            estimator = get_cached_estimator(model.folder, changed, target.kind)
+        except (ConfigError, CannotEstimate):
             continue  # this run cannot go that way
         memory = (
             None
-            if known is None
-            else memory_forecast(known, changed, found, constant) | {"device": target.name}
+            if estimator is None
+            else forecast_memory(estimator, changed, lengths, overhead) | {"device": target.name}
         )
-        made.append(Way(name, words, changes, memory))
-    return made
+        options.append(MemoryOption(name, description, changes, memory))
+    return options
 
 
-def changed_config(config: RunConfig, changes: Settings) -> RunConfig:
+def build_changed_config(config: RunConfig, changes: Settings) -> RunConfig:
     """Raises ConfigError: the change contradicts another setting."""
-    known = {**config.to_dict(), **changes}
+    settings = {**config.to_dict(), **changes}
     if "method" in changes:
-        wanted = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(
+        applicable = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(
             METHODS[changes["method"]].incompatible_settings
         )
-        known = {name: value for name, value in known.items() if name in wanted}
-    return RunConfig.from_dict(known)
+        settings = {name: value for name, value in settings.items() if name in applicable}
+    return RunConfig.from_dict(settings)
 
 
-def nearest(
-    config: RunConfig, model: BaseModel, data: DatasetVersion, most: int, target: Target
+def suggest_fitting_change(
+    config: RunConfig, model: BaseModel, data: DatasetVersion, max_bytes: int, target: TargetDevice
 ) -> str:
     """The first change that would fit into `most` bytes, as a sentence; what is not simulated yet
     is not looked at.
     """
-    found = kept_lengths(data, model, train_on_prompt=config.train_on_prompt)
-    tried, halved = config, 0
-    while halved < 12:
-        down = ways(tried, model, found, target)
+    lengths = get_cached_lengths(data, model, train_on_prompt=config.train_on_prompt)
+    candidate, halvings = config, 0
+    while halvings < 12:
+        options = list_memory_options(candidate, model, lengths, target)
         fitting = next(
-            (way for way in down if way.memory is not None and way.memory["peak"] <= most), None
+            (option for option in options if option.memory is not None and option.memory["peak"] <= max_bytes), None
         )
         if fitting is not None:
-            told = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
-            return f"With {told} it would need {format_bytes(fitting.memory['peak'])}."  # type: ignore[index]
-        halve = next((way for way in down if way.name == "halve"), None)
+            changes = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
+            return f"With {changes} it would need {format_bytes(fitting.memory['peak'])}."  # type: ignore[index]
+        halve = next((option for option in options if option.name == "halve"), None)
         if halve is None:
             break
-        tried, halved = replace(tried, micro_batch_splits=tried.micro_batch_splits * 2), halved + 1
+        candidate, halvings = replace(candidate, micro_batch_splits=candidate.micro_batch_splits * 2), halvings + 1
     return "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."

@@ -11,7 +11,7 @@ from training.gpus.models import Device, Pool
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetDevice:
     """The device that a forecast is made for. Bytes."""
 
     kind: str  # `cpu`, `cpu_fp32` (a CPU that has no bf16) or `cuda`: what memory laws are made for
@@ -19,28 +19,28 @@ class Target:
     total: int
     free: int
     pool: Pool | None = None  # None: no worker has reported a device yet
-    given_out: bool = True
-    context: int | None = None  # CUDA's own of a process, once a run has shown it
+    is_schedulable: bool = True
+    context_bytes: int | None = None  # CUDA's own of a process, once a run has shown it
 
     @property
-    def words(self) -> str:
-        room = f"{self.name}, {self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
-        return room if self.given_out else f"{room} when last heard of; not given out now"
+    def description(self) -> str:
+        text = f"{self.name}, {self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
+        return text if self.is_schedulable else f"{text} when last heard of; not given out now"
 
 
-def target_of(pool: Pool | None = None) -> Target:
+def get_target_device(pool: Pool | None = None) -> TargetDevice:
     """The largest device of a pool, the one with most free memory first; without a pool, of the one
     that runs get by default.
 
     Until a worker has reported, it is what this host's own driver tells.
     """
-    best = best_device(pool)
+    best = find_best_device(pool)
     if best is None:
-        own = max(read_devices(), key=lambda one: one.total)
-        return Target(kind_of(own.kind), own.name, own.total, own.total - own.used)
+        local_device = max(read_devices(), key=lambda one: one.total)
+        return TargetDevice(get_device_kind(local_device.kind), local_device.name, local_device.total, local_device.total - local_device.used)
     free = max(0, best.total_bytes - best.used_bytes)
-    return Target(
-        kind_of(best.pool.kind),
+    return TargetDevice(
+        get_device_kind(best.pool.kind),
         best.name,
         best.total_bytes,
         free,
@@ -50,28 +50,28 @@ def target_of(pool: Pool | None = None) -> Target:
     )
 
 
-def best_device(pool: Pool | None) -> Device | None:
+def find_best_device(pool: Pool | None) -> Device | None:
     """Those that are given out before others, a card before a CPU, then the largest, then the
     emptiest.
     """
     devices = Device.objects.select_related("host", "pool")
-    some = devices.filter(pool=pool) if pool else devices.all()
+    candidates = devices.filter(pool=pool) if pool else devices.all()
     return max(
-        some,
+        candidates,
         key=lambda d: (usable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes),
         default=None,
     )
 
 
-def default_pool() -> Pool | None:
+def get_default_pool() -> Pool | None:
     """The pool of the largest device that reports, a card before a CPU; where none does, of the
     largest ever seen.
     """
-    best = best_device(None)
+    best = find_best_device(None)
     return best.pool if best else None
 
 
-def kind_of(pool_kind: str) -> str:
+def get_device_kind(pool_kind: str) -> str:
     """What laws are made for, of what the driver calls a device."""
     if not is_cpu(pool_kind):
         return "cuda"

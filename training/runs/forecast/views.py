@@ -17,10 +17,10 @@ from training.errors import NotFound, UserError
 from training.people.requests import SignedIn, number
 from training.runs.forecast import token_lengths
 
-ROWS = 4
+ROWS_PER_PAGE = 4
 
 
-def trained(request: SignedIn, version_id: int) -> HttpResponse:
+def show_training_tokens(request: SignedIn, version_id: int) -> HttpResponse:
     """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken
     if none is named.
     """
@@ -28,8 +28,8 @@ def trained(request: SignedIn, version_id: int) -> HttpResponse:
     if version is None:
         raise NotFound(f"There is no data version {version_id} that you may see.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
-    wanted = number(request.GET.get("model", ""))
-    model = next((one for one in models if one.pk == wanted), models[0] if models else None)
+    model_id = number(request.GET.get("model", ""))
+    model = next((candidate for candidate in models if candidate.pk == model_id), models[0] if models else None)
     split = request.GET.get("split", "train")
     counts = {
         "train": version.train_rows,
@@ -46,39 +46,39 @@ def trained(request: SignedIn, version_id: int) -> HttpResponse:
         "prompt": prompt,
     }
     values |= {
-        "lengths": token_lengths.LENGTHS,
+        "lengths": token_lengths.LENGTH_CHOICES,
         "start": number(request.GET.get("start", "0")),
         "length": 512,
     }
     if model is not None:
         try:
-            values |= shown(request, values)
+            values |= build_token_context(request, values)
         except UserError as error:
             values["error"] = error
     return render(request, "runs/_trained.html", values)
 
 
-def shown(request: SignedIn, asked: dict[str, Any]) -> dict[str, Any]:
+def build_token_context(request: SignedIn, query: dict[str, Any]) -> dict[str, Any]:
     version, model, split, prompt = (
-        asked["version"],
-        asked["model"],
-        asked["split"],
-        asked["prompt"],
+        query["version"],
+        query["model"],
+        query["split"],
+        query["prompt"],
     )
-    length = number(request.GET.get("length", "")) or asked["length"]
+    length = number(request.GET.get("length", "")) or query["length"]
     length = min(max(8, length), 131_072)
-    found = token_lengths.lengths(version, model, train_on_prompt=prompt, split=split)
-    start = min(asked["start"], max(0, found.rows - 1))
-    rows = raw_rows(version, split, start, ROWS)
-    told = token_lengths.tokens_of(model, rows, max_length=length, train_on_prompt=prompt)
+    lengths = token_lengths.get_lengths(version, model, train_on_prompt=prompt, split=split)
+    start = min(query["start"], max(0, lengths.rows - 1))
+    rows = raw_rows(version, split, start, ROWS_PER_PAGE)
+    preview = token_lengths.preview_tokens(model, rows, max_length=length, train_on_prompt=prompt)
     config = RunConfig(max_length=length, max_tokens_per_batch=max(1024, length))
     return {
         "length": length,
-        "rows": list(enumerate(told["rows"], start=start + 1)),
-        "template": told["template"],
-        "facts": token_lengths.cut_at(found, length),
-        "padding": token_lengths.padding(found, config),
-        "histogram": token_lengths.histogram(found) | {"length": length},
-        "earlier": max(0, start - ROWS) if start else None,
-        "later": start + ROWS if start + ROWS < found.rows else None,
+        "rows": list(enumerate(preview["rows"], start=start + 1)),
+        "template": preview["template"],
+        "facts": token_lengths.get_truncation_stats(lengths, length),
+        "padding": token_lengths.compute_padding(lengths, config),
+        "histogram": token_lengths.build_histogram(lengths) | {"length": length},
+        "earlier": max(0, start - ROWS_PER_PAGE) if start else None,
+        "later": start + ROWS_PER_PAGE if start + ROWS_PER_PAGE < lengths.rows else None,
     }

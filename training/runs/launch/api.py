@@ -14,21 +14,21 @@ from training.errors import NotFound, UserError
 from training.gpus.quotas import get_pool
 from training.people.requests import SignedIn
 from training.runs.forecast import any_model, token_lengths
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.launch.auto import AutoRequest, make_run_plan
-from training.runs.launch.request import LaunchRequest, launch, preview
+from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.schemas import (
     ForecastOut,
     LengthsOut,
     ModelForecastIn,
     ModelForecastOut,
-    Number,
+    IdParam,
     PlanIn,
     PlanOut,
     RunIn,
     SettingOut,
     TokensOut,
-    settings_described,
+    describe_settings,
 )
 from training.runs.launch.start_weights import get_start_weights
 from training.runs.launch.sweep import split_grid
@@ -39,7 +39,7 @@ from training.runs.states import Priority
 router = Router(tags=["runs"])
 
 
-def to_request(request: SignedIn, body: RunIn) -> LaunchRequest:
+def to_launch_request(request: SignedIn, body: RunIn) -> LaunchRequest:
     """Raises NotFound: model, data, pool or the version to begin with are not there, or not for the
     person to see.
     """
@@ -50,9 +50,9 @@ def to_request(request: SignedIn, body: RunIn) -> LaunchRequest:
     if version is None:
         raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
     pool = None if body.pool is None else get_pool(body.pool)
-    start = None
+    start_weights = None
     if body.from_version is not None:
-        start = get_start_weights(request.user, body.from_version)
+        start_weights = get_start_weights(request.user, body.from_version)
     return LaunchRequest(
         user=request.user,
         base_model=model,
@@ -62,11 +62,11 @@ def to_request(request: SignedIn, body: RunIn) -> LaunchRequest:
         plan_digest=body.plan_digest,
         name=body.name,
         placement=Placement(pool, body.priority or Priority.NORMAL),
-        start_weights=start,
+        start_weights=start_weights,
     )
 
 
-def ready_model_and_data(
+def get_ready_model_and_data(
     request: SignedIn, model: int, data: int
 ) -> tuple[BaseModel, DatasetVersion]:
     base = BaseModel.objects.filter(pk=model, state="ready").first()
@@ -81,7 +81,7 @@ def ready_model_and_data(
 @router.get("/settings", response=list[SettingOut])
 def list_settings(request: SignedIn) -> Any:
     """Every setting of a run with its default, its range and a sentence."""
-    return settings_described()
+    return describe_settings()
 
 
 def create_run(request: SignedIn, body: RunIn) -> Status[Any]:
@@ -94,8 +94,8 @@ def create_run(request: SignedIn, body: RunIn) -> Status[Any]:
             f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.",
             field="settings",
         )
-    wanted = to_request(request, body)
-    return Status(201, launch(wanted, accept_warnings=body.accept_warnings))
+    launch_request = to_launch_request(request, body)
+    return Status(201, launch_runs(launch_request, accept_warnings=body.accept_warnings))
 
 
 @router.post("/sweeps", response={201: SweepOut})
@@ -106,8 +106,8 @@ def create_sweep(request: SignedIn, body: RunIn) -> Status[Any]:
             "Auto plans one run; POST to /api/v1/runs with `auto`, or give the sweep's settings.",
             field="auto",
         )
-    wanted = to_request(request, body)
-    return Status(201, launch(wanted, accept_warnings=body.accept_warnings, as_sweep=True))
+    launch_request = to_launch_request(request, body)
+    return Status(201, launch_runs(launch_request, accept_warnings=body.accept_warnings, as_sweep=True))
 
 
 @router.post("/forecast", response=ForecastOut)
@@ -116,13 +116,13 @@ def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
     sweep. Steps and tokens are there once the lengths are measured; `auto` is planned as a launch
     would plan it, which takes some seconds the first time.
     """
-    shown = preview(to_request(request, body))
-    plan = shown.plan and {**shown.plan.to_json(), "settings": shown.plan.settings}
+    launch_preview = preview_launch(to_launch_request(request, body))
+    plan = launch_preview.plan and {**launch_preview.plan.to_json(), "settings": launch_preview.plan.settings}
     return {
-        "runs": shown.runs,
-        "will": shown.forecast,
+        "runs": launch_preview.runs,
+        "forecast": launch_preview.forecast,
         "plan": plan,
-        "plan_digest": shown.plan_digest,
+        "plan_digest": launch_preview.plan_digest,
     }
 
 
@@ -131,7 +131,7 @@ def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
     """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5
     to 20 s.
     """
-    return any_model.forecast_of(
+    return any_model.forecast_any_model(
         body.config, body.settings, rows=body.rows, length=body.length, device=body.device
     )
 
@@ -141,8 +141,8 @@ def read_plan(request: SignedIn, body: PlanIn) -> Any:
     """What Auto LLM would do, with the reason for each choice. The first time for a model and data
     takes some seconds.
     """
-    base, version = ready_model_and_data(request, body.model, body.data)
-    target = target_of(None if body.pool is None else get_pool(body.pool))
+    base, version = get_ready_model_and_data(request, body.model, body.data)
+    target = get_target_device(None if body.pool is None else get_pool(body.pool))
     plan = make_run_plan(base, version, AutoRequest(body.goal, body.locked), target)
     return {**plan.to_json(), "settings": plan.settings}
 
@@ -150,28 +150,28 @@ def read_plan(request: SignedIn, body: PlanIn) -> Any:
 @router.get("/lengths", response=LengthsOut)
 def read_lengths(
     request: SignedIn,
-    model: Number,
-    data: Number,
+    model: IdParam,
+    data: IdParam,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
     """Token lengths of a data version as a model sees it; measured now if nobody has yet
     (seconds).
     """
-    base, version = ready_model_and_data(request, model, data)
-    found = token_lengths.lengths(version, base)
-    return {**token_lengths.cut_at(found, max_length), "histogram": token_lengths.histogram(found)}
+    base, version = get_ready_model_and_data(request, model, data)
+    lengths = token_lengths.get_lengths(version, base)
+    return {**token_lengths.get_truncation_stats(lengths, max_length), "histogram": token_lengths.build_histogram(lengths)}
 
 
 @router.get("/tokens", response=TokensOut)
 def read_tokens(
     request: SignedIn,
-    model: Number,
-    data: Number,
+    model: IdParam,
+    data: IdParam,
     split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
     """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
-    base, version = ready_model_and_data(request, model, data)
+    base, version = get_ready_model_and_data(request, model, data)
     rows = raw_rows(version, split, offset, 4)
-    return token_lengths.tokens_of(base, rows, max_length=max_length, train_on_prompt=False)
+    return token_lengths.preview_tokens(base, rows, max_length=max_length, train_on_prompt=False)

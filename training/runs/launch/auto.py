@@ -18,11 +18,11 @@ from training.engine.memory_estimator import MemoryEstimator
 from training.errors import UserError
 from training.runs.forecast import token_lengths
 from training.runs.forecast.batch_shapes import count_steps
-from training.runs.forecast.memory import constant_part, memory_forecast
-from training.runs.forecast.memory_estimators import kept_law, law
-from training.runs.forecast.summary import refuse_fault
-from training.runs.forecast.target_device import Target
-from training.runs.forecast.token_lengths import Lengths, trained_within
+from training.runs.forecast.memory import get_fixed_overhead, forecast_memory
+from training.runs.forecast.memory_estimators import get_cached_estimator, get_estimator
+from training.runs.forecast.summary import check_data_fits_model
+from training.runs.forecast.target_device import TargetDevice
+from training.runs.forecast.token_lengths import TokenLengths, count_trained_within
 from training.runs.launch.services import check_model_ready
 from training.runs.queue import checks
 
@@ -44,17 +44,17 @@ class PlanPending(Exception):
 
 
 @dataclass(frozen=True)
-class Case:
+class PlanContext:
     """What a plan is made for."""
 
     model: BaseModel
     data: DatasetVersion
-    found: Lengths
-    target: Target
+    lengths: TokenLengths
+    target: TargetDevice
 
 
 def make_run_plan(
-    model: BaseModel, data: DatasetVersion, auto: AutoRequest, target: Target, *, wait: bool = True
+    model: BaseModel, data: DatasetVersion, auto: AutoRequest, target: TargetDevice, *, wait: bool = True
 ) -> Plan:
     """A plan for the device as it is now. With `wait`, tokens are counted and memory laws are made
     now where nobody has yet (5 s each).
@@ -66,48 +66,48 @@ def make_run_plan(
     """
     check_model_ready(model)
     if wait:
-        found = token_lengths.lengths(data, model)
+        lengths = token_lengths.get_lengths(data, model)
     else:
-        kept = token_lengths.kept_lengths(data, model)
-        if kept is None:
+        cached = token_lengths.get_cached_lengths(data, model)
+        if cached is None:
             raise PlanPending("lengths")
-        found = kept
-    refuse_fault(found)
-    if not found.measured:
+        lengths = cached
+    check_data_fits_model(lengths)
+    if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")
-    situation = situation_of(Case(model, data, found, target), law if wait else kept_only)
+    situation = build_plan_inputs(PlanContext(model, data, lengths, target), get_estimator if wait else require_cached_estimator)
     return make_plan(situation, goal=auto.goal, locked=auto.locked)
 
 
-def plan_digest(plan: Plan) -> str:
+def compute_plan_digest(plan: Plan) -> str:
     """A plan's settings as one word: a launch names the plan that was on the screen."""
     text = json.dumps(plan.settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def kept_only(*asked: Any) -> MemoryEstimator:
-    kept = kept_law(*asked)
-    if kept is None:
+def require_cached_estimator(*arguments: Any) -> MemoryEstimator:
+    estimator = get_cached_estimator(*arguments)
+    if estimator is None:
         raise PlanPending("memory")
-    return kept
+    return estimator
 
 
-def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEstimator]) -> PlanInputs:
-    model, data, found, target = case.model, case.data, case.found, case.target
+def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunConfig, str], MemoryEstimator]) -> PlanInputs:
+    model, data, lengths, target = context.model, context.data, context.lengths, context.target
     if not model.card.get("hidden_size"):
         raise UserError(
             f"The config.json of {model.name} names no hidden_size, which a plan needs; choose "
             "the settings.",
             field="model",
         )
-    most = checks.most_memory(target.pool, data.dataset.team)  # what the quota leaves
+    quota_bytes = checks.most_memory(target.pool, data.dataset.team)  # what the quota leaves
     total, free = (
-        min(have, most) if most is not None else have for have in (target.total, target.free)
+        min(available, quota_bytes) if quota_bytes is not None else available for available in (target.total, target.free)
     )
-    constant = constant_part(target)
+    overhead = get_fixed_overhead(target)
 
-    def need(config: RunConfig) -> Mapping[str, Any]:
-        return memory_forecast(find_law(model.folder, config, target.kind), config, found, constant)
+    def forecast_config(config: RunConfig) -> Mapping[str, Any]:
+        return forecast_memory(find_estimator(model.folder, config, target.kind), config, lengths, overhead)
 
     return PlanInputs(
         model=model.name,
@@ -116,11 +116,11 @@ def situation_of(case: Case, find_law: Callable[[Any, RunConfig, str], MemoryEst
         parameters_per_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
         rows=data.train_rows,
         eval_rows=data.heldout_rows,
-        lengths=found.total,
-        trained_lengths=trained_within(found, 2**30),
+        lengths=lengths.total,
+        trained_lengths=count_trained_within(lengths, 2**30),
         device=target.name,
         total_bytes=total,
         free_bytes=free,
-        forecast_memory=need,
-        count_steps=lambda config: count_steps(found, config)[0],
+        forecast_memory=forecast_config,
+        count_steps=lambda config: count_steps(lengths, config)[0],
     )

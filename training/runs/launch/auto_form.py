@@ -14,11 +14,11 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.launch import form
-from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, plan_digest
-from training.runs.launch.selection import Picked
+from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, compute_plan_digest
+from training.runs.launch.selection import Selection
 
 # A row's field, what stood there when it was shown, the ticked rows
-SET, WAS, LOCK = (
+VALUE_PREFIX, PREVIOUS_PREFIX, LOCK_FIELD = (
     "set-",
     "was-",
     "lock",
@@ -26,14 +26,14 @@ SET, WAS, LOCK = (
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     choice: Choice
     title: str
     field: form.Field | None  # of the technique there is none
 
     @property
     def text(self) -> str:
-        return text_of(self.choice.value)
+        return format_value(self.choice.value)
 
     @property
     def options(self) -> list[tuple[str, str]]:
@@ -42,18 +42,18 @@ class Row:
             return [(name, method.title) for name, method in METHODS.items()]
         if self.field.kind == "bool":
             return [("on", "on"), ("off", "off")]
-        return [(one, one) for one in self.field.choices]
+        return [(choice, choice) for choice in self.field.choices]
 
 
 @dataclass(frozen=True)
-class Planned:
+class AutoPlanState:
     """A plan, or why there is none yet: something is to be chosen, counted or simulated first, or
     it is a problem.
     """
 
     request: AutoRequest
     plan: Plan | None = None
-    waits_for: str = ""
+    pending_step: str = ""
     problem: UserError | None = None
 
     @property
@@ -61,12 +61,12 @@ class Planned:
         return self.request.goal
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PlanRow]:
         if self.plan is None:
             return []
-        known = form.fields(self.plan.settings)
+        fields_by_name = form.build_fields(self.plan.settings)
         rows = [
-            Row(choice, form.title(choice.setting), known.get(choice.setting))
+            PlanRow(choice, form.format_title(choice.setting), fields_by_name.get(choice.setting))
             for choice in self.plan.choices
         ]
         return [row for row in rows if row.field or row.choice.setting == "method"]
@@ -74,69 +74,69 @@ class Planned:
     @property
     def locked_texts(self) -> list[tuple[str, str]]:
         """Locks as the form has them, for while there are no rows."""
-        return [(name, text_of(value)) for name, value in self.request.locked.items()]
+        return [(name, format_value(value)) for name, value in self.request.locked.items()]
 
     @property
     def digest(self) -> str:
         """The plan as one word: a launch says which plan was on the screen."""
-        return plan_digest(self.plan) if self.plan else ""
+        return compute_plan_digest(self.plan) if self.plan else ""
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as its field has it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
 
 
-def locked_in(posted: Any) -> dict[str, Any]:
+def parse_locks(form_data: Any) -> dict[str, Any]:
     """Rows that are ticked, and those in which something else stands than was shown."""
     ticked, kinds = (
-        set(posted.getlist(LOCK)),
-        {name: field.kind for name, field in every_field().items()},
+        set(form_data.getlist(LOCK_FIELD)),
+        {name: field.kind for name, field in get_all_fields().items()},
     )
     locked: dict[str, Any] = {}
-    for key, text in posted.items():
-        name = key.removeprefix(SET)
-        if name == key or (name not in ticked and text == posted.get(WAS + name, text)):
+    for key, text in form_data.items():
+        name = key.removeprefix(VALUE_PREFIX)
+        if name == key or (name not in ticked and text == form_data.get(PREVIOUS_PREFIX + name, text)):
             continue
         locked[name] = (
             text == "on"
             if kinds.get(name) == "bool"
-            else form.typed(text.strip(), kinds.get(name, "str"))
+            else form.parse_value(text.strip(), kinds.get(name, "str"))
         )
     return locked
 
 
-def every_field() -> dict[str, form.Field]:
+def get_all_fields() -> dict[str, form.Field]:
     """The settings of all techniques."""
     return {
-        name: field for method in METHODS for name, field in form.fields({"method": method}).items()
+        name: field for method in METHODS for name, field in form.build_fields({"method": method}).items()
     }
 
 
-def planned(posted: Any, picked: Picked, *, wait: bool = False) -> Planned:
-    request = AutoRequest(posted.get("goal") or AutoRequest().goal, locked_in(posted))
-    if picked.model is None or picked.version is None:
-        return Planned(request, waits_for="choice")
+def build_plan_state(form_data: Any, selection: Selection, *, wait: bool = False) -> AutoPlanState:
+    request = AutoRequest(form_data.get("goal") or AutoRequest().goal, parse_locks(form_data))
+    if selection.model is None or selection.version is None:
+        return AutoPlanState(request, pending_step="choice")
     try:
-        plan = make_run_plan(picked.model, picked.version, request, picked.target, wait=wait)
+        plan = make_run_plan(selection.model, selection.version, request, selection.target, wait=wait)
     except PlanPending as pending:
-        return Planned(request, waits_for=pending.step)
+        return AutoPlanState(request, pending_step=pending.step)
     except UserError as problem:
-        return Planned(request, problem=problem)
-    return Planned(request, plan)
+        return AutoPlanState(request, problem=problem)
+    return AutoPlanState(request, plan)
 
 
-def settings_of(plan: Plan | None) -> dict[str, Any]:
+def get_plan_settings(plan: Plan | None) -> dict[str, Any]:
     """The form's values for a plan: everything that it does not choose is as usual."""
     return dict(plan.settings) if plan else {"method": RunConfig().method}
 
 
-def form_of(request: AutoRequest) -> QueryDict:
+def build_form_data(request: AutoRequest) -> QueryDict:
     """The form's fields for a goal and its locks, as `locked_in` reads them."""
     fields = QueryDict(mutable=True)
     fields["goal"] = request.goal
-    fields.setlist(LOCK, list(request.locked))
-    fields.update({f"{SET}{name}": text_of(value) for name, value in request.locked.items()})
+    fields.setlist(LOCK_FIELD, list(request.locked))
+    fields.update({f"{VALUE_PREFIX}{name}": format_value(value) for name, value in request.locked.items()})
     return fields

@@ -12,7 +12,7 @@ from typing import Any
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.engine.settings import PAPERS
-from training.runs.launch.services import OWN_SETTINGS
+from training.runs.launch.services import INTERNAL_SETTINGS
 
 TITLES = {
     "max_grad_norm": "Gradient clipping",
@@ -66,7 +66,7 @@ GROUPS = (
     ),
 )
 # What moves memory most has a slider beside its field, with these values.
-SLIDES = {
+SLIDER_VALUES = {
     "rank": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "num_virtual_tokens": (5, 10, 20, 50, 100, 200),
     "bottleneck_size": (8, 16, 32, 64, 128, 256, 512),
@@ -81,21 +81,21 @@ class Field:
     title: str
     kind: str
     value: Any
-    words: str
-    usual: str
+    description: str
+    recommended: str
     choices: tuple[str, ...]
     advanced: bool
-    low: float | None
-    high: float | None
+    min_value: float | None
+    max_value: float | None
     papers: dict[str, str]
-    slides: tuple[int, ...] = ()
+    slider_values: tuple[int, ...] = ()
 
     @property
-    def place(self) -> int:
+    def slider_index(self) -> int:
         """Where the slider stands: at the value nearest to the field's."""
         value = self.value[0] if isinstance(self.value, list) else self.value
-        wanted = value if isinstance(value, int) else 0
-        return min(range(len(self.slides)), key=lambda place: abs(self.slides[place] - wanted))
+        number = value if isinstance(value, int) else 0
+        return min(range(len(self.slider_values)), key=lambda index: abs(self.slider_values[index] - number))
 
     @property
     def text(self) -> str:
@@ -104,110 +104,110 @@ class Field:
         return ", ".join(map(str, values))
 
 
-def title(name: str) -> str:
+def format_title(name: str) -> str:
     """A setting's name as the page writes it."""
     return TITLES.get(name, name.replace("_", " ").capitalize()) if name else "the settings"
 
 
-def method_of(values: Mapping[str, Any]) -> str:
+def get_method_name(values: Mapping[str, Any]) -> str:
     """The technique that the values name, LoRA if they name none that there is."""
     name = values.get("method", "lora")
     return name if isinstance(name, str) and name in METHODS else "lora"
 
 
-def fields(values: Mapping[str, Any]) -> dict[str, Field]:
+def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
     """Every setting that a person may turn for the technique, with the given value or what is usual
     for it.
     """
-    name = method_of(values)
+    name = get_method_name(values)
     method, config = METHODS[name], RunConfig.from_dict({"method": name})
-    hidden = OWN_SETTINGS | config.inapplicable_settings() | set(method.incompatible_settings) | {"method"}
-    made = {}
+    hidden = INTERNAL_SETTINGS | config.inapplicable_settings() | set(method.incompatible_settings) | {"method"}
+    fields_by_name = {}
     for f in dataclasses.fields(RunConfig):
         if f.name in hidden:
             continue
-        low, high = f.metadata["bounds"] or (None, None)
-        made[f.name] = Field(
+        min_value, max_value = f.metadata["bounds"] or (None, None)
+        fields_by_name[f.name] = Field(
             name=f.name,
-            title=title(f.name),
+            title=format_title(f.name),
             kind=str(f.type),
             value=values.get(f.name, getattr(config, f.name)),
             description=f.metadata["description"],
             recommended=method.learning_rate_range if f.name == "learning_rate" else f.metadata["recommended"],
             choices=f.metadata["choices"],
             advanced=f.metadata["advanced"],
-            low=low,
-            high=high,
+            min_value=min_value,
+            max_value=max_value,
             papers={
                 paper: f"https://arxiv.org/abs/{number}"
                 for paper, number in PAPERS.get(f.name, {}).items()
             },
-            slides=SLIDES.get(f.name, ()),
+            slider_values=SLIDER_VALUES.get(f.name, ()),
         )
-    return made
+    return fields_by_name
 
 
-def cannot(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def list_unsupported_features(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the technique cannot do, each with its reason."""
-    method = METHODS[method_of(values)]
-    told = [
+    method = METHODS[get_method_name(values)]
+    features = [
         ("Merging into the base", method.merge_unsupported_reason),
         ("Sharing a batch with other adapters", method.mixed_batch_unsupported_reason),
     ]
-    told += [(title(name), why) for name, why in method.incompatible_settings.items()]
-    return [(what, why[0].upper() + why[1:]) for what, why in told if why]
+    features += [(format_title(name), why) for name, why in method.incompatible_settings.items()]
+    return [(feature, why[0].upper() + why[1:]) for feature, why in features if why]
 
 
-def groups(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
+def group_fields(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
     """Fields under their headings, the technique's own first; either those in view or those behind
     the fold.
     """
-    known, method = fields(values), METHODS[method_of(values)]
+    available, method = build_fields(values), METHODS[get_method_name(values)]
     headings = ((method.title, method.settings), *GROUPS)
-    made = [
-        (title, [known[n] for n in names if n in known and known[n].advanced == advanced])
+    sections = [
+        (title, [available[n] for n in names if n in available and available[n].advanced == advanced])
         for title, names in headings
     ]
-    return [(title, members) for title, members in made if members]
+    return [(title, members) for title, members in sections if members]
 
 
-def settings_from(posted: Mapping[str, str]) -> dict[str, Any]:
+def parse_form_settings(form_data: Mapping[str, str]) -> dict[str, Any]:
     """Form text -> typed settings; numbers with commas become a list, which makes a sweep.
 
     What cannot be read as a number stays text, and the config class refuses it by name.
     """
-    settings: dict[str, Any] = {"method": posted.get("method") or "lora"}
-    for name, field in fields(settings).items():
+    settings: dict[str, Any] = {"method": form_data.get("method") or "lora"}
+    for name, field in build_fields(settings).items():
         if field.kind == "bool":
-            settings[name] = posted.get(name) == "on"
-        elif name in posted:
-            parts = posted[name].split(",") if field.kind in ("int", "float") else [posted[name]]
-            values = [typed(part.strip(), field.kind) for part in parts if part.strip()] or [""]
+            settings[name] = form_data.get(name) == "on"
+        elif name in form_data:
+            parts = form_data[name].split(",") if field.kind in ("int", "float") else [form_data[name]]
+            values = [parse_value(part.strip(), field.kind) for part in parts if part.strip()] or [""]
             settings[name] = values if len(values) > 1 else values[0]
     return settings
 
 
-def follow_method(values: Mapping[str, Any]) -> dict[str, Any]:
+def switch_method(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values for another technique: what a person turned stays, what was usual for some
     technique is now usual for this.
     """
-    method = METHODS[method_of(values)]
-    plain = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-    usual = {
-        name: {plain[name], *(m.defaults[name] for m in METHODS.values() if name in m.defaults)}
-        for name in plain
+    method = METHODS[get_method_name(values)]
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    known_defaults = {
+        name: {defaults[name], *(m.defaults[name] for m in METHODS.values() if name in m.defaults)}
+        for name in defaults
     }
-    kept = {
+    changed = {
         name: value
         for name, value in values.items()
-        if isinstance(value, list) or value not in usual.get(name, ())
+        if isinstance(value, list) or value not in known_defaults.get(name, ())
     }
-    return {**method.defaults, **kept, "method": method_of(values)}
+    return {**method.defaults, **changed, "method": get_method_name(values)}
 
 
-def typed(text: str, kind: str) -> Any:
-    readers = {"int": int, "float": float}
+def parse_value(text: str, kind: str) -> Any:
+    parsers = {"int": int, "float": float}
     try:
-        return readers[kind](text) if kind in readers else text
+        return parsers[kind](text) if kind in parsers else text
     except ValueError:
         return text

@@ -10,49 +10,49 @@ from typing import Any
 from training.people.requests import SignedIn
 from training.runs.launch import auto_form, form
 from training.runs.launch.request import LaunchRequest
-from training.runs.launch.selection import NAMES, Picked
+from training.runs.launch.selection import FORM_FIELDS, Selection
 
 
 @dataclass(frozen=True)
 class LaunchInput:
     """What the form says: the settings of the plan with Auto, else those that were typed."""
 
-    picked: Picked
+    selection: Selection
     values: dict[str, Any]
-    auto: bool
-    planned: auto_form.Planned | None = None
+    is_auto: bool
+    plan_state: auto_form.AutoPlanState | None = None
     plan_digest: str | None = None  # of the plan that was on the screen
 
-    def to_request(self) -> LaunchRequest:
+    def to_launch_request(self) -> LaunchRequest:
         """Raises NotFound: model, data, devices or the version to begin with are not there."""
-        planned = self.planned if self.auto else None
+        plan_state = self.plan_state if self.is_auto else None
         return LaunchRequest(
-            user=self.picked.user,
-            base_model=self.picked.must_have_model(),
-            data=self.picked.must_have_data(),
-            settings={} if planned else self.values,
-            auto=planned.request if planned else None,
-            plan_digest=self.plan_digest if planned else None,
-            name=self.picked.texts["name"],
-            placement=self.picked.placement(),
-            start_weights=self.picked.start_weights,
+            user=self.selection.user,
+            base_model=self.selection.require_model(),
+            data=self.selection.require_data(),
+            settings={} if plan_state else self.values,
+            auto=plan_state.request if plan_state else None,
+            plan_digest=self.plan_digest if plan_state else None,
+            name=self.selection.texts["name"],
+            placement=self.selection.get_placement(),
+            start_weights=self.selection.start_weights,
         )
 
 
-def picked_in(request: SignedIn) -> Picked:
-    return Picked(request.user, {name: request.POST.get(name, "") for name in NAMES})
+def read_selection(request: SignedIn) -> Selection:
+    return Selection(request.user, {name: request.POST.get(name, "") for name in FORM_FIELDS})
 
 
-def posted(request: SignedIn, *, mode: str = "") -> LaunchInput:
+def read_launch_form(request: SignedIn, *, mode: str = "") -> LaunchInput:
     """The form as it was sent; `mode` reads it as if Auto, or not, was chosen."""
-    picked = picked_in(request)
+    selection = read_selection(request)
     if (mode or request.POST.get("mode")) != "auto":
-        return LaunchInput(picked, form.settings_from(request.POST), auto=False)
-    return with_plan(picked, request.POST)
+        return LaunchInput(selection, form.parse_form_settings(request.POST), is_auto=False)
+    return build_planned_input(selection, request.POST)
 
 
-def with_plan(picked: Picked, posted: Any) -> LaunchInput:
+def build_planned_input(selection: Selection, form_data: Any) -> LaunchInput:
     """What Auto makes of the chosen model and data, around the locks of the form."""
-    planned = auto_form.planned(posted, picked)
-    values = auto_form.settings_of(planned.plan)
-    return LaunchInput(picked, values, True, planned, posted.get("plan", ""))
+    plan_state = auto_form.build_plan_state(form_data, selection)
+    values = auto_form.get_plan_settings(plan_state.plan)
+    return LaunchInput(selection, values, True, plan_state, form_data.get("plan", ""))

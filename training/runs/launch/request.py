@@ -22,26 +22,26 @@ from training.errors import Conflict, UserError, one_line
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
-from training.runs.forecast.memory import kept_forecast
-from training.runs.forecast.memory_ladder import nearest
-from training.runs.forecast.summary import all_warnings, forecast, refuse_fault
-from training.runs.forecast.target_device import Target, target_of
-from training.runs.forecast.token_lengths import Lengths, kept_lengths
-from training.runs.launch.auto import AutoRequest, make_run_plan, plan_digest
+from training.runs.forecast.memory import get_cached_forecast
+from training.runs.forecast.memory_ladder import suggest_fitting_change
+from training.runs.forecast.summary import collect_warnings, forecast_run, check_data_fits_model
+from training.runs.forecast.target_device import TargetDevice, get_target_device
+from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
+from training.runs.launch.auto import AutoRequest, make_run_plan, compute_plan_digest
 from training.runs.launch.services import (
     WarningsNotAccepted,
     check_model_ready,
     prepare_run_dir,
-    settings_of,
-    team_of,
+    get_public_settings,
+    get_run_team,
 )
 from training.runs.launch.start_weights import StartWeights, check_start_weights
 from training.runs.launch.sweep import (
     Member,
     expand_grid,
-    keep_possible,
+    collect_possible,
     split_grid,
-    warning_id,
+    compute_warning_id,
 )
 from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.queue import actions, checks
@@ -73,18 +73,18 @@ class LaunchRequest:
 
     def to_json(self) -> dict[str, Any]:
         """What a run keeps of it beside its own settings, so that it can be asked for again."""
-        kept: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if self.start_weights:
-            kept["start_from"] = self.start_weights.to_json()
+            fields["start_from"] = self.start_weights.to_json()
         if self.auto:
-            kept["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
+            fields["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
         elif any(isinstance(value, list) for value in self.settings.values()):
             fixed, grid = split_grid(self.settings)  # a value that is named twice is kept once
-            kept["settings"] = fixed | grid
-            kept["name"] = one_line(self.name)  # of the sweep; its runs have names of their own
+            fields["settings"] = fixed | grid
+            fields["name"] = one_line(self.name)  # of the sweep; its runs have names of their own
         if self.skip_impossible:
-            kept["skip_impossible"] = True
-        return kept
+            fields["skip_impossible"] = True
+        return fields
 
 
 @dataclass(frozen=True)
@@ -95,27 +95,27 @@ class ResolvedLaunch:
     members: list[Member]
     grid: dict[str, list[Any]]
     plan: Plan | None
-    target: Target
-    lengths: dict[bool, Lengths | None]  # by train_on_prompt; None: not counted yet
+    target: TargetDevice
+    lengths: dict[bool, TokenLengths | None]  # by train_on_prompt; None: not counted yet
     warnings: list[str]
     impossible: dict[str, str]  # members that cannot be, and why
 
-    def lengths_for(self, config: RunConfig) -> Lengths | None:
+    def lengths_for(self, config: RunConfig) -> TokenLengths | None:
         return self.lengths[config.train_on_prompt]
 
-    def forecast(self) -> dict[str, Any]:
+    def forecast_first_run(self) -> dict[str, Any]:
         """The summary's numbers, for the first member; the warnings are those of all."""
         config = self.members[0].config
         request, lengths = self.request, self.lengths_for(config)
-        numbers = forecast(config, request.base_model, request.data, lengths, self.target)
+        numbers = forecast_run(config, request.base_model, request.data, lengths, self.target)
         return numbers | {"warnings": self.warnings}
 
 
-def resolve(
+def resolve_request(
     request: LaunchRequest,
     *,
     plan: Plan | None = None,
-    target: Target | None = None,
+    target: TargetDevice | None = None,
     wait: bool = True,
 ) -> ResolvedLaunch:
     """Check a request once, for preview and launch alike. `plan` and `target` are given by whoever
@@ -130,7 +130,7 @@ def resolve(
     """
     check_model_ready(request.base_model)
     checks.refuse_class(request.user, request.placement.priority)
-    target = target or target_of(request.placement.pool)
+    target = target or get_target_device(request.placement.pool)
     settings = request.settings
     if request.auto is None and request.plan_digest:
         raise UserError("A plan's digest goes with `auto` only; leave it out.", field="plan_digest")
@@ -143,7 +143,7 @@ def resolve(
         plan = plan or make_run_plan(
             request.base_model, request.data, request.auto, target, wait=wait
         )
-        if request.plan_digest not in (None, plan_digest(plan)):
+        if request.plan_digest not in (None, compute_plan_digest(plan)):
             raise Conflict(
                 "The plan changed since it was shown, as memory or a lock did; look at it again, "
                 "then start.",
@@ -155,15 +155,15 @@ def resolve(
         members, refused = check_members_start(request, request.start_weights, members)
         impossible |= refused
     lengths = {
-        on: kept_lengths(request.data, request.base_model, train_on_prompt=on)
-        for on in {member.config.train_on_prompt for member in members}
+        train_on_prompt: get_cached_lengths(request.data, request.base_model, train_on_prompt=train_on_prompt)
+        for train_on_prompt in {member.config.train_on_prompt for member in members}
     }
-    for found in lengths.values():
-        refuse_fault(found)
+    for data_lengths in lengths.values():
+        check_data_fits_model(data_lengths)
     warnings = [
         warning
         for member in members
-        for warning in all_warnings(
+        for warning in collect_warnings(
             member.config, request.base_model, lengths[member.config.train_on_prompt]
         )
     ]
@@ -184,7 +184,7 @@ def check_members_start(
         check_start_weights(start, request.base_model, member.config)
         return member
 
-    return keep_possible(
+    return collect_possible(
         members, check, attrgetter("label"), skip_impossible=request.skip_impossible
     )
 
@@ -202,34 +202,34 @@ class LaunchPreview:
     is_measured: bool  # are the data's tokens counted for this model?
 
 
-def preview(
+def preview_launch(
     request: LaunchRequest,
     *,
     plan: Plan | None = None,
-    target: Target | None = None,
+    target: TargetDevice | None = None,
     wait: bool = True,
 ) -> LaunchPreview:
     """Raises UserError: what `resolve` raises, or the technique does not fit the model."""
-    resolved = resolve(request, plan=plan, target=target, wait=wait)
+    resolved = resolve_request(request, plan=plan, target=target, wait=wait)
     config = resolved.members[0].config
     return LaunchPreview(
         runs=len(resolved.members),
         grid=resolved.grid,
         config=config,
         plan=resolved.plan,
-        plan_digest=plan_digest(resolved.plan) if resolved.plan else "",
-        forecast=resolved.forecast(),
+        plan_digest=compute_plan_digest(resolved.plan) if resolved.plan else "",
+        forecast=resolved.forecast_first_run(),
         is_measured=resolved.lengths_for(config) is not None,
     )
 
 
-def launch(
+def launch_runs(
     request: LaunchRequest,
     *,
     accept_warnings: bool = False,
     accepted_warnings: Collection[str] = (),
     plan: Plan | None = None,
-    target: Target | None = None,
+    target: TargetDevice | None = None,
     wait: bool = True,
     as_sweep: bool = False,
 ) -> Run | Sweep:
@@ -242,14 +242,14 @@ def launch(
         Conflict: the queue has as many of the person's runs as it may.
         UserError: no device or quota would ever take it; and what `resolve` raises.
     """
-    resolved = resolve(request, plan=plan, target=target, wait=wait)
+    resolved = resolve_request(request, plan=plan, target=target, wait=wait)
     if not accept_warnings:
-        unseen = [
-            words for words in resolved.warnings if warning_id(words) not in accepted_warnings
+        not_accepted = [
+            warning for warning in resolved.warnings if compute_warning_id(warning) not in accepted_warnings
         ]
-        if unseen:
-            raise WarningsNotAccepted(unseen)
-    team = team_of(request.user, request.data)
+        if not_accepted:
+            raise WarningsNotAccepted(not_accepted)
+    team = get_run_team(request.user, request.data)
     drafts, refused = draft_runs(resolved, team)
     with transaction.atomic():
         checks.refuse_full_queue(request.user, more=len(drafts))
@@ -275,7 +275,7 @@ def draft_runs(
     Raises:
         UserError: no device or quota would ever take a member; with `skip_impossible`, any of them.
     """
-    drafts, refused = keep_possible(
+    drafts, refused = collect_possible(
         resolved.members,
         lambda member: draft_run(resolved, member, team),
         attrgetter("label"),
@@ -287,7 +287,7 @@ def draft_runs(
 def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> RunDraft:
     """Raises UserError: no device or quota would ever take it."""
     config, lengths = member.config, resolved.lengths_for(member.config)
-    memory = kept_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
+    memory = get_cached_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
     check_schedulable(resolved, config, team, memory.get("peak"))
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
     return RunDraft(member, min(steps, MAX_STEPS), memory)
@@ -303,7 +303,7 @@ def check_schedulable(
     checks.refuse_hopeless(
         Request(0, team.pk if team else NOBODY, request.user.pk, 0.0, peak),
         target.pool,
-        lambda most: nearest(config, request.base_model, request.data, most, target),
+        lambda max_bytes: suggest_fitting_change(config, request.base_model, request.data, max_bytes, target),
     )
 
 
@@ -348,7 +348,7 @@ def create_run(
         base_model=request.base_model,
         data=request.data,
         method=config.method,
-        config=settings_of(config),
+        config=get_public_settings(config),
         request=request.to_json(),
         sweep=sweep,
         advice=resolved.plan.to_json() if resolved.plan else {},

@@ -16,7 +16,7 @@ from training.runs import models
 from training.runs.launch import services
 from training.runs.states import Priority
 
-ANY_MODEL: JsonDict = {
+EXAMPLE_MODEL: JsonDict = {
     "config": {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -39,7 +39,7 @@ class AutoIn(Schema):
     goal: str = Field(
         "task",
         max_length=40,
-        description=", ".join(f"{name}: {words}" for name, (_, words) in GOALS.items()),
+        description=", ".join(f"{name}: {description}" for name, (_, description) in GOALS.items()),
     )
     locked: dict[str, Any] = {}
 
@@ -63,7 +63,7 @@ class PlanOut(Schema):
 
 class ForecastOut(Schema):
     runs: int
-    will: dict[str, Any] = Field(description="of the first run; `warnings` are those of all runs")
+    forecast: dict[str, Any] = Field(description="of the first run; `warnings` are those of all runs")
     plan: PlanOut | None = Field(description="with `auto`")
     plan_digest: str = Field(description="launch with it, and no other plan is started")
 
@@ -73,7 +73,7 @@ class ModelForecastIn(Schema):
     trained.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ANY_MODEL]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_MODEL]})
     config: dict[str, Any] = Field(description="the model's config.json")
     settings: dict[str, Any] = Field({}, description="of a run; one value each")
     rows: int = Field(1, ge=1, le=4096)
@@ -96,9 +96,9 @@ class ModelForecastOut(Schema):
 
 class LengthsOut(Schema):
     rows: int
-    measured: int
+    measured_rows: int
     longest: int
-    cut: int
+    truncated: int
     empty: int
     tokens: int
     answer_tokens: int
@@ -112,10 +112,10 @@ class TokensOut(Schema):
     rows: list[dict[str, Any]]
 
 
-Number = Annotated[int, Query(ge=0, le=2**53)]
+IdParam = Annotated[int, Query(ge=0, le=2**53)]
 
 
-EXAMPLE: JsonDict = {
+EXAMPLE_RUN: JsonDict = {
     "model": 1,
     "data": 1,
     "name": "Lights, rank 16",
@@ -126,7 +126,7 @@ EXAMPLE: JsonDict = {
 class RunIn(Schema):
     """Unknown fields are refused: nobody sets an owner, a state or a lease by this request."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_RUN]})
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     name: str = Field("", max_length=models.MAX_NAME)
@@ -157,15 +157,15 @@ class SettingOut(Schema):
     name: str
     type: str
     default: Any
-    words: str
-    usual: str
+    description: str
+    recommended: str
     choices: list[str]
-    lowest: float | None
-    highest: float | None
+    minimum: float | None
+    maximum: float | None
     methods: list[str] = Field(description="techniques that have it; empty: all")
 
 
-def settings_described() -> list[dict[str, Any]]:
+def describe_settings() -> list[dict[str, Any]]:
     return [
         {
             "name": f.name,
@@ -174,10 +174,10 @@ def settings_described() -> list[dict[str, Any]]:
             "description": f.metadata["description"],
             "recommended": f.metadata["recommended"],
             "choices": list(f.metadata["choices"]),
-            "lowest": (f.metadata["bounds"] or (None, None))[0],
-            "highest": (f.metadata["bounds"] or (None, None))[1],
+            "minimum": (f.metadata["bounds"] or (None, None))[0],
+            "maximum": (f.metadata["bounds"] or (None, None))[1],
             "methods": [name for name, method in METHODS.items() if f.name in method.settings],
         }
         for f in dataclasses.fields(RunConfig)
-        if f.name not in services.OWN_SETTINGS
+        if f.name not in services.INTERNAL_SETTINGS
     ]

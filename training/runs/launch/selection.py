@@ -12,16 +12,16 @@ from training.errors import NotFound, UserError
 from training.gpus.models import Pool
 from training.people.models import User
 from training.people.requests import number
-from training.runs.forecast.target_device import Target, target_of
+from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.launch.start_weights import StartWeights, get_start_weights
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
-NAMES = ("model", "data", "name", "pool", "priority", "from_version")
+FORM_FIELDS = ("model", "data", "name", "pool", "priority", "from_version")
 
 
 @dataclass(frozen=True)
-class Picked:
+class Selection:
     """`texts` are the form's fields. What is not there, not ready or not the person's to see is
     None.
     """
@@ -49,23 +49,23 @@ class Picked:
         )
 
     @cached_property
-    def target(self) -> Target:
-        return target_of(self.pool)
+    def target(self) -> TargetDevice:
+        return get_target_device(self.pool)
 
-    def must_have_model(self) -> BaseModel:
+    def require_model(self) -> BaseModel:
         """Raises NotFound: there is none; Conflict comes from the launch where it is not ready."""
         model = self.model or BaseModel.objects.filter(pk=number(self.texts["model"])).first()
         if model is None:
             raise NotFound("Choose a base model.", field="model")
         return model
 
-    def must_have_data(self) -> DatasetVersion:
+    def require_data(self) -> DatasetVersion:
         """Raises NotFound: there is none that the person may see."""
         if self.version is None:
             raise NotFound("Choose a data set.", field="data")
         return self.version
 
-    def placement(self) -> Placement:
+    def get_placement(self) -> Placement:
         """Raises NotFound: the devices are gone; UserError: there is no such class."""
         if self.texts["pool"] and self.pool is None:
             raise NotFound("These devices are not there any more; choose others.", field="pool")

@@ -17,7 +17,7 @@ from training.people.models import Role, Team, User
 from training.runs.models import Run
 
 # What the launch form may not say: the run's place on the disk is SnapML's business.
-OWN_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "start_weights"})
+INTERNAL_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "start_weights"})
 
 
 class WarningsNotAccepted(UserError):
@@ -38,7 +38,7 @@ def read_settings(settings: dict[str, Any]) -> RunConfig:
     """Raises ConfigError: a setting is wrong, `field` names it; UserError: one that is not the
     launch's business.
     """
-    forbidden = sorted(OWN_SETTINGS & settings.keys())
+    forbidden = sorted(INTERNAL_SETTINGS & settings.keys())
     if forbidden:
         raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
     return RunConfig.from_dict(settings)
@@ -67,7 +67,7 @@ def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> 
     (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))
 
 
-def team_of(user: User, data: DatasetVersion) -> Team | None:
+def get_run_team(user: User, data: DatasetVersion) -> Team | None:
     """A run belongs to the team of its data: whoever sees the one sees the other, and may delete
     both.
 
@@ -86,5 +86,5 @@ def team_of(user: User, data: DatasetVersion) -> Team | None:
     return team
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in OWN_SETTINGS}
+def get_public_settings(config: RunConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in INTERNAL_SETTINGS}

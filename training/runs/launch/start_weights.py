@@ -25,7 +25,7 @@ class StartWeights:
     sha256: str
     folder: Path
     base_model: int
-    fixed: Mapping[str, Any]
+    fixed_settings: Mapping[str, Any]
 
     def __str__(self) -> str:
         return f"{self.name} v{self.number}"
@@ -95,7 +95,7 @@ def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunC
         raise ConfigError(
             f"{start} was trained on another base model than {base_model.name}.", field="model"
         )
-    for name, value in start.fixed.items():
+    for name, value in start.fixed_settings.items():
         if not is_same_setting(name, getattr(config, name), value):
             raise ConfigError(
                 f"{name} is {getattr(config, name)!r}, and the weights of {start} have {value!r}; "

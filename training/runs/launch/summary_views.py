@@ -15,77 +15,77 @@ from training.engine.methods import METHODS
 from training.errors import UserError
 from training.people.requests import SignedIn
 from training.runs.forecast import token_lengths
-from training.runs.forecast.memory_estimators import Unlawful, law
+from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
 from training.runs.launch import auto_form, form
-from training.runs.launch.form_input import LaunchInput, picked_in, posted
-from training.runs.launch.request import preview
-from training.runs.launch.selection import NAMES, Picked
-from training.runs.launch.sweep import expand_grid, warning_id
+from training.runs.launch.form_input import LaunchInput, read_selection, read_launch_form
+from training.runs.launch.request import preview_launch
+from training.runs.launch.selection import FORM_FIELDS, Selection
+from training.runs.launch.sweep import expand_grid, compute_warning_id
 
 
 @require_POST
-def card(request: SignedIn) -> HttpResponse:
+def show_summary(request: SignedIn) -> HttpResponse:
     """The card beside the form, for what the form says at this moment; with Auto, the plan comes
     along.
     """
-    entered = posted(request)
+    launch_input = read_launch_form(request)
     values = {
-        **card_values(entered),
-        "auto": entered.auto,
-        "planned": entered.planned,
-        "beside": True,
+        **build_summary_context(launch_input),
+        "auto": launch_input.is_auto,
+        "plan_state": launch_input.plan_state,
+        "is_partial": True,
     }
     return render(request, "runs/_card.html", values)
 
 
-def card_values(entered: LaunchInput) -> dict[str, Any]:
+def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
     """What will happen, or the next thing that is missing."""
-    values, model, version = entered.values, entered.picked.model, entered.picked.version
-    known: dict[str, Any] = {"missing": "", "count": 1}
-    known |= {"model": model, "version": version, "method": METHODS[form.method_of(values)]}
-    planned = entered.planned if entered.auto else None
-    if planned and planned.plan is None and model and version:
-        problem = planned.problem
-        missing = f"Correct {form.title(problem.field)}" if problem else "Planning…"
-        return known | {"problem": problem, "missing": missing, "waits_for": planned.waits_for}
+    values, model, version = launch_input.values, launch_input.selection.model, launch_input.selection.version
+    context: dict[str, Any] = {"missing": "", "count": 1}
+    context |= {"model": model, "version": version, "method": METHODS[form.get_method_name(values)]}
+    plan_state = launch_input.plan_state if launch_input.is_auto else None
+    if plan_state and plan_state.plan is None and model and version:
+        problem = plan_state.problem
+        missing = f"Correct {form.format_title(problem.field)}" if problem else "Planning…"
+        return context | {"problem": problem, "missing": missing, "pending_step": plan_state.pending_step}
     try:
         grid, members, _ = expand_grid(values)
-        known |= {"config": members[0].config, "count": len(members), "grid": grid}
+        context |= {"config": members[0].config, "count": len(members), "grid": grid}
         if model is None or version is None:
-            return known | {"missing": missing_choice(entered)}
+            return context | {"missing": format_missing_choice(launch_input)}
         # The digest is the launch's business: a plan that changed is shown here, anew.
-        request = replace(entered.to_request(), plan_digest=None)
-        plan, target = planned.plan if planned else None, entered.picked.target
-        shown = preview(request, plan=plan, target=target, wait=False)
+        request = replace(launch_input.to_launch_request(), plan_digest=None)
+        plan, target = plan_state.plan if plan_state else None, launch_input.selection.target
+        launch_preview = preview_launch(request, plan=plan, target=target, wait=False)
     except UserError as problem:
-        return known | {"problem": problem, "missing": what_to_correct(problem)}
-    will = shown.forecast
-    will["warnings"] = [(words, warning_id(words)) for words in will["warnings"]]
-    return known | {"will": will, "measured": shown.is_measured}
+        return context | {"problem": problem, "missing": format_correction(problem)}
+    forecast = launch_preview.forecast
+    forecast["warnings"] = [(warning, compute_warning_id(warning)) for warning in forecast["warnings"]]
+    return context | {"forecast": forecast, "is_measured": launch_preview.is_measured}
 
 
-def what_to_correct(problem: UserError) -> str:
-    if isinstance(problem, Unlawful):
+def format_correction(problem: UserError) -> str:
+    if isinstance(problem, CannotEstimate):
         return "Choose another technique"
     if problem.field == "data":
         return "Choose another model or data"
-    return f"Correct {form.title(problem.field)}"
+    return f"Correct {form.format_title(problem.field)}"
 
 
-def missing_choice(entered: LaunchInput) -> str:
-    if entered.picked.model is None:
-        return "Choose a model" if entered.picked.version else "Choose model and data"
+def format_missing_choice(launch_input: LaunchInput) -> str:
+    if launch_input.selection.model is None:
+        return "Choose a model" if launch_input.selection.version else "Choose model and data"
     return "Choose data"
 
 
-def measured(request: SignedIn) -> HttpResponse:
+def measure_lengths(request: SignedIn) -> HttpResponse:
     """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody
     has yet.
     """
-    picked = Picked(request.user, {name: request.GET.get(name, "") for name in NAMES})
-    model, version = picked.must_have_model(), picked.must_have_data()
+    selection = Selection(request.user, {name: request.GET.get(name, "") for name in FORM_FIELDS})
+    model, version = selection.require_model(), selection.require_data()
     try:
-        token_lengths.lengths(
+        token_lengths.get_lengths(
             version, model, train_on_prompt=request.GET.get("train_on_prompt") == "on"
         )
     except UserError as error:
@@ -96,23 +96,23 @@ def measured(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def memory(request: SignedIn) -> HttpResponse:
+def simulate_memory(request: SignedIn) -> HttpResponse:
     """Simulate steps of what the form says; the card asks for this when memory laws are missing for
     it, or for the plan.
     """
-    picked = picked_in(request)
+    selection = read_selection(request)
     try:
-        model, _ = picked.must_have_model(), picked.must_have_data()
+        model, _ = selection.require_model(), selection.require_data()
         if request.POST.get("mode") == "auto":
-            problem = auto_form.planned(request.POST, picked, wait=True).problem
+            problem = auto_form.build_plan_state(request.POST, selection, wait=True).problem
             # Any other problem is shown by the card.
-            if auto_form.planned(request.POST, picked).waits_for == "memory":
+            if auto_form.build_plan_state(request.POST, selection).pending_step == "memory":
                 raise problem or UserError(
                     "The memory forecast broke off; the log of the web server says why."
                 )
         else:
-            _, members, _ = expand_grid(form.settings_from(request.POST))
-            law(model.folder, members[0].config, picked.target.kind)
+            _, members, _ = expand_grid(form.parse_form_settings(request.POST))
+            get_estimator(model.folder, members[0].config, selection.target.kind)
     except UserError as error:
         return render(request, "_error.html", {"error": error})
     answer = HttpResponse(status=204)

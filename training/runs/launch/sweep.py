@@ -17,7 +17,7 @@ from training.runs.launch.services import read_settings
 
 MAX_RUNS = 60
 Item = TypeVar("Item")
-Kept = TypeVar("Kept")
+Checked = TypeVar("Checked")
 SETTING_NAMES = {f.name for f in dataclasses.fields(RunConfig)}
 
 
@@ -32,10 +32,10 @@ class Member:
 
     @property
     def label(self) -> str:
-        return label_of(self.values)
+        return format_label(self.values)
 
 
-def label_of(values: Mapping[str, Any]) -> str:
+def format_label(values: Mapping[str, Any]) -> str:
     """`rank 4, learning_rate 0.001`; a technique is called by its title."""
     return ", ".join(
         METHODS[value].title if name == "method" and value in METHODS else f"{name} {value}"
@@ -62,8 +62,8 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, l
 
 def unique_values(name: str, values: list[Any]) -> list[Any]:
     """In order; 1 and True are two values, though Python calls them equal."""
-    kept = {(type(value), check_scalar(name, value)): value for value in values}
-    return list(kept.values())
+    unique = {(type(value), check_scalar(name, value)): value for value in values}
+    return list(unique.values())
 
 
 def check_scalar(name: str, value: Any) -> Any:
@@ -99,43 +99,43 @@ def expand_grid(
         dict(zip(grid, combination, strict=True))
         for combination in itertools.product(*grid.values())
     ]
-    members, impossible = keep_possible(
+    members, impossible = collect_possible(
         combinations,
         lambda values: Member(read_settings(fixed | values), values),
-        label_of,
+        format_label,
         skip_impossible=skip_impossible,
     )
     return grid, members, impossible
 
 
-def keep_possible(
+def collect_possible(
     items: Iterable[Item],
-    check: Callable[[Item], Kept],
+    check: Callable[[Item], Checked],
     label: Callable[[Item], str],
     *,
     skip_impossible: bool,
-) -> tuple[list[Kept], dict[str, str]]:
+) -> tuple[list[Checked], dict[str, str]]:
     """What `check` makes of each, and the label and reason of each that it refuses.
 
     Raises:
         UserError: the first that is refused; with `skip_impossible`, only where all are.
     """
-    kept: list[Kept] = []
+    possible: list[Checked] = []
     refused: dict[str, str] = {}
     first: UserError | None = None
     for item in items:
         try:
-            kept.append(check(item))
+            possible.append(check(item))
         except UserError as error:
             if not skip_impossible:
                 raise
             refused[label(item)] = error.message
             first = first or error
-    if first is not None and not kept:
+    if first is not None and not possible:
         raise first
-    return kept, refused
+    return possible, refused
 
 
-def warning_id(words: str) -> str:
+def compute_warning_id(warning: str) -> str:
     """A warning's name in a form, so that a person accepts just what they have seen."""
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    return hashlib.sha256(warning.encode()).hexdigest()[:16]

@@ -21,82 +21,82 @@ from training.people.visible import get_visible
 from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, form, yaml_file
 from training.runs.launch.auto import PlanPending
-from training.runs.launch.form_input import LaunchInput, posted, with_plan
-from training.runs.launch.method_costs import costs as costs_of
-from training.runs.launch.method_costs import make_one_missing
-from training.runs.launch.request import LaunchRequest, launch
-from training.runs.launch.selection import NAMES, Picked
-from training.runs.launch.summary_views import card_values
+from training.runs.launch.form_input import LaunchInput, read_launch_form, build_planned_input
+from training.runs.launch.method_costs import compute_method_costs as compute_method_costs
+from training.runs.launch.method_costs import simulate_next_missing
+from training.runs.launch.request import LaunchRequest, launch_runs
+from training.runs.launch.selection import FORM_FIELDS, Selection
+from training.runs.launch.summary_views import build_summary_context
 from training.runs.launch.sweep import expand_grid
 from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.states import Priority
 
 
-def new(request: SignedIn) -> HttpResponse:
+def new_run(request: SignedIn) -> HttpResponse:
     """The launch page. `?from=ID` copies everything of a run."""
-    source = number(request.GET.get("from", ""))
-    copied = get_visible(Run, request.user, source) if source else None
+    source_id = number(request.GET.get("from", ""))
+    source_run = get_visible(Run, request.user, source_id) if source_id else None
     if request.method == "POST":
-        entered = posted(request)
+        launch_input = read_launch_form(request)
         try:
-            return start(request, entered)
+            return start_launch(request, launch_input)
         except UserError as problem:
-            return page(request, entered, problem)
-    texts = dict.fromkeys(NAMES, "") | {"data": request.GET.get("data", "")}
-    if copied is None:
-        return page(request, LaunchInput(Picked(request.user, texts), {}, auto=True), None)
+            return render_page(request, launch_input, problem)
+    texts = dict.fromkeys(FORM_FIELDS, "") | {"data": request.GET.get("data", "")}
+    if source_run is None:
+        return render_page(request, LaunchInput(Selection(request.user, texts), {}, is_auto=True), None)
     texts |= {
-        "model": str(copied.base_model_id),
-        "data": str(copied.data_id),
-        "name": f"{copied.name} again"[:MAX_NAME],
-        "pool": str(copied.pool_id or ""),
-        "priority": copied.priority,
-        "from_version": str(copied.from_version or ""),
+        "model": str(source_run.base_model_id),
+        "data": str(source_run.data_id),
+        "name": f"{source_run.name} again"[:MAX_NAME],
+        "pool": str(source_run.pool_id or ""),
+        "priority": source_run.priority,
+        "from_version": str(source_run.from_version or ""),
     }
-    return page(request, LaunchInput(Picked(request.user, texts), copied.config, auto=False), None)
+    return render_page(request, LaunchInput(Selection(request.user, texts), source_run.config, is_auto=False), None)
 
 
 @require_POST
-def from_file(request: SignedIn) -> HttpResponse:
+def fill_from_file(request: SignedIn) -> HttpResponse:
     """The launch page filled from a run's YAML file; nothing is started."""
     uploaded = request.FILES.get("file")
-    texts = dict.fromkeys(NAMES, "")
-    filled = LaunchInput(Picked(request.user, texts), {}, auto=False)
+    texts = dict.fromkeys(FORM_FIELDS, "")
+    launch_input = LaunchInput(Selection(request.user, texts), {}, is_auto=False)
     error = None
     try:
         if uploaded is None:
             raise UserError("Choose a YAML file first.", field="file")
         text = uploaded.read(4 * yaml_file.MAX_CHARACTERS + 1).decode("utf-8", errors="replace")
-        described = yaml_file.read_yaml(text)
-        expand_grid(described["settings"])
-        refuse_words(described["settings"])
-        texts["name"] = described["name"][:MAX_NAME]
-        filled = replace(filled, values=described["settings"])
-        filled = fill_from(yaml_file.to_request(request.user, described))
+        document = yaml_file.read_yaml(text)
+        expand_grid(document["settings"])
+        check_numeric_lists(document["settings"])
+        texts["name"] = document["name"][:MAX_NAME]
+        launch_input = replace(launch_input, values=document["settings"])
+        launch_input = fill_from_request(yaml_file.to_launch_request(request.user, document))
     except UserError as problem:
         error = problem
-    return page(request, filled, error)
+    return render_page(request, launch_input, error)
 
 
-def fill_from(wanted: LaunchRequest) -> LaunchInput:
+def fill_from_request(launch_request: LaunchRequest) -> LaunchInput:
     """The form as a launch request has it."""
-    pool, start = wanted.placement.pool, wanted.start_weights
+    pool, start = launch_request.placement.pool, launch_request.start_weights
     texts = {
-        "name": wanted.name[:MAX_NAME],
-        "model": str(wanted.base_model.pk),
-        "data": str(wanted.data.pk),
+        "name": launch_request.name[:MAX_NAME],
+        "model": str(launch_request.base_model.pk),
+        "data": str(launch_request.data.pk),
         "pool": str(pool.pk) if pool else "",
-        "priority": wanted.placement.priority,
+        "priority": launch_request.placement.priority,
         "from_version": str(start.version) if start else "",
     }
-    picked = Picked(wanted.user, texts)
-    if wanted.auto is None:
-        return LaunchInput(picked, dict(wanted.settings), auto=False)
-    RunConfig.check_types(wanted.auto.locked)
-    return with_plan(picked, auto_form.form_of(wanted.auto))
+    selection = Selection(launch_request.user, texts)
+    if launch_request.auto is None:
+        return LaunchInput(selection, dict(launch_request.settings), is_auto=False)
+    RunConfig.check_types(launch_request.auto.locked)
+    return build_planned_input(selection, auto_form.build_form_data(launch_request.auto))
 
 
-def refuse_words(values: dict[str, Any]) -> None:
+def check_numeric_lists(values: dict[str, Any]) -> None:
     """Raises UserError: several values of a setting that the page offers one of; it would start
     less than the file says.
     """
@@ -110,83 +110,83 @@ def refuse_words(values: dict[str, Any]) -> None:
             )
 
 
-def start(request: SignedIn, entered: LaunchInput) -> HttpResponse:
+def start_launch(request: SignedIn, launch_input: LaunchInput) -> HttpResponse:
     """Launch a run, or a sweep if a setting has several values.
 
     Raises:
         WarningsNotAccepted: there are warnings that the person has not seen.
         Conflict: there is no plan yet, or it is another one than that on the screen.
     """
-    wanted = entered.to_request()
-    if entered.planned and entered.planned.problem:
-        raise entered.planned.problem
+    launch_request = launch_input.to_launch_request()
+    if launch_input.plan_state and launch_input.plan_state.problem:
+        raise launch_input.plan_state.problem
     try:
-        made = launch(
-            wanted,
-            accepted_warnings=request.POST.getlist("seen"),
-            plan=entered.planned.plan if entered.planned else None,
-            target=entered.picked.target,
+        launched = launch_runs(
+            launch_request,
+            accepted_warnings=request.POST.getlist("accepted_warnings"),
+            plan=launch_input.plan_state.plan if launch_input.plan_state else None,
+            target=launch_input.selection.target,
             wait=False,
         )
     except PlanPending as pending:
         raise Conflict(
             "The plan is still being made; look at it, then start.", field="plan"
         ) from pending
-    return redirect("sweep" if isinstance(made, Sweep) else "run", made.pk)
+    return redirect("sweep" if isinstance(launched, Sweep) else "run", launched.pk)
 
 
-def page(request: SignedIn, entered: LaunchInput, error: UserError | None) -> HttpResponse:
+def render_page(request: SignedIn, launch_input: LaunchInput, error: UserError | None) -> HttpResponse:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
-    offered = offered_models()
-    only = {
+    offered = get_offered_models()
+    single_choices = {
         name: str(some[0].pk)
         for name, some in (("data", versions), ("model", offered["models"]))
         if len(some) == 1
     }
-    picked = Picked(
+    selection = Selection(
         request.user,
-        entered.picked.texts
-        | {name: pk for name, pk in only.items() if not entered.picked.texts[name]},
+        launch_input.selection.texts
+        | {name: pk for name, pk in single_choices.items() if not launch_input.selection.texts[name]},
     )
-    if entered.auto and entered.planned is None:
-        entered = with_plan(picked, request.POST)
+    if launch_input.is_auto and launch_input.plan_state is None:
+        launch_input = build_planned_input(selection, request.POST)
     else:
-        entered = replace(entered, picked=picked)
+        launch_input = replace(launch_input, selection=selection)
     start_weights = None
     try:
-        start_weights = picked.start_weights
-    except NotFound as gone:
-        error = error or gone
-    classes = [one for one in Priority.choices if one[0] != Priority.URGENT]
-    shown = {
+        start_weights = selection.start_weights
+    except NotFound as not_found:
+        error = error or not_found
+    priorities = [one for one in Priority.choices if one[0] != Priority.URGENT]
+    context = {
         **offered,
         "versions": versions,
-        "chosen": picked.texts,
+        "chosen": selection.texts,
         "pools": Pool.objects.all(),
-        "classes": Priority.choices if request.user.is_superuser else classes,
+        "priorities": Priority.choices if request.user.is_superuser else priorities,
         "start_weights": start_weights,
         "error": error,
-        **shown_settings(request, entered),
+        **build_settings_context(request, launch_input),
         "open_fold": error is not None
-        and getattr(form.fields({}).get(error.field), "advanced", False),
-        **card_values(entered),
+        and getattr(form.build_fields({}).get(error.field), "advanced", False),
+        **build_summary_context(launch_input),
     }
-    return render(request, "runs/new.html", shown, status=error.status if error else 200)
+    return render(request, "runs/new.html", context, status=error.status if error else 200)
 
 
-def offered_models() -> dict[str, Any]:
+def get_offered_models() -> dict[str, Any]:
     """What the select of base models shows. `unready` is empty once every model can be chosen."""
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
     unready = [f"{model.pk}-{model.state}" for model in models if model.state != ModelState.READY]
     return {"models": models, "unready": ".".join(unready)}
 
 
-def model_select(request: SignedIn) -> HttpResponse:
+def refresh_model_select(request: SignedIn) -> HttpResponse:
     """The select of base models, which asks for this while a model is imported. As long as nothing
     changed it stays, so that an open list does not close.
     """
-    offered = offered_models()
+    offered = get_offered_models()
     if offered["unready"] == request.GET.get("unready"):
         return HttpResponse(status=204)
     chosen = {"model": request.GET.get("model", "")}
@@ -196,54 +196,54 @@ def model_select(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def settings(request: SignedIn) -> HttpResponse:
+def update_settings(request: SignedIn) -> HttpResponse:
     """The part of the form that Auto or the technique decides. What a person turned stays; a plan's
     values are taken over.
     """
-    entered = posted(request)
-    if not entered.auto and request.POST.get("mode-was") == "auto":
-        entered = LaunchInput(entered.picked, posted(request, mode="auto").values, auto=False)
-    elif not entered.auto:
-        entered = LaunchInput(entered.picked, form.follow_method(entered.values), auto=False)
-    answer = render(request, "runs/_how.html", shown_settings(request, entered))
+    launch_input = read_launch_form(request)
+    if not launch_input.is_auto and request.POST.get("mode-was") == "auto":
+        launch_input = LaunchInput(launch_input.selection, read_launch_form(request, mode="auto").values, is_auto=False)
+    elif not launch_input.is_auto:
+        launch_input = LaunchInput(launch_input.selection, form.switch_method(launch_input.values), is_auto=False)
+    answer = render(request, "runs/_how.html", build_settings_context(request, launch_input))
     answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
     return answer
 
 
 @require_POST
-def costs(request: SignedIn) -> HttpResponse:
+def refresh_method_costs(request: SignedIn) -> HttpResponse:
     """The techniques with their cost, after one that is missing was simulated (`look`: as they
     are).
     """
-    entered = posted(request)
-    model, error = entered.picked.model, None
-    if model and "look" not in request.GET:
+    launch_input = read_launch_form(request)
+    model, error = launch_input.selection.model, None
+    if model and "cached_only" not in request.GET:
         try:
-            make_one_missing(model, entered.values, entered.picked.target.kind)
+            simulate_next_missing(model, launch_input.values, launch_input.selection.target.kind)
         except UserError as problem:
             error = problem
-    shown = {**techniques_shown(entered), "chosen_method": form.method_of(entered.values)}
+    context = {**build_method_context(launch_input), "chosen_method": form.get_method_name(launch_input.values)}
     return render(
-        request, "runs/_techniques.html", shown | ({"simulating": False} if error else {})
+        request, "runs/_methods.html", context | ({"simulating": False} if error else {})
     )
 
 
-def techniques_shown(entered: LaunchInput) -> dict[str, Any]:
+def build_method_context(launch_input: LaunchInput) -> dict[str, Any]:
     """What the technique cards show; `simulating`: some costs are still missing."""
-    model, version = entered.picked.model, entered.picked.version
-    found = token_lengths.kept_lengths(version, model) if model and version else None
-    known = costs_of(model, found, entered.values, entered.picked.target)
-    return {"techniques": known, "simulating": any(cost.waits for cost in known.values())}
+    model, version = launch_input.selection.model, launch_input.selection.version
+    lengths = token_lengths.get_cached_lengths(version, model) if model and version else None
+    costs = compute_method_costs(model, lengths, launch_input.values, launch_input.selection.target)
+    return {"method_costs": costs, "simulating": any(cost.is_pending for cost in costs.values())}
 
 
-def shown_settings(request: SignedIn, entered: LaunchInput) -> dict[str, Any]:
+def build_settings_context(request: SignedIn, launch_input: LaunchInput) -> dict[str, Any]:
     return {
-        "auto": entered.auto,
-        "planned": entered.planned,
+        "auto": launch_input.is_auto,
+        "plan_state": launch_input.plan_state,
         "goals": GOALS,
-        "groups": form.groups(entered.values, advanced=False),
-        "advanced": form.groups(entered.values, advanced=True),
-        "cannot": form.cannot(entered.values),
-        **({} if entered.auto else techniques_shown(entered)),
-        "chosen_method": form.method_of(entered.values),
+        "groups": form.group_fields(launch_input.values, advanced=False),
+        "advanced": form.group_fields(launch_input.values, advanced=True),
+        "unsupported_features": form.list_unsupported_features(launch_input.values),
+        **({} if launch_input.is_auto else build_method_context(launch_input)),
+        "chosen_method": form.get_method_name(launch_input.values),
     }

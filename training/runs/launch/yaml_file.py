@@ -15,7 +15,7 @@ from training.datasets.models import Dataset, DatasetVersion
 from training.errors import NotFound, TooLarge, UserError, one_line
 from training.gpus.models import Pool
 from training.people.models import User
-from training.runs.forecast.target_device import default_pool
+from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.start_weights import find_start_weights
@@ -26,13 +26,13 @@ from training.runs.states import Priority
 MAX_CHARACTERS = 16_000
 MAX_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
-BEGINS = (
+START_TOKENS = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
     yaml.BlockSequenceStartToken,
     yaml.BlockMappingStartToken,
 )
-ENDS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+END_TOKENS = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 KEYS = (
     "name",
     "model",
@@ -54,7 +54,7 @@ def to_yaml(run: Run) -> str:
     """
     request = dict(run.request)
     start = request.pop("start_from", None)
-    described = {
+    document = {
         "name": run.name,
         "model": run.base_model.name,
         "data": {
@@ -63,20 +63,20 @@ def to_yaml(run: Run) -> str:
             "sha256": run.data.digest,
         },
         # Another installation has other pools.
-        **({"pool": run.pool.name} if run.pool and run.pool != default_pool() else {}),
+        **({"pool": run.pool.name} if run.pool and run.pool != get_default_pool() else {}),
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
         **({"start_from": start} if start else {}),
         "settings": run.config,
     }
-    text = dump_yaml(described)
+    text = dump_yaml(document)
     if is_plannable(request):
-        whole = dump_yaml(described | {"request": request})
-        text = whole if len(whole) <= MAX_CHARACTERS else text  # a file must be read back
+        with_request = dump_yaml(document | {"request": request})
+        text = with_request if len(with_request) <= MAX_CHARACTERS else text  # a file must be read back
     return text
 
 
-def dump_yaml(described: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+def dump_yaml(document: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
 
 def is_plannable(request: Mapping[str, Any]) -> bool:
@@ -96,7 +96,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     if len(text) > MAX_CHARACTERS:
         raise TooLarge(f"The file has more than {MAX_CHARACTERS:,} characters.", field="file")
     try:
-        refuse_tricks(text)
+        check_yaml_features(text)
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -127,24 +127,24 @@ def read_yaml(text: str) -> dict[str, Any]:
     return {**value, **parse_settings(value), "name": name}
 
 
-def check_auto_alone(described: Mapping[str, Any]) -> None:
+def check_auto_alone(document: Mapping[str, Any]) -> None:
     """Raises UserError: `auto` and `settings` are both given."""
-    if described.get("auto") is not None and described.get("settings"):
+    if document.get("auto") is not None and document.get("settings"):
         raise UserError("`auto` stands instead of `settings`; leave one of them out.", field="file")
 
 
-def parse_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
     """`settings`, `auto` and `skip_impossible` with their numbers read.
 
     Raises:
         UserError: one of them is of another form.
     """
-    settings = described.get("settings") or {}
+    settings = document.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise UserError("`settings` must be a mapping of names to values.", field="file")
-    settings = {name: numeric(given) for name, given in settings.items()}
-    skip = described.get("skip_impossible") is True
-    auto = described.get("auto")
+    settings = {name: parse_scientific(value) for name, value in settings.items()}
+    skip = document.get("skip_impossible") is True
+    auto = document.get("auto")
     if auto is None:
         return {"settings": settings, "skip_impossible": skip}
     if not isinstance(auto, dict) or not set(auto) <= {"goal", "locked"}:
@@ -152,12 +152,12 @@ def parse_settings(described: Mapping[str, Any]) -> dict[str, Any]:
     locked = auto.get("locked") or {}
     if not isinstance(locked, dict) or not all(isinstance(key, str) for key in locked):
         raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
-    planned = {"goal": str(auto.get("goal") or AutoRequest().goal)}
-    locked = {name: numeric(given) for name, given in locked.items()}
-    return {"settings": settings, "skip_impossible": skip, "auto": {**planned, "locked": locked}}
+    auto_fields = {"goal": str(auto.get("goal") or AutoRequest().goal)}
+    locked = {name: parse_scientific(value) for name, value in locked.items()}
+    return {"settings": settings, "skip_impossible": skip, "auto": {**auto_fields, "locked": locked}}
 
 
-def to_request(user: User, described: dict[str, Any], *, again: bool = False) -> LaunchRequest:
+def to_launch_request(user: User, document: dict[str, Any], *, again: bool = False) -> LaunchRequest:
     """The launch that a file describes; `again`: what its `request` says (plan again, or start the
     whole sweep) instead of its settings.
 
@@ -165,28 +165,28 @@ def to_request(user: User, described: dict[str, Any], *, again: bool = False) ->
         NotFound: the model, the data, the pool or the version to begin with is not there.
         UserError: `again`, and the file holds no request.
     """
-    request = described.get("request")
-    wanted = described
+    request = document.get("request")
+    launch_fields = document
     if again:
         if request is None or not (request["settings"] or "auto" in request):
             raise UserError("The file holds no `request` to plan or sweep again.", field="file")
-        wanted = {**request, "name": request["name"] or described["name"]}
-    start = described.get("start_from")
-    auto = wanted.get("auto")
+        launch_fields = {**request, "name": request["name"] or document["name"]}
+    start = document.get("start_from")
+    auto = launch_fields.get("auto")
     return LaunchRequest(
         user=user,
-        base_model=find_model(described),
-        data=find_data(user, described),
-        settings={} if auto is not None else wanted["settings"],
+        base_model=find_model(document),
+        data=find_data(user, document),
+        settings={} if auto is not None else launch_fields["settings"],
         auto=None if auto is None else AutoRequest(auto["goal"], auto["locked"]),
-        name=wanted["name"],
-        placement=find_placement(described),
+        name=launch_fields["name"],
+        placement=find_placement(document),
         start_weights=None if start is None else find_start_weights(user, start),
-        skip_impossible=wanted["skip_impossible"],
+        skip_impossible=launch_fields["skip_impossible"],
     )
 
 
-def refuse_tricks(text: str) -> None:
+def check_yaml_features(text: str) -> None:
     """Raises UserError: aliases, tags, or nesting that no run has."""
     depth = 0
     for token in yaml.scan(text):
@@ -196,79 +196,79 @@ def refuse_tricks(text: str) -> None:
             raise UserError(
                 "The file uses YAML aliases (`*name`); write the values out.", field="file"
             )
-        depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
+        depth += isinstance(token, START_TOKENS) - isinstance(token, END_TOKENS)
         if depth > MAX_DEPTH:
             raise UserError("The file is nested too deeply to describe a run.", field="file")
 
 
-def numeric(given: Any) -> Any:
-    if isinstance(given, list):
-        return [numeric(one) for one in given]
-    return float(given) if isinstance(given, str) and SCIENTIFIC.fullmatch(given) else given
+def parse_scientific(value: Any) -> Any:
+    if isinstance(value, list):
+        return [parse_scientific(item) for item in value]
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
 
 
-def find_model(described: dict[str, Any]) -> BaseModel:
+def find_model(document: dict[str, Any]) -> BaseModel:
     """Raises NotFound: no such model in the catalog."""
-    if not described.get("model"):
+    if not document.get("model"):
         raise UserError(
             "The file names no model; `model` is the name of a base model.", field="model"
         )
-    name = one_line(str(described["model"]))
+    name = one_line(str(document["model"]))
     model = BaseModel.objects.filter(name=name).first()
     if model is None:
-        have = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
-        raise NotFound(f"There is no base model {name[:80]!r}; there are {have}.", field="model")
+        known_names = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
+        raise NotFound(f"There is no base model {name[:80]!r}; there are {known_names}.", field="model")
     return model
 
 
-def find_data(user: User, described: dict[str, Any]) -> DatasetVersion:
+def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
     """The version by its content if the file names that, else by name and number (the newest if no
     number is given).
 
     Raises:
         NotFound: none that the person may see.
     """
-    wanted = described.get("data")
-    wanted = wanted if isinstance(wanted, dict) else {"name": wanted}
-    mine = DatasetVersion.objects.filter(
+    reference = document.get("data")
+    reference = reference if isinstance(reference, dict) else {"name": reference}
+    visible_versions = DatasetVersion.objects.filter(
         dataset__in=Dataset.objects.visible_to(user)
     ).select_related("dataset__team")
-    if wanted.get("sha256"):
-        rows = mine.filter(digest=one_line(str(wanted["sha256"])))
-        named = rows.filter(dataset__name=one_line(str(wanted.get("name"))))
+    if reference.get("sha256"):
+        rows = visible_versions.filter(digest=one_line(str(reference["sha256"])))
+        same_name = rows.filter(dataset__name=one_line(str(reference.get("name"))))
         # The same content under another name is the same data
-        rows = named if named.exists() else rows
+        rows = same_name if same_name.exists() else rows
     else:
-        rows = mine.filter(dataset__name=one_line(str(wanted.get("name"))))
-        if wanted.get("version") is not None:
-            number = wanted["version"]
+        rows = visible_versions.filter(dataset__name=one_line(str(reference.get("name"))))
+        if reference.get("version") is not None:
+            number = reference["version"]
             rows = rows.filter(
                 number=number if isinstance(number, int) and 0 < number < 2**31 else 0
             )
     version = rows.order_by("-number").first()
     if version is None:
         raise NotFound(
-            f"There is no data {str(wanted.get('name'))[:80]!r} that you may see in the version "
+            f"There is no data {str(reference.get('name'))[:80]!r} that you may see in the version "
             "that the file names.",
             field="data",
         )
     return version
 
 
-def find_placement(described: dict[str, Any]) -> Placement:
+def find_placement(document: dict[str, Any]) -> Placement:
     """The devices and the class that the file names, or the usual ones.
 
     Raises:
         NotFound: no such pool. UserError: no such class.
     """
-    pool, priority = None, described.get("priority") or Priority.NORMAL
-    if described.get("pool") is not None:
-        name = one_line(str(described["pool"]))
+    pool, priority = None, document.get("priority") or Priority.NORMAL
+    if document.get("pool") is not None:
+        name = one_line(str(document["pool"]))
         pool = Pool.objects.filter(name=name).first()
         if pool is None:
-            have = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"
+            known_names = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"
             raise NotFound(
-                f"There is no pool of devices {name[:80]!r}; there are {have}.", field="pool"
+                f"There is no pool of devices {name[:80]!r}; there are {known_names}.", field="pool"
             )
     if priority not in Priority.values:
         raise UserError(f"`priority` is one of {', '.join(Priority.values)}.", field="priority")

@@ -12,9 +12,9 @@ from training.gpus import allocations, audit
 from training.gpus.models import Allocation, Pool
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import User
-from training.runs.forecast.memory import kept_forecast
-from training.runs.forecast.target_device import target_of
-from training.runs.forecast.token_lengths import kept_lengths
+from training.runs.forecast.memory import get_cached_forecast
+from training.runs.forecast.target_device import get_target_device
+from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.models import Run
 from training.runs.queue.checks import refuse_class, refuse_never
 from training.runs.signals import run_changed
@@ -86,9 +86,9 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
             code="device_given",
         )
     config = RunConfig.from_dict(run.config)
-    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    found = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
     # If there is none, a worker makes it
-    forecast = kept_forecast(config, run.base_model, found, target_of(pool)) or {}
+    forecast = get_cached_forecast(config, run.base_model, found, get_target_device(pool)) or {}
     refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
     changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):

@@ -22,7 +22,7 @@ from training.gpus.models import Allocation, Device, Pool, Quota
 from training.gpus.scheduling.load_state import scene_of
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import NOBODY, Decision, Request, Scene
-from training.runs.forecast.target_device import default_pool
+from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.signals import run_queued
@@ -47,7 +47,7 @@ def admit() -> list[int]:
         give_up_lost()
         now = timezone.now()
         end_overdue(now)
-        Run.objects.filter(state=State.QUEUED, pool=None).update(pool=default_pool())
+        Run.objects.filter(state=State.QUEUED, pool=None).update(pool=get_default_pool())
         allocations.forget_kept(
             dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool"))
         )

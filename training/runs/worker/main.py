@@ -21,7 +21,7 @@ from training.gpus.models import MOST_A_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.sweeper import SWEEP_SECONDS, release_own_jobs, sweep_jobs
-from training.runs.launch.method_costs import forecast_launched, make_beforehand
+from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
 from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks
 from training.runs.worker.lease import claimable_runs
@@ -89,7 +89,7 @@ BESIDE: list[tuple[Callable[[], object], float]] = [
     (devices.report, 5.0),
     (sweep, 2.0),
     (sweep_jobs, SWEEP_SECONDS),
-    (make_beforehand, 5.0),
-    (forecast_launched, 3.0),
+    (precompute_estimator, 5.0),
+    (forecast_open_runs, 3.0),
     (sweep_temporary, 3600.0),
 ]

@@ -17,7 +17,7 @@ from training.gpus import allocations
 from training.gpus.devices import is_cpu
 from training.gpus.models import Allocation, Device
 from training.runs.forecast.memory import CONTEXT_BYTES
-from training.runs.forecast.target_device import target_of
+from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue.checks import most_memory
 
@@ -125,7 +125,7 @@ def raised(run: Run, taken: int) -> dict[str, Any] | None:
     """The forecast of a run that took more than it had reserved; None: nowhere in its pool may it
     have as much.
     """
-    target = target_of(run.pool)
+    target = get_target_device(run.pool)
     most = most_memory(target.pool, run.team)
     peak = min(round(1.05 * taken), target.total if most is None else min(target.total, most))
     return run.forecast | {"peak": peak} if peak >= taken else None

@@ -16,10 +16,10 @@ from training.engine.outcome import RESULT_FILE
 from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import actions
-from training.runs.forecast.memory_estimators import Unlawful, law
-from training.runs.forecast.memory_ladder import Way, changed_config, ways
-from training.runs.forecast.target_device import target_of
-from training.runs.forecast.token_lengths import kept_lengths
+from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
+from training.runs.forecast.memory_ladder import MemoryOption, build_changed_config, list_memory_options
+from training.runs.forecast.target_device import get_target_device
+from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.launch import services
 from training.runs.models import Run
 from training.runs.states import State
@@ -27,11 +27,11 @@ from training.runs.states import State
 BY_ITSELF = ("halve", "checkpointing")  # what changes no result
 
 
-def ways_of(run: Run) -> list[Way]:
+def ways_of(run: Run) -> list[MemoryOption]:
     """The ways on for a run, with the forecasts that are known."""
     config = RunConfig.from_dict(run.config)
-    found = kept_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    return ways(config, run.base_model, found, target_of(run.pool))
+    found = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    return list_memory_options(config, run.base_model, found, get_target_device(run.pool))
 
 
 def simulate_one(run: Run) -> None:
@@ -44,12 +44,12 @@ def simulate_one(run: Run) -> None:
     if way is None:
         return
     try:
-        law(
+        get_estimator(
             run.base_model.folder,
-            changed_config(RunConfig.from_dict(run.config), way.changes),
-            target_of(run.pool).kind,
+            build_changed_config(RunConfig.from_dict(run.config), way.changes),
+            get_target_device(run.pool).kind,
         )
-    except Unlawful:
+    except CannotEstimate:
         pass  # kept as this law's answer: the run has no such way
 
 
@@ -70,11 +70,11 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
         )
         way = chosen_way(held, name)
         queued = actions.continue_run(user, held)
-        put(queued, changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
+        put(queued, build_changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
         return queued
 
 
-def chosen_way(run: Run, name: str) -> Way:
+def chosen_way(run: Run, name: str) -> MemoryOption:
     """Raises UserError: it has no such way; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
         raise Conflict(
@@ -91,7 +91,7 @@ def chosen_way(run: Run, name: str) -> Way:
 
 
 def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
-    settings = services.settings_of(config)
+    settings = services.get_public_settings(config)
     Run.objects.filter(pk=run.pk).update(
         config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1
     )
@@ -99,7 +99,7 @@ def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
     places = {
         name: value
         for name, value in json.loads(path.read_text()).items()
-        if name in services.OWN_SETTINGS
+        if name in services.INTERNAL_SETTINGS
     }
     write_atomically(path, json.dumps(config.to_dict() | places, indent=1))
     run.refresh_from_db()
@@ -114,7 +114,7 @@ def recover(run: Run) -> str:
     way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)
     if way is None:
         return ""
-    put(run, changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
+    put(run, build_changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
     (run.folder / RESULT_FILE).unlink(missing_ok=True)
     told = ", ".join(f"{name} {str(value).lower()}" for name, value in way.changes.items())
     return f"Goes on by itself from its last checkpoint with {told}."
