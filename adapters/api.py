@@ -23,7 +23,7 @@ from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
 
 router = Router(tags=["adapters"])
-TRY: JsonDict = {
+PLAYGROUND_EXAMPLE: JsonDict = {
     "who": "adapter",
     "messages": [{"role": "user", "content": "turn on the kitchen lamp"}],
 }
@@ -46,7 +46,7 @@ class AdapterOut(Schema):
     parent: int | None
     tags: list[str]
     notes: str
-    record: dict[str, Any]
+    provenance: dict[str, Any]
     created_at: datetime
 
     @staticmethod
@@ -70,7 +70,7 @@ class AdapterOut(Schema):
         return row.run_id
 
 
-class DescribeIn(Schema):
+class AdapterUpdateIn(Schema):
     model_config = ConfigDict(extra="forbid")
     tags: str | None = Field(None, max_length=320, description="With commas.")
     notes: str | None = Field(None, max_length=10_000)
@@ -96,7 +96,7 @@ class LaunchedOut(Schema):
     run: int
 
 
-class KeepIn(Schema):
+class RegisterCheckpointIn(Schema):
     model_config = ConfigDict(extra="forbid")
     run: int
     step: int = Field(ge=0, le=2**31)
@@ -104,7 +104,7 @@ class KeepIn(Schema):
 
 class GgufIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    quantisation: str = Field(max_length=10)
+    quantization: str = Field(max_length=10)
 
 
 class PushIn(Schema):
@@ -117,19 +117,19 @@ class PushIn(Schema):
 
 class JobOut(Schema):
     kind: str
-    stage: str = Field(alias="state")
-    words: str = Field(alias="progress_message")
+    state: str = Field(alias="state")
+    message: str = Field(alias="progress_message")
     done: int = Field(alias="progress_done")
     total: int = Field(alias="progress_total")
     error: str
     result: dict[str, Any]
 
 
-STREAM: dict[str, Any] = {"responses": {200: {"content": {"text/event-stream": {}}}}}
+STREAM_RESPONSE: dict[str, Any] = {"responses": {200: {"content": {"text/event-stream": {}}}}}
 
 
-class TryIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [TRY]})
+class PlaygroundIn(Schema):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [PLAYGROUND_EXAMPLE]})
     who: Literal["base", "adapter"]
     messages: list[dict[str, str]] = Field(min_length=1, max_length=100)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -137,7 +137,7 @@ class TryIn(Schema):
     max_tokens: int = Field(200, ge=1, le=2048)
 
 
-class HeldoutOut(Schema):
+class HeldOutPromptOut(Schema):
     messages: list[dict[str, str]]
     expected: str
     split: str
@@ -163,24 +163,24 @@ def import_adapter(
 
 
 @router.post("/checkpoints", response={201: AdapterOut})
-def keep_checkpoint(request: SignedIn, body: KeepIn) -> Any:
+def register_checkpoint(request: SignedIn, body: RegisterCheckpointIn) -> Any:
     """A kept checkpoint of a run as a version."""
     run = get_changeable(
         Run, request.user, body.run, "owner", "team", "base_model", "data__dataset"
     )
-    return 201, services.keep_checkpoint(request.user, run, body.step)
+    return 201, services.register_checkpoint(request.user, run, body.step)
 
 
 @router.get("/disk", response=dict[str, Any])
-def disk(request: SignedIn) -> Any:
+def read_disk_usage(request: SignedIn) -> Any:
     """Bytes by owner, adapter and run, of what one may see."""
-    return actions.disk_use(request.user)
+    return actions.get_disk_usage(request.user)
 
 
 @router.patch("/{int:adapter_id}", response=AdapterOut)
-def describe_adapter(request: SignedIn, adapter_id: int, body: DescribeIn) -> AdapterVersion:
-    found = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
-    return actions.describe_version(request.user, found, tags=body.tags, notes=body.notes)
+def update_adapter(request: SignedIn, adapter_id: int, body: AdapterUpdateIn) -> AdapterVersion:
+    version = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
+    return actions.update_version(request.user, version, tags=body.tags, notes=body.notes)
 
 
 @router.delete("/{int:adapter_id}", response=FreedOut)
@@ -188,21 +188,21 @@ def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
     """Delete a version that no deployment answers with; `name` is its name with its number, such as
     `Lights v2`.
     """
-    found = get_changeable(AdapterVersion, request.user, adapter_id)
-    return {"freed_bytes": actions.delete_version(request.user, found, body.name)}
+    version = get_changeable(AdapterVersion, request.user, adapter_id)
+    return {"freed_bytes": actions.delete_version(request.user, version, body.name)}
 
 
 @router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
 def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
     """A run that begins with this version's weights; `settings` are those that change."""
-    found = get_visible(
+    version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
     data = visible_data(request.user, body.data) if body.data is not None else None
     if body.data is not None and data is None:
         raise NotFound("There is no such data that you may see.", field="data")
     run = continue_training.continue_from(
-        request.user, found, data=data, changes=body.settings, name=body.name
+        request.user, version, data=data, changes=body.settings, name=body.name
     )
     return 201, {"run": run.pk}
 
@@ -220,8 +220,8 @@ def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
 @router.post("/{int:adapter_id}/gguf", response={202: JobOut})
 def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
     """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
-    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
-    return 202, gguf.export_gguf(request.user, found, body.quantisation)
+    version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    return 202, gguf.export_gguf(request.user, version, body.quantization)
 
 
 @router.post("/{int:adapter_id}/push", response={202: JobOut})
@@ -229,7 +229,7 @@ def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
     """Push it, or its merged model, to the hub in the background; the token is forgotten once the
     push has begun.
     """
-    return 202, hub.push(
+    return 202, hub.push_to_hub(
         request.user,
         get_changeable(AdapterVersion, request.user, adapter_id, "base_model"),
         **body.dict(),
@@ -241,24 +241,24 @@ def read_adapter(request: SignedIn, adapter_id: int) -> AdapterVersion:
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
 
 
-@router.get("/{int:adapter_id}/heldout", response=HeldoutOut)
-def read_heldout(request: SignedIn, adapter_id: int) -> Any:
+@router.get("/{int:adapter_id}/heldout", response=HeldOutPromptOut)
+def read_held_out_prompt(request: SignedIn, adapter_id: int) -> Any:
     """A prompt that this adapter was not trained on, and what is expected of it."""
-    return views.heldout_row(request, adapter_id)
+    return views.get_held_out_prompt(request, adapter_id)
 
 
-@router.post("/{int:adapter_id}/try", openapi_extra=STREAM)
-def try_adapter(request: SignedIn, adapter_id: int, body: TryIn) -> HttpResponseBase:
+@router.post("/{int:adapter_id}/try", openapi_extra=STREAM_RESPONSE)
+def try_adapter(request: SignedIn, adapter_id: int, body: PlaygroundIn) -> HttpResponseBase:
     """The answer of base or adapter to a conversation, as server-sent events in OpenAI's chunks."""
-    return views.stream_answer(request, adapter_id, body.dict())
+    return views.stream_playground(request, adapter_id, body.dict())
 
 
-ZIP: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}
+ZIP_RESPONSE: dict[str, Any] = {"responses": {200: {"content": {"application/zip": {}}}}}
 
 
-@router.get("/{int:adapter_id}/download", openapi_extra=ZIP)
+@router.get("/{int:adapter_id}/download", openapi_extra=ZIP_RESPONSE)
 def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or
     of the whole model.
     """
-    return views.download(request, adapter_id)
+    return views.download_adapter(request, adapter_id)

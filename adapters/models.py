@@ -21,7 +21,7 @@ class AdapterVersion(Owned):
     """What a checkpoint learned, copied out of its run's folder so that it outlives it; never
     written again.
 
-    `record` is what was true when it was made: settings, seed, data, base and its revision, library
+    `provenance` is what was true when it was made: settings, seed, data, base and its revision, library
     versions, costs.
     """
 
@@ -36,7 +36,7 @@ class AdapterVersion(Owned):
     method = models.CharField(max_length=40)
     step = models.PositiveIntegerField()
     sha256 = models.CharField(max_length=64)  # of the weights
-    record: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    provenance: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     tags = models.CharField(max_length=320, blank=True)  # as a run's: ",candidate,production,"
     notes = models.TextField(blank=True)
     exact_match = models.FloatField(null=True)
@@ -54,7 +54,7 @@ class AdapterVersion(Owned):
                 fields=["owner", "name", "number"], name="one_number_an_adapter"
             ),
             models.UniqueConstraint(
-                fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="kept_once"
+                fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="one_version_a_step"
             ),
         ]
 
@@ -62,29 +62,29 @@ class AdapterVersion(Owned):
         return f"{self.name} v{self.number}"
 
     @property
-    def method_row(self) -> Method:
+    def method_spec(self) -> Method:
         return METHODS[self.method]
 
     @property
-    def whole_model(self) -> bool:
-        return self.method_row.is_full_finetuning
+    def is_full_model(self) -> bool:
+        return self.method_spec.is_full_finetuning
 
     @property
     def tag_list(self) -> list[str]:
         return [tag for tag in self.tags.split(",") if tag]
 
     @property
-    def before(self) -> AdapterVersion | None:
+    def comparison_default(self) -> AdapterVersion | None:
         """What its maker will want it compared with: what it came from, else the newest older one
         of the same base and data.
         """
-        alike = AdapterVersion.objects.filter(
+        candidates = AdapterVersion.objects.filter(
             owner=self.owner_id, team=self.team_id, base_model=self.base_model_id, pk__lt=self.pk
         )
-        from_data = (
-            alike.filter(data=self.data_id) if self.data_id else alike.filter(name=self.name)
+        same_data = (
+            candidates.filter(data=self.data_id) if self.data_id else candidates.filter(name=self.name)
         )
-        return alike.filter(pk=self.parent_id).first() or from_data.order_by("-pk").first()
+        return candidates.filter(pk=self.parent_id).first() or same_data.order_by("-pk").first()
 
     @property
     def folder(self) -> Path:
@@ -96,12 +96,12 @@ class AdapterVersion(Owned):
         return Path(settings.HOME) / "merged" / str(self.pk)
 
 
-class Numbering(models.Model):
+class VersionCounter(models.Model):
     """The last number given under a name: that of a version which is deleted is not given again."""
 
     owner = models.ForeignKey(User, on_delete=models.CASCADE, related_name="+")
     name = models.CharField(max_length=120)
-    last = models.PositiveIntegerField(default=0)
+    last_number = models.PositiveIntegerField(default=0)
 
     class Meta:
         constraints = [
@@ -111,19 +111,19 @@ class Numbering(models.Model):
 
 class Deployment(Owned):
     """A stable name that answers with a version, or with two that share its traffic: `share` per
-    cent go to `other`.
+    cent go to `canary`.
     """
 
     name = models.SlugField(max_length=63, unique=True)
     version = models.ForeignKey(
         AdapterVersion, on_delete=models.PROTECT, related_name="deployments"
     )
-    other = models.ForeignKey(
-        AdapterVersion, null=True, on_delete=models.PROTECT, related_name="shared_deployments"
+    canary = models.ForeignKey(
+        AdapterVersion, null=True, on_delete=models.PROTECT, related_name="canary_deployments"
     )
-    share = models.PositiveSmallIntegerField(default=0)
+    canary_percent = models.PositiveSmallIntegerField(default=0)
     # Answer merged where that is possible and ready; else attached to the base
-    merge = models.BooleanField(default=True)
+    use_merged = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -142,29 +142,29 @@ class DeploymentChange(models.Model):
     version = models.ForeignKey(
         AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+"
     )
-    other = models.ForeignKey(
+    canary = models.ForeignKey(
         AdapterVersion, null=True, on_delete=models.SET_NULL, related_name="+"
     )
     label = models.CharField(max_length=140)
-    other_label = models.CharField(max_length=140, blank=True)
-    share = models.PositiveSmallIntegerField(default=0)
-    merge = models.BooleanField(default=True)
-    words = models.CharField(max_length=200)
+    canary_label = models.CharField(max_length=140, blank=True)
+    canary_percent = models.PositiveSmallIntegerField(default=0)
+    use_merged = models.BooleanField(default=True)
+    description = models.CharField(max_length=200)
 
     class Meta:
         ordering = ["-pk"]
 
 
-class Served(models.Model):
+class RequestLog(models.Model):
     """One answer of a deployment. Kept for a week (serving/usage.py); what is older is in
-    `Tally`.
+    `UsageCounter`.
     """
 
-    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="served")
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="request_logs")
     version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
     at = models.DateTimeField()
     seconds = models.FloatField()
-    first_seconds = models.FloatField(null=True)
+    first_token_seconds = models.FloatField(null=True)
     prompt_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField(default=0)
     failed = models.BooleanField(default=False)
@@ -173,10 +173,10 @@ class Served(models.Model):
         indexes = [models.Index(fields=["deployment", "at"])]
 
 
-class Tally(models.Model):
+class UsageCounter(models.Model):
     """How many answers a version has given under a name, since it first did."""
 
-    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="tallies")
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="usage_counters")
     version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
     answers = models.PositiveBigIntegerField(default=0)
     failures = models.PositiveBigIntegerField(default=0)

@@ -12,10 +12,10 @@ from django.shortcuts import render
 from django.views.decorators.http import require_POST
 
 from adapters.evaluation import votes
-from adapters.export.views import export_values
+from adapters.export.views import get_export_context
 from adapters.models import AdapterVersion, Deployment, file_stem
 from adapters.registry import actions
-from adapters.registry.services import zip_stream
+from adapters.registry.services import stream_zip
 from adapters.serving import playground
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
@@ -25,28 +25,28 @@ from training.people.visible import get_visible
 from training.runs.metrics.comparison import flat
 
 MAX_BODY_BYTES = 200_000
-VERSIONS_A_PAGE = 100
-MOST_SWITCHES = 12  # deployments that a version's page offers to switch; all are on their own page
+VERSIONS_PER_PAGE = 100
+MAX_SWITCHES = 12  # deployments that a version's page offers to switch; all are on their own page
 
 
-def adapters(request: SignedIn) -> HttpResponse:
+def list_adapters(request: SignedIn) -> HttpResponse:
     """Newest versions first within a base; `?q=` looks into names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related(
         "base_model", "run", "owner"
     )
-    words = one_line(request.GET.get("q", ""))[:80]
-    if words:
-        rows = rows.filter(Q(name__icontains=words) | Q(tags__icontains=words))
-    page = Paginator(rows, VERSIONS_A_PAGE).get_page(request.GET.get("page"))
-    shown = {row.pk for row in page}
-    used = Deployment.objects.filter(Q(version__in=shown) | Q(other__in=shown))
-    deployed = {row.version_id for row in used} | {row.other_id for row in used}
+    query = one_line(request.GET.get("q", ""))[:80]
+    if query:
+        rows = rows.filter(Q(name__icontains=query) | Q(tags__icontains=query))
+    page = Paginator(rows, VERSIONS_PER_PAGE).get_page(request.GET.get("page"))
+    page_ids = {row.pk for row in page}
+    page_deployments = Deployment.objects.filter(Q(version__in=page_ids) | Q(canary__in=page_ids))
+    deployed = {row.version_id for row in page_deployments} | {row.canary_id for row in page_deployments}
     return render(
-        request, "adapters/adapters.html", {"page": page, "q": words, "deployed": deployed}
+        request, "adapters/adapters.html", {"page": page, "q": query, "deployed": deployed}
     )
 
 
-def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def show_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     version = get_visible(
         AdapterVersion,
         request.user,
@@ -59,8 +59,8 @@ def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
         "parent",
     )
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
-    others = Deployment.objects.changeable_by(request.user).select_related("version", "other")[
-        :MOST_SWITCHES
+    changeable_deployments = Deployment.objects.changeable_by(request.user).select_related("version", "canary")[
+        :MAX_SWITCHES
     ]
     siblings = AdapterVersion.objects.visible_to(request.user).filter(
         owner=version.owner, name=version.name
@@ -68,30 +68,30 @@ def adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     values = {
         "adapter": version,
         "mine": mine,
-        "lineage": actions.lineage(request.user, version),
+        "lineage": actions.build_lineage(request.user, version),
         "siblings": siblings.order_by("number"),
-        "answers_as": actions.answered_by(version),
-        "deployments": others,
-        "votes": votes.total(version),
-        "settings": flat(version.record.get("settings", {})),
+        "answers_as": actions.deployments_using(version),
+        "deployments": changeable_deployments,
+        "votes": votes.get_overall_win_rate(version),
+        "settings": flat(version.provenance.get("settings", {})),
         "suggested": actions.SUGGESTED_TAGS,
-        **export_values(version),
+        **get_export_context(version),
     }
     return render(request, "adapters/adapter.html", values)
 
 
-def download(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    answer = StreamingHttpResponse(in_pieces(zip_stream(version)), content_type="application/zip")
-    answer["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
-    return answer
+    response = StreamingHttpResponse(in_pieces(stream_zip(version)), content_type="application/zip")
+    response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
+    return response
 
 
-def heldout(request: SignedIn, adapter_id: int) -> HttpResponse:
-    return JsonResponse(heldout_row(request, adapter_id))
+def show_held_out_prompt(request: SignedIn, adapter_id: int) -> HttpResponse:
+    return JsonResponse(get_held_out_prompt(request, adapter_id))
 
 
-def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
+def get_held_out_prompt(request: SignedIn, adapter_id: int) -> dict[str, Any]:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id)
     data = visible_data(request.user, version.data_id) if version.data_id else None
@@ -102,7 +102,7 @@ def heldout_row(request: SignedIn, adapter_id: int) -> dict[str, Any]:
 
 
 @require_POST
-def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def try_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     """Stream the answer of base or adapter to the conversation in the body, as server-sent
     events.
     """
@@ -114,14 +114,14 @@ def try_it(request: SignedIn, adapter_id: int) -> HttpResponseBase:
         raise UserError(f"The request is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise UserError("The request must be a JSON object.")
-    return stream_answer(request, adapter_id, body)
+    return stream_playground(request, adapter_id, body)
 
 
-def stream_answer(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
+def stream_playground(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    answer = StreamingHttpResponse(
-        playground.answer(playground.question(version, body)), content_type="text/event-stream"
+    response = StreamingHttpResponse(
+        playground.stream_answer(playground.build_request(version, body)), content_type="text/event-stream"
     )
-    answer["Cache-Control"] = "no-store"
-    answer["X-Accel-Buffering"] = "no"
-    return answer
+    response["Cache-Control"] = "no-store"
+    response["X-Accel-Buffering"] = "no"
+    return response

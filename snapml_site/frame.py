@@ -40,7 +40,7 @@ BELONGS_TO = {
     "sweeps": "runs",
     "uploads": "datasets",
     "deployments": "adapters",
-    "bakeoffs": "adapters",
+    "benchmarks": "adapters",
 }
 
 

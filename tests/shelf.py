@@ -6,14 +6,14 @@ from tests import tiny
 from tests.launching import launch_run
 from training.engine.outcome import read_result
 
-LOW_RANK = ("lora", "qlora")
-STRONG = {"max_steps": 30, "learning_rate": 0.02, "exact_match_rows": 0}
+LORA_METHODS = ("lora", "qlora")
+FAST_SETTINGS = {"max_steps": 30, "learning_rate": 0.02, "exact_match_rows": 0}
 
 
-def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):
+def register_version(run, *, name="Lights", number=1, weights=b"x", **more):
     """A version of the run's owner with the two files of a PEFT folder."""
     content = {"adapter_model.safetensors": weights, "adapter_config.json": b"{}"}
-    made = AdapterVersion.objects.create(
+    version = AdapterVersion.objects.create(
         owner=run.owner,
         team=run.team,
         name=name,
@@ -26,29 +26,29 @@ def put_on_shelf(run, *, name="Lights", number=1, weights=b"x", **more):
         sha256="a",
         size_bytes=sum(map(len, content.values())),
         files={
-            file: {"sha256": "a" if file.endswith("safetensors") else "b", "bytes": len(held)}
-            for file, held in content.items()
+            file: {"sha256": "a" if file.endswith("safetensors") else "b", "bytes": len(data)}
+            for file, data in content.items()
         },
         **more,
     )
-    made.folder.mkdir(parents=True, exist_ok=True)
-    for file, held in content.items():
-        (made.folder / file).write_bytes(held)
-    return made
+    version.folder.mkdir(parents=True, exist_ok=True)
+    for file, data in content.items():
+        (version.folder / file).write_bytes(data)
+    return version
 
 
 def train_version(user, base_model, data, engine, *, name="Lights", **settings):
     """A run of the true engine in this process, and the version that it leaves."""
-    usual = {
+    defaults = {
         n: value
         for n, value in tiny.SETTINGS.items()
-        if settings.get("method", "lora") in LOW_RANK or n not in ("rank", "alpha")
+        if settings.get("method", "lora") in LORA_METHODS or n not in ("rank", "alpha")
     }
     run = launch_run(
-        user, base_model=base_model, data=data, settings={**usual, **STRONG, **settings}, name=name
+        user, base_model=base_model, data=data, settings={**defaults, **FAST_SETTINGS, **settings}, name=name
     )
     assert engine([str(run.folder)]) == 0
-    services.keep(run, read_result(run.folder))
+    services.register_run_result(run, read_result(run.folder))
     run.state = "finished"
     run.save()
     return run.versions.get()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from adapters.evaluation.scores import METRICS, disagreement
+from adapters.evaluation.scores import METRICS, compute_disagreement
 
-Marked = list[tuple[str, bool]]
-MOST_WORDS = 400  # of a reply in which differences are looked for: the search is quadratic
-ROWS_A_PAGE = 25
+DiffPieces = list[tuple[str, bool]]
+MAX_DIFF_WORDS = 400  # of a reply in which differences are looked for: the search is quadratic
+ROWS_PER_PAGE = 25
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Cell:
     scores.
     """
 
-    pieces: Marked
+    pieces: DiffPieces
     scores: dict[str, float]
-    empty: bool = False
+    is_empty: bool = False
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     row: int
     messages: list[dict[str, str]]
     expected: str
@@ -37,25 +37,25 @@ class Line:
     disagreement: float
 
 
-def lines_of(
+def build_table_rows(
     rows: Sequence[dict[str, Any]],
     replies: Sequence[Mapping[int, Any]],
     order: str,
     *,
     page: int = 1,
-) -> list[Line]:
+) -> list[TableRow]:
     """A page of lines in the order wanted: `row`, `disagreement`, or `worst-K` (the worst of column
     K by its first score) first.
 
     `replies`: a column each, by row; a reply has `text` and `scores`.
     """
-    numbers = list(range(len(rows)))
+    row_indices = list(range(len(rows)))
     if order == "disagreement":
-        apart = {
-            place: disagreement([column[place].text for column in replies if place in column])
-            for place in numbers
+        disagreements = {
+            index: compute_disagreement([column[index].text for column in replies if index in column])
+            for index in row_indices
         }
-        numbers.sort(key=lambda place: -apart[place])
+        row_indices.sort(key=lambda index: -disagreements[index])
     elif (
         order.startswith("worst-")
         and order[6:].isdecimal()
@@ -63,48 +63,48 @@ def lines_of(
         and int(order[6:]) < len(replies)
     ):
         column = replies[int(order[6:])]
-        numbers.sort(
-            key=lambda place: badness(column[place].scores) if place in column else -1.0,
+        row_indices.sort(
+            key=lambda index: get_error_score(column[index].scores) if index in column else -1.0,
             reverse=True,
         )
-    start = (page - 1) * ROWS_A_PAGE
-    return [line_of(place, rows[place], replies) for place in numbers[start : start + ROWS_A_PAGE]]
+    start = (page - 1) * ROWS_PER_PAGE
+    return [build_table_row(index, rows[index], replies) for index in row_indices[start : start + ROWS_PER_PAGE]]
 
 
-def badness(scores: Mapping[str, float]) -> float:
+def get_error_score(scores: Mapping[str, float]) -> float:
     """Bigger is worse: what a row lacks of all its shares, and a little of its surprise where those
     are equal.
     """
-    shares = [
+    errors = [
         1 - scores[name]
         for name, metric in METRICS.items()
         if metric.unit == "share" and name in scores
     ]
-    surprise = 1 - 1 / max(1.0, scores.get("perplexity", 1.0))
-    return sum(shares) + 1e-3 * surprise
+    perplexity_error = 1 - 1 / max(1.0, scores.get("perplexity", 1.0))
+    return sum(errors) + 1e-3 * perplexity_error
 
 
-def line_of(place: int, row: dict[str, Any], replies: Sequence[Mapping[int, Any]]) -> Line:
-    said = [column.get(place) for column in replies]
-    first = next((reply.text for reply in said if reply is not None), "")
-    against = row["expected"] or first
+def build_table_row(index: int, row: dict[str, Any], replies: Sequence[Mapping[int, Any]]) -> TableRow:
+    row_replies = [column.get(index) for column in replies]
+    first = next((reply.text for reply in row_replies if reply is not None), "")
+    reference = row["expected"] or first
     cells = [
-        None if reply is None else Cell(marked(reply.text, against), reply.scores, not reply.text)
-        for reply in said
+        None if reply is None else Cell(diff_text(reply.text, reference), reply.scores, not reply.text)
+        for reply in row_replies
     ]
-    apart = disagreement([reply.text for reply in said if reply is not None])
-    return Line(place, row["messages"], row["expected"], cells, apart)
+    row_disagreement = compute_disagreement([reply.text for reply in row_replies if reply is not None])
+    return TableRow(index, row["messages"], row["expected"], cells, row_disagreement)
 
 
-def marked(text: str, against: str) -> Marked:
+def diff_text(text: str, reference: str) -> DiffPieces:
     """The text in pieces; those that do not stand in `against` at this place are marked."""
-    ours, theirs = words(text), words(against)
-    if len(ours) > MOST_WORDS or len(theirs) > MOST_WORDS or text == against:
+    text_words, reference_words = split_words(text), split_words(reference)
+    if len(text_words) > MAX_DIFF_WORDS or len(reference_words) > MAX_DIFF_WORDS or text == reference:
         return [(text, False)] if text else []
-    spans = SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes()
-    pieces = [("".join(ours[start:end]), kind != "equal") for kind, _, _, start, end in spans]
+    spans = SequenceMatcher(None, reference_words, text_words, autojunk=False).get_opcodes()
+    pieces = [("".join(text_words[start:end]), kind != "equal") for kind, _, _, start, end in spans]
     return [piece for piece in pieces if piece[0]]
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)

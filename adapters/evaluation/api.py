@@ -12,9 +12,9 @@ from pydantic import ConfigDict, Field
 
 from adapters.evaluation import prompt_sets, votes, weight_analysis
 from adapters.evaluation import replies as evaluation_replies
-from adapters.evaluation.figures import FIGURES, figures_of, settings_of, side_of
-from adapters.evaluation.significance import verdicts
-from adapters.evaluation.views import View, replies_of, view_of
+from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_settings, build_contender
+from adapters.evaluation.significance import build_verdicts
+from adapters.evaluation.views import ComparisonParams, get_replies, parse_params
 from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
@@ -29,7 +29,7 @@ router = Router(tags=["comparisons"])
 class PromptsIn(Schema):
     model_config = ConfigDict(extra="forbid")
     data: int | None = Field(None, description="Draw held-out rows of this version of data.")
-    count: int = Field(40, ge=1, le=prompt_sets.MOST_ROWS)
+    count: int = Field(40, ge=1, le=prompt_sets.MAX_ROWS)
     text: str = Field(
         "",
         description="Or one prompt a line: text, or JSON with `prompt` or `messages`, and "
@@ -49,7 +49,7 @@ class PromptsOut(Schema):
         return len(row.rows)
 
 
-class AskIn(Schema):
+class RequestRepliesIn(Schema):
     model_config = ConfigDict(extra="forbid")
     versions: list[int] = Field(min_length=2, max_length=6)
     prompts: int
@@ -82,11 +82,11 @@ class VoteIn(Schema):
     choice: Literal["left", "right", "tie"]
 
 
-def seen(request: SignedIn, versions: list[int], asked: int | None) -> View:
-    given = QueryDict(mutable=True)
-    given.setlist("v", [str(pk) for pk in versions])
-    given["prompts"] = str(asked or "")
-    return view_of(request, given)
+def build_params(request: SignedIn, versions: list[int], prompts_id: int | None) -> ComparisonParams:
+    form = QueryDict(mutable=True)
+    form.setlist("v", [str(pk) for pk in versions])
+    form["prompts"] = str(prompts_id or "")
+    return parse_params(request, form)
 
 
 @router.get("/prompts", response=list[PromptsOut])
@@ -119,44 +119,44 @@ def delete_prompts(request: SignedIn, prompts_id: int) -> Any:
 @paginate(Paged)
 def list_replies(request: SignedIn, prompts_id: int) -> Any:
     """What has been said to a set by the versions that one may see, and by bases."""
-    asked = get_visible(PromptSet, request.user, prompts_id)
-    mine = AdapterVersion.objects.visible_to(request.user).values("pk")
-    rows = Reply.objects.filter(prompts=asked)
-    return (rows.filter(version=None) | rows.filter(version__in=mine)).order_by("row", "pk")
+    prompts = get_visible(PromptSet, request.user, prompts_id)
+    visible = AdapterVersion.objects.visible_to(request.user).values("pk")
+    rows = Reply.objects.filter(prompts=prompts)
+    return (rows.filter(version=None) | rows.filter(version__in=visible)).order_by("row", "pk")
 
 
 @router.post("/ask", response={202: dict[str, Any]})
-def ask(request: SignedIn, body: AskIn) -> Any:
+def request_replies(request: SignedIn, body: RequestRepliesIn) -> Any:
     """Ask versions and their bases a set of prompts; what has been answered is not asked again."""
-    view = seen(request, body.versions, body.prompts)
-    if view.prompts is None:
+    params = build_params(request, body.versions, body.prompts)
+    if params.prompts is None:
         raise UserError("Give the number of a set of prompts.", field="prompts")
-    jobs = [evaluation_replies.ask(request.user, view.prompts, column) for column in view.columns]
-    return 202, {"columns": [{"name": job.key, "stage": job.state} for job in jobs]}
+    jobs = [evaluation_replies.request_replies(request.user, params.prompts, responder) for responder in params.columns]
+    return 202, {"columns": [{"name": job.key, "state": job.state} for job in jobs]}
 
 
 @router.get("", response=dict[str, Any])
 def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None = None) -> Any:
     """Figures, differing settings and the verdict of two to six versions: `?v=1&v=2&prompts=3`."""
-    view = seen(request, v, prompts)
-    replies = replies_of(view)
-    of_each = [list(replies[f"v{version.pk}"].values()) for version in view.versions]
-    sides = [side_of(version, said) for version, said in zip(view.versions, of_each, strict=True)]
+    params = build_params(request, v, prompts)
+    replies = get_replies(params)
+    version_replies = [list(replies[f"v{version.pk}"].values()) for version in params.versions]
+    contenders = [build_contender(version, answers) for version, answers in zip(params.versions, version_replies, strict=True)]
     figures = comparison.figures(
-        [figures_of(one, said) for one, said in zip(view.versions, of_each, strict=True)], FIGURES
+        [build_figures(one, answers) for one, answers in zip(params.versions, version_replies, strict=True)], FIGURES
     )
     return {
-        "versions": [{"id": one.pk, "name": str(one)} for one in view.versions],
+        "versions": [{"id": one.pk, "name": str(one)} for one in params.versions],
         "figures": {figure.name: [value for value, _ in cells] for figure, cells in figures},
         "differences": {
             name: values
             for name, values, differs in comparison.differences(
-                [settings_of(one) for one in view.versions]
+                [get_comparison_settings(one) for one in params.versions]
             )
             if differs
         },
         "verdicts": [
-            {"words": one.words, "sure": one.sure, "winner": one.winner} for one in verdicts(sides)
+            {"message": one.message, "is_significant": one.is_significant, "winner": one.winner} for one in build_verdicts(contenders)
         ],
     }
 
@@ -166,12 +166,12 @@ def read_weights(request: SignedIn, v: Query[list[int]]) -> Any:
     """How far versions moved their base, and how alike they are; begun when it is first asked for,
     so ask again until `done`.
     """
-    task = weight_analysis.begin(request.user, seen(request, v, None).versions)
+    job = weight_analysis.enqueue_analysis(request.user, build_params(request, v, None).versions)
     return {
-        "stage": task.state,
-        "words": task.progress_message,
-        "error": task.error,
-        "result": task.result,
+        "state": job.state,
+        "message": job.progress_message,
+        "error": job.error,
+        "result": job.result,
     }
 
 
@@ -180,11 +180,11 @@ def cast_vote(request: SignedIn, body: VoteIn) -> Any:
     """A blind choice between the two replies of a row; `left` and `right` are as the vote page
     shows them to this person.
     """
-    asked = get_visible(PromptSet, request.user, body.prompts)
+    prompts = get_visible(PromptSet, request.user, body.prompts)
     first, second = (
         get_visible(AdapterVersion, request.user, pk) for pk in (body.first, body.second)
     )
     if first.pk == second.pk:
         raise UserError("Choose two versions to vote on.", field="second")
-    made = votes.vote(request.user, asked, votes.ordered(first, second), body.row, body.choice)
-    return 201, {"row": made.row}
+    vote = votes.cast_vote(request.user, prompts, votes.order_pair(first, second), body.row, body.choice)
+    return 201, {"row": vote.row}

@@ -11,11 +11,11 @@ from typing import Any
 
 from adapters.evaluation import prompt_sets
 from adapters.evaluation import replies as evaluation_replies
-from adapters.evaluation.figures import rate_of
-from adapters.evaluation.replies import Column
-from adapters.evaluation.scores import mean
+from adapters.evaluation.figures import get_answer_rate
+from adapters.evaluation.replies import Responder
+from adapters.evaluation.scores import mean_or_none
 from adapters.models import AdapterVersion, PromptSet, Reply
-from adapters.registry.model_card import plain
+from adapters.registry.model_card import escape_markdown
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import METHODS
@@ -30,9 +30,9 @@ from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.states import OPEN
 
 BENCHMARK_METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
-MOST_STEPS = 100_000
-ASKED = 40
-GRID = "method"
+MAX_STEPS = 100_000
+NUM_PROMPTS = 40
+GRID_SETTING = "method"
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Budget:
     max_length: int = 512
     seed: int = 0
 
-    def settings(self) -> dict[str, Any]:
-        often = max(1, self.max_steps // 6)
-        return {**vars(self), "eval_steps": often, "save_steps": often}
+    def to_settings(self) -> dict[str, Any]:
+        interval = max(1, self.max_steps // 6)
+        return {**vars(self), "eval_steps": interval, "save_steps": interval}
 
 
-def launch_bakeoff(
+def launch_benchmark(
     user: User,
     base_model: BaseModel,
     data: DatasetVersion,
@@ -64,15 +64,15 @@ def launch_bakeoff(
     Raises:
         UserError: a budget that cannot be; whatever a launch refuses; no method could start.
     """
-    if not 1 <= budget.max_steps <= MOST_STEPS:
+    if not 1 <= budget.max_steps <= MAX_STEPS:
         raise UserError(
-            f"A bake-off takes from 1 to {MOST_STEPS:,} steps a method.", field="max_steps"
+            f"A bake-off takes from 1 to {MAX_STEPS:,} steps a method.", field="max_steps"
         )
     request = LaunchRequest(
         user=user,
         base_model=base_model,
         data=data,
-        settings={**budget.settings(), GRID: list(BENCHMARK_METHODS)},
+        settings={**budget.to_settings(), GRID_SETTING: list(BENCHMARK_METHODS)},
         name=one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME],
         placement=placement,
         skip_impossible=True,
@@ -82,12 +82,12 @@ def launch_bakeoff(
     return sweep
 
 
-def is_bakeoff(sweep: Sweep) -> bool:
-    return list(sweep.grid) == [GRID] and set(sweep.grid[GRID]) == set(BENCHMARK_METHODS)
+def is_benchmark(sweep: Sweep) -> bool:
+    return list(sweep.grid) == [GRID_SETTING] and set(sweep.grid[GRID_SETTING]) == set(BENCHMARK_METHODS)
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A method's line of the report. Shares are of 1; what has not been measured is None."""
 
     run: Run
@@ -108,65 +108,65 @@ class Row:
         return METHODS[self.run.method].title
 
 
-def report(sweep: Sweep) -> list[Row]:
+def build_report(sweep: Sweep) -> list[BenchmarkRow]:
     """A row each, in the order of METHODS."""
     runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
     versions = {method: run.result() for method, run in runs.items()}
     full = runs.get("full")
-    asked = prompts_of(sweep)
-    said = replies_to(asked) if asked else {}
-    base_rate = rate_of(said.get(None, []))
+    prompts = get_prompt_set(sweep)
+    replies_by_version = get_replies_by_version(prompts) if prompts else {}
+    base_rate = get_answer_rate(replies_by_version.get(None, []))
     return [
-        row_of(runs[method], versions[method], full, said, base_rate)
+        build_row(runs[method], versions[method], full, replies_by_version, base_rate)
         for method in BENCHMARK_METHODS
         if method in runs
     ]
 
 
-def row_of(
+def build_row(
     run: Run,
     version: AdapterVersion | None,
     full: Run | None,
-    said: dict[int | None, list[Reply]],
+    replies_by_version: dict[int | None, list[Reply]],
     base_rate: float | None,
-) -> Row:
-    replies = said.get(version.pk, []) if version else []
+) -> BenchmarkRow:
+    replies = replies_by_version.get(version.pk, []) if version else []
     trained, parameters = run.plan.get("trainable_parameters"), run.plan.get("parameters")
-    peak, most = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
-    loss, best = run.best_eval_loss, full.best_eval_loss if full else None
-    exact = mean([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
-    rate, seconds = rate_of(replies), used_by_run(run.pk)
-    return Row(
+    peak, full_peak = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
+    loss, full_loss = run.best_eval_loss, full.best_eval_loss if full else None
+    exact_match = mean_or_none([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
+    rate, seconds = get_answer_rate(replies), used_by_run(run.pk)
+    return BenchmarkRow(
         run=run,
         version=version,
         trainable_share=trained / parameters if trained and parameters else None,
         peak_bytes=peak,
-        memory_saved=1 - peak / most if peak and most else None,
+        memory_saved=1 - peak / full_peak if peak and full_peak else None,
         eval_loss=loss,
-        loss_over_full=loss / best if loss is not None and best else None,
-        exact_match=exact if exact is not None else run.exact_match,
-        fields=mean([reply.scores["fields"] for reply in replies if "fields" in reply.scores]),
+        loss_over_full=loss / full_loss if loss is not None and full_loss else None,
+        exact_match=exact_match if exact_match is not None else run.exact_match,
+        fields=mean_or_none([reply.scores["fields"] for reply in replies if "fields" in reply.scores]),
         speed_over_base=rate / base_rate if rate and base_rate else None,
         size_bytes=version.size_bytes if version else None,
         minutes=seconds / 60 if seconds else None,
     )
 
 
-def prompts_of(sweep: Sweep) -> PromptSet | None:
+def get_prompt_set(sweep: Sweep) -> PromptSet | None:
     """The set that its versions were asked, if they have been."""
     return PromptSet.objects.filter(
         owner=sweep.owner, name__startswith=f"Bake-off {sweep.pk}: "
     ).first()
 
 
-def replies_to(asked: PromptSet) -> dict[int | None, list[Reply]]:
-    found: dict[int | None, list[Reply]] = {}
-    for reply in Reply.objects.filter(prompts=asked):
-        found.setdefault(reply.version_id, []).append(reply)
-    return found
+def get_replies_by_version(prompts: PromptSet) -> dict[int | None, list[Reply]]:
+    replies_by_version: dict[int | None, list[Reply]] = {}
+    for reply in Reply.objects.filter(prompts=prompts):
+        replies_by_version.setdefault(reply.version_id, []).append(reply)
+    return replies_by_version
 
 
-def ask_all(user: User, sweep: Sweep) -> PromptSet:
+def request_all_replies(user: User, sweep: Sweep) -> PromptSet:
     """Ask the base and every version the same held-out prompts; what has answered is not asked
     again.
 
@@ -176,13 +176,13 @@ def ask_all(user: User, sweep: Sweep) -> PromptSet:
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
     if any(run.state in OPEN for run in runs) or not runs:
         raise Conflict("Some runs are not over yet; ask when all of them are.")
-    chosen = prompts_of(sweep) or prompt_sets.draw_prompts(
-        sweep.owner, runs[0].data, ASKED, title=f"Bake-off {sweep.pk}: "
+    prompts = get_prompt_set(sweep) or prompt_sets.draw_prompts(
+        sweep.owner, runs[0].data, NUM_PROMPTS, title=f"Bake-off {sweep.pk}: "
     )
     for version in AdapterVersion.objects.filter(run__in=runs).select_related("base_model"):
-        evaluation_replies.ask(user, chosen, Column(version.base_model, version))
-    evaluation_replies.ask(user, chosen, Column(runs[0].base_model))
-    return chosen
+        evaluation_replies.request_replies(user, prompts, Responder(version.base_model, version))
+    evaluation_replies.request_replies(user, prompts, Responder(runs[0].base_model))
+    return prompts
 
 
 COLUMNS: tuple[Figure, ...] = (
@@ -206,31 +206,31 @@ def format_cell(value: float | None, column: Figure) -> str:
     return format_value(value, column.unit, column.decimals)
 
 
-def cells(row: Row) -> list[str]:
+def format_row(row: BenchmarkRow) -> list[str]:
     return [format_cell(getattr(row, column.name), column) for column in COLUMNS]
 
 
-def left_out(sweep: Sweep) -> list[tuple[str, str]]:
+def get_skipped_methods(sweep: Sweep) -> list[tuple[str, str]]:
     """Title and reason of each method that was not started."""
     titles = (METHODS[method].title for method in BENCHMARK_METHODS)
     return [(title, sweep.refused[title]) for title in titles if title in sweep.refused]
 
 
-def as_csv(sweep: Sweep, rows: list[Row]) -> str:
+def format_csv(sweep: Sweep, rows: list[BenchmarkRow]) -> str:
     """Plain numbers: bytes, shares of 1, minutes."""
-    held = io.StringIO()
-    writer = csv.writer(held)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
     writer.writerow(["Method", *(column.title for column in COLUMNS)])
     writer.writerows(
         [row.title, *(getattr(row, column.name) for column in COLUMNS)] for row in rows
     )
-    writer.writerows([title, f"not started: {why}"] for title, why in left_out(sweep))
-    return held.getvalue()
+    writer.writerows([title, f"not started: {reason}"] for title, reason in get_skipped_methods(sweep))
+    return buffer.getvalue()
 
 
-def as_markdown(sweep: Sweep, rows: list[Row]) -> str:
-    head = ["Method", *(column.title for column in COLUMNS)]
-    lines = [f"# {plain(sweep.name)}", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join([row.title, *cells(row)])} |" for row in rows]
-    lines += [f"\n{title} was not started: {plain(why)}" for title, why in left_out(sweep)]
+def format_markdown(sweep: Sweep, rows: list[BenchmarkRow]) -> str:
+    titles = ["Method", *(column.title for column in COLUMNS)]
+    lines = [f"# {escape_markdown(sweep.name)}", "", f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    lines += [f"| {' | '.join([row.title, *format_row(row)])} |" for row in rows]
+    lines += [f"\n{title} was not started: {escape_markdown(reason)}" for title, reason in get_skipped_methods(sweep)]
     return "\n".join(lines) + "\n"

@@ -24,108 +24,108 @@ from training.runs.models import Sweep
 from training.runs.states import OPEN
 from training.runs.status import describe
 
-MOST_CHOICES = 200
+MAX_CHOICES = 200
 
 
-def new(request: SignedIn) -> HttpResponse:
+def new_benchmark(request: SignedIn) -> HttpResponse:
     if request.method == "POST":
         try:
-            return redirect("bakeoff", launch(request).pk)
+            return redirect("benchmark", launch_from_form(request).pk)
         except UserError as error:
             return render(
                 request,
-                "adapters/bakeoff_new.html",
-                {**choices(request), "error": error},
+                "adapters/benchmark_new.html",
+                {**get_form_context(request), "error": error},
                 status=error.status,
             )
-    return render(request, "adapters/bakeoff_new.html", choices(request))
+    return render(request, "adapters/benchmark_new.html", get_form_context(request))
 
 
-def choices(request: SignedIn) -> dict[str, Any]:
+def get_form_context(request: SignedIn) -> dict[str, Any]:
     mine = Dataset.objects.visible_to(request.user).values("pk")
     return {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "datas": DatasetVersion.objects.filter(dataset__in=mine)
+        "datasets": DatasetVersion.objects.filter(dataset__in=mine)
         .select_related("dataset")
-        .order_by("-pk")[:MOST_CHOICES],
+        .order_by("-pk")[:MAX_CHOICES],
         "budget": benchmark.Budget(),
-        "given": request.POST or request.GET,
+        "form": request.POST or request.GET,
         "methods": [METHODS[name].title for name in benchmark.BENCHMARK_METHODS],
     }
 
 
-def launch(request: SignedIn) -> Sweep:
+def launch_from_form(request: SignedIn) -> Sweep:
     base = BaseModel.objects.filter(pk=number(request.POST.get("model", ""))).first()
     data = visible_data(request.user, number(request.POST.get("data", "")))
     if base is None or data is None:
         raise NotFound(
             "Choose a base model and data that you may see.", field="data" if base else "model"
         )
-    usual = benchmark.Budget()
-    given = {
-        name: number(request.POST.get(name, "")) or getattr(usual, name)
+    defaults = benchmark.Budget()
+    budget = {
+        name: number(request.POST.get(name, "")) or getattr(defaults, name)
         for name in ("max_steps", "max_tokens_per_batch", "max_length")
     }
-    return benchmark.launch_bakeoff(
-        request.user, base, data, benchmark.Budget(**given), name=request.POST.get("name", "")
+    return benchmark.launch_benchmark(
+        request.user, base, data, benchmark.Budget(**budget), name=request.POST.get("name", "")
     )
 
 
-def seen(request: SignedIn, sweep_id: int) -> Sweep:
+def get_benchmark(request: SignedIn, sweep_id: int) -> Sweep:
     """Raises NotFound: not there, not theirs to see, or another sweep than a bake-off."""
-    found = get_visible(Sweep, request.user, sweep_id, "owner")
-    if not benchmark.is_bakeoff(found):
+    sweep = get_visible(Sweep, request.user, sweep_id, "owner")
+    if not benchmark.is_benchmark(sweep):
         raise NotFound(f"Sweep {sweep_id} is no bake-off.")
-    return found
+    return sweep
 
 
-def show(request: SignedIn, sweep_id: int) -> HttpResponse:
-    found = seen(request, sweep_id)
-    rows = benchmark.report(found)
-    asked = benchmark.prompts_of(found)
-    tasks = (
-        Job.objects.filter(kind=KIND, key__startswith=f"{asked.pk}:")
-        if asked
+def show_benchmark(request: SignedIn, sweep_id: int) -> HttpResponse:
+    sweep = get_benchmark(request, sweep_id)
+    rows = benchmark.build_report(sweep)
+    prompts = benchmark.get_prompt_set(sweep)
+    jobs = (
+        Job.objects.filter(kind=KIND, key__startswith=f"{prompts.pk}:")
+        if prompts
         else Job.objects.none()
     )
-    pending = tasks.filter(state__in=OPEN_STATES).count()
-    over = all(row.run.state not in OPEN for row in rows)
+    pending = jobs.filter(state__in=OPEN_STATES).count()
+    is_over = all(row.run.state not in OPEN for row in rows)
     values = {
-        "sweep": found,
-        "rows": [(row, describe(row.run), benchmark.cells(row)) for row in rows],
+        "sweep": sweep,
+        "rows": [(row, describe(row.run), benchmark.format_row(row)) for row in rows],
         "columns": benchmark.COLUMNS,
-        "left_out": benchmark.left_out(found),
-        "over": over,
-        "asked": tasks.exists(),
+        "skipped_methods": benchmark.get_skipped_methods(sweep),
+        "is_over": is_over,
+        "has_requested": jobs.exists(),
         "pending": pending,
-        "moving": not over or pending,
-        "mine": Sweep.objects.changeable_by(request.user).filter(pk=found.pk).exists(),
+        "is_changing": not is_over or pending,
+        "mine": Sweep.objects.changeable_by(request.user).filter(pk=sweep.pk).exists(),
         "versions": [row.version for row in rows if row.version],
     }
     return render(
         request,
-        "adapters/_bakeoff.html" if request.headers.get("HX-Request") else "adapters/bakeoff.html",
+        "adapters/_benchmark.html" if request.headers.get("HX-Request") else "adapters/benchmark.html",
         values,
     )
 
 
 @require_POST
-def ask(request: SignedIn, sweep_id: int) -> HttpResponse:
-    found = get_changeable(Sweep, request.user, sweep_id, "owner")
-    benchmark.ask_all(request.user, seen(request, found.pk))
-    return redirect("bakeoff", sweep_id)
+def request_replies(request: SignedIn, sweep_id: int) -> HttpResponse:
+    sweep = get_changeable(Sweep, request.user, sweep_id, "owner")
+    benchmark.request_all_replies(request.user, get_benchmark(request, sweep.pk))
+    return redirect("benchmark", sweep_id)
 
 
-def export(request: SignedIn, sweep_id: int) -> HttpResponse:
+def export_report(request: SignedIn, sweep_id: int) -> HttpResponse:
     """`?as=md` for Markdown, else CSV."""
-    found = seen(request, sweep_id)
-    rows = benchmark.report(found)
-    ending = "md" if request.GET.get("as") == "md" else "csv"
-    text, kind = (
-        (benchmark.as_markdown(found, rows), "text/markdown")
-        if ending == "md"
-        else (benchmark.as_csv(found, rows), "text/csv")
+    sweep = get_benchmark(request, sweep_id)
+    rows = benchmark.build_report(sweep)
+    extension = "md" if request.GET.get("as") == "md" else "csv"
+    text, content_type = (
+        (benchmark.format_markdown(sweep, rows), "text/markdown")
+        if extension == "md"
+        else (benchmark.format_csv(sweep, rows), "text/csv")
     )
-    answer = HttpResponse(text, content_type=kind)
-    answer["Content-Disposition"] = f'attachment; filename="bake-off-{found.pk}.{ending}"'
-    return answer
+    response = HttpResponse(text, content_type=content_type)
+    response["Content-Disposition"] = f'attachment; filename="bake-off-{sweep.pk}.{extension}"'
+    return response

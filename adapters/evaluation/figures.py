@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from adapters.evaluation.scores import METRICS, mean
-from adapters.evaluation.significance import Side
+from adapters.evaluation.scores import METRICS, mean_or_none
+from adapters.evaluation.significance import Contender
 from adapters.models import AdapterVersion, Reply
 from training.engine import metrics
 from training.engine.metrics import Figure
@@ -31,11 +31,11 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, Any]:
+def build_figures(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, Any]:
     """Units: bytes, seconds, tokens a second; losses in nats a token; `mean_*` over the scored
     replies.
     """
-    kept = version.record.get("figures", {})
+    run_figures = version.provenance.get("figures", {})
     scored = {
         name: [reply.scores[name] for reply in replies if name in reply.scores] for name in METRICS
     }
@@ -43,38 +43,38 @@ def figures_of(version: AdapterVersion, replies: Sequence[Reply]) -> dict[str, A
         "base": version.base_model_id,
         "eval_loss": version.eval_loss,
         "exact_match": version.exact_match,
-        **{f"mean_{name}": mean(values) for name, values in scored.items()},
+        **{f"mean_{name}": mean_or_none(values) for name, values in scored.items()},
         "trainable_parameters": version.trainable_parameters or None,
         "size_bytes": version.size_bytes,
-        "forecast_bytes": version.record.get("forecast_bytes"),
-        "peak_memory_bytes": kept.get("peak_memory_bytes"),
-        "tokens_per_second": kept.get("tokens_per_second"),
-        "answer_rate": rate_of(replies),
-        "device_seconds": version.record.get("device_seconds"),
+        "forecast_bytes": version.provenance.get("forecast_bytes"),
+        "peak_memory_bytes": run_figures.get("peak_memory_bytes"),
+        "tokens_per_second": run_figures.get("tokens_per_second"),
+        "answer_rate": get_answer_rate(replies),
+        "device_seconds": version.provenance.get("device_seconds"),
         "step": version.step,
     }
 
 
-def rate_of(replies: Sequence[Reply]) -> float | None:
+def get_answer_rate(replies: Sequence[Reply]) -> float | None:
     """Tokens a second while it answered, eight rows at once."""
     seconds = sum(reply.seconds for reply in replies)
     return sum(reply.tokens for reply in replies) / seconds if seconds else None
 
 
-def side_of(version: AdapterVersion, replies: Sequence[Reply]) -> Side:
-    return Side(
+def build_contender(version: AdapterVersion, replies: Sequence[Reply]) -> Contender:
+    return Contender(
         name=str(version),
         rows={reply.row: reply.scores for reply in replies},
         base=version.base_model_id,
         size_bytes=version.size_bytes,
-        tokens_per_second=rate_of(replies),
+        tokens_per_second=get_answer_rate(replies),
     )
 
 
-def settings_of(version: AdapterVersion) -> dict[str, Any]:
+def get_comparison_settings(version: AdapterVersion) -> dict[str, Any]:
     """What a version was made with, nested, for the table of differences."""
-    record = version.record
-    data, base = record.get("data", {}), record.get("base", {})
+    provenance = version.provenance
+    data, base = provenance.get("data", {}), provenance.get("base", {})
     return {
         "base": base.get("name", version.base_model.name),
         "base revision": base.get("revision"),
@@ -82,8 +82,8 @@ def settings_of(version: AdapterVersion) -> dict[str, Any]:
         "data rows": data.get("train_rows"),
         "method": version.method,
         "from step": version.step,
-        **record.get("settings", {}),
-        "device": record.get("device"),
-        "precision used": record.get("precision"),
-        "libraries": record.get("versions", {}),
+        **provenance.get("settings", {}),
+        "device": provenance.get("device"),
+        "precision used": provenance.get("precision"),
+        "libraries": provenance.get("versions", {}),
     }

@@ -15,8 +15,8 @@ from training.errors import UserError, one_line
 from training.people.models import User
 from training.people.visible import may_change
 
-MOST_ROWS = 500
-MOST_CHARACTERS = 400_000
+MAX_ROWS = 500
+MAX_CHARACTERS = 400_000
 
 
 def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "") -> PromptSet:
@@ -26,16 +26,16 @@ def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "
     Raises:
         UserError: a count that cannot be, or data with no such rows.
     """
-    if not 1 <= count <= MOST_ROWS:
-        raise UserError(f"A set of prompts has 1 to {MOST_ROWS} rows.", field="count")
+    if not 1 <= count <= MAX_ROWS:
+        raise UserError(f"A set of prompts has 1 to {MAX_ROWS} rows.", field="count")
     rows = held_out_prompts(data, count)
     if not rows:
         raise UserError(f"{data} holds no rows back; paste prompts instead.", field="data")
     name = f"{title}{data}, {len(rows)} {rows[0]['split']} rows"[:120]
-    known: PromptSet | None = PromptSet.objects.filter(owner=user, data=data, name=name).first()
-    kept = [{"messages": row["messages"], "expected": row["expected"]} for row in rows]
-    return known or PromptSet.objects.create(
-        owner=user, team=data.dataset.team, name=name, data=data, rows=kept
+    existing: PromptSet | None = PromptSet.objects.filter(owner=user, data=data, name=name).first()
+    prompt_rows = [{"messages": row["messages"], "expected": row["expected"]} for row in rows]
+    return existing or PromptSet.objects.create(
+        owner=user, team=data.dataset.team, name=name, data=data, rows=prompt_rows
     )
 
 
@@ -47,16 +47,16 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
         UserError: a line that cannot be read, by its number; too many.
     """
     text = text.replace("\0", "")
-    if len(text) > MOST_CHARACTERS:
-        raise UserError(f"The prompts have more than {MOST_CHARACTERS:,} characters.", field="text")
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f"The prompts have more than {MAX_CHARACTERS:,} characters.", field="text")
     rows = [
-        read_line(line, place)
-        for place, line in enumerate(text.splitlines(), start=1)
+        parse_line(line, line_number)
+        for line_number, line in enumerate(text.splitlines(), start=1)
         if line.strip()
     ]
-    if not 1 <= len(rows) <= MOST_ROWS:
+    if not 1 <= len(rows) <= MAX_ROWS:
         raise UserError(
-            f"A set of prompts has 1 to {MOST_ROWS} rows; there are {len(rows):,}.", field="text"
+            f"A set of prompts has 1 to {MAX_ROWS} rows; there are {len(rows):,}.", field="text"
         )
     title = one_line(name)[:120] or f"{len(rows)} pasted prompts"
     return PromptSet.objects.create(owner=user, team=user.first_team(), name=title, rows=rows)
@@ -68,25 +68,25 @@ def delete_prompts(user: User, prompts: PromptSet) -> None:
     prompts.delete()
 
 
-def read_line(line: str, place: int) -> dict[str, Any]:
+def parse_line(line: str, line_number: int) -> dict[str, Any]:
     """Raises UserError: what is wrong with it, and where."""
     if not line.lstrip().startswith("{"):
         return {"messages": [{"role": "user", "content": line.strip()}], "expected": ""}
     try:
-        told = json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"Line {place} begins as JSON and is none: {error}.", field="text"
+            f"Line {line_number} begins as JSON and is none: {error}.", field="text"
         ) from error
-    messages = told.get("messages") or [{"role": "user", "content": told.get("prompt")}]
-    expected = told.get("expected", "")
-    whole = isinstance(messages, list) and all(
+    messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt")}]
+    expected = entry.get("expected", "")
+    is_valid = isinstance(messages, list) and all(
         isinstance(one, dict) and one.get("role") in ROLES and isinstance(one.get("content"), str)
         for one in messages
     )
-    if not whole or not isinstance(expected, str):
+    if not is_valid or not isinstance(expected, str):
         raise UserError(
-            f'Line {place} needs "prompt" (a text) or "messages" (each with role and content); '
+            f'Line {line_number} needs "prompt" (a text) or "messages" (each with role and content); '
             '"expected" is a text, too.',
             field="text",
         )

@@ -21,10 +21,10 @@ from training.runs.metrics.comparison import flat
 @dataclass(frozen=True)
 class Metric:
     title: str
-    words: str
+    description: str
     better: str  # "high" or "low"
     unit: str  # "share" is shown as a percentage
-    counts: bool  # 0 or 1 a row: two versions are told apart by McNemar's exact test
+    is_binary: bool  # 0 or 1 a row: two versions are told apart by McNemar's exact test
 
 
 METRICS: dict[str, Metric] = {
@@ -33,81 +33,81 @@ METRICS: dict[str, Metric] = {
         "The reply is the expected answer, to the character.",
         "high",
         unit="share",
-        counts=True,
+        is_binary=True,
     ),
-    "normalised": Metric(
+    "normalized": Metric(
         "Normalised match",
         "The same without case, punctuation, articles and blanks (SQuAD's rule).",
         "high",
         unit="share",
-        counts=True,
+        is_binary=True,
     ),
     "rouge_l": Metric(
-        "ROUGE-L", "Longest common sequence of words, F1.", "high", unit="share", counts=False
+        "ROUGE-L", "Longest common sequence of words, F1.", "high", unit="share", is_binary=False
     ),
     "chrf": Metric(
-        "chrF", "Common pieces of up to six characters.", "high", unit="share", counts=False
+        "chrF", "Common pieces of up to six characters.", "high", unit="share", is_binary=False
     ),
     "json_valid": Metric(
         "Valid JSON",
         "The reply can be read as JSON, where JSON is expected.",
         "high",
         unit="share",
-        counts=True,
+        is_binary=True,
     ),
     "fields": Metric(
         "Fields right",
         "Share of the expected JSON's fields with the expected value.",
         "high",
         unit="share",
-        counts=False,
+        is_binary=False,
     ),
     "perplexity": Metric(
         "Perplexity of the answer",
         "How surprised the version is by the expected answer; 1 is not at all.",
         "low",
         unit="choices/token",
-        counts=False,
+        is_binary=False,
     ),
 }
 
 
-def scores_of(reply: str, expected: str) -> dict[str, float]:
+def compute_scores(reply: str, expected: str) -> dict[str, float]:
     """All that can be told from two texts. Without an expected answer there is nothing to tell."""
     if not expected.strip():
         return {}
     return {
         "exact": float(reply.strip() == expected.strip()),
-        "normalised": float(normalised(reply) == normalised(expected)),
-        "rouge_l": rouge().score(expected, reply)["rougeL"].fmeasure,
-        "chrf": chrf().sentence_score(reply, [expected]).score / 100,
-        **json_scores(reply, expected),
+        "normalized": float(normalize_text(reply) == normalize_text(expected)),
+        "rouge_l": get_rouge_scorer().score(expected, reply)["rougeL"].fmeasure,
+        "chrf": get_chrf_scorer().sentence_score(reply, [expected]).score / 100,
+        **compute_json_scores(reply, expected),
     }
 
 
-def normalised(text: str) -> str:
+def normalize_text(text: str) -> str:
     """SQuAD's: lower case, no punctuation, no articles, single blanks (Rajpurkar et al. 2016)."""
-    bare = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+    without_punctuation = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split())
 
 
-def json_scores(reply: str, expected: str) -> dict[str, float]:
+def compute_json_scores(reply: str, expected: str) -> dict[str, float]:
     """Only where an object or a list is expected: a bare number or word is no question of JSON."""
-    wanted = read_json(expected)
-    if not isinstance(wanted, dict | list):
+    expected_value = parse_json(expected)
+    if not isinstance(expected_value, dict | list):
         return {}
-    said = read_json(reply)
-    if not isinstance(said, dict | list):
+    reply_value = parse_json(reply)
+    if not isinstance(reply_value, dict | list):
         return {"json_valid": 0.0, "fields": 0.0}
-    right, got = flat({"": wanted}), flat({"": said})
+    expected_fields, reply_fields = flat({"": expected_value}), flat({"": reply_value})
     return {
         "json_valid": 1.0,
-        "fields": sum(name in got and got[name] == value for name, value in right.items())
-        / max(1, len(right)),
+        "fields": sum(name in reply_fields and reply_fields[name] == value for name, value in expected_fields.items())
+        / max(1, len(expected_fields)),
     }
 
 
-def read_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -115,25 +115,25 @@ def read_json(text: str) -> Any:
 
 
 @cache
-def rouge() -> Any:
+def get_rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=False)
 
 
 @cache
-def chrf() -> Any:
+def get_chrf_scorer() -> Any:
     from sacrebleu.metrics import CHRF
 
     return CHRF()
 
 
-def mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def disagreement(replies: Sequence[str]) -> float:
+def compute_disagreement(replies: Sequence[str]) -> float:
     """0 when all say the same, 1 when each says something else."""
     if len(replies) < 2:
         return 0.0
-    return (len({normalised(reply) for reply in replies}) - 1) / (len(replies) - 1)
+    return (len({normalize_text(reply) for reply in replies}) - 1) / (len(replies) - 1)

@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from adapters.evaluation.scores import METRICS, mean
+from adapters.evaluation.scores import METRICS, mean_or_none
 
-SURE = 0.05
-FEWEST_ROWS = 10
-SAME_SHARE = 0.02  # sizes and speeds closer than this are called the same
-SURPRISE = "perplexity"
-GROUPS = (("exact", "normalised"), ("fields", "json_valid", "rouge_l", "chrf"))
+ALPHA = 0.05
+MIN_ROWS = 10
+SAME_TOLERANCE = 0.02  # sizes and speeds closer than this are called the same
+PERPLEXITY = "perplexity"
+METRIC_GROUPS = (("exact", "normalized"), ("fields", "json_valid", "rouge_l", "chrf"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class Contender:
     """A version in a comparison: its name, its base, its scores by row, and what it costs. Units:
     bytes, tokens a second.
     """
@@ -35,20 +35,20 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Finding:
-    first: Side
-    second: Side
+class PairResult:
+    first: Contender
+    second: Contender
     metric: str
     rows: int
     means: tuple[float, float]
     p: float
 
     @property
-    def apart(self) -> bool:
+    def is_different(self) -> bool:
         return self.means[0] != self.means[1]
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def ranked(self) -> tuple[Contender, Contender]:
         """The better one first."""
         low, high = sorted(
             (self.first, self.second), key=lambda side: self.means[side is self.second]
@@ -56,13 +56,13 @@ class Finding:
         return (high, low) if METRICS[self.metric].better == "high" else (low, high)
 
     @property
-    def figures(self) -> str:
-        share = METRICS[self.metric].unit == "share"
-        best, worst = (shown(self.means[side is self.second], share=share) for side in self.sides)
+    def means_text(self) -> str:
+        is_share = METRICS[self.metric].unit == "share"
+        best, worst = (format_score(self.means[side is self.second], is_share=is_share) for side in self.ranked)
         return f"{best} against {worst}"
 
     @property
-    def named(self) -> str:
+    def metric_label(self) -> str:
         title = METRICS[self.metric].title
         return (
             title
@@ -73,148 +73,148 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    words: str
-    sure: bool
+    message: str
+    is_significant: bool
     winner: str = ""
 
 
-def verdicts(sides: Sequence[Side]) -> list[Verdict]:
+def build_verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
     """One for each pair, in order: what tells them apart, and how the expected answers surprise
     them.
     """
-    pairs = list(combinations(sides, 2))
-    found = [findings(pair) for pair in pairs]
-    tests = {(place, one.metric): one.p for place, of_pair in enumerate(found) for one in of_pair}
-    sure_of = dict(zip(tests, holm(list(tests.values())), strict=True))
+    pairs = list(combinations(contenders, 2))
+    results = [run_pair_tests(pair) for pair in pairs]
+    p_values = {(index, one.metric): one.p for index, of_pair in enumerate(results) for one in of_pair}
+    adjusted = dict(zip(p_values, adjust_holm(list(p_values.values())), strict=True))
     return [
-        verdict(pair, [(one, sure_of[place, one.metric]) for one in of_pair])
-        for place, (pair, of_pair) in enumerate(zip(pairs, found, strict=True))
+        build_verdict(pair, [(one, adjusted[index, one.metric]) for one in of_pair])
+        for index, (pair, of_pair) in enumerate(zip(pairs, results, strict=True))
     ]
 
 
-def findings(pair: tuple[Side, Side]) -> list[Finding]:
+def run_pair_tests(pair: tuple[Contender, Contender]) -> list[PairResult]:
     """One of each group, those that compare replies first."""
-    groups = (*GROUPS, (SURPRISE,)) if pair[0].base == pair[1].base else GROUPS
-    return [found for group in groups if (found := finding(pair, group)) is not None]
+    groups = (*METRIC_GROUPS, (PERPLEXITY,)) if pair[0].base == pair[1].base else METRIC_GROUPS
+    return [result for group in groups if (result := run_group_test(pair, group)) is not None]
 
 
-def verdict(pair: tuple[Side, Side], tested: Sequence[tuple[Finding, float]]) -> Verdict:
+def build_verdict(pair: tuple[Contender, Contender], tests: Sequence[tuple[PairResult, float]]) -> Verdict:
     """What is sure of the replies leads; where replies are the same, the surprise may."""
-    if not tested:
+    if not tests:
         return Verdict(
             f"{pair[0].name} and {pair[1].name}: too few scored rows in common for a test.",
-            sure=False,
+            is_significant=False,
         )
-    apart = [(one, p) for one, p in tested if one.apart]
-    replies = [(one, p) for one, p in apart if one.metric != SURPRISE]
-    sure = [(one, p) for one, p in replies if p < SURE]
-    main, p = (sure or replies or apart or list(tested))[0]
-    told = sentence(main, p, beside=[one.named for one, _ in replies if one is not main])
-    more = [also_words(one, p) for one, p in apart if one is not main and p < SURE]
-    return Verdict(" ".join([told.words, *more]), told.sure, told.winner)
+    different = [(one, p) for one, p in tests if one.is_different]
+    reply_tests = [(one, p) for one, p in different if one.metric != PERPLEXITY]
+    significant = [(one, p) for one, p in reply_tests if p < ALPHA]
+    main, p = (significant or reply_tests or different or list(tests))[0]
+    headline = format_verdict(main, p, also_tested=[one.metric_label for one, _ in reply_tests if one is not main])
+    secondary = [format_secondary(one, p) for one, p in different if one is not main and p < ALPHA]
+    return Verdict(" ".join([headline.message, *secondary]), headline.is_significant, headline.winner)
 
 
-def finding(pair: tuple[Side, Side], metrics: Sequence[str]) -> Finding | None:
+def run_group_test(pair: tuple[Contender, Contender], metrics: Sequence[str]) -> PairResult | None:
     """The test of the first of the metrics that tells the two apart; None with fewer than
-    FEWEST_ROWS rows in common.
+    MIN_ROWS rows in common.
     """
     first, second = pair
-    last = None
+    result = None
     for metric in metrics:
         rows = [
             row
             for row, scores in first.rows.items()
             if metric in scores and metric in second.rows.get(row, {})
         ]
-        if len(rows) < FEWEST_ROWS:
+        if len(rows) < MIN_ROWS:
             continue
         ours, theirs = ([side.rows[row][metric] for row in rows] for side in (first, second))
-        means = (mean(ours) or 0.0, mean(theirs) or 0.0)
-        last = Finding(
+        means = (mean_or_none(ours) or 0.0, mean_or_none(theirs) or 0.0)
+        result = PairResult(
             first,
             second,
             metric,
             len(rows),
             means,
-            p_value(ours, theirs, counts=METRICS[metric].counts),
+            p_value(ours, theirs, is_binary=METRICS[metric].is_binary),
         )
-        if last.apart:
-            return last
-    return last
+        if result.is_different:
+            return result
+    return result
 
 
-def p_value(ours: Sequence[float], theirs: Sequence[float], *, counts: bool) -> float:
+def p_value(ours: Sequence[float], theirs: Sequence[float], *, is_binary: bool) -> float:
     """Two-sided. Rows where both score the same say nothing, in either test."""
     from scipy.stats import binomtest, wilcoxon
 
-    apart = [a - b for a, b in zip(ours, theirs, strict=True) if a != b]
-    if not apart:
+    differences = [a - b for a, b in zip(ours, theirs, strict=True) if a != b]
+    if not differences:
         return 1.0
-    if counts:
-        return float(binomtest(sum(d > 0 for d in apart), len(apart)).pvalue)
-    return float(wilcoxon(apart).pvalue)
+    if is_binary:
+        return float(binomtest(sum(d > 0 for d in differences), len(differences)).pvalue)
+    return float(wilcoxon(differences).pvalue)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def adjust_holm(ps: Sequence[float]) -> list[float]:
     """p-values as if each were the only one: step-down, never smaller than the one before."""
-    order = sorted(range(len(ps)), key=lambda place: ps[place])
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
     adjusted, highest = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, ps[place] * (len(ps) - rank)))
-        adjusted[place] = highest
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, ps[index] * (len(ps) - rank)))
+        adjusted[index] = highest
     return adjusted
 
 
-def sentence(found: Finding, p: float, beside: Sequence[str] = ()) -> Verdict:
+def format_verdict(result: PairResult, p: float, also_tested: Sequence[str] = ()) -> Verdict:
     """`beside`: other metrics that were tested and show nothing either, if this one does not."""
-    better, worse = found.sides
-    figures = f"{found.figures} on {found.rows:,} rows"
-    costs = "; ".join(filter(None, (size_words(better, worse), speed_words(better, worse))))
+    better, worse = result.ranked
+    figures = f"{result.means_text} on {result.rows:,} rows"
+    costs = "; ".join(filter(None, (format_size_ratio(better, worse), format_speed_change(better, worse))))
     tail = f"; {costs}" if costs else ""
-    if p >= SURE:
-        nor = f", nor on {', '.join(beside)}" if beside else ""
-        words = (
-            f"No difference shown between {better.name} and {worse.name}: {found.named} "
-            f"{figures}, p {p_words(p)}{nor}{tail}."
+    if p >= ALPHA:
+        nor = f", nor on {', '.join(also_tested)}" if also_tested else ""
+        message = (
+            f"No difference shown between {better.name} and {worse.name}: {result.metric_label} "
+            f"{figures}, p {format_p_value(p)}{nor}{tail}."
         )
-        return Verdict(words, sure=False)
-    words = f"{better.name} beats {worse.name} on {found.named}, {figures}, p {p_words(p)}{tail}."
-    return Verdict(words, sure=True, winner=better.name)
+        return Verdict(message, is_significant=False)
+    message = f"{better.name} beats {worse.name} on {result.metric_label}, {figures}, p {format_p_value(p)}{tail}."
+    return Verdict(message, is_significant=True, winner=better.name)
 
 
-def also_words(found: Finding, p: float) -> str:
+def format_secondary(result: PairResult, p: float) -> str:
     """Of what is sure beside the main finding."""
-    better, worse = found.sides
-    if found.metric == SURPRISE:
-        told = (
+    better, worse = result.ranked
+    if result.metric == PERPLEXITY:
+        claim = (
             f"{better.name} is less surprised by the expected answers than {worse.name}: perplexity"
         )
     else:
-        told = f"{better.name} is better on {found.named}:"
-    return f"{told} {found.figures}, p {p_words(p)}."
+        claim = f"{better.name} is better on {result.metric_label}:"
+    return f"{claim} {result.means_text}, p {format_p_value(p)}."
 
 
-def shown(value: float, *, share: bool) -> str:
-    return f"{value:.0%}".replace("%", " %") if share else f"{value:.3g}"
+def format_score(value: float, *, is_share: bool) -> str:
+    return f"{value:.0%}".replace("%", " %") if is_share else f"{value:.3g}"
 
 
-def p_words(p: float) -> str:
+def format_p_value(p: float) -> str:
     return f"= {p:.2g}" if p >= 0.001 else "< 0.001"
 
 
-def size_words(better: Side, worse: Side) -> str:
+def format_size_ratio(better: Contender, worse: Contender) -> str:
     if not better.size_bytes or not worse.size_bytes:
         return ""
     ratio = better.size_bytes / worse.size_bytes
-    if abs(ratio - 1) < SAME_SHARE:
+    if abs(ratio - 1) < SAME_TOLERANCE:
         return "same size"
     return f"{ratio:.1f} times the size" if ratio > 1 else f"{1 / ratio:.1f} times smaller"
 
 
-def speed_words(better: Side, worse: Side) -> str:
+def format_speed_change(better: Contender, worse: Contender) -> str:
     if not better.tokens_per_second or not worse.tokens_per_second:
         return ""
     change = better.tokens_per_second / worse.tokens_per_second - 1
-    if abs(change) < SAME_SHARE:
+    if abs(change) < SAME_TOLERANCE:
         return "as fast"
     return f"{abs(change):.0%} {'faster' if change > 0 else 'slower'}".replace("%", " %")

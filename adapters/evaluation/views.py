@@ -16,10 +16,10 @@ from django.views.decorators.http import require_POST
 
 from adapters.evaluation import answer_table, prompt_sets, votes, weight_analysis
 from adapters.evaluation import replies as evaluation_replies
-from adapters.evaluation.figures import FIGURES, figures_of, settings_of, side_of
-from adapters.evaluation.replies import Column
+from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_settings, build_contender
+from adapters.evaluation.replies import Responder
 from adapters.evaluation.scores import METRICS
-from adapters.evaluation.significance import verdicts
+from adapters.evaluation.significance import build_verdicts
 from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.visible import visible_data
 from training.engine.metrics import metrics_as_dicts
@@ -30,13 +30,13 @@ from training.people.visible import get_changeable, get_visible
 from training.runs.metrics import comparison
 from training.runs.models import Run
 
-FEWEST, MOST = 2, 6
-DRAWN = 40
-MOST_SETS = 100
+MIN_VERSIONS, MAX_VERSIONS = 2, 6
+DEFAULT_PROMPTS = 40
+MAX_SETS = 100
 
 
 @dataclass(frozen=True)
-class View:
+class ComparisonParams:
     """What the address says: versions in order, the prompts they are asked, how lines are ordered,
     and the page of them.
     """
@@ -47,262 +47,262 @@ class View:
     page: int
 
     @property
-    def columns(self) -> list[Column]:
+    def columns(self) -> list[Responder]:
         """Every base once, then the versions."""
         bases = {version.base_model_id: version.base_model for version in self.versions}
         return [
-            *(Column(base) for base in bases.values()),
-            *(Column(one.base_model, one) for one in self.versions),
+            *(Responder(base) for base in bases.values()),
+            *(Responder(one.base_model, one) for one in self.versions),
         ]
 
     @property
     def pairs(self) -> list[tuple[AdapterVersion, AdapterVersion]]:
         return list(combinations(self.versions, 2))
 
-    def address(self, **changed: Any) -> str:
+    def build_url(self, **changes: Any) -> str:
         query = QueryDict(mutable=True)
         query.setlist("v", [str(version.pk) for version in self.versions])
-        kept = {
+        query_params = {
             "prompts": self.prompts.pk if self.prompts else None,
             "order": self.order,
             "page": self.page,
-            **changed,
+            **changes,
         }
-        for name, value in kept.items():
+        for name, value in query_params.items():
             if value and (name, value) not in (("order", "row"), ("page", 1)):
                 query[name] = str(value)
         return f"{reverse('adapters-compare')}?{query.urlencode()}"
 
 
-def view_of(request: SignedIn, given: QueryDict) -> View:
+def parse_params(request: SignedIn, form: QueryDict) -> ComparisonParams:
     """Raises UserError: too few or too many versions. NotFound: one that they may not see."""
-    wanted = list(dict.fromkeys(number(text) for text in given.getlist("v")))
-    if not FEWEST <= len(wanted) <= MOST:
+    version_ids = list(dict.fromkeys(number(text) for text in form.getlist("v")))
+    if not MIN_VERSIONS <= len(version_ids) <= MAX_VERSIONS:
         raise UserError(
-            f"Choose {FEWEST} to {MOST} versions to compare; {len(wanted)} are chosen.", field="v"
+            f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; {len(version_ids)} are chosen.", field="v"
         )
     rows = (
         AdapterVersion.objects.visible_to(request.user)
         .select_related("base_model", "run", "data__dataset")
-        .in_bulk(wanted)
+        .in_bulk(version_ids)
     )
-    if len(rows) < len(wanted):
+    if len(rows) < len(version_ids):
         raise NotFound("One of these versions is not there, or not for you to see.")
-    chosen = number(given.get("prompts", ""))
-    asked = get_visible(PromptSet, request.user, chosen) if chosen else None
-    return View(
-        [rows[pk] for pk in wanted],
-        asked,
-        given.get("order", "row"),
-        max(1, number(given.get("page", "1"))),
+    prompts_id = number(form.get("prompts", ""))
+    prompts = get_visible(PromptSet, request.user, prompts_id) if prompts_id else None
+    return ComparisonParams(
+        [rows[pk] for pk in version_ids],
+        prompts,
+        form.get("order", "row"),
+        max(1, number(form.get("page", "1"))),
     )
 
 
-def side_by_side(request: SignedIn) -> HttpResponse:
-    view = view_of(request, request.GET)
-    replies = replies_of(view)
+def compare_versions(request: SignedIn) -> HttpResponse:
+    params = parse_params(request, request.GET)
+    replies = get_replies(params)
     mine = {
         run.pk
         for run in Run.objects.visible_to(request.user).filter(
-            pk__in=[version.run_id for version in view.versions]
+            pk__in=[version.run_id for version in params.versions]
         )
     }
     curves = {
-        version.run_id: {"id": version.run_id, "name": str(version), "place": place}
-        for place, version in enumerate(view.versions)
+        version.run_id: {"id": version.run_id, "name": str(version), "place": position}
+        for position, version in enumerate(params.versions)
     }
     values = {
-        "view": view,
+        "params": params,
         "chosen": [curves[pk] for pk in curves if pk in mine],
-        "settings": comparison.differences([settings_of(version) for version in view.versions]),
+        "settings": comparison.differences([get_comparison_settings(version) for version in params.versions]),
         "figures": comparison.figures(
-            [figures_of(one, list(replies[f"v{one.pk}"].values())) for one in view.versions],
+            [build_figures(one, list(replies[f"v{one.pk}"].values())) for one in params.versions],
             FIGURES,
         ),
         "chart_metrics": metrics_as_dicts(),
-        "sets": PromptSet.objects.visible_to(request.user)[:MOST_SETS],
-        "datas": {
-            version.data.pk: version.data for version in view.versions if version.data
+        "sets": PromptSet.objects.visible_to(request.user)[:MAX_SETS],
+        "datasets": {
+            version.data.pk: version.data for version in params.versions if version.data
         }.values(),
-        "drawn": DRAWN,
+        "default_count": DEFAULT_PROMPTS,
         "mine": PromptSet.objects.changeable_by(request.user)
-        .filter(pk=view.prompts.pk if view.prompts else None)
+        .filter(pk=params.prompts.pk if params.prompts else None)
         .exists(),
-        "rates": votes.rates(view.pairs),
-        **grid_values(view, replies),
+        "rates": votes.get_win_rates(params.pairs),
+        **get_answers_context(params, replies),
     }
     return render(request, "adapters/compare.html", values)
 
 
-def answer_grid(request: SignedIn) -> HttpResponse:
+def show_answers(request: SignedIn) -> HttpResponse:
     """The grid and the verdict anew, while replies come in."""
-    view = view_of(request, request.GET)
-    return render(request, "adapters/_answers.html", grid_values(view, replies_of(view)))
+    params = parse_params(request, request.GET)
+    return render(request, "adapters/_answers.html", get_answers_context(params, get_replies(params)))
 
 
-def replies_of(view: View) -> dict[str, dict[int, Reply]]:
+def get_replies(params: ComparisonParams) -> dict[str, dict[int, Reply]]:
     """Each column's replies by row."""
-    found: dict[str, dict[int, Reply]] = {column.key: {} for column in view.columns}
-    if view.prompts is not None:
-        wanted = Q(version__in=view.versions) | Q(
-            version=None, base_model__in=[one.base_model_id for one in view.versions]
+    replies_by_key: dict[str, dict[int, Reply]] = {column.key: {} for column in params.columns}
+    if params.prompts is not None:
+        condition = Q(version__in=params.versions) | Q(
+            version=None, base_model__in=[one.base_model_id for one in params.versions]
         )
-        for reply in Reply.objects.filter(wanted, prompts=view.prompts):
+        for reply in Reply.objects.filter(condition, prompts=params.prompts):
             key = f"v{reply.version_id}" if reply.version_id else f"b{reply.base_model_id}"
-            found[key][reply.row] = reply
-    return found
+            replies_by_key[key][reply.row] = reply
+    return replies_by_key
 
 
-def grid_values(view: View, replies: dict[str, dict[int, Reply]]) -> dict[str, Any]:
-    if view.prompts is None:
-        return {"view": view}
-    columns = view.columns
-    tasks = {
+def get_answers_context(params: ComparisonParams, replies: dict[str, dict[int, Reply]]) -> dict[str, Any]:
+    if params.prompts is None:
+        return {"params": params}
+    columns = params.columns
+    jobs = {
         job.key: job
         for job in Job.objects.filter(
-            kind=evaluation_replies.KIND, key__startswith=f"{view.prompts.pk}:"
+            kind=evaluation_replies.KIND, key__startswith=f"{params.prompts.pk}:"
         )
     }
-    said = [replies[column.key] for column in columns]
-    lines = answer_table.lines_of(view.prompts.rows, said, view.order, page=view.page)
-    states = [tasks.get(f"{view.prompts.pk}:{column.key}") for column in columns]
+    reply_columns = [replies[column.key] for column in columns]
+    lines = answer_table.build_table_rows(params.prompts.rows, reply_columns, params.order, page=params.page)
+    column_jobs = [jobs.get(f"{params.prompts.pk}:{column.key}") for column in columns]
     heads = [
         {
-            "column": column,
-            "task": task,
-            "pending": task is not None and task.is_open,
-            "address": view.address(order=f"worst-{place}", page=1),
+            "responder": responder,
+            "job": job,
+            "pending": job is not None and job.is_open,
+            "address": params.build_url(order=f"worst-{index}", page=1),
         }
-        for place, (column, task) in enumerate(zip(columns, states, strict=True))
+        for index, (responder, job) in enumerate(zip(columns, column_jobs, strict=True))
     ]
     return {
-        "view": view,
+        "params": params,
         "heads": heads,
         "lines": lines,
         "metrics": METRICS,
         "pages": [
-            (page, view.address(page=page))
-            for page in range(1, -(-len(view.prompts.rows) // answer_table.ROWS_A_PAGE) + 1)
+            (page, params.build_url(page=page))
+            for page in range(1, -(-len(params.prompts.rows) // answer_table.ROWS_PER_PAGE) + 1)
         ],
-        "query": view.address().partition("?")[2],
+        "query": params.build_url().partition("?")[2],
         "pending": any(head["pending"] for head in heads),
-        "missing": any(task is None or task.state == JobState.FAILED for task in states),
-        "by_row": view.address(order="row", page=1),
-        "by_disagreement": view.address(order="disagreement", page=1),
-        "verdicts": verdicts(
+        "missing": any(task is None or task.state == JobState.FAILED for task in column_jobs),
+        "by_row": params.build_url(order="row", page=1),
+        "by_disagreement": params.build_url(order="disagreement", page=1),
+        "verdicts": build_verdicts(
             [
-                side_of(version, list(replies[f"v{version.pk}"].values()))
-                for version in view.versions
+                build_contender(version, list(replies[f"v{version.pk}"].values()))
+                for version in params.versions
             ]
         ),
     }
 
 
 @require_POST
-def ask(request: SignedIn) -> HttpResponse:
+def request_replies(request: SignedIn) -> HttpResponse:
     """Ask every column a set of prompts: a known one, one drawn from data, or one that is
     pasted.
     """
-    view = view_of(request, request.POST)
-    chosen = view.prompts
+    params = parse_params(request, request.POST)
+    prompts = params.prompts
     if request.POST.get("text", "").strip():
-        chosen = prompt_sets.paste_prompts(
+        prompts = prompt_sets.paste_prompts(
             request.user, request.POST["text"], request.POST.get("name", "")
         )
-    elif chosen is None and request.POST.get("data"):
+    elif prompts is None and request.POST.get("data"):
         data = visible_data(request.user, number(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
-        chosen = prompt_sets.draw_prompts(request.user, data, number(request.POST.get("count", "")))
-    if chosen is None:
+        prompts = prompt_sets.draw_prompts(request.user, data, number(request.POST.get("count", "")))
+    if prompts is None:
         raise UserError(
             "Choose a set of prompts, draw one from data, or paste some.", field="prompts"
         )
     # The base, which says most, last
-    for column in sorted(view.columns, key=lambda column: column.version is None):
-        evaluation_replies.ask(request.user, chosen, column)
-    return redirect(f"{view.address(prompts=chosen.pk, page=1)}#answers")
+    for responder in sorted(params.columns, key=lambda column: column.version is None):
+        evaluation_replies.request_replies(request.user, prompts, responder)
+    return redirect(f"{params.build_url(prompts=prompts.pk, page=1)}#answers")
 
 
 @require_POST
-def forget(request: SignedIn, prompts_id: int) -> HttpResponse:
+def delete_prompts(request: SignedIn, prompts_id: int) -> HttpResponse:
     """Delete a set of prompts, and go on with the same versions."""
-    gone = get_changeable(PromptSet, request.user, prompts_id)
-    view = view_of(request, request.POST)
-    prompt_sets.delete_prompts(request.user, gone)
-    return redirect(view.address(prompts=None, page=1))
+    prompts = get_changeable(PromptSet, request.user, prompts_id)
+    params = parse_params(request, request.POST)
+    prompt_sets.delete_prompts(request.user, prompts)
+    return redirect(params.build_url(prompts=None, page=1))
 
 
 @require_POST
-def weights(request: SignedIn) -> JsonResponse:
+def analyze_weights(request: SignedIn) -> JsonResponse:
     """How far the versions moved their base, and how alike they are: begun by the first who looks,
     then kept.
     """
-    view = view_of(request, request.POST)
-    task = weight_analysis.begin(
-        request.user, view.versions, again=request.POST.get("again") == "1"
+    params = parse_params(request, request.POST)
+    job = weight_analysis.enqueue_analysis(
+        request.user, params.versions, retry_failed=request.POST.get("again") == "1"
     )
-    told = {
-        "stage": task.state,
-        "words": task.progress_message,
-        "error": task.error,
-        "result": task.result,
+    payload = {
+        "state": job.state,
+        "message": job.progress_message,
+        "error": job.error,
+        "result": job.result,
     }
     return JsonResponse(
-        {**told, "versions": [{"id": str(one.pk), "name": str(one)} for one in view.versions]}
+        {**payload, "versions": [{"id": str(one.pk), "name": str(one)} for one in params.versions]}
     )
 
 
-def pair_of(
-    request: SignedIn, given: QueryDict
+def parse_pair(
+    request: SignedIn, form: QueryDict
 ) -> tuple[PromptSet, AdapterVersion, AdapterVersion]:
     """Raises NotFound: something that they may not see. UserError: the two are the same."""
-    asked = get_visible(PromptSet, request.user, number(given.get("prompts", "")))
+    prompts = get_visible(PromptSet, request.user, number(form.get("prompts", "")))
     first, second = (
-        get_visible(AdapterVersion, request.user, number(given.get(name, "")))
+        get_visible(AdapterVersion, request.user, number(form.get(name, "")))
         for name in ("first", "second")
     )
     if first.pk == second.pk:
         raise UserError("Choose two versions to vote on.", field="second")
-    return (asked, *votes.ordered(first, second))
+    return (prompts, *votes.order_pair(first, second))
 
 
-def ballot(request: SignedIn) -> HttpResponse:
+def show_next_vote(request: SignedIn) -> HttpResponse:
     """The next row to vote on. Which side is whose is nowhere in the page."""
-    asked, first, second = pair_of(request, request.GET)
+    prompts, first, second = parse_pair(request, request.GET)
     values = {
-        "prompts": asked,
+        "prompts": prompts,
         "first": first,
         "second": second,
-        **ballot_values(request, asked, first, second),
+        **get_vote_context(request, prompts, first, second),
     }
     return render(request, "adapters/vote.html", values)
 
 
-def ballot_values(
-    request: SignedIn, asked: PromptSet, first: AdapterVersion, second: AdapterVersion
+def get_vote_context(
+    request: SignedIn, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
 ) -> dict[str, Any]:
-    found = votes.next_ballot(request.user, asked, first, second)
-    row = asked.rows[found.row] if found else None
-    voted = votes.voted(request.user, asked, first, second)
+    pair = votes.get_next_pair(request.user, prompts, first, second)
+    row = prompts.rows[pair.row] if pair else None
+    vote_count = votes.count_own_votes(request.user, prompts, first, second)
     # The rate is told only at the end, or it would sway who still votes.
     return {
-        "ballot": found,
+        "pair": pair,
         "row": row,
-        "voted": voted,
-        "rate": None if found else votes.rate(first, second, asked),
+        "vote_count": vote_count,
+        "rate": None if pair else votes.get_win_rate(first, second, prompts),
     }
 
 
 @require_POST
-def vote(request: SignedIn) -> HttpResponse:
-    asked, first, second = pair_of(request, request.POST)
-    votes.vote(
+def cast_vote(request: SignedIn) -> HttpResponse:
+    prompts, first, second = parse_pair(request, request.POST)
+    votes.cast_vote(
         request.user,
-        asked,
+        prompts,
         (first, second),
         number(request.POST.get("row", "")),
         request.POST.get("choice", ""),
     )
-    query = f"prompts={asked.pk}&first={first.pk}&second={second.pk}"
+    query = f"prompts={prompts.pk}&first={first.pk}&second={second.pk}"
     return redirect(f"{reverse('adapters-vote')}?{query}")

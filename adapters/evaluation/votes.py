@@ -16,7 +16,7 @@ from training.errors import UserError
 from training.people.models import User
 
 # A choice as the second version sees it
-TURNED = {
+SWAPPED_CHOICES = {
     "first": "second",
     "second": "first",
     "tie": "tie",
@@ -24,17 +24,17 @@ TURNED = {
 
 
 @dataclass(frozen=True)
-class Ballot:
+class VotePair:
     """A row with two replies. `swapped`: what is shown on the left is the second version's."""
 
     row: int
     left: str
     right: str
-    swapped: bool
+    is_swapped: bool
 
 
 @dataclass(frozen=True)
-class Rate:
+class WinRate:
     """How often the first version won. Ties count half for each; the interval is Wilson's (1927),
     95 %.
     """
@@ -49,61 +49,61 @@ class Rate:
     high: float
 
 
-def ordered(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersion, AdapterVersion]:
+def order_pair(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersion, AdapterVersion]:
     """A pair is stored one way round, so that both ways are the same vote."""
     return (first, second) if first.pk < second.pk else (second, first)
 
 
-def next_ballot(
+def get_next_pair(
     user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
-) -> Ballot | None:
+) -> VotePair | None:
     """The next row that this person has not voted on and that both have answered differently, in an
     order of the person's own.
     """
-    done = set(mine(user, prompts, first, second).values_list("row", flat=True))
-    found = {version.pk: dict(replies_of(prompts, version)) for version in (first, second)}
-    rows = [row for row in found[first.pk] if row in found[second.pk] and row not in done]
-    told_apart = [row for row in rows if found[first.pk][row] != found[second.pk][row]]
-    if not told_apart:
+    voted_rows = set(get_own_votes(user, prompts, first, second).values_list("row", flat=True))
+    texts = {version.pk: dict(get_reply_texts(prompts, version)) for version in (first, second)}
+    rows = [row for row in texts[first.pk] if row in texts[second.pk] and row not in voted_rows]
+    differing_rows = [row for row in rows if texts[first.pk][row] != texts[second.pk][row]]
+    if not differing_rows:
         return None
-    row = min(told_apart, key=lambda place: chance(user, prompts, first, second, place))
-    swapped = chance(user, prompts, first, second, row) % 2 == 1
-    replies = found[first.pk][row], found[second.pk][row]
-    left, right = reversed(replies) if swapped else replies
-    return Ballot(row, left, right, swapped)
+    row = min(differing_rows, key=lambda row_index: stable_random(user, prompts, first, second, row_index))
+    is_swapped = stable_random(user, prompts, first, second, row) % 2 == 1
+    replies = texts[first.pk][row], texts[second.pk][row]
+    left, right = reversed(replies) if is_swapped else replies
+    return VotePair(row, left, right, is_swapped)
 
 
-def mine(
+def get_own_votes(
     user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
 ) -> QuerySet[Vote]:
     return Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user)
 
 
-def voted(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> int:
+def count_own_votes(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> int:
     """How many rows this person has voted on."""
-    return mine(user, prompts, first, second).count()
+    return get_own_votes(user, prompts, first, second).count()
 
 
-def replies_of(prompts: PromptSet, version: AdapterVersion) -> list[tuple[int, str]]:
+def get_reply_texts(prompts: PromptSet, version: AdapterVersion) -> list[tuple[int, str]]:
     return list(Reply.objects.filter(prompts=prompts, version=version).values_list("row", "text"))
 
 
-def chance(
+def stable_random(
     user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion, row: int
 ) -> int:
     """A number that is a person's own for each row, and the same each time: a reload must not show
     the other order.
     """
-    told = f"{user.pk}:{prompts.pk}:{first.pk}:{second.pk}:{row}".encode()
-    return int.from_bytes(hashlib.sha256(told).digest()[:8])
+    seed = f"{user.pk}:{prompts.pk}:{first.pk}:{second.pk}:{row}".encode()
+    return int.from_bytes(hashlib.sha256(seed).digest()[:8])
 
 
-def vote(
+def cast_vote(
     user: User,
     prompts: PromptSet,
     pair: tuple[AdapterVersion, AdapterVersion],
     row: int,
-    shown: str,
+    side: str,
 ) -> Vote:
     """Store a choice of `left`, `right` or `tie` as what it means. Voting again on a row replaces
     the choice.
@@ -112,16 +112,16 @@ def vote(
         UserError: another word, or a row without two replies.
     """
     first, second = pair
-    if shown not in ("left", "right", "tie"):
+    if side not in ("left", "right", "tie"):
         raise UserError("Choose left, right or tie.", field="choice")
-    answered = Reply.objects.filter(prompts=prompts, row=row, version__in=(first, second)).count()
-    if answered < 2:
+    reply_count = Reply.objects.filter(prompts=prompts, row=row, version__in=(first, second)).count()
+    if reply_count < 2:
         raise UserError("This row does not have two replies yet.", field="row")
-    swapped = chance(user, prompts, first, second, row) % 2 == 1
+    is_swapped = stable_random(user, prompts, first, second, row) % 2 == 1
     choice = "tie"
-    if shown != "tie":
-        choice = "first" if (shown == "left") is not swapped else "second"
-    made, _ = Vote.objects.update_or_create(
+    if side != "tie":
+        choice = "first" if (side == "left") is not is_swapped else "second"
+    vote, _ = Vote.objects.update_or_create(
         prompts=prompts,
         row=row,
         first=first,
@@ -129,44 +129,44 @@ def vote(
         voter=user,
         defaults={"choice": choice},
     )
-    return made
+    return vote
 
 
-def rate(first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None) -> Rate:
+def get_win_rate(first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None) -> WinRate:
     """The first version's wins over the second in all votes, or in those on one set of prompts."""
-    return rates([(first, second)], prompts)[0][2]
+    return get_win_rates([(first, second)], prompts)[0][2]
 
 
-def rates(
+def get_win_rates(
     pairs: Sequence[tuple[AdapterVersion, AdapterVersion]], prompts: PromptSet | None = None
-) -> list[tuple[AdapterVersion, AdapterVersion, Rate]]:
+) -> list[tuple[AdapterVersion, AdapterVersion, WinRate]]:
     """The same for several pairs, in one query."""
-    some = {version.pk for pair in pairs for version in pair}
-    rows = Vote.objects.filter(first__in=some, second__in=some)
+    version_ids = {version.pk for pair in pairs for version in pair}
+    rows = Vote.objects.filter(first__in=version_ids, second__in=version_ids)
     if prompts is not None:
         rows = rows.filter(prompts=prompts)
-    cast: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    votes_by_pair: dict[tuple[int, int], list[tuple[str, int]]] = {}
     for one, other, choice, voter in rows.values_list(
         "first_id", "second_id", "choice", "voter_id"
     ):
-        cast.setdefault((one, other), []).append((choice, voter))
-    found = []
+        votes_by_pair.setdefault((one, other), []).append((choice, voter))
+    win_rates = []
     for first, second in pairs:
-        stored = ordered(first, second)
-        mine, theirs = ("first", "second") if stored[0] == first else ("second", "first")
-        found.append(
-            (first, second, counted(cast.get((stored[0].pk, stored[1].pk), []), mine, theirs))
+        ordered_pair = order_pair(first, second)
+        first_choice, second_choice = ("first", "second") if ordered_pair[0] == first else ("second", "first")
+        win_rates.append(
+            (first, second, compute_win_rate(votes_by_pair.get((ordered_pair[0].pk, ordered_pair[1].pk), []), first_choice, second_choice))
         )
-    return found
+    return win_rates
 
 
-def counted(cast: Sequence[tuple[str, int]], mine: str, theirs: str) -> Rate:
+def compute_win_rate(cast: Sequence[tuple[str, int]], first_choice: str, second_choice: str) -> WinRate:
     choices = [choice for choice, _ in cast]
-    wins, losses, ties = (choices.count(name) for name in (mine, theirs, "tie"))
+    wins, losses, ties = (choices.count(name) for name in (first_choice, second_choice, "tie"))
     points = wins + ties / 2
     low, high = win_interval(points, len(cast))
     voters = len({voter for _, voter in cast})
-    return Rate(
+    return WinRate(
         len(cast), voters, wins, losses, ties, points / len(cast) if cast else None, low, high
     )
 
@@ -180,18 +180,18 @@ def win_interval(points: float, votes: int) -> tuple[float, float]:
     if not votes:
         return 0.0, 1.0
     low, high = (
-        binomtest(whole, votes).proportion_ci(method="wilson")
-        for whole in (math.floor(points), math.ceil(points))
+        binomtest(wins, votes).proportion_ci(method="wilson")
+        for wins in (math.floor(points), math.ceil(points))
     )
     return float(low.low), float(high.high)
 
 
-def total(version: AdapterVersion) -> Rate | None:
+def get_overall_win_rate(version: AdapterVersion) -> WinRate | None:
     """Its votes against all others, for the version's own page; None without any."""
     rows = Vote.objects.filter(Q(first=version) | Q(second=version)).values_list(
         "first_id", "choice", "voter_id"
     )
-    seen = [
-        (choice if first == version.pk else TURNED[choice], voter) for first, choice, voter in rows
+    choices = [
+        (choice if first == version.pk else SWAPPED_CHOICES[choice], voter) for first, choice, voter in rows
     ]
-    return counted(seen, "first", "second") if seen else None
+    return compute_win_rate(choices, "first", "second") if choices else None

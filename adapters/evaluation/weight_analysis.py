@@ -22,27 +22,27 @@ from training.people.models import User
 KIND = "compare"
 
 
-def key_of(versions: Sequence[AdapterVersion]) -> str:
+def format_job_key(versions: Sequence[AdapterVersion]) -> str:
     return ",".join(str(pk) for pk in sorted(version.pk for version in versions))
 
 
-def begin(user: User, versions: Sequence[AdapterVersion], *, again: bool = False) -> Job:
+def enqueue_analysis(user: User, versions: Sequence[AdapterVersion], *, retry_failed: bool = False) -> Job:
     """The comparison of these versions, whatever their order: begun now, under way, or done before;
     if it failed, `again`.
     """
     params = {"versions": sorted(version.pk for version in versions)}
-    restart = (JobState.FAILED,) if again else ()
-    return enqueue(user, KIND, key_of(versions), subjects=versions, params=params, restart=restart)
+    restart = (JobState.FAILED,) if retry_failed else ()
+    return enqueue(user, KIND, format_job_key(versions), subjects=versions, params=params, restart=restart)
 
 
-def run_compare(job: Job) -> dict[str, Any]:
+def run_analysis(job: Job) -> dict[str, Any]:
     versions = list(
         AdapterVersion.objects.filter(pk__in=job.params["versions"]).select_related(
             "base_model", "data__dataset"
         )
     )
     save_progress(job, {"message": "comparing their data"})
-    shared = overlaps(versions)
+    data_overlaps = compute_data_overlaps(versions)
     with_data = next((version for version in versions if version.data), versions[0])
     params = {
         "members": [
@@ -54,27 +54,27 @@ def run_compare(job: Job) -> dict[str, Any]:
             }
             for version in versions
         ],
-        "prompts": merge.prompts_of(with_data),
+        "prompts": merge.get_parity_prompts(with_data),
     }
     result = run_program(job, "adapters.programs.weight_analysis", params)
-    return {**result, "overlaps": shared}
+    return {**result, "overlaps": data_overlaps}
 
 
-def overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
+def compute_data_overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, Any]]:
     """For each pair of different data: rows to train on of each, and how many stand in both, word
     for word.
     """
-    datas = {version.data.pk: version.data for version in versions if version.data}
-    digests = {pk: row_digests(data) for pk, data in datas.items()} if len(datas) > 1 else {}
+    data_by_id = {version.data.pk: version.data for version in versions if version.data}
+    digests = {pk: row_digests(data) for pk, data in data_by_id.items()} if len(data_by_id) > 1 else {}
     return [
         {
-            "first": str(datas[one]),
-            "second": str(datas[other]),
-            "first_rows": datas[one].train_rows,
-            "second_rows": datas[other].train_rows,
+            "first": str(data_by_id[one]),
+            "second": str(data_by_id[other]),
+            "first_rows": data_by_id[one].train_rows,
+            "second_rows": data_by_id[other].train_rows,
             "shared": len(digests[one] & digests[other]),
         }
-        for one, other in combinations(datas, 2)
+        for one, other in combinations(data_by_id, 2)
     ]
 
 
@@ -84,4 +84,4 @@ def row_digests(data: DatasetVersion) -> set[bytes]:
         return {hashlib.blake2b(line.strip(), digest_size=16).digest() for line in file}
 
 
-COMPARE_JOB = JobKind(KIND, run_compare, lane=PROGRAMS, subjects=(AdapterVersion,))
+COMPARE_JOB = JobKind(KIND, run_analysis, lane=PROGRAMS, subjects=(AdapterVersion,))

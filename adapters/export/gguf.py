@@ -22,7 +22,7 @@ from training.people.models import User
 
 KIND = "gguf"
 # What the `gguf` package can pack; K-quants it cannot. The words say what each costs.
-QUANTISATIONS = {
+QUANTIZATIONS = {
     "f16": "16 bits: half the size of f32, answers the same",
     "q8_0": "8 bits: a quarter, hardly worse",
     "q4_1": "4 bits with an offset: an eighth, noticeably worse",
@@ -32,30 +32,30 @@ QUANTISATIONS = {
 }
 
 
-def export_gguf(user: User, version: AdapterVersion, quantisation: str) -> Job:
+def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
     """Begin to write a GGUF file of a version's whole model, or tell of the one that is under way
     or done.
 
     Raises:
-        UserError: no such quantisation. Conflict: it has no whole model, and why or what to do.
+        UserError: no such quantization. Conflict: it has no whole model, and why or what to do.
     """
-    if quantisation not in QUANTISATIONS:
+    if quantization not in QUANTIZATIONS:
         raise UserError(
-            f"quantisation must be one of {', '.join(QUANTISATIONS)}.", field="quantisation"
+            f"quantization must be one of {', '.join(QUANTIZATIONS)}.", field="quantization"
         )
-    model_folder(version)
-    params = {"quantisation": quantisation}
-    return enqueue(user, KIND, f"{version.pk}:{quantisation}", subjects=[version], params=params)
+    get_model_folder(version)
+    params = {"quantization": quantization}
+    return enqueue(user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params)
 
 
-def model_folder(version: AdapterVersion) -> Path:
+def get_model_folder(version: AdapterVersion) -> Path:
     """Where the whole model lies. Raises Conflict: there is none (yet)."""
-    if version.whole_model:
+    if version.is_full_model:
         return version.folder
-    if version.method_row.merge_unsupported_reason:
+    if version.method_spec.merge_unsupported_reason:
         raise Conflict(
-            f"{version.method_row.title} has no whole model to export: "
-            f"{version.method_row.merge_unsupported_reason} Download the adapter."
+            f"{version.method_spec.title} has no whole model to export: "
+            f"{version.method_spec.merge_unsupported_reason} Download the adapter."
         )
     if not merge.is_merged(version):
         raise Conflict(
@@ -67,12 +67,12 @@ def model_folder(version: AdapterVersion) -> Path:
 def run_gguf(job: Job) -> dict[str, Any]:
     version = get_subject(job, AdapterVersion, "base_model")
     assert version is not None
-    quantisation = job.params["quantisation"]
+    quantization = job.params["quantization"]
     params = {
-        "model": str(model_folder(version)),
-        "target": str(gguf_file(version, quantisation)),
-        "quantisation": quantisation,
-        "prompts": merge.prompts_of(version),
+        "model": str(get_model_folder(version)),
+        "target": str(gguf_path(version, quantization)),
+        "quantization": quantization,
+        "prompts": merge.get_parity_prompts(version),
     }
     return run_program(job, "adapters.programs.gguf_export", params)
 
@@ -80,37 +80,37 @@ def run_gguf(job: Job) -> dict[str, Any]:
 def gguf_outputs(job: Job) -> list[Path]:
     version = get_subject(job, AdapterVersion)
     assert version is not None
-    return [gguf_file(version, job.params["quantisation"]).parent]
+    return [gguf_path(version, job.params["quantization"]).parent]
 
 
-def gguf_file(version: AdapterVersion, quantisation: str) -> Path:
-    return version.merged_folder.parent / f"{version.pk}-gguf" / f"{quantisation}.gguf"
+def gguf_path(version: AdapterVersion, quantization: str) -> Path:
+    return version.merged_folder.parent / f"{version.pk}-gguf" / f"{quantization}.gguf"
 
 
-def made_gguf(version: AdapterVersion, quantisation: str) -> Path:
+def get_gguf(version: AdapterVersion, quantization: str) -> Path:
     """The file, whole and checked. Raises NotFound: it has not been made."""
-    done = Job.objects.filter(
-        kind=KIND, key=f"{version.pk}:{quantisation}", state=JobState.DONE
+    is_done = Job.objects.filter(
+        kind=KIND, key=f"{version.pk}:{quantization}", state=JobState.DONE
     ).exists()
-    path = gguf_file(version, quantisation) if quantisation in QUANTISATIONS else None
-    if not done or path is None or not path.is_file():
+    path = gguf_path(version, quantization) if quantization in QUANTIZATIONS else None
+    if not is_done or path is None or not path.is_file():
         raise NotFound("There is no such GGUF file of this version; export it first.")
     return path
 
 
-def merged_zip(version: AdapterVersion) -> Iterator[bytes]:
+def stream_merged_zip(version: AdapterVersion) -> Iterator[bytes]:
     """The whole model as transformers loads it, as a zip made while it is sent."""
-    folder = model_folder(version)
+    folder = get_model_folder(version)
     archive = ZipStream(compress_type=ZIP_STORED)
     for path in sorted(folder.iterdir()):
         archive.add_path(path, f"{file_stem(version)}-merged/{path.name}")
     yield from archive
 
 
-def pieces_of(path: Path) -> Iterator[bytes]:
+def iter_file_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while piece := file.read(2**20):
-            yield piece
+        while chunk := file.read(2**20):
+            yield chunk
 
 
 GGUF_JOB = JobKind(KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), outputs=gguf_outputs)

@@ -10,7 +10,7 @@ from typing import Any
 from adapters.export import gguf
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
-from adapters.registry.model_card import NAME, card_for_hub
+from adapters.registry.model_card import CARD_FILE, format_card_for_hub
 from training.catalog.models import Source
 from training.child_process import NETWORK_VARIABLES, child_environment
 from training.errors import UserError
@@ -21,13 +21,13 @@ from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "push"
-WHAT = {"adapter": "the adapter", "merged": "the merged model"}
+PUSH_CONTENTS = {"adapter": "the adapter", "merged": "the merged model"}
 # 96 is the hub's own limit
-REPOSITORY = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-TOKEN = re.compile(r"[!-~]{8,200}")
+REPOSITORY_PATTERN = re.compile(r"(?=.{3,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+TOKEN_PATTERN = re.compile(r"[!-~]{8,200}")
 
 
-def push(
+def push_to_hub(
     user: User,
     version: AdapterVersion,
     *,
@@ -43,21 +43,21 @@ def push(
         UserError: a value that cannot be, with its field. Conflict: it has no merged model, and why
             or what to do.
     """
-    if not REPOSITORY.fullmatch(repository):
+    if not REPOSITORY_PATTERN.fullmatch(repository):
         raise UserError(
             f"{repository[:80]!r} is not a repository; it looks like `owner/name`.",
             field="repository",
         )
-    if not TOKEN.fullmatch(token):
+    if not TOKEN_PATTERN.fullmatch(token):
         raise UserError(
             "Give an access token of the hub that may write; it is forgotten once the push has "
             "begun.",
             field="token",
         )
-    if what not in WHAT:
-        raise UserError(f"what must be one of {', '.join(WHAT)}.", field="what")
+    if what not in PUSH_CONTENTS:
+        raise UserError(f"what must be one of {', '.join(PUSH_CONTENTS)}.", field="what")
     if what == "merged":
-        gguf.model_folder(version)
+        gguf.get_model_folder(version)
     key = f"{version.pk}:{what}:{repository}"
     params = {"repository": repository, "what": what, "private": private, "token": token}
     restart = (JobState.DONE, JobState.FAILED)  # a second push is a push
@@ -71,12 +71,12 @@ def run_push(job: Job) -> dict[str, Any]:
     save_job(job, params=job.params)  # the database keeps no token longer than it must
     if not token:
         raise UserError("The push broke off, and its token is forgotten; push again.")
-    folder = version.folder if job.params["what"] == "adapter" else gguf.model_folder(version)
-    card = version.folder / NAME
+    folder = version.folder if job.params["what"] == "adapter" else gguf.get_model_folder(version)
+    card = version.folder / CARD_FILE
     base = version.base_model.location if version.base_model.source == Source.HUB else ""
     params = job.params | {
-        "files": {path.name: str(path) for path in sorted(folder.iterdir()) if path.name != NAME},
-        "card": card_for_hub(card.read_text(), base, merged=job.params["what"] == "merged")
+        "files": {path.name: str(path) for path in sorted(folder.iterdir()) if path.name != CARD_FILE},
+        "card": format_card_for_hub(card.read_text(), base, merged=job.params["what"] == "merged")
         if card.is_file()
         else "",
         "message": f"{version}, from SnapML",

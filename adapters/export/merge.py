@@ -18,11 +18,11 @@ from training.jobs.services import enqueue
 from training.people.models import User
 
 KIND = "merge"
-PROMPTS, FEWEST = 8, 4
+NUM_PROMPTS, MIN_PROMPTS = 8, 4
 # For a version without data, or with next to none: what anybody might ask.
-COMMON = [
-    [{"role": "user", "content": words}]
-    for words in (
+COMMON_PROMPTS = [
+    [{"role": "user", "content": text}]
+    for text in (
         "What can you do?",
         "Write a short greeting.",
         "turn on the kitchen lamp",
@@ -37,9 +37,9 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
     Raises:
         Conflict: its method cannot be merged; the sentence says why.
     """
-    if version.method_row.merge_unsupported_reason:
+    if version.method_spec.merge_unsupported_reason:
         raise Conflict(
-            f"{version.method_row.title} cannot be merged. {version.method_row.merge_unsupported_reason}",
+            f"{version.method_spec.title} cannot be merged. {version.method_spec.merge_unsupported_reason}",
             field="merge",
         )
     return enqueue(user, KIND, str(version.pk), subjects=[version])
@@ -53,7 +53,7 @@ def run_merge(job: Job) -> dict[str, Any]:
         "adapter": str(version.folder),
         "method": version.method,
         "target": str(version.merged_folder),
-        "prompts": prompts_of(version),
+        "prompts": get_parity_prompts(version),
     }
     return run_program(job, "adapters.programs.merge", params)
 
@@ -63,16 +63,16 @@ def merge_outputs(job: Job) -> list[Path]:
     version = get_subject(job, AdapterVersion)
     assert version is not None
     folder = version.merged_folder
-    asides = [folder.with_name(f".{folder.name}.{end}") for end in ("merging", "unchecked")]
-    return [folder, *asides]
+    temporary_folders = [folder.with_name(f".{folder.name}.{suffix}") for suffix in ("merging", "unchecked")]
+    return [folder, *temporary_folders]
 
 
-def prompts_of(version: AdapterVersion) -> list[list[dict[str, str]]]:
+def get_parity_prompts(version: AdapterVersion) -> list[list[dict[str, str]]]:
     """What parity is checked with: held-out prompts of its data, and common ones where those are
     few.
     """
-    drawn = held_out_prompts(version.data, PROMPTS) if version.data else []
-    return [row["messages"] for row in drawn] + COMMON[: max(0, FEWEST - len(drawn))]
+    held_out_rows = held_out_prompts(version.data, NUM_PROMPTS) if version.data else []
+    return [row["messages"] for row in held_out_rows] + COMMON_PROMPTS[: max(0, MIN_PROMPTS - len(held_out_rows))]
 
 
 def is_merged(version: AdapterVersion) -> bool:

@@ -19,33 +19,33 @@ from training.people.requests import SignedIn, in_pieces
 from training.people.visible import get_changeable, get_visible
 
 
-def exported(request: SignedIn, adapter_id: int) -> HttpResponse:
+def show_exports(request: SignedIn, adapter_id: int) -> HttpResponse:
     """The card of exports anew, while something is made."""
-    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=found.pk).exists()
+    version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
+    mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
     return render(
-        request, "adapters/_exports.html", {"adapter": found, "mine": mine, **export_values(found)}
+        request, "adapters/_exports.html", {"adapter": version, "mine": mine, **get_export_context(version)}
     )
 
 
-def export_values(version: AdapterVersion) -> dict[str, Any]:
+def get_export_context(version: AdapterVersion) -> dict[str, Any]:
     kinds = (export_merge.KIND, export_gguf.KIND, hub.KIND)
     jobs = list(jobs_about(version).filter(kind__in=kinds))
     merge = next((job for job in jobs if job.kind == export_merge.KIND), None)
     return {
         "merge": merge,
-        "merged": version.whole_model or export_merge.is_merged(version),
+        "merged": version.is_full_model or export_merge.is_merged(version),
         "ggufs": [
-            (job, job.params["quantisation"]) for job in jobs if job.kind == export_gguf.KIND
+            (job, job.params["quantization"]) for job in jobs if job.kind == export_gguf.KIND
         ],
         "pushes": [job for job in jobs if job.kind == hub.KIND],
-        "quantisations": export_gguf.QUANTISATIONS,
-        "making": any(job.is_open for job in jobs),
+        "quantizations": export_gguf.QUANTIZATIONS,
+        "is_exporting": any(job.is_open for job in jobs),
     }
 
 
 @require_POST
-def merge(request: SignedIn, adapter_id: int) -> HttpResponse:
+def merge_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     export_merge.merge_version(
         request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     )
@@ -53,36 +53,36 @@ def merge(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 @require_POST
-def gguf(request: SignedIn, adapter_id: int) -> HttpResponse:
-    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
-    export_gguf.export_gguf(request.user, found, request.POST.get("quantisation", ""))
+def export_gguf_file(request: SignedIn, adapter_id: int) -> HttpResponse:
+    version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    export_gguf.export_gguf(request.user, version, request.POST.get("quantization", ""))
     return redirect("adapter", adapter_id)
 
 
 @require_POST
-def push(request: SignedIn, adapter_id: int) -> HttpResponse:
-    found = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
-    said = {name: request.POST.get(name, "").strip() for name in ("repository", "token", "what")}
-    hub.push(request.user, found, **said, private="private" in request.POST)
+def push_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+    version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
+    form = {name: request.POST.get(name, "").strip() for name in ("repository", "token", "what")}
+    hub.push_to_hub(request.user, version, **form, private="private" in request.POST)
     return redirect("adapter", adapter_id)
 
 
 def download_merged(request: SignedIn, adapter_id: int) -> HttpResponseBase:
-    found = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
-    export_gguf.model_folder(found)
-    answer = StreamingHttpResponse(
-        in_pieces(export_gguf.merged_zip(found)), content_type="application/zip"
+    version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
+    export_gguf.get_model_folder(version)
+    response = StreamingHttpResponse(
+        in_pieces(export_gguf.stream_merged_zip(version)), content_type="application/zip"
     )
-    answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-merged.zip"'
-    return answer
+    response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}-merged.zip"'
+    return response
 
 
-def download_gguf(request: SignedIn, adapter_id: int, quantisation: str) -> HttpResponseBase:
-    found = get_visible(AdapterVersion, request.user, adapter_id)
-    path = export_gguf.made_gguf(found, quantisation)
-    answer = StreamingHttpResponse(
-        in_pieces(export_gguf.pieces_of(path)), content_type="application/octet-stream"
+def download_gguf(request: SignedIn, adapter_id: int, quantization: str) -> HttpResponseBase:
+    version = get_visible(AdapterVersion, request.user, adapter_id)
+    path = export_gguf.get_gguf(version, quantization)
+    response = StreamingHttpResponse(
+        in_pieces(export_gguf.iter_file_chunks(path)), content_type="application/octet-stream"
     )
-    answer["Content-Length"] = str(path.stat().st_size)
-    answer["Content-Disposition"] = f'attachment; filename="{file_stem(found)}-{quantisation}.gguf"'
-    return answer
+    response["Content-Length"] = str(path.stat().st_size)
+    response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}-{quantization}.gguf"'
+    return response

@@ -44,7 +44,7 @@ def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Questi
     most = body.get("max_tokens") if most is None else most
     common: dict[str, Any] = {
         "base": Base(
-            Path(place["base"]), bool(place.get("quantised")), str(place.get("base_sha256", ""))
+            Path(place["base"]), bool(place.get("quantized")), str(place.get("base_sha256", ""))
         ),
         "adapter": Weights(Path(place["adapter"]), str(place["sha256"]))
         if place.get("adapter")

@@ -32,18 +32,18 @@ LEAST_SAME_OTHERS = 0.3
 
 
 def make(order: dict[str, Any]) -> dict[str, Any]:
-    """Order: model (a folder), target (a file), quantisation, and prompts as lists of messages.
+    """Order: model (a folder), target (a file), quantization, and prompts as lists of messages.
     Result: parity, bytes, sha256.
     """
-    folder, target, quantisation = (
+    folder, target, quantization = (
         Path(order["model"]),
         Path(order["target"]),
-        str(order["quantisation"]),
+        str(order["quantization"]),
     )
     emit(message="writing the file", done=0, total=3)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.checking")
-    export(folder, aside, quantisation)
+    export(folder, aside, quantization)
     try:
         emit(message="answering with torch", done=1)
         tokenizer = load_tokenizer(folder)
@@ -56,7 +56,7 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
         del model
         emit(message="answering with llama.cpp", done=2)
         figures = compared(aside, said)
-        refuse_unlike(figures, quantisation)
+        refuse_unlike(figures, quantization)
         fsync_path(aside)
         aside.rename(target)
     finally:
@@ -66,7 +66,7 @@ def make(order: dict[str, Any]) -> dict[str, Any]:
         "parity": figures,
         "bytes": target.stat().st_size,
         "sha256": sha256_file(target),
-        "quantisation": quantisation,
+        "quantization": quantization,
     }
 
 
@@ -100,12 +100,12 @@ def alike(ours: list[int], theirs: list[int]) -> bool:
     return ours[:shorter] == theirs[:shorter] and abs(len(ours) - len(theirs)) <= 1
 
 
-def refuse_unlike(figures: dict[str, Any], quantisation: str) -> None:
+def refuse_unlike(figures: dict[str, Any], quantization: str) -> None:
     """Raises UserError: the file answers unlike the model that it was made from."""
-    least = LEAST_SAME.get(quantisation, LEAST_SAME_OTHERS)
+    least = LEAST_SAME.get(quantization, LEAST_SAME_OTHERS)
     if figures["same_choice"] < least:
         raise UserError(
-            f"The {quantisation} file answers unlike its model: llama.cpp chooses the same next "
+            f"The {quantization} file answers unlike its model: llama.cpp chooses the same next "
             f"token in {figures['same_choice']:.0%} of {figures['tokens']} places, and at least "
             f"{least:.0%} are expected. Take more bits."
         )

@@ -26,7 +26,7 @@ with fast_imports():
 
     from adapters.programs.output_similarity import output_similarity
     from adapters.programs.weight_deltas import Update, updates_of
-    from adapters.registry.import_checks import weight_of
+    from adapters.registry.import_checks import find_weight_name
     from training.child_process import emit, main, read_params
     from training.errors import UserError
 
@@ -80,7 +80,7 @@ def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
     files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
     held = {name: file for file in files for name in names_in(file)}
     for module, make in updates_of(member.folder, member.method):
-        name = weight_of(module, held)
+        name = find_weight_name(module, held)
         if name is not None:
             weight = held[name].get_tensor(name).float()
             yield module, make(weight), float(weight.norm())

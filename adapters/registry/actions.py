@@ -22,12 +22,12 @@ from training.runs.actions import packed_tags
 from training.runs.models import MAX_NOTES, Run
 from training.runs.states import OPEN
 
-MOST_RELATED = 60
-MOST_RUNS, MOST_SHOWN = 500, 100
+MAX_LINEAGE_NODES = 60
+MAX_RUNS, MAX_ROWS = 500, 100
 SUGGESTED_TAGS = ("candidate", "production")
 
 
-def describe_version(
+def update_version(
     user: User, version: AdapterVersion, *, tags: str | None = None, notes: str | None = None
 ) -> AdapterVersion:
     """Tag a version (tags come with commas) or write notes to it; None leaves a part as it is.
@@ -56,10 +56,10 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     """
     may_change(user, version)
     check_name_typed(name, str(version))
-    going_on = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
-    if going_on is not None:
+    open_run = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
+    if open_run is not None:
         raise Conflict(
-            f"Run {going_on.pk}, {going_on.name}, begins with the weights of {version}; let it "
+            f"Run {open_run.pk}, {open_run.name}, begins with the weights of {version}; let it "
             "end, or stop it first."
         )
     folders = [version.folder]
@@ -69,55 +69,55 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         with transaction.atomic():
             version.delete()  # and its jobs with it
     except ProtectedError as error:
-        names = ", ".join(row.name for row in answered_by(version))
+        names = ", ".join(row.name for row in deployments_using(version))
         raise Conflict(f"{version} answers as {names}; switch or take that down first.") from error
     return sum(remove_tree(folder) for folder in dict.fromkeys(folders))
 
 
-def answered_by(version: AdapterVersion) -> list[Deployment]:
-    return list(Deployment.objects.filter(Q(version=version) | Q(other=version)))
+def deployments_using(version: AdapterVersion) -> list[Deployment]:
+    return list(Deployment.objects.filter(Q(version=version) | Q(canary=version)))
 
 
 @dataclass(frozen=True)
-class Relative:
+class LineageNode:
     """A version in a lineage: how deep it stands, and whether it is the one that is looked at."""
 
     version: AdapterVersion
     depth: int
-    here: bool
+    is_current: bool
 
     @property
-    def steps(self) -> range:
+    def indent_levels(self) -> range:
         """As many as it is indented by."""
         return range(self.depth - 1)
 
 
-def lineage(user: User, version: AdapterVersion) -> list[Relative]:
+def build_lineage(user: User, version: AdapterVersion) -> list[LineageNode]:
     """The tree that a version stands in, parents before children; those that the person may not see
     are left out.
     """
-    seen = {
+    versions = {
         row.pk: row
         for row in AdapterVersion.objects.visible_to(user)
         .select_related("run")
         .filter(base_model=version.base_model)
     }
     root = version
-    while root.parent_id in seen:
-        root = seen[root.parent_id]
+    while root.parent_id in versions:
+        root = versions[root.parent_id]
     children: dict[int | None, list[AdapterVersion]] = {}
-    for row in sorted(seen.values(), key=lambda row: row.pk):
+    for row in sorted(versions.values(), key=lambda row: row.pk):
         children.setdefault(row.parent_id, []).append(row)
-    found: list[Relative] = []
-    rest = [(root, 0)]
-    while rest and len(found) < MOST_RELATED:
-        row, depth = rest.pop()
-        found.append(Relative(row, depth, row.pk == version.pk))
-        rest += [(child, depth + 1) for child in reversed(children.get(row.pk, []))]
-    return found
+    nodes: list[LineageNode] = []
+    stack = [(root, 0)]
+    while stack and len(nodes) < MAX_LINEAGE_NODES:
+        row, depth = stack.pop()
+        nodes.append(LineageNode(row, depth, row.pk == version.pk))
+        stack += [(child, depth + 1) for child in reversed(children.get(row.pk, []))]
+    return nodes
 
 
-def disk_use(user: User) -> dict[str, Any]:
+def get_disk_usage(user: User) -> dict[str, Any]:
     """Bytes of what somebody may see: adapters with their merged models, the newest runs' folders,
     and each owner's sums.
     """
@@ -136,13 +136,13 @@ def disk_use(user: User) -> dict[str, Any]:
         row["versions"] += 1
         row["bytes"] += size
         row["merged"] += merged.get(pk, 0)
-    newest = Run.objects.visible_to(user).select_related("owner").order_by("-pk")[:MOST_RUNS]
+    newest = Run.objects.visible_to(user).select_related("owner").order_by("-pk")[:MAX_RUNS]
     runs = [
         {
             "id": run.pk,
             "name": run.name,
             "owner": run.owner.username,
-            "bytes": bytes_under(run.folder),
+            "bytes": measure_folder(run.folder),
         }
         for run in newest
     ]
@@ -151,18 +151,18 @@ def disk_use(user: User) -> dict[str, Any]:
         for row in rows:
             total = owners.setdefault(row["owner"], {"owner": row["owner"], "bytes": 0, "runs": 0})
             total[kind] += row["bytes"] + row.get("merged", 0)
-    largest = sorted(runs, key=lambda row: -row["bytes"])[:MOST_SHOWN]
+    largest = sorted(runs, key=lambda row: -row["bytes"])[:MAX_ROWS]
     return {
         "adapters": sorted(adapters.values(), key=lambda row: -row["bytes"] - row["merged"])[
-            :MOST_SHOWN
+            :MAX_ROWS
         ],
         "runs": largest,
         "owners": sorted(owners.values(), key=lambda row: -row["bytes"] - row["runs"]),
-        "looked": len(runs),
+        "runs_measured": len(runs),
     }
 
 
-def bytes_under(folder: Path) -> int:
+def measure_folder(folder: Path) -> int:
     """Of a folder that an engine may be writing to: what goes away meanwhile counts nothing."""
     total = 0
     # A folder that goes away while it is walked through ends the walk

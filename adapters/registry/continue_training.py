@@ -18,7 +18,7 @@ from training.runs.launch.start_weights import StartWeights, get_start_weights
 from training.runs.models import Run
 
 # What the weights were made in the shape of; another would be another adapter.
-SHAPE = (
+SHAPE_SETTINGS = (
     "method",
     "rank",
     "alpha",
@@ -33,10 +33,10 @@ SHAPE = (
     "activation",
     "adapter_placement",
 )
-IN_FILE = (("rank", "r"), ("alpha", "lora_alpha"), ("use_rslora", "use_rslora"), ("use_dora", "use_dora"))
+PEFT_CONFIG_KEYS = (("rank", "r"), ("alpha", "lora_alpha"), ("use_rslora", "use_rslora"), ("use_dora", "use_dora"))
 # What was meant for a beginning: weights that are there need no start, and trials would not begin
 # with them.
-BEGINNING = (
+INIT_SETTINGS = (
     "init_lora_weights",
     "prompt_tuning_init",
     "prompt_tuning_init_text",
@@ -46,35 +46,35 @@ BEGINNING = (
 )
 
 
-def settings_to_go_on(version: AdapterVersion) -> dict[str, Any]:
+def get_inherited_settings(version: AdapterVersion) -> dict[str, Any]:
     """The settings that a run from this version begins with."""
-    kept = {
+    inherited = {
         name: value
-        for name, value in version.record.get("settings", {}).items()
-        if name not in BEGINNING
+        for name, value in version.provenance.get("settings", {}).items()
+        if name not in INIT_SETTINGS
     }
-    return {**kept, "method": version.method, **shape_of(version)}
+    return {**inherited, "method": version.method, **read_shape_settings(version)}
 
 
-def shape_of(version: AdapterVersion) -> dict[str, Any]:
+def read_shape_settings(version: AdapterVersion) -> dict[str, Any]:
     """Rank and alpha as the files have them: PiSSA's and OLoRA's are saved at twice the rank."""
     if version.method not in ("lora", "qlora"):
         return {}
-    told = json.loads((version.folder / ADAPTER_FILES[1]).read_text())
-    shape = {name: told[key] for name, key in IN_FILE if key in told}
-    modules = told.get("target_modules")
+    peft_config = json.loads((version.folder / ADAPTER_FILES[1]).read_text())
+    shape = {name: peft_config[key] for name, key in PEFT_CONFIG_KEYS if key in peft_config}
+    modules = peft_config.get("target_modules")
     return {
         **shape,
         **(
             {"target_modules": ",".join(sorted(modules))}
-            if isinstance(modules, list) and not version.record.get("settings")
+            if isinstance(modules, list) and not version.provenance.get("settings")
             else {}
         ),
     }
 
 
-def start_weights_of(version: AdapterVersion) -> StartWeights:
-    settings = settings_to_go_on(version)
+def build_start_weights(version: AdapterVersion) -> StartWeights:
+    settings = get_inherited_settings(version)
     return StartWeights(
         version=version.pk,
         name=version.name,
@@ -82,12 +82,12 @@ def start_weights_of(version: AdapterVersion) -> StartWeights:
         sha256=version.sha256,
         folder=version.folder,
         base_model=version.base_model_id,
-        fixed_settings={name: settings[name] for name in SHAPE if name in settings},
+        fixed_settings={name: settings[name] for name in SHAPE_SETTINGS if name in settings},
     )
 
 
 def has_config(version: AdapterVersion) -> bool:
-    return version.whole_model or (version.folder / ADAPTER_FILES[1]).is_file()
+    return version.is_full_model or (version.folder / ADAPTER_FILES[1]).is_file()
 
 
 def resolve_start_weights(
@@ -98,25 +98,25 @@ def resolve_start_weights(
     Raises:
         NotFound: there is none that the person may see, or its files are gone.
     """
-    mine = AdapterVersion.objects.visible_to(user).order_by("-pk")
+    visible = AdapterVersion.objects.visible_to(user).order_by("-pk")
     if version is not None:
-        found = mine.filter(pk=version).first()
-        wanted = f"version {version}"
+        source = visible.filter(pk=version).first()
+        requested = f"version {version}"
     else:
-        named = mine.filter(name=name) if number is None else mine.filter(name=name, number=number)
+        same_name = visible.filter(name=name) if number is None else visible.filter(name=name, number=number)
         if sha256:
-            same = mine.filter(sha256=sha256)
-            found = same.filter(pk__in=named).first() or same.first()
+            same_weights = visible.filter(sha256=sha256)
+            source = same_weights.filter(pk__in=same_name).first() or same_weights.first()
         else:
-            found = named.first()
-        wanted = f"{name[:80]!r}" + ("" if number is None else f", version {number}")
-    if found is None or not (found.folder.is_dir() and has_config(found)):
+            source = same_name.first()
+        requested = f"{name[:80]!r}" + ("" if number is None else f", version {number}")
+    if source is None or not (source.folder.is_dir() and has_config(source)):
         raise NotFound(
-            f"The adapter that this run begins with, {wanted}, is not there, or not yours to see. "
+            f"The adapter that this run begins with, {requested}, is not there, or not yours to see. "
             "Leave it out to begin with the base model.",
             field="from_version" if version is not None else "start_from",
         )
-    return start_weights_of(found)
+    return build_start_weights(source)
 
 
 def continue_from(
@@ -137,12 +137,12 @@ def continue_from(
     for field, value in (changes or {}).items():
         if isinstance(value, list):
             raise ConfigError(f"{field} has several values; a run has one of each.", field=field)
-    chosen = data or version.data
-    if chosen is None:
+    training_data = data or version.data
+    if training_data is None:
         raise Conflict(
             "The data of this version is deleted; choose other data to go on with.", field="data"
         )
-    if visible_data(user, chosen.pk) is None:
+    if visible_data(user, training_data.pk) is None:
         raise NotFound(
             "The data of this version is not shared with you; choose other data to go on with.",
             field="data",
@@ -150,8 +150,8 @@ def continue_from(
     request = LaunchRequest(
         user=user,
         base_model=version.base_model,
-        data=chosen,
-        settings=settings_to_go_on(version) | (changes or {}),
+        data=training_data,
+        settings=get_inherited_settings(version) | (changes or {}),
         name=name or version.name,
         start_weights=get_start_weights(user, version.pk),
     )

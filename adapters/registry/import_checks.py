@@ -15,12 +15,12 @@ from typing import Any
 
 from training.errors import UserError
 
-PREFIX = "base_model.model."
-LARGEST = 4096  # rank, virtual tokens, or a bottleneck's size
+TENSOR_PREFIX = "base_model.model."
+MAX_SIZE = 4096  # rank, virtual tokens, or a bottleneck's size
 # What may be set, by method; all other keys are dropped where PEFT writes them by itself, and
 # refused where they say something.
-COMMON = ("peft_type", "task_type")
-KEPT: dict[str, tuple[str, ...]] = {
+COMMON_KEYS = ("peft_type", "task_type")
+ALLOWED_KEYS: dict[str, tuple[str, ...]] = {
     "lora": (
         "r",
         "lora_alpha",
@@ -41,7 +41,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "prompt": ("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
     "bottleneck": ("bottleneck_size", "activation"),
 }
-DROPPED = {
+IGNORED_KEYS = {
     "base_model_name_or_path",
     "revision",
     "peft_version",
@@ -59,8 +59,8 @@ DROPPED = {
     "target_modules",
     "exclude_modules",
 }
-WRITTEN = {"megatron_core": ("megatron.core",), "bias": ("none",)}  # what PEFT writes, used or not
-PART = {
+DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}  # what PEFT writes, used or not
+TENSOR_PATTERNS = {
     "lora": re.compile(
         r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
     ),
@@ -71,43 +71,43 @@ PART = {
 }
 
 
-def weight_of(module: str, names: Collection[str]) -> str | None:
+def find_weight_name(module: str, names: Collection[str]) -> str | None:
     """What a base's files call the weight of a module: GPT-2's on the hub leave its prefix out, a
     tied head is the embeddings.
     """
-    plain = module.removeprefix("transformer.")
+    without_prefix = module.removeprefix("transformer.")
     tied = (
         [name for name in names if name.endswith(("embed_tokens.weight", "wte.weight"))]
         if module == "lm_head"
         else []
     )
     return next(
-        (name for name in (f"{module}.weight", f"{plain}.weight", *tied) if name in names), None
+        (name for name in (f"{module}.weight", f"{without_prefix}.weight", *tied) if name in names), None
     )
 
 
 @dataclass(frozen=True)
-class Fit:
+class BaseShapes:
     """A base's name and the shapes of its weights."""
 
     name: str
     shapes: Mapping[str, list[int]]
 
-    def weight(self, module: str) -> list[int]:
+    def get_weight_shape(self, module: str) -> list[int]:
         """Raises UserError: the base has no such weight."""
-        name = weight_of(module, self.shapes)
-        found = self.shapes[name] if name else None
-        if found is None or len(found) != 2:
+        name = find_weight_name(module, self.shapes)
+        shape = self.shapes[name] if name else None
+        if shape is None or len(shape) != 2:
             raise UserError(
                 f"{self.name} has no weight {module[:80]!r}, which the adapter changes; choose "
                 "its true base.",
                 field="base",
             )
-        return found
+        return shape
 
 
-def fitted(
-    config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: Fit
+def validated_config(
+    config: Mapping[str, Any], method: str, shapes: Mapping[str, list[int]], base: BaseShapes
 ) -> dict[str, Any]:
     """The config as it may be kept.
 
@@ -115,40 +115,40 @@ def fitted(
         UserError: a setting that is not known, a parameter that is no part of such an adapter, or a
             size that does not fit.
     """
-    kept = {name: config[name] for name in (*COMMON, *KEPT[method]) if name in config}
+    accepted = {name: config[name] for name in (*COMMON_KEYS, *ALLOWED_KEYS[method]) if name in config}
     for key, value in config.items():
-        if key not in kept and key not in DROPPED and value and value not in WRITTEN.get(key, ()):
+        if key not in accepted and key not in IGNORED_KEYS and value and value not in DEFAULT_VALUES.get(key, ()):
             raise UserError(
                 f"adapter_config.json sets {key[:60]}, which is not taken; save the adapter "
                 "without it.",
                 field="file",
             )
-    refuse_odd(kept)
-    modules = {part_of(name, method)[0]: None for name in shapes}
+    check_config_values(accepted)
+    modules = {parse_tensor_name(name, method)[0]: None for name in shapes}
     for name, shape in shapes.items():
-        check_size(name, shape, method, (kept, base))
+        check_tensor_shape(name, shape, method, (accepted, base))
     if method == "lora":
-        missing = [module for module in modules if not both(module, shapes)]
+        missing = [module for module in modules if not has_both_matrices(module, shapes)]
         if missing:
             raise UserError(
                 f"The adapter has only one of its two matrices for {missing[0][:80]!r}.",
                 field="file",
             )
     if method in ("lora", "ia3", "bottleneck"):
-        kept["target_modules"] = sorted(modules)
+        accepted["target_modules"] = sorted(modules)
     if method == "ia3":
-        ends = tuple(str(end) for end in config.get("feedforward_modules") or ())
-        kept["feedforward_modules"] = [
-            module for module in sorted(modules) if module.endswith(ends)
+        suffixes = tuple(str(end) for end in config.get("feedforward_modules") or ())
+        accepted["feedforward_modules"] = [
+            module for module in sorted(modules) if module.endswith(suffixes)
         ]
     return {
-        **kept,
+        **accepted,
         "inference_mode": True,
         **({"bias": "none", "init_lora_weights": True} if method == "lora" else {}),
     }
 
 
-def refuse_odd(kept: Mapping[str, Any]) -> None:
+def check_config_values(config: Mapping[str, Any]) -> None:
     """Raises UserError: a number that is none, or beyond LARGEST; a pattern that is more than names
     and numbers.
     """
@@ -161,56 +161,56 @@ def refuse_odd(kept: Mapping[str, Any]) -> None:
         "num_attention_heads",
         "encoder_hidden_size",
     ):
-        value, most = (
-            kept.get(name),
-            LARGEST if name in ("r", "num_virtual_tokens", "bottleneck_size") else 1_000_000,
+        value, max_value = (
+            config.get(name),
+            MAX_SIZE if name in ("r", "num_virtual_tokens", "bottleneck_size") else 1_000_000,
         )
-        if value is not None and (type(value) is not int or not 1 <= value <= most):
+        if value is not None and (type(value) is not int or not 1 <= value <= max_value):
             raise UserError(
                 f"adapter_config.json sets {name} to {str(value)[:40]}; it must be a whole number "
-                f"up to {most:,}.",
+                f"up to {max_value:,}.",
                 field="file",
             )
     for name in ("rank_pattern", "alpha_pattern"):
-        pattern = kept.get(name) or {}
-        plain = isinstance(pattern, dict) and all(
+        pattern = config.get(name) or {}
+        is_valid = isinstance(pattern, dict) and all(
             re.fullmatch(r"[\w.]{1,200}", str(key))
             and type(value) in (int, float)
-            and 0 < value <= LARGEST
+            and 0 < value <= MAX_SIZE
             for key, value in pattern.items()
         )
-        if not plain:
+        if not is_valid:
             raise UserError(
                 f"adapter_config.json's {name} must name modules with a number each.", field="file"
             )
 
 
-def part_of(name: str, method: str) -> tuple[str, str]:
+def parse_tensor_name(name: str, method: str) -> tuple[str, str]:
     """(module, which of its parts). Raises UserError: no part of an adapter of this kind."""
-    found = PART[method].fullmatch(name.removeprefix(PREFIX))
-    if found is None:
+    match = TENSOR_PATTERNS[method].fullmatch(name.removeprefix(TENSOR_PREFIX))
+    if match is None:
         raise UserError(
             f"The tensor {name[:80]!r} is no part of such an adapter; it would change the base "
             "itself.",
             field="file",
         )
-    parts = found.groupdict()
-    return parts.get("module") or parts.get("other") or "", parts.get("part") or ""
+    groups = match.groupdict()
+    return groups.get("module") or groups.get("other") or "", groups.get("part") or ""
 
 
-def both(module: str, shapes: Mapping[str, list[int]]) -> bool:
-    names = {name.removeprefix(PREFIX) for name in shapes}
+def has_both_matrices(module: str, shapes: Mapping[str, list[int]]) -> bool:
+    names = {name.removeprefix(TENSOR_PREFIX) for name in shapes}
     return {f"{module}.lora_A.weight", f"{module}.lora_B.weight"} <= names
 
 
-def check_size(
-    name: str, shape: list[int], method: str, told: tuple[Mapping[str, Any], Fit]
+def check_tensor_shape(
+    name: str, shape: list[int], method: str, expected: tuple[Mapping[str, Any], BaseShapes]
 ) -> None:
     """Raises UserError: the tensor has another size than its place in the base, or than the config
     says.
     """
-    config, base = told
-    module, part = part_of(name, method)
+    config, base = expected
+    module, part = parse_tensor_name(name, method)
     if method in ("prefix", "prompt"):
         if not shape or shape[0] != config.get("num_virtual_tokens"):
             raise UserError(
@@ -219,7 +219,7 @@ def check_size(
                 field="file",
             )
         return
-    weight = base.weight(module)
+    weight = base.get_weight_shape(module)
     if method == "lora" and part:
         ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
         rank, width = (shape[0], shape[-1]) if part == "A" else (shape[-1], shape[0])

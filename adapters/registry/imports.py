@@ -23,8 +23,8 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 
 from adapters.models import AdapterVersion
-from adapters.registry.import_checks import Fit, fitted
-from adapters.registry.services import bytes_of, facts_of, move_in, next_number, weights_sha256
+from adapters.registry.import_checks import BaseShapes, validated_config
+from adapters.registry.services import count_bytes, build_file_manifest, move_into_place, take_next_number, get_weights_digest
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader, read_header
 from training.engine.file_names import ADAPTER_FILES
@@ -32,13 +32,13 @@ from training.errors import Conflict, TooLarge, UserError, one_line
 from training.formatting import format_bytes
 from training.people.models import User
 
-MOST_BYTES = 2 * 10**9
-MOST_ENTRIES = 200
-MOST_CONFIG_BYTES = 200_000
-MOST_RATIO = 100
+MAX_BYTES = 2 * 10**9
+MAX_ENTRIES = 200
+MAX_CONFIG_BYTES = 200_000
+MAX_COMPRESSION_RATIO = 100
 # Types of tensors that are taken; torch cannot copy F4, F6 or complex ones into an adapter.
 ADAPTER_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
-KNOWN_TYPES = {
+METHOD_BY_PEFT_TYPE = {
     "LORA": "lora",
     "IA3": "ia3",
     "PREFIX_TUNING": "prefix",
@@ -48,7 +48,7 @@ KNOWN_TYPES = {
 
 
 @dataclass(frozen=True)
-class Looked:
+class AdapterInfo:
     """What a folder of an adapter turned out to be."""
 
     method: str
@@ -72,61 +72,61 @@ def import_version(
         raise UserError("An adapter needs a name.", field="name")
     root = Path(settings.HOME) / "adapters"
     root.mkdir(exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
+    staging_folder = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
     try:
-        take_in(uploads, aside)
-        looked = look_through(aside, base)
+        extract_files(uploads, staging_folder)
+        info = inspect_adapter(staging_folder, base)
         # A name, not a path or an address that a library might go to.
-        config = {**looked.config, "base_model_name_or_path": base.name}
-        (aside / ADAPTER_FILES[1]).write_text(json.dumps(config, indent=2))
-        files = facts_of(aside)
+        config = {**info.config, "base_model_name_or_path": base.name}
+        (staging_folder / ADAPTER_FILES[1]).write_text(json.dumps(config, indent=2))
+        files = build_file_manifest(staging_folder)
         with transaction.atomic():
             version = AdapterVersion.objects.create(
                 owner=user,
                 team=user.first_team(),
                 name=title,
-                number=next_number(user, title),
+                number=take_next_number(user, title),
                 base_model=base,
-                method=looked.method,
+                method=info.method,
                 step=0,
-                sha256=weights_sha256(files),
-                trainable_parameters=looked.parameters,
-                size_bytes=bytes_of(files),
+                sha256=get_weights_digest(files),
+                trainable_parameters=info.parameters,
+                size_bytes=count_bytes(files),
                 files=files,
-                record={"base": {"name": base.name, "revision": base.revision}, "imported": True},
+                provenance={"base": {"name": base.name, "revision": base.revision}, "imported": True},
             )
-            move_in(version, aside)
+            move_into_place(version, staging_folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging_folder, ignore_errors=True)
     return version
 
 
-def take_in(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
+def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
     """The two files, whatever else was chosen with them, or what is in the one zip."""
-    named = {str(upload.name): upload for upload in uploads}
-    if not any(name in named for name in ADAPTER_FILES):
+    uploads_by_name = {str(upload.name): upload for upload in uploads}
+    if not any(name in uploads_by_name for name in ADAPTER_FILES):
         if len(uploads) != 1:
             raise UserError(f"Choose one zip, or {' and '.join(ADAPTER_FILES)} together.", field="file")
-        unpack(opened(uploads[0]), target)
+        unpack_zip(get_upload_file(uploads[0]), target)
         return
-    for wanted in ADAPTER_FILES:
-        if wanted not in named:
+    for file_name in ADAPTER_FILES:
+        if file_name not in uploads_by_name:
             raise UserError(
-                f"{wanted} is missing; choose {' and '.join(ADAPTER_FILES)} together.", field="file"
+                f"{file_name} is missing; choose {' and '.join(ADAPTER_FILES)} together.", field="file"
             )
-        limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
-        if (named[wanted].size or 0) > limit:
-            raise TooLarge(f"{wanted} has more than {format_bytes(limit)}.", field="file")
-        with (target / wanted).open("xb") as file:
-            shutil.copyfileobj(opened(named[wanted]), file)
+        limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
+        if (uploads_by_name[file_name].size or 0) > limit:
+            raise TooLarge(f"{file_name} has more than {format_bytes(limit)}.", field="file")
+        with (target / file_name).open("xb") as file:
+            shutil.copyfileobj(get_upload_file(uploads_by_name[file_name]), file)
 
 
-def opened(upload: UploadedFile[Any]) -> IO[bytes]:
+def get_upload_file(upload: UploadedFile[Any]) -> IO[bytes]:
     assert upload.file is not None, "a form's file has been received"
     return upload.file
 
 
-def unpack(upload: IO[bytes], target: Path) -> None:
+def unpack_zip(upload: IO[bytes], target: Path) -> None:
     """The two files out of the zip, whatever else is in it; sizes are counted while they are
     written.
     """
@@ -138,25 +138,25 @@ def unpack(upload: IO[bytes], target: Path) -> None:
         ) from error
     with archive:
         entries = archive.infolist()
-        if len(entries) > MOST_ENTRIES:
+        if len(entries) > MAX_ENTRIES:
             raise UserError(
-                f"The zip has more than {MOST_ENTRIES} entries; an adapter has a handful.",
+                f"The zip has more than {MAX_ENTRIES} entries; an adapter has a handful.",
                 field="file",
             )
-        for wanted in ADAPTER_FILES:
-            entry = find(entries, wanted)
-            limit = MOST_CONFIG_BYTES if wanted.endswith(".json") else MOST_BYTES
-            if entry.file_size > limit or entry.file_size > MOST_RATIO * max(
+        for file_name in ADAPTER_FILES:
+            entry = find_entry(entries, file_name)
+            limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
+            if entry.file_size > limit or entry.file_size > MAX_COMPRESSION_RATIO * max(
                 1, entry.compress_size
             ):
                 raise TooLarge(
-                    f"{wanted} would have {format_bytes(entry.file_size)} unpacked; at most "
+                    f"{file_name} would have {format_bytes(entry.file_size)} unpacked; at most "
                     f"{format_bytes(limit)} are taken.",
                     field="file",
                 )
             try:
-                with archive.open(entry) as source, (target / wanted).open("xb") as file:
-                    copy_bounded(source, file, entry.file_size, wanted)
+                with archive.open(entry) as source, (target / file_name).open("xb") as file:
+                    copy_bounded(source, file, entry.file_size, file_name)
             except (
                 zipfile.BadZipFile,
                 NotImplementedError,
@@ -165,44 +165,44 @@ def unpack(upload: IO[bytes], target: Path) -> None:
                 OSError,
             ) as error:
                 raise UserError(
-                    f"{wanted} cannot be unpacked: {str(error)[:100]}.", field="file"
+                    f"{file_name} cannot be unpacked: {str(error)[:100]}.", field="file"
                 ) from error
 
 
-def find(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
+def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
     """The one plain file of this name, in the root or in one folder."""
-    found = [
+    matches = [
         entry
         for entry in entries
         if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1
     ]
-    if len(found) != 1:
-        old = any(PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries)
+    if len(matches) != 1:
+        has_pickle = any(PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries)
         hint = (
             " Pickled weights (.bin) are never read; save them as safetensors."
-            if old and not found
+            if has_pickle and not matches
             else ""
         )
-        words = "no" if not found else "more than one"
+        count_text = "no" if not matches else "more than one"
         raise UserError(
-            f"The zip holds {words} {name}, in its root or in one folder.{hint}", field="file"
+            f"The zip holds {count_text} {name}, in its root or in one folder.{hint}", field="file"
         )
-    mode = found[0].external_attr >> 16
-    if found[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
+    mode = matches[0].external_attr >> 16
+    if matches[0].is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
         raise UserError(f"{name} in the zip is a link or a folder, not a file.", field="file")
-    return found[0]
+    return matches[0]
 
 
 def copy_bounded(source: IO[bytes], target: IO[bytes], size: int, name: str) -> None:
-    left = size
-    while piece := source.read(2**20):
-        left -= len(piece)
-        if left < 0:
+    remaining = size
+    while chunk := source.read(2**20):
+        remaining -= len(chunk)
+        if remaining < 0:
             raise TooLarge(f"{name} has more bytes than the zip says.", field="file")
-        target.write(piece)
+        target.write(chunk)
 
 
-def look_through(folder: Path, base: BaseModel) -> Looked:
+def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
     """Raises UserError: a config that names code or an unknown type, broken weights, or weights
     that do not fit the base.
     """
@@ -212,19 +212,19 @@ def look_through(folder: Path, base: BaseModel) -> Looked:
         raise UserError(f"{ADAPTER_FILES[1]} is not JSON: {str(error)[:100]}.", field="file") from error
     if not isinstance(config, dict):
         raise UserError(f"{ADAPTER_FILES[1]} must be a JSON object.", field="file")
-    method = KNOWN_TYPES.get(str(config.get("peft_type")))
+    method = METHOD_BY_PEFT_TYPE.get(str(config.get("peft_type")))
     if method is None:
         raise UserError(
             f"{ADAPTER_FILES[1]} is of type {str(config.get('peft_type'))[:40]!r}; "
-            f"{', '.join(KNOWN_TYPES)} are taken.",
+            f"{', '.join(METHOD_BY_PEFT_TYPE)} are taken.",
             field="file",
         )
     shapes = read_shapes(folder / ADAPTER_FILES[0], dtypes=ADAPTER_DTYPES)
-    known: dict[str, list[int]] = {}
+    base_shapes: dict[str, list[int]] = {}
     for path in base.folder.glob("*.safetensors"):
-        known |= read_shapes(path, dtypes=None)
-    kept = fitted(config, method, shapes, Fit(base.name, known))
-    return Looked(method, kept, sum(math.prod(shape) for shape in shapes.values()))
+        base_shapes |= read_shapes(path, dtypes=None)
+    checked_config = validated_config(config, method, shapes, BaseShapes(base.name, base_shapes))
+    return AdapterInfo(method, checked_config, sum(math.prod(shape) for shape in shapes.values()))
 
 
 def read_shapes(path: Path, *, dtypes: frozenset[str] | None) -> dict[str, list[int]]:

@@ -13,11 +13,11 @@ from training.engine.methods import METHODS
 from training.formatting import format_bytes
 from training.runs.models import Run
 
-NAME = "README.md"
+CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class EvalResult:
     """What is known of the weights of one step. Losses in nats a trained token."""
 
     step: int
@@ -26,7 +26,7 @@ class Measured:
     trainable_parameters: int = 0
 
 
-def card_of(run: Run, measured: Measured) -> str:
+def build_card(run: Run, eval_result: EvalResult) -> str:
     """Markdown; the header is what model hubs read."""
     method = METHODS[run.method]
     base = run.base_model.name
@@ -36,53 +36,53 @@ def card_of(run: Run, measured: Measured) -> str:
     rows = f"{run.data.train_rows:,} rows"
     lines = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
-        f"# {plain(run.name)}",
-        f"{method.title} of {plain(base)} on {plain(str(run.data))} ({rows}), from step "
-        f"{measured.step:,}.",
+        f"# {escape_markdown(run.name)}",
+        f"{method.title} of {escape_markdown(base)} on {escape_markdown(str(run.data))} ({rows}), from step "
+        f"{eval_result.step:,}.",
         "## Figures",
-        figures(run, measured),
+        format_figures(run, eval_result),
         "## Settings",
-        "\n".join(f"- {name}: {plain(str(value))}" for name, value in run.config.items()),
+        "\n".join(f"- {name}: {escape_markdown(str(value))}" for name, value in run.config.items()),
     ]
     if run.advice:
         lines += [
             "## The plan",
             "Auto LLM chose these; what was rejected stands behind each reason.",
-            planned(run.advice),
+            format_plan(run.advice),
         ]
     return "\n\n".join(lines) + "\n"
 
 
-def card_for_hub(card: str, base: str, *, merged: bool) -> str:
+def format_card_for_hub(card: str, base: str, *, merged: bool) -> str:
     """The card with the header that a hub takes: it refuses a base that is not one of its own ids,
     so `base` is one or empty.
     """
     _, header, text = card.split("---\n", 2)
-    told = yaml.safe_load(header)
-    told.pop("base_model", None)
+    metadata = yaml.safe_load(header)
+    metadata.pop("base_model", None)
     if base:
-        told |= {
+        metadata |= {
             "base_model": base,
             "base_model_relation": "finetune"
-            if merged or "library_name" not in told
+            if merged or "library_name" not in metadata
             else "adapter",
         }
-    if merged or "library_name" not in told:
-        told["library_name"] = "transformers"
-    return f"---\n{yaml.safe_dump(told, sort_keys=False, allow_unicode=True)}---\n{text}"
+    if merged or "library_name" not in metadata:
+        metadata["library_name"] = "transformers"
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{text}"
 
 
-def figures(run: Run, measured: Measured) -> str:
+def format_figures(run: Run, eval_result: EvalResult) -> str:
     """What was measured, and with what it was made."""
-    told = {
+    values = {
         "Held-out loss": None
-        if measured.eval_loss is None
-        else f"{measured.eval_loss:.4f} nats a trained token",
+        if eval_result.eval_loss is None
+        else f"{eval_result.eval_loss:.4f} nats a trained token",
         "Held-out answers word for word right": None
-        if measured.exact_match is None
-        else f"{measured.exact_match:.1%}",
-        "Trained parameters": f"{measured.trainable_parameters:,}"
-        if measured.trainable_parameters
+        if eval_result.exact_match is None
+        else f"{eval_result.exact_match:.1%}",
+        "Trained parameters": f"{eval_result.trainable_parameters:,}"
+        if eval_result.trainable_parameters
         else None,
         "Peak memory": format_bytes(run.peak_memory_bytes or None, 2) or None,
         "Base revision": run.base_model.revision or None,
@@ -93,17 +93,17 @@ def figures(run: Run, measured: Measured) -> str:
         )
         or None,
     }
-    return "\n".join(f"- {name}: {plain(str(value))}" for name, value in told.items() if value)
+    return "\n".join(f"- {name}: {escape_markdown(str(value))}" for name, value in values.items() if value)
 
 
-def planned(advice: dict[str, Any]) -> str:
-    told = (
-        f"- **{one['setting']} = {plain(str(one['value']))}**: {one['why']} {one['instead']}"
-        for one in advice["choices"]
+def format_plan(auto_plan: dict[str, Any]) -> str:
+    lines = (
+        f"- **{one['setting']} = {escape_markdown(str(one['value']))}**: {one['why']} {one['instead']}"
+        for one in auto_plan["choices"]
     )
-    return "\n".join(line.rstrip() for line in told)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A name that people wrote, as text: nothing in it opens Markdown or HTML."""
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in text.replace("\n", " "))

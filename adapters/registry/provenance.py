@@ -11,11 +11,11 @@ from training.runs.models import Run
 from training.runs.status import figures_of
 
 
-def record_of(run: Run, step: int) -> dict[str, Any]:
+def build_provenance(run: Run, step: int) -> dict[str, Any]:
     """What is true of a run at one of its steps. Units: seconds, bytes; the time up to a step is
     its share of the run's.
     """
-    share = min(1.0, step / run.step) if run.step else 1.0
+    fraction = min(1.0, step / run.step) if run.step else 1.0
     return {
         "settings": run.config,
         "seed": run.config.get("seed"),
@@ -39,6 +39,6 @@ def record_of(run: Run, step: int) -> dict[str, Any]:
             if name not in ("base", "device_seconds")
         },
         "forecast_bytes": run.forecast.get("peak"),
-        "device_seconds": share * used_by_run(run.pk),
+        "device_seconds": fraction * used_by_run(run.pk),
         "run": {"id": run.pk, "name": run.name},
     }

@@ -15,11 +15,11 @@ from zipstream import ZIP_STORED, ZipStream
 
 from adapters.models import (
     AdapterVersion,
-    Numbering,
+    VersionCounter,
     file_stem,
 )
-from adapters.registry.model_card import NAME, Measured, card_of
-from adapters.registry.provenance import record_of
+from adapters.registry.model_card import CARD_FILE, EvalResult, build_card
+from adapters.registry.provenance import build_provenance
 from training.engine.file_names import STATE_FILES
 from training.engine.files import sha256_file, fsync_path
 from training.engine.outcome import Result
@@ -29,18 +29,18 @@ from training.people.visible import may_change
 from training.runs.models import Event, Run
 
 
-def keep(run: Run, result: Result) -> None:
+def register_run_result(run: Run, result: Result) -> None:
     """What a run left, as a version. A worker that died half-way does it again to the same end."""
-    measured = Measured(
+    eval_result = EvalResult(
         step=result.adapter_step or 0,
         eval_loss=result.eval_loss,
         exact_match=result.exact_match,
         trainable_parameters=result.trainable_parameters,
     )
-    put(run, run.folder / "adapter", measured)
+    register_weights(run, run.folder / "adapter", eval_result)
 
 
-def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
+def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     """A kept checkpoint as a version.
 
     Raises:
@@ -57,13 +57,13 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         .order_by("-seq")
         .values_list("payload", flat=True)
     )
-    measured = Measured(
+    eval_result = EvalResult(
         step=step,
         eval_loss=next((payload.get("eval_loss") for payload in losses), None),
         trainable_parameters=int(run.plan.get("trainable_parameters") or 0),
     )
     try:
-        return put(run, source, measured)
+        return register_weights(run, source, eval_result)
     except OSError as error:
         if (source / STATE_FILES[2]).is_file():
             raise
@@ -72,73 +72,73 @@ def keep_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         ) from error
 
 
-def put(run: Run, source: Path, measured: Measured) -> AdapterVersion:
+def register_weights(run: Run, source: Path, eval_result: EvalResult) -> AdapterVersion:
     """Copy a folder of weights to a new version; the same weights of the same run and step are one
     version.
     """
-    aside = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
+    staging_folder = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
     try:
         # Nobody waits in a transaction
-        shutil.copytree(source, aside, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True)
-        (aside / NAME).write_text(card_of(run, measured))
-        return file_away(run, aside, measured)
+        shutil.copytree(source, staging_folder, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True)
+        (staging_folder / CARD_FILE).write_text(build_card(run, eval_result))
+        return create_version(run, staging_folder, eval_result)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging_folder, ignore_errors=True)
 
 
-def file_away(run: Run, aside: Path, measured: Measured) -> AdapterVersion:
+def create_version(run: Run, staging_folder: Path, eval_result: EvalResult) -> AdapterVersion:
     """The version of what lies ready in a folder, which becomes the version's own."""
-    files = facts_of(aside)
-    weights = weights_sha256(files)
+    files = build_file_manifest(staging_folder)
+    digest = get_weights_digest(files)
     with transaction.atomic():
         User.objects.select_for_update().get(pk=run.owner_id)  # one at a time gets the next number
-        known: AdapterVersion | None = AdapterVersion.objects.filter(
-            run=run, step=measured.step, sha256=weights
+        existing: AdapterVersion | None = AdapterVersion.objects.filter(
+            run=run, step=eval_result.step, sha256=digest
         ).first()
-        if known is not None and known.folder.is_dir():
-            return known
-        version = known or AdapterVersion(
+        if existing is not None and existing.folder.is_dir():
+            return existing
+        version = existing or AdapterVersion(
             run=run,
             owner=run.owner,
             team=run.team,
             name=run.name,
-            number=next_number(run.owner, run.name),
+            number=take_next_number(run.owner, run.name),
             base_model=run.base_model,
             data=run.data,
             parent=AdapterVersion.objects.filter(pk=run.from_version or 0).first(),
             method=run.method,
-            step=measured.step,
-            sha256=weights,
-            exact_match=measured.exact_match,
-            eval_loss=measured.eval_loss,
-            trainable_parameters=measured.trainable_parameters,
+            step=eval_result.step,
+            sha256=digest,
+            exact_match=eval_result.exact_match,
+            eval_loss=eval_result.eval_loss,
+            trainable_parameters=eval_result.trainable_parameters,
         )
-        version.files, version.size_bytes, version.record = (
+        version.files, version.size_bytes, version.provenance = (
             files,
-            bytes_of(files),
-            record_of(run, measured.step),
+            count_bytes(files),
+            build_provenance(run, eval_result.step),
         )
         version.save()
-        move_in(version, aside)
+        move_into_place(version, staging_folder)
     return version
 
 
-def move_in(version: AdapterVersion, aside: Path) -> None:
+def move_into_place(version: AdapterVersion, staging_folder: Path) -> None:
     """Inside the transaction that makes the row: no row names files that are not there."""
     version.folder.parent.mkdir(exist_ok=True)
     shutil.rmtree(version.folder, ignore_errors=True)
-    aside.rename(version.folder)
+    staging_folder.rename(version.folder)
 
 
-def next_number(owner: User, name: str) -> int:
+def take_next_number(owner: User, name: str) -> int:
     """Inside a transaction that holds the owner's row."""
-    numbering, _ = Numbering.objects.get_or_create(owner=owner, name=name)
-    numbering.last += 1
-    numbering.save()
-    return numbering.last
+    counter, _ = VersionCounter.objects.get_or_create(owner=owner, name=name)
+    counter.last_number += 1
+    counter.save()
+    return counter.last_number
 
 
-def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
+def build_file_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Hash and size of every file, each pushed down to the disk."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
@@ -147,17 +147,17 @@ def facts_of(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def weights_sha256(files: dict[str, dict[str, Any]]) -> str:
+def get_weights_digest(files: dict[str, dict[str, Any]]) -> str:
     return str(
-        next(facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors"))
+        next(entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors"))
     )
 
 
-def bytes_of(files: dict[str, dict[str, Any]]) -> int:
-    return sum(facts["bytes"] for facts in files.values())
+def count_bytes(files: dict[str, dict[str, Any]]) -> int:
+    return sum(entry["bytes"] for entry in files.values())
 
 
-def zip_stream(version: AdapterVersion) -> Iterator[bytes]:
+def stream_zip(version: AdapterVersion) -> Iterator[bytes]:
     """The adapter's files as a zip, made while it is sent. Stored, not packed: weights do not
     shrink.
     """

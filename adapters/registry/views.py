@@ -21,50 +21,50 @@ from training.people.requests import SignedIn, number
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
 
-CHANGEABLE = ("learning_rate", "epochs", "max_steps")  # on the page; the API takes any setting
+CHANGEABLE_SETTINGS = ("learning_rate", "epochs", "max_steps")  # on the page; the API takes any setting
 
 
 @require_POST
-def edit(request: SignedIn, adapter_id: int) -> HttpResponse:
-    found = get_changeable(AdapterVersion, request.user, adapter_id)
-    actions.describe_version(
-        request.user, found, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", "")
+def edit_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+    version = get_changeable(AdapterVersion, request.user, adapter_id)
+    actions.update_version(
+        request.user, version, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", "")
     )
     return redirect("adapter", adapter_id)
 
 
 @require_POST
-def delete(request: SignedIn, adapter_id: int) -> HttpResponse:
-    found = get_changeable(AdapterVersion, request.user, adapter_id)
-    freed = actions.delete_version(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found} is deleted; {format_bytes(freed)} are free again.")
+def delete_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+    version = get_changeable(AdapterVersion, request.user, adapter_id)
+    freed = actions.delete_version(request.user, version, request.POST.get("name", ""))
+    messages.success(request, f"{version} is deleted; {format_bytes(freed)} are free again.")
     return redirect("adapters")
 
 
 @require_POST
 def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
     """A run from this version's weights. Fields left empty stay as they were."""
-    found = get_visible(
+    version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
     changes = {
         name: float(value)
-        for name in CHANGEABLE
-        if (value := request.POST.get(name, "").strip()) and is_number(value)
+        for name in CHANGEABLE_SETTINGS
+        if (value := request.POST.get(name, "").strip()) and check_number(value)
     }
-    whole = {
+    typed_changes = {
         name: int(value) if name != "learning_rate" else value for name, value in changes.items()
     }
     data = None
-    if chosen := number(request.POST.get("data", "")):
-        data = visible_data(request.user, chosen)
+    if data_id := number(request.POST.get("data", "")):
+        data = visible_data(request.user, data_id)
         if data is None:
             raise NotFound("There is no such data that you may see.", field="data")
-    run = continue_training.continue_from(request.user, found, data=data, changes=whole)
+    run = continue_training.continue_from(request.user, version, data=data, changes=typed_changes)
     return redirect("run", run.pk)
 
 
-def is_number(text: str) -> bool:
+def check_number(text: str) -> bool:
     """Raises UserError: it is none."""
     try:
         finite = math.isfinite(float(text))
@@ -76,11 +76,11 @@ def is_number(text: str) -> bool:
 
 
 @require_POST
-def keep_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
-    found = get_changeable(
+def register_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
+    run = get_changeable(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset"
     )
-    version = services.keep_checkpoint(request.user, found, number(request.POST.get("step", "")))
+    version = services.register_checkpoint(request.user, run, number(request.POST.get("step", "")))
     messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
     return redirect("adapter", version.pk)
 
@@ -88,25 +88,25 @@ def keep_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
 def import_page(request: SignedIn) -> HttpResponse:
     values = {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
-        "most_bytes": imports.MOST_BYTES,
+        "max_bytes": imports.MAX_BYTES,
     }
     if request.method != "POST":
         return render(request, "adapters/import.html", values)
     try:
-        version = take(request)
+        version = import_from_form(request)
     except UserError as error:
-        kept = {"name": request.POST.get("name", ""), "base": number(request.POST.get("base", ""))}
+        form_values = {"name": request.POST.get("name", ""), "base": number(request.POST.get("base", ""))}
         return render(
             request,
             "adapters/import.html",
-            {**values, "error": error, "kept": kept},
+            {**values, "error": error, "form_values": form_values},
             status=error.status,
         )
     messages.success(request, f"{version} is on the shelf.")
     return redirect("adapter", version.pk)
 
 
-def take(request: SignedIn) -> AdapterVersion:
+def import_from_form(request: SignedIn) -> AdapterVersion:
     uploads = request.FILES.getlist("file")
     if not uploads:
         raise UserError("Choose a zip, or the two files of the adapter.", field="file")
@@ -116,5 +116,5 @@ def take(request: SignedIn) -> AdapterVersion:
     return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
 
 
-def disk(request: SignedIn) -> HttpResponse:
-    return render(request, "adapters/disk.html", actions.disk_use(request.user))
+def show_disk_usage(request: SignedIn) -> HttpResponse:
+    return render(request, "adapters/disk.html", actions.get_disk_usage(request.user))

@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field
 
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from adapters.serving import services, usage
-from adapters.serving.services import Answering
-from adapters.serving.views import named
+from adapters.serving.services import Routing
+from adapters.serving.views import get_deployment
 from training.people.paging import Paged
 from training.people.requests import SignedIn
 from training.people.visible import get_visible
@@ -19,15 +19,15 @@ from training.people.visible import get_visible
 router = Router(tags=["deployments"])
 
 
-class AnsweringIn(Schema):
+class RoutingIn(Schema):
     model_config = ConfigDict(extra="forbid")
     version: int
-    other: int | None = None
-    share: int = Field(0, ge=0, le=99, description="Per cent of the traffic that `other` answers.")
-    merge: bool = Field(True, description="Answer merged into the base where the method allows it.")
+    canary: int | None = None
+    canary_percent: int = Field(0, ge=0, le=99, description="Per cent of the traffic that `canary` answers.")
+    use_merged: bool = Field(True, description="Answer merged into the base where the method allows it.")
 
 
-class DeployIn(AnsweringIn):
+class DeploymentIn(RoutingIn):
     name: str = Field(max_length=63)
 
 
@@ -37,7 +37,7 @@ class RatesOut(Schema):
     requests_per_second: float
     median_seconds: float | None
     p95_seconds: float | None
-    first_seconds: float | None
+    first_token_seconds: float | None
     tokens_per_second: float | None
 
 
@@ -45,9 +45,9 @@ class DeploymentOut(Schema):
     name: str
     owner: str
     version: int
-    other: int | None
-    share: int
-    merge: bool
+    canary: int | None
+    canary_percent: int
+    use_merged: bool
     created_at: datetime
 
     @staticmethod
@@ -59,8 +59,8 @@ class DeploymentOut(Schema):
         return row.version_id
 
     @staticmethod
-    def resolve_other(row: Deployment) -> int | None:
-        return row.other_id
+    def resolve_canary(row: Deployment) -> int | None:
+        return row.canary_id
 
 
 class DeploymentWithRatesOut(DeploymentOut):
@@ -68,19 +68,19 @@ class DeploymentWithRatesOut(DeploymentOut):
 
     @staticmethod
     def resolve_last_five_minutes(row: Deployment) -> dict[str, Any]:
-        return usage.rates(row)
+        return usage.get_rates(row)
 
 
 class ChangeOut(Schema):
     at: datetime
     by: str
-    words: str
+    description: str
     version: int | None
     label: str
-    other: int | None
-    other_label: str
-    share: int
-    merge: bool
+    canary: int | None
+    canary_label: str
+    canary_percent: int
+    use_merged: bool
 
     @staticmethod
     def resolve_by(row: DeploymentChange) -> str:
@@ -91,19 +91,19 @@ class ChangeOut(Schema):
         return row.version_id
 
     @staticmethod
-    def resolve_other(row: DeploymentChange) -> int | None:
-        return row.other_id
+    def resolve_canary(row: DeploymentChange) -> int | None:
+        return row.canary_id
 
 
-def answering(request: SignedIn, body: AnsweringIn) -> Answering:
-    version, other = (
+def build_routing(request: SignedIn, body: RoutingIn) -> Routing:
+    version, canary = (
         get_visible(AdapterVersion, request.user, pk, "base_model", "team")
         if pk is not None
         else None
-        for pk in (body.version, body.other)
+        for pk in (body.version, body.canary)
     )
     assert version is not None
-    return Answering(version, other, body.share, body.merge)
+    return Routing(version, canary, body.canary_percent, body.use_merged)
 
 
 @router.get("", response=list[DeploymentOut])
@@ -113,37 +113,37 @@ def list_deployments(request: SignedIn) -> Any:
 
 
 @router.post("", response={201: DeploymentOut})
-def create_deployment(request: SignedIn, body: DeployIn) -> Any:
-    return 201, services.deploy(request.user, body.name, answering(request, body))
+def create_deployment(request: SignedIn, body: DeploymentIn) -> Any:
+    return 201, services.create_deployment(request.user, body.name, build_routing(request, body))
 
 
 @router.get("/{slug:name}", response=DeploymentWithRatesOut)
 def read_deployment(request: SignedIn, name: str) -> Deployment:
-    return named(request, name)
+    return get_deployment(request, name)
 
 
 @router.get("/{slug:name}/history", response=list[ChangeOut])
 @paginate(Paged)
 def read_history(request: SignedIn, name: str) -> Any:
-    return named(request, name).changes.select_related("by")
+    return get_deployment(request, name).changes.select_related("by")
 
 
 @router.post("/{slug:name}/switch", response=DeploymentOut)
-def switch_deployment(request: SignedIn, name: str, body: AnsweringIn) -> Deployment:
+def switch_deployment(request: SignedIn, name: str, body: RoutingIn) -> Deployment:
     """Other versions answer from the next request on; what is being answered is answered to its
     end.
     """
-    return services.switch(request.user, named(request, name), answering(request, body))
+    return services.switch_deployment(request.user, get_deployment(request, name), build_routing(request, body))
 
 
 @router.post("/{slug:name}/roll-back", response=DeploymentOut)
 def roll_back_deployment(request: SignedIn, name: str) -> Deployment:
     """Back to what answered before the last change."""
-    return services.roll_back(request.user, named(request, name))
+    return services.roll_back(request.user, get_deployment(request, name))
 
 
 @router.delete("/{slug:name}", response={204: None})
 def delete_deployment(request: SignedIn, name: str, confirm: str) -> HttpResponse:
     """Take it down; `confirm` is its name once more. Its versions stay."""
-    services.take_down(request.user, named(request, name), confirm)
+    services.delete_deployment(request.user, get_deployment(request, name), confirm)
     return HttpResponse(status=204)

@@ -25,72 +25,72 @@ from starlette.routing import Route
 from adapters.inference.openai_http import HttpError, error_body, openai_errors, read_body
 from adapters.models import Deployment
 from adapters.serving import inference_client
-from adapters.serving.services import drawn
-from adapters.serving.usage import Answered, note
+from adapters.serving.services import pick_version
+from adapters.serving.usage import RequestRecord, log_request
 from training.people.models import User
 from training.people.tokens import find_token
 
-OWN_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference program
+INTERNAL_FIELDS = ("snapml", "prompt_logprobs")  # between the site and the inference program
 log = logging.getLogger("snapml.gateway")
 
 
-async def models(request: Request) -> Response:
-    user = await caller(request)
-    return JSONResponse({"object": "list", "data": await in_database(names_for, user)})
+async def list_models(request: Request) -> Response:
+    user = await authenticate_caller(request)
+    return JSONResponse({"object": "list", "data": await run_in_database(list_deployment_models, user)})
 
 
-async def model(request: Request) -> Response:
-    user = await caller(request)
-    for one in await in_database(names_for, user):
-        if one["id"] == request.path_params["name"]:
-            return JSONResponse(one)
+async def retrieve_model(request: Request) -> Response:
+    user = await authenticate_caller(request)
+    for model in await run_in_database(list_deployment_models, user):
+        if model["id"] == request.path_params["name"]:
+            return JSONResponse(model)
     raise HttpError(404, "There is no such deployment that you may ask.", code="model_not_found")
 
 
-async def chat(request: Request) -> Response:
-    return await pass_on(request, "/v1/chat/completions")
+async def create_chat_completion(request: Request) -> Response:
+    return await proxy_request(request, "/v1/chat/completions")
 
 
-async def complete(request: Request) -> Response:
-    return await pass_on(request, "/v1/completions")
+async def create_completion(request: Request) -> Response:
+    return await proxy_request(request, "/v1/completions")
 
 
-async def pass_on(request: Request, path: str) -> Response:
-    user = await caller(request)
+async def proxy_request(request: Request, path: str) -> Response:
+    user = await authenticate_caller(request)
     body = await read_body(request)
-    passage = Passage(*await in_database(chosen, user, str(body.get("model", ""))), body=body)
+    proxied = ProxiedRequest(*await run_in_database(route_request, user, str(body.get("model", ""))), body=body)
     try:
-        return await passage.through(path)
-    except inference_client.Down as down:
-        await passage.end(failed=True)
-        raise HttpError(503, down.message, kind="server_error", code="down") from down
+        return await proxied.forward(path)
+    except inference_client.InferenceUnavailable as unavailable:
+        await proxied.log_usage(failed=True)
+        raise HttpError(503, unavailable.message, kind="server_error", code="down") from unavailable
 
 
-class Passage:
+class ProxiedRequest:
     """One request on its way through: who answers it, what the caller wants of it, and what is
     noted of it.
     """
 
     def __init__(
-        self, deployment: Deployment, told: dict[str, Any], version_id: int, *, body: dict[str, Any]
+        self, deployment: Deployment, target_fields: dict[str, Any], version_id: int, *, body: dict[str, Any]
     ) -> None:
         self.deployment, self.version_id = deployment, version_id
-        self.began = time.monotonic()
-        self.first_seconds: float | None = None
+        self.started_at = time.monotonic()
+        self.first_token_seconds: float | None = None
         self.usage: dict[str, int] = {}
-        self.wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        kept = {name: value for name, value in body.items() if name not in OWN_FIELDS}
-        streamed = {"stream_options": {"include_usage": True}} if body.get("stream") else {}
-        self.body = {**kept, **told, **streamed}
+        self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        forwarded = {name: value for name, value in body.items() if name not in INTERNAL_FIELDS}
+        stream_options = {"stream_options": {"include_usage": True}} if body.get("stream") else {}
+        self.body = {**forwarded, **target_fields, **stream_options}
 
-    async def through(self, path: str) -> Response:
+    async def forward(self, path: str) -> Response:
         """The answer, or what the inference program says instead.
 
         Raises:
             inference_client.Down: nobody answers, or the answer broke off.
         """
         async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(inference_client.asked(path, self.body))
+            response = await stack.enter_async_context(inference_client.stream_request(path, self.body))
             if response.status_code != httpx.codes.OK:
                 await response.aread()
                 if (
@@ -98,7 +98,7 @@ class Passage:
                     or response.status_code == httpx.codes.TOO_MANY_REQUESTS
                 ):
                     # What is the caller's own fault is no answer and no failure
-                    await self.end(failed=True)
+                    await self.log_usage(failed=True)
                 retry = {
                     name: response.headers[name]
                     for name in ("Retry-After",)
@@ -107,74 +107,74 @@ class Passage:
                 return Response(response.content, response.status_code, retry, "application/json")
             if self.body.get("stream"):
                 return StreamingResponse(
-                    self.events(response, stack.pop_all()), media_type="text/event-stream"
+                    self.stream_events(response, stack.pop_all()), media_type="text/event-stream"
                 )
-            return JSONResponse(await self.whole(response))
+            return JSONResponse(await self.forward_json(response))
         raise AssertionError  # the block returns or raises
 
-    async def whole(self, response: httpx.Response) -> dict[str, Any]:
+    async def forward_json(self, response: httpx.Response) -> dict[str, Any]:
         await response.aread()
-        told = self.named(response.json())
-        self.usage = told.get("usage") or {}
-        await self.end()
-        return told
+        payload = self.rename_model(response.json())
+        self.usage = payload.get("usage") or {}
+        await self.log_usage()
+        return payload
 
-    async def events(self, response: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[str]:
+    async def stream_events(self, response: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[str]:
         """The events as they come, under the deployment's name. A caller who hangs up ends the line
         to the inference program.
         """
-        failed, over = False, False
+        failed, is_complete = False, False
         try:
             async with stack:
-                async for told in inference_client.events_of(response):
-                    failed = failed or "error" in told
-                    self.usage = told.get("usage") or self.usage
-                    if self.first_seconds is None and any(
-                        spoken(choice) for choice in told.get("choices", ())
+                async for event in inference_client.iter_events(response):
+                    failed = failed or "error" in event
+                    self.usage = event.get("usage") or self.usage
+                    if self.first_token_seconds is None and any(
+                        has_content(choice) for choice in event.get("choices", ())
                     ):
-                        self.first_seconds = time.monotonic() - self.began
+                        self.first_token_seconds = time.monotonic() - self.started_at
                     if (
-                        "error" in told
-                        or told.get("choices")
-                        or (self.wants_usage and told.get("usage"))
+                        "error" in event
+                        or event.get("choices")
+                        or (self.include_usage and event.get("usage"))
                     ):
-                        yield f"data: {json.dumps(self.named(told))}\n\n"
+                        yield f"data: {json.dumps(self.rename_model(event))}\n\n"
             yield "data: [DONE]\n\n"
-            over = True
-        except inference_client.Down as down:
+            is_complete = True
+        except inference_client.InferenceUnavailable as unavailable:
             failed = True
-            error = error_body(down.message, kind="server_error", code="down")
+            error = error_body(unavailable.message, kind="server_error", code="down")
             yield f"data: {json.dumps(error)}\n\n"
         finally:
-            if over or failed:  # one who hung up was not answered, and nothing failed
-                await self.end(failed=failed)
+            if is_complete or failed:  # one who hung up was not answered, and nothing failed
+                await self.log_usage(failed=failed)
 
-    def named(self, told: dict[str, Any]) -> dict[str, Any]:
-        told = {name: value for name, value in told.items() if name not in OWN_FIELDS}
-        return {**told, "model": self.deployment.name} if "model" in told else told
+    def rename_model(self, payload: dict[str, Any]) -> dict[str, Any]:
+        payload = {name: value for name, value in payload.items() if name not in INTERNAL_FIELDS}
+        return {**payload, "model": self.deployment.name} if "model" in payload else payload
 
-    async def end(self, *, failed: bool = False) -> None:
-        answered = Answered(
+    async def log_usage(self, *, failed: bool = False) -> None:
+        record = RequestRecord(
             deployment_id=self.deployment.pk,
             version_id=self.version_id,
-            seconds=time.monotonic() - self.began,
-            first_seconds=self.first_seconds,
+            seconds=time.monotonic() - self.started_at,
+            first_token_seconds=self.first_token_seconds,
             prompt_tokens=self.usage.get("prompt_tokens", 0),
             completion_tokens=self.usage.get("completion_tokens", 0),
             failed=failed,
         )
         try:
-            await in_database(note, answered)
+            await run_in_database(log_request, record)
         except DatabaseError:
             # The caller gets it all the same
             log.exception("An answer of %s could not be noted.", self.deployment.name)
 
 
-def spoken(choice: dict[str, Any]) -> bool:
+def has_content(choice: dict[str, Any]) -> bool:
     return bool(choice.get("text") or choice.get("delta", {}).get("content"))
 
 
-def names_for(user: User) -> list[dict[str, Any]]:
+def list_deployment_models(user: User) -> list[dict[str, Any]]:
     """The deployments that somebody may ask, as OpenAI lists models."""
     rows = Deployment.objects.visible_to(user).select_related("owner")
     return [
@@ -188,7 +188,7 @@ def names_for(user: User) -> list[dict[str, Any]]:
     ]
 
 
-def chosen(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
+def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
     """The deployment of a name, how its inference is addressed, and the version that answers this
     request.
 
@@ -196,20 +196,20 @@ def chosen(user: User, name: str) -> tuple[Deployment, dict[str, Any], int]:
         HttpError: there is none, or none that they may see; the two read the same.
     """
     rows = Deployment.objects.visible_to(user).select_related(
-        "version__base_model", "other__base_model"
+        "version__base_model", "canary__base_model"
     )
     deployment = None if "\0" in name else rows.filter(name=name).first()
     if deployment is None:
         raise HttpError(
             404, f"There is no deployment {name[:80]!r} that you may ask.", code="model_not_found"
         )
-    version = drawn(deployment)
-    return deployment, inference_client.addressed(version, merge=deployment.merge), version.pk
+    version = pick_version(deployment)
+    return deployment, inference_client.build_target_fields(version, use_merged=deployment.use_merged), version.pk
 
 
-async def caller(request: Request) -> User:
+async def authenticate_caller(request: Request) -> User:
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
-    token = await in_database(find_token, secret.strip()) if kind.lower() == "bearer" else None
+    token = await run_in_database(find_token, secret.strip()) if kind.lower() == "bearer" else None
     if token is None:
         raise HttpError(
             401,
@@ -221,23 +221,23 @@ async def caller(request: Request) -> User:
     return user
 
 
-async def in_database(act: Callable[..., Any], *given: Any) -> Any:
+async def run_in_database(function: Callable[..., Any], *args: Any) -> Any:
     """Django's ORM from the event loop; a connection that the database has closed is opened
     again.
     """
 
-    def fresh() -> Any:
+    def run_with_fresh_connection() -> Any:
         close_old_connections()
-        return act(*given)
+        return function(*args)
 
-    return await sync_to_async(fresh)()
+    return await sync_to_async(run_with_fresh_connection)()
 
 
 application = Starlette(
     routes=[
-        Route("/v1/models", openai_errors(models)),
-        Route("/v1/models/{name}", openai_errors(model)),
-        Route("/v1/chat/completions", openai_errors(chat), methods=["POST"]),
-        Route("/v1/completions", openai_errors(complete), methods=["POST"]),
+        Route("/v1/models", openai_errors(list_models)),
+        Route("/v1/models/{name}", openai_errors(retrieve_model)),
+        Route("/v1/chat/completions", openai_errors(create_chat_completion), methods=["POST"]),
+        Route("/v1/completions", openai_errors(create_completion), methods=["POST"]),
     ]
 )

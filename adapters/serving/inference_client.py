@@ -23,70 +23,70 @@ from training.errors import UserError
 
 # A whole answer's first byte comes when it is complete: 4,096 tokens at 7 a second.
 TIMEOUT = httpx.Timeout(5.0, read=600.0)
-DOWN = (
+UNAVAILABLE_MESSAGE = (
     "The inference program is down. SnapML's own is started again by itself; try again in a "
     "few seconds."
 )
 
 
-class Down(UserError):
+class InferenceUnavailable(UserError):
     """Nobody answers at INFERENCE_URL, or the answer broke off."""
 
     status = 503
 
 
-def addressed(version: AdapterVersion, *, merge: bool = False) -> dict[str, Any]:
+def build_target_fields(version: AdapterVersion, *, use_merged: bool = False) -> dict[str, Any]:
     """The fields of a request that say who is asked."""
-    return {"model": f"{file_stem(version)}-{version.pk}", "snapml": place_of(version, merge=merge)}
+    return {"model": f"{file_stem(version)}-{version.pk}", "snapml": get_model_location(version, use_merged=use_merged)}
 
 
-def addressed_base(base: BaseModel, *, quantised: bool = False) -> dict[str, Any]:
-    return {"model": base.name, "snapml": {"base": str(base.folder), "quantised": quantised}}
+def build_base_target_fields(base: BaseModel, *, quantized: bool = False) -> dict[str, Any]:
+    return {"model": base.name, "snapml": {"base": str(base.folder), "quantized": quantized}}
 
 
 @asynccontextmanager
-async def asked(path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
+async def stream_request(path: str, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
     """The answer to a request, whatever its status, not read yet.
 
     Raises:
         Down: there is none, or it broke off.
     """
     if not settings.INFERENCE_URL:
-        raise Down(DOWN)
+        raise InferenceUnavailable(UNAVAILABLE_MESSAGE)
     headers = {"Authorization": f"Bearer {settings.INFERENCE_TOKEN}"}
     try:
         async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, headers=headers) as client:
-            response = await send(client, path, body)
-            place = body.get("snapml", {})
-            adapter = place.get("adapter") or place.get("lora")
+            response = await send_request(client, path, body)
+            location = body.get("snapml", {})
+            adapter = location.get("adapter") or location.get("lora")
             if response.status_code == httpx.codes.NOT_FOUND and adapter:
                 await response.aclose()
-                named = {"lora_name": body["model"], "lora_path": adapter}
-                await client.post(f"{settings.INFERENCE_URL}/v1/load_lora_adapter", json=named)
-                response = await send(client, path, body)
+                load_request = {"lora_name": body["model"], "lora_path": adapter}
+                await client.post(f"{settings.INFERENCE_URL}/v1/load_lora_adapter", json=load_request)
+                response = await send_request(client, path, body)
             try:
                 yield response
             finally:
                 await response.aclose()
     except httpx.ConnectError as error:
-        raise Down(DOWN) from error
+        raise InferenceUnavailable(UNAVAILABLE_MESSAGE) from error
     except httpx.HTTPError as error:
-        raise Down(f"The answer broke off ({type(error).__name__}); ask again.") from error
+        raise InferenceUnavailable(f"The answer broke off ({type(error).__name__}); ask again.") from error
 
 
-async def send(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
+async def send_request(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
     request = client.build_request("POST", f"{settings.INFERENCE_URL}{path}", json=body)
     return await client.send(request, stream=True)
 
 
-async def events_of(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def iter_events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The JSON of each server-sent event, up to `[DONE]`."""
     async for line in response.aiter_lines():
         if line.startswith("data: ") and line != "data: [DONE]":
             yield json.loads(line[6:])
 
 
-def reason(response: httpx.Response) -> str:
+def get_error_message(response: httpx.Response) -> str:
     """Why it was refused; the response has been read."""
     try:
         message = str(response.json()["error"]["message"])
@@ -97,15 +97,15 @@ def reason(response: httpx.Response) -> str:
     return f"The inference program refused: {message}"
 
 
-def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
+def get_model_location(version: AdapterVersion, *, use_merged: bool) -> dict[str, Any]:
     """Where the weights lie that answer for a version: merged if that is wished for and done, else
     base and adapter.
 
     `lora` is for a server at INFERENCE_URL that is not ours, which knows no merged model of ours.
     """
-    if version.whole_model:
+    if version.is_full_model:
         return {"base": str(version.folder), "base_sha256": version.sha256}
-    if merge and export_merge.is_merged(version):
+    if use_merged and export_merge.is_merged(version):
         return {
             "base": str(version.merged_folder),
             "base_sha256": version.sha256,
@@ -113,7 +113,7 @@ def place_of(version: AdapterVersion, *, merge: bool) -> dict[str, Any]:
         }
     return {
         "base": str(version.base_model.folder),
-        "quantised": METHODS[version.method].has_quantized_base,
+        "quantized": METHODS[version.method].has_quantized_base,
         "adapter": str(version.folder),
         "sha256": version.sha256,
     }

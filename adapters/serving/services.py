@@ -16,23 +16,23 @@ from training.errors import Conflict, NotAllowed, UserError, check_name_typed, o
 from training.people.models import Role, Team, User
 from training.people.visible import get_visible, may_change
 
-MOST_CHANGES = 200
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+MAX_CHANGES = 200
+NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
-class Answering:
-    """Who answers under a name: a version, perhaps another with `share` per cent of the traffic,
+class Routing:
+    """Who answers under a name: a version, perhaps another with `canary_percent` per cent of the traffic,
     merged where possible.
     """
 
     version: AdapterVersion
-    other: AdapterVersion | None = None
-    share: int = 0
-    merge: bool = True
+    canary: AdapterVersion | None = None
+    canary_percent: int = 0
+    use_merged: bool = True
 
 
-def deploy(user: User, name: str, answering: Answering) -> Deployment:
+def create_deployment(user: User, name: str, routing: Routing) -> Deployment:
     """A new name that answers at once; merging goes on in the background.
 
     Raises:
@@ -40,36 +40,36 @@ def deploy(user: User, name: str, answering: Answering) -> Deployment:
             only view the version's team.
     """
     name = one_line(name)
-    if not NAME.fullmatch(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise UserError(
             "A name has 1 to 63 small letters, digits and hyphens, such as smart-home.",
             field="name",
         )
-    check(user, answering)
-    version = answering.version
-    refuse_foreign(version.team, answering)
+    check_routing(user, routing)
+    version = routing.version
+    check_team_versions(version.team, routing)
     try:
         with transaction.atomic():
-            made = Deployment.objects.create(
+            deployment = Deployment.objects.create(
                 owner=user,
                 team=version.team,
                 name=name,
                 version=version,
-                other=answering.other,
-                share=answering.share,
-                merge=answering.merge,
+                canary=routing.canary,
+                canary_percent=routing.canary_percent,
+                use_merged=routing.use_merged,
             )
-            note(user, made, f"Deployed {words_of(answering)}.")
+            record_change(user, deployment, f"Deployed {describe_routing(routing)}.")
     except IntegrityError as error:
         raise Conflict(
             f"The name {name} is taken; choose another, or switch that deployment.", field="name"
         ) from error
-    begin_merges(user, answering)
-    return made
+    start_merges(user, routing)
+    return deployment
 
 
-def switch(
-    user: User, deployment: Deployment, answering: Answering, *, words: str = ""
+def switch_deployment(
+    user: User, deployment: Deployment, routing: Routing, *, description: str = ""
 ) -> Deployment:
     """Let other versions answer from the next request on. What is being answered is answered to its
     end by the old ones.
@@ -78,23 +78,23 @@ def switch(
         NotAllowed: the deployment is not theirs to change. UserError: a share that cannot be.
     """
     may_change(user, deployment)
-    check(user, answering)
-    refuse_foreign(deployment.team, answering)
+    check_routing(user, routing)
+    check_team_versions(deployment.team, routing)
     with transaction.atomic():
-        now: Deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
-        now.version, now.other = answering.version, answering.other
-        now.share, now.merge = answering.share, answering.merge
-        now.save(update_fields=["version", "other", "share", "merge"])
-        note(user, now, words or f"Switched to {words_of(answering)}.")
-    begin_merges(user, answering)
-    return now
+        current: Deployment = Deployment.objects.select_for_update().get(pk=deployment.pk)
+        current.version, current.canary = routing.version, routing.canary
+        current.canary_percent, current.use_merged = routing.canary_percent, routing.use_merged
+        current.save(update_fields=["version", "canary", "canary_percent", "use_merged"])
+        record_change(user, current, description or f"Switched to {describe_routing(routing)}.")
+    start_merges(user, routing)
+    return current
 
 
-def refuse_foreign(team: Team | None, answering: Answering) -> None:
+def check_team_versions(team: Team | None, routing: Routing) -> None:
     """Raises Conflict: a team would be answered by a version that is not the team's, and that its
     members may not see.
     """
-    for version in filter(None, (answering.version, answering.other)):
+    for version in filter(None, (routing.version, routing.canary)):
         if team is not None and version.team_id != team.pk:
             raise Conflict(
                 f"{version} does not belong to team {team}, whose deployment this is.",
@@ -111,34 +111,34 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
     """
     may_change(user, deployment)
     deployment.refresh_from_db()
-    before = previous(deployment)
-    if before is None:
+    previous_change = find_previous_change(deployment)
+    if previous_change is None:
         raise Conflict(
             f"{deployment.name} has had no other version that is still there.",
             code="no_other_version",
         )
-    assert before.version is not None
-    answering = Answering(
-        before.version, before.other, before.share if before.other else 0, before.merge
+    assert previous_change.version is not None
+    routing = Routing(
+        previous_change.version, previous_change.canary, previous_change.canary_percent if previous_change.canary else 0, previous_change.use_merged
     )
-    return switch(user, deployment, answering, words=f"Rolled back to {words_of(answering)}.")
+    return switch_deployment(user, deployment, routing, description=f"Rolled back to {describe_routing(routing)}.")
 
 
-def previous(deployment: Deployment) -> DeploymentChange | None:
+def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
     """The newest change that let something else answer than what does now."""
-    now = answering_now(deployment)
-    changes = deployment.changes.select_related("version__base_model", "other__base_model").exclude(
+    current = current_routing(deployment)
+    changes = deployment.changes.select_related("version__base_model", "canary__base_model").exclude(
         version=None
-    )[:MOST_CHANGES]
-    return next((one for one in changes if answering_now(one) != now), None)
+    )[:MAX_CHANGES]
+    return next((one for one in changes if current_routing(one) != current), None)
 
 
-def answering_now(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
+def current_routing(one: Deployment | DeploymentChange) -> tuple[int | None, int | None, int, bool]:
     """A share without a second version, which may have been deleted, is none."""
-    return one.version_id, one.other_id, one.share if one.other_id else 0, one.merge
+    return one.version_id, one.canary_id, one.canary_percent if one.canary_id else 0, one.use_merged
 
 
-def take_down(user: User, deployment: Deployment, name: str) -> None:
+def delete_deployment(user: User, deployment: Deployment, name: str) -> None:
     """Delete a deployment: its name answers no more.
 
     Raises:
@@ -149,63 +149,63 @@ def take_down(user: User, deployment: Deployment, name: str) -> None:
     deployment.delete()
 
 
-def check(user: User, answering: Answering) -> None:
+def check_routing(user: User, routing: Routing) -> None:
     """Versions they may see, in a team that they do more than view, and a share that makes
     sense.
     """
-    for version in filter(None, (answering.version, answering.other)):
+    for version in filter(None, (routing.version, routing.canary)):
         get_visible(AdapterVersion, user, version.pk)
-        theirs = version.owner_id == user.pk or user.is_superuser
+        is_owner = version.owner_id == user.pk or user.is_superuser
         if (
-            not theirs
+            not is_owner
             and not user.memberships.filter(team=version.team).exclude(role=Role.VIEWER).exists()
         ):
             raise NotAllowed(
                 f"You only view what team {version.team} has; ask a lead to make you a member to "
                 "deploy it."
             )
-    if answering.other is None and answering.share:
+    if routing.canary is None and routing.canary_percent:
         raise UserError(
-            "Choose the second version that gets this share.", field="other", code="no_second"
+            "Choose the second version that gets this share.", field="canary", code="no_second"
         )
-    if answering.other is not None and not 1 <= answering.share <= 99:
-        raise UserError("The second version's share must be from 1 to 99 per cent.", field="share")
-    if answering.other is not None and answering.other.pk == answering.version.pk:
+    if routing.canary is not None and not 1 <= routing.canary_percent <= 99:
+        raise UserError("The second version's share must be from 1 to 99 per cent.", field="canary_percent")
+    if routing.canary is not None and routing.canary.pk == routing.version.pk:
         raise UserError(
             "The two versions that share the traffic are the same; choose another.",
-            field="other",
+            field="canary",
             code="same_version",
         )
 
 
-def begin_merges(user: User, answering: Answering) -> None:
+def start_merges(user: User, routing: Routing) -> None:
     """Start what is to be merged and can be."""
-    for version in filter(None, (answering.version, answering.other)):
-        if answering.merge and not version.method_row.merge_unsupported_reason:
+    for version in filter(None, (routing.version, routing.canary)):
+        if routing.use_merged and not version.method_spec.merge_unsupported_reason:
             export_merge.merge_version(user, version)
 
 
-def note(user: User, deployment: Deployment, words: str) -> None:
+def record_change(user: User, deployment: Deployment, description: str) -> None:
     DeploymentChange.objects.create(
         deployment=deployment,
         by=user,
         version=deployment.version,
-        other=deployment.other,
+        canary=deployment.canary,
         label=str(deployment.version)[:140],
-        other_label=str(deployment.other)[:140] if deployment.other else "",
-        share=deployment.share,
-        merge=deployment.merge,
-        words=words[:200],
+        canary_label=str(deployment.canary)[:140] if deployment.canary else "",
+        canary_percent=deployment.canary_percent,
+        use_merged=deployment.use_merged,
+        description=description[:200],
     )
 
 
-def words_of(answering: Answering) -> str:
-    shared = f", {answering.share} % of it to {answering.other}" if answering.other else ""
-    return f"{answering.version}{shared}"
+def describe_routing(routing: Routing) -> str:
+    suffix = f", {routing.canary_percent} % of it to {routing.canary}" if routing.canary else ""
+    return f"{routing.version}{suffix}"
 
 
-def drawn(deployment: Deployment) -> AdapterVersion:
+def pick_version(deployment: Deployment) -> AdapterVersion:
     """The version that answers the next request."""
-    if deployment.other is not None and random.randrange(100) < deployment.share:
-        return deployment.other
+    if deployment.canary is not None and random.randrange(100) < deployment.canary_percent:
+        return deployment.canary
     return deployment.version

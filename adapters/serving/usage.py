@@ -14,91 +14,91 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from adapters.models import AdapterVersion, Deployment, Served, Tally
+from adapters.models import AdapterVersion, Deployment, RequestLog, UsageCounter
 
-KEPT = timedelta(days=7)
-RECENT = timedelta(minutes=5)
-MOST_READ = 20_000
+RETENTION = timedelta(days=7)
+RATE_WINDOW = timedelta(minutes=5)
+MAX_ROWS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class RequestRecord:
     deployment_id: int
     version_id: int
     seconds: float
-    first_seconds: float | None = None
+    first_token_seconds: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failed: bool = False
 
 
-def note(answered: Answered) -> None:
+def log_request(record: RequestRecord) -> None:
     """Write an answer down. Its deployment or version may have been deleted meanwhile: then there
     is nothing to note.
     """
     with transaction.atomic():
-        there = Deployment.objects.filter(pk=answered.deployment_id).exists()
-        if not there or not AdapterVersion.objects.filter(pk=answered.version_id).exists():
+        deployment_exists = Deployment.objects.filter(pk=record.deployment_id).exists()
+        if not deployment_exists or not AdapterVersion.objects.filter(pk=record.version_id).exists():
             return
-        Served.objects.create(at=timezone.now(), **vars(answered))
-        tally, _ = Tally.objects.get_or_create(
-            deployment_id=answered.deployment_id, version_id=answered.version_id
+        RequestLog.objects.create(at=timezone.now(), **vars(record))
+        counter, _ = UsageCounter.objects.get_or_create(
+            deployment_id=record.deployment_id, version_id=record.version_id
         )
-        Tally.objects.filter(pk=tally.pk).update(
-            answers=F("answers") + int(not answered.failed),
-            failures=F("failures") + int(answered.failed),
-            completion_tokens=F("completion_tokens") + answered.completion_tokens,
+        UsageCounter.objects.filter(pk=counter.pk).update(
+            answers=F("answers") + int(not record.failed),
+            failures=F("failures") + int(record.failed),
+            completion_tokens=F("completion_tokens") + record.completion_tokens,
         )
 
 
-def rates(deployment: Deployment) -> dict[str, Any]:
+def get_rates(deployment: Deployment) -> dict[str, Any]:
     """Of the last minutes: requests a second, latency's median and 95th percentile, time to the
     first token, tokens a second.
     """
-    return rates_of([deployment])[deployment.pk]
+    return get_rates_by_deployment([deployment])[deployment.pk]
 
 
-def rates_of(deployments: Sequence[Deployment]) -> dict[int, dict[str, Any]]:
+def get_rates_by_deployment(deployments: Sequence[Deployment]) -> dict[int, dict[str, Any]]:
     """The same for several, by their number, in one query."""
-    since = timezone.now() - RECENT
-    rows = Served.objects.filter(
+    since = timezone.now() - RATE_WINDOW
+    rows = RequestLog.objects.filter(
         deployment__in=[one.pk for one in deployments], at__gte=since
     ).order_by("-pk")
-    found: dict[int, list[Served]] = {one.pk: [] for one in deployments}
-    for row in rows[:MOST_READ]:
-        found[row.deployment_id].append(row)
-    return {pk: summed_up(group) for pk, group in found.items()}
+    logs_by_deployment: dict[int, list[RequestLog]] = {one.pk: [] for one in deployments}
+    for row in rows[:MAX_ROWS]:
+        logs_by_deployment[row.deployment_id].append(row)
+    return {pk: aggregate_rates(group) for pk, group in logs_by_deployment.items()}
 
 
-def summed_up(rows: Sequence[Served]) -> dict[str, Any]:
-    good = [row for row in rows if not row.failed]
-    seconds = [row.seconds for row in good]
-    firsts = [row.first_seconds for row in good if row.first_seconds is not None]
-    speaking = sum(seconds)
+def aggregate_rates(rows: Sequence[RequestLog]) -> dict[str, Any]:
+    succeeded = [row for row in rows if not row.failed]
+    seconds = [row.seconds for row in succeeded]
+    first_token_seconds = [row.first_token_seconds for row in succeeded if row.first_token_seconds is not None]
+    total_seconds = sum(seconds)
     return {
         "requests": len(rows),
-        "failures": len(rows) - len(good),
-        "requests_per_second": len(rows) / RECENT.total_seconds(),
+        "failures": len(rows) - len(succeeded),
+        "requests_per_second": len(rows) / RATE_WINDOW.total_seconds(),
         "median_seconds": float(np.percentile(seconds, 50)) if seconds else None,
         "p95_seconds": float(np.percentile(seconds, 95)) if seconds else None,
-        "first_seconds": float(np.percentile(firsts, 50)) if firsts else None,
-        "tokens_per_second": sum(row.completion_tokens for row in good) / speaking
-        if speaking
+        "first_token_seconds": float(np.percentile(first_token_seconds, 50)) if first_token_seconds else None,
+        "tokens_per_second": sum(row.completion_tokens for row in succeeded) / total_seconds
+        if total_seconds
         else None,
     }
 
 
-def by_minute(deployment: Deployment) -> list[dict[str, Any]]:
+def get_usage_by_minute(deployment: Deployment) -> list[dict[str, Any]]:
     """For the chart: answers, median seconds and failures of each of the last 60 minutes, by
     version.
     """
     now = timezone.now()
-    rows = Served.objects.filter(
+    rows = RequestLog.objects.filter(
         deployment=deployment, at__gte=now - timedelta(minutes=60)
-    ).order_by("-pk")[:MOST_READ]
-    found: dict[tuple[int, int], list[Served]] = {}
+    ).order_by("-pk")[:MAX_ROWS]
+    logs_by_minute: dict[tuple[int, int], list[RequestLog]] = {}
     for row in rows:
-        found.setdefault((int((now - row.at).total_seconds() // 60), row.version_id), []).append(
+        logs_by_minute.setdefault((int((now - row.at).total_seconds() // 60), row.version_id), []).append(
             row
         )
     return [
@@ -109,9 +109,9 @@ def by_minute(deployment: Deployment) -> list[dict[str, Any]]:
             "failures": sum(row.failed for row in group),
             "median_seconds": float(np.median([row.seconds for row in group])),
         }
-        for (ago, version), group in sorted(found.items(), reverse=True)
+        for (ago, version), group in sorted(logs_by_minute.items(), reverse=True)
     ]
 
 
-def forget_old() -> None:
-    Served.objects.filter(at__lt=timezone.now() - KEPT).delete()
+def prune_request_logs() -> None:
+    RequestLog.objects.filter(at__lt=timezone.now() - RETENTION).delete()

@@ -12,48 +12,48 @@ from django.views.decorators.http import require_POST
 from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment
 from adapters.serving import services, usage
-from adapters.serving.services import Answering
+from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.people.requests import SignedIn, number
 from training.people.visible import get_visible, may_change
 
-HISTORY = 50
-MOST_CHOICES = 200
+MAX_HISTORY = 50
+MAX_CHOICES = 200
 
 
-def deployments(request: SignedIn) -> HttpResponse:
+def list_deployments(request: SignedIn) -> HttpResponse:
     rows = list(
         Deployment.objects.visible_to(request.user).select_related(
-            "version__base_model", "other", "owner"
-        )[:MOST_CHOICES]
+            "version__base_model", "canary", "owner"
+        )[:MAX_CHOICES]
     )
-    rates = usage.rates_of(rows)
-    values = {"deployments": [(row, rates[row.pk]) for row in rows], "versions": choices(request)}
+    rates = usage.get_rates_by_deployment(rows)
+    values = {"deployments": [(row, rates[row.pk]) for row in rows], "versions": get_version_choices(request)}
     return render(request, "adapters/deployments.html", values)
 
 
-def deployment(request: SignedIn, name: str) -> HttpResponse:
-    found = named(request, name)
+def show_deployment(request: SignedIn, name: str) -> HttpResponse:
+    deployment = get_deployment(request, name)
     values = {
-        **live_values(found),
-        "mine": Deployment.objects.changeable_by(request.user).filter(pk=found.pk).exists(),
-        "changes": found.changes.select_related("by", "version", "other")[:HISTORY],
-        "before": services.previous(found),
-        "versions": choices(request),
+        **get_live_context(deployment),
+        "mine": Deployment.objects.changeable_by(request.user).filter(pk=deployment.pk).exists(),
+        "changes": deployment.changes.select_related("by", "version", "canary")[:MAX_HISTORY],
+        "previous": services.find_previous_change(deployment),
+        "versions": get_version_choices(request),
         "address": request.build_absolute_uri("/v1"),
     }
     return render(request, "adapters/deployment.html", values)
 
 
-def live(request: SignedIn, name: str) -> HttpResponse:
+def show_live_status(request: SignedIn, name: str) -> HttpResponse:
     """What changes while people ask: figures, counts and merges."""
-    return render(request, "adapters/_deployment.html", live_values(named(request, name)))
+    return render(request, "adapters/_deployment.html", get_live_context(get_deployment(request, name)))
 
 
-def minutes(request: SignedIn, name: str) -> JsonResponse:
-    found = named(request, name)
-    rows = usage.by_minute(found)
+def show_usage_by_minute(request: SignedIn, name: str) -> JsonResponse:
+    deployment = get_deployment(request, name)
+    rows = usage.get_usage_by_minute(deployment)
     labels = {
         version.pk: str(version)
         for version in AdapterVersion.objects.filter(pk__in={row["version"] for row in rows})
@@ -61,108 +61,108 @@ def minutes(request: SignedIn, name: str) -> JsonResponse:
     return JsonResponse({"rows": rows, "labels": labels})
 
 
-def live_values(found: Deployment) -> dict[str, Any]:
-    answering = [found.version, *([found.other] if found.other else [])]
-    jobs = Job.objects.filter(kind=merge.KIND, key__in=[str(version.pk) for version in answering])
+def get_live_context(deployment: Deployment) -> dict[str, Any]:
+    serving_versions = [deployment.version, *([deployment.canary] if deployment.canary else [])]
+    jobs = Job.objects.filter(kind=merge.KIND, key__in=[str(version.pk) for version in serving_versions])
     return {
-        "deployment": found,
-        "rates": usage.rates(found),
-        "tallies": found.tallies.select_related("version").order_by("-answers"),
-        "answering": [
+        "deployment": deployment,
+        "rates": usage.get_rates(deployment),
+        "usage_counters": deployment.usage_counters.select_related("version").order_by("-answers"),
+        "serving_versions": [
             (
                 version,
-                share_of(found, version),
-                how(found, version, {job.key: job for job in jobs}),
+                get_traffic_percent(deployment, version),
+                describe_serving(deployment, version, {job.key: job for job in jobs}),
             )
-            for version in answering
+            for version in serving_versions
         ],
     }
 
 
-def share_of(found: Deployment, version: AdapterVersion) -> int:
+def get_traffic_percent(deployment: Deployment, version: AdapterVersion) -> int:
     """Per cent of the traffic."""
-    if found.other is None:
+    if deployment.canary is None:
         return 100
-    return found.share if version.pk == found.other_id else 100 - found.share
+    return deployment.canary_percent if version.pk == deployment.canary_id else 100 - deployment.canary_percent
 
 
-def how(found: Deployment, version: AdapterVersion, jobs: dict[str, Job]) -> dict[str, Any]:
+def describe_serving(deployment: Deployment, version: AdapterVersion, jobs: dict[str, Job]) -> dict[str, Any]:
     """How a version answers now, in words; `working` while a merge is under way."""
-    task = jobs.get(str(version.pk))
-    if version.whole_model:
-        return {"words": "a whole model of its own, nothing to merge"}
-    if version.method_row.merge_unsupported_reason:
+    merge_job = jobs.get(str(version.pk))
+    if version.is_full_model:
+        return {"description": "a whole model of its own, nothing to merge"}
+    if version.method_spec.merge_unsupported_reason:
         return {
-            "words": f"attached to its base: {version.method_row.title} cannot be merged. "
-            f"{version.method_row.merge_unsupported_reason}"
+            "description": f"attached to its base: {version.method_spec.title} cannot be merged. "
+            f"{version.method_spec.merge_unsupported_reason}"
         }
-    if not found.merge:
-        return {"words": "attached to its base, as you chose"}
+    if not deployment.use_merged:
+        return {"description": "attached to its base, as you chose"}
     if merge.is_merged(version):
         return {
-            "words": "merged into its base: it answers at the base's own speed",
-            "parity": task.result["parity"] if task else None,
+            "description": "merged into its base: it answers at the base's own speed",
+            "parity": merge_job.result["parity"] if merge_job else None,
         }
-    if task is not None and task.state == JobState.FAILED:
+    if merge_job is not None and merge_job.state == JobState.FAILED:
         return {
-            "words": "attached to its base, because it could not be merged",
-            "error": task.error,
+            "description": "attached to its base, because it could not be merged",
+            "error": merge_job.error,
         }
-    return {"words": "attached to its base until it is merged", "working": task}
+    return {"description": "attached to its base until it is merged", "working": merge_job}
 
 
 @require_POST
-def deploy_new(request: SignedIn) -> HttpResponse:
-    made = services.deploy(
-        request.user, request.POST.get("name", ""), answering_of(request, request.POST)
+def create_deployment(request: SignedIn) -> HttpResponse:
+    deployment = services.create_deployment(
+        request.user, request.POST.get("name", ""), parse_routing(request, request.POST)
     )
-    return redirect("deployment", made.name)
+    return redirect("deployment", deployment.name)
 
 
 @require_POST
-def switch(request: SignedIn, name: str) -> HttpResponse:
-    found = named(request, name)
-    may_change(request.user, found)
-    now = services.switch(request.user, found, answering_of(request, request.POST))
+def switch_deployment(request: SignedIn, name: str) -> HttpResponse:
+    deployment = get_deployment(request, name)
+    may_change(request.user, deployment)
+    switched = services.switch_deployment(request.user, deployment, parse_routing(request, request.POST))
     messages.success(
         request,
-        f"{name} answers with {services.words_of(Answering(now.version, now.other, now.share))} "
+        f"{name} answers with {services.describe_routing(Routing(switched.version, switched.canary, switched.canary_percent))} "
         "now.",
     )
     return redirect("deployment", name)
 
 
 @require_POST
-def back(request: SignedIn, name: str) -> HttpResponse:
-    now = services.roll_back(request.user, named(request, name))
+def roll_back_deployment(request: SignedIn, name: str) -> HttpResponse:
+    rolled_back = services.roll_back(request.user, get_deployment(request, name))
     messages.success(
         request,
-        f"{name} is back to {services.words_of(Answering(now.version, now.other, now.share))}.",
+        f"{name} is back to {services.describe_routing(Routing(rolled_back.version, rolled_back.canary, rolled_back.canary_percent))}.",
     )
     return redirect("deployment", name)
 
 
 @require_POST
-def down(request: SignedIn, name: str) -> HttpResponse:
-    services.take_down(request.user, named(request, name), request.POST.get("name", ""))
+def delete_deployment(request: SignedIn, name: str) -> HttpResponse:
+    services.delete_deployment(request.user, get_deployment(request, name), request.POST.get("name", ""))
     messages.success(request, f"{name} is taken down; its versions stay on the shelf.")
     return redirect("deployments")
 
 
-def named(request: SignedIn, name: str) -> Deployment:
+def get_deployment(request: SignedIn, name: str) -> Deployment:
     """Raises NotFound: not there, or not theirs to see."""
     rows = Deployment.objects.visible_to(request.user)
-    found: Deployment | None = (
-        rows.select_related("owner", "team", "version__base_model", "other__base_model")
+    deployment: Deployment | None = (
+        rows.select_related("owner", "team", "version__base_model", "canary__base_model")
         .filter(name=name)
         .first()
     )
-    if found is None:
+    if deployment is None:
         raise NotFound(f"There is no deployment {name} that you may see.")
-    return found
+    return deployment
 
 
-def answering_of(request: SignedIn, form: QueryDict) -> Answering:
+def parse_routing(request: SignedIn, form: QueryDict) -> Routing:
     """Who shall answer, from a form. Raises UserError: no version is chosen, or the share is no
     number.
     """
@@ -171,18 +171,18 @@ def answering_of(request: SignedIn, form: QueryDict) -> Answering:
     version = get_visible(
         AdapterVersion, request.user, number(str(form["version"])), "base_model", "team"
     )
-    other = (
-        get_visible(AdapterVersion, request.user, number(str(form["other"])), "base_model", "team")
-        if form.get("other")
+    canary = (
+        get_visible(AdapterVersion, request.user, number(str(form["canary"])), "base_model", "team")
+        if form.get("canary")
         else None
     )
-    share = form.get("share", "") if other else "0"
-    if not share.isdecimal():
-        raise UserError("The second version's share must be from 1 to 99 per cent.", field="share")
-    return Answering(version, other, int(share[:4]), merge=form.get("merge") != "no")
+    canary_percent = form.get("canary_percent", "") if canary else "0"
+    if not canary_percent.isdecimal():
+        raise UserError("The second version's share must be from 1 to 99 per cent.", field="canary_percent")
+    return Routing(version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no")
 
 
-def choices(request: SignedIn) -> Any:
+def get_version_choices(request: SignedIn) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("base_model")[
-        :MOST_CHOICES
+        :MAX_CHOICES
     ]

@@ -141,12 +141,12 @@ async function ask(again) {
     headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" },
   });
   const said = await answer.json();
-  if (!answer.ok || said.stage === "failed") {
+  if (!answer.ok || said.state === "failed") {
     part("weights-told").textContent = said.error?.message ?? said.error;
     return;
   }
-  if (said.stage !== "done") {
-    part("weights-told").textContent = said.words ? `${said.words}…` : "waiting for a worker…";
+  if (said.state !== "done") {
+    part("weights-told").textContent = said.message ? `${said.message}…` : "waiting for a worker…";
     setTimeout(ask, 1500, "0");
     return;
   }

@@ -6,7 +6,7 @@ from training.jobs import runner
 
 
 @pytest.fixture(autouse=True)
-def no_second_voice(monkeypatch):
+def no_heartbeat(monkeypatch):
     """A test's one transaction holds SQLite's lock: a heartbeat from beside it would wait 20 s for
     that.
     """

@@ -13,29 +13,29 @@ from threading import Thread
 class Hub(BaseHTTPRequestHandler):
     """`files` by path, `tokens` seen, `status` to refuse with."""
 
-    def said(self):
+    def read_body(self):
         return self.rfile.read(int(self.headers["Content-Length"] or 0))
 
-    def answer(self, told, status=200):
-        body = json.dumps(told).encode()
+    def send_json(self, payload, status=200):
+        body = json.dumps(payload).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def do_PUT(self):
-        self.server.large[self.path.rpartition("/")[2]] = self.said()
-        self.answer({})
+        self.server.large[self.path.rpartition("/")[2]] = self.read_body()
+        self.send_json({})
 
     def do_POST(self):
-        server, said = self.server, self.said()
+        server, body = self.server, self.read_body()
         server.tokens.add(self.headers["Authorization"])
-        here = f"http://127.0.0.1:{server.server_port}"
+        base_url = f"http://127.0.0.1:{server.server_port}"
         if server.status != 200:
-            return self.answer({"error": "no"}, server.status)
+            return self.send_json({"error": "no"}, server.status)
         if self.path == "/api/repos/create":
-            server.made.append(json.loads(said))
-            return self.answer({"url": f"{here}/alice/lights"})
+            server.created.append(json.loads(body))
+            return self.send_json({"url": f"{base_url}/alice/lights"})
         if "/preupload/" in self.path:
             modes = [
                 {
@@ -43,40 +43,40 @@ class Hub(BaseHTTPRequestHandler):
                     "uploadMode": "lfs" if file["path"].endswith("safetensors") else "regular",
                     "shouldIgnore": False,
                 }
-                for file in json.loads(said)["files"]
+                for file in json.loads(body)["files"]
             ]
-            return self.answer({"files": modes})
+            return self.send_json({"files": modes})
         if self.path.endswith("/objects/batch"):
-            asked = json.loads(said)["objects"]
-            return self.answer(
+            objects = json.loads(body)["objects"]
+            return self.send_json(
                 {
                     "objects": [
-                        one | {"actions": {"upload": {"href": f"{here}/large/{one['oid']}"}}}
-                        for one in asked
+                        one | {"actions": {"upload": {"href": f"{base_url}/large/{one['oid']}"}}}
+                        for one in objects
                     ]
                 }
             )
         if "/commit/" in self.path:
-            for line in map(json.loads, said.splitlines()):
+            for line in map(json.loads, body.splitlines()):
                 value = line["value"]
                 if line["key"] == "file":
                     server.files[value["path"]] = base64.b64decode(value["content"])
                 if line["key"] == "lfsFile":
                     server.files[value["path"]] = server.large[value["oid"]]
                     assert hashlib.sha256(server.large[value["oid"]]).hexdigest() == value["oid"]
-            return self.answer(
-                {"commitOid": "c0ffee", "commitUrl": f"{here}/alice/lights/commit/c0ffee"}
+            return self.send_json(
+                {"commitOid": "c0ffee", "commitUrl": f"{base_url}/alice/lights/commit/c0ffee"}
             )
-        return self.answer({})
+        return self.send_json({})
 
     def log_message(self, *_):
         pass
 
 
 @contextmanager
-def running():
+def run_hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.large, server.made, server.tokens, server.status = {}, {}, [], set(), 200
+    server.files, server.large, server.created, server.tokens, server.status = {}, {}, [], set(), 200
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

@@ -26,11 +26,11 @@ SMALL = Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
 
 
 @pytest.fixture
-def baked(alice, base_model, data, device, no_bell):
-    return benchmark.launch_bakeoff(alice, base_model, data, SMALL)
+def benchmark_sweep(alice, base_model, data, device, no_bell):
+    return benchmark.launch_benchmark(alice, base_model, data, SMALL)
 
 
-def finish(run, engine):
+def finish_run(run, engine):
     """What a worker does of a run that matters to the report."""
 
     assert engine([str(run.folder)]) == 0
@@ -45,17 +45,17 @@ def finish(run, engine):
         "finished",
     )
     run.save()
-    services.keep(run, result)
+    services.register_run_result(run, result)
 
 
-def test_every_method_gets_the_same_budget_and_its_own_usual_settings(baked):
-    runs = {run.method: run for run in baked.runs.all()}
+def test_every_method_gets_the_same_budget_and_its_own_usual_settings(benchmark_sweep):
+    runs = {run.method: run for run in benchmark_sweep.runs.all()}
     assert set(runs) == set(BENCHMARK_METHODS)
     assert {run.config["max_steps"] for run in runs.values()} == {6}
     assert {run.config["max_tokens_per_batch"] for run in runs.values()} == {160}
     assert runs["prefix"].config["learning_rate"] != runs["lora"].config["learning_rate"]
-    assert benchmark.is_bakeoff(baked)
-    assert not benchmark.is_bakeoff(Sweep(grid={"rank": [1, 2]}))
+    assert benchmark.is_benchmark(benchmark_sweep)
+    assert not benchmark.is_benchmark(Sweep(grid={"rank": [1, 2]}))
 
 
 def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
@@ -69,19 +69,19 @@ def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
         fits(resolved, config, *more)
 
     monkeypatch.setattr(request, "check_schedulable", check_schedulable)
-    made = benchmark.launch_bakeoff(
+    sweep = benchmark.launch_benchmark(
         alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
     )
-    assert {run.method for run in made.runs.all()} == set(BENCHMARK_METHODS) - {"full"}
-    page = as_alice.get(reverse("bakeoff", args=[made.pk])).content.decode()
+    assert {run.method for run in sweep.runs.all()} == set(BENCHMARK_METHODS) - {"full"}
+    page = as_alice.get(reverse("benchmark", args=[sweep.pk])).content.decode()
     assert "Not started: This run can never start in CPU: it needs 112.0 GB." in page
-    rows = benchmark.report(made)
-    assert "Full fine-tuning,not started: This run" in benchmark.as_csv(made, rows)
-    assert "Full fine-tuning was not started: This run" in benchmark.as_markdown(made, rows)
+    rows = benchmark.build_report(sweep)
+    assert "Full fine-tuning,not started: This run" in benchmark.format_csv(sweep, rows)
+    assert "Full fine-tuning was not started: This run" in benchmark.format_markdown(sweep, rows)
 
 
-def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(baked, tmp_path):
-    run = baked.runs.get(method="prefix")
+def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(benchmark_sweep, tmp_path):
+    run = benchmark_sweep.runs.get(method="prefix")
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
     options = {"user": "alice", "accept_warnings": True, "stdout": io.StringIO()}
@@ -89,28 +89,28 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(baked, t
     alone = Run.objects.latest("pk")
     assert (alone.config, alone.sweep) == (run.config, None)
     call_command("launch", str(file), "--again", **options)
-    again = Sweep.objects.exclude(pk=baked.pk).get()
-    assert benchmark.is_bakeoff(again)
-    assert again.name == baked.name
-    configs = {method: baked.runs.get(method=method).config for method in BENCHMARK_METHODS}
+    again = Sweep.objects.exclude(pk=benchmark_sweep.pk).get()
+    assert benchmark.is_benchmark(again)
+    assert again.name == benchmark_sweep.name
+    configs = {method: benchmark_sweep.runs.get(method=method).config for method in BENCHMARK_METHODS}
     assert {run.method: run.config for run in again.runs.all()} == configs
 
 
 def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
     with pytest.raises(UserError):
-        benchmark.launch_bakeoff(
+        benchmark.launch_benchmark(
             alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=8, max_length=80)
         )
     with pytest.raises(UserError, match="1 to 100,000 steps"):
-        benchmark.launch_bakeoff(alice, base_model, data, Budget(max_steps=0))
+        benchmark.launch_benchmark(alice, base_model, data, Budget(max_steps=0))
     assert not Run.objects.exists()
     assert not Sweep.objects.exists()
 
 
-def test_the_report_tells_what_was_measured(alice, baked, engine_here):
-    for run in baked.runs.all():
-        finish(run, engine_here)
-    rows = {row.run.method: row for row in benchmark.report(baked)}
+def test_the_report_tells_what_was_measured(alice, benchmark_sweep, engine_here):
+    for run in benchmark_sweep.runs.all():
+        finish_run(run, engine_here)
+    rows = {row.run.method: row for row in benchmark.build_report(benchmark_sweep)}
     assert list(rows) == list(BENCHMARK_METHODS)
     assert rows["full"].trainable_share == 1.0
     assert 0 < rows["prompt"].trainable_share < rows["lora"].trainable_share < 1
@@ -118,12 +118,12 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
     assert rows["full"].loss_over_full == 1.0
     assert rows["lora"].size_bytes < rows["full"].size_bytes
     assert rows["lora"].speed_over_base is None  # nobody has asked yet
-    asked = benchmark.ask_all(alice, baked)
+    prompts = benchmark.request_all_replies(alice, benchmark_sweep)
     assert Job.objects.count() == 7
-    base = baked.runs.first().base_model
+    base = benchmark_sweep.runs.first().base_model
     for version, rate in ((None, 10.0), (rows["lora"].version, 8.0)):
         Reply.objects.create(
-            prompts=asked,
+            prompts=prompts,
             row=0,
             version=version,
             base_model=base,
@@ -132,31 +132,31 @@ def test_the_report_tells_what_was_measured(alice, baked, engine_here):
             seconds=10 / rate,
             scores={"exact": 1.0},
         )
-    lora = next(row for row in benchmark.report(baked) if row.run.method == "lora")
+    lora = next(row for row in benchmark.build_report(benchmark_sweep) if row.run.method == "lora")
     assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
-    table = list(csv.reader(io.StringIO(benchmark.as_csv(baked, benchmark.report(baked)))))
+    table = list(csv.reader(io.StringIO(benchmark.format_csv(benchmark_sweep, benchmark.build_report(benchmark_sweep)))))
     assert [row[0] for row in table[1:]] == [row.title for row in rows.values()]
-    assert "| LoRA |" in benchmark.as_markdown(baked, benchmark.report(baked))
+    assert "| LoRA |" in benchmark.format_markdown(benchmark_sweep, benchmark.build_report(benchmark_sweep))
 
 
-def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, baked):
-    page = as_alice.get(f"/bakeoffs/{baked.pk}").content.decode()
+def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, benchmark_sweep):
+    page = as_alice.get(f"/benchmarks/{benchmark_sweep.pk}").content.decode()
     assert page.count("\N{EN DASH}") > 30
     with pytest.raises(Conflict, match="not over yet"):
-        benchmark.ask_all(alice, baked)
+        benchmark.request_all_replies(alice, benchmark_sweep)
     assert not PromptSet.objects.exists()
-    assert "Memory saved" in as_alice.get(f"/bakeoffs/{baked.pk}/export").content.decode()
+    assert "Memory saved" in as_alice.get(f"/benchmarks/{benchmark_sweep.pk}/export").content.decode()
 
 
 def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
     other = Sweep.objects.create(owner=alice, name="Grid", grid={"rank": [1, 2]})
-    assert as_alice.get(f"/bakeoffs/{other.pk}").status_code == 404
+    assert as_alice.get(f"/benchmarks/{other.pk}").status_code == 404
 
 
 def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
     as_alice, base_model, data, device, no_bell
 ):
-    given = {
+    form = {
         "model": base_model.pk,
         "data": data.pk,
         "max_steps": 6,
@@ -164,9 +164,9 @@ def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
         "max_length": 80,
         "name": "Six",
     }
-    wrong = as_alice.post("/bakeoffs/new", {**given, "max_tokens_per_batch": 20})
-    assert wrong.status_code == 400
-    assert 'value="20"' in wrong.content.decode()
-    assert as_alice.post("/bakeoffs/new", {**given, "data": 999}).status_code == 404
-    made = as_alice.post("/bakeoffs/new", given)
-    assert made["Location"] == f"/bakeoffs/{Sweep.objects.get().pk}"
+    invalid = as_alice.post("/benchmarks/new", {**form, "max_tokens_per_batch": 20})
+    assert invalid.status_code == 400
+    assert 'value="20"' in invalid.content.decode()
+    assert as_alice.post("/benchmarks/new", {**form, "data": 999}).status_code == 404
+    response = as_alice.post("/benchmarks/new", form)
+    assert response["Location"] == f"/benchmarks/{Sweep.objects.get().pk}"

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from adapters.evaluation import prompt_sets, replies, votes, weight_analysis
-from adapters.evaluation.answer_table import lines_of, marked
+from adapters.evaluation.answer_table import build_table_rows, diff_text
 from adapters.lanes import ANSWERS, PROGRAMS
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from adapters.serving import inference_client
-from tests.shelf import put_on_shelf
+from tests.shelf import register_version
 from training.errors import UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def pair(run):
     return [
-        put_on_shelf(run, number=number, record={"settings": {"rank": number, "alpha": 8}})
+        register_version(run, number=number, provenance={"settings": {"rank": number, "alpha": 8}})
         for number in (1, 2)
     ]
 
 
 @pytest.fixture
-def asked(alice, pair):
+def prompts(alice, pair):
     rows = [
         {"messages": [{"role": "user", "content": f"say {n}"}], "expected": f"it is {n}"}
         for n in range(12)
@@ -43,47 +43,47 @@ def echo(settings, monkeypatch):
     """An inference program that says `it is N` as version 1 and `it was N` as all others, and
     scores every token -0.5.
     """
-    seen = []
+    requests = []
 
     def answer(request):
         import json
 
         body = json.loads(request.content)
-        seen.append(body)
+        requests.append(body)
         if "prompt_logprobs" in body:
             scored = [None, *({"5": {"logprob": -0.5}} for _ in range(7))]
-            told = {
+            payload = {
                 "choices": [{"message": {"content": ""}}],
                 "usage": {"prompt_tokens": 8, "completion_tokens": 1},
             }
-            return httpx.Response(200, json={**told, "prompt_logprobs": scored})
+            return httpx.Response(200, json={**payload, "prompt_logprobs": scored})
         number = body["messages"][-1]["content"].split()[1]
         text = f"it {'is' if '-v1-' in body['model'] else 'was'} {number}"
         usage = {"prompt_tokens": 5, "completion_tokens": 3}
-        told = {
+        payload = {
             "choices": [{"message": {"content": text}}],
             "usage": usage,
             "snapml": {"tokens_per_second": 30.0},
         }
-        return httpx.Response(200, json=told)
+        return httpx.Response(200, json=payload)
 
     settings.INFERENCE_URL = "http://inference"
     transport, client = httpx.MockTransport(answer), httpx.AsyncClient
     monkeypatch.setattr(
         inference_client.httpx, "AsyncClient", lambda **_: client(transport=transport)
     )
-    return seen
+    return requests
 
 
-def reply_all(alice, asked, pair):
+def collect_replies(alice, prompts, pair):
     for version in (*pair, None):
-        replies.ask(alice, asked, replies.Column(pair[0].base_model, version))
+        replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, version))
     while Job.objects.filter(state="waiting").exists():
         run_lane(ANSWERS)
 
 
-def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair, echo):
-    reply_all(alice, asked, pair)
+def test_every_column_answers_every_row_once_with_its_scores(alice, prompts, pair, echo):
+    collect_replies(alice, prompts, pair)
     assert Reply.objects.count() == 36
     first = Reply.objects.get(version=pair[0], row=3)
     assert (first.text, first.scores["exact"], first.seconds) == (
@@ -94,58 +94,58 @@ def test_every_column_answers_every_row_once_with_its_scores(alice, asked, pair,
     assert first.scores["perplexity"] == pytest.approx(2.718281828**0.5)
     assert Reply.objects.get(version=pair[1], row=3).scores["exact"] == 0.0
     before = len(echo)
-    reply_all(alice, asked, pair)
+    collect_replies(alice, prompts, pair)
     assert len(echo) == before  # kept, and not asked again
 
 
 def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
     others = asyncio.Event()
-    asked = []
+    started_rows = []
 
-    async def answer(row, _told):
-        asked.append(row)
+    async def answer(row, _target_fields):
+        started_rows.append(row)
         if row == 0:
             await asyncio.wait_for(others.wait(), 10)
-        elif len(asked) == 20:
+        elif len(started_rows) == 20:
             others.set()
         return str(row)
 
-    monkeypatch.setattr(replies, "ask_one", answer)
-    said = list(replies.as_they_come({place: place for place in range(20)}, {}))
-    assert sorted(said) == [(place, str(place)) for place in range(20)]
-    assert said[-1] == (0, "0")
+    monkeypatch.setattr(replies, "try_generate_reply", answer)
+    results = list(replies.generate_concurrently({index: index for index in range(20)}, {}))
+    assert sorted(results) == [(index, str(index)) for index in range(20)]
+    assert results[-1] == (0, "0")
 
 
-def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, asked, pair, echo):
-    reply_all(alice, asked, pair)
+def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, prompts, pair, echo):
+    collect_replies(alice, prompts, pair)
     Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
     jobs_about(pair[0]).update(state="failed")
     before = len(echo)
-    replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
     assert len(echo) == before + 4
     assert Reply.objects.filter(version=pair[0]).count() == 12
 
 
-def test_a_refusal_is_told_in_the_column(alice, asked, pair, settings, monkeypatch):
+def test_a_refusal_is_told_in_the_column(alice, prompts, pair, settings, monkeypatch):
     settings.INFERENCE_URL = "http://inference"
     refuse = httpx.MockTransport(
         lambda _request: httpx.Response(400, json={"error": {"message": "too long"}})
     )
     client = httpx.AsyncClient
     monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_: client(transport=refuse))
-    task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    job = replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
-    task.refresh_from_db()
-    assert (task.state, task.error) == ("failed", "The inference program refused: too long")
+    job.refresh_from_db()
+    assert (job.state, job.error) == ("failed", "The inference program refused: too long")
 
 
 def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_view(
-    as_alice, alice, asked, pair, echo
+    as_alice, alice, prompts, pair, echo
 ):
-    reply_all(alice, asked, pair)
+    collect_replies(alice, prompts, pair)
     address = (
-        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}&order=disagreement"
+        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}&order=disagreement"
     )
     page = as_alice.get(address).content.decode()
     assert "Lights v1 beats Lights v2 on exact match, 100 % against 0 % on 12 rows" in page
@@ -153,12 +153,12 @@ def test_the_page_tells_verdict_differences_and_figures_and_the_address_is_the_v
     assert page.count("data-same") >= 1
     assert "Tokens per second, answering" in page
     assert "<b>By disagreement</b>" in page
-    told = as_alice.get(
-        f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+    comparison = as_alice.get(
+        f"/api/v1/comparisons?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
     ).json()
-    assert told["differences"]["rank"] == [1, 2]
-    assert "alpha" not in told["differences"]
-    assert told["verdicts"][0]["winner"] == "Lights v1"
+    assert comparison["differences"]["rank"] == [1, 2]
+    assert "alpha" not in comparison["differences"]
+    assert comparison["verdicts"][0]["winner"] == "Lights v1"
 
 
 def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice, pair):
@@ -171,7 +171,7 @@ def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice,
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "message"),
     [
         ("v={0}", "Choose 2 to 6"),
         ("v={0}&v={0}", "Choose 2 to 6"),
@@ -179,125 +179,125 @@ def test_without_curves_the_tables_still_have_their_colours_and_unfold(as_alice,
         ("v={0}&v=999", "not there"),
     ],
 )
-def test_too_few_or_unknown_versions_are_a_sentence(as_alice, pair, query, words):
+def test_too_few_or_unknown_versions_are_a_sentence(as_alice, pair, query, message):
     answer = as_alice.get(f"/adapters/compare?{query.format(pair[0].pk)}")
     assert answer.status_code in (400, 404)
-    assert words in answer.content.decode()
+    assert message in answer.content.decode()
 
 
-def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, asked, pair):
-    query = f"v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+def test_strangers_compare_ask_and_vote_on_nothing(as_mallory, prompts, pair):
+    query = f"v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
     assert as_mallory.get(f"/adapters/compare?{query}").status_code == 404
     assert as_mallory.get(f"/adapters/compare/answers?{query}").status_code == 404
-    versions = {"v": [pair[0].pk, pair[1].pk], "prompts": asked.pk}
+    versions = {"v": [pair[0].pk, pair[1].pk], "prompts": prompts.pk}
     assert as_mallory.post("/adapters/compare/ask", versions).status_code == 404
     assert as_mallory.post("/adapters/compare/weights", versions).status_code == 404
-    ballot = f"prompts={asked.pk}&first={pair[0].pk}&second={pair[1].pk}"
-    assert as_mallory.get(f"/adapters/vote?{ballot}").status_code == 404
+    query_of_vote = f"prompts={prompts.pk}&first={pair[0].pk}&second={pair[1].pk}"
+    assert as_mallory.get(f"/adapters/vote?{query_of_vote}").status_code == 404
     assert not Job.objects.exists()
 
 
 def test_prompts_are_drawn_once_and_pasted_with_the_line_that_is_wrong(alice, data):
-    drawn = prompt_sets.draw_prompts(alice, data, 40)
-    assert prompt_sets.draw_prompts(alice, data, 40) == drawn
-    assert all(row["expected"] for row in drawn.rows)
+    prompts = prompt_sets.draw_prompts(alice, data, 40)
+    assert prompt_sets.draw_prompts(alice, data, 40) == prompts
+    assert all(row["expected"] for row in prompts.rows)
     pasted = prompt_sets.paste_prompts(alice, 'hello\n\n{"prompt": "a", "expected": "b"}\n', "Mine")
     assert pasted.rows[0] == {"messages": [{"role": "user", "content": "hello"}], "expected": ""}
     assert pasted.rows[1]["expected"] == "b"
-    for text, words in (
+    for text, message in (
         ('a\n{"prompt": 3}', "Line 2 needs"),
         ("{nope", "Line 1 begins as JSON"),
         ("", "1 to 500 rows"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             prompt_sets.paste_prompts(alice, text, "")
     with pytest.raises(UserError, match="1 to 500"):
         prompt_sets.draw_prompts(alice, data, 0)
 
 
 def test_lines_are_ordered_by_disagreement_or_by_the_worst_of_a_column():
-    class Said:
+    class FakeReply:
         def __init__(self, text, exact):
             self.text, self.scores = text, {"exact": exact}
 
     rows = [{"messages": [], "expected": "x"}] * 3
     columns = [
-        {0: Said("a", 1), 1: Said("a", 0), 2: Said("a", 1)},
-        {0: Said("a", 1), 1: Said("a", 1), 2: Said("b", 0)},
+        {0: FakeReply("a", 1), 1: FakeReply("a", 0), 2: FakeReply("a", 1)},
+        {0: FakeReply("a", 1), 1: FakeReply("a", 1), 2: FakeReply("b", 0)},
     ]
-    assert [line.row for line in lines_of(rows, columns, "row")] == [0, 1, 2]
-    assert lines_of(rows, columns, "disagreement")[0].row == 2
-    assert lines_of(rows, columns, "worst-0")[0].row == 1
-    assert lines_of(rows, columns, "worst-1")[0].row == 2
-    assert [line.row for line in lines_of(rows, columns, "worst-99")] == [0, 1, 2]
+    assert [line.row for line in build_table_rows(rows, columns, "row")] == [0, 1, 2]
+    assert build_table_rows(rows, columns, "disagreement")[0].row == 2
+    assert build_table_rows(rows, columns, "worst-0")[0].row == 1
+    assert build_table_rows(rows, columns, "worst-1")[0].row == 2
+    assert [line.row for line in build_table_rows(rows, columns, "worst-99")] == [0, 1, 2]
 
 
 def test_words_that_differ_are_marked_and_the_text_stays_whole():
-    pieces = marked("turn the hall lamp off", "turn the kitchen lamp off")
+    pieces = diff_text("turn the hall lamp off", "turn the kitchen lamp off")
     assert "".join(text for text, _ in pieces) == "turn the hall lamp off"
     assert [text for text, differs in pieces if differs] == ["hall"]
-    assert marked("same", "same") == [("same", False)]
-    assert marked("", "x") == []
+    assert diff_text("same", "same") == [("same", False)]
+    assert diff_text("", "x") == []
 
 
 def test_a_vote_is_blind_counts_for_whom_it_was_meant_and_can_be_changed(
-    as_alice, alice, people, asked, pair, echo
+    as_alice, alice, people, prompts, pair, echo
 ):
-    reply_all(alice, asked, pair)
-    ballot = votes.next_ballot(alice, asked, *pair)
+    collect_replies(alice, prompts, pair)
+    vote_pair = votes.get_next_pair(alice, prompts, *pair)
     page = as_alice.get(
-        f"/adapters/vote?prompts={asked.pk}&first={pair[1].pk}&second={pair[0].pk}"
+        f"/adapters/vote?prompts={prompts.pk}&first={pair[1].pk}&second={pair[0].pk}"
     ).content.decode()
     assert "Lights v1" not in page
     assert "Lights v2" not in page
-    voted = {"prompts": asked.pk, "first": pair[0].pk, "second": pair[1].pk, "row": ballot.row}
-    truth = "left" if "is" in ballot.left.split() else "right"  # version 1 says `is`
-    as_alice.post("/adapters/vote/cast", {**voted, "choice": truth})
+    form = {"prompts": prompts.pk, "first": pair[0].pk, "second": pair[1].pk, "row": vote_pair.row}
+    choice = "left" if "is" in vote_pair.left.split() else "right"  # version 1 says `is`
+    as_alice.post("/adapters/vote/cast", {**form, "choice": choice})
     assert Vote.objects.get().choice == "first"
-    as_alice.post("/adapters/vote/cast", {**voted, "choice": "tie"})
+    as_alice.post("/adapters/vote/cast", {**form, "choice": "tie"})
     assert Vote.objects.get().choice == "tie"
-    assert votes.next_ballot(alice, asked, *pair).row != ballot.row
-    assert as_alice.post("/adapters/vote/cast", {**voted, "choice": "both"}).status_code == 400
+    assert votes.get_next_pair(alice, prompts, *pair).row != vote_pair.row
+    assert as_alice.post("/adapters/vote/cast", {**form, "choice": "both"}).status_code == 400
     assert (
-        as_alice.post("/adapters/vote/cast", {**voted, "row": 99, "choice": "tie"}).status_code
+        as_alice.post("/adapters/vote/cast", {**form, "row": 99, "choice": "tie"}).status_code
         == 400
     )
-    votes.vote(people["bob"], asked, tuple(pair), ballot.row, "tie")
-    rate = votes.rate(*pair)
+    votes.cast_vote(people["bob"], prompts, tuple(pair), vote_pair.row, "tie")
+    rate = votes.get_win_rate(*pair)
     assert (rate.votes, rate.voters, rate.ties, rate.rate) == (2, 2, 2, 0.5)
 
 
-def test_sides_change_by_chance_and_not_with_the_reload(alice, people, asked, pair, echo):
-    reply_all(alice, asked, pair)
-    sides = [votes.chance(alice, asked, *pair, row) % 2 for row in range(12)]
+def test_sides_change_by_chance_and_not_with_the_reload(alice, people, prompts, pair, echo):
+    collect_replies(alice, prompts, pair)
+    sides = [votes.stable_random(alice, prompts, *pair, row) % 2 for row in range(12)]
     assert 0 < sum(sides) < 12
-    assert votes.next_ballot(alice, asked, *pair) == votes.next_ballot(alice, asked, *pair)
+    assert votes.get_next_pair(alice, prompts, *pair) == votes.get_next_pair(alice, prompts, *pair)
 
 
 def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        weight_analysis, "run_program", lambda *given: calls.append(given) or {"moved": {}}
+        weight_analysis, "run_program", lambda *args: calls.append(args) or {"moved": {}}
     )
     data = {"v": [pair[1].pk, pair[0].pk]}
-    assert as_alice.post("/adapters/compare/weights", data).json()["stage"] == "waiting"
+    assert as_alice.post("/adapters/compare/weights", data).json()["state"] == "waiting"
     run_lane(PROGRAMS)
-    told = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
-    assert told["stage"] == "done"
-    assert told["result"] == {"moved": {}, "overlaps": []}
+    payload = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
+    assert payload["state"] == "done"
+    assert payload["result"] == {"moved": {}, "overlaps": []}
     assert len(calls) == 1
 
 
 def test_the_page_asks_the_database_a_few_times_however_many_rows(
-    as_alice, alice, asked, pair, echo, django_assert_max_num_queries
+    as_alice, alice, prompts, pair, echo, django_assert_max_num_queries
 ):
-    reply_all(alice, asked, pair)
+    collect_replies(alice, prompts, pair)
     with django_assert_max_num_queries(24):
-        as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}")
+        as_alice.get(f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}")
 
 
 def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
-    alice, asked, pair, settings, monkeypatch
+    alice, prompts, pair, settings, monkeypatch
 ):
     settings.INFERENCE_URL = "http://inference"
 
@@ -306,11 +306,11 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
             return httpx.Response(
                 400, json={"error": {"message": "This model's context holds 256 tokens."}}
             )
-        told = {
+        payload = {
             "choices": [{"message": {"content": "it is"}}],
             "usage": {"prompt_tokens": 5, "completion_tokens": 3},
         }
-        return httpx.Response(200, json=told)
+        return httpx.Response(200, json=payload)
 
     client = httpx.AsyncClient
     monkeypatch.setattr(
@@ -318,11 +318,11 @@ def test_a_row_that_cannot_be_answered_is_no_reason_not_to_ask_the_others(
         "AsyncClient",
         lambda **_: client(transport=httpx.MockTransport(answer)),
     )
-    task = replies.ask(alice, asked, replies.Column(pair[0].base_model, pair[0]))
+    job = replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
-    task.refresh_from_db()
-    assert (task.state, task.result["rows"], task.result["refused"]) == ("done", 11, 1)
-    assert "context holds 256" in task.result["why"]
+    job.refresh_from_db()
+    assert (job.state, job.result["rows"], job.result["refused"]) == ("done", 11, 1)
+    assert "context holds 256" in job.result["why"]
     assert Reply.objects.count() == 11
 
 
@@ -332,7 +332,7 @@ def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_a
     Job.objects.update(state="failed", error="It broke off.")
     assert as_alice.post("/adapters/compare/weights", data).json()["error"] == "It broke off."
     assert (
-        as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["stage"]
+        as_alice.post("/adapters/compare/weights", {**data, "again": "1"}).json()["state"]
         == "waiting"
     )
 
@@ -344,16 +344,16 @@ def test_few_held_out_rows_are_all_drawn(alice, data):
 
 
 def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, run):
-    pair = [put_on_shelf(run), put_on_shelf(run, number=2)]
-    asked = prompt_sets.paste_prompts(alice, "turn on the lamp", "Lamps")
-    Reply.objects.create(prompts=asked, row=0, base_model=run.base_model, text="yes")
-    replies.ask(alice, asked, replies.Column(run.base_model))
+    pair = [register_version(run), register_version(run, number=2)]
+    prompts = prompt_sets.paste_prompts(alice, "turn on the lamp", "Lamps")
+    Reply.objects.create(prompts=prompts, row=0, base_model=run.base_model, text="yes")
+    replies.request_replies(alice, prompts, replies.Responder(run.base_model))
     page = as_alice.get(
-        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={asked.pk}"
+        f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}&prompts={prompts.pk}"
     ).content.decode()
     assert "Delete this set of prompts" in page
     answer = as_alice.post(
-        f"/adapters/compare/prompts/{asked.pk}/delete", {"v": [one.pk for one in pair]}
+        f"/adapters/compare/prompts/{prompts.pk}/delete", {"v": [one.pk for one in pair]}
     )
     assert answer.url == f"/adapters/compare?v={pair[0].pk}&v={pair[1].pk}"
     assert not PromptSet.objects.exists()
@@ -366,14 +366,14 @@ def test_a_set_deleted_while_it_is_asked_ends_the_asking_without_a_broken_worker
     alice, run, settings, monkeypatch
 ):
     settings.INFERENCE_URL = "http://inference"
-    asked = prompt_sets.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
+    prompts = prompt_sets.paste_prompts(alice, "turn on the lamp\nturn it off", "Lamps")
 
-    def as_they_come(rows, told):
-        prompt_sets.delete_prompts(alice, asked)
+    def generate_concurrently(rows, target_fields):
+        prompt_sets.delete_prompts(alice, prompts)
         yield 0, Reply(text="yes")
 
-    monkeypatch.setattr(replies, "as_they_come", as_they_come)
-    replies.ask(alice, asked, replies.Column(run.base_model))
+    monkeypatch.setattr(replies, "generate_concurrently", generate_concurrently)
+    replies.request_replies(alice, prompts, replies.Responder(run.base_model))
     run_lane(ANSWERS)
     assert not Reply.objects.exists()
     assert not Job.objects.exists()

@@ -5,11 +5,11 @@ stands in the history.
 import pytest
 
 from adapters.export import merge
-from adapters.models import AdapterVersion, Deployment, Tally
+from adapters.models import AdapterVersion, Deployment, UsageCounter
 from adapters.serving import inference_client, services, usage
-from adapters.serving.services import Answering
+from adapters.serving.services import Routing
 from tests.refusals import refused
-from tests.shelf import put_on_shelf
+from tests.shelf import register_version
 from training.errors import Conflict, NotAllowed, NotFound
 from training.jobs.models import Job, JobState
 
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def versions(run):
-    return [put_on_shelf(run, number=number) for number in (1, 2, 3)]
+    return [register_version(run, number=number) for number in (1, 2, 3)]
 
 
 @pytest.fixture
 def deployed(alice, versions):
-    return services.deploy(alice, "lights", Answering(versions[0]))
+    return services.create_deployment(alice, "lights", Routing(versions[0]))
 
 
 def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, versions, deployed):
-    assert services.drawn(deployed) == versions[0]
-    place = inference_client.place_of(versions[0], merge=True)
-    assert place["adapter"] == str(versions[0].folder)
+    assert services.pick_version(deployed) == versions[0]
+    location = inference_client.get_model_location(versions[0], use_merged=True)
+    assert location["adapter"] == str(versions[0].folder)
     versions[0].merged_folder.mkdir(parents=True, exist_ok=True)
     Job.objects.filter(kind=merge.KIND, key=str(versions[0].pk)).update(state=JobState.DONE)
     merged = {
@@ -37,22 +37,22 @@ def test_it_answers_with_its_version_attached_until_the_merge_is_done(alice, ver
         "base_sha256": "a",
         "lora": str(versions[0].folder),
     }
-    assert inference_client.place_of(versions[0], merge=True) == merged
-    assert inference_client.place_of(versions[0], merge=False)["adapter"]
+    assert inference_client.get_model_location(versions[0], use_merged=True) == merged
+    assert inference_client.get_model_location(versions[0], use_merged=False)["adapter"]
     versions[0].merged_folder.rmdir()
 
 
 def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_history(
     alice, versions, deployed
 ):
-    services.switch(alice, deployed, Answering(versions[1]))
-    services.switch(alice, deployed, Answering(versions[2], merge=False))
+    services.switch_deployment(alice, deployed, Routing(versions[1]))
+    services.switch_deployment(alice, deployed, Routing(versions[2], use_merged=False))
     now = services.roll_back(alice, deployed)
-    assert (now.version, now.merge) == (versions[1], True)
+    assert (now.version, now.use_merged) == (versions[1], True)
     again = services.roll_back(alice, now)
-    assert (again.version, again.merge) == (versions[2], False)
-    words = list(deployed.changes.values_list("words", flat=True))
-    assert words == [
+    assert (again.version, again.use_merged) == (versions[2], False)
+    description = list(deployed.changes.values_list("description", flat=True))
+    assert description == [
         "Rolled back to Lights v3.",
         "Rolled back to Lights v2.",
         "Switched to Lights v3.",
@@ -66,43 +66,43 @@ def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_g
 ):
     with refused(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
-    services.switch(alice, deployed, Answering(versions[1]))
+    services.switch_deployment(alice, deployed, Routing(versions[1]))
     versions[0].delete()
     with refused(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
 
 
 def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed):
-    now = services.switch(alice, deployed, Answering(versions[0], versions[1], 25))
-    drawn = [services.drawn(now) for _ in range(2000)]
-    assert 400 < drawn.count(versions[1]) < 600
+    now = services.switch_deployment(alice, deployed, Routing(versions[0], versions[1], 25))
+    picks = [services.pick_version(now) for _ in range(2000)]
+    assert 400 < picks.count(versions[1]) < 600
 
 
 @pytest.mark.parametrize(
     ("change", "field", "code"),
     [
-        ({"other": None, "share": 20}, "other", "no_second"),
-        ({"other": 1, "share": 0}, "share", ""),
-        ({"other": 1, "share": 100}, "share", ""),
-        ({"other": 0, "share": 50}, "other", "same_version"),
+        ({"canary": None, "canary_percent": 20}, "canary", "no_second"),
+        ({"canary": 1, "canary_percent": 0}, "canary_percent", ""),
+        ({"canary": 1, "canary_percent": 100}, "canary_percent", ""),
+        ({"canary": 0, "canary_percent": 50}, "canary", "same_version"),
     ],
 )
 def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, field, code):
-    other = None if change["other"] is None else versions[change["other"]]
+    canary = None if change["canary"] is None else versions[change["canary"]]
     with refused(field=field, code=code):
-        services.switch(alice, deployed, Answering(versions[0], other, change["share"]))
+        services.switch_deployment(alice, deployed, Routing(versions[0], canary, change["canary_percent"]))
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
 def test_a_name_that_no_address_could_hold_is_refused(alice, versions, name):
     with refused(field="name"):
-        services.deploy(alice, name, Answering(versions[0]))
+        services.create_deployment(alice, name, Routing(versions[0]))
 
 
 def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versions, deployed):
     mallory = people["mallory"]
     with pytest.raises(NotFound):
-        services.deploy(mallory, "mine", Answering(versions[0]))
+        services.create_deployment(mallory, "mine", Routing(versions[0]))
     own = AdapterVersion.objects.create(
         owner=mallory,
         name="x",
@@ -115,74 +115,74 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
         files={},
     )
     with refused(Conflict, field="name", naming=("lights",)):
-        services.deploy(mallory, "lights", Answering(own))
+        services.create_deployment(mallory, "lights", Routing(own))
     with pytest.raises(NotAllowed):
-        services.switch(mallory, deployed, Answering(own))
+        services.switch_deployment(mallory, deployed, Routing(own))
     assert Deployment.objects.get().version == versions[0]
 
 
 def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
     people, alice, data, versions, deployed
 ):
-    voice = people["alice"].teams.get()
-    Deployment.objects.update(team=voice)
+    team = people["alice"].teams.get()
+    Deployment.objects.update(team=team)
     AdapterVersion.objects.update(team=None)
     deployed.refresh_from_db()
     versions[1].refresh_from_db()
     with refused(Conflict, field="version", naming=("voice",)):
-        services.switch(alice, deployed, Answering(versions[1]))
+        services.switch_deployment(alice, deployed, Routing(versions[1]))
 
 
 def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
     AdapterVersion.objects.update(team=people["alice"].teams.get())
     with refused(NotAllowed):
-        services.deploy(people["vera"], "views", Answering(versions[0]))
-    assert services.deploy(people["bob"], "bobs", Answering(versions[0])).team is not None
+        services.create_deployment(people["vera"], "views", Routing(versions[0]))
+    assert services.create_deployment(people["bob"], "bobs", Routing(versions[0])).team is not None
 
 
 def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(
     alice, versions, deployed
 ):
     with refused(field="name", naming=("lights",)):
-        services.take_down(alice, deployed, "light")
-    services.take_down(alice, deployed, "lights")
+        services.delete_deployment(alice, deployed, "light")
+    services.delete_deployment(alice, deployed, "lights")
     assert not Deployment.objects.exists()
 
 
 def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
     for seconds in (1.0, 1.0, 3.0):
-        answered = usage.Answered(
+        record = usage.RequestRecord(
             deployment_id=deployed.pk,
             version_id=versions[0].pk,
             seconds=seconds,
-            first_seconds=0.5,
+            first_token_seconds=0.5,
             completion_tokens=10,
         )
-        usage.note(answered)
-    usage.note(
-        usage.Answered(
+        usage.log_request(record)
+    usage.log_request(
+        usage.RequestRecord(
             deployment_id=deployed.pk, version_id=versions[1].pk, seconds=9.0, failed=True
         )
     )
-    told = usage.rates(deployed)
-    assert (told["requests"], told["failures"], told["median_seconds"], told["first_seconds"]) == (
+    rates = usage.get_rates(deployed)
+    assert (rates["requests"], rates["failures"], rates["median_seconds"], rates["first_token_seconds"]) == (
         4,
         1,
         1.0,
         0.5,
     )
-    assert told["tokens_per_second"] == pytest.approx(6.0)
-    assert list(Tally.objects.order_by("version_id").values_list("answers", "failures")) == [
+    assert rates["tokens_per_second"] == pytest.approx(6.0)
+    assert list(UsageCounter.objects.order_by("version_id").values_list("answers", "failures")) == [
         (3, 0),
         (0, 1),
     ]
-    assert sorted(row["answers"] for row in usage.by_minute(deployed)) == [0, 3]
+    assert sorted(row["answers"] for row in usage.get_usage_by_minute(deployed)) == [0, 3]
 
 
 def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(
     alice, versions, deployed
 ):
-    gone = deployed.pk
-    services.take_down(alice, deployed, "lights")
-    usage.note(usage.Answered(deployment_id=gone, version_id=versions[0].pk, seconds=1.0))
-    assert not Tally.objects.exists()
+    deployment_id = deployed.pk
+    services.delete_deployment(alice, deployed, "lights")
+    usage.log_request(usage.RequestRecord(deployment_id=deployment_id, version_id=versions[0].pk, seconds=1.0))
+    assert not UsageCounter.objects.exists()

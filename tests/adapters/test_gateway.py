@@ -21,9 +21,9 @@ from adapters.inference import loaded_model
 from adapters.inference.__main__ import start_answering
 from adapters.inference.request_queue import Desk
 from adapters.inference.server import make_app
-from adapters.models import Served, Tally
+from adapters.models import RequestLog, UsageCounter
 from adapters.serving import inference_client, services
-from adapters.serving.services import Answering
+from adapters.serving.services import Routing
 from snapml_site.asgi import application
 from tests.shelf import train_version
 from training.people.models import Scope
@@ -31,27 +31,27 @@ from training.people.tokens import create_token
 
 pytestmark = pytest.mark.django_db(transaction=True)
 MESSAGES = [{"role": "user", "content": "turn on the hall lamp"}]
-ASK = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
+REQUEST = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_tokens": 8}
 
 
 @pytest.fixture
 def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
-    desk = Desk()
-    start_answering(desk)
-    taken = socket.socket()
-    taken.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, "secret"), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+    request_queue = Desk()
+    start_answering(request_queue)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(request_queue, "secret"), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
     settings.INFERENCE_URL, settings.INFERENCE_TOKEN = (
-        f"http://127.0.0.1:{taken.getsockname()[1]}",
+        f"http://127.0.0.1:{listener.getsockname()[1]}",
         "secret",
     )
-    yield desk
+    yield request_queue
     server.should_exit = True
     thread.join(10)
 
@@ -66,121 +66,121 @@ def versions(alice, base_model, data, device, no_bell, engine_once):
 
 @pytest.fixture
 def deployed(alice, versions):
-    return services.deploy(alice, "lights", Answering(versions[0], merge=False))
+    return services.create_deployment(alice, "lights", Routing(versions[0], use_merged=False))
 
 
-def client_of(user, scope=Scope.WRITE):
-    return client_with(create_token(user, "test", scope)[1])
+def create_client(user, scope=Scope.WRITE):
+    return create_client_with_token(create_token(user, "test", scope)[1])
 
 
-def client_with(secret):
+def create_client_with_token(secret):
     transport = httpx.AsyncClient(transport=httpx.ASGITransport(app=application))
     return openai.AsyncOpenAI(
         base_url="http://testserver/v1", api_key=secret, http_client=transport, max_retries=0
     )
 
 
-def text_of(answer):
+def get_text(answer):
     return answer.choices[0].message.content
 
 
 async def test_a_deployment_answers_whole_and_streamed_under_its_own_name_and_is_counted(
     alice, versions, deployed, inference
 ):
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     assert [model.id async for model in client.models.list()] == ["lights"]
-    whole = await client.chat.completions.create(**ASK)
-    assert whole.model == "lights"
-    chunks = [chunk async for chunk in await client.chat.completions.create(**ASK, stream=True)]
+    completion = await client.chat.completions.create(**REQUEST)
+    assert completion.model == "lights"
+    chunks = [chunk async for chunk in await client.chat.completions.create(**REQUEST, stream=True)]
     assert "".join(
         choice.delta.content or "" for chunk in chunks for choice in chunk.choices
-    ) == text_of(whole)
+    ) == get_text(completion)
     assert {chunk.model for chunk in chunks} == {"lights"}
     assert not any(chunk.usage for chunk in chunks)
-    plain = await client.completions.create(
+    text_completion = await client.completions.create(
         model="lights", prompt="turn on", max_tokens=3, temperature=0
     )
-    assert plain.choices[0].text
-    tally = await Tally.objects.aget()
+    assert text_completion.choices[0].text
+    tally = await UsageCounter.objects.aget()
     assert (tally.answers, tally.failures, tally.version_id) == (3, 0, versions[0].pk)
-    assert tally.completion_tokens == whole.usage.completion_tokens * 2 + 3
-    assert await Served.objects.filter(first_seconds__gt=0).acount() == 1
+    assert tally.completion_tokens == completion.usage.completion_tokens * 2 + 3
+    assert await RequestLog.objects.filter(first_token_seconds__gt=0).acount() == 1
 
 
 async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
     alice, versions, deployed, inference
 ):
-    client = await sync_to_async(client_of)(alice)
-    alone = []
+    client = await sync_to_async(create_client)(alice)
+    expected = []
     for version in versions:
-        await sync_to_async(services.switch)(alice, deployed, Answering(version, merge=False))
-        alone.append(text_of(await client.chat.completions.create(**ASK)))
-    assert alone[0] != alone[1]
+        await sync_to_async(services.switch_deployment)(alice, deployed, Routing(version, use_merged=False))
+        expected.append(get_text(await client.chat.completions.create(**REQUEST)))
+    assert expected[0] != expected[1]
 
-    async def ask(number):
+    async def send_request(number):
         await asyncio.sleep(0.02 * number)
-        return text_of(await client.chat.completions.create(**ASK))
+        return get_text(await client.chat.completions.create(**REQUEST))
 
-    async def switch():
+    async def switch_versions():
         for number in range(8):
             await asyncio.sleep(0.1)
-            await sync_to_async(services.switch)(
-                alice, deployed, Answering(versions[number % 2], merge=False)
+            await sync_to_async(services.switch_deployment)(
+                alice, deployed, Routing(versions[number % 2], use_merged=False)
             )
 
-    *answers, _ = await asyncio.gather(*(ask(number) for number in range(40)), switch())
-    assert set(answers) == set(alone)
-    await sync_to_async(services.switch)(alice, deployed, Answering(versions[0], merge=False))
+    *answers, _ = await asyncio.gather(*(send_request(number) for number in range(40)), switch_versions())
+    assert set(answers) == set(expected)
+    await sync_to_async(services.switch_deployment)(alice, deployed, Routing(versions[0], use_merged=False))
     # The next request, not some time later
-    assert text_of(await client.chat.completions.create(**ASK)) == alone[0]
+    assert get_text(await client.chat.completions.create(**REQUEST)) == expected[0]
 
 
 async def test_strangers_get_openais_errors_and_learn_nothing(people, deployed, settings):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
-    mallory = await sync_to_async(client_of)(people["mallory"])
+    mallory = await sync_to_async(create_client)(people["mallory"])
     assert [model.id async for model in mallory.models.list()] == []
     with pytest.raises(openai.NotFoundError) as caught:
-        await mallory.chat.completions.create(**ASK)
+        await mallory.chat.completions.create(**REQUEST)
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.AuthenticationError):
-        await client_with("snapml_wrong").chat.completions.create(**ASK)
+        await create_client_with_token("snapml_wrong").chat.completions.create(**REQUEST)
     with pytest.raises(openai.AuthenticationError):
-        await client_with("snapml_wrong").models.list()
+        await create_client_with_token("snapml_wrong").models.list()
 
 
 async def test_a_token_that_may_only_read_may_ask(alice, deployed, inference):
-    client = await sync_to_async(client_of)(alice, Scope.READ)
-    assert text_of(await client.chat.completions.create(**ASK))
+    client = await sync_to_async(create_client)(alice, Scope.READ)
+    assert get_text(await client.chat.completions.create(**REQUEST))
 
 
 async def test_when_nobody_answers_the_caller_is_told_and_it_counts_as_a_failure(
     alice, deployed, settings
 ):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     with pytest.raises(openai.InternalServerError, match="is down"):
-        await client.chat.completions.create(**ASK)
-    assert (await Tally.objects.aget()).failures == 1
+        await client.chat.completions.create(**REQUEST)
+    assert (await UsageCounter.objects.aget()).failures == 1
 
 
 async def test_folders_are_the_sites_business_whatever_the_caller_sends(
     alice, deployed, inference, tmp_path
 ):
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     answer = await client.chat.completions.create(
-        **ASK, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}}
+        **REQUEST, extra_body={"snapml": {"base": "/etc", "adapter": str(tmp_path)}}
     )
-    assert text_of(answer)
+    assert get_text(answer)
     assert not hasattr(answer, "snapml")
 
 
 async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
     alice, deployed, inference
 ):
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
-        await client.chat.completions.create(**{**ASK, "max_tokens": 5000})
-    assert not await Tally.objects.aexists() or (await Tally.objects.aget()).failures == 0
+        await client.chat.completions.create(**{**REQUEST, "max_tokens": 5000})
+    assert not await UsageCounter.objects.aexists() or (await UsageCounter.objects.aget()).failures == 0
 
 
 # What Python's JSON takes and other readers do not.
@@ -209,11 +209,11 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
     alice, deployed, versions, settings, monkeypatch
 ):
     """As vLLM does it: names only, and `/v1/load_lora_adapter`."""
-    known, seen = set(), []
+    known, paths = set(), []
 
     def vllm(request):
         body = json.loads(request.content)
-        seen.append(request.url.path)
+        paths.append(request.url.path)
         if request.url.path == "/v1/load_lora_adapter":
             known.add(body["lora_name"])
             assert body["lora_path"] == str(versions[0].folder)
@@ -226,7 +226,7 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
             "finish_reason": "stop",
         }
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        told = {
+        payload = {
             "id": "x",
             "object": "chat.completion",
             "created": 1,
@@ -234,18 +234,18 @@ async def test_a_server_that_knows_no_such_adapter_is_told_to_load_it_and_asked_
             "choices": [choice],
             "usage": usage,
         }
-        return httpx.Response(200, json=told)
+        return httpx.Response(200, json=payload)
 
     settings.INFERENCE_URL = "http://vllm"
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     stub = {
         **vars(httpx),
         "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm)),
     }
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
-    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
-    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
-    assert seen == [
+    assert get_text(await client.chat.completions.create(**REQUEST)) == "hello"
+    assert get_text(await client.chat.completions.create(**REQUEST)) == "hello"
+    assert paths == [
         "/v1/chat/completions",
         "/v1/load_lora_adapter",
         "/v1/chat/completions",
@@ -271,26 +271,26 @@ async def test_a_merged_deployment_is_asked_of_another_server_as_its_adapter(
             "message": {"role": "assistant", "content": "hello"},
             "finish_reason": "stop",
         }
-        told = {
+        payload = {
             "id": "x",
             "object": "chat.completion",
             "created": 1,
             "model": body["model"],
             "choices": [choice],
         }
-        return httpx.Response(200, json=told)
+        return httpx.Response(200, json=payload)
 
     monkeypatch.setattr(merge, "is_merged", lambda version: True)
-    assert "adapter" not in inference_client.place_of(versions[0], merge=True)
-    await sync_to_async(type(deployed).objects.update)(merge=True)
+    assert "adapter" not in inference_client.get_model_location(versions[0], use_merged=True)
+    await sync_to_async(type(deployed).objects.update)(use_merged=True)
     settings.INFERENCE_URL = "http://vllm"
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     stub = {
         **vars(httpx),
         "AsyncClient": lambda **_: httpx.AsyncClient(transport=httpx.MockTransport(vllm)),
     }
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
-    assert text_of(await client.chat.completions.create(**ASK)) == "hello"
+    assert get_text(await client.chat.completions.create(**REQUEST)) == "hello"
     assert loaded == [str(versions[0].folder)]
 
 
@@ -301,18 +301,18 @@ async def test_refusals_and_overload_are_no_good_answers(alice, deployed, settin
         lambda _request: httpx.Response(next(statuses), json={"error": {"message": "no"}})
     )
     stub = {**vars(httpx), "AsyncClient": lambda **_: httpx.AsyncClient(transport=busy)}
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     monkeypatch.setattr(inference_client, "httpx", SimpleNamespace(**stub))
     with pytest.raises(openai.BadRequestError):
-        await client.chat.completions.create(**ASK)
+        await client.chat.completions.create(**REQUEST)
     with pytest.raises(openai.RateLimitError):
-        await client.chat.completions.create(**ASK)
-    tally = await Tally.objects.aget()
+        await client.chat.completions.create(**REQUEST)
+    tally = await UsageCounter.objects.aget()
     assert (tally.answers, tally.failures) == (0, 1)
 
 
 async def test_a_deployment_is_found_by_its_name_as_openai_finds_a_model(alice, people, deployed):
-    client = await sync_to_async(client_of)(alice)
+    client = await sync_to_async(create_client)(alice)
     assert (await client.models.retrieve("lights")).id == "lights"
     with pytest.raises(openai.NotFoundError):
-        await (await sync_to_async(client_of)(people["mallory"])).models.retrieve("lights")
+        await (await sync_to_async(create_client)(people["mallory"])).models.retrieve("lights")

@@ -12,7 +12,7 @@ from adapters.programs.gguf_file import export
 from adapters.programs.llama_cpp import BrokenGGUF, answers
 from tests import tiny
 from tests.engine import families
-from tests.shelf import put_on_shelf, train_version
+from tests.shelf import register_version, train_version
 from training.errors import Conflict, NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_lane
@@ -40,29 +40,29 @@ def model(request, tmp_path_factory):
     return folder
 
 
-def order(folder, target, quantisation):
+def order(folder, target, quantization):
     return {
         "model": str(folder),
         "target": str(target),
-        "quantisation": quantisation,
+        "quantization": quantization,
         "prompts": PROMPTS,
     }
 
 
-@pytest.mark.parametrize("quantisation", ["f32", "f16", "q8_0"])
-def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantisation):
-    told = gguf_export.make(order(model, tmp_path / "m.gguf", quantisation))
+@pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0"])
+def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantization):
+    told = gguf_export.make(order(model, tmp_path / "m.gguf", quantization))
     assert told["bytes"] == (tmp_path / "m.gguf").stat().st_size
     figures = told["parity"]
     assert figures["tokens"] > 10
-    assert figures["largest_difference"] < {"f32": 0.01, "f16": 0.05, "q8_0": 0.5}[quantisation]
-    if quantisation == "f32":
+    assert figures["largest_difference"] < {"f32": 0.01, "f16": 0.05, "q8_0": 0.5}[quantization]
+    if quantization == "f32":
         assert figures["same_choice"] > 0.98
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, monkeypatch):
-    def spoilt(folder, target, quantisation):
+    def spoilt(folder, target, quantization):
         from transformers import AutoModelForCausalLM
 
         other = shutil.copytree(folder, tmp_path / "other")
@@ -71,7 +71,7 @@ def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, 
             for parameter in loaded.parameters():
                 parameter.copy_(torch.randn_like(parameter))
         loaded.save_pretrained(other)
-        export(other, target, quantisation)
+        export(other, target, quantization)
 
     monkeypatch.setattr(gguf_export, "export", spoilt)
     with pytest.raises(UserError, match="answers unlike its model"):
@@ -110,12 +110,12 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
     run_lane(PROGRAMS)
     task = gguf.export_gguf(alice, version, "f16")
     with pytest.raises(NotFound):
-        gguf.made_gguf(version, "f16")
+        gguf.get_gguf(version, "f16")
     run_lane(PROGRAMS)
     task.refresh_from_db()
     assert (task.state, task.error) == (JobState.DONE, "")
     assert task.result["parity"]["same_answers"] == task.result["parity"]["prompts"]
-    path = gguf.made_gguf(version, "f16")
+    path = gguf.get_gguf(version, "f16")
     answer = as_alice.get(f"/adapters/{version.pk}/gguf/f16")
     assert answer["Content-Disposition"] == 'attachment; filename="Lights-v1-f16.gguf"'
     assert answer["Content-Length"] == str(path.stat().st_size)
@@ -130,7 +130,7 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
 
 @pytest.mark.django_db
 def test_what_has_no_whole_model_says_so(alice, run):
-    version = put_on_shelf(run)
+    version = register_version(run)
     version.method = "prompt"
     with pytest.raises(Conflict, match="Prompt tuning has no whole model"):
         gguf.export_gguf(alice, version, "f16")

@@ -15,7 +15,7 @@ from adapters.lanes import PROGRAMS
 from adapters.programs import merge as program
 from adapters.programs import parity
 from tests.engine.wrapped_models import CPU
-from tests.shelf import put_on_shelf, train_version
+from tests.shelf import register_version, train_version
 from training.engine.modeling.model import load_base
 from training.errors import Conflict, UserError
 from training.jobs.models import Job, JobState
@@ -39,7 +39,7 @@ def order_of(version):
         "adapter": str(version.folder),
         "method": version.method,
         "target": str(version.merged_folder),
-        "prompts": merge.prompts_of(version),
+        "prompts": merge.get_parity_prompts(version),
     }
 
 
@@ -131,14 +131,14 @@ def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(traine
 
 
 def test_what_cannot_be_merged_is_refused_at_once(run, alice):
-    version = put_on_shelf(run)
+    version = register_version(run)
     version.method = "prefix"
     with pytest.raises(Conflict, match="Prefix tuning cannot be merged"):
         merge.merge_version(alice, version)
 
 
 def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice):
-    version = put_on_shelf(run)
+    version = register_version(run)
     shutil.rmtree(version.folder)
     merge.merge_version(alice, version)
     run_lane(PROGRAMS)

@@ -3,82 +3,82 @@
 import pytest
 
 from adapters.evaluation import votes
-from adapters.evaluation.scores import disagreement, normalised, scores_of
-from adapters.evaluation.significance import Side, holm, p_value, verdicts
+from adapters.evaluation.scores import compute_disagreement, normalize_text, compute_scores
+from adapters.evaluation.significance import Contender, adjust_holm, p_value, build_verdicts
 
 
 def test_each_metric_says_what_its_name_says():
-    told = scores_of("The Kitchen.", "kitchen")
-    assert (told["exact"], told["normalised"], told["rouge_l"]) == (0.0, 1.0, pytest.approx(2 / 3))
-    assert scores_of("kitchen", "kitchen")["chrf"] == pytest.approx(1.0)
-    assert scores_of("anything", " ") == {}
-    assert normalised("  A  cat, the HAT ") == "cat hat"
+    scores = compute_scores("The Kitchen.", "kitchen")
+    assert (scores["exact"], scores["normalized"], scores["rouge_l"]) == (0.0, 1.0, pytest.approx(2 / 3))
+    assert compute_scores("kitchen", "kitchen")["chrf"] == pytest.approx(1.0)
+    assert compute_scores("anything", " ") == {}
+    assert normalize_text("  A  cat, the HAT ") == "cat hat"
 
 
 def test_json_is_scored_by_field_where_json_is_expected():
     expected = '{"intent": "TurnOn", "slots": {"area": "hall", "level": 3}}'
-    told = scores_of('{"slots": {"area": "hall", "level": 4}, "intent": "TurnOn"}', expected)
-    assert (told["json_valid"], told["fields"]) == (1.0, pytest.approx(2 / 3))
-    assert scores_of("TurnOn", expected)["json_valid"] == 0.0
-    assert "json_valid" not in scores_of("yes", "no")
-    assert "json_valid" not in scores_of("3", "3")
-    assert scores_of("[" * 100_000, expected)["fields"] == 0.0
+    scores = compute_scores('{"slots": {"area": "hall", "level": 4}, "intent": "TurnOn"}', expected)
+    assert (scores["json_valid"], scores["fields"]) == (1.0, pytest.approx(2 / 3))
+    assert compute_scores("TurnOn", expected)["json_valid"] == 0.0
+    assert "json_valid" not in compute_scores("yes", "no")
+    assert "json_valid" not in compute_scores("3", "3")
+    assert compute_scores("[" * 100_000, expected)["fields"] == 0.0
 
 
 def test_replies_disagree_from_not_at_all_to_altogether():
-    assert disagreement(["yes", "Yes.", "yes"]) == 0.0
-    assert disagreement(["a b", "b c", "c d"]) == 1.0
-    assert disagreement(["yes"]) == 0.0
+    assert compute_disagreement(["yes", "Yes.", "yes"]) == 0.0
+    assert compute_disagreement(["a b", "b c", "c d"]) == 1.0
+    assert compute_disagreement(["yes"]) == 0.0
 
 
-def side(name, metric, values, **more):
-    return Side(name=name, rows={row: {metric: value} for row, value in enumerate(values)}, **more)
+def make_contender(name, metric, values, **more):
+    return Contender(name=name, rows={row: {metric: value} for row, value in enumerate(values)}, **more)
 
 
 def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
-    better = side("v3", "exact", [1.0] * 78 + [0.0] * 22, size_bytes=100, tokens_per_second=88.0)
-    worse = side("v2", "exact", [1.0] * 60 + [0.0] * 40, size_bytes=100, tokens_per_second=100.0)
-    (told,) = verdicts([worse, better])
-    assert told.sure
-    assert told.winner == "v3"
+    better = make_contender("v3", "exact", [1.0] * 78 + [0.0] * 22, size_bytes=100, tokens_per_second=88.0)
+    worse = make_contender("v2", "exact", [1.0] * 60 + [0.0] * 40, size_bytes=100, tokens_per_second=100.0)
+    (verdict,) = build_verdicts([worse, better])
+    assert verdict.is_significant
+    assert verdict.winner == "v3"
     assert (
-        told.words
+        verdict.message
         == "v3 beats v2 on exact match, 78 % against 60 % on 100 rows, p < 0.001; same size; 12 % "
         "slower."
     )
 
 
 def test_a_difference_that_chance_explains_is_none():
-    (told,) = verdicts(
-        [side("v1", "exact", [1.0] * 6 + [0.0] * 6), side("v2", "exact", [1.0] * 5 + [0.0] * 7)]
+    (verdict,) = build_verdicts(
+        [make_contender("v1", "exact", [1.0] * 6 + [0.0] * 6), make_contender("v2", "exact", [1.0] * 5 + [0.0] * 7)]
     )
-    assert not told.sure
-    assert told.words.startswith(
+    assert not verdict.is_significant
+    assert verdict.message.startswith(
         "No difference shown between v1 and v2: exact match 50 % against 42 %"
     )
 
 
 def test_lower_perplexity_is_better():
-    (told,) = verdicts(
+    (verdict,) = build_verdicts(
         [
-            side("v1", "perplexity", [2.0 + i / 100 for i in range(20)]),
-            side("v2", "perplexity", [1.0 + i / 90 for i in range(20)]),
+            make_contender("v1", "perplexity", [2.0 + i / 100 for i in range(20)]),
+            make_contender("v2", "perplexity", [1.0 + i / 90 for i in range(20)]),
         ]
     )
-    assert told.words.startswith("v2 beats v1 on perplexity of the answer, 1.11 against 2.09")
+    assert verdict.message.startswith("v2 beats v1 on perplexity of the answer, 1.11 against 2.09")
 
 
 def test_too_few_rows_are_too_few():
-    (told,) = verdicts([side("v1", "exact", [1.0] * 5), side("v2", "exact", [0.0] * 5)])
-    assert "too few scored rows" in told.words
+    (verdict,) = build_verdicts([make_contender("v1", "exact", [1.0] * 5), make_contender("v2", "exact", [0.0] * 5)])
+    assert "too few scored rows" in verdict.message
 
 
 def test_p_values_are_those_of_the_published_tests():
     ours, theirs = [1.0] * 8 + [0.0] * 2, [0.0] * 8 + [1.0] * 2
     # Binomial, 8 of 10, two-sided
-    assert p_value(ours, theirs, counts=True) == pytest.approx(0.109375)
-    assert p_value([1.0], [1.0], counts=True) == 1.0
-    assert holm([0.01, 0.04, 0.03]) == [
+    assert p_value(ours, theirs, is_binary=True) == pytest.approx(0.109375)
+    assert p_value([1.0], [1.0], is_binary=True) == 1.0
+    assert adjust_holm([0.01, 0.04, 0.03]) == [
         pytest.approx(0.03),
         pytest.approx(0.06),
         pytest.approx(0.06),
@@ -98,68 +98,68 @@ def test_a_half_point_of_a_tie_widens_the_interval_to_both_sides():
 
 def test_where_exact_answers_say_nothing_the_surprise_may():
     rows = range(20)
-    one = Side(name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows})
-    two = Side(name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows})
-    (told,) = verdicts([one, two])
-    assert told.words.startswith(
+    one = Contender(name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows})
+    two = Contender(name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows})
+    (verdict,) = build_verdicts([one, two])
+    assert verdict.message.startswith(
         "v1 beats v2 on perplexity of the answer, 1.6 against 1.99 on 20 rows, p < 0.001"
     )
-    three = Side(
+    three = Contender(
         name="v3",
         rows={row: {"exact": float(row == 0), "perplexity": 1.9 + row / 100} for row in rows},
     )
-    (told,) = verdicts([one, three])
-    assert told.words.startswith(
+    (verdict,) = build_verdicts([one, three])
+    assert verdict.message.startswith(
         "No difference shown between v3 and v1: exact match 5 % against 0 %"
     )
-    assert told.words.endswith(
+    assert verdict.message.endswith(
         "v1 is less surprised by the expected answers than v3: perplexity 1.6 against 1.99, p < "
         "0.001."
     )
 
 
 def test_what_the_fields_show_is_told_where_exact_answers_show_nothing():
-    first = Side(
+    first = Contender(
         name="v1", rows={row: {"exact": float(row < 5), "fields": 0.8} for row in range(40)}
     )
-    second = Side(
+    second = Contender(
         name="v2", rows={row: {"exact": float(row < 4), "fields": 0.6} for row in range(40)}
     )
-    (told,) = verdicts([first, second])
-    assert told.sure and told.winner == "v1"
-    assert told.words == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
+    (verdict,) = build_verdicts([first, second])
+    assert verdict.is_significant and verdict.winner == "v1"
+    assert verdict.message == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
 
 
 def test_two_findings_of_which_each_is_sure_are_both_told():
-    first = Side(
+    first = Contender(
         name="v1", rows={row: {"exact": float(row < 30), "fields": 0.7} for row in range(40)}
     )
-    second = Side(
+    second = Contender(
         name="v2", rows={row: {"exact": float(row < 4), "fields": 0.9} for row in range(40)}
     )
-    (told,) = verdicts([first, second])
-    assert told.words.startswith(
+    (verdict,) = build_verdicts([first, second])
+    assert verdict.message.startswith(
         "v1 beats v2 on exact match, 75 % against 10 % on 40 rows, p < 0.001."
     )
-    assert told.words.endswith("v2 is better on fields right: 90 % against 70 %, p < 0.001.")
+    assert verdict.message.endswith("v2 is better on fields right: 90 % against 70 %, p < 0.001.")
 
 
 def test_where_nothing_is_shown_all_that_was_tested_is_named():
-    first = Side(
+    first = Contender(
         name="v1",
         rows={row: {"exact": float(row < 5), "fields": 0.8 + row % 2 / 10} for row in range(12)},
     )
-    second = Side(
+    second = Contender(
         name="v2",
         rows={row: {"exact": float(row < 4), "fields": 0.9 - row % 2 / 10} for row in range(12)},
     )
-    (told,) = verdicts(
-        [first, Side(name="v2", rows={**second.rows, 0: {"exact": 1.0, "fields": 0.5}})]
+    (verdict,) = build_verdicts(
+        [first, Contender(name="v2", rows={**second.rows, 0: {"exact": 1.0, "fields": 0.5}})]
     )
-    assert told.words.startswith(
+    assert verdict.message.startswith(
         "No difference shown between v1 and v2: exact match 42 % against 33 % on 12 rows, p = 1"
     )
-    assert "nor on fields right" in told.words
+    assert "nor on fields right" in verdict.message
 
 
 def test_a_finding_is_weighed_against_all_that_was_tested():
@@ -169,28 +169,28 @@ def test_a_finding_is_weighed_against_all_that_was_tested():
     same = {"exact": 1.0, "fields": 1.0}
     ours = {row: 1.0 + row / 100 for row in range(12)}
     theirs = {row: value + (0.5 + row / 50 if row < 11 else -0.9) for row, value in ours.items()}
-    alone = [
-        Side(name=name, rows={row: {"perplexity": p} for row, p in one.items()})
+    contenders = [
+        Contender(name=name, rows={row: {"perplexity": p} for row, p in one.items()})
         for name, one in (("v1", ours), ("v2", theirs))
     ]
-    beside = [
-        Side(name=one.name, rows={row: {**scores, **same} for row, scores in one.rows.items()})
-        for one in alone
+    tied_contenders = [
+        Contender(name=one.name, rows={row: {**scores, **same} for row, scores in one.rows.items()})
+        for one in contenders
     ]
-    assert verdicts(alone)[0].sure
-    assert not verdicts(beside)[0].sure
+    assert build_verdicts(contenders)[0].is_significant
+    assert not build_verdicts(tied_contenders)[0].is_significant
 
 
 def test_perplexities_of_two_bases_are_not_compared():
-    one = Side(
+    one = Contender(
         name="v1",
         base=1,
         rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in range(20)},
     )
-    two = Side(
+    two = Contender(
         name="v2",
         base=2,
         rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in range(20)},
     )
-    (told,) = verdicts([one, two])
-    assert not told.sure and "perplexity" not in told.words
+    (verdict,) = build_verdicts([one, two])
+    assert not verdict.is_significant and "perplexity" not in verdict.message

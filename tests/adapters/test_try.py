@@ -10,36 +10,36 @@ from asgiref.sync import async_to_sync
 
 from adapters.models import file_stem
 from adapters.serving import inference_client, playground
-from tests.shelf import put_on_shelf
+from tests.shelf import register_version
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
 def adapter(run):
-    return put_on_shelf(run, name="Lamps ☀ \r\n", number=2, weights=b"weights" * 100_000)
+    return register_version(run, name="Lamps ☀ \r\n", number=2, weights=b"weights" * 100_000)
 
 
 BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
-    request = playground.question(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
-    place = {
+    request = playground.build_request(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
+    location = {
         "base": str(base_model.folder),
-        "quantised": False,
+        "quantized": False,
         "adapter": str(adapter.folder),
         "sha256": "a",
     }
-    assert request["snapml"] == place
-    assert playground.question(adapter, {**BODY, "who": "base"})["snapml"] == {
+    assert request["snapml"] == location
+    assert playground.build_request(adapter, {**BODY, "who": "base"})["snapml"] == {
         "base": str(base_model.folder),
-        "quantised": False,
+        "quantized": False,
     }
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"messages": []}, "Write a message first"),
         ({"messages": "hi"}, "Write a message first"),
@@ -52,7 +52,7 @@ def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapte
         ({"max_tokens": True}, "from 1 to 2048"),
     ],
 )
-def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, words):
+def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, message):
     answer = as_alice.post(
         f"/adapters/{adapter.pk}/try",
         json.dumps({**BODY, **change}),
@@ -60,7 +60,7 @@ def test_a_question_that_cannot_be_asked_says_why(as_alice, adapter, change, wor
         HTTP_ACCEPT="application/json",
     )
     assert answer.status_code == 400
-    assert words in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("body", ["{nope", "[]", '"x"'])
@@ -71,19 +71,19 @@ def test_what_is_no_json_object_is_refused(as_alice, adapter, body):
     assert answer.status_code == 400
 
 
-async def whole(pieces):
-    return b"".join([piece async for piece in pieces])
+async def read_bytes(chunks):
+    return b"".join([piece async for piece in chunks])
 
 
-async def heard(pieces):
-    return (await whole(pieces)).decode()
+async def read_text(chunks):
+    return (await read_bytes(chunks)).decode()
 
 
 async def test_when_it_is_down_the_page_says_so(settings):
     settings.INFERENCE_URL = "http://127.0.0.1:9"
-    assert "is down" in await heard(playground.answer({}))
+    assert "is down" in await read_text(playground.stream_answer({}))
     settings.INFERENCE_URL = ""
-    assert "is down" in await heard(playground.answer({}))
+    assert "is down" in await read_text(playground.stream_answer({}))
 
 
 async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
@@ -93,13 +93,13 @@ async def test_when_it_is_busy_the_page_says_so(settings, monkeypatch):
     )
     client = httpx.AsyncClient
     monkeypatch.setattr(inference_client.httpx, "AsyncClient", lambda **_k: client(transport=busy))
-    assert "Busy: 8 are being answered." in await heard(playground.answer({}))
+    assert "Busy: 8 are being answered." in await read_text(playground.stream_answer({}))
 
 
 def test_the_zip_holds_the_files_as_they_are_under_a_safe_name(as_alice, adapter):
     answer = as_alice.get(f"/adapters/{adapter.pk}/download")
     assert answer["Content-Disposition"] == 'attachment; filename="Lamps-v2.zip"'
-    archive = zipfile.ZipFile(io.BytesIO(async_to_sync(whole)(answer.streaming_content)))
+    archive = zipfile.ZipFile(io.BytesIO(async_to_sync(read_bytes)(answer.streaming_content)))
     assert archive.read("Lamps-v2/adapter_model.safetensors") == b"weights" * 100_000
     assert len(archive.namelist()) == 2
 

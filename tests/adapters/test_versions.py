@@ -14,12 +14,12 @@ from django.utils import timezone
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training
 from adapters.registry import services as registry_services
-from adapters.registry.provenance import record_of
+from adapters.registry.provenance import build_provenance
 from adapters.serving import services as serving_services
-from adapters.serving.services import Answering
+from adapters.serving.services import Routing
 from tests import tiny
 from tests.refusals import refused
-from tests.shelf import put_on_shelf, train_version
+from tests.shelf import register_version, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
 from training.gpus.models import Allocation, Device
@@ -36,33 +36,33 @@ def trained(alice, base_model, data, device, no_bell, engine_once):
 
 
 def test_a_version_keeps_what_was_true_when_it_was_made(trained, data, base_model):
-    record = trained.record
-    assert record["settings"]["rank"] == tiny.SETTINGS["rank"]
-    assert record["data"] == {
+    provenance = trained.provenance
+    assert provenance["settings"]["rank"] == tiny.SETTINGS["rank"]
+    assert provenance["data"] == {
         "name": "Lights v1",
         "digest": data.digest,
         "train_rows": data.train_rows,
         "heldout_rows": data.heldout_rows,
     }
-    assert record["base"]["name"] == base_model.name
+    assert provenance["base"]["name"] == base_model.name
     assert set(trained.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert trained.sha256 == trained.files["adapter_model.safetensors"]["sha256"]
     trained.run.delete()
     trained.refresh_from_db()
     assert trained.run is None
-    assert trained.record["run"]["name"] == "Lights"
+    assert trained.provenance["run"]["name"] == "Lights"
 
 
 def test_the_same_weights_are_one_version_and_new_ones_another(trained):
     run = trained.run
-    registry_services.keep(run, read_result(run.folder))
+    registry_services.register_run_result(run, read_result(run.folder))
     assert run.versions.count() == 1
     weights = run.folder / "adapter" / "adapter_model.safetensors"
     from safetensors.torch import load_file, save_file
 
     save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
     before = trained.folder.joinpath("adapter_model.safetensors").read_bytes()
-    registry_services.keep(run, read_result(run.folder))
+    registry_services.register_run_result(run, read_result(run.folder))
     assert [version.number for version in run.versions.order_by("number")] == [1, 2]
     assert trained.folder.joinpath("adapter_model.safetensors").read_bytes() == before
 
@@ -73,14 +73,14 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
     run = trained.run
     steps = kept_steps(run)
     assert len(steps) >= 2
-    version = registry_services.keep_checkpoint(alice, run, steps[0])
+    version = registry_services.register_checkpoint(alice, run, steps[0])
     assert (version.step, version.number) == (steps[0], 2)
     assert not {"state.safetensors", "state.json", "manifest.json"} & set(version.files)
-    assert registry_services.keep_checkpoint(alice, run, steps[0]) == version
+    assert registry_services.register_checkpoint(alice, run, steps[0]) == version
     with refused(NotFound, naming=(999,)):
-        registry_services.keep_checkpoint(alice, run, 999)
+        registry_services.register_checkpoint(alice, run, 999)
     with pytest.raises(NotAllowed):
-        registry_services.keep_checkpoint(people["mallory"], run, steps[0])
+        registry_services.register_checkpoint(people["mallory"], run, steps[0])
 
 
 def test_a_run_goes_on_from_a_versions_weights(
@@ -94,13 +94,13 @@ def test_a_run_goes_on_from_a_versions_weights(
     from safetensors.torch import load_file
 
     name = "adapter_model.safetensors"
-    was, now = load_file(trained.folder / name), load_file(run.folder / "adapter" / name)
-    assert all((now[key] - value).abs().max() < 1e-6 for key, value in was.items())
-    registry_services.keep(Run.objects.get(pk=run.pk), read_result(run.folder))
+    before, after = load_file(trained.folder / name), load_file(run.folder / "adapter" / name)
+    assert all((after[key] - value).abs().max() < 1e-6 for key, value in before.items())
+    registry_services.register_run_result(Run.objects.get(pk=run.pk), read_result(run.folder))
     child = AdapterVersion.objects.get(run=run)
     assert (child.parent, child.name, child.number) == (trained, "Lights", 2)
-    tree = actions.lineage(alice, child)
-    assert [(one.version, one.depth, one.here) for one in tree] == [
+    tree = actions.build_lineage(alice, child)
+    assert [(one.version, one.depth, one.is_current) for one in tree] == [
         (trained, 0, False),
         (child, 1, True),
     ]
@@ -137,7 +137,7 @@ def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, ali
     form = {name: str(value) for name, value in run.config.items() if not isinstance(value, bool)}
     form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
     form["accepted_warnings"] = [
-        mark for _, mark in client.post("/runs/new/card", form).context["forecast"]["warnings"]
+        warning_id for _, warning_id in client.post("/runs/new/card", form).context["forecast"]["warnings"]
     ]
     answer = client.post("/runs/new", form)
     assert answer.status_code == 302, answer.context["error"]
@@ -193,7 +193,7 @@ def test_a_version_whose_data_is_gone_goes_on_with_other_data(alice, people, tra
 def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
     alice, people, trained
 ):
-    deployed = serving_services.deploy(alice, "lights", Answering(trained))
+    deployed = serving_services.create_deployment(alice, "lights", Routing(trained))
     with pytest.raises(UserError, match="Type the name, Lights v1"):
         actions.delete_version(alice, trained, "Lights")
     with refused(Conflict, naming=("Lights v1", "lights")):
@@ -211,27 +211,27 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
 
 
 def test_tags_and_notes_are_checked_as_a_runs_are(alice, people, run):
-    version = put_on_shelf(run)
-    actions.describe_version(alice, version, tags="candidate, production", notes="ok")
+    version = register_version(run)
+    actions.update_version(alice, version, tags="candidate, production", notes="ok")
     assert version.tag_list == ["candidate", "production"]
     with pytest.raises(UserError, match="odd characters"):
-        actions.describe_version(alice, version, tags="<b>")
+        actions.update_version(alice, version, tags="<b>")
     with pytest.raises(NotAllowed):
-        actions.describe_version(people["bob"], version, tags="x")
+        actions.update_version(people["bob"], version, tags="x")
 
 
 def test_the_lineage_shows_only_what_one_may_see(alice, people, run):
-    parent = put_on_shelf(run, number=1)
-    child = put_on_shelf(run, number=2, parent=parent)
-    stranger = put_on_shelf(run, number=3, parent=child)
-    AdapterVersion.objects.filter(pk=stranger.pk).update(owner=people["mallory"], team=None)
-    assert [one.version.number for one in actions.lineage(alice, child)] == [1, 2]
+    parent = register_version(run, number=1)
+    child = register_version(run, number=2, parent=parent)
+    hidden = register_version(run, number=3, parent=child)
+    AdapterVersion.objects.filter(pk=hidden.pk).update(owner=people["mallory"], team=None)
+    assert [one.version.number for one in actions.build_lineage(alice, child)] == [1, 2]
 
 
 def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
-    version = put_on_shelf(run, weights=b"x" * 5000)
-    told = actions.disk_use(alice)
-    assert told["adapters"] == [
+    version = register_version(run, weights=b"x" * 5000)
+    usage = actions.get_disk_usage(alice)
+    assert usage["adapters"] == [
         {
             "owner": "alice",
             "name": "Lights",
@@ -240,21 +240,21 @@ def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
             "merged": 0,
         }
     ]
-    assert told["runs"][0]["bytes"] > 100
-    assert told["owners"][0]["bytes"] == version.size_bytes
-    assert actions.disk_use(people["mallory"])["adapters"] == []
+    assert usage["runs"][0]["bytes"] > 100
+    assert usage["owners"][0]["bytes"] == version.size_bytes
+    assert actions.get_disk_usage(people["mallory"])["adapters"] == []
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
     from training.runs.run_files import kept_steps
 
-    def gone(source, *_given, **_more):
+    def fail_copy(source, *_args, **_kwargs):
         shutil.rmtree(source)
         raise shutil.Error([(str(source), "", "gone")])
 
-    monkeypatch.setattr(shutil, "copytree", gone)
+    monkeypatch.setattr(shutil, "copytree", fail_copy)
     with pytest.raises(Conflict, match="replaced by a newer one"):
-        registry_services.keep_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
+        registry_services.register_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
     assert not list(trained.run.folder.glob(".shelf-*"))
 
 
@@ -277,27 +277,27 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
             time=line["time"],
             payload=line,
         )
-    version = registry_services.keep_checkpoint(alice, run, step)
+    version = registry_services.register_checkpoint(alice, run, step)
     assert version.eval_loss == (expected[-1] if expected else None)
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(trained, alice, run):
     actions.delete_version(alice, trained, str(trained))
-    registry_services.keep(trained.run, read_result(trained.run.folder))
+    registry_services.register_run_result(trained.run, read_result(trained.run.folder))
     assert trained.run.versions.get().number == trained.number + 1
 
 
 def test_a_version_is_offered_for_comparison_with_what_it_came_from_or_came_after(run):
-    first, second = put_on_shelf(run), put_on_shelf(run, number=2)
-    assert first.before is None
-    assert second.before == first
-    other = put_on_shelf(run, number=3, parent=first)
-    assert other.before == first
+    first, second = register_version(run), register_version(run, number=2)
+    assert first.comparison_default is None
+    assert second.comparison_default == first
+    other = register_version(run, number=3, parent=first)
+    assert other.comparison_default == first
 
 
 def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
     client.force_login(people["vera"])
-    page = client.get(f"/adapters/{put_on_shelf(run).pk}").content.decode()
+    page = client.get(f"/adapters/{register_version(run).pk}").content.decode()
     assert "Its owner, alice, can merge it" in page
     assert "Push to a hub" not in page
 
@@ -318,11 +318,11 @@ def test_a_run_from_a_version_has_no_trials(alice, trained):
 def test_a_kept_checkpoint_cost_its_share_of_the_runs_time(trained):
     run, now = trained.run, timezone.now()
     Allocation.objects.filter(run_id=run.pk).delete()
-    held = {"started_at": now - timedelta(seconds=100), "released_at": now}
+    period = {"started_at": now - timedelta(seconds=100), "released_at": now}
     Allocation.objects.create(
-        device=Device.objects.get(), run_id=run.pk, user=run.owner, reserved_bytes=1, **held
+        device=Device.objects.get(), run_id=run.pk, user=run.owner, reserved_bytes=1, **period
     )
     Run.objects.filter(pk=run.pk).update(step=10)
     run.refresh_from_db()
-    assert record_of(run, 10)["device_seconds"] == pytest.approx(100)
-    assert record_of(run, 4)["device_seconds"] == pytest.approx(40)
+    assert build_provenance(run, 10)["device_seconds"] == pytest.approx(100)
+    assert build_provenance(run, 4)["device_seconds"] == pytest.approx(40)

@@ -20,7 +20,7 @@ from training.engine.modeling.weights import write_weights
 from training.errors import UserError
 
 
-def saved(folder, method, target, **more):
+def save_adapter(folder, method, target, **more):
     _, model, start, _ = make_wrapped_model(folder, method, steps=4, **more)
     target.mkdir()
     write_weights(model, target, start)
@@ -41,22 +41,22 @@ def saved(folder, method, target, **more):
 )
 def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, method, more):
     base = families.save_family_model(family, tmp_path / "base")
-    folder = saved(base, method, tmp_path / "adapter", **more)
+    folder = save_adapter(base, method, tmp_path / "adapter", **more)
     before = load_base(base, torch.float32, CPU).state_dict()
     after = (
         load_base(folder, torch.float32, CPU)
         if method == "full"
         else merge_adapter(base, folder, method, torch.float32)
     ).state_dict()
-    seen = 0
+    count = 0
     for module, make_update in updates_of(folder, method):
         weight = before[f"{module}.weight"]
         update, true = make_update(weight), after[f"{module}.weight"] - weight
         assert update.norm() == pytest.approx(float(true.norm()), rel=1e-3, abs=1e-6)
         full = update.up if update.down is None else update.up @ update.down
         assert (full - true).abs().max() < 1e-5
-        seen += 1
-    assert seen >= 4
+        count += 1
+    assert count >= 4
 
 
 def test_the_first_directions_are_those_of_the_singular_value_decomposition():
@@ -64,25 +64,25 @@ def test_the_first_directions_are_those_of_the_singular_value_decomposition():
     up, down = torch.randn(40, 4), torch.randn(4, 30)
     true = torch.linalg.svd(up @ down)[0][:, :3]
     for update in (Update(up, down), Update(up @ down)):
-        found = update.left(3)
-        assert torch.linalg.matrix_norm(true.T @ found) ** 2 / 3 == pytest.approx(1.0, abs=1e-4)
+        directions = update.left(3)
+        assert torch.linalg.matrix_norm(true.T @ directions) ** 2 / 3 == pytest.approx(1.0, abs=1e-4)
     assert Update(torch.zeros(40, 4), down).left(3).shape[1] == 0
 
 
 def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
     base = families.save_family_model("llama", tmp_path / "base")
-    one = saved(base, "lora", tmp_path / "one")
-    other = saved(base, "lora", tmp_path / "other", rank=4, alpha=8)
+    one = save_adapter(base, "lora", tmp_path / "one")
+    other = save_adapter(base, "lora", tmp_path / "other", rank=4, alpha=8)
     members = [
         {"key": key, "method": "lora", "base": str(base), "folder": str(f)}
         for key, f in (("1", one), ("2", one), ("3", other))
     ]
-    told = weight_analysis.compare({"members": members, "prompts": []})
-    assert all(value == pytest.approx(1.0, abs=1e-4) for value in told["alike"]["1,2"].values())
-    assert all(0 <= value < 0.999 for value in told["alike"]["1,3"].values())
-    assert told["moved"]["1"] == told["moved"]["2"]
-    assert told["outputs"] == {}
-    assert {tuple(place) for place in told["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
+    result = weight_analysis.compare({"members": members, "prompts": []})
+    assert all(value == pytest.approx(1.0, abs=1e-4) for value in result["alike"]["1,2"].values())
+    assert all(0 <= value < 0.999 for value in result["alike"]["1,3"].values())
+    assert result["moved"]["1"] == result["moved"]["2"]
+    assert result["outputs"] == {}
+    assert {tuple(axes) for axes in result["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
 
 
 def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
@@ -104,24 +104,24 @@ def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
         for method, run in runs.items()
     ]
     with torch.no_grad():
-        told = weight_analysis.compare(
+        result = weight_analysis.compare(
             {"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]}
         )
-    assert set(told["moved"]) == {"lora"}
-    assert len(told["outputs"]) == 6
-    assert all(0 < value <= 1.0001 for value in told["outputs"].values())
-    json.dumps(told)
+    assert set(result["moved"]) == {"lora"}
+    assert len(result["outputs"]) == 6
+    assert all(0 < value <= 1.0001 for value in result["outputs"].values())
+    json.dumps(result)
 
 
 def test_cka_forgets_rotation_and_scale_and_knows_strangers():
     torch.manual_seed(0)
     x = torch.randn(200, 8)
-    turn = torch.linalg.qr(torch.randn(8, 8))[0]
-    assert cka(x, 3 * x @ turn) == pytest.approx(1.0, abs=1e-4)
+    rotation = torch.linalg.qr(torch.randn(8, 8))[0]
+    assert cka(x, 3 * x @ rotation) == pytest.approx(1.0, abs=1e-4)
     assert cka(x, torch.randn(200, 8)) < 0.2
 
 
-def renamed(base, change):
+def rename_tensors(base, change):
     """The base's file with other names, as a hub may have them."""
     path = next(base.glob("*.safetensors"))
     save_file(
@@ -131,18 +131,18 @@ def renamed(base, change):
 
 def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_path):
     base = families.save_family_model("gpt2", tmp_path / "base")
-    folder = saved(base, "lora", tmp_path / "adapter")
+    folder = save_adapter(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
     before = weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"]
-    renamed(base, lambda name: name.removeprefix("transformer."))
+    rename_tensors(base, lambda name: name.removeprefix("transformer."))
     assert weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"] == before
     assert before and all(before.values())
 
 
 def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_empty_map(tmp_path):
     base = families.save_family_model("llama", tmp_path / "base")
-    folder = saved(base, "lora", tmp_path / "adapter")
-    renamed(base, lambda name: name.replace("q_proj", "query"))
+    folder = save_adapter(base, "lora", tmp_path / "adapter")
+    rename_tensors(base, lambda name: name.replace("q_proj", "query"))
     with pytest.raises(UserError, match="has no weight 'model"):
         weight_analysis.compare(
             {

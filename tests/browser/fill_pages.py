@@ -74,23 +74,23 @@ def make_upload(alice):
 def make_versions(alice):
     from adapters.models import PromptSet, Reply
     from adapters.serving import services
-    from tests.shelf import put_on_shelf
+    from tests.shelf import register_version
     from training.runs.models import Run
 
     run = Run.objects.get(pk=1)
     made = [
-        put_on_shelf(run, name=LONG, number=number, eval_loss=1.5, tags=",candidate,")
+        register_version(run, name=LONG, number=number, eval_loss=1.5, tags=",candidate,")
         for number in range(1, 111)
     ]
-    answering = services.Answering(made[0], made[1], 20, merge=False)
-    services.deploy(alice, "lamps", answering)
+    answering = services.Routing(made[0], made[1], 20, use_merged=False)
+    services.create_deployment(alice, "lamps", answering)
     messages = [{"role": "user", "content": "Long words " * 30}]
     prompts = PromptSet.objects.create(
         owner=alice,
         name="Sixty prompts with a long name " * 3,
         rows=[{"messages": messages, "expected": "yes, it is"} for _ in range(60)],
     )
-    scores = {"exact": 0.0, "normalised": 0.0, "rouge_l": 0.5, "chrf": 0.5, "perplexity": 2.0}
+    scores = {"exact": 0.0, "normalized": 0.0, "rouge_l": 0.5, "chrf": 0.5, "perplexity": 2.0}
     Reply.objects.bulk_create(
         Reply(
             prompts=prompts,

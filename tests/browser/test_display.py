@@ -100,7 +100,7 @@ def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
     moved = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
     result = {"moved": moved, "layers": layers, "alike": {}, "outputs": {}, "overlaps": []}
     versions = [{"id": pk, "name": f"Version {pk}"} for pk in (1, 2)]
-    answer = json.dumps({"stage": "done", "result": result, "versions": versions})
+    answer = json.dumps({"state": "done", "result": result, "versions": versions})
     page.route("**/adapters/compare/weights", lambda route: route.fulfill(body=answer))
     page.goto(f"{stage.address}/adapters/compare?v=1&v=2")
     expect(page.locator("[data-maps] svg.main-svg .heatmaplayer image")).to_have_count(2)

@@ -149,12 +149,12 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
 
 
 def test_the_adapters_card_tells_the_plan(alice, ready):
-    from adapters.registry.model_card import Measured, card_of
+    from adapters.registry.model_card import EvalResult, build_card
 
     run = launch_run(
         alice, base_model=ready.model, data=ready.data, auto=auto.AutoRequest(), name="Lamps <b>"
     )
-    text = card_of(run, Measured(step=5, eval_loss=1.25))
+    text = build_card(run, EvalResult(step=5, eval_loss=1.25))
     assert (
         "**method = lora**: LoRA fits" in text
         and "Held-out loss: 1.2500 nats" in text

@@ -9,7 +9,7 @@ from adapters.evaluation.benchmark import BENCHMARK_METHODS
 from adapters.export import gguf
 from adapters.models import Deployment, PromptSet
 from tests import tiny
-from tests.shelf import put_on_shelf
+from tests.shelf import register_version
 from training.datasets.models import Upload
 from training.errors import UserError
 from training.jobs.models import Job
@@ -46,17 +46,17 @@ def things(run, base_model, data, alice, device):
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "0").write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)))
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
-    version = put_on_shelf(run)
+    version = register_version(run)
     Deployment.objects.create(**shared, name="halve", version=version)
-    params = {"quantisation": "f16"}
+    params = {"quantization": "f16"}
     job = enqueue(alice, gguf.KIND, f"{version.pk}:f16", subjects=[version], params=params)
     Job.objects.filter(pk=job.pk).update(state="done")
-    gguf.gguf_file(version, "f16").parent.mkdir(parents=True, exist_ok=True)
-    gguf.gguf_file(version, "f16").write_bytes(b"GGUF")
+    gguf.gguf_path(version, "f16").parent.mkdir(parents=True, exist_ok=True)
+    gguf.gguf_path(version, "f16").write_bytes(b"GGUF")
     rows = [{"messages": [{"role": "user", "content": "hi"}], "expected": "yes"}]
     return {
-        "other_id": put_on_shelf(run, number=2).pk,
-        "quantisation": "f16",
+        "other_id": register_version(run, number=2).pk,
+        "quantization": "f16",
         "prompts_id": PromptSet.objects.create(**shared, name="Two", rows=rows).pk,
         "run_id": run.pk,
         "dataset_id": data.dataset_id,

@@ -37,8 +37,8 @@ OWNED = {
     "deployment",
     "deployment-live",
     "deployment-minutes",
-    "bakeoff",
-    "bakeoff-export",
+    "benchmark",
+    "benchmark-export",
 }
 # What changes a thing: the owner, leads of its team and admins.
 CHANGING = {
@@ -68,7 +68,7 @@ CHANGING = {
     "deployment-switch",
     "deployment-back",
     "deployment-down",
-    "bakeoff-ask",
+    "benchmark-ask",
 }
 # Everybody who is signed in; what is in them is each person's own.
 SHARED = {
@@ -101,7 +101,7 @@ SHARED = {
     "adapter-import",
     "deployments",
     "deployment-new",
-    "bakeoff-new",
+    "benchmark-new",
     "password",
     "account",
     "token-new",

@@ -173,7 +173,7 @@ BODIES = {
     "delete /adapters/{adapter_id}": {"name": "x"},
     "post /comparisons/prompts": {"text": "hello"},
     "post /adapters/{adapter_id}/push": {"repository": "alice/lights", "token": "hf_0123456789"},
-    "post /adapters/{adapter_id}/gguf": {"quantisation": "f16"},
+    "post /adapters/{adapter_id}/gguf": {"quantization": "f16"},
 }
 
 

@@ -123,8 +123,8 @@ def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):
 def test_no_page_asks_the_database_once_a_row(
     as_alice, run, monkeypatch, django_assert_max_num_queries
 ):
-    from adapters.serving.services import Answering, deploy
-    from tests.shelf import put_on_shelf
+    from adapters.serving.services import Routing, create_deployment
+    from tests.shelf import register_version
     from training.runs.forecast import token_lengths
     from training.runs.models import Run
 
@@ -136,8 +136,8 @@ def test_no_page_asks_the_database_once_a_row(
         copy.pk = None
         copy.save()
     for number in range(30):
-        deploy(
-            run.owner, f"lamps-{number}", Answering(put_on_shelf(run, number=number), merge=False)
+        create_deployment(
+            run.owner, f"lamps-{number}", Routing(register_version(run, number=number), use_merged=False)
         )
     for path in (
         "/",
