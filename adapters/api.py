@@ -17,8 +17,8 @@ from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
 
@@ -144,14 +144,14 @@ class HeldOutPromptOut(Schema):
 
 
 @router.get("", response=list[AdapterOut])
-@paginate(Paged)
-def list_adapters(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_adapters(request: AuthenticatedRequest) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("owner", "base_model")
 
 
 @router.post("/import", response={201: AdapterOut})
 def import_adapter(
-    request: SignedIn, base: Form[int], name: Form[str], file: File[list[UploadedFile]]
+    request: AuthenticatedRequest, base: Form[int], name: Form[str], file: File[list[UploadedFile]]
 ) -> Any:
     """`adapter_config.json` and `adapter_model.safetensors` made elsewhere with PEFT, or a zip;
     `base` is a catalog id.
@@ -163,7 +163,7 @@ def import_adapter(
 
 
 @router.post("/checkpoints", response={201: AdapterOut})
-def register_checkpoint(request: SignedIn, body: RegisterCheckpointIn) -> Any:
+def register_checkpoint(request: AuthenticatedRequest, body: RegisterCheckpointIn) -> Any:
     """A kept checkpoint of a run as a version."""
     run = get_changeable(
         Run, request.user, body.run, "owner", "team", "base_model", "data__dataset"
@@ -172,19 +172,19 @@ def register_checkpoint(request: SignedIn, body: RegisterCheckpointIn) -> Any:
 
 
 @router.get("/disk", response=dict[str, Any])
-def read_disk_usage(request: SignedIn) -> Any:
+def read_disk_usage(request: AuthenticatedRequest) -> Any:
     """Bytes by owner, adapter and run, of what one may see."""
     return actions.get_disk_usage(request.user)
 
 
 @router.patch("/{int:adapter_id}", response=AdapterOut)
-def update_adapter(request: SignedIn, adapter_id: int, body: AdapterUpdateIn) -> AdapterVersion:
+def update_adapter(request: AuthenticatedRequest, adapter_id: int, body: AdapterUpdateIn) -> AdapterVersion:
     version = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
     return actions.update_version(request.user, version, tags=body.tags, notes=body.notes)
 
 
 @router.delete("/{int:adapter_id}", response=FreedOut)
-def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
+def delete_adapter(request: AuthenticatedRequest, adapter_id: int, body: NameIn) -> Any:
     """Delete a version that no deployment answers with; `name` is its name with its number, such as
     `Lights v2`.
     """
@@ -193,7 +193,7 @@ def delete_adapter(request: SignedIn, adapter_id: int, body: NameIn) -> Any:
 
 
 @router.post("/{int:adapter_id}/continue", response={201: LaunchedOut})
-def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
+def continue_from(request: AuthenticatedRequest, adapter_id: int, body: ContinueIn) -> Any:
     """A run that begins with this version's weights; `settings` are those that change."""
     version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
@@ -208,7 +208,7 @@ def continue_from(request: SignedIn, adapter_id: int, body: ContinueIn) -> Any:
 
 
 @router.post("/{int:adapter_id}/merge", response={202: JobOut})
-def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
+def merge_adapter(request: AuthenticatedRequest, adapter_id: int) -> Any:
     """Merge it into its base in the background, checked against the adapter; ask again for how far
     it is.
     """
@@ -218,14 +218,14 @@ def merge_adapter(request: SignedIn, adapter_id: int) -> Any:
 
 
 @router.post("/{int:adapter_id}/gguf", response={202: JobOut})
-def export_gguf(request: SignedIn, adapter_id: int, body: GgufIn) -> Any:
+def export_gguf(request: AuthenticatedRequest, adapter_id: int, body: GgufIn) -> Any:
     """Write its merged model as a GGUF file in the background, run back through llama.cpp."""
     version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     return 202, gguf.export_gguf(request.user, version, body.quantization)
 
 
 @router.post("/{int:adapter_id}/push", response={202: JobOut})
-def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
+def push_adapter(request: AuthenticatedRequest, adapter_id: int, body: PushIn) -> Any:
     """Push it, or its merged model, to the hub in the background; the token is forgotten once the
     push has begun.
     """
@@ -237,18 +237,18 @@ def push_adapter(request: SignedIn, adapter_id: int, body: PushIn) -> Any:
 
 
 @router.get("/{int:adapter_id}", response=AdapterOut)
-def read_adapter(request: SignedIn, adapter_id: int) -> AdapterVersion:
+def read_adapter(request: AuthenticatedRequest, adapter_id: int) -> AdapterVersion:
     return get_visible(AdapterVersion, request.user, adapter_id, "owner", "base_model")
 
 
 @router.get("/{int:adapter_id}/heldout", response=HeldOutPromptOut)
-def read_held_out_prompt(request: SignedIn, adapter_id: int) -> Any:
+def read_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Any:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     return views.get_held_out_prompt(request, adapter_id)
 
 
 @router.post("/{int:adapter_id}/try", openapi_extra=STREAM_RESPONSE)
-def try_adapter(request: SignedIn, adapter_id: int, body: PlaygroundIn) -> HttpResponseBase:
+def try_adapter(request: AuthenticatedRequest, adapter_id: int, body: PlaygroundIn) -> HttpResponseBase:
     """The answer of base or adapter to a conversation, as server-sent events in OpenAI's chunks."""
     return views.stream_playground(request, adapter_id, body.dict())
 
@@ -257,7 +257,7 @@ ZIP_RESPONSE: dict[str, Any] = {"responses": {200: {"content": {"application/zip
 
 
 @router.get("/{int:adapter_id}/download", openapi_extra=ZIP_RESPONSE)
-def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     """A zip of `adapter_model.safetensors` and `adapter_config.json`, as plain PEFT loads them; or
     of the whole model.
     """

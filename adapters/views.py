@@ -20,7 +20,7 @@ from adapters.serving import playground
 from training.datasets.preview import random_row
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError, one_line
-from training.people.requests import SignedIn, in_pieces
+from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.visible import get_visible
 from training.runs.metrics.comparison import flat
 
@@ -29,7 +29,7 @@ VERSIONS_PER_PAGE = 100
 MAX_SWITCHES = 12  # deployments that a version's page offers to switch; all are on their own page
 
 
-def list_adapters(request: SignedIn) -> HttpResponse:
+def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     """Newest versions first within a base; `?q=` looks into names and tags."""
     rows = AdapterVersion.objects.visible_to(request.user).select_related(
         "base_model", "run", "owner"
@@ -46,7 +46,7 @@ def list_adapters(request: SignedIn) -> HttpResponse:
     )
 
 
-def show_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_visible(
         AdapterVersion,
         request.user,
@@ -80,18 +80,18 @@ def show_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
     return render(request, "adapters/adapter.html", values)
 
 
-def download_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    response = StreamingHttpResponse(in_pieces(stream_zip(version)), content_type="application/zip")
+    response = StreamingHttpResponse(async_chunks(stream_zip(version)), content_type="application/zip")
     response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
     return response
 
 
-def show_held_out_prompt(request: SignedIn, adapter_id: int) -> HttpResponse:
+def show_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     return JsonResponse(get_held_out_prompt(request, adapter_id))
 
 
-def get_held_out_prompt(request: SignedIn, adapter_id: int) -> dict[str, Any]:
+def get_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> dict[str, Any]:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id)
     data = visible_data(request.user, version.data_id) if version.data_id else None
@@ -102,7 +102,7 @@ def get_held_out_prompt(request: SignedIn, adapter_id: int) -> dict[str, Any]:
 
 
 @require_POST
-def try_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def try_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     """Stream the answer of base or adapter to the conversation in the body, as server-sent
     events.
     """
@@ -117,7 +117,7 @@ def try_adapter(request: SignedIn, adapter_id: int) -> HttpResponseBase:
     return stream_playground(request, adapter_id, body)
 
 
-def stream_playground(request: SignedIn, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
+def stream_playground(request: AuthenticatedRequest, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     response = StreamingHttpResponse(
         playground.stream_answer(playground.build_request(version, body)), content_type="text/event-stream"

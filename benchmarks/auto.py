@@ -119,13 +119,13 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
 
     from training.auto.plan import make_plan
     from training.auto.situation import PlanInputs
-    from training.catalog.card import linear_layers, read_card
+    from training.catalog.card import linear_layers, read_model_metadata
     from training.engine.batches import plan_steps
     from training.engine.data.conversations import encode_row, load_tokenizer, read_rows
     from training.engine.memory_estimator import BatchShape, find_peak_memory
     from training.engine.simulation.forecast import build_estimator
 
-    tokenizer, model_card = load_tokenizer(model), read_card(model)
+    tokenizer, model_card = load_tokenizer(model), read_model_metadata(model)
     rows = [encode_row(tokenizer, row, max_length=8192) for row in read_rows(data / "train.jsonl")]
     lengths = np.asarray([len(row) for row in rows], dtype=np.int32)
 

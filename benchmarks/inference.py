@@ -23,9 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from adapters.inference.batch import Answer, Batch
-from adapters.inference.loaded_model import Held
-from adapters.inference.types import Base, Question, Weights
+from adapters.inference.batch import ActiveSequence, Batch
+from adapters.inference.loaded_model import LoadedModel
+from adapters.inference.types import BaseRef, GenerationRequest, AdapterRef
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, import_builtin_model
 from training.engine.config import RunConfig
@@ -45,10 +45,10 @@ def main() -> None:
     merged_folder = folder.with_name(f"{folder.name}-merged")
     merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(merged_folder, max_shard_size="1000GB")
     load_tokenizer(folder).save_pretrained(merged_folder)
-    base, fused = Held(Base(folder)), Held(Base(merged_folder, sha256="merged"))
-    attached = Held(Base(folder))
+    base, fused = LoadedModel(BaseRef(folder)), LoadedModel(BaseRef(merged_folder, sha256="merged"))
+    attached = LoadedModel(BaseRef(folder))
     for adapter in adapters:
-        attached.bring(adapter, set())
+        attached.ensure_adapter(adapter, set())
     prompts = load_prompts(base, ADAPTERS)
     speeds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
@@ -88,43 +88,43 @@ def speed_ratio(speeds: dict[str, list[float]], above: str, below: str) -> float
     )
 
 
-def measure_speed(loaded_model: Held, rows: Sequence[tuple[list[int], Weights | None]]) -> float:
+def measure_speed(loaded_model: LoadedModel, rows: Sequence[tuple[list[int], AdapterRef | None]]) -> float:
     """Tokens a second of all rows together, after their first forwards."""
     batch = Batch()
     with torch.inference_mode():
         for ids, adapter in rows:
-            loaded_model.bring(adapter, set())
-            prefill = loaded_model.first(torch.tensor([ids]), adapter)
-            request = Question(base=loaded_model.base, adapter=adapter)
+            loaded_model.ensure_adapter(adapter, set())
+            prefill = loaded_model.run_prefill(torch.tensor([ids]), adapter)
+            request = GenerationRequest(base=loaded_model.base, adapter=adapter)
             token = int(prefill.logits[0, -1].argmax())
-            batch.join(
-                Answer(request, len(ids), TOKENS, torch.Generator(), token=token), prefill.cache
+            batch.add_sequence(
+                ActiveSequence(request, len(ids), TOKENS, torch.Generator(), token=token), prefill.cache
             )
         began = time.perf_counter()
         for _ in range(TOKENS):
-            logits = batch.step(loaded_model)
-            for sequence, row in zip(batch.answers, logits, strict=True):
+            logits = batch.decode_step(loaded_model)
+            for sequence, row in zip(batch.sequences, logits, strict=True):
                 sequence.token = int(row.argmax())
         return len(rows) * TOKENS / (time.perf_counter() - began)
 
 
-def measure_switches(loaded_model: Held, adapters: list[Weights]) -> list[float]:
+def measure_switches(loaded_model: LoadedModel, adapters: list[AdapterRef]) -> list[float]:
     """Milliseconds that a token through another adapter takes longer than one more through the
     same.
     """
     ids = torch.tensor([[1]])
     with torch.inference_mode():
         for adapter in adapters:
-            loaded_model.first(ids, adapter)
-        forwards = [partial(loaded_model.first, ids, adapter) for adapter in adapters]
+            loaded_model.run_prefill(ids, adapter)
+        forwards = [partial(loaded_model.run_prefill, ids, adapter) for adapter in adapters]
         return [measure_ms(ask) - measure_ms(ask) for _ in range(ROUNDS) for ask in forwards]
 
 
-def measure_loads(folder: Path, adapters: list[Weights]) -> list[float]:
+def measure_loads(folder: Path, adapters: list[AdapterRef]) -> list[float]:
     """Milliseconds to load one more adapter from disk beside others."""
-    loaded_model = Held(Base(folder))
-    loaded_model.bring(adapters[0], set())
-    return [measure_ms(partial(loaded_model.bring, adapter, set())) for adapter in adapters[1:]]
+    loaded_model = LoadedModel(BaseRef(folder))
+    loaded_model.ensure_adapter(adapters[0], set())
+    return [measure_ms(partial(loaded_model.ensure_adapter, adapter, set())) for adapter in adapters[1:]]
 
 
 def measure_ms(action: Callable[[], object]) -> float:
@@ -133,12 +133,12 @@ def measure_ms(action: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def load_prompts(loaded_model: Held, count: int) -> list[list[int]]:
+def load_prompts(loaded_model: LoadedModel, count: int) -> list[list[int]]:
     rows = [row for row in read_rows(EXAMPLE) if row["split"] == "train"][:count]
     return [encode_prompt(loaded_model.tokenizer, {"messages": row["messages"][:-1]}) for row in rows]
 
 
-def make_adapters(folder: Path, count: int) -> list[Weights]:
+def make_adapters(folder: Path, count: int) -> list[AdapterRef]:
     """LoRA adapters whose updates are not zero: speed does not ask how good they are."""
     model = METHODS["lora"].wrap_model(
         load_base(folder, torch.float32, CPU), RunConfig(model=str(folder), rank=16, alpha=32)
@@ -151,7 +151,7 @@ def make_adapters(folder: Path, count: int) -> list[Weights]:
                 torch.nn.init.normal_(parameter, std=1e-3)
         target = Path(tempfile.mkdtemp(prefix="snapml-bench-adapter-"))
         write_weights(model, target)
-        adapters.append(Weights(target, f"bench-{number}"))
+        adapters.append(AdapterRef(target, f"bench-{number}"))
     return adapters
 
 

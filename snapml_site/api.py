@@ -39,7 +39,7 @@ class TokenAuth(HttpBearer):
                 "This token may only read; make one that may write on the account page."
             )
         request.user = found.user
-        request.by_token = True  # type: ignore[attr-defined]
+        request.is_token_auth = True  # type: ignore[attr-defined]
         return found.user
 
 

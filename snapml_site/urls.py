@@ -7,7 +7,7 @@ from django.urls import URLPattern, URLResolver, include, path
 from snapml_site import frame
 from snapml_site.api import api
 from training.errors import NotAllowed
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 
 
 @login_not_required
@@ -15,11 +15,11 @@ def health(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain")
 
 
-def strip(request: SignedIn) -> HttpResponse:
+def strip(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "_strip.html", frame.strip(request.user))
 
 
-def enter_admin(request: SignedIn) -> HttpResponse:
+def enter_admin(request: AuthenticatedRequest) -> HttpResponse:
     """Instead of the admin site's own sign-in page, which does not count wrong passwords."""
     if not admin.site.has_permission(request):
         raise NotAllowed("The admin site is for admins.")

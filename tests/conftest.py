@@ -153,15 +153,15 @@ def engine_once(engine_here, left_by_engines):
 @pytest.fixture
 def people(db):
     from training.people.models import Team, User
-    from training.people.teams import join
+    from training.people.teams import add_member
 
     names = ("alice", "bob", "vera", "lea", "mallory")
     cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in names}
     cast["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
     voice = Team.objects.create(name="voice")
     for name, role in (("alice", "member"), ("bob", "member"), ("vera", "viewer"), ("lea", "lead")):
-        join(cast[name], voice, role)
-    join(cast["mallory"], Team.objects.create(name="others"), "lead")
+        add_member(cast[name], voice, role)
+    add_member(cast["mallory"], Team.objects.create(name="others"), "lead")
     return cast
 
 
@@ -172,7 +172,7 @@ def alice(people):
 
 @pytest.fixture
 def base_model(db, tiny_model):
-    from training.catalog.card import read_card
+    from training.catalog.card import read_model_metadata
     from training.catalog.models import BaseModel
 
     return BaseModel.objects.create(
@@ -180,7 +180,7 @@ def base_model(db, tiny_model):
         source="folder",
         location=str(tiny_model),
         state="ready",
-        card=read_card(tiny_model),
+        metadata=read_model_metadata(tiny_model),
     )
 
 

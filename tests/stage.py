@@ -31,7 +31,7 @@ from training.people.tokens import create_token
 alice = User.objects.create_superuser("alice", password="tulip-river-42")
 model = sys.argv[1]
 if model:
-    facts = {"source": "folder", "location": model, "card": read_card(Path(model))}
+    facts = {"source": "folder", "location": model, "metadata": read_card(Path(model))}
     BaseModel.objects.create(name="tiny-llama", state="ready", **facts)
     create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="test")
 print(create_token(alice, "test")[1])

@@ -18,8 +18,8 @@ from adapters.evaluation.views import ComparisonParams, get_replies, parse_param
 from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_changeable, get_visible
 from training.runs.metrics import comparison
 
@@ -82,7 +82,7 @@ class VoteIn(Schema):
     choice: Literal["left", "right", "tie"]
 
 
-def build_params(request: SignedIn, versions: list[int], prompts_id: int | None) -> ComparisonParams:
+def build_params(request: AuthenticatedRequest, versions: list[int], prompts_id: int | None) -> ComparisonParams:
     form = QueryDict(mutable=True)
     form.setlist("v", [str(pk) for pk in versions])
     form["prompts"] = str(prompts_id or "")
@@ -90,13 +90,13 @@ def build_params(request: SignedIn, versions: list[int], prompts_id: int | None)
 
 
 @router.get("/prompts", response=list[PromptsOut])
-@paginate(Paged)
-def list_prompts(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_prompts(request: AuthenticatedRequest) -> Any:
     return PromptSet.objects.visible_to(request.user)
 
 
 @router.post("/prompts", response={201: PromptsOut})
-def create_prompts(request: SignedIn, body: PromptsIn) -> Any:
+def create_prompts(request: AuthenticatedRequest, body: PromptsIn) -> Any:
     """A set of prompts, drawn from data that nobody trained on, or pasted."""
     if body.text.strip():
         return 201, prompt_sets.paste_prompts(request.user, body.text, body.name)
@@ -109,15 +109,15 @@ def create_prompts(request: SignedIn, body: PromptsIn) -> Any:
 
 
 @router.delete("/prompts/{int:prompts_id}", response={204: None})
-def delete_prompts(request: SignedIn, prompts_id: int) -> Any:
+def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> Any:
     """Delete a set of prompts with the replies and votes on it."""
     prompt_sets.delete_prompts(request.user, get_changeable(PromptSet, request.user, prompts_id))
     return 204, None
 
 
 @router.get("/prompts/{int:prompts_id}/replies", response=list[ReplyOut])
-@paginate(Paged)
-def list_replies(request: SignedIn, prompts_id: int) -> Any:
+@paginate(Pagination)
+def list_replies(request: AuthenticatedRequest, prompts_id: int) -> Any:
     """What has been said to a set by the versions that one may see, and by bases."""
     prompts = get_visible(PromptSet, request.user, prompts_id)
     visible = AdapterVersion.objects.visible_to(request.user).values("pk")
@@ -126,7 +126,7 @@ def list_replies(request: SignedIn, prompts_id: int) -> Any:
 
 
 @router.post("/ask", response={202: dict[str, Any]})
-def request_replies(request: SignedIn, body: RequestRepliesIn) -> Any:
+def request_replies(request: AuthenticatedRequest, body: RequestRepliesIn) -> Any:
     """Ask versions and their bases a set of prompts; what has been answered is not asked again."""
     params = build_params(request, body.versions, body.prompts)
     if params.prompts is None:
@@ -136,7 +136,7 @@ def request_replies(request: SignedIn, body: RequestRepliesIn) -> Any:
 
 
 @router.get("", response=dict[str, Any])
-def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None = None) -> Any:
+def read_comparison(request: AuthenticatedRequest, v: Query[list[int]], prompts: int | None = None) -> Any:
     """Figures, differing settings and the verdict of two to six versions: `?v=1&v=2&prompts=3`."""
     params = build_params(request, v, prompts)
     replies = get_replies(params)
@@ -162,7 +162,7 @@ def read_comparison(request: SignedIn, v: Query[list[int]], prompts: int | None 
 
 
 @router.get("/weights", response=dict[str, Any])
-def read_weights(request: SignedIn, v: Query[list[int]]) -> Any:
+def read_weights(request: AuthenticatedRequest, v: Query[list[int]]) -> Any:
     """How far versions moved their base, and how alike they are; begun when it is first asked for,
     so ask again until `done`.
     """
@@ -176,7 +176,7 @@ def read_weights(request: SignedIn, v: Query[list[int]]) -> Any:
 
 
 @router.post("/votes", response={201: dict[str, Any]})
-def cast_vote(request: SignedIn, body: VoteIn) -> Any:
+def cast_vote(request: AuthenticatedRequest, body: VoteIn) -> Any:
     """A blind choice between the two replies of a row; `left` and `right` are as the vote page
     shows them to this person.
     """

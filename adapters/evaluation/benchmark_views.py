@@ -18,7 +18,7 @@ from training.datasets.visible import visible_data
 from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Sweep
 from training.runs.states import OPEN
@@ -27,7 +27,7 @@ from training.runs.status import describe
 MAX_CHOICES = 200
 
 
-def new_benchmark(request: SignedIn) -> HttpResponse:
+def new_benchmark(request: AuthenticatedRequest) -> HttpResponse:
     if request.method == "POST":
         try:
             return redirect("benchmark", launch_from_form(request).pk)
@@ -41,7 +41,7 @@ def new_benchmark(request: SignedIn) -> HttpResponse:
     return render(request, "adapters/benchmark_new.html", get_form_context(request))
 
 
-def get_form_context(request: SignedIn) -> dict[str, Any]:
+def get_form_context(request: AuthenticatedRequest) -> dict[str, Any]:
     mine = Dataset.objects.visible_to(request.user).values("pk")
     return {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
@@ -54,16 +54,16 @@ def get_form_context(request: SignedIn) -> dict[str, Any]:
     }
 
 
-def launch_from_form(request: SignedIn) -> Sweep:
-    base = BaseModel.objects.filter(pk=number(request.POST.get("model", ""))).first()
-    data = visible_data(request.user, number(request.POST.get("data", "")))
+def launch_from_form(request: AuthenticatedRequest) -> Sweep:
+    base = BaseModel.objects.filter(pk=parse_id(request.POST.get("model", ""))).first()
+    data = visible_data(request.user, parse_id(request.POST.get("data", "")))
     if base is None or data is None:
         raise NotFound(
             "Choose a base model and data that you may see.", field="data" if base else "model"
         )
     defaults = benchmark.Budget()
     budget = {
-        name: number(request.POST.get(name, "")) or getattr(defaults, name)
+        name: parse_id(request.POST.get(name, "")) or getattr(defaults, name)
         for name in ("max_steps", "max_tokens_per_batch", "max_length")
     }
     return benchmark.launch_benchmark(
@@ -71,7 +71,7 @@ def launch_from_form(request: SignedIn) -> Sweep:
     )
 
 
-def get_benchmark(request: SignedIn, sweep_id: int) -> Sweep:
+def get_benchmark(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
     """Raises NotFound: not there, not theirs to see, or another sweep than a bake-off."""
     sweep = get_visible(Sweep, request.user, sweep_id, "owner")
     if not benchmark.is_benchmark(sweep):
@@ -79,7 +79,7 @@ def get_benchmark(request: SignedIn, sweep_id: int) -> Sweep:
     return sweep
 
 
-def show_benchmark(request: SignedIn, sweep_id: int) -> HttpResponse:
+def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     sweep = get_benchmark(request, sweep_id)
     rows = benchmark.build_report(sweep)
     prompts = benchmark.get_prompt_set(sweep)
@@ -110,13 +110,13 @@ def show_benchmark(request: SignedIn, sweep_id: int) -> HttpResponse:
 
 
 @require_POST
-def request_replies(request: SignedIn, sweep_id: int) -> HttpResponse:
+def request_replies(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     sweep = get_changeable(Sweep, request.user, sweep_id, "owner")
     benchmark.request_all_replies(request.user, get_benchmark(request, sweep.pk))
     return redirect("benchmark", sweep_id)
 
 
-def export_report(request: SignedIn, sweep_id: int) -> HttpResponse:
+def export_report(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     """`?as=md` for Markdown, else CSV."""
     sweep = get_benchmark(request, sweep_id)
     rows = benchmark.build_report(sweep)

@@ -13,7 +13,7 @@ from training.datasets.preview import held_out_prompts
 from training.datasets.rows import ROLES
 from training.errors import UserError, one_line
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 
 MAX_ROWS = 500
 MAX_CHARACTERS = 400_000
@@ -59,12 +59,12 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
             f"A set of prompts has 1 to {MAX_ROWS} rows; there are {len(rows):,}.", field="text"
         )
     title = one_line(name)[:120] or f"{len(rows)} pasted prompts"
-    return PromptSet.objects.create(owner=user, team=user.first_team(), name=title, rows=rows)
+    return PromptSet.objects.create(owner=user, team=user.get_sharing_team(), name=title, rows=rows)
 
 
 def delete_prompts(user: User, prompts: PromptSet) -> None:
     """Delete a set with the jobs, replies and votes on it. Raises NotAllowed: not theirs."""
-    may_change(user, prompts)
+    check_changeable(user, prompts)
     prompts.delete()
 
 

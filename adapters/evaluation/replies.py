@@ -22,7 +22,7 @@ from training.errors import UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job
 from training.jobs.runner import get_subject, save_progress
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "answers"
@@ -60,7 +60,7 @@ class Responder:
 def request_replies(user: User, prompts: PromptSet, responder: Responder) -> Job:
     """Begin to ask, or tell of the asking that is under way or done."""
     subjects = [prompts, responder.base, *([responder.version] if responder.version else [])]
-    return enqueue(user, KIND, f"{prompts.pk}:{responder.key}", subjects=subjects)
+    return enqueue_job(user, KIND, f"{prompts.pk}:{responder.key}", subjects=subjects)
 
 
 def run_answers(job: Job) -> dict[str, Any]:

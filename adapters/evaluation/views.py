@@ -25,7 +25,7 @@ from training.datasets.visible import visible_data
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 from training.runs.metrics import comparison
 from training.runs.models import Run
@@ -74,9 +74,9 @@ class ComparisonParams:
         return f"{reverse('adapters-compare')}?{query.urlencode()}"
 
 
-def parse_params(request: SignedIn, form: QueryDict) -> ComparisonParams:
+def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonParams:
     """Raises UserError: too few or too many versions. NotFound: one that they may not see."""
-    version_ids = list(dict.fromkeys(number(text) for text in form.getlist("v")))
+    version_ids = list(dict.fromkeys(parse_id(text) for text in form.getlist("v")))
     if not MIN_VERSIONS <= len(version_ids) <= MAX_VERSIONS:
         raise UserError(
             f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; {len(version_ids)} are chosen.", field="v"
@@ -88,17 +88,17 @@ def parse_params(request: SignedIn, form: QueryDict) -> ComparisonParams:
     )
     if len(rows) < len(version_ids):
         raise NotFound("One of these versions is not there, or not for you to see.")
-    prompts_id = number(form.get("prompts", ""))
+    prompts_id = parse_id(form.get("prompts", ""))
     prompts = get_visible(PromptSet, request.user, prompts_id) if prompts_id else None
     return ComparisonParams(
         [rows[pk] for pk in version_ids],
         prompts,
         form.get("order", "row"),
-        max(1, number(form.get("page", "1"))),
+        max(1, parse_id(form.get("page", "1"))),
     )
 
 
-def compare_versions(request: SignedIn) -> HttpResponse:
+def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     params = parse_params(request, request.GET)
     replies = get_replies(params)
     mine = {
@@ -134,7 +134,7 @@ def compare_versions(request: SignedIn) -> HttpResponse:
     return render(request, "adapters/compare.html", values)
 
 
-def show_answers(request: SignedIn) -> HttpResponse:
+def show_answers(request: AuthenticatedRequest) -> HttpResponse:
     """The grid and the verdict anew, while replies come in."""
     params = parse_params(request, request.GET)
     return render(request, "adapters/_answers.html", get_answers_context(params, get_replies(params)))
@@ -199,7 +199,7 @@ def get_answers_context(params: ComparisonParams, replies: dict[str, dict[int, R
 
 
 @require_POST
-def request_replies(request: SignedIn) -> HttpResponse:
+def request_replies(request: AuthenticatedRequest) -> HttpResponse:
     """Ask every column a set of prompts: a known one, one drawn from data, or one that is
     pasted.
     """
@@ -210,10 +210,10 @@ def request_replies(request: SignedIn) -> HttpResponse:
             request.user, request.POST["text"], request.POST.get("name", "")
         )
     elif prompts is None and request.POST.get("data"):
-        data = visible_data(request.user, number(request.POST["data"]))
+        data = visible_data(request.user, parse_id(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
-        prompts = prompt_sets.draw_prompts(request.user, data, number(request.POST.get("count", "")))
+        prompts = prompt_sets.draw_prompts(request.user, data, parse_id(request.POST.get("count", "")))
     if prompts is None:
         raise UserError(
             "Choose a set of prompts, draw one from data, or paste some.", field="prompts"
@@ -225,7 +225,7 @@ def request_replies(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def delete_prompts(request: SignedIn, prompts_id: int) -> HttpResponse:
+def delete_prompts(request: AuthenticatedRequest, prompts_id: int) -> HttpResponse:
     """Delete a set of prompts, and go on with the same versions."""
     prompts = get_changeable(PromptSet, request.user, prompts_id)
     params = parse_params(request, request.POST)
@@ -234,7 +234,7 @@ def delete_prompts(request: SignedIn, prompts_id: int) -> HttpResponse:
 
 
 @require_POST
-def analyze_weights(request: SignedIn) -> JsonResponse:
+def analyze_weights(request: AuthenticatedRequest) -> JsonResponse:
     """How far the versions moved their base, and how alike they are: begun by the first who looks,
     then kept.
     """
@@ -254,12 +254,12 @@ def analyze_weights(request: SignedIn) -> JsonResponse:
 
 
 def parse_pair(
-    request: SignedIn, form: QueryDict
+    request: AuthenticatedRequest, form: QueryDict
 ) -> tuple[PromptSet, AdapterVersion, AdapterVersion]:
     """Raises NotFound: something that they may not see. UserError: the two are the same."""
-    prompts = get_visible(PromptSet, request.user, number(form.get("prompts", "")))
+    prompts = get_visible(PromptSet, request.user, parse_id(form.get("prompts", "")))
     first, second = (
-        get_visible(AdapterVersion, request.user, number(form.get(name, "")))
+        get_visible(AdapterVersion, request.user, parse_id(form.get(name, "")))
         for name in ("first", "second")
     )
     if first.pk == second.pk:
@@ -267,7 +267,7 @@ def parse_pair(
     return (prompts, *votes.order_pair(first, second))
 
 
-def show_next_vote(request: SignedIn) -> HttpResponse:
+def show_next_vote(request: AuthenticatedRequest) -> HttpResponse:
     """The next row to vote on. Which side is whose is nowhere in the page."""
     prompts, first, second = parse_pair(request, request.GET)
     values = {
@@ -280,7 +280,7 @@ def show_next_vote(request: SignedIn) -> HttpResponse:
 
 
 def get_vote_context(
-    request: SignedIn, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
+    request: AuthenticatedRequest, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
 ) -> dict[str, Any]:
     pair = votes.get_next_pair(request.user, prompts, first, second)
     row = prompts.rows[pair.row] if pair else None
@@ -295,13 +295,13 @@ def get_vote_context(
 
 
 @require_POST
-def cast_vote(request: SignedIn) -> HttpResponse:
+def cast_vote(request: AuthenticatedRequest) -> HttpResponse:
     prompts, first, second = parse_pair(request, request.POST)
     votes.cast_vote(
         request.user,
         prompts,
         (first, second),
-        number(request.POST.get("row", "")),
+        parse_id(request.POST.get("row", "")),
         request.POST.get("choice", ""),
     )
     query = f"prompts={prompts.pk}&first={first.pk}&second={second.pk}"

@@ -16,7 +16,7 @@ from training.datasets.models import DatasetVersion
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_program, save_progress
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "compare"
@@ -32,7 +32,7 @@ def enqueue_analysis(user: User, versions: Sequence[AdapterVersion], *, retry_fa
     """
     params = {"versions": sorted(version.pk for version in versions)}
     restart = (JobState.FAILED,) if retry_failed else ()
-    return enqueue(user, KIND, format_job_key(versions), subjects=versions, params=params, restart=restart)
+    return enqueue_job(user, KIND, format_job_key(versions), subjects=versions, params=params, restart=restart)
 
 
 def run_analysis(job: Job) -> dict[str, Any]:

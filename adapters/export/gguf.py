@@ -17,7 +17,7 @@ from training.errors import Conflict, NotFound, UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "gguf"
@@ -45,7 +45,7 @@ def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
         )
     get_model_folder(version)
     params = {"quantization": quantization}
-    return enqueue(user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params)
+    return enqueue_job(user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params)
 
 
 def get_model_folder(version: AdapterVersion) -> Path:
@@ -113,4 +113,4 @@ def iter_file_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-GGUF_JOB = JobKind(KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), outputs=gguf_outputs)
+GGUF_JOB = JobKind(KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=gguf_outputs)

@@ -17,7 +17,7 @@ from training.errors import UserError
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program, save_job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "push"
@@ -61,7 +61,7 @@ def push_to_hub(
     key = f"{version.pk}:{what}:{repository}"
     params = {"repository": repository, "what": what, "private": private, "token": token}
     restart = (JobState.DONE, JobState.FAILED)  # a second push is a push
-    return enqueue(user, KIND, key, subjects=[version], params=params, restart=restart)
+    return enqueue_job(user, KIND, key, subjects=[version], params=params, restart=restart)
 
 
 def run_push(job: Job) -> dict[str, Any]:

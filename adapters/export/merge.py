@@ -14,7 +14,7 @@ from training.errors import Conflict
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
 from training.jobs.runner import get_subject, run_program
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "merge"
@@ -42,7 +42,7 @@ def merge_version(user: User, version: AdapterVersion) -> Job:
             f"{version.method_spec.title} cannot be merged. {version.method_spec.merge_unsupported_reason}",
             field="merge",
         )
-    return enqueue(user, KIND, str(version.pk), subjects=[version])
+    return enqueue_job(user, KIND, str(version.pk), subjects=[version])
 
 
 def run_merge(job: Job) -> dict[str, Any]:
@@ -84,5 +84,5 @@ def is_merged(version: AdapterVersion) -> bool:
 
 
 MERGE_JOB = JobKind(
-    KIND, run_merge, lane=PROGRAMS, subjects=(AdapterVersion,), outputs=merge_outputs
+    KIND, run_merge, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=merge_outputs
 )

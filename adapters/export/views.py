@@ -14,12 +14,12 @@ from adapters.export import gguf as export_gguf
 from adapters.export import hub
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, file_stem
-from training.jobs.services import jobs_about
-from training.people.requests import SignedIn, in_pieces
+from training.jobs.services import find_jobs_about
+from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.visible import get_changeable, get_visible
 
 
-def show_exports(request: SignedIn, adapter_id: int) -> HttpResponse:
+def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     """The card of exports anew, while something is made."""
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
@@ -30,7 +30,7 @@ def show_exports(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 def get_export_context(version: AdapterVersion) -> dict[str, Any]:
     kinds = (export_merge.KIND, export_gguf.KIND, hub.KIND)
-    jobs = list(jobs_about(version).filter(kind__in=kinds))
+    jobs = list(find_jobs_about(version).filter(kind__in=kinds))
     merge = next((job for job in jobs if job.kind == export_merge.KIND), None)
     return {
         "merge": merge,
@@ -45,7 +45,7 @@ def get_export_context(version: AdapterVersion) -> dict[str, Any]:
 
 
 @require_POST
-def merge_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def merge_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     export_merge.merge_version(
         request.user, get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     )
@@ -53,35 +53,35 @@ def merge_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 @require_POST
-def export_gguf_file(request: SignedIn, adapter_id: int) -> HttpResponse:
+def export_gguf_file(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     export_gguf.export_gguf(request.user, version, request.POST.get("quantization", ""))
     return redirect("adapter", adapter_id)
 
 
 @require_POST
-def push_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def push_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id, "base_model")
     form = {name: request.POST.get(name, "").strip() for name in ("repository", "token", "what")}
     hub.push_to_hub(request.user, version, **form, private="private" in request.POST)
     return redirect("adapter", adapter_id)
 
 
-def download_merged(request: SignedIn, adapter_id: int) -> HttpResponseBase:
+def download_merged(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     export_gguf.get_model_folder(version)
     response = StreamingHttpResponse(
-        in_pieces(export_gguf.stream_merged_zip(version)), content_type="application/zip"
+        async_chunks(export_gguf.stream_merged_zip(version)), content_type="application/zip"
     )
     response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}-merged.zip"'
     return response
 
 
-def download_gguf(request: SignedIn, adapter_id: int, quantization: str) -> HttpResponseBase:
+def download_gguf(request: AuthenticatedRequest, adapter_id: int, quantization: str) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
     path = export_gguf.get_gguf(version, quantization)
     response = StreamingHttpResponse(
-        in_pieces(export_gguf.iter_file_chunks(path)), content_type="application/octet-stream"
+        async_chunks(export_gguf.iter_file_chunks(path)), content_type="application/octet-stream"
     )
     response["Content-Length"] = str(path.stat().st_size)
     response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}-{quantization}.gguf"'

@@ -9,35 +9,35 @@ import traceback
 
 import uvicorn
 
-from adapters.inference.request_queue import Desk
+from adapters.inference.request_queue import RequestQueue
 from adapters.inference.server import make_app
 from training.engine.fast_imports import fast_imports
 
 
-def start_answering(desk: Desk) -> None:
+def start_scheduler(request_queue: RequestQueue) -> None:
     """Let the questions be answered, by a thread that wakes with the first one and imports torch
     only then.
     """
-    threading.Thread(target=_answer, args=(desk,), name="speaker", daemon=True).start()
+    threading.Thread(target=_run_scheduler, args=(request_queue,), name="speaker", daemon=True).start()
 
 
-def _answer(desk: Desk) -> None:
-    desk.wait()
+def _run_scheduler(request_queue: RequestQueue) -> None:
+    request_queue.wait_for_request()
     try:
         with fast_imports():
-            from adapters.inference.scheduler import Speaker
+            from adapters.inference.scheduler import BatchScheduler
 
-        Speaker(desk).speak_for_ever()
+        BatchScheduler(request_queue).run_forever()
     finally:
         traceback.print_exc()
         os._exit(70)  # nobody would answer any more; `up` starts the program again
 
 
 if __name__ == "__main__":
-    desk = Desk()
-    start_answering(desk)
+    request_queue = RequestQueue()
+    start_scheduler(request_queue)
     uvicorn.run(
-        make_app(desk, os.environ["INFERENCE_TOKEN"]),
+        make_app(request_queue, os.environ["INFERENCE_TOKEN"]),
         host="127.0.0.1",
         port=int(sys.argv[1]),
         log_level="warning",

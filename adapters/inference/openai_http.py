@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 MAX_BODY_BYTES = 1_000_000
 
-Handler = Callable[[Request], Awaitable[Response]]
+RequestHandler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpError(Exception):
@@ -52,16 +52,16 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def openai_errors(handler: Handler) -> Handler:
+def openai_errors(handler: RequestHandler) -> RequestHandler:
     """Turn an HttpError of the handler into its response."""
 
-    async def handle(request: Request) -> Response:
+    async def handle_errors(request: Request) -> Response:
         try:
             return await handler(request)
         except HttpError as error:
             return JSONResponse(error.body, error.status, error.headers)
 
-    return handle
+    return handle_errors
 
 
 async def read_body(request: Request) -> dict[str, Any]:

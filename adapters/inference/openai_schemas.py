@@ -10,12 +10,12 @@ from typing import Any
 from uuid import uuid4
 
 from adapters.inference.openai_http import InvalidField
-from adapters.inference.types import Base, Question, Said, Weights
+from adapters.inference.types import BaseRef, GenerationRequest, StreamEvent, AdapterRef
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MOST_STOPS = 4
+MAX_STOP_SEQUENCES = 4
 # Asked for and not to be had: better refused than silently left out.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
     "tools": (None, []),
@@ -31,78 +31,78 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def questions_of(body: Any, place: dict[str, Any], *, chat: bool) -> list[Question]:
+def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[GenerationRequest]:
     """One question for a chat, one a prompt for completions.
 
     Raises:
         InvalidField: a field is wrong or not supported.
     """
-    for name, harmless in UNSUPPORTED.items():
-        if body.get(name) not in harmless:
+    for name, allowed_values in UNSUPPORTED_FIELDS.items():
+        if body.get(name) not in allowed_values:
             raise InvalidField(f"{name} is not supported here; leave it out.", name)
-    most = body.get("max_completion_tokens")
-    most = body.get("max_tokens") if most is None else most
+    max_tokens = body.get("max_completion_tokens")
+    max_tokens = body.get("max_tokens") if max_tokens is None else max_tokens
     common: dict[str, Any] = {
-        "base": Base(
-            Path(place["base"]), bool(place.get("quantized")), str(place.get("base_sha256", ""))
+        "base": BaseRef(
+            Path(location["base"]), bool(location.get("quantized")), str(location.get("base_sha256", ""))
         ),
-        "adapter": Weights(Path(place["adapter"]), str(place["sha256"]))
-        if place.get("adapter")
+        "adapter": AdapterRef(Path(location["adapter"]), str(location["sha256"]))
+        if location.get("adapter")
         else None,
-        "max_tokens": None if most is None else int(number(most, "max_tokens", 1, 1_000_000)),
-        "temperature": number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
-        "top_p": number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
+        "max_tokens": None if max_tokens is None else int(parse_number(max_tokens, "max_tokens", 1, 1_000_000)),
+        "temperature": parse_number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
+        "top_p": parse_number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
         "seed": None
         if body.get("seed") is None
-        else int(number(body["seed"], "seed", -(2**63), 2**63 - 1)),
-        "stop": stops_of(body.get("stop")),
-        "score": body.get("prompt_logprobs") is not None,
+        else int(parse_number(body["seed"], "seed", -(2**63), 2**63 - 1)),
+        "stop": parse_stop_sequences(body.get("stop")),
+        "needs_logprobs": body.get("prompt_logprobs") is not None,
     }
     if chat:
-        return [Question(messages=messages_of(body.get("messages")), **common)]
+        return [GenerationRequest(messages=parse_messages(body.get("messages")), **common)]
     prompt = body.get("prompt")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if (
         not isinstance(prompts, list)
         or not prompts
-        or not all(isinstance(one, str) for one in prompts)
+        or not all(isinstance(text, str) for text in prompts)
     ):
         raise InvalidField("prompt must be a text or a list of texts.", "prompt")
-    return [Question(prompt=one, **common) for one in prompts]
+    return [GenerationRequest(prompt=text, **common) for text in prompts]
 
 
-def messages_of(given: Any) -> list[dict[str, str]]:
-    if not isinstance(given, list) or not given:
+def parse_messages(value: Any) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
         raise InvalidField("messages must be a list with at least one message.", "messages")
-    return [message_of(message, place) for place, message in enumerate(given)]
+    return [parse_message(message, index) for index, message in enumerate(value)]
 
 
-def message_of(message: Any, place: int) -> dict[str, str]:
+def parse_message(message: Any, index: int) -> dict[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise InvalidField(f"messages[{place}] needs a role: {', '.join(ROLES)}.", "messages")
+        raise InvalidField(f"messages[{index}] needs a role: {', '.join(ROLES)}.", "messages")
     content = message.get("content")
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
-        raise InvalidField(f"messages[{place}] must have text as its content.", "messages")
+        raise InvalidField(f"messages[{index}] must have text as its content.", "messages")
     role = "system" if message["role"] == "developer" else str(message["role"])
     return {"role": role, "content": content}
 
 
-def stops_of(given: Any) -> tuple[str, ...]:
-    words = [given] if isinstance(given, str) else given or []
+def parse_stop_sequences(value: Any) -> tuple[str, ...]:
+    sequences = [value] if isinstance(value, str) else value or []
     if (
-        not isinstance(words, list)
-        or len(words) > MOST_STOPS
-        or not all(isinstance(word, str) and word for word in words)
+        not isinstance(sequences, list)
+        or len(sequences) > MAX_STOP_SEQUENCES
+        or not all(isinstance(sequence, str) and sequence for sequence in sequences)
     ):
-        raise InvalidField(f"stop must be a text or a list of at most {MOST_STOPS} texts.", "stop")
-    return tuple(words)
+        raise InvalidField(f"stop must be a text or a list of at most {MAX_STOP_SEQUENCES} texts.", "stop")
+    return tuple(sequences)
 
 
-def number(
+def parse_number(
     value: Any, name: str, low: float, high: float, *, default: float | None = None
 ) -> float:
     if value is None and default is not None:
@@ -112,67 +112,67 @@ def number(
     return value
 
 
-class Shape:
+class ResponseBuilder:
     """The answers of one request: whole, or chunk by chunk, for chats and for plain completions."""
 
     def __init__(self, model: str, *, chat: bool) -> None:
         self.model = model
         self.chat = chat
-        self.head = {
+        self.common_fields = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def chunk(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+    def build_chunk(self, index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
         delta: dict[str, Any] = (
             {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
         )
-        choice = {"index": index, **delta, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **delta, "logprobs": None, "finish_reason": finish_reason}
         return {
-            **self.head,
+            **self.common_fields,
             "object": "chat.completion.chunk" if self.chat else "text_completion",
             "choices": [choice],
         }
 
-    def opening(self, index: int) -> dict[str, Any]:
+    def build_role_chunk(self, index: int) -> dict[str, Any]:
         """A chat's first chunk, which tells the role."""
-        made = self.chunk(index, "", None)
-        made["choices"][0]["delta"] = {"role": "assistant", "content": ""}
-        return made
+        chunk = self.build_chunk(index, "", None)
+        chunk["choices"][0]["delta"] = {"role": "assistant", "content": ""}
+        return chunk
 
-    def aside(self, **told: Any) -> dict[str, Any]:
+    def build_extra_chunk(self, **fields: Any) -> dict[str, Any]:
         """A chunk without a choice: what is being loaded, or the usage at the end."""
-        return {**self.chunk(0, "", None), "choices": [], **told}
+        return {**self.build_chunk(0, "", None), "choices": [], **fields}
 
-    def whole(self, answers: list[list[Said]]) -> dict[str, Any]:
+    def build_response(self, event_lists: list[list[StreamEvent]]) -> dict[str, Any]:
         """The whole answer from all that was said to each question; none of it is an error."""
-        choices = [self._choice(index, said) for index, said in enumerate(answers)]
-        last = [said[-1] for said in answers]
-        scored = next((prompt_logprobs(piece) for piece in answers[0] if "logprobs" in piece), None)
-        more = {} if scored is None else {"prompt_logprobs": scored}
-        name = "chat.completion" if self.chat else "text_completion"
+        choices = [self._build_choice(index, events) for index, events in enumerate(event_lists)]
+        final_events = [events[-1] for events in event_lists]
+        logprobs = next((format_prompt_logprobs(event) for event in event_lists[0] if "logprobs" in event), None)
+        extra = {} if logprobs is None else {"prompt_logprobs": logprobs}
+        object_type = "chat.completion" if self.chat else "text_completion"
         return {
-            **self.head,
-            "object": name,
+            **self.common_fields,
+            "object": object_type,
             "choices": choices,
-            "usage": usage(last),
-            "snapml": speed(last),
-            **more,
+            "usage": sum_usage(final_events),
+            "snapml": sum_speed(final_events),
+            **extra,
         }
 
-    def _choice(self, index: int, said: list[Said]) -> dict[str, Any]:
-        text = "".join(piece.get("text", "") for piece in said)
-        spoken: dict[str, Any] = (
+    def _build_choice(self, index: int, events: list[StreamEvent]) -> dict[str, Any]:
+        text = "".join(event.get("text", "") for event in events)
+        content: dict[str, Any] = (
             {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         )
-        return {"index": index, **spoken, "logprobs": None, "finish_reason": said[-1]["done"]}
+        return {"index": index, **content, "logprobs": None, "finish_reason": events[-1]["done"]}
 
 
-def usage(last: list[Said]) -> dict[str, int]:
+def sum_usage(final_events: list[StreamEvent]) -> dict[str, int]:
     prompt, completion = (
-        sum(said["prompt_tokens"] for said in last),
-        sum(said["completion_tokens"] for said in last),
+        sum(event["prompt_tokens"] for event in final_events),
+        sum(event["completion_tokens"] for event in final_events),
     )
     return {
         "prompt_tokens": prompt,
@@ -181,15 +181,15 @@ def usage(last: list[Said]) -> dict[str, int]:
     }
 
 
-def speed(last: list[Said]) -> dict[str, float]:
-    return {"tokens_per_second": sum(said["tokens_per_second"] for said in last)}
+def sum_speed(final_events: list[StreamEvent]) -> dict[str, float]:
+    return {"tokens_per_second": sum(event["tokens_per_second"] for event in final_events)}
 
 
-def prompt_logprobs(piece: Said) -> list[dict[str, dict[str, float]] | None]:
+def format_prompt_logprobs(event: StreamEvent) -> list[dict[str, dict[str, float]] | None]:
     """One entry a token of the prompt, as vLLM has it: its id and the natural logarithm of its
     probability.
     """
-    pairs = zip(piece["ids"], piece["logprobs"], strict=True)
+    pairs = zip(event["ids"], event["logprobs"], strict=True)
     return [
-        None if chance is None else {str(token): {"logprob": chance}} for token, chance in pairs
+        None if logprob is None else {str(token): {"logprob": logprob}} for token, logprob in pairs
     ]

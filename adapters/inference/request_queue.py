@@ -9,17 +9,17 @@ from __future__ import annotations
 import queue
 import threading
 
-from adapters.inference.types import Busy, Question, Said
+from adapters.inference.types import QueueFull, GenerationRequest, StreamEvent
 
-MAX_QUESTIONS = 64  # under way and waiting; the next one is told to come back
+MAX_REQUESTS = 64  # under way and waiting; the next one is told to come back
 
 
-class Desk:
+class RequestQueue:
     """Takes questions in, and gives their places back with the last word."""
 
     def __init__(self) -> None:
-        self.arrived: queue.Queue[Question] = queue.Queue()
-        self._asked = threading.Event()
+        self.incoming: queue.Queue[GenerationRequest] = queue.Queue()
+        self._has_request = threading.Event()
         self._count = 0
         self._lock = threading.Lock()
 
@@ -28,7 +28,7 @@ class Desk:
         """Questions under way and waiting."""
         return self._count
 
-    def ask(self, question: Question) -> None:
+    def submit_request(self, request: GenerationRequest) -> None:
         """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before,
         then `{"done"}` or `{"error"}`.
 
@@ -39,19 +39,19 @@ class Desk:
             Busy: MAX_QUESTIONS are under way.
         """
         with self._lock:
-            if self._count >= MAX_QUESTIONS:
-                raise Busy(
+            if self._count >= MAX_REQUESTS:
+                raise QueueFull(
                     f"{self._count} questions are being answered; try again in a few seconds."
                 )
             self._count += 1
-        self.arrived.put(question)
-        self._asked.set()
+        self.incoming.put(request)
+        self._has_request.set()
 
-    def last_word(self, question: Question, said: Said) -> None:
+    def finish_request(self, request: GenerationRequest, event: StreamEvent) -> None:
         with self._lock:
             self._count -= 1
-        question.said.put(said)
+        request.events.put(event)
 
-    def wait(self) -> None:
+    def wait_for_request(self) -> None:
         """Return when the first question has come."""
-        self._asked.wait()
+        self._has_request.wait()

@@ -16,234 +16,234 @@ from contextlib import suppress
 
 import torch
 
-from adapters.inference.batch import Answer, Batch, bytes_of
-from adapters.inference.loaded_model import Held
-from adapters.inference.model_cache import NoRoom, Residents
-from adapters.inference.request_queue import Desk
-from adapters.inference.sampling import logprobs_of, pick_token
-from adapters.inference.text import Unanswerable, ids_of, most_tokens, send_text
-from adapters.inference.types import Base, Question, Said, Weights
+from adapters.inference.batch import ActiveSequence, Batch, count_cache_bytes
+from adapters.inference.loaded_model import LoadedModel
+from adapters.inference.model_cache import CapacityExceeded, ModelCache
+from adapters.inference.request_queue import RequestQueue
+from adapters.inference.sampling import compute_logprobs, pick_token
+from adapters.inference.text import InvalidRequest, encode_prompt, resolve_max_tokens, send_text
+from adapters.inference.types import BaseRef, GenerationRequest, StreamEvent, AdapterRef
 from training.errors import UserError
 
-MAX_ROWS = 16  # under way at once
+MAX_ACTIVE_SEQUENCES = 16  # under way at once
 
 # without a question; then the memory is left to training, and the next question loads its base anew
 IDLE_SECONDS = 900.0
-HUNG_UP: Said = {"error": "The caller hung up."}
+CANCELLED: StreamEvent = {"error": "The caller hung up."}
 
 
-class Speaker:
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.residents = Residents()
+class BatchScheduler:
+    def __init__(self, request_queue: RequestQueue) -> None:
+        self.request_queue = request_queue
+        self.model_cache = ModelCache()
         # In order; the first may wait for room, and all wait behind it
-        self.waiting: deque[Question] = deque()
-        self.batches: list[tuple[Held, Batch]] = []
+        self.waiting: deque[GenerationRequest] = deque()
+        self.batches: list[tuple[LoadedModel, Batch]] = []
 
-    def speak_for_ever(self) -> None:
+    def run_forever(self) -> None:
         while True:
-            self._take_questions()
-            self._rounds()
+            self._admit_waiting()
+            self._decode_batches()
 
-    def _rounds(self) -> None:
+    def _decode_batches(self) -> None:
         """Of every batch. Not in the loop above, whose names would keep a base in memory while
         another is loaded for it.
         """
-        for held, batch in list(self.batches):
-            self._round(held, batch)
-        self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+        for loaded_model, batch in list(self.batches):
+            self._decode_batch(loaded_model, batch)
+        self.batches = [(loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences]
 
-    def _round(self, held: Held, batch: Batch) -> None:
+    def _decode_batch(self, loaded_model: LoadedModel, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""
         try:
-            self._dismiss(
+            self._finish_sequences(
                 batch,
-                [(answer, HUNG_UP) for answer in batch.answers if answer.question.hung_up.is_set()],
+                [(sequence, CANCELLED) for sequence in batch.sequences if sequence.request.cancelled.is_set()],
             )
-            if batch.answers:
+            if batch.sequences:
                 with torch.inference_mode():
-                    logits = batch.step(held)
-                last = [
-                    (answer, self._heard(held, answer, row))
-                    for answer, row in zip(batch.answers, logits, strict=True)
+                    logits = batch.decode_step(loaded_model)
+                finished = [
+                    (sequence, self._try_process_logits(loaded_model, sequence, row))
+                    for sequence, row in zip(batch.sequences, logits, strict=True)
                 ]
-                self._dismiss(batch, [(answer, said) for answer, said in last if said is not None])
+                self._finish_sequences(batch, [(sequence, event) for sequence, event in finished if event is not None])
         except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
-            leave_if_lost(error)
-            lost, batch.answers = batch.answers, []
-            for answer in lost:
-                self.desk.last_word(answer.question, told_of(error))
+            exit_if_device_lost(error)
+            failed_sequences, batch.sequences = batch.sequences, []
+            for sequence in failed_sequences:
+                self.request_queue.finish_request(sequence.request, build_error_event(error))
 
-    def _heard(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
+    def _try_process_logits(self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor) -> StreamEvent | None:
         """One row's fault is that row's alone."""
         try:
-            return self._hear(held, answer, logits)
-        except Unanswerable as error:
-            return told_of(error)
+            return self._process_logits(loaded_model, sequence, logits)
+        except InvalidRequest as error:
+            return build_error_event(error)
 
-    def _dismiss(self, batch: Batch, last_words: list[tuple[Answer, Said]]) -> None:
-        if last_words:
-            batch.leave([answer for answer, _ in last_words])
-        for answer, said in last_words:
-            self.desk.last_word(answer.question, said)
+    def _finish_sequences(self, batch: Batch, finished: list[tuple[ActiveSequence, StreamEvent]]) -> None:
+        if finished:
+            batch.remove_sequences([sequence for sequence, _ in finished])
+        for sequence, event in finished:
+            self.request_queue.finish_request(sequence.request, event)
 
-    def _take_questions(self) -> None:
+    def _admit_waiting(self) -> None:
         """Take what waits, in order, while there is room; block only when there is nothing to
         say.
         """
-        self._forget_callers()
-        while sum(len(batch.answers) for _, batch in self.batches) < MAX_ROWS:
+        self._drop_cancelled()
+        while sum(len(batch.sequences) for _, batch in self.batches) < MAX_ACTIVE_SEQUENCES:
             if not self.waiting:
                 try:
                     self.waiting.append(
-                        self.desk.arrived.get(block=not self.batches, timeout=IDLE_SECONDS)
+                        self.request_queue.incoming.get(block=not self.batches, timeout=IDLE_SECONDS)
                     )
                 except queue.Empty:
                     if not self.batches:
-                        self.residents.let_go()
+                        self.model_cache.evict_all()
                     return
-            question = self.waiting[0]
+            request = self.waiting[0]
             try:
-                if not self._take(question):
+                if not self._admit_request(request):
                     return  # everybody behind it waits, too, or it might wait for ever
             except Exception as error:  # noqa: BLE001 told to whoever asked
-                leave_if_lost(error)
-                self.desk.last_word(question, told_of(error))
+                exit_if_device_lost(error)
+                self.request_queue.finish_request(request, build_error_event(error))
             self.waiting.popleft()
-            self.batches = [(held, batch) for held, batch in self.batches if batch.answers]
+            self.batches = [(loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences]
 
-    def _forget_callers(self) -> None:
+    def _drop_cancelled(self) -> None:
         """Whoever hung up gives their place back at once, wherever they stand in the line."""
         with suppress(queue.Empty):
             while True:
-                self.waiting.append(self.desk.arrived.get_nowait())
-        gone, there = deque[Question](), deque[Question]()
-        for question in self.waiting:
-            (gone if question.hung_up.is_set() else there).append(question)
-        self.waiting = there
-        for question in gone:
-            self.desk.last_word(question, HUNG_UP)
+                self.waiting.append(self.request_queue.incoming.get_nowait())
+        cancelled, remaining = deque[GenerationRequest](), deque[GenerationRequest]()
+        for request in self.waiting:
+            (cancelled if request.cancelled.is_set() else remaining).append(request)
+        self.waiting = remaining
+        for request in cancelled:
+            self.request_queue.finish_request(request, CANCELLED)
 
-    def _take(self, question: Question) -> bool:
+    def _admit_request(self, request: GenerationRequest) -> bool:
         """Begin its answer; False if it has to wait until others have been answered."""
-        if question.base not in self.residents.held:
-            self._tell(question, "loading the base model")
+        if request.base not in self.model_cache.models:
+            self._send_status(request, "loading the base model")
         try:
-            held = self.residents.get(question.base, self._busy())
-        except NoRoom:
+            loaded_model = self.model_cache.get_model(request.base, self._busy_bases())
+        except CapacityExceeded:
             return False
-        if not held.fits(question.adapter):
-            if held.base in self._busy():
+        if not loaded_model.is_compatible(request.adapter):
+            if loaded_model.base in self._busy_bases():
                 return False
-        elif question.adapter is not None and question.adapter not in held.loaded:
-            self._tell(question, "loading the adapter")
-        held.bring(question.adapter, self._in_use(held))
-        question.ids = question.ids or ids_of(held, question)
-        most = most_tokens(held, question, len(question.ids))
+        elif request.adapter is not None and request.adapter not in loaded_model.adapter_names:
+            self._send_status(request, "loading the adapter")
+        loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+        request.prompt_ids = request.prompt_ids or encode_prompt(loaded_model, request)
+        max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         if (
             self.batches
-            and self._cache_bytes() + held.entry_bytes * (len(question.ids) + most)
-            > self.residents.cache_bytes
+            and self._cache_bytes() + loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
+            > self.model_cache.kv_cache_bytes
         ):
             return False
         with torch.inference_mode():
-            self._begin(held, question, most)
+            self._prefill_request(loaded_model, request, max_tokens)
         return True
 
     def _cache_bytes(self) -> int:
         """What the caches under way can grow to: in a batch every row is as long as the longest."""
         return sum(
-            held.entry_bytes
-            * len(batch.answers)
-            * max(answer.prompt_tokens + answer.most_tokens for answer in batch.answers)
-            for held, batch in self.batches
-            if batch.answers
+            loaded_model.cache_bytes_per_token
+            * len(batch.sequences)
+            * max(sequence.prompt_tokens + sequence.max_tokens for sequence in batch.sequences)
+            for loaded_model, batch in self.batches
+            if batch.sequences
         )
 
-    def _tell(self, question: Question, status: str) -> None:
+    def _send_status(self, request: GenerationRequest, status: str) -> None:
         """Once each: a question that waits for room is looked at every round."""
-        if status not in question.told:
-            question.told.add(status)
-            question.said.put({"status": status})
+        if status not in request.sent_statuses:
+            request.sent_statuses.add(status)
+            request.events.put({"status": status})
 
-    def _busy(self) -> set[Base]:
-        return {held.base for held, batch in self.batches if batch.answers}
+    def _busy_bases(self) -> set[BaseRef]:
+        return {loaded_model.base for loaded_model, batch in self.batches if batch.sequences}
 
-    def _in_use(self, held: Held) -> set[Weights]:
-        answers = [
-            answer for other, batch in self.batches if other is held for answer in batch.answers
+    def _adapters_in_use(self, loaded_model: LoadedModel) -> set[AdapterRef]:
+        sequences = [
+            sequence for other, batch in self.batches if other is loaded_model for sequence in batch.sequences
         ]
         return {
-            answer.question.adapter for answer in answers if answer.question.adapter is not None
+            sequence.request.adapter for sequence in sequences if sequence.request.adapter is not None
         }
 
-    def _begin(self, held: Held, question: Question, most: int) -> None:
+    def _prefill_request(self, loaded_model: LoadedModel, request: GenerationRequest, max_tokens: int) -> None:
         """The first forward of a question, and its place in a batch."""
-        ids = question.ids
-        draw = torch.Generator(held.device)
-        draw.seed() if question.seed is None else draw.manual_seed(question.seed)
-        answer = Answer(question, len(ids), most, draw)
-        output = held.first(
-            torch.tensor([ids], device=held.device), question.adapter, every=question.score
+        ids = request.prompt_ids
+        generator = torch.Generator(loaded_model.device)
+        generator.seed() if request.seed is None else generator.manual_seed(request.seed)
+        sequence = ActiveSequence(request, len(ids), max_tokens, generator)
+        output = loaded_model.run_prefill(
+            torch.tensor([ids], device=loaded_model.device), request.adapter, all_logits=request.needs_logprobs
         )
-        if question.score:
-            question.said.put(
-                {"logprobs": logprobs_of(output.logits[0, -len(ids) :], ids), "ids": ids}
+        if request.needs_logprobs:
+            request.events.put(
+                {"logprobs": compute_logprobs(output.logits[0, -len(ids) :], ids), "ids": ids}
             )
-        held.entry_bytes = bytes_of(output.cache) // max(1, output.cache.get_seq_length())
-        said = self._hear(held, answer, output.logits[0, -1])
-        if said is not None:
-            self.desk.last_word(question, said)
+        loaded_model.cache_bytes_per_token = count_cache_bytes(output.cache) // max(1, output.cache.get_seq_length())
+        event = self._process_logits(loaded_model, sequence, output.logits[0, -1])
+        if event is not None:
+            self.request_queue.finish_request(request, event)
             return
-        self._batch_for(held, question.adapter, output.cache).join(answer, output.cache)
+        self._batch_for(loaded_model, request.adapter, output.cache).add_sequence(sequence, output.cache)
 
-    def _batch_for(self, held: Held, adapter: Weights | None, cache: object) -> Batch:
+    def _batch_for(self, loaded_model: LoadedModel, adapter: AdapterRef | None, cache: object) -> Batch:
         for other, batch in self.batches:
-            alike = held.mixes or all(
-                answer.question.adapter == adapter for answer in batch.answers
+            can_share = loaded_model.supports_mixed_batch or all(
+                sequence.request.adapter == adapter for sequence in batch.sequences
             )
-            if other is held and alike and batch.takes(cache):
+            if other is loaded_model and can_share and batch.can_join(cache):
                 return batch
-        made = Batch()
-        self.batches.append((held, made))
-        return made
+        new_batch = Batch()
+        self.batches.append((loaded_model, new_batch))
+        return new_batch
 
-    def _hear(self, held: Held, answer: Answer, logits: torch.Tensor) -> Said | None:
+    def _process_logits(self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor) -> StreamEvent | None:
         """Pick the next token, send what became readable; the last word when the answer is at its
         end.
         """
-        question = answer.question
+        request = sequence.request
         if not bool(torch.isfinite(logits).all()):
-            raise Unanswerable(
+            raise InvalidRequest(
                 "The model's numbers are not finite here: this version has diverged."
             )
         token = pick_token(
-            logits, temperature=question.temperature, top_p=question.top_p, draw=answer.draw
+            logits, temperature=request.temperature, top_p=request.top_p, generator=sequence.generator
         )
-        answer.token = token
-        ended = token in held.stop_ids
-        if not ended:
-            answer.ids.append(token)
-        at_its_end = ended or len(answer.ids) >= answer.most_tokens
-        stopped = send_text(held, answer, whole=at_its_end)
-        if not at_its_end and not stopped:
+        sequence.token = token
+        is_eos = token in loaded_model.stop_ids
+        if not is_eos:
+            sequence.ids.append(token)
+        is_finished = is_eos or len(sequence.ids) >= sequence.max_tokens
+        is_stopped = send_text(loaded_model, sequence, is_final=is_finished)
+        if not is_finished and not is_stopped:
             return None
         return {
-            "done": "stop" if ended or stopped else "length",
-            "prompt_tokens": answer.prompt_tokens,
-            "completion_tokens": len(answer.ids),
-            "tokens_per_second": len(answer.ids) / (time.monotonic() - answer.began),
+            "done": "stop" if is_eos or is_stopped else "length",
+            "prompt_tokens": sequence.prompt_tokens,
+            "completion_tokens": len(sequence.ids),
+            "tokens_per_second": len(sequence.ids) / (time.monotonic() - sequence.started_at),
         }
 
 
-def told_of(error: Exception) -> Said:
+def build_error_event(error: Exception) -> StreamEvent:
     """The last word for who asked; `fault` says whose it is."""
-    if isinstance(error, Unanswerable | UserError):
+    if isinstance(error, InvalidRequest | UserError):
         return {"error": str(error), "fault": "theirs"}
     return {"error": f"{type(error).__name__}: {error}"}
 
 
-def leave_if_lost(error: Exception) -> None:
+def exit_if_device_lost(error: Exception) -> None:
     """After an error inside a kernel a process gets nothing more from its GPU: it ends, and `up`
     starts another.
     """

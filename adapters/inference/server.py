@@ -29,74 +29,74 @@ from adapters.inference.openai_http import (
     openai_errors,
     read_body,
 )
-from adapters.inference.openai_schemas import Shape, questions_of, speed, usage
-from adapters.inference.request_queue import MAX_QUESTIONS, Desk
-from adapters.inference.types import Busy, Question, Said
+from adapters.inference.openai_schemas import ResponseBuilder, parse_requests, sum_speed, sum_usage
+from adapters.inference.request_queue import MAX_REQUESTS, RequestQueue
+from adapters.inference.types import QueueFull, GenerationRequest, StreamEvent
 
-MAX_NAMES = 1000
+MAX_MODEL_NAMES = 1000
 RETRY_SECONDS = 5
-MOST_PROMPTS = 16
-LISTENERS = anyio.CapacityLimiter(2 * MAX_QUESTIONS)  # a thread waits for each question's next word
+MAX_PROMPTS = 16
+STREAM_LIMITER = anyio.CapacityLimiter(2 * MAX_REQUESTS)  # a thread waits for each question's next word
 
 
 class Server:
-    def __init__(self, desk: Desk, token: str) -> None:
-        self.desk = desk
+    def __init__(self, request_queue: RequestQueue, token: str) -> None:
+        self.request_queue = request_queue
         self.token = token
         # Of models asked for, and where they lie
-        self.names: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.started = int(time.time())
+        self.locations: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.started_at = int(time.time())
 
-    async def health(self, _request: Request) -> Response:
-        return JSONResponse({"answering": self.desk.count})
+    async def get_health(self, _request: Request) -> Response:
+        return JSONResponse({"answering": self.request_queue.count})
 
-    async def models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         """Those that have been asked for by name, newest last."""
-        self.let_in(request)
+        self.check_token(request)
         entries = [
-            {"id": name, "object": "model", "created": self.started, "owned_by": "snapml"}
-            for name in self.names
+            {"id": name, "object": "model", "created": self.started_at, "owned_by": "snapml"}
+            for name in self.locations
         ]
         return JSONResponse({"object": "list", "data": entries})
 
-    async def chat(self, request: Request) -> Response:
-        return await self.answer(request, chat=True)
+    async def create_chat(self, request: Request) -> Response:
+        return await self.answer_request(request, chat=True)
 
-    async def complete(self, request: Request) -> Response:
-        return await self.answer(request, chat=False)
+    async def create_completion(self, request: Request) -> Response:
+        return await self.answer_request(request, chat=False)
 
-    async def answer(self, request: Request, *, chat: bool) -> Response:
-        self.let_in(request)
+    async def answer_request(self, request: Request, *, chat: bool) -> Response:
+        self.check_token(request)
         body = await read_body(request)
-        place = self.place_of(body)
-        questions = questions_of(body, place, chat=chat)
-        if len(questions) > MOST_PROMPTS or (len(questions) > 1 and body.get("stream")):
+        location = self.find_location(body)
+        generation_requests = parse_requests(body, location, chat=chat)
+        if len(generation_requests) > MAX_PROMPTS or (len(generation_requests) > 1 and body.get("stream")):
             raise InvalidField(
-                f"A request has at most {MOST_PROMPTS} prompts, and one if it is streamed.",
+                f"A request has at most {MAX_PROMPTS} prompts, and one if it is streamed.",
                 "prompt",
             )
-        self.ask(questions)
-        shape = Shape(str(body.get("model", "")), chat=chat)
+        self.submit_requests(generation_requests)
+        builder = ResponseBuilder(str(body.get("model", "")), chat=chat)
         if body.get("stream"):
-            with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(
-                events(questions[0], shape, with_usage=with_usage), media_type="text/event-stream"
+                stream_sse(generation_requests[0], builder, include_usage=include_usage), media_type="text/event-stream"
             )
-        said = await hang_up_with(request, questions)
-        for last in (one[-1] for one in said):
-            if "error" in last:
-                theirs = last.get("fault") == "theirs"
-                raise HttpError(400 if theirs else 500, last["error"], kind=kind_of(last))
-        return JSONResponse(shape.whole(said))
+        event_lists = await collect_events(request, generation_requests)
+        for final_event in (events[-1] for events in event_lists):
+            if "error" in final_event:
+                is_client_error = final_event.get("fault") == "theirs"
+                raise HttpError(400 if is_client_error else 500, final_event["error"], kind=error_kind(final_event))
+        return JSONResponse(builder.build_response(event_lists))
 
-    def ask(self, questions: list[Question]) -> None:
+    def submit_requests(self, generation_requests: list[GenerationRequest]) -> None:
         """All of them or none."""
-        for place, question in enumerate(questions):
+        for index, generation_request in enumerate(generation_requests):
             try:
-                self.desk.ask(question)
-            except Busy as busy:
-                for asked in questions[:place]:
-                    asked.hung_up.set()
+                self.request_queue.submit_request(generation_request)
+            except QueueFull as busy:
+                for submitted in generation_requests[:index]:
+                    submitted.cancelled.set()
                 raise HttpError(
                     429,
                     str(busy),
@@ -105,9 +105,9 @@ class Server:
                     retry_seconds=RETRY_SECONDS,
                 ) from busy
 
-    def let_in(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not secrets.compare_digest(given.encode(), self.token.encode()):
+    def check_token(self, request: Request) -> None:
+        provided_token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not secrets.compare_digest(provided_token.encode(), self.token.encode()):
             raise HttpError(
                 401,
                 "A valid token is needed.",
@@ -115,88 +115,88 @@ class Server:
                 code="invalid_api_key",
             )
 
-    def place_of(self, body: dict[str, Any]) -> dict[str, Any]:
-        name, place = str(body.get("model", "")), body.get("snapml")
-        if place is None and name in self.names:
-            return self.names[name]
-        if not isinstance(place, dict) or not place.get("base"):
+    def find_location(self, body: dict[str, Any]) -> dict[str, Any]:
+        name, location = str(body.get("model", "")), body.get("snapml")
+        if location is None and name in self.locations:
+            return self.locations[name]
+        if not isinstance(location, dict) or not location.get("base"):
             raise HttpError(
                 404, f"There is no model {name!r} here.", param="model", code="model_not_found"
             )
-        self.names[name] = place
-        self.names.move_to_end(name)
-        if len(self.names) > MAX_NAMES:
-            self.names.popitem(last=False)
-        return place
+        self.locations[name] = location
+        self.locations.move_to_end(name)
+        if len(self.locations) > MAX_MODEL_NAMES:
+            self.locations.popitem(last=False)
+        return location
 
 
-def make_app(desk: Desk, token: str) -> Starlette:
-    server = Server(desk, token)
+def make_app(request_queue: RequestQueue, token: str) -> Starlette:
+    server = Server(request_queue, token)
     routes = [
-        Route("/health", server.health),
-        Route("/v1/models", openai_errors(server.models)),
-        Route("/v1/chat/completions", openai_errors(server.chat), methods=["POST"]),
-        Route("/v1/completions", openai_errors(server.complete), methods=["POST"]),
+        Route("/health", server.get_health),
+        Route("/v1/models", openai_errors(server.list_models)),
+        Route("/v1/chat/completions", openai_errors(server.create_chat), methods=["POST"]),
+        Route("/v1/completions", openai_errors(server.create_completion), methods=["POST"]),
     ]
     return Starlette(routes=routes)
 
 
-async def pieces(question: Question) -> AsyncIterator[Said]:
+async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[StreamEvent]:
     """What is said, to the last word. A caller who hangs up cancels this, and the speaker is
     told.
     """
     try:
         while True:
-            said = await anyio.to_thread.run_sync(
-                question.said.get, limiter=LISTENERS, abandon_on_cancel=True
+            event = await anyio.to_thread.run_sync(
+                generation_request.events.get, limiter=STREAM_LIMITER, abandon_on_cancel=True
             )
-            yield said
-            if "done" in said or "error" in said:
+            yield event
+            if "done" in event or "error" in event:
                 return
     finally:
-        question.hung_up.set()
+        generation_request.cancelled.set()
 
 
-async def hang_up_with(request: Request, questions: list[Question]) -> list[list[Said]]:
+async def collect_events(request: Request, generation_requests: list[GenerationRequest]) -> list[list[StreamEvent]]:
     """All that is said to each question. A caller who goes away meanwhile hangs up on all."""
 
-    async def hear(question: Question) -> list[Said]:
-        return [piece async for piece in pieces(question)]
+    async def collect_stream(generation_request: GenerationRequest) -> list[StreamEvent]:
+        return [event async for event in stream_events(generation_request)]
 
-    async def gone() -> None:
+    async def watch_disconnect() -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.5)
-        for question in questions:
-            question.hung_up.set()
+        for generation_request in generation_requests:
+            generation_request.cancelled.set()
 
-    watching = asyncio.create_task(gone())
+    watcher = asyncio.create_task(watch_disconnect())
     try:
-        return list(await asyncio.gather(*(hear(question) for question in questions)))
+        return list(await asyncio.gather(*(collect_stream(generation_request) for generation_request in generation_requests)))
     finally:
-        watching.cancel()
+        watcher.cancel()
 
 
-async def events(question: Question, shape: Shape, *, with_usage: bool) -> AsyncIterator[str]:
+async def stream_sse(generation_request: GenerationRequest, builder: ResponseBuilder, *, include_usage: bool) -> AsyncIterator[str]:
     """Server-sent events in OpenAI's shape."""
-    if shape.chat:
-        yield event(shape.opening(0))
-    async for piece in pieces(question):
-        if "text" in piece:
-            yield event(shape.chunk(0, piece["text"], None))
-        elif "status" in piece:
-            yield event(shape.aside(snapml={"status": piece["status"]}))
-        elif "error" in piece:
-            yield event(error_body(piece["error"], kind=kind_of(piece)))
-        elif "done" in piece:
-            yield event(shape.chunk(0, "", piece["done"]))
-            if with_usage:
-                yield event(shape.aside(usage=usage([piece]), snapml=speed([piece])))
+    if builder.chat:
+        yield format_sse(builder.build_role_chunk(0))
+    async for event in stream_events(generation_request):
+        if "text" in event:
+            yield format_sse(builder.build_chunk(0, event["text"], None))
+        elif "status" in event:
+            yield format_sse(builder.build_extra_chunk(snapml={"status": event["status"]}))
+        elif "error" in event:
+            yield format_sse(error_body(event["error"], kind=error_kind(event)))
+        elif "done" in event:
+            yield format_sse(builder.build_chunk(0, "", event["done"]))
+            if include_usage:
+                yield format_sse(builder.build_extra_chunk(usage=sum_usage([event]), snapml=sum_speed([event])))
     yield "data: [DONE]\n\n"
 
 
-def kind_of(last: Said) -> str:
-    return "invalid_request_error" if last.get("fault") == "theirs" else "server_error"
+def error_kind(final_event: StreamEvent) -> str:
+    return "invalid_request_error" if final_event.get("fault") == "theirs" else "server_error"
 
 
-def event(told: dict[str, Any]) -> str:
-    return f"data: {json.dumps(told)}\n\n"
+def format_sse(payload: dict[str, Any]) -> str:
+    return f"data: {json.dumps(payload)}\n\n"

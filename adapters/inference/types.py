@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Settings of PEFT's LoraConfig with which a layer computes otherwise.
-MORE_THAN_PAIRS = (
+NON_PLAIN_LORA_KEYS = (
     *(
         "modules_to_save",
         "trainable_token_indices",
@@ -30,20 +30,20 @@ MORE_THAN_PAIRS = (
     ),
 )
 
-Said = dict[str, Any]
+StreamEvent = dict[str, Any]
 
 
-class Base(NamedTuple):
+class BaseRef(NamedTuple):
     """A model's folder, in 4 bits or not; `sha256` tells the weights of a run that trained the
     whole model.
     """
 
     folder: Path
-    quantised: bool = False
+    quantized: bool = False
     sha256: str = ""
 
 
-class Weights(NamedTuple):
+class AdapterRef(NamedTuple):
     """An adapter's folder and the hash of its weights: other weights in the same folder are another
     adapter.
     """
@@ -58,26 +58,26 @@ class Weights(NamedTuple):
         """
         config: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_text())
         kind = str(config["peft_type"])
-        return "LORA AND MORE" if kind == "LORA" and not is_pairs_only(config) else kind
+        return "LORA AND MORE" if kind == "LORA" and not is_plain_lora(config) else kind
 
 
-def is_pairs_only(config: dict[str, Any]) -> bool:
+def is_plain_lora(config: dict[str, Any]) -> bool:
     """Are pairs A and B all that this LoRA adapter (its adapter_config.json) changes?"""
     return config.get("bias", "none") == "none" and not any(
-        config.get(name) for name in MORE_THAN_PAIRS
+        config.get(name) for name in NON_PLAIN_LORA_KEYS
     )
 
 
 @dataclass
-class Question:
+class GenerationRequest:
     """What to answer, with which adapter (None: the base alone), and where the answer goes.
 
     Either `messages` of a chat, or the text of a `prompt`. `score`: no answer is asked, only how
     likely each token of it is.
     """
 
-    base: Base
-    adapter: Weights | None
+    base: BaseRef
+    adapter: AdapterRef | None
     messages: list[dict[str, str]] = field(default_factory=list)
     prompt: str | None = None
     max_tokens: int | None = None
@@ -85,12 +85,12 @@ class Question:
     top_p: float = 1.0
     seed: int | None = 0
     stop: tuple[str, ...] = ()
-    score: bool = False
-    said: queue.Queue[Said] = field(default_factory=queue.Queue)
-    hung_up: threading.Event = field(default_factory=threading.Event)
-    told: set[str] = field(default_factory=set)  # what it is waiting for, told once
-    ids: list[int] = field(default_factory=list)  # of its prompt, once they are known
+    needs_logprobs: bool = False
+    events: queue.Queue[StreamEvent] = field(default_factory=queue.Queue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    sent_statuses: set[str] = field(default_factory=set)  # what it is waiting for, told once
+    prompt_ids: list[int] = field(default_factory=list)  # of its prompt, once they are known
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """MAX_QUESTIONS are under way."""

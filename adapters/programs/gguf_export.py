@@ -14,102 +14,102 @@ from training.errors import UserError
 with fast_imports():
     import torch
 
-    from adapters.programs.gguf_file import export
-    from adapters.programs.llama_cpp import answers, top_logprobs
-    from adapters.programs.parity import Spoken, speak
+    from adapters.programs.gguf_file import write_gguf
+    from adapters.programs.llama_cpp import generate_answers, get_top_logprobs
+    from adapters.programs.parity import Generation, generate_greedily
     from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import sha256_file, fsync_path
     from training.engine.modeling.model import load_base
 
 CPU = torch.device("cpu")
-TOP = 20
+MAX_TOP_TOKENS = 20
 SCORED_PROMPTS = 2  # whose answers are compared token by token: llama.cpp is asked once a token
 # The share of places where the same token must come next. Measured on SmolLM2-135M: f16 1.000, q8_0
 # 0.944, q4_0 0.667.
-LEAST_SAME = {"f32": 0.98, "f16": 0.95, "bf16": 0.9, "q8_0": 0.75}
-LEAST_SAME_OTHERS = 0.3
+MIN_SAME_CHOICE = {"f32": 0.98, "f16": 0.95, "bf16": 0.9, "q8_0": 0.75}
+MIN_SAME_CHOICE_OTHERS = 0.3
 
 
-def make(order: dict[str, Any]) -> dict[str, Any]:
+def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
     """Order: model (a folder), target (a file), quantization, and prompts as lists of messages.
     Result: parity, bytes, sha256.
     """
     folder, target, quantization = (
-        Path(order["model"]),
-        Path(order["target"]),
-        str(order["quantization"]),
+        Path(params["model"]),
+        Path(params["target"]),
+        str(params["quantization"]),
     )
     emit(message="writing the file", done=0, total=3)
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.checking")
-    export(folder, aside, quantization)
+    unchecked = target.with_name(f".{target.name}.checking")
+    write_gguf(folder, unchecked, quantization)
     try:
         emit(message="answering with torch", done=1)
         tokenizer = load_tokenizer(folder)
         ensure_chat_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
-        said = [
-            speak(model, encode_prompt(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
-            for messages in order["prompts"]
+        references = [
+            generate_greedily(model, encode_prompt(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
+            for messages in params["prompts"]
         ]
         del model
         emit(message="answering with llama.cpp", done=2)
-        figures = compared(aside, said)
-        refuse_unlike(figures, quantization)
-        fsync_path(aside)
-        aside.rename(target)
+        parity = compare_answers(unchecked, references)
+        check_parity(parity, quantization)
+        fsync_path(unchecked)
+        unchecked.rename(target)
     finally:
-        aside.unlink(missing_ok=True)
+        unchecked.unlink(missing_ok=True)
     fsync_path(target.parent)
     return {
-        "parity": figures,
+        "parity": parity,
         "bytes": target.stat().st_size,
         "sha256": sha256_file(target),
         "quantization": quantization,
     }
 
 
-def compared(file: Path, said: list[Spoken]) -> dict[str, Any]:
+def compare_answers(file: Path, references: list[Generation]) -> dict[str, Any]:
     """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each
     place of some answers.
     """
-    theirs = answers(file, [one.prompt for one in said], max(len(one.answer) for one in said))
-    same = sum(alike(one.answer, other.ids) for one, other in zip(said, theirs, strict=True))
-    differences, choices = [], []
-    for one in said[:SCORED_PROMPTS]:
-        tops = top_logprobs(file, one.whole[:-1], TOP, start=len(one.prompt))
-        ours = one.logits.log_softmax(-1)
-        for place, top in enumerate(tops):
-            best = int(ours[place].argmax())
-            choices.append(max(top, key=lambda token: top[token]) == best)
+    gguf_answers = generate_answers(file, [one.prompt for one in references], max(len(one.answer) for one in references))
+    same_answers = sum(is_same_answer(one.answer, other.ids) for one, other in zip(references, gguf_answers, strict=True))
+    differences, matches = [], []
+    for one in references[:SCORED_PROMPTS]:
+        top_tokens = get_top_logprobs(file, one.token_ids[:-1], MAX_TOP_TOKENS, start=len(one.prompt))
+        logprobs = one.logits.log_softmax(-1)
+        for position, top in enumerate(top_tokens):
+            best = int(logprobs[position].argmax())
+            matches.append(max(top, key=lambda token: top[token]) == best)
             if best in top:
-                differences.append(abs(top[best] - float(ours[place, best])))
+                differences.append(abs(top[best] - float(logprobs[position, best])))
     return {
-        "prompts": len(said),
-        "same_answers": same,
-        "tokens": len(choices),
-        "same_choice": sum(choices) / max(1, len(choices)),
+        "prompts": len(references),
+        "same_answers": same_answers,
+        "tokens": len(matches),
+        "same_choice": sum(matches) / max(1, len(matches)),
         "largest_difference": max(differences, default=0.0),
     }
 
 
-def alike(ours: list[int], theirs: list[int]) -> bool:
+def is_same_answer(ours: list[int], theirs: list[int]) -> bool:
     """Equal but for the token that ends an answer, which llama.cpp may leave out."""
     shorter = min(len(ours), len(theirs))
     return ours[:shorter] == theirs[:shorter] and abs(len(ours) - len(theirs)) <= 1
 
 
-def refuse_unlike(figures: dict[str, Any], quantization: str) -> None:
+def check_parity(parity: dict[str, Any], quantization: str) -> None:
     """Raises UserError: the file answers unlike the model that it was made from."""
-    least = LEAST_SAME.get(quantization, LEAST_SAME_OTHERS)
-    if figures["same_choice"] < least:
+    minimum = MIN_SAME_CHOICE.get(quantization, MIN_SAME_CHOICE_OTHERS)
+    if parity["same_choice"] < minimum:
         raise UserError(
             f"The {quantization} file answers unlike its model: llama.cpp chooses the same next "
-            f"token in {figures['same_choice']:.0%} of {figures['tokens']} places, and at least "
-            f"{least:.0%} are expected. Take more bits."
+            f"token in {parity['same_choice']:.0%} of {parity['tokens']} places, and at least "
+            f"{minimum:.0%} are expected. Take more bits."
         )
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=make(read_params()))))
+    sys.exit(main(lambda: emit(result=export_and_check(read_params()))))

@@ -12,7 +12,7 @@ import torch
 
 from training.errors import UserError
 
-GEMMA_FULL_EVERY = 6  # llama.cpp knows no other rhythm of sliding and full attention
+GEMMA_FULL_ATTENTION_INTERVAL = 6  # llama.cpp knows no other rhythm of sliding and full attention
 GEMMA_27B_LAYERS = 62
 
 
@@ -21,12 +21,12 @@ class Family:
     architecture: gguf.MODEL_ARCH
     activation: str = "silu"  # the only one that llama.cpp computes there
     # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
-    pairs: bool = False
+    has_interleaved_rope: bool = False
 
 
 FAMILIES = {  # by transformers' model_type
-    "llama": Family(gguf.MODEL_ARCH.LLAMA, pairs=True),
-    "mistral": Family(gguf.MODEL_ARCH.LLAMA, pairs=True),
+    "llama": Family(gguf.MODEL_ARCH.LLAMA, has_interleaved_rope=True),
+    "mistral": Family(gguf.MODEL_ARCH.LLAMA, has_interleaved_rope=True),
     "qwen2": Family(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Family(gguf.MODEL_ARCH.QWEN3),
     "gemma3_text": Family(gguf.MODEL_ARCH.GEMMA3, "gelu_pytorch_tanh"),
@@ -34,37 +34,37 @@ FAMILIES = {  # by transformers' model_type
 }
 
 
-def check(config: Any) -> None:
+def check_config(config: Any) -> None:
     """Refuse every setting that llama.cpp would read differently, or not at all."""
-    kind = config.model_type
-    if kind not in FAMILIES:
+    model_type = config.model_type
+    if model_type not in FAMILIES:
         raise UserError(
             f"GGUF export knows the families {', '.join(FAMILIES)}; this model is of the family "
-            f"{kind}."
+            f"{model_type}."
         )
     if getattr(config, "quantization_config", None):
         raise UserError(
             "These weights are quantised already (by bitsandbytes, GPTQ or the like); export the "
             "16-bit model."
         )
-    names = ("activation_function", "hidden_activation", "hidden_act")
-    activation = next(getattr(config, name) for name in names if hasattr(config, name))
-    if activation != FAMILIES[kind].activation:
-        raise UserError(f"llama.cpp has no {kind} model with the activation {activation}.")
-    switches = [
+    activation_names = ("activation_function", "hidden_activation", "hidden_act")
+    activation = next(getattr(config, name) for name in activation_names if hasattr(config, name))
+    if activation != FAMILIES[model_type].activation:
+        raise UserError(f"llama.cpp has no {model_type} model with the activation {activation}.")
+    unsupported_switches = [
         "use_bidirectional_attention",
         "attn_logit_softcapping",
         "final_logit_softcapping",
         "add_cross_attention",
     ]
-    for switch in switches + ["attention_bias"] * (not FAMILIES[kind].pairs):
-        if getattr(config, switch, None):
-            raise UserError(f"llama.cpp has no {kind} model with {switch}.")
-    if kind == "gpt2" and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
+    for name in unsupported_switches + ["attention_bias"] * (not FAMILIES[model_type].has_interleaved_rope):
+        if getattr(config, name, None):
+            raise UserError(f"llama.cpp has no {model_type} model with {name}.")
+    if model_type == "gpt2" and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
         raise UserError("llama.cpp has no gpt2 model whose attention is scaled in an unusual way.")
-    if kind == "gemma3_text":
+    if model_type == "gemma3_text":
         for layer, attention in enumerate(config.layer_types, start=1):
-            if (attention == "full_attention") != (layer % GEMMA_FULL_EVERY == 0):
+            if (attention == "full_attention") != (layer % GEMMA_FULL_ATTENTION_INTERVAL == 0):
                 raise UserError(
                     "llama.cpp knows Gemma 3 only with full attention in every sixth layer and "
                     "nowhere else."
@@ -72,12 +72,12 @@ def check(config: Any) -> None:
 
 
 def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
-    heads, longest = config.num_attention_heads, config.max_position_embeddings
+    heads, context_length = config.num_attention_heads, config.max_position_embeddings
     writer.add_block_count(config.num_hidden_layers)
     writer.add_embedding_length(config.hidden_size)
     writer.add_head_count(heads)
     if config.model_type == "gpt2":
-        writer.add_context_length(longest)
+        writer.add_context_length(context_length)
         writer.add_feed_forward_length(config.n_inner or 4 * config.hidden_size)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
@@ -85,38 +85,38 @@ def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(window)
     elif window:  # llama.cpp has no window here; texts no longer than the window are read the same
-        longest = min(longest, window)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer.add_context_length(longest)
+        context_length = min(context_length, window)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    writer.add_context_length(context_length)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(size)
-    add_rotation(writer, config)
+    writer.add_rope_dimension_count(head_size)
+    add_rope(writer, config)
 
 
-def add_rotation(writer: gguf.GGUFWriter, config: Any) -> None:
+def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
     """Rotary positions. The factors of `llama3` are a tensor, which `export.write` adds."""
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
-    near = config.rope_parameters.get("sliding_attention", rope)
-    kind = rope["rope_type"]
-    known = (
+    sliding_rope = config.rope_parameters.get("sliding_attention", rope)
+    rope_type = rope["rope_type"]
+    supported_types = (
         ("default", "linear", "llama3")
-        if FAMILIES[config.model_type].pairs
+        if FAMILIES[config.model_type].has_interleaved_rope
         else ("default", "linear")
     )
-    near_is_plain = near is rope or near["rope_type"] == "default"
-    if kind not in known or not near_is_plain or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    is_sliding_default = sliding_rope is rope or sliding_rope["rope_type"] == "default"
+    if rope_type not in supported_types or not is_sliding_default or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
-            f"Rotary positions of the kind {kind!r} are not exported for the family "
+            f"Rotary positions of the kind {rope_type!r} are not exported for the family "
             f"{config.model_type}."
         )
     writer.add_rope_freq_base(rope["rope_theta"])
-    if near is not rope:
-        writer.add_rope_freq_base_swa(near["rope_theta"])
-    if kind == "linear":
+    if sliding_rope is not rope:
+        writer.add_rope_freq_base_swa(sliding_rope["rope_theta"])
+    if rope_type == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
 
@@ -130,14 +130,14 @@ def gemma_attention_size(config: Any) -> int:
     return size
 
 
-def rotation_factors(config: Any) -> torch.Tensor | None:
+def rope_factors(config: Any) -> torch.Tensor | None:
     """By what llama.cpp must divide each plain frequency; None where they are plain."""
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "llama3":
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()
-    plain = rope["rope_theta"] ** -(torch.arange(len(scaled), dtype=torch.float64) / len(scaled))
-    factors: torch.Tensor = (plain / scaled).float()
+    scaled_frequencies = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()
+    plain_frequencies = rope["rope_theta"] ** -(torch.arange(len(scaled_frequencies), dtype=torch.float64) / len(scaled_frequencies))
+    factors: torch.Tensor = (plain_frequencies / scaled_frequencies).float()
     return factors

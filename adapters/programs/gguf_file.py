@@ -25,15 +25,15 @@ from safetensors import safe_open
 from adapters.programs.gguf_families import (
     FAMILIES,
     add_settings,
-    check,
+    check_config,
     gemma_attention_size,
-    rotation_factors,
+    rope_factors,
 )
 from adapters.programs.gguf_tokenizer import add_tokenizer
 from training.errors import UserError
 
 # All that `gguf` can pack, K-quants not
-QUANTISATIONS = (
+QUANTIZATIONS = (
     "f32",
     "f16",
     "bf16",
@@ -43,29 +43,29 @@ QUANTISATIONS = (
     "q4_1",
     "q4_0",
 )
-PACKED = {Kind.Q8_0, Kind.Q5_1, Kind.Q5_0, Kind.Q4_1, Kind.Q4_0}
-ROW_BLOCK = 32  # each of these packs 32 neighbours of a row
+BLOCK_QUANTIZED = {Kind.Q8_0, Kind.Q5_1, Kind.Q5_0, Kind.Q4_1, Kind.Q4_0}
+BLOCK_SIZE = 32  # each of these packs 32 neighbours of a row
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorPlan:
     """One tensor of the GGUF: where its numbers lie, and its shape and number format there."""
 
     file: Path
-    source: str
+    source_name: str
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    quant_type: Kind
 
 
-def export(folder: Path, target: Path, quantisation: str) -> None:
+def write_gguf(folder: Path, target: Path, quantization: str) -> None:
     """Write the model of `folder` to the file `target`; half a file is never left behind."""
     from transformers import AutoConfig, AutoTokenizer
 
-    if quantisation not in QUANTISATIONS:
+    if quantization not in QUANTIZATIONS:
         raise UserError(
-            f"{quantisation!r} is not a number format for GGUF here; choose one of "
-            f"{', '.join(QUANTISATIONS)}."
+            f"{quantization!r} is not a number format for GGUF here; choose one of "
+            f"{', '.join(QUANTIZATIONS)}."
         )
     if not (folder / "config.json").exists():
         raise UserError(
@@ -77,15 +77,15 @@ def export(folder: Path, target: Path, quantisation: str) -> None:
             f"{folder.name} has no tokenizer.json; other tokenizers are not exported to GGUF."
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    check(config)
-    parts = list(find_parts(folder, config, Kind[quantisation.upper()]))
-    rows = {part.name: part.shape[0] for part in parts}
+    check_config(config)
+    plans = list(plan_tensors(folder, config, Kind[quantization.upper()]))
+    rows = {plan.name: plan.shape[0] for plan in plans}
     check_complete(rows.keys(), config)
     writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[FAMILIES[config.model_type].architecture])
     writer.add_type("model")
     writer.add_name(folder.name)
     writer.add_file_type(
-        FileType["ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"]
+        FileType["ALL_F32" if quantization == "f32" else f"MOSTLY_{quantization.upper()}"]
     )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_settings(writer, config)
@@ -94,18 +94,18 @@ def export(folder: Path, target: Path, quantisation: str) -> None:
         AutoTokenizer.from_pretrained(folder, local_files_only=True),
         rows=rows["token_embd.weight"],
     )
-    aside = target.with_name(f".{target.name}.partial")
+    partial_path = target.with_name(f".{target.name}.partial")
     try:
-        write(writer, aside, parts, config)
+        write_tensors(writer, partial_path, plans, config)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
         raise
     finally:
         writer.close()
-    aside.replace(target)
+    partial_path.replace(target)
 
 
-def find_parts(folder: Path, config: Any, wanted: Kind) -> Iterator[Part]:
+def plan_tensors(folder: Path, config: Any, requested_type: Kind) -> Iterator[TensorPlan]:
     """Every tensor under llama.cpp's name, in the order of the files; no numbers are read yet."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
@@ -118,47 +118,47 @@ def find_parts(folder: Path, config: Any, wanted: Kind) -> Iterator[Part]:
     for file in files:
         with safe_open(file, "pt") as tensors:
             for source in tensors.keys():  # noqa: SIM118 - not a dict
-                if is_spare(source, config):
+                if is_redundant(source, config):
                     continue
-                old_gpt2 = config.model_type == "gpt2" and not source.startswith("transformer.")
+                lacks_prefix = config.model_type == "gpt2" and not source.startswith("transformer.")
                 name = names.get_name(
-                    f"transformer.{source}" if old_gpt2 else source, (".weight", ".bias")
+                    f"transformer.{source}" if lacks_prefix else source, (".weight", ".bias")
                 )
-                numbers = tensors.get_slice(source)
-                if name is None or numbers.get_dtype() not in ("F32", "F16", "BF16"):
+                tensor_slice = tensors.get_slice(source)
+                if name is None or tensor_slice.get_dtype() not in ("F32", "F16", "BF16"):
                     raise UserError(
-                        f"The tensor {source} ({numbers.get_dtype()}) has no place in a "
+                        f"The tensor {source} ({tensor_slice.get_dtype()}) has no place in a "
                         f"{config.model_type} GGUF."
                     )
-                shape = tuple(numbers.get_shape())[:: -1 if is_turned(name, config) else 1]
-                yield Part(file, source, name, shape, choose_kind(name, shape, wanted))
+                shape = tuple(tensor_slice.get_shape())[:: -1 if is_transposed(name, config) else 1]
+                yield TensorPlan(file, source, name, shape, choose_quant_type(name, shape, requested_type))
 
 
 def check_complete(names: Collection[str], config: Any) -> None:
     """llama.cpp would say the same, but later and in words for programmers."""
     layers = Counter(name.split(".", 2)[2] for name in names if name.startswith("blk."))
-    lost = [
+    missing = [
         f"{name} of some layers"
-        for name, found in layers.items()
-        if found != config.num_hidden_layers
+        for name, count in layers.items()
+        if count != config.num_hidden_layers
     ]
-    whole = ["token_embd.weight", "output_norm.weight"] + ["output.weight"] * (
+    required_names = ["token_embd.weight", "output_norm.weight"] + ["output.weight"] * (
         not config.tie_word_embeddings
     )
-    lost += [name for name in whole if name not in names]
-    if lost or not layers:
+    missing += [name for name in required_names if name not in names]
+    if missing or not layers:
         raise UserError(
-            f"The weights are incomplete: {', '.join(lost) or 'all layers'} is missing."
+            f"The weights are incomplete: {', '.join(missing) or 'all layers'} is missing."
         )
 
 
-def is_spare(source: str, config: Any) -> bool:
+def is_redundant(source: str, config: Any) -> bool:
     """A head that is the embedding over again, and buffers that old files carry."""
-    tied_head = source == "lm_head.weight" and config.tie_word_embeddings
-    return tied_head or source.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+    is_tied_head = source == "lm_head.weight" and config.tie_word_embeddings
+    return is_tied_head or source.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
 
 
-def is_turned(name: str, config: Any) -> bool:
+def is_transposed(name: str, config: Any) -> bool:
     """GPT-2 alone keeps the matrices of its blocks as input x output."""
     return (
         config.model_type == "gpt2"
@@ -168,24 +168,24 @@ def is_turned(name: str, config: Any) -> bool:
     )
 
 
-def choose_kind(name: str, shape: tuple[int, ...], wanted: Kind) -> Kind:
+def choose_quant_type(name: str, shape: tuple[int, ...], requested_type: Kind) -> Kind:
     """Vectors and learned positions stay f32, as llama.cpp demands; rows that do not divide into
     blocks become f16.
     """
     if len(shape) < 2 or name == "position_embd.weight":
         return Kind.F32
-    if wanted in PACKED and shape[-1] % ROW_BLOCK:
+    if requested_type in BLOCK_QUANTIZED and shape[-1] % BLOCK_SIZE:
         return Kind.F16
-    if wanted in PACKED and name in ("token_embd.weight", "output.weight"):
+    if requested_type in BLOCK_QUANTIZED and name in ("token_embd.weight", "output.weight"):
         return Kind.Q8_0  # both ends of the model suffer most from fewer bits
-    return wanted
+    return requested_type
 
 
-def arrange(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
+def convert_layout(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
     """The same function in the form that llama.cpp computes."""
-    if is_turned(name, config):
+    if is_transposed(name, config):
         return tensor.T
-    if FAMILIES[config.model_type].pairs and name.split(".")[-2] in ("attn_q", "attn_k"):
+    if FAMILIES[config.model_type].has_interleaved_rope and name.split(".")[-2] in ("attn_q", "attn_k"):
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if config.model_type == "gemma3_text" and "norm" in name:
@@ -196,42 +196,42 @@ def arrange(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
     return tensor
 
 
-def pack(tensor: torch.Tensor, part: Part) -> np.ndarray[Any, Any]:
-    dtype = {Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}.get(part.kind, torch.float32)
+def quantize_tensor(tensor: torch.Tensor, plan: TensorPlan) -> np.ndarray[Any, Any]:
+    dtype = {Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}.get(plan.quant_type, torch.float32)
     as_float = tensor.to(dtype)
     if not as_float.isfinite().all():
         raise UserError(
-            f"The tensor {part.source} has numbers that are not finite or too large for "
-            f"{part.kind.name}."
+            f"The tensor {plan.source_name} has numbers that are not finite or too large for "
+            f"{plan.quant_type.name}."
         )
-    if part.kind is Kind.BF16:
+    if plan.quant_type is Kind.BF16:
         return as_float.contiguous().view(torch.int16).numpy()
-    packed: np.ndarray[Any, Any] = gguf.quants.quantize(as_float.contiguous().numpy(), part.kind)
+    packed: np.ndarray[Any, Any] = gguf.quants.quantize(as_float.contiguous().numpy(), plan.quant_type)
     return packed
 
 
-def write(writer: gguf.GGUFWriter, path: Path, parts: list[Part], config: Any) -> None:
+def write_tensors(writer: gguf.GGUFWriter, path: Path, plans: list[TensorPlan], config: Any) -> None:
     """First the plan of all tensors, then their numbers, one tensor after another."""
-    factors = rotation_factors(config)
+    factors = rope_factors(config)
     if factors is not None:
         writer.add_tensor_info(
             "rope_freqs.weight", factors.shape, np.dtype(np.float32), factors.nbytes, Kind.F32
         )
-    for part in parts:
-        block, size = gguf.GGML_QUANT_SIZES[part.kind]
+    for plan in plans:
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[plan.quant_type]
         writer.add_tensor_info(
-            part.name,
-            part.shape,
+            plan.name,
+            plan.shape,
             np.dtype(np.float32),
-            math.prod(part.shape) // block * size,
-            part.kind,
+            math.prod(plan.shape) // block_size * block_bytes,
+            plan.quant_type,
         )
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors.numpy())
-    for part in parts:
-        with safe_open(part.file, "pt") as tensors:
-            tensor = arrange(part.name, tensors.get_tensor(part.source), config)
-        writer.write_tensor_data(pack(tensor, part))
+    for plan in plans:
+        with safe_open(plan.file, "pt") as tensors:
+            tensor = convert_layout(plan.name, tensors.get_tensor(plan.source_name), config)
+        writer.write_tensor_data(quantize_tensor(tensor, plan))

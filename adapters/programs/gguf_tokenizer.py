@@ -17,30 +17,30 @@ from gguf import TokenType
 from training.errors import UserError
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-CASED = (
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+TRAILING_SPACE = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+LETTER_RUNS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+CASED_WORDS = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
 )
-LLAMA3 = rf"{SHORT}|{WORDS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TAIL}"
-CUTS = {  # llama.cpp's name: the patterns by which it cuts, one after another
+LLAMA3 = rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
+PRETOKENIZERS = {  # llama.cpp's name: the patterns by which it cuts, one after another
     "gpt-2": [GPT2],
     "smollm": [r"\p{N}", GPT2],
     "llama-bpe": [LLAMA3],
-    "qwen2": [rf"{SHORT}|{WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TAIL}"],
+    "qwen2": [rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"],
     "qwen35": [
-        rf"{SHORT}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| "
-        rf"?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TAIL}"
+        rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| "
+        rf"?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
     ],
     "gpt-4o": [
-        CASED % (f"{SHORT}?", f"{SHORT}?")
-        + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}"
+        CASED_WORDS % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")
+        + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
     ],
-    "tekken": [CASED % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}"],
+    "tekken": [CASED_WORDS % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"],
 }
-PROBE = (
+PROBE_TEXT = (
     "Don't DON'T we'LL  it's'tis 1 22 333 4444 55555 x1y 3.14 ½²\n\n  \n\tHTTPServer camelCase "
     "ÉcoleÉtÉ naïve e\u0301te\u0301 日本語テキスト 한국어 नमस्ते 🦜🦜 #!?/ \r\n//\n ,,\n( a)/\n_b_ "
     "\u00a0\u2003 z   \n"
@@ -52,8 +52,8 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None
     nobody writes.
     """
     inner: Any = tokenizer.backend_tokenizer
-    told = json.loads(inner.to_str())
-    model = told["model"]
+    tokenizer_json = json.loads(inner.to_str())
+    model = tokenizer_json["model"]
     if model["type"] != "BPE" or not model.get("merges"):
         raise UserError(
             f"A tokenizer of the kind {model['type']} is not exported to GGUF, only BPE with "
@@ -64,96 +64,96 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None
             f"The tokenizer has {len(model['vocab'])} tokens, but the model's embedding only "
             f"{rows} rows."
         )
-    names = {id_: text for text, id_ in inner.get_vocab(with_added_tokens=True).items()}
-    pieces = model.get("byte_fallback", False)
+    token_texts = {id_: text for text, id_ in inner.get_vocab(with_added_tokens=True).items()}
+    is_sentencepiece = model.get("byte_fallback", False)
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    writer.add_token_list([names.get(id_, f"[PAD{id_}]") for id_ in range(rows)])
+    writer.add_token_list([token_texts.get(id_, f"[PAD{id_}]") for id_ in range(rows)])
     writer.add_token_types(
-        token_types(names, inner, rows=rows, unknown=model.get("unk_token") if pieces else None)
+        token_types(token_texts, inner, rows=rows, unknown_token=model.get("unk_token") if is_sentencepiece else None)
     )
-    if pieces:
+    if is_sentencepiece:
         writer.add_tokenizer_model("llama")
-        writer.add_token_scores(scores(names, merges, rows=rows))
-        writer.add_add_space_prefix(prefixes_space(told, chats=bool(tokenizer.chat_template)))
+        writer.add_token_scores(token_scores(token_texts, merges, rows=rows))
+        writer.add_add_space_prefix(has_space_prefix(tokenizer_json, has_chat_template=bool(tokenizer.chat_template)))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(name_of_cuts(inner, told))
+        writer.add_tokenizer_pre(find_pretokenizer(inner, tokenizer_json))
         writer.add_token_merges(merges)
         writer.add_add_space_prefix(False)
-    add_special(writer, tokenizer, rows=rows)
+    add_special_tokens(writer, tokenizer, rows=rows)
 
 
 def token_types(
-    names: dict[int, str], inner: Any, *, rows: int, unknown: str | None
+    token_texts: dict[int, str], inner: Any, *, rows: int, unknown_token: str | None
 ) -> list[TokenType]:
-    added = inner.get_added_tokens_decoder()
+    added_tokens = inner.get_added_tokens_decoder()
     types = []
     for id_ in range(rows):
-        text = names.get(id_)
+        text = token_texts.get(id_)
         if text is None:
             types.append(TokenType.UNUSED)
-        elif unknown is not None and text == unknown:
+        elif unknown_token is not None and text == unknown_token:
             types.append(TokenType.UNKNOWN)
-        elif id_ in added:
-            types.append(TokenType.CONTROL if added[id_].special else TokenType.USER_DEFINED)
-        elif unknown is not None and len(text) == len("<0x00>") and text.startswith("<0x"):
+        elif id_ in added_tokens:
+            types.append(TokenType.CONTROL if added_tokens[id_].special else TokenType.USER_DEFINED)
+        elif unknown_token is not None and len(text) == len("<0x00>") and text.startswith("<0x"):
             types.append(TokenType.BYTE)
         else:
             types.append(TokenType.NORMAL)
     return types
 
 
-def scores(names: dict[int, str], merges: list[str], *, rows: int) -> list[float]:
+def token_scores(token_texts: dict[int, str], merges: list[str], *, rows: int) -> list[float]:
     """SentencePiece joins the pair with the highest score; BPE the one whose merge comes first."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
-    return [-float(ranks.get(names.get(id_, ""), len(merges))) for id_ in range(rows)]
+    return [-float(ranks.get(token_texts.get(id_, ""), len(merges))) for id_ in range(rows)]
 
 
-def name_of_cuts(inner: Any, told: dict[str, Any]) -> str:
+def find_pretokenizer(inner: Any, tokenizer_json: dict[str, Any]) -> str:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    if (told["normalizer"] or {"type": "NFC"})["type"] != "NFC" or "ByteLevel" not in json.dumps(
-        told["pre_tokenizer"]
+    if (tokenizer_json["normalizer"] or {"type": "NFC"})["type"] != "NFC" or "ByteLevel" not in json.dumps(
+        tokenizer_json["pre_tokenizer"]
     ):
         raise UserError(
             "Only byte-level BPE tokenizers and those with byte fallback are exported to GGUF."
         )
-    wanted = inner.pre_tokenizer.pre_tokenize_str(PROBE)
-    for name, patterns in CUTS.items():
+    expected = inner.pre_tokenizer.pre_tokenize_str(PROBE_TEXT)
+    for name, patterns in PRETOKENIZERS.items():
         steps = [Split(Regex(pattern), "isolated") for pattern in patterns]
         if (
             Sequence([*steps, ByteLevel(add_prefix_space=False, use_regex=False)]).pre_tokenize_str(
-                PROBE
+                PROBE_TEXT
             )
-            == wanted
+            == expected
         ):
             # A word that is a token is then not built from merges
-            whole_words = told["model"].get("ignore_merges", False)
-            return "smaug-bpe" if name == "llama-bpe" and not whole_words else name
+            ignores_merges = tokenizer_json["model"].get("ignore_merges", False)
+            return "smaug-bpe" if name == "llama-bpe" and not ignores_merges else name
     raise UserError(
         "This tokenizer cuts words by a rule that llama.cpp does not have under a name known here."
     )
 
 
-def prefixes_space(told: dict[str, Any], *, chats: bool) -> bool:
+def has_space_prefix(tokenizer_json: dict[str, Any], *, has_chat_template: bool) -> bool:
     """llama.cpp puts a space before the text and again after every special token, or nowhere.
 
     A tokenizer that puts one only at the very beginning is neither: chats begin with a special
     token, so there it is nowhere.
     """
-    steps = json.dumps([told["normalizer"], told["pre_tokenizer"]])
+    steps = json.dumps([tokenizer_json["normalizer"], tokenizer_json["pre_tokenizer"]])
     return (
         '"Prepend"' in steps
         or '"prepend_scheme": "always"' in steps
-        or ('"prepend_scheme": "first"' in steps and not chats)
+        or ('"prepend_scheme": "first"' in steps and not has_chat_template)
     )
 
 
-def add_special(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
-    for kind, add in (
+def add_special_tokens(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
+    for kind, add_token_id in (
         ("bos", writer.add_bos_token_id),
         ("eos", writer.add_eos_token_id),
         ("unk", writer.add_unk_token_id),
@@ -161,7 +161,7 @@ def add_special(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
     ):
         id_ = getattr(tokenizer, f"{kind}_token_id")
         if id_ is not None and id_ < rows:  # transformers adds some that the model has no row for
-            add(id_)
+            add_token_id(id_)
     with_special = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(
         tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id

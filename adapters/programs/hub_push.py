@@ -25,27 +25,27 @@ HINTS = {
 }
 
 
-def push(order: dict[str, Any]) -> dict[str, Any]:
+def push_files(params: dict[str, Any]) -> dict[str, Any]:
     """Order: repository, private, message, card (text), files (name -> path). Result: the
     repository's address and the commit.
 
     A repository that is there already stays as public as it is.
     """
-    repository = order["repository"]
+    repository = params["repository"]
     api = HfApi(token=os.environ["HF_TOKEN"])
-    added = [
+    operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-        for name, path in order["files"].items()
+        for name, path in params["files"].items()
     ]
-    if order["card"]:
-        added.append(
-            CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=order["card"].encode())
+    if params["card"]:
+        operations.append(
+            CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=params["card"].encode())
         )
     try:
         emit(message="asking the hub")
-        made = api.create_repo(repository, private=order["private"], exist_ok=True)
-        emit(message=f"sending {format_bytes(sum(one.upload_info.size for one in added))}")
-        commit = api.create_commit(repository, added, commit_message=order["message"])
+        repository_url = api.create_repo(repository, private=params["private"], exist_ok=True)
+        emit(message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}")
+        commit = api.create_commit(repository, operations, commit_message=params["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code
         raise UserError(
@@ -61,8 +61,8 @@ def push(order: dict[str, Any]) -> dict[str, Any]:
         ValueError,
     ) as error:  # a file that did not get through; a card that the hub's check refuses
         raise UserError(f"The hub did not take it: {str(error)[:300]}") from error
-    return {"address": str(made), "commit": commit.oid}
+    return {"address": str(repository_url), "commit": commit.oid}
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=push(read_params()))))
+    sys.exit(main(lambda: emit(result=push_files(read_params()))))

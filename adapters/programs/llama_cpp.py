@@ -31,32 +31,32 @@ class Answer:
     text: str
 
 
-def answers(
+def generate_answers(
     gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 900.0
 ) -> list[Answer]:
     """Greedy answers to prompts that are token ids already."""
-    question = {"prompts": prompts, "max_tokens": max_tokens}
-    return [Answer(**told) for told in ask(gguf_file, question, timeout=timeout)["answers"]]
+    request = {"prompts": prompts, "max_tokens": max_tokens}
+    return [Answer(**answer) for answer in run_llama(gguf_file, request, timeout=timeout)["answers"]]
 
 
-def top_logprobs(
+def get_top_logprobs(
     gguf_file: Path, ids: list[int], top: int, *, start: int, timeout: float = 900.0
 ) -> list[dict[int, float]]:
     """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their
     log-probabilities.
     """
-    told = ask(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)["tops"]
-    return [{int(id_): value for id_, value in found} for found in told]
+    entries = run_llama(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)["tops"]
+    return [{int(id_): value for id_, value in pairs} for pairs in entries]
 
 
-def ask(gguf_file: Path, question: dict[str, Any], *, timeout: float) -> dict[str, Any]:
+def run_llama(gguf_file: Path, request: dict[str, Any], *, timeout: float) -> dict[str, Any]:
     try:
         done = run_child(
             "adapters.programs.llama_cpp",
             str(gguf_file),
             cwd=Path.cwd(),
             seconds=timeout,
-            stdin=json.dumps(question),
+            stdin=json.dumps(request),
         )
     except subprocess.TimeoutExpired as error:
         raise BrokenGGUF(
@@ -65,22 +65,22 @@ def ask(gguf_file: Path, question: dict[str, Any], *, timeout: float) -> dict[st
         ) from error
     if done.returncode:
         lines = done.stderr.splitlines()
-        said = (
+        errors = (
             [line for line in lines if " E " in line or "GGML_ASSERT" in line or "Error" in line]
             or lines
             or ["nothing"]
         )
-        raise BrokenGGUF(f"llama.cpp ended with code {done.returncode} and said: {said[0]}")
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+        raise BrokenGGUF(f"llama.cpp ended with code {done.returncode} and said: {errors[0]}")
+    response: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return response
 
 
-class Server:
+class LlamaServer:
     """llama.cpp in this very process, as exact as it gets: one slot, caches in f32, no flash
     attention.
     """
 
-    def __init__(self, gguf_file: str, folder: str, *, tokens: int) -> None:
+    def __init__(self, gguf_file: str, folder: str, *, context_tokens: int) -> None:
         import xllamacpp  # type: ignore[import-not-found,unused-ignore]
 
         params = xllamacpp.CommonParams()
@@ -88,7 +88,7 @@ class Server:
         # A name that ends in .sock is a unix socket instead of a port
         params.hostnames = [f"{folder}/llama.sock"]
         params.ui = params.warmup = params.fit_params = False
-        params.n_ctx, params.n_parallel, params.cache_ram_mib = tokens, 1, 0
+        params.n_ctx, params.n_parallel, params.cache_ram_mib = context_tokens, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         # f16 costs three digits
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -96,56 +96,56 @@ class Server:
         self.socket = params.hostnames[0]
         self.server = xllamacpp.Server(params)  # stops when it is forgotten
 
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
-        line = http.client.HTTPConnection("localhost")
-        line.sock = socket.socket(socket.AF_UNIX)
-        line.sock.connect(self.socket)
-        line.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        told: dict[str, Any] = json.loads(line.getresponse().read())
-        line.close()
-        if "error" in told:
-            raise RuntimeError(f"llama.cpp refused: {told['error']['message']}")
-        return told
+    def post_json(self, path: str, **body: Any) -> dict[str, Any]:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(self.socket)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response: dict[str, Any] = json.loads(connection.getresponse().read())
+        connection.close()
+        if "error" in response:
+            raise RuntimeError(f"llama.cpp refused: {response['error']['message']}")
+        return response
 
-    def tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.post(
+    def tokenize_text(self, text: str) -> list[int]:
+        ids: list[int] = self.post_json(
             "/tokenize", content=text, add_special=False, parse_special=True
         )["tokens"]
         return ids
 
-    def answer(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-        told = self.post(
+    def generate_answer(self, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+        response = self.post_json(
             "/completion", prompt=prompt, n_predict=max_tokens, temperature=0.0, return_tokens=True
         )
-        return {"ids": told["tokens"], "text": told["content"]}
+        return {"ids": response["tokens"], "text": response["content"]}
 
-    def top(self, prefix: list[int], top: int, *, plain: int) -> list[tuple[int, float]]:
+    def get_next_logprobs(self, prefix: list[int], top: int, *, plain_token: int) -> list[tuple[int, float]]:
         """`plain` is forced to be the token drawn: for one that is half a character no
         probabilities are reported.
 
         The probabilities are those before any bias.
         """
-        asked = {"n_predict": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[plain, 1e9]]}
-        step = self.post("/completion", prompt=prefix, **asked)["completion_probabilities"][0]
+        options = {"n_predict": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[plain_token, 1e9]]}
+        step = self.post_json("/completion", prompt=prefix, **options)["completion_probabilities"][0]
         return [(entry["id"], entry["logprob"]) for entry in step["top_logprobs"]]
 
 
 def main(gguf_file: str) -> None:
-    question = json.load(sys.stdin)
-    prompts, prefixes = (question.get(name, []) for name in ("prompts", "prefixes"))
-    room = max([len(prefixes), *map(len, prompts)]) + question.get("max_tokens", 1)
+    request = json.load(sys.stdin)
+    prompts, prefixes = (request.get(name, []) for name in ("prompts", "prefixes"))
+    context_tokens = max([len(prefixes), *map(len, prompts)]) + request.get("max_tokens", 1)
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(gguf_file, folder, tokens=room + 8)
-        plain = server.tokens("a")[0]
-        told = {
-            "answers": [server.answer(prompt, question["max_tokens"]) for prompt in prompts],
+        server = LlamaServer(gguf_file, folder, context_tokens=context_tokens + 8)
+        plain_token = server.tokenize_text("a")[0]
+        response = {
+            "answers": [server.generate_answer(prompt, request["max_tokens"]) for prompt in prompts],
             "tops": [
-                server.top(prefixes[: end + 1], question["top"], plain=plain)
-                for end in range(question.get("start", 1) - 1, len(prefixes))
+                server.get_next_logprobs(prefixes[: end + 1], request["top"], plain_token=plain_token)
+                for end in range(request.get("start", 1) - 1, len(prefixes))
             ],
         }
         del server
-    emit(**told)
+    emit(**response)
 
 
 if __name__ == "__main__":

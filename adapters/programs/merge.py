@@ -20,7 +20,7 @@ from training.formatting import format_bytes
 with fast_imports():
     import torch
 
-    from adapters.programs.parity import Spoken, compared, logits_of, refuse_unlike, speak
+    from adapters.programs.parity import Generation, measure_parity, compute_logits, check_parity, generate_greedily
     from training.child_process import emit, main, read_params
     from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import remove_tree, sha256_file, fsync_path
@@ -30,83 +30,83 @@ with fast_imports():
     from training.engine.modeling.weights import load_adapter
 
 CPU = torch.device("cpu")
-SPARE_BYTES = 10**9  # that stay free on the disk
+MIN_FREE_BYTES = 10**9  # that stay free on the disk
 
 
-def merge(order: dict[str, Any]) -> dict[str, Any]:
+def merge_adapter(params: dict[str, Any]) -> dict[str, Any]:
     """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages.
     Result: parity and files.
     """
-    base, adapter, target = Path(order["base"]), Path(order["adapter"]), Path(order["target"])
+    base, adapter, target = Path(params["base"]), Path(params["adapter"]), Path(params["target"])
     tokenizer = load_tokenizer(base)
     ensure_chat_template(tokenizer)
-    prompts = [encode_prompt(tokenizer, {"messages": messages}) for messages in order["prompts"]]
-    written = target.with_name(f".{target.name}.unchecked")
+    prompts = [encode_prompt(tokenizer, {"messages": messages}) for messages in params["prompts"]]
+    unchecked = target.with_name(f".{target.name}.unchecked")
     try:
-        if not written.is_dir():
-            write(order, tokenizer, written)
-        said, plain = adapter_answers(
-            base, adapter, order["method"], prompts, tokenizer.eos_token_id
+        if not unchecked.is_dir():
+            write_merged(params, tokenizer, unchecked)
+        references, base_logits = generate_references(
+            base, adapter, params["method"], prompts, tokenizer.eos_token_id
         )
-        figures = checked(written, said, plain, tokenizer.eos_token_id)
+        parity = check_merged(unchecked, references, base_logits, tokenizer.eos_token_id)
     except UserError:
-        remove_tree(written)  # refused: it may be gigabytes
+        remove_tree(unchecked)  # refused: it may be gigabytes
         raise
     files = {
         path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        for path in sorted(written.iterdir())
+        for path in sorted(unchecked.iterdir())
     }
     remove_tree(target)
-    written.rename(target)
+    unchecked.rename(target)
     fsync_path(target.parent)
     return {
-        "parity": figures,
+        "parity": parity,
         "files": files,
-        "bytes": sum(facts["bytes"] for facts in files.values()),
+        "bytes": sum(file["bytes"] for file in files.values()),
     }
 
 
-def write(order: dict[str, Any], tokenizer: Any, folder: Path) -> None:
+def write_merged(params: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     """The merged model in a folder that is there only when it is whole, on the disk. Raises
     UserError: the disk is too full.
     """
-    aside = folder.with_suffix(".merging")
-    remove_tree(aside)
+    partial_folder = folder.with_suffix(".merging")
+    remove_tree(partial_folder)
     try:
-        emit(message="merging", done=0, total=3 * len(order["prompts"]))
-        model = merge_adapter(Path(order["base"]), Path(order["adapter"]), order["method"])
-        refuse_full_disk(folder.parent, 2 * count_parameters(model))
+        emit(message="merging", done=0, total=3 * len(params["prompts"]))
+        model = merge_adapter(Path(params["base"]), Path(params["adapter"]), params["method"])
+        check_disk_space(folder.parent, 2 * count_parameters(model))
         emit(message="writing")
-        model.save_pretrained(aside, max_shard_size="1000GB")
-        tokenizer.save_pretrained(aside)
+        model.save_pretrained(partial_folder, max_shard_size="1000GB")
+        tokenizer.save_pretrained(partial_folder)
         del model
         gc.collect()
-        for path in aside.iterdir():
+        for path in partial_folder.iterdir():
             fsync_path(path)
-        aside.rename(folder)
+        partial_folder.rename(folder)
     finally:
-        remove_tree(aside)
+        remove_tree(partial_folder)
 
 
-def adapter_answers(
-    base: Path, adapter: Path, method: str, prompts: list[list[int]], ends: int | None
-) -> tuple[list[Spoken], list[torch.Tensor]]:
+def generate_references(
+    base: Path, adapter: Path, method: str, prompts: list[list[int]], eos_token_id: int | None
+) -> tuple[list[Generation], list[torch.Tensor]]:
     """What base and adapter say together, in fp32, and the base's own logits along it."""
     emit(message="loading base and adapter", done=0, total=3 * len(prompts))
     model = load_adapter(
         load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), adapter, "default"
     )
-    said, plain = [], []
+    references, base_logits = [], []
     for done, prompt in enumerate(prompts):
         emit(message="answering with the adapter", done=done)
-        said.append(speak(model, prompt, ends))
+        references.append(generate_greedily(model, prompt, eos_token_id))
         with model.disable_adapter():
-            plain.append(logits_of(model, prompt, said[-1].answer))
-    return said, plain
+            base_logits.append(compute_logits(model, prompt, references[-1].answer))
+    return references, base_logits
 
 
-def checked(
-    folder: Path, said: list[Spoken], plain: list[torch.Tensor], ends: int | None
+def check_merged(
+    folder: Path, references: list[Generation], base_logits: list[torch.Tensor], eos_token_id: int | None
 ) -> dict[str, Any]:
     """The parity of the model in a folder, read back as it will be used.
 
@@ -115,26 +115,26 @@ def checked(
     """
     model = load_base(folder, torch.float32, CPU).eval()
     logits, answers = [], []
-    for done, one in enumerate(said):
-        emit(message="answering with the merged model", done=2 * len(said) + done)
-        logits.append(logits_of(model, one.prompt, one.answer))
-        answers.append(speak(model, one.prompt, ends).answer)
-    figures = compared(said, plain, logits, answers)
-    refuse_unlike(figures, "merged model")
-    return figures
+    for done, reference in enumerate(references):
+        emit(message="answering with the merged model", done=2 * len(references) + done)
+        logits.append(compute_logits(model, reference.prompt, reference.answer))
+        answers.append(generate_greedily(model, reference.prompt, eos_token_id).answer)
+    parity = measure_parity(references, base_logits, logits, answers)
+    check_parity(parity, "merged model")
+    return parity
 
 
-def refuse_full_disk(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Raises UserError: the disk would not hold it."""
     folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes + MIN_FREE_BYTES:
         raise UserError(
-            f"The merged model needs {format_bytes(needed)} and {format_bytes(SPARE_BYTES, 0)} "
-            f"must stay free, but the disk has {format_bytes(free)}. Delete what is not needed "
+            f"The merged model needs {format_bytes(needed_bytes)} and {format_bytes(MIN_FREE_BYTES, 0)} "
+            f"must stay free, but the disk has {format_bytes(free_bytes)}. Delete what is not needed "
             "(Adapters, Disk), or answer with the adapter attached."
         )
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=merge(read_params()))))
+    sys.exit(main(lambda: emit(result=merge_adapter(read_params()))))

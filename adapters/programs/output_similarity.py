@@ -34,41 +34,41 @@ class Member(Protocol):
     def folder(self) -> Path: ...
 
 
-def output_similarity(members: list[Any], prompts: list[list[dict[str, str]]]) -> dict[str, float]:
+def compare_outputs(members: list[Any], prompts: list[list[dict[str, str]]]) -> dict[str, float]:
     """By pair of versions of one base, `key,key`: linear CKA over all tokens of the prompts."""
-    states = {member.key: last_states(member, prompts) for member in members}
+    states = {member.key: last_hidden_states(member, prompts) for member in members}
     return {
-        f"{one.key},{other.key}": cka(states[one.key], states[other.key])
+        f"{one.key},{other.key}": linear_cka(states[one.key], states[other.key])
         for one, other in combinations(members, 2)
         if one.base == other.base
     }
 
 
-def last_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
+def last_hidden_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
     """(tokens of all prompts, width): what goes into the output layer."""
     method = METHODS[member.method]
     folder = member.folder if method.is_full_finetuning else member.base
     tokenizer = load_tokenizer(folder)
     ensure_chat_template(tokenizer)
     model = load_base(folder, get_fastest_dtype(CPU), CPU, quantized=method.has_quantized_base)
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _module, given: seen.append(given[0][0].float()))
-    whole = model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
-    found = []
+    hook = head.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0][0].float()))
+    adapted_model = model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
+    prompt_states = []
     for messages in prompts:
         ids = encode_prompt(tokenizer, {"messages": messages})
-        seen.clear()
-        whole(input_ids=torch.tensor([ids]), use_cache=member.method == "prefix")
-        found.append(seen[-1][-len(ids) :])  # without what a prompt puts in front
+        captured.clear()
+        adapted_model(input_ids=torch.tensor([ids]), use_cache=member.method == "prefix")
+        prompt_states.append(captured[-1][-len(ids) :])  # without what a prompt puts in front
     hook.remove()
-    del model, whole
+    del model, adapted_model
     gc.collect()
-    return torch.cat(found)
+    return torch.cat(prompt_states)
 
 
-def cka(x: Tensor, y: Tensor) -> float:
+def linear_cka(x: Tensor, y: Tensor) -> float:
     x, y = x - x.mean(0), y - y.mean(0)
-    shared = (y.T @ x).square().sum()
-    own = (x.T @ x).norm() * (y.T @ y).norm()
-    return float(shared / own) if own > 0 else 0.0
+    cross_norm = (y.T @ x).square().sum()
+    self_norms = (x.T @ x).norm() * (y.T @ y).norm()
+    return float(cross_norm / self_norms) if self_norms > 0 else 0.0

@@ -19,13 +19,13 @@ from training.errors import UserError
 ANSWER_TOKENS = 48
 # Kullback-Leibler divergence in nats a token. Rounding to 16 bits costs 2e-5 (peft-facts, section
 # 5); merging into 4 bits cost 3.2, as much as having no adapter.
-NO_EFFECT = 1e-6
-ROUNDING = 1e-3
-MOST_LOST = 0.05  # of the adapter's own effect on its base
+MIN_EFFECT = 1e-6
+ROUNDING_DIVERGENCE = 1e-3
+MAX_LOST_SHARE = 0.05  # of the adapter's own effect on its base
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Generation:
     """A model's greedy answer to a prompt, (answer,) ids, and its logits at each of them, (answer,
     vocabulary).
     """
@@ -35,26 +35,26 @@ class Spoken:
     logits: Tensor
 
     @property
-    def whole(self) -> list[int]:
+    def token_ids(self) -> list[int]:
         return [*self.prompt, *self.answer]
 
 
-def speak(model: Any, prompt: list[int], ends: int | None) -> Spoken:
+def generate_greedily(model: Any, prompt: list[int], eos_token_id: int | None) -> Generation:
     """Answer greedily, at most ANSWER_TOKENS."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        said = model.generate(
+        output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=ANSWER_TOKENS,
             do_sample=False,
-            pad_token_id=ends if ends is not None else 0,
+            pad_token_id=eos_token_id if eos_token_id is not None else 0,
         )
-    answer = said[0, len(prompt) :].tolist()
-    return Spoken(prompt, answer, logits_of(model, prompt, answer))
+    answer = output[0, len(prompt) :].tolist()
+    return Generation(prompt, answer, compute_logits(model, prompt, answer))
 
 
-def logits_of(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+def compute_logits(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     """(answer, vocabulary): what the model says at each place of an answer that is given to it."""
     with torch.inference_mode():
         logits: Tensor = (
@@ -63,60 +63,60 @@ def logits_of(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logits[-len(answer) - 1 : -1].clone()
 
 
-def divergence(true: Tensor, other: Tensor) -> float:
+def kl_divergence(expected: Tensor, actual: Tensor) -> float:
     """Mean Kullback-Leibler divergence over the rows, in nats."""
     return float(
         functional.kl_div(
-            other.log_softmax(-1), true.log_softmax(-1), log_target=True, reduction="batchmean"
+            actual.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"
         ).clamp_min(0)
     )
 
 
-def compared(
-    adapter: list[Spoken], base: list[Tensor], made: list[Tensor], answers: list[list[int]]
+def measure_parity(
+    references: list[Generation], base_logits: list[Tensor], model_logits: list[Tensor], model_answers: list[list[int]]
 ) -> dict[str, Any]:
     """The figures of a parity check. `made`: the new model's logits along the adapter's answers;
     `answers`: its own.
     """
-    told, plain, new = torch.cat([one.logits for one in adapter]), torch.cat(base), torch.cat(made)
+    expected, unadapted, actual = torch.cat([reference.logits for reference in references]), torch.cat(base_logits), torch.cat(model_logits)
     return {
-        "prompts": len(adapter),
-        "tokens": len(told),
+        "prompts": len(references),
+        "tokens": len(expected),
         "same_answers": sum(
-            one.answer == answer for one, answer in zip(adapter, answers, strict=True)
+            reference.answer == answer for reference, answer in zip(references, model_answers, strict=True)
         ),
-        "largest_difference": float((told - new).abs().max()),
-        "mean_difference": float((told - new).abs().mean()),
-        "same_choice": float((told.argmax(-1) == new.argmax(-1)).float().mean()),
-        "divergence": divergence(told, new),
-        "divergence_from_base": divergence(plain, new),
-        "effect": divergence(told, plain),
-        "effect_largest_difference": float((told - plain).abs().max()),
+        "largest_difference": float((expected - actual).abs().max()),
+        "mean_difference": float((expected - actual).abs().mean()),
+        "same_choice": float((expected.argmax(-1) == actual.argmax(-1)).float().mean()),
+        "divergence": kl_divergence(expected, actual),
+        "divergence_from_base": kl_divergence(unadapted, actual),
+        "effect": kl_divergence(expected, unadapted),
+        "effect_largest_difference": float((expected - unadapted).abs().max()),
     }
 
 
-def refuse_unlike(figures: dict[str, Any], what: str) -> None:
+def check_parity(parity: dict[str, Any], model_name: str) -> None:
     """Raises UserError: the model equals its base, or answers unlike its adapter."""
-    effect, from_base, apart = (
-        figures["effect"],
-        figures["divergence_from_base"],
-        figures["divergence"],
+    effect, base_divergence, divergence = (
+        parity["effect"],
+        parity["divergence_from_base"],
+        parity["divergence"],
     )
-    if effect < NO_EFFECT:
+    if effect < MIN_EFFECT:
         raise UserError(
-            f"The adapter answers {figures['prompts']} prompts like its base ({effect:.1e} nats a "
-            f"token apart), so the {what} would equal its base. Train it further, or take another "
+            f"The adapter answers {parity['prompts']} prompts like its base ({effect:.1e} nats a "
+            f"token apart), so the {model_name} would equal its base. Train it further, or take another "
             "version."
         )
-    if from_base < 0.1 * effect:
+    if base_divergence < 0.1 * effect:
         raise UserError(
-            f"The {what} equals its base: it is {from_base:.1e} nats a token from it, and the "
+            f"The {model_name} equals its base: it is {base_divergence:.1e} nats a token from it, and the "
             f"adapter is {effect:.1e}. The adapter was lost on the way; answer with it attached "
             "instead."
         )
-    if apart > max(ROUNDING, MOST_LOST * effect):
+    if divergence > max(ROUNDING_DIVERGENCE, MAX_LOST_SHARE * effect):
         raise UserError(
-            f"The {what} answers unlike its adapter: {apart:.1e} nats a token apart, where "
-            f"rounding to 16 bits costs 2e-05; the same next token in {figures['same_choice']:.0%} "
-            f"of {figures['tokens']} places. Answer with it attached instead."
+            f"The {model_name} answers unlike its adapter: {divergence:.1e} nats a token apart, where "
+            f"rounding to 16 bits costs 2e-05; the same next token in {parity['same_choice']:.0%} "
+            f"of {parity['tokens']} places. Answer with it attached instead."
         )

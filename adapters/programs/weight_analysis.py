@@ -24,13 +24,13 @@ with fast_imports():
     from safetensors import safe_open
     from torch import Tensor
 
-    from adapters.programs.output_similarity import output_similarity
-    from adapters.programs.weight_deltas import Update, updates_of
+    from adapters.programs.output_similarity import compare_outputs
+    from adapters.programs.weight_deltas import WeightDelta, load_deltas
     from adapters.registry.import_checks import find_weight_name
     from training.child_process import emit, main, read_params
     from training.errors import UserError
 
-DIRECTIONS = 8  # singular vectors of each update that are compared
+MAX_DIRECTIONS = 8  # singular vectors of each update that are compared
 LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -44,79 +44,79 @@ class Member:
     folder: Path
 
 
-def compare(order: dict[str, Any]) -> dict[str, Any]:
+def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
     """Order: `members`, and `prompts` (lists of messages). Result: `moved` and `alike` by module,
     `outputs` where needed.
     """
     members = [
-        Member(one["key"], one["method"], Path(one["base"]), Path(one["folder"]))
-        for one in order["members"]
+        Member(entry["key"], entry["method"], Path(entry["base"]), Path(entry["folder"]))
+        for entry in params["members"]
     ]
-    moved: dict[str, dict[str, float]] = {}
+    relative_change: dict[str, dict[str, float]] = {}
     directions: dict[str, dict[str, Tensor]] = {}
     for done, member in enumerate(members):
         emit(message=f"reading {member.key}", done=done, total=len(members) + 1)
-        for module, update, weight_norm in moves(member):
-            moved.setdefault(member.key, {})[module] = (
-                update.norm() / weight_norm if weight_norm else 0.0
+        for module, delta, weight_norm in compute_deltas(member):
+            relative_change.setdefault(member.key, {})[module] = (
+                delta.norm() / weight_norm if weight_norm else 0.0
             )
-            directions.setdefault(member.key, {})[module] = update.left(DIRECTIONS)
-    alike = {
-        f"{one.key},{other.key}": similarity(directions[one.key], directions[other.key])
+            directions.setdefault(member.key, {})[module] = delta.left_singular_vectors(MAX_DIRECTIONS)
+    similarities = {
+        f"{one.key},{other.key}": subspace_similarity(directions[one.key], directions[other.key])
         for one, other in combinations(members, 2)
         if one.base == other.base and one.key in directions and other.key in directions
     }
     outputs = {}
     if len(directions) < len(members):
         emit(message="comparing what comes out", done=len(members))
-        outputs = output_similarity(members, order["prompts"])
-    return {"moved": moved, "alike": alike, "outputs": outputs, "layers": places(moved)}
+        outputs = compare_outputs(members, params["prompts"])
+    return {"relative_change": relative_change, "similarities": similarities, "outputs": outputs, "layers": heatmap_axes(relative_change)}
 
 
-def moves(member: Member) -> Iterator[tuple[str, Update, float]]:
+def compute_deltas(member: Member) -> Iterator[tuple[str, WeightDelta, float]]:
     """(module, its update, the norm of its weight in the base) for every weight that the version
     moves.
     """
     files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
-    held = {name: file for file in files for name in names_in(file)}
-    for module, make in updates_of(member.folder, member.method):
-        name = find_weight_name(module, held)
+    files_by_weight = {name: file for file in files for name in tensor_names(file)}
+    for module, make_delta in load_deltas(member.folder, member.method):
+        name = find_weight_name(module, files_by_weight)
         if name is not None:
-            weight = held[name].get_tensor(name).float()
-            yield module, make(weight), float(weight.norm())
+            weight = files_by_weight[name].get_tensor(name).float()
+            yield module, make_delta(weight), float(weight.norm())
         elif member.method != "full":
             raise UserError(
                 f"The base of {member.key} has no weight {module!r}, which the adapter changes."
             )
 
 
-def names_in(file: Any) -> list[str]:
+def tensor_names(file: Any) -> list[str]:
     return list(file.keys())
 
 
-def similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+def subspace_similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
     """By module that both moved: from 0 to 1."""
-    found = {}
+    similarities = {}
     for module in ours.keys() & theirs.keys():
         one, other = ours[module], theirs[module]
         count = min(one.shape[1], other.shape[1])
         if count and one.shape[0] == other.shape[0]:
-            found[module] = float((one[:, :count].T @ other[:, :count]).square().sum() / count)
-    return found
+            similarities[module] = float((one[:, :count].T @ other[:, :count]).square().sum() / count)
+    return similarities
 
 
-def places(moved: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
+def heatmap_axes(relative_change: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
     """Layer and name within it of each module, for the heat map's rows and columns; layer -1: it
     stands outside the layers.
     """
-    found = {}
-    for module in sorted({module for of_one in moved.values() for module in of_one}):
+    axes = {}
+    for module in sorted({module for by_module in relative_change.values() for module in by_module}):
         layer = LAYER.search(f".{module}.")
         inner = module.split(f".{layer.group(1)}.", 1)[1] if layer else module
-        found[module] = (int(layer.group(1)) if layer else -1, inner.split(".")[-1])
-    return found
+        axes[module] = (int(layer.group(1)) if layer else -1, inner.split(".")[-1])
+    return axes
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(main(lambda: emit(result=compare(read_params()))))
+    sys.exit(main(lambda: emit(result=compare_versions(read_params()))))

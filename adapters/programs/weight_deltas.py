@@ -21,7 +21,7 @@ PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Update:
+class WeightDelta:
     """Of a weight of shape (out, in): `up` (out, rank) times `down` (rank, in); a whole matrix has
     no `down`.
     """
@@ -36,7 +36,7 @@ class Update:
         inner = (self.up.T @ self.up) * (self.down @ self.down.T)
         return float(inner.sum().clamp_min(0).sqrt())
 
-    def left(self, count: int) -> Tensor:
+    def left_singular_vectors(self, count: int) -> Tensor:
         """Its first left singular vectors, (out, at most `count`); those without weight are left
         out.
         """
@@ -47,80 +47,80 @@ class Update:
             q, r = torch.linalg.qr(self.up)
             inner, s, _ = torch.linalg.svd(r @ self.down, full_matrices=False)
             u = q @ inner
-        kept = int((s > 1e-6 * s[0]).sum()) if len(s) and s[0] > 0 else 0
-        return u[:, : min(count, kept)].contiguous()
+        rank = int((s > 1e-6 * s[0]).sum()) if len(s) and s[0] > 0 else 0
+        return u[:, : min(count, rank)].contiguous()
 
 
-Make = Callable[[Tensor], Update]  # from the base's weight
+DeltaMaker = Callable[[Tensor], WeightDelta]  # from the base's weight
 
 
-def updates_of(folder: Path, method: str) -> Iterator[tuple[str, Make]]:
+def load_deltas(folder: Path, method: str) -> Iterator[tuple[str, DeltaMaker]]:
     """(module, how its update comes from its weight). Nothing for methods that change no weight."""
     if method == "full":
-        yield from whole_updates(folder)
+        yield from full_deltas(folder)
     elif method in ("lora", "qlora", "ia3"):
         config = json.loads((folder / ADAPTER_FILES[1]).read_text())
         with safe_open(folder / ADAPTER_FILES[0], "pt") as file:
             opened: Any = file
             names = opened.keys()
-            held = {name.removeprefix(PREFIX): opened.get_tensor(name).float() for name in names}
-        yield from (ia3_updates if method == "ia3" else lora_updates)(held, config)
+            tensors = {name.removeprefix(PREFIX): opened.get_tensor(name).float() for name in names}
+        yield from (ia3_deltas if method == "ia3" else lora_deltas)(tensors, config)
 
 
-def whole_updates(folder: Path) -> Iterator[tuple[str, Make]]:
+def full_deltas(folder: Path) -> Iterator[tuple[str, DeltaMaker]]:
     file: Any = safe_open(folder / MODEL_FILE, "pt")
     names = file.keys()
     for name in names:
         if name.endswith(".weight") and len(file.get_slice(name).get_shape()) == 2:
-            yield name.removesuffix(".weight"), partial(trained_away, file, name)
+            yield name.removesuffix(".weight"), partial(subtract_base, file, name)
 
 
-def trained_away(file: Any, name: str, weight: Tensor) -> Update:
-    return Update(file.get_tensor(name).float() - weight)
+def subtract_base(file: Any, name: str, weight: Tensor) -> WeightDelta:
+    return WeightDelta(file.get_tensor(name).float() - weight)
 
 
-def lora_updates(held: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, Make]]:
+def lora_deltas(tensors: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, DeltaMaker]]:
     """alpha / rank (rsLoRA: alpha / sqrt(rank)) times B A; DoRA rescales the rows of the sum to its
     magnitudes besides.
     """
-    for name, first in held.items():
+    for name, lora_a in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue
         module = name.removesuffix(".lora_A.weight")
-        second, rank = held[f"{module}.lora_B.weight"], first.shape[0]
+        lora_b, rank = tensors[f"{module}.lora_B.weight"], lora_a.shape[0]
         alpha = next(
             (a for key, a in (config.get("alpha_pattern") or {}).items() if module.endswith(key)),
             config["lora_alpha"],
         )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         # GPT-2 keeps its weights transposed.
-        up, down = (first.T, second.T) if config.get("fan_in_fan_out") else (second, first)
-        magnitude = held.get(f"{module}.lora_magnitude_vector")
+        up, down = (lora_a.T, lora_b.T) if config.get("fan_in_fan_out") else (lora_b, lora_a)
+        magnitude = tensors.get(f"{module}.lora_magnitude_vector")
         yield (
             module,
-            partial(thin, scale * up, down)
+            partial(make_thin_delta, scale * up, down)
             if magnitude is None
-            else partial(dora, scale * up @ down, magnitude),
+            else partial(make_dora_delta, scale * up @ down, magnitude),
         )
 
 
-def thin(up: Tensor, down: Tensor, _weight: Tensor) -> Update:
-    return Update(up, down)
+def make_thin_delta(up: Tensor, down: Tensor, _weight: Tensor) -> WeightDelta:
+    return WeightDelta(up, down)
 
 
-def dora(add: Tensor, magnitude: Tensor, weight: Tensor) -> Update:
+def make_dora_delta(addend: Tensor, magnitude: Tensor, weight: Tensor) -> WeightDelta:
     """m (W + BA) / ||W + BA|| by row, less W (Liu et al. 2024)."""
-    both = weight + add
-    return Update(magnitude[:, None] * both / both.norm(dim=1, keepdim=True) - weight)
+    combined = weight + addend
+    return WeightDelta(magnitude[:, None] * combined / combined.norm(dim=1, keepdim=True) - weight)
 
 
-def ia3_updates(held: dict[str, Tensor], _config: dict[str, Any]) -> Iterator[tuple[str, Make]]:
+def ia3_deltas(tensors: dict[str, Tensor], _config: dict[str, Any]) -> Iterator[tuple[str, DeltaMaker]]:
     """A scale for each output (keys, values), or for each input (feed-forward): its shape tells
     which (Liu et al. 2022).
     """
-    for name, scale in held.items():
-        yield name.partition(".ia3_l")[0], partial(scaled, scale)
+    for name, scale in tensors.items():
+        yield name.partition(".ia3_l")[0], partial(make_scaled_delta, scale)
 
 
-def scaled(scale: Tensor, weight: Tensor) -> Update:
-    return Update(weight * scale - weight)
+def make_scaled_delta(scale: Tensor, weight: Tensor) -> WeightDelta:
+    return WeightDelta(weight * scale - weight)

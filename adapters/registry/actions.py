@@ -15,9 +15,9 @@ from django.db.models import ProtectedError, Q
 from adapters.models import AdapterVersion, Deployment
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed
-from training.jobs.services import job_folders, jobs_about, subjects_among
+from training.jobs.services import list_job_folders, find_jobs_about, find_job_subjects
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 from training.runs.actions import packed_tags
 from training.runs.models import MAX_NOTES, Run
 from training.runs.states import OPEN
@@ -35,7 +35,7 @@ def update_version(
     Raises:
         NotAllowed: not theirs to change. UserError: too many tags, odd ones, or too long notes.
     """
-    may_change(user, version)
+    check_changeable(user, version)
     if tags is not None:
         version.tags = packed_tags(tags.split(","))
     if notes is not None:
@@ -54,7 +54,7 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
         UserError: `name` is not its name. Conflict: a deployment answers with it, or a run that has
             not ended begins with it.
     """
-    may_change(user, version)
+    check_changeable(user, version)
     check_name_typed(name, str(version))
     open_run = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
     if open_run is not None:
@@ -63,8 +63,8 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
             "end, or stop it first."
         )
     folders = [version.folder]
-    for job in jobs_about(version):
-        folders += job_folders(job)
+    for job in find_jobs_about(version):
+        folders += list_job_folders(job)
     try:
         with transaction.atomic():
             version.delete()  # and its jobs with it
@@ -123,7 +123,7 @@ def get_disk_usage(user: User) -> dict[str, Any]:
     """
     versions = AdapterVersion.objects.visible_to(user)
     merged: dict[int, int] = {}
-    for subject in subjects_among(versions):
+    for subject in find_job_subjects(versions):
         size = subject.job.result.get("bytes", 0)
         merged[subject.object_id] = merged.get(subject.object_id, 0) + size
     adapters: dict[tuple[str, str], dict[str, Any]] = {}

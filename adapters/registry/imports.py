@@ -83,7 +83,7 @@ def import_version(
         with transaction.atomic():
             version = AdapterVersion.objects.create(
                 owner=user,
-                team=user.first_team(),
+                team=user.get_sharing_team(),
                 name=title,
                 number=take_next_number(user, title),
                 base_model=base,

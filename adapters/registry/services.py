@@ -25,7 +25,7 @@ from training.engine.files import sha256_file, fsync_path
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 from training.runs.models import Event, Run
 
 
@@ -48,7 +48,7 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
         NotFound: there is no checkpoint of this step any more; Conflict: it went away while it was
             copied.
     """
-    may_change(user, run)
+    check_changeable(user, run)
     source = run.folder / "checkpoints" / f"step-{step:08d}"
     if not (source / STATE_FILES[2]).is_file():
         raise NotFound(f"{run.name} keeps no checkpoint of step {step:,}.", field="step")

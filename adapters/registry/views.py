@@ -17,7 +17,7 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Run
 
@@ -25,7 +25,7 @@ CHANGEABLE_SETTINGS = ("learning_rate", "epochs", "max_steps")  # on the page; t
 
 
 @require_POST
-def edit_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def edit_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id)
     actions.update_version(
         request.user, version, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", "")
@@ -34,7 +34,7 @@ def edit_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 @require_POST
-def delete_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
+def delete_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id)
     freed = actions.delete_version(request.user, version, request.POST.get("name", ""))
     messages.success(request, f"{version} is deleted; {format_bytes(freed)} are free again.")
@@ -42,7 +42,7 @@ def delete_adapter(request: SignedIn, adapter_id: int) -> HttpResponse:
 
 
 @require_POST
-def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
+def continue_from(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     """A run from this version's weights. Fields left empty stay as they were."""
     version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
@@ -56,7 +56,7 @@ def continue_from(request: SignedIn, adapter_id: int) -> HttpResponse:
         name: int(value) if name != "learning_rate" else value for name, value in changes.items()
     }
     data = None
-    if data_id := number(request.POST.get("data", "")):
+    if data_id := parse_id(request.POST.get("data", "")):
         data = visible_data(request.user, data_id)
         if data is None:
             raise NotFound("There is no such data that you may see.", field="data")
@@ -76,16 +76,16 @@ def check_number(text: str) -> bool:
 
 
 @require_POST
-def register_checkpoint(request: SignedIn, run_id: int) -> HttpResponse:
+def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset"
     )
-    version = services.register_checkpoint(request.user, run, number(request.POST.get("step", "")))
+    version = services.register_checkpoint(request.user, run, parse_id(request.POST.get("step", "")))
     messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
     return redirect("adapter", version.pk)
 
 
-def import_page(request: SignedIn) -> HttpResponse:
+def import_page(request: AuthenticatedRequest) -> HttpResponse:
     values = {
         "bases": BaseModel.objects.filter(state=ModelState.READY),
         "max_bytes": imports.MAX_BYTES,
@@ -95,7 +95,7 @@ def import_page(request: SignedIn) -> HttpResponse:
     try:
         version = import_from_form(request)
     except UserError as error:
-        form_values = {"name": request.POST.get("name", ""), "base": number(request.POST.get("base", ""))}
+        form_values = {"name": request.POST.get("name", ""), "base": parse_id(request.POST.get("base", ""))}
         return render(
             request,
             "adapters/import.html",
@@ -106,15 +106,15 @@ def import_page(request: SignedIn) -> HttpResponse:
     return redirect("adapter", version.pk)
 
 
-def import_from_form(request: SignedIn) -> AdapterVersion:
+def import_from_form(request: AuthenticatedRequest) -> AdapterVersion:
     uploads = request.FILES.getlist("file")
     if not uploads:
         raise UserError("Choose a zip, or the two files of the adapter.", field="file")
-    base = BaseModel.objects.filter(pk=number(request.POST.get("base", ""))).first()
+    base = BaseModel.objects.filter(pk=parse_id(request.POST.get("base", ""))).first()
     if base is None:
         raise UserError("Choose the base model that the adapter was trained on.", field="base")
     return imports.import_version(request.user, uploads, base, request.POST.get("name", ""))
 
 
-def show_disk_usage(request: SignedIn) -> HttpResponse:
+def show_disk_usage(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "adapters/disk.html", actions.get_disk_usage(request.user))

@@ -12,8 +12,8 @@ from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from adapters.serving.views import get_deployment
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_visible
 
 router = Router(tags=["deployments"])
@@ -95,7 +95,7 @@ class ChangeOut(Schema):
         return row.canary_id
 
 
-def build_routing(request: SignedIn, body: RoutingIn) -> Routing:
+def build_routing(request: AuthenticatedRequest, body: RoutingIn) -> Routing:
     version, canary = (
         get_visible(AdapterVersion, request.user, pk, "base_model", "team")
         if pk is not None
@@ -107,29 +107,29 @@ def build_routing(request: SignedIn, body: RoutingIn) -> Routing:
 
 
 @router.get("", response=list[DeploymentOut])
-@paginate(Paged)
-def list_deployments(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_deployments(request: AuthenticatedRequest) -> Any:
     return Deployment.objects.visible_to(request.user).select_related("owner")
 
 
 @router.post("", response={201: DeploymentOut})
-def create_deployment(request: SignedIn, body: DeploymentIn) -> Any:
+def create_deployment(request: AuthenticatedRequest, body: DeploymentIn) -> Any:
     return 201, services.create_deployment(request.user, body.name, build_routing(request, body))
 
 
 @router.get("/{slug:name}", response=DeploymentWithRatesOut)
-def read_deployment(request: SignedIn, name: str) -> Deployment:
+def read_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
     return get_deployment(request, name)
 
 
 @router.get("/{slug:name}/history", response=list[ChangeOut])
-@paginate(Paged)
-def read_history(request: SignedIn, name: str) -> Any:
+@paginate(Pagination)
+def read_history(request: AuthenticatedRequest, name: str) -> Any:
     return get_deployment(request, name).changes.select_related("by")
 
 
 @router.post("/{slug:name}/switch", response=DeploymentOut)
-def switch_deployment(request: SignedIn, name: str, body: RoutingIn) -> Deployment:
+def switch_deployment(request: AuthenticatedRequest, name: str, body: RoutingIn) -> Deployment:
     """Other versions answer from the next request on; what is being answered is answered to its
     end.
     """
@@ -137,13 +137,13 @@ def switch_deployment(request: SignedIn, name: str, body: RoutingIn) -> Deployme
 
 
 @router.post("/{slug:name}/roll-back", response=DeploymentOut)
-def roll_back_deployment(request: SignedIn, name: str) -> Deployment:
+def roll_back_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
     """Back to what answered before the last change."""
     return services.roll_back(request.user, get_deployment(request, name))
 
 
 @router.delete("/{slug:name}", response={204: None})
-def delete_deployment(request: SignedIn, name: str, confirm: str) -> HttpResponse:
+def delete_deployment(request: AuthenticatedRequest, name: str, confirm: str) -> HttpResponse:
     """Take it down; `confirm` is its name once more. Its versions stay."""
     services.delete_deployment(request.user, get_deployment(request, name), confirm)
     return HttpResponse(status=204)

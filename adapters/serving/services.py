@@ -14,7 +14,7 @@ from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from training.errors import Conflict, NotAllowed, UserError, check_name_typed, one_line
 from training.people.models import Role, Team, User
-from training.people.visible import get_visible, may_change
+from training.people.visible import get_visible, check_changeable
 
 MAX_CHANGES = 200
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -77,7 +77,7 @@ def switch_deployment(
     Raises:
         NotAllowed: the deployment is not theirs to change. UserError: a share that cannot be.
     """
-    may_change(user, deployment)
+    check_changeable(user, deployment)
     check_routing(user, routing)
     check_team_versions(deployment.team, routing)
     with transaction.atomic():
@@ -109,7 +109,7 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
     Raises:
         Conflict: there is nothing to go back to, or it has been deleted.
     """
-    may_change(user, deployment)
+    check_changeable(user, deployment)
     deployment.refresh_from_db()
     previous_change = find_previous_change(deployment)
     if previous_change is None:
@@ -144,7 +144,7 @@ def delete_deployment(user: User, deployment: Deployment, name: str) -> None:
     Raises:
         UserError: `name` is not its name.
     """
-    may_change(user, deployment)
+    check_changeable(user, deployment)
     check_name_typed(name, deployment.name, "take it down")
     deployment.delete()
 

@@ -15,14 +15,14 @@ from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
-from training.people.requests import SignedIn, number
-from training.people.visible import get_visible, may_change
+from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.visible import get_visible, check_changeable
 
 MAX_HISTORY = 50
 MAX_CHOICES = 200
 
 
-def list_deployments(request: SignedIn) -> HttpResponse:
+def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
     rows = list(
         Deployment.objects.visible_to(request.user).select_related(
             "version__base_model", "canary", "owner"
@@ -33,7 +33,7 @@ def list_deployments(request: SignedIn) -> HttpResponse:
     return render(request, "adapters/deployments.html", values)
 
 
-def show_deployment(request: SignedIn, name: str) -> HttpResponse:
+def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
     values = {
         **get_live_context(deployment),
@@ -46,12 +46,12 @@ def show_deployment(request: SignedIn, name: str) -> HttpResponse:
     return render(request, "adapters/deployment.html", values)
 
 
-def show_live_status(request: SignedIn, name: str) -> HttpResponse:
+def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
     """What changes while people ask: figures, counts and merges."""
     return render(request, "adapters/_deployment.html", get_live_context(get_deployment(request, name)))
 
 
-def show_usage_by_minute(request: SignedIn, name: str) -> JsonResponse:
+def show_usage_by_minute(request: AuthenticatedRequest, name: str) -> JsonResponse:
     deployment = get_deployment(request, name)
     rows = usage.get_usage_by_minute(deployment)
     labels = {
@@ -112,7 +112,7 @@ def describe_serving(deployment: Deployment, version: AdapterVersion, jobs: dict
 
 
 @require_POST
-def create_deployment(request: SignedIn) -> HttpResponse:
+def create_deployment(request: AuthenticatedRequest) -> HttpResponse:
     deployment = services.create_deployment(
         request.user, request.POST.get("name", ""), parse_routing(request, request.POST)
     )
@@ -120,9 +120,9 @@ def create_deployment(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def switch_deployment(request: SignedIn, name: str) -> HttpResponse:
+def switch_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
-    may_change(request.user, deployment)
+    check_changeable(request.user, deployment)
     switched = services.switch_deployment(request.user, deployment, parse_routing(request, request.POST))
     messages.success(
         request,
@@ -133,7 +133,7 @@ def switch_deployment(request: SignedIn, name: str) -> HttpResponse:
 
 
 @require_POST
-def roll_back_deployment(request: SignedIn, name: str) -> HttpResponse:
+def roll_back_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     rolled_back = services.roll_back(request.user, get_deployment(request, name))
     messages.success(
         request,
@@ -143,13 +143,13 @@ def roll_back_deployment(request: SignedIn, name: str) -> HttpResponse:
 
 
 @require_POST
-def delete_deployment(request: SignedIn, name: str) -> HttpResponse:
+def delete_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     services.delete_deployment(request.user, get_deployment(request, name), request.POST.get("name", ""))
     messages.success(request, f"{name} is taken down; its versions stay on the shelf.")
     return redirect("deployments")
 
 
-def get_deployment(request: SignedIn, name: str) -> Deployment:
+def get_deployment(request: AuthenticatedRequest, name: str) -> Deployment:
     """Raises NotFound: not there, or not theirs to see."""
     rows = Deployment.objects.visible_to(request.user)
     deployment: Deployment | None = (
@@ -162,17 +162,17 @@ def get_deployment(request: SignedIn, name: str) -> Deployment:
     return deployment
 
 
-def parse_routing(request: SignedIn, form: QueryDict) -> Routing:
+def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
     """Who shall answer, from a form. Raises UserError: no version is chosen, or the share is no
     number.
     """
     if not form.get("version"):
         raise UserError("Choose a version to deploy.", field="version")
     version = get_visible(
-        AdapterVersion, request.user, number(str(form["version"])), "base_model", "team"
+        AdapterVersion, request.user, parse_id(str(form["version"])), "base_model", "team"
     )
     canary = (
-        get_visible(AdapterVersion, request.user, number(str(form["canary"])), "base_model", "team")
+        get_visible(AdapterVersion, request.user, parse_id(str(form["canary"])), "base_model", "team")
         if form.get("canary")
         else None
     )
@@ -182,7 +182,7 @@ def parse_routing(request: SignedIn, form: QueryDict) -> Routing:
     return Routing(version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no")
 
 
-def get_version_choices(request: SignedIn) -> Any:
+def get_version_choices(request: AuthenticatedRequest) -> Any:
     return AdapterVersion.objects.visible_to(request.user).select_related("base_model")[
         :MAX_CHOICES
     ]

@@ -10,7 +10,7 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.
 let told = null;
 
 // Rows are layers, columns the modules in them; a module that a version does not move is empty.
-function map(moved, layers) {
+function map(relative_change, layers) {
   const names = [
     ...new Set(
       Object.values(layers)
@@ -22,16 +22,16 @@ function map(moved, layers) {
     .filter((layer) => layer >= 0)
     .sort((a, b) => a - b);
   const z = rows.map(() => names.map(() => null));
-  for (const [module, value] of Object.entries(moved)) {
+  for (const [module, value] of Object.entries(relative_change)) {
     const [layer, name] = layers[module];
     if (layer >= 0) z[rows.indexOf(layer)][names.indexOf(name)] = value;
   }
   return { names, rows, z };
 }
 
-function drawMaps({ moved, layers }, versions) {
-  const shown = versions.filter(({ id }) => moved[id]);
-  const most = Math.max(...shown.flatMap(({ id }) => Object.values(moved[id])), 1e-12);
+function drawMaps({ relative_change, layers }, versions) {
+  const shown = versions.filter(({ id }) => relative_change[id]);
+  const most = Math.max(...shown.flatMap(({ id }) => Object.values(relative_change[id])), 1e-12);
   const charts = shown.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
@@ -41,7 +41,7 @@ function drawMaps({ moved, layers }, versions) {
   // all before the first is drawn: its width depends on how many there are
   part("maps").replaceChildren(...charts);
   for (const [at, { id, name }] of shown.entries()) {
-    const { names, rows, z } = map(moved[id], layers);
+    const { names, rows, z } = map(relative_change[id], layers);
     const trace = {
       type: "heatmap",
       x: names,
@@ -77,17 +77,17 @@ function cell(row, kind, text) {
   row.append(made);
 }
 
-function tellAlike({ alike, outputs }, versions) {
+function tellAlike({ similarities, outputs }, versions) {
   const names = Object.fromEntries(versions.map(({ id, name }) => [id, name]));
   const rows = [
-    ...Object.entries(alike).map(([pair, values]) => [
+    ...Object.entries(similarities).map(([pair, values]) => [
       pair,
       "subspace of their updates, mean of all modules",
       mean(Object.values(values)),
     ]),
     ...Object.entries(outputs).map(([pair, value]) => [pair, "what comes out (linear CKA)", value]),
   ].filter(([, , value]) => Number.isFinite(value));
-  part("alike").replaceChildren();
+  part("similarities").replaceChildren();
   if (!rows.length) return;
   const table = document.createElement("table");
   const head = table.insertRow();
@@ -105,7 +105,7 @@ function tellAlike({ alike, outputs }, versions) {
     cell(row, "td", what);
     cell(row, "td", value.toFixed(3));
   }
-  part("alike").append(table);
+  part("similarities").append(table);
 }
 
 function tellOverlaps({ overlaps }) {
@@ -124,7 +124,7 @@ function tellOverlaps({ overlaps }) {
 function draw() {
   if (!told) return;
   const { result, versions } = told;
-  const still = versions.filter(({ id }) => !result.moved[id]).map(({ name }) => name);
+  const still = versions.filter(({ id }) => !result.relative_change[id]).map(({ name }) => name);
   const unmoved = `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.`;
   part("weights-words").textContent =
     `The size of each update against the weight that it moves. ${still.length ? unmoved : ""}`;

@@ -16,7 +16,7 @@ from tests.shelf import register_version
 from training.errors import UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
-from training.jobs.services import jobs_about
+from training.jobs.services import find_jobs_about
 
 pytestmark = pytest.mark.django_db
 
@@ -119,7 +119,7 @@ def test_a_row_that_takes_long_holds_no_other_up(monkeypatch):
 def test_asking_that_broke_off_goes_on_with_the_rows_that_are_missing(alice, prompts, pair, echo):
     collect_replies(alice, prompts, pair)
     Reply.objects.filter(version=pair[0], row__in=(2, 7)).delete()
-    jobs_about(pair[0]).update(state="failed")
+    find_jobs_about(pair[0]).update(state="failed")
     before = len(echo)
     replies.request_replies(alice, prompts, replies.Responder(pair[0].base_model, pair[0]))
     run_lane(ANSWERS)
@@ -277,14 +277,14 @@ def test_sides_change_by_chance_and_not_with_the_reload(alice, people, prompts, 
 def test_a_comparison_of_weights_is_begun_once_and_kept(as_alice, pair, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        weight_analysis, "run_program", lambda *args: calls.append(args) or {"moved": {}}
+        weight_analysis, "run_program", lambda *args: calls.append(args) or {"relative_change": {}}
     )
     data = {"v": [pair[1].pk, pair[0].pk]}
     assert as_alice.post("/adapters/compare/weights", data).json()["state"] == "waiting"
     run_lane(PROGRAMS)
     payload = as_alice.post("/adapters/compare/weights", {"v": [pair[0].pk, pair[1].pk]}).json()
     assert payload["state"] == "done"
-    assert payload["result"] == {"moved": {}, "overlaps": []}
+    assert payload["result"] == {"relative_change": {}, "overlaps": []}
     assert len(calls) == 1
 
 

@@ -18,8 +18,8 @@ from asgiref.sync import sync_to_async
 
 from adapters.export import merge
 from adapters.inference import loaded_model
-from adapters.inference.__main__ import start_answering
-from adapters.inference.request_queue import Desk
+from adapters.inference.__main__ import start_scheduler
+from adapters.inference.request_queue import RequestQueue
 from adapters.inference.server import make_app
 from adapters.models import RequestLog, UsageCounter
 from adapters.serving import inference_client, services
@@ -38,8 +38,8 @@ REQUEST = {"model": "lights", "messages": MESSAGES, "temperature": 0, "max_token
 def inference(settings, monkeypatch):
     """The true inference program, in a thread, where the site expects it."""
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
-    request_queue = Desk()
-    start_answering(request_queue)
+    request_queue = RequestQueue()
+    start_scheduler(request_queue)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(make_app(request_queue, "secret"), log_level="warning"))

@@ -8,8 +8,8 @@ import torch
 from adapters.export import gguf, merge
 from adapters.lanes import PROGRAMS
 from adapters.programs import gguf_export
-from adapters.programs.gguf_file import export
-from adapters.programs.llama_cpp import BrokenGGUF, answers
+from adapters.programs.gguf_file import write_gguf
+from adapters.programs.llama_cpp import BrokenGGUF, generate_answers
 from tests import tiny
 from tests.engine import families
 from tests.shelf import register_version, train_version
@@ -30,17 +30,17 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / request.param
     tokenizer = tiny.make_tokenizer()
     torch.manual_seed(3)
-    made = families.make_family_model(request.param)
-    made.resize_token_embeddings(len(tokenizer))
+    network = families.make_family_model(request.param)
+    network.resize_token_embeddings(len(tokenizer))
     # llama.cpp knows one rhythm of attention: every sixth layer is full
     if request.param == "gemma3":
-        made.config.layer_types = ["sliding_attention"] * 2
-    made.save_pretrained(folder)
+        network.config.layer_types = ["sliding_attention"] * 2
+    network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def order(folder, target, quantization):
+def make_params(folder, target, quantization):
     return {
         "model": str(folder),
         "target": str(target),
@@ -51,9 +51,9 @@ def order(folder, target, quantization):
 
 @pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0"])
 def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantization):
-    told = gguf_export.make(order(model, tmp_path / "m.gguf", quantization))
-    assert told["bytes"] == (tmp_path / "m.gguf").stat().st_size
-    figures = told["parity"]
+    result = gguf_export.export_and_check(make_params(model, tmp_path / "m.gguf", quantization))
+    assert result["bytes"] == (tmp_path / "m.gguf").stat().st_size
+    figures = result["parity"]
     assert figures["tokens"] > 10
     assert figures["largest_difference"] < {"f32": 0.01, "f16": 0.05, "q8_0": 0.5}[quantization]
     if quantization == "f32":
@@ -62,7 +62,7 @@ def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantiza
 
 
 def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, monkeypatch):
-    def spoilt(folder, target, quantization):
+    def export_random_weights(folder, target, quantization):
         from transformers import AutoModelForCausalLM
 
         other = shutil.copytree(folder, tmp_path / "other")
@@ -71,29 +71,29 @@ def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, 
             for parameter in loaded.parameters():
                 parameter.copy_(torch.randn_like(parameter))
         loaded.save_pretrained(other)
-        export(other, target, quantization)
+        write_gguf(other, target, quantization)
 
-    monkeypatch.setattr(gguf_export, "export", spoilt)
+    monkeypatch.setattr(gguf_export, "write_gguf", export_random_weights)
     with pytest.raises(UserError, match="answers unlike its model"):
-        gguf_export.make(order(tiny_model, tmp_path / "out" / "m.gguf", "f16"))
+        gguf_export.export_and_check(make_params(tiny_model, tmp_path / "out" / "m.gguf", "f16"))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_broken_file_is_a_sentence_and_kills_nobody(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 100)
     with pytest.raises(BrokenGGUF, match="ended with code"):
-        answers(tmp_path / "m.gguf", [[1, 2]], 3)
+        generate_answers(tmp_path / "m.gguf", [[1, 2]], 3)
 
 
 def test_weights_that_are_not_numbers_are_refused(tiny_model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model, tmp_path / "nan")
-    held = load_file(folder / "model.safetensors")
-    next(iter(held.values())).fill_(float("nan"))
-    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="not finite"):
-        export(folder, tmp_path / "m.gguf", "f16")
+        write_gguf(folder, tmp_path / "m.gguf", "f16")
     assert not (tmp_path / "m.gguf").exists()
 
 
@@ -108,17 +108,17 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
         gguf.export_gguf(alice, version, "../x")
     merge.merge_version(alice, version)
     run_lane(PROGRAMS)
-    task = gguf.export_gguf(alice, version, "f16")
+    job = gguf.export_gguf(alice, version, "f16")
     with pytest.raises(NotFound):
         gguf.get_gguf(version, "f16")
     run_lane(PROGRAMS)
-    task.refresh_from_db()
-    assert (task.state, task.error) == (JobState.DONE, "")
-    assert task.result["parity"]["same_answers"] == task.result["parity"]["prompts"]
+    job.refresh_from_db()
+    assert (job.state, job.error) == (JobState.DONE, "")
+    assert job.result["parity"]["same_answers"] == job.result["parity"]["prompts"]
     path = gguf.get_gguf(version, "f16")
-    answer = as_alice.get(f"/adapters/{version.pk}/gguf/f16")
-    assert answer["Content-Disposition"] == 'attachment; filename="Lights-v1-f16.gguf"'
-    assert answer["Content-Length"] == str(path.stat().st_size)
+    response = as_alice.get(f"/adapters/{version.pk}/gguf/f16")
+    assert response["Content-Disposition"] == 'attachment; filename="Lights-v1-f16.gguf"'
+    assert response["Content-Length"] == str(path.stat().st_size)
     assert as_alice.get(f"/adapters/{version.pk}/merged.zip").status_code == 200
     assert as_alice.get(f"/adapters/{version.pk}/gguf/q8_0").status_code == 404
     assert "GGUF f16" in as_alice.get(f"/adapters/{version.pk}/exports").content.decode()

@@ -227,7 +227,7 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
         source="folder",
         location=str(tiny.make_model(tmp_path / "wide", hidden=64)),
         state="ready",
-        card={},
+        metadata={},
     )
     check_refused(alice, wide_base, make_upload(adapter_files), "Choose its true base")
     shallow_base = BaseModel.objects.create(
@@ -235,7 +235,7 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
         source="folder",
         location=str(tiny.make_model(tmp_path / "one", layers=1)),
         state="ready",
-        card={},
+        metadata={},
     )
     check_refused(alice, shallow_base, make_upload(adapter_files), "shallow has no weight 'model.layers.1")
 

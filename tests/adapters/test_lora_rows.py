@@ -9,61 +9,61 @@ import pytest
 import torch
 
 from adapters.inference import loaded_model
-from adapters.inference.batch import Answer, Batch
-from adapters.inference.multi_lora import Rows, weave
-from adapters.inference.types import Base, Question, Weights
+from adapters.inference.batch import ActiveSequence, Batch
+from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
+from adapters.inference.types import BaseRef, GenerationRequest, AdapterRef
 from tests import tiny
 from tests.engine.families import save_family_model
 from training.errors import UserError
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]]
-FORMS = [
+LORA_CONFIGS = [
     {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"},
     {"r": 2, "lora_alpha": 16, "use_rslora": True, "target_modules": "all-linear"},
     {"r": 8, "lora_alpha": 8},  # on the few layers that PEFT chooses
 ]
 
 
-def make_adapter(model, folder, **form):
+def make_adapter(model, folder, **config):
     """A LoRA of this form whose update is not zero."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(form["r"])
+    torch.manual_seed(config["r"])
     wrapped = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **form)
+        AutoModelForCausalLM.from_pretrained(model), LoraConfig(task_type="CAUSAL_LM", **config)
     )
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name or "embedding_B" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     wrapped.save_pretrained(folder)
-    return Weights(folder, folder.name)
+    return AdapterRef(folder, folder.name)
 
 
-def plain_logits(model, adapter, ids):
+def peft_logits(model, adapter, ids):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    made = AutoModelForCausalLM.from_pretrained(model)
-    made = PeftModel.from_pretrained(made, adapter.folder) if adapter else made
+    peft_model = AutoModelForCausalLM.from_pretrained(model)
+    peft_model = PeftModel.from_pretrained(peft_model, adapter.folder) if adapter else peft_model
     with torch.inference_mode():
-        return made.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
+        return peft_model.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
 
 
-def together(here, rows, prompts=PROMPTS):
+def decode_rows(loaded, rows, prompts=PROMPTS):
     """One step of a batch of these rows, after each one's first forward."""
     batch = Batch()
     with torch.inference_mode():
         for row, ids in zip(rows, prompts, strict=True):
-            here.bring(row, set())
-            first = here.first(torch.tensor([ids]), row)
-            batch.join(
-                Answer(
-                    Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+            loaded.ensure_adapter(row, set())
+            prefill = loaded.run_prefill(torch.tensor([ids]), row)
+            batch.add_sequence(
+                ActiveSequence(
+                    GenerationRequest(base=loaded.base, adapter=row), len(ids), 9, torch.Generator(), token=42
                 ),
-                first.cache,
+                prefill.cache,
             )
-        return batch.step(here)
+        return batch.decode_step(loaded)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def fp32(monkeypatch):
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
 
 
-def saved(family, folder):
+def save_model(family, folder):
     """`opt` flattens rows and places before its feed-forward layers."""
     if family == "opt":
         from transformers import OPTConfig, OPTForCausalLM
@@ -96,64 +96,64 @@ def saved(family, folder):
     "family", ["llama", "qwen3", "gpt2", "opt"]
 )  # a sliding window (gemma3) shares no batch
 def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, family):
-    model = saved(family, tmp_path / "model")
-    adapters = [make_adapter(model, tmp_path / f"form-{n}", **form) for n, form in enumerate(FORMS)]
+    model = save_model(family, tmp_path / "model")
+    adapters = [make_adapter(model, tmp_path / f"form-{n}", **config) for n, config in enumerate(LORA_CONFIGS)]
     rows = [adapters[0], None, adapters[1], adapters[2]]
-    got = together(loaded_model.Held(Base(model)), rows)
-    for row, ids, logits in zip(rows, PROMPTS, got, strict=True):
-        wanted = plain_logits(model, row, [*ids, 42])
-        assert (logits - wanted).abs().max() < 2e-5
-        assert row is None or (wanted - plain_logits(model, None, [*ids, 42])).abs().max() > 1e-2
+    logits_by_row = decode_rows(loaded_model.LoadedModel(BaseRef(model)), rows)
+    for row, ids, logits in zip(rows, PROMPTS, logits_by_row, strict=True):
+        expected = peft_logits(model, row, [*ids, 42])
+        assert (logits - expected).abs().max() < 2e-5
+        assert row is None or (expected - peft_logits(model, None, [*ids, 42])).abs().max() > 1e-2
 
 
 def test_an_adapter_that_is_more_than_its_pairs_waits_for_the_others_and_answers_as_peft_does(
     fp32, tmp_path
 ):
-    model = saved("llama", tmp_path / "model")
-    plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
-    wholes = [
+    model = save_model("llama", tmp_path / "model")
+    plain = make_adapter(model, tmp_path / "plain", **LORA_CONFIGS[0])
+    non_plain = [
         make_adapter(
             model, tmp_path / "head", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]
         ),
         make_adapter(model, tmp_path / "dora", r=4, target_modules=["q_proj"], use_dora=True),
     ]
-    here = loaded_model.Held(Base(model))
-    here.bring(plain, set())
-    assert not any(here.fits(whole) for whole in wholes)
-    for row in [*wholes, plain, wholes[0]]:
-        here.bring(row, set())
-        assert here.mixes == (row == plain)
+    loaded = loaded_model.LoadedModel(BaseRef(model))
+    loaded.ensure_adapter(plain, set())
+    assert not any(loaded.is_compatible(adapter) for adapter in non_plain)
+    for row in [*non_plain, plain, non_plain[0]]:
+        loaded.ensure_adapter(row, set())
+        assert loaded.supports_mixed_batch == (row == plain)
         with torch.inference_mode():
-            got = here.first(torch.tensor([[5, 6, 7]]), row).logits[0, -1]
-        assert (got - plain_logits(model, row, [5, 6, 7])).abs().max() < 2e-5
+            logits_by_row = loaded.run_prefill(torch.tensor([[5, 6, 7]]), row).logits[0, -1]
+        assert (logits_by_row - peft_logits(model, row, [5, 6, 7])).abs().max() < 2e-5
 
 
 def test_an_adapter_of_the_embedding_shares_a_batch_too(fp32, tmp_path):
-    model = saved("gpt2", tmp_path / "model")
-    plain = make_adapter(model, tmp_path / "plain", **FORMS[0])
+    model = save_model("gpt2", tmp_path / "model")
+    plain = make_adapter(model, tmp_path / "plain", **LORA_CONFIGS[0])
     embedding = make_adapter(model, tmp_path / "embedding", r=4, target_modules=["wpe", "c_attn"])
     rows = [plain, embedding, None, embedding]
     for prompts in (PROMPTS, [[5, 6], [7, 8], [9, 10], [11, 12]]):
-        got = together(loaded_model.Held(Base(model)), rows, prompts)
-        for row, ids, logits in zip(rows, prompts, got, strict=True):
-            assert (logits - plain_logits(model, row, [*ids, 42])).abs().max() < 2e-5
+        logits_by_row = decode_rows(loaded_model.LoadedModel(BaseRef(model)), rows, prompts)
+        for row, ids, logits in zip(rows, prompts, logits_by_row, strict=True):
+            assert (logits - peft_logits(model, row, [*ids, 42])).abs().max() < 2e-5
 
 
 def test_a_base_that_leaves_gives_its_memory_back_at_once_with_adapters_beside_it(fp32, tmp_path):
-    model = saved("llama", tmp_path / "model")
-    here = loaded_model.Held(Base(model))
-    adapter = make_adapter(model, tmp_path / "one", **FORMS[0])
+    model = save_model("llama", tmp_path / "model")
+    loaded = loaded_model.LoadedModel(BaseRef(model))
+    adapter = make_adapter(model, tmp_path / "one", **LORA_CONFIGS[0])
     gc.collect()
     gc.disable()
     try:
-        here.bring(adapter, set())
+        loaded.ensure_adapter(adapter, set())
         with torch.inference_mode():
-            here.first(torch.tensor([[5, 6, 7]]), adapter)
+            loaded.run_prefill(torch.tensor([[5, 6, 7]]), adapter)
         weight = weakref.ref(
-            here.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+            loaded.model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
         )
         assert weight() is not None
-        del here
+        del loaded
         assert weight() is None
     finally:
         gc.enable()
@@ -163,11 +163,11 @@ def test_a_layer_that_sees_tokens_without_rows_refuses_several_adapters(tmp_path
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = saved("llama", tmp_path / "model")
-    adapter = make_adapter(model, tmp_path / "one", **FORMS[0])
+    model = save_model("llama", tmp_path / "model")
+    adapter = make_adapter(model, tmp_path / "one", **LORA_CONFIGS[0])
     wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter.folder)
-    rows = Rows()
-    weave(wrapped, rows)
-    rows.are(("default", None))
+    rows = RowAdapters()
+    patch_lora_layers(wrapped, rows)
+    rows.set_names(("default", None))
     with pytest.raises(UserError, match="one at a time"):
         wrapped.get_base_model().model.layers[0].mlp.up_proj(torch.zeros(5, 32))

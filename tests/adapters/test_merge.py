@@ -25,15 +25,15 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture
-def trained(alice, base_model, data, device, no_bell, engine_once):
-    def make(method="lora", **settings):
+def train_adapter(alice, base_model, data, device, no_bell, engine_once):
+    def train(method="lora", **settings):
         return train_version(alice, base_model, data, engine_once, method=method, **settings)
 
-    yield make
+    yield train
     shutil.rmtree(Path(settings.HOME) / "merged", ignore_errors=True)
 
 
-def order_of(version):
+def merge_params(version):
     return {
         "base": str(version.base_model.folder),
         "adapter": str(version.folder),
@@ -44,90 +44,90 @@ def order_of(version):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "ia3"])
-def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(trained, method, capsys):
-    version = trained(method)
-    told = program.merge(order_of(version))["parity"]
-    assert told["same_answers"] == told["prompts"] > 1
-    assert told["divergence"] < 1e-5 < told["effect"]
-    assert told["largest_difference"] < 0.05
-    whole = load_base(version.merged_folder, torch.float16, CPU)
-    assert {parameter.dtype for parameter in whole.parameters()} == {torch.float16}
+def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(train_adapter, method, capsys):
+    version = train_adapter(method)
+    result = program.merge_adapter(merge_params(version))["parity"]
+    assert result["same_answers"] == result["prompts"] > 1
+    assert result["divergence"] < 1e-5 < result["effect"]
+    assert result["largest_difference"] < 0.05
+    merged_model = load_base(version.merged_folder, torch.float16, CPU)
+    assert {parameter.dtype for parameter in merged_model.parameters()} == {torch.float16}
 
 
-def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(trained, alice):
-    version = trained()
-    task = merge.merge_version(alice, version)
+def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(train_adapter, alice):
+    version = train_adapter()
+    job = merge.merge_version(alice, version)
     assert not merge.is_merged(version)
     run_lane(PROGRAMS)
-    task.refresh_from_db()
-    assert (task.state, task.error) == (JobState.DONE, "")
-    assert task.result["parity"]["prompts"] == task.progress_total / 3
+    job.refresh_from_db()
+    assert (job.state, job.error) == (JobState.DONE, "")
+    assert job.result["parity"]["prompts"] == job.progress_total / 3
     assert merge.is_merged(version)
-    assert merge.merge_version(alice, version) == task  # done once
+    assert merge.merge_version(alice, version) == job  # done once
 
 
-def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(trained, monkeypatch):
-    version = trained()
+def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(train_adapter, monkeypatch):
+    version = train_adapter()
     monkeypatch.setattr(program, "merge_adapter", lambda base, *_: load_base(base, torch.float16, CPU))
     with pytest.raises(UserError, match="merged model equals its base"):
-        program.merge(order_of(version))
+        program.merge_adapter(merge_params(version))
     assert not version.merged_folder.exists()
     assert not list(version.merged_folder.parent.glob(f".{version.pk}.*"))
 
 
-def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(trained, monkeypatch):
-    version, true = trained(), program.merge_adapter
+def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(train_adapter, monkeypatch):
+    version, original = train_adapter(), program.merge_adapter
 
-    def spoilt(*given):
-        model = true(*given)
+    def merge_wrongly(*args):
+        model = original(*args)
         with torch.no_grad():
             model.get_output_embeddings().weight.mul_(-1)
         return model
 
-    monkeypatch.setattr(program, "merge_adapter", spoilt)
+    monkeypatch.setattr(program, "merge_adapter", merge_wrongly)
     with pytest.raises(UserError, match="unlike its adapter"):
-        program.merge(order_of(version))
+        program.merge_adapter(merge_params(version))
 
 
-def test_an_adapter_that_changes_nothing_is_not_worth_merging(trained):
-    version = trained(max_steps=1, learning_rate=1e-8)
+def test_an_adapter_that_changes_nothing_is_not_worth_merging(train_adapter):
+    version = train_adapter(max_steps=1, learning_rate=1e-8)
     with pytest.raises(UserError, match="prompts like its base"):
-        program.merge(order_of(version))
+        program.merge_adapter(merge_params(version))
 
 
-def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(trained, monkeypatch):
-    version, true = trained(), program.checked
+def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(train_adapter, monkeypatch):
+    version, original = train_adapter(), program.check_merged
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "checked", killed)
+    monkeypatch.setattr(program, "check_merged", killed)
     with pytest.raises(KeyboardInterrupt):
-        program.merge(order_of(version))
+        program.merge_adapter(merge_params(version))
     assert not version.merged_folder.exists()
-    monkeypatch.setattr(program, "checked", true)
+    monkeypatch.setattr(program, "check_merged", original)
     monkeypatch.delattr(program, "merged")
-    told = program.merge(order_of(version))
-    assert told["parity"]["same_answers"] == told["parity"]["prompts"]
+    result = program.merge_adapter(merge_params(version))
+    assert result["parity"]["same_answers"] == result["parity"]["prompts"]
     assert [path.name for path in version.merged_folder.parent.glob("*")] == [str(version.pk)]
 
 
-def test_a_merge_that_was_killed_while_writing_begins_anew(trained, monkeypatch):
-    version = trained()
-    half = version.merged_folder.with_name(f".{version.pk}.merging")
-    half.mkdir(parents=True)
-    (half / "model.safetensors").write_bytes(b"half")
-    assert program.merge(order_of(version))["bytes"] > 1000
-    assert not half.exists()
+def test_a_merge_that_was_killed_while_writing_begins_anew(train_adapter, monkeypatch):
+    version = train_adapter()
+    partial_folder = version.merged_folder.with_name(f".{version.pk}.merging")
+    partial_folder.mkdir(parents=True)
+    (partial_folder / "model.safetensors").write_bytes(b"half")
+    assert program.merge_adapter(merge_params(version))["bytes"] > 1000
+    assert not partial_folder.exists()
 
 
-def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(trained, monkeypatch):
-    version = trained()
+def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(train_adapter, monkeypatch):
+    version = train_adapter()
     monkeypatch.setattr(
         program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8)
     )
     with pytest.raises(UserError, match=r"the disk has 100\.0 MB"):
-        program.merge(order_of(version))
+        program.merge_adapter(merge_params(version))
 
 
 def test_what_cannot_be_merged_is_refused_at_once(run, alice):
@@ -142,15 +142,15 @@ def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice)
     shutil.rmtree(version.folder)
     merge.merge_version(alice, version)
     run_lane(PROGRAMS)
-    task = Job.objects.get()
-    assert task.state == JobState.FAILED
-    assert task.error
-    assert json.loads((task.folder / "params.json").read_text())["adapter"] == str(version.folder)
+    job = Job.objects.get()
+    assert job.state == JobState.FAILED
+    assert job.error
+    assert json.loads((job.folder / "params.json").read_text())["adapter"] == str(version.folder)
 
 
 def test_the_divergence_is_that_of_the_definition():
     true, other = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.5, 0.5, 1.0]])
     p, q = true.softmax(-1), other.softmax(-1)
-    assert parity.divergence(true, other) == pytest.approx(
+    assert parity.kl_divergence(true, other) == pytest.approx(
         float((p * (p / q).log()).sum()), rel=1e-5
     )

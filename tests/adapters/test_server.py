@@ -18,48 +18,48 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from adapters.inference import openai_http
-from adapters.inference.__main__ import start_answering
+from adapters.inference.__main__ import start_scheduler
 from adapters.inference.batch import Batch
-from adapters.inference.request_queue import Desk
-from adapters.inference.scheduler import Speaker
+from adapters.inference.request_queue import RequestQueue
+from adapters.inference.scheduler import BatchScheduler
 from adapters.inference.server import make_app
-from adapters.inference.types import Busy
+from adapters.inference.types import QueueFull
 
 ROOT = Path(__file__).parents[2]
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "snapml": {"base": "/base"}}
 HEADERS = {"Authorization": "Bearer secret"}
 
 
-class Parrot:
+class FakeQueue:
     """Says a fixed answer at once, as the speaker would."""
 
     count = 0
-    busy_after = 99
+    max_requests = 99
 
     def __init__(self):
-        self.asked = []
+        self.requests = []
 
-    def ask(self, question):
-        if len(self.asked) >= self.busy_after:
-            raise Busy("64 questions are being answered.")
-        self.asked.append(question)
-        for said in (
+    def submit_request(self, request):
+        if len(self.requests) >= self.max_requests:
+            raise QueueFull("64 questions are being answered.")
+        self.requests.append(request)
+        for event in (
             {"status": "loading the base model"},
             {"text": "he"},
             {"text": "llo"},
             {"done": "stop", "prompt_tokens": 3, "completion_tokens": 2, "tokens_per_second": 9.0},
         ):
-            question.said.put(said)
+            request.events.put(event)
 
 
 @pytest.fixture
-def parrot():
-    return Parrot()
+def fake_queue():
+    return FakeQueue()
 
 
 @pytest.fixture
-def web(parrot):
-    return TestClient(make_app(parrot, "secret"))
+def web(fake_queue):
+    return TestClient(make_app(fake_queue, "secret"))
 
 
 @pytest.fixture
@@ -67,106 +67,106 @@ def serve():
     """Serve a speaker on a port of its own; gives the `openai` client for it."""
     servers = []
 
-    def start(speaker):
-        taken = socket.socket()
-        taken.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(make_app(speaker, "secret"), log_level="warning")
+    def start_server(request_queue):
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(make_app(request_queue, "secret"), log_level="warning")
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         servers.append((server, thread))
         while not server.started:
             time.sleep(0.01)
-        port = taken.getsockname()[1]
+        port = listener.getsockname()[1]
         return openai.OpenAI(
             base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=0
         )
 
-    yield start
+    yield start_server
     for server, thread in servers:
         server.should_exit = True
         thread.join(10)
 
 
 def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, tiny_model):
-    desk = Desk()
-    start_answering(desk)
-    client = serve(desk)
-    place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
-    asked = {
+    request_queue = RequestQueue()
+    start_scheduler(request_queue)
+    client = serve(request_queue)
+    location = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
+    body = {
         "model": "tiny",
         "messages": BODY["messages"],
         "max_tokens": 8,
         "temperature": 0,
-        **place,
+        **location,
     }
-    whole = client.chat.completions.create(**asked)
-    assert whole.choices[0].finish_reason in ("stop", "length")
-    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    completion = client.chat.completions.create(**body)
+    assert completion.choices[0].finish_reason in ("stop", "length")
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
     chunks = list(
-        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
     )
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    assert text == completion.choices[0].message.content
+    assert chunks[-1].usage == completion.usage
     # By its name now
-    plain = client.completions.create(
+    prompts_answer = client.completions.create(
         model="tiny", prompt=["turn on", "the lamp"], max_tokens=4, temperature=0
     )
-    assert [choice.index for choice in plain.choices] == [0, 1]
+    assert [choice.index for choice in prompts_answer.choices] == [0, 1]
     assert [model.id for model in client.models.list()] == ["tiny"]
     with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
-        client.chat.completions.create(**{**asked, "max_tokens": 4000})
+        client.chat.completions.create(**{**body, "max_tokens": 4000})
 
 
 def test_the_program_holds_no_torch_until_it_is_asked():
-    asked = (
+    code = (
         "import sys, adapters.inference.server, adapters.inference.request_queue; "
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", asked], cwd=ROOT, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
-    speaker = Speaker(Desk())
-    threading.Thread(target=speaker.speak_for_ever, daemon=True).start()
-    client = serve(speaker.desk)
-    place = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
-    client.chat.completions.create(model="tiny", messages=BODY["messages"], max_tokens=1, **place)
-    step = Batch.step
-    monkeypatch.setattr(Batch, "step", lambda *given: (time.sleep(0.2), step(*given))[1])
+    scheduler = BatchScheduler(RequestQueue())
+    threading.Thread(target=scheduler.run_forever, daemon=True).start()
+    client = serve(scheduler.request_queue)
+    location = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
+    client.chat.completions.create(model="tiny", messages=BODY["messages"], max_tokens=1, **location)
+    decode_step = Batch.decode_step
+    monkeypatch.setattr(Batch, "decode_step", lambda *args: (time.sleep(0.2), decode_step(*args))[1])
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).chat.completions.create(
-            model="tiny", messages=BODY["messages"], max_tokens=200, temperature=0, **place
+            model="tiny", messages=BODY["messages"], max_tokens=200, temperature=0, **location
         )
-    until = time.monotonic() + 10
-    while speaker.desk.count and time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while scheduler.request_queue.count and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert speaker.desk.count == 0
+    assert scheduler.request_queue.count == 0
 
 
-def test_a_model_that_nobody_named_is_openais_404(serve, parrot):
-    client = serve(parrot)
-    with pytest.raises(openai.NotFoundError) as caught:
+def test_a_model_that_nobody_named_is_openais_404(serve, fake_queue):
+    client = serve(fake_queue)
+    with pytest.raises(openai.NotFoundError) as error_info:
         client.chat.completions.create(model="stranger", messages=BODY["messages"])
-    assert caught.value.code == "model_not_found"
+    assert error_info.value.code == "model_not_found"
 
 
 def test_a_whole_answer(web):
-    answer = web.post("/v1/chat/completions", json=BODY, headers=HEADERS).json()
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    response = web.post("/v1/chat/completions", json=BODY, headers=HEADERS).json()
+    assert response["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
+    assert response["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
-def test_a_streamed_answer_ends_with_done_and_tells_the_speaker_to_let_go(web, parrot):
+def test_a_streamed_answer_ends_with_done_and_tells_the_speaker_to_let_go(web, fake_queue):
     text = web.post("/v1/chat/completions", json={**BODY, "stream": True}, headers=HEADERS).text
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
-    pieces = [json.loads(line) for line in lines[:-1]]
-    assert pieces[1]["snapml"]["status"] == "loading the base model"
-    said = [choice["delta"].get("content", "") for piece in pieces for choice in piece["choices"]]
-    assert "".join(said) == "hello"
-    assert parrot.asked[0].hung_up.is_set()
+    events = [json.loads(line) for line in lines[:-1]]
+    assert events[1]["snapml"]["status"] == "loading the base model"
+    texts = [choice["delta"].get("content", "") for event in events for choice in event["choices"]]
+    assert "".join(texts) == "hello"
+    assert fake_queue.requests[0].cancelled.is_set()
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_without_its_token_it_answers_nothing(web, headers, path):
     assert web.get("/v1/models", headers=headers).status_code == 401
 
 
-def test_when_it_is_busy_it_says_when_to_come_back_and_asks_none_of_several(web, parrot):
-    parrot.busy_after = 1
-    answer = web.post("/v1/completions", json={**BODY, "prompt": ["a", "b"]}, headers=HEADERS)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
-    assert parrot.asked[0].hung_up.is_set()
+def test_when_it_is_busy_it_says_when_to_come_back_and_asks_none_of_several(web, fake_queue):
+    fake_queue.max_requests = 1
+    response = web.post("/v1/completions", json={**BODY, "prompt": ["a", "b"]}, headers=HEADERS)
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "5")
+    assert fake_queue.requests[0].cancelled.is_set()
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_when_it_is_busy_it_says_when_to_come_back_and_asks_none_of_several(web,
     ],
 )
 def test_what_it_cannot_do_it_refuses_by_the_fields_name(web, change, param):
-    answer = web.post("/v1/chat/completions", json={**BODY, **change}, headers=HEADERS)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
+    response = web.post("/v1/chat/completions", json={**BODY, **change}, headers=HEADERS)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
 
 
 @pytest.mark.parametrize(
@@ -230,15 +230,15 @@ def test_a_body_too_large_is_refused(web):
 
 
 def test_a_body_too_large_is_not_read_to_its_end():
-    read = []
+    reads = []
 
     async def receive():
-        read.append(1)
+        reads.append(1)
         return {"type": "http.request", "body": b"x" * 100_000, "more_body": True}
 
-    with pytest.raises(openai_http.HttpError) as caught:
+    with pytest.raises(openai_http.HttpError) as error_info:
         asyncio.run(openai_http.read_body(Request({"type": "http"}, receive)))
-    assert (caught.value.status, len(read)) == (413, 11)
+    assert (error_info.value.status, len(reads)) == (413, 11)
 
 
 def test_openais_errors_need_neither_django_nor_torch():

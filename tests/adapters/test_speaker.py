@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from adapters.inference import loaded_model, model_cache, request_queue
-from adapters.inference import scheduler as speaker_module
+from adapters.inference import scheduler as scheduler_module
 from adapters.inference.batch import Batch
-from adapters.inference.model_cache import NoRoom
-from adapters.inference.request_queue import Desk
-from adapters.inference.sampling import logprobs_of, pick_token
-from adapters.inference.scheduler import Speaker
-from adapters.inference.types import Base, Busy, Question, Weights
+from adapters.inference.model_cache import CapacityExceeded
+from adapters.inference.request_queue import RequestQueue
+from adapters.inference.sampling import compute_logprobs, pick_token
+from adapters.inference.scheduler import BatchScheduler
+from adapters.inference.types import BaseRef, QueueFull, GenerationRequest, AdapterRef
 from tests import tiny
 from tests.engine.in_process import engine_in_process
 
@@ -34,21 +34,21 @@ def adapter(tmp_path_factory, tiny_model):
     )
     with engine_in_process() as main:
         assert main([str(run)]) == 0
-    return Weights(run / "adapter", "first")
+    return AdapterRef(run / "adapter", "first")
 
 
 @pytest.fixture
-def speaker(monkeypatch):
+def scheduler(monkeypatch):
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
-    made = Speaker(Desk())
-    threading.Thread(target=made.speak_for_ever, daemon=True).start()
-    return made
+    scheduler = BatchScheduler(RequestQueue())
+    threading.Thread(target=scheduler.run_forever, daemon=True).start()
+    return scheduler
 
 
-def question(tiny_model, adapter=None, **more):
-    return Question(
+def make_request(tiny_model, adapter=None, **more):
+    return GenerationRequest(
         **{
-            "base": Base(tiny_model),
+            "base": BaseRef(tiny_model),
             "adapter": adapter,
             "messages": MESSAGES,
             "max_tokens": 12,
@@ -57,15 +57,15 @@ def question(tiny_model, adapter=None, **more):
     )
 
 
-def hear(asked, seconds=60):
-    text, said = "", {}
-    while "done" not in said and "error" not in said:
-        said = asked.said.get(timeout=seconds)
-        text += said.get("text", "")
-    return text, said
+def read_stream(request, seconds=60):
+    text, event = "", {}
+    while "done" not in event and "error" not in event:
+        event = request.events.get(timeout=seconds)
+        text += event.get("text", "")
+    return text, event
 
 
-def plain_answer(tiny_model, adapter):
+def peft_answer(tiny_model, adapter):
     """What transformers and PEFT say by themselves, greedily."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,107 +81,107 @@ def plain_answer(tiny_model, adapter):
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_base_and_adapter_side_by_side_answer_as_each_does_alone(speaker, tiny_model, adapter):
-    asked = [question(tiny_model), question(tiny_model, adapter), question(tiny_model)]
-    for one in asked:
-        speaker.desk.ask(one)
-    base, adapted, again = (hear(one)[0] for one in asked)
-    assert base == again == plain_answer(tiny_model, None)
-    assert adapted == plain_answer(tiny_model, adapter)
+def test_base_and_adapter_side_by_side_answer_as_each_does_alone(scheduler, tiny_model, adapter):
+    requests = [make_request(tiny_model), make_request(tiny_model, adapter), make_request(tiny_model)]
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    base, adapted, again = (read_stream(request)[0] for request in requests)
+    assert base == again == peft_answer(tiny_model, None)
+    assert adapted == peft_answer(tiny_model, adapter)
     assert adapted != base
 
 
-def test_the_last_word_counts_tokens_and_their_rate(speaker, tiny_model):
-    asked = question(tiny_model)
-    speaker.desk.ask(asked)
-    _, last = hear(asked)
+def test_the_last_word_counts_tokens_and_their_rate(scheduler, tiny_model):
+    request = make_request(tiny_model)
+    scheduler.request_queue.submit_request(request)
+    _, last = read_stream(request)
     assert last["done"] in ("stop", "length")
     assert 0 < last["completion_tokens"] <= 12
     assert last["prompt_tokens"] > 5
     assert last["tokens_per_second"] > 0
 
 
-def test_the_same_seed_draws_the_same_answer(speaker, tiny_model):
+def test_the_same_seed_draws_the_same_answer(scheduler, tiny_model):
     answers = []
     for seed in (1, 1, 2):
-        asked = question(tiny_model, temperature=1.5, seed=seed)
-        speaker.desk.ask(asked)
-        answers.append(hear(asked)[0])
+        request = make_request(tiny_model, temperature=1.5, seed=seed)
+        scheduler.request_queue.submit_request(request)
+        answers.append(read_stream(request)[0])
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_one_too_many_is_told_to_come_back_and_places_are_given_back(
-    speaker, tiny_model, monkeypatch
+    scheduler, tiny_model, monkeypatch
 ):
-    monkeypatch.setattr(request_queue, "MAX_QUESTIONS", 2)
-    asked = [question(tiny_model), question(tiny_model)]
-    for one in asked:
-        speaker.desk.ask(one)
-    with pytest.raises(Busy, match="2 questions"):
-        speaker.desk.ask(question(tiny_model))
-    for one in asked:
-        hear(one)
-    speaker.desk.ask(question(tiny_model))
+    monkeypatch.setattr(request_queue, "MAX_REQUESTS", 2)
+    requests = [make_request(tiny_model), make_request(tiny_model)]
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    with pytest.raises(QueueFull, match="2 questions"):
+        scheduler.request_queue.submit_request(make_request(tiny_model))
+    for request in requests:
+        read_stream(request)
+    scheduler.request_queue.submit_request(make_request(tiny_model))
 
 
-def test_a_caller_who_hangs_up_frees_the_place(speaker, tiny_model):
-    asked = question(tiny_model)
-    asked.hung_up.set()
-    speaker.desk.ask(asked)
-    assert hear(asked)[1] == speaker_module.HUNG_UP
-    assert speaker.desk.count == 0
+def test_a_caller_who_hangs_up_frees_the_place(scheduler, tiny_model):
+    request = make_request(tiny_model)
+    request.cancelled.set()
+    scheduler.request_queue.submit_request(request)
+    assert read_stream(request)[1] == scheduler_module.CANCELLED
+    assert scheduler.request_queue.count == 0
 
 
 def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeypatch, tiny_model):
-    def no_room(*_asked):
-        raise NoRoom
+    def raise_capacity(*_asked):
+        raise CapacityExceeded
 
-    made = Speaker(Desk())
-    monkeypatch.setattr(made.residents, "get", no_room)  # so the first one waits
-    line = [question(tiny_model) for _ in range(3)]
-    for one in line:
-        made.desk.ask(one)
-    made._take_questions()
-    line[2].hung_up.set()
-    made._take_questions()
-    assert hear(line[2], seconds=1)[1] == speaker_module.HUNG_UP
-    assert made.desk.count == 2
-    assert list(made.waiting) == line[:2]
+    scheduler = BatchScheduler(RequestQueue())
+    monkeypatch.setattr(scheduler.model_cache, "get_model", raise_capacity)  # so the first one waits
+    waiting = [make_request(tiny_model) for _ in range(3)]
+    for request in waiting:
+        scheduler.request_queue.submit_request(request)
+    scheduler._admit_waiting()
+    waiting[2].cancelled.set()
+    scheduler._admit_waiting()
+    assert read_stream(waiting[2], seconds=1)[1] == scheduler_module.CANCELLED
+    assert scheduler.request_queue.count == 2
+    assert list(scheduler.waiting) == waiting[:2]
 
 
 def test_a_base_that_nobody_asks_for_a_while_leaves_and_comes_back(monkeypatch, tiny_model):
-    monkeypatch.setattr(speaker_module, "IDLE_SECONDS", 0.2)
-    made = Speaker(Desk())
-    threading.Thread(target=made.speak_for_ever, daemon=True).start()
-    first = question(tiny_model)
-    made.desk.ask(first)
-    answer = hear(first)
+    monkeypatch.setattr(scheduler_module, "IDLE_SECONDS", 0.2)
+    scheduler = BatchScheduler(RequestQueue())
+    threading.Thread(target=scheduler.run_forever, daemon=True).start()
+    first = make_request(tiny_model)
+    scheduler.request_queue.submit_request(first)
+    answer = read_stream(first)
     for _ in range(100):
-        if not made.residents.held:
+        if not scheduler.model_cache.models:
             break
         time.sleep(0.05)
-    assert not made.residents.held
-    again = question(tiny_model)
-    made.desk.ask(again)
-    assert hear(again)[0] == answer[0]
+    assert not scheduler.model_cache.models
+    again = make_request(tiny_model)
+    scheduler.request_queue.submit_request(again)
+    assert read_stream(again)[0] == answer[0]
 
 
 def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(
-    speaker, tiny_model, tmp_path
+    scheduler, tiny_model, tmp_path
 ):
-    broken = Question(base=Base(tmp_path), adapter=None, messages=MESSAGES)
-    speaker.desk.ask(broken)
-    assert "error" in hear(broken)[1]
-    good = question(tiny_model)
-    speaker.desk.ask(good)
-    assert "done" in hear(good)[1]
+    broken = GenerationRequest(base=BaseRef(tmp_path), adapter=None, messages=MESSAGES)
+    scheduler.request_queue.submit_request(broken)
+    assert "error" in read_stream(broken)[1]
+    good = make_request(tiny_model)
+    scheduler.request_queue.submit_request(good)
+    assert "done" in read_stream(good)[1]
 
 
-def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, adapter, tmp_path):
+def test_other_weights_in_the_same_folder_are_loaded_anew(scheduler, tiny_model, adapter, tmp_path):
     folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
-    first = question(tiny_model, Weights(folder, "one"))
-    speaker.desk.ask(first)
-    before = hear(first)[0]
+    first = make_request(tiny_model, AdapterRef(folder, "one"))
+    scheduler.request_queue.submit_request(first)
+    before = read_stream(first)[0]
     from safetensors.torch import load_file, save_file
 
     path = folder / "adapter_model.safetensors"
@@ -189,108 +189,108 @@ def test_other_weights_in_the_same_folder_are_loaded_anew(speaker, tiny_model, a
         {name: -value if "lora_B" in name else value for name, value in load_file(path).items()},
         path,
     )
-    second = question(tiny_model, Weights(folder, "two"))
-    speaker.desk.ask(second)
-    assert hear(second)[0] != before
+    second = make_request(tiny_model, AdapterRef(folder, "two"))
+    scheduler.request_queue.submit_request(second)
+    assert read_stream(second)[0] != before
 
 
 def test_no_more_adapters_stay_loaded_than_there_is_room_for(
-    speaker, tiny_model, adapter, tmp_path, monkeypatch
+    scheduler, tiny_model, adapter, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loaded_model, "MAX_ADAPTERS", 2)
     for number in range(4):
-        asked = question(tiny_model, Weights(adapter.folder, f"copy-{number}"))
-        speaker.desk.ask(asked)
-        assert "done" in hear(asked)[1]
-    (kept,) = speaker.residents.held.values()
-    assert len(kept.loaded) == 2
-    assert len(kept.model.peft_config) == 2
+        request = make_request(tiny_model, AdapterRef(adapter.folder, f"copy-{number}"))
+        scheduler.request_queue.submit_request(request)
+        assert "done" in read_stream(request)[1]
+    (loaded,) = scheduler.model_cache.models.values()
+    assert len(adapter_names.adapter_names) == 2
+    assert len(loaded.model.peft_config) == 2
 
 
-def test_two_bases_are_kept_side_by_side_while_there_is_room(speaker, tiny_model, tmp_path):
+def test_two_bases_are_kept_side_by_side_while_there_is_room(scheduler, tiny_model, tmp_path):
     other = tiny.make_model(tmp_path / "other", hidden=16)
-    asked = [question(tiny_model), question(other), question(tiny_model)]
-    for one in asked:
-        speaker.desk.ask(one)
-    assert all("done" in hear(one)[1] for one in asked)
-    assert list(speaker.residents.held) == [Base(other), Base(tiny_model)]
+    requests = [make_request(tiny_model), make_request(other), make_request(tiny_model)]
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    assert all("done" in read_stream(request)[1] for request in requests)
+    assert list(scheduler.model_cache.models) == [BaseRef(other), BaseRef(tiny_model)]
 
 
 def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_for(
-    speaker, tiny_model, tmp_path
+    scheduler, tiny_model, tmp_path
 ):
     other = tiny.make_model(tmp_path / "other", hidden=16)
-    speaker.residents.room_bytes = 1
-    asked = [question(tiny_model), question(other), question(tiny_model)]
-    for one in asked:
-        speaker.desk.ask(one)
-    assert all("done" in hear(one)[1] for one in asked)
-    assert list(speaker.residents.held) == [Base(tiny_model)]
+    scheduler.model_cache.capacity_bytes = 1
+    requests = [make_request(tiny_model), make_request(other), make_request(tiny_model)]
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    assert all("done" in read_stream(request)[1] for request in requests)
+    assert list(scheduler.model_cache.models) == [BaseRef(tiny_model)]
 
 
 def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(
-    speaker, tiny_model, tmp_path, monkeypatch
+    scheduler, tiny_model, tmp_path, monkeypatch
 ):
-    speaker.residents.room_bytes = 1
-    first = question(tiny_model)
-    speaker.desk.ask(first)
-    hear(first)
-    (kept,) = speaker.residents.held.values()
-    weight, there = weakref.ref(next(kept.model.parameters())), []
-    del kept, first
-    load = model_cache.Held
-    monkeypatch.setattr(model_cache, "Held", lambda base: there.append(weight()) or load(base))
-    second = question(tiny.make_model(tmp_path / "other", hidden=16))
+    scheduler.model_cache.capacity_bytes = 1
+    first = make_request(tiny_model)
+    scheduler.request_queue.submit_request(first)
+    read_stream(first)
+    (loaded,) = scheduler.model_cache.models.values()
+    weight, alive_weights = weakref.ref(next(loaded.model.parameters())), []
+    del loaded, first
+    load = model_cache.LoadedModel
+    monkeypatch.setattr(model_cache, "LoadedModel", lambda base: alive_weights.append(weight()) or load(base))
+    second = make_request(tiny.make_model(tmp_path / "other", hidden=16))
     gc.disable()
     try:
-        speaker.desk.ask(second)
-        assert "done" in hear(second)[1]
+        scheduler.request_queue.submit_request(second)
+        assert "done" in read_stream(second)[1]
     finally:
         gc.enable()
-    assert there == [None]
+    assert alive_weights == [None]
 
 
-def test_answers_whose_caches_have_no_room_wait_for_those_under_way(speaker, tiny_model):
-    first = question(tiny_model)
-    speaker.desk.ask(first)
-    hear(first)
-    (kept,) = speaker.residents.held.values()
+def test_answers_whose_caches_have_no_room_wait_for_those_under_way(scheduler, tiny_model):
+    first = make_request(tiny_model)
+    scheduler.request_queue.submit_request(first)
+    read_stream(first)
+    (loaded,) = scheduler.model_cache.models.values()
     assert (
-        kept.entry_bytes
-        == 2 * 2 * kept.model.config.num_key_value_heads * kept.model.config.head_dim * 4
+        loaded.cache_bytes_per_token
+        == 2 * 2 * loaded.model.config.num_key_value_heads * loaded.model.config.head_dim * 4
     )
     # For one answer, not for two
-    speaker.residents.cache_bytes = kept.entry_bytes * int(1.5 * (len(first.ids) + 12))
-    most = 0
-    step = Batch.step
+    scheduler.model_cache.kv_cache_bytes = loaded.cache_bytes_per_token * int(1.5 * (len(first.prompt_ids) + 12))
+    max_rows = 0
+    step = Batch.decode_step
 
-    def counted(batch, held):
-        nonlocal most
-        most = max(most, len(batch.answers))
-        return step(batch, held)
+    def count_step(batch, loaded):
+        nonlocal max_rows
+        max_rows = max(max_rows, len(batch.sequences))
+        return step(batch, loaded)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Batch, "step", counted)
-        asked = [question(tiny_model) for _ in range(3)]
-        for one in asked:
-            speaker.desk.ask(one)
-        assert len({hear(one)[0] for one in asked}) == 1
-    assert most == 1
+        patch.setattr(Batch, "decode_step", count_step)
+        requests = [make_request(tiny_model) for _ in range(3)]
+        for request in requests:
+            scheduler.request_queue.submit_request(request)
+        assert len({read_stream(request)[0] for request in requests}) == 1
+    assert max_rows == 1
 
 
-def test_a_conversation_that_ends_with_an_answer_gets_another(speaker, tiny_model):
-    ends = question(tiny_model, messages=[*MESSAGES, {"role": "assistant", "content": "yes"}])
-    speaker.desk.ask(ends)
-    assert "done" in hear(ends)[1]
-    held = next(iter(speaker.residents.held.values()))
-    assert held.tokenizer.decode(ends.ids).endswith("assistant\n")
+def test_a_conversation_that_ends_with_an_answer_gets_another(scheduler, tiny_model):
+    ending = make_request(tiny_model, messages=[*MESSAGES, {"role": "assistant", "content": "yes"}])
+    scheduler.request_queue.submit_request(ending)
+    assert "done" in read_stream(ending)[1]
+    loaded = next(iter(scheduler.model_cache.models.values()))
+    assert loaded.tokenizer.decode(ending.prompt_ids).endswith("assistant\n")
 
 
-def several(adapter, folder, count):
+def make_adapters(adapter, folder, count):
     """Adapters of their own: the first one's weights, each scaled in its way."""
     from safetensors.torch import load_file, save_file
 
-    made = []
+    adapters = []
     for number in range(count):
         copy = shutil.copytree(adapter.folder, folder / f"copy-{number}")
         path = copy / "adapter_model.safetensors"
@@ -302,122 +302,122 @@ def several(adapter, folder, count):
             },
             path,
         )
-        made.append(Weights(copy, f"copy-{number}"))
-    return made
+        adapters.append(AdapterRef(copy, f"copy-{number}"))
+    return adapters
 
 
 def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(
-    speaker, tiny_model, adapter, tmp_path
+    scheduler, tiny_model, adapter, tmp_path
 ):
-    rows = [None, *several(adapter, tmp_path, 4)]
+    rows = [None, *make_adapters(adapter, tmp_path, 4)]
     longer = [
         *MESSAGES,
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "is the attic dark"},
     ]
-    talks = [MESSAGES, longer, MESSAGES, longer, MESSAGES]
+    conversations = [MESSAGES, longer, MESSAGES, longer, MESSAGES]
     alone = []
-    for row, talk in zip(rows, talks, strict=True):
-        asked = question(tiny_model, row, messages=talk)
-        speaker.desk.ask(asked)
-        alone.append(hear(asked)[0])
+    for row, conversation in zip(rows, conversations, strict=True):
+        request = make_request(tiny_model, row, messages=conversation)
+        scheduler.request_queue.submit_request(request)
+        alone.append(read_stream(request)[0])
     together = [
-        question(tiny_model, row, messages=talk) for row, talk in zip(rows, talks, strict=True)
+        make_request(tiny_model, row, messages=conversation) for row, conversation in zip(rows, conversations, strict=True)
     ]
-    for one in together:
-        speaker.desk.ask(one)
-    assert [hear(one)[0] for one in together] == alone
+    for request in together:
+        scheduler.request_queue.submit_request(request)
+    assert [read_stream(request)[0] for request in together] == alone
     assert len(set(alone)) > 2
 
 
 def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
     monkeypatch, tiny_model, adapter, tmp_path
 ):
-    from adapters.inference.batch import Answer, Batch
+    from adapters.inference.batch import ActiveSequence, Batch
 
     monkeypatch.setattr(loaded_model, "get_fastest_dtype", lambda *_: torch.float32)
-    here = loaded_model.Held(Base(tiny_model))
+    loaded = loaded_model.LoadedModel(BaseRef(tiny_model))
     rows, prompts = (
-        [None, *several(adapter, tmp_path, 3)],
+        [None, *make_adapters(adapter, tmp_path, 3)],
         [[5, 6, 7], [9, 8, 7, 6, 5], [11], [3, 4]],
     )
     batch, alone = Batch(), []
     with torch.inference_mode():
         for row, ids in zip(rows, prompts, strict=True):
-            here.bring(row, set())
-            first = here.first(torch.tensor([ids]), row)
-            joined = Answer(
-                Question(base=here.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+            loaded.ensure_adapter(row, set())
+            prefill = loaded.run_prefill(torch.tensor([ids]), row)
+            sequence = ActiveSequence(
+                GenerationRequest(base=loaded.base, adapter=row), len(ids), 9, torch.Generator(), token=42
             )
-            batch.join(joined, first.cache)
-            again = here.first(torch.tensor([[*ids, 42]]), row)
+            batch.add_sequence(sequence, prefill.cache)
+            again = loaded.run_prefill(torch.tensor([[*ids, 42]]), row)
             alone.append(again.logits[0, -1])
-        together = batch.step(here)
+        together = batch.decode_step(loaded)
         assert (together - torch.stack(alone)).abs().max() < 1e-5
-        batch.leave(batch.answers[1:3])
-        for answer in batch.answers:
-            answer.token = 17
-        rest = batch.step(here)
+        batch.remove_sequences(batch.sequences[1:3])
+        for sequence in batch.sequences:
+            sequence.token = 17
+        remaining_logits = batch.decode_step(loaded)
         expected = torch.stack(
             [
-                here.first(torch.tensor([[*prompts[n], 42, 17]]), rows[n]).logits[0, -1]
+                loaded.run_prefill(torch.tensor([[*prompts[n], 42, 17]]), rows[n]).logits[0, -1]
                 for n in (0, 3)
             ]
         )
-    assert (rest - expected).abs().max() < 1e-5
+    assert (remaining_logits - expected).abs().max() < 1e-5
 
 
-def test_a_stop_word_ends_the_answer_before_it_and_never_shows(speaker, tiny_model, adapter):
-    whole = question(tiny_model, adapter)
-    speaker.desk.ask(whole)
-    text = hear(whole)[0]
-    asked = question(tiny_model, adapter, stop=(text[3:6],))
-    speaker.desk.ask(asked)
-    heard, last = hear(asked)
-    assert (heard, last["done"]) == (text[: text.find(text[3:6])], "stop")
+def test_a_stop_word_ends_the_answer_before_it_and_never_shows(scheduler, tiny_model, adapter):
+    full_request = make_request(tiny_model, adapter)
+    scheduler.request_queue.submit_request(full_request)
+    text = read_stream(full_request)[0]
+    request = make_request(tiny_model, adapter, stop=(text[3:6],))
+    scheduler.request_queue.submit_request(request)
+    text_before, last = read_stream(request)
+    assert (text_before, last["done"]) == (text[: text.find(text[3:6])], "stop")
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(speaker, tiny_model):
-    asked = question(tiny_model, messages=[{"role": "user", "content": "lamp " * 300}])
-    speaker.desk.ask(asked)
-    last = hear(asked)[1]
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(scheduler, tiny_model):
+    request = make_request(tiny_model, messages=[{"role": "user", "content": "lamp " * 300}])
+    scheduler.request_queue.submit_request(request)
+    last = read_stream(request)[1]
     assert "context holds 256 tokens" in last["error"]
     assert last["fault"] == "theirs"
 
 
-def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(speaker, tiny_model):
+def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(scheduler, tiny_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    talk = [*MESSAGES, {"role": "assistant", "content": "yes"}]
-    asked = question(tiny_model, messages=talk, max_tokens=1, score=True)
-    speaker.desk.ask(asked)
-    told = asked.said.get(timeout=60)
-    while "logprobs" not in told:
-        told = asked.said.get(timeout=60)
+    conversation = [*MESSAGES, {"role": "assistant", "content": "yes"}]
+    request = make_request(tiny_model, messages=conversation, max_tokens=1, needs_logprobs=True)
+    scheduler.request_queue.submit_request(request)
+    event = request.events.get(timeout=60)
+    while "logprobs" not in event:
+        event = request.events.get(timeout=60)
     tokenizer, model = (
         AutoTokenizer.from_pretrained(tiny_model),
         AutoModelForCausalLM.from_pretrained(tiny_model),
     )
-    ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)["input_ids"]
-    assert told["ids"] == ids[0].tolist()
-    assert told["logprobs"] == pytest.approx(
-        logprobs_of(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4
+    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)["input_ids"]
+    assert event["ids"] == ids[0].tolist()
+    assert event["logprobs"] == pytest.approx(
+        compute_logprobs(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4
     )
-    assert told["logprobs"][0] is None
+    assert event["logprobs"][0] is None
 
 
 def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
-    draw = torch.Generator().manual_seed(0)
-    drawn = {pick_token(logits, temperature=1.0, top_p=0.7, draw=draw) for _ in range(200)}
-    assert drawn == {0, 1}
-    assert {pick_token(logits, temperature=1.0, top_p=0.01, draw=draw) for _ in range(20)} == {0}
-    assert pick_token(logits, temperature=0.0, top_p=1.0, draw=draw) == 0
+    generator = torch.Generator().manual_seed(0)
+    tokens = {pick_token(logits, temperature=1.0, top_p=0.7, generator=generator) for _ in range(200)}
+    assert tokens == {0, 1}
+    assert {pick_token(logits, temperature=1.0, top_p=0.01, generator=generator) for _ in range(20)} == {0}
+    assert pick_token(logits, temperature=0.0, top_p=1.0, generator=generator) == 0
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "qlora", "full"])
 def test_adapters_of_every_technique_answer_as_plain_peft_does(
-    speaker, tiny_model, adapter, tmp_path, method, engine_here
+    scheduler, tiny_model, adapter, tmp_path, method, engine_here
 ):
     from training.engine.methods import METHODS
 
@@ -432,56 +432,56 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
     )
     assert engine_here([str(run)]) == 0
     if method == "full":
-        asked = Question(
-            base=Base(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12
+        adapter_request = GenerationRequest(
+            base=BaseRef(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12
         )
-        expected = plain_answer(run / "adapter", None)
+        expected = peft_answer(run / "adapter", None)
     else:
-        base = Base(tiny_model, METHODS[method].has_quantized_base)
-        asked = Question(
-            base=base, adapter=Weights(run / "adapter", "x"), messages=MESSAGES, max_tokens=12
+        base = BaseRef(tiny_model, METHODS[method].has_quantized_base)
+        adapter_request = GenerationRequest(
+            base=base, adapter=AdapterRef(run / "adapter", "x"), messages=MESSAGES, max_tokens=12
         )
         expected = (
             None
             if METHODS[method].has_quantized_base
-            else plain_answer(tiny_model, Weights(run / "adapter", "x"))
+            else peft_answer(tiny_model, AdapterRef(run / "adapter", "x"))
         )
-    alone = question(tiny_model)
+    alone = make_request(tiny_model)
     # Another type waits until this one has answered
-    for one in (
-        asked,
+    for request in (
+        adapter_request,
         alone,
-        question(tiny_model, adapter),
+        make_request(tiny_model, adapter),
     ):
-        speaker.desk.ask(one)
-    text, last = hear(asked)
+        scheduler.request_queue.submit_request(request)
+    text, last = read_stream(adapter_request)
     assert "done" in last, last
     assert expected is None or text == expected
-    assert hear(alone)[0] == plain_answer(tiny_model, None)
+    assert read_stream(alone)[0] == peft_answer(tiny_model, None)
 
 
 def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
-    speaker, tiny_model, adapter, tmp_path
+    scheduler, tiny_model, adapter, tmp_path
 ):
     from safetensors.torch import load_file, save_file
 
     broken = shutil.copytree(adapter.folder, tmp_path / "broken")
-    held_ = load_file(broken / "adapter_model.safetensors")
-    last = max(name for name in held_ if "lora_B" in name)
-    held_[last] = torch.ones(3, held_[last].shape[1])  # all others are read before this one fails
+    tensors = load_file(broken / "adapter_model.safetensors")
+    last = max(name for name in tensors if "lora_B" in name)
+    tensors[last] = torch.ones(3, tensors[last].shape[1])  # all others are read before this one fails
     save_file(
-        {name: value * 50 if name != last else value for name, value in held_.items()},
+        {name: value * 50 if name != last else value for name, value in tensors.items()},
         broken / "adapter_model.safetensors",
     )
-    asked = question(tiny_model, Weights(broken, "broken"))
-    speaker.desk.ask(asked)
-    assert "error" in hear(asked)[1]
-    plain = question(tiny_model)
-    speaker.desk.ask(plain)
-    assert hear(plain)[0] == plain_answer(tiny_model, None)
+    request = make_request(tiny_model, AdapterRef(broken, "broken"))
+    scheduler.request_queue.submit_request(request)
+    assert "error" in read_stream(request)[1]
+    plain = make_request(tiny_model)
+    scheduler.request_queue.submit_request(plain)
+    assert read_stream(plain)[0] == peft_answer(tiny_model, None)
 
 
-def test_one_row_whose_numbers_are_not_finite_fails_alone(speaker, tiny_model, adapter, tmp_path):
+def test_one_row_whose_numbers_are_not_finite_fails_alone(scheduler, tiny_model, adapter, tmp_path):
     from safetensors.torch import load_file, save_file
 
     diverged = shutil.copytree(adapter.folder, tmp_path / "diverged")
@@ -493,22 +493,22 @@ def test_one_row_whose_numbers_are_not_finite_fails_alone(speaker, tiny_model, a
         },
         path,
     )
-    asked = [
-        question(tiny_model, adapter),
-        question(tiny_model, Weights(diverged, "nan")),
-        question(tiny_model),
+    requests = [
+        make_request(tiny_model, adapter),
+        make_request(tiny_model, AdapterRef(diverged, "nan")),
+        make_request(tiny_model),
     ]
-    for one in asked:
-        speaker.desk.ask(one)
-    texts = [hear(one) for one in asked]
-    assert texts[0][0] == plain_answer(tiny_model, adapter)
+    for request in requests:
+        scheduler.request_queue.submit_request(request)
+    texts = [read_stream(request) for request in requests]
+    assert texts[0][0] == peft_answer(tiny_model, adapter)
     assert "has diverged" in texts[1][1]["error"]
-    assert texts[2][0] == plain_answer(tiny_model, None)
-    assert speaker.desk.count == 0
+    assert texts[2][0] == peft_answer(tiny_model, None)
+    assert scheduler.request_queue.count == 0
 
 
 def test_a_nucleus_of_nothing_is_the_likeliest_token():
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([0.1, 3.0, 1.0])
-    assert pick_token(logits, temperature=1.0, top_p=0.0, draw=draw) == 1
-    assert pick_token(logits, temperature=1e-40, top_p=1.0, draw=draw) == 1
+    assert pick_token(logits, temperature=1.0, top_p=0.0, generator=generator) == 1
+    assert pick_token(logits, temperature=1e-40, top_p=1.0, generator=generator) == 1

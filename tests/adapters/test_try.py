@@ -116,7 +116,7 @@ def test_a_held_out_row_comes_with_its_expected_answer(as_alice, adapter):
 
 
 def test_the_data_behind_a_shared_adapter_stays_with_its_owner(client, people, adapter):
-    adapter.team = people["mallory"].first_team()
+    adapter.team = people["mallory"].get_sharing_team()
     adapter.save()
     client.force_login(people["mallory"])
     assert client.get(f"/adapters/{adapter.pk}").status_code == 200

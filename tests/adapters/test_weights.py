@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.programs import weight_analysis
-from adapters.programs.output_similarity import cka
-from adapters.programs.weight_deltas import Update, updates_of
+from adapters.programs.output_similarity import linear_cka
+from adapters.programs.weight_deltas import WeightDelta, load_deltas
 from tests import tiny
 from tests.engine import families
 from tests.engine.wrapped_models import CPU, make_wrapped_model
@@ -49,7 +49,7 @@ def test_the_update_read_from_the_files_is_what_merging_adds(tmp_path, family, m
         else merge_adapter(base, folder, method, torch.float32)
     ).state_dict()
     count = 0
-    for module, make_update in updates_of(folder, method):
+    for module, make_update in load_deltas(folder, method):
         weight = before[f"{module}.weight"]
         update, true = make_update(weight), after[f"{module}.weight"] - weight
         assert update.norm() == pytest.approx(float(true.norm()), rel=1e-3, abs=1e-6)
@@ -63,10 +63,10 @@ def test_the_first_directions_are_those_of_the_singular_value_decomposition():
     torch.manual_seed(0)
     up, down = torch.randn(40, 4), torch.randn(4, 30)
     true = torch.linalg.svd(up @ down)[0][:, :3]
-    for update in (Update(up, down), Update(up @ down)):
-        directions = update.left(3)
+    for update in (WeightDelta(up, down), WeightDelta(up @ down)):
+        directions = update.left_singular_vectors(3)
         assert torch.linalg.matrix_norm(true.T @ directions) ** 2 / 3 == pytest.approx(1.0, abs=1e-4)
-    assert Update(torch.zeros(40, 4), down).left(3).shape[1] == 0
+    assert WeightDelta(torch.zeros(40, 4), down).left_singular_vectors(3).shape[1] == 0
 
 
 def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
@@ -77,10 +77,10 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
         {"key": key, "method": "lora", "base": str(base), "folder": str(f)}
         for key, f in (("1", one), ("2", one), ("3", other))
     ]
-    result = weight_analysis.compare({"members": members, "prompts": []})
-    assert all(value == pytest.approx(1.0, abs=1e-4) for value in result["alike"]["1,2"].values())
-    assert all(0 <= value < 0.999 for value in result["alike"]["1,3"].values())
-    assert result["moved"]["1"] == result["moved"]["2"]
+    result = weight_analysis.compare_versions({"members": members, "prompts": []})
+    assert all(value == pytest.approx(1.0, abs=1e-4) for value in result["similarities"]["1,2"].values())
+    assert all(0 <= value < 0.999 for value in result["similarities"]["1,3"].values())
+    assert result["relative_change"]["1"] == result["relative_change"]["2"]
     assert result["outputs"] == {}
     assert {tuple(axes) for axes in result["layers"].values()} >= {(0, "q_proj"), (1, "down_proj")}
 
@@ -104,10 +104,10 @@ def test_methods_that_change_no_weight_are_compared_by_what_comes_out(
         for method, run in runs.items()
     ]
     with torch.no_grad():
-        result = weight_analysis.compare(
+        result = weight_analysis.compare_versions(
             {"members": members, "prompts": [row["messages"][:1] for row in tiny.ROWS[:4]]}
         )
-    assert set(result["moved"]) == {"lora"}
+    assert set(result["relative_change"]) == {"lora"}
     assert len(result["outputs"]) == 6
     assert all(0 < value <= 1.0001 for value in result["outputs"].values())
     json.dumps(result)
@@ -117,8 +117,8 @@ def test_cka_forgets_rotation_and_scale_and_knows_strangers():
     torch.manual_seed(0)
     x = torch.randn(200, 8)
     rotation = torch.linalg.qr(torch.randn(8, 8))[0]
-    assert cka(x, 3 * x @ rotation) == pytest.approx(1.0, abs=1e-4)
-    assert cka(x, torch.randn(200, 8)) < 0.2
+    assert linear_cka(x, 3 * x @ rotation) == pytest.approx(1.0, abs=1e-4)
+    assert linear_cka(x, torch.randn(200, 8)) < 0.2
 
 
 def rename_tensors(base, change):
@@ -133,9 +133,9 @@ def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_p
     base = families.save_family_model("gpt2", tmp_path / "base")
     folder = save_adapter(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
-    before = weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"]
+    before = weight_analysis.compare_versions({"members": members, "prompts": []})["relative_change"]["1"]
     rename_tensors(base, lambda name: name.removeprefix("transformer."))
-    assert weight_analysis.compare({"members": members, "prompts": []})["moved"]["1"] == before
+    assert weight_analysis.compare_versions({"members": members, "prompts": []})["relative_change"]["1"] == before
     assert before and all(before.values())
 
 
@@ -144,7 +144,7 @@ def test_a_base_whose_files_lack_what_the_adapter_changes_is_an_error_and_no_emp
     folder = save_adapter(base, "lora", tmp_path / "adapter")
     rename_tensors(base, lambda name: name.replace("q_proj", "query"))
     with pytest.raises(UserError, match="has no weight 'model"):
-        weight_analysis.compare(
+        weight_analysis.compare_versions(
             {
                 "members": [
                     {"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}

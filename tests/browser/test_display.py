@@ -97,8 +97,8 @@ def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, stage
 
 def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
     layers = {f"layers.{layer}.{name}": [layer, name] for layer in range(4) for name in "qv"}
-    moved = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
-    result = {"moved": moved, "layers": layers, "alike": {}, "outputs": {}, "overlaps": []}
+    relative_change = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
+    result = {"relative_change": relative_change, "layers": layers, "similarities": {}, "outputs": {}, "overlaps": []}
     versions = [{"id": pk, "name": f"Version {pk}"} for pk in (1, 2)]
     answer = json.dumps({"state": "done", "result": result, "versions": versions})
     page.route("**/adapters/compare/weights", lambda route: route.fulfill(body=answer))

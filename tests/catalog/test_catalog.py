@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from tests.refusals import refused
 from training.catalog import acts
-from training.catalog.card import UnfitModel, read_card
+from training.catalog.card import UnsupportedModel, read_model_metadata
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import DTYPE_BITS, has_elements
 from training.errors import NotAllowed, UserError
@@ -33,29 +33,29 @@ def change_config(folder, **values):
 
 
 def test_a_card_tells_what_the_files_say_without_torch(folder):
-    card = read_card(folder)
-    assert card["architecture"] == "LlamaForCausalLM"
-    assert card["layers"] == 2
-    assert card["context_length"] == 256
-    assert card["dtype"] == "F32"
-    assert card["parameters"] * 4 == pytest.approx(card["bytes"], rel=0.1)
-    assert "im_start" in card["chat_template"]
+    metadata = read_model_metadata(folder)
+    assert metadata["architecture"] == "LlamaForCausalLM"
+    assert metadata["layers"] == 2
+    assert metadata["context_length"] == 256
+    assert metadata["dtype"] == "F32"
+    assert metadata["parameters"] * 4 == pytest.approx(metadata["bytes"], rel=0.1)
+    assert "im_start" in metadata["chat_template"]
 
 
 def test_a_model_without_a_template_says_so(folder):
     (folder / "chat_template.jinja").unlink()
-    assert read_card(folder)["chat_template"] == ""
+    assert read_model_metadata(folder)["chat_template"] == ""
 
 
 def test_the_licence_comes_from_its_model_card(folder):
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Model\n")
-    assert read_card(folder)["licence"] == "apache-2.0"
+    assert read_model_metadata(folder)["license"] == "apache-2.0"
 
 
 def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with refused(UnfitModel, code="pickled_weights", naming=("pytorch_model.bin",)):
-        read_card(folder)
+    with refused(UnsupportedModel, code="pickled_weights", naming=("pytorch_model.bin",)):
+        read_model_metadata(folder)
 
 
 def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, tmp_path):
@@ -63,8 +63,8 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, t
     (folder / "model.safetensors").write_bytes(
         b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
     )
-    with refused(UnfitModel, code="broken_header", naming=("model.safetensors",)):
-        read_card(folder)
+    with refused(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
+        read_model_metadata(folder)
     assert not canary.exists()
 
 
@@ -79,14 +79,14 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, t
 )
 def test_a_config_that_names_code_is_refused(folder, values):
     change_config(folder, **values)
-    with refused(UnfitModel, code="runs_code", naming=("config.json",)):
-        read_card(folder)
+    with refused(UnsupportedModel, code="runs_code", naming=("config.json",)):
+        read_model_metadata(folder)
 
 
 def test_a_model_that_writes_no_text_is_refused(folder):
     change_config(folder, architectures=["BertForMaskedLM"])
-    with refused(UnfitModel, code="not_causal_lm", naming=("BertForMaskedLM",)):
-        read_card(folder)
+    with refused(UnsupportedModel, code="not_causal_lm", naming=("BertForMaskedLM",)):
+        read_model_metadata(folder)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_a_model_that_writes_no_text_is_refused(folder):
 def test_a_config_of_a_strange_shape_is_a_sentence_and_no_crash(folder, value):
     (folder / "config.json").write_text(json.dumps(value))
     try:
-        read_card(folder)
-    except UnfitModel as error:
+        read_model_metadata(folder)
+    except UnsupportedModel as error:
         assert error.message
 
 
-def header(folder, value, length=None):
+def write_header(folder, value, length=None):
     raw = json.dumps(value).encode()
     (folder / "model.safetensors").write_bytes(
         struct.pack("<Q", len(raw) if length is None else length) + raw + b"\0" * 64
@@ -129,33 +129,33 @@ def header(folder, value, length=None):
     ],
 )
 def test_a_broken_safetensors_header_is_refused(folder, tensor):
-    header(folder, {"x": tensor})
-    with pytest.raises(UnfitModel):
-        read_card(folder)
+    write_header(folder, {"x": tensor})
+    with pytest.raises(UnsupportedModel):
+        read_model_metadata(folder)
 
 
 def test_a_header_of_2_to_the_60_bytes_is_refused_without_reading_it(folder):
-    header(folder, {}, length=2**60)
-    with refused(UnfitModel, code="broken_header", naming=("model.safetensors",)):
-        read_card(folder)
+    write_header(folder, {}, length=2**60)
+    with refused(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
+        read_model_metadata(folder)
 
 
 def test_overlapping_tensors_are_refused(folder):
-    part = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-    header(folder, {"a": part, "b": part})
-    with refused(UnfitModel, code="bad_offsets", naming=("model.safetensors",)):
-        read_card(folder)
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    write_header(folder, {"a": entry, "b": entry})
+    with refused(UnsupportedModel, code="bad_offsets", naming=("model.safetensors",)):
+        read_model_metadata(folder)
 
 
 def test_a_name_that_stands_twice_in_a_header_is_refused(folder):
-    part = b'"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}'
-    raw = b"{" + part + b", " + part + b"}"
+    entry = b'"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}'
+    raw = b"{" + entry + b", " + entry + b"}"
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 16)
-    with pytest.raises(UnfitModel, match="stands twice"):
-        read_card(folder)
+    with pytest.raises(UnsupportedModel, match="stands twice"):
+        read_model_metadata(folder)
 
 
-def dtypes_of_the_library():
+def read_library_dtypes():
     """All that the installed safetensors knows; it names them when it is given another."""
     entry = {"a": {"dtype": "?", "shape": [0], "data_offsets": [0, 0]}}
     raw = json.dumps(entry).encode()
@@ -167,7 +167,7 @@ def dtypes_of_the_library():
 
 
 def test_every_type_of_the_library_is_known():
-    assert set(dtypes_of_the_library()) == set(DTYPE_BITS)
+    assert set(read_library_dtypes()) == set(DTYPE_BITS)
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
@@ -178,8 +178,8 @@ def test_a_model_in_any_type_of_the_library_is_read(folder, dtype):
     content = struct.pack("<Q", len(raw)) + raw + b"\0" * size
     assert deserialize(content)[0][0] == "a.weight"
     (folder / "model.safetensors").write_bytes(content)
-    card = read_card(folder)
-    assert (card["dtype"], card["parameters"]) == (dtype, 4)
+    metadata = read_model_metadata(folder)
+    assert (metadata["dtype"], metadata["parameters"]) == (dtype, 4)
 
 
 def test_a_shape_of_endless_sizes_is_refused_at_once():
@@ -213,8 +213,8 @@ def test_what_is_no_hub_id_is_refused(people, hub_id):
 
 def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
     model = acts.add_from_hub(people["admin"], "someone/model", "")
-    said = '{"done": 0.1, "message": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
-    program = f"print('{said}', end=''); raise SystemExit(65)"
+    output = '{"done": 0.1, "message": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
+    program = f"print('{output}', end=''); raise SystemExit(65)"
     monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", program])
     run_lane(acts.IMPORT_JOB.lane)
     model.refresh_from_db()
@@ -232,10 +232,10 @@ def test_an_import_cut_off_by_a_dead_worker_begins_anew(people, monkeypatch):
     Job.objects.update(state="working", worker=name, heartbeat_at=timezone.now())
     recover_lost_jobs()
     monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", ""])
-    monkeypatch.setattr(acts, "read_card", lambda _folder: {"parameters": 1})
+    monkeypatch.setattr(acts, "read_model_metadata", lambda _folder: {"parameters": 1})
     run_lane(acts.IMPORT_JOB.lane)
     model.refresh_from_db()
-    assert (model.state, model.progress, model.card) == (ModelState.READY, 1, {"parameters": 1})
+    assert (model.state, model.progress, model.metadata) == (ModelState.READY, 1, {"parameters": 1})
 
 
 def test_the_models_page_shows_cards_progress_and_failures(as_alice, base_model):
@@ -245,14 +245,14 @@ def test_the_models_page_shows_cards_progress_and_failures(as_alice, base_model)
         location="a/b",
         state="importing",
         progress=0.4,
-        progress_words="downloading",
+        progress_message="downloading",
     )
     BaseModel.objects.create(
         name="broken", source="hub", location="a/c", state="failed", error="It is gated."
     )
     page = as_alice.get("/models").content.decode()
-    for words in ("tiny-llama", "LlamaForCausalLM", "downloading", "It is gated.", "its own"):
-        assert words in page
+    for text in ("tiny-llama", "LlamaForCausalLM", "downloading", "It is gated.", "its own"):
+        assert text in page
     assert "Add a base model" not in page
     assert as_alice.post("/models/add", {"source": "folder", "location": "/x"}).status_code == 403
 
@@ -261,4 +261,4 @@ def test_numpy_weights_of_other_shapes_are_counted(tmp_path, folder):
     import numpy as np
 
     save_file({"a": np.zeros((3, 5), np.float16)}, folder / "extra.safetensors")
-    assert read_card(folder)["dtype"] == "F16 + F32"
+    assert read_model_metadata(folder)["dtype"] == "F16 + F32"

@@ -8,34 +8,34 @@ from training.jobs.runner import run_lane
 from training.webhooks.models import Webhook
 
 
-class SteeredKind:
+class FakeKind:
     """`act` is what a job does: a function of the job that returns its result."""
 
     def __init__(self, name, *, size=1, **options):
         self.name = name
-        self.seen = []
-        self.act = lambda _job: {}
+        self.handled_keys = []
+        self.handler = lambda _job: {}
         self.lane = Lane(name, size=size)
-        register_kind(JobKind(name, self._run, lane=self.lane, subjects=(Webhook,), **options))
+        register_kind(JobKind(name, self._handle_job, lane=self.lane, subjects=(Webhook,), **options))
 
-    def _run(self, job):
-        self.seen.append(job.key)
-        return self.act(job)
+    def _handle_job(self, job):
+        self.handled_keys.append(job.key)
+        return self.handler(job)
 
-    def run(self):
+    def run_jobs(self):
         run_lane(self.lane)
 
 
 @pytest.fixture
-def steer():
+def make_kind():
     """Makes kinds; the tables are as they were afterwards."""
     before = dict(kinds.KINDS), dict(kinds.LANES)
-    yield SteeredKind
+    yield FakeKind
     for table, old in zip((kinds.KINDS, kinds.LANES), before, strict=True):
         table.clear()
         table.update(old)
 
 
 @pytest.fixture
-def kind(steer):
-    return steer("test")
+def kind(make_kind):
+    return make_kind("test")

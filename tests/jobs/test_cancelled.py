@@ -5,7 +5,7 @@ from django.conf import settings
 
 from training.jobs.models import Job
 from training.jobs.runner import claim_job, get_subject, save_progress
-from training.jobs.services import enqueue, job_folders, jobs_about
+from training.jobs.services import enqueue_job, list_job_folders, find_jobs_about
 from training.webhooks.models import Webhook
 
 pytestmark = pytest.mark.django_db
@@ -17,8 +17,8 @@ def hook(alice):
 
 
 def test_a_job_is_deleted_with_its_subject_however_that_is_deleted(kind, alice, hook):
-    enqueue(alice, kind.name, "1", subjects=[hook])
-    enqueue(alice, kind.name, "2")
+    enqueue_job(alice, kind.name, "1", subjects=[hook])
+    enqueue_job(alice, kind.name, "2")
     Webhook.objects.filter(pk=hook.pk).delete()
     assert [job.key for job in Job.objects.all()] == ["2"]
 
@@ -26,28 +26,28 @@ def test_a_job_is_deleted_with_its_subject_however_that_is_deleted(kind, alice, 
 def test_a_job_under_way_stops_when_its_subject_is_deleted(kind, alice, hook):
     steps = []
 
-    def act(job):
+    def delete_hook(job):
         steps.append("before")
         hook.delete()
         save_progress(job, {"message": "going on"})
         steps.append("after")
         return {}
 
-    kind.act = act
-    enqueue(alice, kind.name, "1", subjects=[hook])
-    kind.run()
+    kind.handler = delete_hook
+    enqueue_job(alice, kind.name, "1", subjects=[hook])
+    kind.run_jobs()
     assert (steps, Job.objects.count()) == (["before"], 0)
 
 
 def test_a_job_knows_its_subject_and_the_subject_its_jobs(kind, alice, hook):
-    job = enqueue(alice, kind.name, "1", subjects=[hook])
+    job = enqueue_job(alice, kind.name, "1", subjects=[hook])
     other = Webhook.objects.create(user=alice, url="https://example.com/y", secret="s")
-    enqueue(alice, kind.name, "2", subjects=[other])
-    assert list(jobs_about(hook)) == [job]
+    enqueue_job(alice, kind.name, "2", subjects=[other])
+    assert list(find_jobs_about(hook)) == [job]
     assert get_subject(claim_job(job.pk, kind.lane), Webhook) == hook
 
 
-def test_the_folders_of_a_job_are_its_own_and_what_its_kind_leaves(steer, alice, tmp_path):
-    kind = steer("leaving", outputs=lambda _job: [tmp_path])
-    job = enqueue(alice, kind.name, "1")
-    assert job_folders(job) == [settings.HOME / "jobs" / str(job.pk), tmp_path]
+def test_the_folders_of_a_job_are_its_own_and_what_its_kind_leaves(make_kind, alice, tmp_path):
+    kind = make_kind("leaving", output_folders=lambda _job: [tmp_path])
+    job = enqueue_job(alice, kind.name, "1")
+    assert list_job_folders(job) == [settings.HOME / "jobs" / str(job.pk), tmp_path]

@@ -8,20 +8,20 @@ from django.db import connections
 from training.jobs import runner
 from training.jobs.models import Job
 from training.jobs.runner import JobCancelled, claim_job, save_job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_many_workers_one_claims_a_job(kind, alice):
-    job = enqueue(alice, kind.name, "1")
+    job = enqueue_job(alice, kind.name, "1")
     start, claims = threading.Barrier(6), []
 
-    def work():
+    def claim():
         start.wait()
         claims.append(claim_job(job.pk, kind.lane))
         connections.close_all()
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=claim) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -32,7 +32,7 @@ def test_of_many_workers_one_claims_a_job(kind, alice):
 
 @pytest.mark.django_db
 def test_a_worker_that_lost_its_job_writes_nothing_any_more(kind, alice):
-    job = enqueue(alice, kind.name, "1")
+    job = enqueue_job(alice, kind.name, "1")
     first = claim_job(job.pk, kind.lane)
     Job.objects.update(state="waiting")
     second = claim_job(job.pk, kind.lane)
@@ -46,27 +46,27 @@ def test_a_worker_that_lost_its_job_writes_nothing_any_more(kind, alice):
 
 @pytest.mark.django_db
 def test_a_job_of_one_key_is_run_once_and_again_only_if_asked(kind, alice):
-    first = enqueue(alice, kind.name, "1", params={"n": 1})
-    assert enqueue(alice, kind.name, "1", params={"n": 2}) == first
-    kind.act = lambda job: {"n": job.params["n"]}
-    kind.run()
-    kind.run()
-    assert enqueue(alice, kind.name, "1").result == {"n": 1}
-    again = enqueue(alice, kind.name, "1", params={"n": 3}, restart=("done",))
+    first = enqueue_job(alice, kind.name, "1", params={"n": 1})
+    assert enqueue_job(alice, kind.name, "1", params={"n": 2}) == first
+    kind.handler = lambda job: {"n": job.params["n"]}
+    kind.run_jobs()
+    kind.run_jobs()
+    assert enqueue_job(alice, kind.name, "1").result == {"n": 1}
+    again = enqueue_job(alice, kind.name, "1", params={"n": 3}, restart=("done",))
     assert (again.pk, again.state, again.result) == (first.pk, "waiting", {})
-    kind.run()
+    kind.run_jobs()
     again.refresh_from_db()
-    assert (again.result, kind.seen) == ({"n": 3}, ["1", "1"])
+    assert (again.result, kind.handled_keys) == ({"n": 3}, ["1", "1"])
 
 
 @pytest.mark.django_db
 def test_what_breaks_in_a_job_is_told_on_its_row_and_in_the_log(kind, alice, caplog):
-    def break_off(_job):
+    def raise_error(_job):
         raise OSError("the disk")
 
-    kind.act = break_off
-    enqueue(alice, kind.name, "1")
-    kind.run()
+    kind.handler = raise_error
+    enqueue_job(alice, kind.name, "1")
+    kind.run_jobs()
     assert Job.objects.get().state == "failed"
     assert "nobody foresaw" in Job.objects.get().error
     assert "the disk" in caplog.text

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from training.jobs import runner
 from training.jobs.models import Job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.jobs.sweeper import recover_lost_jobs
 
 
@@ -19,14 +19,14 @@ def test_a_job_that_says_nothing_of_its_progress_is_still_alive(kind, alice, mon
 
     def take_long(job):
         Job.objects.filter(pk=job.pk).update(heartbeat_at=old)
-        end = time.monotonic() + 20
+        deadline = time.monotonic() + 20
         while Job.objects.get(pk=job.pk).heartbeat_at == old:
-            assert time.monotonic() < end
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         recover_lost_jobs()
         return {"state": Job.objects.get(pk=job.pk).state}
 
-    kind.act = take_long
-    enqueue(alice, kind.name, "1")
-    kind.run()
+    kind.handler = take_long
+    enqueue_job(alice, kind.name, "1")
+    kind.run_jobs()
     assert Job.objects.get().result == {"state": "working"}

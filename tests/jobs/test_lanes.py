@@ -9,51 +9,51 @@ from adapters.lanes import ANSWERS, PROGRAMS
 from training.jobs.kinds import KINDS
 from training.jobs.models import Job
 from training.jobs.runner import claim_job, run_job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 
 
-def in_thread(job_id):
-    def work():
+def run_in_thread(job_id):
+    def run_and_close():
         run_job(job_id)
         connections.close_all()
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=run_and_close)
     thread.start()
     return thread
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_job_in_one_lane_does_not_wait_for_one_in_another(steer, alice):
-    slow, quick = steer("slow"), steer("quick")
+def test_a_job_in_one_lane_does_not_wait_for_one_in_another(make_kind, alice):
+    slow, quick = make_kind("slow"), make_kind("quick")
     is_begun, may_end = threading.Event(), threading.Event()
-    slow.act = lambda _job: (is_begun.set(), may_end.wait(30), {})[-1]
-    thread = in_thread(enqueue(alice, slow.name, "1").pk)
+    slow.handler = lambda _job: (is_begun.set(), may_end.wait(30), {})[-1]
+    thread = run_in_thread(enqueue_job(alice, slow.name, "1").pk)
     assert is_begun.wait(30)
     try:
-        second = enqueue(alice, slow.name, "2")
+        second = enqueue_job(alice, slow.name, "2")
         run_job(second.pk)  # returns at once: the lane is full
-        run_job(enqueue(alice, quick.name, "1").pk)
-        assert (quick.seen, slow.seen) == (["1"], ["1"])
+        run_job(enqueue_job(alice, quick.name, "1").pk)
+        assert (quick.handled_keys, slow.handled_keys) == (["1"], ["1"])
     finally:
         may_end.set()
         thread.join()
-    assert slow.seen == ["1", "2"]  # whoever is at the first one goes on with the next
+    assert slow.handled_keys == ["1", "2"]  # whoever is at the first one goes on with the next
     assert set(Job.objects.values_list("state", flat=True)) == {"done"}
 
 
 @pytest.mark.django_db
 def test_the_oldest_goes_first(kind, alice):
     for key in ("b", "a", "c"):
-        enqueue(alice, kind.name, key)
-    kind.run()
-    assert kind.seen == ["b", "a", "c"]
+        enqueue_job(alice, kind.name, key)
+    kind.run_jobs()
+    assert kind.handled_keys == ["b", "a", "c"]
 
 
 @pytest.mark.django_db
-def test_of_one_owner_one_at_a_time(steer, people):
-    kind = steer("fair", size=2, one_per_owner=True)
+def test_of_one_owner_one_at_a_time(make_kind, people):
+    kind = make_kind("fair", size=2, one_per_owner=True)
     first, second, other = (
-        enqueue(people[name], kind.name, key)
+        enqueue_job(people[name], kind.name, key)
         for name, key in (("alice", "1"), ("alice", "2"), ("bob", "3"))
     )
     assert claim_job(first.pk, kind.lane) is not None

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from training.jobs.models import Job
 from training.jobs.runner import claim_job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.jobs.sweeper import recover_lost_jobs, release_own_jobs
 from training.process_identity import host_name, process_start_time
 
@@ -18,60 +18,60 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def claimed(kind, alice):
-    return claim_job(enqueue(alice, kind.name, "1").pk, kind.lane)
+def claimed_job(kind, alice):
+    return claim_job(enqueue_job(alice, kind.name, "1").pk, kind.lane)
 
 
-def state():
+def job_state():
     return Job.objects.get().state
 
 
-def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed, kind):
+def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed_job, kind):
     Job.objects.update(worker="elsewhere:1:1", heartbeat_at=timezone.now() - timedelta(seconds=25))
     recover_lost_jobs()
-    assert state() == "working"
+    assert job_state() == "working"
     Job.objects.update(heartbeat_at=timezone.now() - timedelta(seconds=30))
     recover_lost_jobs()
-    assert state() == "waiting"
-    kind.run()
-    assert (state(), Job.objects.get().tries) == ("done", 2)
+    assert job_state() == "waiting"
+    kind.run_jobs()
+    assert (job_state(), Job.objects.get().tries) == ("done", 2)
 
 
-def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed):
+def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed_job):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         name = f"{host_name()}:{other.pid}:{process_start_time(other.pid)}"
         Job.objects.update(worker=name)
         recover_lost_jobs()
-        assert state() == "working"
+        assert job_state() == "working"
     recover_lost_jobs()
-    assert state() == "waiting"
+    assert job_state() == "waiting"
 
 
-def test_a_later_process_with_the_same_number_is_another_worker(claimed):
+def test_a_later_process_with_the_same_number_is_another_worker(claimed_job):
     Job.objects.update(worker=f"{host_name()}:{os.getpid()}:0")
     recover_lost_jobs()
-    assert state() == "waiting"
+    assert job_state() == "waiting"
 
 
-def test_a_job_is_given_up_after_three_tries(claimed, kind, alice):
+def test_a_job_is_given_up_after_three_tries(claimed_job, kind, alice):
     old = timezone.now() - timedelta(hours=1)
     Job.objects.update(tries=3, heartbeat_at=old)
     recover_lost_jobs()
     job = Job.objects.get()
     assert (job.state, "3 times" in job.error) == ("failed", True)
-    enqueue(alice, kind.name, "1")  # a person may always ask again
-    kind.run()
-    assert (state(), Job.objects.get().tries) == ("done", 1)
+    enqueue_job(alice, kind.name, "1")  # a person may always ask again
+    kind.run_jobs()
+    assert (job_state(), Job.objects.get().tries) == ("done", 1)
 
 
-def test_a_kind_without_a_limit_is_begun_again_each_time(steer, alice):
-    endless = steer("endless", max_tries=None)
-    claim_job(enqueue(alice, endless.name, "1").pk, endless.lane)
+def test_a_kind_without_a_limit_is_begun_again_each_time(make_kind, alice):
+    endless = make_kind("endless", max_tries=None)
+    claim_job(enqueue_job(alice, endless.name, "1").pk, endless.lane)
     Job.objects.update(tries=30, heartbeat_at=timezone.now() - timedelta(hours=1))
     recover_lost_jobs()
-    assert state() == "waiting"
+    assert job_state() == "waiting"
 
 
-def test_a_worker_that_ends_in_order_lets_its_jobs_go_and_counts_no_try(claimed):
+def test_a_worker_that_ends_in_order_lets_its_jobs_go_and_counts_no_try(claimed_job):
     release_own_jobs()
-    assert (state(), Job.objects.get().tries) == ("waiting", 0)
+    assert (job_state(), Job.objects.get().tries) == ("waiting", 0)

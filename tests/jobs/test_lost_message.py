@@ -6,12 +6,12 @@ from django.conf import settings
 from training.jobs import queue
 from training.jobs.models import Job
 from training.jobs.runner import claim_job
-from training.jobs.services import enqueue
-from training.jobs.sweeper import SWEEP_SECONDS, sweep_jobs
+from training.jobs.services import enqueue_job
+from training.jobs.sweeper import RECOVERY_SECONDS, recover_and_wake_jobs
 
 
 @pytest.fixture
-def woken(monkeypatch):
+def woken_ids(monkeypatch):
     ids = []
     monkeypatch.setattr(queue, "run_queued_job", ids.append)
     return ids
@@ -19,12 +19,12 @@ def woken(monkeypatch):
 
 @pytest.mark.django_db
 def test_a_worker_is_woken_once_the_job_is_committed(
-    kind, alice, woken, django_capture_on_commit_callbacks
+    kind, alice, woken_ids, django_capture_on_commit_callbacks
 ):
     with django_capture_on_commit_callbacks(execute=True):
-        job = enqueue(alice, kind.name, "1")
-        assert woken == []
-    assert woken == [job.pk]
+        job = enqueue_job(alice, kind.name, "1")
+        assert woken_ids == []
+    assert woken_ids == [job.pk]
 
 
 @pytest.mark.django_db
@@ -36,46 +36,46 @@ def test_a_queue_that_is_down_undoes_nothing_and_the_sweeper_rings(
 
     monkeypatch.setattr(queue, "run_queued_job", is_down)
     with django_capture_on_commit_callbacks(execute=True):
-        job = enqueue(alice, kind.name, "1")
+        job = enqueue_job(alice, kind.name, "1")
     ids = []
     monkeypatch.setattr(queue, "run_queued_job", ids.append)
-    sweep_jobs()
+    recover_and_wake_jobs()
     assert ids == [job.pk]
-    assert SWEEP_SECONDS <= 1  # as often as webhooks were looked for
+    assert RECOVERY_SECONDS <= 1  # as often as webhooks were looked for
 
 
 @pytest.mark.django_db
-def test_the_sweeper_rings_for_no_more_than_the_lane_has_places(kind, alice, woken):
-    jobs = [enqueue(alice, kind.name, str(number)) for number in range(3)]
-    sweep_jobs()
-    assert woken == [jobs[0].pk]
-    assert kind.lane.enter()
-    sweep_jobs()
-    assert len(woken) == 1
+def test_the_sweeper_rings_for_no_more_than_the_lane_has_places(kind, alice, woken_ids):
+    jobs = [enqueue_job(alice, kind.name, str(number)) for number in range(3)]
+    recover_and_wake_jobs()
+    assert woken_ids == [jobs[0].pk]
+    assert kind.lane.acquire_slot()
+    recover_and_wake_jobs()
+    assert len(woken_ids) == 1
 
 
 @pytest.mark.django_db
 def test_the_sweeper_asks_an_idle_database_once(kind, django_assert_num_queries):
     with django_assert_num_queries(1):
-        sweep_jobs()
+        recover_and_wake_jobs()
 
 
 @pytest.mark.django_db
 def test_a_message_for_a_job_that_is_done_or_gone_does_nothing(kind, alice):
-    job = enqueue(alice, kind.name, "1")
-    kind.run()
+    job = enqueue_job(alice, kind.name, "1")
+    kind.run_jobs()
     queue.run_job(job.pk)
     Job.objects.all().delete()
     queue.run_job(job.pk)
-    assert kind.seen == ["1"]
+    assert kind.handled_keys == ["1"]
 
 
 @pytest.mark.django_db
 def test_a_message_that_comes_while_another_worker_is_at_it_does_nothing(kind, alice):
-    job = enqueue(alice, kind.name, "1")
+    job = enqueue_job(alice, kind.name, "1")
     claim_job(job.pk, kind.lane)
     queue.run_job(job.pk)
-    assert kind.seen == []
+    assert kind.handled_keys == []
 
 
 def test_jobs_have_a_queue_of_their_own():

@@ -12,7 +12,7 @@ from training.sqlite_queue import WaitingSqliteStorage
 
 @pytest.fixture
 def open_queue(tmp_path):
-    def make():
+    def make_queue():
         return Huey(
             "q",
             storage_class=WaitingSqliteStorage,
@@ -21,7 +21,7 @@ def open_queue(tmp_path):
             results=False,
         )
 
-    return make
+    return make_queue
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def consumer(open_queue):
 
 
 def wait_for(condition, seconds=10):
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -57,24 +57,24 @@ def test_a_message_to_a_queue_that_has_been_idle_arrives_quickly(consumer, open_
     _, numbers = consumer
     other = open_queue().task(name="note")(lambda _number: None)
     time.sleep(1)
-    began = time.monotonic()
+    started = time.monotonic()
     other(1)
     wait_for(lambda: numbers)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - started < 0.5
 
 
 def test_threads_that_wait_take_next_to_no_processor_time(consumer):
     time.sleep(0.2)
-    began = time.process_time()
+    started = time.process_time()
     time.sleep(2)
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def test_a_consumer_ends_at_once_although_its_threads_wait(open_queue):
     running = QueueConsumer(open_queue(), threads=5)
     running._set_signal_handlers = lambda: None
     running.start()
-    began = time.monotonic()
+    started = time.monotonic()
     running.stop(graceful=True)
-    assert time.monotonic() - began < 3
-    assert not [one for one in threading.enumerate() if one.name.startswith("Worker-")]
+    assert time.monotonic() - started < 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("Worker-")]

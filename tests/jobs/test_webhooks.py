@@ -17,17 +17,17 @@ from training.webhooks import services as webhooks
 from training.webhooks.models import Delivery, Webhook
 from training.webhooks.services import (
     WEBHOOK_JOB,
-    Unreachable,
+    UnreachableAddress,
     add_webhook,
     create_secret,
-    queue_message,
+    enqueue_deliveries,
     signed_headers,
 )
 
 pytestmark = pytest.mark.django_db
 
 
-def send_due():
+def send_due_messages():
     """How many messages were sent."""
     before = sum(Delivery.objects.values_list("tries", flat=True))
     run_lane(WEBHOOK_JOB.lane)
@@ -37,61 +37,61 @@ def send_due():
 @pytest.fixture
 def listener(settings):
     """A web server on this machine, allowed by its name; what it got, and what it answers."""
-    heard = {"requests": [], "status": 200}
+    received = {"requests": [], "status": 200}
 
-    class Ear(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-            heard["requests"].append((self.path, dict(self.headers), body))
-            self.send_response(heard["status"])
-            if heard["status"] == 302:
+            received["requests"].append((self.path, dict(self.headers), body))
+            self.send_response(received["status"])
+            if received["status"] == 302:
                 self.send_header("Location", "http://127.0.0.1:1/secret")
             self.end_headers()
 
         def log_message(self, *_args):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Ear)
+    server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings.WEBHOOK_HOSTS = ["localhost"]
-    heard["url"] = f"http://localhost:{server.server_port}/hook?x=1"
-    yield heard
+    received["url"] = f"http://localhost:{server.server_port}/hook?x=1"
+    yield received
     server.shutdown()
 
 
 def send_again(listener):
     """One try of the waiting message; what the listener got: headers and body."""
     Job.objects.update(run_after=timezone.now() - timedelta(seconds=1))
-    assert send_due() == 1
+    assert send_due_messages() == 1
     return listener["requests"][-1][1:]
 
 
 def test_a_message_arrives_once_with_the_signature_of_standard_webhooks(listener, alice):
     hook = add_webhook(alice, listener["url"])
     assert hook.secret.startswith("whsec_")
-    queue_message(alice, '{"event": "x"}')
-    assert send_due() == 1
+    enqueue_deliveries(alice, '{"event": "x"}')
+    assert send_due_messages() == 1
     path, headers, body = listener["requests"][0]
     assert (path, body) == ("/hook?x=1", '{"event": "x"}')
     assert headers["Host"].startswith("localhost:")
     assert standardwebhooks.Webhook(hook.secret).verify(body, headers) == {"event": "x"}
-    assert Delivery.objects.get().told == "answered 200"
-    assert send_due() == 0
+    assert Delivery.objects.get().last_result == "answered 200"
+    assert send_due_messages() == 0
 
 
 def test_another_body_id_time_or_secret_breaks_the_signature(listener, alice):
     hook = add_webhook(alice, listener["url"])
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     headers, body = send_again(listener)
     receiver = standardwebhooks.Webhook(hook.secret)
     earlier = str(int(headers["webhook-timestamp"]) - 1)
-    for changed, told in (
+    for changed, altered_body in (
         ({}, body + " "),
         ({"webhook-id": "msg_1"}, body),
         ({"webhook-timestamp": earlier}, body),
     ):
         with pytest.raises(standardwebhooks.WebhookVerificationError):
-            receiver.verify(told, {**headers, **changed})
+            receiver.verify(altered_body, {**headers, **changed})
     with pytest.raises(standardwebhooks.WebhookVerificationError):
         standardwebhooks.Webhook(create_secret()).verify(body, headers)
 
@@ -99,11 +99,11 @@ def test_another_body_id_time_or_secret_breaks_the_signature(listener, alice):
 def test_a_message_that_is_sent_again_keeps_its_id_and_another_has_its_own(listener, alice):
     listener["status"] = 500
     hook = add_webhook(alice, listener["url"])
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     first, second = (send_again(listener)[0]["webhook-id"] for _ in range(2))
     assert first == second
     Delivery.objects.all().delete()
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     headers, body = send_again(listener)
     assert headers["webhook-id"] != first
     standardwebhooks.Webhook(hook.secret).verify(body, headers)
@@ -118,7 +118,7 @@ def test_a_secret_from_before_the_prefix_signs_as_the_receivers_library_reads_it
     hook = add_webhook(alice, listener["url"])
     hook.secret = "0123456789abcdef" * 3
     hook.save()
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     headers, body = send_again(listener)
     standardwebhooks.Webhook(hook.secret).verify(body, headers)
 
@@ -159,7 +159,7 @@ def test_a_secret_from_before_the_prefix_signs_as_the_receivers_library_reads_it
     ],
 )
 def test_an_address_that_is_not_open_to_the_world_is_refused(alice, url):
-    with pytest.raises(Unreachable):
+    with pytest.raises(UnreachableAddress):
         add_webhook(alice, url)
 
 
@@ -167,16 +167,16 @@ def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(
     listener, alice, monkeypatch
 ):
     add_webhook(alice, listener["url"])
-    queue_message(alice, "{}")
-    asked, real = [], webhooks.socket.getaddrinfo
+    enqueue_deliveries(alice, "{}")
+    resolved_hosts, real = [], webhooks.socket.getaddrinfo
     monkeypatch.setattr(
         webhooks.socket,
         "getaddrinfo",
-        lambda host, *a, **k: asked.append(host) or real(host, *a, **k),
+        lambda host, *a, **k: resolved_hosts.append(host) or real(host, *a, **k),
     )
-    send_due()
+    send_due_messages()
     # Whatever else is asked for is the address itself, as the connection is made
-    assert asked.count("localhost") == 1
+    assert resolved_hosts.count("localhost") == 1
     assert len(listener["requests"]) == 1
 
 
@@ -185,24 +185,24 @@ def test_a_name_that_turns_private_later_gets_nothing(alice, monkeypatch):
         webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("8.8.8.8", 0))]
     )
     add_webhook(alice, "https://hooks.example.com/x")
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     monkeypatch.setattr(
         webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("192.168.0.9", 0))]
     )
-    send_due()
-    assert "no address on the open internet" in Delivery.objects.get().told
+    send_due_messages()
+    assert "no address on the open internet" in Delivery.objects.get().last_result
 
 
 def test_a_redirect_is_not_followed_and_failures_are_tried_again_until_enough(listener, alice):
     listener["status"] = 302
     add_webhook(alice, listener["url"])
-    queue_message(alice, "{}")
+    enqueue_deliveries(alice, "{}")
     for tries in range(1, 6):
         Job.objects.update(run_after=timezone.now() - timedelta(seconds=1))
-        assert send_due() == 1
+        assert send_due_messages() == 1
         assert Delivery.objects.get().tries == tries
     delivery = Delivery.objects.get()
-    assert (delivery.told, Job.objects.get().state) == ("answered 302", "failed")
+    assert (delivery.last_result, Job.objects.get().state) == ("answered 302", "failed")
     assert len(listener["requests"]) == 5
 
 
@@ -211,9 +211,9 @@ def test_the_end_of_a_run_is_told_once(listener, run, alice):
 
     add_webhook(alice, listener["url"])
     stop_run(run, discard=True)
-    assert send_due() == 1
-    told = json.loads(listener["requests"][0][2])
-    assert (told["event"], told["run"]["name"], told["run"]["state"]) == (
+    assert send_due_messages() == 1
+    payload = json.loads(listener["requests"][0][2])
+    assert (payload["event"], payload["run"]["name"], payload["run"]["state"]) == (
         "run.ended",
         "Lights, tiny",
         "cancelled",
@@ -238,9 +238,9 @@ def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(
 
     server = socket.create_server(("127.0.0.1", 0))
     settings.WEBHOOK_HOSTS = ["localhost"]
-    monkeypatch.setattr(webhooks, "SECONDS", 1.0)
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 1.0)
 
-    def drip():
+    def send_slowly():
         connection, _ = server.accept()
         connection.send(b"HTTP/1.1 200 OK\r\n")
         for number in range(100):
@@ -250,10 +250,10 @@ def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(
                 return
             time.sleep(0.3)
 
-    threading.Thread(target=drip, daemon=True).start()
+    threading.Thread(target=send_slowly, daemon=True).start()
     add_webhook(alice, f"http://localhost:{server.getsockname()[1]}/")
-    queue_message(alice, "{}")
-    began = time.monotonic()
-    send_due()
-    assert time.monotonic() - began < 5
-    assert Delivery.objects.get().told == "no answer within 1 s"
+    enqueue_deliveries(alice, "{}")
+    started = time.monotonic()
+    send_due_messages()
+    assert time.monotonic() - started < 5
+    assert Delivery.objects.get().last_result == "no answer within 1 s"

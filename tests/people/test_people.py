@@ -26,9 +26,9 @@ def test_a_stranger_reads_the_same_words_whether_the_name_exists_or_not(client, 
 def test_guessing_is_slowed_down(client, people):
     for _ in range(10):
         sign_in(client, password="nope")
-    answer = sign_in(client)
-    assert answer.status_code == 429
-    assert "Wait 5 minutes" in answer.content.decode()
+    response = sign_in(client)
+    assert response.status_code == 429
+    assert "Wait 5 minutes" in response.content.decode()
 
 
 @pytest.mark.parametrize("name", ["alice", " alice ", "ALICE", "\uff41lice"])
@@ -39,8 +39,8 @@ def test_another_spelling_of_the_name_is_no_way_round(client, people, name):
 
 
 def test_an_address_that_tries_many_names_is_slowed_down_too(client, people):
-    for number in range(100):
-        sign_in(client, f"name{number}", "")
+    for index in range(100):
+        sign_in(client, f"name{index}", "")
     assert sign_in(client).status_code == 429
 
 
@@ -53,18 +53,18 @@ def test_a_session_gets_a_new_key_at_sign_in(client, people):
 
 
 @pytest.mark.parametrize(
-    "place", ["https://evil.example/", "//evil.example", "javascript:alert(1)"]
+    "next_url", ["https://evil.example/", "//evil.example", "javascript:alert(1)"]
 )
-def test_sign_in_leads_nowhere_else(client, people, place):
-    answer = client.post(
-        "/sign-in", {"username": "alice", "password": "a-long-word-1", "next": place}
+def test_sign_in_leads_nowhere_else(client, people, next_url):
+    response = client.post(
+        "/sign-in", {"username": "alice", "password": "a-long-word-1", "next": next_url}
     )
-    assert answer["Location"] == "/"
+    assert response["Location"] == "/"
 
 
 def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(client, db):
-    words = first_admin_words()
-    password = words.rsplit(" ", 1)[1].rstrip(")")
+    message = first_admin_words()
+    password = message.rsplit(" ", 1)[1].rstrip(")")
     sign_in(client, "admin", password)
     assert client.get("/")["Location"] == "/account/password"
     assert client.get("/api/v1/runs").status_code == 401
@@ -116,12 +116,12 @@ def test_a_token_of_somebody_who_left_opens_nothing(alice):
 
 
 def test_the_account_page_shows_a_new_token_once(as_alice):
-    answer = as_alice.post("/account/tokens", {"name": "laptop"})
-    assert "snapml_" in answer.content.decode()
-    assert "no-store" in answer["Cache-Control"]
-    later = as_alice.get("/account").content.decode()
-    assert "snapml_" not in later
-    assert "laptop" in later
+    response = as_alice.post("/account/tokens", {"name": "laptop"})
+    assert "snapml_" in response.content.decode()
+    assert "no-store" in response["Cache-Control"]
+    page = as_alice.get("/account").content.decode()
+    assert "snapml_" not in page
+    assert "laptop" in page
 
 
 def test_the_token_command_prints_one_and_names_who_there_is(alice, capsys):

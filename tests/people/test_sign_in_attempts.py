@@ -18,13 +18,13 @@ from training.people.sign_in_attempts import (
     REDIS_PREFIX,
     WINDOW_SECONDS,
     count_attempt,
-    forget_attempts,
-    redis_client,
+    clear_attempts,
+    get_redis_client,
 )
 
 ROOT = Path(__file__).parents[2]
 # Another web process: it waits for the word, then counts, and tells what it was told.
-COUNTING = """
+COUNT_PROGRAM = """
 import sys, django
 django.setup()
 from django.db import connection
@@ -54,15 +54,15 @@ def redis_server(tmp_path):
     url = f"unix://{tmp_path}/redis.sock"
     options = ["--port", "0", "--unixsocket", f"{tmp_path}/redis.sock", "--save", ""]
     server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, cwd=tmp_path)
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
         try:
             redis.Redis.from_url(url).ping()
             break
         except redis.RedisError:
             time.sleep(0.02)
     yield url
-    redis_client.cache_clear()
+    get_redis_client.cache_clear()
     server.kill()
     server.wait()
 
@@ -74,7 +74,7 @@ def test_two_processes_count_together_and_lose_nothing(store, settings):
         "DJANGO_SETTINGS_MODULE": "snapml_site.settings",
         "REDIS_URL": settings.REDIS_URL,
     }
-    command = [sys.executable, "-c", COUNTING, str(connection.settings_dict["NAME"])]
+    command = [sys.executable, "-c", COUNT_PROGRAM, str(connection.settings_dict["NAME"])]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
     for process in processes:
@@ -83,7 +83,7 @@ def test_two_processes_count_together_and_lose_nothing(store, settings):
         process.stdin.write("go\n")
         process.stdin.flush()
     counts = [
-        int(one) for process in processes for one in process.communicate(timeout=60)[0].split()
+        int(count) for process in processes for count in process.communicate(timeout=60)[0].split()
     ]
     assert sorted(counts) == list(range(1, 51))
     assert count_attempt("same") == 51
@@ -92,7 +92,7 @@ def test_two_processes_count_together_and_lose_nothing(store, settings):
 @pytest.mark.django_db
 def test_other_keys_count_for_themselves_and_a_forgotten_one_begins_anew(store):
     assert [count_attempt(key) for key in ("a", "a", "b")] == [1, 2, 1]
-    forget_attempts(["a"])
+    clear_attempts(["a"])
     assert [count_attempt(key) for key in ("a", "b")] == [1, 2]
 
 
@@ -100,7 +100,7 @@ def test_other_keys_count_for_themselves_and_a_forgotten_one_begins_anew(store):
 def test_the_window_ends_although_attempts_go_on(store, settings):
     count_attempt("a")
     if store == "redis":
-        client = redis_client(settings.REDIS_URL)
+        client = get_redis_client(settings.REDIS_URL)
         client.expire(REDIS_PREFIX + "a", 100)
         count_attempt("a")
         assert 0 < client.ttl(REDIS_PREFIX + "a") <= 100
@@ -130,15 +130,15 @@ def test_redis_keeps_a_number_that_ends_under_a_name_that_tells_nobody(
 ):
     settings.REDIS_URL = redis_server
     client.post("/sign-in", {"username": "alice", "password": "nope"})
-    store = redis_client(redis_server)
-    keys = store.keys()
+    redis_store = get_redis_client(redis_server)
+    keys = redis_store.keys()
     assert len(keys) == 2
     for key in keys:
         assert key.startswith(REDIS_PREFIX.encode()) and b"alice" not in key
-        assert store.get(key) == b"1"
-        assert 0 < store.ttl(key) <= WINDOW_SECONDS
+        assert redis_store.get(key) == b"1"
+        assert 0 < redis_store.ttl(key) <= WINDOW_SECONDS
     client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
-    assert store.keys() == []
+    assert redis_store.keys() == []
 
 
 @pytest.mark.django_db
@@ -146,17 +146,17 @@ def test_where_redis_is_down_nobody_signs_in_and_the_page_says_why(
     client, people, settings, tmp_path
 ):
     settings.REDIS_URL = f"unix://{tmp_path}/nobody.sock"
-    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
-    assert answer.status_code == 503
-    assert "Redis, which counts the attempts, does not answer" in answer.content.decode()
+    response = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
+    assert response.status_code == 503
+    assert "Redis, which counts the attempts, does not answer" in response.content.decode()
     assert client.get("/")["Location"].startswith("/sign-in")
-    redis_client.cache_clear()
+    get_redis_client.cache_clear()
 
 
 @pytest.mark.django_db
 def test_guessing_is_slowed_down_in_either_store(client, people, store):
     for _ in range(10):
         client.post("/sign-in", {"username": "alice", "password": "nope"})
-    redis_client.cache_clear()
-    answer = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
-    assert answer.status_code == 429
+    get_redis_client.cache_clear()
+    response = client.post("/sign-in", {"username": "alice", "password": "a-long-word-1"})
+    assert response.status_code == 429

@@ -19,7 +19,7 @@ def test_a_lead_adds_changes_and_takes_out(voice, people):
     lea = people["lea"]
     assert teams.set_role(lea, voice, "mallory", "member").role == "member"
     assert teams.set_role(lea, voice, "mallory", "viewer").role == "viewer"
-    teams.remove(lea, voice, "mallory")
+    teams.remove_member(lea, voice, "mallory")
     assert not Membership.objects.filter(user=people["mallory"], team=voice).exists()
 
 
@@ -30,9 +30,9 @@ def test_others_change_nobody(voice, people, who):
 
 
 def test_everybody_may_leave_but_the_last_lead(voice, people):
-    teams.remove(people["bob"], voice, "bob")
+    teams.remove_member(people["bob"], voice, "bob")
     with refused(Conflict, naming=("lea", "voice")):
-        teams.remove(people["lea"], voice, "lea")
+        teams.remove_member(people["lea"], voice, "lea")
     with pytest.raises(Conflict):
         teams.set_role(people["lea"], voice, "lea", "member")
 
@@ -53,19 +53,19 @@ def test_only_admins_make_teams(people):
 
 
 def test_a_viewers_new_things_are_their_own(people):
-    assert people["vera"].first_team() is None
-    assert people["bob"].first_team().name == "voice"
+    assert people["vera"].get_sharing_team() is None
+    assert people["bob"].get_sharing_team().name == "voice"
 
 
 def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
     others = Team.objects.get(name="others")
     teams.set_role(people["mallory"], others, "alice", "member")
     people["alice"].refresh_from_db()
-    assert people["alice"].first_team().name == "voice"
-    teams.share_with(people["alice"], others.pk)
-    assert people["alice"].first_team() == others
+    assert people["alice"].get_sharing_team().name == "voice"
+    teams.set_sharing_team(people["alice"], others.pk)
+    assert people["alice"].get_sharing_team() == others
     with pytest.raises(NotAllowed):
-        teams.share_with(people["vera"], Team.objects.get(name="voice").pk)
+        teams.set_sharing_team(people["vera"], Team.objects.get(name="voice").pk)
 
 
 def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_bell):
@@ -76,9 +76,9 @@ def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_be
 
 
 def test_the_page_of_a_lead_has_the_forms_and_that_of_a_member_has_not(client, people, voice):
-    for who, may in (("lea", True), ("bob", False)):
+    for who, is_allowed in (("lea", True), ("bob", False)):
         client.force_login(people[who])
-        assert ("Add to voice" in client.get("/account").content.decode()) is may
+        assert ("Add to voice" in client.get("/account").content.decode()) is is_allowed
     client.force_login(people["lea"])
     client.post(f"/account/teams/{voice.pk}", {"username": "vera", "role": "member"})
     assert Membership.objects.get(user=people["vera"], team=voice).role == "member"

@@ -168,7 +168,7 @@ def test_virtual_tokens_count_against_the_context(base_model):
     from training.engine.config import RunConfig
     from training.runs.forecast.summary import get_context_warnings
 
-    base_model.card = {"context_length": 256}
+    base_model.metadata = {"context_length": 256}
     batch = {"max_tokens_per_batch": 512, "max_length": 256}
     assert not get_context_warnings(RunConfig.from_dict({"method": "lora", **batch}), base_model)
     (warning,) = get_context_warnings(RunConfig.from_dict({"method": "prompt", **batch}), base_model)

@@ -13,7 +13,7 @@ from tests.shelf import register_version
 from training.datasets.models import Upload
 from training.errors import UserError
 from training.jobs.models import Job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import Team
 from training.runs.models import Sweep
 from training.webhooks.models import Webhook
@@ -49,7 +49,7 @@ def things(run, base_model, data, alice, device):
     version = register_version(run)
     Deployment.objects.create(**shared, name="halve", version=version)
     params = {"quantization": "f16"}
-    job = enqueue(alice, gguf.KIND, f"{version.pk}:f16", subjects=[version], params=params)
+    job = enqueue_job(alice, gguf.KIND, f"{version.pk}:f16", subjects=[version], params=params)
     Job.objects.filter(pk=job.pk).update(state="done")
     gguf.gguf_path(version, "f16").parent.mkdir(parents=True, exist_ok=True)
     gguf.gguf_path(version, "f16").write_bytes(b"GGUF")

@@ -68,7 +68,7 @@ def test_events_after_a_number_and_curves(api, run):
 
 
 def test_models_and_datasets_are_listed(api, base_model, data):
-    assert api("GET", "/models")[1]["items"][0]["card"]["layers"] == 2
+    assert api("GET", "/models")[1]["items"][0]["metadata"]["layers"] == 2
     assert api("GET", f"/models/{base_model.pk}")[1]["name"] == "tiny-llama"
     assert api("GET", "/datasets")[1]["items"][0]["versions"][0]["id"] == data.pk
     assert api("GET", f"/datasets/{data.dataset_id}")[1]["name"] == "Lights"

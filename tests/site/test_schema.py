@@ -51,7 +51,7 @@ def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
         raise UserError("not here")
 
     monkeypatch.setattr("training.datasets.intake.look", refuse)
-    monkeypatch.setattr("training.webhooks.services.resolve", refuse)
+    monkeypatch.setattr("training.webhooks.services.resolve_host", refuse)
 
 
 @pytest.fixture(autouse=True)

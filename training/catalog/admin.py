@@ -5,11 +5,11 @@ are checked.
 from django.contrib import admin
 
 from training.catalog.models import BaseModel
-from training.people.admin import ReadOnly
+from training.people.admin import ReadOnlyAdmin
 
 
 @admin.register(BaseModel)
-class BaseModelAdmin(ReadOnly):
+class BaseModelAdmin(ReadOnlyAdmin):
     list_display = ("name", "source", "state", "location", "revision")
     list_filter = ("state", "source")
     search_fields = ("name",)

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from training.catalog import acts
 from training.catalog.models import BaseModel
 from training.errors import NotFound
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["models"])
 
@@ -23,7 +23,7 @@ class ModelOut(Schema):
     state: str
     progress: float
     error: str
-    card: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 class ModelIn(Schema):
@@ -37,7 +37,7 @@ class ModelIn(Schema):
 
 
 @router.post("", response={201: ModelOut})
-def add_model(request: SignedIn, body: ModelIn) -> Status[BaseModel]:
+def add_model(request: AuthenticatedRequest, body: ModelIn) -> Status[BaseModel]:
     """Admins only. A hub model is downloaded in the background; follow its `state`."""
     if body.source == "hub":
         return Status(
@@ -47,20 +47,20 @@ def add_model(request: SignedIn, body: ModelIn) -> Status[BaseModel]:
 
 
 @router.post("/{int:model_id}/retry", response=ModelOut)
-def retry_model(request: SignedIn, model_id: int) -> BaseModel:
+def retry_model(request: AuthenticatedRequest, model_id: int) -> BaseModel:
     """Admins only: import a model again whose import failed."""
     acts.retry_import(request.user, read_model(request, model_id))
     return read_model(request, model_id)
 
 
 @router.get("", response=list[ModelOut])
-@paginate(Paged)
-def list_models(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_models(request: AuthenticatedRequest) -> Any:
     return BaseModel.objects.all()
 
 
 @router.get("/{int:model_id}", response=ModelOut)
-def read_model(request: SignedIn, model_id: int) -> BaseModel:
+def read_model(request: AuthenticatedRequest, model_id: int) -> BaseModel:
     model = BaseModel.objects.filter(pk=model_id).first()
     if model is None:
         raise NotFound(f"There is no base model {model_id}.")

@@ -19,9 +19,9 @@ from training.formatting import format_binary_bytes
 
 # Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
 MAX_JSON_BYTES = 32 * 2**20
-MAX_TEMPLATE = 100_000  # characters
-CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_TEMPLATE_CHARS = 100_000  # characters
+CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Keys with which a config could name code to run (CVE-2026-4372, CVE-2026-5241).
 CODE_KEYS = (
     "auto_map",
@@ -33,7 +33,7 @@ CODE_KEYS = (
 
 
 # Two-dimensional weights that are embeddings or the output layer.
-NO_LINEAR = (
+NON_LINEAR_MODULES = (
     "embed_tokens",
     "wte",
     "wpe",
@@ -45,74 +45,74 @@ NO_LINEAR = (
 )
 
 
-class UnfitModel(UserError):
+class UnsupportedModel(UserError):
     """The folder is not a base model that SnapML can train safely."""
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_model_metadata(folder: Path) -> dict[str, Any]:
     """Architecture, size and template of the causal language model in `folder`.
 
     Raises:
         UnfitModel: says which file is missing or wrong.
     """
     try:
-        return card_of(folder)
-    except UnfitModel:
+        return collect_metadata(folder)
+    except UnsupportedModel:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
-        raise UnfitModel(
+        raise UnsupportedModel(
             f"{folder.name} cannot be read as a model ({type(error).__name__}: {error})."
         ) from error
 
 
-def card_of(folder: Path) -> dict[str, Any]:
-    refuse_links(folder)
+def collect_metadata(folder: Path) -> dict[str, Any]:
+    check_no_outside_links(folder)
     if (folder / "adapter_config.json").exists():
-        raise UnfitModel(f"{folder.name} is an adapter, not a base model.")
+        raise UnsupportedModel(f"{folder.name} is an adapter, not a base model.")
     config = read_json(folder / "config.json")
-    for name in CONFIGS:
+    for name in CONFIG_FILES:
         if (folder / name).is_file():
-            refuse_code(read_json(folder / name), name)
+            check_no_code(read_json(folder / name), name)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
-        found = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
-        why = f"only {found[0]}, which is pickled and could run code" if found else "no weights"
-        raise UnfitModel(
-            f"{folder.name} has {why}. SnapML loads safetensors only.",
-            code="pickled_weights" if found else "no_weights",
+        pickled = [path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES]
+        reason = f"only {pickled[0]}, which is pickled and could run code" if pickled else "no weights"
+        raise UnsupportedModel(
+            f"{folder.name} has {reason}. SnapML loads safetensors only.",
+            code="pickled_weights" if pickled else "no_weights",
         )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
-        raise UnfitModel(
+        raise UnsupportedModel(
             f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights."
         )
     architectures = config.get("architectures") or ["model without an architecture"]
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
-        raise UnfitModel(
+        raise UnsupportedModel(
             f"{folder.name} is a {architectures[0]}; SnapML trains causal language models "
             "(…ForCausalLM).",
             code="not_causal_lm",
         )
     parameters, dtypes = count_parameters(weights)
-    text = config.get("text_config") or config
-    template = chat_template(folder)
+    text_config = config.get("text_config") or config
+    template = read_chat_template(folder)
     return {
         "architecture": architectures[0],
         "parameters": parameters,
-        "layers": text.get("num_hidden_layers") or text.get("n_layer"),
-        "hidden_size": text.get("hidden_size")
-        or text.get("n_embd")
-        or text.get("d_model")
-        or text.get("n_embed"),
-        "context_length": text.get("max_position_embeddings") or text.get("n_positions"),
-        "vocabulary": text.get("vocab_size"),
+        "layers": text_config.get("num_hidden_layers") or text_config.get("n_layer"),
+        "hidden_size": text_config.get("hidden_size")
+        or text_config.get("n_embd")
+        or text_config.get("d_model")
+        or text_config.get("n_embed"),
+        "context_length": text_config.get("max_position_embeddings") or text_config.get("n_positions"),
+        "vocabulary": text_config.get("vocab_size"),
         "dtype": " + ".join(sorted(dtypes)),
         "bytes": sum(path.stat().st_size for path in weights),
         "chat_template": template,
-        "licence": licence(folder),
+        "license": read_license(folder),
     }
 
 
-def refuse_links(folder: Path) -> None:
+def check_no_outside_links(folder: Path) -> None:
     """A link out of the folder would show other files of the server on the card.
 
     Raises:
@@ -121,24 +121,24 @@ def refuse_links(folder: Path) -> None:
     root = folder.resolve()
     for path in folder.rglob("*"):
         if not path.resolve().is_relative_to(root):
-            raise UnfitModel(f"{path.name} is a link out of {folder.name}; copy the file instead.")
+            raise UnsupportedModel(f"{path.name} is a link out of {folder.name}; copy the file instead.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UnfitModel(f"There is no {path.name} in {path.parent.name}.")
+        raise UnsupportedModel(f"There is no {path.name} in {path.parent.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise UnfitModel(f"{path.name} is larger than {format_binary_bytes(MAX_JSON_BYTES)}.")
+        raise UnsupportedModel(f"{path.name} is larger than {format_binary_bytes(MAX_JSON_BYTES)}.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnfitModel(f"{path.name} is not JSON: {error}") from error
+        raise UnsupportedModel(f"{path.name} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UnfitModel(f"{path.name} must be a JSON object.")
+        raise UnsupportedModel(f"{path.name} must be a JSON object.")
     return value
 
 
-def refuse_code(value: Any, where: str) -> None:
+def check_no_code(value: Any, file_name: str) -> None:
     """Refuse keys that name code, at any depth.
 
     Raises:
@@ -147,15 +147,15 @@ def refuse_code(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in CODE_KEYS and inner not in (None, False, "sdpa", "eager"):
-                raise UnfitModel(
-                    f"{where} has `{key}`, which can run code from the model's folder. SnapML "
+                raise UnsupportedModel(
+                    f"{file_name} has `{key}`, which can run code from the model's folder. SnapML "
                     "never does that.",
                     code="runs_code",
                 )
-            refuse_code(inner, where)
+            check_no_code(inner, file_name)
     elif isinstance(value, list):
         for inner in value:
-            refuse_code(inner, where)
+            check_no_code(inner, file_name)
 
 
 def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
@@ -172,21 +172,21 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
     try:
         return read_header(path)
     except InvalidHeader as error:
-        raise UnfitModel(error.message, code=error.code) from error
+        raise UnsupportedModel(error.message, code=error.code) from error
 
 
-def chat_template(folder: Path) -> str:
+def read_chat_template(folder: Path) -> str:
     """The model's own template, or an empty string: then the engine's default is used."""
     if (folder / "chat_template.jinja").is_file():
         with (folder / "chat_template.jinja").open(encoding="utf-8") as file:
-            return file.read(MAX_TEMPLATE)
+            return file.read(MAX_TEMPLATE_CHARS)
     if not (folder / "tokenizer_config.json").is_file():
         return ""
     template = read_json(folder / "tokenizer_config.json").get("chat_template") or ""
-    return template[:MAX_TEMPLATE] if isinstance(template, str) else ""
+    return template[:MAX_TEMPLATE_CHARS] if isinstance(template, str) else ""
 
 
-def licence(folder: Path) -> str:
+def read_license(folder: Path) -> str:
     """The licence that the model card's first lines (`license: apache-2.0`) name, or an empty
     string.
     """
@@ -205,12 +205,12 @@ def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
     """Name and shape of every linear layer but the output, from the safetensors headers: what
     `all-linear` means to PEFT.
     """
-    found = []
+    layers = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in read_tensors(path).items():
             if not name.endswith(".weight") or len(tensor.shape) != 2:
                 continue
             module = name.removesuffix(".weight")
-            if module.rpartition(".")[2] not in NO_LINEAR:
-                found.append((module, (tensor.shape[0], tensor.shape[1])))
-    return tuple(found)
+            if module.rpartition(".")[2] not in NON_LINEAR_MODULES:
+                layers.append((module, (tensor.shape[0], tensor.shape[1])))
+    return tuple(layers)

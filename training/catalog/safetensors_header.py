@@ -107,8 +107,8 @@ def parse_entry(name: str, entry: Any, file_name: str) -> TensorInfo:
             f"The tensor {name[:80]!r} in {file_name} is not described as safetensors has it.",
             code="broken_entry",
         ) from error
-    is_sound = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
-    if not is_sound or not has_elements(shape, 8 * (end - begin), bits):
+    is_valid = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+    if not is_valid or not has_elements(shape, 8 * (end - begin), bits):
         raise InvalidHeader(
             f"The tensor {name[:80]!r} in {file_name} has other bytes than its shape needs.",
             code="wrong_size",

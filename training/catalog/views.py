@@ -10,45 +10,45 @@ from django.views.decorators.http import require_POST
 from training.catalog import acts
 from training.catalog.models import BaseModel, ModelState
 from training.errors import UserError
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 
 
-def models(request: SignedIn) -> HttpResponse:
-    rows = BaseModel.objects.all()
-    busy = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in rows)
+def models_page(request: AuthenticatedRequest) -> HttpResponse:
+    base_models = BaseModel.objects.all()
+    is_importing = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models)
     template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
-    return render(request, template, {"models": rows, "busy": busy})
+    return render(request, template, {"models": base_models, "is_importing": is_importing})
 
 
-def model(request: SignedIn, model_id: int) -> HttpResponse:
+def model_page(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
     return render(
         request, "catalog/model.html", {"model": get_object_or_404(BaseModel, pk=model_id)}
     )
 
 
 @require_POST
-def add(request: SignedIn) -> HttpResponse:
+def add_model(request: AuthenticatedRequest) -> HttpResponse:
     location = request.POST.get("location", "").strip()
     try:
         if request.POST.get("source") == "hub":
             acts.add_from_hub(request.user, location, request.POST.get("revision", "").strip())
             messages.success(request, f"{location} is being downloaded.")
         else:
-            added = acts.add_folder(request.user, location)
-            messages.success(request, f"{added.name} is in the catalog.")
+            model = acts.add_folder(request.user, location)
+            messages.success(request, f"{model.name} is in the catalog.")
     except UserError as error:
-        rows = BaseModel.objects.all()
-        values = {
-            "models": rows,
+        base_models = BaseModel.objects.all()
+        context = {
+            "models": base_models,
             "error": error,
             "location": location,
             "source": request.POST.get("source"),
         }
-        return render(request, "catalog/models.html", values, status=error.status)
+        return render(request, "catalog/models.html", context, status=error.status)
     return redirect("models")
 
 
 @require_POST
-def retry(request: SignedIn, model_id: int) -> HttpResponse:
+def retry_import(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
     acts.retry_import(request.user, get_object_or_404(BaseModel, pk=model_id))
     return redirect("models")

@@ -5,18 +5,18 @@ through its act.
 from django.contrib import admin
 
 from training.datasets.models import Dataset, DatasetVersion, Upload
-from training.people.admin import ReadOnly
+from training.people.admin import ReadOnlyAdmin
 
 
 @admin.register(Dataset)
-class DatasetAdmin(ReadOnly):
+class DatasetAdmin(ReadOnlyAdmin):
     list_display = ("name", "owner", "team", "source", "created_at")
     list_select_related = ("owner", "team")
     search_fields = ("name",)
 
 
 @admin.register(DatasetVersion)
-class DatasetVersionAdmin(ReadOnly):
+class DatasetVersionAdmin(ReadOnlyAdmin):
     list_display = (
         "dataset",
         "number",
@@ -30,7 +30,7 @@ class DatasetVersionAdmin(ReadOnly):
 
 
 @admin.register(Upload)
-class UploadAdmin(ReadOnly):
+class UploadAdmin(ReadOnlyAdmin):
     list_display = ("name", "owner", "state", "job", "bytes", "created_at")
     list_filter = ("state",)
     list_select_related = ("owner",)

@@ -20,8 +20,8 @@ from training.datasets.preview import preview, raw_rows
 from training.datasets.uploads import limit_words, pasted, was_too_large
 from training.datasets.visible import visible_data
 from training.errors import NotFound, TooLarge, UserError
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_changeable, get_visible
 
 router = Router(tags=["datasets"])
@@ -102,8 +102,8 @@ class NameIn(Schema):
 
 
 @router.get("", response=list[DatasetOut])
-@paginate(Paged)
-def list_datasets(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_datasets(request: AuthenticatedRequest) -> Any:
     return (
         Dataset.objects.visible_to(request.user)
         .select_related("owner")
@@ -112,20 +112,20 @@ def list_datasets(request: SignedIn) -> Any:
 
 
 @router.post("/examples/{key}", response={201: DatasetOut})
-def use_example(request: SignedIn, key: str) -> Status[Dataset]:
+def use_example(request: AuthenticatedRequest, key: str) -> Status[Dataset]:
     """Your own copy of `smart_home` or `shell_commands`."""
     return Status(201, add_example(request.user, key).dataset)
 
 
 @router.get("/uploads", response=list[UploadOut])
-@paginate(Paged)
-def list_uploads(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_uploads(request: AuthenticatedRequest) -> Any:
     return Upload.objects.visible_to(request.user)
 
 
 @router.post("/uploads", response={201: UploadOut})
 def create_upload(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     file: File[UploadedFile | None] = None,
     rows: Annotated[str, Form(max_length=2**20)] = "",
     name: Annotated[str, Form(max_length=120)] = "",
@@ -150,24 +150,24 @@ def create_upload(
 
 
 @router.post("/uploads/hub", response={201: UploadOut})
-def fetch_from_hub(request: SignedIn, body: HubIn) -> Status[Upload]:
+def fetch_from_hub(request: AuthenticatedRequest, body: HubIn) -> Status[Upload]:
     """Fetch a public data set of the hub in the background; follow the upload's `state`."""
     return Status(201, intake.order_from_hub(request.user, body.hub_id, name=body.name))
 
 
 @router.get("/uploads/{int:upload_id}", response=UploadOut)
-def read_upload(request: SignedIn, upload_id: int) -> Upload:
+def read_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
     return get_visible(Upload, request.user, upload_id)
 
 
 @router.delete("/uploads/{int:upload_id}", response={204: None})
-def forget_upload(request: SignedIn, upload_id: int) -> Status[None]:
+def forget_upload(request: AuthenticatedRequest, upload_id: int) -> Status[None]:
     shelf.forget_upload(request.user, get_visible(Upload, request.user, upload_id))
     return Status(204, None)
 
 
 @router.patch("/uploads/{int:upload_id}", response=UploadOut)
-def map_upload(request: SignedIn, upload_id: int, body: MappingIn) -> Upload:
+def map_upload(request: AuthenticatedRequest, upload_id: int, body: MappingIn) -> Upload:
     """Say what the columns mean. What was checked before counts no more."""
     upload = get_changeable(Upload, request.user, upload_id)
     given = body.dict()
@@ -179,7 +179,7 @@ def map_upload(request: SignedIn, upload_id: int, body: MappingIn) -> Upload:
 
 
 @router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
-def preview_upload(request: SignedIn, upload_id: int) -> Any:
+def preview_upload(request: AuthenticatedRequest, upload_id: int) -> Any:
     """The first records as rows under the present mapping, or why they are none."""
     upload = get_visible(Upload, request.user, upload_id)
     intake.form_of(upload)
@@ -188,7 +188,7 @@ def preview_upload(request: SignedIn, upload_id: int) -> Any:
 
 
 @router.post("/uploads/{int:upload_id}/check", response=UploadOut)
-def check_upload(request: SignedIn, upload_id: int) -> Upload:
+def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
     """Read every row in the background; `state` becomes `checked`, and `report` tells what was
     found.
     """
@@ -198,7 +198,7 @@ def check_upload(request: SignedIn, upload_id: int) -> Upload:
 
 
 @router.post("/uploads/{int:upload_id}/save", response=UploadOut)
-def save_upload(request: SignedIn, upload_id: int, body: SaveIn) -> Upload:
+def save_upload(request: AuthenticatedRequest, upload_id: int, body: SaveIn) -> Upload:
     """Save a checked upload as a version, in the background; `state` becomes `done`."""
     upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     given = body.dict()
@@ -209,7 +209,7 @@ def save_upload(request: SignedIn, upload_id: int, body: SaveIn) -> Upload:
 
 @router.get("/versions/{int:version_id}/rows", response=list[dict[str, Any]])
 def read_rows(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     version_id: int,
     split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
     limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 20,
@@ -223,19 +223,19 @@ def read_rows(
 
 
 @router.get("/{int:dataset_id}", response=DatasetOut)
-def read_dataset(request: SignedIn, dataset_id: int) -> Dataset:
+def read_dataset(request: AuthenticatedRequest, dataset_id: int) -> Dataset:
     return get_visible(Dataset, request.user, dataset_id, "owner")
 
 
 @router.patch("/{int:dataset_id}", response=DatasetOut)
-def rename_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Dataset:
+def rename_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Dataset:
     dataset = get_visible(Dataset, request.user, dataset_id, "owner")
     shelf.rename(request.user, dataset, body.name)
     return dataset
 
 
 @router.delete("/{int:dataset_id}", response={204: None})
-def delete_dataset(request: SignedIn, dataset_id: int, body: NameIn) -> Status[None]:
+def delete_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Status[None]:
     """Delete a data set with its versions and free the disk; `name` must be its name."""
     shelf.delete(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

@@ -25,9 +25,9 @@ from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, one_line
 from training.jobs.models import JobState
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 
 KIND = "upload"
 LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
@@ -66,7 +66,7 @@ def receive(
         )
     upload = Upload.objects.create(
         owner=user,
-        team=dataset.team if dataset else user.first_team(),
+        team=dataset.team if dataset else user.get_sharing_team(),
         dataset=dataset,
         name=one_line(name)[:120] or one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
         source=one_line(source)[:200],
@@ -148,7 +148,7 @@ def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | Non
     with transaction.atomic():
         upload = Upload.objects.create(
             owner=user,
-            team=dataset.team if dataset else user.first_team(),
+            team=dataset.team if dataset else user.get_sharing_team(),
             dataset=dataset,
             name=one_line(name)[:120] or hub_id.rpartition("/")[2],
             source=source,
@@ -161,7 +161,7 @@ def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | Non
 
 def enqueue_upload(upload: Upload) -> None:
     restart = (JobState.DONE, JobState.FAILED)
-    enqueue(upload.owner, KIND, str(upload.pk), subjects=[upload], restart=restart)
+    enqueue_job(upload.owner, KIND, str(upload.pk), subjects=[upload], restart=restart)
 
 
 def form_of(upload: Upload) -> Format:
@@ -278,7 +278,7 @@ def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
         NotAllowed: its data set is no longer its owner's to change.
     """
     if upload.dataset is not None:
-        may_change(upload.owner, upload.dataset)
+        check_changeable(upload.owner, upload.dataset)
     if not leave_out:
         refuse_faulty(upload.report)
     ask_for(upload, "save", choices=choices.to_dict())

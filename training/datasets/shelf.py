@@ -14,11 +14,11 @@ from training.datasets.work import shared_data_folder
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 
 
 def rename(user: User, dataset: Dataset, name: str) -> None:
-    may_change(user, dataset)
+    check_changeable(user, dataset)
     if not one_line(name):
         raise UserError("The data set needs a name.", field="name")
     dataset.name = one_line(name)[:120]
@@ -33,7 +33,7 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
         Conflict: a run was trained on it.
         UserError: `name` is not its name.
     """
-    may_change(user, dataset)
+    check_changeable(user, dataset)
     check_name_typed(name, dataset.name)
     if dataset.uploads.filter(state__in=BUSY).exists():
         raise Conflict(
@@ -67,7 +67,7 @@ def forget_upload(user: User, upload: Upload) -> None:
     Raises:
         Conflict: versions came of it.
     """
-    may_change(user, upload)
+    check_changeable(user, upload)
     if upload.versions.exists():
         raise Conflict("Versions were made from this upload; delete the data set instead.")
     folder = upload.folder

@@ -23,15 +23,15 @@ from training.datasets.preview import preview
 from training.datasets.shelf import forget_upload
 from training.datasets.uploads import limit_words, pasted, was_too_large
 from training.errors import TooLarge, UserError
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 
 MOST_COLUMNS_SHOWN = 200
 
 
-def new(request: SignedIn) -> HttpResponseBase:
+def new(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?dataset=ID` adds a version to a set that is there."""
-    asked = number(request.POST.get("dataset") or request.GET.get("dataset") or "")
+    asked = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
     dataset = get_changeable(Dataset, request.user, asked) if asked else None
     values: dict[str, Any] = {
         "limit": limit_words(),
@@ -57,7 +57,7 @@ def new(request: SignedIn) -> HttpResponseBase:
     return JsonResponse({"url": address}) if scripted else redirect(address)
 
 
-def take(request: SignedIn, dataset: Dataset | None) -> Upload:
+def take(request: AuthenticatedRequest, dataset: Dataset | None) -> Upload:
     if was_too_large(request):
         raise TooLarge(
             f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file"
@@ -86,7 +86,7 @@ def named(file: Any, split: str) -> Named | None:
     return Path(file.temporary_file_path()), str(file.name), split
 
 
-def upload(request: SignedIn, upload_id: int) -> HttpResponse:
+def upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """One page for the whole way; what it shows depends on the upload's state."""
     found = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
@@ -123,7 +123,7 @@ def mapping_values(found: Upload, mapped: Mapped) -> dict[str, Any]:
     }
 
 
-def posted_mapping(request: SignedIn, found: Upload) -> dict[str, Any]:
+def posted_mapping(request: AuthenticatedRequest, found: Upload) -> dict[str, Any]:
     form = request.POST.get("form", "")
     changed = form != found.mapped.get("form")
     columns = {part: request.POST.get(f"column-{part}", "") for part, _ in PARTS.get(form, ())}
@@ -133,21 +133,21 @@ def posted_mapping(request: SignedIn, found: Upload) -> dict[str, Any]:
     return {"form": form, "columns": columns, "split": request.POST.get("split", "")}
 
 
-def reading_of(request: SignedIn) -> dict[str, Any]:
+def reading_of(request: AuthenticatedRequest) -> dict[str, Any]:
     reading: dict[str, Any] = {
         name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST
     }
     return reading | ({"header": "header" in request.POST} if "has_header" in request.POST else {})
 
 
-def reads_otherwise(request: SignedIn, found: Upload) -> bool:
+def reads_otherwise(request: AuthenticatedRequest, found: Upload) -> bool:
     """Was the way to read the file changed, and not only what its columns mean?"""
     now = intake.form_of(found).to_dict()
     return any(now[name] != value for name, value in reading_of(request).items())
 
 
 @require_POST
-def map_columns(request: SignedIn, upload_id: int) -> HttpResponse:
+def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the
     whole file is read.
     """
@@ -172,7 +172,7 @@ def map_columns(request: SignedIn, upload_id: int) -> HttpResponse:
 
 
 @require_POST
-def save(request: SignedIn, upload_id: int) -> HttpResponse:
+def save(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     try:
         choices = Choices(
@@ -207,7 +207,7 @@ def share(text: str) -> float | None:
 
 
 @require_POST
-def remap(request: SignedIn, upload_id: int) -> HttpResponse:
+def remap(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """Back to the mapping: another reading of the same files becomes a new version."""
     found = get_changeable(Upload, request.user, upload_id)
     intake.form_of(found)
@@ -216,6 +216,6 @@ def remap(request: SignedIn, upload_id: int) -> HttpResponse:
 
 
 @require_POST
-def forget(request: SignedIn, upload_id: int) -> HttpResponse:
+def forget(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     forget_upload(request.user, get_visible(Upload, request.user, upload_id))
     return redirect("datasets")

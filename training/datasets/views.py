@@ -14,11 +14,11 @@ from training.datasets.preview import SHOWN_ROWS, first_rows
 from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_visible
 
 
-def datasets(request: SignedIn) -> HttpResponse:
+def datasets(request: AuthenticatedRequest) -> HttpResponse:
     rows = (
         Dataset.objects.visible_to(request.user)
         .select_related("owner", "team")
@@ -35,7 +35,7 @@ def datasets(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def use_example(request: SignedIn, key: str) -> HttpResponse:
+def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
     version = add_example(request.user, key)
     messages.success(
         request, f"{version.dataset.name} is ready: {version.train_rows:,} rows to train on."
@@ -43,7 +43,7 @@ def use_example(request: SignedIn, key: str) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
-def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
+def dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     """A set's rows. `?version=N` shows an older version."""
     found = get_visible(Dataset, request.user, dataset_id, "owner", "team")
     versions = list(found.versions.select_related("upload"))
@@ -51,7 +51,7 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
     split = request.GET.get("split", "train")
     split = split if split in SPLITS else "train"
     total = version.count(split)
-    page = min(max(1, number(request.GET.get("page", "1"))), max(1, -(-total // SHOWN_ROWS)))
+    page = min(max(1, parse_id(request.GET.get("page", "1"))), max(1, -(-total // SHOWN_ROWS)))
     start = (page - 1) * SHOWN_ROWS
     values = {
         "dataset": found,
@@ -69,7 +69,7 @@ def dataset(request: SignedIn, dataset_id: int) -> HttpResponse:
 
 
 def chosen_version(versions: list[DatasetVersion], asked: str) -> DatasetVersion:
-    wanted = number(asked) if asked else versions[0].number
+    wanted = parse_id(asked) if asked else versions[0].number
     for version in versions:
         if version.number == wanted:
             return version
@@ -77,7 +77,7 @@ def chosen_version(versions: list[DatasetVersion], asked: str) -> DatasetVersion
 
 
 @require_POST
-def rename(request: SignedIn, dataset_id: int) -> HttpResponse:
+def rename(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     shelf.rename(
         request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", "")
     )
@@ -85,7 +85,7 @@ def rename(request: SignedIn, dataset_id: int) -> HttpResponse:
 
 
 @require_POST
-def delete(request: SignedIn, dataset_id: int) -> HttpResponse:
+def delete(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     found = get_visible(Dataset, request.user, dataset_id)
     freed = shelf.delete(request.user, found, request.POST.get("name", ""))
     messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")

@@ -43,7 +43,7 @@ from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
 from training.jobs.runner import follow_program, get_subject, save_job
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 
 AT_ONCE = 2  # uploads that a worker reads at the same time; of one person only one
 MOST_SECONDS = 2 * 3600  # looked at with every message; the program sends one every 5 s
@@ -128,7 +128,7 @@ def save_version(upload: Upload, built: dict[str, Any]) -> None:
             owner=upload.owner, team=upload.team, name=upload.name, source=upload.source
         )
         Upload.objects.filter(pk=upload.pk).update(dataset=upload.dataset)
-    may_change(upload.owner, upload.dataset)
+    check_changeable(upload.owner, upload.dataset)
     version = new_version(upload.dataset, built, upload.report)
     version.upload, version.mapped, version.choices = upload, upload.mapped, upload.choices
     version.save()
@@ -202,7 +202,7 @@ def create_dataset(
         with transaction.atomic():
             dataset = Dataset.objects.create(
                 owner=user,
-                team=user.first_team(),
+                team=user.get_sharing_team(),
                 name=one_line(name)[:120] or "Data",
                 source=one_line(source)[:200],
                 licence=licence,

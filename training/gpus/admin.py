@@ -5,7 +5,7 @@ through their acts.
 from django.contrib import admin
 
 from training.gpus.models import Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota
-from training.people.admin import ReadOnly
+from training.people.admin import ReadOnlyAdmin
 
 for model in (Allocation, AuditEntry, Device, Host, PersonalQuota, Pool, Quota):
-    admin.site.register(model, ReadOnly)
+    admin.site.register(model, ReadOnlyAdmin)

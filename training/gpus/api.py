@@ -25,22 +25,22 @@ from training.gpus.schemas import (
     as_row,
 )
 from training.gpus.views import audit_entries
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
-from training.people.users import get_person
+from training.people.users import get_user_by_name
 
 router = Router(tags=["gpus"])
 
 
 @router.get("/devices", response=list[DeviceOut])
-@paginate(Paged)
-def list_devices(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_devices(request: AuthenticatedRequest) -> Any:
     return Device.objects.select_related("host")
 
 
 @router.post("/devices/{int:device_id}/offer", response=DeviceOut)
-def offer_again(request: SignedIn, device_id: int, body: WhyIn) -> Device:
+def offer_again(request: AuthenticatedRequest, device_id: int, body: WhyIn) -> Device:
     """Give a dirty device out again although memory is held there; admins only."""
     quotas.admins_only(request.user)
     device = Device.objects.select_related("host").filter(pk=device_id).first()
@@ -52,13 +52,13 @@ def offer_again(request: SignedIn, device_id: int, body: WhyIn) -> Device:
 
 
 @router.get("/pools", response=list[PoolOut])
-@paginate(Paged)
-def list_pools(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_pools(request: AuthenticatedRequest) -> Any:
     return Pool.objects.all()
 
 
 @router.patch("/pools/{int:pool_id}", response=PoolOut)
-def change_pool(request: SignedIn, pool_id: int, body: PoolChange) -> Pool:
+def change_pool(request: AuthenticatedRequest, pool_id: int, body: PoolChange) -> Pool:
     """Admins only. An edit stops nothing that runs."""
     changes = {
         name: value for name, value in body.dict(exclude={"reason"}).items() if value is not None
@@ -67,14 +67,14 @@ def change_pool(request: SignedIn, pool_id: int, body: PoolChange) -> Pool:
 
 
 @router.get("/pools/{int:pool_id}/quotas", response=list[QuotaOut])
-def list_quotas(request: SignedIn, pool_id: int) -> list[dict[str, Any]]:
+def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, Any]]:
     """Every team's part for admins, their own teams' for leads."""
     quotas.refuse_strangers(request.user)
     return [as_row(line) for line in usage.team_lines(request.user, quotas.get_pool(pool_id))]
 
 
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
-def set_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> dict[str, Any]:
+def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dict[str, Any]:
     """Admins only. An edit stops nothing that runs."""
     quotas.admins_only(request.user)
     pool = quotas.get_pool(pool_id)
@@ -94,7 +94,7 @@ def set_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> dict[str, Any]:
 
 
 @router.post("/pools/{int:pool_id}/hold", response=PoolOut)
-def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
+def hold(request: AuthenticatedRequest, pool_id: int, body: HoldIn) -> Pool:
     """Let nothing new start, of a team or in the whole pool; `drain`: what runs saves and waits.
     Leads: their own team only.
     """
@@ -107,26 +107,26 @@ def hold(request: SignedIn, pool_id: int, body: HoldIn) -> Pool:
 
 
 @router.get("/people/{username}/quota", response=PersonOut)
-def read_personal_quota(request: SignedIn, username: str) -> PersonalQuota:
+def read_personal_quota(request: AuthenticatedRequest, username: str) -> PersonalQuota:
     """A person's own limits; nothing is limited by default. Admins only."""
     quotas.admins_only(request.user)
-    return PersonalQuota.objects.filter(user=get_person(username)).first() or PersonalQuota()
+    return PersonalQuota.objects.filter(user=get_user_by_name(username)).first() or PersonalQuota()
 
 
 @router.put("/people/{username}/quota", response=PersonOut)
-def set_personal_quota(request: SignedIn, username: str, body: PersonIn) -> PersonalQuota:
+def set_personal_quota(request: AuthenticatedRequest, username: str, body: PersonIn) -> PersonalQuota:
     """Admins only."""
     quotas.admins_only(request.user)
     return quotas.edit_person(
         request.user,
-        get_person(username),
+        get_user_by_name(username),
         body.dict(exclude={"reason"}, exclude_unset=True),
         body.reason,
     )
 
 
 @router.get("/usage", response=list[UsageOut])
-def read_usage(request: SignedIn, month: Annotated[str, Query(max_length=7)] = "") -> Any:
+def read_usage(request: AuthenticatedRequest, month: Annotated[str, Query(max_length=7)] = "") -> Any:
     """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams'
     part.
     """
@@ -135,9 +135,9 @@ def read_usage(request: SignedIn, month: Annotated[str, Query(max_length=7)] = "
 
 
 @router.get("/audit", response=list[AuditOut])
-@paginate(Paged)
+@paginate(Pagination)
 def list_audit(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     act: Annotated[str, Query(max_length=30)] = "",
     q: Annotated[str, Query(max_length=100)] = "",
 ) -> Any:
@@ -146,7 +146,7 @@ def list_audit(
 
 
 @router.get("/audit/intact", response=dict[str, int | None])
-def check_audit(request: SignedIn) -> dict[str, int | None]:
+def check_audit(request: AuthenticatedRequest) -> dict[str, int | None]:
     """The id of the first entry that is not what was written, null if the whole chain holds; admins
     only.
     """

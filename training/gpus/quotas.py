@@ -21,7 +21,7 @@ from training.gpus.models import (
     Quota,
 )
 from training.people.models import Team, User
-from training.people.teams import leads
+from training.people.teams import is_lead
 
 TEAM_FIELDS = (
     "guaranteed",
@@ -202,7 +202,7 @@ def marks_of(actor: User, target: Pool | Quota, held: bool) -> list[str]:
     """The fields that this actor's hold sets, or lifting it clears."""
     if actor.is_superuser:
         return ["held"] if held or isinstance(target, Pool) else ["held", "held_by_lead"]
-    if isinstance(target, Pool) or target.team is None or not leads(actor, target.team):
+    if isinstance(target, Pool) or target.team is None or not is_lead(actor, target.team):
         raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
     if target.held and not held:
         raise NotAllowed(f"An admin has put {target.team} on hold; only admins lift that.")

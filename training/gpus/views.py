@@ -21,7 +21,7 @@ from training.gpus import audit as log
 from training.gpus import quotas, usage
 from training.gpus.models import AuditEntry, Device
 from training.people.models import User
-from training.people.requests import SignedIn, in_pieces
+from training.people.requests import AuthenticatedRequest, async_chunks
 
 ENTRIES_A_PAGE = 100
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -46,7 +46,7 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
     return rows
 
 
-def audit(request: SignedIn) -> HttpResponse:
+def audit(request: AuthenticatedRequest) -> HttpResponse:
     act, text = request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
     rows = audit_entries(request.user, act, text)
     values = {
@@ -62,7 +62,7 @@ def audit(request: SignedIn) -> HttpResponse:
     return render(request, "gpus/audit.html", values)
 
 
-def audit_file(request: SignedIn) -> HttpResponseBase:
+def audit_file(request: AuthenticatedRequest) -> HttpResponseBase:
     rows = audit_entries(
         request.user, request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
     )
@@ -86,7 +86,7 @@ def audit_file(request: SignedIn) -> HttpResponseBase:
     return csv_file(head, lines(), "audit.csv")
 
 
-def report(request: SignedIn) -> HttpResponseBase:
+def report(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?month=2026-11` as CSV: device-seconds by team, person and pool."""
     quotas.refuse_strangers(request.user)
     text = request.GET.get("month", "")
@@ -107,7 +107,7 @@ def report(request: SignedIn) -> HttpResponseBase:
 
 
 @require_POST
-def offer(request: SignedIn, device_id: int) -> HttpResponse:
+def offer(request: AuthenticatedRequest, device_id: int) -> HttpResponse:
     quotas.admins_only(request.user)
     device = get_object_or_404(Device, pk=device_id)
     quotas.offer_again(request.user, device, request.POST.get("reason", ""))
@@ -132,7 +132,7 @@ def csv_file(head: list[str], rows: Iterator[list[object]], name: str) -> Stream
                 out.truncate()
         yield out.getvalue().encode()
 
-    answer = StreamingHttpResponse(in_pieces(pieces()), content_type="text/csv")
+    answer = StreamingHttpResponse(async_chunks(pieces()), content_type="text/csv")
     answer["Content-Disposition"] = f'attachment; filename="{name}"'
     return answer
 

@@ -10,7 +10,7 @@ from training.jobs.kinds import LANES
 from training.sqlite_queue import WaitingSqliteStorage
 
 SCHEDULER_SECONDS = 60  # nothing is ever scheduled
-STOP_SECONDS = 1.0  # between two looks for a signal; Huey looks ten times a second
+STOP_CHECK_SECONDS = 1.0  # between two looks for a signal; Huey looks ten times a second
 
 
 class QueueConsumer(Consumer):  # type: ignore[misc]
@@ -25,7 +25,7 @@ class QueueConsumer(Consumer):  # type: ignore[misc]
             max_delay=0.5,
             scheduler_interval=SCHEDULER_SECONDS,
         )
-        self._stop_flag_timeout = STOP_SECONDS
+        self._stop_flag_timeout = STOP_CHECK_SECONDS
 
     def stop(self, graceful: bool = False) -> None:
         if isinstance(self.huey.storage, WaitingSqliteStorage):

@@ -16,7 +16,7 @@ from training.jobs.models import Job, JobSubject
 
 LOST_SECONDS = 29.0  # plus SWEEP_SECONDS: half a minute
 MAX_TRIES = 3
-UNFORESEEN = "It broke off for a reason that nobody foresaw; the worker's log has it."
+DEFAULT_CRASH_MESSAGE = "It broke off for a reason that nobody foresaw; the worker's log has it."
 
 
 class Lane:
@@ -27,27 +27,27 @@ class Lane:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        self.running = 0
+        self.running_jobs = 0
         self._lock = threading.Lock()
 
-    def enter(self) -> bool:
+    def acquire_slot(self) -> bool:
         """Take a place, if there is one."""
         with self._lock:
-            if self.running >= self.size:
+            if self.running_jobs >= self.size:
                 return False
-            self.running += 1
+            self.running_jobs += 1
             return True
 
-    def leave(self) -> None:
+    def release_slot(self) -> None:
         with self._lock:
-            self.running -= 1
+            self.running_jobs -= 1
 
     @property
-    def free(self) -> int:
-        return self.size - self.running
+    def free_slots(self) -> int:
+        return self.size - self.running_jobs
 
     @property
-    def kinds(self) -> list[str]:
+    def kind_names(self) -> list[str]:
         return [kind.name for kind in KINDS.values() if kind.lane is self]
 
 
@@ -71,8 +71,8 @@ class JobKind:
     on_done: Callable[[Job, dict[str, Any]], None] | None = None
     on_failed: Callable[[Job, str], None] | None = None
     # Folders that it leaves, besides its own
-    outputs: Callable[[Job], list[Path]] = lambda _job: []
-    crash_message: str = UNFORESEEN  # {error} is the name of the exception
+    output_folders: Callable[[Job], list[Path]] = lambda _job: []
+    crash_message: str = DEFAULT_CRASH_MESSAGE  # {error} is the name of the exception
 
 
 KINDS: dict[str, JobKind] = {}
@@ -84,11 +84,11 @@ def register_kind(kind: JobKind) -> None:
     LANES[kind.lane.name] = kind.lane
     for model in kind.subjects:
         post_delete.connect(
-            delete_jobs_of, sender=model, dispatch_uid=f"jobs of {model._meta.label_lower}"
+            delete_subject_jobs, sender=model, dispatch_uid=f"jobs of {model._meta.label_lower}"
         )
 
 
-def delete_jobs_of(instance: models.Model, **_signal: Any) -> None:
+def delete_subject_jobs(instance: models.Model, **_signal: Any) -> None:
     """A worker that is at one of them finds its row gone and stops."""
     subjects = JobSubject.objects.filter(model=instance._meta.label_lower, object_id=instance.pk)
     Job.objects.filter(pk__in=list(subjects.values_list("job", flat=True))).delete()

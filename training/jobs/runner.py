@@ -74,12 +74,12 @@ def run_job(job_id: int) -> None:
 
 def run_lane(lane: Lane) -> None:
     """Run what waits, oldest first."""
-    while lane.enter():
+    while lane.acquire_slot():
         try:
             while not stopping.is_set() and (job := claim_next(lane)) is not None:
                 execute_job(job)
         finally:
-            lane.leave()
+            lane.release_slot()
         # A job that was enqueued meanwhile may have found the lane full.
         if stopping.is_set() or not waiting_jobs(lane).exists():
             return
@@ -88,9 +88,9 @@ def run_lane(lane: Lane) -> None:
 def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
     """What may be begun now, oldest first."""
     jobs = Job.objects.filter(
-        kind__in=lane.kinds, state=JobState.WAITING, run_after__lte=timezone.now()
+        kind__in=lane.kind_names, state=JobState.WAITING, run_after__lte=timezone.now()
     ).order_by("run_after", "pk")
-    exclusive = [name for name in lane.kinds if KINDS[name].one_per_owner]
+    exclusive = [name for name in lane.kind_names if KINDS[name].one_per_owner]
     if exclusive:
         busy = Job.objects.filter(kind__in=exclusive, state=JobState.WORKING, owner__isnull=False)
         jobs = jobs.exclude(Q(kind__in=exclusive) & Q(owner__in=busy.values("owner")))
@@ -136,8 +136,8 @@ def execute_job(job: Job) -> None:
     except JobCancelled:
         log.info("Job %s (%s) is not wanted any more, or another worker's.", job.pk, job)
         claimed_rows(job).delete()  # still ours: what it is about is gone
-    except RetryLater as later:
-        postpone_job(job, later.seconds)
+    except RetryLater as retry:
+        postpone_job(job, retry.seconds)
     except UserError as error:
         fail_job(job, error.message)
     except IntegrityError:
@@ -211,7 +211,7 @@ def heartbeat(job: Job) -> Iterator[None]:
     ended = threading.Event()
     cancelled[job.pk] = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         try:
             while not ended.wait(HEARTBEAT_SECONDS):
                 try:
@@ -225,7 +225,7 @@ def heartbeat(job: Job) -> Iterator[None]:
         finally:
             connection.close()
 
-    thread = threading.Thread(target=beat, name=f"heartbeat-{job.pk}", daemon=True)
+    thread = threading.Thread(target=send_heartbeats, name=f"heartbeat-{job.pk}", daemon=True)
     thread.start()
     try:
         yield
@@ -245,14 +245,14 @@ def get_subject(job: Job, model: type[Row], *related: str) -> Row | None:
     object_id = rows.values_list("object_id", flat=True).first()
     if object_id is None:
         return None
-    found: Row | None = (
+    row: Row | None = (
         model._default_manager.select_related(*related).filter(pk=object_id).first()
         if related
         else model._default_manager.filter(pk=object_id).first()
     )
-    if found is None:
+    if row is None:
         raise JobCancelled
-    return found
+    return row
 
 
 def run_program(
@@ -273,12 +273,12 @@ def run_program(
     write_params(folder, params)
     result: dict[str, Any] = {}
 
-    def store(message: Message) -> None:
+    def save_message(message: Message) -> None:
         save_progress(job, message)
         result.update(message.get("result", {}))
 
     command = module_command(module, str(folder))
-    follow_program(job, command, folder / "program.log", store, environment=environment)
+    follow_program(job, command, folder / "program.log", save_message, environment=environment)
     return result
 
 

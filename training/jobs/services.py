@@ -15,7 +15,7 @@ from training.jobs.queue import wake_worker_on_commit
 from training.people.models import User
 
 
-def enqueue(
+def enqueue_job(
     user: User | None,
     kind: str,
     key: str,
@@ -57,19 +57,19 @@ def enqueue(
     return job
 
 
-def jobs_about(row: models.Model) -> models.QuerySet[Job]:
+def find_jobs_about(row: models.Model) -> models.QuerySet[Job]:
     return Job.objects.filter(
         subjects__model=row._meta.label_lower, subjects__object_id=row.pk
     ).order_by("pk")
 
 
-def subjects_among(rows: models.QuerySet[Any]) -> models.QuerySet[JobSubject]:
+def find_job_subjects(rows: models.QuerySet[Any]) -> models.QuerySet[JobSubject]:
     """Which of these rows have jobs, with the jobs."""
     return JobSubject.objects.filter(
         model=rows.model._meta.label_lower, object_id__in=rows.values("pk")
     ).select_related("job")
 
 
-def job_folders(job: Job) -> list[Path]:
+def list_job_folders(job: Job) -> list[Path]:
     """What a job leaves on the disk."""
-    return [job.folder, *KINDS[job.kind].outputs(job)]
+    return [job.folder, *KINDS[job.kind].output_folders(job)]

@@ -13,16 +13,16 @@ from training.jobs.queue import wake_worker
 from training.jobs.runner import fail_job, waiting_jobs
 from training.process_identity import host_name, is_alive, process_name
 
-SWEEP_SECONDS = 1.0
-GIVEN_UP = "It broke off {tries} times; the worker's log has more."
+RECOVERY_SECONDS = 1.0
+MAX_TRIES_MESSAGE = "It broke off {tries} times; the worker's log has more."
 
 
-def sweep_jobs() -> None:
+def recover_and_wake_jobs() -> None:
     if not Job.objects.filter(state__in=OPEN_STATES).exists():
         return
     recover_lost_jobs()
     for lane in LANES.values():
-        for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: lane.free]:
+        for job_id in waiting_jobs(lane).values_list("pk", flat=True)[: lane.free_slots]:
             wake_worker(job_id)
 
 
@@ -33,7 +33,7 @@ def recover_lost_jobs() -> None:
             continue
         limit = KINDS[job.kind].max_tries
         if limit is not None and job.tries >= limit:
-            fail_job(job, GIVEN_UP.format(tries=job.tries))
+            fail_job(job, MAX_TRIES_MESSAGE.format(tries=job.tries))
         else:
             release_job(job)
 

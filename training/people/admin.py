@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from training.people.models import ApiToken, Membership, Team, User
 
 
-class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
+class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """For rows that acts and workers write: the admin looks, and nothing is changed behind their
     backs.
     """
@@ -31,7 +31,7 @@ class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
-class Members(admin.TabularInline):  # type: ignore[type-arg]
+class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
     model = Membership
     extra = 1
     autocomplete_fields = ("user",)
@@ -52,11 +52,11 @@ class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
 class TeamAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name",)
     search_fields = ("name",)
-    inlines = (Members,)
+    inlines = (MembershipInline,)
 
 
 @admin.register(ApiToken)
-class TokenAdmin(ReadOnly):
+class TokenAdmin(ReadOnlyAdmin):
     list_display = ("user", "name", "scope", "hint", "created_at", "last_used_at", "revoked_at")
     fields = list_display
     list_select_related = ("user",)

@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field
 from training.errors import NotAllowed
 from training.people import teams, tokens
 from training.people.models import ApiToken, Role, Scope, Team, User
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["people"])
 
@@ -90,71 +90,71 @@ class RoleIn(Schema):
     role: Role
 
 
-def refuse_tokens(request: SignedIn) -> None:
+def check_session_auth(request: AuthenticatedRequest) -> None:
     """What outlives a token's revocation is made by people who are signed in."""
-    if getattr(request, "by_token", False):
+    if getattr(request, "is_token_auth", False):
         raise NotAllowed("A token cannot do this; sign in and use the account page.")
 
 
 @router.get("/me", response=MeOut)
-def read_me(request: SignedIn) -> User:
+def read_me(request: AuthenticatedRequest) -> User:
     return request.user
 
 
 @router.patch("/me", response=MeOut)
-def change_me(request: SignedIn, body: MeIn) -> User:
+def update_me(request: AuthenticatedRequest, body: MeIn) -> User:
     """Choose the team that new things are shared with; null for nobody."""
-    teams.share_with(request.user, body.default_team)
+    teams.set_sharing_team(request.user, body.default_team)
     return request.user
 
 
 @router.get("/me/tokens", response=list[TokenOut])
-@paginate(Paged)
-def list_tokens(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_tokens(request: AuthenticatedRequest) -> Any:
     return request.user.tokens.order_by("-created_at")
 
 
 @router.post("/me/tokens", response={201: SecretOut})
-def create_token(request: SignedIn, body: TokenIn) -> Status[dict[str, Any]]:
+def create_token(request: AuthenticatedRequest, body: TokenIn) -> Status[dict[str, Any]]:
     """Make a token; its secret is in this answer and never again. A token makes no tokens: sign in
     for that.
     """
-    refuse_tokens(request)
+    check_session_auth(request)
     token, secret = tokens.create_token(request.user, body.name, body.scope)
     return Status(201, {"id": token.pk, "secret": secret})
 
 
 @router.delete("/me/tokens/{int:token_id}", response={204: None})
-def revoke_token(request: SignedIn, token_id: int) -> Status[None]:
+def revoke_token(request: AuthenticatedRequest, token_id: int) -> Status[None]:
     tokens.revoke_token(request.user, token_id)
     return Status(204, None)
 
 
 @router.get("/teams", response=list[TeamOut])
-@paginate(Paged)
-def list_teams(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_teams(request: AuthenticatedRequest) -> Any:
     rows = Team.objects.all() if request.user.is_superuser else request.user.teams.all()
     return rows.order_by("name")
 
 
 @router.post("/teams", response={201: TeamOut})
-def create_team(request: SignedIn, body: TeamIn) -> Status[Team]:
+def create_team(request: AuthenticatedRequest, body: TeamIn) -> Status[Team]:
     """Admins only."""
     return Status(201, teams.create_team(request.user, body.name))
 
 
 @router.get("/teams/{int:team_id}", response=TeamOut)
-def read_team(request: SignedIn, team_id: int) -> Team:
+def read_team(request: AuthenticatedRequest, team_id: int) -> Team:
     return teams.get_team(request.user, team_id)
 
 
 @router.put("/teams/{int:team_id}/members/{username}", response=MemberOut)
-def set_role(request: SignedIn, team_id: int, username: str, body: RoleIn) -> Any:
+def set_role(request: AuthenticatedRequest, team_id: int, username: str, body: RoleIn) -> Any:
     """Put a person into the team, or change their role; leads and admins."""
     return teams.set_role(request.user, teams.get_team(request.user, team_id), username, body.role)
 
 
 @router.delete("/teams/{int:team_id}/members/{username}", response={204: None})
-def remove_member(request: SignedIn, team_id: int, username: str) -> Status[None]:
-    teams.remove(request.user, teams.get_team(request.user, team_id), username)
+def remove_member(request: AuthenticatedRequest, team_id: int, username: str) -> Status[None]:
+    teams.remove_member(request.user, teams.get_team(request.user, team_id), username)
     return Status(204, None)

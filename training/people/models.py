@@ -20,16 +20,16 @@ class User(AbstractUser):
     )
     guide_dismissed = models.BooleanField(default=False)
 
-    def first_team(self) -> Team | None:
+    def get_sharing_team(self) -> Team | None:
         """The team that this person's new things are shared with: the one they chose, if they are
         more than a viewer of it.
 
         It is their own choice, so that nobody gets to see things by adding people to a team.
         """
-        mine = Team.objects.filter(
+        teams = Team.objects.filter(
             memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)
         )
-        return mine.filter(pk=self.default_team_id or 0).first()
+        return teams.filter(pk=self.default_team_id or 0).first()
 
 
 class Role(models.TextChoices):
@@ -90,8 +90,8 @@ class OwnedQuerySet(models.QuerySet[Any]):
         """A person's own things and those of their teams; admins see all."""
         if user.is_superuser:
             return self.all()
-        mine = Q(owner=user) | Q(team__in=user.teams.values("pk"))
-        return self.filter(mine)
+        is_own = Q(owner=user) | Q(team__in=user.teams.values("pk"))
+        return self.filter(is_own)
 
     def changeable_by(self, user: User) -> Self:
         """What a person may change: their own things, and those of the teams that they lead; admins
@@ -99,8 +99,8 @@ class OwnedQuerySet(models.QuerySet[Any]):
         """
         if user.is_superuser:
             return self.all()
-        led = user.memberships.filter(role=Role.LEAD).values("team")
-        return self.filter(Q(owner=user) | Q(team__in=led))
+        led_teams = user.memberships.filter(role=Role.LEAD).values("team")
+        return self.filter(Q(owner=user) | Q(team__in=led_teams))
 
 
 class Owned(models.Model):

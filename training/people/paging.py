@@ -10,14 +10,14 @@ from django.db.models import QuerySet
 from ninja import Field, Schema
 from ninja.pagination import PaginationBase
 
-MOST = 200
+MAX_PAGE_SIZE = 200
 
 
-class Paged(PaginationBase):
+class Pagination(PaginationBase):
     """`@paginate(Paged)` for every list. A page of 50 unless asked otherwise, of MOST at most."""
 
     class Input(Schema):
-        limit: int = Field(50, ge=1, le=MOST)
+        limit: int = Field(50, ge=1, le=MAX_PAGE_SIZE)
         offset: int = Field(0, ge=0, le=2**53)
 
     class Output(Schema):

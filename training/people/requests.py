@@ -11,18 +11,18 @@ from django.http import HttpRequest
 from training.people.models import User
 
 
-class SignedIn(HttpRequest):
+class AuthenticatedRequest(HttpRequest):
     user: User
 
 
-def number(text: str) -> int:
+def parse_id(text: str) -> int:
     """An id from an address or a form; 0, which no row has, for what is none."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
-async def in_pieces(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     """One piece at a time; a plain iterator would be read whole into memory before the first byte
     is sent.
     """
-    while piece := await sync_to_async(partial(next, pieces, b""))():
-        yield piece
+    while chunk := await sync_to_async(partial(next, chunks, b""))():
+        yield chunk

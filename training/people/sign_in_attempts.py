@@ -43,13 +43,13 @@ def count_attempt(key: str) -> int:
     return count_in_redis(key) if settings.REDIS_URL else count_in_database(key)
 
 
-def forget_attempts(keys: Iterable[str]) -> None:
+def clear_attempts(keys: Iterable[str]) -> None:
     """Raises CounterUnavailable: Redis does not answer."""
     if not settings.REDIS_URL:
         SignInAttempts.objects.filter(key__in=list(keys)).delete()
         return
     try:
-        redis_client(settings.REDIS_URL).delete(*(REDIS_PREFIX + key for key in keys))
+        get_redis_client(settings.REDIS_URL).delete(*(REDIS_PREFIX + key for key in keys))
     except RedisError as error:
         raise CounterUnavailable from error
 
@@ -57,7 +57,7 @@ def forget_attempts(keys: Iterable[str]) -> None:
 def count_in_redis(key: str) -> int:
     """One transaction, so that no counter is left without an end."""
     try:
-        with redis_client(settings.REDIS_URL).pipeline(transaction=True) as commands:
+        with get_redis_client(settings.REDIS_URL).pipeline(transaction=True) as commands:
             commands.set(REDIS_PREFIX + key, 0, ex=WINDOW_SECONDS, nx=True)
             commands.incr(REDIS_PREFIX + key)
             return int(commands.execute()[1])
@@ -81,5 +81,5 @@ def count_in_database(key: str) -> int:
 
 
 @lru_cache(maxsize=1)
-def redis_client(url: str) -> Redis:
+def get_redis_client(url: str) -> Redis:
     return Redis.from_url(url, socket_timeout=REDIS_TIMEOUT_SECONDS)

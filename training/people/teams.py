@@ -8,7 +8,7 @@ from django.db import transaction
 
 from training.errors import Conflict, NotAllowed, NotFound, UserError, one_line
 from training.people.models import Membership, Role, Team, User
-from training.people.users import get_person
+from training.people.users import get_user_by_name
 
 
 def create_team(actor: User, name: str) -> Team:
@@ -18,8 +18,8 @@ def create_team(actor: User, name: str) -> Team:
     title = one_line(name)[:80]
     if not title:
         raise UserError("The team needs a name.", field="name")
-    team, made = Team.objects.get_or_create(name=title)
-    if not made:
+    team, is_new = Team.objects.get_or_create(name=title)
+    if not is_new:
         raise Conflict(f"There is a team {title} already.", field="name")
     return team
 
@@ -30,7 +30,7 @@ def visible_teams(user: User) -> list[Team]:
     return list(teams.order_by("name").prefetch_related("memberships__user"))
 
 
-def leads(user: User, team: Team) -> bool:
+def is_lead(user: User, team: Team) -> bool:
     return user.is_superuser or team.memberships.filter(user=user, role=Role.LEAD).exists()
 
 
@@ -50,17 +50,17 @@ def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
         NotFound: there is nobody of that name.
         Conflict: the last lead would become less.
     """
-    refuse_others(actor, team)
+    check_lead(actor, team)
     if role not in Role.values:
         raise UserError(f"role must be one of {', '.join(Role.values)}.", field="role")
-    user = get_person(username, only_active=True)
+    user = get_user_by_name(username, only_active=True)
     with transaction.atomic():
         if role != Role.LEAD:
-            refuse_headless(team, user)
+            check_not_last_lead(team, user)
         return Membership.objects.update_or_create(user=user, team=team, defaults={"role": role})[0]
 
 
-def join(user: User, team: Team, role: str = Role.MEMBER) -> None:
+def add_member(user: User, team: Team, role: str = Role.MEMBER) -> None:
     """What an admin does at the command line: the person is in the team, and shares what they make
     with it from now on.
     """
@@ -70,14 +70,14 @@ def join(user: User, team: Team, role: str = Role.MEMBER) -> None:
         user.save(update_fields=["default_team"])
 
 
-def share_with(user: User, team_id: int | None) -> None:
+def set_sharing_team(user: User, team_id: int | None) -> None:
     """Choose the team that new things are shared with; None for nobody.
 
     Raises:
         NotAllowed: the person is at most a viewer of it.
     """
-    mine = user.memberships.exclude(role=Role.VIEWER)
-    if team_id is not None and not mine.filter(team=team_id).exists():
+    memberships = user.memberships.exclude(role=Role.VIEWER)
+    if team_id is not None and not memberships.filter(team=team_id).exists():
         raise NotAllowed(
             "You can share new things only with a team of which you are a member or lead.",
             field="team",
@@ -86,28 +86,28 @@ def share_with(user: User, team_id: int | None) -> None:
     user.save(update_fields=["default_team"])
 
 
-def remove(actor: User, team: Team, username: str) -> None:
+def remove_member(actor: User, team: Team, username: str) -> None:
     """Take a person out of a team; what they shared with it stays shared. Everybody may leave.
 
     Raises:
         NotAllowed, NotFound, Conflict: see `set_role`.
     """
     if actor.username != username:
-        refuse_others(actor, team)
+        check_lead(actor, team)
     with transaction.atomic():
-        found = team.memberships.filter(user__username=username).select_related("user").first()
-        if found is None:
+        membership = team.memberships.filter(user__username=username).select_related("user").first()
+        if membership is None:
             raise NotFound(f"{one_line(username)[:80]!r} is not in {team}.", field="username")
-        refuse_headless(team, found.user)
-        found.delete()
+        check_not_last_lead(team, membership.user)
+        membership.delete()
 
 
-def refuse_others(actor: User, team: Team) -> None:
-    if not leads(actor, team):
+def check_lead(actor: User, team: Team) -> None:
+    if not is_lead(actor, team):
         raise NotAllowed(f"Only leads of {team} and admins change who is in it.")
 
 
-def refuse_headless(team: Team, user: User) -> None:
+def check_not_last_lead(team: Team, user: User) -> None:
     others = team.memberships.exclude(user=user)
     if (
         team.memberships.filter(user=user, role=Role.LEAD).exists()

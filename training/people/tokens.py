@@ -12,7 +12,7 @@ from django.utils import timezone
 from training.errors import NotFound, UserError, one_line
 from training.people.models import ApiToken, Scope, User
 
-PREFIX = "snapml_"
+TOKEN_PREFIX = "snapml_"
 
 
 def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiToken, str]:
@@ -23,12 +23,12 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
     """
     if scope not in Scope.values:
         raise UserError(f"scope must be one of {', '.join(Scope.values)}.", field="scope")
-    secret = PREFIX + secrets.token_urlsafe(32)
+    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         user=user,
         name=one_line(name)[:80] or "token",
         scope=scope,
-        digest=digest_of(secret),
+        digest=hash_secret(secret),
         hint=secret[-4:],
     )
     return token, secret
@@ -40,14 +40,14 @@ def find_token(secret: str) -> ApiToken | None:
     """
     token = (
         ApiToken.objects.select_related("user")
-        .filter(digest=digest_of(secret), revoked_at=None)
+        .filter(digest=hash_secret(secret), revoked_at=None)
         .first()
     )
     if token is None or not token.user.is_active or token.user.must_change_password:
         return None
     now = timezone.now()
-    stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
-    ApiToken.objects.filter(stale, pk=token.pk).update(last_used_at=now)
+    is_stale = Q(last_used_at=None) | Q(last_used_at__lt=now - timedelta(minutes=1))
+    ApiToken.objects.filter(is_stale, pk=token.pk).update(last_used_at=now)
     return token
 
 
@@ -58,5 +58,5 @@ def revoke_token(user: User, token_id: int) -> None:
         raise NotFound("There is no such token of yours.")
 
 
-def digest_of(secret: str) -> str:
+def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()

@@ -6,7 +6,7 @@ from training.errors import NotFound, one_line
 from training.people.models import User
 
 
-def get_person(username: str, *, only_active: bool = False) -> User:
+def get_user_by_name(username: str, *, only_active: bool = False) -> User:
     """Raises NotFound: there is nobody of that name, or they have left and `only_active` is set."""
     name = one_line(username)
     user = User.objects.filter(username=name).first()

@@ -17,8 +17,8 @@ from django.views.decorators.http import require_POST
 
 from training.people import teams
 from training.people.models import Role, Scope
-from training.people.requests import SignedIn, number
-from training.people.sign_in_attempts import WINDOW_SECONDS, count_attempt, forget_attempts
+from training.people.requests import AuthenticatedRequest, parse_id
+from training.people.sign_in_attempts import WINDOW_SECONDS, count_attempt, clear_attempts
 from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one name from one address
@@ -32,15 +32,15 @@ class SignIn(auth.LoginView):
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         # Counted before the password is looked at, so that parallel guesses count too.
         # All of them count, not only up to the first.
-        is_over = [count_attempt(key) > most for key, most in self.throttle_keys()]
+        is_over = [count_attempt(key) > limit for key, limit in self.throttle_keys()]
         if any(is_over):
             form = AuthenticationForm(request)
-            wait = f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
-            return render(request, self.template_name, {"form": form, "wait": wait}, status=429)
+            wait_message = f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
+            return render(request, self.template_name, {"form": form, "wait_message": wait_message}, status=429)
         return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
-        forget_attempts([key for key, _ in self.throttle_keys()])
+        clear_attempts([key for key, _ in self.throttle_keys()])
         return super().form_valid(form)
 
     def throttle_keys(self) -> tuple[tuple[str, int], ...]:
@@ -72,16 +72,16 @@ class ChangePassword(auth.PasswordChangeView):
         return answer
 
 
-def account(request: SignedIn) -> HttpResponse:
-    return render(request, "people/account.html", account_values(request))
+def account_page(request: AuthenticatedRequest) -> HttpResponse:
+    return render(request, "people/account.html", account_context(request))
 
 
-def account_values(request: SignedIn) -> dict[str, Any]:
-    shown = teams.visible_teams(request.user)
+def account_context(request: AuthenticatedRequest) -> dict[str, Any]:
+    visible_teams = teams.visible_teams(request.user)
     return {
         "tokens": request.user.tokens.order_by("-created_at"),
         "teams": [
-            (team, list(team.memberships.all()), teams.leads(request.user, team)) for team in shown
+            (team, list(team.memberships.all()), teams.is_lead(request.user, team)) for team in visible_teams
         ],
         "roles": Role.choices,
         "scopes": Scope.choices,
@@ -90,39 +90,39 @@ def account_values(request: SignedIn) -> dict[str, Any]:
 
 @require_POST
 @never_cache
-def token_new(request: SignedIn) -> HttpResponse:
+def token_new(request: AuthenticatedRequest) -> HttpResponse:
     """The secret is in this one answer and nowhere else: not in an address, not in the session, not
     in a cache.
     """
     _, secret = create_token(
         request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ)
     )
-    return render(request, "people/account.html", {**account_values(request), "secret": secret})
+    return render(request, "people/account.html", {**account_context(request), "secret": secret})
 
 
 @require_POST
-def token_revoke(request: SignedIn, token_id: int) -> HttpResponse:
+def token_revoke(request: AuthenticatedRequest, token_id: int) -> HttpResponse:
     revoke_token(request.user, token_id)
     messages.success(request, "The token is revoked.")
     return redirect("account")
 
 
 @require_POST
-def team_new(request: SignedIn) -> HttpResponse:
-    made = teams.create_team(request.user, request.POST.get("name", ""))
-    messages.success(request, f"Team {made} is there; add its people.")
+def team_new(request: AuthenticatedRequest) -> HttpResponse:
+    team = teams.create_team(request.user, request.POST.get("name", ""))
+    messages.success(request, f"Team {team} is there; add its people.")
     return redirect("account")
 
 
 @require_POST
-def team_share(request: SignedIn) -> HttpResponse:
+def team_share(request: AuthenticatedRequest) -> HttpResponse:
     """Which team new things are shared with."""
-    teams.share_with(request.user, number(request.POST.get("team", "")) or None)
+    teams.set_sharing_team(request.user, parse_id(request.POST.get("team", "")) or None)
     return redirect("account")
 
 
 @require_POST
-def team_role(request: SignedIn, team_id: int) -> HttpResponse:
+def team_role(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
     """Add a person to a team, change their role, or (role `remove`) take them out."""
     team, name, role = (
         teams.get_team(request.user, team_id),
@@ -130,7 +130,7 @@ def team_role(request: SignedIn, team_id: int) -> HttpResponse:
         request.POST.get("role", ""),
     )
     if role == "remove":
-        teams.remove(request.user, team, name)
+        teams.remove_member(request.user, team, name)
         messages.success(request, f"{name} is no longer in {team}.")
     else:
         member = teams.set_role(request.user, team, name, role)
@@ -139,7 +139,7 @@ def team_role(request: SignedIn, team_id: int) -> HttpResponse:
 
 
 @require_POST
-def guide_dismiss(request: SignedIn) -> HttpResponse:
+def guide_dismiss(request: AuthenticatedRequest) -> HttpResponse:
     request.user.guide_dismissed = True
     request.user.save(update_fields=["guide_dismissed"])
     return redirect("runs")

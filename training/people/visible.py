@@ -7,44 +7,44 @@ from typing import Any, TypeVar
 from training.errors import NotAllowed, NotFound
 from training.people.models import Owned, User
 
-Thing = TypeVar("Thing", bound=Owned)
+OwnedModel = TypeVar("Thing", bound=Owned)
 
 
-def get_visible(kind: type[Thing], user: User, pk: int, *related: str) -> Thing:
+def get_visible(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:
     """The thing, if it is the person's own, their team's, or they are an admin.
 
     Raises:
         NotFound: it is not there, or not for their eyes; the two read the same.
     """
-    rows: Any = kind.objects.visible_to(user)
-    found = (
+    rows: Any = model.objects.visible_to(user)
+    row = (
         rows.select_related(*related).filter(pk=pk).first()
         if related
         else rows.filter(pk=pk).first()
     )
-    if found is None:
-        raise NotFound(f"There is no {kind._meta.verbose_name} {pk} that you may see.")
-    return found  # type: ignore[no-any-return]
+    if row is None:
+        raise NotFound(f"There is no {model._meta.verbose_name} {pk} that you may see.")
+    return row  # type: ignore[no-any-return]
 
 
-def get_changeable(kind: type[Thing], user: User, pk: int, *related: str) -> Thing:
+def get_changeable(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:
     """The thing, if the person may change it.
 
     Raises:
         NotFound: it is not there, or not for their eyes.
         NotAllowed: they may only look at it.
     """
-    found = get_visible(kind, user, pk, *related)
-    may_change(user, found)
-    return found
+    row = get_visible(model, user, pk, *related)
+    check_changeable(user, row)
+    return row
 
 
-def may_change(user: User, thing: Owned) -> None:
+def check_changeable(user: User, owned: Owned) -> None:
     """Raises NotAllowed: the thing is neither theirs nor of a team that they lead."""
-    kind: Any = type(thing)
-    if not kind.objects.changeable_by(user).filter(pk=thing.pk).exists():
-        name = thing._meta.verbose_name
+    model: Any = type(owned)
+    if not model.objects.changeable_by(user).filter(pk=owned.pk).exists():
+        name = owned._meta.verbose_name
         raise NotAllowed(
-            f"Only its owner, {thing.owner.username}, a lead of its team or an admin may change "
+            f"Only its owner, {owned.owner.username}, a lead of its team or an admin may change "
             f"this {name}."
         )

@@ -16,7 +16,7 @@ from training.engine.stop_signals import STOP_FILE
 from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.gpus import allocations
 from training.people.models import User
-from training.people.visible import may_change
+from training.people.visible import check_changeable
 from training.runs.models import MAX_NAME, MAX_NOTES, MAX_TAGS, Run, Sweep
 from training.runs.notifications import tell_of_end
 from training.runs.queue import checks
@@ -40,7 +40,7 @@ def describe_run(
         NotAllowed: not theirs to change.
         UserError: no name, too many tags, or a tag with odd characters.
     """
-    may_change(user, run)
+    check_changeable(user, run)
     if name is not None:
         if not one_line(name):
             raise UserError("A run needs a name.", field="name")
@@ -73,7 +73,7 @@ def archive(user: User, run: Run, *, back: bool = False) -> None:
     Raises:
         Conflict: it is not over.
     """
-    may_change(user, run)
+    check_changeable(user, run)
     if run.state in OPEN and not back:
         raise Conflict(f"{run.name} is not over yet; stop it first.")
     run.archived_at = None if back else timezone.now()
@@ -88,7 +88,7 @@ def delete(user: User, run: Run, name: str) -> int:
         UserError: `name` is not its name.
         Conflict: it is not over.
     """
-    may_change(user, run)
+    check_changeable(user, run)
     check_name_typed(name, run.name)
     with transaction.atomic():
         if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=OPEN).exists():

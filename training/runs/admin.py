@@ -2,12 +2,12 @@
 
 from django.contrib import admin
 
-from training.people.admin import ReadOnly
+from training.people.admin import ReadOnlyAdmin
 from training.runs.models import Run, Sweep
 
 
 @admin.register(Run)
-class RunAdmin(ReadOnly):
+class RunAdmin(ReadOnlyAdmin):
     list_display = ("name", "owner", "team", "state", "method", "base_model", "step", "created_at")
     list_filter = ("state", "method")
     list_select_related = ("owner", "team", "base_model")
@@ -16,6 +16,6 @@ class RunAdmin(ReadOnly):
 
 
 @admin.register(Sweep)
-class SweepAdmin(ReadOnly):
+class SweepAdmin(ReadOnlyAdmin):
     list_display = ("name", "owner", "team", "created_at")
     list_select_related = ("owner", "team")

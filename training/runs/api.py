@@ -11,8 +11,8 @@ from pydantic import Field
 
 from training.engine.metrics import get_charted_names
 from training.errors import UserError
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_changeable, get_visible
 from training.runs import actions
 from training.runs import filters as runs_filters
@@ -46,12 +46,12 @@ RELATED = (*runs_filters.RELATED, "team")
 
 
 @router.get("/sweeps/{int:sweep_id}", response=SweepOut)
-def read_sweep(request: SignedIn, sweep_id: int) -> Sweep:
+def read_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
     return get_visible(Sweep, request.user, sweep_id, "owner")
 
 
 @router.post("/sweeps/{int:sweep_id}/stop", response=SweepOut)
-def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
+def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
     """Stop every run of a sweep that is not over, and keep what they learned."""
     found = get_changeable(Sweep, request.user, sweep_id, "owner")
     actions.stop_all(found)
@@ -59,8 +59,8 @@ def stop_sweep(request: SignedIn, sweep_id: int) -> Sweep:
 
 
 @router.get("", response=list[RunOut])
-@paginate(Paged)
-def list_runs(request: SignedIn, filters: Annotated[Filters, Query()]) -> Any:
+@paginate(Pagination)
+def list_runs(request: AuthenticatedRequest, filters: Annotated[Filters, Query()]) -> Any:
     """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
     asked = runs_filters.Asked.from_query(
         {name: str(value) for name, value in filters.dict().items() if value}
@@ -69,12 +69,12 @@ def list_runs(request: SignedIn, filters: Annotated[Filters, Query()]) -> Any:
 
 
 @router.get("/{int:run_id}", response=RunOut)
-def read_run(request: SignedIn, run_id: int) -> Run:
+def read_run(request: AuthenticatedRequest, run_id: int) -> Run:
     return get_visible(Run, request.user, run_id, *RELATED)
 
 
 @router.patch("/{int:run_id}", response=RunOut)
-def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
+def change_run(request: AuthenticatedRequest, run_id: int, body: RunChange) -> Run:
     """Rename, tag, note or archive a run."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     tags = None if body.tags is None else ",".join(body.tags)
@@ -85,21 +85,21 @@ def change_run(request: SignedIn, run_id: int, body: RunChange) -> Run:
 
 
 @router.delete("/{int:run_id}", response={204: None})
-def delete_run(request: SignedIn, run_id: int, body: SureIn) -> Status[None]:
+def delete_run(request: AuthenticatedRequest, run_id: int, body: SureIn) -> Status[None]:
     """Delete a run that is over and free its disk; `name` must be its name."""
     actions.delete(request.user, get_visible(Run, request.user, run_id), body.name)
     return Status(204, None)
 
 
 @router.post("/{int:run_id}/stop", response=RunOut)
-def stop_run(request: SignedIn, run_id: int, body: StopIn) -> Run:
+def stop_run(request: AuthenticatedRequest, run_id: int, body: StopIn) -> Run:
     return actions.stop_run(
         get_changeable(Run, request.user, run_id, *RELATED), discard=body.discard
     )
 
 
 @router.post("/{int:run_id}/continue", response=RunOut)
-def continue_run(request: SignedIn, run_id: int) -> Run:
+def continue_run(request: AuthenticatedRequest, run_id: int) -> Run:
     return actions.continue_run(request.user, get_changeable(Run, request.user, run_id, *RELATED))
 
 
@@ -108,7 +108,7 @@ def continue_run(request: SignedIn, run_id: int) -> Run:
     response={200: str},
     openapi_extra={"responses": {200: {"content": {"application/yaml": {}}}}},
 )
-def read_config(request: SignedIn, run_id: int) -> HttpResponse:
+def read_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """The whole run as YAML; `manage.py launch FILE` starts it again."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     return HttpResponse(yaml_file.to_yaml(run), content_type="application/yaml")
@@ -116,7 +116,7 @@ def read_config(request: SignedIn, run_id: int) -> HttpResponse:
 
 @router.get("/{int:run_id}/events", response=EventsOut)
 def read_events(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     run_id: int,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = 1000,
@@ -132,7 +132,7 @@ def read_events(
 
 @router.get("/{int:run_id}/evals", response=EvalsOut)
 def read_evals(
-    request: SignedIn, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0
+    request: AuthenticatedRequest, run_id: int, offset: Annotated[int, Query(ge=0, le=2**53)] = 0
 ) -> dict[str, Any]:
     """Measurements on held-out rows that count, in order, at most 5,000 from `offset` on."""
     run = get_visible(Run, request.user, run_id)
@@ -144,7 +144,7 @@ def read_evals(
 
 @router.get("/{int:run_id}/metrics", response=MetricsOut)
 def read_metrics(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     run_id: int,
     points: Annotated[int, Query(ge=10, le=10_000)] = 1000,
     first_step: Annotated[int | None, Query(ge=0, le=2**53)] = None,
@@ -177,7 +177,7 @@ class WayOut(Schema):
 
 
 @router.get("/{int:run_id}/ways", response=list[WayOut])
-def list_ways(request: SignedIn, run_id: int) -> list[dict[str, Any]]:
+def list_ways(request: AuthenticatedRequest, run_id: int) -> list[dict[str, Any]]:
     """Changes with which a run that ran out of memory may go on, those that cost least first, with
     their forecasts.
     """
@@ -189,7 +189,7 @@ def list_ways(request: SignedIn, run_id: int) -> list[dict[str, Any]]:
 
 
 @router.post("/{int:run_id}/ways/{name}", response=RunOut)
-def go_on_with(request: SignedIn, run_id: int, name: str) -> Run:
+def go_on_with(request: AuthenticatedRequest, run_id: int, name: str) -> Run:
     """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
     return oom_recovery.go_on_with(
         request.user, get_changeable(Run, request.user, run_id, *RELATED), name

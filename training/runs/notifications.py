@@ -11,7 +11,7 @@ from django.utils import timezone
 from training.people.models import User
 from training.runs.models import Run
 from training.runs.states import ENDED, State
-from training.webhooks.services import queue_message
+from training.webhooks.services import enqueue_deliveries
 
 # Pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
 SHOWN_SECONDS = 300
@@ -34,7 +34,7 @@ def tell_of_end(run_id: int) -> None:
         "best_eval_loss": run.best_eval_loss,
         "ended_at": (run.finished_at or timezone.now()).isoformat(),
     }
-    queue_message(run.owner, json.dumps(body))
+    enqueue_deliveries(run.owner, json.dumps(body))
 
 
 def ended_lately(user: User) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
-from training.people.requests import SignedIn, in_pieces, number
+from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
 from training.people.visible import get_changeable, get_visible
 from training.runs import actions, filters
 from training.runs import run_files as runs_run_files
@@ -35,7 +35,7 @@ LOG_LINES = 300
 CHART_POINTS = 600  # twice as many line points: about one for each pixel of a wide screen
 
 
-def runs(request: SignedIn) -> HttpResponse:
+def runs(request: AuthenticatedRequest) -> HttpResponse:
     asked = filters.Asked.from_query(request.GET.dict())
     page = filters.one_page(request.user, asked, request.GET.get("page"))
     values = {
@@ -75,7 +75,7 @@ def next_sort(now: str, name: str) -> str:
     return name if name in ("name", "model", "owner") else f"-{name}"
 
 
-def run(request: SignedIn, run_id: int) -> HttpResponse:
+def run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
     )
@@ -87,7 +87,7 @@ def run(request: SignedIn, run_id: int) -> HttpResponse:
     return render(request, "runs/run.html", values)
 
 
-def header(request: SignedIn, run_id: int) -> HttpResponse:
+def header(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """What depends on the state, fetched anew when that changes; the config besides, which trials
     may have changed.
     """
@@ -97,7 +97,7 @@ def header(request: SignedIn, run_id: int) -> HttpResponse:
     return render(request, "runs/_header_again.html", header_values(request, found))
 
 
-def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
+def header_values(request: AuthenticatedRequest, found: Run) -> dict[str, Any]:
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     adapter = found.result() if found.state in ENDED else None
     return {
@@ -110,7 +110,7 @@ def header_values(request: SignedIn, found: Run) -> dict[str, Any]:
 
 
 @require_POST
-def stop(request: SignedIn, run_id: int) -> HttpResponse:
+def stop(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.stop_run(
         get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard"
     )
@@ -118,13 +118,13 @@ def stop(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def go_on(request: SignedIn, run_id: int) -> HttpResponse:
+def go_on(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.continue_run(request.user, get_changeable(Run, request.user, run_id))
     return redirect("run", run_id)
 
 
 @require_POST
-def edit(request: SignedIn, run_id: int) -> HttpResponse:
+def edit(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     given = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
     actions.describe_run(request.user, found, **given)
@@ -132,7 +132,7 @@ def edit(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def archive(request: SignedIn, run_id: int) -> HttpResponse:
+def archive(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.archive(
         request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1"
     )
@@ -140,7 +140,7 @@ def archive(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def delete(request: SignedIn, run_id: int) -> HttpResponse:
+def delete(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     freed = actions.delete(request.user, found, request.POST.get("name", ""))
     messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
@@ -148,9 +148,9 @@ def delete(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def archive_several(request: SignedIn) -> HttpResponse:
+def archive_several(request: AuthenticatedRequest) -> HttpResponse:
     """Archive the ticked runs that one may change and that are over; says how many were not."""
-    chosen = [number(text) for text in request.POST.getlist("run")][: filters.RUNS_A_PAGE]
+    chosen = [parse_id(text) for text in request.POST.getlist("run")][: filters.RUNS_A_PAGE]
     done = 0
     found = Run.objects.changeable_by(request.user).filter(pk__in=chosen)
     for one in found.exclude(state__in=OPEN):
@@ -164,11 +164,11 @@ def archive_several(request: SignedIn) -> HttpResponse:
     return redirect("runs")
 
 
-def side_by_side(request: SignedIn) -> HttpResponse:
+def side_by_side(request: AuthenticatedRequest) -> HttpResponse:
     """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the
     whole view.
     """
-    wanted = list(dict.fromkeys(number(text) for text in request.GET.getlist("run")))
+    wanted = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
     if not 2 <= len(wanted) <= comparison.MOST:
         raise UserError(
             f"Choose 2 to {comparison.MOST} runs to compare; {len(wanted)} are chosen.", field="run"
@@ -192,7 +192,7 @@ def side_by_side(request: SignedIn) -> HttpResponse:
     return render(request, "runs/compare.html", values)
 
 
-def log(request: SignedIn, run_id: int) -> HttpResponse:
+def log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     rows = (
         Event.objects.filter(run=found)
@@ -206,7 +206,7 @@ def log(request: SignedIn, run_id: int) -> HttpResponse:
     )
 
 
-def run_files(request: SignedIn, run_id: int) -> HttpResponse:
+def run_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
     values = {
@@ -217,21 +217,21 @@ def run_files(request: SignedIn, run_id: int) -> HttpResponse:
     return render(request, "runs/_files.html", values)
 
 
-def config_file(request: SignedIn, run_id: int) -> HttpResponse:
+def config_file(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
     return attachment(
         HttpResponse(yaml_file.to_yaml(found), content_type="application/yaml"), found, "yaml"
     )
 
 
-def metrics_csv(request: SignedIn, run_id: int) -> HttpResponseBase:
+def metrics_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
     found = get_visible(Run, request.user, run_id)
     return attachment(
-        StreamingHttpResponse(in_pieces(table.as_csv(found)), content_type="text/csv"), found, "csv"
+        StreamingHttpResponse(async_chunks(table.as_csv(found)), content_type="text/csv"), found, "csv"
     )
 
 
-def metrics_parquet(request: SignedIn, run_id: int) -> HttpResponse:
+def metrics_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     found = get_visible(Run, request.user, run_id)
     return attachment(
         HttpResponse(table.as_parquet(found), content_type="application/octet-stream"),
@@ -248,7 +248,7 @@ def attachment(answer: Answer, found: Run, ending: str) -> Answer:
     return answer
 
 
-def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
+def show_ways(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates
     one that is missing first.
     """
@@ -270,13 +270,13 @@ def show_ways(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def go_on_with(request: SignedIn, run_id: int) -> HttpResponse:
+def go_on_with(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "base_model", "data__dataset")
     oom_recovery.go_on_with(request.user, run, request.POST.get("way", ""))
     return redirect("run", run_id)
 
 
-def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
+def show_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     found = get_visible(Sweep, request.user, sweep_id, "owner")
     runs = list(
         Run.objects.visible_to(request.user)
@@ -304,6 +304,6 @@ def show_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
 
 
 @require_POST
-def stop_sweep(request: SignedIn, sweep_id: int) -> HttpResponse:
+def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
     actions.stop_all(get_changeable(Sweep, request.user, sweep_id))
     return redirect("sweep", sweep_id)

@@ -6,9 +6,9 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
-from training.people.api import refuse_tokens
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.api import check_session_auth
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.webhooks import services
 from training.webhooks.models import Webhook
 
@@ -28,26 +28,26 @@ class WebhookOut(Schema):
     url: str
 
 
-class WebhookMade(WebhookOut):
+class WebhookCreatedOut(WebhookOut):
     secret: str
 
 
 @router.get("", response=list[WebhookOut])
-@paginate(Paged)
-def list_webhooks(request: SignedIn) -> Any:
+@paginate(Pagination)
+def list_webhooks(request: AuthenticatedRequest) -> Any:
     return request.user.webhooks.all()
 
 
-@router.post("", response={201: WebhookMade})
-def create_webhook(request: SignedIn, body: WebhookIn) -> Status[Webhook]:
+@router.post("", response={201: WebhookCreatedOut})
+def create_webhook(request: AuthenticatedRequest, body: WebhookIn) -> Status[Webhook]:
     """Send a signed message here when a run of yours ends. The secret is in this answer only; a
     token makes no webhooks.
     """
-    refuse_tokens(request)
+    check_session_auth(request)
     return Status(201, services.add_webhook(request.user, body.url))
 
 
 @router.delete("/{int:webhook_id}", response={204: None})
-def delete_webhook(request: SignedIn, webhook_id: int) -> Status[None]:
+def delete_webhook(request: AuthenticatedRequest, webhook_id: int) -> Status[None]:
     services.remove_webhook(request.user, webhook_id)
     return Status(204, None)

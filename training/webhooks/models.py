@@ -32,7 +32,7 @@ class Delivery(models.Model):
     webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="deliveries")
     body = models.TextField()
     tries = models.PositiveIntegerField(default=0)
-    told = models.CharField(max_length=300, blank=True)  # what the last try came to
+    last_result = models.CharField(max_length=300, blank=True)  # what the last try came to
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -26,21 +26,21 @@ from training.errors import NotFound, TooLarge, UserError
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import OPEN_STATES, Job, JobSubject
 from training.jobs.runner import RetryLater, get_subject
-from training.jobs.services import enqueue
+from training.jobs.services import enqueue_job
 from training.people.models import User
 from training.webhooks.models import Delivery, Webhook
 
 KIND = "webhook"
 MAX_WEBHOOKS = 5
 RETRY_DELAYS_SECONDS = (10, 60, 600, 3600)
-SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 MAX_WAITING_DELIVERIES = 100  # messages of one webhook
 MAX_CONCURRENT = 20
-MAX_KEPT_DELIVERIES = 20
+MAX_STORED_DELIVERIES = 20
 SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of each, not one
 
 
-class Unreachable(UserError):
+class UnreachableAddress(UserError):
     """An address to which nothing is sent."""
 
 
@@ -50,7 +50,7 @@ def add_webhook(user: User, url: str) -> Webhook:
         raise TooLarge(
             f"You have {MAX_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
         )
-    resolve(parse(url.strip()))
+    resolve_host(parse_url(url.strip()))
     return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
 
 
@@ -59,49 +59,49 @@ def remove_webhook(user: User, webhook_id: int) -> None:
         raise NotFound("There is no such webhook of yours.")
 
 
-def parse(url: str) -> httpx.URL:
+def parse_url(url: str) -> httpx.URL:
     """Raises Unreachable: not http(s), or with a user name, a fragment or odd characters in it."""
     if len(url) > 500 or not url.isascii() or any(c in url for c in "\\ \t\r\n\0"):
-        raise Unreachable(
+        raise UnreachableAddress(
             "The address must be a plain https:// address of at most 500 characters.", field="url"
         )
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise Unreachable(f"{url[:80]!r} is not an address.", field="url") from error
+        raise UnreachableAddress(f"{url[:80]!r} is not an address.", field="url") from error
     if (
         parsed.scheme not in ("http", "https")
         or not parsed.host
         or parsed.userinfo
         or parsed.fragment
     ):
-        raise Unreachable(
+        raise UnreachableAddress(
             "The address must begin with https:// (or http://), with no user name and no #.",
             field="url",
         )
     return parsed
 
 
-def resolve(url: httpx.URL) -> str:
+def resolve_host(url: httpx.URL) -> str:
     """One address of the host, checked; hosts in WEBHOOK_HOSTS may be private.
 
     Raises:
         Unreachable: the name does not resolve, or to an address that is not open to the world.
     """
     try:
-        found = {
+        raw_addresses = {
             info[4][0]
             for info in socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
         }
     except (OSError, UnicodeError) as error:
-        raise Unreachable(closed(url), field="url") from error
-    addresses = sorted(str(address) for address in found)
-    if url.host not in settings.WEBHOOK_HOSTS and not all(map(is_open, addresses)):
-        raise Unreachable(closed(url), field="url")
+        raise UnreachableAddress(private_address_message(url), field="url") from error
+    addresses = sorted(str(address) for address in raw_addresses)
+    if url.host not in settings.WEBHOOK_HOSTS and not all(map(is_public_address, addresses)):
+        raise UnreachableAddress(private_address_message(url), field="url")
     return addresses[0]
 
 
-def closed(url: httpx.URL) -> str:
+def private_address_message(url: httpx.URL) -> str:
     """One sentence for both, so that nobody learns which names this network knows."""
     return (
         f"{url.host} has no address on the open internet; an admin can allow a private one in "
@@ -109,7 +109,7 @@ def closed(url: httpx.URL) -> str:
     )
 
 
-def is_open(text: str) -> bool:
+def is_public_address(text: str) -> bool:
     """Is this an address of the open internet? Addresses that carry another one inside are judged
     by both.
     """
@@ -122,22 +122,22 @@ def is_open(text: str) -> bool:
         )
         if address in ipaddress.ip_network("64:ff9b::/96"):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if address.is_site_local or (inner is not None and not is_open(str(inner))):
+        if address.is_site_local or (inner is not None and not is_public_address(str(inner))):
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def queue_message(user: User, body: str) -> None:
+def enqueue_deliveries(user: User, body: str) -> None:
     """Leave a message for every webhook of an active person; workers send it. Of those that wait
     the oldest go first.
     """
     for webhook in user.webhooks.filter(user__is_active=True):
-        if waiting_deliveries(webhook) < MAX_WAITING_DELIVERIES:
+        if count_waiting_deliveries(webhook) < MAX_WAITING_DELIVERIES:
             delivery = Delivery.objects.create(webhook=webhook, body=body)
-            enqueue(user, KIND, str(delivery.pk), subjects=[delivery])
+            enqueue_job(user, KIND, str(delivery.pk), subjects=[delivery])
 
 
-def waiting_deliveries(webhook: Webhook) -> int:
+def count_waiting_deliveries(webhook: Webhook) -> int:
     return webhook.deliveries.filter(pk__in=open_deliveries()).count()
 
 
@@ -147,7 +147,7 @@ def open_deliveries() -> QuerySet[JobSubject, int]:
     return subjects.values_list("object_id", flat=True)
 
 
-def deliver(job: Job) -> dict[str, Any]:
+def deliver_message(job: Job) -> dict[str, Any]:
     """Send a message once.
 
     Raises:
@@ -156,12 +156,12 @@ def deliver(job: Job) -> dict[str, Any]:
     """
     delivery = get_subject(job, Delivery, "webhook")
     assert delivery is not None
-    has_arrived, answer = asyncio.run(send(delivery))
-    Delivery.objects.filter(pk=delivery.pk).update(tries=job.tries, told=answer[:300])
+    has_arrived, result = asyncio.run(send_delivery(delivery))
+    Delivery.objects.filter(pk=delivery.pk).update(tries=job.tries, last_result=result[:300])
     if has_arrived:
         return {}
     if job.tries > len(RETRY_DELAYS_SECONDS):
-        raise UserError(answer)
+        raise UserError(result)
     raise RetryLater(RETRY_DELAYS_SECONDS[job.tries - 1])
 
 
@@ -170,29 +170,29 @@ def prune_deliveries(job: Job, _end: object) -> None:
     delivery = get_subject(job, Delivery)
     assert delivery is not None
     ended = Delivery.objects.filter(webhook=delivery.webhook_id).exclude(pk__in=open_deliveries())
-    for old in ended[MAX_KEPT_DELIVERIES:]:
+    for old in ended[MAX_STORED_DELIVERIES:]:
         old.delete()
 
 
-async def send(delivery: Delivery) -> tuple[bool, str]:
+async def send_delivery(delivery: Delivery) -> tuple[bool, str]:
     """Did it arrive, and what was answered. However slowly an address answers, SECONDS are all it
     gets.
     """
     try:
-        status = await asyncio.wait_for(post(delivery), SECONDS)
+        status = await asyncio.wait_for(post_delivery(delivery), TIMEOUT_SECONDS)
     except TimeoutError:
-        return False, f"no answer within {SECONDS:g} s"
+        return False, f"no answer within {TIMEOUT_SECONDS:g} s"
     except (UserError, httpx.HTTPError, OSError) as error:
         return False, str(error) or type(error).__name__
     return 200 <= status < 300, f"answered {status}"
 
 
-async def post(delivery: Delivery) -> int:
+async def post_delivery(delivery: Delivery) -> int:
     """POST the body to the webhook's address as it resolves now; returns the status. The answer's
     body is not read.
     """
-    url = parse(delivery.webhook.url)
-    address = await asyncio.to_thread(resolve, url)
+    url = parse_url(delivery.webhook.url)
+    address = await asyncio.to_thread(resolve_host, url)
     headers = {
         "Host": url.netloc.decode(),
         "Content-Type": "application/json",
@@ -201,14 +201,14 @@ async def post(delivery: Delivery) -> int:
     }
     target, sni = url.copy_with(host=address), {"sni_hostname": url.host}
     async with httpx.AsyncClient(
-        timeout=SECONDS, follow_redirects=False, trust_env=False
+        timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=False
     ) as client:
         request = client.build_request(
             "POST", target, content=delivery.body.encode(), headers=headers, extensions=sni
         )
-        answer = await client.send(request, stream=True)
-        await answer.aclose()
-    return answer.status_code
+        response = await client.send(request, stream=True)
+        await response.aclose()
+    return response.status_code
 
 
 def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
@@ -218,8 +218,8 @@ def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
     """
     key = base64.b64decode(delivery.webhook.secret.removeprefix(SECRET_PREFIX))
     # Keyed, because two installations with one receiver count their deliveries alike.
-    message_id = f"msg_{sign(key, str(delivery.pk)).hex()[:32]}"
-    signature = base64.b64encode(sign(key, f"{message_id}.{timestamp}.{delivery.body}")).decode()
+    message_id = f"msg_{sign_content(key, str(delivery.pk)).hex()[:32]}"
+    signature = base64.b64encode(sign_content(key, f"{message_id}.{timestamp}.{delivery.body}")).decode()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
@@ -227,7 +227,7 @@ def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
     }
 
 
-def sign(key: bytes, content: str) -> bytes:
+def sign_content(key: bytes, content: str) -> bytes:
     return hmac.digest(key, content.encode(), hashlib.sha256)
 
 
@@ -237,7 +237,7 @@ def create_secret() -> str:
 
 WEBHOOK_JOB = JobKind(
     KIND,
-    deliver,
+    deliver_message,
     lane=Lane("webhooks", size=MAX_CONCURRENT),
     subjects=(Delivery,),
     max_tries=None,  # RETRY_DELAYS_SECONDS is the limit

@@ -7,18 +7,18 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_POST
 
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 from training.webhooks import services
 
 
 @require_POST
-def webhook_new(request: SignedIn) -> HttpResponse:
+def webhook_new(request: AuthenticatedRequest) -> HttpResponse:
     services.add_webhook(request.user, request.POST.get("url", ""))
     messages.success(request, "A signed message goes there when a run of yours ends.")
     return redirect("account")
 
 
 @require_POST
-def webhook_remove(request: SignedIn, webhook_id: int) -> HttpResponse:
+def webhook_remove(request: AuthenticatedRequest, webhook_id: int) -> HttpResponse:
     services.remove_webhook(request.user, webhook_id)
     return redirect("account")

@@ -11,12 +11,12 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from training.catalog.acts import IMPORT_JOB, add_builtin
+from training.catalog.acts import IMPORT_JOB, add_builtin_model
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
 from training.jobs.runner import run_lane
 from training.people.models import Team, User
-from training.people.teams import join
+from training.people.teams import add_member
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.request import launch_runs as launch_request
 from training.runs.models import Run
@@ -65,7 +65,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{live.name} is waiting for a worker: `make run` shows it live.")
 
     def ready_model(self) -> BaseModel:
-        model = add_builtin()
+        model = add_builtin_model()
         if model is None:
             raise CommandError(
                 "The built-in model's package is not installed; `make run` installs it."
@@ -83,7 +83,7 @@ class Command(BaseCommand):
         password = secrets.token_urlsafe(9)
         people = {name: User.objects.create_user(name, password=password) for name in PEOPLE}
         for name, team in PEOPLE.items():
-            join(people[name], Team.objects.get_or_create(name=team)[0])
+            add_member(people[name], Team.objects.get_or_create(name=team)[0])
         self.stdout.write(f"{', '.join(PEOPLE)} have the password {password}")
         return people
 

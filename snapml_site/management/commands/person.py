@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from training.people.models import Team, User
-from training.people.teams import join
+from training.people.teams import add_member
 
 
 class Command(BaseCommand):
@@ -40,5 +40,5 @@ class Command(BaseCommand):
             user.save()
             self.stdout.write(f"{name} signs in with the one-time password {password}")
         if team:
-            join(user, Team.objects.get_or_create(name=team)[0])
+            add_member(user, Team.objects.get_or_create(name=team)[0])
             self.stdout.write(f"{name} is in team {team}.")

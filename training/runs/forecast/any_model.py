@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from training.catalog.card import refuse_code
+from training.catalog.card import check_no_code
 from training.engine.config import RunConfig
 from training.errors import TooLarge, UserError
 from training.runs.forecast.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, FixedOverhead, forecast_memory
@@ -62,7 +62,7 @@ def forecast_any_model(
         raise UserError(
             f"The config.json names no {missing[0]}; take the whole file.", field="config"
         )
-    refuse_code(config_json, "config.json")
+    check_no_code(config_json, "config.json")
     check_config_size(config_json)
     if isinstance(settings.get("max_tokens_per_batch"), int) or "batch_unit" in settings:
         raise UserError(

@@ -36,7 +36,7 @@ def forecast_run(
         "batch": format_batch(config),
         "length": config.max_length,
         "trainable": trainable,
-        "parameters": model.card.get("parameters"),
+        "parameters": model.metadata.get("parameters"),
         "device": target.description,
         "adapter_bytes": 4 * trainable if trainable else None,  # what is trained is kept in fp32
         "checkpoint_bytes": 12 * trainable if trainable else None,  # and AdamW's two moments
@@ -117,7 +117,7 @@ def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
 
 
 def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
-    context_length = model.card.get("context_length")
+    context_length = model.metadata.get("context_length")
     virtual_tokens = config.prepended_tokens
     if context_length and config.max_length + virtual_tokens > context_length:
         virtual_text = f" and {virtual_tokens:,} virtual tokens stand in front" if virtual_tokens else ""

@@ -14,13 +14,13 @@ from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.forecast import token_lengths
 
 ROWS_PER_PAGE = 4
 
 
-def show_training_tokens(request: SignedIn, version_id: int) -> HttpResponse:
+def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> HttpResponse:
     """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken
     if none is named.
     """
@@ -28,7 +28,7 @@ def show_training_tokens(request: SignedIn, version_id: int) -> HttpResponse:
     if version is None:
         raise NotFound(f"There is no data version {version_id} that you may see.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
-    model_id = number(request.GET.get("model", ""))
+    model_id = parse_id(request.GET.get("model", ""))
     model = next((candidate for candidate in models if candidate.pk == model_id), models[0] if models else None)
     split = request.GET.get("split", "train")
     counts = {
@@ -47,7 +47,7 @@ def show_training_tokens(request: SignedIn, version_id: int) -> HttpResponse:
     }
     values |= {
         "lengths": token_lengths.LENGTH_CHOICES,
-        "start": number(request.GET.get("start", "0")),
+        "start": parse_id(request.GET.get("start", "0")),
         "length": 512,
     }
     if model is not None:
@@ -58,14 +58,14 @@ def show_training_tokens(request: SignedIn, version_id: int) -> HttpResponse:
     return render(request, "runs/_trained.html", values)
 
 
-def build_token_context(request: SignedIn, query: dict[str, Any]) -> dict[str, Any]:
+def build_token_context(request: AuthenticatedRequest, query: dict[str, Any]) -> dict[str, Any]:
     version, model, split, prompt = (
         query["version"],
         query["model"],
         query["split"],
         query["prompt"],
     )
-    length = number(request.GET.get("length", "")) or query["length"]
+    length = parse_id(request.GET.get("length", "")) or query["length"]
     length = min(max(8, length), 131_072)
     lengths = token_lengths.get_lengths(version, model, train_on_prompt=prompt, split=split)
     start = min(query["start"], max(0, lengths.rows - 1))

@@ -12,7 +12,7 @@ from training.datasets.preview import raw_rows
 from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.gpus.quotas import get_pool
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import any_model, token_lengths
 from training.runs.forecast.target_device import get_target_device
 from training.runs.launch.auto import AutoRequest, make_run_plan
@@ -39,7 +39,7 @@ from training.runs.states import Priority
 router = Router(tags=["runs"])
 
 
-def to_launch_request(request: SignedIn, body: RunIn) -> LaunchRequest:
+def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchRequest:
     """Raises NotFound: model, data, pool or the version to begin with are not there, or not for the
     person to see.
     """
@@ -67,7 +67,7 @@ def to_launch_request(request: SignedIn, body: RunIn) -> LaunchRequest:
 
 
 def get_ready_model_and_data(
-    request: SignedIn, model: int, data: int
+    request: AuthenticatedRequest, model: int, data: int
 ) -> tuple[BaseModel, DatasetVersion]:
     base = BaseModel.objects.filter(pk=model, state="ready").first()
     version = visible_data(request.user, data)
@@ -79,12 +79,12 @@ def get_ready_model_and_data(
 
 
 @router.get("/settings", response=list[SettingOut])
-def list_settings(request: SignedIn) -> Any:
+def list_settings(request: AuthenticatedRequest) -> Any:
     """Every setting of a run with its default, its range and a sentence."""
     return describe_settings()
 
 
-def create_run(request: SignedIn, body: RunIn) -> Status[Any]:
+def create_run(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
     """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists
     belong to /runs/sweeps.
     """
@@ -99,7 +99,7 @@ def create_run(request: SignedIn, body: RunIn) -> Status[Any]:
 
 
 @router.post("/sweeps", response={201: SweepOut})
-def create_sweep(request: SignedIn, body: RunIn) -> Status[Any]:
+def create_sweep(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
     """Start a run for every combination of the settings that are lists."""
     if body.auto is not None:
         raise UserError(
@@ -111,7 +111,7 @@ def create_sweep(request: SignedIn, body: RunIn) -> Status[Any]:
 
 
 @router.post("/forecast", response=ForecastOut)
-def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
+def read_forecast(request: AuthenticatedRequest, body: RunIn) -> dict[str, Any]:
     """What a launch would do: the summary of the launch page, with the warnings of every run of a
     sweep. Steps and tokens are there once the lengths are measured; `auto` is planned as a launch
     would plan it, which takes some seconds the first time.
@@ -127,7 +127,7 @@ def read_forecast(request: SignedIn, body: RunIn) -> dict[str, Any]:
 
 
 @router.post("/forecast/model", response=ModelForecastOut)
-def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
+def read_model_forecast(request: AuthenticatedRequest, body: ModelForecastIn) -> Any:
     """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5
     to 20 s.
     """
@@ -137,7 +137,7 @@ def read_model_forecast(request: SignedIn, body: ModelForecastIn) -> Any:
 
 
 @router.post("/plan", response=PlanOut)
-def read_plan(request: SignedIn, body: PlanIn) -> Any:
+def read_plan(request: AuthenticatedRequest, body: PlanIn) -> Any:
     """What Auto LLM would do, with the reason for each choice. The first time for a model and data
     takes some seconds.
     """
@@ -149,7 +149,7 @@ def read_plan(request: SignedIn, body: PlanIn) -> Any:
 
 @router.get("/lengths", response=LengthsOut)
 def read_lengths(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     model: IdParam,
     data: IdParam,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
@@ -164,7 +164,7 @@ def read_lengths(
 
 @router.get("/tokens", response=TokensOut)
 def read_tokens(
-    request: SignedIn,
+    request: AuthenticatedRequest,
     model: IdParam,
     data: IdParam,
     split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",

@@ -94,7 +94,7 @@ def require_cached_estimator(*arguments: Any) -> MemoryEstimator:
 
 def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunConfig, str], MemoryEstimator]) -> PlanInputs:
     model, data, lengths, target = context.model, context.data, context.lengths, context.target
-    if not model.card.get("hidden_size"):
+    if not model.metadata.get("hidden_size"):
         raise UserError(
             f"The config.json of {model.name} names no hidden_size, which a plan needs; choose "
             "the settings.",
@@ -111,8 +111,8 @@ def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunCo
 
     return PlanInputs(
         model=model.name,
-        hidden_size=int(model.card["hidden_size"]),
-        context_length=model.card.get("context_length"),
+        hidden_size=int(model.metadata["hidden_size"]),
+        context_length=model.metadata.get("context_length"),
         parameters_per_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
         rows=data.train_rows,
         eval_rows=data.heldout_rows,

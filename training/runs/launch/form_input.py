@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 from training.runs.launch import auto_form, form
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.selection import FORM_FIELDS, Selection
@@ -39,11 +39,11 @@ class LaunchInput:
         )
 
 
-def read_selection(request: SignedIn) -> Selection:
+def read_selection(request: AuthenticatedRequest) -> Selection:
     return Selection(request.user, {name: request.POST.get(name, "") for name in FORM_FIELDS})
 
 
-def read_launch_form(request: SignedIn, *, mode: str = "") -> LaunchInput:
+def read_launch_form(request: AuthenticatedRequest, *, mode: str = "") -> LaunchInput:
     """The form as it was sent; `mode` reads it as if Auto, or not, was chosen."""
     selection = read_selection(request)
     if (mode or request.POST.get("mode")) != "auto":

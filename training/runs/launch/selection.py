@@ -11,7 +11,7 @@ from training.datasets.visible import visible_data
 from training.errors import NotFound, UserError
 from training.gpus.models import Pool
 from training.people.models import User
-from training.people.requests import number
+from training.people.requests import parse_id
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.launch.start_weights import StartWeights, get_start_weights
 from training.runs.queue.placement import Placement
@@ -32,18 +32,18 @@ class Selection:
     @cached_property
     def model(self) -> BaseModel | None:
         return BaseModel.objects.filter(
-            pk=number(self.texts["model"]), state=ModelState.READY
+            pk=parse_id(self.texts["model"]), state=ModelState.READY
         ).first()
 
     @cached_property
     def version(self) -> DatasetVersion | None:
-        return visible_data(self.user, number(self.texts["data"]))
+        return visible_data(self.user, parse_id(self.texts["data"]))
 
     @cached_property
     def pool(self) -> Pool | None:
         """None: those that runs get by default."""
         return (
-            Pool.objects.filter(pk=number(self.texts["pool"])).first()
+            Pool.objects.filter(pk=parse_id(self.texts["pool"])).first()
             if self.texts["pool"]
             else None
         )
@@ -54,7 +54,7 @@ class Selection:
 
     def require_model(self) -> BaseModel:
         """Raises NotFound: there is none; Conflict comes from the launch where it is not ready."""
-        model = self.model or BaseModel.objects.filter(pk=number(self.texts["model"])).first()
+        model = self.model or BaseModel.objects.filter(pk=parse_id(self.texts["model"])).first()
         if model is None:
             raise NotFound("Choose a base model.", field="model")
         return model
@@ -79,5 +79,5 @@ class Selection:
         """Raises NotFound: the version that the run was to begin with is gone, or not theirs to
         see.
         """
-        version = number(self.texts["from_version"])
+        version = parse_id(self.texts["from_version"])
         return get_start_weights(self.user, version) if version else None

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST
 
 from training.engine.methods import METHODS
 from training.errors import UserError
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import token_lengths
 from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
 from training.runs.launch import auto_form, form
@@ -24,7 +24,7 @@ from training.runs.launch.sweep import expand_grid, compute_warning_id
 
 
 @require_POST
-def show_summary(request: SignedIn) -> HttpResponse:
+def show_summary(request: AuthenticatedRequest) -> HttpResponse:
     """The card beside the form, for what the form says at this moment; with Auto, the plan comes
     along.
     """
@@ -78,7 +78,7 @@ def format_missing_choice(launch_input: LaunchInput) -> str:
     return "Choose data"
 
 
-def measure_lengths(request: SignedIn) -> HttpResponse:
+def measure_lengths(request: AuthenticatedRequest) -> HttpResponse:
     """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody
     has yet.
     """
@@ -96,7 +96,7 @@ def measure_lengths(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def simulate_memory(request: SignedIn) -> HttpResponse:
+def simulate_memory(request: AuthenticatedRequest) -> HttpResponse:
     """Simulate steps of what the form says; the card asks for this when memory laws are missing for
     it, or for the plan.
     """

@@ -16,7 +16,7 @@ from training.datasets.models import Dataset
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
 from training.gpus.models import Pool
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_visible
 from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, form, yaml_file
@@ -32,9 +32,9 @@ from training.runs.models import MAX_NAME, Run, Sweep
 from training.runs.states import Priority
 
 
-def new_run(request: SignedIn) -> HttpResponse:
+def new_run(request: AuthenticatedRequest) -> HttpResponse:
     """The launch page. `?from=ID` copies everything of a run."""
-    source_id = number(request.GET.get("from", ""))
+    source_id = parse_id(request.GET.get("from", ""))
     source_run = get_visible(Run, request.user, source_id) if source_id else None
     if request.method == "POST":
         launch_input = read_launch_form(request)
@@ -57,7 +57,7 @@ def new_run(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def fill_from_file(request: SignedIn) -> HttpResponse:
+def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
     """The launch page filled from a run's YAML file; nothing is started."""
     uploaded = request.FILES.get("file")
     texts = dict.fromkeys(FORM_FIELDS, "")
@@ -110,7 +110,7 @@ def check_numeric_lists(values: dict[str, Any]) -> None:
             )
 
 
-def start_launch(request: SignedIn, launch_input: LaunchInput) -> HttpResponse:
+def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> HttpResponse:
     """Launch a run, or a sweep if a setting has several values.
 
     Raises:
@@ -135,7 +135,7 @@ def start_launch(request: SignedIn, launch_input: LaunchInput) -> HttpResponse:
     return redirect("sweep" if isinstance(launched, Sweep) else "run", launched.pk)
 
 
-def render_page(request: SignedIn, launch_input: LaunchInput, error: UserError | None) -> HttpResponse:
+def render_page(request: AuthenticatedRequest, launch_input: LaunchInput, error: UserError | None) -> HttpResponse:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
     offered = get_offered_models()
@@ -182,7 +182,7 @@ def get_offered_models() -> dict[str, Any]:
     return {"models": models, "unready": ".".join(unready)}
 
 
-def refresh_model_select(request: SignedIn) -> HttpResponse:
+def refresh_model_select(request: AuthenticatedRequest) -> HttpResponse:
     """The select of base models, which asks for this while a model is imported. As long as nothing
     changed it stays, so that an open list does not close.
     """
@@ -196,7 +196,7 @@ def refresh_model_select(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def update_settings(request: SignedIn) -> HttpResponse:
+def update_settings(request: AuthenticatedRequest) -> HttpResponse:
     """The part of the form that Auto or the technique decides. What a person turned stays; a plan's
     values are taken over.
     """
@@ -211,7 +211,7 @@ def update_settings(request: SignedIn) -> HttpResponse:
 
 
 @require_POST
-def refresh_method_costs(request: SignedIn) -> HttpResponse:
+def refresh_method_costs(request: AuthenticatedRequest) -> HttpResponse:
     """The techniques with their cost, after one that is missing was simulated (`look`: as they
     are).
     """
@@ -236,7 +236,7 @@ def build_method_context(launch_input: LaunchInput) -> dict[str, Any]:
     return {"method_costs": costs, "simulating": any(cost.is_pending for cost in costs.values())}
 
 
-def build_settings_context(request: SignedIn, launch_input: LaunchInput) -> dict[str, Any]:
+def build_settings_context(request: AuthenticatedRequest, launch_input: LaunchInput) -> dict[str, Any]:
     return {
         "auto": launch_input.is_auto,
         "plan_state": launch_input.plan_state,

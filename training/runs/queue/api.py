@@ -10,8 +10,8 @@ from pydantic import ConfigDict, Field
 
 from training.gpus import quotas
 from training.gpus.schemas import QuotaIn
-from training.people.paging import Paged
-from training.people.requests import SignedIn
+from training.people.paging import Pagination
+from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.visible import get_changeable
 from training.runs import filters
@@ -92,8 +92,8 @@ class MovedOut(Schema):
 
 
 @router.get("/queue", response=list[WaitingOut])
-@paginate(Paged)
-def read_queue(request: SignedIn) -> Any:
+@paginate(Pagination)
+def read_queue(request: AuthenticatedRequest) -> Any:
     """Runs that wait and that you may see, oldest first, each with its place, its reason and when
     it should start.
     """
@@ -102,7 +102,7 @@ def read_queue(request: SignedIn) -> Any:
 
 
 @router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])
-def try_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
+def try_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
     """Which waiting runs would start at another time with this quota; nothing is saved. Admins
     only.
     """
@@ -119,7 +119,7 @@ def try_quota(request: SignedIn, pool_id: int, body: QuotaIn) -> list[dict[str, 
 
 
 @router.post("/{int:run_id}/up", response=RunOut)
-def move_up(request: SignedIn, run_id: int) -> Run:
+def move_up(request: AuthenticatedRequest, run_id: int) -> Run:
     """To the front of its owner's own waiting runs."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.move_up(run)
@@ -127,7 +127,7 @@ def move_up(request: SignedIn, run_id: int) -> Run:
 
 
 @router.post("/{int:run_id}/class", response=RunOut)
-def change_class(request: SignedIn, run_id: int, body: ClassIn) -> Run:
+def change_class(request: AuthenticatedRequest, run_id: int, body: ClassIn) -> Run:
     """`background` runs give way to all others; `urgent` is granted by admins."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.change_class(request.user, run, body.priority, body.reason)
@@ -136,7 +136,7 @@ def change_class(request: SignedIn, run_id: int, body: ClassIn) -> Run:
 
 
 @router.post("/{int:run_id}/pool", response=RunOut)
-def change_pool(request: SignedIn, run_id: int, body: PoolIn) -> Run:
+def change_pool(request: AuthenticatedRequest, run_id: int, body: PoolIn) -> Run:
     """Wait for devices of another pool."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.change_pool(request.user, run, quotas.get_pool(body.pool))

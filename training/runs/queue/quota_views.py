@@ -14,9 +14,9 @@ from django.shortcuts import redirect, render
 from training.errors import NotFound, UserError
 from training.gpus import quotas, usage
 from training.gpus.models import PersonalQuota, Pool, Quota
-from training.people.requests import SignedIn
+from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
-from training.people.users import get_person
+from training.people.users import get_user_by_name
 from training.runs.queue import what_if
 
 GB = 10**9
@@ -62,7 +62,7 @@ def read_form(form: dict[str, tuple[str, Any, int]], posted: Any) -> dict[str, A
     return found
 
 
-def hold_if_asked(request: SignedIn, target: Pool | Quota) -> bool:
+def hold_if_asked(request: AuthenticatedRequest, target: Pool | Quota) -> bool:
     """Whether one of the buttons for a hold was pressed; what it says is done."""
     held, drain = HOLDS.get(request.POST.get("act", ""), (None, False))
     if held is None:
@@ -71,7 +71,7 @@ def hold_if_asked(request: SignedIn, target: Pool | Quota) -> bool:
     return True
 
 
-def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
+def quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
     """A team's part of a pool (team 0: whoever is in no team). POST `act`: try, save, hold, drain
     or lift.
     """
@@ -132,7 +132,7 @@ def quota(request: SignedIn, pool_id: int, team_id: int) -> HttpResponse:
     )
 
 
-def pool(request: SignedIn, pool_id: int) -> HttpResponse:
+def pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     """A pool's own settings; POST `act`: try, save, hold, drain or lift."""
     quotas.admins_only(request.user)
     found = quotas.get_pool(pool_id)
@@ -169,10 +169,10 @@ def pool(request: SignedIn, pool_id: int) -> HttpResponse:
     )
 
 
-def person(request: SignedIn, username: str) -> HttpResponse:
+def person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     """What one person may have over all pools."""
     quotas.admins_only(request.user)
-    user = get_person(username)
+    user = get_user_by_name(username)
     kept = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
     values: dict[str, Any] = {"person": user, "form": shown(kept, PERSON_FORM), "hard": kept.hard}
     if request.method != "POST":

@@ -17,7 +17,7 @@ from training.errors import NotFound
 from training.gpus import quotas, usage
 from training.gpus.devices import is_gone
 from training.gpus.models import Allocation, Device, Pool
-from training.people.requests import SignedIn, number
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable
 from training.runs.models import Run
 from training.runs.queue import actions
@@ -28,14 +28,14 @@ MOST_INTERVALS = 5_000
 MOST_WAITING = 200
 
 
-def gpus(request: SignedIn) -> HttpResponse:
+def gpus(request: AuthenticatedRequest) -> HttpResponse:
     values = {"pools": pools_for(request), **queue_for(request)}
     if request.headers.get("HX-Request"):
         return render(request, "gpus/_gpus.html", values)
     return render(request, "gpus/gpus.html", values | {"spans": SPANS})
 
 
-def pools_for(request: SignedIn) -> list[dict[str, Any]]:
+def pools_for(request: AuthenticatedRequest) -> list[dict[str, Any]]:
     """Every pool with its devices, and on each the runs that this person may see."""
     held: dict[int, list[tuple[Allocation, Run | None]]] = {}
     allocations = list(Allocation.objects.filter(released_at=None).select_related("user", "team"))
@@ -66,7 +66,7 @@ def pools_for(request: SignedIn) -> list[dict[str, Any]]:
     return found
 
 
-def queue_for(request: SignedIn) -> dict[str, Any]:
+def queue_for(request: AuthenticatedRequest) -> dict[str, Any]:
     """Who waits, in their order; of those whom the person may not see, only how many."""
     waiting = Run.objects.filter(state=State.QUEUED)
     seen = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
@@ -91,7 +91,7 @@ def queue_for(request: SignedIn) -> dict[str, Any]:
     }
 
 
-def timeline(request: SignedIn) -> JsonResponse:
+def timeline(request: AuthenticatedRequest) -> JsonResponse:
     """Intervals for the chart: all for admins, their teams' and their own for others."""
     begin = timezone.now() - SPANS.get(request.GET.get("span", "day"), SPANS["day"])
     found = usage.intervals(request.user, begin)
@@ -122,13 +122,13 @@ def timeline(request: SignedIn) -> JsonResponse:
 
 
 @require_POST
-def move_up(request: SignedIn, run_id: int) -> HttpResponse:
+def move_up(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.move_up(get_changeable(Run, request.user, run_id))
     return redirect("run", run_id) if request.POST.get("back") == "run" else redirect("gpus")
 
 
 @require_POST
-def change_class(request: SignedIn, run_id: int) -> HttpResponse:
+def change_class(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
     actions.change_class(
         request.user, run, request.POST.get("priority", ""), request.POST.get("reason", "")
@@ -137,16 +137,16 @@ def change_class(request: SignedIn, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def change_pool(request: SignedIn, run_id: int) -> HttpResponse:
+def change_pool(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
-    pool = Pool.objects.filter(pk=number(request.POST.get("pool", ""))).first()
+    pool = Pool.objects.filter(pk=parse_id(request.POST.get("pool", ""))).first()
     if pool is None:
         raise NotFound("There is no such pool.", field="pool")
     actions.change_pool(request.user, run, pool)
     return redirect("run", run_id)
 
 
-def quotas_page(request: SignedIn) -> HttpResponse:
+def quotas_page(request: AuthenticatedRequest) -> HttpResponse:
     """Pools, teams and people with what they may have, hold and have used; leads see their own
     teams.
     """

@@ -20,7 +20,7 @@ from training.gpus import devices
 from training.gpus.models import MOST_A_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
-from training.jobs.sweeper import SWEEP_SECONDS, release_own_jobs, sweep_jobs
+from training.jobs.sweeper import RECOVERY_SECONDS, release_own_jobs, recover_and_wake_jobs
 from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
 from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks
@@ -49,7 +49,7 @@ def run_worker(huey: Any) -> None:
     run, and some beside (BESIDE).
     """
     if settings.BUILTIN_MODEL:
-        catalog.add_builtin()
+        catalog.add_builtin_model()
     job_consumer = JobConsumer(settings.JOBS_HUEY)
     job_consumer.start()
     for act, seconds in [*BESIDE, (job_consumer.check_worker_health, HEALTH_SECONDS)]:
@@ -88,7 +88,7 @@ HEALTH_SECONDS = 10.0
 BESIDE: list[tuple[Callable[[], object], float]] = [
     (devices.report, 5.0),
     (sweep, 2.0),
-    (sweep_jobs, SWEEP_SECONDS),
+    (recover_and_wake_jobs, RECOVERY_SECONDS),
     (precompute_estimator, 5.0),
     (forecast_open_runs, 3.0),
     (sweep_temporary, 3600.0),
