@@ -15,7 +15,7 @@ from adapters.export import gguf, hub, merge
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError
 from training.people.paging import Pagination
 from training.people.requests import AuthenticatedRequest
@@ -198,7 +198,7 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int, body: Continue
     version = get_visible(
         AdapterVersion, request.user, adapter_id, "base_model", "data__dataset__team"
     )
-    data = visible_data(request.user, body.data) if body.data is not None else None
+    data = get_visible_version(request.user, body.data) if body.data is not None else None
     if body.data is not None and data is None:
         raise NotFound("There is no such data that you may see.", field="data")
     run = continue_training.continue_from(

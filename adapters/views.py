@@ -17,8 +17,8 @@ from adapters.models import AdapterVersion, Deployment, file_stem
 from adapters.registry import actions
 from adapters.registry.services import stream_zip
 from adapters.serving import playground
-from training.datasets.preview import random_row
-from training.datasets.visible import visible_data
+from training.datasets.preview import get_random_prompt
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError, one_line
 from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.visible import get_visible
@@ -94,8 +94,8 @@ def show_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Http
 def get_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> dict[str, Any]:
     """A prompt that this adapter was not trained on, and what is expected of it."""
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    data = visible_data(request.user, version.data_id) if version.data_id else None
-    row = random_row(data) if data else None
+    data = get_visible_version(request.user, version.data_id) if version.data_id else None
+    row = get_random_prompt(data) if data else None
     if row is None:
         raise NotFound("The data of this adapter is gone, or not shared with you.")
     return row

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
 from tests import tiny
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 PROGRAMS = ("web", "worker", "inference")
 QUIET_PERCENT = 10.0  # of one core, all three together
@@ -43,9 +43,9 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def measure_cpu(stage: Stage, seconds: float) -> dict[str, float]:
+def measure_cpu(stage: RunningSite, seconds: float) -> dict[str, float]:
     """Percent of one core that each program takes over so many seconds."""
-    pids = {name: stage.pid(name) for name in PROGRAMS}
+    pids = {name: stage.find_pid(name) for name in PROGRAMS}
     before = {name: cpu_seconds(pid) for name, pid in pids.items()}
     start = time.monotonic()
     time.sleep(seconds)
@@ -56,7 +56,7 @@ def measure_cpu(stage: Stage, seconds: float) -> dict[str, float]:
     }
 
 
-def wait_until_quiet(stage: Stage) -> None:
+def wait_until_quiet(stage: RunningSite) -> None:
     """The memory forecasts of a new model are made first, which takes minutes."""
     end = time.monotonic() + MAX_WAIT_SECONDS
     quiet_windows = 0
@@ -75,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="snapml-idle-") as folder:
         home = Path(folder)
         model = tiny.make_model(home / "model")
-        with Stage(home / "var", model) as stage:
+        with RunningSite(home / "var", model) as stage:
             wait_until_quiet(stage)
             figures = measure_cpu(stage, options.seconds)
     report(figures)

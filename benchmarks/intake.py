@@ -25,10 +25,10 @@ ROOT = Path(__file__).parent.parent
 GIB = 2**30
 FORMAT = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
 MAPPING = {
-    "form": "pairs",
+    "row_format": "pairs",
     "columns": {"prompt": "prompt", "completion": "completion"},
     "split": "",
-    "sure": True,
+    "is_certain": True,
 }
 
 
@@ -70,10 +70,10 @@ def measure_intake(rows: int, words_per_row: int) -> dict[str, Any]:
         size = (folder / "0").stat().st_size
         params = {
             "files": [{"file": "0", "name": "a.jsonl", "split": "", "format": FORMAT}],
-            "mapped": MAPPING,
-            "choices": {},
+            "mapping": MAPPING,
+            "build_options": {},
             "root": str(folder / "data"),
-            "most_bytes": 8 * GIB,
+            "max_bytes": 8 * GIB,
             "most_written": 9 * GIB,
         }
         (folder / "params.json").write_text(json.dumps(params))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
 from tests.browser.chromium import browser
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 POINTS, RATE, WARMUP_POINTS = 300, 10.0, 20
 
@@ -72,8 +72,8 @@ def main() -> None:
 
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     model = tiny.make_model(home / "model")
-    with Stage(home, model) as stage, browser() as chromium:
-        run = stage.python(LAUNCH).strip()
+    with RunningSite(home, model) as stage, browser() as chromium:
+        run = stage.run_python(LAUNCH).strip()
         folder = home / "runs" / run
         writer = subprocess.Popen(
             [sys.executable, "-c", ENGINE, str(folder), str(POINTS), str(RATE)],

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
 from tests.browser.chromium import browser
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
 
@@ -53,8 +53,8 @@ def main() -> None:
 
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     spikes = sorted(random.Random(7).sample(range(1, STEPS + 1), SPIKES))
-    with Stage(home, tiny.make_model(home / "model")) as stage, browser() as chromium:
-        run = stage.python(WRITE_RUN, STEPS, spikes, HEIGHT).strip()
+    with RunningSite(home, tiny.make_model(home / "model")) as stage, browser() as chromium:
+        run = stage.run_python(WRITE_RUN, STEPS, spikes, HEIGHT).strip()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(stage.address + "/sign-in")
         page.fill("#username", "alice")

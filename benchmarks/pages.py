@@ -16,7 +16,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 RUNS, REPEATS = 2_000, 15
 FILL = """
@@ -80,8 +80,8 @@ def main() -> None:
         from tests import tiny
 
         model = tiny.make_model(Path(home) / "tiny-llama")
-        with Stage(Path(home), model) as stage:
-            stage.python(FILL, RUNS)
+        with RunningSite(Path(home), model) as stage:
+            stage.run_python(FILL, RUNS)
             with httpx.Client(base_url=stage.address) as client:
                 token = (
                     client.get("/sign-in")
@@ -99,7 +99,7 @@ def main() -> None:
                     times = [first_byte(client, path) for _ in range(REPEATS + 2)][2:]
                     figures[f"{name}_ms_{RUNS}"] = round(statistics.median(times), 1)
                     figures[f"{name}_worst_ms"] = round(max(times), 1)
-            figures["queries"] = int(stage.python(QUERIES))
+            figures["queries"] = int(stage.run_python(QUERIES))
     report(figures)
 
 

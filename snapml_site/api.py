@@ -31,16 +31,16 @@ log = logging.getLogger("snapml.api")
 
 class TokenAuth(HttpBearer):
     def authenticate(self, request: HttpRequest, token: str) -> User | None:
-        found = find_token(token)
-        if found is None:
+        api_token = find_token(token)
+        if api_token is None:
             return None
-        if found.scope == Scope.READ and request.method not in ("GET", "HEAD"):
+        if api_token.scope == Scope.READ and request.method not in ("GET", "HEAD"):
             raise NotAllowed(
                 "This token may only read; make one that may write on the account page."
             )
-        request.user = found.user
+        request.user = api_token.user
         request.is_token_auth = True  # type: ignore[attr-defined]
-        return found.user
+        return api_token.user
 
 
 class PageAuth(SessionAuth):
@@ -59,13 +59,13 @@ class Api(NinjaAPI):
     def get_openapi_schema(self, **options: Any) -> Any:
         schema = super().get_openapi_schema(**options)
         schema["components"]["schemas"]["Problem"] = PROBLEM
-        answer = {
+        response = {
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
         }
         for operations in schema["paths"].values():
             for operation in operations.values():
-                for status, words in PROBLEMS.items():
-                    operation["responses"].setdefault(status, {"description": words, **answer})
+                for status, description in PROBLEMS.items():
+                    operation["responses"].setdefault(status, {"description": description, **response})
         return schema
 
 
@@ -111,7 +111,7 @@ api.add_router("/comparisons", comparisons)
 api.add_router("/deployments", deployments)
 
 
-def problem(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:
+def problem_response(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:
     return api.create_response(
         request, {"error": {"message": message, "field": field}}, status=status
     )
@@ -119,34 +119,34 @@ def problem(request: HttpRequest, message: str, status: int, field: str = "") ->
 
 @api.exception_handler(UserError)
 def on_user_error(request: HttpRequest, error: UserError) -> HttpResponse:
-    return problem(request, error.message, error.status, error.field)
+    return problem_response(request, error.message, error.status, error.field)
 
 
 @api.exception_handler(ValidationError)
-def on_invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+def on_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
     first = error.errors[0]
     field = ".".join(str(part) for part in first["loc"][1:] if part != "body")
-    return problem(request, f"{field}: {first['msg']}", 422, field)
+    return problem_response(request, f"{field}: {first['msg']}", 422, field)
 
 
 @api.exception_handler(AuthenticationError)
-def on_stranger(request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
-    return problem(request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401)
+def on_unauthenticated(request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
+    return problem_response(request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401)
 
 
 @api.exception_handler(Http404)
-def on_missing(request: HttpRequest, _error: Http404) -> HttpResponse:
-    return problem(request, "There is nothing at this address.", 404)
+def on_not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
+    return problem_response(request, "There is nothing at this address.", 404)
 
 
 @api.exception_handler(Exception)
-def on_fault(request: HttpRequest, error: Exception) -> HttpResponse:
+def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, RequestDataTooBig):
-        return problem(request, "The request is larger than a request of the API may be.", 413)
+        return problem_response(request, "The request is larger than a request of the API may be.", 413)
     log.error("The API failed at %s.", request.path, exc_info=error)
-    return problem(request, "Something broke on the server; its log has the details.", 500)
+    return problem_response(request, "Something broke on the server; its log has the details.", 500)
 
 
 @api.exception_handler(HttpError)
 def on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return problem(request, str(error), error.status_code)
+    return problem_response(request, str(error), error.status_code)

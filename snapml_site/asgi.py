@@ -8,19 +8,19 @@ from typing import Any
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "snapml_site.settings")
-http = get_asgi_application()
+django_application = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
 from adapters.serving.gateway import application as gateway  # noqa: E402
-from snapml_site.bodies import ReadLater  # noqa: E402
-from snapml_site.sockets import SameOriginOnly, socket_urls  # noqa: E402
+from snapml_site.bodies import SpooledBodyMiddleware  # noqa: E402
+from snapml_site.sockets import SameOriginOnly, websocket_urlpatterns  # noqa: E402
 
 router = ProtocolTypeRouter(
     {
-        "http": ReadLater(http),
-        "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(socket_urls))),
+        "http": SpooledBodyMiddleware(django_application),
+        "websocket": SameOriginOnly(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )
 
@@ -29,5 +29,5 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Any client may send `Daphne-Root-Path`, which would move every address: the site always
     stands at the root.
     """
-    to_deployments = scope["type"] == "http" and scope["path"].startswith("/v1/")
-    await (gateway if to_deployments else router)({**scope, "root_path": ""}, receive, send)
+    is_gateway_request = scope["type"] == "http" and scope["path"].startswith("/v1/")
+    await (gateway if is_gateway_request else router)({**scope, "root_path": ""}, receive, send)

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
 # package, lowest version, why
-FLOORS = (
+MIN_VERSIONS = (
     ("daphne", (4, 2, 2), "CVE-2026-44545 and CVE-2026-44546"),
     ("torch", (2, 10), "CVE-2026-24747"),
     ("transformers", (5, 3), "CVE-2026-4372"),
@@ -19,24 +19,24 @@ FLOORS = (
 
 
 @register()
-def pins(**_kwargs: Any) -> list[CheckMessage]:
-    found: list[CheckMessage] = []
-    for name, floor, why in FLOORS:
+def check_versions(**_kwargs: Any) -> list[CheckMessage]:
+    errors: list[CheckMessage] = []
+    for name, min_version, why in MIN_VERSIONS:
         parts = tuple(int(part) for part in version(name).split("+")[0].split(".")[:3])
-        if parts < floor:
-            lowest = ".".join(map(str, floor))
-            found.append(
+        if parts < min_version:
+            lowest = ".".join(map(str, min_version))
+            errors.append(
                 Error(
                     f"{name} {version(name)} is older than {lowest} ({why}).",
                     hint="make run",
                     id="snapml.E001",
                 )
             )
-    return found
+    return errors
 
 
 @register()
-def one_host(**_kwargs: Any) -> list[CheckMessage]:
+def check_single_host(**_kwargs: Any) -> list[CheckMessage]:
     if settings.REDIS_URL and not settings.DATABASE_URL:
         return [
             Warning(
@@ -49,7 +49,7 @@ def one_host(**_kwargs: Any) -> list[CheckMessage]:
 
 
 @register(deploy=True)
-def reachable(**_kwargs: Any) -> list[CheckMessage]:
+def check_https(**_kwargs: Any) -> list[CheckMessage]:
     if not settings.HTTPS:
         return [
             Warning(

@@ -12,13 +12,13 @@ from django.conf import settings
 
 from training.child_process import child_environment, set_parent_death_signal
 
-MANAGE = str(settings.BASE_DIR / "manage.py")
+MANAGE_PY = str(settings.BASE_DIR / "manage.py")
 # A child that lived this long died of something new: its next start is at once again.
-STEADY_SECONDS = 10.0
-LONGEST_WAIT_SECONDS = 10.0
+STABLE_SECONDS = 10.0
+MAX_RESTART_DELAY = 10.0
 
 
-class Child:
+class ManagedProcess:
     """A program in a session of its own, so that the terminal's Ctrl-C reaches only the parent,
     which then stops in order.
     """
@@ -28,17 +28,17 @@ class Child:
         name: str,
         command: list[str],
         *,
-        patience_seconds: float,
+        stop_timeout: float,
         environment: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         self.command = command
-        self.patience_seconds = patience_seconds
+        self.stop_timeout = stop_timeout
         self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
-        self.wait_seconds = 0.0
-        self.again_at = 0.0
+        self.restart_delay = 0.0
+        self.restart_at = 0.0
 
     def start(self) -> None:
         self.started_at = time.monotonic()
@@ -51,7 +51,7 @@ class Child:
             preexec_fn=set_parent_death_signal,  # noqa: PLW1509 no threads yet
         )
 
-    def start_again_if_dead(self) -> None:
+    def restart_if_dead(self) -> None:
         """At once the first time, then after 0.5, 1, 2... 10 s while it keeps dying."""
         if self.process is not None:
             if self.process.poll() is None:
@@ -59,13 +59,13 @@ class Child:
             sys.stderr.write(
                 f"{self.name} ended with code {self.process.returncode}; starting it again.\n"
             )
-            steady = time.monotonic() - self.started_at > STEADY_SECONDS
-            self.wait_seconds = (
-                0.0 if steady else min(max(0.5, 2 * self.wait_seconds), LONGEST_WAIT_SECONDS)
+            is_stable = time.monotonic() - self.started_at > STABLE_SECONDS
+            self.restart_delay = (
+                0.0 if is_stable else min(max(0.5, 2 * self.restart_delay), MAX_RESTART_DELAY)
             )
-            self.again_at = time.monotonic() + self.wait_seconds
+            self.restart_at = time.monotonic() + self.restart_delay
             self.process = None
-        if time.monotonic() >= self.again_at:
+        if time.monotonic() >= self.restart_at:
             self.start()
 
     def stop(self) -> None:
@@ -73,20 +73,20 @@ class Child:
             return
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(self.patience_seconds)
+            self.process.wait(self.stop_timeout)
         except subprocess.TimeoutExpired:
             sys.stderr.write(
-                f"{self.name} did not end within {self.patience_seconds:.0f} s and is killed.\n"
+                f"{self.name} did not end within {self.stop_timeout:.0f} s and is killed.\n"
             )
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 
-def engine_room(host: str, port: int, *, own_inference: bool = True) -> list[Child]:
+def build_processes(host: str, port: int, *, has_own_inference: bool = True) -> list[ManagedProcess]:
     """Web, worker and, unless another server answers, inference. The worker's patience covers a
     step and a checkpoint.
     """
-    served = [
+    server_arguments = [
         "-v",
         "0",
         "-b",
@@ -96,11 +96,11 @@ def engine_room(host: str, port: int, *, own_inference: bool = True) -> list[Chi
         "--no-server-name",
         "snapml_site.asgi:application",
     ]
-    web = Child("web", [sys.executable, "-m", "snapml_site.web", *served], patience_seconds=10)
-    worker = Child("worker", [sys.executable, MANAGE, "worker"], patience_seconds=180)
-    if not own_inference:
+    web = ManagedProcess("web", [sys.executable, "-m", "snapml_site.web", *server_arguments], stop_timeout=10)
+    worker = ManagedProcess("worker", [sys.executable, MANAGE_PY, "worker"], stop_timeout=180)
+    if not has_own_inference:
         return [web, worker]
-    port_of_inference = os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "adapters.inference", port_of_inference]
+    inference_port = os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "adapters.inference", inference_port]
     environment = child_environment("INFERENCE_TOKEN")
-    return [web, worker, Child("inference", command, patience_seconds=10, environment=environment)]
+    return [web, worker, ManagedProcess("inference", command, stop_timeout=10, environment=environment)]

@@ -6,21 +6,21 @@ import secrets
 
 from training.people.models import User
 
-ADMIN = "admin"
+ADMIN_NAME = "admin"
 
 
-def first_admin_words() -> str:
+def first_admin_message() -> str:
     """What `manage.py up` prints behind the address. A password that nobody used yet is made anew
     at each start.
     """
-    admin = User.objects.filter(username=ADMIN).first()
+    admin = User.objects.filter(username=ADMIN_NAME).first()
     if admin is None and User.objects.filter(is_superuser=True).exists():
         return "(sign in as before)"
     if admin is not None and not admin.must_change_password:
         return "(sign in as before)"
     password = secrets.token_urlsafe(9)
     if admin is None:
-        admin = User(username=ADMIN, is_superuser=True, is_staff=True, must_change_password=True)
+        admin = User(username=ADMIN_NAME, is_superuser=True, is_staff=True, must_change_password=True)
     admin.set_password(password)
     admin.save()
-    return f"(sign in as {ADMIN}, one-time password {password})"
+    return f"(sign in as {ADMIN_NAME}, one-time password {password})"

@@ -17,9 +17,9 @@ from training.people.models import User
 from training.runs.models import Run
 from training.runs.notifications import ended_lately
 
-MOST_BARS = 8
+MAX_BARS = 8
 
-RAIL = (
+SIDEBAR_PAGES = (
     ("runs", "Runs", "M4 19V9m5 10V5m5 14v-7m5 7V8"),
     (
         "datasets",
@@ -30,13 +30,13 @@ RAIL = (
     ("models", "Models", "M12 3l8 4.5v9L12 21l-8-4.5v-9zm0 9l8-4.5M12 12v9M12 12L4 7.5"),
     ("gpus", "GPUs", "M7 7h10v10H7zM9 3v4m6-4v4M9 17v4m6-4v4M3 9h4m-4 6h4M17 9h4m-4 6h4"),
 )
-STEERING = (
+QUOTA_PAGES = (
     ("quotas", "Quotas", "M12 3a9 9 0 1 0 9 9h-9z M15 3.5A9 9 0 0 1 20.5 9H15z"),
     ("audit", "Audit", "M6 3h9l4 4v14H6zM9 11h7m-7 4h7"),
 )
 
 
-BELONGS_TO = {
+PARENT_PAGES = {
     "sweeps": "runs",
     "uploads": "datasets",
     "deployments": "adapters",
@@ -44,7 +44,7 @@ BELONGS_TO = {
 }
 
 
-def frame(request: HttpRequest) -> dict[str, Any]:
+def layout(request: HttpRequest) -> dict[str, Any]:
     user = getattr(request, "user", None)
     if not user or not user.is_authenticated:  # a lazy object: isinstance would not do
         return {}
@@ -52,16 +52,16 @@ def frame(request: HttpRequest) -> dict[str, Any]:
         return {}  # a part of a page has no frame: 8 of the 16 queries of a moved slider
     match = request.resolver_match
     name = (match.url_name or "").split("-")[0] if match else ""
-    here = name if name in ("audit",) else name.rstrip("s") + "s"
+    active_page = name if name in ("audit",) else name.rstrip("s") + "s"
     return {
-        "rail": rail(user),
-        "here": BELONGS_TO.get(here, here),
-        **strip(user),
-        **guide(user),
+        "rail": build_sidebar(user),
+        "here": PARENT_PAGES.get(active_page, active_page),
+        **build_status_bar(user),
+        **build_onboarding(user),
     }
 
 
-def guide(user: User) -> dict[str, Any]:
+def build_onboarding(user: User) -> dict[str, Any]:
     """The first run in three steps, with what is done already; nothing once it is dismissed or all
     is done.
     """
@@ -75,31 +75,31 @@ def guide(user: User) -> dict[str, Any]:
     return {} if all(done for _, _, done in steps) else {"guide": steps}
 
 
-def rail(user: User) -> tuple[tuple[str, str, str], ...]:
+def build_sidebar(user: User) -> tuple[tuple[str, str, str], ...]:
     """The rooms that a person may enter; quotas and the audit log are for admins and leads."""
-    return (*RAIL, *STEERING) if looks_into_quotas(user) else RAIL
+    return (*SIDEBAR_PAGES, *QUOTA_PAGES) if looks_into_quotas(user) else SIDEBAR_PAGES
 
 
-def strip(user: User) -> dict[str, Any]:
+def build_status_bar(user: User) -> dict[str, Any]:
     """A bar for each device that reports, and who is there, if the person may see that run; and the
     person's month.
     """
-    held = {one.device_id: one.run_id for one in Allocation.objects.filter(released_at=None)}
+    run_ids = {allocation.device_id: allocation.run_id for allocation in Allocation.objects.filter(released_at=None)}
     runs = (
         Run.objects.visible_to(user)
         .select_related("owner")
         .only("name", "owner__username")
-        .in_bulk(list(held.values()))
+        .in_bulk(list(run_ids.values()))
     )
     devices = [
-        one for one in Device.objects.select_related("host")[:MOST_BARS] if not is_gone(one.host)
+        device for device in Device.objects.select_related("host")[:MAX_BARS] if not is_gone(device.host)
     ]
     bars = [
         {
-            "device": one,
-            "share": round(100 * one.used_bytes / max(1, one.total_bytes)),
-            "holder": runs.get(held.get(one.pk, 0)),
+            "device": device,
+            "share": round(100 * device.used_bytes / max(1, device.total_bytes)),
+            "holder": runs.get(run_ids.get(device.pk, 0)),
         }
-        for one in devices
+        for device in devices
     ]
     return {"bars": bars, "hours": own_hours(user), "ended": ended_lately(user)}

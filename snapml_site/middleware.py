@@ -87,7 +87,7 @@ class UserErrorMiddleware:
         return render(request, template, {"error": error}, status=error.status)
 
 
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
+def page_not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     """An address that nothing answers to: a page for people, the API's shape for programs."""
     if request.path.startswith("/api/"):
         message = "There is nothing at this address; /api/v1/openapi.json lists what there is."

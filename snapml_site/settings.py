@@ -36,22 +36,22 @@ DATABASE_URL = os.environ.get("DATABASE_URL", "")
 REDIS_URL = os.environ.get("REDIS_URL", "")
 
 
-def secret(name: str) -> str:
+def load_secret(name: str) -> str:
     """A secret that is made at the first start and kept in a file that only its owner reads."""
     path = HOME / name
     if not path.exists():
-        aside = HOME / f".{name}.{os.getpid()}"
-        aside.touch(mode=0o600)
-        aside.write_text(secrets.token_urlsafe(48))
+        temporary_path = HOME / f".{name}.{os.getpid()}"
+        temporary_path.touch(mode=0o600)
+        temporary_path.write_text(secrets.token_urlsafe(48))
         try:
-            path.hardlink_to(aside)  # the first of several processes wins
+            path.hardlink_to(temporary_path)  # the first of several processes wins
         except FileExistsError:
             pass
-        aside.unlink()
+        temporary_path.unlink()
     return path.read_text()
 
 
-SECRET_KEY = secret("secret_key")
+SECRET_KEY = load_secret("secret_key")
 DEBUG = False
 HTTPS = os.environ.get("SNAPML_HTTPS") == "1"
 ALLOWED_HOSTS = [h for h in os.environ.get("SNAPML_HOSTS", "").split(",") if h] or [
@@ -248,7 +248,7 @@ WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(","
 
 # Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash
 # loop.
-MAX_DEATHS = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
+MAX_CRASHES = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")
 

@@ -12,7 +12,7 @@ from django.urls import path
 
 from training.runs.live.consumers import LiveConsumer
 
-socket_urls = [path("ws/live", LiveConsumer.as_asgi())]
+websocket_urlpatterns = [path("ws/live", LiveConsumer.as_asgi())]
 
 
 class SameOriginOnly:
@@ -29,12 +29,12 @@ class SameOriginOnly:
         headers = dict(scope["headers"])
         origin = headers.get(b"origin", b"").decode("latin1")
         host = headers.get(b"host", b"").decode("latin1")
-        if not is_own(origin, host):
+        if not is_same_origin(origin, host):
             return await WebsocketDenier()(scope, receive, send)
         return await self.inner(scope, receive, send)
 
 
-def is_own(origin: str, host: str) -> bool:
+def is_same_origin(origin: str, host: str) -> bool:
     parts = urlsplit(origin)
     scheme = "https" if settings.HTTPS else "http"
     domain, _port = split_domain_port(host)

@@ -15,8 +15,8 @@ def health(_request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok", content_type="text/plain")
 
 
-def strip(request: AuthenticatedRequest) -> HttpResponse:
-    return render(request, "_strip.html", frame.strip(request.user))
+def show_status_bar(request: AuthenticatedRequest) -> HttpResponse:
+    return render(request, "_strip.html", frame.build_status_bar(request.user))
 
 
 def enter_admin(request: AuthenticatedRequest) -> HttpResponse:
@@ -26,7 +26,7 @@ def enter_admin(request: AuthenticatedRequest) -> HttpResponse:
     return redirect("admin:index")
 
 
-def open_api() -> tuple[list[URLPattern | URLResolver], str, str]:
+def build_api_urls() -> tuple[list[URLPattern | URLResolver], str, str]:
     """The API's addresses. Ninja asks for token or session at each and answers 401 by itself."""
     patterns, app_name, namespace = api.urls
     for pattern in patterns:
@@ -43,10 +43,10 @@ urlpatterns = [
     path("", include("training.webhooks.urls")),
     path("", include("training.gpus.urls")),
     path("", include("adapters.urls")),
-    path("api/v1/", open_api()),
+    path("api/v1/", build_api_urls()),
     path("admin/login/", enter_admin, name="admin-login"),
     path("admin/", admin.site.urls),
     path("health", health, name="health"),
-    path("strip", strip, name="strip"),
+    path("strip", show_status_bar, name="strip"),
 ]
-handler404 = "snapml_site.middleware.not_found"
+handler404 = "snapml_site.middleware.page_not_found"

@@ -25,7 +25,7 @@ from django.contrib.auth import SESSION_KEY  # noqa: E402
 from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
 
-from snapml_site.bodies import OnDisk  # noqa: E402
+from snapml_site.bodies import SpooledFile  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
 
 UPLOAD_PATHS = (
@@ -34,14 +34,14 @@ UPLOAD_PATHS = (
     b"/adapters/import",
     b"/api/v1/adapters/import",
 )
-FORM_BYTES = 2**20
-UPLOADS_AT_ONCE = 4
-ASK_SECONDS = 3.0
+MAX_FORM_BYTES = 2**20
+MAX_CONCURRENT_UPLOADS = 4
+AUTH_TIMEOUT = 3.0
 # Django's ORM refuses the event loop's own thread; this waits a few ms an upload
-database = ThreadPoolExecutor(1)
+database_thread = ThreadPoolExecutor(1)
 
 
-def is_known(session: str, token: str) -> bool:
+def is_authenticated(session: str, token: str) -> bool:
     """Is this the session or the API token of somebody?"""
     close_old_connections()
     if token:
@@ -55,37 +55,37 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     """
 
     received = 0
-    refused = False
-    limit = FORM_BYTES
-    kinds: Sequence[bytes] = ()
-    uploads: ClassVar[set[object]] = set()
+    is_rejected = False
+    limit = MAX_FORM_BYTES
+    content_types: Sequence[bytes] = ()
+    active_uploads: ClassVar[set[object]] = set()
 
     def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         path = self.channel._path.partition(b"?")[0]
         if (
             path in UPLOAD_PATHS
-            and (length is None or length > FORM_BYTES)
-            and self.may_send_much()
+            and (length is None or length > MAX_FORM_BYTES)
+            and self.can_upload()
         ):
-            self.limit = FORM_BYTES + settings.DATASET_MAX_BYTES
-            self.uploads.add(self)
-            self.notifyFinish().addBoth(lambda _: self.uploads.discard(self))
+            self.limit = MAX_FORM_BYTES + settings.DATASET_MAX_BYTES
+            self.active_uploads.add(self)
+            self.notifyFinish().addBoth(lambda _: self.active_uploads.discard(self))
         if length is not None and length > self.limit:
-            self.refuse()
+            self.reject_request()
 
-    def may_send_much(self) -> bool:
-        if len(self.uploads) >= UPLOADS_AT_ONCE:
+    def can_upload(self) -> bool:
+        if len(self.active_uploads) >= MAX_CONCURRENT_UPLOADS:
             return False
         session = (self.getCookie(settings.SESSION_COOKIE_NAME.encode()) or b"").decode("latin-1")
         header = (self.getHeader("authorization") or "").partition(" ")
         token = header[2].strip() if header[0].lower() == "bearer" else ""
-        return database.submit(is_known, session, token).result(ASK_SECONDS)
+        return database_thread.submit(is_authenticated, session, token).result(AUTH_TIMEOUT)
 
     def handleContentChunk(self, data: bytes) -> None:
         self.received += len(data)
-        if self.refused or self.received > self.limit:
-            self.refuse()
+        if self.is_rejected or self.received > self.limit:
+            self.reject_request()
         else:
             super().handleContentChunk(data)
 
@@ -93,22 +93,22 @@ class LimitedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         """Twisted would parse a form here for itself, with ten bytes of memory for each of the
         body's; Django does it again.
         """
-        if not self.refused:
-            self.kinds = self.requestHeaders.getRawHeaders(b"content-type", [])
+        if not self.is_rejected:
+            self.content_types = self.requestHeaders.getRawHeaders(b"content-type", [])
             self.requestHeaders.removeHeader(b"content-type")
             super().requestReceived(command, path, version)
 
     def process(self) -> None:
-        if self.kinds:
-            self.requestHeaders.setRawHeaders(b"content-type", self.kinds)
-        if self.received > FORM_BYTES:
-            self.content: object = OnDisk(self.content)
+        if self.content_types:
+            self.requestHeaders.setRawHeaders(b"content-type", self.content_types)
+        if self.received > MAX_FORM_BYTES:
+            self.content: object = SpooledFile(self.content)
         super().process()
 
-    def refuse(self) -> None:
-        if self.refused:
+    def reject_request(self) -> None:
+        if self.is_rejected:
             return
-        self.refused = True
+        self.is_rejected = True
         self.channel.transport.write(
             b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         )

@@ -27,15 +27,15 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--only-database"):
-        ask = {"db", "transactional_db", "django_db_setup"}
-        asks = [
+        database_fixtures = {"db", "transactional_db", "django_db_setup"}
+        selected = [
             item
             for item in items
-            if ask & set(item.fixturenames) or item.get_closest_marker("django_db")
+            if database_fixtures & set(item.fixturenames) or item.get_closest_marker("django_db")
         ]
-        left = [item for item in items if item not in asks or item.get_closest_marker("once")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
+        deselected = [item for item in items if item not in selected or item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
 
 
 def ignore_imports_in_collections():
@@ -72,29 +72,29 @@ def quick_passwords(settings):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def static_files_found_once():
+def cache_static_files():
     """WhiteNoise looks for all static files again with every new client: 50 ms each time."""
     from whitenoise.middleware import WhiteNoiseMiddleware
 
-    find, files = WhiteNoiseMiddleware.add_files_from_finders, {}
+    find_files, files = WhiteNoiseMiddleware.add_files_from_finders, {}
 
-    def add(self):
+    def add_files(self):
         if not files:
-            find(self)
+            find_files(self)
             files.update(self.files)
         self.files.update(files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", add)
+        patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", add_files)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A Llama of 2 layers with a tokenizer of its own, saved as safetensors."""
-    made = tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+    folder = tiny.make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
     ignore_imports_in_collections()
-    return made
+    return folder
 
 
 @pytest.fixture
@@ -115,12 +115,12 @@ def engine_here():
 
 
 @pytest.fixture(scope="session")
-def left_by_engines(tmp_path_factory):
+def engine_results(tmp_path_factory):
     return tmp_path_factory.mktemp("left")
 
 
 @pytest.fixture
-def engine_once(engine_here, left_by_engines):
+def engine_once(engine_here, engine_results):
     """The engine for what it leaves: of runs with equal settings only the first is trained, the
     others get a copy.
     """
@@ -129,22 +129,22 @@ def engine_once(engine_here, left_by_engines):
         folder = Path(arguments[0])
         config = json.loads((folder / "config.json").read_text())
         data = ("train_data", "eval_data")  # their folders have other names each time
-        told = config | {
+        digests = config | {
             name: hashlib.sha256(Path(config[name]).read_bytes()).hexdigest()
             for name in data
             if config.get(name)
         }
-        left = (
-            left_by_engines / hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        cached = (
+            engine_results / hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
         )
-        if left.is_dir():
+        if cached.is_dir():
             shutil.copytree(
-                left, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json")
+                cached, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json")
             )
             return 0
         code = engine_here([str(folder)])
         if code == 0:
-            shutil.copytree(folder, left)
+            shutil.copytree(folder, cached)
         return code
 
     return main
@@ -156,13 +156,13 @@ def people(db):
     from training.people.teams import add_member
 
     names = ("alice", "bob", "vera", "lea", "mallory")
-    cast = {name: User.objects.create_user(name, password="a-long-word-1") for name in names}
-    cast["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
+    users = {name: User.objects.create_user(name, password="a-long-word-1") for name in names}
+    users["admin"] = User.objects.create_superuser("root", password="a-long-word-1")
     voice = Team.objects.create(name="voice")
     for name, role in (("alice", "member"), ("bob", "member"), ("vera", "viewer"), ("lea", "lead")):
-        add_member(cast[name], voice, role)
-    add_member(cast["mallory"], Team.objects.create(name="others"), "lead")
-    return cast
+        add_member(users[name], voice, role)
+    add_member(users["mallory"], Team.objects.create(name="others"), "lead")
+    return users
 
 
 @pytest.fixture
@@ -199,18 +199,18 @@ def preview_here(monkeypatch):
         from training.engine.data import preview
 
         assert module == preview.__name__
-        answer = json.dumps(preview.handle_request(json.loads(stdin)))
-        return subprocess.CompletedProcess([module], 0, answer, "")
+        output = json.dumps(preview.handle_request(json.loads(stdin)))
+        return subprocess.CompletedProcess([module], 0, output, "")
 
     monkeypatch.setattr("training.runs.forecast.token_lengths.run_child", run_child)
 
 
 @pytest.fixture
-def no_bell(monkeypatch):
+def no_queue(monkeypatch):
     """No worker is rung; the list of runs that would have been."""
-    rung = []
-    monkeypatch.setattr("training.runs.worker.tasks.supervise", rung.append)
-    return rung
+    enqueued = []
+    monkeypatch.setattr("training.runs.worker.tasks.supervise", enqueued.append)
+    return enqueued
 
 
 @pytest.fixture
@@ -226,16 +226,16 @@ def device(db):
 
 
 @pytest.fixture
-def run(alice, base_model, data, device, no_bell, django_capture_on_commit_callbacks):
+def run(alice, base_model, data, device, no_queue, django_capture_on_commit_callbacks):
     """A queued run of alice's."""
     from tests.launching import launch_run
 
     with django_capture_on_commit_callbacks(execute=True):
-        made = launch_run(
+        launched = launch_run(
             alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="Lights, tiny"
         )
-    yield made
-    shutil.rmtree(made.folder, ignore_errors=True)
+    yield launched
+    shutil.rmtree(launched.folder, ignore_errors=True)
 
 
 @pytest.fixture

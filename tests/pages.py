@@ -3,7 +3,7 @@
 import re
 
 
-def markup(answer):
+def normalize_markup(page):
     """A page without the whitespace that a browser does not show, attributes one blank apart."""
-    text = answer if isinstance(answer, str) else answer.content.decode()
+    text = page if isinstance(page, str) else page.content.decode()
     return re.sub(r"(?<=>) | (?=<)", "", re.sub(r"\s+", " ", text))

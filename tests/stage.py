@@ -16,7 +16,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 
-SET_UP = """
+SETUP_CODE = """
 import json, sys, django
 django.setup()
 from django.core.management import call_command
@@ -37,7 +37,7 @@ if model:
 print(create_token(alice, "test")[1])
 """
 
-READ_BACK = """
+READ_RUN_CODE = """
 import json, sys, django
 django.setup()
 from adapters.models import AdapterVersion
@@ -61,19 +61,19 @@ print(json.dumps({
 """
 
 
-def free_port():
+def find_free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-class Stage:
+class RunningSite:
     """`with Stage(home, model) as stage:` signs alice in and starts everything; leaving stops it in
     order.
     """
 
     def __init__(self, home, model="", **environment):
-        self.home, self.model, self.port = Path(home), str(model), free_port()
+        self.home, self.model, self.port = Path(home), str(model), find_free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
         self.env = inherited | {
@@ -84,13 +84,13 @@ class Stage:
         }
 
     def __enter__(self):
-        self.token = self.python(SET_UP, self.model).strip()
+        self.token = self.run_python(SETUP_CODE, self.model).strip()
         self.log = (self.home / "up.log").open("w")
         command = [sys.executable, "manage.py", "up", "--port", str(self.port)]
         self.up = subprocess.Popen(
             command, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log
         )
-        self.wait_for(lambda: "SnapML is at" in self.said(), 60)
+        self.wait_for(lambda: "SnapML is at" in self.read_log(), 60)
         return self
 
     def __exit__(self, *_):
@@ -100,11 +100,11 @@ class Stage:
         finally:
             self.log.close()
 
-    def said(self):
+    def read_log(self):
         return (self.home / "up.log").read_text()
 
-    def python(self, code, *arguments):
-        done = subprocess.run(
+    def run_python(self, code, *arguments):
+        result = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             cwd=ROOT,
             env=self.env,
@@ -112,10 +112,10 @@ class Stage:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
-    def api(self, method, path, body=None):
+    def call_api(self, method, path, body=None):
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"}
@@ -123,25 +123,25 @@ class Stage:
             method, f"{self.address}/api/v1{path}", json=body, headers=headers, timeout=20
         ).json()
 
-    def pid(self, name):
+    def find_pid(self, name):
         """The process of a child of `up`: web, worker or inference; or of a run's engine."""
         if name.startswith("engine"):
             path = self.home / "runs" / name.split(":")[1] / "engine.json"
             return json.loads(path.read_text())["pid"] if path.exists() else None
-        words = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[
+        command_part = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[
             name
         ]
         for child in psutil.Process(self.up.pid).children():
             try:
-                if words in child.cmdline():
+                if command_part in child.cmdline():
                     return child.pid
             except psutil.NoSuchProcess:
                 continue
         return None
 
-    def kill(self, *names):
+    def kill_processes(self, *names):
         for name in names:
-            pid = self.pid(name)
+            pid = self.find_pid(name)
             if pid and psutil.pid_exists(pid):
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -159,12 +159,12 @@ class Stage:
         finally:
             self.up.send_signal(signal.SIGCONT)
 
-    def read_back(self, run_id):
-        return json.loads(self.python(READ_BACK, run_id))
+    def read_run(self, run_id):
+        return json.loads(self.run_python(READ_RUN_CODE, run_id))
 
     def wait_for(self, ready, seconds=120):
-        end = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not ready():
-            assert self.up.poll() is None, self.said()
-            assert time.monotonic() < end, "it did not happen in time\n" + self.said()[-3000:]
+            assert self.up.poll() is None, self.read_log()
+            assert time.monotonic() < deadline, "it did not happen in time\n" + self.read_log()[-3000:]
             time.sleep(0.1)

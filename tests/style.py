@@ -24,15 +24,15 @@ def find_faults(path):
 
 
 def main():
-    found = False
+    has_faults = False
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "migrations" in path.parts:
                 continue
             for line, fault in find_faults(path):
                 print(f"{path.relative_to(ROOT)}:{line}: {fault}")
-                found = True
-    return int(found)
+                has_faults = True
+    return int(has_faults)
 
 
 if __name__ == "__main__":

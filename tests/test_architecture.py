@@ -15,7 +15,7 @@ from benchmarks.structure import find_cycles, import_graph
 
 ROOT = Path(__file__).parent.parent
 # An import points left or stays.
-ORDER = [
+IMPORT_ORDER = [
     {
         "training.errors",
         "training.formatting",
@@ -76,12 +76,12 @@ LAYERS = {
 }
 
 
-def sources():
+def iter_sources():
     for top in ("training", "adapters", "snapml_site"):
         yield from (p for p in (ROOT / top).rglob("*.py") if "migrations" not in p.parts)
 
 
-def imports(path):
+def iter_imports(path):
     """(module, line, at the top of the file?) for every import."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -92,30 +92,30 @@ def imports(path):
                 yield f"{node.module}.{alias.name}", node.lineno, node in tree.body
 
 
-def room(module):
-    for rank, rooms in enumerate(ORDER):
-        for name in rooms:
+def find_package(module):
+    for rank, packages in enumerate(IMPORT_ORDER):
+        for name in packages:
             if module == name or module.startswith(name + "."):
                 return rank, name
     return None
 
 
-def module_of(path):
+def get_module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def test_arrows_point_left():
     broken = []
-    for path in sources():
-        here = room(module_of(path))
-        for module, line, _ in imports(path):
-            there = room(module)
+    for path in iter_sources():
+        source = find_package(get_module_name(path))
+        for module, line, _ in iter_imports(path):
+            target = find_package(module)
             if (
-                here
-                and there
+                source
+                and target
                 and (
-                    there[0] > here[0]
-                    or (there[0] == here[0] and there[1] != here[1] and here[0] > 0)
+                    target[0] > source[0]
+                    or (target[0] == source[0] and target[1] != source[1] and source[0] > 0)
                 )
             ):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
@@ -124,7 +124,7 @@ def test_arrows_point_left():
 
 def test_the_engine_knows_no_django_and_none_of_the_other_rooms():
     for path in (ROOT / "training/engine").rglob("*.py"):
-        for module, line, _ in imports(path):
+        for module, line, _ in iter_imports(path):
             assert not module.startswith(("django", "channels", "huey", "ninja")), f"{path}:{line}"
             assert not module.startswith("training.") or module.startswith(
                 ("training.engine", "training.errors", "training.child_process")
@@ -138,7 +138,7 @@ def test_no_file_imports_itself_in_a_circle():
 def test_nothing_at_the_root_of_the_engine_imports_torch():
     broken = []
     for path in ENGINE.glob("*.py"):
-        for module, line, _ in imports(path):
+        for module, line, _ in iter_imports(path):
             below = module.startswith("training.engine.") and module.split(".")[2] not in TORCH_FREE
             if module.split(".")[0] in TORCH or (below and path.stem != "__main__"):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
@@ -148,16 +148,16 @@ def test_nothing_at_the_root_of_the_engine_imports_torch():
 def test_the_table_of_methods_imports_torch_only_inside_functions():
     for module in import_graph(ROOT)["training.engine.methods"]:
         path = ROOT / f"{module.replace('.', '/')}.py"
-        for name, line, top in imports(path):
+        for name, line, top in iter_imports(path):
             assert not top or name.split(".")[0] not in TORCH, f"{path}:{line}"
 
 
 def test_the_site_imports_only_torch_free_modules_of_the_engine():
     broken = []
-    for path in sources():
+    for path in iter_sources():
         if str(path.relative_to(ROOT)).startswith(TORCH_PROGRAMS):
             continue
-        for module, line, _ in imports(path):
+        for module, line, _ in iter_imports(path):
             parts = module.split(".")
             if parts[0] in TORCH or (
                 parts[:2] == ["training", "engine"] and parts[2] not in TORCH_FREE
@@ -175,39 +175,39 @@ def test_torch_never_enters_the_web_or_worker_process(module):
 
 def test_pure_modules_import_no_orm():
     for name in PURE:
-        for module, line, _ in imports(ROOT / name):
+        for module, line, _ in iter_imports(ROOT / name):
             assert not module.startswith("django.db"), f"{name}:{line}"
             assert not module.endswith(".models"), f"{name}:{line}"
 
 
-def layer(stem):
+def get_layer(stem):
     """`launch/views.py` and `quota_views.py` are views, wherever in their app they lie."""
     return LAYERS.get(stem.rpartition("_")[2], 1)
 
 
 def test_inside_an_app_models_import_no_services_and_services_no_views():
     broken = []
-    for path in sources():
-        module = module_of(path)
+    for path in iter_sources():
+        module = get_module_name(path)
         app = next((app for app in APPS if module.startswith(app + ".")), None)
-        for target, line, _ in imports(path) if app else ():
-            found = (
+        for target, line, _ in iter_imports(path) if app else ():
+            imported = (
                 target
                 if (ROOT / f"{target.replace('.', '/')}.py").exists()
                 else target.rpartition(".")[0]
             )
-            if found.startswith(app + ".") and layer(found.rpartition(".")[2]) > layer(path.stem):
+            if imported.startswith(app + ".") and get_layer(imported.rpartition(".")[2]) > get_layer(path.stem):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
     assert not broken
 
 
 def test_no_file_is_called_utils():
-    assert not [path for path in sources() if path.stem in {"utils", "helpers", "common", "misc"}]
+    assert not [path for path in iter_sources() if path.stem in {"utils", "helpers", "common", "misc"}]
 
 
 def test_broad_excepts_are_few_and_lose_nothing():
-    found = []
-    for path in sources():
+    handlers = []
+    for path in iter_sources():
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.ExceptHandler) or ast.unparse(node.type or node) not in (
@@ -223,18 +223,18 @@ def test_broad_excepts_are_few_and_lose_nothing():
                 isinstance(part, ast.Attribute) and part.attr == "exception" for part in body
             )
             excused = "noqa: BLE001" in text.splitlines()[node.lineno - 1]
-            kept = logged or excused or any(part.cause for part in raised)
-            found.append((f"{path.relative_to(ROOT)}:{node.lineno}", kept))
-    assert not [place for place, kept in found if not kept]
-    assert len(found) <= 10
+            is_handled = logged or excused or any(part.cause for part in raised)
+            handlers.append((f"{path.relative_to(ROOT)}:{node.lineno}", is_handled))
+    assert not [location for location, is_handled in handlers if not is_handled]
+    assert len(handlers) <= 10
 
 
 def test_no_test_file_imports_another_one():
     """What they share stands in a conftest.py or a module named by what it holds."""
-    found = [
+    offending = [
         (path.relative_to(ROOT).as_posix(), line)
         for path in (ROOT / "tests").rglob("*.py")
         for line in path.read_text().splitlines()
         if re.match(r"(from|import) tests\.[\w.]*(\btest_|\bconftest\b)", line)
     ]
-    assert not found
+    assert not offending

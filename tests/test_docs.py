@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from training.datasets.forms import FORMS
+from training.datasets.forms import ROW_FORMATS
 from training.engine.config import RunConfig
 from training.runs.launch.services import INTERNAL_SETTINGS
 
@@ -20,5 +20,5 @@ def test_every_setting_is_explained_with_its_own_sentence():
 
 def test_every_form_of_data_has_an_example():
     text = (DOCS / "data.md").read_text().lower()
-    for title in FORMS.values():
+    for title in ROW_FORMATS.values():
         assert title.split(" (")[0].replace(" conversations", "").lower() in text, title

@@ -93,11 +93,11 @@ def make_model(folder: Path, *, template=TEMPLATE, hidden=32, layers=2) -> Path:
 def make_run(folder: Path, model: Path, rows=ROWS, **settings) -> Path:
     folder.mkdir(parents=True)
     (folder / "train.jsonl").write_bytes(b"".join(encode_jsonl(rows[:-4])))
-    (folder / "heldout.jsonl").write_bytes(b"".join(encode_jsonl(rows[-4:])))
+    (folder / "eval.jsonl").write_bytes(b"".join(encode_jsonl(rows[-4:])))
     paths = {
         "model": str(model),
         "train_data": str(folder / "train.jsonl"),
-        "eval_data": str(folder / "heldout.jsonl"),
+        "eval_data": str(folder / "eval.jsonl"),
     }
     (folder / "config.json").write_text(json.dumps({**SETTINGS, **paths, **settings}))
     return folder

@@ -16,7 +16,7 @@ from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_s
 from adapters.evaluation.significance import build_verdicts
 from adapters.evaluation.views import ComparisonParams, get_replies, parse_params
 from adapters.models import AdapterVersion, PromptSet, Reply
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError
 from training.people.paging import Pagination
 from training.people.requests import AuthenticatedRequest
@@ -102,7 +102,7 @@ def create_prompts(request: AuthenticatedRequest, body: PromptsIn) -> Any:
         return 201, prompt_sets.paste_prompts(request.user, body.text, body.name)
     if body.data is None:
         raise UserError("Give `data` to draw from, or `text`.", field="data")
-    data = visible_data(request.user, body.data)
+    data = get_visible_version(request.user, body.data)
     if data is None:
         raise NotFound("There is no such data that you may see.", field="data")
     return 201, prompt_sets.draw_prompts(request.user, data, body.count)

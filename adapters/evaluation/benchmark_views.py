@@ -14,7 +14,7 @@ from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
@@ -56,7 +56,7 @@ def get_form_context(request: AuthenticatedRequest) -> dict[str, Any]:
 
 def launch_from_form(request: AuthenticatedRequest) -> Sweep:
     base = BaseModel.objects.filter(pk=parse_id(request.POST.get("model", ""))).first()
-    data = visible_data(request.user, parse_id(request.POST.get("data", "")))
+    data = get_visible_version(request.user, parse_id(request.POST.get("data", "")))
     if base is None or data is None:
         raise NotFound(
             "Choose a base model and data that you may see.", field="data" if base else "model"

@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.models import PromptSet
 from training.datasets.models import DatasetVersion
-from training.datasets.preview import held_out_prompts
+from training.datasets.preview import sample_eval_prompts
 from training.datasets.rows import ROLES
 from training.errors import UserError, one_line
 from training.people.models import User
@@ -28,7 +28,7 @@ def draw_prompts(user: User, data: DatasetVersion, count: int, *, title: str = "
     """
     if not 1 <= count <= MAX_ROWS:
         raise UserError(f"A set of prompts has 1 to {MAX_ROWS} rows.", field="count")
-    rows = held_out_prompts(data, count)
+    rows = sample_eval_prompts(data, count)
     if not rows:
         raise UserError(f"{data} holds no rows back; paste prompts instead.", field="data")
     name = f"{title}{data}, {len(rows)} {rows[0]['split']} rows"[:120]

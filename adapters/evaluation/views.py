@@ -21,7 +21,7 @@ from adapters.evaluation.replies import Responder
 from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import build_verdicts
 from adapters.models import AdapterVersion, PromptSet, Reply
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
@@ -210,7 +210,7 @@ def request_replies(request: AuthenticatedRequest) -> HttpResponse:
             request.user, request.POST["text"], request.POST.get("name", "")
         )
     elif prompts is None and request.POST.get("data"):
-        data = visible_data(request.user, parse_id(request.POST["data"]))
+        data = get_visible_version(request.user, parse_id(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
         prompts = prompt_sets.draw_prompts(request.user, data, parse_id(request.POST.get("count", "")))

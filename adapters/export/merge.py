@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.lanes import PROGRAMS
 from adapters.models import AdapterVersion
-from training.datasets.preview import held_out_prompts
+from training.datasets.preview import sample_eval_prompts
 from training.errors import Conflict
 from training.jobs.kinds import JobKind
 from training.jobs.models import Job, JobState
@@ -71,7 +71,7 @@ def get_parity_prompts(version: AdapterVersion) -> list[list[dict[str, str]]]:
     """What parity is checked with: held-out prompts of its data, and common ones where those are
     few.
     """
-    held_out_rows = held_out_prompts(version.data, NUM_PROMPTS) if version.data else []
+    held_out_rows = sample_eval_prompts(version.data, NUM_PROMPTS) if version.data else []
     return [row["messages"] for row in held_out_rows] + COMMON_PROMPTS[: max(0, MIN_PROMPTS - len(held_out_rows))]
 
 

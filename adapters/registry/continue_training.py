@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
@@ -142,7 +142,7 @@ def continue_from(
         raise Conflict(
             "The data of this version is deleted; choose other data to go on with.", field="data"
         )
-    if visible_data(user, training_data.pk) is None:
+    if get_visible_version(user, training_data.pk) is None:
         raise NotFound(
             "The data of this version is not shared with you; choose other data to go on with.",
             field="data",

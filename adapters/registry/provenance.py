@@ -28,7 +28,7 @@ def build_provenance(run: Run, step: int) -> dict[str, Any]:
             "name": str(run.data),
             "digest": run.data.digest,
             "train_rows": run.data.train_rows,
-            "heldout_rows": run.data.heldout_rows,
+            "eval_rows": run.data.eval_rows,
         },
         "versions": run.plan.get("versions", {}),
         "device": run.plan.get("device", ""),

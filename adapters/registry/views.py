@@ -14,7 +14,7 @@ from django.views.decorators.http import require_POST
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel, ModelState
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.people.requests import AuthenticatedRequest, parse_id
@@ -57,7 +57,7 @@ def continue_from(request: AuthenticatedRequest, adapter_id: int) -> HttpRespons
     }
     data = None
     if data_id := parse_id(request.POST.get("data", "")):
-        data = visible_data(request.user, data_id)
+        data = get_visible_version(request.user, data_id)
         if data is None:
             raise NotFound("There is no such data that you may see.", field="data")
     run = continue_training.continue_from(request.user, version, data=data, changes=typed_changes)

@@ -31,16 +31,16 @@ def column_title(name: str) -> str:
 
 
 @register.filter
-def figure(value: float | None, shown: Figure) -> str:
-    return formatting.format_value(value, shown.unit, shown.decimals)
+def figure(value: float | None, metric: Figure) -> str:
+    return formatting.format_value(value, metric.unit, metric.decimals)
 
 
 @register.filter
-def when(waits: dict[str, Any]) -> str:
+def when(queue_info: dict[str, Any]) -> str:
     """The range in which a waiting run should start, from now."""
-    if not waits:
+    if not queue_info:
         return ""
-    return formatting.format_start(waits.get("earliest"), waits.get("latest"), time.time())
+    return formatting.format_start(queue_info.get("earliest"), queue_info.get("latest"), time.time())
 
 
 @register.filter
@@ -50,7 +50,7 @@ def sparkline(points: list[float]) -> str | SafeString:
         return ""
     low, high = min(points), max(points)
     span = (high - low) or 1
-    places = " ".join(
+    coordinates = " ".join(
         f"{90 * i / (len(points) - 1):.1f},{22 - 20 * (p - low) / span:.1f}"
         for i, p in enumerate(points)
     )
@@ -60,7 +60,7 @@ def sparkline(points: list[float]) -> str | SafeString:
         '<polyline points="{}"/></svg>',
         f"{points[0]:.2f}",
         f"{points[-1]:.2f}",
-        places,
+        coordinates,
     )
 
 
@@ -73,8 +73,8 @@ def log_line(event: Any) -> str:
     if event.kind == "log":
         text = str(payload.get("text", ""))
     else:
-        facts = {"step": event.step, **payload} if event.step is not None else payload
+        fields = {"step": event.step, **payload} if event.step is not None else payload
         text = f"{event.kind} " + ", ".join(
-            f"{name} {value}" for name, value in facts.items() if value is not None
+            f"{name} {value}" for name, value in fields.items() if value is not None
         )
     return "".join(c for c in text if c == "\n" or c.isprintable())[:4000]

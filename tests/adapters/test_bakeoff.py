@@ -26,7 +26,7 @@ SMALL = Budget(max_steps=6, max_tokens_per_batch=160, max_length=80)
 
 
 @pytest.fixture
-def benchmark_sweep(alice, base_model, data, device, no_bell):
+def benchmark_sweep(alice, base_model, data, device, no_queue):
     return benchmark.launch_benchmark(alice, base_model, data, SMALL)
 
 
@@ -59,7 +59,7 @@ def test_every_method_gets_the_same_budget_and_its_own_usual_settings(benchmark_
 
 
 def test_a_method_that_could_never_start_is_left_out_and_the_report_says_why(
-    as_alice, alice, base_model, data, device, no_bell, monkeypatch
+    as_alice, alice, base_model, data, device, no_queue, monkeypatch
 ):
     fits = request.check_schedulable
 
@@ -96,7 +96,7 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(benchmar
     assert {run.method: run.config for run in again.runs.all()} == configs
 
 
-def test_all_runs_start_or_none(alice, base_model, data, device, no_bell):
+def test_all_runs_start_or_none(alice, base_model, data, device, no_queue):
     with pytest.raises(UserError):
         benchmark.launch_benchmark(
             alice, base_model, data, Budget(max_steps=6, max_tokens_per_batch=8, max_length=80)
@@ -154,7 +154,7 @@ def test_another_sweep_is_no_bakeoff(as_alice, alice, run):
 
 
 def test_the_form_starts_it_and_keeps_what_was_typed_when_something_is_wrong(
-    as_alice, base_model, data, device, no_bell
+    as_alice, base_model, data, device, no_queue
 ):
     form = {
         "model": base_model.pk,

@@ -338,9 +338,9 @@ def test_looking_does_not_begin_failed_work_again_and_opening_the_page_does(as_a
 
 
 def test_few_held_out_rows_are_all_drawn(alice, data):
-    from training.datasets.preview import held_out_prompts
+    from training.datasets.preview import sample_eval_prompts
 
-    assert len(held_out_prompts(data, 40)) == data.heldout_rows
+    assert len(sample_eval_prompts(data, 40)) == data.eval_rows
 
 
 def test_a_set_of_prompts_is_deleted_with_what_was_said_to_it(as_alice, alice, run):

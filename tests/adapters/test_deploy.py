@@ -8,7 +8,7 @@ from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment, UsageCounter
 from adapters.serving import inference_client, services, usage
 from adapters.serving.services import Routing
-from tests.refusals import refused
+from tests.refusals import raises_user_error
 from tests.shelf import register_version
 from training.errors import Conflict, NotAllowed, NotFound
 from training.jobs.models import Job, JobState
@@ -64,11 +64,11 @@ def test_a_switch_is_one_act_and_a_roll_back_undoes_it_and_both_stand_in_the_his
 def test_there_is_nothing_to_roll_back_to_at_first_and_when_the_old_version_is_gone(
     alice, versions, deployed
 ):
-    with refused(Conflict, code="no_other_version"):
+    with raises_user_error(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
     services.switch_deployment(alice, deployed, Routing(versions[1]))
     versions[0].delete()
-    with refused(Conflict, code="no_other_version"):
+    with raises_user_error(Conflict, code="no_other_version"):
         services.roll_back(alice, deployed)
 
 
@@ -89,13 +89,13 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
 )
 def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, field, code):
     canary = None if change["canary"] is None else versions[change["canary"]]
-    with refused(field=field, code=code):
+    with raises_user_error(field=field, code=code):
         services.switch_deployment(alice, deployed, Routing(versions[0], canary, change["canary_percent"]))
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
 def test_a_name_that_no_address_could_hold_is_refused(alice, versions, name):
-    with refused(field="name"):
+    with raises_user_error(field="name"):
         services.create_deployment(alice, name, Routing(versions[0]))
 
 
@@ -114,7 +114,7 @@ def test_nobody_takes_over_a_name_or_deploys_what_they_may_not_see(people, versi
         size_bytes=1,
         files={},
     )
-    with refused(Conflict, field="name", naming=("lights",)):
+    with raises_user_error(Conflict, field="name", naming=("lights",)):
         services.create_deployment(mallory, "lights", Routing(own))
     with pytest.raises(NotAllowed):
         services.switch_deployment(mallory, deployed, Routing(own))
@@ -129,13 +129,13 @@ def test_what_a_team_answers_is_not_switched_to_what_the_team_may_not_see(
     AdapterVersion.objects.update(team=None)
     deployed.refresh_from_db()
     versions[1].refresh_from_db()
-    with refused(Conflict, field="version", naming=("voice",)):
+    with raises_user_error(Conflict, field="version", naming=("voice",)):
         services.switch_deployment(alice, deployed, Routing(versions[1]))
 
 
 def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
     AdapterVersion.objects.update(team=people["alice"].teams.get())
-    with refused(NotAllowed):
+    with raises_user_error(NotAllowed):
         services.create_deployment(people["vera"], "views", Routing(versions[0]))
     assert services.create_deployment(people["bob"], "bobs", Routing(versions[0])).team is not None
 
@@ -143,7 +143,7 @@ def test_a_viewer_of_the_team_asks_and_does_not_deploy(people, versions):
 def test_what_is_deployed_is_not_lost_by_accident_and_taking_it_down_asks_for_the_name(
     alice, versions, deployed
 ):
-    with refused(field="name", naming=("lights",)):
+    with raises_user_error(field="name", naming=("lights",)):
         services.delete_deployment(alice, deployed, "light")
     services.delete_deployment(alice, deployed, "lights")
     assert not Deployment.objects.exists()

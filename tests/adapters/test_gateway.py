@@ -57,7 +57,7 @@ def inference(settings, monkeypatch):
 
 
 @pytest.fixture
-def versions(alice, base_model, data, device, no_bell, engine_once):
+def versions(alice, base_model, data, device, no_queue, engine_once):
     return [
         train_version(alice, base_model, data, engine_once, name="Lights", seed=seed)
         for seed in (1, 2)

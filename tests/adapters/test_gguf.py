@@ -99,7 +99,7 @@ def test_weights_that_are_not_numbers_are_refused(tiny_model, tmp_path):
 
 @pytest.mark.django_db
 def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
-    as_alice, alice, base_model, data, device, no_bell, engine_once
+    as_alice, alice, base_model, data, device, no_queue, engine_once
 ):
     version = train_version(alice, base_model, data, engine_once)
     with pytest.raises(Conflict, match="Merge this version"):

@@ -28,7 +28,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @pytest.fixture
-def adapter_files(alice, base_model, data, device, no_bell, engine_once):
+def adapter_files(alice, base_model, data, device, no_queue, engine_once):
     """The files of a true adapter, in memory."""
     version = train_version(alice, base_model, data, engine_once, max_steps=2)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}
@@ -168,7 +168,7 @@ def test_a_parameter_that_would_overwrite_the_base_is_refused(alice, base_model,
 
 @pytest.mark.parametrize("method", ["ia3", "prefix", "prompt", "bottleneck"])
 def test_adapters_of_every_kind_that_we_make_can_be_imported(
-    alice, base_model, data, device, no_bell, engine_once, method
+    alice, base_model, data, device, no_queue, engine_once, method
 ):
     version = train_version(alice, base_model, data, engine_once, method=method, max_steps=1)
     files = {name: (version.folder / name).read_bytes() for name in (WEIGHTS, CONFIG)}

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 
 
 @pytest.fixture
-def train_adapter(alice, base_model, data, device, no_bell, engine_once):
+def train_adapter(alice, base_model, data, device, no_queue, engine_once):
     def train(method="lora", **settings):
         return train_version(alice, base_model, data, engine_once, method=method, **settings)
 

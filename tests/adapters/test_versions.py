@@ -18,7 +18,7 @@ from adapters.registry.provenance import build_provenance
 from adapters.serving import services as serving_services
 from adapters.serving.services import Routing
 from tests import tiny
-from tests.refusals import refused
+from tests.refusals import raises_user_error
 from tests.shelf import register_version, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def trained(alice, base_model, data, device, no_bell, engine_once):
+def trained(alice, base_model, data, device, no_queue, engine_once):
     return train_version(alice, base_model, data, engine_once)
 
 
@@ -42,7 +42,7 @@ def test_a_version_keeps_what_was_true_when_it_was_made(trained, data, base_mode
         "name": "Lights v1",
         "digest": data.digest,
         "train_rows": data.train_rows,
-        "heldout_rows": data.heldout_rows,
+        "eval_rows": data.eval_rows,
     }
     assert provenance["base"]["name"] == base_model.name
     assert set(trained.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -77,7 +77,7 @@ def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
     assert (version.step, version.number) == (steps[0], 2)
     assert not {"state.safetensors", "state.json", "manifest.json"} & set(version.files)
     assert registry_services.register_checkpoint(alice, run, steps[0]) == version
-    with refused(NotFound, naming=(999,)):
+    with raises_user_error(NotFound, naming=(999,)):
         registry_services.register_checkpoint(alice, run, 999)
     with pytest.raises(NotAllowed):
         registry_services.register_checkpoint(people["mallory"], run, steps[0])
@@ -165,7 +165,7 @@ def test_another_base_model_or_rank_than_the_versions_is_refused_at_its_field(
 
 
 def test_what_the_weights_are_shaped_like_cannot_be_changed_on_the_way(alice, trained):
-    with refused(ConfigError, field="rank", naming=(8, 4)):
+    with raises_user_error(ConfigError, field="rank", naming=(8, 4)):
         continue_training.continue_from(alice, trained, changes={"rank": 8})
     with pytest.raises(UserError, match="set by SnapML"):
         continue_training.continue_from(alice, trained, changes={"start_weights": "/etc"})
@@ -196,7 +196,7 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
     deployed = serving_services.create_deployment(alice, "lights", Routing(trained))
     with pytest.raises(UserError, match="Type the name, Lights v1"):
         actions.delete_version(alice, trained, "Lights")
-    with refused(Conflict, naming=("Lights v1", "lights")):
+    with raises_user_error(Conflict, naming=("Lights v1", "lights")):
         actions.delete_version(alice, trained, "Lights v1")
     deployed.delete()
     trained.merged_folder.mkdir(parents=True)
@@ -304,14 +304,14 @@ def test_who_may_only_look_reads_who_can_merge_it(client, people, run):
 
 def test_a_version_that_a_waiting_run_begins_with_is_not_deleted(alice, trained):
     run = continue_training.continue_from(alice, trained)
-    with refused(Conflict, naming=(f"Run {run.pk}", "Lights v1")):
+    with raises_user_error(Conflict, naming=(f"Run {run.pk}", "Lights v1")):
         actions.delete_version(alice, trained, "Lights v1")
     Run.objects.filter(pk=run.pk).update(state="stopped")
     actions.delete_version(alice, trained, "Lights v1")
 
 
 def test_a_run_from_a_version_has_no_trials(alice, trained):
-    with refused(ConfigError, field="tuning_budget_fraction", naming=("0.3",)):
+    with raises_user_error(ConfigError, field="tuning_budget_fraction", naming=("0.3",)):
         continue_training.continue_from(alice, trained, changes={"tuning_budget_fraction": 0.3})
 
 

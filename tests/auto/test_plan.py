@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.refusals import assert_named, refused
+from tests.refusals import assert_mentions, raises_user_error
 from training.auto.plan import NOTHING_FITS, make_plan
 from training.auto.situation import GOALS, PlanInputs
 from training.engine.config import RunConfig
@@ -69,14 +69,14 @@ def test_it_works():
     assert config.max_length == 128  # the 1 % of longer rows are cut
     assert not config.gradient_checkpointing
     assert all(one.why and one.alternative and one.source for one in plan.choices)
-    assert_named(find_choice(plan, "method").alternative, "QLoRA", "7.3 GB")
+    assert_mentions(find_choice(plan, "method").alternative, "QLoRA", "7.3 GB")
     json.dumps(plan.to_json())
 
 
 def test_short_memory_takes_qlora_and_says_what_lora_would_need():
     plan = make_plan(make_inputs(10 * GB))
     assert plan.settings["method"] == "qlora"
-    assert_named(find_choice(plan, "method").why, "14.0 GB", "10.0 GB", "QLoRA")
+    assert_mentions(find_choice(plan, "method").why, "14.0 GB", "10.0 GB", "QLoRA")
 
 
 def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
@@ -86,7 +86,7 @@ def test_before_another_technique_come_smaller_batches_and_then_checkpointing():
     tight = make_inputs(16 * GB, lengths=[1000] * 1000)
     plan = make_plan(tight)
     assert plan.settings["method"] == "lora" and plan.settings["gradient_checkpointing"]
-    assert_named(find_choice(plan, "gradient_checkpointing").why, "1,024 tokens", "16.0 GB")
+    assert_mentions(find_choice(plan, "gradient_checkpointing").why, "1,024 tokens", "16.0 GB")
 
 
 def test_accumulation_keeps_the_rows_of_a_step():
@@ -110,9 +110,9 @@ def test_what_never_fits_is_refused_with_the_nearest_that_would():
         r"needs 4.8 GB of 4.5 GB",
     ):
         make_plan(make_inputs(4.5 * GB, **long))
-    with refused(code=NOTHING_FITS, field="max_length", naming=("100 %",)):
+    with raises_user_error(code=NOTHING_FITS, field="max_length", naming=("100 %",)):
         make_plan(make_inputs(4.5 * GB, **long))
-    with refused(code=NOTHING_FITS, field="model", naming=("a card",)):
+    with raises_user_error(code=NOTHING_FITS, field="model", naming=("a card",)):
         make_plan(make_inputs(2 * GB))
 
 
@@ -124,7 +124,7 @@ def test_the_goal_sets_the_rank(goal):
 def test_much_data_raises_the_rank_until_it_can_hold_it():
     plan = make_plan(make_inputs(40 * GB, rows=2_000_000))
     assert plan.settings["rank"] == 32
-    assert_named(find_choice(plan, "rank").why, "102,000,000")
+    assert_mentions(find_choice(plan, "rank").why, "102,000,000")
     assert make_plan(make_inputs(40 * GB, lengths=[100] * 50)).settings["rank"] == 8
 
 
@@ -132,7 +132,7 @@ def test_a_lock_holds_and_the_rest_is_planned_around_it():
     plan = make_plan(make_inputs(24 * GB), locked={"rank": 64})
     assert plan.settings["rank"] == 64 and plan.settings["alpha"] == 128
     assert find_choice(plan, "rank").locked
-    assert_named(find_choice(plan, "rank").alternative, 16)
+    assert_mentions(find_choice(plan, "rank").alternative, 16)
     assert make_plan(make_inputs(24 * GB), locked={"method": "qlora"}).settings["method"] == "qlora"
     assert (
         make_plan(make_inputs(24 * GB), locked={"gradient_checkpointing": True}).settings[
@@ -179,9 +179,9 @@ def test_a_wrong_lock_is_refused_by_name(locked, field):
 
 
 def test_a_lock_on_what_no_plan_chooses_is_refused():
-    with refused(field="seed"):
+    with raises_user_error(field="seed"):
         make_plan(make_inputs(24 * GB), locked={"seed": 3})
-    with refused(ConfigError, field="rank", naming=("Prompt tuning",)):
+    with raises_user_error(ConfigError, field="rank", naming=("Prompt tuning",)):
         make_plan(make_inputs(24 * GB), locked={"method": "prompt", "rank": 8})
 
 
@@ -192,7 +192,7 @@ def test_a_technique_that_the_model_cannot_have_is_passed_over():
         return forecast_memory(config)
 
     plan = make_plan(make_inputs(24 * GB, forecast_memory=no_qlora))
-    assert_named(find_choice(plan, "method").alternative, "QLoRA")
+    assert_mentions(find_choice(plan, "method").alternative, "QLoRA")
 
 
 def test_a_model_that_no_technique_can_be_simulated_for_says_why():
@@ -225,7 +225,7 @@ def test_trials_vary_what_is_not_locked():
         "learning_rate": 1e-4,
         "tuning_budget_fraction": 0.3,
     }
-    with refused(field="tuning_budget_fraction"):
+    with raises_user_error(field="tuning_budget_fraction"):
         make_plan(make_inputs(24 * GB), locked=locked)
 
 
@@ -238,7 +238,7 @@ def test_a_lock_on_measuring_leaves_no_contradiction():
 
 @pytest.mark.parametrize("length", [8, 10, 15, 16, 17])
 def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
-    with refused(code=NOTHING_FITS):
+    with raises_user_error(code=NOTHING_FITS):
         make_plan(make_inputs(10**6), locked={"max_length": length})
 
 
@@ -254,11 +254,11 @@ def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused(
 
     tight = make_plan(make_inputs(75 * GB, forecast_memory=by_bits), locked={"method": "full"})
     assert tight.settings["optim"] == "adamw_8bit" and tight.settings["precision"] == "auto"
-    assert_named(find_choice(tight, "optim").why, "32 bits", "80.0 GB", "75.0 GB")
+    assert_mentions(find_choice(tight, "optim").why, "32 bits", "80.0 GB", "75.0 GB")
     tighter = make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full"})
     assert tighter.settings["precision"] == "bf16"
-    assert_named(find_choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
-    with refused(code=NOTHING_FITS):
+    assert_mentions(find_choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
+    with raises_user_error(code=NOTHING_FITS):
         make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "precision": "auto"})
 
 
@@ -270,7 +270,7 @@ def test_a_model_without_layers_to_adapt_gets_prompt_tuning_and_is_told_why():
 
     plan = make_plan(make_inputs(24 * GB, forecast_memory=no_layers))
     assert plan.settings["method"] == "prompt" and "rank" not in plan.settings
-    assert_named(find_choice(plan, "method").alternative, "LoRA", "target_modules")
+    assert_mentions(find_choice(plan, "method").alternative, "LoRA", "target_modules")
     with pytest.raises(UserError, match="does not fit this model"):
         make_plan(make_inputs(24 * GB, forecast_memory=no_layers), locked={"rank": 8})
 
@@ -280,7 +280,7 @@ def test_what_a_plan_leaves_alone_is_told_where_it_decides():
         return forecast_memory(config) | {"peak": 15 * GB if config.method == "lora" else 4 * GB}
 
     why = find_choice(make_plan(make_inputs(int(15.5 * GB), forecast_memory=close)), "method").why
-    assert_named(why, "15.0 GB", "15.5 GB", "5 %")
+    assert_mentions(why, "15.0 GB", "15.5 GB", "5 %")
 
 
 def test_prompt_tuning_is_no_way_out_where_lora_is_only_too_large():
@@ -289,7 +289,7 @@ def test_prompt_tuning_is_no_way_out_where_lora_is_only_too_large():
             raise UserError("This model cannot be forecast.", field="model")
         return forecast_memory(config) | ({"peak": 1} if config.method == "prompt" else {})
 
-    with refused(code=NOTHING_FITS):
+    with raises_user_error(code=NOTHING_FITS):
         make_plan(make_inputs(10 * GB, forecast_memory=no_qlora))
 
 
@@ -322,7 +322,7 @@ def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
         make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_8bit"}
     )
     assert plan.settings["precision"] == "bf16"
-    with refused(code=NOTHING_FITS):
+    with raises_user_error(code=NOTHING_FITS):
         make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_torch"})
 
 

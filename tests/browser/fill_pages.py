@@ -62,13 +62,13 @@ def make_sweeps(alice):
 def make_upload(alice):
     from django.conf import settings
 
-    from training.datasets.intake import receive
+    from training.datasets.intake import receive_files
 
     path = Path(settings.HOME) / "fragen.csv"
     rows = "".join(f"{i},{'Long words ' * 30},yes\n" for i in range(30))
     path.write_text("id,Frage,Antwort\n" + rows)
     name = "A name of an upload that is quite long, too " * 2
-    receive(alice, [(path, "fragen.csv", "")], name=name, source="upload: fragen.csv")
+    receive_files(alice, [(path, "fragen.csv", "")], name=name, source="upload: fragen.csv")
 
 
 def make_versions(alice):

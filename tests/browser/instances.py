@@ -1,27 +1,27 @@
 """Running instances for the browser, and people in them."""
 
 from tests import simulations
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 
 def new_stage(tmp_path_factory, model):
     home = tmp_path_factory.mktemp("home")
     simulations.FOLDER.mkdir(parents=True, exist_ok=True)
     (home / "memory_estimators").symlink_to(simulations.FOLDER)
-    return Stage(home, model)
+    return RunningSite(home, model)
 
 
 def active_runs(stage):
     return [
         run["id"]
         for state in ("queued", "starting", "running", "stopping")
-        for run in stage.api("GET", f"/runs?state={state}")["items"]
+        for run in stage.call_api("GET", f"/runs?state={state}")["items"]
     ]
 
 
 def stop_runs(stage):
     for run in active_runs(stage):
-        stage.api("POST", f"/runs/{run}/stop", {"discard": True})
+        stage.call_api("POST", f"/runs/{run}/stop", {"discard": True})
     stage.wait_for(lambda: not active_runs(stage))
 
 

@@ -26,14 +26,14 @@ def versions(stage):
             "name": f"Lamps {seed}",
             "accept_warnings": True,
         }
-        launched.append(stage.api("POST", "/runs", body)["id"])
+        launched.append(stage.call_api("POST", "/runs", body)["id"])
     stage.wait_for(
         lambda: all(
-            stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched
+            stage.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched
         ),
         240,
     )
-    return {item["name"]: item["id"] for item in stage.api("GET", "/adapters")["items"]}
+    return {item["name"]: item["id"] for item in stage.call_api("GET", "/adapters")["items"]}
 
 
 def test_compare_two_versions_and_vote_blind(page, stage, versions):

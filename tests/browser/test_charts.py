@@ -20,7 +20,7 @@ CHART = """chart => ({
 
 
 def has_finished(stage, run):
-    state = stage.api("GET", f"/runs/{run}")["state"]
+    state = stage.call_api("GET", f"/runs/{run}")["state"]
     assert state["state"] not in ("failed", "stopped"), state["message"]
     return state["state"] == "finished"
 
@@ -28,14 +28,14 @@ def has_finished(stage, run):
 @pytest.fixture(scope="module")
 def finished(stage):
     """Two runs of the tiny model that are over."""
-    models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
+    models, data = stage.call_api("GET", "/models"), stage.call_api("GET", "/datasets")
     body = {
         "model": models["items"][0]["id"],
         "data": data["items"][0]["versions"][0]["id"],
         "settings": SETTINGS,
         "accept_warnings": True,
     }
-    runs = [stage.api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")]
+    runs = [stage.call_api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")]
     for run in runs:
         stage.wait_for(lambda run=run: has_finished(stage, run), 300)
     return runs

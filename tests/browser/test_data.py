@@ -143,7 +143,7 @@ def test_a_sweep_is_counted_started_and_compared(page, stage):
 
 
 def test_a_stranger_sees_nothing(page, chromium, stage):
-    stage.python(MALLORY)
+    stage.run_python(MALLORY)
     context = chromium.new_context()
     other = context.new_page()
     sign_in(other, stage, "mallory")
@@ -199,8 +199,8 @@ def test_a_notification_tells_of_a_runs_end_once(page, stage):
     expect(page.get_by_role("button", name="Stop telling me in this browser")).to_be_visible()
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
-    run = stage.api("POST", "/runs", body)["id"]
-    stage.wait_for(lambda: stage.api("GET", f"/runs/{run}")["state"]["state"] == "finished")
+    run = stage.call_api("POST", "/runs", body)["id"]
+    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished")
     page.wait_for_function("() => window.told.includes('Finished: Told of')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)

@@ -77,14 +77,14 @@ def stage(tmp_path_factory, tiny_model):
 @pytest.fixture(scope="module")
 def filled(stage):
     """Two finished runs and a version of each."""
-    stage.python(FILL)
+    stage.run_python(FILL)
 
 
 @pytest.fixture
 def long_names(stage, filled):
-    stage.python(LONG_NAMES)
+    stage.run_python(LONG_NAMES)
     yield
-    stage.python(SHORT_NAMES)
+    stage.run_python(SHORT_NAMES)
 
 
 def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, stage, long_names):
@@ -113,15 +113,15 @@ def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
 def test_a_run_says_training_once_its_first_step_is_done(page, stage):
     settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_steps": 100_000}
     body = {"model": 1, "data": 1, "settings": settings, "name": "Far", "accept_warnings": True}
-    run = stage.api("POST", "/runs", body)["id"]
+    run = stage.call_api("POST", "/runs", body)["id"]
     page.goto(f"{stage.address}/runs/{run}")
     expect(page.locator("[data-live=step]")).to_have_text(re.compile("^[1-9]"), timeout=150_000)
     expect(page.locator("[data-live=phase]")).to_have_text("training")
-    stage.api("POST", f"/runs/{run}/stop", {})
+    stage.call_api("POST", f"/runs/{run}/stop", {})
 
 
 def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, stage):
-    stage.python(IMPORTING)
+    stage.run_python(IMPORTING)
     page.goto(stage.address + "/runs/new")
     model, asks = page.locator("#model"), []
     page.on("request", lambda request: "/runs/new/models" in request.url and asks.append(request))
@@ -131,7 +131,7 @@ def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, stage):
     model.select_option(label="tiny-llama")
     page.wait_for_timeout(2500)
     assert len(asks) == 1
-    stage.python(IMPORTED)
+    stage.run_python(IMPORTED)
     expect(model.locator("option", has_text="slow-llama")).to_be_enabled()
     expect(model.locator("option:checked")).to_have_text("tiny-llama")
     assert page.get_by_label("Name", exact=True).input_value() == "Kept"

@@ -72,7 +72,7 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
 
     before = page.evaluate(POINTS)
     with stage.without_restarts():
-        stage.kill("web")
+        stage.kill_processes("web")
         expect(page.locator("[data-connection]")).to_contain_text("connection lost")
     expect(page.locator("[data-connection]")).to_have_text("live", timeout=90_000)
     page.wait_for_timeout(1500)
@@ -156,7 +156,7 @@ def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page
     launch(page, stage, "Small", max_steps=1)
     page.get_by_role("link", name="Try it").click(timeout=150_000)
     with stage.without_restarts():
-        stage.kill("inference")
+        stage.kill_processes("inference")
         page.get_by_label("Message").fill("hello")
         page.get_by_role("button", name="Ask both").click()
         expect(page.locator("[data-who=base]")).to_contain_text("The inference program is down")

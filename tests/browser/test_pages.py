@@ -24,7 +24,7 @@ def stage(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def filled(stage):
-    return stage.python(Path(fill_pages.__file__).read_text()).strip()
+    return stage.run_python(Path(fill_pages.__file__).read_text()).strip()
 
 
 PAGES = [
@@ -135,7 +135,7 @@ def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
     ],
 )
 def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
-    models, data = stage.api("GET", "/models"), stage.api("GET", "/datasets")
+    models, data = stage.call_api("GET", "/models"), stage.call_api("GET", "/datasets")
     settings = {"max_steps": 1, "max_tokens_per_batch": 80, "max_length": 80}
     body = {
         "model": models["items"][0]["id"],
@@ -144,7 +144,7 @@ def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
         "name": name,
         "accept_warnings": True,
     }
-    run = stage.api("POST", "/runs", body)["id"]
+    run = stage.call_api("POST", "/runs", body)["id"]
     for path in ("/", f"/runs/{run}"):
         page.goto(stage.address + path)
         expect(page.get_by_text(name).first).to_be_visible()

@@ -38,8 +38,8 @@ print(json.dumps([run.pk for run in made]))
 @pytest.fixture(scope="module")
 def two(stage):
     """bob's first run trains, his second waits; their numbers."""
-    first, second = json.loads(stage.python(BOB, json.dumps(SETTINGS)))
-    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["step"] > 0)
+    first, second = json.loads(stage.run_python(BOB, json.dumps(SETTINGS)))
+    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["step"] > 0)
     return first, second
 
 
@@ -72,13 +72,13 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     expect(page.get_by_role("status")).to_contain_text("Second")
     expect(page.get_by_role("status")).to_contain_text("not before something else changes")
     expect(page.get_by_label("Limit")).to_have_value("0")
-    assert stage.api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
+    assert stage.call_api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
 
     page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
     expect(page.get_by_text("On hold")).to_be_visible()
-    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["state"] == "queued")
-    told = stage.api("GET", f"/runs/{first}")["state"]
+    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["state"] == "queued")
+    told = stage.call_api("GET", f"/runs/{first}")["state"]
     assert (
         "by an admin, who drains its devices" in told["message"]
         and "no step is lost" in told["message"]
@@ -93,4 +93,4 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     page.goto(stage.address + "/quotas")
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_role("button", name="Lift the hold").click()
-    stage.wait_for(lambda: stage.api("GET", f"/runs/{first}")["state"]["state"] == "running")
+    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["state"] == "running")

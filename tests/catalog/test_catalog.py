@@ -10,7 +10,7 @@ from django.utils import timezone
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from tests.refusals import refused
+from tests.refusals import raises_user_error
 from training.catalog import acts
 from training.catalog.card import UnsupportedModel, read_model_metadata
 from training.catalog.models import BaseModel, ModelState
@@ -54,7 +54,7 @@ def test_the_licence_comes_from_its_model_card(folder):
 
 def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with refused(UnsupportedModel, code="pickled_weights", naming=("pytorch_model.bin",)):
+    with raises_user_error(UnsupportedModel, code="pickled_weights", naming=("pytorch_model.bin",)):
         read_model_metadata(folder)
 
 
@@ -63,7 +63,7 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, t
     (folder / "model.safetensors").write_bytes(
         b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."
     )
-    with refused(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
+    with raises_user_error(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
         read_model_metadata(folder)
     assert not canary.exists()
 
@@ -79,13 +79,13 @@ def test_a_pickle_that_calls_itself_safetensors_is_refused_and_not_run(folder, t
 )
 def test_a_config_that_names_code_is_refused(folder, values):
     change_config(folder, **values)
-    with refused(UnsupportedModel, code="runs_code", naming=("config.json",)):
+    with raises_user_error(UnsupportedModel, code="runs_code", naming=("config.json",)):
         read_model_metadata(folder)
 
 
 def test_a_model_that_writes_no_text_is_refused(folder):
     change_config(folder, architectures=["BertForMaskedLM"])
-    with refused(UnsupportedModel, code="not_causal_lm", naming=("BertForMaskedLM",)):
+    with raises_user_error(UnsupportedModel, code="not_causal_lm", naming=("BertForMaskedLM",)):
         read_model_metadata(folder)
 
 
@@ -136,14 +136,14 @@ def test_a_broken_safetensors_header_is_refused(folder, tensor):
 
 def test_a_header_of_2_to_the_60_bytes_is_refused_without_reading_it(folder):
     write_header(folder, {}, length=2**60)
-    with refused(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
+    with raises_user_error(UnsupportedModel, code="broken_header", naming=("model.safetensors",)):
         read_model_metadata(folder)
 
 
 def test_overlapping_tensors_are_refused(folder):
     entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
     write_header(folder, {"a": entry, "b": entry})
-    with refused(UnsupportedModel, code="bad_offsets", naming=("model.safetensors",)):
+    with raises_user_error(UnsupportedModel, code="bad_offsets", naming=("model.safetensors",)):
         read_model_metadata(folder)
 
 
@@ -207,7 +207,7 @@ def test_a_folder_outside_the_allowed_ones_is_refused(people, tmp_path, settings
 
 @pytest.mark.parametrize("hub_id", ["nope", "a/b/c", "-x/y", "/a", "a/"])
 def test_what_is_no_hub_id_is_refused(people, hub_id):
-    with refused(field="location", naming=(hub_id,)):
+    with raises_user_error(field="location", naming=(hub_id,)):
         acts.add_from_hub(people["admin"], hub_id, "")
 
 

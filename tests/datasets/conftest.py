@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def reading_here(request, monkeypatch):
+def run_in_process(request, monkeypatch):
     """Not where a test is marked `own_process`: that asks for limits, or for the program itself."""
     if request.node.get_closest_marker("own_process"):
         return
@@ -18,21 +18,21 @@ def reading_here(request, monkeypatch):
     from training.datasets import program
     from training.errors import UserError
 
-    def run(act, folder):
+    def run_program(action, folder):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             try:
-                program.run_act(act, folder, json.loads((folder / "params.json").read_text()))
+                program.run_action(action, folder, json.loads((folder / "params.json").read_text()))
             except UserError as error:
                 emit_error(error.message, field=error.field)
         return out.getvalue()
 
-    def run_child(_module, act, folder, **_limits):
-        return subprocess.CompletedProcess([act], 0, run(act, Path(folder)), "")
+    def run_child(_module, action, folder, **_limits):
+        return subprocess.CompletedProcess([action], 0, run_program(action, Path(folder)), "")
 
     def stream_child(command, _log, **_environment):
-        act, folder = command[-2:]
-        for message in map(json.loads, run(act, Path(folder)).splitlines()):
+        action, folder = command[-2:]
+        for message in map(json.loads, run_program(action, Path(folder)).splitlines()):
             if "error" in message:
                 raise UserError(message["error"], field=message["field"])
             yield message

@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from training.datasets.formats import BadFile, Format, detect
-from training.datasets.records import records
+from training.datasets.formats import BadFile, Format, detect_format
+from training.datasets.records import iter_records
 from training.datasets.rows import MAX_ROW_BYTES, BadRow
 
 PAIRS = [{"prompt": "a", "completion": "b"}, {"prompt": "c, d", "completion": "e"}]
@@ -19,17 +19,17 @@ LINES = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
 
 @pytest.fixture
 def read(tmp_path):
-    def make(content, name="data", **changes):
+    def read_records(content, name="data", **changes):
         path = tmp_path / "file"
         path.write_bytes(content)
-        form = detect(path, name)
-        form = Format(**{**form.to_dict(), **changes})
-        return form, list(records(path, form, most_bytes=10**9))
+        file_format = detect_format(path, name)
+        file_format = Format(**{**file_format.to_dict(), **changes})
+        return file_format, list(iter_records(path, file_format, max_bytes=10**9))
 
-    return make
+    return read_records
 
 
-def parquet(rows):
+def to_parquet(rows):
     out = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return bytes(out.getvalue())
@@ -47,16 +47,16 @@ def parquet(rows):
         (b'prompt,completion\na,b\n"c, d",e\n', "a.csv", "csv"),
         (b"prompt;completion\na;b\nc, d;e\n", "a.csv", "csv"),
         (b"prompt\tcompletion\na\tb\nc, d\te\n", "a.tsv", "csv"),
-        (parquet(PAIRS), "a.parquet", "parquet"),
-        (parquet(PAIRS), "a.bin", "parquet"),
+        (to_parquet(PAIRS), "a.parquet", "parquet"),
+        (to_parquet(PAIRS), "a.bin", "parquet"),
         (gzip.compress(LINES), "a.jsonl.gz", "jsonl"),
         (gzip.compress(b'prompt,completion\na,b\n"c, d",e\n'), "a.csv.gz", "csv"),
     ],
 )
 def test_it_is_told_and_read(read, content, name, kind):
-    form, found = read(content, name)
-    assert form.kind == kind
-    assert [value for _, value in found] == PAIRS
+    file_format, records_read = read(content, name)
+    assert file_format.kind == kind
+    assert [value for _, value in records_read] == PAIRS
 
 
 def test_plain_text_is_read_by_paragraph_or_by_line(read):
@@ -77,7 +77,7 @@ def test_a_csv_may_have_no_header(read):
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "words"),
+    ("content", "name", "message"),
     [
         (b"", "a.jsonl", "is empty"),
         (b"  \n \n", "a.jsonl", "is empty"),
@@ -90,16 +90,16 @@ def test_a_csv_may_have_no_header(read):
         (gzip.compress(LINES)[:-9], "a.jsonl.gz", "cut off or damaged after line"),
         (b"\x1f\x8bnonsense", "a.gz", "gzip file is damaged"),
         (b"a,a\n1,2\n", "a.csv", "names the column `a` twice"),
-        (gzip.compress(parquet(PAIRS)), "a.gz", "Parquet inside gzip"),
+        (gzip.compress(to_parquet(PAIRS)), "a.gz", "Parquet inside gzip"),
     ],
 )
-def test_a_file_that_is_none_gets_a_sentence(read, content, name, words):
-    with pytest.raises(BadFile, match="(?s)" + words.replace("(", r"\(").replace(")", r"\)")):
+def test_a_file_that_is_none_gets_a_sentence(read, content, name, message):
+    with pytest.raises(BadFile, match="(?s)" + message.replace("(", r"\(").replace(")", r"\)")):
         read(content, name)
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "line", "words"),
+    ("content", "name", "line", "message"),
     [
         (b'{"a": "b"}\n{nope}\n', "a.jsonl", 2, "not JSON: Expecting property name"),
         (b"[1]\n", "a.jsonl", 1, "expected a JSON object"),
@@ -124,24 +124,24 @@ def test_a_file_that_is_none_gets_a_sentence(read, content, name, words):
         (b"x" * (MAX_ROW_BYTES + 10), "a.txt", 1, "more than 4 MiB"),
     ],
 )
-def test_a_broken_record_is_told_with_its_line(read, content, name, line, words):
-    told = [
+def test_a_broken_record_is_told_with_its_line(read, content, name, line, message):
+    problems = [
         (number, bad.message) for number, bad in read(content, name)[1] if isinstance(bad, BadRow)
     ]
-    assert told[0][0] == line
-    assert words in told[0][1]
+    assert problems[0][0] == line
+    assert message in problems[0][1]
 
 
 def test_the_rows_around_a_broken_one_are_read(read):
-    found = read(b'{"a": "1"}\nnope\n{"a": "3"}\n', "a.jsonl")[1]
-    assert [number for number, value in found if isinstance(value, dict)] == [1, 3]
+    records_read = read(b'{"a": "1"}\nnope\n{"a": "3"}\n', "a.jsonl")[1]
+    assert [number for number, value in records_read if isinstance(value, dict)] == [1, 3]
 
 
 def test_a_gzip_bomb_ends_at_the_limit(tmp_path):
     path = tmp_path / "bomb"
     path.write_bytes(gzip.compress(b'{"a": "' + b"x" * 1000 + b'"}\n' * 1 + b" " * 50_000_000))
     with pytest.raises(BadFile, match="unpacks to more than the limit"):
-        list(records(path, detect(path, "a.jsonl.gz"), most_bytes=1_000_000))
+        list(iter_records(path, detect_format(path, "a.jsonl.gz"), max_bytes=1_000_000))
 
 
 def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
@@ -149,14 +149,14 @@ def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
     path.write_text(
         "[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]"
     )
-    found = list(records(path, Format("json"), most_bytes=10**9))
-    assert [(number, value["n"]) for number, value in found] == [(i + 1, i) for i in range(3000)]
+    records_read = list(iter_records(path, Format("json"), max_bytes=10**9))
+    assert [(number, value["n"]) for number, value in records_read] == [(i + 1, i) for i in range(3000)]
 
 
 def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed(read):
     bad = read(b'a,b\n1,"2\n' + b"3,4\n" * 50, "a.csv")[1][-1][1]
     assert "lines 2 to 52 were not read" in bad.message
-    assert bad.ends
+    assert bad.is_fatal
 
 
 def test_a_csv_line_that_is_too_long_is_not_silently_cut(read):
@@ -169,9 +169,9 @@ def test_a_csv_line_that_is_too_long_is_not_silently_cut(read):
 
 def test_a_bad_byte_in_an_array_costs_one_row_and_is_told_with_its_line(read):
     rows = [b'{"a": "ok"}', b'{"a": "\xe9"}', b'{"a": "fine"}']
-    found = read(b"[" + b",\n".join(rows) + b"]", "a.json")[1]
-    assert [number for number, _ in found] == [1, 2, 3]
-    assert found[2][1] == {"a": "fine"}
+    records_read = read(b"[" + b",\n".join(rows) + b"]", "a.json")[1]
+    assert [number for number, _ in records_read] == [1, 2, 3]
+    assert records_read[2][1] == {"a": "fine"}
 
 
 def test_json_lines_called_json_are_read_whatever_the_length_of_the_first(read):
@@ -180,8 +180,8 @@ def test_json_lines_called_json_are_read_whatever_the_length_of_the_first(read):
 
 
 def test_a_line_made_to_keep_a_sniffer_busy_is_told_at_once(read):
-    found = read(b'a,"b",c\na,"b",c\n' + b'"' * 3000 + b"x\na,b,c\n", "a.csv")[1]
-    assert found[0] == (2, {"a": "a", "b": "b", "c": "c"})
+    records_read = read(b'a,"b",c\na,"b",c\n' + b'"' * 3000 + b"x\na,b,c\n", "a.csv")[1]
+    assert records_read[0] == (2, {"a": "a", "b": "b", "c": "c"})
 
 
 def test_a_small_parquet_with_huge_rows_is_bounded(tmp_path):
@@ -191,4 +191,4 @@ def test_a_small_parquet_with_huge_rows_is_bounded(tmp_path):
     )
     assert path.stat().st_size < 100_000
     with pytest.raises(BadFile, match="unpacks to more than the limit"):
-        list(records(path, Format("parquet"), most_bytes=50 * 2**20))
+        list(iter_records(path, Format("parquet"), max_bytes=50 * 2**20))

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from training.datasets import intake
-from training.datasets.build import Choices
+from training.datasets.build import BuildOptions
 from training.datasets.models import Upload
 from training.datasets.work import UPLOAD_JOB
 from training.jobs.runner import run_lane
@@ -23,42 +23,42 @@ pytestmark = [pytest.mark.django_db, pytest.mark.own_process]
 COMMIT = "c" * 40
 
 
-def parquet(rows):
+def to_parquet(rows):
     out = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return out.getvalue()
 
 
 FILES = {
-    "default/train/0000.parquet": parquet(
+    "default/train/0000.parquet": to_parquet(
         [{"question": f"what is {i}", "answer": str(i)} for i in range(8)]
     ),
-    "default/train/0001.parquet": parquet(
+    "default/train/0001.parquet": to_parquet(
         [{"question": f"what is {i}", "answer": str(i)} for i in range(8, 12)]
     ),
-    "default/validation/0000.parquet": parquet([{"question": "what is left", "answer": "nothing"}]),
-    "default/unsupervised/0000.parquet": parquet([{"question": "?", "answer": ""}]),
-    "other/train/0000.parquet": parquet([{"question": "never", "answer": "seen"}]),
+    "default/validation/0000.parquet": to_parquet([{"question": "what is left", "answer": "nothing"}]),
+    "default/unsupervised/0000.parquet": to_parquet([{"question": "?", "answer": ""}]),
+    "other/train/0000.parquet": to_parquet([{"question": "never", "answer": "seen"}]),
 }
 
 
 class Hub(BaseHTTPRequestHandler):
-    asked = []
+    authorizations = []
 
-    def answer(self, body):
-        Hub.asked.append(self.headers.get("Authorization"))
+    def respond(self, body):
+        Hub.authorizations.append(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path)
         if path.startswith("/api/datasets/owner/lamps/revision/refs/convert/parquet"):
             siblings = [
                 {"rfilename": name, "size": len(content)} for name, content in FILES.items()
             ]
-            return self.send(
+            return self.send_content(
                 json.dumps({"id": "owner/lamps", "sha": COMMIT, "siblings": siblings}).encode(),
                 body=body,
             )
         name = path.rpartition("/refs/convert/parquet/")[2]
         if path.startswith("/datasets/owner/lamps/resolve/") and name in FILES:
-            return self.send(
+            return self.send_content(
                 FILES[name],
                 body=body,
                 ETag=f'"{sha256(FILES[name]).hexdigest()}"',
@@ -69,7 +69,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def send(self, content, *, body, **headers):
+    def send_content(self, content, *, body, **headers):
         self.send_response(200)
         for name, value in {"Content-Length": len(content), **headers}.items():
             self.send_header(name, str(value))
@@ -78,10 +78,10 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def do_GET(self):
-        self.answer(body=True)
+        self.respond(body=True)
 
     def do_HEAD(self):
-        self.answer(body=False)
+        self.respond(body=False)
 
     def log_message(self, *_args):
         pass
@@ -94,38 +94,38 @@ def hub(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the tests of everything else ask no hub
-    Hub.asked = []
+    Hub.authorizations = []
     yield
     server.shutdown()
 
 
-def fetch(user, hub_id):
-    upload = intake.order_from_hub(user, hub_id, name="")
+def fetch_upload(user, hub_id):
+    upload = intake.enqueue_hub_fetch(user, hub_id, name="")
     run_lane(UPLOAD_JOB.lane)
     return Upload.objects.get(pk=upload.pk)
 
 
 def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
-    upload = fetch(alice, "owner/lamps")
+    upload = fetch_upload(alice, "owner/lamps")
     assert (upload.state, upload.error) == ("draft", "")
-    assert [file["split"] for file in upload.files] == ["train", "train", "heldout"]
-    assert upload.mapped["columns"] == {"prompt": "question", "completion": "answer"}
-    intake.ask_for_check(upload)
+    assert [file["split"] for file in upload.files] == ["train", "train", "eval"]
+    assert upload.mapping["columns"] == {"prompt": "question", "completion": "answer"}
+    intake.request_check(upload)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
-    intake.ask_for_save(upload, Choices(), leave_out=False)
+    intake.request_save(upload, BuildOptions(), skip_faulty=False)
     run_lane(UPLOAD_JOB.lane)
     version = upload.versions.get()
-    assert (version.dataset.name, version.train_rows, version.heldout_rows) == ("lamps", 12, 1)
-    assert set(Hub.asked) == {None}  # the server's own token is not lent to its users
+    assert (version.dataset.name, version.train_rows, version.eval_rows) == ("lamps", 12, 1)
+    assert set(Hub.authorizations) == {None}  # the server's own token is not lent to its users
 
 
 def test_more_than_the_limit_is_not_fetched(hub, alice, settings):
     settings.DATASET_MAX_BYTES = 1000
-    upload = fetch(alice, "owner/lamps")
+    upload = fetch_upload(alice, "owner/lamps")
     assert (upload.state, "more than the 0 MiB allowed" in upload.error) == ("failed", True)
 
 
 def test_what_the_hub_does_not_show_to_everybody_is_said(hub, alice):
-    upload = fetch(alice, "owner/secret")
+    upload = fetch_upload(alice, "owner/secret")
     assert (upload.state, "shows no data set owner/secret" in upload.error) == ("failed", True)

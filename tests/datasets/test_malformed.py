@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.datasets.formats import BadFile, detect
-from training.datasets.forms import FORMS, PARTS, Mapped, guess, to_row
-from training.datasets.records import records
+from training.datasets.formats import BadFile, detect_format
+from training.datasets.forms import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping, guess_mapping, to_row
+from training.datasets.records import iter_records
 from training.datasets.rows import BadRow, Row
 
 values = st.recursive(
@@ -44,32 +44,32 @@ endings = st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.pa
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def path(tmp_path_factory):
     return tmp_path_factory.mktemp("malformed") / "file"
 
 
-def read(place, content, name):
+def check_reading(path, content, name):
     """Every record, named problem or file's fault; anything else fails the test."""
-    place.write_bytes(content)
+    path.write_bytes(content)
     try:
-        form = detect(place, name)
-        found = list(records(place, form, most_bytes=10**7))
+        form = detect_format(path, name)
+        records_read = list(iter_records(path, form, max_bytes=10**7))
     except BadFile as error:
         assert error.message
         return []
-    sample = [value for _, value in found if isinstance(value, dict)]
-    mapped = guess(sample)
-    for number, value in found:
+    sample = [value for _, value in records_read if isinstance(value, dict)]
+    mapped = guess_mapping(sample)
+    for number, value in records_read:
         assert number >= 1
         if isinstance(value, BadRow):
             assert value.message
             assert len(value.message) < 400
         elif mapped.columns:
-            made(value, mapped)
-    return found
+            check_row(value, mapped)
+    return records_read
 
 
-def made(value, mapped):
+def check_row(value, mapped):
     try:
         row = to_row(value, mapped)
     except BadRow as bad:
@@ -90,8 +90,8 @@ slow_ok = settings(
 
 @slow_ok
 @given(content=st.binary(max_size=400), name=endings)
-def test_any_bytes(place, content, name):
-    read(place, content, name)
+def test_any_bytes(path, content, name):
+    check_reading(path, content, name)
 
 
 @slow_ok
@@ -102,21 +102,21 @@ def test_any_bytes(place, content, name):
     zipped=st.booleans(),
     array=st.booleans(),
 )
-def test_rows_that_were_damaged(place, content, hit, name, zipped, array):
+def test_rows_that_were_damaged(path, content, hit, name, zipped, array):
     text = json.dumps(content) if array else "".join(json.dumps(row) + "\n" for row in content)
     raw = bytearray(text.encode())
-    at = int(hit[0] * len(raw))
-    raw[at : at + len(hit[1])] = hit[1]
-    read(place, gzip.compress(bytes(raw))[: -1 if at % 2 else None] if zipped else bytes(raw), name)
+    offset = int(hit[0] * len(raw))
+    raw[offset : offset + len(hit[1])] = hit[1]
+    check_reading(path, gzip.compress(bytes(raw))[: -1 if offset % 2 else None] if zipped else bytes(raw), name)
 
 
 @slow_ok
-@given(record=rows, form=st.sampled_from(sorted(FORMS)), split=st.sampled_from(["", "split"]))
+@given(record=rows, form=st.sampled_from(sorted(ROW_FORMATS)), split=st.sampled_from(["", "split"]))
 def test_any_record_under_any_mapping(record, form, split):
-    made(record, Mapped(form, {part: part for part, _ in PARTS[form]}, split))
+    check_row(record, ColumnMapping(form, {part: part for part, _ in ROW_FORMAT_PARTS[form]}, split))
 
 
 @slow_ok
 @given(text=st.text(max_size=200), name=st.sampled_from(["a.csv", "a.tsv", "a.txt"]))
-def test_any_text(place, text, name):
-    read(place, text.encode("utf-8", "surrogatepass"), name)
+def test_any_text(path, text, name):
+    check_reading(path, text.encode("utf-8", "surrogatepass"), name)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from training.datasets.forms import Mapped, guess, to_row
+from training.datasets.forms import ColumnMapping, guess_mapping, to_row
 from training.datasets.rows import BadRow
 
 ANSWER = {"role": "assistant", "content": "b"}
-MESSAGES = Mapped("messages", {"messages": "messages", "tools": "tools"}, "split")
-PAIRS = Mapped("pairs", {"prompt": "prompt", "completion": "completion"}, "split")
-SHAREGPT = Mapped("sharegpt", {"conversations": "conversations"})
+MESSAGES = ColumnMapping("messages", {"messages": "messages", "tools": "tools"}, "split")
+PAIRS = ColumnMapping("pairs", {"prompt": "prompt", "completion": "completion"}, "split")
+SHAREGPT = ColumnMapping("sharegpt", {"conversations": "conversations"})
 CALL = {
     "role": "assistant",
     "content": None,
@@ -18,12 +18,12 @@ CALL = {
 }
 
 
-def roles(record, mapped):
-    return [message["role"] for message in to_row(record, mapped).messages]
+def get_roles(record, mapping):
+    return [message["role"] for message in to_row(record, mapping).messages]
 
 
 @pytest.mark.parametrize(
-    ("record", "form", "seen"),
+    ("record", "row_format", "expected_roles"),
     [
         (
             {
@@ -57,19 +57,19 @@ def roles(record, mapped):
         ),
     ],
 )
-def test_the_form_is_guessed_and_read(record, form, seen):
-    mapped = guess([record])
-    assert mapped.form == form
-    assert roles(record, mapped) == seen.split()
+def test_the_form_is_guessed_and_read(record, row_format, expected_roles):
+    mapping = guess_mapping([record])
+    assert mapping.row_format == row_format
+    assert get_roles(record, mapping) == expected_roles.split()
 
 
 def test_plain_text_is_a_form():
-    assert to_row({"text": "once"}, guess([{"text": "once"}])).text == "once"
+    assert to_row({"text": "once"}, guess_mapping([{"text": "once"}])).text == "once"
 
 
 def test_a_guess_that_is_not_sure_says_so():
-    assert not guess([{"Frage": "a", "Antwort": "b"}]).sure
-    assert guess([{"prompt": "a", "completion": "b"}]).sure
+    assert not guess_mapping([{"Frage": "a", "Antwort": "b"}]).is_certain
+    assert guess_mapping([{"prompt": "a", "completion": "b"}]).is_certain
 
 
 def test_a_tool_call_is_kept_with_its_arguments_as_an_object_and_the_tools_beside_it():
@@ -106,12 +106,12 @@ def test_numbers_are_taken_as_labels():
 
 
 def test_a_named_split_is_kept():
-    assert to_row({"prompt": "a", "completion": "b", "split": "valid"}, PAIRS).split == "heldout"
+    assert to_row({"prompt": "a", "completion": "b", "split": "valid"}, PAIRS).split == "eval"
 
 
 def test_the_shell_prompt_of_a_system_column_comes_first():
-    mapped = Mapped("pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"})
-    assert roles({"prompt": "a", "completion": "b", "sys": "s"}, mapped) == [
+    mapping = ColumnMapping("pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"})
+    assert get_roles({"prompt": "a", "completion": "b", "sys": "s"}, mapping) == [
         "system",
         "user",
         "assistant",
@@ -119,7 +119,7 @@ def test_the_shell_prompt_of_a_system_column_comes_first():
 
 
 @pytest.mark.parametrize(
-    ("record", "mapped", "words"),
+    ("record", "mapping", "message"),
     [
         ({"text": "a"}, MESSAGES, "`messages` is missing; found `text`"),
         ({}, MESSAGES, "found no fields"),
@@ -203,7 +203,7 @@ def test_the_shell_prompt_of_a_system_column_comes_first():
         ({"conversations": "x"}, SHAREGPT, "`conversations` must be a list"),
     ],
 )
-def test_a_faulty_row_is_told_with_its_field(record, mapped, words):
+def test_a_faulty_row_is_told_with_its_field(record, mapping, message):
     with pytest.raises(BadRow) as caught:
-        to_row(record, mapped)
-    assert words in caught.value.message
+        to_row(record, mapping)
+    assert message in caught.value.message

@@ -16,23 +16,23 @@ pytestmark = pytest.mark.django_db
 LIGHTS = b"".join(tiny.encode_jsonl(tiny.ROWS))
 
 
-def post(client, content=LIGHTS, called="lights.jsonl", **fields):
-    return client.post("/data/new", {"file": SimpleUploadedFile(called, content), **fields})
+def post_file(client, content=LIGHTS, file_name="lights.jsonl", **fields):
+    return client.post("/data/new", {"file": SimpleUploadedFile(file_name, content), **fields})
 
 
-def incoming(settings):
+def list_incoming(settings):
     return list(Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir())
 
 
 def test_it_works(as_alice, settings):
-    answer = post(as_alice)
+    answer = post_file(as_alice)
     upload = Upload.objects.get()
     assert answer["Location"] == f"/data/uploads/{upload.pk}"
-    assert incoming(settings) == []
+    assert list_incoming(settings) == []
     page = as_alice.get(answer["Location"]).content.decode()
     assert "OpenAI messages" in page
     assert "turn on the kitchen lamp" in page
-    mapping = {"form": "messages", "column-messages": "messages", "check": "1"}
+    mapping = {"row_format": "messages", "column-messages": "messages", "check": "1"}
     assert (
         "Checking every row"
         in as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
@@ -46,26 +46,26 @@ def test_it_works(as_alice, settings):
 
 
 def test_the_preview_follows_a_change_of_the_mapping_at_once(as_alice):
-    post(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
+    post_file(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
     upload = Upload.objects.get()
-    changed = {
-        "form": "pairs",
+    mapping = {
+        "row_format": "pairs",
         "column-prompt": "Frage",
         "column-completion": "Antwort",
         "delimiter": ",",
         "has_header": "1",
         "header": "1",
     }
-    page = as_alice.post(f"/data/uploads/{upload.pk}/map", changed).content.decode()
+    page = as_alice.post(f"/data/uploads/{upload.pk}/map", mapping).content.decode()
     assert '<span class="who">user</span>what' in page
-    assert Upload.objects.get().mapped["columns"] == {"prompt": "Frage", "completion": "Antwort"}
+    assert Upload.objects.get().mapping["columns"] == {"prompt": "Frage", "completion": "Antwort"}
 
 
 def test_a_missing_column_is_asked_for_and_nothing_is_lost(as_alice):
-    post(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
+    post_file(as_alice, b"id,Frage,Antwort\n1,what,that\n2,who,me\n", "f.csv")
     upload = Upload.objects.get()
     page = as_alice.post(
-        f"/data/uploads/{upload.pk}/map", {"form": "pairs", "column-prompt": "Frage"}
+        f"/data/uploads/{upload.pk}/map", {"row_format": "pairs", "column-prompt": "Frage"}
     ).content.decode()
     assert "Choose the column that holds the completion." in page
     assert '<option value="Frage" selected>' in page
@@ -93,7 +93,7 @@ def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"PK\x03\x04x", "a zip or Excel file"),
         (b"  ", "is empty"),
@@ -101,19 +101,19 @@ def test_a_script_gets_the_address_or_the_sentence_as_json(as_alice):
     ],
 )
 def test_a_file_that_is_none_is_refused_at_once_and_leaves_nothing(
-    as_alice, settings, content, words
+    as_alice, settings, content, message
 ):
-    answer = post(as_alice, content, name="My lamps.jsonl")
+    answer = post_file(as_alice, content, name="My lamps.jsonl")
     assert answer.status_code == 400
-    assert words in answer.content.decode()
+    assert message in answer.content.decode()
     assert not Upload.objects.exists()
-    assert incoming(settings) == []
+    assert list_incoming(settings) == []
 
 
 def test_an_upload_over_the_limit_breaks_off_and_leaves_nothing(as_alice, settings, tmp_path):
     settings.DATASET_MAX_BYTES = 100_000
     settings.FILE_UPLOAD_TEMP_DIR = str(tmp_path)
-    answer = post(as_alice, b"x" * 400_000)
+    answer = post_file(as_alice, b"x" * 400_000)
     assert answer.status_code == 413
     assert "nothing of it was kept" in answer.content.decode()
     assert list(tmp_path.iterdir()) == []
@@ -143,7 +143,7 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence(as_alice, monkeypatch):
     [("", "get"), ("/map", "post"), ("/save", "post"), ("/remap", "post"), ("/forget", "post")],
 )
 def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
-    post(as_alice)
+    post_file(as_alice)
     client.force_login(people["mallory"])
     assert (
         getattr(client, method)(f"/data/uploads/{Upload.objects.get().pk}{path}").status_code == 404
@@ -151,7 +151,7 @@ def test_a_stranger_finds_nothing(as_alice, client, people, path, method):
 
 
 def test_a_team_mate_may_look_but_not_change(as_alice, client, people):
-    post(as_alice)
+    post_file(as_alice)
     client.force_login(people["bob"])
     address = f"/data/uploads/{Upload.objects.get().pk}"
     assert client.get(address).status_code == 200
@@ -159,7 +159,7 @@ def test_a_team_mate_may_look_but_not_change(as_alice, client, people):
 
 
 def test_an_upload_can_be_thrown_away(as_alice):
-    post(as_alice)
+    post_file(as_alice)
     upload = Upload.objects.get()
     as_alice.post(f"/data/uploads/{upload.pk}/forget")
     assert not upload.folder.exists()
@@ -167,7 +167,7 @@ def test_an_upload_can_be_thrown_away(as_alice):
 
 def test_markup_in_rows_names_and_columns_is_shown_as_text(as_alice):
     rows = b"<b>q</b>,a\n<script>alert(1)</script>,x\n<script>alert(2)</script>,y\n"
-    answer = post(as_alice, rows, "x.csv", name="<img src=x>")
+    answer = post_file(as_alice, rows, "x.csv", name="<img src=x>")
     page = as_alice.get(answer["Location"]).content.decode()
     assert "<script>alert" not in page
     assert "<img src=x>" not in page

@@ -31,12 +31,12 @@ def test_it_works(tiny_run, engine_here, method):
 
 def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, monkeypatch):
     folder = tiny_run()
-    first = json.loads((folder / "heldout.jsonl").read_text().splitlines()[0])["messages"][-1][
+    first = json.loads((folder / "eval.jsonl").read_text().splitlines()[0])["messages"][-1][
         "content"
     ]
     monkeypatch.setattr(exact_match, "generate_answer", lambda session, prompt, expected: first)
     assert engine_here([str(folder)]) == 0
-    rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
     matches = sum(row["messages"][-1]["content"] == first for row in rows)
     assert read_answers(folder)[0]["matches"] == matches > 0
 

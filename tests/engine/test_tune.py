@@ -37,7 +37,7 @@ def make_run(tiny_run):
 
     def build_run(name="run", **settings):
         folder = tiny_run(name, rows=ROWS, **settings)
-        (folder / "heldout.jsonl").write_bytes(b"".join(tiny.encode_jsonl(ROWS[:20])))
+        (folder / "eval.jsonl").write_bytes(b"".join(tiny.encode_jsonl(ROWS[:20])))
         return folder
 
     return build_run

@@ -1,7 +1,7 @@
 import pytest
 from django.core.management import CommandError, call_command
 
-from snapml_site.first_admin import first_admin_words
+from snapml_site.first_admin import first_admin_message
 from training.errors import NotFound
 from training.people.models import ApiToken, User
 from training.people.tokens import create_token, find_token, revoke_token
@@ -63,7 +63,7 @@ def test_sign_in_leads_nowhere_else(client, people, next_url):
 
 
 def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(client, db):
-    message = first_admin_words()
+    message = first_admin_message()
     password = message.rsplit(" ", 1)[1].rstrip(")")
     sign_in(client, "admin", password)
     assert client.get("/")["Location"] == "/account/password"
@@ -75,11 +75,11 @@ def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(cli
     }
     assert client.post("/account/password", new)["Location"] == "/"
     assert client.get("/").status_code == 200
-    assert first_admin_words() == "(sign in as before)"
+    assert first_admin_message() == "(sign in as before)"
 
 
 def test_an_unused_one_time_password_is_made_anew_at_the_next_start(db):
-    assert first_admin_words() != first_admin_words()
+    assert first_admin_message() != first_admin_message()
     assert User.objects.count() == 1
 
 

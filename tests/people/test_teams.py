@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.refusals import refused
+from tests.refusals import raises_user_error
 from training.errors import Conflict, NotAllowed, NotFound
 from training.people import teams
 from training.people.models import Membership, Team
@@ -31,16 +31,16 @@ def test_others_change_nobody(voice, people, who):
 
 def test_everybody_may_leave_but_the_last_lead(voice, people):
     teams.remove_member(people["bob"], voice, "bob")
-    with refused(Conflict, naming=("lea", "voice")):
+    with raises_user_error(Conflict, naming=("lea", "voice")):
         teams.remove_member(people["lea"], voice, "lea")
     with pytest.raises(Conflict):
         teams.set_role(people["lea"], voice, "lea", "member")
 
 
 def test_what_is_not_there_is_named(voice, people):
-    with refused(NotFound, field="username", naming=("zoe",)):
+    with raises_user_error(NotFound, field="username", naming=("zoe",)):
         teams.set_role(people["lea"], voice, "zoe", "member")
-    with refused(field="role", naming=("viewer", "member", "lead")):
+    with raises_user_error(field="role", naming=("viewer", "member", "lead")):
         teams.set_role(people["lea"], voice, "bob", "king")
 
 
@@ -68,10 +68,10 @@ def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
         teams.set_sharing_team(people["vera"], Team.objects.get(name="voice").pk)
 
 
-def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_bell):
+def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_queue):
     from tests.launching import launch_run
 
-    with refused(NotAllowed, naming=("voice",)):
+    with raises_user_error(NotAllowed, naming=("voice",)):
         launch_run(people["vera"], base_model=base_model, data=data, settings={})
 
 

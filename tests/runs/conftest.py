@@ -30,7 +30,7 @@ def counted(data, base_model, device, monkeypatch):
 
 
 @pytest.fixture
-def launched(transactional_db, alice, base_model, data, device, no_bell):
+def launched(transactional_db, alice, base_model, data, device, no_queue):
     from tests.launching import launch_run
 
     made = []

@@ -19,7 +19,7 @@ THREADS, DEVICES, LIMIT = 50, 4, 3
 
 @pytest.mark.django_db(transaction=True)
 def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
-    alice, base_model, data, no_bell
+    alice, base_model, data, no_queue
 ):
     report(
         [

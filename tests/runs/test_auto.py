@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from tests import simulations, tiny
 from tests.launching import launch_run
-from tests.pages import markup
+from tests.pages import normalize_markup
 from training.gpus.models import Device, Quota
 from training.runs.forecast import memory_estimators, token_lengths
 from training.runs.forecast.target_device import get_target_device
@@ -47,7 +47,7 @@ def set_free_memory(free):
 
 def render_planned_card(client, form):
     client.post(reverse("run-memory"), form)
-    return markup(client.post(reverse("run-card"), form))
+    return normalize_markup(client.post(reverse("run-card"), form))
 
 
 def get_plan_digest(page):
@@ -56,7 +56,7 @@ def get_plan_digest(page):
 
 def test_it_works(client, alice, ready):
     client.force_login(alice)
-    before = markup(client.post(reverse("run-card"), ready.form))
+    before = normalize_markup(client.post(reverse("run-card"), ready.form))
     assert "simulating steps" in before and "Planning…" in before
     page = render_planned_card(client, ready.form)
     assert "LoRA fits" in page and "QLoRA would need" in page
@@ -66,7 +66,7 @@ def test_it_works(client, alice, ready):
     assert run.method == "lora"
     choices = {one["setting"]: one for one in run.advice["choices"]}
     assert choices["rank"]["value"] == run.config["rank"]
-    assert "LoRA fits" in markup(client.get(answer.url))
+    assert "LoRA fits" in normalize_markup(client.get(answer.url))
 
 
 def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, ready):
@@ -112,9 +112,9 @@ def test_what_never_fits_says_so(client, alice, ready):
 def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
     client.force_login(alice)
     render_planned_card(client, ready.form)
-    page = markup(client.post(reverse("run-settings"), ready.form | {"mode": "choose"}))
+    page = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode": "choose"}))
     assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
-    back = markup(client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}))
+    back = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}))
     assert 'class="plan"' in back
 
 
@@ -165,7 +165,7 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
 def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):
     client.force_login(alice)
     form = ready.form | {"mode": "choose", "mode-was": "choose", "method": "lora"}
-    page = markup(client.post(reverse("run-costs"), form))
+    page = normalize_markup(client.post(reverse("run-costs"), form))
     assert "simulating…" in page
     assert 'hx-target="#how" hx-swap="innerHTML"' in page, (
         "the costs' outerHTML would hold for the technique's settings, too"
@@ -173,11 +173,11 @@ def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, ali
     for _ in range(12):
         if "simulating…" not in page:
             break
-        page = markup(client.post(reverse("run-costs"), form))
+        page = normalize_markup(client.post(reverse("run-costs"), form))
     assert page.count(": fits") == 7
     assert "Cannot be merged into the base" in page
     set_free_memory(1)
-    page = markup(client.post(reverse("run-costs") + "?cached_only=1", form))
+    page = normalize_markup(client.post(reverse("run-costs") + "?cached_only=1", form))
     assert page.count("does not fit now") == 7 and "grey" in page
 
 
@@ -206,7 +206,7 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
 def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
     client.force_login(alice)
     locked = ready.form | {"set-target_modules": "q_proj", "was-target_modules": "all-linear"}
-    waiting = markup(client.post(reverse("run-card"), locked))
+    waiting = normalize_markup(client.post(reverse("run-card"), locked))
     assert '<input type="hidden" name="set-target_modules" value="q_proj">' in waiting
     assert '<input type="hidden" name="lock" value="target_modules">' in waiting
 

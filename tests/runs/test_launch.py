@@ -16,14 +16,14 @@ from training.runs.worker.lease import claim
 pytestmark = pytest.mark.django_db
 
 
-def test_it_works(run, no_bell, base_model, data):
+def test_it_works(run, no_queue, base_model, data):
     config = RunConfig.from_dict(json.loads((run.folder / "config.json").read_text()))
     assert config.model == str(base_model.folder)
     assert config.model_name == "tiny-llama"
-    assert config.train_data == str(data.file("train"))
+    assert config.train_data == str(data.split_path("train"))
     assert config.rank == tiny.SETTINGS["rank"]
     assert run.state == State.QUEUED
-    assert no_bell == [run.pk]
+    assert no_queue == [run.pk]
 
 
 def test_a_wrong_setting_is_refused_and_nothing_is_left(alice, base_model, data):
@@ -44,7 +44,7 @@ def test_a_model_that_is_not_ready_is_refused(alice, base_model, data):
         launch_run(alice, base_model=base_model, data=data, settings={})
 
 
-def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_model, data, no_bell):
+def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_model, data, no_queue):
     # Its row was rolled back, and its number is given out again
     left = run.folder.with_name(str(run.pk + 1))
     shutil.rmtree(left, ignore_errors=True)
@@ -56,7 +56,7 @@ def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_mode
 
 
 def test_a_run_is_shared_only_with_a_team_that_sees_its_data(
-    alice, people, base_model, data, no_bell
+    alice, people, base_model, data, no_queue
 ):
     first = Team.objects.create(name="aaa")
     first.members.add(alice)
@@ -67,7 +67,7 @@ def test_a_run_is_shared_only_with_a_team_that_sees_its_data(
     assert launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS).team is None
 
 
-def test_a_name_holds_no_control_characters(alice, base_model, data, no_bell):
+def test_a_name_holds_no_control_characters(alice, base_model, data, no_queue):
     run = launch_run(
         alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="a\0b\nc\x1b[31m"
     )
@@ -96,14 +96,14 @@ def test_a_living_run_is_asked_to_stop(run):
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
-    run, django_capture_on_commit_callbacks, no_bell
+    run, django_capture_on_commit_callbacks, no_queue
 ):
     Run.objects.filter(pk=run.pk).update(state=State.STOPPED, wish=Wish.STOP)
     for name in ("stop", "result.json"):
         (run.folder / name).write_text("{}")
     with django_capture_on_commit_callbacks(execute=True):
         assert continue_run(run.owner, run).state == State.QUEUED
-    assert no_bell[-1] == run.pk
+    assert no_queue[-1] == run.pk
     assert not (run.folder / "stop").exists()
     assert not (run.folder / "result.json").exists()
     Run.objects.filter(pk=run.pk).update(state=State.FINISHED)

@@ -144,7 +144,7 @@ def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
 
 
 def test_a_run_and_its_config_are_written_once_and_whole(
-    alice, base_model, counted, no_bell, django_assert_max_num_queries
+    alice, base_model, counted, no_queue, django_assert_max_num_queries
 ):
     run = launch_run(alice, base_model=base_model, data=counted, auto=AutoRequest())
     stored = Run.objects.get(pk=run.pk)
@@ -175,7 +175,7 @@ def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
 
 
 def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folder(
-    alice, base_model, data, device, no_bell, settings
+    alice, base_model, data, device, no_queue, settings
 ):
     PersonalQuota.objects.create(user=alice, queued=2)
     runs = Path(settings.HOME) / "runs"
@@ -186,7 +186,7 @@ def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folde
     assert set(runs.glob("*/config.json")) == before
 
 
-def test_values_that_are_named_twice_are_kept_once(alice, base_model, data, device, no_bell):
+def test_values_that_are_named_twice_are_kept_once(alice, base_model, data, device, no_queue):
     settings = {**tiny.SETTINGS, "seed": [1, 2] + [1] * 1000}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
     assert sweep.runs.first().request["settings"]["seed"] == [1, 2]

@@ -31,7 +31,7 @@ def preview_here_unless_marked(request):
 @pytest.fixture(autouse=True)
 def nothing_measured_yet(data):
     """Equal content lies in one folder, so what another test measured of it would be found."""
-    shutil.rmtree(data.file("train").parent / "lengths", ignore_errors=True)
+    shutil.rmtree(data.split_path("train").parent / "lengths", ignore_errors=True)
 
 
 def join_tokens(row, kind):
@@ -205,7 +205,7 @@ def test_the_button_names_the_next_thing_that_is_missing(as_alice, data, base_mo
     assert label in card
 
 
-def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model, no_bell):
+def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model, no_queue):
     body = {"model": base_model.pk, "data": data.pk, "max_length": "64", "learning_rate": "0.1"}
     refused = as_alice.post("/runs/new", body)
     assert refused.status_code == 409
@@ -267,7 +267,7 @@ def test_target_modules_count_as_peft_matches_them(data, base_model):
 
 
 def test_data_that_the_model_cannot_hold_is_not_launched(
-    tmp_path, as_alice, alice, data, base_model, no_bell
+    tmp_path, as_alice, alice, data, base_model, no_queue
 ):
     folder = tiny.make_model(tmp_path / "strict", template="{{ raise_exception('never') }}")
     base_model.location = str(folder)

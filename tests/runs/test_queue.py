@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from tests import tiny
 from tests.launching import launch_run
-from tests.refusals import assert_named, refused
+from tests.refusals import assert_mentions, raises_user_error
 from tests.runs.fake_engine import FakeEngine
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import allocations, quotas
@@ -222,7 +222,7 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
 
 
 def test_what_can_never_run_is_refused_at_launch(
-    alice, base_model, data, device, no_bell, monkeypatch
+    alice, base_model, data, device, no_queue, monkeypatch
 ):
     monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB})
     with pytest.raises(
@@ -231,13 +231,13 @@ def test_what_can_never_run_is_refused_at_launch(
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
     monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 20 * GB})
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, most_bytes=10 * GB)
-    with refused(code="most_memory", naming=("10.0 GB",)):
+    with raises_user_error(code="most_memory", naming=("10.0 GB",)):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
 
 def test_nobody_queues_more_than_their_quota(run, alice, base_model, data):
     PersonalQuota.objects.create(user=alice, queued=1)
-    with refused(Conflict, code="queue_full"):
+    with raises_user_error(Conflict, code="queue_full"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
 
@@ -260,7 +260,7 @@ def test_owners_move_their_own_runs_up(run, another):
 def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice):
     stopped = another(state=State.STOPPED)
     PersonalQuota.objects.create(user=alice, queued=1)
-    with refused(Conflict, code="queue_full"):
+    with raises_user_error(Conflict, code="queue_full"):
         continue_run(alice, stopped)
 
 
@@ -274,7 +274,7 @@ def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
         state=State.STOPPED, lease_token="", lease_owner="", lease_expires_at=None
     )
     run.refresh_from_db()
-    with refused(NotAllowed, code="time_used_up", naming=("1.0 h",)):
+    with raises_user_error(NotAllowed, code="time_used_up", naming=("1.0 h",)):
         continue_run(run.owner, run)
     continue_run(people["admin"], run)
     claim(run.pk)
@@ -308,7 +308,7 @@ def test_a_stop_while_it_makes_room_is_a_stop(run, another):
 def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alice):
     report([Reading(0, "GPU-9", "H100", "H100", 80 * GB, 0)], host="second")
     admission.admit()
-    with refused(Conflict, code="device_given"):
+    with raises_user_error(Conflict, code="device_given"):
         actions.change_pool(alice, run, Pool.objects.get(kind="H100"))
 
 
@@ -337,15 +337,15 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
     second = another()
     assert admission.admit() == [run.pk]
     reasons.look()
-    assert_named(as_alice.get(f"/runs/{run.pk}").content.decode(), Device.objects.get())
-    assert_named(as_alice.get("/api/v1/runs/queue").content.decode(), Device.objects.get())
+    assert_mentions(as_alice.get(f"/runs/{run.pk}").content.decode(), Device.objects.get())
+    assert_mentions(as_alice.get("/api/v1/runs/queue").content.decode(), Device.objects.get())
     page = as_alice.get("/gpus").content.decode()
-    assert_named(page, Device.objects.get(), second.name)
+    assert_mentions(page, Device.objects.get(), second.name)
 
 
 def test_the_class_of_a_run_that_holds_a_device_is_an_admins_to_change(run, people):
     claim(run.pk)
-    with refused(NotAllowed, code="device_held"):
+    with raises_user_error(NotAllowed, code="device_held"):
         actions.change_class(run.owner, run, "background")
     actions.change_class(people["admin"], run, "background")
     assert Allocation.objects.get().priority == "background"
@@ -367,11 +367,11 @@ def test_forgiven_and_used_up_time_stand_in_the_audit_log(run, people):
 
 def test_who_may_hold_no_device_is_told_at_launch(run, alice, base_model, data):
     PersonalQuota.objects.create(user=alice, running=0)
-    with refused(code="person_has_no_device"):
+    with raises_user_error(code="person_has_no_device"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
     PersonalQuota.objects.update(running=1)
     quota = Quota.objects.create(pool=Pool.objects.get(), team=run.team, limit=0)
-    with refused(code="team_has_no_device", field="pool"):
+    with raises_user_error(code="team_has_no_device", field="pool"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
     Quota.objects.filter(pk=quota.pk).update(limit=1)
     launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -405,7 +405,7 @@ def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what
     assert durations.expected_seconds(another(method="full", total_steps=10), kinds) == math.inf
 
 
-def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_bell):
+def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_queue):
     from training.runs.forecast.token_lengths import get_lengths
 
     get_lengths(data, base_model)

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 
 from tests import tiny
 from tests.launching import launch_run
-from tests.pages import markup
+from tests.pages import normalize_markup
 from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
@@ -70,7 +70,7 @@ def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, a
 def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
     answer = as_alice.get(f"/runs/{run.pk}/config.yaml")
     assert answer["Content-Disposition"] == f'attachment; filename="run-{run.pk}.yaml"'
-    page = markup(
+    page = normalize_markup(
         as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", answer.content)})
     )
     assert 'value="Lights, tiny"' in page
@@ -86,7 +86,7 @@ def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
     assert "rank is 0" in bad.content.decode()
 
 
-def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
+def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
     with pytest.raises(CommandError, match="the loss of LoRA usually jumps"):
@@ -106,7 +106,7 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_bell):
 
 
 def test_new_from_this_run_copies_everything(as_alice, run):
-    page = markup(as_alice.get(f"/runs/new?from={run.pk}"))
+    page = normalize_markup(as_alice.get(f"/runs/new?from={run.pk}"))
     for name in (
         "rank",
         "alpha",
@@ -131,7 +131,7 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
     document = read_yaml(to_yaml(run))
     assert find_placement(document) == Placement(run.pool, "background")
     file = SimpleUploadedFile("r.yaml", to_yaml(run).encode())
-    page = markup(as_alice.post("/runs/new/file", {"file": file}))
+    page = normalize_markup(as_alice.post("/runs/new/file", {"file": file}))
     assert 'value="background" selected' in page
 
 
@@ -178,7 +178,7 @@ def test_a_plain_run_comes_back_from_its_file(run, tmp_path):
 
 
 def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
-    alice, base_model, data, device, no_bell, tmp_path
+    alice, base_model, data, device, no_queue, tmp_path
 ):
     settings = {**tiny.SETTINGS, "rank": [2, 4]}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings, name="Grid")
@@ -193,7 +193,7 @@ def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
 
 
 def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was(
-    alice, base_model, data, counted, no_bell, tmp_path
+    alice, base_model, data, counted, no_queue, tmp_path
 ):
     pool = Pool.objects.get(kind=devices.CPU)  # the default one is the card's
     auto = AutoRequest("style", {"rank": 2})
@@ -209,7 +209,7 @@ def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was
 
 
 def test_the_page_opens_a_file_that_lets_auto_choose(
-    as_alice, alice, base_model, data, counted, no_bell
+    as_alice, alice, base_model, data, counted, no_queue
 ):
     text = b"model: tiny-llama\ndata: Lights\nauto: {goal: style, locked: {rank: 2}}\n"
     upload = {"file": SimpleUploadedFile("r.yaml", text)}
@@ -247,7 +247,7 @@ def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, reque
     assert refused.value.field == "file"
 
 
-def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_bell):
+def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_queue):
     texts = [f"{number} " + "word " * 300 for number in range(12)]
     settings = {"method": "prompt", "prompt_tuning_init": "text", "prompt_tuning_init_text": texts, "max_steps": 2}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)

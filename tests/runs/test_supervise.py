@@ -139,7 +139,7 @@ def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch)
 
 @pytest.mark.django_db
 def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
-    ended(run, code=70, deaths=settings.MAX_DEATHS).end()
+    ended(run, code=70, deaths=settings.MAX_CRASHES).end()
     run.refresh_from_db()
     assert run.state == State.FAILED
     assert "4 times in a row without a new checkpoint" in run.message

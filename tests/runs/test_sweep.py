@@ -11,7 +11,7 @@ from training.runs.models import Run, Sweep
 pytestmark = pytest.mark.django_db
 
 
-def test_it_works(alice, base_model, data, no_bell):
+def test_it_works(alice, base_model, data, no_queue):
     settings = {**tiny.SETTINGS, "rank": [2, 4], "learning_rate": [0.01, 0.001, 0.0001]}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings, name="Grid")
     runs = list(sweep.runs.order_by("pk"))
@@ -31,7 +31,7 @@ def test_too_many_runs_are_refused_with_their_number():
         expand_grid({"rank": list(range(1, 11)), "alpha": list(range(1, 11))})
 
 
-def test_one_wrong_member_refuses_all(alice, base_model, data, no_bell):
+def test_one_wrong_member_refuses_all(alice, base_model, data, no_queue):
     with pytest.raises(ConfigError, match="rank is 0"):
         launch_run(
             alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [4, 0]}
@@ -53,7 +53,7 @@ def post_launch_form(client, base_model, data, **more):
     )
 
 
-def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_bell):
+def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_queue):
     answer = post_launch_form(as_alice, base_model, data, rank="2, 4", learning_rate="0.001")
     assert answer["Location"] == f"/sweeps/{Sweep.objects.get().pk}"
     page = as_alice.get(answer["Location"]).content.decode()
@@ -70,7 +70,7 @@ def test_the_card_counts_the_grid(as_alice, base_model, data):
     assert "12 runs; start?" in page
 
 
-def test_a_stranger_sees_no_sweep(client, people, alice, base_model, data, no_bell):
+def test_a_stranger_sees_no_sweep(client, people, alice, base_model, data, no_queue):
     sweep = launch_run(
         alice, base_model=base_model, data=data, settings={**tiny.SETTINGS, "rank": [2, 4]}
     )

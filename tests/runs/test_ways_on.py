@@ -119,11 +119,11 @@ def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, settings_of_de
 
 @pytest.fixture
 def settings_of_deaths(settings):
-    settings.MAX_DEATHS = 3
+    settings.MAX_CRASHES = 3
 
 
 def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
-    alice, base_model, data, device, no_bell, monkeypatch
+    alice, base_model, data, device, no_queue, monkeypatch
 ):
     assert "micro_batch_splits 2 it would need 8.0 GB" in suggest_fitting_change(
         RunConfig(), base_model, data, 10 * GB, get_target_device()

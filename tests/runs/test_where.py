@@ -7,7 +7,7 @@ from django.urls import reverse
 
 from tests import tiny
 from tests.launching import launch_run
-from tests.pages import markup
+from tests.pages import normalize_markup
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
@@ -46,8 +46,8 @@ def render_card(client, form):
     return client.post(reverse("run-card"), form).content.decode()
 
 
-def test_it_works(as_alice, form, cards, no_bell):
-    page = markup(as_alice.get(reverse("run-new")))
+def test_it_works(as_alice, form, cards, no_queue):
+    page = normalize_markup(as_alice.get(reverse("run-new")))
     assert "The largest" in page and ">T4</option>" in page and ">Urgent<" not in page
     card = render_card(as_alice, form | {"pool": cards["T4"].pk})
     assert "T4, 15.0 of 16.0 GB free" in card
@@ -76,7 +76,7 @@ def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form
 
 def test_a_copy_waits_where_its_original_did(as_alice, run, cards):
     Run.objects.update(pool=cards["T4"], priority="background")
-    page = markup(as_alice.get(f"{reverse('run-new')}?from={run.pk}"))
+    page = normalize_markup(as_alice.get(f"{reverse('run-new')}?from={run.pk}"))
     assert f'value="{cards["T4"].pk}" selected' in page and 'value="background" selected' in page
 
 
@@ -90,7 +90,7 @@ def test_before_any_worker_reports_this_hosts_own_device_is_shown(as_alice, form
     assert devices.read_devices()[0].name in render_card(as_alice, form)
 
 
-def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_bell):
+def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_queue):
     launch_fields = {
         "base_model": base_model,
         "data": data,
@@ -115,7 +115,7 @@ def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(
     assert not Run.objects.exists()
 
 
-def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_bell):
+def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_queue):
     body = {
         "model": base_model.pk,
         "data": data.pk,

@@ -25,24 +25,24 @@ def no_program(monkeypatch, settings):
     here is not remembered for other tests.
     """
 
-    def refuse(*_args, **_kwargs):
+    def raise_user_error(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", refuse)
-    monkeypatch.setattr("training.runs.worker.oom_recovery.get_estimator", refuse)
+    monkeypatch.setattr("training.runs.forecast.token_lengths.run_preview", raise_user_error)
+    monkeypatch.setattr("training.runs.worker.oom_recovery.get_estimator", raise_user_error)
     yield
-    for mark in (Path(settings.HOME) / "data").rglob("*.failed"):
-        mark.unlink()
+    for failed_path in (Path(settings.HOME) / "data").rglob("*.failed"):
+        failed_path.unlink()
 
 
 @pytest.fixture
 def things(run, base_model, data, alice, device):
     """The numbers that stand in addresses, by the name of the parameter."""
     shared = {"owner": alice, "team": run.team}
-    read = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
-    mapped = {"form": "messages", "columns": {"messages": "messages"}, "split": "", "sure": True}
-    files = [{"file": "0", "name": "a.jsonl", "split": "", "format": read}]
-    upload = Upload.objects.create(**shared, name="Lights", source="x", files=files, mapped=mapped)
+    file_format = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
+    mapping = {"row_format": "messages", "columns": {"messages": "messages"}, "split": "", "is_certain": True}
+    files = [{"file": "0", "name": "a.jsonl", "split": "", "format": file_format}]
+    upload = Upload.objects.create(**shared, name="Lights", source="x", files=files, mapping=mapping)
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "0").write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)))
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))

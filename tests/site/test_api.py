@@ -30,7 +30,7 @@ def api(client, alice):
     return call
 
 
-def test_a_run_from_launch_to_stop(api, base_model, data, no_bell):
+def test_a_run_from_launch_to_stop(api, base_model, data, no_queue):
     code, run = api(
         "POST",
         "/runs",
@@ -53,14 +53,14 @@ def test_a_run_from_launch_to_stop(api, base_model, data, no_bell):
 def test_events_after_a_number_and_curves(api, run):
     lease, record, journal = claim(run.pk), Run.objects.get(pk=run.pk), Journal()
     store(lease, record, journal.lines(*[step(n, 1 / n) for n in range(1, 1001)]), 1)
-    seen, after = [], 0
+    sequence_numbers, after = [], 0
     while True:
         _, answer = api("GET", f"/runs/{run.pk}/events?after={after}&limit=300")
         if not answer["events"]:
             break
-        seen += [event["seq"] for event in answer["events"]]
+        sequence_numbers += [event["seq"] for event in answer["events"]]
         after = answer["last_seq"]
-    assert seen == list(range(1, 1001))
+    assert sequence_numbers == list(range(1, 1001))
     _, curves = api("GET", f"/runs/{run.pk}/metrics?points=50&names=loss")
     assert len(curves["axes"]["step"]) == 50
     assert curves["series"]["loss"]["high"][0] == 1.0

@@ -20,22 +20,22 @@ def test_make_alone_lists_the_targets():
 
 
 def test_a_taken_port_is_told_with_the_next_one():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
         with pytest.raises(
             CommandError, match=f"Port {port} on 127.0.0.1 cannot be used.*PORT={port + 1}"
         ):
-            up.refuse_taken_port("127.0.0.1", port)
+            up.check_port_free("127.0.0.1", port)
 
 
 def test_a_second_one_on_the_same_home_is_refused():
-    first = up.only_one()
+    first = up.acquire_lock()
     with pytest.raises(CommandError, match="runs already on"):
-        up.only_one()
+        up.acquire_lock()
     first.close()
-    up.only_one().close()
+    up.acquire_lock().close()
 
 
 @pytest.mark.django_db
@@ -54,8 +54,8 @@ def test_an_admin_adds_a_person_with_a_one_time_password_and_a_team(client, caps
 STORM = """
 import signal, django
 django.setup()
-from snapml_site.management.commands.up import Stopping
-stopping = Stopping()
+from snapml_site.management.commands.up import StopFlag
+stopping = StopFlag()
 signal.signal(signal.SIGALRM, lambda *_: stopping.set())
 signal.setitimer(signal.ITIMER_REAL, 0.01, 0.00002)
 for _ in range(20_000):
@@ -79,15 +79,15 @@ def test_an_empty_home_is_the_usual_one(tmp_path, monkeypatch):
 
 
 def test_another_inference_server_is_taken_and_none_of_ours_started(monkeypatch):
-    from snapml_site.children import engine_room
+    from snapml_site.children import build_processes
 
     monkeypatch.setenv("INFERENCE_URL", "http://127.0.0.1:9999")
-    assert [child.name for child in engine_room("127.0.0.1", 8000)] == [
+    assert [child.name for child in build_processes("127.0.0.1", 8000)] == [
         "web",
         "worker",
         "inference",
     ]
-    assert [child.name for child in engine_room("127.0.0.1", 8000, own_inference=False)] == [
+    assert [child.name for child in build_processes("127.0.0.1", 8000, has_own_inference=False)] == [
         "web",
         "worker",
     ]

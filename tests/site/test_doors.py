@@ -11,7 +11,7 @@ from training.people.tokens import create_token
 from training.runs.queue import admission
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
-OPEN = {"sign-in", "sign-out", "health"}
+PUBLIC = {"sign-in", "sign-out", "health"}
 # Addresses of things that the owner, the team and admins may see.
 OWNED = {
     "run",
@@ -121,30 +121,30 @@ LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
 ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-offer"}
 
 
-def pages():
-    found = {}
+def list_pages():
+    patterns = {}
     for pattern in get_resolver().url_patterns:
         for inner in getattr(pattern, "url_patterns", [pattern]):
             if getattr(pattern, "namespace", None) not in ("api", "admin"):
-                found[inner.name] = inner.pattern
-    return found
+                patterns[inner.name] = inner.pattern
+    return patterns
 
 
-def address(name, things):
+def page_url(name, things):
     from django.urls import reverse
 
-    wanted = {key: things[key] for key in pages()[name].converters}
-    return reverse(name, kwargs=wanted)
+    kwargs = {key: things[key] for key in list_pages()[name].converters}
+    return reverse(name, kwargs=kwargs)
 
 
 def test_every_page_has_its_place_in_the_table():
-    assert set(pages()) == OPEN | OWNED | CHANGING | SHARED | LEADING | ADMINS
+    assert set(list_pages()) == PUBLIC | OWNED | CHANGING | SHARED | LEADING | ADMINS
 
 
 @pytest.mark.parametrize("name", sorted(OWNED | CHANGING | SHARED | LEADING | ADMINS))
 def test_strangers_are_sent_to_sign_in(client, things, name):
-    for ask in (client.get, client.post):
-        answer = ask(address(name, things))
+    for send in (client.get, client.post):
+        answer = send(page_url(name, things))
         assert answer.status_code == 302
         assert answer["Location"].startswith("/sign-in?next=/")
 
@@ -175,19 +175,19 @@ def test_what_is_open_answers_strangers_and_the_api_says_401_by_itself(client, d
     assert client.get("/nothing").status_code == 404
 
 
-def ask(client, name, things):
+def request_page(client, name, things):
     if name == "adapter-try":
         return client.post(
-            address(name, things), content_type="application/json", data={"who": "base"}
+            page_url(name, things), content_type="application/json", data={"who": "base"}
         )
     return (client.post if name in CHANGING or name == "adapter-continue" else client.get)(
-        address(name, things), {"pool": things["pool_id"], "priority": "background"}
+        page_url(name, things), {"pool": things["pool_id"], "priority": "background"}
     )
 
 
 @pytest.mark.parametrize("name", sorted(OWNED))
 def test_things_are_seen_by_their_owner_the_team_and_admins(client, people, things, name):
-    for who, may in (
+    for who, can_see in (
         ("alice", True),
         ("bob", True),
         ("vera", True),
@@ -196,12 +196,12 @@ def test_things_are_seen_by_their_owner_the_team_and_admins(client, people, thin
         ("mallory", False),
     ):
         client.force_login(people[who])
-        assert (ask(client, name, things).status_code == 404) is not may, who
+        assert (request_page(client, name, things).status_code == 404) is not can_see, who
 
 
 @pytest.mark.parametrize("name", sorted(CHANGING))
 def test_things_are_changed_by_their_owner_leads_and_admins(client, people, things, name):
-    for who, wanted in (
+    for who, expected_status in (
         ("mallory", 404),
         ("vera", 403),
         ("bob", 403),
@@ -210,15 +210,15 @@ def test_things_are_changed_by_their_owner_leads_and_admins(client, people, thin
         ("admin", None),
     ):
         client.force_login(people[who])
-        code = ask(client, name, things).status_code
-        assert code == wanted if wanted else code not in (403, 500), who
-        if wanted is None:
+        code = request_page(client, name, things).status_code
+        assert code == expected_status if expected_status else code not in (403, 500), who
+        if expected_status is None:
             break  # it may be gone now
 
 
 @pytest.mark.parametrize("name", sorted(LEADING | ADMINS))
 def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, things, name):
-    for who, leads in (
+    for who, is_lead in (
         ("alice", False),
         ("bob", False),
         ("vera", False),
@@ -227,10 +227,10 @@ def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, thing
     ):
         client.force_login(people[who])
         code = (client.post if name == "gpu-offer" else client.get)(
-            address(name, things)
+            page_url(name, things)
         ).status_code
-        may = who == "admin" or (leads and name in LEADING)
-        assert code in ((200, 302) if may else (403,)), (who, code)
+        is_allowed = who == "admin" or (is_lead and name in LEADING)
+        assert code in ((200, 302) if is_allowed else (403,)), (who, code)
 
 
 def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, people, things):
@@ -295,28 +295,28 @@ def test_the_admin_site_shows_everything_and_no_secret(client, people, things, p
 
 @pytest.mark.parametrize("name", ["runs", "datasets", "adapters"])
 def test_lists_show_only_what_one_may_see(client, people, things, name):
-    seen = {}
+    visible = {}
     for who in ("alice", "mallory"):
         client.force_login(people[who])
-        seen[who] = "Lights" in client.get(address(name, things)).content.decode()
-    assert seen == {"alice": True, "mallory": False}
+        visible[who] = "Lights" in client.get(page_url(name, things)).content.decode()
+    assert visible == {"alice": True, "mallory": False}
 
 
 def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run):
     admission.admit()
-    for who, sees in (("bob", True), ("mallory", False)):
+    for who, can_see in (("bob", True), ("mallory", False)):
         client.force_login(people[who])
-        assert ("Lights, tiny" in client.get("/strip").content.decode()) is sees
+        assert ("Lights, tiny" in client.get("/strip").content.decode()) is can_see
 
 
 def test_a_part_of_a_page_asks_nothing_about_the_frame_around_it(as_alice, run):
     part = as_alice.get("/", HTTP_HX_REQUEST="true")
     assert "bars" not in part.context
-    for whole in (
+    for page in (
         as_alice.get("/"),
         as_alice.get("/", HTTP_HX_REQUEST="true", HTTP_HX_HISTORY_RESTORE_REQUEST="true"),
     ):
-        assert "bars" in whole.context and "Main" in whole.content.decode()
+        assert "bars" in page.context and "Main" in page.content.decode()
 
 
 def test_whoever_must_change_their_password_gets_the_form_and_parts_of_pages_stay_as_they_are(

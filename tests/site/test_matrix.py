@@ -15,14 +15,14 @@ from snapml_site.api import api
 from training.people.tokens import create_token
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_program")]
-CAST = ("stranger", "mallory", "vera", "bob", "lea", "alice", "admin")
-ALL = dict.fromkeys(CAST[1:], "y")  # everybody who is signed in
-LOOK = {**ALL, "mallory": "n"}  # whoever may see the thing
+USERS = ("stranger", "mallory", "vera", "bob", "lea", "alice", "admin")
+ALL = dict.fromkeys(USERS[1:], "y")  # everybody who is signed in
+READ = {**ALL, "mallory": "n"}  # whoever may see the thing
 CHANGE = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "y", "admin": "y"}
-ADMIN = {**dict.fromkeys(CAST[1:6], "l"), "admin": "y"}
+ADMIN = {**dict.fromkeys(USERS[1:6], "l"), "admin": "y"}
 # Mallory leads a team of her own
 LEADS = {
-    **dict.fromkeys(CAST[1:], "l"),
+    **dict.fromkeys(USERS[1:], "l"),
     "lea": "y",
     "mallory": "y",
     "admin": "y",
@@ -30,7 +30,7 @@ LEADS = {
 LEAD = {"mallory": "n", "vera": "l", "bob": "l", "lea": "y", "alice": "l", "admin": "y"}
 # A thing that is no team's: its owner's alone
 MINE = {
-    **dict.fromkeys(CAST[1:], "n"),
+    **dict.fromkeys(USERS[1:], "n"),
     "alice": "y",
 }
 
@@ -43,14 +43,14 @@ MATRIX = {
         "admin": "l",
     },  # voice is theirs to share with, or not
     "get /people/me/tokens": ALL,
-    "post /people/me/tokens": dict.fromkeys(CAST[1:], "l"),  # a token makes no token
+    "post /people/me/tokens": dict.fromkeys(USERS[1:], "l"),  # a token makes no token
     "delete /people/me/tokens/{token_id}": MINE,
     "get /people/me/webhooks": ALL,
-    "post /people/me/webhooks": dict.fromkeys(CAST[1:], "l"),
+    "post /people/me/webhooks": dict.fromkeys(USERS[1:], "l"),
     "delete /people/me/webhooks/{webhook_id}": MINE,
     "get /people/teams": ALL,
     "post /people/teams": ADMIN,
-    "get /people/teams/{team_id}": LOOK,
+    "get /people/teams/{team_id}": READ,
     "put /people/teams/{team_id}/members/{username}": LEAD,
     "delete /people/teams/{team_id}/members/{username}": {**LEAD, "bob": "y"},  # bob is who leaves
     "get /models": ALL,
@@ -62,43 +62,43 @@ MATRIX = {
     "get /datasets/uploads": ALL,
     "post /datasets/uploads": ALL,
     "post /datasets/uploads/hub": ALL,
-    "get /datasets/uploads/{upload_id}": LOOK,
+    "get /datasets/uploads/{upload_id}": READ,
     "delete /datasets/uploads/{upload_id}": CHANGE,
     "patch /datasets/uploads/{upload_id}": CHANGE,
-    "get /datasets/uploads/{upload_id}/preview": LOOK,
+    "get /datasets/uploads/{upload_id}/preview": READ,
     "post /datasets/uploads/{upload_id}/check": CHANGE,
     "post /datasets/uploads/{upload_id}/save": CHANGE,
-    "get /datasets/versions/{version_id}/rows": LOOK,
-    "get /datasets/{dataset_id}": LOOK,
+    "get /datasets/versions/{version_id}/rows": READ,
+    "get /datasets/{dataset_id}": READ,
     "patch /datasets/{dataset_id}": CHANGE,
     "delete /datasets/{dataset_id}": CHANGE,
     "get /runs/settings": ALL,
-    "post /runs/forecast": LOOK,
-    "get /runs/lengths": LOOK,
-    "post /runs/plan": LOOK,
+    "post /runs/forecast": READ,
+    "get /runs/lengths": READ,
+    "post /runs/plan": READ,
     "post /runs/forecast/model": ALL,
-    "post /runs": {**LOOK, "vera": "l"},  # a viewer trains on nothing of the team's
+    "post /runs": {**READ, "vera": "l"},  # a viewer trains on nothing of the team's
     "get /runs": ALL,
-    "post /runs/sweeps": {**LOOK, "vera": "l"},
-    "get /runs/sweeps/{sweep_id}": LOOK,
+    "post /runs/sweeps": {**READ, "vera": "l"},
+    "get /runs/sweeps/{sweep_id}": READ,
     "post /runs/sweeps/{sweep_id}/stop": CHANGE,
-    "get /runs/tokens": LOOK,
+    "get /runs/tokens": READ,
     "get /runs/queue": ALL,
     "post /runs/queue/dry-run/{pool_id}": ADMIN,
     "post /runs/{run_id}/up": CHANGE,
-    "get /runs/{run_id}/ways": LOOK,
+    "get /runs/{run_id}/ways": READ,
     "post /runs/{run_id}/ways/{name}": CHANGE,
     "post /runs/{run_id}/class": CHANGE,
     "post /runs/{run_id}/pool": CHANGE,
-    "get /runs/{run_id}": LOOK,
+    "get /runs/{run_id}": READ,
     "patch /runs/{run_id}": CHANGE,
     "delete /runs/{run_id}": CHANGE,
     "post /runs/{run_id}/stop": CHANGE,
     "post /runs/{run_id}/continue": CHANGE,
-    "get /runs/{run_id}/config": LOOK,
-    "get /runs/{run_id}/events": LOOK,
-    "get /runs/{run_id}/evals": LOOK,
-    "get /runs/{run_id}/metrics": LOOK,
+    "get /runs/{run_id}/config": READ,
+    "get /runs/{run_id}/events": READ,
+    "get /runs/{run_id}/evals": READ,
+    "get /runs/{run_id}/metrics": READ,
     "get /gpus/devices": ALL,
     "post /gpus/devices/{device_id}/offer": ADMIN,
     "get /gpus/pools": ALL,
@@ -112,10 +112,10 @@ MATRIX = {
     "get /gpus/audit": LEADS,
     "get /gpus/audit/intact": ADMIN,
     "get /adapters": ALL,
-    "get /adapters/{adapter_id}": LOOK,
-    "get /adapters/{adapter_id}/heldout": LOOK,
-    "get /adapters/{adapter_id}/download": LOOK,
-    "post /adapters/{adapter_id}/try": LOOK,
+    "get /adapters/{adapter_id}": READ,
+    "get /adapters/{adapter_id}/heldout": READ,
+    "get /adapters/{adapter_id}/download": READ,
+    "post /adapters/{adapter_id}/try": READ,
     "post /adapters/import": ALL,
     "post /adapters/checkpoints": {
         **CHANGE,
@@ -129,19 +129,19 @@ MATRIX = {
     "post /adapters/{adapter_id}/push": CHANGE,
     "patch /adapters/{adapter_id}": CHANGE,
     "delete /adapters/{adapter_id}": CHANGE,
-    "post /adapters/{adapter_id}/continue": {**LOOK, "vera": "l"},
+    "post /adapters/{adapter_id}/continue": {**READ, "vera": "l"},
     "get /comparisons/prompts": ALL,
     "post /comparisons/prompts": ALL,
-    "get /comparisons/prompts/{prompts_id}/replies": LOOK,
+    "get /comparisons/prompts/{prompts_id}/replies": READ,
     "delete /comparisons/prompts/{prompts_id}": CHANGE,
-    "post /comparisons/ask": LOOK,
-    "get /comparisons": LOOK,
-    "get /comparisons/weights": LOOK,
-    "post /comparisons/votes": LOOK,
+    "post /comparisons/ask": READ,
+    "get /comparisons": READ,
+    "get /comparisons/weights": READ,
+    "post /comparisons/votes": READ,
     "get /deployments": ALL,
-    "post /deployments": {**LOOK, "vera": "l"},
-    "get /deployments/{name}": LOOK,
-    "get /deployments/{name}/history": LOOK,
+    "post /deployments": {**READ, "vera": "l"},
+    "get /deployments/{name}": READ,
+    "get /deployments/{name}/history": READ,
     "post /deployments/{name}/switch": CHANGE,
     "post /deployments/{name}/roll-back": CHANGE,
     "delete /deployments/{name}": CHANGE,
@@ -158,7 +158,7 @@ BODIES = {
     "post /models": {"source": "hub", "location": "a/b"},
     "post /datasets/uploads/hub": {"hub_id": "a/b"},
     "patch /datasets/uploads/{upload_id}": {
-        "form": "messages",
+        "row_format": "messages",
         "columns": {"messages": "messages"},
     },
     "patch /datasets/{dataset_id}": {"name": "New"},
@@ -177,13 +177,13 @@ BODIES = {
 }
 
 
-def operations():
+def list_operations():
     for path, methods in api.get_openapi_schema()["paths"].items():
         for method in methods:
             yield f"{method} {path.removeprefix('/api/v1')}"
 
 
-def body_of(operation, things):
+def build_body(operation, things):
     launch = {
         "model": things["model_id"],
         "data": things["version_id"],
@@ -209,7 +209,7 @@ def body_of(operation, things):
     return bodies.get(operation, {})
 
 
-def path_of(operation, things):
+def build_path(operation, things):
     path = operation.split(" ")[1]
     for key, value in things.items():
         path = path.replace("{" + key + "}", str(value))
@@ -225,8 +225,8 @@ def path_of(operation, things):
     return f"/api/v1{path}{queries.get(operation, '')}"
 
 
-def call(client, operation, things, who):
-    path = path_of(operation, things)
+def call_operation(client, operation, things, who):
+    path = build_path(operation, things)
     headers = {"HTTP_AUTHORIZATION": f"Bearer {who}"} if who else {}
     if operation == "post /adapters/import":
         file = SimpleUploadedFile("a.zip", b"no zip")
@@ -235,12 +235,12 @@ def call(client, operation, things, who):
     if operation == "post /datasets/uploads":
         return client.post(path, {"rows": '{"prompt": "a", "completion": "b"}'}, **headers)
     method = operation.split(" ")[0].upper()
-    body = json.dumps(body_of(operation, things))
+    body = json.dumps(build_body(operation, things))
     return client.generic(method, path, body, content_type="application/json", **headers)
 
 
 def test_every_operation_has_its_row():
-    assert set(operations()) == set(MATRIX)
+    assert set(list_operations()) == set(MATRIX)
 
 
 @pytest.mark.parametrize("operation", sorted(MATRIX))
@@ -248,15 +248,15 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
     expected = {"stranger": 401, "y": None, "l": 403, "n": 404}
     token, _ = create_token(people["alice"], "hers")
     things = {**things, "token_id": token.pk}
-    assert call(client, operation, things, "").status_code == 401
+    assert call_operation(client, operation, things, "").status_code == 401
     # Those who may come last: they change things
-    for who in sorted(CAST[1:], key=lambda name: MATRIX[operation][name] == "y"):
+    for who in sorted(USERS[1:], key=lambda name: MATRIX[operation][name] == "y"):
         _, secret = create_token(people[who], "test")
-        answer = call(client, operation, things, secret)
-        wanted = expected[MATRIX[operation][who]]
-        if wanted is not None:
-            assert answer.status_code == wanted, (who, answer.content)
-        elif who == next(name for name in CAST[1:] if MATRIX[operation][name] == "y"):
+        answer = call_operation(client, operation, things, secret)
+        expected_status = expected[MATRIX[operation][who]]
+        if expected_status is not None:
+            assert answer.status_code == expected_status, (who, answer.content)
+        elif who == next(name for name in USERS[1:] if MATRIX[operation][name] == "y"):
             assert answer.status_code not in (401, 403, 404), (who, answer.content)
         assert answer.status_code < 500, (who, answer.content)
 
@@ -264,7 +264,7 @@ def test_it_is_open_to_whom_it_should_be(client, people, things, operation):
 @pytest.mark.parametrize("operation", sorted(o for o in MATRIX if not o.startswith("get")))
 def test_a_token_that_may_only_read_changes_nothing(client, alice, things, operation):
     _, secret = create_token(alice, "reader", "read")
-    answer = call(client, operation, things, secret)
+    answer = call_operation(client, operation, things, secret)
     assert (answer.status_code, answer.json()["error"]["message"][:24]) == (
         403,
         "This token may only read",
@@ -277,11 +277,11 @@ def test_a_cookie_alone_does_not_act_from_another_site(people, things, operation
 
     client = Client(enforce_csrf_checks=True)
     client.force_login(people["alice"])
-    assert call(client, operation, things, "").status_code == 403
+    assert call_operation(client, operation, things, "").status_code == 403
 
 
 @pytest.mark.parametrize("operation", sorted(MATRIX))
 def test_a_wrong_token_opens_nothing(client, things, operation):
-    answer = call(client, operation, things, "snapml_wrong")
+    answer = call_operation(client, operation, things, "snapml_wrong")
     assert answer.status_code == 401
     assert answer.json()["error"]["message"].startswith("Sign in")

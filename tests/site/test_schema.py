@@ -22,7 +22,7 @@ from training.people.tokens import create_token
 from training.runs.forecast import memory_estimators
 
 pytestmark = pytest.mark.django_db
-ASK = settings(
+FUZZ_SETTINGS = settings(
     max_examples=15,
     deadline=None,
     derandomize=True,
@@ -39,7 +39,7 @@ schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", get_wsgi_applica
 
 
 @pytest.fixture(autouse=True)
-def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
+def no_other_services(monkeypatch, no_queue, no_program, tiny_model):
     """Files are looked at, names resolved and steps simulated by others; here only the API answers.
     Each simulation takes 6 s, so one answer serves every model that is made up.
     """
@@ -47,15 +47,15 @@ def nobody_else(monkeypatch, no_bell, no_program, tiny_model):
     answer = simulations.simulate_request({"model": str(tiny_model), "settings": lora, "device": "cpu"})
     monkeypatch.setattr(memory_estimators.ANY_MODEL_PROCESS, "request_estimator", lambda _request: answer)
 
-    def refuse(*_args, **_kwargs):
+    def raise_user_error(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.datasets.intake.look", refuse)
-    monkeypatch.setattr("training.webhooks.services.resolve_host", refuse)
+    monkeypatch.setattr("training.datasets.intake.run_detection", raise_user_error)
+    monkeypatch.setattr("training.webhooks.services.resolve_host", raise_user_error)
 
 
 @pytest.fixture(autouse=True)
-def one_connection():
+def keep_connection_open():
     """The end of a request closes the database connection; here it is the test's own."""
     signals = (request_started, request_finished)
     for signal in signals:
@@ -71,7 +71,7 @@ def secret(people):
 
 
 @schema.parametrize()
-@ASK
+@FUZZ_SETTINGS
 def test_every_answer_is_in_the_description(case, things, secret):
     for (
         name,

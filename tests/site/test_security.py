@@ -38,9 +38,9 @@ def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
     engine = EngineProcess(tmp_path)
     engine.start({})
     engine._child.wait(20)
-    seen = json.loads((tmp_path / "env.json").read_text())
-    assert "PATH" in seen
-    assert "very-secret" not in seen.values()
+    environment = json.loads((tmp_path / "env.json").read_text())
+    assert "PATH" in environment
+    assert "very-secret" not in environment.values()
     assert child_environment("HF_TOKEN")["HF_TOKEN"] == "very-secret"
 
 
@@ -92,15 +92,15 @@ def test_every_answer_has_the_headers_that_keep_others_out(as_alice, path):
 
 
 def test_the_pins_that_close_known_holes_are_checked(monkeypatch):
-    assert checks.pins() == []
+    assert checks.check_versions() == []
     monkeypatch.setattr(checks, "version", lambda _name: "0.1")
-    assert {error.id for error in checks.pins()} == {"snapml.E001"}
-    assert len(checks.pins()) == len(checks.FLOORS)
+    assert {error.id for error in checks.check_versions()} == {"snapml.E001"}
+    assert len(checks.check_versions()) == len(checks.MIN_VERSIONS)
 
 
 def test_redis_without_postgres_is_warned_of(settings):
     settings.REDIS_URL, settings.DATABASE_URL = "redis://x", ""
-    assert [warning.id for warning in checks.one_host()] == ["snapml.W001"]
+    assert [warning.id for warning in checks.check_single_host()] == ["snapml.W001"]
 
 
 def test_debug_is_off_and_what_is_stored_is_for_its_owner_only(tmp_path):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.stage import ROOT, free_port
+from tests.stage import ROOT, find_free_port
 
 MIB = 2**20
 
@@ -18,7 +18,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def port(tmp_path_factory):
     home = tmp_path_factory.mktemp("web")
-    number = free_port()
+    number = find_free_port()
     env = {
         **os.environ,
         "SNAPML_HOME": str(home),
@@ -50,15 +50,15 @@ def port(tmp_path_factory):
     server.wait()
 
 
-def ask(port, head, body=b""):
+def send_request(port, head, body=b""):
     """The first bytes of the answer, and how many bytes of the body the server took."""
     with socket.create_connection(("127.0.0.1", port), 5) as connection:
         connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\n")
         sent = 0
         try:
-            for at in range(0, len(body), 65536):
-                connection.sendall(body[at : at + 65536])
-                sent = at + 65536
+            for offset in range(0, len(body), 65536):
+                connection.sendall(body[offset : offset + 65536])
+                sent = offset + 65536
         except OSError:
             pass  # it hung up
         try:
@@ -68,17 +68,17 @@ def ask(port, head, body=b""):
 
 
 def test_it_works(port):
-    assert ask(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(b"HTTP/1.1 200")
+    assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(b"HTTP/1.1 200")
 
 
 def test_a_body_that_says_it_is_too_long_is_refused_at_once(port):
-    answer, _ = ask(port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999")
+    answer, _ = send_request(port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999")
     assert answer.startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_without_a_length_is_cut_off_while_it_arrives(port):
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    answer, sent = ask(
+    answer, sent = send_request(
         port, b"POST /health HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked", chunk * 400
     )
     assert answer == b"" or answer.startswith(b"HTTP/1.1 413")
@@ -93,7 +93,7 @@ HEAD = b"POST %s HTTP/1.1\nHost: localhost\nContent-Type: text/plain\nContent-Le
     "more", [b"", b"\nCookie: snapml_session=nobody", b"\nAuthorization: Bearer snapml_nobody"]
 )
 def test_a_stranger_sends_no_more_than_a_form(port, path, more):
-    assert ask(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
+    assert send_request(port, HEAD % (path, 2 * MIB) + more)[0].startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_a_stranger_sends_no_more_than_a_form(port, path, more):
     [b"Daphne-Root-Path: /evil", b"X-Forwarded-Host: evil.example", b"X-Script-Name: /evil"],
 )
 def test_no_header_moves_the_sites_addresses(port, header):
-    answer, _ = ask(port, b"GET / HTTP/1.1\nHost: localhost\n" + header)
+    answer, _ = send_request(port, b"GET / HTTP/1.1\nHost: localhost\n" + header)
     assert b"Location: /sign-in?next=/" in answer
     assert b"evil" not in answer
 
 
 def test_another_host_name_is_refused(port):
-    assert ask(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(b"HTTP/1.1 400")
+    assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(b"HTTP/1.1 400")

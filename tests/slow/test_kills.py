@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests import tiny
-from tests.stage import ROOT, Stage
+from tests.stage import ROOT, RunningSite
 from training.engine.files import sha256_file
 from training.engine.outcome import read_result
 
@@ -36,7 +36,7 @@ FROZEN_SECONDS = 60
 ROUND = ["freeze", "lose", "lose", "double", "double"]  # of twenty; the others are kills
 KILLS = ["engine", "worker", "web", "all"]
 
-BELLS = {
+QUEUE_FAULTS = {
     "lose": """
 import django
 django.setup()
@@ -52,7 +52,7 @@ tasks.enqueue_supervision(int(sys.argv[1]))
 """,
 }
 
-WATCHED_BY = """
+LEASE_OWNERS_CODE = """
 import json, django
 django.setup()
 from training.runs.models import Run
@@ -68,38 +68,38 @@ class Freezer:
 
     def __init__(self, stage):
         self.stage, self.thread, self.thawed = stage, None, threading.Event()
-        self.looked, self.taken_over, self.kept = 0, 0, []  # runs of a worker that stood still
+        self.freeze_count, self.takeover_count, self.unclaimed_runs = 0, 0, []  # runs of a worker that stood still
 
     def freeze(self):
         self.thaw()
-        self.stage.wait_for(lambda: self.stage.pid("worker"))
+        self.stage.wait_for(lambda: self.stage.find_pid("worker"))
         self.thread = threading.Thread(
-            target=self.hold, args=(self.stage.pid("worker"),), daemon=True
+            target=self.suspend_worker, args=(self.stage.find_pid("worker"),), daemon=True
         )
         self.thread.start()
 
-    def hold(self, pid):
+    def suspend_worker(self, pid):
         command = [sys.executable, "manage.py", "worker"]
         os.kill(pid, signal.SIGSTOP)
         with subprocess.Popen(
             command, cwd=ROOT, env=self.stage.env, stdout=self.stage.log, stderr=self.stage.log
         ) as second:
             try:
-                before = self.watched_by(pid)
+                before = self.list_watched_runs(pid)
                 if not self.thawed.wait(FROZEN_SECONDS):
-                    after = self.watched_by(pid)
-                    self.taken_over += len(before - after)
-                    self.kept += before & after
-                    self.looked += 1
+                    after = self.list_watched_runs(pid)
+                    self.takeover_count += len(before - after)
+                    self.unclaimed_runs += before & after
+                    self.freeze_count += 1
             finally:
                 with suppress(ProcessLookupError):  # `worker` may have been killed meanwhile
                     os.kill(pid, signal.SIGCONT)
                 time.sleep(5)  # both watch for a moment: the one must find out that it may not
                 second.kill()
 
-    def watched_by(self, pid):
+    def list_watched_runs(self, pid):
         """The runs whose lease this worker holds."""
-        owners = json.loads(self.stage.python(WATCHED_BY))
+        owners = json.loads(self.stage.run_python(LEASE_OWNERS_CODE))
         return {run for run, owner in owners.items() if str(pid) in owner.split(":")}
 
     def thaw(self):
@@ -115,29 +115,29 @@ class Freezer:
         self.thaw()
 
 
-def disturb(stage, freezer, what, run_id):
-    if what == "freeze":
+def apply_disturbance(stage, freezer, disturbance, run_id):
+    if disturbance == "freeze":
         freezer.freeze()
-    elif what in BELLS:
+    elif disturbance in QUEUE_FAULTS:
         freezer.thaw()  # it may stand still with the queue's lock in its hands
-        stage.python(BELLS[what], run_id)
+        stage.run_python(QUEUE_FAULTS[disturbance], run_id)
     else:
-        names = ["engine", "worker", "web"] if what == "all" else [what]
-        stage.kill(*[f"engine:{run_id}" if name == "engine" else name for name in names])
+        names = ["engine", "worker", "web"] if disturbance == "all" else [disturbance]
+        stage.kill_processes(*[f"engine:{run_id}" if name == "engine" else name for name in names])
 
 
-def drawn(draw, times):
+def draw_disturbances(draw, times):
     """What is done to the site, in a random order."""
-    many = ROUND * (times // 20)
-    many += [draw.choice(KILLS) for _ in range(times - len(many))]
-    draw.shuffle(many)
-    return many
+    disturbances = ROUND * (times // 20)
+    disturbances += [draw.choice(KILLS) for _ in range(times - len(disturbances))]
+    draw.shuffle(disturbances)
+    return disturbances
 
 
-def undisturbed(folder, model):
+def train_undisturbed(folder, model):
     """Losses and adapter of the same run without a kill, from the shell."""
     run = tiny.make_run(folder, model, **SETTINGS)
-    for name in ("train", "heldout"):  # the rows that the site would train on
+    for name in ("train", "eval"):  # the rows that the site would train on
         (run / f"{name}.jsonl").write_bytes(
             next((folder.parent / "home" / "data").glob(f"*/{name}.jsonl")).read_bytes()
         )
@@ -152,17 +152,17 @@ def undisturbed(folder, model):
     return losses, sha256_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def state(stage, run_id):
+def get_state(stage, run_id):
     try:
-        return stage.api("GET", f"/runs/{run_id}")["state"]
+        return stage.call_api("GET", f"/runs/{run_id}")["state"]
     except (httpx.HTTPError, ValueError):
         return None  # the web server was killed; it is started again
 
 
-def launch(stage):
+def launch_run(stage):
     while True:
         try:
-            return stage.api(
+            return stage.call_api(
                 "POST",
                 "/runs",
                 {"model": 1, "data": 1, "settings": SETTINGS, "accept_warnings": True},
@@ -171,7 +171,7 @@ def launch(stage):
             time.sleep(0.2)
 
 
-def survive(tmp_path, model, times):
+def check_survival(tmp_path, model, times):
     """Disturb it so many times, over as many runs as that takes; every run must end as if nothing
     had been.
     """
@@ -180,46 +180,46 @@ def survive(tmp_path, model, times):
     print(f"\n{times} disturbances, seed {seed}")
     home = tmp_path / "home"
     home.mkdir()
-    to_do, attempts, runs, began = drawn(draw, times), 0, 0, time.monotonic()
+    pending, attempts, runs, started_at = draw_disturbances(draw, times), 0, 0, time.monotonic()
     counts = Counter()
-    with Stage(home, model, SNAPML_MAX_DEATHS="1000") as stage, Freezer(stage) as freezer:
-        losses, weights = undisturbed(tmp_path / "undisturbed", model)
-        while to_do:
-            run_id = launch(stage)
+    with RunningSite(home, model, SNAPML_MAX_DEATHS="1000") as stage, Freezer(stage) as freezer:
+        losses, weights = train_undisturbed(tmp_path / "undisturbed", model)
+        while pending:
+            run_id = launch_run(stage)
             runs += 1
-            while (now := state(stage, run_id)) is None or now["state"] not in ENDED:
-                time.sleep(draw.uniform(0.2, 8.0) if to_do else 0.5)
-                now = state(stage, run_id)
-                if to_do and now is not None and now["state"] not in ENDED:
-                    what = to_do.pop()
-                    disturb(stage, freezer, what, run_id)
-                    counts[what] += 1
+            while (now := get_state(stage, run_id)) is None or now["state"] not in ENDED:
+                time.sleep(draw.uniform(0.2, 8.0) if pending else 0.5)
+                now = get_state(stage, run_id)
+                if pending and now is not None and now["state"] not in ENDED:
+                    disturbance = pending.pop()
+                    apply_disturbance(stage, freezer, disturbance, run_id)
+                    counts[disturbance] += 1
             freezer.thaw()
-            stage.wait_for(lambda run_id=run_id: state(stage, run_id) is not None)
-            now = state(stage, run_id)
+            stage.wait_for(lambda run_id=run_id: get_state(stage, run_id) is not None)
+            now = get_state(stage, run_id)
             assert now["state"] == "finished", now  # also for a worker that stood still meanwhile
-            found = stage.read_back(run_id)
-            attempts += found["attempts"]
-            assert found["seqs"] == list(range(1, found["last_seq"] + 1))
-            assert found["losses"] == losses
-            assert found["points"] == SETTINGS["max_steps"]
-            assert found["sha256"] == weights
-            assert all(one[1] is not None for one in found["held"])  # every device is given back
+            recorded = stage.read_run(run_id)
+            attempts += recorded["attempts"]
+            assert recorded["seqs"] == list(range(1, recorded["last_seq"] + 1))
+            assert recorded["losses"] == losses
+            assert recorded["points"] == SETTINGS["max_steps"]
+            assert recorded["sha256"] == weights
+            assert all(one[1] is not None for one in recorded["held"])  # every device is given back
             # And none was held twice
-            assert all(one[1] <= other[0] for one, other in pairwise(found["held"])), found["held"]
-    assert freezer.looked == counts["freeze"]
-    assert not freezer.kept, "another worker takes over what a frozen one watched"
+            assert all(one[1] <= other[0] for one, other in pairwise(recorded["held"])), recorded["held"]
+    assert freezer.freeze_count == counts["freeze"]
+    assert not freezer.unclaimed_runs, "another worker takes over what a frozen one watched"
     print(
-        f"{dict(counts)}, {freezer.taken_over} taken over, {runs} runs, {attempts} attempts, "
-        f"{time.monotonic() - began:.0f} s: every loss the same to the bit"
+        f"{dict(counts)}, {freezer.takeover_count} taken over, {runs} runs, {attempts} attempts, "
+        f"{time.monotonic() - started_at:.0f} s: every loss the same to the bit"
     )
 
 
 @pytest.mark.slow
 def test_twenty_disturbances(tmp_path, tiny_model):
-    survive(tmp_path, tiny_model, 20)
+    check_survival(tmp_path, tiny_model, 20)
 
 
 @pytest.mark.chaos
 def test_two_hundred_disturbances(tmp_path, tiny_model):
-    survive(tmp_path, tiny_model, 200)
+    check_survival(tmp_path, tiny_model, 200)

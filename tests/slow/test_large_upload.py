@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.stage import Stage
+from tests.stage import RunningSite
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -17,7 +17,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    with Stage(tmp_path_factory.mktemp("large")) as running:
+    with RunningSite(tmp_path_factory.mktemp("large")) as running:
         yield running
 
 
@@ -37,7 +37,7 @@ def peak_bytes(pid):
 
 
 def test_the_web_servers_memory_stays_small_and_the_data_is_saved(stage, large):
-    before = peak_bytes(stage.pid("web"))
+    before = peak_bytes(stage.find_pid("web"))
     headers = {"Authorization": f"Bearer {stage.token}"}
     with (
         large.open("rb") as file,
@@ -49,7 +49,7 @@ def test_the_web_servers_memory_stays_small_and_the_data_is_saved(stage, large):
             .json()
         )
         assert upload["bytes"] == large.stat().st_size
-        assert peak_bytes(stage.pid("web")) - before < 60 * MIB
+        assert peak_bytes(stage.find_pid("web")) - before < 60 * MIB
         address = f"/api/v1/datasets/uploads/{upload['id']}"
         client.post(address + "/check").raise_for_status()
         stage.wait_for(lambda: client.get(address).json()["state"] == "checked", 300)

@@ -14,11 +14,11 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chromium import browser, chromium_path
-from tests.stage import ROOT, free_port
+from tests.stage import ROOT, find_free_port
 
 # A folder for the README's pictures
-SHOTS = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
-CHANGED = "tulip-river-42"
+SCREENSHOT_FOLDER = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None
+NEW_PASSWORD = "tulip-river-42"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def clone(tmp_path):
 @pytest.fixture
 def running(clone):
     """`make run` in it; its address and one-time password."""
-    port, log = free_port(), clone / "run.log"
+    port, log = find_free_port(), clone / "run.log"
     bare = {
         k: v
         for k, v in os.environ.items()
@@ -49,21 +49,21 @@ def running(clone):
         )
     end = time.monotonic() + 900
     while not (
-        found := re.search(
+        match := re.search(
             r"SnapML is at (\S+)\s+\(sign in as admin, one-time password (\S+)\)", log.read_text()
         )
     ):
         assert up.poll() is None and time.monotonic() < end, log.read_text()
         time.sleep(0.5)
-    yield found.groups()
+    yield match.groups()
     os.killpg(up.pid, signal.SIGINT)
     up.wait(120)
     assert "Stopped." in log.read_text()
 
 
-def shot(page, name):
-    if SHOTS:
-        page.screenshot(path=SHOTS / f"{name}.png")
+def take_screenshot(page, name):
+    if SCREENSHOT_FOLDER:
+        page.screenshot(path=SCREENSHOT_FOLDER / f"{name}.png")
 
 
 @pytest.mark.slow
@@ -77,8 +77,8 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         page.get_by_label("Password").fill(password)
         page.get_by_role("button", name="Sign in").click()
         page.get_by_label("Old password").fill(password)
-        page.get_by_label("New password", exact=True).fill(CHANGED)
-        page.get_by_label("New password confirmation").fill(CHANGED)
+        page.get_by_label("New password", exact=True).fill(NEW_PASSWORD)
+        page.get_by_label("New password confirmation").fill(NEW_PASSWORD)
         page.get_by_role("button", name="Change password").click()
 
         page.goto(address + "models")
@@ -87,7 +87,7 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         page.get_by_role("button", name="Use smart home").click()
         expect(page.locator(".tokens .t").first).to_be_visible(timeout=120_000)
         page.wait_for_timeout(1500)
-        shot(page, "data")
+        take_screenshot(page, "data")
         page.get_by_role("link", name="New run with this").click()
         expect(page.get_by_label("Auto", exact=False).first).to_be_checked()
         expect(page.locator("ol.plan")).to_contain_text("LoRA fits", timeout=180_000)
@@ -95,7 +95,7 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         page.get_by_label("Most steps").fill("40")
         expect(page.locator("#card")).to_contain_text("40, measured", timeout=120_000)
         page.wait_for_timeout(500)
-        shot(page, "new-run")
+        take_screenshot(page, "new-run")
         page.get_by_role("button", name="Start run").click()
 
         live = page.locator("[data-live=label]")
@@ -103,14 +103,14 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
         expect(page.locator("[data-live=step]")).to_have_text(
             re.compile(r"^(2\d|3\d) / 40$"), timeout=400_000
         )
-        shot(page, "run-live")
+        take_screenshot(page, "run-live")
         expect(live).to_have_text("Finished", timeout=400_000)
         page.wait_for_timeout(1000)
         expect(
             page.get_by_text(re.compile(r"forecast [\d.]+ [MG]B, measured [\d.]+ [MG]B"))
         ).to_be_visible()
         expect(page.get_by_text("word for word right")).to_be_visible()
-        shot(page, "run-finished")
+        take_screenshot(page, "run-finished")
 
         page.get_by_role("link", name="Try it").click()
         page.get_by_label("Message").fill("turn on the kitchen lamp")
@@ -119,12 +119,12 @@ def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(run
             expect(page.locator(f"[data-who={who}] [data-speed]")).to_contain_text(
                 "tokens/s", timeout=180_000
             )
-        shot(page, "try-it")
-        said = {
+        take_screenshot(page, "try-it")
+        reply_texts = {
             who: page.locator(f"[data-who={who}] .turn.assistant").inner_text()
             for who in ("base", "adapter")
         }
-    answers = {who: text.removeprefix("assistant").strip() for who, text in said.items()}
+    answers = {who: text.removeprefix("assistant").strip() for who, text in reply_texts.items()}
     assert "intent" in json.loads(answers["adapter"])
     with pytest.raises(ValueError):
         json.loads(answers["base"])

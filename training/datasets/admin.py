@@ -22,7 +22,7 @@ class DatasetVersionAdmin(ReadOnlyAdmin):
         "number",
         "rows",
         "train_rows",
-        "heldout_rows",
+        "eval_rows",
         "test_rows",
         "digest",
     )

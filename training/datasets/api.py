@@ -12,21 +12,21 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from training.datasets import intake, shelf
-from training.datasets.build import Choices
+from training.datasets.build import BuildOptions
 from training.datasets.examples import add_example
-from training.datasets.forms import FORMS, Mapped
+from training.datasets.forms import ROW_FORMATS, ColumnMapping
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
-from training.datasets.preview import preview, raw_rows
-from training.datasets.uploads import limit_words, pasted, was_too_large
-from training.datasets.visible import visible_data
+from training.datasets.preview import preview_rows, load_rows
+from training.datasets.uploads import format_upload_limit, save_pasted_rows, was_too_large
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, TooLarge, UserError
 from training.people.paging import Pagination
 from training.people.requests import AuthenticatedRequest
 from training.people.visible import get_changeable, get_visible
 
 router = Router(tags=["datasets"])
-MOST_ROWS = 100
-MAPPING: JsonDict = {"form": "pairs", "columns": {"prompt": "question", "completion": "answer"}}
+MAX_ROWS_PER_REQUEST = 100
+MAPPING_EXAMPLE: JsonDict = {"row_format": "pairs", "columns": {"prompt": "question", "completion": "answer"}}
 
 
 class VersionOut(Schema):
@@ -35,10 +35,10 @@ class VersionOut(Schema):
     digest: str
     rows: int
     train_rows: int
-    heldout_rows: int
+    eval_rows: int
     test_rows: int
-    left_out: int
-    mapped: dict[str, Any]
+    skipped_rows: int
+    mapping: dict[str, Any]
     report: dict[str, Any]
 
 
@@ -46,7 +46,7 @@ class DatasetOut(Schema):
     id: int
     name: str
     source: str
-    licence: str
+    license: str
     owner: str
     created_at: datetime
     versions: list[VersionOut]
@@ -62,16 +62,16 @@ class UploadOut(Schema):
     state: UploadState
     bytes: int
     files: list[dict[str, Any]]
-    mapped: dict[str, Any]
+    mapping: dict[str, Any]
     report: dict[str, Any]
-    progress_words: str
+    progress_message: str
     error: str
     dataset_id: int | None
 
 
 class MappingIn(Schema):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [MAPPING]})
-    form: str = Field(max_length=20, description=f"one of {', '.join(FORMS)}")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [MAPPING_EXAMPLE]})
+    row_format: str = Field(max_length=20, description=f"one of {', '.join(ROW_FORMATS)}")
     columns: dict[str, str] = {}
     split: str = Field("", max_length=200)
     delimiter: str | None = Field(None, max_length=1)
@@ -81,10 +81,10 @@ class MappingIn(Schema):
 
 class SaveIn(Schema):
     model_config = ConfigDict(extra="forbid")
-    leave_out: bool = Field(False, description="save without the faulty rows")
-    drop_same: bool = False
-    drop_alike: bool = False
-    heldout_share: float | None = Field(None, gt=0, lt=1)
+    skip_faulty: bool = Field(False, description="save without the faulty rows")
+    drop_duplicates: bool = False
+    drop_near_duplicates: bool = False
+    eval_share: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
 
@@ -136,23 +136,23 @@ def create_upload(
     """
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file"
+            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.", field="file"
         )
-    into = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
+    target_dataset = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
     if file is not None:
         path = Path(cast(TemporaryUploadedFile, file).temporary_file_path())
         files, source = [(path, str(file.name), "")], f"upload: {file.name}"
     elif rows.strip():
-        files, source = [pasted(rows)], "pasted"
+        files, source = [save_pasted_rows(rows)], "pasted"
     else:
         raise UserError("Send a `file`, or `rows` as text.", field="file")
-    return Status(201, intake.receive(request.user, files, name=name, source=source, dataset=into))
+    return Status(201, intake.receive_files(request.user, files, name=name, source=source, dataset=target_dataset))
 
 
 @router.post("/uploads/hub", response={201: UploadOut})
 def fetch_from_hub(request: AuthenticatedRequest, body: HubIn) -> Status[Upload]:
     """Fetch a public data set of the hub in the background; follow the upload's `state`."""
-    return Status(201, intake.order_from_hub(request.user, body.hub_id, name=body.name))
+    return Status(201, intake.enqueue_hub_fetch(request.user, body.hub_id, name=body.name))
 
 
 @router.get("/uploads/{int:upload_id}", response=UploadOut)
@@ -161,30 +161,30 @@ def read_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
 
 
 @router.delete("/uploads/{int:upload_id}", response={204: None})
-def forget_upload(request: AuthenticatedRequest, upload_id: int) -> Status[None]:
-    shelf.forget_upload(request.user, get_visible(Upload, request.user, upload_id))
+def delete_upload(request: AuthenticatedRequest, upload_id: int) -> Status[None]:
+    shelf.discard_upload(request.user, get_visible(Upload, request.user, upload_id))
     return Status(204, None)
 
 
 @router.patch("/uploads/{int:upload_id}", response=UploadOut)
-def map_upload(request: AuthenticatedRequest, upload_id: int, body: MappingIn) -> Upload:
+def update_mapping(request: AuthenticatedRequest, upload_id: int, body: MappingIn) -> Upload:
     """Say what the columns mean. What was checked before counts no more."""
     upload = get_changeable(Upload, request.user, upload_id)
-    given = body.dict()
-    reading = {name: given.pop(name) for name in ("delimiter", "header", "unit")}
-    reading = {name: value for name, value in reading.items() if value is not None}
-    if reading:
-        intake.set_reading(upload, reading)
-    return intake.set_mapping(upload, given)
+    values = body.dict()
+    read_options = {name: values.pop(name) for name in ("delimiter", "header", "unit")}
+    read_options = {name: value for name, value in read_options.items() if value is not None}
+    if read_options:
+        intake.set_read_options(upload, read_options)
+    return intake.set_mapping(upload, values)
 
 
 @router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
 def preview_upload(request: AuthenticatedRequest, upload_id: int) -> Any:
     """The first records as rows under the present mapping, or why they are none."""
     upload = get_visible(Upload, request.user, upload_id)
-    intake.form_of(upload)
-    mapped = Mapped(**upload.mapped)
-    return preview(upload, mapped) if mapped.complete else []
+    intake.get_file_format(upload)
+    mapping = ColumnMapping(**upload.mapping)
+    return preview_rows(upload, mapping) if mapping.is_complete else []
 
 
 @router.post("/uploads/{int:upload_id}/check", response=UploadOut)
@@ -193,7 +193,7 @@ def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
     found.
     """
     upload = get_changeable(Upload, request.user, upload_id)
-    intake.ask_for_check(upload)
+    intake.request_check(upload)
     return upload
 
 
@@ -201,9 +201,9 @@ def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
 def save_upload(request: AuthenticatedRequest, upload_id: int, body: SaveIn) -> Upload:
     """Save a checked upload as a version, in the background; `state` becomes `done`."""
     upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
-    given = body.dict()
-    leave_out = given.pop("leave_out")
-    intake.ask_for_save(upload, Choices(**given), leave_out=leave_out)
+    values = body.dict()
+    skip_faulty = values.pop("skip_faulty")
+    intake.request_save(upload, BuildOptions(**values), skip_faulty=skip_faulty)
     return upload
 
 
@@ -211,15 +211,15 @@ def save_upload(request: AuthenticatedRequest, upload_id: int, body: SaveIn) -> 
 def read_rows(
     request: AuthenticatedRequest,
     version_id: int,
-    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
-    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 20,
+    split: Annotated[str, Query(pattern="^(train|eval|test)$")] = "train",
+    limit: Annotated[int, Query(ge=1, le=MAX_ROWS_PER_REQUEST)] = 20,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> Any:
     """Rows as they are trained on."""
-    version: DatasetVersion | None = visible_data(request.user, version_id)
+    version: DatasetVersion | None = get_visible_version(request.user, version_id)
     if version is None:
         raise NotFound(f"There is no data version {version_id} that you may see.")
-    return raw_rows(version, split, offset, limit)
+    return load_rows(version, split, offset, limit)
 
 
 @router.get("/{int:dataset_id}", response=DatasetOut)
@@ -230,12 +230,12 @@ def read_dataset(request: AuthenticatedRequest, dataset_id: int) -> Dataset:
 @router.patch("/{int:dataset_id}", response=DatasetOut)
 def rename_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Dataset:
     dataset = get_visible(Dataset, request.user, dataset_id, "owner")
-    shelf.rename(request.user, dataset, body.name)
+    shelf.rename_dataset(request.user, dataset, body.name)
     return dataset
 
 
 @router.delete("/{int:dataset_id}", response={204: None})
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Status[None]:
     """Delete a data set with its versions and free the disk; `name` must be its name."""
-    shelf.delete(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
+    shelf.delete_dataset(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

@@ -10,15 +10,15 @@ from training.datasets.work import create_dataset
 from training.errors import NotFound
 from training.people.models import User
 
-FOLDER = Path(__file__).parent / "example_files"
+EXAMPLES_FOLDER = Path(__file__).parent / "example_files"
 
 
 @dataclass(frozen=True)
 class Example:
     key: str
     title: str
-    words: str
-    licence: str
+    description: str
+    license: str
 
     @property
     def source(self) -> str:
@@ -55,10 +55,10 @@ def add_example(user: User, key: str) -> DatasetVersion:
     example = EXAMPLES.get(key)
     if example is None:
         raise NotFound(f"There is no example {key!r}; there are {', '.join(EXAMPLES)}.")
-    had = Dataset.objects.filter(owner=user, source=example.source).first()
-    if had is not None:
-        return DatasetVersion.objects.filter(dataset=had).latest("number")
-    with (FOLDER / f"{key}.jsonl").open("rb") as lines:
+    existing = Dataset.objects.filter(owner=user, source=example.source).first()
+    if existing is not None:
+        return DatasetVersion.objects.filter(dataset=existing).latest("number")
+    with (EXAMPLES_FOLDER / f"{key}.jsonl").open("rb") as lines:
         return create_dataset(
-            user, example.title, lines, source=example.source, licence=example.licence
+            user, example.title, lines, source=example.source, license=example.license
         )

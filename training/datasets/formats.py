@@ -19,7 +19,7 @@ FORMATS = {
     "parquet": "Parquet",
     "text": "plain text",
 }
-ENDINGS = {
+EXTENSION_FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -37,7 +37,7 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-MAGICS = (
+MAGIC_BYTES = (
     (b"PK\x03\x04", "a zip or Excel file"),
     (b"%PDF", "a PDF"),
     (b"\x89PNG", "a picture"),
@@ -61,7 +61,7 @@ class Format:
     unit: str = "paragraph"  # of plain text: what makes a row
 
     @property
-    def place(self) -> str:
+    def location_unit(self) -> str:
         """What a record is counted by: columnar files have no lines."""
         return "row" if self.kind == "parquet" else "line"
 
@@ -69,7 +69,7 @@ class Format:
         return asdict(self)
 
 
-def detect(path: Path, name: str) -> Format:
+def detect_format(path: Path, name: str) -> Format:
     """The format of a file, by its content first and its name second.
 
     Raises:
@@ -79,7 +79,7 @@ def detect(path: Path, name: str) -> Format:
         head = file.read(HEAD_BYTES)
     zipped = head.startswith(b"\x1f\x8b")
     if zipped:
-        head = unzipped(head)
+        head = decompress_head(head)
     stem = name.lower().removesuffix(".gz")
     if not head.removeprefix(codecs.BOM_UTF8).strip():
         raise BadFile("The file is empty.", field="file")
@@ -91,24 +91,24 @@ def detect(path: Path, name: str) -> Format:
                 field="file",
             )
         return Format("parquet")
-    return text_format(refuse_binary(head), stem, zipped)
+    return detect_text_format(decode_text_head(head), stem, zipped)
 
 
-def unzipped(head: bytes) -> bytes:
+def decompress_head(head: bytes) -> bytes:
     try:
         return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
     except zlib.error as error:
         raise BadFile("The gzip file is damaged.", field="file") from error
 
 
-def refuse_binary(head: bytes) -> str:
-    for mark, encoding in BOMS:
-        if head.startswith(mark):
+def decode_text_head(head: bytes) -> str:
+    for bom, encoding in BOMS:
+        if head.startswith(bom):
             raise BadFile(f"The file is {encoding}; save it as UTF-8.", field="file")
-    for magic, words in MAGICS:
+    for magic, description in MAGIC_BYTES:
         if head.startswith(magic):
             raise BadFile(
-                f"This is {words}, not one of {', '.join(FORMATS.values())}.", field="file"
+                f"This is {description}, not one of {', '.join(FORMATS.values())}.", field="file"
             )
     if b"\0" in head:
         raise BadFile(
@@ -116,25 +116,25 @@ def refuse_binary(head: bytes) -> str:
             field="file",
         )
     text = head.decode("utf-8-sig", errors="surrogateescape")
-    bad = sum("\udc80" <= c <= "\udcff" for c in text[:-4])
-    if bad > len(text) / 10:
+    bad_bytes = sum("\udc80" <= c <= "\udcff" for c in text[:-4])
+    if bad_bytes > len(text) / 10:
         raise BadFile("The file is not UTF-8 text; save it as UTF-8.", field="file")
     return text
 
 
-def text_format(head: str, name: str, zipped: bool) -> Format:
-    named = ENDINGS.get(Path(name).suffix, "")
+def detect_text_format(head: str, name: str, zipped: bool) -> Format:
+    extension_format = EXTENSION_FORMATS.get(Path(name).suffix, "")
     first = head.lstrip()[:1]
-    if named == "csv" or (not named and first not in ("{", "[") and delimiter_of(head, name)):
-        return Format("csv", zipped, delimiter_of(head, name) or ",")
-    if named == "text" or (not named and first not in ("{", "[")):
+    if extension_format == "csv" or (not extension_format and first not in ("{", "[") and detect_delimiter(head, name)):
+        return Format("csv", zipped, detect_delimiter(head, name) or ",")
+    if extension_format == "text" or (not extension_format and first not in ("{", "[")):
         return Format("text", zipped)
-    if named == "json" and first == "{" and head.split("\n", 1)[0].strip() != "{":
+    if extension_format == "json" and first == "{" and head.split("\n", 1)[0].strip() != "{":
         return Format("jsonl", zipped)  # named .json, but an object a line
-    return Format("json" if first == "[" or named == "json" else "jsonl", zipped)
+    return Format("json" if first == "[" or extension_format == "json" else "jsonl", zipped)
 
 
-def delimiter_of(head: str, name: str) -> str:
+def detect_delimiter(head: str, name: str) -> str:
     """The sign that stands equally often in the first lines; empty if none does. (csv.Sniffer needs
     hours for some lines.)
     """
@@ -143,11 +143,11 @@ def delimiter_of(head: str, name: str) -> str:
     lines = [line for line in head.splitlines()[:6] if line.strip()]
     lines = lines[:-1] if len(lines) > 2 else lines  # the last one may be cut
     counts = {sign: [line.count(sign) for line in lines] for sign in DELIMITERS}
-    steady = {
-        sign: found[0]
-        for sign, found in counts.items()
-        if found and found[0] and min(found) >= found[0]
+    consistent = {
+        sign: line_counts[0]
+        for sign, line_counts in counts.items()
+        if line_counts and line_counts[0] and min(line_counts) >= line_counts[0]
     }
-    present = {sign: found[0] for sign, found in counts.items() if found and found[0]}
-    best = steady or (present if name.endswith(".csv") else {})
+    candidates = {sign: line_counts[0] for sign, line_counts in counts.items() if line_counts and line_counts[0]}
+    best = consistent or (candidates if name.endswith(".csv") else {})
     return max(best, key=lambda sign: best[sign]) if best else ""

@@ -17,7 +17,7 @@ from training.errors import NotFound, TooLarge, UserError
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 REVISION = "refs/convert/parquet"
-PREFERRED = ("default", "main", "plain_text")
+PREFERRED_CONFIGURATIONS = ("default", "main", "plain_text")
 
 
 def check_hub_id(hub_id: str) -> str:
@@ -28,8 +28,8 @@ def check_hub_id(hub_id: str) -> str:
     return hub_id
 
 
-def fetch(
-    hub_id: str, folder: Path, *, most_bytes: int, tell: Callable[[float, str], None]
+def download_dataset(
+    hub_id: str, folder: Path, *, max_bytes: int, report_progress: Callable[[float, str], None]
 ) -> list[dict[str, Any]]:
     """Download the Parquet files of one configuration into `folder`; returns their names and
     splits.
@@ -41,27 +41,27 @@ def fetch(
     """
     from huggingface_hub import hf_hub_download
 
-    files_there = list_files(hub_id)
+    remote_files = list_files(hub_id)
     sizes = {
         entry.rfilename: int(entry.size or 0)
-        for entry in files_there
+        for entry in remote_files
         if entry.rfilename.endswith(".parquet")
     }
-    chosen = one_configuration(list(sizes))
+    chosen = select_configuration(list(sizes))
     if not chosen:
         raise NotFound(f"{hub_id} has no Parquet files.", field="hub_id")
     total = sum(sizes[path] for path in chosen)
-    if total > most_bytes:
+    if total > max_bytes:
         raise TooLarge(
-            f"{hub_id} has {total / 2**20:,.0f} MiB, more than the {most_bytes / 2**20:,.0f} MiB "
+            f"{hub_id} has {total / 2**20:,.0f} MiB, more than the {max_bytes / 2**20:,.0f} MiB "
             "allowed.",
             field="hub_id",
         )
     files: list[dict[str, Any]] = []
-    done = 0
+    downloaded_bytes = 0
     for number, path in enumerate(chosen):
-        tell(done / max(1, total), f"downloading {path}")
-        local = hf_hub_download(
+        report_progress(downloaded_bytes / max(1, total), f"downloading {path}")
+        local_path = hf_hub_download(
             hub_id,
             path,
             repo_type="dataset",
@@ -69,9 +69,9 @@ def fetch(
             local_dir=folder / "hub",
             token=False,
         )
-        shutil.move(local, folder / str(number))
-        done += sizes[path]
-        files.append({"file": str(number), "name": path[-100:], "split": split_of(path)})
+        shutil.move(local_path, folder / str(number))
+        downloaded_bytes += sizes[path]
+        files.append({"file": str(number), "name": path[-100:], "split": split_from_path(path)})
     shutil.rmtree(folder / "hub", ignore_errors=True)
     return files
 
@@ -87,7 +87,7 @@ def list_files(hub_id: str) -> list[Any]:
 
     api = HfApi(token=False)
     try:
-        found = api.dataset_info(
+        info = api.dataset_info(
             check_hub_id(hub_id), revision=REVISION, files_metadata=True, timeout=20
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -98,28 +98,28 @@ def list_files(hub_id: str) -> list[Any]:
         raise
     except Exception as error:  # the hub's library lets every kind of network error through
         raise UserError(f"The hub cannot be reached: {str(error)[:200]}", field="hub_id") from error
-    return list(found.siblings or [])
+    return list(info.siblings or [])
 
 
-def split_of(path: str) -> str:
+def split_from_path(path: str) -> str:
     """Train, held out or test by the folder's name; empty (left out) for a split of another kind,
     such as `unsupervised`.
     """
     folder = Path(path).parent.name.removeprefix("partial-")
-    beginnings = (
+    split_prefixes = (
         ("train", "train"),
-        ("valid", "heldout"),
-        ("val", "heldout"),
-        ("dev", "heldout"),
+        ("valid", "eval"),
+        ("val", "eval"),
+        ("dev", "eval"),
         ("test", "test"),
     )
-    return next((split for beginning, split in beginnings if folder.startswith(beginning)), "")
+    return next((split for beginning, split in split_prefixes if folder.startswith(beginning)), "")
 
 
-def one_configuration(paths: list[str]) -> list[str]:
+def select_configuration(paths: list[str]) -> list[str]:
     """The files of the configuration that most people mean: `default`, else the first by name."""
     names = sorted({path.split("/")[0] for path in paths})
-    chosen = next((name for name in PREFERRED if name in names), names[0] if names else "")
-    mine = sorted(path for path in paths if path.split("/")[0] == chosen and split_of(path))
+    chosen = next((name for name in PREFERRED_CONFIGURATIONS if name in names), names[0] if names else "")
+    selected = sorted(path for path in paths if path.split("/")[0] == chosen and split_from_path(path))
     # The first file is the one that people see
-    return sorted(mine, key=lambda path: split_of(path) != "train")
+    return sorted(selected, key=lambda path: split_from_path(path) != "train")

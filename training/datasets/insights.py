@@ -12,14 +12,14 @@ from typing import Any
 from training.datasets.rows import Row
 
 MAX_LABELS = 50  # more different answers than this are no labels
-LABEL_CHARACTERS = 100
-LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
+MAX_LABEL_CHARACTERS = 100
+MIN_LANGUAGE_CHARACTERS = 20  # shorter texts are guessed too badly to count
 # From here on the language of every tenth row is looked at: it is half of the time
-EVERY_ROW = 20_000
-EXAMPLES = 20
-EXTREMES = 5
+MAX_UNSAMPLED_ROWS = 20_000
+MAX_EXAMPLES = 20
+MAX_EXTREMES = 5
 # Of a row, for secrets and addresses: some patterns take the square of the length
-JUDGED_CHARACTERS = 20_000
+MAX_SCANNED_CHARACTERS = 20_000
 # Detectors that look for the form of a key. Those that guess by entropy or by the word "password"
 # are left out: they would mark every hash and every sentence about passwords.
 SECRET_DETECTORS = (
@@ -43,7 +43,7 @@ SECRET_DETECTORS = (
     "TelegramBotTokenDetector",
     "TwilioKeyDetector",
 )
-ADDRESS = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
+EMAIL_PATTERN = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,5}")
 # Addresses that belong to nobody, or to everybody.
 PUBLIC_DOMAINS = (
     "example.com",
@@ -87,48 +87,48 @@ class Insights:
         self.longest: list[tuple[int, int, str]] = []
         self.shortest: list[tuple[int, int, str]] = []
 
-    def add(self, place: str, row: Row, text: str) -> None:
+    def add_row(self, location: str, row: Row, text: str) -> None:
         self.counts["rows"] += 1
-        keep_extreme(self.longest, (len(text), -self.counts["rows"], place))
-        keep_extreme(self.shortest, (-len(text), -self.counts["rows"], place))
+        push_extreme(self.longest, (len(text), -self.counts["rows"], location))
+        push_extreme(self.shortest, (-len(text), -self.counts["rows"], location))
         self.add_language(text)
         self.add_label(row)
-        whole = row.to_json()[:JUDGED_CHARACTERS]  # system prompts and tools may hold them, too
-        for kind in self.secrets_in(whole):
-            self.note(self.secrets, "secrets", place, kind)
-        if "@" in whole:
-            for address in ADDRESS.findall(whole):
+        row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # system prompts and tools may hold them, too
+        for kind in self.find_secrets(row_json):
+            self.record_finding(self.secrets, "secrets", location, kind)
+        if "@" in row_json:
+            for address in EMAIL_PATTERN.findall(row_json):
                 if is_private(address):
-                    self.note(self.addresses, "addresses", place, masked(address))
+                    self.record_finding(self.addresses, "addresses", location, mask_address(address))
 
     def add_language(self, text: str) -> None:
         import py3langid
 
-        sampled = self.counts["rows"] <= EVERY_ROW or self.counts["rows"] % 10 == 0
-        if sampled and len(text) >= LANGUAGE_CHARACTERS:
+        is_sampled = self.counts["rows"] <= MAX_UNSAMPLED_ROWS or self.counts["rows"] % 10 == 0
+        if is_sampled and len(text) >= MIN_LANGUAGE_CHARACTERS:
             self.languages[py3langid.classify(text[:300])[0]] += 1
 
     def add_label(self, row: Row) -> None:
         if self.labels is None:
             return
         answer = row.messages[-1]["content"].strip() if row.messages else ""
-        if not answer or len(answer) > LABEL_CHARACTERS:
+        if not answer or len(answer) > MAX_LABEL_CHARACTERS:
             self.labels = None
             return
         self.labels[answer] += 1
         if len(self.labels) > MAX_LABELS:
             self.labels = None
 
-    def secrets_in(self, text: str) -> list[str]:
+    def find_secrets(self, text: str) -> list[str]:
         return sorted({d.secret_type for d in self.detectors for _ in d.analyze_string(text)})
 
-    def note(self, into: list[dict[str, Any]], name: str, place: str, words: str) -> None:
-        self.counts[name] += 1
-        if len(into) < EXAMPLES:
-            into.append({"place": place, "words": words})
+    def record_finding(self, findings: list[dict[str, Any]], counter: str, location: str, description: str) -> None:
+        self.counts[counter] += 1
+        if len(findings) < MAX_EXAMPLES:
+            findings.append({"place": location, "words": description})
 
-    def told(self) -> dict[str, Any]:
-        known = sum(self.languages.values())
+    def to_dict(self) -> dict[str, Any]:
+        total = sum(self.languages.values())
         labels = (
             self.labels
             if self.labels and len(self.labels) > 1 and self.counts["rows"] >= 4 * len(self.labels)
@@ -136,28 +136,28 @@ class Insights:
         )
         return {
             "languages": [
-                {"name": name, "share": count / known}
+                {"name": name, "share": count / total}
                 for name, count in self.languages.most_common(8)
-                if count / known >= 0.01
+                if count / total >= 0.01
             ],
             "labels": [
-                {"words": words, "count": count} for words, count in Counter(labels).most_common()
+                {"words": label, "count": count} for label, count in Counter(labels).most_common()
             ],
             "secrets": {"count": self.counts["secrets"], "shown": self.secrets},
             "addresses": {"count": self.counts["addresses"], "shown": self.addresses},
             "longest": [
-                {"place": place, "characters": size}
-                for size, _, place in sorted(self.longest, reverse=True)
+                {"place": location, "characters": size}
+                for size, _, location in sorted(self.longest, reverse=True)
             ],
             "shortest": [
-                {"place": place, "characters": -size}
-                for size, _, place in sorted(self.shortest, reverse=True)
+                {"place": location, "characters": -size}
+                for size, _, location in sorted(self.shortest, reverse=True)
             ],
         }
 
 
-def keep_extreme(heap: list[tuple[int, int, str]], item: tuple[int, int, str]) -> None:
-    if len(heap) < EXTREMES:
+def push_extreme(heap: list[tuple[int, int, str]], item: tuple[int, int, str]) -> None:
+    if len(heap) < MAX_EXTREMES:
         heapq.heappush(heap, item)
     elif item > heap[0]:
         heapq.heapreplace(heap, item)
@@ -178,7 +178,7 @@ def is_private(address: str) -> bool:
     return True
 
 
-def masked(address: str) -> str:
+def mask_address(address: str) -> str:
     """Enough to find it in the file, not enough to write to."""
     name, _, domain = address.rpartition("@")
     return f"{name[:2]}…@{domain}"

@@ -18,9 +18,9 @@ from django.conf import settings
 from django.db import transaction
 
 from training.child_process import read_messages, run_child, write_params
-from training.datasets.build import Choices
+from training.datasets.build import BuildOptions
 from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
-from training.datasets.forms import Mapped
+from training.datasets.forms import ColumnMapping
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, one_line
@@ -29,12 +29,12 @@ from training.jobs.services import enqueue_job
 from training.people.models import User
 from training.people.visible import check_changeable
 
-KIND = "upload"
-LOOK_SECONDS = 40  # the program's own limit is 20 s of CPU
+UPLOAD_KIND = "upload"
+DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
 # A gzip file may unpack to this many times the limit, and no more may be written of it
-ALLOWED_UNPACKING = 4
-BUSY = (UploadState.WAITING, UploadState.WORKING)
-Named = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
+MAX_UNPACK_RATIO = 4
+BUSY_STATES = (UploadState.WAITING, UploadState.WORKING)
+NamedFile = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 
 
 class BadData(UserError):
@@ -45,12 +45,12 @@ class BadData(UserError):
         self.report = report
 
 
-def most_bytes() -> int:
-    return int(settings.DATASET_MAX_BYTES) * ALLOWED_UNPACKING
+def max_unpacked_bytes() -> int:
+    return int(settings.DATASET_MAX_BYTES) * MAX_UNPACK_RATIO
 
 
-def receive(
-    user: User, files: Sequence[Named], *, name: str, source: str, dataset: Dataset | None = None
+def receive_files(
+    user: User, files: Sequence[NamedFile], *, name: str, source: str, dataset: Dataset | None = None
 ) -> Upload:
     """Take over files that lie on disk (they are moved), tell their formats, and guess what their
     columns mean.
@@ -72,8 +72,8 @@ def receive(
         source=one_line(source)[:200],
         bytes=size,
         files=[
-            {"file": str(number), "name": one_line(called)[-100:], "split": split}
-            for number, (_, called, split) in enumerate(files)
+            {"file": str(number), "name": one_line(file_name)[-100:], "split": split}
+            for number, (_, file_name, split) in enumerate(files)
         ],
     )
     shutil.rmtree(upload.folder, ignore_errors=True)
@@ -81,7 +81,7 @@ def receive(
     for number, (path, _, _) in enumerate(files):
         shutil.move(path, upload.folder / str(number))
     try:
-        look(upload)
+        run_detection(upload)
     except UserError:
         shutil.rmtree(upload.folder, ignore_errors=True)
         upload.delete()
@@ -90,55 +90,55 @@ def receive(
     return upload
 
 
-def order_of(upload: Upload) -> dict[str, Any]:
+def build_params(upload: Upload) -> dict[str, Any]:
     """What the program is told."""
     return {
         "files": upload.files,
-        "mapped": upload.mapped,
-        "choices": upload.choices,
+        "mapping": upload.mapping,
+        "build_options": upload.build_options,
         "hub_id": upload.source.removeprefix("hub: "),
         "root": str(Path(settings.HOME) / "data"),
-        "most_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else most_bytes(),
-        "most_written": most_bytes() + 2**28,
+        "max_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else max_unpacked_bytes(),
+        "most_written": max_unpacked_bytes() + 2**28,
     }
 
 
-def look(upload: Upload) -> None:
+def run_detection(upload: Upload) -> None:
     """Let the program look at the files, and note what it saw. The row is not saved.
 
     Raises:
         BadFile: what is wrong with the file.
     """
-    write_params(upload.folder, order_of(upload))
+    write_params(upload.folder, build_params(upload))
     try:
-        done = run_child(
+        result = run_child(
             "training.datasets.program",
             "look",
             str(upload.folder),
             cwd=settings.BASE_DIR,
-            seconds=LOOK_SECONDS,
+            seconds=DETECTION_TIMEOUT,
         )
     except subprocess.TimeoutExpired as error:
         raise BadFile("The first rows of this file take too long to read.", field="file") from error
-    messages = read_messages(done.stdout)
-    last = next((one for one in reversed(messages) if "looked" in one or "error" in one), None)
-    if last is None:
+    messages = read_messages(result.stdout)
+    outcome = next((message for message in reversed(messages) if "looked" in message or "error" in message), None)
+    if outcome is None:
         raise BadFile(
             "The first rows of this file take too long or too much memory to read.", field="file"
         )
-    if "error" in last:
-        raise BadFile(last["error"], field=last["field"])
-    note_look(upload, last["looked"])
+    if "error" in outcome:
+        raise BadFile(outcome["error"], field=outcome["field"])
+    apply_detection(upload, outcome["looked"])
 
 
-def note_look(upload: Upload, looked: dict[str, Any]) -> None:
+def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
     upload.files = [
-        {**file, "format": form} for file, form in zip(upload.files, looked["formats"], strict=True)
+        {**file, "format": file_format} for file, file_format in zip(upload.files, detection["formats"], strict=True)
     ]
-    upload.mapped = looked["mapped"]
+    upload.mapping = detection["mapping"]
 
 
-def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | None = None) -> Upload:
+def enqueue_hub_fetch(user: User, hub_id: str, *, name: str, dataset: Dataset | None = None) -> Upload:
     """Enter a data set of the hub; the worker fetches it.
 
     Raises:
@@ -161,27 +161,27 @@ def order_from_hub(user: User, hub_id: str, *, name: str, dataset: Dataset | Non
 
 def enqueue_upload(upload: Upload) -> None:
     restart = (JobState.DONE, JobState.FAILED)
-    enqueue_job(upload.owner, KIND, str(upload.pk), subjects=[upload], restart=restart)
+    enqueue_job(upload.owner, UPLOAD_KIND, str(upload.pk), subjects=[upload], restart=restart)
 
 
-def form_of(upload: Upload) -> Format:
+def get_file_format(upload: Upload) -> Format:
     """Raises Conflict: nobody has looked at the files yet."""
     if not upload.files or "format" not in upload.files[0]:
         raise Conflict("The files of this upload have not arrived.")
     return Format(**upload.files[0]["format"])
 
 
-def sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
+def load_sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
     """The first records: (line, record, or what is wrong with it)."""
     path = upload.folder / "sample.json"
-    return [tuple(one) for one in json.loads(path.read_text())] if path.is_file() else []
+    return [tuple(item) for item in json.loads(path.read_text())] if path.is_file() else []
 
 
-def column_names(upload: Upload) -> list[str]:
+def list_column_names(upload: Upload) -> list[str]:
     """The names that occur in the sample, in order."""
     return list(
         dict.fromkeys(
-            str(name) for _, record, _ in sample(upload) if record is not None for name in record
+            str(name) for _, record, _ in load_sample(upload) if record is not None for name in record
         )
     )
 
@@ -193,67 +193,67 @@ def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
         UserError: a needed column is not chosen.
         Conflict: the worker is at it.
     """
-    form_of(upload)
-    put_back(upload, mapped=Mapped.from_dict(values).to_dict())
+    get_file_format(upload)
+    reset_to_mapping(upload, mapping=ColumnMapping.from_dict(values).to_dict())
     return upload
 
 
-def set_reading(upload: Upload, form: Mapping[str, Any]) -> Upload:
+def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
     """Another way to read the file (delimiter, header, unit of text); the columns are guessed anew.
 
     Raises:
         UserError: no such way.
         Conflict: the worker is at it.
     """
-    read = form_of(upload)
-    delimiter, unit = form.get("delimiter", read.delimiter), form.get("unit", read.unit)
+    current_format = get_file_format(upload)
+    delimiter, unit = options.get("delimiter", current_format.delimiter), options.get("unit", current_format.unit)
     if delimiter not in DELIMITERS or unit not in UNITS:
         raise UserError(
             f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter"
         )
-    if upload.state in BUSY:
+    if upload.state in BUSY_STATES:
         raise Conflict("The file is being read; wait until that is done.")
-    changed = {
-        **read.to_dict(),
+    new_format = {
+        **current_format.to_dict(),
         "delimiter": delimiter,
         "unit": unit,
-        "header": bool(form.get("header", read.header)),
+        "header": bool(options.get("header", current_format.header)),
     }
     upload.files = [
-        {**file, "format": changed} if file["format"]["kind"] == read.kind else file
+        {**file, "format": new_format} if file["format"]["kind"] == current_format.kind else file
         for file in upload.files
     ]
-    look(upload)
-    put_back(upload, files=upload.files, mapped=upload.mapped)
+    run_detection(upload)
+    reset_to_mapping(upload, files=upload.files, mapping=upload.mapping)
     return upload
 
 
-def put_back(upload: Upload, **changes: Any) -> None:
+def reset_to_mapping(upload: Upload, **changes: Any) -> None:
     """To the mapping, with changes; by condition, since a worker may take the upload in this very
     moment.
     """
     changes |= {"state": UploadState.DRAFT, "report": {}, "error": ""}
-    if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY).update(**changes):
+    if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY_STATES).update(**changes):
         raise Conflict("The file is being read; wait until that is done.")
     upload.refresh_from_db()
 
 
-def ask_for(upload: Upload, job: str, **changes: Any) -> None:
+def request_job(upload: Upload, job: str, **changes: Any) -> None:
     """Leave a job for the worker.
 
     Raises:
         Conflict: there is one already, or a save without a check.
     """
-    ready = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
-    waiting = {
+    allowed_states = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    updates = {
         "state": UploadState.WAITING,
         "job": job,
         "error": "",
-        "progress_words": "",
+        "progress_message": "",
         **changes,
     }
     with transaction.atomic():
-        if not Upload.objects.filter(pk=upload.pk, state__in=ready).update(**waiting):
+        if not Upload.objects.filter(pk=upload.pk, state__in=allowed_states).update(**updates):
             raise Conflict(
                 "Check the file first."
                 if job == "save"
@@ -263,14 +263,14 @@ def ask_for(upload: Upload, job: str, **changes: Any) -> None:
     upload.refresh_from_db()
 
 
-def ask_for_check(upload: Upload) -> None:
+def request_check(upload: Upload) -> None:
     """Raises Conflict: there is nothing to check yet; UserError: a needed column is not chosen."""
-    form_of(upload)
-    Mapped.from_dict(upload.mapped)
-    ask_for(upload, "check")
+    get_file_format(upload)
+    ColumnMapping.from_dict(upload.mapping)
+    request_job(upload, "check")
 
 
-def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
+def request_save(upload: Upload, options: BuildOptions, *, skip_faulty: bool) -> None:
     """Save a checked upload as a version.
 
     Raises:
@@ -279,12 +279,12 @@ def ask_for_save(upload: Upload, choices: Choices, *, leave_out: bool) -> None:
     """
     if upload.dataset is not None:
         check_changeable(upload.owner, upload.dataset)
-    if not leave_out:
-        refuse_faulty(upload.report)
-    ask_for(upload, "save", choices=choices.to_dict())
+    if not skip_faulty:
+        check_no_faulty_rows(upload.report)
+    request_job(upload, "save", build_options=options.to_dict())
 
 
-def refuse_faulty(report: dict[str, Any]) -> None:
+def check_no_faulty_rows(report: dict[str, Any]) -> None:
     problems = report["problems"] if report else {"count": 0}
     if problems["count"]:
         rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"

@@ -13,28 +13,28 @@ from typing import Any
 from training.datasets.rows import MAX_ROW_BYTES, BadRow
 from training.formatting import format_binary_bytes
 
-PIECE = 2**16
-BLANK = re.compile(r"[ \t\r\n]*")
+CHUNK_SIZE = 2**16
+WHITESPACE = re.compile(r"[ \t\r\n]*")
 # An error this close to the end of what was read may be cured by reading on: a cut literal, number
 # or escape.
 EDGE = 16
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in result:
             raise BadRow(
                 f"the key `{name[:40]}` stands there twice", group="a key stands there twice"
             )
-        found[name] = value
-    return found
+        result[name] = value
+    return result
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+DECODER = json.JSONDecoder(object_pairs_hook=check_unique_keys)
 
 
-def loads(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """One JSON value.
 
     Raises:
@@ -52,7 +52,7 @@ def loads(text: str) -> Any:
         raise BadRow(f"not JSON that can be read: {error}") from error
 
 
-class Reader:
+class JsonReader:
     """Text that grows piece by piece at its end and is dropped at its beginning; counts the lines
     that went by.
     """
@@ -60,56 +60,56 @@ class Reader:
     def __init__(self, file: Any) -> None:
         self.file = file
         self.decode = codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape").decode
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
+        self.text, self.position, self.line, self.is_at_end = "", 0, 1, False
 
-    def more(self) -> bool:
+    def read_more(self) -> bool:
         """Read on, twice as much as there is; False at the end of the file."""
-        if self.ended:
+        if self.is_at_end:
             return False
-        piece = self.file.read(max(PIECE, len(self.text) - self.at))
-        self.ended = not piece
-        self.text, self.at = self.text[self.at :] + self.decode(piece, final=self.ended), 0
+        chunk = self.file.read(max(CHUNK_SIZE, len(self.text) - self.position))
+        self.is_at_end = not chunk
+        self.text, self.position = self.text[self.position :] + self.decode(chunk, final=self.is_at_end), 0
         return True
 
-    def pass_to(self, place: int) -> None:
-        self.line += self.text.count("\n", self.at, place)
-        self.at = place
+    def advance_to(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
 
-    def peek(self) -> str:
+    def peek_character(self) -> str:
         """The next character that is not blank; empty at the end."""
         while True:
-            match = BLANK.match(self.text, self.at)
-            self.pass_to(match.end() if match else self.at)
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
+            match = WHITESPACE.match(self.text, self.position)
+            self.advance_to(match.end() if match else self.position)
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.read_more():
                 return ""
 
 
-PLAIN = json.JSONDecoder()
+LENIENT_DECODER = json.JSONDecoder()
 
 
-def json_items(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+def iter_json_objects(file: Any) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
     """The objects of a JSON array with the line on which each begins. After a fault in the syntax
     nothing more can be told.
     """
-    yield from items(Reader(file))
+    yield from iter_array(JsonReader(file))
 
 
-def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    first = reader.peek()
+def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    first = reader.peek_character()
     if first != "[":
         yield (
             reader.line,
             BadRow(
                 f"expected a JSON array of rows; found {first or 'nothing'!r}",
                 group="not a JSON array",
-                ends=True,
+                is_fatal=True,
             ),
         )
         return
-    reader.pass_to(reader.at + 1)
-    while (mark := reader.peek()) and mark != "]":
+    reader.advance_to(reader.position + 1)
+    while (next_character := reader.peek_character()) and next_character != "]":
         value, end = read_item(reader)
         yield (
             reader.line,
@@ -117,29 +117,29 @@ def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         )
         if not end:
             return
-        reader.pass_to(end)
-        mark = reader.peek()
-        if mark == ",":
-            reader.pass_to(reader.at + 1)
-            mark = "" if reader.peek() == "]" else ","
-        if mark not in (",", "]") and reader.text[reader.at :]:
+        reader.advance_to(end)
+        next_character = reader.peek_character()
+        if next_character == ",":
+            reader.advance_to(reader.position + 1)
+            next_character = "" if reader.peek_character() == "]" else ","
+        if next_character not in (",", "]") and reader.text[reader.position :]:
             yield (
                 reader.line,
-                BadRow("not JSON: one comma belongs between two rows", group="not JSON", ends=True),
+                BadRow("not JSON: one comma belongs between two rows", group="not JSON", is_fatal=True),
             )
             return
-    if not mark:
+    if not next_character:
         yield (
             reader.line,
             BadRow(
                 "the file is cut off: the closing `]` is missing",
                 group="the file is cut off",
-                ends=True,
+                is_fatal=True,
             ),
         )
         return
-    reader.pass_to(reader.at + 1)
-    if reader.peek():
+    reader.advance_to(reader.position + 1)
+    if reader.peek_character():
         yield (
             reader.line,
             BadRow(
@@ -148,34 +148,34 @@ def items(reader: Reader) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         )
 
 
-def read_item(reader: Reader) -> tuple[Any, int]:
+def read_item(reader: JsonReader) -> tuple[Any, int]:
     """The value at the reader's place and where it ends; a BadRow and 0 if nothing after it can be
     read.
     """
     while True:
-        length = len(reader.text) - reader.at
+        length = len(reader.text) - reader.position
         try:
             try:
-                return DECODER.raw_decode(reader.text, reader.at)
+                return DECODER.raw_decode(reader.text, reader.position)
             except BadRow as bad:  # a key twice: the row is faulty, the file goes on
-                return bad, PLAIN.raw_decode(reader.text, reader.at)[1]
+                return bad, LENIENT_DECODER.raw_decode(reader.text, reader.position)[1]
         except RecursionError:
-            return BadRow("the JSON is nested too deeply", ends=True), 0
+            return BadRow("the JSON is nested too deeply", is_fatal=True), 0
         except json.JSONDecodeError as error:
-            wrong = error.pos < len(reader.text) - EDGE and not error.msg.startswith(
+            is_syntax_error = error.pos < len(reader.text) - EDGE and not error.msg.startswith(
                 "Unterminated string"
             )
             if length > MAX_ROW_BYTES:
-                words = (
+                message = (
                     f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}, or a quote or "
                     "bracket is never closed"
                 )
-                return BadRow(words, ends=True), 0
-            if wrong or not reader.more():
+                return BadRow(message, is_fatal=True), 0
+            if is_syntax_error or not reader.read_more():
                 return BadRow(
                     f"not JSON: {error.msg}; the rest of the file cannot be read",
                     group="not JSON",
-                    ends=True,
+                    is_fatal=True,
                 ), 0
         except ValueError as error:  # a number of more than 4,300 digits
-            return BadRow(f"not JSON that can be read: {error}", ends=True), 0
+            return BadRow(f"not JSON that can be read: {error}", is_fatal=True), 0

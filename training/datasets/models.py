@@ -16,7 +16,7 @@ from training.people.models import Owned
 class Dataset(Owned):
     name = models.CharField(max_length=120)
     source = models.CharField(max_length=200)
-    licence = models.CharField(max_length=200, blank=True)
+    license = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -55,10 +55,10 @@ class Upload(Owned):
     job = models.CharField(max_length=10, blank=True)
     bytes = models.PositiveBigIntegerField(default=0)
     files: models.JSONField[list[Any], list[Any]] = models.JSONField(default=list)
-    mapped: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    choices: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    mapping: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    build_options: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     report: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    progress_words = models.CharField(max_length=200, blank=True)
+    progress_message = models.CharField(max_length=200, blank=True)
     error = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -83,11 +83,11 @@ class DatasetVersion(models.Model):
     digest = models.CharField(max_length=64)
     rows = models.PositiveIntegerField()
     train_rows = models.PositiveIntegerField()
-    heldout_rows = models.PositiveIntegerField()
+    eval_rows = models.PositiveIntegerField()
     test_rows = models.PositiveIntegerField(default=0)
-    left_out = models.PositiveIntegerField(default=0)
-    mapped: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
-    choices: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    skipped_rows = models.PositiveIntegerField(default=0)
+    mapping: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    build_options: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     report: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -100,12 +100,12 @@ class DatasetVersion(models.Model):
     def __str__(self) -> str:
         return f"{self.dataset.name} v{self.number}"
 
-    def count(self, split: str) -> int:
-        """Rows of `train`, `heldout` or `test`."""
-        return {"train": self.train_rows, "heldout": self.heldout_rows, "test": self.test_rows}[
+    def count_rows(self, split: str) -> int:
+        """Rows of `train`, `eval` or `test`."""
+        return {"train": self.train_rows, "eval": self.eval_rows, "test": self.test_rows}[
             split
         ]
 
-    def file(self, split: str) -> Path:
-        """The JSONL of `train`, `heldout` or `test`."""
+    def split_path(self, split: str) -> Path:
+        """The JSONL of `train`, `eval` or `test`."""
         return Path(settings.HOME) / "data" / self.digest / f"{split}.jsonl"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from training.child_process import emit, main, read_params
-from training.datasets.build import Choices, build
-from training.datasets.check import Source, check
-from training.datasets.formats import BadFile, Format, detect
-from training.datasets.forms import Mapped, guess
-from training.datasets.records import records
+from training.datasets.build import BuildOptions, build_version
+from training.datasets.check import Source, check_sources
+from training.datasets.formats import BadFile, Format, detect_format
+from training.datasets.forms import ColumnMapping, guess_mapping
+from training.datasets.records import iter_records
 from training.datasets.rows import BadRow
 from training.errors import UserError
 
@@ -36,53 +36,53 @@ LIMITS = {
 SAMPLE_RECORDS = 200
 SAMPLE_BYTES = 512 * 2**10
 SAMPLE_READ_BYTES = 16 * 2**20
-ALIVE_SECONDS = 5.0
+HEARTBEAT_INTERVAL = 5.0
 
 
 def emit_progress(done: float, message: str) -> None:
     emit(done=done, message=message)
 
 
-def stay_alive() -> None:
+def emit_heartbeats() -> None:
     """Long steps say nothing by themselves; whoever follows must know that this is not a
     hang-up.
     """
     while True:
-        time.sleep(ALIVE_SECONDS)
+        time.sleep(HEARTBEAT_INTERVAL)
         emit(alive=True)
 
 
-def run_look(folder: Path, order: dict[str, Any]) -> None:
+def run_detect(folder: Path, params: dict[str, Any]) -> None:
     """Formats of all files, the first records of the first one, and what its columns seem to
     mean.
     """
     formats = [
-        Format(**f["format"]) if f.get("format") else detect(folder / f["file"], f["name"])
-        for f in order["files"]
+        Format(**f["format"]) if f.get("format") else detect_format(folder / f["file"], f["name"])
+        for f in params["files"]
     ]
-    sample = take_sample(folder / order["files"][0]["file"], formats[0])
-    mapped = guess([record for _, record, _ in sample if record is not None])
+    sample = read_sample(folder / params["files"][0]["file"], formats[0])
+    mapping = guess_mapping([record for _, record, _ in sample if record is not None])
     (folder / "sample.json").write_text(json.dumps(sample))
-    emit(looked={"formats": [form.to_dict() for form in formats], "mapped": mapped.to_dict()})
+    emit(looked={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()})
 
 
-def take_sample(path: Path, form: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
+def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
     """(line, record, what is wrong with it). What ends the file early ends the sample, too; the
     check names it.
     """
     sample: list[tuple[int, dict[str, Any] | None, str]] = []
     size = 0
     try:
-        for line, found in records(path, form, most_bytes=SAMPLE_READ_BYTES):
-            one = (
-                (line, None, found.message)
-                if isinstance(found, BadRow)
-                else (line, storable(found), "")
+        for line, record in iter_records(path, file_format, max_bytes=SAMPLE_READ_BYTES):
+            item = (
+                (line, None, record.message)
+                if isinstance(record, BadRow)
+                else (line, to_json_values(record), "")
             )
-            size += len(json.dumps(one))
+            size += len(json.dumps(item))
             if sample and size > SAMPLE_BYTES:
                 break
-            sample.append(one)
+            sample.append(item)
             if len(sample) >= SAMPLE_RECORDS:
                 break
     except BadFile:
@@ -91,51 +91,51 @@ def take_sample(path: Path, form: Format) -> list[tuple[int, dict[str, Any] | No
     return sample
 
 
-def storable(record: dict[str, Any]) -> dict[str, Any]:
+def to_json_values(record: dict[str, Any]) -> dict[str, Any]:
     """Dates and other things that only Parquet has, as their text."""
-    made: dict[str, Any] = json.loads(json.dumps(record, default=str))
-    return made
+    values: dict[str, Any] = json.loads(json.dumps(record, default=str))
+    return values
 
 
-def run_check(folder: Path, order: dict[str, Any]) -> None:
+def run_check(folder: Path, params: dict[str, Any]) -> None:
     sources = [
         Source(folder / file["file"], Format(**file["format"]), file.get("split", ""), file["name"])
-        for file in order["files"]
+        for file in params["files"]
     ]
-    mapped = Mapped.from_dict(order["mapped"])
-    emit(report=check(sources, mapped, folder, most_bytes=order["most_bytes"], tell=emit_progress))
+    mapping = ColumnMapping.from_dict(params["mapping"])
+    emit(report=check_sources(sources, mapping, folder, max_bytes=params["max_bytes"], report_progress=emit_progress))
 
 
-def run_save(folder: Path, order: dict[str, Any]) -> None:
+def run_save(folder: Path, params: dict[str, Any]) -> None:
     emit_progress(0.0, "writing")
-    emit(built=build(folder, Choices(**order["choices"]), Path(order["root"])))
+    emit(built=build_version(folder, BuildOptions(**params["build_options"]), Path(params["root"])))
 
 
-def run_fetch(folder: Path, order: dict[str, Any]) -> None:
-    from training.datasets.hub import fetch
+def run_fetch(folder: Path, params: dict[str, Any]) -> None:
+    from training.datasets.hub import download_dataset
 
-    files = fetch(order["hub_id"], folder, most_bytes=order["most_bytes"], tell=emit_progress)
+    files = download_dataset(params["hub_id"], folder, max_bytes=params["max_bytes"], report_progress=emit_progress)
     emit(files=files)
-    run_look(folder, {"files": files})
+    run_detect(folder, {"files": files})
 
 
-ACTS = {"look": run_look, "check": run_check, "save": run_save, "fetch": run_fetch}
+ACTIONS = {"look": run_detect, "check": run_check, "save": run_save, "fetch": run_fetch}
 
 
-def run(act: str, folder: Path) -> None:
-    memory, seconds = LIMITS[act]
-    order = read_params()
+def run_program(action: str, folder: Path) -> None:
+    memory, seconds = LIMITS[action]
+    params = read_params()
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_written"], order["most_written"]))
-    threading.Thread(target=stay_alive, daemon=True).start()
-    run_act(act, folder, order)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (params["most_written"], params["most_written"]))
+    threading.Thread(target=emit_heartbeats, daemon=True).start()
+    run_action(action, folder, params)
 
 
-def run_act(act: str, folder: Path, order: dict[str, Any]) -> None:
+def run_action(action: str, folder: Path, params: dict[str, Any]) -> None:
     """Raises UserError: what is wrong with the file, or with the disk."""
     try:
-        ACTS[act](folder, order)
+        ACTIONS[action](folder, params)
     except MemoryError as error:
         raise UserError(
             "The file needs more memory than reading it may take; split it.", field="file"
@@ -147,4 +147,4 @@ def run_act(act: str, folder: Path, order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: run(sys.argv[1], Path(sys.argv[2]))))
+    sys.exit(main(lambda: run_program(sys.argv[1], Path(sys.argv[2]))))

@@ -14,36 +14,36 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from training.datasets.formats import BadFile, Format
-from training.datasets.json_items import json_items, loads
+from training.datasets.json_items import iter_json_objects, parse_json
 from training.datasets.rows import MAX_ROW_BYTES, BadRow, check_text
 from training.formatting import format_binary_bytes
 
 MAX_COLUMNS = 1_000
 MAX_ROW_GROUP_BYTES = 512 * 2**20
-Found = tuple[int, dict[str, Any] | BadRow]
+NumberedRecord = tuple[int, dict[str, Any] | BadRow]
 
 # Below what is read of a line, so that a longer field is told as such
 csv.field_size_limit(MAX_ROW_BYTES - 4096)
 
 
-def opened(path: Path, zipped: bool) -> BinaryIO:
+def open_file(path: Path, zipped: bool) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
 
 
-def records(path: Path, form: Format, *, most_bytes: int) -> Iterator[Found]:
+def iter_records(path: Path, file_format: Format, *, max_bytes: int) -> Iterator[NumberedRecord]:
     """Every record with its line (or row) number; a broken one is a BadRow in its place.
 
     Raises:
         BadFile: nothing after this point can be read.
     """
-    if form.kind == "parquet":
-        yield from parquet_records(path, most_bytes)
+    if file_format.kind == "parquet":
+        yield from iter_parquet(path, max_bytes)
         return
     number = 0
-    with opened(path, form.zipped) as raw:
-        file = Measured(raw, most_bytes)
+    with open_file(path, file_format.zipped) as raw:
+        file = LimitedFile(raw, max_bytes)
         try:
-            for number, value in READERS[form.kind](file, form):
+            for number, value in READERS[file_format.kind](file, file_format):
                 yield number, value
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise BadFile(
@@ -51,33 +51,33 @@ def records(path: Path, form: Format, *, most_bytes: int) -> Iterator[Found]:
             ) from error
 
 
-class Measured(io.RawIOBase):
+class LimitedFile(io.RawIOBase):
     """A file that unpacks to no more than `most` bytes: a gzip bomb ends in a sentence."""
 
-    def __init__(self, file: BinaryIO, most: int) -> None:
-        self.file, self.left = file, most
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self.file, self.remaining_bytes = file, max_bytes
 
     def readable(self) -> bool:
         return True
 
     def readline(self, size: int | None = -1) -> bytes:
-        return self.counted(self.file.readline(size if size is not None else -1))
+        return self.count_chunk(self.file.readline(size if size is not None else -1))
 
     def read(self, size: int | None = -1) -> bytes:
-        return self.counted(self.file.read(size if size is not None else -1))
+        return self.count_chunk(self.file.read(size if size is not None else -1))
 
-    def counted(self, piece: bytes) -> bytes:
-        self.left -= len(piece)
-        if self.left < 0:
-            raise too_much()
-        return piece
+    def count_chunk(self, chunk: bytes) -> bytes:
+        self.remaining_bytes -= len(chunk)
+        if self.remaining_bytes < 0:
+            raise too_large_error()
+        return chunk
 
 
-def too_much() -> BadFile:
+def too_large_error() -> BadFile:
     return BadFile("The file unpacks to more than the limit for data; split it.", field="file")
 
 
-def bounded_lines(file: Any) -> Iterator[bytes]:
+def iter_bounded_lines(file: Any) -> Iterator[bytes]:
     """Lines of a file; of a line past the limit only its beginning, so that memory stays
     bounded.
     """
@@ -88,25 +88,25 @@ def bounded_lines(file: Any) -> Iterator[bytes]:
         yield line
 
 
-def too_long() -> BadRow:
+def row_too_long_error() -> BadRow:
     return BadRow(f"the row has more than {format_binary_bytes(MAX_ROW_BYTES)}; split it")
 
 
-def jsonl_records(file: Any, _form: Format) -> Iterator[Found]:
-    for number, line in enumerate(bounded_lines(file), start=1):
+def iter_jsonl(file: Any, _file_format: Format) -> Iterator[NumberedRecord]:
+    for number, line in enumerate(iter_bounded_lines(file), start=1):
         if not line.strip():
             continue
         try:
-            yield number, loads_object(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+            yield number, parse_object(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except BadRow as bad:
             yield number, bad
 
 
-def loads_object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_ROW_BYTES:
-        raise too_long()
+        raise row_too_long_error()
     try:
-        value = loads(line.decode("utf-8"))
+        value = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(
             f"byte {error.start + 1} is not UTF-8; save the file as UTF-8", group="not UTF-8"
@@ -120,58 +120,58 @@ class CsvLines:
     """Lines as text for csv.reader; notes when one was longer than a row may be."""
 
     def __init__(self, file: Any) -> None:
-        self.lines, self.first, self.cut = bounded_lines(file), True, False
+        self.lines, self.is_first, self.is_truncated = iter_bounded_lines(file), True, False
 
     def __iter__(self) -> Iterator[str]:
         for line in self.lines:
-            self.cut = self.cut or len(line) > MAX_ROW_BYTES
-            yield line.decode("utf-8-sig" if self.first else "utf-8", errors="surrogateescape")
-            self.first = False
+            self.is_truncated = self.is_truncated or len(line) > MAX_ROW_BYTES
+            yield line.decode("utf-8-sig" if self.is_first else "utf-8", errors="surrogateescape")
+            self.is_first = False
 
 
-def csv_records(file: Any, form: Format) -> Iterator[Found]:
+def iter_csv(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
     lines = CsvLines(file)
-    reader = csv.reader(iter(lines), delimiter=form.delimiter, strict=True)
+    reader = csv.reader(iter(lines), delimiter=file_format.delimiter, strict=True)
     header: list[str] = []
     while True:
-        number, lines.cut = reader.line_num + 1, False
+        number, lines.is_truncated = reader.line_num + 1, False
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, not_csv(error, number, reader.line_num)
+            yield number, csv_problem(error, number, reader.line_num)
             continue
         if not cells:
             continue
         if not header:
-            header = read_header(cells, form)
-            if form.header:
+            header = read_header(cells, file_format)
+            if file_format.header:
                 continue
-        if lines.cut:
-            yield number, too_long()
+        if lines.is_truncated:
+            yield number, row_too_long_error()
         elif len(cells) != len(header):
-            words = f"has {len(cells)} fields; the header has {len(header)}"
-            yield number, BadRow(words, group="a row has more or fewer fields than the header")
+            message = f"has {len(cells)} fields; the header has {len(header)}"
+            yield number, BadRow(message, group="a row has more or fewer fields than the header")
         else:
             yield number, dict(zip(header, cells, strict=True))
 
 
-def not_csv(error: csv.Error, first: int, last: int) -> BadRow:
+def csv_problem(error: csv.Error, first: int, last: int) -> BadRow:
     """A quote that is never closed swallows the lines after it: that is said."""
     swallowed = f"; lines {first:,} to {last:,} were not read" if last > first else ""
-    words = f"not CSV: {error} (is a quote opened here and never closed?){swallowed}"
-    return BadRow(words, group="not CSV", ends=last > first)
+    message = f"not CSV: {error} (is a quote opened here and never closed?){swallowed}"
+    return BadRow(message, group="not CSV", is_fatal=last > first)
 
 
-def read_header(cells: list[str], form: Format) -> list[str]:
+def read_header(cells: list[str], file_format: Format) -> list[str]:
     if len(cells) > MAX_COLUMNS:
         raise BadFile(
             f"The file has {len(cells):,} columns; at most {MAX_COLUMNS:,} can be read.",
             field="file",
         )
     names = [
-        cell.strip() if form.header and cell.strip() else f"column {i}"
+        cell.strip() if file_format.header and cell.strip() else f"column {i}"
         for i, cell in enumerate(cells, start=1)
     ]
     for name in names:
@@ -186,26 +186,26 @@ def read_header(cells: list[str], form: Format) -> list[str]:
     return names
 
 
-def text_records(file: Any, form: Format) -> Iterator[Found]:
+def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
     """Lines, or paragraphs between blank lines, as `{"text": ...}`."""
     block: list[str] = []
-    begun, size = 1, 0
-    for number, line in enumerate(bounded_lines(file), start=1):
+    start_line, size = 1, 0
+    for number, line in enumerate(iter_bounded_lines(file), start=1):
         text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-        ends = form.unit == "line" or not text.strip()
+        ends = file_format.unit == "line" or not text.strip()
         if text.strip():
-            begun = begun if block else number
+            start_line = start_line if block else number
             size += len(line)
             if size <= MAX_ROW_BYTES:
                 block.append(text)
         if ends and size:
-            yield begun, too_long() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
+            yield start_line, row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
             block, size = [], 0
     if size:
-        yield begun, too_long() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
+        yield start_line, row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
 
 
-def parquet_records(path: Path, left: int) -> Iterator[Found]:
+def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
     import pyarrow
     import pyarrow.parquet
 
@@ -214,20 +214,20 @@ def parquet_records(path: Path, left: int) -> Iterator[Found]:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
         for group in range(file.metadata.num_row_groups):
             if (size := file.metadata.row_group(group).total_byte_size) > MAX_ROW_GROUP_BYTES:
-                most = format_binary_bytes(MAX_ROW_GROUP_BYTES)
+                limit = format_binary_bytes(MAX_ROW_GROUP_BYTES)
                 raise BadFile(
                     f"Row group {group + 1} has {size / 2**20:,.0f} MiB; write groups under "
-                    f"{most}.",
+                    f"{limit}.",
                     field="file",
                 )
         for batch in file.iter_batches(batch_size=64, use_threads=False):
-            left -= batch.nbytes
-            if left < 0:
-                raise too_much()
-            for place in range(batch.num_rows):
+            remaining_bytes -= batch.nbytes
+            if remaining_bytes < 0:
+                raise too_large_error()
+            for index in range(batch.num_rows):
                 number += 1
-                row = batch.slice(place, 1)  # one at a time: a small file may hold huge rows
-                yield number, too_long() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0]
+                row = batch.slice(index, 1)  # one at a time: a small file may hold huge rows
+                yield number, row_too_long_error() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0]
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
             f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}",
@@ -235,9 +235,9 @@ def parquet_records(path: Path, left: int) -> Iterator[Found]:
         ) from error
 
 
-READERS: dict[str, Callable[[Any, Format], Iterator[Found]]] = {
-    "jsonl": jsonl_records,
-    "json": lambda file, _form: json_items(file),
-    "csv": csv_records,
-    "text": text_records,
+READERS: dict[str, Callable[[Any, Format], Iterator[NumberedRecord]]] = {
+    "jsonl": iter_jsonl,
+    "json": lambda file, _file_format: iter_json_objects(file),
+    "csv": iter_csv,
+    "text": iter_text,
 }

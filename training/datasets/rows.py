@@ -12,17 +12,17 @@ from typing import Any
 from training.errors import UserError, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
-SAME_ROLES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
-SPLITS = {"train": "To train on", "heldout": "Held out", "test": "Test"}
+ROLE_ALIASES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
+SPLITS = {"train": "To train on", "eval": "Held out", "test": "Test"}
 # What else they are called in files.
-SPLIT_NAMES = {
+SPLIT_ALIASES = {
     **{name: name for name in SPLITS},
     "training": "train",
-    "val": "heldout",
-    "valid": "heldout",
-    "validation": "heldout",
-    "dev": "heldout",
-    "eval": "heldout",
+    "val": "eval",
+    "valid": "eval",
+    "validation": "eval",
+    "dev": "eval",
+    "eval": "eval",
 }
 MAX_ROW_BYTES = 4 * 2**20
 
@@ -35,13 +35,13 @@ class BadRow(UserError):
     `ends`: rows after this one, too, were not read.
     """
 
-    def __init__(self, message: str, *, group: str = "", ends: bool = False) -> None:
-        super().__init__(clean(message)[:300])  # a column may have any name
-        self.group = clean(group or message)[:160]
-        self.ends = ends
+    def __init__(self, message: str, *, group: str = "", is_fatal: bool = False) -> None:
+        super().__init__(clean_text(message)[:300])  # a column may have any name
+        self.group = clean_text(group or message)[:160]
+        self.is_fatal = is_fatal
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Words that can be stored and sent: no control characters and no half ones."""
     return one_line(text.encode("utf-8", errors="replace").decode())
 
@@ -53,7 +53,7 @@ class Row:
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     text: str = ""
-    split: str = ""  # train, heldout, test, or empty: to be drawn
+    split: str = ""  # train, eval, test, or empty: to be drawn
 
     def to_json(self) -> str:
         if self.text:
@@ -70,7 +70,7 @@ def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, An
     """
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"`{field}` must be a list with at least one message")
-    rows = tuple(check_message(message, place) for place, message in enumerate(messages, start=1))
+    rows = tuple(check_message(message, position) for position, message in enumerate(messages, start=1))
     if not any(message["role"] == "assistant" for message in rows):
         raise BadRow(f"`{field}` has no assistant message, so there is nothing to learn")
     if any(message["role"] == "system" for message in rows[1:]):
@@ -78,41 +78,41 @@ def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, An
     return rows
 
 
-def check_message(message: Any, place: int) -> dict[str, Any]:
+def check_message(message: Any, position: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise BadRow(
-            f"message {place} must be an object with `role` and `content`",
+            f"message {position} must be an object with `role` and `content`",
             group="a message is not an object",
         )
     role = message.get("role")
-    role = SAME_ROLES.get(role, role) if isinstance(role, str) else role
+    role = ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise BadRow(
-            f"message {place}: `role` is {short(message.get('role'))}; expected system, user, "
+            f"message {position}: `role` is {shorten_value(message.get('role'))}; expected system, user, "
             "assistant or tool",
             group="`role` is not one of system, user, assistant or tool",
         )
-    calls = check_calls(message.get("tool_calls"), place) if role == "assistant" else []
+    calls = check_tool_calls(message.get("tool_calls"), position) if role == "assistant" else []
     content = message.get("content")
-    content = "" if content is None and calls else joined(content)
+    content = "" if content is None and calls else join_text_parts(content)
     checked: dict[str, Any] = {
         "role": role,
-        "content": check_text(content, "content", f"message {place}: "),
+        "content": check_text(content, "content", f"message {position}: "),
     }
     if role == "assistant" and not calls and not checked["content"].strip():
         raise BadRow(
-            f"message {place}: `content` of the assistant is empty",
+            f"message {position}: `content` of the assistant is empty",
             group="`content` of the assistant is empty",
         )
     if calls:
         checked["tool_calls"] = calls
     if role == "tool":
         known = [key for key in ("name", "tool_call_id") if isinstance(message.get(key), str)]
-        checked |= {key: check_text(message[key], key, f"message {place}: ") for key in known}
+        checked |= {key: check_text(message[key], key, f"message {position}: ") for key in known}
     return checked
 
 
-def joined(content: Any) -> Any:
+def join_text_parts(content: Any) -> Any:
     """OpenAI's list of text parts as one text; anything else as it is."""
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
         kinds = {str(part.get("type")) for part in content} - {"text"}
@@ -126,7 +126,7 @@ def joined(content: Any) -> Any:
     return content
 
 
-def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
+def check_tool_calls(calls: Any, position: int) -> list[dict[str, Any]]:
     """Tool calls, their arguments as an object (chat templates want it so; OpenAI sends them as
     text).
     """
@@ -134,7 +134,7 @@ def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
         return []
     if not isinstance(calls, list):
         raise BadRow(
-            f"message {place}: `tool_calls` must be a list", group="`tool_calls` is not a list"
+            f"message {position}: `tool_calls` must be a list", group="`tool_calls` is not a list"
         )
     checked = []
     for call in calls:
@@ -142,19 +142,19 @@ def check_calls(calls: Any, place: int) -> list[dict[str, Any]]:
         name = function.get("name") if isinstance(function, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
             raise BadRow(
-                f"message {place}: a tool call has no `function.name`",
+                f"message {position}: a tool call has no `function.name`",
                 group="a tool call has no `function.name`",
             )
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = parsed(arguments or "{}")
+            arguments = parse_json_or_none(arguments or "{}")
         if not isinstance(arguments, dict) or len(name) > 100:
             raise BadRow(
-                f"message {place}: `arguments` of `{name[:40]}` are not a JSON object",
+                f"message {position}: `arguments` of `{name[:40]}` are not a JSON object",
                 group="`arguments` of a tool call are not a JSON object",
             )
         checked.append({"type": "function", "function": {"name": name, "arguments": arguments}})
-    check_text(as_json(checked, "tool_calls"), "tool_calls", f"message {place}: ")
+    check_text(to_json_text(checked, "tool_calls"), "tool_calls", f"message {position}: ")
     return checked
 
 
@@ -162,14 +162,14 @@ def check_tools(tools: Any) -> tuple[dict[str, Any], ...]:
     if tools in (None, "", []):
         return ()
     if isinstance(tools, str):
-        tools = parsed(tools)
+        tools = parse_json_or_none(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow("`tools` must be a list of objects")
-    check_text(as_json(tools, "tools"), "tools")
+    check_text(to_json_text(tools, "tools"), "tools")
     return tuple(tools)
 
 
-def as_json(value: Any, field: str) -> str:
+def to_json_text(value: Any, field: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError as error:  # Parquet knows dates and decimals
@@ -178,7 +178,7 @@ def as_json(value: Any, field: str) -> str:
         ) from error
 
 
-def parsed(text: str) -> Any:
+def parse_json_or_none(text: str) -> Any:
     """JSON inside a text field; None for what is none."""
     try:
         return json.loads(text)
@@ -186,7 +186,7 @@ def parsed(text: str) -> Any:
         return None
 
 
-def check_text(value: Any, field: str, where: str = "") -> str:
+def check_text(value: Any, field: str, prefix: str = "") -> str:
     """Text that can be stored and encoded. Numbers are taken as their digits: labels often are 0
     and 1.
 
@@ -197,37 +197,37 @@ def check_text(value: Any, field: str, where: str = "") -> str:
         return json.dumps(value)
     if not isinstance(value, str):
         raise BadRow(
-            f"{where}`{field}` is {short(value)}; expected text",
+            f"{prefix}`{field}` is {shorten_value(value)}; expected text",
             group=f"`{field}` is missing or not text",
         )
     if "\0" in value:
         raise BadRow(
-            f"{where}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character"
+            f"{prefix}`{field}` holds a NUL character", group=f"`{field}` holds a NUL character"
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that the reader could not decode
-            words = f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
-            raise BadRow(where + words, group=f"`{field}` is not UTF-8") from error
-        words = f"`{field}` holds half a character (a lone surrogate such as \\ud800)"
-        raise BadRow(where + words, group=f"`{field}` holds half a character") from error
+            message = f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
+            raise BadRow(prefix + message, group=f"`{field}` is not UTF-8") from error
+        message = f"`{field}` holds half a character (a lone surrogate such as \\ud800)"
+        raise BadRow(prefix + message, group=f"`{field}` holds half a character") from error
     return value
 
 
 def check_split(value: Any) -> str:
     if value in (None, ""):
         return ""
-    split = SPLIT_NAMES.get(value.strip().lower(), "") if isinstance(value, str) else ""
+    split = SPLIT_ALIASES.get(value.strip().lower(), "") if isinstance(value, str) else ""
     if not split:
         raise BadRow(
-            f"`split` is {short(value)}; expected train, valid or test",
+            f"`split` is {shorten_value(value)}; expected train, valid or test",
             group="`split` is not train, valid or test",
         )
     return split
 
 
-def short(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     if value is None:
         return "missing"
     if isinstance(value, str):

@@ -8,16 +8,16 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import ProtectedError
 
-from training.datasets.intake import BUSY
+from training.datasets.intake import BUSY_STATES
 from training.datasets.models import Dataset, DatasetVersion, Upload
-from training.datasets.work import shared_data_folder
+from training.datasets.work import lock_data_folder
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed, one_line
 from training.people.models import User
 from training.people.visible import check_changeable
 
 
-def rename(user: User, dataset: Dataset, name: str) -> None:
+def rename_dataset(user: User, dataset: Dataset, name: str) -> None:
     check_changeable(user, dataset)
     if not one_line(name):
         raise UserError("The data set needs a name.", field="name")
@@ -25,7 +25,7 @@ def rename(user: User, dataset: Dataset, name: str) -> None:
     dataset.save(update_fields=["name"])
 
 
-def delete(user: User, dataset: Dataset, name: str) -> int:
+def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
     """Delete a data set with its versions and uploads; returns the bytes freed. Files that another
     set shares stay.
 
@@ -35,20 +35,20 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
     """
     check_changeable(user, dataset)
     check_name_typed(name, dataset.name)
-    if dataset.uploads.filter(state__in=BUSY).exists():
+    if dataset.uploads.filter(state__in=BUSY_STATES).exists():
         raise Conflict(
             f"A file of {dataset.name} is being read; wait until that is done, or throw it away."
         )
     digests = set(dataset.versions.values_list("digest", flat=True))
     folders = [upload.folder for upload in dataset.uploads.all()]
     try:
-        with shared_data_folder(alone=True):
+        with lock_data_folder(alone=True):
             with transaction.atomic():
                 Dataset.objects.filter(pk=dataset.pk).delete()
-            kept = set(
+            shared_digests = set(
                 DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True)
             )
-            folders += [Path(settings.HOME) / "data" / digest for digest in digests - kept]
+            folders += [Path(settings.HOME) / "data" / digest for digest in digests - shared_digests]
             freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
         raise Conflict(
@@ -61,7 +61,7 @@ def delete(user: User, dataset: Dataset, name: str) -> int:
     return freed
 
 
-def forget_upload(user: User, upload: Upload) -> None:
+def discard_upload(user: User, upload: Upload) -> None:
     """Throw an upload away that no version was made from; a worker that is at it stops.
 
     Raises:

@@ -14,136 +14,136 @@ from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from training.datasets import intake
-from training.datasets.build import Choices
+from training.datasets.build import BuildOptions
 from training.datasets.formats import DELIMITERS, UNITS
-from training.datasets.forms import FORMS, PARTS, Mapped
-from training.datasets.intake import Named
+from training.datasets.forms import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping
+from training.datasets.intake import NamedFile
 from training.datasets.models import Dataset, Upload, UploadState
-from training.datasets.preview import preview
-from training.datasets.shelf import forget_upload
-from training.datasets.uploads import limit_words, pasted, was_too_large
+from training.datasets.preview import preview_rows
+from training.datasets.shelf import discard_upload
+from training.datasets.uploads import format_upload_limit, save_pasted_rows, was_too_large
 from training.errors import TooLarge, UserError
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 
-MOST_COLUMNS_SHOWN = 200
+MAX_LISTED_COLUMNS = 200
 
 
-def new(request: AuthenticatedRequest) -> HttpResponseBase:
+def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?dataset=ID` adds a version to a set that is there."""
-    asked = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
-    dataset = get_changeable(Dataset, request.user, asked) if asked else None
+    dataset_id = parse_id(request.POST.get("dataset") or request.GET.get("dataset") or "")
+    dataset = get_changeable(Dataset, request.user, dataset_id) if dataset_id else None
     values: dict[str, Any] = {
-        "limit": limit_words(),
+        "limit": format_upload_limit(),
         "limit_bytes": settings.DATASET_MAX_BYTES,
         "dataset": dataset,
     }
     if request.method != "POST":
         return render(request, "datasets/new.html", values)
-    scripted = "application/json" in request.headers.get("Accept", "")
+    is_json_request = "application/json" in request.headers.get("Accept", "")
     try:
-        upload = take(request, dataset)
+        upload = create_upload(request, dataset)
     except UserError as error:
-        if scripted:
+        if is_json_request:
             raise
-        kept = {name: request.POST.get(name, "") for name in ("name", "rows", "hub_id")}
+        form_values = {name: request.POST.get(name, "") for name in ("name", "rows", "hub_id")}
         return render(
             request,
             "datasets/new.html",
-            {**values, "error": error, "kept": kept},
+            {**values, "error": error, "form_values": form_values},
             status=error.status,
         )
-    address = reverse("upload", args=[upload.pk])
-    return JsonResponse({"url": address}) if scripted else redirect(address)
+    url = reverse("upload", args=[upload.pk])
+    return JsonResponse({"url": url}) if is_json_request else redirect(url)
 
 
-def take(request: AuthenticatedRequest, dataset: Dataset | None) -> Upload:
+def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upload:
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {limit_words()}; nothing of it was kept.", field="file"
+            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.", field="file"
         )
     name = request.POST.get("name", "").strip()
     if hub_id := request.POST.get("hub_id", "").strip():
-        return intake.order_from_hub(request.user, hub_id, name=name, dataset=dataset)
+        return intake.enqueue_hub_fetch(request.user, hub_id, name=name, dataset=dataset)
     rows = request.POST.get("rows", "")
-    files = [named(request.FILES.get("file"), ""), named(request.FILES.get("heldout"), "heldout")]
-    given = [file for file in files if file is not None]
+    files = [to_named_file(request.FILES.get("file"), ""), to_named_file(request.FILES.get("eval"), "eval")]
+    received_files = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
-        given = [pasted(rows), *given]
-        return intake.receive(
-            request.user, given, name=name or "Pasted rows", source="pasted", dataset=dataset
+        received_files = [save_pasted_rows(rows), *received_files]
+        return intake.receive_files(
+            request.user, received_files, name=name or "Pasted rows", source="pasted", dataset=dataset
         )
     if files[0] is None:
         raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
-    return intake.receive(
-        request.user, given, name=name, source=f"upload: {given[0][1]}", dataset=dataset
+    return intake.receive_files(
+        request.user, received_files, name=name, source=f"upload: {received_files[0][1]}", dataset=dataset
     )
 
 
-def named(file: Any, split: str) -> Named | None:
+def to_named_file(file: Any, split: str) -> NamedFile | None:
     if file is None:
         return None
     return Path(file.temporary_file_path()), str(file.name), split
 
 
-def upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
+def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """One page for the whole way; what it shows depends on the upload's state."""
-    found = get_visible(Upload, request.user, upload_id, "dataset", "owner")
+    upload = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
     return render(
-        request, "datasets/_upload.html" if fragment else "datasets/upload.html", page_values(found)
+        request, "datasets/_upload.html" if fragment else "datasets/upload.html", page_context(upload)
     )
 
 
-def page_values(found: Upload) -> dict[str, Any]:
+def page_context(upload: Upload) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "upload": found,
-        "moving": found.state in intake.BUSY,
-        "versions": found.versions.all(),
+        "upload": upload,
+        "moving": upload.state in intake.BUSY_STATES,
+        "versions": upload.versions.all(),
     }
-    if found.state in (UploadState.DRAFT, UploadState.FAILED) and found.mapped:
-        values |= mapping_values(found, Mapped(**found.mapped))
+    if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
+        values |= mapping_context(upload, ColumnMapping(**upload.mapping))
     return values
 
 
-def mapping_values(found: Upload, mapped: Mapped) -> dict[str, Any]:
-    read = intake.form_of(found)
-    rows = preview(found, mapped) if mapped.complete else []
+def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
+    file_format = intake.get_file_format(upload)
+    rows = preview_rows(upload, mapping) if mapping.is_complete else []
     return {
-        "read": read,
+        "read": file_format,
         "delimiters": DELIMITERS.items(),
         "units": UNITS.items(),
-        "forms": FORMS.items(),
-        "mapped": mapped,
-        "columns": intake.column_names(found)[:MOST_COLUMNS_SHOWN],
+        "forms": ROW_FORMATS.items(),
+        "mapping": mapping,
+        "columns": intake.list_column_names(upload)[:MAX_LISTED_COLUMNS],
         "parts": [
-            (part, needed, mapped.columns.get(part, "")) for part, needed in PARTS[mapped.form]
+            (part, needed, mapping.columns.get(part, "")) for part, needed in ROW_FORMAT_PARTS[mapping.row_format]
         ],
         "rows": rows,
     }
 
 
-def posted_mapping(request: AuthenticatedRequest, found: Upload) -> dict[str, Any]:
-    form = request.POST.get("form", "")
-    changed = form != found.mapped.get("form")
-    columns = {part: request.POST.get(f"column-{part}", "") for part, _ in PARTS.get(form, ())}
-    if changed:  # another form has other parts: columns of the same name are taken
-        names = intake.column_names(found)
+def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[str, Any]:
+    row_format = request.POST.get("row_format", "")
+    has_new_format = row_format != upload.mapping.get("row_format")
+    columns = {part: request.POST.get(f"column-{part}", "") for part, _ in ROW_FORMAT_PARTS.get(row_format, ())}
+    if has_new_format:  # another form has other parts: columns of the same name are taken
+        names = intake.list_column_names(upload)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
-    return {"form": form, "columns": columns, "split": request.POST.get("split", "")}
+    return {"row_format": row_format, "columns": columns, "split": request.POST.get("split", "")}
 
 
-def reading_of(request: AuthenticatedRequest) -> dict[str, Any]:
-    reading: dict[str, Any] = {
+def parse_read_options(request: AuthenticatedRequest) -> dict[str, Any]:
+    options: dict[str, Any] = {
         name: request.POST[name] for name in ("delimiter", "unit") if name in request.POST
     }
-    return reading | ({"header": "header" in request.POST} if "has_header" in request.POST else {})
+    return options | ({"header": "header" in request.POST} if "has_header" in request.POST else {})
 
 
-def reads_otherwise(request: AuthenticatedRequest, found: Upload) -> bool:
+def has_new_read_options(request: AuthenticatedRequest, upload: Upload) -> bool:
     """Was the way to read the file changed, and not only what its columns mean?"""
-    now = intake.form_of(found).to_dict()
-    return any(now[name] != value for name, value in reading_of(request).items())
+    current = intake.get_file_format(upload).to_dict()
+    return any(current[name] != value for name, value in parse_read_options(request).items())
 
 
 @require_POST
@@ -151,71 +151,71 @@ def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """A change in the dialog: stored, and the preview with it sent back at once. With `check`, the
     whole file is read.
     """
-    found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
-    values = posted_mapping(request, found)
+    upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
+    values = parse_mapping_form(request, upload)
     try:
-        if reads_otherwise(request, found):
-            intake.set_reading(found, reading_of(request))
+        if has_new_read_options(request, upload):
+            intake.set_read_options(upload, parse_read_options(request))
         else:
-            intake.set_mapping(found, values)
+            intake.set_mapping(upload, values)
             if request.POST.get("check"):
-                intake.ask_for_check(found)
+                intake.request_check(upload)
     except UserError as error:
-        if error.status != 400 or values["form"] not in FORMS:
+        if error.status != 400 or values["row_format"] not in ROW_FORMATS:
             raise
-        mapped = Mapped(
-            values["form"], {k: v for k, v in values["columns"].items() if v}, values["split"]
+        mapping = ColumnMapping(
+            values["row_format"], {k: v for k, v in values["columns"].items() if v}, values["split"]
         )
-        shown = {"upload": found, **mapping_values(found, mapped), "error": error}
-        return render(request, "datasets/_upload.html", shown)
-    return render(request, "datasets/_upload.html", page_values(found))
+        context = {"upload": upload, **mapping_context(upload, mapping), "error": error}
+        return render(request, "datasets/_upload.html", context)
+    return render(request, "datasets/_upload.html", page_context(upload))
 
 
 @require_POST
-def save(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
-    found = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
+def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
+    upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     try:
-        choices = Choices(
-            drop_same=request.POST.get("drop_same") == "on",
-            drop_alike=request.POST.get("drop_alike") == "on",
-            heldout_share=share(request.POST.get("heldout_share", "")),
-            seed=whole(request.POST.get("seed") or "0"),
+        choices = BuildOptions(
+            drop_duplicates=request.POST.get("drop_duplicates") == "on",
+            drop_near_duplicates=request.POST.get("drop_near_duplicates") == "on",
+            eval_share=parse_percent(request.POST.get("eval_share", "")),
+            seed=parse_int(request.POST.get("seed") or "0"),
         )
-        intake.ask_for_save(found, choices, leave_out=request.POST.get("leave_out") == "on")
+        intake.request_save(upload, choices, skip_faulty=request.POST.get("skip_faulty") == "on")
     except UserError as error:
         if error.status != 400:
             raise
-        return render(request, "datasets/_upload.html", {**page_values(found), "error": error})
-    return render(request, "datasets/_upload.html", page_values(found))
+        return render(request, "datasets/_upload.html", {**page_context(upload), "error": error})
+    return render(request, "datasets/_upload.html", page_context(upload))
 
 
-def whole(text: str) -> int:
+def parse_int(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 12):
         raise UserError(f"The seed is {text[:20]!r}; it must be a whole number.", field="seed")
     return int(text)
 
 
-def share(text: str) -> float | None:
+def parse_percent(text: str) -> float | None:
     """Per cent as a share; None for an empty field."""
     if not text.strip():
         return None
     try:
         return float(text) / 100
     except ValueError as error:
-        words = f"The held-out share is {text[:20]!r}; it must be a number of per cent."
-        raise UserError(words, field="heldout_share") from error
+        message = f"The held-out share is {text[:20]!r}; it must be a number of per cent."
+        raise UserError(message, field="eval_share") from error
 
 
 @require_POST
-def remap(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
+def reset_mapping(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """Back to the mapping: another reading of the same files becomes a new version."""
-    found = get_changeable(Upload, request.user, upload_id)
-    intake.form_of(found)
-    intake.put_back(found)
+    upload = get_changeable(Upload, request.user, upload_id)
+    intake.get_file_format(upload)
+    intake.reset_to_mapping(upload)
     return redirect("upload", upload_id)
 
 
 @require_POST
-def forget(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
-    forget_upload(request.user, get_visible(Upload, request.user, upload_id))
+def delete_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
+    discard_upload(request.user, get_visible(Upload, request.user, upload_id))
     return redirect("datasets")

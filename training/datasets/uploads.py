@@ -20,11 +20,11 @@ class LimitedUploadHandler(TemporaryFileUploadHandler):
     DATASET_MAX_BYTES.
     """
 
-    seen = 0
+    received_bytes = 0
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
-        self.seen += len(raw_data)
-        if self.seen > settings.DATASET_MAX_BYTES:
+        self.received_bytes += len(raw_data)
+        if self.received_bytes > settings.DATASET_MAX_BYTES:
             self.file.close()  # a NamedTemporaryFile: closing removes it
             if self.request is not None:
                 self.request.META["snapml.too_large"] = True
@@ -40,18 +40,18 @@ def was_too_large(request: Any) -> bool:
     return bool(request.META.get("snapml.too_large"))
 
 
-def limit_words() -> str:
+def format_upload_limit() -> str:
     return format_binary_bytes(settings.DATASET_MAX_BYTES)
 
 
-def pasted(text: str) -> tuple[Path, str, str]:
+def save_pasted_rows(text: str) -> tuple[Path, str, str]:
     """Rows that were typed or pasted, as a file."""
     with tempfile.NamedTemporaryFile("wb", dir=settings.FILE_UPLOAD_TEMP_DIR, delete=False) as file:
         file.write(text.encode("utf-8", errors="replace"))
     return Path(file.name), "pasted", ""
 
 
-def sweep_temporary() -> None:
+def remove_stale_uploads() -> None:
     """Remove what a killed web server left of uploads that never arrived."""
     for path in Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir():
         if path.is_file() and path.stat().st_mtime < time.time() - STALE_SECONDS:

@@ -3,15 +3,15 @@ from django.urls import path
 from training.datasets import upload_views, views
 
 urlpatterns = [
-    path("data", views.datasets, name="datasets"),
-    path("data/new", upload_views.new, name="dataset-new"),
+    path("data", views.list_datasets, name="datasets"),
+    path("data/new", upload_views.new_dataset, name="dataset-new"),
     path("data/example/<slug:key>", views.use_example, name="dataset-example"),
-    path("data/<int:dataset_id>", views.dataset, name="dataset"),
-    path("data/<int:dataset_id>/rename", views.rename, name="dataset-rename"),
-    path("data/<int:dataset_id>/delete", views.delete, name="dataset-delete"),
-    path("data/uploads/<int:upload_id>", upload_views.upload, name="upload"),
+    path("data/<int:dataset_id>", views.dataset_page, name="dataset"),
+    path("data/<int:dataset_id>/rename", views.rename_dataset, name="dataset-rename"),
+    path("data/<int:dataset_id>/delete", views.delete_dataset, name="dataset-delete"),
+    path("data/uploads/<int:upload_id>", upload_views.upload_page, name="upload"),
     path("data/uploads/<int:upload_id>/map", upload_views.map_columns, name="upload-map"),
-    path("data/uploads/<int:upload_id>/save", upload_views.save, name="upload-save"),
-    path("data/uploads/<int:upload_id>/remap", upload_views.remap, name="upload-remap"),
-    path("data/uploads/<int:upload_id>/forget", upload_views.forget, name="upload-forget"),
+    path("data/uploads/<int:upload_id>/save", upload_views.save_upload, name="upload-save"),
+    path("data/uploads/<int:upload_id>/remap", upload_views.reset_mapping, name="upload-remap"),
+    path("data/uploads/<int:upload_id>/forget", upload_views.delete_upload, name="upload-forget"),
 ]

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_POST
 from training.datasets import shelf
 from training.datasets.examples import EXAMPLES, add_example
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
-from training.datasets.preview import SHOWN_ROWS, first_rows
+from training.datasets.preview import ROWS_PER_PAGE, load_turns
 from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
@@ -18,14 +18,14 @@ from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_visible
 
 
-def datasets(request: AuthenticatedRequest) -> HttpResponse:
+def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
     rows = (
         Dataset.objects.visible_to(request.user)
         .select_related("owner", "team")
         .prefetch_related("versions")
     )
-    taken = {row.source for row in rows if row.owner_id == request.user.pk}
-    examples = [example for example in EXAMPLES.values() if example.source not in taken]
+    used_sources = {row.source for row in rows if row.owner_id == request.user.pk}
+    examples = [example for example in EXAMPLES.values() if example.source not in used_sources]
     drafts = Upload.objects.filter(owner=request.user, dataset=None).exclude(state=UploadState.DONE)
     return render(
         request,
@@ -43,50 +43,50 @@ def use_example(request: AuthenticatedRequest, key: str) -> HttpResponse:
     return redirect("dataset", version.dataset_id)
 
 
-def dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
+def dataset_page(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     """A set's rows. `?version=N` shows an older version."""
-    found = get_visible(Dataset, request.user, dataset_id, "owner", "team")
-    versions = list(found.versions.select_related("upload"))
-    version = chosen_version(versions, request.GET.get("version", ""))
+    dataset = get_visible(Dataset, request.user, dataset_id, "owner", "team")
+    versions = list(dataset.versions.select_related("upload"))
+    version = find_version(versions, request.GET.get("version", ""))
     split = request.GET.get("split", "train")
     split = split if split in SPLITS else "train"
-    total = version.count(split)
-    page = min(max(1, parse_id(request.GET.get("page", "1"))), max(1, -(-total // SHOWN_ROWS)))
-    start = (page - 1) * SHOWN_ROWS
-    values = {
-        "dataset": found,
+    total = version.count_rows(split)
+    page = min(max(1, parse_id(request.GET.get("page", "1"))), max(1, -(-total // ROWS_PER_PAGE)))
+    start = (page - 1) * ROWS_PER_PAGE
+    context = {
+        "dataset": dataset,
         "version": version,
         "versions": versions,
         "split": split,
-        "splits": [(name, title, version.count(name)) for name, title in SPLITS.items()],
-        "rows": list(enumerate(first_rows(version, split, start), start=start + 1)),
+        "splits": [(name, title, version.count_rows(name)) for name, title in SPLITS.items()],
+        "rows": list(enumerate(load_turns(version, split, start), start=start + 1)),
         "total": total,
         "page": page,
         "start": start,
-        "pages": max(1, -(-total // SHOWN_ROWS)),
+        "pages": max(1, -(-total // ROWS_PER_PAGE)),
     }
-    return render(request, "datasets/dataset.html", values)
+    return render(request, "datasets/dataset.html", context)
 
 
-def chosen_version(versions: list[DatasetVersion], asked: str) -> DatasetVersion:
-    wanted = parse_id(asked) if asked else versions[0].number
+def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersion:
+    wanted = parse_id(requested) if requested else versions[0].number
     for version in versions:
         if version.number == wanted:
             return version
-    raise NotFound(f"There is no version {asked[:20]} of this data set.")
+    raise NotFound(f"There is no version {requested[:20]} of this data set.")
 
 
 @require_POST
-def rename(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
-    shelf.rename(
+def rename_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
+    shelf.rename_dataset(
         request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", "")
     )
     return redirect("dataset", dataset_id)
 
 
 @require_POST
-def delete(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
-    found = get_visible(Dataset, request.user, dataset_id)
-    freed = shelf.delete(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
+def delete_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
+    dataset = get_visible(Dataset, request.user, dataset_id)
+    freed = shelf.delete_dataset(request.user, dataset, request.POST.get("name", ""))
+    messages.success(request, f"{dataset.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("datasets")

@@ -6,11 +6,11 @@ from training.datasets.models import Dataset, DatasetVersion
 from training.people.models import User
 
 
-def visible_data(user: User, version_id: int) -> DatasetVersion | None:
+def get_visible_version(user: User, version_id: int) -> DatasetVersion | None:
     """The version, or None alike for one that is not there and one that is not for their eyes."""
-    mine = Dataset.objects.visible_to(user).values("pk")
+    visible_datasets = Dataset.objects.visible_to(user).values("pk")
     return (
         DatasetVersion.objects.select_related("dataset__team")
-        .filter(pk=version_id, dataset__in=mine)
+        .filter(pk=version_id, dataset__in=visible_datasets)
         .first()
     )

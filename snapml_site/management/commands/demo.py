@@ -24,14 +24,14 @@ from training.runs.states import OPEN
 from training.runs.worker.supervisor import supervise_run
 
 PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
-SHORT = {
+SHORT_SETTINGS = {
     "max_tokens_per_batch": 512,
     "max_length": 256,
     "eval_steps": 10,
     "save_steps": 10,
     "eval_rows": 20,
 }
-FINISHED: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+FINISHED_RUNS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("alice", "smart_home", "Intents, rank 16", {"rank": 16, "max_steps": 40}),
     ("bob", "smart_home", "Intents, rank 4", {"rank": 4, "alpha": 8, "max_steps": 30}),
     ("carol", "shell_commands", "Shell, one pass", {"max_steps": 30}),
@@ -50,12 +50,12 @@ class Command(BaseCommand):
             raise CommandError(
                 "The demo is there already. For a fresh one, start with another SNAPML_HOME."
             )
-        model = self.ready_model()
-        people = self.make_people()
-        for name, example, title, settings in FINISHED:
+        model = self.import_model()
+        people = self.create_people()
+        for name, example, title, settings in FINISHED_RUNS:
             self.stdout.write(f"Training: {title}…")
-            self.train(launch(people[name], model, example, title, {**SHORT, **settings}))
-        live = launch(
+            self.train_run(launch_example(people[name], model, example, title, {**SHORT_SETTINGS, **settings}))
+        live = launch_example(
             people["alice"],
             model,
             "smart_home",
@@ -64,7 +64,7 @@ class Command(BaseCommand):
         )
         self.stdout.write(f"{live.name} is waiting for a worker: `make run` shows it live.")
 
-    def ready_model(self) -> BaseModel:
+    def import_model(self) -> BaseModel:
         model = add_builtin_model()
         if model is None:
             raise CommandError(
@@ -79,7 +79,7 @@ class Command(BaseCommand):
             time.sleep(0.5)
         return model
 
-    def make_people(self) -> dict[str, User]:
+    def create_people(self) -> dict[str, User]:
         password = secrets.token_urlsafe(9)
         people = {name: User.objects.create_user(name, password=password) for name in PEOPLE}
         for name, team in PEOPLE.items():
@@ -87,7 +87,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{', '.join(PEOPLE)} have the password {password}")
         return people
 
-    def train(self, run: Run) -> None:
+    def train_run(self, run: Run) -> None:
         """Here, or by a worker that was faster."""
         while run.state in OPEN:
             supervise_run(run.pk)
@@ -95,7 +95,7 @@ class Command(BaseCommand):
             run.refresh_from_db()
 
 
-def launch(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
+def launch_example(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
     data = add_example(user, example)
     request = LaunchRequest(user=user, base_model=model, data=data, settings=settings, name=title)
     run = launch_request(request, accept_warnings=True)

@@ -32,7 +32,7 @@ class Command(BaseCommand):
         if run is None:
             raise CommandError(f"There is no run {options['run']}.")
         try:
-            place = EXPORTS[options["to"]](run, options["target"])
+            destination = EXPORTS[options["to"]](run, options["target"])
         except UserError as error:
             raise CommandError(error.message) from error
-        self.stdout.write(f"{run.name} is in {place}.")
+        self.stdout.write(f"{run.name} is in {destination}.")

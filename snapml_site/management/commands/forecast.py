@@ -15,8 +15,8 @@ from training.errors import UserError
 from training.runs.forecast.any_model import forecast_any_model
 from training.runs.forecast.memory import CONTEXT_BYTES
 
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
-HEAD = ("technique", "trained", "precision", "states", *KINDS, "step", "load", "eval", "peak")
+MEMORY_KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
+TABLE_HEADER = ("technique", "trained", "precision", "states", *MEMORY_KINDS, "step", "load", "eval", "peak")
 
 
 class Command(BaseCommand):
@@ -42,37 +42,37 @@ class Command(BaseCommand):
         except (OSError, ValueError) as error:
             raise CommandError(f"{path} cannot be read: {error}") from error
         settings = dict(pair.partition("=")[::2] for pair in options["set"])
-        given = {name: yaml.safe_load(value) for name, value in settings.items()}
-        told = {}
+        run_settings = {name: yaml.safe_load(value) for name, value in settings.items()}
+        forecasts = {}
         for name in METHODS if options["method"] == "all" else (options["method"],):
             try:
-                where = {
+                shape = {
                     "rows": options["rows"],
                     "length": options["length"],
                     "device": options["device"],
                 }
-                told[name] = forecast_any_model(model, {**given, "method": name}, **where)
+                forecasts[name] = forecast_any_model(model, {**run_settings, "method": name}, **shape)
             except UserError as error:
                 if options["method"] != "all":
                     raise CommandError(error.message) from error
                 self.stderr.write(f"{METHODS[name].title}: {error.message}")
-        self.stdout.write(json.dumps(told, indent=1) if options["json"] else table(told))
+        self.stdout.write(json.dumps(forecasts, indent=1) if options["json"] else format_table(forecasts))
 
 
-def table(told: dict[str, dict[str, Any]]) -> str:
+def format_table(forecasts: dict[str, dict[str, Any]]) -> str:
     """Markdown, GB."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for name, one in told.items():
-        numbers = [one["kinds"][kind] for kind in KINDS] + [
-            one[moment] for moment in ("step", "load", "eval", "peak")
+    lines = ["| " + " | ".join(TABLE_HEADER) + " |", "|---" * len(TABLE_HEADER) + "|"]
+    for name, forecast in forecasts.items():
+        sizes = [forecast["kinds"][kind] for kind in MEMORY_KINDS] + [
+            forecast[phase] for phase in ("step", "load", "eval", "peak")
         ]
         cells = [
             METHODS[name].title,
-            f"{one['trainable'] / 1e6:,.1f} M",
-            one["precision"],
-            one["optimizer"],
+            f"{forecast['trainable'] / 1e6:,.1f} M",
+            forecast["precision"],
+            forecast["optimizer"],
         ]
         lines.append(
-            "| " + " | ".join([*cells, *(f"{number / 1e9:.1f}" for number in numbers)]) + " |"
+            "| " + " | ".join([*cells, *(f"{size / 1e9:.1f}" for size in sizes)]) + " |"
         )
     return "\n".join(lines)

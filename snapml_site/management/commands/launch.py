@@ -46,7 +46,7 @@ class Command(BaseCommand):
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"{options['file']} cannot be read: {error}") from error
         try:
-            self.start(user, text, options)
+            self.start_request(user, text, options)
         except WarningsNotAccepted as error:
             raise CommandError(
                 "\n".join([*error.warnings, "To start anyway: --accept-warnings"])
@@ -54,19 +54,19 @@ class Command(BaseCommand):
         except UserError as error:
             raise CommandError(f"{options['file']}: {error.message}") from error
 
-    def start(self, user: User, text: str, options: dict[str, Any]) -> None:
+    def start_request(self, user: User, text: str, options: dict[str, Any]) -> None:
         request = yaml_file.to_launch_request(user, yaml_file.read_yaml(text), again=options["again"])
         if options["forecast"]:
-            self.show(preview_launch(request))
+            self.show_preview(preview_launch(request))
             return
-        made = launch_runs(request, accept_warnings=options["accept_warnings"])
-        if isinstance(made, Sweep):
-            count = made.runs.count()
-            self.stdout.write(f"Sweep {made.pk}, {made.name}: {count} runs are waiting.")
+        launched = launch_runs(request, accept_warnings=options["accept_warnings"])
+        if isinstance(launched, Sweep):
+            count = launched.runs.count()
+            self.stdout.write(f"Sweep {launched.pk}, {launched.name}: {count} runs are waiting.")
             return
-        if made.advice:
-            self.show_choices(made)
-        self.stdout.write(f"Run {made.pk}, {made.name}, is waiting for a worker.")
+        if launched.advice:
+            self.show_choices(launched)
+        self.stdout.write(f"Run {launched.pk}, {launched.name}, is waiting for a worker.")
 
     def show_choices(self, run: Run) -> None:
         for choice in run.advice["choices"]:
@@ -74,15 +74,15 @@ class Command(BaseCommand):
                 f"{choice['setting']} = {format_setting(choice['value'])}: {choice['why']}"
             )
 
-    def show(self, shown: LaunchPreview) -> None:
-        if shown.plan:
-            self.show_plan(shown.plan)
-        forecast = shown.forecast
-        self.stdout.write(f"runs: {shown.runs}")
+    def show_preview(self, launch_preview: LaunchPreview) -> None:
+        if launch_preview.plan:
+            self.show_plan(launch_preview.plan)
+        forecast = launch_preview.forecast
+        self.stdout.write(f"runs: {launch_preview.runs}")
         self.stdout.write(f"steps: {forecast.get('steps', 'not counted yet')}")
         memory = forecast["memory"]
         self.stdout.write(f"memory: {memory['peak'] if memory else 'not simulated yet'}")
-        self.stdout.writelines(f"warning: {words}\n" for words in forecast["warnings"])
+        self.stdout.writelines(f"warning: {warning}\n" for warning in forecast["warnings"])
 
     def show_plan(self, plan: Plan) -> None:
         for choice in plan.choices:

@@ -21,31 +21,31 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from snapml_site.children import Child, engine_room
-from snapml_site.first_admin import first_admin_words
+from snapml_site.children import ManagedProcess, build_processes
+from snapml_site.first_admin import first_admin_message
 
-WATCH_SECONDS = 0.2
-START_SECONDS = 60.0
+CHECK_INTERVAL = 0.2
+START_TIMEOUT = 60.0
 
 
-class Stopping:
+class StopFlag:
     """Set by a signal, at any moment. An Event has a lock: a second Ctrl-C while the first one sets
     it would wait for itself.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_requested = False
 
     def set(self) -> None:
-        self.asked = True
+        self.is_requested = True
 
     def is_set(self) -> bool:
-        return self.asked
+        return self.is_requested
 
     def wait(self, seconds: float) -> bool:
-        if not self.asked:
+        if not self.is_requested:
             time.sleep(seconds)
-        return self.asked
+        return self.is_requested
 
 
 class Command(BaseCommand):
@@ -61,35 +61,35 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         host, port = options["host"], options["port"]
-        lock = only_one()
-        refuse_taken_port(host, port)
+        lock = acquire_lock()
+        check_port_free(host, port)
         call_command("migrate", verbosity=0)
-        words = first_admin_words()
+        sign_in_message = first_admin_message()
         connections.close_all()
-        own = not settings.INFERENCE_URL  # else another server answers there, vLLM for example
-        if own:
+        has_own_inference = not settings.INFERENCE_URL  # else another server answers there, vLLM for example
+        if has_own_inference:
             os.environ |= {
-                "INFERENCE_URL": f"http://127.0.0.1:{free_port()}",
+                "INFERENCE_URL": f"http://127.0.0.1:{find_free_port()}",
                 "INFERENCE_TOKEN": secrets.token_urlsafe(32),
             }
-        stopping = Stopping()
+        stop_flag = StopFlag()
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            stopping.set()
+        def request_stop(_number: int, _frame: FrameType | None) -> None:
+            stop_flag.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        children = engine_room(host, port, own_inference=own)
-        web, *others = children
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signal_number, request_stop)
+        processes = build_processes(host, port, has_own_inference=has_own_inference)
+        web, *others = processes
         web.start()
         # compared, not bound
         address = f"http://{'localhost' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104
-        if wait_until_up(address + "health", stopping):
-            self.stdout.write(f"SnapML is at {address}  {words}")
+        if wait_until_up(address + "health", stop_flag):
+            self.stdout.write(f"SnapML is at {address}  {sign_in_message}")
             self.stdout.flush()
         for child in others:
             child.start()
-        watch(children, stopping)
+        supervise_processes(processes, stop_flag)
         self.stdout.write("Stopping: a running training saves a checkpoint first…")
         self.stdout.flush()
         for child in (*others, web):
@@ -98,7 +98,7 @@ class Command(BaseCommand):
         lock.close()
 
 
-def only_one() -> Any:
+def acquire_lock() -> Any:
     """One `up` for one SNAPML_HOME; the kernel lets go of the lock when this process ends, however
     it ends.
     """
@@ -112,7 +112,7 @@ def only_one() -> Any:
     return lock
 
 
-def refuse_taken_port(host: str, port: int) -> None:
+def check_port_free(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -124,24 +124,24 @@ def refuse_taken_port(host: str, port: int) -> None:
             ) from error
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def wait_until_up(address: str, stopping: Stopping) -> bool:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and not stopping.is_set():
+def wait_until_up(address: str, stop_flag: StopFlag) -> bool:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and not stop_flag.is_set():
         try:
             with urllib.request.urlopen(address, timeout=1):  # noqa: S310 our own loopback address
                 return True
         except OSError:
-            stopping.wait(0.05)
+            stop_flag.wait(0.05)
     return False
 
 
-def watch(children: list[Child], stopping: Stopping) -> None:
-    while not stopping.wait(WATCH_SECONDS):
-        for child in children:
-            child.start_again_if_dead()
+def supervise_processes(processes: list[ManagedProcess], stop_flag: StopFlag) -> None:
+    while not stop_flag.wait(CHECK_INTERVAL):
+        for child in processes:
+            child.restart_if_dead()

@@ -32,7 +32,7 @@ def forecast_run(
     trainable = memory["trainable"] if memory else count_lora_parameters(model, config)
     summary: dict[str, Any] = {
         "rows": version.train_rows,
-        "heldout_rows": min(version.heldout_rows, config.eval_rows),
+        "eval_rows": min(version.eval_rows, config.eval_rows),
         "batch": format_batch(config),
         "length": config.max_length,
         "trainable": trainable,

@@ -157,10 +157,10 @@ def get_lengths(
         return cached
     path = get_lengths_path(version, model, split, train_on_prompt)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = version.count(split)
+    rows = version.count_rows(split)
     request = {
         "model": str(model.folder),
-        "file": str(version.file(split)),
+        "file": str(version.split_path(split)),
         "count": rows,
         "max_rows": MAX_MEASURED_ROWS,
         "into": str(path),

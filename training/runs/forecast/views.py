@@ -10,8 +10,8 @@ from django.http import HttpResponse
 from django.shortcuts import render
 
 from training.catalog.models import BaseModel, ModelState
-from training.datasets.preview import raw_rows
-from training.datasets.visible import visible_data
+from training.datasets.preview import load_rows
+from training.datasets.visible import get_visible_version
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
 from training.people.requests import AuthenticatedRequest, parse_id
@@ -24,7 +24,7 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken
     if none is named.
     """
-    version = visible_data(request.user, version_id)
+    version = get_visible_version(request.user, version_id)
     if version is None:
         raise NotFound(f"There is no data version {version_id} that you may see.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
@@ -33,7 +33,7 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
     split = request.GET.get("split", "train")
     counts = {
         "train": version.train_rows,
-        "heldout": version.heldout_rows,
+        "eval": version.eval_rows,
         "test": version.test_rows,
     }
     split = split if counts.get(split) else "train"
@@ -69,7 +69,7 @@ def build_token_context(request: AuthenticatedRequest, query: dict[str, Any]) ->
     length = min(max(8, length), 131_072)
     lengths = token_lengths.get_lengths(version, model, train_on_prompt=prompt, split=split)
     start = min(query["start"], max(0, lengths.rows - 1))
-    rows = raw_rows(version, split, start, ROWS_PER_PAGE)
+    rows = load_rows(version, split, start, ROWS_PER_PAGE)
     preview = token_lengths.preview_tokens(model, rows, max_length=length, train_on_prompt=prompt)
     config = RunConfig(max_length=length, max_tokens_per_batch=max(1024, length))
     return {

@@ -8,8 +8,8 @@ from ninja import Query, Router, Status
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.datasets.preview import raw_rows
-from training.datasets.visible import visible_data
+from training.datasets.preview import load_rows
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError
 from training.gpus.quotas import get_pool
 from training.people.requests import AuthenticatedRequest
@@ -44,7 +44,7 @@ def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchReque
     person to see.
     """
     model = BaseModel.objects.filter(pk=body.model).first()
-    version = visible_data(request.user, body.data)
+    version = get_visible_version(request.user, body.data)
     if model is None:
         raise NotFound(f"There is no base model {body.model}.", field="model")
     if version is None:
@@ -70,7 +70,7 @@ def get_ready_model_and_data(
     request: AuthenticatedRequest, model: int, data: int
 ) -> tuple[BaseModel, DatasetVersion]:
     base = BaseModel.objects.filter(pk=model, state="ready").first()
-    version = visible_data(request.user, data)
+    version = get_visible_version(request.user, data)
     if base is None or version is None:
         raise NotFound(
             "There is no such model that is ready, or no such data version that you may see."
@@ -167,11 +167,11 @@ def read_tokens(
     request: AuthenticatedRequest,
     model: IdParam,
     data: IdParam,
-    split: Annotated[str, Query(pattern="^(train|heldout|test)$")] = "train",
+    split: Annotated[str, Query(pattern="^(train|eval|test)$")] = "train",
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
     """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
     base, version = get_ready_model_and_data(request, model, data)
-    rows = raw_rows(version, split, offset, 4)
+    rows = load_rows(version, split, offset, 4)
     return token_lengths.preview_tokens(base, rows, max_length=max_length, train_on_prompt=False)

@@ -115,7 +115,7 @@ def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunCo
         context_length=model.metadata.get("context_length"),
         parameters_per_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
         rows=data.train_rows,
-        eval_rows=data.heldout_rows,
+        eval_rows=data.eval_rows,
         lengths=lengths.total,
         trained_lengths=count_trained_within(lengths, 2**30),
         device=target.name,

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
-from training.datasets.visible import visible_data
+from training.datasets.visible import get_visible_version
 from training.errors import NotFound, UserError
 from training.gpus.models import Pool
 from training.people.models import User
@@ -37,7 +37,7 @@ class Selection:
 
     @cached_property
     def version(self) -> DatasetVersion | None:
-        return visible_data(self.user, parse_id(self.texts["data"]))
+        return get_visible_version(self.user, parse_id(self.texts["data"]))
 
     @cached_property
     def pool(self) -> Pool | None:

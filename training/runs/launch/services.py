@@ -60,8 +60,8 @@ def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> 
     paths = {
         "model": str(run.base_model.folder),
         "model_name": run.base_model.name,
-        "train_data": str(run.data.file("train")),
-        "eval_data": str(run.data.file("heldout")),
+        "train_data": str(run.data.split_path("train")),
+        "eval_data": str(run.data.split_path("eval")),
         "start_weights": str(start_weights or ""),
     }
     (run.folder / "config.json").write_text(json.dumps(config.to_dict() | paths, indent=1))

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import connections
 
 from training.catalog import acts as catalog
-from training.datasets.uploads import sweep_temporary
+from training.datasets.uploads import remove_stale_uploads
 from training.gpus import devices
 from training.gpus.models import MOST_A_DEVICE
 from training.jobs import runner as jobs
@@ -91,5 +91,5 @@ BESIDE: list[tuple[Callable[[], object], float]] = [
     (recover_and_wake_jobs, RECOVERY_SECONDS),
     (precompute_estimator, 5.0),
     (forecast_open_runs, 3.0),
-    (sweep_temporary, 3600.0),
+    (remove_stale_uploads, 3600.0),
 ]

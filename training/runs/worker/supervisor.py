@@ -257,14 +257,14 @@ class Watch:
         )
 
     def requeue_after_death(self, run: Run, code: int | None) -> None:
-        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_DEATHS without progress
+        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_CRASHES without progress
         are a crash loop.
         """
         words, deaths = (
             outcomes.words_of_death(code, killed_for_memory=self.engine.killed_for_memory),
             run.deaths + 1,
         )
-        if deaths > settings.MAX_DEATHS:
+        if deaths > settings.MAX_CRASHES:
             words += (
                 f" {deaths} times in a row without a new checkpoint, last at step "
                 f"{run.step}. {outcomes.last_words(run)}"
