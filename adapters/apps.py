@@ -20,8 +20,8 @@ class AdaptersConfig(AppConfig):
         from training.runs.launch.start_weights import register_resolver
         from training.runs.worker import main, outcomes
 
-        outcomes.keepers.append(services.register_run_result)
+        outcomes.artifact_hooks.append(services.register_run_result)
         register_resolver(continue_training.resolve_start_weights)
-        main.BESIDE.append((usage.prune_request_logs, 3600.0))
+        main.PERIODIC_TASKS.append((usage.prune_request_logs, 3600.0))
         for kind in (MERGE_JOB, GGUF_JOB, PUSH_JOB, COMPARE_JOB, ANSWERS_JOB):
             register_kind(kind)

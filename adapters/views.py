@@ -19,10 +19,10 @@ from adapters.registry.services import stream_zip
 from adapters.serving import playground
 from training.datasets.preview import get_random_prompt
 from training.datasets.visible import get_visible_version
-from training.errors import NotFound, UserError, one_line
+from training.errors import NotFound, UserError, to_one_line
 from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.visible import get_visible
-from training.runs.metrics.comparison import flat
+from training.runs.metrics.comparison import flatten_settings
 
 MAX_BODY_BYTES = 200_000
 VERSIONS_PER_PAGE = 100
@@ -34,7 +34,7 @@ def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     rows = AdapterVersion.objects.visible_to(request.user).select_related(
         "base_model", "run", "owner"
     )
-    query = one_line(request.GET.get("q", ""))[:80]
+    query = to_one_line(request.GET.get("q", ""))[:80]
     if query:
         rows = rows.filter(Q(name__icontains=query) | Q(tags__icontains=query))
     page = Paginator(rows, VERSIONS_PER_PAGE).get_page(request.GET.get("page"))
@@ -73,7 +73,7 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "answers_as": actions.deployments_using(version),
         "deployments": changeable_deployments,
         "votes": votes.get_overall_win_rate(version),
-        "settings": flat(version.provenance.get("settings", {})),
+        "settings": flatten_settings(version.provenance.get("settings", {})),
         "suggested": actions.SUGGESTED_TAGS,
         **get_export_context(version),
     }

@@ -67,7 +67,7 @@ def draw_figure(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from tests.browser.chromium import browser
+    from tests.browser.chromium import launch_browser
 
     figure = make_subplots(rows=2, cols=3, shared_xaxes="columns", vertical_spacing=0.06)
     for column, (name, points) in enumerate(results.items(), 1):
@@ -91,7 +91,7 @@ def draw_figure(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         width=1200, height=560, plot_bgcolor="white", font={"family": "sans-serif", "size": 13}
     )
     figure.update_layout(margin={"l": 60, "r": 20, "t": 20, "b": 50})
-    with browser() as chromium:
+    with launch_browser() as chromium:
         page = chromium.new_page(viewport={"width": 1200, "height": 560})
         page.set_content(figure.to_html(include_plotlyjs=True, config={"displayModeBar": False}))
         page.wait_for_selector(".main-svg")

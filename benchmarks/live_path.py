@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
-from tests.browser.chromium import browser
+from tests.browser.chromium import launch_browser
 from tests.stage import RunningSite
 
 POINTS, RATE, WARMUP_POINTS = 300, 10.0, 20
@@ -32,7 +32,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from training.runs.worker import engine_process, tasks
-tasks.supervise = lambda _id: None
+tasks.supervise_task = lambda _id: None
 model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
 request = LaunchRequest(user=User.objects.get(), base_model=model, data=data, name="Bench")
 run = launch(request, accept_warnings=True)
@@ -72,7 +72,7 @@ def main() -> None:
 
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     model = tiny.make_model(home / "model")
-    with RunningSite(home, model) as stage, browser() as chromium:
+    with RunningSite(home, model) as stage, launch_browser() as chromium:
         run = stage.run_python(LAUNCH).strip()
         folder = home / "runs" / run
         writer = subprocess.Popen(

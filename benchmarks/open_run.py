@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
-from tests.browser.chromium import browser
+from tests.browser.chromium import launch_browser
 from tests.stage import RunningSite
 
 STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
@@ -28,7 +28,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from tests.runs.million import write_long_run
-tasks.supervise = lambda _id: None
+tasks.supervise_task = lambda _id: None
 from django.db import transaction
 with transaction.atomic():
     model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
@@ -53,7 +53,7 @@ def main() -> None:
 
     home = Path(tempfile.mkdtemp(prefix="snapml-bench-"))
     spikes = sorted(random.Random(7).sample(range(1, STEPS + 1), SPIKES))
-    with RunningSite(home, tiny.make_model(home / "model")) as stage, browser() as chromium:
+    with RunningSite(home, tiny.make_model(home / "model")) as stage, launch_browser() as chromium:
         run = stage.run_python(WRITE_RUN, STEPS, spikes, HEIGHT).strip()
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(stage.address + "/sign-in")

@@ -28,7 +28,7 @@ from training.people.models import User
 from training.runs.worker import tasks
 from training.runs.launch.request import LaunchRequest, launch
 from training.runs.models import Run
-tasks.supervise = lambda _id: None
+tasks.supervise_task = lambda _id: None
 alice = User.objects.get(username="alice")
 model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
 request = LaunchRequest(user=alice, base_model=model, data=data, settings={})

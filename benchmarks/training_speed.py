@@ -225,13 +225,13 @@ def measure_arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
 
 def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of one arm, measured in a process of its own."""
-    from training.child_process import STEADY_MEMORY
+    from training.child_process import ALLOCATOR_VARIABLES
 
     python = sys.executable if name == "ours" else arguments.trl_python
     command = [python, "-W", "ignore", __file__, "--arm", name]
     command += ["--model", str(folder), "--steps", str(arguments.steps)]
     # As the site starts its engine.
-    environment = os.environ | (STEADY_MEMORY if name == "ours" else {})
+    environment = os.environ | (ALLOCATOR_VARIABLES if name == "ours" else {})
     process = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment
     )

@@ -15,7 +15,7 @@ from training.gpus.models import Allocation, Device
 from training.gpus.usage import looks_into_quotas, own_hours
 from training.people.models import User
 from training.runs.models import Run
-from training.runs.notifications import ended_lately
+from training.runs.notifications import get_recently_ended
 
 MAX_BARS = 8
 
@@ -102,4 +102,4 @@ def build_status_bar(user: User) -> dict[str, Any]:
         }
         for device in devices
     ]
-    return {"bars": bars, "hours": own_hours(user), "ended": ended_lately(user)}
+    return {"bars": bars, "hours": own_hours(user), "ended": get_recently_ended(user)}

@@ -25,7 +25,7 @@ from csp.constants import NONCE, NONE, SELF
 from huey import Huey, RedisHuey
 from huey.serializer import SignedSerializer
 
-from training.sqlite_queue import WaitingSqliteStorage
+from training.sqlite_queue import BlockingSqliteStorage
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("SNAPML_HOME") or BASE_DIR / "var").resolve()
@@ -156,7 +156,7 @@ def make_queue(name: str, file_name: str) -> Huey:
         return RedisHuey(name, url=REDIS_URL, read_timeout=5, **HUEY_OPTIONS)
     return Huey(
         name,
-        storage_class=WaitingSqliteStorage,
+        storage_class=BlockingSqliteStorage,
         filename=str(HOME / file_name),
         strict_fifo=True,
         **HUEY_OPTIONS,

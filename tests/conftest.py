@@ -209,7 +209,7 @@ def preview_here(monkeypatch):
 def no_queue(monkeypatch):
     """No worker is rung; the list of runs that would have been."""
     enqueued = []
-    monkeypatch.setattr("training.runs.worker.tasks.supervise", enqueued.append)
+    monkeypatch.setattr("training.runs.worker.tasks.supervise_task", enqueued.append)
     return enqueued
 
 

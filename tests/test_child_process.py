@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from training.child_process import RequestChild, stream_child
+from training.child_process import RequestProcess, stream_child
 from training.errors import UserError
 
 
@@ -63,10 +63,10 @@ def test_a_line_that_is_no_message_is_told_with_the_log(tmp_path):
 
 def test_a_child_that_leaves_when_it_is_idle_is_no_zombie(tmp_path):
     (tmp_path / "echo_once.py").write_text("print(input(), flush=True)")
-    child = RequestChild("echo_once", max_seconds=30)
+    child = RequestProcess("echo_once", max_seconds=30)
     before = list_children()
     for number in range(3):
-        assert child.request({"n": number}, cwd=tmp_path) == {"n": number}
+        assert child.send_request({"n": number}, cwd=tmp_path) == {"n": number}
     end = time.monotonic() + 10
     while list_children() != before:
         assert time.monotonic() < end, [one.status() for one in list_children()]
@@ -75,9 +75,9 @@ def test_a_child_that_leaves_when_it_is_idle_is_no_zombie(tmp_path):
 
 def test_a_child_that_takes_too_long_is_killed_and_gone(tmp_path):
     (tmp_path / "silent.py").write_text("import time; time.sleep(60)")
-    child = RequestChild("silent", max_seconds=0.5)
+    child = RequestProcess("silent", max_seconds=0.5)
     before = list_children()
-    assert child.request({}, cwd=tmp_path) is None
+    assert child.send_request({}, cwd=tmp_path) is None
     end = time.monotonic() + 10
     while list_children() != before:
         assert time.monotonic() < end

@@ -28,7 +28,7 @@ ALLOWED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
 # Every step has another shape. oneDNN keeps 1,024 of its programs with their buffers, and glibc
 # raises its limit for blocks that go back to the system to 32 MB: SmolLM2-135M grew from 1.3 to 2.0
 # GB over 40 steps, and with these stays at 1.5, as quick.
-STEADY_MEMORY = {
+ALLOCATOR_VARIABLES = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "MALLOC_MMAP_THRESHOLD_": "4000000",
     "MALLOC_TRIM_THRESHOLD_": "128000000",
@@ -115,7 +115,7 @@ def stream_child(
     Raises:
         UserError: it said what is wrong, said what is no message, or ended with a code and no word.
     """
-    place = f"its log is {log.parent.name}/{log.name} in SNAPML_HOME."
+    log_hint = f"its log is {log.parent.name}/{log.name} in SNAPML_HOME."
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
         child = subprocess.Popen(
@@ -129,8 +129,8 @@ def stream_child(
                 try:
                     message = json.loads(line)
                 except ValueError as error:
-                    said = line.strip()[:80]
-                    raise UserError(f"The program said {said!r}, not a message; {place}") from error
+                    line_start = line.strip()[:80]
+                    raise UserError(f"The program said {line_start!r}, not a message; {log_hint}") from error
                 if "error" in message:
                     raise UserError(message["error"], field=message.get("field", ""))
                 yield message
@@ -138,7 +138,7 @@ def stream_child(
             code = end_child(child)
             child.stdout.close()
     if code:
-        raise UserError(f"The program ended with code {code}; {place}")
+        raise UserError(f"The program ended with code {code}; {log_hint}")
 
 
 def end_child(child: subprocess.Popen[str]) -> int:
@@ -153,15 +153,15 @@ def end_child(child: subprocess.Popen[str]) -> int:
 
 
 def terminate_when_set(child: subprocess.Popen[str], cancelled: threading.Event) -> None:
-    def watch() -> None:
+    def wait_for_cancel() -> None:
         while child.poll() is None:
             if cancelled.wait(CANCEL_CHECK_SECONDS):
                 end_child(child)
 
-    threading.Thread(target=watch, name=f"cancel-{child.pid}", daemon=True).start()
+    threading.Thread(target=wait_for_cancel, name=f"cancel-{child.pid}", daemon=True).start()
 
 
-class RequestChild:
+class RequestProcess:
     """A program that answers one request a line. It is started when it is first asked, and again
     when it is gone: it leaves by itself when it is idle.
     """
@@ -175,7 +175,7 @@ class RequestChild:
         self._child: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def request(self, message: Message, *, cwd: Path) -> Message | None:
+    def send_request(self, message: Message, *, cwd: Path) -> Message | None:
         """Its answer; None if it broke off or took more than `max_seconds`.
 
         Raises:
@@ -187,17 +187,17 @@ class RequestChild:
             # A child that leaves because it is idle may still look alive; then a new one is
             # started and asked.
             for _ in range(2):
-                child = self._running(cwd)
+                child = self._ensure_child(cwd)
                 started = time.monotonic()
                 timer = threading.Timer(self.max_seconds, child.kill)
                 timer.start()
                 try:
-                    line = self._exchange(child, json.dumps(message))
+                    line = self._exchange_line(child, json.dumps(message))
                 finally:
                     timer.cancel()
                 if line.endswith("\n"):  # else it was killed in the middle of its answer
-                    answer: Message = json.loads(line)
-                    return answer
+                    response: Message = json.loads(line)
+                    return response
                 self._child = None
                 if time.monotonic() - started > self.max_seconds:
                     break
@@ -206,7 +206,7 @@ class RequestChild:
             self._lock.release()
 
     @staticmethod
-    def _exchange(child: subprocess.Popen[str], line: str) -> str:
+    def _exchange_line(child: subprocess.Popen[str], line: str) -> str:
         assert child.stdin is not None and child.stdout is not None
         try:
             child.stdin.write(line + "\n")
@@ -215,7 +215,7 @@ class RequestChild:
         except OSError:  # it has ended
             return ""
 
-    def _running(self, cwd: Path) -> subprocess.Popen[str]:
+    def _ensure_child(self, cwd: Path) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
             self._child = subprocess.Popen(
                 [sys.executable, "-W", "ignore", *module_command(self.module)[1:]],
@@ -241,14 +241,14 @@ def set_parent_death_signal() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def emit(**message: Any) -> None:
+def emit_message(**message: Any) -> None:
     with write_lock:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
 
 def emit_error(message: str, *, field: str = "") -> None:
-    emit(error=message, field=field)
+    emit_message(error=message, field=field)
 
 
 def read_params() -> Message:
@@ -257,14 +257,14 @@ def read_params() -> Message:
     return params
 
 
-def main(run: Callable[[], None]) -> int:
+def main(run_program: Callable[[], None]) -> int:
     """Run a child program; returns its exit code. What a person can put right is emitted."""
     # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon
     # write to the same files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     set_parent_death_signal()
     try:
-        run()
+        run_program()
     except UserError as error:
         emit_error(error.message, field=error.field)
         return EXIT_USER_ERROR

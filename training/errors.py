@@ -49,17 +49,17 @@ class TooLarge(UserError):
     status = 413
 
 
-def check_name_typed(typed: str, name: str, act: str = "delete it") -> None:
+def check_name_typed(typed: str, name: str, action: str = "delete it") -> None:
     """Before something is lost for good, its name is typed once more.
 
     Raises:
         UserError: another name was typed.
     """
-    if one_line(typed) != name:
-        raise UserError(f"Type the name, {name}, to {act}.", field="name")
+    if to_one_line(typed) != name:
+        raise UserError(f"Type the name, {name}, to {action}.", field="name")
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """A name as it may be stored and shown: control characters (NUL, line breaks, escapes) become
     blanks.
     """

@@ -48,9 +48,9 @@ def format_integer(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def format_percent(share: float | None) -> str:
+def format_percent(fraction: float | None) -> str:
     """0.0312 as `3.1 %`."""
-    return f"{100 * share:.1f} %" if isinstance(share, int | float) else ""
+    return f"{100 * fraction:.1f} %" if isinstance(fraction, int | float) else ""
 
 
 def format_loss(loss: float | None) -> str:

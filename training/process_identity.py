@@ -13,22 +13,22 @@ from pathlib import Path
 import psutil
 
 
-def host_name() -> str:
+def get_host_name() -> str:
     return socket.gethostname()
 
 
-def process_name() -> str:
+def get_process_name() -> str:
     """The name of this very process."""
-    return f"{host_name()}:{os.getpid()}:{process_start_time(os.getpid())}"
+    return f"{get_host_name()}:{os.getpid()}:{get_process_start_time(os.getpid())}"
 
 
 def is_alive(name: str) -> bool:
     """Does the process still run? Only for names of this host."""
     _, pid, start = name.rsplit(":", 2)
-    return bool(start) and process_start_time(int(pid)) == start
+    return bool(start) and get_process_start_time(int(pid)) == start
 
 
-def process_start_time(pid: int) -> str:
+def get_process_start_time(pid: int) -> str:
     """When a living process began: on Linux in clock ticks since boot, which no change of the wall
     clock moves. Empty: there is none.
     """

@@ -24,7 +24,7 @@ MAX_WAIT_SECONDS = 5.0
 QUEUE_ERRORS = (OSError, sqlite3.Error, RedisError)
 
 
-class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
+class BlockingSqliteStorage(SqliteStorage):  # type: ignore[misc]
     """Storage whose `dequeue` sleeps until a message comes."""
 
     blocking = True  # Huey: `dequeue` waits by itself
@@ -34,30 +34,30 @@ class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
         self.fifo = Path(f"{self.filename}.fifo")
         self.is_closing = False
         self._reader: int | None = None
-        self._first_in_line = threading.Lock()
+        self._dequeue_lock = threading.Lock()
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         super().enqueue(data, priority)
-        self._wake()
+        self._wake_reader()
 
     def dequeue(self) -> bytes | None:
         """The next message; None after a while without one."""
-        with self._first_in_line:
+        with self._dequeue_lock:
             end = time.monotonic() + MAX_WAIT_SECONDS
             while not self.is_closing:
                 message: bytes | None = super().dequeue()
-                rest = end - time.monotonic()
-                if message is not None or rest <= 0:
+                remaining = end - time.monotonic()
+                if message is not None or remaining <= 0:
                     return message
-                self._wait(rest)
+                self._wait_for_message(remaining)
         return None
 
     def stop_waiting(self) -> None:
         """The consumer ends: nobody waits any more."""
         self.is_closing = True
-        self._wake()
+        self._wake_reader()
 
-    def _wait(self, seconds: float) -> None:
+    def _wait_for_message(self, seconds: float) -> None:
         if self._reader is None:
             try:
                 os.mkfifo(self.fifo, mode=0o600)
@@ -72,7 +72,7 @@ class WaitingSqliteStorage(SqliteStorage):  # type: ignore[misc]
             except BlockingIOError:
                 pass  # another process was faster
 
-    def _wake(self) -> None:
+    def _wake_reader(self) -> None:
         try:
             writer = os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:

@@ -142,7 +142,7 @@ def read_comparison(request: AuthenticatedRequest, v: Query[list[int]], prompts:
     replies = get_replies(params)
     version_replies = [list(replies[f"v{version.pk}"].values()) for version in params.versions]
     contenders = [build_contender(version, answers) for version, answers in zip(params.versions, version_replies, strict=True)]
-    figures = comparison.figures(
+    figures = comparison.compare_figures(
         [build_figures(one, answers) for one, answers in zip(params.versions, version_replies, strict=True)], FIGURES
     )
     return {
@@ -150,7 +150,7 @@ def read_comparison(request: AuthenticatedRequest, v: Query[list[int]], prompts:
         "figures": {figure.name: [value for value, _ in cells] for figure, cells in figures},
         "differences": {
             name: values
-            for name, values, differs in comparison.differences(
+            for name, values, differs in comparison.compare_settings(
                 [get_comparison_settings(one) for one in params.versions]
             )
             if differs

@@ -20,14 +20,14 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.methods import METHODS
 from training.engine.metrics import METRICS, Figure
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, to_one_line
 from training.formatting import format_value
 from training.gpus.ledger import used_by_run
 from training.people.models import User
 from training.runs.launch.request import LaunchRequest, launch_runs
-from training.runs.models import MAX_NAME, Run, Sweep
+from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
-from training.runs.states import OPEN
+from training.runs.states import UNFINISHED
 
 BENCHMARK_METHODS = ("full", "lora", "qlora", "prefix", "prompt", "bottleneck")
 MAX_STEPS = 100_000
@@ -73,7 +73,7 @@ def launch_benchmark(
         base_model=base_model,
         data=data,
         settings={**budget.to_settings(), GRID_SETTING: list(BENCHMARK_METHODS)},
-        name=one_line(name)[:MAX_NAME] or f"All methods on {data.dataset.name}"[:MAX_NAME],
+        name=to_one_line(name)[:MAX_NAME_LENGTH] or f"All methods on {data.dataset.name}"[:MAX_NAME_LENGTH],
         placement=placement,
         skip_impossible=True,
     )
@@ -111,7 +111,7 @@ class BenchmarkRow:
 def build_report(sweep: Sweep) -> list[BenchmarkRow]:
     """A row each, in the order of METHODS."""
     runs = {run.method: run for run in sweep.runs.select_related("base_model", "data__dataset")}
-    versions = {method: run.result() for method, run in runs.items()}
+    versions = {method: run.get_result_version() for method, run in runs.items()}
     full = runs.get("full")
     prompts = get_prompt_set(sweep)
     replies_by_version = get_replies_by_version(prompts) if prompts else {}
@@ -131,7 +131,7 @@ def build_row(
     base_rate: float | None,
 ) -> BenchmarkRow:
     replies = replies_by_version.get(version.pk, []) if version else []
-    trained, parameters = run.plan.get("trainable_parameters"), run.plan.get("parameters")
+    trained, parameters = run.start_info.get("trainable_parameters"), run.start_info.get("parameters")
     peak, full_peak = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
     loss, full_loss = run.best_eval_loss, full.best_eval_loss if full else None
     exact_match = mean_or_none([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
@@ -174,7 +174,7 @@ def request_all_replies(user: User, sweep: Sweep) -> PromptSet:
         Conflict: a run is not over yet, so its version would be missing.
     """
     runs = list(sweep.runs.select_related("base_model", "data__dataset"))
-    if any(run.state in OPEN for run in runs) or not runs:
+    if any(run.state in UNFINISHED for run in runs) or not runs:
         raise Conflict("Some runs are not over yet; ask when all of them are.")
     prompts = get_prompt_set(sweep) or prompt_sets.draw_prompts(
         sweep.owner, runs[0].data, NUM_PROMPTS, title=f"Bake-off {sweep.pk}: "

@@ -21,8 +21,8 @@ from training.jobs.models import OPEN_STATES, Job
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable, get_visible
 from training.runs.models import Sweep
-from training.runs.states import OPEN
-from training.runs.status import describe
+from training.runs.states import UNFINISHED
+from training.runs.status import get_run_status
 
 MAX_CHOICES = 200
 
@@ -89,10 +89,10 @@ def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse
         else Job.objects.none()
     )
     pending = jobs.filter(state__in=OPEN_STATES).count()
-    is_over = all(row.run.state not in OPEN for row in rows)
+    is_over = all(row.run.state not in UNFINISHED for row in rows)
     values = {
         "sweep": sweep,
-        "rows": [(row, describe(row.run), benchmark.format_row(row)) for row in rows],
+        "rows": [(row, get_run_status(row.run), benchmark.format_row(row)) for row in rows],
         "columns": benchmark.COLUMNS,
         "skipped_methods": benchmark.get_skipped_methods(sweep),
         "is_over": is_over,

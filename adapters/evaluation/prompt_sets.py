@@ -11,7 +11,7 @@ from adapters.models import PromptSet
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import sample_eval_prompts
 from training.datasets.rows import ROLES
-from training.errors import UserError, one_line
+from training.errors import UserError, to_one_line
 from training.people.models import User
 from training.people.visible import check_changeable
 
@@ -58,7 +58,7 @@ def paste_prompts(user: User, text: str, name: str) -> PromptSet:
         raise UserError(
             f"A set of prompts has 1 to {MAX_ROWS} rows; there are {len(rows):,}.", field="text"
         )
-    title = one_line(name)[:120] or f"{len(rows)} pasted prompts"
+    title = to_one_line(name)[:120] or f"{len(rows)} pasted prompts"
     return PromptSet.objects.create(owner=user, team=user.get_sharing_team(), name=title, rows=rows)
 
 

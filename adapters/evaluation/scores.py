@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from training.runs.metrics.comparison import flat
+from training.runs.metrics.comparison import flatten_settings
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compute_json_scores(reply: str, expected: str) -> dict[str, float]:
     reply_value = parse_json(reply)
     if not isinstance(reply_value, dict | list):
         return {"json_valid": 0.0, "fields": 0.0}
-    expected_fields, reply_fields = flat({"": expected_value}), flat({"": reply_value})
+    expected_fields, reply_fields = flatten_settings({"": expected_value}), flatten_settings({"": reply_value})
     return {
         "json_valid": 1.0,
         "fields": sum(name in reply_fields and reply_fields[name] == value for name, value in expected_fields.items())

@@ -108,14 +108,14 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
         )
     }
     curves = {
-        version.run_id: {"id": version.run_id, "name": str(version), "place": position}
+        version.run_id: {"id": version.run_id, "name": str(version), "index": position}
         for position, version in enumerate(params.versions)
     }
     values = {
         "params": params,
         "chosen": [curves[pk] for pk in curves if pk in mine],
-        "settings": comparison.differences([get_comparison_settings(version) for version in params.versions]),
-        "figures": comparison.figures(
+        "settings": comparison.compare_settings([get_comparison_settings(version) for version in params.versions]),
+        "figures": comparison.compare_figures(
             [build_figures(one, list(replies[f"v{one.pk}"].values())) for one in params.versions],
             FIGURES,
         ),

@@ -17,7 +17,7 @@ with fast_imports():
     from adapters.programs.gguf_file import write_gguf
     from adapters.programs.llama_cpp import generate_answers, get_top_logprobs
     from adapters.programs.parity import Generation, generate_greedily
-    from training.child_process import emit, main, read_params
+    from training.child_process import emit_message, main, read_params
     from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import sha256_file, fsync_path
     from training.engine.modeling.model import load_base
@@ -40,12 +40,12 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
         Path(params["target"]),
         str(params["quantization"]),
     )
-    emit(message="writing the file", done=0, total=3)
+    emit_message(message="writing the file", done=0, total=3)
     target.parent.mkdir(parents=True, exist_ok=True)
     unchecked = target.with_name(f".{target.name}.checking")
     write_gguf(folder, unchecked, quantization)
     try:
-        emit(message="answering with torch", done=1)
+        emit_message(message="answering with torch", done=1)
         tokenizer = load_tokenizer(folder)
         ensure_chat_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
@@ -54,7 +54,7 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
             for messages in params["prompts"]
         ]
         del model
-        emit(message="answering with llama.cpp", done=2)
+        emit_message(message="answering with llama.cpp", done=2)
         parity = compare_answers(unchecked, references)
         check_parity(parity, quantization)
         fsync_path(unchecked)
@@ -112,4 +112,4 @@ def check_parity(parity: dict[str, Any], quantization: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=export_and_check(read_params()))))
+    sys.exit(main(lambda: emit_message(result=export_and_check(read_params()))))

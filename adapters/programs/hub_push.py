@@ -12,7 +12,7 @@ import httpx
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from training.child_process import emit, main, read_params
+from training.child_process import emit_message, main, read_params
 from training.errors import UserError
 from training.formatting import format_bytes
 
@@ -42,9 +42,9 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
             CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=params["card"].encode())
         )
     try:
-        emit(message="asking the hub")
+        emit_message(message="asking the hub")
         repository_url = api.create_repo(repository, private=params["private"], exist_ok=True)
-        emit(message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}")
+        emit_message(message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}")
         commit = api.create_commit(repository, operations, commit_message=params["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code
@@ -65,4 +65,4 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=push_files(read_params()))))
+    sys.exit(main(lambda: emit_message(result=push_files(read_params()))))

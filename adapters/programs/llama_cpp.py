@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.child_process import emit, run_child
+from training.child_process import emit_message, run_child
 from training.errors import UserError
 
 
@@ -145,7 +145,7 @@ def main(gguf_file: str) -> None:
             ],
         }
         del server
-    emit(**response)
+    emit_message(**response)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ with fast_imports():
     import torch
 
     from adapters.programs.parity import Generation, measure_parity, compute_logits, check_parity, generate_greedily
-    from training.child_process import emit, main, read_params
+    from training.child_process import emit_message, main, read_params
     from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
     from training.engine.files import remove_tree, sha256_file, fsync_path
     from training.engine.methods import METHODS
@@ -73,10 +73,10 @@ def write_merged(params: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     partial_folder = folder.with_suffix(".merging")
     remove_tree(partial_folder)
     try:
-        emit(message="merging", done=0, total=3 * len(params["prompts"]))
+        emit_message(message="merging", done=0, total=3 * len(params["prompts"]))
         model = merge_adapter(Path(params["base"]), Path(params["adapter"]), params["method"])
         check_disk_space(folder.parent, 2 * count_parameters(model))
-        emit(message="writing")
+        emit_message(message="writing")
         model.save_pretrained(partial_folder, max_shard_size="1000GB")
         tokenizer.save_pretrained(partial_folder)
         del model
@@ -92,13 +92,13 @@ def generate_references(
     base: Path, adapter: Path, method: str, prompts: list[list[int]], eos_token_id: int | None
 ) -> tuple[list[Generation], list[torch.Tensor]]:
     """What base and adapter say together, in fp32, and the base's own logits along it."""
-    emit(message="loading base and adapter", done=0, total=3 * len(prompts))
+    emit_message(message="loading base and adapter", done=0, total=3 * len(prompts))
     model = load_adapter(
         load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), adapter, "default"
     )
     references, base_logits = [], []
     for done, prompt in enumerate(prompts):
-        emit(message="answering with the adapter", done=done)
+        emit_message(message="answering with the adapter", done=done)
         references.append(generate_greedily(model, prompt, eos_token_id))
         with model.disable_adapter():
             base_logits.append(compute_logits(model, prompt, references[-1].answer))
@@ -116,7 +116,7 @@ def check_merged(
     model = load_base(folder, torch.float32, CPU).eval()
     logits, answers = [], []
     for done, reference in enumerate(references):
-        emit(message="answering with the merged model", done=2 * len(references) + done)
+        emit_message(message="answering with the merged model", done=2 * len(references) + done)
         logits.append(compute_logits(model, reference.prompt, reference.answer))
         answers.append(generate_greedily(model, reference.prompt, eos_token_id).answer)
     parity = measure_parity(references, base_logits, logits, answers)
@@ -137,4 +137,4 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit(result=merge_adapter(read_params()))))
+    sys.exit(main(lambda: emit_message(result=merge_adapter(read_params()))))

@@ -27,7 +27,7 @@ with fast_imports():
     from adapters.programs.output_similarity import compare_outputs
     from adapters.programs.weight_deltas import WeightDelta, load_deltas
     from adapters.registry.import_checks import find_weight_name
-    from training.child_process import emit, main, read_params
+    from training.child_process import emit_message, main, read_params
     from training.errors import UserError
 
 MAX_DIRECTIONS = 8  # singular vectors of each update that are compared
@@ -55,7 +55,7 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
     relative_change: dict[str, dict[str, float]] = {}
     directions: dict[str, dict[str, Tensor]] = {}
     for done, member in enumerate(members):
-        emit(message=f"reading {member.key}", done=done, total=len(members) + 1)
+        emit_message(message=f"reading {member.key}", done=done, total=len(members) + 1)
         for module, delta, weight_norm in compute_deltas(member):
             relative_change.setdefault(member.key, {})[module] = (
                 delta.norm() / weight_norm if weight_norm else 0.0
@@ -68,7 +68,7 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
     }
     outputs = {}
     if len(directions) < len(members):
-        emit(message="comparing what comes out", done=len(members))
+        emit_message(message="comparing what comes out", done=len(members))
         outputs = compare_outputs(members, params["prompts"])
     return {"relative_change": relative_change, "similarities": similarities, "outputs": outputs, "layers": heatmap_axes(relative_change)}
 
@@ -119,4 +119,4 @@ def heatmap_axes(relative_change: dict[str, dict[str, float]]) -> dict[str, tupl
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(main(lambda: emit(result=compare_versions(read_params()))))
+    sys.exit(main(lambda: emit_message(result=compare_versions(read_params()))))

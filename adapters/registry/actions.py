@@ -18,9 +18,9 @@ from training.errors import Conflict, UserError, check_name_typed
 from training.jobs.services import list_job_folders, find_jobs_about, find_job_subjects
 from training.people.models import User
 from training.people.visible import check_changeable
-from training.runs.actions import packed_tags
-from training.runs.models import MAX_NOTES, Run
-from training.runs.states import OPEN
+from training.runs.actions import normalize_tags
+from training.runs.models import MAX_NOTES_LENGTH, Run
+from training.runs.states import UNFINISHED
 
 MAX_LINEAGE_NODES = 60
 MAX_RUNS, MAX_ROWS = 500, 100
@@ -37,10 +37,10 @@ def update_version(
     """
     check_changeable(user, version)
     if tags is not None:
-        version.tags = packed_tags(tags.split(","))
+        version.tags = normalize_tags(tags.split(","))
     if notes is not None:
-        if len(notes) > MAX_NOTES:
-            raise UserError(f"Notes have at most {MAX_NOTES:,} characters.", field="notes")
+        if len(notes) > MAX_NOTES_LENGTH:
+            raise UserError(f"Notes have at most {MAX_NOTES_LENGTH:,} characters.", field="notes")
         version.notes = notes.replace("\0", "")
     version.save(update_fields=["tags", "notes"])
     return version
@@ -56,7 +56,7 @@ def delete_version(user: User, version: AdapterVersion, name: str) -> int:
     """
     check_changeable(user, version)
     check_name_typed(name, str(version))
-    open_run = Run.objects.filter(from_version=version.pk, state__in=OPEN).first()
+    open_run = Run.objects.filter(from_version=version.pk, state__in=UNFINISHED).first()
     if open_run is not None:
         raise Conflict(
             f"Run {open_run.pk}, {open_run.name}, begins with the weights of {version}; let it "

@@ -28,7 +28,7 @@ from adapters.registry.services import count_bytes, build_file_manifest, move_in
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader, read_header
 from training.engine.file_names import ADAPTER_FILES
-from training.errors import Conflict, TooLarge, UserError, one_line
+from training.errors import Conflict, TooLarge, UserError, to_one_line
 from training.formatting import format_bytes
 from training.people.models import User
 
@@ -67,7 +67,7 @@ def import_version(
     """
     if base.state != ModelState.READY:
         raise Conflict(f"{base.name} is not ready yet.", field="base")
-    title = one_line(name)[:120]
+    title = to_one_line(name)[:120]
     if not title:
         raise UserError("An adapter needs a name.", field="name")
     root = Path(settings.HOME) / "adapters"

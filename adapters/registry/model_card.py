@@ -44,11 +44,11 @@ def build_card(run: Run, eval_result: EvalResult) -> str:
         "## Settings",
         "\n".join(f"- {name}: {escape_markdown(str(value))}" for name, value in run.config.items()),
     ]
-    if run.advice:
+    if run.auto_plan:
         lines += [
             "## The plan",
             "Auto LLM chose these; what was rejected stands behind each reason.",
-            format_plan(run.advice),
+            format_plan(run.auto_plan),
         ]
     return "\n\n".join(lines) + "\n"
 
@@ -87,9 +87,9 @@ def format_figures(run: Run, eval_result: EvalResult) -> str:
         "Peak memory": format_bytes(run.peak_memory_bytes or None, 2) or None,
         "Base revision": run.base_model.revision or None,
         "Data": f"SHA-256 {run.data.digest}",
-        "Device": run.plan.get("device"),
+        "Device": run.start_info.get("device"),
         "Libraries": ", ".join(
-            f"{name} {version}" for name, version in run.plan.get("versions", {}).items()
+            f"{name} {version}" for name, version in run.start_info.get("versions", {}).items()
         )
         or None,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.gpus.ledger import used_by_run
 from training.runs.models import Run
-from training.runs.status import figures_of
+from training.runs.status import get_comparison_figures
 
 
 def build_provenance(run: Run, step: int) -> dict[str, Any]:
@@ -30,12 +30,12 @@ def build_provenance(run: Run, step: int) -> dict[str, Any]:
             "train_rows": run.data.train_rows,
             "eval_rows": run.data.eval_rows,
         },
-        "versions": run.plan.get("versions", {}),
-        "device": run.plan.get("device", ""),
-        "precision": run.plan.get("precision", ""),
+        "versions": run.start_info.get("versions", {}),
+        "device": run.start_info.get("device", ""),
+        "precision": run.start_info.get("precision", ""),
         "figures": {
             name: value
-            for name, value in figures_of(run).items()
+            for name, value in get_comparison_figures(run).items()
             if name not in ("base", "device_seconds")
         },
         "forecast_bytes": run.forecast.get("peak"),

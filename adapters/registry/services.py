@@ -55,12 +55,12 @@ def register_checkpoint(user: User, run: Run, step: int) -> AdapterVersion:
     losses = (
         Event.objects.filter(run=run, kind="eval", step=step, superseded=False)
         .order_by("-seq")
-        .values_list("payload", flat=True)
+        .values_list("fields", flat=True)
     )
     eval_result = EvalResult(
         step=step,
         eval_loss=next((payload.get("eval_loss") for payload in losses), None),
-        trainable_parameters=int(run.plan.get("trainable_parameters") or 0),
+        trainable_parameters=int(run.start_info.get("trainable_parameters") or 0),
     )
     try:
         return register_weights(run, source, eval_result)

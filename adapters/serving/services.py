@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
-from training.errors import Conflict, NotAllowed, UserError, check_name_typed, one_line
+from training.errors import Conflict, NotAllowed, UserError, check_name_typed, to_one_line
 from training.people.models import Role, Team, User
 from training.people.visible import get_visible, check_changeable
 
@@ -39,7 +39,7 @@ def create_deployment(user: User, name: str, routing: Routing) -> Deployment:
         UserError: a name or a share that cannot be. Conflict: the name is taken. NotAllowed: they
             only view the version's team.
     """
-    name = one_line(name)
+    name = to_one_line(name)
     if not NAME_PATTERN.fullmatch(name):
         raise UserError(
             "A name has 1 to 63 small letters, digits and hyphens, such as smart-home.",

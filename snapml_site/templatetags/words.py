@@ -69,11 +69,11 @@ def log_line(event: Any) -> str:
     """An event as a line of the log. Control characters are dropped, so that no line can pose as
     two.
     """
-    payload = event.payload
+    fields = event.fields
     if event.kind == "log":
-        text = str(payload.get("text", ""))
+        text = str(fields.get("text", ""))
     else:
-        fields = {"step": event.step, **payload} if event.step is not None else payload
+        fields = {"step": event.step, **fields} if event.step is not None else fields
         text = f"{event.kind} " + ", ".join(
             f"{name} {value}" for name, value in fields.items() if value is not None
         )

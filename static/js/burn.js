@@ -5,7 +5,7 @@ const box = document.querySelector("[data-burn]");
 const days = JSON.parse(document.getElementById("burn").textContent);
 const budget = Number(box.dataset.budget ?? 0);
 
-function draw() {
+function drawChart() {
   const used = {
     x: days.map(([day]) => day),
     y: days.map(([, hours]) => hours),
@@ -44,5 +44,5 @@ function draw() {
   window.Plotly.react(box, [used], layout, { displayModeBar: false, responsive: true });
 }
 
-plotlyReady.then(draw);
-document.addEventListener("theme", draw);
+plotlyReady.then(drawChart);
+document.addEventListener("theme", drawChart);

@@ -1,6 +1,6 @@
 // From curves to one plotly figure: rows over one x axis, so that zoom and hover go through all of
 // them. Which metrics there are, and in which row each is drawn, the page's table of metrics says.
-import { smoothed } from "./curves.js";
+import { smoothValues } from "./curves.js";
 import { formatBytes } from "./formatting.js";
 import { baseAxis, baseLayout, color } from "./plots.js";
 
@@ -12,11 +12,11 @@ const GAP = 0.045;
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
 const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "square" };
 
-const titleOf = (metric) => metric.title.toLowerCase();
-const hoverOf = (metric) => (metric.unit === "bytes" ? "%{y:.3s}B" : "%{y:.4~g}");
+const formatMetricTitle = (metric) => metric.title.toLowerCase();
+const formatHover = (metric) => (metric.unit === "bytes" ? "%{y:.3s}B" : "%{y:.4~g}");
 
 // A row for each chart of the table, the tallest on top: {title, axis, domain, metrics}.
-export function rowsOf(metrics) {
+export function buildChartRows(metrics) {
   const titles = [...new Set(metrics.map((metric) => metric.chart))].filter(Boolean);
   const height = (title) => HEIGHTS[title] ?? 1;
   titles.sort((one, other) => height(other) - height(one));
@@ -26,15 +26,15 @@ export function rowsOf(metrics) {
     const bottom = index === titles.length - 1 ? 0 : top - share * height(title);
     const domain = [bottom, top];
     top = bottom - GAP;
-    const shown = metrics.filter((metric) => metric.chart === title);
-    return { title, axis: index ? `y${index + 1}` : "y", domain, metrics: shown };
+    const rowMetrics = metrics.filter((metric) => metric.chart === title);
+    return { title, axis: index ? `y${index + 1}` : "y", domain, metrics: rowMetrics };
   });
 }
 
 // Places on the chosen axis. Time is minutes since the run's first event.
-function placer(curves, axis, began) {
+function createPositionMapper(curves, axis, startTime) {
   const { step } = curves.axes;
-  const scale = (value) => (axis === "time" ? (value - began) / 60 : value);
+  const scale = (value) => (axis === "time" ? (value - startTime) / 60 : value);
   return (event) => {
     if (axis === "step") return event.step;
     if (axis === "time") return scale(event.time);
@@ -44,26 +44,26 @@ function placer(curves, axis, began) {
   };
 }
 
-export function figure({ metrics, curves, events, axis, smoothing, began, forecast }) {
-  const rows = rowsOf(metrics);
+export function buildFigure({ metrics, curves, events, axis, smoothing, startTime, forecast }) {
+  const rows = buildChartRows(metrics);
   const memory = rows.find((row) => row.title === MEMORY).axis;
-  const place = placer(curves, axis, began);
+  const toX = createPositionMapper(curves, axis, startTime);
   const traces = rows.flatMap((row) =>
     row.metrics.flatMap((metric) =>
       metric.event === "step"
-        ? stepLines(metric, row, { curves, axis, smoothing, began })
-        : [measuredLine(metric, row, { metrics, events, place })],
+        ? buildStepTraces(metric, row, { curves, axis, smoothing, startTime })
+        : [buildEvalTrace(metric, row, { metrics, events, toX })],
     ),
   );
-  traces.push(memoryMoments(events, memory, place));
-  const shapes = [...resumes(events, place), ...forecastLine(forecast, memory)];
+  traces.push(buildMemoryMarkers(events, memory, toX));
+  const shapes = [...buildResumeLines(events, toX), ...buildForecastLines(forecast, memory)];
   return { traces, layout: layout(rows, axis, shapes, forecast) };
 }
 
 // A metric of every step: its line, and over that of a loss the smoothed one.
-function stepLines(metric, row, { curves, axis, smoothing, began }) {
-  const scaled = (values) => (axis === "time" ? values.map((t) => (t - began) / 60) : values);
-  const [x, y] = curves.spread(axis, metric.name);
+function buildStepTraces(metric, row, { curves, axis, smoothing, startTime }) {
+  const scaled = (values) => (axis === "time" ? values.map((t) => (t - startTime) / 60) : values);
+  const [x, y] = curves.buildRangeLine(axis, metric.name);
   const isSmoothed = row.title === LOSS;
   const line = {
     x: scaled(x),
@@ -73,46 +73,46 @@ function stepLines(metric, row, { curves, axis, smoothing, began }) {
     type: "scatter",
     mode: curves.length === 1 ? "markers" : "lines",
     line: { width: isSmoothed ? 1 : 1.6, color: color(metric.color) },
-    hovertemplate: hoverOf(metric),
+    hovertemplate: formatHover(metric),
     showlegend: false,
   };
   if (!isSmoothed) return [line];
   const smooth = {
     ...line,
     x: scaled(curves.axes[axis]),
-    y: smoothed(curves.series[metric.name].mean, smoothing),
-    name: `${titleOf(metric)}, smoothed`,
+    y: smoothValues(curves.series[metric.name].mean, smoothing),
+    name: `${formatMetricTitle(metric)}, smoothed`,
     line: { width: 2, color: color(metric.color) },
   };
   return [{ ...line, opacity: 0.3 }, smooth];
 }
 
 // A metric that is measured now and then; its hover adds what came with it and has no chart.
-function measuredLine(metric, row, { metrics, events, place }) {
+function buildEvalTrace(metric, row, { metrics, events, toX }) {
   const measured = events.filter((event) => event.kind === metric.event);
-  const beside = metrics.filter((other) => other.event === metric.event && !other.chart);
-  const textOf = (event) =>
-    beside.map((one) => `${titleOf(one)} ${Number(event[one.name]).toPrecision(3)}`).join(", ");
+  const unchartedMetrics = metrics.filter((other) => other.event === metric.event && !other.chart);
+  const formatHoverText = (event) =>
+    unchartedMetrics.map((one) => `${formatMetricTitle(one)} ${Number(event[one.name]).toPrecision(3)}`).join(", ");
   return {
-    x: measured.map(place),
+    x: measured.map(toX),
     y: measured.map((event) => Number(event[metric.name])),
     yaxis: row.axis,
-    name: titleOf(metric),
+    name: formatMetricTitle(metric),
     type: "scatter",
     mode: "lines+markers",
     line: { width: 1.6, color: color(metric.color) },
     marker: { size: 6 },
-    text: measured.map(textOf),
-    hovertemplate: beside.length ? `${hoverOf(metric)} (%{text})` : hoverOf(metric),
+    text: measured.map(formatHoverText),
+    hovertemplate: unchartedMetrics.length ? `${formatHover(metric)} (%{text})` : formatHover(metric),
     showlegend: false,
   };
 }
 
-function memoryMoments(events, yaxis, place) {
-  const moments = events.filter((event) => event.kind === "memory");
+function buildMemoryMarkers(events, yaxis, toX) {
+  const memoryEvents = events.filter((event) => event.kind === "memory");
   return {
-    x: moments.map(place),
-    y: moments.map((event) => event.memory_peak_bytes),
+    x: memoryEvents.map(toX),
+    y: memoryEvents.map((event) => event.memory_peak_bytes),
     yaxis,
     name: "",
     type: "scatter",
@@ -120,24 +120,24 @@ function memoryMoments(events, yaxis, place) {
     marker: {
       size: 7,
       color: color("chart-4"),
-      symbol: moments.map((event) => SYMBOLS[event.moment] ?? "circle"),
+      symbol: memoryEvents.map((event) => SYMBOLS[event.moment] ?? "circle"),
     },
-    text: moments.map((event) => `${event.moment}: ${formatBytes(event.memory_peak_bytes)}`),
+    text: memoryEvents.map((event) => `${event.moment}: ${formatBytes(event.memory_peak_bytes)}`),
     hovertemplate: "%{text}",
     showlegend: false,
   };
 }
 
 // A dotted line through all rows where the run was resumed.
-function resumes(events, place) {
+function buildResumeLines(events, toX) {
   return events
     .filter((event) => event.kind === "resume")
     .map((event) => ({
       type: "line",
       xref: "x",
       yref: "paper",
-      x0: place(event),
-      x1: place(event),
+      x0: toX(event),
+      x1: toX(event),
       y0: 0,
       y1: 1,
       line: { color: color("paused"), width: 1, dash: "dot" },
@@ -145,13 +145,13 @@ function resumes(events, place) {
 }
 
 // What was forecast, across the measured memory.
-function forecastLine(forecast, yref) {
+function buildForecastLines(forecast, yref) {
   if (!forecast) return [];
   const line = { color: color("soft"), width: 1.2, dash: "dash" };
   return [{ type: "line", xref: "paper", x0: 0, x1: 1, yref, y0: forecast, y1: forecast, line }];
 }
 
-function yAxis({ title, domain, metrics }) {
+function buildYAxis({ title, domain, metrics }) {
   const isBytes = metrics[0].unit === "bytes";
   return {
     ...baseAxis(),
@@ -165,27 +165,27 @@ function yAxis({ title, domain, metrics }) {
 }
 
 // Left over a row its title, right the lines that share it, each in its color.
-function annotationsOf(row, forecast) {
+function buildRowAnnotations(row, forecast) {
   const above = { xref: "paper", y: row.domain[1], yref: "paper", yanchor: "bottom" };
-  const plain = { ...above, showarrow: false, font: { size: 12 } };
-  const title = { ...plain, text: row.title, x: 0, xanchor: "left" };
+  const annotation = { ...above, showarrow: false, font: { size: 12 } };
+  const title = { ...annotation, text: row.title, x: 0, xanchor: "left" };
   title.font = { size: 12, color: color("soft") };
   if (row.metrics.length === 1) return [title];
-  const inColor = (name, text) => `<span style="color:${color(name)}">${text}</span>`;
+  const wrapInColor = (name, text) => `<span style="color:${color(name)}">${text}</span>`;
   const parts = row.metrics.map((metric) =>
-    inColor(metric.color, metric.label || titleOf(metric)),
+    wrapInColor(metric.color, metric.label || formatMetricTitle(metric)),
   );
   if (row.title === MEMORY) {
     // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
-    if (innerWidth >= 600) parts.push(inColor("chart-4", "◆ load ★ first step ● eval ■ save"));
+    if (innerWidth >= 600) parts.push(wrapInColor("chart-4", "◆ load ★ first step ● eval ■ save"));
     if (forecast) parts.push(`– – forecast ${formatBytes(forecast)}`);
   }
-  return [title, { ...plain, text: parts.join("  "), x: 1, xanchor: "right" }];
+  return [title, { ...annotation, text: parts.join("  "), x: 1, xanchor: "right" }];
 }
 
 function layout(rows, axis, shapes, forecast) {
   return {
-    ...Object.fromEntries(rows.map((row) => [row.axis.replace("y", "yaxis"), yAxis(row)])),
+    ...Object.fromEntries(rows.map((row) => [row.axis.replace("y", "yaxis"), buildYAxis(row)])),
     xaxis: {
       ...baseAxis(),
       anchor: rows.at(-1).axis,
@@ -201,7 +201,7 @@ function layout(rows, axis, shapes, forecast) {
     margin: { l: 52, r: 12, t: 22, b: 40 },
     hoversubplots: "axis",
     showlegend: false,
-    annotations: rows.flatMap((row) => annotationsOf(row, forecast)),
+    annotations: rows.flatMap((row) => buildRowAnnotations(row, forecast)),
     shapes,
     uirevision: axis, // keeps a person's zoom while points come in
     dragmode: "zoom",

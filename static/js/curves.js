@@ -2,7 +2,7 @@
 // page and no metric: its series are those that the snapshot brings.
 const AXES = ["step", "total_tokens", "time"];
 
-function unpack(text, Kind) {
+function decodeArray(text, Kind) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   return Array.from(new Kind(bytes.buffer));
 }
@@ -23,9 +23,9 @@ export class Curves {
     const curves = new Curves();
     curves.raw = packed.raw;
     curves.points = packed.points;
-    for (const name of AXES) curves.axes[name] = unpack(packed.axes[name], Float64Array);
+    for (const name of AXES) curves.axes[name] = decodeArray(packed.axes[name], Float64Array);
     for (const [name, parts] of Object.entries(packed.series)) {
-      const [mean, low, high] = parts.map((text) => unpack(text, Float32Array));
+      const [mean, low, high] = parts.map((text) => decodeArray(text, Float32Array));
       curves.series[name] = { mean, low: low ?? mean.slice(), high: high ?? mean.slice() };
     }
     return curves;
@@ -42,7 +42,7 @@ export class Curves {
     return curves;
   }
 
-  add(event) {
+  addStep(event) {
     this.points += 1;
     for (const name of AXES) this.axes[name].push(name === "time" ? event.time : event[name]);
     for (const [name, parts] of Object.entries(this.series)) {
@@ -52,27 +52,27 @@ export class Curves {
   }
 
   // A resumed run trains the steps after `step` again: what was drawn of them goes.
-  rewind(step) {
-    let keep = this.length;
-    while (keep > 0 && this.axes.step[keep - 1] > step) keep -= 1;
-    for (const name of AXES) this.axes[name].length = keep;
+  rewindTo(step) {
+    let count = this.length;
+    while (count > 0 && this.axes.step[count - 1] > step) count -= 1;
+    for (const name of AXES) this.axes[name].length = count;
     for (const parts of Object.values(this.series)) {
-      for (const part of new Set(Object.values(parts))) part.length = keep;
+      for (const part of new Set(Object.values(parts))) part.length = count;
     }
   }
 
   // x and y of the faint line: each bucket from its low to its high, so that a spike is drawn
   // however far one zooms out.
-  spread(axis, name) {
+  buildRangeLine(axis, name) {
     const { low, high } = this.series[name];
     if (this.raw) return [this.axes[axis], low];
     const x = [];
     const y = [];
-    this.axes[axis].forEach((place, i) => {
-      x.push(place);
+    this.axes[axis].forEach((position, i) => {
+      x.push(position);
       y.push(low[i]);
       if (high[i] !== low[i]) {
-        x.push(place);
+        x.push(position);
         y.push(high[i]);
       }
     });
@@ -82,7 +82,7 @@ export class Curves {
 
 // Exponential moving average, corrected for its start (as TensorBoard does): weight 0 is the line
 // itself.
-export function smoothed(values, weight) {
+export function smoothValues(values, weight) {
   let last = 0;
   let norm = 0;
   return values.map((value) => {

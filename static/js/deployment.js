@@ -3,24 +3,24 @@ import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.
 
 const box = document.getElementById("minutes");
 const chart = box.querySelector("[data-chart]");
-const SHADES = ["chart-1", "chart-2", "chart-3", "chart-4", "chart-5"];
+const COLORS = ["chart-1", "chart-2", "chart-3", "chart-4", "chart-5"];
 
-async function draw() {
-  const answer = await fetch(box.dataset.address);
-  if (!answer.ok) return;
-  const { rows, labels } = await answer.json();
+async function drawChart() {
+  const response = await fetch(box.dataset.address);
+  if (!response.ok) return;
+  const { rows, labels } = await response.json();
   box.querySelector("[data-none]").hidden = rows.length > 0;
   chart.hidden = rows.length === 0;
   if (!rows.length) return;
   const now = Date.now();
-  const traces = Object.keys(labels).map((version, number) => {
-    const mine = rows.filter((row) => String(row.version) === version);
+  const traces = Object.keys(labels).map((version, index) => {
+    const versionRows = rows.filter((row) => String(row.version) === version);
     return {
       type: "bar",
       name: escapeMarkup(labels[version]),
-      x: mine.map((row) => new Date(now - row.minutes_ago * 60000)),
-      y: mine.map((row) => row.answers),
-      text: mine.map(
+      x: versionRows.map((row) => new Date(now - row.minutes_ago * 60000)),
+      y: versionRows.map((row) => row.answers),
+      text: versionRows.map(
         (row) =>
           `median ${row.median_seconds.toFixed(2)} s` +
           (row.failures ? `, ${row.failures} failed` : ""),
@@ -28,7 +28,7 @@ async function draw() {
       textposition: "none",
       hovertemplate: "%{y} answers, %{text}",
       width: 50000,
-      marker: { color: color(SHADES[number % SHADES.length]) },
+      marker: { color: color(COLORS[index % COLORS.length]) },
     };
   });
   const layout = {
@@ -43,6 +43,6 @@ async function draw() {
   await window.Plotly.react(chart, traces, layout, { displayModeBar: false, responsive: true });
 }
 
-plotlyReady.then(draw);
-document.addEventListener("theme", draw);
-setInterval(() => document.hidden || draw(), 5000);
+plotlyReady.then(drawChart);
+document.addEventListener("theme", drawChart);
+setInterval(() => document.hidden || drawChart(), 5000);

@@ -3,8 +3,8 @@
 const page = document.getElementById("compare");
 const same = page.querySelectorAll("[data-same]");
 
-for (const mark of page.querySelectorAll("[data-swatch]"))
-  mark.style.background = `var(--chart-${Number(mark.dataset.swatch) + 1})`;
+for (const swatch of page.querySelectorAll("[data-swatch]"))
+  swatch.style.background = `var(--chart-${Number(swatch.dataset.swatch) + 1})`;
 page
   .querySelector("[data-all]")
   .addEventListener("change", ({ target }) =>

@@ -20,20 +20,20 @@ function switchTheme() {
 
 function showTab(tab) {
   for (const other of tab.parentElement.querySelectorAll("[data-tab]")) {
-    const chosen = other === tab;
-    other.setAttribute("aria-selected", chosen);
-    document.getElementById(`tab-${other.dataset.tab}`).hidden = !chosen;
+    const isSelected = other === tab;
+    other.setAttribute("aria-selected", isSelected);
+    document.getElementById(`tab-${other.dataset.tab}`).hidden = !isSelected;
   }
 }
 
-const places = {
+const shortcuts = {
   r: script.dataset.runs,
   d: script.dataset.data,
   a: script.dataset.adapters,
   m: script.dataset.models,
   g: script.dataset.gpus,
 };
-let afterG = false;
+let isAfterG = false;
 document.addEventListener("keydown", (event) => {
   if (
     event.ctrlKey ||
@@ -42,9 +42,9 @@ document.addEventListener("keydown", (event) => {
     event.target.closest("input, textarea, select, dialog[open]")
   )
     return;
-  const go = afterG && places[event.key];
-  afterG = event.key === "g" && !afterG;
-  if (go) location.href = go;
+  const shortcutAddress = isAfterG && shortcuts[event.key];
+  isAfterG = event.key === "g" && !isAfterG;
+  if (shortcutAddress) location.href = shortcutAddress;
   else if (event.key === "?") document.getElementById("keys")?.showModal();
   else if (event.key === "n") location.href = script.dataset.newRun;
   else if (event.key === "/" && document.querySelector("[data-search]")) {

@@ -5,50 +5,50 @@ import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.
 const box = document.getElementById("timeline");
 const chart = box.querySelector("[data-chart]");
 const span = box.querySelector("[data-span]");
-const SHADES = Array.from({ length: 9 }, (_, number) => `chart-${number + 1}`);
+const COLORS = Array.from({ length: 9 }, (_, number) => `chart-${number + 1}`);
 const ROW = 24; // pixels a device: 64 of them are one and a half screens, and stay readable
-let shown = [];
+let drawnRows = [];
 
-const clock = (seconds) => new Date(seconds * 1000);
+const toDate = (seconds) => new Date(seconds * 1000);
 
 // A colour each for the teams that held most; the rest are one, since nobody tells fifty colours
 // apart.
-function coloured(rows) {
-  const held = new Map();
-  for (const row of rows) held.set(row.team, (held.get(row.team) ?? 0) + row.to - row.from);
-  const names = [...held.keys()].sort((a, b) => held.get(b) - held.get(a));
-  const own = new Set(names.slice(0, SHADES.length));
-  const others = `${names.length - own.size} other teams`;
-  const of = (team) => (own.has(team) ? team : others);
-  return { names: [...new Set([...[...own].sort(), ...names.map(of)])], of };
+function assignColorGroups(rows) {
+  const deviceSeconds = new Map();
+  for (const row of rows) deviceSeconds.set(row.team, (deviceSeconds.get(row.team) ?? 0) + row.to - row.from);
+  const names = [...deviceSeconds.keys()].sort((a, b) => deviceSeconds.get(b) - deviceSeconds.get(a));
+  const coloredTeams = new Set(names.slice(0, COLORS.length));
+  const others = `${names.length - coloredTeams.size} other teams`;
+  const getColorGroup = (team) => (coloredTeams.has(team) ? team : others);
+  return { names: [...new Set([...[...coloredTeams].sort(), ...names.map(getColorGroup)])], getColorGroup };
 }
 
-function hoverText(row) {
+function formatHoverText(row) {
   const names = [row.run, row.user, row.team].map(escapeMarkup).join(", ");
   return row.preempted ? `${names}, stopped for another` : names;
 }
 
-function figure({ begin, end, rows }) {
+function buildFigure({ begin, end, rows }) {
   const devices = [...new Set(rows.map((row) => row.device))].sort((a, b) =>
     b.localeCompare(a, undefined, { numeric: true }),
   );
-  const { names: teams, of } = coloured(rows);
+  const { names: teams, getColorGroup } = assignColorGroups(rows);
   // what was before anything happened is not shown
   const first = Math.min(...rows.map((row) => row.from));
   const traces = teams.map((team, number) => {
-    const mine = rows.filter((row) => of(row.team) === team);
+    const teamRows = rows.filter((row) => getColorGroup(row.team) === team);
     return {
       type: "bar",
       orientation: "h",
       name: escapeMarkup(team),
-      y: mine.map((row) => row.device),
-      base: mine.map((row) => clock(row.from)),
-      x: mine.map((row) => (row.to - row.from) * 1000),
-      customdata: mine.map((row) => row.id),
-      text: mine.map(hoverText),
+      y: teamRows.map((row) => row.device),
+      base: teamRows.map((row) => toDate(row.from)),
+      x: teamRows.map((row) => (row.to - row.from) * 1000),
+      customdata: teamRows.map((row) => row.id),
+      text: teamRows.map(formatHoverText),
       textposition: "none",
       hovertemplate: "%{text}<br>from %{base|%b %d, %H:%M}<extra></extra>",
-      marker: { color: color(SHADES[number] ?? "soft"), line: { width: 1, color: color("card") } },
+      marker: { color: color(COLORS[number] ?? "soft"), line: { width: 1, color: color("card") } },
     };
   });
   const layout = {
@@ -61,7 +61,7 @@ function figure({ begin, end, rows }) {
     xaxis: {
       ...baseAxis(),
       type: "date",
-      range: [clock(Math.max(begin, first - (end - first) / 50)), clock(end)],
+      range: [toDate(Math.max(begin, first - (end - first) / 50)), toDate(end)],
       nticks: box.clientWidth / 110,
       tickangle: 0,
     },
@@ -79,34 +79,34 @@ function figure({ begin, end, rows }) {
   return [traces, layout];
 }
 
-async function draw() {
-  const answer = await fetch(`${box.dataset.address}?span=${span.value}`);
-  if (!answer.ok) return;
-  const told = await answer.json();
-  shown = told.rows;
-  box.querySelector("[data-none]").hidden = shown.length > 0;
-  box.querySelector("[data-left]").textContent = told.left_out
-    ? `${told.left_out} earlier ones are not drawn; choose a shorter time.`
+async function drawChart() {
+  const response = await fetch(`${box.dataset.address}?span=${span.value}`);
+  if (!response.ok) return;
+  const timeline = await response.json();
+  drawnRows = timeline.rows;
+  box.querySelector("[data-none]").hidden = drawnRows.length > 0;
+  box.querySelector("[data-left]").textContent = timeline.left_out
+    ? `${timeline.left_out} earlier ones are not drawn; choose a shorter time.`
     : "";
-  chart.hidden = shown.length === 0;
-  if (!shown.length) return;
-  await window.Plotly.react(chart, ...figure(told), { displayModeBar: false, responsive: true });
+  chart.hidden = drawnRows.length === 0;
+  if (!drawnRows.length) return;
+  await window.Plotly.react(chart, ...buildFigure(timeline), { displayModeBar: false, responsive: true });
   chart.removeAllListeners?.("plotly_click");
   chart.on("plotly_click", ({ points }) =>
     location.assign(box.dataset.run.replace(/0$/, points[0].customdata)),
   );
 }
 
-plotlyReady.then(draw);
-const wanted = new URLSearchParams(location.search).get("span");
-if (wanted && [...span.options].some((option) => option.value === wanted)) span.value = wanted;
+plotlyReady.then(drawChart);
+const urlSpan = new URLSearchParams(location.search).get("span");
+if (urlSpan && [...span.options].some((option) => option.value === urlSpan)) span.value = urlSpan;
 span.addEventListener("change", () => {
   history.replaceState(null, "", `?span=${span.value}`);
-  draw();
+  drawChart();
 });
-document.addEventListener("theme", draw);
-setInterval(() => document.hidden || draw(), 15000);
+document.addEventListener("theme", drawChart);
+setInterval(() => document.hidden || drawChart(), 15000);
 
 // The tables renew themselves, but not under somebody's hands.
-const busy = () => document.hidden || document.querySelector("#gpus :focus, #gpus details[open]");
-setInterval(() => busy() || window.htmx?.trigger("#gpus", "renew"), 5000);
+const isBusy = () => document.hidden || document.querySelector("#gpus :focus, #gpus details[open]");
+setInterval(() => isBusy() || window.htmx?.trigger("#gpus", "renew"), 5000);

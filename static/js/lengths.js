@@ -2,11 +2,11 @@
 // its numbers comes in.
 import { baseAxis, baseLayout, color, plotlyReady } from "./plots.js";
 
-function draw() {
+function drawChart() {
   const box = document.querySelector("[data-histogram]");
-  const told = document.getElementById("lengths");
-  if (!box || !told || !window.Plotly) return;
-  const { edges, length, ...series } = JSON.parse(told.textContent);
+  const dataElement = document.getElementById("lengths");
+  if (!box || !dataElement || !window.Plotly) return;
+  const { edges, length, ...series } = JSON.parse(dataElement.textContent);
   const middles = edges.slice(1).map((edge, i) => (edge + edges[i]) / 2);
   const trace = (name, key) => ({
     x: middles,
@@ -46,7 +46,7 @@ function draw() {
   );
 }
 
-document.body.addEventListener("htmx:afterSwap", draw);
-plotlyReady.then(draw);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-document.addEventListener("theme", draw);
+document.body.addEventListener("htmx:afterSwap", drawChart);
+plotlyReady.then(drawChart);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawChart);
+document.addEventListener("theme", drawChart);

@@ -1,16 +1,16 @@
 // The list of runs: what is ticked stays ticked while the table renews itself, and can be compared
 // or archived.
-const MOST = 10;
+const MAX_COMPARED_RUNS = 10;
 const form = document.getElementById("chosen");
 const chosen = new Set();
 
-function show() {
+function updateSelection() {
   const bulk = form.querySelector("[data-bulk]");
   bulk.hidden = chosen.size === 0;
   form.querySelector("[data-count]").textContent = `${chosen.size} chosen`;
   const compare = form.querySelector("[data-compare-button]");
-  compare.disabled = chosen.size < 2 || chosen.size > MOST;
-  compare.textContent = chosen.size > MOST ? `Compare (at most ${MOST})` : "Compare";
+  compare.disabled = chosen.size < 2 || chosen.size > MAX_COMPARED_RUNS;
+  compare.textContent = chosen.size > MAX_COMPARED_RUNS ? `Compare (at most ${MAX_COMPARED_RUNS})` : "Compare";
   for (const box of form.querySelectorAll("input[name=run]")) box.checked = chosen.has(box.value);
 }
 
@@ -19,11 +19,11 @@ if (form) {
     if (target.name !== "run") return;
     if (target.checked) chosen.add(target.value);
     else chosen.delete(target.value);
-    show();
+    updateSelection();
   });
   form.addEventListener("click", ({ target }) => {
     if (target.closest("[data-compare-button]"))
       location.assign(`${form.dataset.compare}?${[...chosen].map((id) => `run=${id}`).join("&")}`);
   });
-  document.body.addEventListener("htmx:afterSwap", show);
+  document.body.addEventListener("htmx:afterSwap", updateSelection);
 }

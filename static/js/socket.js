@@ -1,7 +1,7 @@
 // One socket, one run, one cursor. Reload, sleep, lost Wi-Fi and a restarted server look the same:
 // connect again and say the
 // last number that arrived; what comes then has no gap and no repeat.
-const FINAL = {
+const FINAL_CLOSE_REASONS = {
   4401: "You are signed out; sign in again.",
   4403: "This run is not yours to see any more.",
   4429: "Too many open pages; close some.",
@@ -14,9 +14,9 @@ export class LiveRun extends EventTarget {
     this.run = run;
     this.points = points;
     this.cursor = cursor;
-    this.wait = 250;
-    addEventListener("online", () => this.hurry());
-    document.addEventListener("visibilitychange", () => document.hidden || this.hurry());
+    this.retryDelay = 250;
+    addEventListener("online", () => this.reconnectNow());
+    document.addEventListener("visibilitychange", () => document.hidden || this.reconnectNow());
     this.connect();
   }
 
@@ -24,19 +24,19 @@ export class LiveRun extends EventTarget {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     this.socket = new WebSocket(`${scheme}://${location.host}${this.address}`);
     this.socket.onopen = () => {
-      this.wait = 250;
-      this.tell("open");
+      this.retryDelay = 250;
+      this.emitEvent("open");
       this.subscribe();
     };
-    this.socket.onmessage = (message) => this.receive(JSON.parse(message.data));
-    this.socket.onclose = (event) => this.closed(event.code);
+    this.socket.onmessage = (message) => this.handleMessage(JSON.parse(message.data));
+    this.socket.onclose = (event) => this.handleClose(event.code);
   }
 
   subscribe() {
     this.send({ type: "sub", run: this.run, cursor: this.cursor, points: this.points });
   }
 
-  receive(message) {
+  handleMessage(message) {
     if (message.type === "delta" && message.first !== this.cursor + 1) {
       this.cursor = 0; // a gap: the whole picture again
       this.subscribe();
@@ -44,26 +44,26 @@ export class LiveRun extends EventTarget {
     }
     this.cursor = message.type === "snap" ? message.upto : message.last;
     this.send({ type: "ack", run: this.run, seq: this.cursor });
-    this.tell(message.type, message);
+    this.emitEvent(message.type, message);
   }
 
-  closed(code) {
-    if (FINAL[code]) {
-      this.tell("refused", { reason: FINAL[code] });
+  handleClose(code) {
+    if (FINAL_CLOSE_REASONS[code]) {
+      this.emitEvent("refused", { reason: FINAL_CLOSE_REASONS[code] });
       return;
     }
-    this.tell("closed");
-    this.timer = setTimeout(() => this.connect(), this.wait * (0.75 + Math.random() / 2));
-    this.wait = Math.min(this.wait * 2, 10_000);
+    this.emitEvent("closed");
+    this.timer = setTimeout(() => this.connect(), this.retryDelay * (0.75 + Math.random() / 2));
+    this.retryDelay = Math.min(this.retryDelay * 2, 10_000);
   }
 
-  hurry() {
+  reconnectNow() {
     if (this.socket.readyState !== WebSocket.CLOSED) return;
     clearTimeout(this.timer);
     this.connect();
   }
 
-  again() {
+  requestSnapshot() {
     this.cursor = 0;
     if (this.socket.readyState === WebSocket.OPEN) this.subscribe();
   }
@@ -72,7 +72,7 @@ export class LiveRun extends EventTarget {
     this.socket.send(JSON.stringify(message));
   }
 
-  tell(name, detail) {
+  emitEvent(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 }

@@ -22,35 +22,35 @@ export class Trials {
     this.verdict = null;
   }
 
-  take(event) {
+  addEvent(event) {
     if (event.kind === "trial") this.trials.set(event.number, event);
     else if (event.kind === "tuned") this.verdict = event;
     else return;
-    if (this.asked) return;
-    this.asked = true;
+    if (this.isDrawRequested) return;
+    this.isDrawRequested = true;
     requestAnimationFrame(() => {
-      this.asked = false;
-      this.draw();
+      this.isDrawRequested = false;
+      this.drawTrials();
     });
   }
 
-  draw() {
+  drawTrials() {
     if (!this.trials.size) return;
     this.box.hidden = false;
     const trials = [...this.trials.values()].sort((a, b) => a.number - b.number);
     const newest = trials.reduce((a, b) => (b.spent > a.spent ? b : a));
-    const part = (name) => this.box.querySelector(`[data-${name}]`);
+    const getElement = (name) => this.box.querySelector(`[data-${name}]`);
     const [spent, budget] = [newest.spent, newest.budget].map(formatInteger);
     const progress =
       `${spent} of ${budget} steps of trials are done. ` +
       "The first is the plan's own guess; the better half goes on each time.";
-    part("verdict").textContent = this.verdict?.message ?? progress;
-    part("verdict").classList.toggle("good", Boolean(this.verdict));
-    part("rows").replaceChildren(...trials.map((trial) => this.row(trial)));
-    plotlyReady.then(() => this.charts(trials, part));
+    getElement("verdict").textContent = this.verdict?.message ?? progress;
+    getElement("verdict").classList.toggle("good", Boolean(this.verdict));
+    getElement("rows").replaceChildren(...trials.map((trial) => this.buildRow(trial)));
+    plotlyReady.then(() => this.drawCharts(trials, getElement));
   }
 
-  row(trial) {
+  buildRow(trial) {
     const best = this.verdict?.winner === trial.number;
     const line = document.createElement("tr");
     line.classList.toggle("best", best);
@@ -64,7 +64,7 @@ export class Trials {
       ["number", alpha],
       ["", layers],
       ["number", `${trial.steps} / ${trial.full_steps}`],
-      ["number", formatLoss(last(trial)) || "–"],
+      ["number", formatLoss(getLastLoss(trial)) || "–"],
       ["number", trial.seconds ? formatDuration(trial.seconds) : ""],
       ["", state],
     ];
@@ -77,13 +77,13 @@ export class Trials {
     return line;
   }
 
-  charts(trials, part) {
-    const told = trials.filter((trial) => trial.losses.length);
-    if (!told.length) return;
+  drawCharts(trials, getElement) {
+    const measuredTrials = trials.filter((trial) => trial.losses.length);
+    if (!measuredTrials.length) return;
     const best =
       this.verdict?.winner ??
-      told.reduce((a, b) =>
-        b.steps > a.steps || (b.steps === a.steps && last(b) < last(a)) ? b : a,
+      measuredTrials.reduce((a, b) =>
+        b.steps > a.steps || (b.steps === a.steps && getLastLoss(b) < getLastLoss(a)) ? b : a,
       ).number;
     const line = (trial) => ({
       color: color(trial.number === best ? "chart-2" : trial.number ? "chart-1" : "chart-3"),
@@ -96,42 +96,42 @@ export class Trials {
       opacity: trial.number === best ? 1 : 0.6,
       showlegend: false,
     });
-    const axes = dimensions(told);
-    const parallel = told.map((trial) => ({
+    const axes = buildDimensions(measuredTrials);
+    const parallel = measuredTrials.map((trial) => ({
       ...shared(trial),
       x: axes.map((axis) => axis.name),
-      y: axes.map((axis) => axis.place(trial)),
-      text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.words(trial)}`),
+      y: axes.map((axis) => axis.position(trial)),
+      text: axes.map((axis) => `trial ${trial.number + 1}: ${axis.format(trial)}`),
       hovertemplate: "%{text}<extra></extra>",
     }));
     const ends = axes.flatMap((axis) =>
       [
         [axis.high, 1, "bottom"],
         [axis.low, 0, "top"],
-      ].map(([words, y, yanchor]) => ({
+      ].map(([text, y, yanchor]) => ({
         x: axis.name,
         y,
         yanchor,
-        text: words,
+        text: text,
         showarrow: false,
         font: { size: 11, color: color("soft") },
       })),
     );
-    const flat = { visible: false, range: [-0.12, 1.12], fixedrange: true };
+    const hiddenAxis = { visible: false, range: [-0.12, 1.12], fixedrange: true };
     Plotly.react(
-      part("parallel"),
+      getElement("parallel"),
       parallel,
       {
         ...baseLayout(),
         hovermode: "closest",
         xaxis: { ...baseAxis(), type: "category", fixedrange: true, side: "bottom" },
-        yaxis: flat,
+        yaxis: hiddenAxis,
         annotations: ends,
         margin: { l: 40, r: 40, t: 8, b: 30 },
       },
       config,
     );
-    const curves = told.map((trial) => ({
+    const curves = measuredTrials.map((trial) => ({
       ...shared(trial),
       x: trial.losses.map(([step]) => step),
       y: trial.losses.map(([, value]) => value),
@@ -139,7 +139,7 @@ export class Trials {
       hovertemplate: `trial ${trial.number + 1}, step %{x}: %{y:.4g}<extra></extra>`,
     }));
     Plotly.react(
-      part("spent"),
+      getElement("spent"),
       curves,
       {
         ...baseLayout(),
@@ -155,22 +155,22 @@ export class Trials {
 
 // What the parallel axes are: each has a place from 0 to 1 for a trial, its words there and at both
 // ends.
-function dimensions(trials) {
-  const numeric = (name, value, words, scale = (x) => x) => {
-    const all = trials.map(value);
-    const [low, high] = [Math.min(...all), Math.max(...all)];
-    const place = (trial) =>
+function buildDimensions(trials) {
+  const numeric = (name, value, format, scale = (x) => x) => {
+    const values = trials.map(value);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const position = (trial) =>
       high > low ? (scale(value(trial)) - scale(low)) / (scale(high) - scale(low)) : 0.5;
     return {
       name,
-      place,
-      words: (trial) => words(value(trial)),
-      low: high > low ? words(low) : "",
-      high: words(high),
+      position,
+      format: (trial) => format(value(trial)),
+      low: high > low ? format(low) : "",
+      high: format(high),
     };
   };
   const layers = [...new Set(trials.map((trial) => trial.settings.target_modules))];
-  const short = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
+  const shortenName = (name) => (name.length > 16 ? `${name.slice(0, 15)}…` : name);
   return [
     numeric(
       "learning rate",
@@ -182,16 +182,16 @@ function dimensions(trials) {
     numeric("alpha", (trial) => trial.settings.alpha, String, Math.log),
     {
       name: "layers",
-      place: (trial) =>
+      position: (trial) =>
         layers.length > 1
           ? layers.indexOf(trial.settings.target_modules) / (layers.length - 1)
           : 0.5,
-      words: (trial) => trial.settings.target_modules,
-      low: layers.length > 1 ? short(layers[0]) : "",
-      high: short(layers.at(-1)),
+      format: (trial) => trial.settings.target_modules,
+      low: layers.length > 1 ? shortenName(layers[0]) : "",
+      high: shortenName(layers.at(-1)),
     },
-    numeric("held-out loss", last, formatLoss),
+    numeric("held-out loss", getLastLoss, formatLoss),
   ];
 }
 
-const last = (trial) => trial.losses.at(-1)?.[1];
+const getLastLoss = (trial) => trial.losses.at(-1)?.[1];

@@ -6,11 +6,11 @@ const columns = [...box.querySelectorAll("[data-who]")].map((element) => ({
   who: element.dataset.who,
   messages: [],
 }));
-const button = (name) => box.querySelector(`[data-${name}]`);
+const getElement = (name) => box.querySelector(`[data-${name}]`);
 let system = [];
-let stopping = null;
+let abortController = null;
 
-function bubble(column, role, words) {
+function addMessage(column, role, content) {
   const chat = column.element.querySelector("[data-chat]");
   chat.querySelector(":scope > p.soft")?.remove();
   const turn = document.createElement("div");
@@ -19,29 +19,29 @@ function bubble(column, role, words) {
   who.className = "who";
   who.textContent = role;
   const text = document.createElement("span");
-  text.textContent = words;
+  text.textContent = content;
   turn.append(who, text);
   chat.append(turn);
   return text;
 }
 
-async function* events(response) {
+async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let remainder = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
+    const parts = (remainder + value).split("\n\n");
+    remainder = parts.pop();
     for (const part of parts)
       if (part.startsWith("data: ") && part !== "data: [DONE]") yield JSON.parse(part.slice(6));
   }
 }
 
-async function answer(column, settings, signal) {
+async function streamAnswer(column, settings, signal) {
   const speed = column.element.querySelector("[data-speed]");
-  const text = bubble(column, "assistant", "");
-  let said = "";
+  const text = addMessage(column, "assistant", "");
+  let answerText = "";
   speed.textContent = "waiting…";
   try {
     const response = await fetch(box.dataset.try, {
@@ -59,13 +59,13 @@ async function answer(column, settings, signal) {
       signal,
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
-    for await (const event of events(response)) {
+    for await (const event of readEvents(response)) {
       if (event.error) throw new Error(event.error.message);
       if (event.snapml?.status) speed.textContent = `${event.snapml.status}…`;
       const piece = event.choices?.[0]?.delta?.content;
       if (piece) {
-        said += piece;
-        text.textContent = said;
+        answerText += piece;
+        text.textContent = answerText;
         speed.textContent = "answering…";
       }
       if (event.usage)
@@ -73,7 +73,7 @@ async function answer(column, settings, signal) {
           `${event.usage.completion_tokens} tokens, ` +
           `${event.snapml.tokens_per_second.toFixed(1)} tokens/s`;
     }
-    column.messages.push({ role: "assistant", content: said });
+    column.messages.push({ role: "assistant", content: answerText });
   } catch (error) {
     if (error.name === "AbortError") speed.textContent = "stopped";
     else {
@@ -88,7 +88,7 @@ async function answer(column, settings, signal) {
 composer.addEventListener("submit", async (event) => {
   event.preventDefault();
   const message = composer.elements.message.value.trim();
-  if (!message || stopping) return;
+  if (!message || abortController) return;
   const settings = Object.fromEntries(
     ["temperature", "top_p", "max_tokens"].map((name) => [
       name,
@@ -96,17 +96,17 @@ composer.addEventListener("submit", async (event) => {
     ]),
   );
   composer.elements.message.value = "";
-  stopping = new AbortController();
-  button("send").disabled = true;
-  button("stop").hidden = false;
+  abortController = new AbortController();
+  getElement("send").disabled = true;
+  getElement("stop").hidden = false;
   for (const column of columns) {
     column.messages.push({ role: "user", content: message });
-    bubble(column, "user", message);
+    addMessage(column, "user", message);
   }
-  await Promise.all(columns.map((column) => answer(column, settings, stopping.signal)));
-  stopping = null;
-  button("send").disabled = false;
-  button("stop").hidden = true;
+  await Promise.all(columns.map((column) => streamAnswer(column, settings, abortController.signal)));
+  abortController = null;
+  getElement("send").disabled = false;
+  getElement("stop").hidden = true;
 });
 
 composer.elements.message.addEventListener("keydown", (event) => {
@@ -117,9 +117,9 @@ composer.elements.message.addEventListener("keydown", (event) => {
 });
 
 function clear() {
-  stopping?.abort();
+  abortController?.abort();
   system = [];
-  button("expected").hidden = true;
+  getElement("expected").hidden = true;
   for (const column of columns) {
     column.messages = [];
     column.element.querySelector("[data-chat]").replaceChildren();
@@ -127,22 +127,22 @@ function clear() {
   }
 }
 
-button("stop").addEventListener("click", () => stopping?.abort());
-button("clear").addEventListener("click", clear);
-button("random").addEventListener("click", async () => {
+getElement("stop").addEventListener("click", () => abortController?.abort());
+getElement("clear").addEventListener("click", clear);
+getElement("random").addEventListener("click", async () => {
   const response = await fetch(box.dataset.heldout, { headers: { Accept: "application/json" } });
   const row = await response.json();
   clear();
   if (!response.ok) {
-    bubble(columns[0], "system", row.error.message);
+    addMessage(columns[0], "system", row.error.message);
     return;
   }
   const last = row.messages.at(-1);
   system = row.messages.slice(0, -1);
   for (const column of columns)
-    for (const message of system) bubble(column, message.role, message.content);
+    for (const message of system) addMessage(column, message.role, message.content);
   composer.elements.message.value = last?.content ?? "";
   box.querySelector("[data-expected-text]").textContent = row.expected;
-  button("expected").hidden = false;
+  getElement("expected").hidden = false;
 });
 composer.inert = false;

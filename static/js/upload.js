@@ -2,61 +2,61 @@
 import { formatBytes } from "./formatting.js";
 
 const form = document.getElementById("new-data");
-const part = (name) => form.querySelector(`[data-${name}]`);
+const getElement = (name) => form.querySelector(`[data-${name}]`);
 const file = form.elements.file;
 const LIMIT = Number(form.dataset.limit);
 let request = null;
 
-function complain(words) {
-  part("problem").textContent = words;
-  part("problem").hidden = !words;
-  part("sending").hidden = true;
+function showProblem(message) {
+  getElement("problem").textContent = message;
+  getElement("problem").hidden = !message;
+  getElement("sending").hidden = true;
   form.querySelector("button.main").disabled = false;
 }
 
-function send() {
+function sendUpload() {
   const bytes = [...form.querySelectorAll("input[type=file]")].reduce(
     (sum, input) => sum + (input.files[0]?.size ?? 0),
     0,
   );
   if (bytes > LIMIT) {
-    const most = form.dataset.limitWords;
-    return complain(`The upload has ${formatBytes(bytes)}; at most ${most} can be taken.`);
+    const most = form.dataset.limitText;
+    return showProblem(`The upload has ${formatBytes(bytes)}; at most ${most} can be taken.`);
   }
-  complain("");
+  showProblem("");
   form.querySelector("button.main").disabled = true;
-  part("sending").hidden = !bytes;
+  getElement("sending").hidden = !bytes;
   request = new XMLHttpRequest();
   request.open("POST", form.action || location.href);
   request.setRequestHeader("Accept", "application/json");
   request.responseType = "json";
-  const began = performance.now();
+  const startedAt = performance.now();
   request.upload.onprogress = ({ loaded, total }) => {
     form.querySelector("progress").value = loaded / total;
-    const rate = loaded / ((performance.now() - began) / 1000);
+    const rate = loaded / ((performance.now() - startedAt) / 1000);
     const sent = `${formatBytes(loaded)} of ${formatBytes(total)}, ${formatBytes(rate)}/s`;
-    part("sent").textContent = loaded < total ? sent : "Arrived; reading the first rows…";
+    getElement("sent").textContent = loaded < total ? sent : "Arrived; reading the first rows…";
   };
   request.onload = () => {
     if (request.status === 200 && request.response?.url) location.assign(request.response.url);
     else
-      complain(
+      showProblem(
         request.response?.error?.message ??
           `The server answered ${request.status}; nothing was kept.`,
       );
   };
-  request.onerror = () => complain("The upload broke off; nothing of it was kept. Try again.");
-  request.onabort = () => complain("Cancelled; nothing was kept.");
+  request.onerror = () => showProblem("The upload broke off; nothing of it was kept. Try again.");
+  request.onabort = () => showProblem("Cancelled; nothing was kept.");
   request.send(new FormData(form));
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  send();
+  sendUpload();
 });
-part("cancel").addEventListener("click", () => request?.abort());
+getElement("cancel").addEventListener("click", () => request?.abort());
 
-const drop = part("drop");
+const drop = getElement("drop");
 for (const name of ["dragenter", "dragover"]) {
   drop.addEventListener(name, (event) => {
     event.preventDefault();
@@ -69,5 +69,5 @@ drop.addEventListener("drop", (event) => {
   event.preventDefault();
   if (!event.dataTransfer.files.length) return;
   file.files = event.dataTransfer.files;
-  send();
+  sendUpload();
 });

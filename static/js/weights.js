@@ -4,13 +4,13 @@ import { formatInteger } from "./formatting.js";
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("weights");
-const part = (name) => box.querySelector(`[data-${name}]`);
-const view = new URLSearchParams(location.search);
+const getElement = (name) => box.querySelector(`[data-${name}]`);
+const urlParams = new URLSearchParams(location.search);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-let told = null;
+let analysis = null;
 
 // Rows are layers, columns the modules in them; a module that a version does not move is empty.
-function map(relative_change, layers) {
+function buildHeatmap(relative_change, layers) {
   const names = [
     ...new Set(
       Object.values(layers)
@@ -29,26 +29,26 @@ function map(relative_change, layers) {
   return { names, rows, z };
 }
 
-function drawMaps({ relative_change, layers }, versions) {
-  const shown = versions.filter(({ id }) => relative_change[id]);
-  const most = Math.max(...shown.flatMap(({ id }) => Object.values(relative_change[id])), 1e-12);
-  const charts = shown.map(({ name }) => {
+function drawHeatmaps({ relative_change, layers }, versions) {
+  const movedVersions = versions.filter(({ id }) => relative_change[id]);
+  const maxValue = Math.max(...movedVersions.flatMap(({ id }) => Object.values(relative_change[id])), 1e-12);
+  const charts = movedVersions.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
     chart.setAttribute("aria-label", `How far ${name} moved each layer`);
     return chart;
   });
   // all before the first is drawn: its width depends on how many there are
-  part("maps").replaceChildren(...charts);
-  for (const [at, { id, name }] of shown.entries()) {
-    const { names, rows, z } = map(relative_change[id], layers);
+  getElement("maps").replaceChildren(...charts);
+  for (const [at, { id, name }] of movedVersions.entries()) {
+    const { names, rows, z } = buildHeatmap(relative_change[id], layers);
     const trace = {
       type: "heatmap",
       x: names,
       y: rows,
       z,
       zmin: 0,
-      zmax: most,
+      zmax: maxValue,
       colorscale: [
         [0, color("sunk")],
         [1, color("chart-1")],
@@ -71,13 +71,13 @@ function drawMaps({ relative_change, layers }, versions) {
   }
 }
 
-function cell(row, kind, text) {
-  const made = document.createElement(kind);
-  made.textContent = text;
-  row.append(made);
+function addCell(row, kind, text) {
+  const element = document.createElement(kind);
+  element.textContent = text;
+  row.append(element);
 }
 
-function tellAlike({ similarities, outputs }, versions) {
+function showSimilarities({ similarities, outputs }, versions) {
   const names = Object.fromEntries(versions.map(({ id, name }) => [id, name]));
   const rows = [
     ...Object.entries(similarities).map(([pair, values]) => [
@@ -87,14 +87,14 @@ function tellAlike({ similarities, outputs }, versions) {
     ]),
     ...Object.entries(outputs).map(([pair, value]) => [pair, "what comes out (linear CKA)", value]),
   ].filter(([, , value]) => Number.isFinite(value));
-  part("similarities").replaceChildren();
+  getElement("similarities").replaceChildren();
   if (!rows.length) return;
   const table = document.createElement("table");
   const head = table.insertRow();
-  for (const title of ["How alike", "", "0 to 1"]) cell(head, "th", title);
+  for (const title of ["How alike", "", "0 to 1"]) addCell(head, "th", title);
   for (const [pair, what, value] of rows) {
     const row = table.insertRow();
-    cell(
+    addCell(
       row,
       "td",
       pair
@@ -102,13 +102,13 @@ function tellAlike({ similarities, outputs }, versions) {
         .map((id) => names[id])
         .join(" and "),
     );
-    cell(row, "td", what);
-    cell(row, "td", value.toFixed(3));
+    addCell(row, "td", what);
+    addCell(row, "td", value.toFixed(3));
   }
-  part("similarities").append(table);
+  getElement("similarities").append(table);
 }
 
-function tellOverlaps({ overlaps }) {
+function showOverlaps({ overlaps }) {
   const sentence = ({ first, second, ...rows }) => {
     const [one, other, shared] = [rows.first_rows, rows.second_rows, rows.shared].map(
       formatInteger,
@@ -121,41 +121,41 @@ function tellOverlaps({ overlaps }) {
   document.querySelector("[data-overlaps]").textContent = overlaps.map(sentence).join(" ");
 }
 
-function draw() {
-  if (!told) return;
-  const { result, versions } = told;
-  const still = versions.filter(({ id }) => !result.relative_change[id]).map(({ name }) => name);
-  const unmoved = `${still.join(", ")} move${still.length > 1 ? "" : "s"} no weight.`;
-  part("weights-words").textContent =
-    `The size of each update against the weight that it moves. ${still.length ? unmoved : ""}`;
-  drawMaps(result, versions);
-  tellAlike(result, versions);
-  tellOverlaps(result);
+function drawAnalysis() {
+  if (!analysis) return;
+  const { result, versions } = analysis;
+  const unmovedNames = versions.filter(({ id }) => !result.relative_change[id]).map(({ name }) => name);
+  const unmoved = `${unmovedNames.join(", ")} move${unmovedNames.length > 1 ? "" : "s"} no weight.`;
+  getElement("weights-summary").textContent =
+    `The size of each update against the weight that it moves. ${unmovedNames.length ? unmoved : ""}`;
+  drawHeatmaps(result, versions);
+  showSimilarities(result, versions);
+  showOverlaps(result);
 }
 
-async function ask(again) {
-  const body = new URLSearchParams([...view.getAll("v").map((id) => ["v", id]), ["again", again]]);
-  const answer = await fetch(box.dataset.address, {
+async function requestAnalysis(again) {
+  const body = new URLSearchParams([...urlParams.getAll("v").map((id) => ["v", id]), ["again", again]]);
+  const response = await fetch(box.dataset.address, {
     method: "POST",
     body,
     headers: { "X-CSRFToken": box.dataset.csrf, Accept: "application/json" },
   });
-  const said = await answer.json();
-  if (!answer.ok || said.state === "failed") {
-    part("weights-told").textContent = said.error?.message ?? said.error;
+  const job = await response.json();
+  if (!response.ok || job.state === "failed") {
+    getElement("weights-status").textContent = job.error?.message ?? job.error;
     return;
   }
-  if (said.state !== "done") {
-    part("weights-told").textContent = said.message ? `${said.message}…` : "waiting for a worker…";
-    setTimeout(ask, 1500, "0");
+  if (job.state !== "done") {
+    getElement("weights-status").textContent = job.message ? `${job.message}…` : "waiting for a worker…";
+    setTimeout(requestAnalysis, 1500, "0");
     return;
   }
-  part("weights-told").textContent = "";
+  getElement("weights-status").textContent = "";
   await plotlyReady;
-  told = said;
-  draw();
+  analysis = job;
+  drawAnalysis();
 }
 
-ask("1"); // what failed is tried again by whoever opens the page, and not by each look
-document.addEventListener("theme", draw);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+requestAnalysis("1"); // what failed is tried again by whoever opens the page, and not by each look
+document.addEventListener("theme", drawAnalysis);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAnalysis);

@@ -38,7 +38,7 @@ def finish_run(run, engine):
         json.loads(line) for line in (run.folder / "events.jsonl").open() if '"start"' in line
     )
     result = read_result(run.folder)
-    run.plan, run.best_eval_loss, run.peak_memory_bytes, run.state = (
+    run.start_info, run.best_eval_loss, run.peak_memory_bytes, run.state = (
         start,
         result.eval_loss,
         10**8 + run.pk,

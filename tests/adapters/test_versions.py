@@ -68,10 +68,10 @@ def test_the_same_weights_are_one_version_and_new_ones_another(trained):
 
 
 def test_any_kept_checkpoint_becomes_a_version(alice, people, trained):
-    from training.runs.run_files import kept_steps
+    from training.runs.run_files import list_checkpoint_steps
 
     run = trained.run
-    steps = kept_steps(run)
+    steps = list_checkpoint_steps(run)
     assert len(steps) >= 2
     version = registry_services.register_checkpoint(alice, run, steps[0])
     assert (version.step, version.number) == (steps[0], 2)
@@ -246,7 +246,7 @@ def test_disk_use_is_told_by_owner_adapter_and_run(alice, people, run):
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained, monkeypatch):
-    from training.runs.run_files import kept_steps
+    from training.runs.run_files import list_checkpoint_steps
 
     def fail_copy(source, *_args, **_kwargs):
         shutil.rmtree(source)
@@ -254,15 +254,15 @@ def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained
 
     monkeypatch.setattr(shutil, "copytree", fail_copy)
     with pytest.raises(Conflict, match="replaced by a newer one"):
-        registry_services.register_checkpoint(alice, trained.run, kept_steps(trained.run)[0])
+        registry_services.register_checkpoint(alice, trained.run, list_checkpoint_steps(trained.run)[0])
     assert not list(trained.run.folder.glob(".shelf-*"))
 
 
 def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
-    from training.runs.run_files import kept_steps
+    from training.runs.run_files import list_checkpoint_steps
 
     run = trained.run
-    step = kept_steps(run)[0]
+    step = list_checkpoint_steps(run)[0]
     with (run.folder / "events.jsonl").open("rb") as file:
         lines = [json.loads(line) for line in file]
     expected = [
@@ -275,7 +275,7 @@ def test_the_held_out_loss_of_a_checkpoints_step_is_its_own(alice, trained):
             kind=line["kind"],
             step=line.get("step"),
             time=line["time"],
-            payload=line,
+            fields=line,
         )
     version = registry_services.register_checkpoint(alice, run, step)
     assert version.eval_loss == (expected[-1] if expected else None)

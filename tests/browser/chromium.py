@@ -14,17 +14,17 @@ FLAGS = [
 ]
 
 
-def chromium_path():
+def find_chromium():
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 @contextmanager
-def browser():
+def launch_browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        launched = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         try:
-            yield made
+            yield launched
         finally:
-            made.close()
+            launched.close()

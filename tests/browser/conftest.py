@@ -7,71 +7,71 @@ import warnings
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.chromium import browser, chromium_path
-from tests.browser.instances import new_stage, sign_in, stop_runs
+from tests.browser.chromium import launch_browser, find_chromium
+from tests.browser.instances import start_instance, sign_in, stop_runs
 
 # The server shares two cores with the engine, the browser and simulated steps
 expect.set_options(timeout=40_000)
-LEFT_OUT = (
+SKIP_REASON = (
     "NO CHROMIUM FOUND: the browser tests are left out. Install Debian's `chromium` and "
     "run them again."
 )
 
 
 def pytest_collection_modifyitems(items):
-    if chromium_path() is None:
-        warnings.warn(LEFT_OUT, stacklevel=1)
+    if find_chromium() is None:
+        warnings.warn(SKIP_REASON, stacklevel=1)
         for item in items:
             if item.get_closest_marker("browser"):
-                item.add_marker(pytest.mark.skip(reason=LEFT_OUT))
+                item.add_marker(pytest.mark.skip(reason=SKIP_REASON))
 
 
 @pytest.fixture(scope="session")
 def chromium():
-    with browser() as made:
-        yield made
+    with launch_browser() as launched:
+        yield launched
 
 
 @pytest.fixture(scope="session")
-def shared_stage(tmp_path_factory, tiny_model):
-    with new_stage(tmp_path_factory, tiny_model) as running:
+def shared_instance(tmp_path_factory, tiny_model):
+    with start_instance(tmp_path_factory, tiny_model) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def stage(shared_stage):
+def instance(shared_instance):
     """One instance for the modules of this process: a test makes what it changes, and finds it by
     its number or name. No module's runs hold the device of the next one.
     """
-    stop_runs(shared_stage)
-    yield shared_stage
-    stop_runs(shared_stage)
+    stop_runs(shared_instance)
+    yield shared_instance
+    stop_runs(shared_instance)
 
 
 @pytest.fixture(scope="module")
-def session_of_alice(chromium, stage):
+def alice_session(chromium, instance):
     """Cookies of one sign-in, for every test's own context."""
     context = chromium.new_context()
-    sign_in(context.new_page(), stage)
+    sign_in(context.new_page(), instance)
     state = context.storage_state()
     context.close()
     return state
 
 
 @pytest.fixture
-def page(chromium, stage, session_of_alice):
+def page(chromium, instance, alice_session):
     """A signed-in page that fails the test if anything is written to the console as an error."""
     context = chromium.new_context(
-        viewport={"width": 1440, "height": 900}, storage_state=session_of_alice
+        viewport={"width": 1440, "height": 900}, storage_state=alice_session
     )
-    made = context.new_page()
-    complaints = []
-    made.on(
+    new_page = context.new_page()
+    console_errors = []
+    new_page.on(
         "console",
-        lambda message: complaints.append(message.text) if message.type == "error" else None,
+        lambda message: console_errors.append(message.text) if message.type == "error" else None,
     )
-    made.on("pageerror", lambda error: complaints.append(str(error)))
-    made.complaints = complaints
-    yield made
+    new_page.on("pageerror", lambda error: console_errors.append(str(error)))
+    new_page.console_errors = console_errors
+    yield new_page
     context.close()
-    assert complaints == []
+    assert console_errors == []

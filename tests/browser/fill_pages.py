@@ -18,7 +18,7 @@ def make_runs(alice):
     from training.runs.models import Run
     from training.runs.worker import tasks
 
-    tasks.supervise = lambda _id: None
+    tasks.supervise_task = lambda _id: None
     model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
     ended = {
         "state": "failed",
@@ -49,14 +49,14 @@ def make_sweeps(alice):
         owner=alice, team=None, name="A sweep with a long name " * 4, grid=grid
     )
     Run.objects.filter(pk__lte=12).update(sweep=sweep, tags=",one,two,", best_eval_loss=1.5)
-    bakeoff = Sweep.objects.create(
+    benchmark = Sweep.objects.create(
         owner=alice,
         team=None,
         name="All methods on a long name " * 3,
         grid={"method": list(BENCHMARK_METHODS)},
     )
     for number, method in enumerate(BENCHMARK_METHODS):
-        Run.objects.filter(pk=20 + number).update(sweep=bakeoff, method=method)
+        Run.objects.filter(pk=20 + number).update(sweep=benchmark, method=method)
 
 
 def make_upload(alice):
@@ -78,12 +78,12 @@ def make_versions(alice):
     from training.runs.models import Run
 
     run = Run.objects.get(pk=1)
-    made = [
+    versions = [
         register_version(run, name=LONG, number=number, eval_loss=1.5, tags=",candidate,")
         for number in range(1, 111)
     ]
-    answering = services.Routing(made[0], made[1], 20, use_merged=False)
-    services.create_deployment(alice, "lamps", answering)
+    routing = services.Routing(versions[0], versions[1], 20, use_merged=False)
+    services.create_deployment(alice, "lamps", routing)
     messages = [{"role": "user", "content": "Long words " * 30}]
     prompts = PromptSet.objects.create(
         owner=alice,
@@ -101,7 +101,7 @@ def make_versions(alice):
             scores=scores,
         )
         for row in range(60)
-        for version in (made[0], made[1], None)
+        for version in (versions[0], versions[1], None)
     )
 
 
@@ -111,8 +111,8 @@ def main():
     from training.runs.models import Run
 
     alice = User.objects.get()
-    for make in (make_runs, make_sweeps, make_upload, make_versions):
-        make(alice)
+    for make_objects in (make_runs, make_sweeps, make_upload, make_versions):
+        make_objects(alice)
     print(Run.objects.filter(pk__lte=LAUNCHED).latest("pk").pk)
 
 

@@ -5,27 +5,27 @@ import re
 from playwright.sync_api import expect
 
 
-def choose(page, data="Lights"):
+def choose_model_and_data(page, data="Lights"):
     """The tiny model, and the first version of a data set by its name."""
     page.locator("#model").select_option(label="tiny-llama")
     option = page.locator("#data option", has_text=f"{data} v1")
     page.locator("#data").select_option(option.first.get_attribute("value"))
 
 
-def by_hand(page, stage, query=""):
-    page.goto(f"{stage.address}/runs/new{query}")
+def open_manual_form(page, instance, query=""):
+    page.goto(f"{instance.address}/runs/new{query}")
     page.get_by_role("radio", name="I choose").check()
     expect(page.get_by_text("Advanced")).to_be_visible(timeout=90_000)
 
 
-def let_the_card_follow(page):
+def wait_for_summary(page):
     """It comes 200 ms after the last key; a run is only started with the warnings that it shows."""
     page.wait_for_timeout(300)
     expect(page.locator("#launch.htmx-request")).to_have_count(0, timeout=150_000)
 
 
-def launch(page, stage, name, data="Lights", **settings):
-    by_hand(page, stage)
+def launch_run_from_page(page, instance, name, data="Lights", **settings):
+    open_manual_form(page, instance)
     values = {
         "name": name,
         "max_steps": 12,
@@ -35,10 +35,10 @@ def launch(page, stage, name, data="Lights", **settings):
         "save_steps": 4,
     }
     page.get_by_text("Advanced").click()
-    choose(page, data)
+    choose_model_and_data(page, data)
     for field, value in (values | settings).items():
         page.locator(f"[name={field}]").fill(str(value))
     expect(page.get_by_text("counting tokens")).to_have_count(0, timeout=150_000)
-    let_the_card_follow(page)
+    wait_for_summary(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))

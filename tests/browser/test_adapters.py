@@ -14,9 +14,9 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def versions(stage):
-    """Two trained versions on the shelf of this stage."""
-    launched = []
+def versions(instance):
+    """Two trained versions on the shelf of this instance."""
+    run_ids = []
     for seed in (1, 2):
         settings = {**tiny.SETTINGS, "max_steps": 30, "learning_rate": 0.02, "seed": seed}
         body = {
@@ -26,18 +26,18 @@ def versions(stage):
             "name": f"Lamps {seed}",
             "accept_warnings": True,
         }
-        launched.append(stage.call_api("POST", "/runs", body)["id"])
-    stage.wait_for(
+        run_ids.append(instance.call_api("POST", "/runs", body)["id"])
+    instance.wait_for(
         lambda: all(
-            stage.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in launched
+            instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in run_ids
         ),
         240,
     )
-    return {item["name"]: item["id"] for item in stage.call_api("GET", "/adapters")["items"]}
+    return {item["name"]: item["id"] for item in instance.call_api("GET", "/adapters")["items"]}
 
 
-def test_compare_two_versions_and_vote_blind(page, stage, versions):
-    page.goto(f"{stage.address}/adapters")
+def test_compare_two_versions_and_vote_blind(page, instance, versions):
+    page.goto(f"{instance.address}/adapters")
     for seed in (1, 2):
         page.get_by_label(f"Choose Lamps {seed} v1").check()
     page.get_by_role("button", name="Compare").click()
@@ -59,45 +59,45 @@ def test_compare_two_versions_and_vote_blind(page, stage, versions):
     expect(page.locator(".reply")).to_have_count(9, timeout=150_000)
     assert re.search(r"prompts=\d+", page.url)
     page.get_by_role("link", name="Vote blind").click()
-    voted = 0
+    vote_count = 0
     end = page.get_by_text(re.compile("All rows are voted on|Nothing to vote on"))
     tie = page.get_by_role("button", name="0: Neither is better")
     while expect(tie.or_(end)).to_be_visible() or not end.count():
         expect(page.locator("main")).not_to_contain_text("Lamps 1")
         page.wait_for_load_state("load")  # until the script listens, a key is nobody's
-        page.keyboard.press("102"[voted % 3])
-        voted += 1
+        page.keyboard.press("102"[vote_count % 3])
+        vote_count += 1
         expect(
-            page.get_by_text(f"You have voted on {voted} row").or_(page.get_by_text("win rate"))
+            page.get_by_text(f"You have voted on {vote_count} row").or_(page.get_by_text("win rate"))
         ).to_be_visible()
-    if voted:
+    if vote_count:
         page.get_by_role("link", name="Compare with names").click()
         expect(page.get_by_text("Blind votes")).to_be_visible()
 
 
-def test_deploy_ask_switch_and_roll_back(page, stage, versions):
-    page.goto(f"{stage.address}/adapters/{versions['Lamps 1']}")
+def test_deploy_ask_switch_and_roll_back(page, instance, versions):
+    page.goto(f"{instance.address}/adapters/{versions['Lamps 1']}")
     page.get_by_label("New name").fill("lamps")
     page.get_by_role("button", name="Merge and deploy").click()
     expect(page.get_by_role("heading", name="lamps", exact=True)).to_be_visible()
     client = openai.OpenAI(
-        base_url=f"{stage.address}/v1", api_key=stage.token, max_retries=3, timeout=120
+        base_url=f"{instance.address}/v1", api_key=instance.token, max_retries=3, timeout=120
     )
 
-    def answer():
-        asked = [{"role": "user", "content": "turn on the hall lamp"}]
+    def ask_deployment():
+        messages = [{"role": "user", "content": "turn on the hall lamp"}]
         return (
             client.chat.completions.create(
-                model="lamps", messages=asked, temperature=0, max_tokens=12
+                model="lamps", messages=messages, temperature=0, max_tokens=12
             )
             .choices[0]
             .message.content
         )
 
-    attached = answer()
+    attached = ask_deployment()
     expect(page.get_by_text("Merged into its base")).to_be_visible(timeout=150_000)
     expect(page.get_by_text("answers are the same word for word")).to_be_visible()
-    assert answer() == attached
+    assert ask_deployment() == attached
     expect(page.locator("#live tr").filter(has_text="Lamps 1 v1").locator("td").last).to_have_text(
         "2"
     )
@@ -106,20 +106,20 @@ def test_deploy_ask_switch_and_roll_back(page, stage, versions):
     page.get_by_label("Weights").select_option("no")
     page.get_by_role("button", name="Switch", exact=True).click()
     expect(page.get_by_text("lamps answers with Lamps 2 v1 now.")).to_be_visible()
-    other = answer()
+    other = ask_deployment()
     page.get_by_role("button", name="Roll back to Lamps 1 v1").click()
     expect(page.get_by_text("lamps is back to Lamps 1 v1.")).to_be_visible()
-    assert answer() == attached
+    assert ask_deployment() == attached
     assert other
-    page.goto(f"{stage.address}/adapters/{versions['Lamps 1']}")
+    page.goto(f"{instance.address}/adapters/{versions['Lamps 1']}")
     page.get_by_text("Delete this version").click()
     page.get_by_label("Type Lamps 1 v1").fill("Lamps 1 v1")
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(
         page.get_by_text("Lamps 1 v1 answers as lamps; switch or take that down first.")
     ).to_be_visible()
-    page.complaints.clear()  # the browser notes the 409
-    page.goto(f"{stage.address}/deployments/lamps")
+    page.console_errors.clear()  # the browser notes the 409
+    page.goto(f"{instance.address}/deployments/lamps")
     page.get_by_label("Type lamps").fill("lamps")
     page.get_by_role("button", name="Take it down").click()
     expect(page.get_by_text("lamps is taken down")).to_be_visible()

@@ -7,24 +7,24 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.launch_page import by_hand, choose, let_the_card_follow
+from tests.browser.launch_page import open_manual_form, choose_model_and_data, wait_for_summary
 from training.engine.methods import METHODS
 
 pytestmark = pytest.mark.browser
 
 
 def start_and_finish(page):
-    let_the_card_follow(page)
+    wait_for_summary(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=180_000)
     expect(page.get_by_text("is on the shelf")).to_be_visible()
 
 
-def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, stage):
-    page.goto(stage.address + "/runs/new")
+def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, instance):
+    page.goto(instance.address + "/runs/new")
     expect(page.get_by_role("radio", name="Auto")).to_be_checked()
-    choose(page)
+    choose_model_and_data(page)
     plan = page.locator("ol.plan")
     expect(plan).to_contain_text("LoRA fits", timeout=120_000)
     page.get_by_label("Rank").fill("4")
@@ -41,9 +41,9 @@ def test_auto_plans_is_locked_in_part_starts_and_leaves_an_adapter(page, stage):
     expect(page.locator("#tab-config")).to_be_hidden()
 
 
-def test_auto_takes_back_a_lock(page, stage):
-    page.goto(stage.address + "/runs/new")
-    choose(page)
+def test_auto_takes_back_a_lock(page, instance):
+    page.goto(instance.address + "/runs/new")
+    choose_model_and_data(page)
     rank = page.get_by_label("Rank")
     expect(rank).to_be_visible(timeout=120_000)
     planned = rank.input_value()
@@ -54,8 +54,8 @@ def test_auto_takes_back_a_lock(page, stage):
     expect(rank).to_have_value(planned)
 
 
-def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
-    page.goto(stage.address + "/data")
+def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, instance):
+    page.goto(instance.address + "/data")
     page.get_by_role("button", name="Use smart home").click()
     page.get_by_role("link", name="New run with this").click(timeout=150_000)
     page.locator("#model").select_option(label="tiny-llama")
@@ -64,7 +64,7 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
     page.get_by_label("Trials first").fill("1.5")
     expect(page.locator("ol.plan li.locked")).to_have_count(2)
     expect(page.locator("#card")).to_contain_text("16, measured", timeout=90_000)
-    let_the_card_follow(page)
+    wait_for_summary(page)
     page.get_by_role("button", name=re.compile("Start run|Start anyway")).click(timeout=150_000)
     page.wait_for_url(re.compile(r"/runs/\d+$"))
     expect(page.locator("[data-trials]")).to_contain_text("the plan's guess", timeout=150_000)
@@ -78,9 +78,9 @@ def test_trials_are_watched_as_rows_and_the_winner_goes_on(page, stage):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_technique_is_launched_by_clicking(page, stage, name):
-    by_hand(page, stage)
-    choose(page)
+def test_every_technique_is_launched_by_clicking(page, instance, name):
+    open_manual_form(page, instance)
+    choose_model_and_data(page)
     page.locator(f"#method-{name}").check()
     expect(page.locator(f"[data-settings-of={name}]")).to_be_visible()
     page.get_by_text("Advanced").click()
@@ -97,9 +97,9 @@ def test_every_technique_is_launched_by_clicking(page, stage, name):
     start_and_finish(page)
 
 
-def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(page, stage):
-    by_hand(page, stage)
-    choose(page)
+def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(page, instance):
+    open_manual_form(page, instance)
+    choose_model_and_data(page)
     page.get_by_text("Advanced").click()
     page.locator("[name=max_steps]").fill("6")
     expect(page.locator("#card")).to_contain_text("6, measured", timeout=90_000)
@@ -114,15 +114,15 @@ def test_a_card_that_is_renewed_while_its_button_is_pressed_takes_no_click_away(
     page.wait_for_url(re.compile(r"/runs/\d+$"))
 
 
-def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_settings(page, stage):
-    by_hand(page, stage)
+def test_a_technique_chosen_while_other_answers_are_under_way_brings_its_settings(page, instance):
+    open_manual_form(page, instance)
     network = page.context.new_cdp_session(page)
     network.send("Network.enable")
     network.send(
         "Network.emulateNetworkConditions",
         {"offline": False, "latency": 600, "downloadThroughput": -1, "uploadThroughput": -1},
     )
-    choose(page)
+    choose_model_and_data(page)
     page.locator("#method-prefix").check()
     # Asks for the card, beside the question for the settings
     page.locator("[name=max_steps]").fill("6")

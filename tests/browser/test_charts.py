@@ -19,30 +19,30 @@ CHART = """chart => ({
 })"""
 
 
-def has_finished(stage, run):
-    state = stage.call_api("GET", f"/runs/{run}")["state"]
+def has_finished(instance, run):
+    state = instance.call_api("GET", f"/runs/{run}")["state"]
     assert state["state"] not in ("failed", "stopped"), state["message"]
     return state["state"] == "finished"
 
 
 @pytest.fixture(scope="module")
-def finished(stage):
+def finished(instance):
     """Two runs of the tiny model that are over."""
-    models, data = stage.call_api("GET", "/models"), stage.call_api("GET", "/datasets")
+    models, data = instance.call_api("GET", "/models"), instance.call_api("GET", "/datasets")
     body = {
         "model": models["items"][0]["id"],
         "data": data["items"][0]["versions"][0]["id"],
         "settings": SETTINGS,
         "accept_warnings": True,
     }
-    runs = [stage.call_api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")]
+    runs = [instance.call_api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")]
     for run in runs:
-        stage.wait_for(lambda run=run: has_finished(stage, run), 300)
+        instance.wait_for(lambda run=run: has_finished(instance, run), 300)
     return runs
 
 
-def test_the_chart_of_a_run_has_a_row_for_every_chart_of_the_table(page, stage, finished):
-    page.goto(f"{stage.address}/runs/{finished[0]}")
+def test_the_chart_of_a_run_has_a_row_for_every_chart_of_the_table(page, instance, finished):
+    page.goto(f"{instance.address}/runs/{finished[0]}")
     chart = page.locator("#chart[data-ready]")
     expect(chart).to_be_visible()
     drawn = chart.evaluate(CHART)
@@ -53,9 +53,9 @@ def test_the_chart_of_a_run_has_a_row_for_every_chart_of_the_table(page, stage, 
         assert drawn["points"][metric.title.lower()] == (4 if metric.event == "eval" else 12)
 
 
-def test_a_comparison_draws_every_metric_of_the_table_for_every_run(page, stage, finished):
-    page.goto(f"{stage.address}/runs/compare?run={finished[0]}&run={finished[1]}")
-    expect(page.locator("[data-told]")).to_have_text("24 steps")
+def test_a_comparison_draws_every_metric_of_the_table_for_every_run(page, instance, finished):
+    page.goto(f"{instance.address}/runs/compare?run={finished[0]}&run={finished[1]}")
+    expect(page.locator("[data-status]")).to_have_text("24 steps")
     choice = page.locator("[data-metric]")
     assert choice.locator("option").all_inner_texts() == [m.title.lower() for m in CHARTED]
     chart = page.locator("[data-chart]")

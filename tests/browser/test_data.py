@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from tests import tiny
 from tests.browser.instances import sign_in, stop_runs
-from tests.browser.launch_page import by_hand, let_the_card_follow
+from tests.browser.launch_page import open_manual_form, wait_for_summary
 
 pytestmark = pytest.mark.browser
 PAIRS = [(f"turn on lamp {i}", f"lamp {i} is on") for i in range(12)]
@@ -26,13 +26,13 @@ User.objects.create_user("mallory", password="tulip-river-42")
 """
 
 
-def parquet(rows):
+def to_parquet(rows):
     out = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
     return out.getvalue()
 
 
-def lines(rows):
+def to_jsonl(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
@@ -45,17 +45,17 @@ FILES = {
         ]
     ).encode(),
     "alpaca.jsonl.gz": gzip.compress(
-        lines([{"instruction": a, "input": "", "output": b} for a, b in PAIRS])
+        to_jsonl([{"instruction": a, "input": "", "output": b} for a, b in PAIRS])
     ),
     "pairs.csv": b"question,answer\n" + b"".join(f"{a},{b}\n".encode() for a, b in PAIRS),
     "pairs.tsv": b"prompt\tcompletion\n" + b"".join(f"{a}\t{b}\n".encode() for a, b in PAIRS),
-    "pairs.parquet": parquet([{"prompt": a, "completion": b} for a, b in PAIRS]),
+    "pairs.parquet": to_parquet([{"prompt": a, "completion": b} for a, b in PAIRS]),
     "story.txt": "\n\n".join(f"{a}. {b}." for a, b in PAIRS).encode(),
 }
 
 
-def upload(page, stage, name, content):
-    page.goto(stage.address + "/data/new")
+def upload_file(page, instance, name, content):
+    page.goto(instance.address + "/data/new")
     page.get_by_label("File", exact=True).set_input_files(
         {"name": name, "mimeType": "application/octet-stream", "buffer": content}
     )
@@ -70,20 +70,20 @@ def check_and_save(page):
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_each_form_is_guessed_and_saved(page, stage, name):
-    upload(page, stage, name, FILES[name])
+def test_each_form_is_guessed_and_saved(page, instance, name):
+    upload_file(page, instance, name, FILES[name])
     expect(page.locator(".turn").first).to_contain_text("lamp")
     check_and_save(page)
     expect(page.get_by_text("rows to train on")).to_be_visible()
 
 
-def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
+def test_a_faulty_file_is_mapped_cleaned_and_launched(page, instance):
     content = (
         b"id,Frage,Antwort\n"
         + b"".join(f"{i},{a},{b}\n".encode() for i, (a, b) in enumerate(PAIRS))
         + b"9,short\n10,,nothing asked\n"
     )
-    upload(page, stage, "fragen.csv", content)
+    upload_file(page, instance, "fragen.csv", content)
     expect(page.get_by_text("This is a guess.")).to_be_visible()
     page.get_by_label("Prompt").select_option("Frage")
     page.get_by_label("Completion").select_option("Antwort")
@@ -99,14 +99,14 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, stage):
     page.get_by_label("Longest row").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
     expect(page.locator("#card")).to_contain_text("at most 80 tokens")
-    let_the_card_follow(page)
+    wait_for_summary(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
-    stop_runs(stage)
+    stop_runs(instance)
 
 
-def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):
-    page.goto(stage.address + "/data/1")
+def test_the_token_view_shows_what_is_trained_masked_and_cut(page, instance):
+    page.goto(instance.address + "/data/1")
     expect(page.locator(".tokens .t").first).to_be_visible(timeout=60_000)
     expect(page.locator(".tokens .m").first).to_contain_text("<|im_start|>user")
     expect(page.get_by_text("The model's own chat template is used.")).to_be_visible()
@@ -115,8 +115,8 @@ def test_the_token_view_shows_what_is_trained_masked_and_cut(page, stage):
     expect(page.locator(".tokens .t").first).to_contain_text("user", timeout=60_000)
 
 
-def test_a_sweep_is_counted_started_and_compared(page, stage):
-    by_hand(page, stage, "?data=1")
+def test_a_sweep_is_counted_started_and_compared(page, instance):
+    open_manual_form(page, instance, "?data=1")
     page.locator("#model").select_option(label="tiny-llama")
     page.get_by_text("Advanced").click()
     for name, value in {
@@ -142,29 +142,29 @@ def test_a_sweep_is_counted_started_and_compared(page, stage):
     assert "axis=total_tokens" in page.url
 
 
-def test_a_stranger_sees_nothing(page, chromium, stage):
-    stage.run_python(MALLORY)
+def test_a_stranger_sees_nothing(page, chromium, instance):
+    instance.run_python(MALLORY)
     context = chromium.new_context()
     other = context.new_page()
-    sign_in(other, stage, "mallory")
-    for path, words in (
+    sign_in(other, instance, "mallory")
+    for path, text in (
         ("/", "From data to a better model"),
         ("/data", "No data of your own yet"),
         ("/adapters", "adapter"),
     ):
-        other.goto(stage.address + path)
-        expect(other.get_by_text(words).first).to_be_visible()
+        other.goto(instance.address + path)
+        expect(other.get_by_text(text).first).to_be_visible()
         expect(other.get_by_text("Lights")).to_have_count(0)
     for path in ("/runs/1", "/data/1", "/data/uploads/1", "/data/versions/1/trained"):
-        assert other.goto(stage.address + path).status == 404
+        assert other.goto(instance.address + path).status == 404
     context.close()
 
 
-def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
-    page.goto(stage.address + "/data/new")
+def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, instance):
+    page.goto(instance.address + "/data/new")
     page.evaluate(
         "document.getElementById('new-data').dataset.limit = 10; "
-        "document.getElementById('new-data').dataset.limitWords = '10 bytes'"
+        "document.getElementById('new-data').dataset.limitText = '10 bytes'"
     )
     page.reload()
     page.evaluate("Object.defineProperty(File.prototype, 'size', { get: () => 5e9 })")
@@ -175,8 +175,8 @@ def test_an_upload_over_the_limit_is_refused_before_a_byte_is_sent(page, stage):
     expect(page.get_by_role("alert")).to_contain_text("at most 2 GiB can be taken")
 
 
-def test_a_file_is_dropped_on_the_page(page, stage):
-    page.goto(stage.address + "/data/new")
+def test_a_file_is_dropped_on_the_page(page, instance):
+    page.goto(instance.address + "/data/new")
     dropped = page.evaluate_handle(
         "() => { const data = new DataTransfer(); data.items.add(new File(['question,answer\\nlamp "
         "1,on\\nlamp 2,off\\n'], 'lamps.csv')); return data; }"
@@ -186,21 +186,21 @@ def test_a_file_is_dropped_on_the_page(page, stage):
     expect(page.locator(".turn.user").first).to_contain_text("lamp 1")
 
 
-def test_a_notification_tells_of_a_runs_end_once(page, stage):
-    page.context.grant_permissions(["notifications"], origin=stage.address)
+def test_a_notification_tells_of_a_runs_end_once(page, instance):
+    page.context.grant_permissions(["notifications"], origin=instance.address)
     page.add_init_script(
         "window.told = JSON.parse(sessionStorage.getItem('told') ?? '[]');window.Notification = "
         "class { static permission = 'granted'; static requestPermission = async () => "
         "'granted';constructor(title) { window.told.push(title); sessionStorage.setItem('told', "
         "JSON.stringify(window.told)); } };"
     )
-    page.goto(stage.address + "/account")
+    page.goto(instance.address + "/account")
     page.get_by_role("button", name="Tell me in this browser when a run ends").click()
     expect(page.get_by_role("button", name="Stop telling me in this browser")).to_be_visible()
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
-    run = stage.call_api("POST", "/runs", body)["id"]
-    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished")
+    run = instance.call_api("POST", "/runs", body)["id"]
+    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished")
     page.wait_for_function("() => window.told.includes('Finished: Told of')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.instances import new_stage
+from tests.browser.instances import start_instance
 
 pytestmark = pytest.mark.browser
 
@@ -23,7 +23,7 @@ from tests.launching import launch_run
 from training.runs.models import Run
 from training.runs.worker import tasks
 from tests.shelf import put_on_shelf
-tasks.supervise = lambda _id: None
+tasks.supervise_task = lambda _id: None
 alice, data = User.objects.get(), DatasetVersion.objects.get()
 model = BaseModel.objects.order_by("pk").first()
 for name in ("Intents, rank 16", "Support answers with a long name"):
@@ -68,84 +68,84 @@ BaseModel.objects.filter(name="slow-llama").update(state="ready")
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory, tiny_model):
+def instance(tmp_path_factory, tiny_model):
     """An instance of their own: its model and data get other names."""
-    with new_stage(tmp_path_factory, tiny_model) as running:
+    with start_instance(tmp_path_factory, tiny_model) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def filled(stage):
+def filled(instance):
     """Two finished runs and a version of each."""
-    stage.run_python(FILL)
+    instance.run_python(FILL)
 
 
 @pytest.fixture
-def long_names(stage, filled):
-    stage.run_python(LONG_NAMES)
+def long_names(instance, filled):
+    instance.run_python(LONG_NAMES)
     yield
-    stage.run_python(SHORT_NAMES)
+    instance.run_python(SHORT_NAMES)
 
 
-def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, stage, long_names):
-    page.goto(stage.address + "/")
-    card, table = (page.locator(place).bounding_box() for place in ("#table .card", "#table table"))
+def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, instance, long_names):
+    page.goto(instance.address + "/")
+    card, table = (page.locator(selector).bounding_box() for selector in ("#table .card", "#table table"))
     left = table["x"] - card["x"]
     right = card["x"] + card["width"] - table["x"] - table["width"]
     assert right == pytest.approx(left, abs=1)
 
 
-def test_heat_maps_of_two_versions_stand_side_by_side(page, stage, filled):
+def test_heat_maps_of_two_versions_stand_side_by_side(page, instance, filled):
     layers = {f"layers.{layer}.{name}": [layer, name] for layer in range(4) for name in "qv"}
     relative_change = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
     result = {"relative_change": relative_change, "layers": layers, "similarities": {}, "outputs": {}, "overlaps": []}
     versions = [{"id": pk, "name": f"Version {pk}"} for pk in (1, 2)]
     answer = json.dumps({"state": "done", "result": result, "versions": versions})
     page.route("**/adapters/compare/weights", lambda route: route.fulfill(body=answer))
-    page.goto(f"{stage.address}/adapters/compare?v=1&v=2")
+    page.goto(f"{instance.address}/adapters/compare?v=1&v=2")
     expect(page.locator("[data-maps] svg.main-svg .heatmaplayer image")).to_have_count(2)
     drawn = page.locator("[data-maps] .svg-container > svg:first-child")
-    first, second = (drawn.nth(place).bounding_box() for place in (0, 1))
+    first, second = (drawn.nth(index).bounding_box() for index in (0, 1))
     assert first["x"] + first["width"] <= second["x"]
     assert first["width"] == pytest.approx(second["width"], abs=1)
 
 
-def test_a_run_says_training_once_its_first_step_is_done(page, stage):
+def test_a_run_says_training_once_its_first_step_is_done(page, instance):
     settings = {**tiny.SETTINGS, "max_steps": 100_000, "eval_steps": 100_000}
     body = {"model": 1, "data": 1, "settings": settings, "name": "Far", "accept_warnings": True}
-    run = stage.call_api("POST", "/runs", body)["id"]
-    page.goto(f"{stage.address}/runs/{run}")
+    run = instance.call_api("POST", "/runs", body)["id"]
+    page.goto(f"{instance.address}/runs/{run}")
     expect(page.locator("[data-live=step]")).to_have_text(re.compile("^[1-9]"), timeout=150_000)
     expect(page.locator("[data-live=phase]")).to_have_text("training")
-    stage.call_api("POST", f"/runs/{run}/stop", {})
+    instance.call_api("POST", f"/runs/{run}/stop", {})
 
 
-def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, stage):
-    stage.run_python(IMPORTING)
-    page.goto(stage.address + "/runs/new")
-    model, asks = page.locator("#model"), []
-    page.on("request", lambda request: "/runs/new/models" in request.url and asks.append(request))
+def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, instance):
+    instance.run_python(IMPORTING)
+    page.goto(instance.address + "/runs/new")
+    model, model_requests = page.locator("#model"), []
+    page.on("request", lambda request: "/runs/new/models" in request.url and model_requests.append(request))
     expect(model.get_by_text("slow-llama (importing)")).to_be_disabled()
     page.get_by_label("Name", exact=True).fill("Kept")
     page.locator("#data").select_option(index=1)
     model.select_option(label="tiny-llama")
     page.wait_for_timeout(2500)
-    assert len(asks) == 1
-    stage.run_python(IMPORTED)
+    assert len(model_requests) == 1
+    instance.run_python(IMPORTED)
     expect(model.locator("option", has_text="slow-llama")).to_be_enabled()
     expect(model.locator("option:checked")).to_have_text("tiny-llama")
     assert page.get_by_label("Name", exact=True).input_value() == "Kept"
     assert page.locator("#data").input_value() == "1"
     model.select_option(label="slow-llama")
-    asked = len(asks)
+    request_count = len(model_requests)
     page.wait_for_timeout(2500)
-    assert len(asks) == asked
+    assert len(model_requests) == request_count
 
 
-def test_the_launch_page_is_filled_from_a_file_with_the_mouse(page, stage, filled, tmp_path):
+def test_the_launch_page_is_filled_from_a_file_with_the_mouse(page, instance, filled, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: tiny-llama\ndata: Lights\nname: From a file\nsettings: {rank: 4}\n")
-    page.goto(stage.address + "/runs/new")
+    page.goto(instance.address + "/runs/new")
     page.get_by_text("From a file", exact=True).click()
     page.locator("#yaml").set_input_files(file)
     page.get_by_role("button", name="Fill this page from it").click()

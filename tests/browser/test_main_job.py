@@ -8,14 +8,14 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.launch_page import by_hand, choose, launch
+from tests.browser.launch_page import open_manual_form, choose_model_and_data, launch_run_from_page
 
 pytestmark = pytest.mark.browser
 POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
 
 
-def test_upload_train_watch_try_download(page, stage, tmp_path):
-    page.goto(stage.address)
+def test_upload_train_watch_try_download(page, instance, tmp_path):
+    page.goto(instance.address)
     main = page.get_by_role("navigation", name="Main")
     main.get_by_role("link", name="Data", exact=True).click()
     page.get_by_role("link", name="Upload data").first.click()
@@ -40,7 +40,7 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     expect(page.get_by_text("rows to train on")).to_be_visible(timeout=90_000)
 
     page.get_by_role("link", name="New run with this").click()
-    launch(page, stage, "Lamps", data="lamps")
+    launch_run_from_page(page, instance, "Lamps", data="lamps")
     expect(page.locator("[data-live=label]")).to_have_text("Finished", timeout=150_000)
     expect(page.locator("[data-live=step]")).to_have_text("12 / 12")
     expect(page.get_by_text("is on the shelf")).to_be_visible()
@@ -60,25 +60,25 @@ def test_upload_train_watch_try_download(page, stage, tmp_path):
     assert download.value.suggested_filename == "Lamps-v1.zip"
 
 
-def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
-    launch(page, stage, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100)
+def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, instance):
+    launch_run_from_page(page, instance, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100)
     expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
-    page.goto(stage.address + "/data")
+    page.goto(instance.address + "/data")
     page.wait_for_timeout(1500)
     page.go_back()
     expect(page.locator("[data-connection]")).to_have_text("live")
     page.wait_for_timeout(1000)
-    check_whole(page)
+    check_curve_complete(page)
 
     before = page.evaluate(POINTS)
-    with stage.without_restarts():
-        stage.kill_processes("web")
+    with instance.without_restarts():
+        instance.kill_processes("web")
         expect(page.locator("[data-connection]")).to_contain_text("connection lost")
     expect(page.locator("[data-connection]")).to_have_text("live", timeout=90_000)
     page.wait_for_timeout(1500)
-    check_whole(page)
+    check_curve_complete(page)
     assert page.evaluate(POINTS) > before
-    page.complaints.clear()  # the browser notes the refused connections
+    page.console_errors.clear()  # the browser notes the refused connections
 
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Keep training").click()
@@ -89,13 +89,13 @@ def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, stage):
     page.get_by_role("button", name="Go on from the checkpoint").click()
     expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.wait_for_timeout(1000)
-    check_whole(page)
+    check_curve_complete(page)
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="Stop and discard").click()
     expect(page.locator("[data-live=label]")).to_have_text("Cancelled", timeout=90_000)
 
 
-def check_whole(page):
+def check_curve_complete(page):
     """The smoothed line has every step once (or buckets in order), from the first to the last."""
     steps = page.evaluate("() => document.getElementById('chart').data[1].x")
     assert steps == sorted(set(steps))
@@ -107,9 +107,9 @@ def check_whole(page):
         assert steps == list(range(1, len(steps) + 1))
 
 
-def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, stage):
-    by_hand(page, stage)
-    choose(page)
+def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, instance):
+    open_manual_form(page, instance)
+    choose_model_and_data(page)
     page.locator("[name=name]").fill("My careful run")
     page.locator("[name=max_length]").fill("512")
     page.locator("[name=max_tokens_per_batch]").fill("100")
@@ -122,9 +122,9 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     expect(page.locator("[name=max_tokens_per_batch]")).to_have_value("100")
 
 
-def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
-    by_hand(page, stage)
-    choose(page)
+def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, instance):
+    open_manual_form(page, instance)
+    choose_model_and_data(page)
     cost = page.locator("label:has(#method-lora) .number")
     expect(cost).to_contain_text("B: fits", timeout=150_000)
     expect(page.locator("#methods")).not_to_contain_text("simulating", timeout=150_000)
@@ -140,10 +140,10 @@ def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, stage):
     expect(page.locator("#card")).to_contain_text("LoRA, rank 8")
 
 
-def test_the_button_names_what_is_missing(page, stage):
-    page.goto(stage.address + "/runs/new")
+def test_the_button_names_what_is_missing(page, instance):
+    page.goto(instance.address + "/runs/new")
     button = page.locator("#card button")
-    choose(page)
+    choose_model_and_data(page)
     page.locator("#model").select_option("")
     expect(button).to_have_text("Choose a model")
     expect(button).to_be_disabled()
@@ -152,11 +152,11 @@ def test_the_button_names_what_is_missing(page, stage):
     expect(button).to_have_text("Choose data")
 
 
-def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, stage):
-    launch(page, stage, "Small", max_steps=1)
+def test_when_the_inference_program_dies_the_page_says_so_and_it_comes_back(page, instance):
+    launch_run_from_page(page, instance, "Small", max_steps=1)
     page.get_by_role("link", name="Try it").click(timeout=150_000)
-    with stage.without_restarts():
-        stage.kill_processes("inference")
+    with instance.without_restarts():
+        instance.kill_processes("inference")
         page.get_by_label("Message").fill("hello")
         page.get_by_role("button", name="Ask both").click()
         expect(page.locator("[data-who=base]")).to_contain_text("The inference program is down")

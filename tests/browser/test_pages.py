@@ -9,22 +9,22 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser import fill_pages
-from tests.browser.instances import new_stage
+from tests.browser.instances import start_instance
 
 pytestmark = pytest.mark.browser
 AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory, tiny_model):
+def instance(tmp_path_factory, tiny_model):
     """An instance of their own: hundreds of rows would stand in the way of the other modules."""
-    with new_stage(tmp_path_factory, tiny_model) as running:
+    with start_instance(tmp_path_factory, tiny_model) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def filled(stage):
-    return stage.run_python(Path(fill_pages.__file__).read_text()).strip()
+def filled(instance):
+    return instance.run_python(Path(fill_pages.__file__).read_text()).strip()
 
 
 PAGES = [
@@ -62,56 +62,56 @@ PAGES = [
 
 @pytest.mark.parametrize("path", PAGES)
 def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(
-    page, stage, filled, path
+    page, instance, filled, path
 ):
     page.set_viewport_size({"width": 1440, "height": 900})
     page.emulate_media(color_scheme="light", reduced_motion="reduce")
-    page.goto(stage.address + path.format(run=filled))
+    page.goto(instance.address + path.format(run=filled))
     page.wait_for_load_state("networkidle", timeout=120_000)
     expect(page.locator("h1")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 1440
     page.evaluate(AXE.read_text())
-    assert serious_faults(page) == []
+    assert find_serious_violations(page) == []
     page.emulate_media(color_scheme="dark")
-    assert serious_faults(page, only=["color-contrast"]) == []  # all that another scheme changes
+    assert find_serious_violations(page, only=["color-contrast"]) == []  # all that another scheme changes
     page.set_viewport_size({"width": 390, "height": 900})
     page.reload()
     expect(page.locator("h1")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def serious_faults(page, only=None) -> list[tuple[str, str, int]]:
+def find_serious_violations(page, only=None) -> list[tuple[str, str, int]]:
     options = {"resultTypes": ["violations"]} | ({"runOnly": only} if only else {})
-    found = page.evaluate("options => axe.run(document, options)", options)["violations"]
+    violations = page.evaluate("options => axe.run(document, options)", options)["violations"]
     return [
         (v["id"], v["nodes"][0]["html"][:200], len(v["nodes"]))
-        for v in found
+        for v in violations
         if v["impact"] in ("serious", "critical")
     ]
 
 
-def test_the_theme_switch_stays_after_a_reload(page, stage):
-    page.goto(stage.address)
+def test_the_theme_switch_stays_after_a_reload(page, instance):
+    page.goto(instance.address)
     page.get_by_label("Account menu").click()
     page.get_by_role("button", name="Light / dark").click()
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
-def test_keys_lead_about_and_say_which_they_are(page, stage):
-    page.goto(stage.address)
+def test_keys_lead_about_and_say_which_they_are(page, instance):
+    page.goto(instance.address)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     page.get_by_role("button", name="Close").click()
     page.keyboard.press("g")
     page.keyboard.press("d")
-    page.wait_for_url(stage.address + "/data")
+    page.wait_for_url(instance.address + "/data")
     page.keyboard.press("n")
-    page.wait_for_url(stage.address + "/runs/new")
+    page.wait_for_url(instance.address + "/runs/new")
 
 
-def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, stage, filled):
-    page.goto(stage.address + "/")
+def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, instance, filled):
+    page.goto(instance.address + "/")
     page.get_by_label("Search names, tags and notes").press_sequentially("number 17")
     expect(page.locator("td.name")).to_have_count(11)
     page.wait_for_url("**/?q=number*17*")
@@ -119,8 +119,8 @@ def test_the_list_is_searched_while_one_types_and_the_address_keeps_it(page, sta
     expect(page.locator("td.name")).to_have_count(11)
 
 
-def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
-    page.goto(f"{stage.address}/runs/{filled}?axis=total_tokens&smoothing=0.9")
+def test_what_the_chart_shows_is_in_the_address(page, instance, filled):
+    page.goto(f"{instance.address}/runs/{filled}?axis=total_tokens&smoothing=0.9")
     assert page.locator("[data-axis]").input_value() == "total_tokens"
     page.locator("[data-axis]").select_option("time")
     assert "axis=time" in page.url
@@ -134,8 +134,8 @@ def test_what_the_chart_shows_is_in_the_address(page, stage, filled):
         "{{7*7}}<script>document.title='owned'</script>",
     ],
 )
-def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
-    models, data = stage.call_api("GET", "/models"), stage.call_api("GET", "/datasets")
+def test_a_name_that_is_markup_is_shown_and_not_run(page, instance, name):
+    models, data = instance.call_api("GET", "/models"), instance.call_api("GET", "/datasets")
     settings = {"max_steps": 1, "max_tokens_per_batch": 80, "max_length": 80}
     body = {
         "model": models["items"][0]["id"],
@@ -144,9 +144,9 @@ def test_a_name_that_is_markup_is_shown_and_not_run(page, stage, name):
         "name": name,
         "accept_warnings": True,
     }
-    run = stage.call_api("POST", "/runs", body)["id"]
+    run = instance.call_api("POST", "/runs", body)["id"]
     for path in ("/", f"/runs/{run}"):
-        page.goto(stage.address + path)
+        page.goto(instance.address + path)
         expect(page.get_by_text(name).first).to_be_visible()
         page.wait_for_timeout(300)
         assert page.title() != "owned"

@@ -36,16 +36,16 @@ print(json.dumps([run.pk for run in made]))
 
 
 @pytest.fixture(scope="module")
-def two(stage):
+def two_runs(instance):
     """bob's first run trains, his second waits; their numbers."""
-    first, second = json.loads(stage.run_python(BOB, json.dumps(SETTINGS)))
-    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["step"] > 0)
+    first, second = json.loads(instance.run_python(BOB, json.dumps(SETTINGS)))
+    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["step"] > 0)
     return first, second
 
 
-def test_somebody_who_waits_sees_their_place_and_why(two, chromium, stage):
+def test_somebody_who_waits_sees_their_place_and_why(two_runs, chromium, instance):
     page = chromium.new_context(viewport={"width": 1440, "height": 900}).new_page()
-    sign_in(page, stage, "bob")
+    sign_in(page, instance, "bob")
     page.get_by_role("link", name="Second").click()
     phase = page.locator("[data-live=phase]")
     expect(phase).to_contain_text("place 1 of 1", timeout=20_000)
@@ -61,9 +61,9 @@ def test_somebody_who_waits_sees_their_place_and_why(two, chromium, stage):
     page.context.close()
 
 
-def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two, page, stage):
-    first, _ = two
-    page.goto(stage.address)
+def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two_runs, page, instance):
+    first, _ = two_runs
+    page.goto(instance.address)
     page.get_by_role("link", name="Quotas").click()
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_label("Limit").fill("0")
@@ -72,25 +72,25 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     expect(page.get_by_role("status")).to_contain_text("Second")
     expect(page.get_by_role("status")).to_contain_text("not before something else changes")
     expect(page.get_by_label("Limit")).to_have_value("0")
-    assert stage.call_api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
+    assert instance.call_api("GET", "/gpus/pools/1/quotas")[0]["limit"] is None
 
     page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
     expect(page.get_by_text("On hold")).to_be_visible()
-    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["state"] == "queued")
-    told = stage.call_api("GET", f"/runs/{first}")["state"]
+    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "queued")
+    state = instance.call_api("GET", f"/runs/{first}")["state"]
     assert (
-        "by an admin, who drains its devices" in told["message"]
-        and "no step is lost" in told["message"]
+        "by an admin, who drains its devices" in state["message"]
+        and "no step is lost" in state["message"]
     )
 
-    page.goto(f"{stage.address}/runs/{first}")
+    page.goto(f"{instance.address}/runs/{first}")
     expect(page.locator("[data-live=phase]")).to_contain_text(
         "team voice is on hold", timeout=20_000
     )
-    page.goto(stage.address + "/audit")
+    page.goto(instance.address + "/audit")
     expect(page.get_by_role("cell", name="hold and drain", exact=True)).to_be_visible()
-    page.goto(stage.address + "/quotas")
+    page.goto(instance.address + "/quotas")
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_role("button", name="Lift the hold").click()
-    stage.wait_for(lambda: stage.call_api("GET", f"/runs/{first}")["state"]["state"] == "running")
+    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "running")

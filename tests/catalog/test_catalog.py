@@ -19,7 +19,7 @@ from training.errors import NotAllowed, UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
 from training.jobs.sweeper import recover_lost_jobs
-from training.process_identity import host_name
+from training.process_identity import get_host_name
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_an_import_cut_off_by_a_dead_worker_begins_anew(people, monkeypatch):
     model = acts.add_from_hub(people["admin"], "a/b", "")
     BaseModel.objects.update(state=ModelState.IMPORTING)
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
-        name = f"{host_name()}:{dead.pid}:1"
+        name = f"{get_host_name()}:{dead.pid}:1"
     Job.objects.update(state="working", worker=name, heartbeat_at=timezone.now())
     recover_lost_jobs()
     monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", ""])

@@ -12,7 +12,7 @@ from training.jobs.models import Job
 from training.jobs.runner import claim_job
 from training.jobs.services import enqueue_job
 from training.jobs.sweeper import recover_lost_jobs, release_own_jobs
-from training.process_identity import host_name, process_start_time
+from training.process_identity import get_host_name, get_process_start_time
 
 pytestmark = pytest.mark.django_db
 
@@ -39,7 +39,7 @@ def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed_job, kind
 
 def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed_job):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        name = f"{host_name()}:{other.pid}:{process_start_time(other.pid)}"
+        name = f"{get_host_name()}:{other.pid}:{get_process_start_time(other.pid)}"
         Job.objects.update(worker=name)
         recover_lost_jobs()
         assert job_state() == "working"
@@ -48,7 +48,7 @@ def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed_
 
 
 def test_a_later_process_with_the_same_number_is_another_worker(claimed_job):
-    Job.objects.update(worker=f"{host_name()}:{os.getpid()}:0")
+    Job.objects.update(worker=f"{get_host_name()}:{os.getpid()}:0")
     recover_lost_jobs()
     assert job_state() == "waiting"
 

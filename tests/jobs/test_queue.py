@@ -7,7 +7,7 @@ import pytest
 from huey import Huey
 
 from training.jobs.consumer import QueueConsumer
-from training.sqlite_queue import WaitingSqliteStorage
+from training.sqlite_queue import BlockingSqliteStorage
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def open_queue(tmp_path):
     def make_queue():
         return Huey(
             "q",
-            storage_class=WaitingSqliteStorage,
+            storage_class=BlockingSqliteStorage,
             filename=str(tmp_path / "queue.sqlite3"),
             immediate=False,
             results=False,

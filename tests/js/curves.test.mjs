@@ -4,7 +4,7 @@ import { test } from "node:test";
 
 import { load } from "./load.mjs";
 
-const { Curves, smoothed } = await load("static/js/curves.js");
+const { Curves, smoothValues } = await load("static/js/curves.js");
 const pack = (Kind, values) => Buffer.from(Kind.from(values).buffer).toString("base64");
 const snapshot = (steps, series) => ({
   raw: true,
@@ -20,15 +20,15 @@ const step = (number, more) => ({ step: number, total_tokens: number, time: numb
 
 test("a metric that only the snapshot names is drawn, and goes on with live steps", () => {
   const curves = Curves.fromSnapshot(snapshot([1, 2], { entropy: [0.5, 0.25] }));
-  curves.add(step(3, { entropy: 0.125, loss: 9 }));
-  assert.deepEqual(curves.spread("step", "entropy"), [[1, 2, 3], [0.5, 0.25, 0.125]]);
+  curves.addStep(step(3, { entropy: 0.125, loss: 9 }));
+  assert.deepEqual(curves.buildRangeLine("step", "entropy"), [[1, 2, 3], [0.5, 0.25, 0.125]]);
   assert.deepEqual(Object.keys(curves.series), ["entropy"]);
   assert.equal(curves.points, 3);
 });
 
 test("a rewind drops the steps that are trained again from every series", () => {
   const curves = Curves.fromSnapshot(snapshot([1, 2, 3], { loss: [3, 2, 1], entropy: [1, 1, 1] }));
-  curves.rewind(1);
+  curves.rewindTo(1);
   assert.deepEqual(curves.axes.step, [1]);
   for (const { mean, low, high } of Object.values(curves.series)) {
     assert.deepEqual([mean.length, low.length, high.length], [1, 1, 1]);
@@ -39,11 +39,11 @@ test("a bucket is drawn from its low to its high", () => {
   const part = { mean: [2], low: [1], high: [50] };
   const axes = { step: [7], total_tokens: [7], time: [7] };
   const curves = Curves.fromLists({ raw: false, points: 512, axes, series: { loss: part } });
-  assert.deepEqual(curves.spread("step", "loss"), [[7, 7], [1, 50]]);
+  assert.deepEqual(curves.buildRangeLine("step", "loss"), [[7, 7], [1, 50]]);
 });
 
 test("smoothing begins at the first value and leaves out what is not finite", () => {
-  const values = smoothed([2, NaN, 2], 0.9).map((value) => value && Number(value.toFixed(6)));
+  const values = smoothValues([2, NaN, 2], 0.9).map((value) => value && Number(value.toFixed(6)));
   assert.deepEqual(values, [2, null, 2]);
-  assert.deepEqual(smoothed([1, 3], 0), [1, 3]);
+  assert.deepEqual(smoothValues([1, 3], 0), [1, 3]);
 });

@@ -19,8 +19,8 @@ def counted(data, base_model, device, monkeypatch):
     """
     row_lengths = tiny.make_token_lengths(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
-    wanted = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
-    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: simulations.simulate_request(wanted))
+    estimator_request = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: simulations.simulate_request(estimator_request))
     for name in ("get_lengths", "get_cached_lengths"):
         monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: row_lengths)
     monkeypatch.setattr("training.runs.launch.request.get_cached_lengths", lambda *_a, **_m: row_lengths)
@@ -33,7 +33,7 @@ def counted(data, base_model, device, monkeypatch):
 def launched(transactional_db, alice, base_model, data, device, no_queue):
     from tests.launching import launch_run
 
-    made = []
+    runs = []
 
     def launch(**settings):
         run = launch_run(
@@ -43,9 +43,9 @@ def launched(transactional_db, alice, base_model, data, device, no_queue):
             settings={**tiny.SETTINGS, **settings},
             name="Lamps",
         )
-        made.append(run)
+        runs.append(run)
         return run
 
     yield launch
-    for run in made:
+    for run in runs:
         shutil.rmtree(run.folder, ignore_errors=True)

@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 class FakeEngine:
     """It has ended with `exit_code`, or, without one, does nothing that it is asked to."""
 
-    def __init__(self, exit_code: int | None = None, *, killed_for_memory: bool = False) -> None:
+    def __init__(self, exit_code: int | None = None, *, was_oom_killed: bool = False) -> None:
         self.exit_code = exit_code
-        self.killed_for_memory = killed_for_memory
+        self.was_oom_killed = was_oom_killed
         self.pid: int | None = None
         self.requests: list[str | signal.Signals] = []
 
-    def start(self, device: dict[str, str]) -> None:
+    def start_process(self, device_environment: dict[str, str]) -> None:
         raise AssertionError("a fake engine is never started")
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self.exit_code is None
 
-    def touch_leash(self) -> None:
+    def touch_heartbeat(self) -> None:
         pass
 
-    def ask_to_stop(self, how: str) -> None:
-        self.requests.append(how)
+    def request_stop(self, mode: str) -> None:
+        self.requests.append(mode)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         self.requests.append(number)
 
 

@@ -1,7 +1,7 @@
 """Lines as the engine writes them to its journal."""
 
 
-def step(n, loss=1.0, **more):
+def step_event(n, loss=1.0, **more):
     return {
         "kind": "step",
         "step": n,
@@ -26,8 +26,8 @@ class Journal:
         self.seq = 0
 
     def lines(self, *events):
-        made = []
+        numbered = []
         for event in events:
             self.seq += 1
-            made.append({"seq": self.seq, "time": 1000.0 + self.seq, **event})
-        return made
+            numbered.append({"seq": self.seq, "time": 1000.0 + self.seq, **event})
+        return numbered

@@ -3,7 +3,7 @@
 import numpy as np
 
 from training.engine.metrics import get_metric_names
-from training.runs.metrics.chunks import CHUNK, column_row
+from training.runs.metrics.chunks import CHUNK_SIZE, build_column_row
 from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
 
@@ -17,24 +17,24 @@ def write_long_run(run, *, steps, spikes, height):
     columns["loss"] = 0.5 + 2.5 * np.exp(-step / steps * 5)
     columns["loss"][[s - 1 for s in spikes]] = height
     columns["total_tokens"] = step * 512
-    whole = steps // CHUNK
+    chunk_count = steps // CHUNK_SIZE
     chunks = [
         CurveChunk(
             run=run,
-            first_seq=i * CHUNK + 1,
-            last_seq=(i + 1) * CHUNK,
-            first_step=i * CHUNK + 1,
-            last_step=(i + 1) * CHUNK,
-            count=CHUNK,
+            first_seq=i * CHUNK_SIZE + 1,
+            last_seq=(i + 1) * CHUNK_SIZE,
+            first_step=i * CHUNK_SIZE + 1,
+            last_step=(i + 1) * CHUNK_SIZE,
+            count=CHUNK_SIZE,
         )
-        for i in range(whole)
+        for i in range(chunk_count)
     ]
     CurveChunk.objects.bulk_create(chunks, batch_size=500)
-    for at in range(0, whole, 100):
+    for first_chunk in range(0, chunk_count, 100):
         rows = []
-        for i in range(at, min(at + 100, whole)):
-            part = slice(i * CHUNK, (i + 1) * CHUNK)
-            rows += [column_row(chunks[i], name, values[part]) for name, values in columns.items()]
+        for i in range(first_chunk, min(first_chunk + 100, chunk_count)):
+            rows_slice = slice(i * CHUNK_SIZE, (i + 1) * CHUNK_SIZE)
+            rows += [build_column_row(chunks[i], name, values[rows_slice]) for name, values in columns.items()]
         CurveColumn.objects.bulk_create(rows)
     Event.objects.bulk_create(
         [
@@ -44,9 +44,9 @@ def write_long_run(run, *, steps, spikes, height):
                 kind="step",
                 step=n,
                 time=1e9 + n,
-                payload={name: float(columns[name][n - 1]) for name in metrics},
+                fields={name: float(columns[name][n - 1]) for name in metrics},
             )
-            for n in range(whole * CHUNK + 1, steps + 1)
+            for n in range(chunk_count * CHUNK_SIZE + 1, steps + 1)
         ]
     )
     Run.objects.filter(pk=run.pk).update(

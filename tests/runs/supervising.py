@@ -8,22 +8,22 @@ from django.db import connections
 from training.runs.worker.supervisor import supervise_run
 
 
-def start_supervising(run):
+def start_supervisor(run):
     """A thread that ends with the run's attempt."""
 
-    def supervise():
+    def run_supervisor():
         try:
             supervise_run(run.pk)
         finally:
             connections.close_all()
 
-    thread = threading.Thread(target=supervise)
+    thread = threading.Thread(target=run_supervisor)
     thread.start()
     return thread
 
 
-def wait_for(ready, seconds=120):  # an engine imports for 10 s on a quiet machine
+def wait_until(is_ready, seconds=120):  # an engine imports for 10 s on a quiet machine
     end = time.monotonic() + seconds
-    while not ready():
+    while not is_ready():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)

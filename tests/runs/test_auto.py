@@ -64,7 +64,7 @@ def test_it_works(client, alice, ready):
     run = Run.objects.get()
     assert answer.url == reverse("run", args=[run.pk])
     assert run.method == "lora"
-    choices = {one["setting"]: one for one in run.advice["choices"]}
+    choices = {one["setting"]: one for one in run.auto_plan["choices"]}
     assert choices["rank"]["value"] == run.config["rank"]
     assert "LoRA fits" in normalize_markup(client.get(answer.url))
 
@@ -130,7 +130,7 @@ def test_the_api_plans_and_starts(client, alice, ready):
     )
     response = client.post("/api/v1/runs", body | {"auto": {"locked": {"rank": 4}}}, **headers)
     assert response.status_code == 201, response.content
-    assert response.json()["config"]["rank"] == 4 and response.json()["advice"]["choices"]
+    assert response.json()["config"]["rank"] == 4 and response.json()["auto_plan"]["choices"]
     wrong = client.post("/api/v1/runs", body | {"auto": {}, "settings": {"rank": 4}}, **headers)
     assert wrong.status_code == 400 and "auto.locked" in wrong.content.decode()
     unknown = client.post("/api/v1/runs/plan", body | {"goal": "fame"}, **headers)

@@ -9,12 +9,12 @@ import pyarrow.parquet
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.runs.journals import Journal, step
-from training.runs.metrics.comparison import differences, figures
-from training.runs.metrics.table import as_csv, steps_of
+from tests.runs.journals import Journal, step_event
+from training.runs.metrics.comparison import compare_settings, compare_figures
+from training.runs.metrics.table import write_csv, iterate_steps
 from training.runs.models import Run
-from training.runs.worker.ingest import store
-from training.runs.worker.lease import claim
+from training.runs.worker.ingest import store_events
+from training.runs.worker.lease import claim_run
 
 pytestmark = pytest.mark.django_db
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def trained(run):
     """A run of 600 steps (one chunk of 512 and a tail), with two measurements."""
-    lease, journal = claim(run.pk), Journal()
+    lease, journal = claim_run(run.pk), Journal()
     run.refresh_from_db()
     evals = [
         {
@@ -39,16 +39,16 @@ def trained(run):
     ]
     lines = [
         *journal.lines(evals[0]),
-        *journal.lines(*[step(n, loss=3.0 - n / 600) for n in range(1, 601)]),
+        *journal.lines(*[step_event(n, loss=3.0 - n / 600) for n in range(1, 601)]),
         *journal.lines(evals[1]),
     ]
-    store(lease, run, lines, 10)
+    store_events(lease, run, lines, 10)
     run.refresh_from_db()
     return run
 
 
 def test_settings_that_differ_are_told_nested():
-    rows = differences([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}])
+    rows = compare_settings([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}])
     assert [(name, values) for name, values, differs in rows if differs] == [
         ("b.c", [2, 9]),
         ("e", [None, 4]),
@@ -58,7 +58,7 @@ def test_settings_that_differ_are_told_nested():
 def test_the_best_of_each_figure_is_marked_and_equal_ones_are_not():
     table = {
         figure.name: cells
-        for figure, cells in figures(
+        for figure, cells in compare_figures(
             [
                 {"loss": 1.0, "step": 5, "tokens_per_second": 7.0},
                 {"loss": 1.0, "step": 9, "tokens_per_second": 9.0},
@@ -91,7 +91,7 @@ def test_a_comparison_shows_no_run_of_strangers(client, people, trained, run):
 
 
 def test_every_step_is_in_the_table_once_in_order(trained):
-    rows = list(steps_of(trained))
+    rows = list(iterate_steps(trained))
     assert [row["step"] for row in rows] == list(range(601))
     assert rows[600]["eval_loss"] == 1.0
     assert rows[1]["loss"] == pytest.approx(3.0 - 1 / 600)
@@ -99,7 +99,7 @@ def test_every_step_is_in_the_table_once_in_order(trained):
 
 def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
     answer = as_alice.get(f"/runs/{trained.pk}/metrics.csv")
-    rows = list(csv.DictReader(io.StringIO(b"".join(as_csv(trained)).decode())))
+    rows = list(csv.DictReader(io.StringIO(b"".join(write_csv(trained)).decode())))
     table = pyarrow.parquet.read_table(
         io.BytesIO(as_alice.get(f"/runs/{trained.pk}/metrics.parquet").content)
     )
@@ -124,10 +124,10 @@ def test_tensorboard_reads_what_was_exported(trained, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     call_command("export", trained.pk, str(tmp_path), to="tensorboard", stdout=io.StringIO())
-    found = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
-    found.Reload()
-    assert [event.step for event in found.Scalars("loss")] == list(range(1, 601))
-    assert found.Scalars("eval_loss")[-1].value == 1.0
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("loss")] == list(range(1, 601))
+    assert accumulator.Scalars("eval_loss")[-1].value == 1.0
 
 
 def test_mlflow_reads_what_was_exported(trained, tmp_path, monkeypatch):
@@ -168,15 +168,15 @@ def test_losses_of_two_bases_have_no_best():
         {"base": 1, "eval_loss": 1.0, "peak_memory_bytes": 5},
         {"base": 2, "eval_loss": 2.0, "peak_memory_bytes": 9},
     ]
-    marks = {figure.name: [best for _, best in cells] for figure, cells in figures(runs)}
-    assert marks == {"eval_loss": [False, False], "peak_memory_bytes": [True, False]}
+    best_by_figure = {figure.name: [best for _, best in cells] for figure, cells in compare_figures(runs)}
+    assert best_by_figure == {"eval_loss": [False, False], "peak_memory_bytes": [True, False]}
 
 
 def test_the_time_of_a_run_is_compared_when_it_is_over(trained, run):
     from django.utils import timezone
 
-    from training.runs.status import figures_of
+    from training.runs.status import get_comparison_figures
 
-    assert figures_of(Run.objects.get(pk=run.pk))["device_seconds"] is None
+    assert get_comparison_figures(Run.objects.get(pk=run.pk))["device_seconds"] is None
     Run.objects.filter(pk=run.pk).update(finished_at=timezone.now())
-    assert figures_of(Run.objects.get(pk=run.pk))["device_seconds"] is not None
+    assert get_comparison_figures(Run.objects.get(pk=run.pk))["device_seconds"] is not None

@@ -53,7 +53,7 @@ def test_few_points_come_as_they_are(run):
 def test_a_run_without_steps_has_empty_curves(run):
     curves = read_curves(run.pk)
     assert curves.points == 0
-    assert curves.as_lists()["series"]["loss"] == {"mean": []}
+    assert curves.to_lists()["series"]["loss"] == {"mean": []}
 
 
 def test_superseded_chunks_are_left_out(run):

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tests.runs.journals import Journal, step
-from training.runs.live.messages import event_to_json, events_after, snapshot
-from training.runs.metrics.chunks import CHUNK
+from tests.runs.journals import Journal, step_event
+from training.runs.live.messages import event_to_json, read_events_after, build_snapshot
+from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.models import CurveChunk, Event, Run
-from training.runs.worker.ingest import BrokenJournal, store
-from training.runs.worker.lease import LeaseLost, claim
+from training.runs.worker.ingest import BrokenJournal, store_events
+from training.runs.worker.lease import LeaseLost, claim_run
 
 pytestmark = pytest.mark.django_db
 
@@ -21,16 +21,16 @@ def journal():
 
 @pytest.fixture
 def watched(run):
-    lease = claim(run.pk)
+    lease = claim_run(run.pk)
     return lease, Run.objects.get(pk=run.pk)
 
 
 def test_it_works(watched, journal):
     lease, run = watched
-    store(
+    store_events(
         lease,
         run,
-        journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step(1, 2.5)),
+        journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step_event(1, 2.5)),
         77,
     )
     stored = Run.objects.get(pk=run.pk)
@@ -44,19 +44,19 @@ def test_it_works(watched, journal):
 def test_lines_of_kinds_that_change_nothing_are_stored_once_too(watched, journal, kind):
     lease, run = watched
     for _ in range(3):
-        store(lease, run, journal.lines({"kind": kind, "step": 1}), 10)
+        store_events(lease, run, journal.lines({"kind": kind, "step": 1}), 10)
     assert Event.objects.filter(run=run, kind=kind).count() == run.last_seq == 3
 
 
 def test_a_number_missing_or_twice_stores_nothing(watched, journal):
     lease, run = watched
-    lines = journal.lines(step(1), step(2))
-    store(lease, run, lines[:1], 10)
-    for wrong in (lines[:1], journal.lines(step(3))):
+    lines = journal.lines(step_event(1), step_event(2))
+    store_events(lease, run, lines[:1], 10)
+    for wrong in (lines[:1], journal.lines(step_event(3))):
         with pytest.raises(BrokenJournal):
-            store(lease, run, wrong, 20)
+            store_events(lease, run, wrong, 20)
     assert Event.objects.filter(run=run).count() == 1
-    store(lease, run, lines[1:], 20)
+    store_events(lease, run, lines[1:], 20)
     assert Run.objects.get(pk=run.pk).last_seq == 2
 
 
@@ -64,41 +64,41 @@ def test_a_stale_worker_stores_nothing_and_its_picture_stays_behind(watched, jou
     lease, run = watched
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
-        store(lease, run, journal.lines(step(1)), 10)
+        store_events(lease, run, journal.lines(step_event(1)), 10)
     assert Event.objects.filter(run=run).count() == 0
     assert run.last_seq == 0
 
 
 def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
     lease, run = watched
-    lines = journal.lines(*[step(n, 1 / n) for n in range(1, 2 * CHUNK + 100)])
+    lines = journal.lines(*[step_event(n, 1 / n) for n in range(1, 2 * CHUNK_SIZE + 100)])
     for at in range(0, len(lines), 200):
-        store(lease, run, lines[at : at + 200], at)
+        store_events(lease, run, lines[at : at + 200], at)
     assert CurveChunk.objects.filter(run=run).count() == 2
     assert Event.objects.filter(run=run).count() == 99
-    back = [event_to_json(event) for event in events_after(run.pk, 0, 5000)]
+    back = [event_to_json(event) for event in read_events_after(run.pk, 0, 5000)]
     assert back == lines
 
 
 def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
     lease, run = watched
-    store(
+    store_events(
         lease,
         run,
         journal.lines(
-            step(1, "nan"), {"kind": "eval", "step": 1, "eval_loss": "inf", "perplexity": "inf"}
+            step_event(1, "nan"), {"kind": "eval", "step": 1, "eval_loss": "inf", "perplexity": "inf"}
         ),
         1,
     )
-    store(lease, run, journal.lines(*[step(n) for n in range(2, CHUNK + 2)]), 2)
+    store_events(lease, run, journal.lines(*[step_event(n) for n in range(2, CHUNK_SIZE + 2)]), 2)
     assert Run.objects.get(pk=run.pk).eval_loss is None
-    assert event_to_json(events_after(run.pk, 0, 1)[0])["loss"] == "nan"
-    json.dumps(snapshot(run.pk, 100), allow_nan=False)
+    assert event_to_json(read_events_after(run.pk, 0, 1)[0])["loss"] == "nan"
+    json.dumps(build_snapshot(run.pk, 100), allow_nan=False)
 
 
 def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
     lease, run = watched
-    store(
+    store_events(
         lease,
         run,
         journal.lines(
@@ -106,28 +106,28 @@ def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
         ),
         1,
     )
-    assert Event.objects.get(run=run).payload["prompt"] == "a\ufffd"
+    assert Event.objects.get(run=run).fields["prompt"] == "a\ufffd"
 
 
 def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
     lease, run = watched
     lines = journal.lines(
-        *[step(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "eval_loss": 1.0}
+        *[step_event(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "eval_loss": 1.0}
     )
-    store(lease, run, lines, 1)
-    store(
+    store_events(lease, run, lines, 1)
+    store_events(
         lease,
         run,
         journal.lines(
-            {"kind": "resume", "attempt": 2, "step": 500}, *[step(n) for n in range(501, 901)]
+            {"kind": "resume", "attempt": 2, "step": 500}, *[step_event(n) for n in range(501, 901)]
         ),
         2,
     )
-    picture = snapshot(run.pk, 2000)
+    picture = build_snapshot(run.pk, 2000)
     assert picture["curves"]["points"] == 900
     assert not [event for event in picture["events"] if event["kind"] == "eval"]
     assert Run.objects.get(pk=run.pk).step == 900
-    everything = events_after(run.pk, 0, 10_000)
+    everything = read_events_after(run.pk, 0, 10_000)
     assert [event.seq for event in everything] == list(range(1, journal.seq + 1))
     assert [
         event.step for event in everything if event.superseded and event.kind == "step"
@@ -136,13 +136,13 @@ def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
 
 def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step(1)), 1)
+    store_events(lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step_event(1)), 1)
     again = (
         {"kind": "resume", "attempt": 2, "step": 0},
         {"kind": "eval", "step": 0, "eval_loss": 1.0},
     )
-    store(lease, run, journal.lines(*again), 2)
-    assert len([event for event in snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
+    store_events(lease, run, journal.lines(*again), 2)
+    assert len([event for event in build_snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
 
 
 @pytest.mark.parametrize("limit", [100, 700, 2000])
@@ -150,8 +150,8 @@ def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journ
     lease, run = watched
     at = 0
     for attempt in range(2, 12):
-        store(lease, run, journal.lines(*[step(n) for n in range(at + 1, at + 151)]), attempt)
-        store(
+        store_events(lease, run, journal.lines(*[step_event(n) for n in range(at + 1, at + 151)]), attempt)
+        store_events(
             lease,
             run,
             journal.lines({"kind": "resume", "attempt": attempt, "step": at + 70}),
@@ -159,7 +159,7 @@ def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journ
         )
         at += 70
     cursor, seen = 0, []
-    while batch := events_after(run.pk, cursor, limit):
+    while batch := read_events_after(run.pk, cursor, limit):
         seen += [event.seq for event in batch]
         cursor = seen[-1]
     assert CurveChunk.objects.filter(run=run, superseded=True).exists()
@@ -168,7 +168,7 @@ def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journ
 
 def test_the_sparkline_stays_short(watched, journal):
     lease, run = watched
-    store(lease, run, journal.lines(*[step(n) for n in range(1, 501)]), 1)
+    store_events(lease, run, journal.lines(*[step_event(n) for n in range(1, 501)]), 1)
     assert 30 <= len(Run.objects.get(pk=run.pk).sparkline) <= 60
 
 
@@ -187,14 +187,14 @@ def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
             "best": True,
         }
 
-    store(
+    store_events(
         lease,
         run,
         journal.lines(
-            measured(0, 3.0), step(1), step(2), measured(2, 2.0), step(3), measured(3, 1.0)
+            measured(0, 3.0), step_event(1), step_event(2), measured(2, 2.0), step_event(3), measured(3, 1.0)
         ),
         1,
     )
     assert (run.best_eval_loss, run.best_step) == (1.0, 3)
-    store(lease, run, journal.lines({"kind": "resume", "step": 2, "attempt": 2}), 2)
+    store_events(lease, run, journal.lines({"kind": "resume", "step": 2, "attempt": 2}), 2)
     assert (run.best_eval_loss, run.best_step, run.eval_loss) == (2.0, 2, 2.0)

@@ -10,8 +10,8 @@ from training.errors import ConfigError, Conflict, UserError
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
 from training.runs.models import Run
-from training.runs.states import MOVES, State, Wish
-from training.runs.worker.lease import claim
+from training.runs.states import TRANSITIONS, State, RequestedAction
+from training.runs.worker.lease import claim_run
 
 pytestmark = pytest.mark.django_db
 
@@ -90,15 +90,15 @@ def test_a_waiting_run_with_a_checkpoint_is_stopped_and_keeps_it_or_discards_it(
 
 
 def test_a_living_run_is_asked_to_stop(run):
-    claim(run.pk)
+    claim_run(run.pk)
     stopped = stop_run(run, discard=True)
-    assert (stopped.state, stopped.wish) == (State.STOPPING, Wish.DISCARD)
+    assert (stopped.state, stopped.requested_action) == (State.STOPPING, RequestedAction.DISCARD)
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
     run, django_capture_on_commit_callbacks, no_queue
 ):
-    Run.objects.filter(pk=run.pk).update(state=State.STOPPED, wish=Wish.STOP)
+    Run.objects.filter(pk=run.pk).update(state=State.STOPPED, requested_action=RequestedAction.STOP)
     for name in ("stop", "result.json"):
         (run.folder / name).write_text("{}")
     with django_capture_on_commit_callbacks(execute=True):
@@ -112,5 +112,5 @@ def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
 
 
 def test_the_table_of_moves_names_every_state():
-    assert set(MOVES) == set(State)
-    assert MOVES[State.FINISHED] == MOVES[State.CANCELLED] == frozenset()
+    assert set(TRANSITIONS) == set(State)
+    assert TRANSITIONS[State.FINISHED] == TRANSITIONS[State.CANCELLED] == frozenset()

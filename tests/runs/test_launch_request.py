@@ -104,7 +104,7 @@ def test_a_plan_is_made_for_the_pool_that_the_run_waits_for(alice, base_model, c
     run = launch_run(
         alice, base_model=base_model, data=counted, auto=AutoRequest(), placement=make_placement(named_pool)
     )
-    assert run.advice["facts"]["device"] == in_named_pool.plan.facts["device"]
+    assert run.auto_plan["facts"]["device"] == in_named_pool.plan.facts["device"]
 
 
 def make_placement(pool):
@@ -148,7 +148,7 @@ def test_a_run_and_its_config_are_written_once_and_whole(
 ):
     run = launch_run(alice, base_model=base_model, data=counted, auto=AutoRequest())
     stored = Run.objects.get(pk=run.pk)
-    assert (stored.advice, stored.request) == (run.advice, run.request)
+    assert (stored.auto_plan, stored.request) == (run.auto_plan, run.request)
     config = json.loads((run.folder / "config.json").read_text())
     assert {name: config[name] for name in run.config} == run.config
 

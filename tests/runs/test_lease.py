@@ -8,22 +8,22 @@ from django.utils import timezone
 
 from training.gpus.models import Pool
 from training.process_identity import (
-    host_name,
+    get_host_name,
     is_alive,
-    process_name,
-    process_start_time,
+    get_process_name,
+    get_process_start_time,
 )
 from training.runs.models import Run
 from training.runs.states import State
-from training.runs.worker.lease import LeaseLost, claim, claimable_runs
+from training.runs.worker.lease import LeaseLost, claim_run, list_claimable_runs
 
 pytestmark = pytest.mark.django_db
 
 
-def dead_owner():
+def make_dead_owner():
     """The name of a worker of this host that is gone."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = f"{host_name()}:{child.pid}:{process_start_time(child.pid)}"
+    name = f"{get_host_name()}:{child.pid}:{get_process_start_time(child.pid)}"
     assert is_alive(name)
     child.kill()
     child.wait()
@@ -31,8 +31,8 @@ def dead_owner():
 
 
 def test_only_the_first_claim_gets_it(run):
-    assert claim(run.pk) is not None
-    assert claim(run.pk) is None
+    assert claim_run(run.pk) is not None
+    assert claim_run(run.pk) is None
     assert Run.objects.get(pk=run.pk).state == State.STARTING
 
 
@@ -41,24 +41,24 @@ def test_a_device_takes_no_more_runs_than_its_pool_lets_share_it(run):
     other.pk = None
     other.save()
     Run.objects.update(forecast={"peak": 8 * 10**9})
-    assert claim(run.pk)
-    assert claim(other.pk) is None
-    assert claimable_runs() == []
+    assert claim_run(run.pk)
+    assert claim_run(other.pk) is None
+    assert list_claimable_runs() == []
     Pool.objects.update(runs_per_device=2)
-    assert claim(other.pk)
+    assert claim_run(other.pk)
 
 
 def test_a_run_is_not_claimed_before_its_time(run):
     Run.objects.filter(pk=run.pk).update(not_before=timezone.now() + timedelta(minutes=1))
-    assert claimable_runs() == []
-    assert claim(run.pk) is None
+    assert list_claimable_runs() == []
+    assert claim_run(run.pk) is None
 
 
 def test_a_run_whose_worker_is_gone_is_taken_over_at_once_under_a_new_token(run):
-    first = claim(run.pk)
-    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_owner=dead_owner())
-    assert claimable_runs() == [run.pk]
-    second = claim(run.pk)
+    first = claim_run(run.pk)
+    Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_owner=make_dead_owner())
+    assert list_claimable_runs() == [run.pk]
+    second = claim_run(run.pk)
     assert second.token != first.token
     with pytest.raises(LeaseLost):
         first.renew()
@@ -66,23 +66,23 @@ def test_a_run_whose_worker_is_gone_is_taken_over_at_once_under_a_new_token(run)
 
 
 def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
-    claim(run.pk)
+    claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
-    assert claim(run.pk) is None
+    assert claim_run(run.pk) is None
     Run.objects.filter(pk=run.pk).update(
         lease_owner="elsewhere:1:1", lease_expires_at=Now() - timedelta(seconds=1)
     )
-    assert claim(run.pk) is not None
+    assert claim_run(run.pk) is not None
 
 
 def test_this_very_process_is_alive_and_a_later_one_with_its_pid_is_another():
-    assert is_alive(process_name())
-    assert not is_alive(process_name() + "1")
+    assert is_alive(get_process_name())
+    assert not is_alive(get_process_name() + "1")
 
 
 def test_a_stale_token_writes_nothing(run):
-    held = claim(run.pk)
+    lease = claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
-        held.update(message="mine")
+        lease.update_run(message="mine")
     assert Run.objects.get(pk=run.pk).message == ""

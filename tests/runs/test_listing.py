@@ -6,7 +6,7 @@ import pytest
 
 from training.errors import Conflict, NotAllowed, UserError
 from training.runs import actions
-from training.runs.filters import SORTS, Asked, find
+from training.runs.filters import SORT_COLUMNS, RunFilters, filter_runs
 from training.runs.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def several(run, people):
     """Four runs with different states, owners and names."""
-    made = [run]
+    runs = [run]
     for name, state, owner, loss in (
         ("Beta", "finished", "alice", 0.5),
         ("Gamma", "failed", "bob", None),
@@ -31,20 +31,20 @@ def several(run, people):
         )
         copy.team = None if owner == "mallory" else run.team
         copy.save()
-        made.append(copy)
-    return made
+        runs.append(copy)
+    return runs
 
 
-def names(user, **query):
-    return [row.name for row in find(user, Asked.from_query(query))]
+def run_names(user, **query):
+    return [row.name for row in filter_runs(user, RunFilters.from_query(query))]
 
 
 def test_it_works(several, alice):
-    assert names(alice) == ["Gamma", "Beta", "Lights, tiny"]
+    assert run_names(alice) == ["Gamma", "Beta", "Lights, tiny"]
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ({"state": "finished"}, ["Beta"]),
         ({"owner": "bob"}, ["Gamma"]),
@@ -60,15 +60,15 @@ def test_it_works(several, alice):
         ({"sort": "-heldout"}, ["Beta", "Gamma", "Lights, tiny"]),
     ],
 )
-def test_filters_and_order(several, alice, query, found):
+def test_filters_and_order(several, alice, query, expected):
     Run.objects.filter(name="Beta").update(tags=",good one,", notes="please keep me")
     copy = Run.objects.get(name="Beta")
     copy.pk, copy.name, copy.archived_at = None, "Archived", copy.created_at
     copy.save()
-    order = names(alice, **query)
-    assert sorted(order) == sorted(found)
+    order = run_names(alice, **query)
+    assert sorted(order) == sorted(expected)
     if "sort" in query:
-        assert order[0] == found[0]
+        assert order[0] == expected[0]
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_filters_and_order(several, alice, query, found):
 )
 def test_nothing_else_reaches_the_database(query):
     with pytest.raises(UserError):
-        Asked.from_query(query)
+        RunFilters.from_query(query)
 
 
 def test_unknown_parameters_are_not_filters(several, alice, as_alice):
-    assert names(alice, owner__password__startswith="pbkdf2") == names(alice)
+    assert run_names(alice, owner__password__startswith="pbkdf2") == run_names(alice)
     assert as_alice.get("/?owner__username=bob").status_code == 200
 
 
-@pytest.mark.parametrize("sort", sorted(SORTS))
+@pytest.mark.parametrize("sort", sorted(SORT_COLUMNS))
 def test_every_column_sorts_both_ways(several, as_alice, sort):
-    for way in (sort, f"-{sort}"):
-        assert as_alice.get(f"/?sort={way}").status_code == 200
+    for order in (sort, f"-{sort}"):
+        assert as_alice.get(f"/?sort={order}").status_code == 200
 
 
 def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
@@ -111,27 +111,27 @@ def test_a_run_is_renamed_tagged_and_noted(run, as_alice):
 )
 def test_a_description_that_cannot_be_is_refused(run, alice, change, field):
     with pytest.raises(UserError) as caught:
-        actions.describe_run(alice, run, **change)
+        actions.update_run(alice, run, **change)
     assert caught.value.field == field
 
 
 def test_archiving_hides_and_brings_back(several, as_alice, alice):
     done = several[1]
     as_alice.post("/runs/archive", {"run": [done.pk, several[0].pk, several[2].pk]})
-    assert names(alice) == ["Gamma", "Lights, tiny"]  # bob's, and one that is not over, stay
-    as_alice.post(f"/runs/{done.pk}/archive", {"back": "1"})
-    assert "Beta" in names(alice)
+    assert run_names(alice) == ["Gamma", "Lights, tiny"]  # bob's, and one that is not over, stay
+    as_alice.post(f"/runs/{done.pk}/archive", {"restore": "1"})
+    assert "Beta" in run_names(alice)
 
 
 def test_deleting_asks_for_the_name_frees_the_disk_and_waits_for_the_end(run, alice, people):
     with pytest.raises(UserError, match="Type the name, Lights, tiny"):
-        actions.delete(alice, run, "Lights")
+        actions.delete_run(alice, run, "Lights")
     with pytest.raises(Conflict, match="not over yet"):
-        actions.delete(alice, run, run.name)
+        actions.delete_run(alice, run, run.name)
     Run.objects.filter(pk=run.pk).update(state="failed")
     with pytest.raises(NotAllowed):
-        actions.delete(people["bob"], run, run.name)
-    assert actions.delete(alice, run, run.name) > 0
+        actions.delete_run(people["bob"], run, run.name)
+    assert actions.delete_run(alice, run, run.name) > 0
     assert not run.folder.exists()
     assert not Run.objects.exists()
 

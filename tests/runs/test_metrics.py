@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from tests.runs.journals import Journal as Lines
-from tests.runs.journals import step
+from tests.runs.journals import step_event
 from tests.runs.million import write_long_run
 from training.engine.events import Journal
 from training.engine.metrics import METRICS, Metric
-from training.runs.live.messages import events_after, snapshot
-from training.runs.metrics.chunks import CHUNK
+from training.runs.live.messages import read_events_after, build_snapshot
+from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.metrics.curves import read_curves
-from training.runs.metrics.table import as_csv, as_parquet
-from training.runs.metrics.trackers import numbers
+from training.runs.metrics.table import write_csv, write_parquet
+from training.runs.metrics.trackers import iterate_metrics
 from training.runs.models import CurveChunk, Run
-from training.runs.worker.ingest import store
-from training.runs.worker.lease import claim
+from training.runs.worker.ingest import store_events
+from training.runs.worker.lease import claim_run
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def entropy(monkeypatch):
 @pytest.fixture
 def trained(run, entropy):
     """A chunk and a tail, each step with its entropy."""
-    events = Lines().lines(*[step(n, entropy=n / 8) for n in range(1, CHUNK + 4)])
-    lease = claim(run.pk)
+    events = Lines().lines(*[step_event(n, entropy=n / 8) for n in range(1, CHUNK_SIZE + 4)])
+    lease = claim_run(run.pk)
     run.refresh_from_db()
-    store(lease, run, events, 1)
+    store_events(lease, run, events, 1)
     return Run.objects.get(pk=run.pk)
 
 
@@ -53,29 +53,29 @@ def test_the_journal_takes_a_metric_of_the_table_and_no_other(tmp_path, monkeypa
 
 @pytest.mark.django_db
 def test_chunks_keep_it_and_give_it_back(trained):
-    assert CurveChunk.objects.get(run=trained).columns.get(name="entropy").high == CHUNK / 8
-    events = events_after(trained.pk, 0, 1000)
-    assert [event.payload["entropy"] for event in events] == [n / 8 for n in range(1, CHUNK + 4)]
+    assert CurveChunk.objects.get(run=trained).columns.get(name="entropy").high == CHUNK_SIZE / 8
+    events = read_events_after(trained.pk, 0, 1000)
+    assert [event.fields["entropy"] for event in events] == [n / 8 for n in range(1, CHUNK_SIZE + 4)]
 
 
 @pytest.mark.django_db
 def test_it_has_a_curve_in_snapshot_and_api(trained, as_alice):
     assert read_curves(trained.pk).series["entropy"][2][7] == 1.0
-    assert "entropy" in snapshot(trained.pk, 100)["curves"]["series"]
+    assert "entropy" in build_snapshot(trained.pk, 100)["curves"]["series"]
     curves = as_alice.get(f"/api/v1/runs/{trained.pk}/metrics?names=entropy").json()
     assert list(curves["series"]) == ["entropy"]
-    assert curves["series"]["entropy"]["mean"][-1] == (CHUNK + 3) / 8
+    assert curves["series"]["entropy"]["mean"][-1] == (CHUNK_SIZE + 3) / 8
 
 
 @pytest.mark.django_db
 def test_tables_and_trackers_have_it(trained):
-    rows = list(csv.DictReader(io.StringIO(b"".join(as_csv(trained)).decode())))
-    assert [float(row["entropy"]) for row in rows] == [n / 8 for n in range(1, CHUNK + 4)]
+    rows = list(csv.DictReader(io.StringIO(b"".join(write_csv(trained)).decode())))
+    assert [float(row["entropy"]) for row in rows] == [n / 8 for n in range(1, CHUNK_SIZE + 4)]
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(io.BytesIO(as_parquet(trained)))
-    assert table.column("entropy")[-1].as_py() == (CHUNK + 3) / 8
-    assert [metrics["entropy"] for _, _, metrics in numbers(trained)][:2] == [1 / 8, 2 / 8]
+    table = pyarrow.parquet.read_table(io.BytesIO(write_parquet(trained)))
+    assert table.column("entropy")[-1].as_py() == (CHUNK_SIZE + 3) / 8
+    assert [metrics["entropy"] for _, _, metrics in iterate_metrics(trained)][:2] == [1 / 8, 2 / 8]
 
 
 @pytest.mark.django_db
@@ -86,8 +86,8 @@ def test_the_pages_hand_the_table_to_their_scripts(trained, as_alice):
     pages = (f"/runs/{trained.pk}", f"/runs/compare?run={trained.pk}&run={other.pk}")
     for address in pages:
         page = as_alice.get(address).content.decode()
-        told = re.search(r'<script id="metrics" type="application/json">(.*?)</script>', page)
-        row = json.loads(told[1])[-1]
+        script = re.search(r'<script id="metrics" type="application/json">(.*?)</script>', page)
+        row = json.loads(script[1])[-1]
         assert (row["name"], row["chart"], row["event"]) == ("entropy", "Entropy", "step")
     assert '<option value="entropy">entropy</option>' in page
 
@@ -104,12 +104,12 @@ def test_a_run_from_before_the_metric_has_a_gap_there_and_all_its_other_curves(
         assert np.isnan(curves.series["entropy"][2]).all()
         assert np.isfinite(curves.series["loss"][2]).all()
         assert len(curves.series["entropy"][2]) == len(curves.axes["step"])
-    assert len(list(csv.DictReader(io.StringIO(b"".join(as_csv(run)).decode())))) == steps
+    assert len(list(csv.DictReader(io.StringIO(b"".join(write_csv(run)).decode())))) == steps
 
 
 @pytest.mark.django_db
 def test_a_bucket_with_values_and_gaps_has_the_mean_of_its_values(run):
-    write_long_run(run, steps=100 * CHUNK, spikes=[], height=0)
+    write_long_run(run, steps=100 * CHUNK_SIZE, spikes=[], height=0)
     without = CurveChunk.objects.filter(run=run, first_step=1).get()
     without.columns.filter(name="gradient_norm").delete()
     means = read_curves(run.pk, ["gradient_norm"], points=10).series["gradient_norm"][2]

@@ -23,10 +23,10 @@ from training.runs.actions import continue_run, stop_run
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue import actions, admission, checks, durations, reasons
-from training.runs.states import State, Wish
+from training.runs.states import State, RequestedAction
 from training.runs.worker import outcomes
-from training.runs.worker.lease import claim
-from training.runs.worker.supervisor import Watch
+from training.runs.worker.lease import claim_run
+from training.runs.worker.supervisor import RunSupervisor
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -41,7 +41,7 @@ def another(run):
             "queued_at": timezone.now(),
             "name": "another",
             "state": State.QUEUED,
-            "waits": {},
+            "queue_info": {},
             "step": 0,
             "total_steps": 0,
         }
@@ -60,7 +60,7 @@ def waits(run):
 
 
 def ended_watch(run, code=75):
-    watch = Watch(claim(run.pk))
+    watch = RunSupervisor(claim_run(run.pk))
     watch.engine = FakeEngine(code)
     return watch
 
@@ -74,7 +74,7 @@ def test_an_admitted_run_holds_its_device_until_its_engine_is_gone(run, device):
         None,
         run.owner,
     )
-    watch.requeue("gone")
+    watch.requeue_run("gone")
     held.refresh_from_db()
     assert held.released_at is not None
 
@@ -105,7 +105,7 @@ def test_the_database_itself_refuses_a_device_twice(run, another, device):
 
 
 def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run, another):
-    claim(run.pk)
+    claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(
         state=State.RUNNING, step=10, total_steps=110, seconds_per_step=6.0
     )
@@ -120,7 +120,7 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
 
 
 def test_the_words_move_the_page_only_when_something_is_new(run, another):
-    claim(run.pk)
+    claim_run(run.pk)
     second = another()
     reasons.look()
     before = Run.objects.get(pk=second.pk).revision
@@ -145,11 +145,11 @@ def test_a_run_inside_its_guarantee_makes_a_borrowed_one_save_and_leave(run, ano
         waits(urgent)["reason"]
         == f"starts when run {run.pk} has saved its checkpoint and left its device."
     )
-    watch.look()
+    watch.check_requests()
     assert watch.engine.requests == [signal.SIGTERM]
     Run.objects.filter(pk=run.pk).update(step=12)
-    Event.objects.create(run=run, seq=1, kind="checkpoint", step=10, time=1.0, payload={})
-    watch.end()
+    Event.objects.create(run=run, seq=1, kind="checkpoint", step=10, time=1.0, fields={})
+    watch.handle_exit()
     run.refresh_from_db()
     assert run.state == State.QUEUED
     assert (
@@ -175,7 +175,7 @@ def test_a_run_without_a_forecast_has_its_device_alone(run, another):
 
 
 def test_runs_of_a_host_that_is_gone_wait_again_and_go_on_elsewhere(run):
-    claim(run.pk)
+    claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(
         state=State.RUNNING, lease_expires_at=timezone.now() - timedelta(seconds=1)
     )
@@ -186,7 +186,7 @@ def test_runs_of_a_host_that_is_gone_wait_again_and_go_on_elsewhere(run):
     report([Reading(0, "other", "CPU, 8 cores", "CPU", 64 * GB, 0)], host="elsewhere")
     assert admission.admit() == [run.pk]
     assert Allocation.objects.get(released_at=None).device.host.name == "elsewhere"
-    assert claim(run.pk) is None  # that is for a worker of the other host
+    assert claim_run(run.pk) is None  # that is for a worker of the other host
 
 
 def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
@@ -196,16 +196,16 @@ def test_a_run_ends_when_it_has_held_devices_for_as_long_as_it_may(run):
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
     admission.admit()
     run.refresh_from_db()
-    assert (run.state, run.wish) == (State.STOPPING, Wish.TIME)
-    assert "as long as its team's runs may" in outcomes.words_of_time(run)
-    watch.look()
+    assert (run.state, run.requested_action) == (State.STOPPING, RequestedAction.TIME_LIMIT)
+    assert "as long as its team's runs may" in outcomes.format_time_limit_message(run)
+    watch.check_requests()
     assert watch.engine.requests == ["save"]
 
 
 def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_not(
     run, another, people
 ):
-    claim(run.pk)
+    claim_run(run.pk)
     pool = Pool.objects.get()
     with pytest.raises(NotAllowed):
         quotas.hold(people["bob"], quotas.quota_of(pool, run.team), held=True)
@@ -265,7 +265,7 @@ def test_a_stopped_run_that_goes_on_counts_in_the_queue_too(run, another, alice)
 
 
 def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
-    claim(run.pk)
+    claim_run(run.pk)
     Quota.objects.create(pool=Pool.objects.get(), team=run.team, longest_seconds=3600)
     Allocation.objects.update(
         started_at=timezone.now() - timedelta(hours=2), released_at=timezone.now()
@@ -277,7 +277,7 @@ def test_an_admin_lets_a_run_go_on_that_has_used_its_time(run, people):
     with raises_user_error(NotAllowed, code="time_used_up", naming=("1.0 h",)):
         continue_run(run.owner, run)
     continue_run(people["admin"], run)
-    claim(run.pk)
+    claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
     admission.admit()
     assert Run.objects.get(pk=run.pk).state == State.RUNNING
@@ -293,11 +293,11 @@ def test_new_runs_do_not_wait_for_devices_that_are_long_gone(run):
 def test_a_stop_while_it_makes_room_is_a_stop(run, another):
     watch = ended_watch(run)
     Allocation.objects.update(evicted_at=timezone.now())
-    watch.look()
-    Run.objects.filter(pk=run.pk).update(wish=Wish.STOP, state=State.STOPPING, step=5, last_seq=1)
-    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "preempted"})
+    watch.check_requests()
+    Run.objects.filter(pk=run.pk).update(requested_action=RequestedAction.STOP, state=State.STOPPING, step=5, last_seq=1)
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, fields={"outcome": "preempted"})
     (run.folder / "checkpoints").mkdir()
-    watch.end()
+    watch.handle_exit()
     run.refresh_from_db()
     assert (run.state, run.message) == (
         State.STOPPED,
@@ -313,14 +313,14 @@ def test_a_run_that_has_just_been_given_a_device_does_not_change_pools(run, alic
 
 
 def test_a_device_of_a_run_that_is_over_is_given_back_whoever_forgot_it(run, another):
-    claim(run.pk)
+    claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.FAILED)
     second = another()
     assert admission.admit() == [second.pk]
 
 
 def test_the_api_tells_the_queue(run, another, as_alice):
-    claim(run.pk)
+    claim_run(run.pk)
     second = another()
     reasons.look()
     [told] = as_alice.get("/api/v1/runs/queue").json()["items"]
@@ -344,7 +344,7 @@ def test_a_run_that_has_been_given_a_device_says_so_until_its_worker_comes(run, 
 
 
 def test_the_class_of_a_run_that_holds_a_device_is_an_admins_to_change(run, people):
-    claim(run.pk)
+    claim_run(run.pk)
     with raises_user_error(NotAllowed, code="device_held"):
         actions.change_class(run.owner, run, "background")
     actions.change_class(people["admin"], run, "background")
@@ -358,9 +358,9 @@ def test_forgiven_and_used_up_time_stand_in_the_audit_log(run, people):
     assert AuditEntry.objects.filter(act="time used up").count() == 1
     checks.refuse_overdue(people["admin"], run)
     entry = AuditEntry.objects.get(act="time forgiven")
-    assert (entry.actor, entry.before, round(entry.after["forgiven_seconds"] / 3600)) == (
+    assert (entry.actor, entry.before, round(entry.after["waived_seconds"] / 3600)) == (
         people["admin"],
-        {"forgiven_seconds": 0.0},
+        {"waived_seconds": 0.0},
         2,
     )
 

@@ -201,10 +201,10 @@ def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was
     assert (run.pool, run.config["rank"]) == (pool, 2)
     (again,) = relaunch_from_file(run, tmp_path)
     assert is_same_run(again, run)
-    assert again.advice == {}
+    assert again.auto_plan == {}
     (planned,) = relaunch_from_file(run, tmp_path, "--again")
     assert is_same_run(planned, run)
-    assert planned.advice == run.advice
+    assert planned.auto_plan == run.auto_plan
     assert planned.request == run.request
 
 

@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from tests.runs.fake_engine import FakeEngine
-from tests.runs.supervising import start_supervising, wait_for
+from tests.runs.supervising import start_supervisor, wait_until
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs.forecast.memory import CONTEXT_BYTES, get_fixed_overhead
@@ -17,9 +17,9 @@ from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.states import State
 from training.runs.worker import supervisor
-from training.runs.worker.lease import Lease, claim
-from training.runs.worker.memory_guard import LOOKS, Share, measure_context, raised
-from training.runs.worker.supervisor import Watch
+from training.runs.worker.lease import Lease, claim_run
+from training.runs.worker.memory_guard import MIN_SAMPLES, MemoryGuard, measure_context, raise_forecast
+from training.runs.worker.supervisor import RunSupervisor
 
 GB = 10**9
 
@@ -29,74 +29,74 @@ def shared(run):
     """The run holds the device with 1 MB reserved, and may share it."""
     Pool.objects.update(runs_per_device=2)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
-    assert claim(run.pk)
+    assert claim_run(run.pk)
     return run
 
 
-def beside(run, pk=10**6):
+def reserve_other_run(run, pk=10**6):
     """Another run holds a place on the same device."""
     allocations.reserve(
         Device.objects.get(), allocations.Holder(pk, "other", run.owner, run.team, "normal", GB)
     )
 
 
-def looks(share, times=LOOKS):
-    return [share.exceeded(os.getpid()) for _ in range(times)]
+def sample_memory(guard, times=MIN_SAMPLES):
+    return [guard.get_over_limit_bytes(os.getpid()) for _ in range(times)]
 
 
 def test_it_works(shared):
-    beside(shared)
-    seen = looks(Share(shared.pk))
-    assert seen[:-1] == [0] * (LOOKS - 1), "one look may meet a moment"
-    assert seen[-1] > 10**7, "what this process takes"
+    reserve_other_run(shared)
+    samples = sample_memory(MemoryGuard(shared.pk))
+    assert samples[:-1] == [0] * (MIN_SAMPLES - 1), "one look may meet a moment"
+    assert samples[-1] > 10**7, "what this process takes"
 
 
 def test_alone_on_a_device_it_may_take_what_is_there(shared):
-    assert looks(Share(shared.pk)) == [0] * LOOKS
+    assert sample_memory(MemoryGuard(shared.pk)) == [0] * MIN_SAMPLES
 
 
 def test_within_its_reservation_it_is_left_alone(shared):
-    beside(shared)
+    reserve_other_run(shared)
     Allocation.objects.filter(run_id=shared.pk).update(reserved_bytes=10**12)
-    assert looks(Share(shared.pk)) == [0] * LOOKS
+    assert sample_memory(MemoryGuard(shared.pk)) == [0] * MIN_SAMPLES
 
 
 def test_a_device_that_is_shared_since_the_run_began_is_watched_too(shared):
     Pool.objects.update(runs_per_device=1)
-    held = Share(shared.pk)
-    assert looks(held) == [0] * LOOKS
+    guard = MemoryGuard(shared.pk)
+    assert sample_memory(guard) == [0] * MIN_SAMPLES
     Pool.objects.update(runs_per_device=2)
-    beside(shared)
-    assert looks(held)[-1] > 0
+    reserve_other_run(shared)
+    assert sample_memory(guard)[-1] > 0
 
 
 def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
-    beside(shared)
+    reserve_other_run(shared)
     Pool.objects.update(kind="H100")
     Device.objects.update(
         processes=[{"pid": os.getpid(), "bytes": 3 * GB}, {"pid": 1, "bytes": 50 * GB}]
     )
-    held = Share(shared.pk)
-    assert looks(held, 10) == [0] * 10, "one reading, looked at ten times"
-    seen = []
-    for _ in range(LOOKS - 1):
+    guard = MemoryGuard(shared.pk)
+    assert sample_memory(guard, 10) == [0] * 10, "one reading, looked at ten times"
+    samples = []
+    for _ in range(MIN_SAMPLES - 1):
         Host.objects.update(reported_at=timezone.now())
-        seen += looks(held, 2)
-    assert seen[-1] == 3 * GB
+        samples += sample_memory(guard, 2)
+    assert samples[-1] == 3 * GB
 
 
 def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared):
     Pool.objects.update(kind="H100")
     Allocation.objects.update(reserved_bytes=3 * GB)
-    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(
+    assert MemoryGuard(shared.pk).device_environment()["SNAPML_DEVICE_BYTES"] == str(
         3 * GB - CONTEXT_BYTES["cuda"]
     )
     Run.objects.update(forecast={"peak": 3 * GB, "context": GB})
-    assert Share(shared.pk).variables()["SNAPML_DEVICE_BYTES"] == str(2 * GB), (
+    assert MemoryGuard(shared.pk).device_environment()["SNAPML_DEVICE_BYTES"] == str(2 * GB), (
         "what its forecast added"
     )
     Pool.objects.update(runs_per_device=1)
-    assert "SNAPML_DEVICE_BYTES" not in Share(shared.pk).variables()
+    assert "SNAPML_DEVICE_BYTES" not in MemoryGuard(shared.pk).device_environment()
 
 
 def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
@@ -105,53 +105,53 @@ def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
     assert get_fixed_overhead(get_target_device()).context == CONTEXT_BYTES["cuda"]
 
     def step(seq, reserved):
-        payload = {"devices": [{"device": "cuda:0", "reserved_bytes": reserved}]}
+        fields = {"devices": [{"device": "cuda:0", "reserved_bytes": reserved}]}
         Event.objects.create(
-            run=shared, seq=seq, kind="step", step=seq, time=time.time(), payload=payload
+            run=shared, seq=seq, kind="step", step=seq, time=time.time(), fields=fields
         )
 
-    def report():
+    def report_host():
         Host.objects.update(reported_at=timezone.now())
 
-    def measured():
-        measure_context(Share(shared.pk).held, os.getpid())
+    def measure_bytes():
+        measure_context(MemoryGuard(shared.pk).allocation, os.getpid())
         return Device.objects.get().context_bytes
 
     step(1, 1 * GB)
-    report()
-    assert measured() is None, "no step since"
+    report_host()
+    assert measure_bytes() is None, "no step since"
     step(2, 2 * GB)
-    assert measured() is None, "the allocator grew meanwhile"
-    report()
-    Event.objects.create(run=shared, seq=3, kind="start", step=2, time=time.time(), payload={})
+    assert measure_bytes() is None, "the allocator grew meanwhile"
+    report_host()
+    Event.objects.create(run=shared, seq=3, kind="start", step=2, time=time.time(), fields={})
     step(4, 2 * GB)
-    assert measured() is None, "the step before was another attempt's"
-    report()
+    assert measure_bytes() is None, "the step before was another attempt's"
+    report_host()
     step(5, 2 * GB)
-    assert measured() == 1 * GB
+    assert measure_bytes() == 1 * GB
     assert get_fixed_overhead(get_target_device()).context == 1 * GB
-    report()
+    report_host()
     step(6, 2 * GB)
     Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 5 * GB}])
-    assert measured() == 1 * GB, "once is enough"
+    assert measure_bytes() == 1 * GB, "once is enough"
 
 
 def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(
     shared,
 ):
-    assert raised(shared, 4 * GB)["peak"] == 42 * GB // 10
+    assert raise_forecast(shared, 4 * GB)["peak"] == 42 * GB // 10
     quota = Quota.objects.create(
         pool=Pool.objects.get(), team=shared.team, most_bytes=41 * GB // 10
     )
-    assert raised(shared, 4 * GB)["peak"] == 41 * GB // 10
+    assert raise_forecast(shared, 4 * GB)["peak"] == 41 * GB // 10
     quota.most_bytes = 3 * GB
     quota.save()
-    assert raised(shared, 4 * GB) is None
-    watch = Watch(Lease(shared.pk, Run.objects.get().lease_token))
-    watch.engine = FakeEngine(75)
-    watch.greedy = 4 * GB
+    assert raise_forecast(shared, 4 * GB) is None
+    run_supervisor = RunSupervisor(Lease(shared.pk, Run.objects.get().lease_token))
+    run_supervisor.engine = FakeEngine(75)
+    run_supervisor.over_limit_bytes = 4 * GB
     Run.objects.update(state=State.RUNNING)
-    watch.end()
+    run_supervisor.handle_exit()
     shared.refresh_from_db()
     assert (shared.state, shared.failure) == (State.FAILED, "out_of_memory")
     assert "Nowhere may it have as much" in shared.message
@@ -160,13 +160,13 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
 def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
     launched, alice, monkeypatch
 ):
-    monkeypatch.setattr(supervisor, "SHARE_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "MEMORY_CHECK_SECONDS", 0.05)
     Pool.objects.update(runs_per_device=2)
     run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
-    watcher = start_supervising(run)
-    wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
-    beside(run)
+    watcher = start_supervisor(run)
+    wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
+    reserve_other_run(run)
     watcher.join(60)
     run.refresh_from_db()
     assert "of a device that others use, and had reserved 1.0 MB; no step is lost" in run.message

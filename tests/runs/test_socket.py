@@ -11,18 +11,18 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.test import override_settings
 
 from snapml_site.asgi import application
-from tests.runs.journals import Journal, step
+from tests.runs.journals import Journal, step_event
 from training.runs.live import consumers
 from training.runs.models import Run
-from training.runs.worker.ingest import store
-from training.runs.worker.lease import claim
+from training.runs.worker.ingest import store_events
+from training.runs.worker.lease import claim_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ORIGIN = (b"origin", b"http://localhost")
 HOST = (b"host", b"localhost")
 
 
-def session_of(user):
+def create_session(user):
     session = SessionStore()
     session[SESSION_KEY] = str(user.pk)
     session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
@@ -31,28 +31,28 @@ def session_of(user):
     return session.session_key
 
 
-async def connect(user=None, headers=(ORIGIN, HOST)):
+async def connect_socket(user=None, headers=(ORIGIN, HOST)):
     headers = list(headers)
     if user is not None:
-        key = await sync_to_async(session_of)(user)
+        key = await sync_to_async(create_session)(user)
         headers.append((b"cookie", f"snapml_session={key}".encode()))
     socket = WebsocketCommunicator(application, "/ws/live", headers)
     connected, _ = await socket.connect()
     return socket, connected
 
 
-async def closed_with(socket):
+async def read_close_code(socket):
     message = await socket.receive_output(5)
     while message["type"] != "websocket.close":
         message = await socket.receive_output(5)
     return message["code"]
 
 
-async def subscribe(socket, run, cursor=0):
+async def subscribe_run(socket, run, cursor=0):
     await socket.send_json_to({"type": "sub", "run": run.pk, "cursor": cursor, "points": 100})
 
 
-async def receive(socket, run, *, ack=True):
+async def receive_message(socket, run, *, ack=True):
     message = await socket.receive_json_from(5)
     if ack:
         last = message["upto"] if message["type"] == "snap" else message["last"]
@@ -63,76 +63,76 @@ async def receive(socket, run, *, ack=True):
 @pytest.fixture
 def writer(run):
     """Stores events of a run as its worker does."""
-    lease, journal = claim(run.pk), Journal()
+    lease, journal = claim_run(run.pk), Journal()
     record = Run.objects.get(pk=run.pk)
 
     def write(*events):
-        store(lease, record, journal.lines(*events), journal.seq)
+        store_events(lease, record, journal.lines(*events), journal.seq)
 
     return sync_to_async(write)
 
 
 async def test_a_snapshot_then_deltas_without_gap_or_repeat(run, alice, writer):
-    await writer(step(1), step(2))
-    socket, connected = await connect(alice)
+    await writer(step_event(1), step_event(2))
+    socket, connected = await connect_socket(alice)
     assert connected
-    await subscribe(socket, run)
-    snap = await receive(socket, run)
+    await subscribe_run(socket, run)
+    snap = await receive_message(socket, run)
     assert (snap["type"], snap["upto"], snap["curves"]["points"]) == ("snap", 2, 2)
-    got = []
+    seqs = []
     for n in range(3, 23):
-        await writer(step(n))
+        await writer(step_event(n))
         await asyncio.sleep(0.01)
-    while len(got) < 20:
-        delta = await receive(socket, run)
-        assert delta["first"] == (got[-1] if got else 2) + 1
-        got += [event["seq"] for event in delta["events"]]
-        assert not got or delta["last"] == got[-1]
-    assert got == list(range(3, 23))
+    while len(seqs) < 20:
+        delta = await receive_message(socket, run)
+        assert delta["first"] == (seqs[-1] if seqs else 2) + 1
+        seqs += [event["seq"] for event in delta["events"]]
+        assert not seqs or delta["last"] == seqs[-1]
+    assert seqs == list(range(3, 23))
     await socket.disconnect()
 
 
 async def test_one_frame_waits_for_its_ack_and_then_all_since_come_as_one(run, alice, writer):
-    socket, _ = await connect(alice)
-    await subscribe(socket, run)
-    await receive(socket, run, ack=False)
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run, ack=False)
     for n in range(1, 11):
-        await writer(step(n))
+        await writer(step_event(n))
     assert await socket.receive_nothing(0.3)
     await socket.send_json_to({"type": "ack", "run": run.pk, "seq": 0})
-    delta = await receive(socket, run)
+    delta = await receive_message(socket, run)
     assert [event["step"] for event in delta["events"]] == list(range(1, 11))
     await socket.disconnect()
 
 
 async def test_a_reader_who_comes_back_gets_what_it_missed(run, alice, writer):
-    await writer(*[step(n) for n in range(1, 11)])
-    socket, _ = await connect(alice)
-    await subscribe(socket, run, cursor=4)
-    delta = await receive(socket, run)
+    await writer(*[step_event(n) for n in range(1, 11)])
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run, cursor=4)
+    delta = await receive_message(socket, run)
     assert [event["seq"] for event in delta["events"]] == [5, 6, 7, 8, 9, 10]
     await socket.disconnect()
 
 
 async def test_one_who_is_far_behind_or_ahead_gets_a_snapshot(run, alice, writer, monkeypatch):
-    monkeypatch.setattr("training.runs.live.messages.FAR_BEHIND", 5)
-    await writer(*[step(n) for n in range(1, 11)])
+    monkeypatch.setattr("training.runs.live.messages.RESYNC_THRESHOLD", 5)
+    await writer(*[step_event(n) for n in range(1, 11)])
     for cursor in (1, 99):
-        socket, _ = await connect(alice)
-        await subscribe(socket, run, cursor=cursor)
-        assert (await receive(socket, run))["type"] == "snap"
+        socket, _ = await connect_socket(alice)
+        await subscribe_run(socket, run, cursor=cursor)
+        assert (await receive_message(socket, run))["type"] == "snap"
         await socket.disconnect()
 
 
 async def test_a_change_of_state_alone_is_told(run, alice):
-    socket, _ = await connect(alice)
-    await subscribe(socket, run)
-    assert (await receive(socket, run))["state"]["label"] == "Waiting"
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    assert (await receive_message(socket, run))["state"]["label"] == "Waiting"
     await sync_to_async(Run.objects.filter(pk=run.pk).update)(
         state="failed", message="No.", revision=9
     )
-    told = await receive(socket, run)
-    assert (told["state"]["label"], told["state"]["message"], told["events"]) == (
+    message = await receive_message(socket, run)
+    assert (message["state"]["label"], message["state"]["message"], message["events"]) == (
         "Failed",
         "No.",
         [],
@@ -141,57 +141,57 @@ async def test_a_change_of_state_alone_is_told(run, alice):
 
 
 async def test_fifty_dropped_sockets_leave_no_gap_and_no_double(run, alice, writer):
-    seen = []
+    seqs = []
     total = 10_000
 
     async def produce():
         for at in range(0, total, 50):
-            await writer(*[step(n) for n in range(at + 1, at + 51)])
+            await writer(*[step_event(n) for n in range(at + 1, at + 51)])
             await asyncio.sleep(0.02)
 
     task = asyncio.create_task(produce())
     cursor, drops = 1, 0
     await asyncio.sleep(0.05)
-    while not seen or seen[-1] < total:
-        socket, _ = await connect(alice)
-        await subscribe(socket, run, cursor=cursor)
+    while not seqs or seqs[-1] < total:
+        socket, _ = await connect_socket(alice)
+        await subscribe_run(socket, run, cursor=cursor)
         frames = 0
-        while (frames < 1 or drops >= 50) and (not seen or seen[-1] < total):
-            delta = await receive(socket, run)
+        while (frames < 1 or drops >= 50) and (not seqs or seqs[-1] < total):
+            delta = await receive_message(socket, run)
             assert delta["type"] == "delta"
-            seen += [event["seq"] for event in delta["events"]]
+            seqs += [event["seq"] for event in delta["events"]]
             cursor = delta["last"]
             frames += 1
         drops += 1
         await socket.disconnect()
     await task
     assert drops >= 50
-    assert seen == list(range(2, total + 1))
+    assert seqs == list(range(2, total + 1))
 
 
 async def test_a_team_mate_may_listen(run, people):
-    socket, _ = await connect(people["bob"])
-    await subscribe(socket, run)
-    assert (await receive(socket, run))["type"] == "snap"
+    socket, _ = await connect_socket(people["bob"])
+    await subscribe_run(socket, run)
+    assert (await receive_message(socket, run))["type"] == "snap"
     await socket.disconnect()
 
 
 async def test_strangers_may_not(run, people):
-    socket, _ = await connect(people["mallory"])
-    await subscribe(socket, run)
-    assert await closed_with(socket) == consumers.NOT_YOURS
+    socket, _ = await connect_socket(people["mallory"])
+    await subscribe_run(socket, run)
+    assert await read_close_code(socket) == consumers.FORBIDDEN
 
 
 async def test_without_signing_in_it_is_closed_at_once(db):
-    socket, _ = await connect()
-    assert await closed_with(socket) == consumers.SIGNED_OUT
+    socket, _ = await connect_socket()
+    assert await read_close_code(socket) == consumers.SIGNED_OUT
 
 
 async def test_a_one_time_password_opens_no_socket(alice):
     alice.must_change_password = True
     await alice.asave()
-    socket, _ = await connect(alice)
-    assert await closed_with(socket) == consumers.SIGNED_OUT
+    socket, _ = await connect_socket(alice)
+    assert await read_close_code(socket) == consumers.SIGNED_OUT
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_a_one_time_password_opens_no_socket(alice):
     ],
 )
 async def test_another_origin_is_refused(alice, headers):
-    _, connected = await connect(alice, headers)
+    _, connected = await connect_socket(alice, headers)
     assert not connected
 
 
@@ -214,9 +214,9 @@ async def test_another_origin_is_refused(alice, headers):
 async def test_who_loses_the_right_loses_the_socket(run, people, monkeypatch, change):
     monkeypatch.setattr(consumers, "CHECK_SECONDS", 0.0)
     bob = people["bob"]
-    socket, _ = await connect(bob)
-    await subscribe(socket, run)
-    await receive(socket, run)
+    socket, _ = await connect_socket(bob)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run)
     if change == "session":
         await sync_to_async(SessionStore.get_model_class().objects.all().delete)()
     elif change == "team":
@@ -224,8 +224,8 @@ async def test_who_loses_the_right_loses_the_socket(run, people, monkeypatch, ch
     else:
         bob.is_active = False
         await bob.asave()
-    expected = consumers.NOT_YOURS if change == "team" else consumers.SIGNED_OUT
-    assert await closed_with(socket) == expected
+    expected = consumers.FORBIDDEN if change == "team" else consumers.SIGNED_OUT
+    assert await read_close_code(socket) == expected
 
 
 BAD = [
@@ -244,29 +244,29 @@ BAD = [
 
 @pytest.mark.parametrize("text", BAD)
 async def test_garbage_closes_it(alice, text):
-    socket, _ = await connect(alice)
+    socket, _ = await connect_socket(alice)
     await socket.send_to(text_data=text)
-    assert await closed_with(socket) == consumers.BAD_MESSAGE
+    assert await read_close_code(socket) == consumers.BAD_MESSAGE
 
 
 async def test_too_long_and_too_many_messages_close_it(alice):
-    socket, _ = await connect(alice)
+    socket, _ = await connect_socket(alice)
     await socket.send_to(text_data=json.dumps({"type": "x" * 5000}))
-    assert await closed_with(socket) == consumers.TOO_MUCH
-    socket, _ = await connect(alice)
+    assert await read_close_code(socket) == consumers.LIMIT_EXCEEDED
+    socket, _ = await connect_socket(alice)
     for _ in range(12):
         await socket.send_json_to({"type": "unsub", "run": 1})
-    assert await closed_with(socket) == consumers.TOO_MUCH
+    assert await read_close_code(socket) == consumers.LIMIT_EXCEEDED
 
 
 async def test_a_person_has_no_more_than_twenty_sockets_and_gets_places_back(alice):
-    sockets = [(await connect(alice))[0] for _ in range(20)]
-    extra, _ = await connect(alice)
-    assert await closed_with(extra) == consumers.TOO_MUCH
+    sockets = [(await connect_socket(alice))[0] for _ in range(20)]
+    extra, _ = await connect_socket(alice)
+    assert await read_close_code(extra) == consumers.LIMIT_EXCEEDED
     for socket in sockets:
         await socket.disconnect()
-    assert consumers.sockets_of[alice.pk] == 0
-    again, connected = await connect(alice)
+    assert consumers.sockets_per_user[alice.pk] == 0
+    again, connected = await connect_socket(alice)
     assert connected
     assert await again.receive_nothing(0.1)
     await again.disconnect()
@@ -274,10 +274,10 @@ async def test_a_person_has_no_more_than_twenty_sockets_and_gets_places_back(ali
 
 async def test_a_frame_that_is_never_acknowledged_ends_it(run, alice, monkeypatch):
     monkeypatch.setattr(consumers, "ACK_SECONDS", 0.0)
-    socket, _ = await connect(alice)
-    await subscribe(socket, run)
-    await receive(socket, run, ack=False)
-    assert await closed_with(socket) == consumers.TOO_SLOW
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    await receive_message(socket, run, ack=False)
+    assert await read_close_code(socket) == consumers.TOO_SLOW
 
 
 async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_back(
@@ -286,17 +286,17 @@ async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_bac
     async def broken(_run_id):
         raise RuntimeError("the database is gone")
 
-    monkeypatch.setattr(consumers, "standing", broken)
-    socket, _ = await connect(alice)
-    await subscribe(socket, run)
-    assert await closed_with(socket) == consumers.BROKEN
+    monkeypatch.setattr(consumers, "read_revision", broken)
+    socket, _ = await connect_socket(alice)
+    await subscribe_run(socket, run)
+    assert await read_close_code(socket) == consumers.INTERNAL_ERROR
 
 
 async def test_the_host_must_be_an_allowed_one_too(alice):
     with override_settings(ALLOWED_HOSTS=["snapml.example"]):
-        _, connected = await connect(
+        _, connected = await connect_socket(
             alice, ((b"origin", b"http://snapml.example"), (b"host", b"snapml.example"))
         )
         assert connected
-        _, connected = await connect(alice)
+        _, connected = await connect_socket(alice)
         assert not connected

@@ -11,14 +11,14 @@ import pytest
 
 from adapters.models import AdapterVersion
 from tests.runs.fake_engine import FakeEngine
-from tests.runs.supervising import start_supervising, wait_for
+from tests.runs.supervising import start_supervisor, wait_until
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.runs.actions import stop_run
 from training.runs.models import Event, Run
-from training.runs.states import State, Wish
+from training.runs.states import State, RequestedAction
 from training.runs.worker import engine_process, supervisor
-from training.runs.worker.lease import Lease, LeaseLost, claim
-from training.runs.worker.supervisor import Watch, supervise_run
+from training.runs.worker.lease import Lease, LeaseLost, claim_run
+from training.runs.worker.supervisor import RunSupervisor, supervise_run
 
 
 def test_from_queued_to_an_adapter_on_the_shelf(launched):
@@ -44,8 +44,8 @@ def test_from_queued_to_an_adapter_on_the_shelf(launched):
 
 def test_a_person_stops_it_and_the_adapter_is_kept(launched):
     run = launched(max_steps=100_000)
-    watcher = start_supervising(run)
-    wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
+    watcher = start_supervisor(run)
+    wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
     stop_run(run, discard=False)
     watcher.join(60)
     run.refresh_from_db()
@@ -56,29 +56,29 @@ def test_a_person_stops_it_and_the_adapter_is_kept(launched):
 def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
     monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
     run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
-    watcher = start_supervising(run)
-    wait_for(lambda: Run.objects.get(pk=run.pk).step > 0)
+    watcher = start_supervisor(run)
+    wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
     supervisor.shutting_down.set()
     watcher.join(60)
     run.refresh_from_db()
     assert run.state == State.QUEUED
     assert "Paused at step" in run.message
-    assert run.deaths == 0
+    assert run.crash_count == 0
     assert list((run.folder / "checkpoints").glob("step-*"))
 
 
-def ended(run, *, code, killed_for_memory=False, **changes):
+def exited_supervisor(run, *, code, was_oom_killed=False, **changes):
     """A watch whose engine is gone with this exit code."""
-    lease = claim(run.pk)
+    lease = claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, **changes)
-    watch = Watch(lease)
-    watch.engine = FakeEngine(code, killed_for_memory=killed_for_memory)
-    return watch
+    run_supervisor = RunSupervisor(lease)
+    run_supervisor.engine = FakeEngine(code, was_oom_killed=was_oom_killed)
+    return run_supervisor
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "message"),
     [
         (-9, "killed (SIGKILL)"),
         (-11, "died of SIGSEGV"),
@@ -86,18 +86,18 @@ def ended(run, *, code, killed_for_memory=False, **changes):
         (None, "while no worker watched"),
     ],
 )
-def test_a_death_queues_it_again_and_says_how_it_died(run, code, words):
-    ended(run, code=code).end()
+def test_a_death_queues_it_again_and_says_how_it_died(run, code, message):
+    exited_supervisor(run, code=code).handle_exit()
     run.refresh_from_db()
     assert run.state == State.QUEUED
-    assert words in run.message
-    assert (run.deaths, run.lease_token) == (1, "")
+    assert message in run.message
+    assert (run.crash_count, run.lease_token) == (1, "")
 
 
 @pytest.mark.django_db
 def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
-    monkeypatch.setattr(supervisor.oom_recovery, "recover", lambda _run: "Half the rows at once.")
-    ended(run, code=-9, killed_for_memory=True).end()
+    monkeypatch.setattr(supervisor.oom_recovery, "recover_run", lambda _run: "Half the rows at once.")
+    exited_supervisor(run, code=-9, was_oom_killed=True).handle_exit()
     run.refresh_from_db()
     assert (
         "memory ran out on its host at that moment" in run.message
@@ -108,38 +108,38 @@ def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monk
 @pytest.mark.django_db
 def test_a_run_that_leaves_among_its_trials_does_not_speak_of_a_checkpoint(run):
     (run.folder / "trials").mkdir()
-    ended(run, code=EXIT_CODES[Outcome.PREEMPTED]).end()
+    exited_supervisor(run, code=EXIT_CODES[Outcome.PREEMPTED]).handle_exit()
     run.refresh_from_db()
     assert run.message.startswith("Paused among its trials")
 
 
 def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
     process = engine_process.EngineProcess(tmp_path)
-    process.start({"CUDA_VISIBLE_DEVICES": "GPU-7"})
-    told = Path(f"/proc/{process.pid}/environ")
+    process.start_process({"CUDA_VISIBLE_DEVICES": "GPU-7"})
+    environ_path = Path(f"/proc/{process.pid}/environ")
     # Between fork and exec it is still ours
-    wait_for(lambda: b"HF_HUB_OFFLINE" in told.read_bytes())
+    wait_until(lambda: b"HF_HUB_OFFLINE" in environ_path.read_bytes())
     assert {b"ONEDNN_PRIMITIVE_CACHE_CAPACITY=32", b"CUDA_VISIBLE_DEVICES=GPU-7"} <= set(
-        told.read_bytes().split(b"\0")
+        environ_path.read_bytes().split(b"\0")
     )
-    process.signal(signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
 
 
 def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch):
-    counted = iter([3, 3, 3, 4])
-    monkeypatch.setattr(engine_process, "kills_for_memory", lambda: next(counted))
-    for told in (False, True):
+    kill_counts = iter([3, 3, 3, 4])
+    monkeypatch.setattr(engine_process, "count_oom_kills", lambda: next(kill_counts))
+    for was_killed in (False, True):
         process = engine_process.EngineProcess(tmp_path)
-        process.touch_leash()
-        process.start({})
-        process.signal(signal.SIGKILL)
-        wait_for(lambda process=process: not process.alive())
-        assert process.killed_for_memory is told
+        process.touch_heartbeat()
+        process.start_process({})
+        process.send_signal(signal.SIGKILL)
+        wait_until(lambda process=process: not process.is_alive())
+        assert process.was_oom_killed is was_killed
 
 
 @pytest.mark.django_db
 def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
-    ended(run, code=70, deaths=settings.MAX_CRASHES).end()
+    exited_supervisor(run, code=70, crash_count=settings.MAX_CRASHES).handle_exit()
     run.refresh_from_db()
     assert run.state == State.FAILED
     assert "4 times in a row without a new checkpoint" in run.message
@@ -150,26 +150,26 @@ def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
     "outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG]
 )
 def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
-    watch = ended(run, code=1)
+    run_supervisor = exited_supervisor(run, code=1)
     Result(outcome=outcome, message="It was too much.").write_file(run.folder)
-    watch.end()
+    run_supervisor.handle_exit()
     run.refresh_from_db()
     assert (run.state, run.message) == (State.FAILED, "It was too much.")
 
 
 @pytest.mark.django_db
 def test_an_adopted_engine_that_left_by_its_own_word_did_not_die(run):
-    watch = ended(run, code=None, last_seq=1)
-    Event.objects.create(run=run, seq=1, kind="end", time=1.0, payload={"outcome": "preempted"})
-    watch.end()
+    run_supervisor = exited_supervisor(run, code=None, last_seq=1)
+    Event.objects.create(run=run, seq=1, kind="end", time=1.0, fields={"outcome": "preempted"})
+    run_supervisor.handle_exit()
     run.refresh_from_db()
-    assert (run.state, run.deaths) == (State.QUEUED, 0)
+    assert (run.state, run.crash_count) == (State.QUEUED, 0)
     assert "Paused" in run.message
 
 
 @pytest.mark.django_db
 def test_a_stop_before_anything_was_learned_says_that_nothing_was_kept(run):
-    ended(run, code=-9, wish=Wish.STOP).end()
+    exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
     assert run.state == State.STOPPED
     assert "nothing was kept" in run.message
@@ -178,37 +178,37 @@ def test_a_stop_before_anything_was_learned_says_that_nothing_was_kept(run):
 @pytest.mark.django_db
 def test_a_stop_whose_engine_died_is_done_by_the_next_one(run):
     (run.folder / "checkpoints").mkdir()
-    ended(run, code=-9, wish=Wish.STOP).end()
+    exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
-    assert (run.state, run.wish) == (State.QUEUED, Wish.STOP)
+    assert (run.state, run.requested_action) == (State.QUEUED, RequestedAction.STOP)
 
 
 @pytest.mark.django_db
 def test_a_worker_that_was_frozen_finds_out_before_it_touches_the_shelf(run):
-    watch = ended(run, code=0)
+    run_supervisor = exited_supervisor(run, code=0)
     Result(outcome=Outcome.DISCARDED).write_file(run.folder)
     (run.folder / "checkpoints").mkdir()
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
-        watch.end()
+        run_supervisor.handle_exit()
     assert (run.folder / "checkpoints").exists()
 
 
 @pytest.mark.django_db
 def test_the_leash_is_touched_only_with_a_valid_lease(run):
-    watch = Watch(claim(run.pk))
-    watch.lease = Lease(run.pk, "stale")
+    run_supervisor = RunSupervisor(claim_run(run.pk))
+    run_supervisor.lease = Lease(run.pk, "stale")
     with pytest.raises(LeaseLost):
-        watch.renew()
+        run_supervisor.renew_lease()
     assert not (run.folder / "heartbeat").exists()
 
 
 @pytest.mark.django_db
 def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
-    watch = ended(run, code=None, wish=Wish.STOP)
-    watch.look()
-    watch.stop_asked_at = time.monotonic() - supervisor.STOP_PATIENCE_SECONDS - 1
-    watch.look()
-    watch.stop_asked_at = time.monotonic() - 2 * supervisor.STOP_PATIENCE_SECONDS
-    watch.look()
-    assert watch.engine.requests == ["save", signal.SIGTERM, signal.SIGKILL]
+    run_supervisor = exited_supervisor(run, code=None, requested_action=RequestedAction.STOP)
+    run_supervisor.check_requests()
+    run_supervisor.stop_requested_at = time.monotonic() - supervisor.STOP_TIMEOUT_SECONDS - 1
+    run_supervisor.check_requests()
+    run_supervisor.stop_requested_at = time.monotonic() - 2 * supervisor.STOP_TIMEOUT_SECONDS
+    run_supervisor.check_requests()
+    assert run_supervisor.engine.requests == ["save", signal.SIGTERM, signal.SIGKILL]

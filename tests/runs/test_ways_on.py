@@ -19,8 +19,8 @@ from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run
 from training.runs.states import State
 from training.runs.worker import oom_recovery
-from training.runs.worker.lease import claim
-from training.runs.worker.supervisor import Watch
+from training.runs.worker.lease import claim_run
+from training.runs.worker.supervisor import RunSupervisor
 
 pytestmark = pytest.mark.django_db
 GB = 10**9
@@ -42,36 +42,36 @@ def simulated(monkeypatch):
     )
 
 
-def ended(run, *, code=91, outcome=Outcome.MEMORY, **config):
+def run_out_of_memory(run, *, code=91, outcome=Outcome.MEMORY, **config):
     Run.objects.filter(pk=run.pk).update(config={**run.config, **config})
-    watch = Watch(claim(run.pk))
+    run_supervisor = RunSupervisor(claim_run(run.pk))
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, step=41)
-    watch.engine = FakeEngine(code)
+    run_supervisor.engine = FakeEngine(code)
     if outcome:
         Result(outcome=outcome, message="Out of memory at step 41, while evaluating.").write_file(
             run.folder
         )
-    watch.end()
+    run_supervisor.handle_exit()
     run.refresh_from_db()
 
 
 def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_forecasts(run):
-    ended(run)
+    run_out_of_memory(run)
     assert (run.state, run.failure, run.message) == (
         "failed",
         "out_of_memory",
         "Out of memory at step 41, while evaluating.",
     )
-    told = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.ways_of(run)}
-    assert told["halve"] == ({"micro_batch_splits": 2}, 8 * GB)
-    assert told["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
-    assert told["8-bit"][0] == {"optim": "adamw_8bit"}
-    assert told["qlora"][0] == {"method": "qlora"}
+    options = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.list_recovery_options(run)}
+    assert options["halve"] == ({"micro_batch_splits": 2}, 8 * GB)
+    assert options["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
+    assert options["8-bit"][0] == {"optim": "adamw_8bit"}
+    assert options["qlora"][0] == {"method": "qlora"}
 
 
 def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, alice):
-    ended(run)
-    oom_recovery.go_on_with(alice, run, "halve")
+    run_out_of_memory(run)
+    oom_recovery.apply_memory_option(alice, run, "halve")
     run.refresh_from_db()
     assert (run.state, run.failure, run.config["micro_batch_splits"], run.forecast["peak"]) == (
         "queued",
@@ -87,38 +87,38 @@ def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, al
 
 def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_changed(run, alice):
     with pytest.raises(Conflict):
-        oom_recovery.go_on_with(alice, run, "halve")
-    ended(run)
+        oom_recovery.apply_memory_option(alice, run, "halve")
+    run_out_of_memory(run)
     with pytest.raises(UserError, match="cannot go on that way"):
-        oom_recovery.go_on_with(alice, run, "magic")
+        oom_recovery.apply_memory_option(alice, run, "magic")
 
 
 def test_recover_by_itself_is_a_setting(run):
-    ended(run, auto_reduce_memory=True)
-    assert (run.state, run.config["micro_batch_splits"], run.deaths) == ("queued", 2, 0)
+    run_out_of_memory(run, auto_reduce_memory=True)
+    assert (run.state, run.config["micro_batch_splits"], run.crash_count) == ("queued", 2, 0)
     assert run.message.endswith("Goes on by itself from its last checkpoint with micro_batch_splits 2.")
     assert not (run.folder / "result.json").exists()
 
 
 def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(
-    run, settings_of_deaths
+    run, few_crashes
 ):
-    Run.objects.filter(pk=run.pk).update(deaths=1)
-    ended(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
+    Run.objects.filter(pk=run.pk).update(crash_count=1)
+    run_out_of_memory(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"]) == ("queued", 2)
     assert "killed (SIGKILL" in run.message and "micro_batch_splits 2" in run.message
 
 
-def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, settings_of_deaths, as_alice):
-    Run.objects.filter(pk=run.pk).update(deaths=3)
-    ended(run, code=-signal.SIGKILL, outcome=None)
+def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, few_crashes, as_alice):
+    Run.objects.filter(pk=run.pk).update(crash_count=3)
+    run_out_of_memory(run, code=-signal.SIGKILL, outcome=None)
     assert (run.state, run.failure) == ("failed", "killed")
     assert b"Ways on" in as_alice.get(f"/runs/{run.pk}").content
     assert b"Go on so" in as_alice.get(f"/runs/{run.pk}/ways").content
 
 
 @pytest.fixture
-def settings_of_deaths(settings):
+def few_crashes(settings):
     settings.MAX_CRASHES = 3
 
 
@@ -137,31 +137,31 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
 
 
 def test_a_way_that_is_refused_changes_nothing(run, alice):
-    ended(run)
+    run_out_of_memory(run)
     PersonalQuota.objects.create(user=alice, queued=0)
     before = (run.folder / "config.json").read_text()
     with pytest.raises(Conflict):
-        oom_recovery.go_on_with(alice, run, "halve")
+        oom_recovery.apply_memory_option(alice, run, "halve")
     run.refresh_from_db()
     assert (run.folder / "config.json").read_text() == before
     assert "micro_batch_splits" not in run.config or run.config["micro_batch_splits"] == 1
 
 
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
-    known = []
+    simulated_configs = []
     monkeypatch.setattr(
         "training.runs.forecast.memory_ladder.get_cached_estimator",
-        lambda _folder, config, _device: config if config in known else None,
+        lambda _folder, config, _device: config if config in simulated_configs else None,
     )
     monkeypatch.setattr(
         "training.runs.worker.oom_recovery.law",
-        lambda _folder, config, _device: known.append(config),
+        lambda _folder, config, _device: simulated_configs.append(config),
     )
-    ended(run)
+    run_out_of_memory(run)
     first = as_alice.get(f"/runs/{run.pk}/ways").content
-    assert (first.count(b"being simulated"), b"make=1" in first, known) == (4, True, [])
+    assert (first.count(b"being simulated"), b"make=1" in first, simulated_configs) == (4, True, [])
     as_alice.get(f"/runs/{run.pk}/ways?make=1")
-    assert len(known) == 1
+    assert len(simulated_configs) == 1
     for _ in range(3):
         last = as_alice.get(f"/runs/{run.pk}/ways?make=1").content
     assert (last.count(b"being simulated"), b"make=1" in last) == (0, False)

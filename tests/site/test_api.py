@@ -3,11 +3,11 @@ import json
 import pytest
 
 from tests import tiny
-from tests.runs.journals import Journal, step
+from tests.runs.journals import Journal, step_event
 from training.people.tokens import create_token
 from training.runs.models import Run
-from training.runs.worker.ingest import store
-from training.runs.worker.lease import claim
+from training.runs.worker.ingest import store_events
+from training.runs.worker.lease import claim_run
 
 pytestmark = pytest.mark.django_db
 
@@ -51,8 +51,8 @@ def test_a_run_from_launch_to_stop(api, base_model, data, no_queue):
 
 
 def test_events_after_a_number_and_curves(api, run):
-    lease, record, journal = claim(run.pk), Run.objects.get(pk=run.pk), Journal()
-    store(lease, record, journal.lines(*[step(n, 1 / n) for n in range(1, 1001)]), 1)
+    lease, record, journal = claim_run(run.pk), Run.objects.get(pk=run.pk), Journal()
+    store_events(lease, record, journal.lines(*[step_event(n, 1 / n) for n in range(1, 1001)]), 1)
     sequence_numbers, after = [], 0
     while True:
         _, answer = api("GET", f"/runs/{run.pk}/events?after={after}&limit=300")

@@ -36,7 +36,7 @@ def test_the_engine_sees_no_secret(tmp_path, monkeypatch):
     stub.chmod(0o700)
     monkeypatch.setattr("training.runs.worker.engine_process.sys.executable", str(stub))
     engine = EngineProcess(tmp_path)
-    engine.start({})
+    engine.start_process({})
     engine._child.wait(20)
     environment = json.loads((tmp_path / "env.json").read_text())
     assert "PATH" in environment
@@ -49,7 +49,7 @@ def test_a_name_never_becomes_part_of_a_command(tmp_path, monkeypatch):
     folder = tmp_path / "$(touch x); touch y"
     folder.mkdir()
     engine = EngineProcess(folder)
-    engine.start({})
+    engine.start_process({})
     engine._child.wait(60)
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "y").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.chromium import browser, chromium_path
+from tests.browser.chromium import launch_browser, find_chromium
 from tests.stage import ROOT, find_free_port
 
 # A folder for the README's pictures
@@ -67,10 +67,10 @@ def take_screenshot(page, name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(chromium_path() is None, reason="NO CHROMIUM FOUND: the main job is not walked")
+@pytest.mark.skipif(find_chromium() is None, reason="NO CHROMIUM FOUND: the main job is not walked")
 def test_from_an_empty_folder_to_an_adapter_that_answers_in_the_trained_form(running):
     address, password = running
-    with browser() as chromium:
+    with launch_browser() as chromium:
         page = chromium.new_page(viewport={"width": 1440, "height": 900})
         page.goto(address)
         page.get_by_label("Name").fill("admin")

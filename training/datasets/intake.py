@@ -23,7 +23,7 @@ from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
 from training.datasets.forms import ColumnMapping
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, to_one_line
 from training.jobs.models import JobState
 from training.jobs.services import enqueue_job
 from training.people.models import User
@@ -68,11 +68,11 @@ def receive_files(
         owner=user,
         team=dataset.team if dataset else user.get_sharing_team(),
         dataset=dataset,
-        name=one_line(name)[:120] or one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
-        source=one_line(source)[:200],
+        name=to_one_line(name)[:120] or to_one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
+        source=to_one_line(source)[:200],
         bytes=size,
         files=[
-            {"file": str(number), "name": one_line(file_name)[-100:], "split": split}
+            {"file": str(number), "name": to_one_line(file_name)[-100:], "split": split}
             for number, (_, file_name, split) in enumerate(files)
         ],
     )
@@ -150,7 +150,7 @@ def enqueue_hub_fetch(user: User, hub_id: str, *, name: str, dataset: Dataset | 
             owner=user,
             team=dataset.team if dataset else user.get_sharing_team(),
             dataset=dataset,
-            name=one_line(name)[:120] or hub_id.rpartition("/")[2],
+            name=to_one_line(name)[:120] or hub_id.rpartition("/")[2],
             source=source,
             state=UploadState.WAITING,
             job="fetch",

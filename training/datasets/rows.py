@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.errors import UserError, one_line
+from training.errors import UserError, to_one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 ROLE_ALIASES = {"developer": "system", "function": "tool"}  # OpenAI's newer and older names
@@ -43,7 +43,7 @@ class BadRow(UserError):
 
 def clean_text(text: str) -> str:
     """Words that can be stored and sent: no control characters and no half ones."""
-    return one_line(text.encode("utf-8", errors="replace").decode())
+    return to_one_line(text.encode("utf-8", errors="replace").decode())
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from training.datasets.intake import BUSY_STATES
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.work import lock_data_folder
 from training.engine.files import remove_tree
-from training.errors import Conflict, UserError, check_name_typed, one_line
+from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.people.models import User
 from training.people.visible import check_changeable
 
 
 def rename_dataset(user: User, dataset: Dataset, name: str) -> None:
     check_changeable(user, dataset)
-    if not one_line(name):
+    if not to_one_line(name):
         raise UserError("The data set needs a name.", field="name")
-    dataset.name = one_line(name)[:120]
+    dataset.name = to_one_line(name)[:120]
     dataset.save(update_fields=["name"])
 
 

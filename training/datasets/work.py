@@ -38,7 +38,7 @@ from training.datasets.intake import (
 )
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.program import read_sample
-from training.errors import UserError, one_line
+from training.errors import UserError, to_one_line
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
 from training.jobs.runner import follow_program, get_subject, save_job
@@ -203,8 +203,8 @@ def create_dataset(
             dataset = Dataset.objects.create(
                 owner=user,
                 team=user.get_sharing_team(),
-                name=one_line(name)[:120] or "Data",
-                source=one_line(source)[:200],
+                name=to_one_line(name)[:120] or "Data",
+                source=to_one_line(source)[:200],
                 license=license,
             )
             version = prepare_version(dataset, build_result, report)

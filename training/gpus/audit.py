@@ -12,7 +12,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils import timezone
 
-from training.errors import one_line
+from training.errors import to_one_line
 from training.gpus.models import AuditEntry
 from training.people.models import Team, User
 
@@ -42,7 +42,7 @@ def note(
             team=team,
             before=before,
             after=after,
-            reason=one_line(reason)[:300],
+            reason=to_one_line(reason)[:300],
             previous=last,
         )
         entry.digest = digest_of(entry)

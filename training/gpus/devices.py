@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from training.gpus import audit
 from training.gpus.models import Condition, Device, Host, Pool
-from training.process_identity import host_name
+from training.process_identity import get_host_name
 
 GONE_AFTER = timedelta(seconds=30)  # six reports
 FRESH_FOR = timedelta(seconds=15)
@@ -83,7 +83,7 @@ def read_cpu() -> Reading:
     # A kind of its own: `auto` computes in fp32 there, with twice the memory
     kind = CPU if has_bf16() else CPU_FP32
     return Reading(
-        0, f"cpu-{host_name()}", name, kind, memory.total, memory.total - memory.available, busy
+        0, f"cpu-{get_host_name()}", name, kind, memory.total, memory.total - memory.available, busy
     )
 
 
@@ -146,7 +146,7 @@ def report(readings: list[Reading] | None = None, host: str | None = None) -> No
     with transaction.atomic():
         audit.one_at_a_time("audit")  # before the devices, as an admission has it
         place, _ = Host.objects.update_or_create(
-            name=host or host_name(), defaults={"reported_at": Now()}
+            name=host or get_host_name(), defaults={"reported_at": Now()}
         )
         known = {
             device.uuid: device
@@ -181,7 +181,7 @@ def moved_here(host: Host, reading: Reading) -> Device:
 
 def report_if_old() -> None:
     """Whoever is about to train here says first what is here, if nobody has lately."""
-    if not Host.objects.filter(name=host_name(), reported_at__gt=Now() - FRESH_FOR).exists():
+    if not Host.objects.filter(name=get_host_name(), reported_at__gt=Now() - FRESH_FOR).exists():
         report()
 
 

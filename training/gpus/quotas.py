@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import transaction
 
-from training.errors import NotAllowed, NotFound, UserError, one_line
+from training.errors import NotAllowed, NotFound, UserError, to_one_line
 from training.gpus import allocations, audit, usage
 from training.gpus.models import (
     MOST_A_DEVICE,
@@ -74,7 +74,7 @@ def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
         UserError: a value is out of its range, `field` names it.
     """
     if "name" in changes:
-        changes["name"] = one_line(str(changes["name"]))[:80]
+        changes["name"] = to_one_line(str(changes["name"]))[:80]
         if (
             not changes["name"]
             or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists()

@@ -7,7 +7,7 @@ from typing import Any
 from huey.consumer import Consumer
 
 from training.jobs.kinds import LANES
-from training.sqlite_queue import WaitingSqliteStorage
+from training.sqlite_queue import BlockingSqliteStorage
 
 SCHEDULER_SECONDS = 60  # nothing is ever scheduled
 STOP_CHECK_SECONDS = 1.0  # between two looks for a signal; Huey looks ten times a second
@@ -28,7 +28,7 @@ class QueueConsumer(Consumer):  # type: ignore[misc]
         self._stop_flag_timeout = STOP_CHECK_SECONDS
 
     def stop(self, graceful: bool = False) -> None:
-        if isinstance(self.huey.storage, WaitingSqliteStorage):
+        if isinstance(self.huey.storage, BlockingSqliteStorage):
             self.huey.storage.stop_waiting()
         super().stop(graceful)
 

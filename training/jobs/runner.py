@@ -37,7 +37,7 @@ from training.child_process import (
 from training.errors import UserError
 from training.jobs.kinds import KINDS, Lane
 from training.jobs.models import Job, JobState
-from training.process_identity import process_name
+from training.process_identity import get_process_name
 
 HEARTBEAT_SECONDS = 5.0
 PROGRESS_COLUMNS = {
@@ -115,7 +115,7 @@ def claim_job(job_id: int, lane: Lane) -> Job | None:
         .update(
             state=JobState.WORKING,
             claim_token=token,
-            worker=process_name(),
+            worker=get_process_name(),
             heartbeat_at=timezone.now(),
             tries=F("tries") + 1,
             progress_message="starting",

@@ -11,7 +11,7 @@ from training.jobs.kinds import KINDS, LANES
 from training.jobs.models import OPEN_STATES, Job, JobState
 from training.jobs.queue import wake_worker
 from training.jobs.runner import fail_job, waiting_jobs
-from training.process_identity import host_name, is_alive, process_name
+from training.process_identity import get_host_name, is_alive, get_process_name
 
 RECOVERY_SECONDS = 1.0
 MAX_TRIES_MESSAGE = "It broke off {tries} times; the worker's log has more."
@@ -43,8 +43,8 @@ def is_lost(job: Job) -> bool:
     timeout = timedelta(seconds=KINDS[job.kind].lost_seconds)
     if job.heartbeat_at is None or job.heartbeat_at < timezone.now() - timeout:
         return True
-    is_ours = job.worker.startswith(f"{host_name()}:")
-    return is_ours and job.worker != process_name() and not is_alive(job.worker)
+    is_ours = job.worker.startswith(f"{get_host_name()}:")
+    return is_ours and job.worker != get_process_name() and not is_alive(job.worker)
 
 
 def release_job(job: Job) -> None:
@@ -61,6 +61,6 @@ def release_own_jobs() -> None:
     """Called when this worker ends in order: the next one takes them up at once, and no try is
     counted.
     """
-    Job.objects.filter(state=JobState.WORKING, worker=process_name()).update(
+    Job.objects.filter(state=JobState.WORKING, worker=get_process_name()).update(
         state=JobState.WAITING, claim_token="", progress_message="", tries=F("tries") - 1
     )

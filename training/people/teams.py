@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from django.db import transaction
 
-from training.errors import Conflict, NotAllowed, NotFound, UserError, one_line
+from training.errors import Conflict, NotAllowed, NotFound, UserError, to_one_line
 from training.people.models import Membership, Role, Team, User
 from training.people.users import get_user_by_name
 
@@ -15,7 +15,7 @@ def create_team(actor: User, name: str) -> Team:
     """Raises NotAllowed: not an admin; Conflict: the name is taken."""
     if not actor.is_superuser:
         raise NotAllowed("Only admins make teams.")
-    title = one_line(name)[:80]
+    title = to_one_line(name)[:80]
     if not title:
         raise UserError("The team needs a name.", field="name")
     team, is_new = Team.objects.get_or_create(name=title)
@@ -97,7 +97,7 @@ def remove_member(actor: User, team: Team, username: str) -> None:
     with transaction.atomic():
         membership = team.memberships.filter(user__username=username).select_related("user").first()
         if membership is None:
-            raise NotFound(f"{one_line(username)[:80]!r} is not in {team}.", field="username")
+            raise NotFound(f"{to_one_line(username)[:80]!r} is not in {team}.", field="username")
         check_not_last_lead(team, membership.user)
         membership.delete()
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from django.db.models import Q
 from django.utils import timezone
 
-from training.errors import NotFound, UserError, one_line
+from training.errors import NotFound, UserError, to_one_line
 from training.people.models import ApiToken, Scope, User
 
 TOKEN_PREFIX = "snapml_"
@@ -26,7 +26,7 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         user=user,
-        name=one_line(name)[:80] or "token",
+        name=to_one_line(name)[:80] or "token",
         scope=scope,
         digest=hash_secret(secret),
         hint=secret[-4:],

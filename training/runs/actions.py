@@ -13,20 +13,20 @@ from django.utils import timezone
 from training.engine.files import remove_tree
 from training.engine.outcome import RESULT_FILE
 from training.engine.stop_signals import STOP_FILE
-from training.errors import Conflict, UserError, check_name_typed, one_line
+from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.gpus import allocations
 from training.people.models import User
 from training.people.visible import check_changeable
-from training.runs.models import MAX_NAME, MAX_NOTES, MAX_TAGS, Run, Sweep
-from training.runs.notifications import tell_of_end
+from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Run, Sweep
+from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
 from training.runs.signals import run_changed, run_queued
-from training.runs.states import ACTIVE, OPEN, State, Wish, sources_of
+from training.runs.states import ACTIVE, UNFINISHED, State, RequestedAction, get_source_states
 
 TAG = re.compile(r"[\w .:/-]{1,30}")
 
 
-def describe_run(
+def update_run(
     user: User,
     run: Run,
     *,
@@ -42,45 +42,45 @@ def describe_run(
     """
     check_changeable(user, run)
     if name is not None:
-        if not one_line(name):
+        if not to_one_line(name):
             raise UserError("A run needs a name.", field="name")
-        run.name = one_line(name)[:MAX_NAME]
+        run.name = to_one_line(name)[:MAX_NAME_LENGTH]
     if tags is not None:
-        run.tags = packed_tags(tags.split(","))
+        run.tags = normalize_tags(tags.split(","))
     if notes is not None:
-        if len(notes) > MAX_NOTES:
-            raise UserError(f"Notes have at most {MAX_NOTES:,} characters.", field="notes")
+        if len(notes) > MAX_NOTES_LENGTH:
+            raise UserError(f"Notes have at most {MAX_NOTES_LENGTH:,} characters.", field="notes")
         run.notes = notes.replace("\0", "")
     run.save(update_fields=["name", "tags", "notes"])
     return run
 
 
-def packed_tags(tags: Iterable[str]) -> str:
-    found = list(dict.fromkeys(one_line(tag) for tag in tags if one_line(tag)))
-    if len(found) > MAX_TAGS:
+def normalize_tags(tags: Iterable[str]) -> str:
+    normalized = list(dict.fromkeys(to_one_line(tag) for tag in tags if to_one_line(tag)))
+    if len(normalized) > MAX_TAGS:
         raise UserError(f"A run has at most {MAX_TAGS} tags.", field="tags")
-    for tag in found:
+    for tag in normalized:
         if not TAG.fullmatch(tag):
             raise UserError(
                 f"The tag {tag[:40]!r} has odd characters or more than 30.", field="tags"
             )
-    return f",{','.join(found)}," if found else ""
+    return f",{','.join(normalized)}," if normalized else ""
 
 
-def archive(user: User, run: Run, *, back: bool = False) -> None:
+def archive_run(user: User, run: Run, *, restore: bool = False) -> None:
     """Take a run out of the list, or put it back; nothing of it is lost.
 
     Raises:
         Conflict: it is not over.
     """
     check_changeable(user, run)
-    if run.state in OPEN and not back:
+    if run.state in UNFINISHED and not restore:
         raise Conflict(f"{run.name} is not over yet; stop it first.")
-    run.archived_at = None if back else timezone.now()
+    run.archived_at = None if restore else timezone.now()
     run.save(update_fields=["archived_at"])
 
 
-def delete(user: User, run: Run, name: str) -> int:
+def delete_run(user: User, run: Run, name: str) -> int:
     """Delete a run with its curves, checkpoints and files; returns the bytes freed. An adapter on
     the shelf stays.
 
@@ -91,7 +91,7 @@ def delete(user: User, run: Run, name: str) -> int:
     check_changeable(user, run)
     check_name_typed(name, run.name)
     with transaction.atomic():
-        if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=OPEN).exists():
+        if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=UNFINISHED).exists():
             raise Conflict(f"{run.name} is not over yet; stop it first.")
         folder = run.folder
         Run.objects.filter(pk=run.pk).delete()
@@ -105,13 +105,13 @@ def stop_run(run: Run, *, discard: bool) -> Run:
     Raises:
         Conflict: it has ended already.
     """
-    wish = Wish.DISCARD if discard else Wish.STOP
-    changed = {"wish": wish, "revision": F("revision") + 1}
-    if Run.objects.filter(pk=run.pk, state__in=ACTIVE).update(**changed):
+    requested_action = RequestedAction.DISCARD if discard else RequestedAction.STOP
+    changes = {"requested_action": requested_action, "revision": F("revision") + 1}
+    if Run.objects.filter(pk=run.pk, state__in=ACTIVE).update(**changes):
         Run.objects.filter(pk=run.pk, state__in=(State.STARTING, State.RUNNING)).update(
             state=State.STOPPING
         )
-    elif not end_waiting(run, discard=discard):
+    elif not cancel_queued_run(run, discard=discard):
         run.refresh_from_db()
         raise Conflict(f"{run.name} has ended already ({run.get_state_display().lower()}).")
     run_changed.send(Run, run_id=run.pk)
@@ -119,16 +119,16 @@ def stop_run(run: Run, *, discard: bool) -> Run:
     return run
 
 
-def stop_all(sweep: Sweep) -> None:
+def stop_sweep(sweep: Sweep) -> None:
     """Stop every run of a sweep that is not over, and keep what they learned."""
-    for run in sweep.runs.filter(state__in=OPEN):
+    for run in sweep.runs.filter(state__in=UNFINISHED):
         try:
             stop_run(run, discard=False)
         except Conflict:
             continue  # it came to its end by itself in this moment
 
 
-def end_waiting(run: Run, *, discard: bool) -> bool:
+def cancel_queued_run(run: Run, *, discard: bool) -> bool:
     """End a run that no engine holds. It may be claimed in this very moment, so the UPDATE asks for
     its state.
     """
@@ -140,16 +140,16 @@ def end_waiting(run: Run, *, discard: bool) -> bool:
             f"Stopped while waiting, after step {run.step}; its checkpoint is kept.",
         )
     with transaction.atomic():
-        ended = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
+        cancelled = Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
             state=state, message=message, finished_at=timezone.now(), revision=F("revision") + 1
         )
-        if ended:
+        if cancelled:
             # It may have been given a device that no worker has taken up yet
             allocations.release(run.pk)
-            tell_of_end(run.pk)
-    if ended and state == State.CANCELLED:
+            notify_run_ended(run.pk)
+    if cancelled and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
-    return bool(ended)
+    return bool(cancelled)
 
 
 def continue_run(user: User, run: Run) -> Run:
@@ -164,20 +164,20 @@ def continue_run(user: User, run: Run) -> Run:
     checks.refuse_overdue(user, run)
     with transaction.atomic():  # no worker claims it before the old result is gone
         checks.refuse_full_queue(run.owner)
-        changed = Run.objects.filter(
-            pk=run.pk, state__in=set(sources_of(State.QUEUED)) - set(ACTIVE)
+        updated = Run.objects.filter(
+            pk=run.pk, state__in=set(get_source_states(State.QUEUED)) - set(ACTIVE)
         ).update(
             state=State.QUEUED,
-            wish=Wish.RUN,
+            requested_action=RequestedAction.RUN,
             message="",
             failure="",
-            deaths=0,
+            crash_count=0,
             not_before=None,
             finished_at=None,
             queued_at=timezone.now(),
             revision=F("revision") + 1,
         )
-        if not changed:
+        if not updated:
             raise Conflict(
                 f"{run.name} cannot go on from the state {run.get_state_display().lower()}."
             )

@@ -18,20 +18,20 @@ from training.runs import actions
 from training.runs import filters as runs_filters
 from training.runs.launch import api as launch_api
 from training.runs.launch import yaml_file
-from training.runs.live.messages import event_to_json, events_after
+from training.runs.live.messages import event_to_json, read_events_after
 from training.runs.metrics.curves import read_curves
 from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
-from training.runs.reads import one_moment
+from training.runs.reads import consistent_read
 from training.runs.schemas import (
     EvalsOut,
     EventsOut,
-    Filters,
+    RunFiltersIn,
     MetricsOut,
     RunChange,
     RunOut,
     StopIn,
-    SureIn,
+    ConfirmIn,
     SweepOut,
 )
 from training.runs.worker import oom_recovery
@@ -53,19 +53,19 @@ def read_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
 @router.post("/sweeps/{int:sweep_id}/stop", response=SweepOut)
 def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> Sweep:
     """Stop every run of a sweep that is not over, and keep what they learned."""
-    found = get_changeable(Sweep, request.user, sweep_id, "owner")
-    actions.stop_all(found)
-    return found
+    sweep = get_changeable(Sweep, request.user, sweep_id, "owner")
+    actions.stop_sweep(sweep)
+    return sweep
 
 
 @router.get("", response=list[RunOut])
 @paginate(Pagination)
-def list_runs(request: AuthenticatedRequest, filters: Annotated[Filters, Query()]) -> Any:
+def list_runs(request: AuthenticatedRequest, filters: Annotated[RunFiltersIn, Query()]) -> Any:
     """Runs that you may see. `sort` takes a column's name, with `-` before it for descending."""
-    asked = runs_filters.Asked.from_query(
+    run_filters = runs_filters.RunFilters.from_query(
         {name: str(value) for name, value in filters.dict().items() if value}
     )
-    return runs_filters.find(request.user, asked).defer(None).select_related(*RELATED)
+    return runs_filters.filter_runs(request.user, run_filters).defer(None).select_related(*RELATED)
 
 
 @router.get("/{int:run_id}", response=RunOut)
@@ -78,16 +78,16 @@ def change_run(request: AuthenticatedRequest, run_id: int, body: RunChange) -> R
     """Rename, tag, note or archive a run."""
     run = get_visible(Run, request.user, run_id, *RELATED)
     tags = None if body.tags is None else ",".join(body.tags)
-    actions.describe_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
+    actions.update_run(request.user, run, name=body.name, tags=tags, notes=body.notes)
     if body.archived is not None:
-        actions.archive(request.user, run, back=not body.archived)
+        actions.archive_run(request.user, run, restore=not body.archived)
     return run
 
 
 @router.delete("/{int:run_id}", response={204: None})
-def delete_run(request: AuthenticatedRequest, run_id: int, body: SureIn) -> Status[None]:
+def delete_run(request: AuthenticatedRequest, run_id: int, body: ConfirmIn) -> Status[None]:
     """Delete a run that is over and free its disk; `name` must be its name."""
-    actions.delete(request.user, get_visible(Run, request.user, run_id), body.name)
+    actions.delete_run(request.user, get_visible(Run, request.user, run_id), body.name)
     return Status(204, None)
 
 
@@ -125,8 +125,8 @@ def read_events(
     the answer.
     """
     run = get_visible(Run, request.user, run_id)
-    with one_moment():
-        events = [event_to_json(event) for event in events_after(run.pk, after, limit)]
+    with consistent_read():
+        events = [event_to_json(event) for event in read_events_after(run.pk, after, limit)]
     return {"events": events, "last_seq": events[-1]["seq"] if events else after}
 
 
@@ -136,10 +136,10 @@ def read_evals(
 ) -> dict[str, Any]:
     """Measurements on held-out rows that count, in order, at most 5,000 from `offset` on."""
     run = get_visible(Run, request.user, run_id)
-    rows = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[
+    evals = Event.objects.filter(run=run, kind="eval", superseded=False).order_by("step", "seq")[
         offset : offset + MAX_EVENTS
     ]
-    return {"evals": [{"step": row.step, "time": row.time, **row.payload} for row in rows]}
+    return {"evals": [{"step": row.step, "time": row.time, **row.fields} for row in evals]}
 
 
 @router.get("/{int:run_id}/metrics", response=MetricsOut)
@@ -162,35 +162,35 @@ def read_metrics(
         raise UserError(
             f"There is no metric {unknown[0]}; there are {', '.join(charted)}.", field="names"
         )
-    with one_moment():
+    with consistent_read():
         curves = read_curves(
             run.pk, wanted, points=points, first_step=first_step, last_step=last_step
         )
-    return curves.as_lists()
+    return curves.to_lists()
 
 
-class WayOut(Schema):
+class MemoryOptionOut(Schema):
     name: str
     description: str
     changes: dict[str, Any]
     peak_bytes: int | None = Field(description="null: the step has not been simulated")
 
 
-@router.get("/{int:run_id}/ways", response=list[WayOut])
-def list_ways(request: AuthenticatedRequest, run_id: int) -> list[dict[str, Any]]:
+@router.get("/{int:run_id}/ways", response=list[MemoryOptionOut])
+def list_memory_options(request: AuthenticatedRequest, run_id: int) -> list[dict[str, Any]]:
     """Changes with which a run that ran out of memory may go on, those that cost least first, with
     their forecasts.
     """
     run = get_visible(Run, request.user, run_id, *RELATED)
-    found = oom_recovery.ways_of(run)
+    options = oom_recovery.list_recovery_options(run)
     return [
-        {**vars(way), "peak_bytes": way.memory["peak"] if way.memory else None} for way in found
+        {**vars(option), "peak_bytes": option.memory["peak"] if option.memory else None} for option in options
     ]
 
 
 @router.post("/{int:run_id}/ways/{name}", response=RunOut)
-def go_on_with(request: AuthenticatedRequest, run_id: int, name: str) -> Run:
+def apply_memory_option(request: AuthenticatedRequest, run_id: int, name: str) -> Run:
     """Change a failed or stopped run that way, and let it go on from its last checkpoint."""
-    return oom_recovery.go_on_with(
+    return oom_recovery.apply_memory_option(
         request.user, get_changeable(Run, request.user, run_id, *RELATED), name
     )

@@ -12,17 +12,17 @@ from urllib.parse import urlencode
 from django.core.paginator import Page, Paginator
 from django.db.models import F, Q
 
-from training.errors import UserError, one_line
+from training.errors import UserError, to_one_line
 from training.people.models import User
 from training.runs.models import Run
 from training.runs.states import State
 
-RUNS_A_PAGE = 50
+RUNS_PER_PAGE = 50
 RELATED = ("owner", "base_model", "data__dataset")
-HEAVY = ("config", "plan", "notes")
-MOST_TEXT = 100
+DEFERRED_FIELDS = ("config", "start_info", "notes")
+MAX_TEXT_LENGTH = 100
 # What a column is sorted by. Nothing else from an address reaches order_by().
-SORTS = {
+SORT_COLUMNS = {
     "state": "state",
     "name": "name",
     "model": "base_model__name",
@@ -36,7 +36,7 @@ SORTS = {
     "started": "created_at",
 }
 # What can be filtered by: the parameter and the field that it is compared with.
-EXACT = {
+EXACT_FILTERS = {
     "state": "state",
     "model": "base_model__name",
     "owner": "owner__username",
@@ -46,7 +46,7 @@ EXACT = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunFilters:
     """What an address asks of the list. `sort` is a key of SORTS, with `-` for descending."""
 
     values: dict[str, str]
@@ -56,23 +56,23 @@ class Asked:
     archived: bool = False
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str]) -> Asked:
+    def from_query(cls, query: Mapping[str, str]) -> RunFilters:
         """Raises UserError: an unknown state or column."""
         values = {
-            name: one_line(query.get(name, ""))[:MOST_TEXT] for name in EXACT if query.get(name)
+            name: to_one_line(query.get(name, ""))[:MAX_TEXT_LENGTH] for name in EXACT_FILTERS if query.get(name)
         }
         if values.get("state") not in (None, *State.values):
             raise UserError(f"state must be one of {', '.join(State.values)}.", field="state")
         sort = query.get("sort") or "-started"
-        if sort.removeprefix("-") not in SORTS:
+        if sort.removeprefix("-") not in SORT_COLUMNS:
             raise UserError(
-                f"sort must be one of {', '.join(SORTS)}, with - before it for descending.",
+                f"sort must be one of {', '.join(SORT_COLUMNS)}, with - before it for descending.",
                 field="sort",
             )
-        text, tag = (one_line(query.get(name, ""))[:MOST_TEXT] for name in ("q", "tag"))
+        text, tag = (to_one_line(query.get(name, ""))[:MAX_TEXT_LENGTH] for name in ("q", "tag"))
         return cls(values, text, tag, sort, query.get("archived") in ("1", "on", "true", "True"))
 
-    def address(self, **changes: str) -> str:
+    def build_query_string(self, **changes: str) -> str:
         """The query string of this list with some parts changed; page numbers are left out."""
         parts = {
             **self.values,
@@ -84,37 +84,37 @@ class Asked:
         return urlencode({name: value for name, value in {**parts, **changes}.items() if value})
 
 
-def find(user: User, asked: Asked) -> Any:
+def filter_runs(user: User, run_filters: RunFilters) -> Any:
     """The runs that a person may see and asks for, in order. One query, whatever their number."""
-    rows = Run.objects.visible_to(user).select_related(*RELATED).defer(*HEAVY)
-    rows = rows.filter(archived_at__isnull=not asked.archived)
-    rows = rows.filter(**{EXACT[name]: value for name, value in asked.values.items()})
-    if asked.text:
+    rows = Run.objects.visible_to(user).select_related(*RELATED).defer(*DEFERRED_FIELDS)
+    rows = rows.filter(archived_at__isnull=not run_filters.archived)
+    rows = rows.filter(**{EXACT_FILTERS[name]: value for name, value in run_filters.values.items()})
+    if run_filters.text:
         rows = rows.filter(
-            Q(name__icontains=asked.text)
-            | Q(notes__icontains=asked.text)
-            | Q(tags__icontains=asked.text)
+            Q(name__icontains=run_filters.text)
+            | Q(notes__icontains=run_filters.text)
+            | Q(tags__icontains=run_filters.text)
         )
-    if asked.tag:
-        rows = rows.filter(tags__contains=f",{asked.tag},")
-    column = F(SORTS[asked.sort.removeprefix("-")])
+    if run_filters.tag:
+        rows = rows.filter(tags__contains=f",{run_filters.tag},")
+    column = F(SORT_COLUMNS[run_filters.sort.removeprefix("-")])
     order = (
-        column.desc(nulls_last=True) if asked.sort.startswith("-") else column.asc(nulls_last=True)
+        column.desc(nulls_last=True) if run_filters.sort.startswith("-") else column.asc(nulls_last=True)
     )
     return rows.order_by(order, "-pk")
 
 
-def one_page(user: User, asked: Asked, number: str | None) -> Page[Any]:
-    return Paginator(find(user, asked), RUNS_A_PAGE).get_page(number)
+def paginate_runs(user: User, run_filters: RunFilters, page_number: str | None) -> Page[Any]:
+    return Paginator(filter_runs(user, run_filters), RUNS_PER_PAGE).get_page(page_number)
 
 
-def options(user: User) -> dict[str, list[str]]:
+def list_filter_choices(user: User) -> dict[str, list[str]]:
     """What the filters offer: the values that occur. One query a filter."""
     rows = Run.objects.visible_to(user).order_by()
-    found = {
+    choices = {
         name: sorted(rows.values_list(field, flat=True).distinct())
-        for name, field in EXACT.items()
+        for name, field in EXACT_FILTERS.items()
         if name != "state"
     }
-    tagged = rows.exclude(tags="").values_list("tags", flat=True).distinct()
-    return {**found, "tag": sorted({tag for tags in tagged for tag in tags.split(",") if tag})}
+    tag_lists = rows.exclude(tags="").values_list("tags", flat=True).distinct()
+    return {**choices, "tag": sorted({tag for tags in tag_lists for tag in tags.split(",") if tag})}

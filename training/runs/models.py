@@ -12,7 +12,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.gpus.models import Pool
 from training.people.models import Owned
-from training.runs.states import Priority, State, Wish
+from training.runs.states import Priority, State, RequestedAction
 
 
 class Sweep(Owned):
@@ -54,10 +54,10 @@ class Run(Owned):
     state = models.CharField(
         max_length=20, choices=State.choices, default=State.QUEUED, db_index=True
     )
-    wish = models.CharField(max_length=20, choices=Wish.choices, default=Wish.RUN)
+    requested_action = models.CharField(max_length=20, choices=RequestedAction.choices, default=RequestedAction.RUN)
     message = models.TextField(blank=True)
     # On devices, that an admin let it go on after
-    forgiven_seconds = models.FloatField(default=0.0)
+    waived_seconds = models.FloatField(default=0.0)
     # Of a failed run: the engine's outcome, or `killed`
     failure = models.CharField(max_length=20, blank=True)
     # Null: none has reported yet
@@ -65,7 +65,7 @@ class Run(Owned):
     priority = models.CharField(max_length=10, choices=Priority.choices, default=Priority.NORMAL)
     moved_up_at = models.DateTimeField(null=True)  # to the front of its owner's own runs
     # queue.py: place, reason, times
-    waits: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    queue_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -75,7 +75,7 @@ class Run(Owned):
     lease_token = models.CharField(max_length=40, blank=True)
     lease_expires_at = models.DateTimeField(null=True)
     attempt = models.PositiveIntegerField(default=0)
-    deaths = models.PositiveIntegerField(default=0)
+    crash_count = models.PositiveIntegerField(default=0)
 
     last_seq = models.PositiveBigIntegerField(default=0)
     journal_offset = models.PositiveBigIntegerField(default=0)
@@ -94,11 +94,11 @@ class Run(Owned):
     exact_match = models.FloatField(null=True)
     best_step = models.PositiveIntegerField(null=True)
     peak_memory_bytes = models.PositiveBigIntegerField(default=0)
-    plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    start_info: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     # Bytes, forecast/memory.py
     forecast: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     # A Plan of training/auto
-    advice: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
+    auto_plan: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
     sparkline: models.JSONField[list[float], list[float]] = models.JSONField(default=list)
 
     class Meta:
@@ -117,12 +117,12 @@ class Run(Owned):
     def folder(self) -> Path:
         return Path(settings.HOME) / "runs" / str(self.pk)
 
-    def result(self) -> Any:
+    def get_result_version(self) -> Any:
         """The adapter version that it left at its end: of its best step, whatever else of it was
         kept as one.
         """
-        found = self.versions.order_by("-pk")
-        return found.filter(step=self.best_step or self.step).first() or found.first()
+        versions = self.versions.order_by("-pk")
+        return versions.filter(step=self.best_step or self.step).first() or versions.first()
 
     @property
     def tag_list(self) -> list[str]:
@@ -139,7 +139,7 @@ class Event(models.Model):
     kind = models.CharField(max_length=20)
     step = models.PositiveIntegerField(null=True)
     time = models.FloatField()
-    payload: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
+    fields: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField()
     superseded = models.BooleanField(default=False)
 
     class Meta:
@@ -185,10 +185,10 @@ class CurveColumn(models.Model):
         constraints = [models.UniqueConstraint(fields=["chunk", "name"], name="each_column_once")]
 
 
-MAX_NAME = 120
+MAX_NAME_LENGTH = 120
 
 
 MAX_TAGS = 10
 
 
-MAX_NOTES = 10_000
+MAX_NOTES_LENGTH = 10_000

@@ -14,10 +14,10 @@ from training.runs.states import ENDED, State
 from training.webhooks.services import enqueue_deliveries
 
 # Pages ask every 5 s, hidden tabs once a minute; the browser knows what it told
-SHOWN_SECONDS = 300
+NOTIFY_WINDOW_SECONDS = 300
 
 
-def tell_of_end(run_id: int) -> None:
+def notify_run_ended(run_id: int) -> None:
     """Leave a message for each webhook of the owner. Called once, in the transaction that ends the
     run.
     """
@@ -37,9 +37,9 @@ def tell_of_end(run_id: int) -> None:
     enqueue_deliveries(run.owner, json.dumps(body))
 
 
-def ended_lately(user: User) -> list[dict[str, Any]]:
+def get_recently_ended(user: User) -> list[dict[str, Any]]:
     """The person's own runs that ended in the last minute, for the browser's notification."""
-    since = timezone.now() - timedelta(seconds=SHOWN_SECONDS)
+    since = timezone.now() - timedelta(seconds=NOTIFY_WINDOW_SECONDS)
     rows = Run.objects.filter(owner=user, state__in=ENDED, finished_at__gte=since).only(
         "pk", "name", "state", "finished_at"
     )

@@ -12,35 +12,35 @@ from training.engine.file_names import STATE_FILES
 from training.runs.models import Run
 
 TAIL_BYTES = 16_000
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-SHOWN = ("config.json", "events.jsonl", "result.json", "engine.log")
+ANSI_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+LISTED_FILES = ("config.json", "events.jsonl", "result.json", "engine.log")
 
 
 @dataclass(frozen=True)
-class File:
+class RunFile:
     name: str
-    bytes: int
+    size_bytes: int
 
 
-def list_files(run: Run) -> list[File]:
+def list_files(run: Run) -> list[RunFile]:
     """The run's own files, its checkpoints and its adapter, with their sizes. Links are left
     out.
     """
-    found = [run.folder / name for name in SHOWN]
+    paths = [run.folder / name for name in LISTED_FILES]
     for part in ("checkpoints", "adapter"):
-        found += sorted(
+        paths += sorted(
             path for path in (run.folder / part).rglob("*") if not path.name.startswith(".")
         )
     return [
-        File(str(path.relative_to(run.folder)), path.stat().st_size)
-        for path in found
+        RunFile(str(path.relative_to(run.folder)), path.stat().st_size)
+        for path in paths
         if path.is_file()
         and not path.is_symlink()
         and "/." not in str(path.relative_to(run.folder))
     ]
 
 
-def kept_steps(run: Run) -> list[int]:
+def list_checkpoint_steps(run: Run) -> list[int]:
     """The steps of the whole checkpoints that a run keeps, oldest first."""
     folders = (run.folder / "checkpoints").glob("step-*")
     return sorted(
@@ -50,7 +50,7 @@ def kept_steps(run: Run) -> list[int]:
     )
 
 
-def engine_output(run: Run) -> str:
+def read_engine_output(run: Run) -> str:
     """The end of what the engine and its libraries printed, without colours and progress bars'
     overwriting.
     """
@@ -59,11 +59,11 @@ def engine_output(run: Run) -> str:
         return ""
     try:
         # A link would show another file of the server
-        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return ""
-    with os.fdopen(opened, "rb") as file:
-        file.seek(max(0, os.fstat(opened).st_size - TAIL_BYTES))
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(max(0, os.fstat(descriptor).st_size - TAIL_BYTES))
         text = file.read().decode("utf-8", errors="replace")
-    lines = [line.rsplit("\r", 1)[-1] for line in COLOURS.sub("", text).splitlines()]
+    lines = [line.rsplit("\r", 1)[-1] for line in ANSI_ESCAPES.sub("", text).splitlines()]
     return "\n".join(line for line in lines if line.strip())

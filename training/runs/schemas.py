@@ -12,20 +12,20 @@ from pydantic import ConfigDict, Field
 
 from training.runs import models
 from training.runs.models import Run, Sweep
-from training.runs.status import describe
+from training.runs.status import get_run_status
 
 
 class RunChange(Schema):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"tags": ["candidate"], "archived": False}]}
     )
-    name: str | None = Field(None, max_length=models.MAX_NAME)
+    name: str | None = Field(None, max_length=models.MAX_NAME_LENGTH)
     tags: list[str] | None = Field(None, max_length=models.MAX_TAGS)
-    notes: str | None = Field(None, max_length=models.MAX_NOTES)
+    notes: str | None = Field(None, max_length=models.MAX_NOTES_LENGTH)
     archived: bool | None = None
 
 
-class SureIn(Schema):
+class ConfirmIn(Schema):
     model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=200, description="the name of what is deleted")
 
@@ -35,7 +35,7 @@ class StopIn(Schema):
     discard: bool = False
 
 
-class Filters(Schema):
+class RunFiltersIn(Schema):
     """What a list of runs can be asked for; nothing else reaches the database."""
 
     state: str = ""
@@ -70,7 +70,7 @@ class RunOut(Schema):
     )
     best_step: int | None
     config: dict[str, Any]
-    advice: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")
+    auto_plan: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")
     last_seq: int
 
     @staticmethod
@@ -99,7 +99,7 @@ class RunOut(Schema):
 
     @staticmethod
     def resolve_state(row: Run) -> dict[str, Any]:
-        return describe(row)
+        return get_run_status(row)
 
 
 class SweepOut(Schema):

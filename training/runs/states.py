@@ -16,13 +16,13 @@ class State(models.TextChoices):
     FAILED = "failed", "Failed"
 
 
-class Wish(models.TextChoices):
+class RequestedAction(models.TextChoices):
     """What its people want of a run; the worker that watches it looks every 250 ms."""
 
     RUN = "run", "go on"
     STOP = "stop", "stop and save"
     DISCARD = "discard", "stop and discard"
-    TIME = "time", "stop and save, its time is up"
+    TIME_LIMIT = "time", "stop and save, its time is up"
 
 
 class Priority(models.TextChoices):
@@ -34,10 +34,10 @@ class Priority(models.TextChoices):
 
 
 ACTIVE = (State.STARTING, State.RUNNING, State.STOPPING)
-OPEN = (State.QUEUED, *ACTIVE)
+UNFINISHED = (State.QUEUED, *ACTIVE)
 ENDED = (State.FINISHED, State.STOPPED, State.CANCELLED, State.FAILED)
 
-MOVES: dict[State, frozenset[State]] = {
+TRANSITIONS: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.STARTING, State.CANCELLED, State.STOPPED}),
     State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.QUEUED, *ENDED}),
     State.RUNNING: frozenset({State.STOPPING, State.QUEUED, *ENDED}),
@@ -49,6 +49,6 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 
-def sources_of(state: State) -> list[State]:
+def get_source_states(state: State) -> list[State]:
     """The states from which a run may come to this one."""
-    return [source for source, targets in MOVES.items() if state in targets]
+    return [source for source, targets in TRANSITIONS.items() if state in targets]

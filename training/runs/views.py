@@ -26,91 +26,91 @@ from training.runs.launch import yaml_file
 from training.runs.live import messages as live_messages
 from training.runs.metrics import comparison, table
 from training.runs.models import Event, Run, Sweep
-from training.runs.states import ENDED, OPEN, State
-from training.runs.status import describe, figures_of
+from training.runs.states import ENDED, UNFINISHED, State
+from training.runs.status import get_run_status, get_comparison_figures
 from training.runs.worker import oom_recovery
 
-Answer = TypeVar("Answer", bound=HttpResponseBase)
+Response = TypeVar("Response", bound=HttpResponseBase)
 LOG_LINES = 300
 CHART_POINTS = 600  # twice as many line points: about one for each pixel of a wide screen
 
 
-def runs(request: AuthenticatedRequest) -> HttpResponse:
-    asked = filters.Asked.from_query(request.GET.dict())
-    page = filters.one_page(request.user, asked, request.GET.get("page"))
+def list_runs(request: AuthenticatedRequest) -> HttpResponse:
+    run_filters = filters.RunFilters.from_query(request.GET.dict())
+    page = filters.paginate_runs(request.user, run_filters, request.GET.get("page"))
     values = {
         "page": page,
-        "asked": asked,
-        "described": [(run, describe(run)) for run in page],
-        "moving": any(run.state in OPEN for run in page),
-        "sorts": [
-            (name, asked.address(sort=next_sort(asked.sort, name))) for name in filters.SORTS
+        "run_filters": run_filters,
+        "run_rows": [(run, get_run_status(run)) for run in page],
+        "has_unfinished": any(run.state in UNFINISHED for run in page),
+        "sort_links": [
+            (name, run_filters.build_query_string(sort=next_sort(run_filters.sort, name))) for name in filters.SORT_COLUMNS
         ],
     }
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
-        return two_bodies(render(request, "runs/_table.html", values))
+        return vary_on_htmx(render(request, "runs/_table.html", values))
     values |= {
         "states": State.choices,
-        "options": filters.options(request.user),
-        "filtered": bool(asked.address(sort="")),
+        "filter_choices": filters.list_filter_choices(request.user),
+        "is_filtered": bool(run_filters.build_query_string(sort="")),
         "has_data": Dataset.objects.visible_to(request.user).exists(),
         "has_archived": not page.paginator.count and Run.objects.visible_to(request.user).exists(),
     }
-    return two_bodies(render(request, "runs/runs.html", values))
+    return vary_on_htmx(render(request, "runs/runs.html", values))
 
 
-def two_bodies(answer: HttpResponse) -> HttpResponse:
+def vary_on_htmx(response: HttpResponse) -> HttpResponse:
     """The same address has a page and a fragment; no cache may give one for the other."""
-    patch_vary_headers(answer, ["HX-Request"])
-    answer["Cache-Control"] = "no-store"
-    return answer
+    patch_vary_headers(response, ["HX-Request"])
+    response["Cache-Control"] = "no-store"
+    return response
 
 
-def next_sort(now: str, name: str) -> str:
+def next_sort(current_sort: str, name: str) -> str:
     """A click sorts by a column, names from the first and numbers from the highest; a second one
     turns the order.
     """
-    if now.removeprefix("-") == name:
-        return name if now.startswith("-") else f"-{name}"
+    if current_sort.removeprefix("-") == name:
+        return name if current_sort.startswith("-") else f"-{name}"
     return name if name in ("name", "model", "owner") else f"-{name}"
 
 
-def run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(
+def show_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
     )
     values = {
-        **header_values(request, found),
-        "snapshot": live_messages.snapshot(found.pk, CHART_POINTS),
+        **get_header_context(request, run),
+        "snapshot": live_messages.build_snapshot(run.pk, CHART_POINTS),
         "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/run.html", values)
 
 
-def header(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def show_header(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """What depends on the state, fetched anew when that changes; the config besides, which trials
     may have changed.
     """
-    found = get_visible(
+    run = get_visible(
         Run, request.user, run_id, "owner", "team", "base_model", "data__dataset", "sweep"
     )
-    return render(request, "runs/_header_again.html", header_values(request, found))
+    return render(request, "runs/_header_again.html", get_header_context(request, run))
 
 
-def header_values(request: AuthenticatedRequest, found: Run) -> dict[str, Any]:
-    mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
-    adapter = found.result() if found.state in ENDED else None
+def get_header_context(request: AuthenticatedRequest, run: Run) -> dict[str, Any]:
+    can_change = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
+    adapter = run.get_result_version() if run.state in ENDED else None
     return {
-        "run": found,
-        "state": describe(found),
+        "run": run,
+        "state": get_run_status(run),
         "adapter": adapter,
-        "mine": mine,
-        "holding": allocations.held_by(found.pk),
+        "can_change": can_change,
+        "allocation": allocations.held_by(run.pk),
     }
 
 
 @require_POST
-def stop(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def stop_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.stop_run(
         get_changeable(Run, request.user, run_id), discard=request.POST.get("how") == "discard"
     )
@@ -118,183 +118,183 @@ def stop(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def go_on(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def continue_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.continue_run(request.user, get_changeable(Run, request.user, run_id))
     return redirect("run", run_id)
 
 
 @require_POST
-def edit(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id)
-    given = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
-    actions.describe_run(request.user, found, **given)
+def edit_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id)
+    changes = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
+    actions.update_run(request.user, run, **changes)
     return redirect("run", run_id)
 
 
 @require_POST
-def archive(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    actions.archive(
-        request.user, get_visible(Run, request.user, run_id), back=request.POST.get("back") == "1"
+def archive_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    actions.archive_run(
+        request.user, get_visible(Run, request.user, run_id), restore=request.POST.get("restore") == "1"
     )
     return redirect("run", run_id)
 
 
 @require_POST
-def delete(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id)
-    freed = actions.delete(request.user, found, request.POST.get("name", ""))
-    messages.success(request, f"{found.name} is deleted; {format_bytes(freed)} are free again.")
+def delete_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id)
+    freed = actions.delete_run(request.user, run, request.POST.get("name", ""))
+    messages.success(request, f"{run.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("runs")
 
 
 @require_POST
-def archive_several(request: AuthenticatedRequest) -> HttpResponse:
+def archive_runs(request: AuthenticatedRequest) -> HttpResponse:
     """Archive the ticked runs that one may change and that are over; says how many were not."""
-    chosen = [parse_id(text) for text in request.POST.getlist("run")][: filters.RUNS_A_PAGE]
-    done = 0
-    found = Run.objects.changeable_by(request.user).filter(pk__in=chosen)
-    for one in found.exclude(state__in=OPEN):
-        actions.archive(request.user, one)
-        done += 1
-    left = len(chosen) - done
-    words = f"{done} archived" + (
-        f"; {left} left, since they are not over or not yours." if left else "."
+    run_ids = [parse_id(text) for text in request.POST.getlist("run")][: filters.RUNS_PER_PAGE]
+    archived = 0
+    runs = Run.objects.changeable_by(request.user).filter(pk__in=run_ids)
+    for run in runs.exclude(state__in=UNFINISHED):
+        actions.archive_run(request.user, run)
+        archived += 1
+    skipped = len(run_ids) - archived
+    message = f"{archived} archived" + (
+        f"; {skipped} left, since they are not over or not yours." if skipped else "."
     )
-    messages.success(request, words)
+    messages.success(request, message)
     return redirect("runs")
 
 
-def side_by_side(request: AuthenticatedRequest) -> HttpResponse:
+def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
     """`?run=1&run=2`: curves over each other, what differs, and who is best. The address holds the
     whole view.
     """
-    wanted = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
-    if not 2 <= len(wanted) <= comparison.MOST:
+    run_ids = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
+    if not 2 <= len(run_ids) <= comparison.MAX_COMPARED_RUNS:
         raise UserError(
-            f"Choose 2 to {comparison.MOST} runs to compare; {len(wanted)} are chosen.", field="run"
+            f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare; {len(run_ids)} are chosen.", field="run"
         )
-    rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(wanted)
-    if len(rows) < len(wanted):
+    rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(run_ids)
+    if len(rows) < len(run_ids):
         raise NotFound("One of these runs is not there, or not for you to see.")
-    chosen = [rows[pk] for pk in wanted]
+    compared = [rows[pk] for pk in run_ids]
     settings = [
-        {"model": str(one.base_model), "data": str(one.data), **one.config} for one in chosen
+        {"model": str(one.base_model), "data": str(one.data), **one.config} for one in compared
     ]
     values = {
-        "runs": [(one, describe(one)) for one in chosen],
-        "settings": comparison.differences(settings),
-        "figures": comparison.figures([figures_of(one) for one in chosen]),
+        "runs": [(one, get_run_status(one)) for one in compared],
+        "settings": comparison.compare_settings(settings),
+        "figures": comparison.compare_figures([get_comparison_figures(one) for one in compared]),
         "chosen": [
-            {"id": one.pk, "name": one.name, "place": place} for place, one in enumerate(chosen)
+            {"id": one.pk, "name": one.name, "index": index} for index, one in enumerate(compared)
         ],
         "chart_metrics": metrics_as_dicts(),
     }
     return render(request, "runs/compare.html", values)
 
 
-def log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id)
+def show_log(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id)
     rows = (
-        Event.objects.filter(run=found)
+        Event.objects.filter(run=run)
         .exclude(kind__in=("step", "memory", "sample"))
         .order_by("-seq")[:LOG_LINES]
     )
     return render(
         request,
         "runs/_log.html",
-        {"events": reversed(rows), "output": runs_run_files.engine_output(found)},
+        {"events": reversed(rows), "output": runs_run_files.read_engine_output(run)},
     )
 
 
-def run_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id)
-    mine = Run.objects.changeable_by(request.user).filter(pk=found.pk).exists()
+def show_files(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id)
+    can_change = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
     values = {
-        "run": found,
-        "files": runs_run_files.list_files(found),
-        "steps": runs_run_files.kept_steps(found) if mine else [],
+        "run": run,
+        "files": runs_run_files.list_files(run),
+        "steps": runs_run_files.list_checkpoint_steps(run) if can_change else [],
     }
     return render(request, "runs/_files.html", values)
 
 
-def config_file(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
-    return attachment(
-        HttpResponse(yaml_file.to_yaml(found), content_type="application/yaml"), found, "yaml"
+def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id, "base_model", "data__dataset")
+    return as_attachment(
+        HttpResponse(yaml_file.to_yaml(run), content_type="application/yaml"), run, "yaml"
     )
 
 
-def metrics_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
-    found = get_visible(Run, request.user, run_id)
-    return attachment(
-        StreamingHttpResponse(async_chunks(table.as_csv(found)), content_type="text/csv"), found, "csv"
+def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
+    run = get_visible(Run, request.user, run_id)
+    return as_attachment(
+        StreamingHttpResponse(async_chunks(table.write_csv(run)), content_type="text/csv"), run, "csv"
     )
 
 
-def metrics_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    found = get_visible(Run, request.user, run_id)
-    return attachment(
-        HttpResponse(table.as_parquet(found), content_type="application/octet-stream"),
-        found,
+def download_parquet(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+    run = get_visible(Run, request.user, run_id)
+    return as_attachment(
+        HttpResponse(table.write_parquet(run), content_type="application/octet-stream"),
+        run,
         "parquet",
     )
 
 
-def attachment(answer: Answer, found: Run, ending: str) -> Answer:
+def as_attachment(response: Response, run: Run, extension: str) -> Response:
     """A download under a name made of the run's number alone: no name of a person reaches a
     header.
     """
-    answer["Content-Disposition"] = f'attachment; filename="run-{found.pk}.{ending}"'
-    return answer
+    response["Content-Disposition"] = f'attachment; filename="run-{run.pk}.{extension}"'
+    return response
 
 
-def show_ways(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def show_memory_options(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     """What a run that ran out of memory can go on with, each with its forecast; `?make=1` simulates
     one that is missing first.
     """
     run = get_visible(Run, request.user, run_id, "base_model", "data__dataset", "pool")
     if request.GET.get("make"):
-        oom_recovery.simulate_one(run)
+        oom_recovery.forecast_next_option(run)
     total = get_target_device(run.pool).total
     rows = [
-        (way, way.memory["peak"] <= total if way.memory else None)
-        for way in oom_recovery.ways_of(run)
+        (option, option.memory["peak"] <= total if option.memory else None)
+        for option in oom_recovery.list_recovery_options(run)
     ]
-    mine = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
-    unknown = any(way.memory is None for way, _ in rows)
+    can_change = Run.objects.changeable_by(request.user).filter(pk=run.pk).exists()
+    has_unknown = any(option.memory is None for option, _ in rows)
     return render(
         request,
         "runs/_ways.html",
-        {"run": run, "ways": rows, "total": total, "mine": mine, "unknown": unknown},
+        {"run": run, "memory_options": rows, "total": total, "can_change": can_change, "has_unknown": has_unknown},
     )
 
 
 @require_POST
-def go_on_with(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def apply_memory_option(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "base_model", "data__dataset")
-    oom_recovery.go_on_with(request.user, run, request.POST.get("way", ""))
+    oom_recovery.apply_memory_option(request.user, run, request.POST.get("option", ""))
     return redirect("run", run_id)
 
 
 def show_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
-    found = get_visible(Sweep, request.user, sweep_id, "owner")
+    sweep = get_visible(Sweep, request.user, sweep_id, "owner")
     runs = list(
         Run.objects.visible_to(request.user)
-        .filter(sweep=found)
+        .filter(sweep=sweep)
         .select_related(*filters.RELATED)
         .order_by("pk")
     )
     finished = [run for run in runs if run.best_eval_loss is not None]
     best = min(finished, key=lambda run: run.best_eval_loss or 0.0, default=None)
     rows = [
-        (run, describe(run), [run.config.get(name) for name in found.grid], run == best)
+        (run, get_run_status(run), [run.config.get(name) for name in sweep.grid], run == best)
         for run in runs
     ]
     values = {
-        "sweep": found,
+        "sweep": sweep,
         "rows": rows,
         "best": best,
-        "moving": any(run.state in OPEN for run in runs),
+        "has_unfinished": any(run.state in UNFINISHED for run in runs),
     }
     return render(
         request,
@@ -305,5 +305,5 @@ def show_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
 
 @require_POST
 def stop_sweep(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse:
-    actions.stop_all(get_changeable(Sweep, request.user, sweep_id))
+    actions.stop_sweep(get_changeable(Sweep, request.user, sweep_id))
     return redirect("sweep", sweep_id)

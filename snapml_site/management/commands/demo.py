@@ -20,7 +20,7 @@ from training.people.teams import add_member
 from training.runs.launch.request import LaunchRequest
 from training.runs.launch.request import launch_runs as launch_request
 from training.runs.models import Run
-from training.runs.states import OPEN
+from training.runs.states import UNFINISHED
 from training.runs.worker.supervisor import supervise_run
 
 PEOPLE = {"alice": "Voice", "bob": "Voice", "carol": "Tools"}
@@ -89,7 +89,7 @@ class Command(BaseCommand):
 
     def train_run(self, run: Run) -> None:
         """Here, or by a worker that was faster."""
-        while run.state in OPEN:
+        while run.state in UNFINISHED:
             supervise_run(run.pk)
             time.sleep(0.5)
             run.refresh_from_db()

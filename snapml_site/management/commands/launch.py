@@ -64,12 +64,12 @@ class Command(BaseCommand):
             count = launched.runs.count()
             self.stdout.write(f"Sweep {launched.pk}, {launched.name}: {count} runs are waiting.")
             return
-        if launched.advice:
+        if launched.auto_plan:
             self.show_choices(launched)
         self.stdout.write(f"Run {launched.pk}, {launched.name}, is waiting for a worker.")
 
     def show_choices(self, run: Run) -> None:
-        for choice in run.advice["choices"]:
+        for choice in run.auto_plan["choices"]:
             self.stdout.write(
                 f"{choice['setting']} = {format_setting(choice['value'])}: {choice['why']}"
             )

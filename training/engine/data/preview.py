@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from training.child_process import emit
+from training.child_process import emit_message
 from training.engine.data.conversations import (
     IGNORE_INDEX,
     DataError,
@@ -148,7 +148,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     seconds = MAX_CPU_SECONDS["preview" if "rows" in request else "measure"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    emit(**handle_request(request))
+    emit_message(**handle_request(request))
     return 0
 
 

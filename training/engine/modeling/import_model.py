@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from training.child_process import emit, main
+from training.child_process import emit_message, main
 from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 
@@ -31,21 +31,21 @@ def convert_gguf(source: Path, target: Path) -> None:
     """Dequantise to bf16. `dequantize=True` leaves no quantisation entry behind, without which
     saving is refused.
     """
-    emit(done=0.02, message="loading libraries")
+    emit_message(done=0.02, message="loading libraries")
     with fast_imports():
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    emit(done=0.15, message="reading the tokenizer")
+    emit_message(done=0.15, message="reading the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    emit(done=0.3, message="reading the weights (about 20 s)")
+    emit_message(done=0.3, message="reading the weights (about 20 s)")
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    emit(done=0.85, message=f"writing {model.num_parameters():,} parameters")
+    emit_message(done=0.85, message=f"writing {model.num_parameters():,} parameters")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
@@ -54,7 +54,7 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    emit(done=0.02, message="asking the hub")
+    emit_message(done=0.02, message="asking the hub")
     try:
         file_names = HfApi().list_repo_files(source, revision=revision or None)
         if not any(name.endswith(".safetensors") for name in file_names):
@@ -62,7 +62,7 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
                 f"{source} has no safetensors; pickled weights are not loaded, since they can run "
                 "code."
             )
-        emit(done=0.05, message=f"downloading {source}")
+        emit_message(done=0.05, message=f"downloading {source}")
         snapshot_download(
             source, revision=revision or None, allow_patterns=HUB_FILES, local_dir=target
         )
@@ -91,7 +91,7 @@ def import_model(kind: str, source: str, target: str, revision: str = "") -> Non
         download_from_hub(source, temporary, revision)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    emit(done=1.0, message="ready")
+    emit_message(done=1.0, message="ready")
 
 
 if __name__ == "__main__":

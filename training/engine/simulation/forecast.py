@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training.child_process import emit
+from training.child_process import emit_message
 from training.engine.fast_imports import fast_imports
 from training.errors import UserError
 
@@ -153,7 +153,7 @@ def main() -> None:
         line = sys.stdin.readline()
         if not line:
             return
-        emit(**handle_request(line))
+        emit_message(**handle_request(line))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 
 from training.catalog.card import read_json
-from training.child_process import RequestChild
+from training.child_process import RequestProcess
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.engine.memory_estimator import MemoryEstimator, get_scaling_setting
@@ -134,7 +134,7 @@ class SimulationBusy(UserError):
     status = 429
 
 
-class EstimatorProcess(RequestChild):
+class EstimatorProcess(RequestProcess):
     """The forecasting program."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class EstimatorProcess(RequestChild):
         and do not come to an end.
         """
         try:
-            answer = self.request(request, cwd=settings.BASE_DIR)
+            answer = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
             raise SimulationBusy("Others are simulating steps just now; try again in a minute.") from error
         if answer is None:

@@ -24,7 +24,7 @@ from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
 from training.runs.launch.form import switch_method
 from training.runs.models import Run
-from training.runs.states import OPEN
+from training.runs.states import UNFINISHED
 
 log = logging.getLogger("snapml.forecast")
 # With 8-bit states a law holds for one rank alone (memory_estimator.size_setting); with others, all
@@ -122,7 +122,7 @@ def forecast_open_runs() -> None:
     """Runs that were started before their step was simulated (by API or file, mostly) get their
     forecast while they train.
     """
-    for run in Run.objects.filter(state__in=OPEN, forecast={}).select_related(
+    for run in Run.objects.filter(state__in=UNFINISHED, forecast={}).select_related(
         "base_model", "data", "pool"
     ):
         config, target = RunConfig.from_dict(run.config), get_target_device(run.pool)

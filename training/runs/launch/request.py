@@ -18,7 +18,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
-from training.errors import Conflict, UserError, one_line
+from training.errors import Conflict, UserError, to_one_line
 from training.gpus.scheduling.state import NOBODY, Request
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
@@ -43,7 +43,7 @@ from training.runs.launch.sweep import (
     split_grid,
     compute_warning_id,
 )
-from training.runs.models import MAX_NAME, Run, Sweep
+from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
 from training.runs.queue import actions, checks
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.signals import run_queued
@@ -81,7 +81,7 @@ class LaunchRequest:
         elif any(isinstance(value, list) for value in self.settings.values()):
             fixed, grid = split_grid(self.settings)  # a value that is named twice is kept once
             fields["settings"] = fixed | grid
-            fields["name"] = one_line(self.name)  # of the sweep; its runs have names of their own
+            fields["name"] = to_one_line(self.name)  # of the sweep; its runs have names of their own
         if self.skip_impossible:
             fields["skip_impossible"] = True
         return fields
@@ -315,11 +315,11 @@ def create_sweep(
 ) -> Sweep:
     request = resolved.request
     varied = " x ".join(resolved.grid) or METHODS[drafts[0].member.config.method].title
-    title = one_line(request.name) or f"{request.data.dataset.name}, {varied}"
+    title = to_one_line(request.name) or f"{request.data.dataset.name}, {varied}"
     sweep = Sweep.objects.create(
         owner=request.user,
         team=team,
-        name=title[:MAX_NAME],
+        name=title[:MAX_NAME_LENGTH],
         grid=resolved.grid,
         refused=refused,
     )
@@ -344,14 +344,14 @@ def create_run(
     run = Run.objects.create(
         owner=request.user,
         team=team,
-        name=(one_line(name) or default_name)[:MAX_NAME],
+        name=(to_one_line(name) or default_name)[:MAX_NAME_LENGTH],
         base_model=request.base_model,
         data=request.data,
         method=config.method,
         config=get_public_settings(config),
         request=request.to_json(),
         sweep=sweep,
-        advice=resolved.plan.to_json() if resolved.plan else {},
+        auto_plan=resolved.plan.to_json() if resolved.plan else {},
         from_version=start.version if start else None,
         total_steps=draft.total_steps,
         forecast=draft.memory,

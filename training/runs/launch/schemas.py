@@ -129,7 +129,7 @@ class RunIn(Schema):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_RUN]})
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
-    name: str = Field("", max_length=models.MAX_NAME)
+    name: str = Field("", max_length=models.MAX_NAME_LENGTH)
     settings: dict[str, Any] = Field(
         {}, description="see /runs/settings; a list of values spans a sweep"
     )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from training.catalog.models import BaseModel
 from training.engine.config import RunConfig
-from training.errors import ConfigError, UserError, one_line
+from training.errors import ConfigError, UserError, to_one_line
 from training.people.models import User
 
 
@@ -74,9 +74,9 @@ def find_start_weights(user: User, described: Any) -> StartWeights:
     return _resolvers[0](
         user,
         version=None,
-        name=one_line(str(described["name"])),
+        name=to_one_line(str(described["name"])),
         number=number,
-        sha256=one_line(str(described.get("sha256") or "")),
+        sha256=to_one_line(str(described.get("sha256") or "")),
     )
 
 

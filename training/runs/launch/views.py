@@ -28,7 +28,7 @@ from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.launch.selection import FORM_FIELDS, Selection
 from training.runs.launch.summary_views import build_summary_context
 from training.runs.launch.sweep import expand_grid
-from training.runs.models import MAX_NAME, Run, Sweep
+from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
 from training.runs.states import Priority
 
 
@@ -48,7 +48,7 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
     texts |= {
         "model": str(source_run.base_model_id),
         "data": str(source_run.data_id),
-        "name": f"{source_run.name} again"[:MAX_NAME],
+        "name": f"{source_run.name} again"[:MAX_NAME_LENGTH],
         "pool": str(source_run.pool_id or ""),
         "priority": source_run.priority,
         "from_version": str(source_run.from_version or ""),
@@ -70,7 +70,7 @@ def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
         document = yaml_file.read_yaml(text)
         expand_grid(document["settings"])
         check_numeric_lists(document["settings"])
-        texts["name"] = document["name"][:MAX_NAME]
+        texts["name"] = document["name"][:MAX_NAME_LENGTH]
         launch_input = replace(launch_input, values=document["settings"])
         launch_input = fill_from_request(yaml_file.to_launch_request(request.user, document))
     except UserError as problem:
@@ -82,7 +82,7 @@ def fill_from_request(launch_request: LaunchRequest) -> LaunchInput:
     """The form as a launch request has it."""
     pool, start = launch_request.placement.pool, launch_request.start_weights
     texts = {
-        "name": launch_request.name[:MAX_NAME],
+        "name": launch_request.name[:MAX_NAME_LENGTH],
         "model": str(launch_request.base_model.pk),
         "data": str(launch_request.data.pk),
         "pool": str(pool.pk) if pool else "",

@@ -12,7 +12,7 @@ import yaml
 
 from training.catalog.models import BaseModel
 from training.datasets.models import Dataset, DatasetVersion
-from training.errors import NotFound, TooLarge, UserError, one_line
+from training.errors import NotFound, TooLarge, UserError, to_one_line
 from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
@@ -120,10 +120,10 @@ def read_yaml(text: str) -> dict[str, Any]:
             )
         check_auto_alone(request)
         value["request"] = parse_settings(request) | {
-            "name": one_line(str(request.get("name") or ""))
+            "name": to_one_line(str(request.get("name") or ""))
         }
     check_auto_alone(value)
-    name = one_line(str(value.get("name") or ""))
+    name = to_one_line(str(value.get("name") or ""))
     return {**value, **parse_settings(value), "name": name}
 
 
@@ -213,7 +213,7 @@ def find_model(document: dict[str, Any]) -> BaseModel:
         raise UserError(
             "The file names no model; `model` is the name of a base model.", field="model"
         )
-    name = one_line(str(document["model"]))
+    name = to_one_line(str(document["model"]))
     model = BaseModel.objects.filter(name=name).first()
     if model is None:
         known_names = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
@@ -234,12 +234,12 @@ def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
         dataset__in=Dataset.objects.visible_to(user)
     ).select_related("dataset__team")
     if reference.get("sha256"):
-        rows = visible_versions.filter(digest=one_line(str(reference["sha256"])))
-        same_name = rows.filter(dataset__name=one_line(str(reference.get("name"))))
+        rows = visible_versions.filter(digest=to_one_line(str(reference["sha256"])))
+        same_name = rows.filter(dataset__name=to_one_line(str(reference.get("name"))))
         # The same content under another name is the same data
         rows = same_name if same_name.exists() else rows
     else:
-        rows = visible_versions.filter(dataset__name=one_line(str(reference.get("name"))))
+        rows = visible_versions.filter(dataset__name=to_one_line(str(reference.get("name"))))
         if reference.get("version") is not None:
             number = reference["version"]
             rows = rows.filter(
@@ -263,7 +263,7 @@ def find_placement(document: dict[str, Any]) -> Placement:
     """
     pool, priority = None, document.get("priority") or Priority.NORMAL
     if document.get("pool") is not None:
-        name = one_line(str(document["pool"]))
+        name = to_one_line(str(document["pool"]))
         pool = Pool.objects.filter(name=name).first()
         if pool is None:
             known_names = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"

@@ -25,24 +25,24 @@ from training.runs.models import Run
 from training.sqlite_queue import QUEUE_ERRORS
 
 GROUP = "runs"
-LOOK_SECONDS = 0.02
+COMMIT_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.25
-SURE_SECONDS = 1.0  # looked at even without a sign
+FULL_POLL_SECONDS = 1.0  # looked at even without a sign
 
 log = logging.getLogger("snapml.runs")
 
-Mark = tuple[int, int]  # last event number, revision of the row
+Revision = tuple[int, int]  # last event number, revision of the row
 
 
-class Bell:
+class ChangeWatcher:
     def __init__(self) -> None:
         self._listeners: dict[int, set[asyncio.Event]] = defaultdict(set)
-        self._marks: dict[int, Mark] = {}
+        self._revisions: dict[int, Revision] = {}
         self._task: asyncio.Task[None] | None = None
         self._sqlite: sqlite3.Connection | None = None
         self._version = -1
 
-    def listen(self, run_id: int, wake: asyncio.Event) -> None:
+    def add_listener(self, run_id: int, wake: asyncio.Event) -> None:
         """Set `wake` whenever the run moves."""
         self._listeners[run_id].add(wake)
         if (
@@ -50,34 +50,34 @@ class Bell:
             or self._task.done()
             or self._task.get_loop() is not asyncio.get_running_loop()
         ):
-            self._task = asyncio.get_running_loop().create_task(self._look_for_ever())
+            self._task = asyncio.get_running_loop().create_task(self._poll_loop())
 
-    def leave(self, run_id: int, wake: asyncio.Event) -> None:
+    def remove_listener(self, run_id: int, wake: asyncio.Event) -> None:
         self._listeners[run_id].discard(wake)
         if not self._listeners[run_id]:
             del self._listeners[run_id]
-            self._marks.pop(run_id, None)
+            self._revisions.pop(run_id, None)
 
-    async def look(self) -> None:
+    async def poll_revisions(self) -> None:
         """Read where the watched runs stand, and wake whoever listens to one that moved."""
-        marks = await read_marks(list(self._listeners))
-        for run_id, mark in marks.items():
-            if self._marks.get(run_id) != mark:
+        revisions = await read_revisions(list(self._listeners))
+        for run_id, revision in revisions.items():
+            if self._revisions.get(run_id) != revision:
                 for wake in self._listeners.get(run_id, ()):
                     wake.set()
-        self._marks = marks
+        self._revisions = revisions
 
-    async def _look_for_ever(self) -> None:
-        sure_at = 0.0
+    async def _poll_loop(self) -> None:
+        full_poll_at = 0.0
         while self._listeners:
-            if time.monotonic() >= sure_at or self._committed():
-                sure_at = time.monotonic() + (
-                    SURE_SECONDS if connection.vendor == "sqlite" else POLL_SECONDS
+            if time.monotonic() >= full_poll_at or self._has_new_commit():
+                full_poll_at = time.monotonic() + (
+                    FULL_POLL_SECONDS if connection.vendor == "sqlite" else POLL_SECONDS
                 )
-                await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+                await self.poll_revisions()
+            await asyncio.sleep(COMMIT_POLL_SECONDS)
 
-    def _committed(self) -> bool:
+    def _has_new_commit(self) -> bool:
         """Whether another SQLite connection has committed since the last call."""
         if connection.vendor != "sqlite":
             return False
@@ -86,18 +86,18 @@ class Bell:
                 str(settings.DATABASES["default"]["NAME"]), check_same_thread=False
             )
         version = self._sqlite.execute("PRAGMA data_version").fetchone()[0]
-        moved = version != self._version
+        has_changed = version != self._version
         self._version = version
-        return bool(moved)
+        return bool(has_changed)
 
 
 @database_sync_to_async
-def read_marks(run_ids: list[int]) -> dict[int, Mark]:
+def read_revisions(run_ids: list[int]) -> dict[int, Revision]:
     rows = Run.objects.filter(pk__in=run_ids).values_list("pk", "last_seq", "revision")
     return {pk: (last_seq, revision) for pk, last_seq, revision in rows}
 
 
-bell = Bell()
+watcher = ChangeWatcher()
 
 
 def notify_browsers(run_id: int, **_signal: Any) -> None:
@@ -106,7 +106,7 @@ def notify_browsers(run_id: int, **_signal: Any) -> None:
     """
     if settings.CHANNEL_LAYERS:
         try:
-            async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "moved", "run": run_id})
+            async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "run_changed", "run": run_id})
         except QUEUE_ERRORS as error:  # that must not undo what was done
             log.warning(
                 "Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.runs.metrics.chunks import events_of_chunk
+from training.runs.metrics.chunks import read_chunk_events
 from training.runs.metrics.curves import read_curves
 from training.runs.models import CurveChunk, Event, Run
-from training.runs.reads import one_moment
-from training.runs.status import describe
+from training.runs.reads import consistent_read
+from training.runs.status import get_run_status
 
 SNAPSHOT_KINDS = (
     "eval",
@@ -29,18 +29,18 @@ SNAPSHOT_KINDS = (
 )
 SNAPSHOT_EVENTS = 500  # of each kind the newest; a run has a few dozen
 DELTA_EVENTS = 2_000
-FAR_BEHIND = 5_000  # a reader that lacks more gets a snapshot instead of the events
+RESYNC_THRESHOLD = 5_000  # a reader that lacks more gets a snapshot instead of the events
 
 Message = dict[str, Any]
 
 
-def snapshot(run_id: int, points: int) -> Message:
+def build_snapshot(run_id: int, points: int) -> Message:
     """The whole picture up to event `upto`: state, curves of at most 2 x points places, and the
     newest other events.
     """
     events: list[Event] = []
-    with one_moment():
-        run = read_run(run_id)
+    with consistent_read():
+        run = load_run(run_id)
         curves = read_curves(run_id, points=points)
         for kind in SNAPSHOT_KINDS:
             rows = Event.objects.filter(run_id=run_id, kind=kind, superseded=False)
@@ -51,34 +51,34 @@ def snapshot(run_id: int, points: int) -> Message:
         "run": run_id,
         "points": points,
         "upto": run.last_seq,
-        "state": describe(run),
-        "curves": curves.packed(),
+        "state": get_run_status(run),
+        "curves": curves.to_packed(),
         "events": [event_to_json(event) for event in events],
     }
 
 
-def delta(run_id: int, cursor: int) -> Message:
+def build_delta(run_id: int, cursor: int) -> Message:
     """Everything after `cursor`, first to last without gap; at most DELTA_EVENTS, the rest comes
     with the next one.
     """
-    with one_moment():
-        run = read_run(run_id)
-        found = events_after(run_id, cursor, DELTA_EVENTS)
-    events = [event_to_json(event) for event in found]
+    with consistent_read():
+        run = load_run(run_id)
+        rows = read_events_after(run_id, cursor, DELTA_EVENTS)
+    events = [event_to_json(event) for event in rows]
     last = events[-1]["seq"] if events else cursor
     return {
         "type": "delta",
         "run": run_id,
         "first": cursor + 1,
         "last": last,
-        "state": describe(run),
+        "state": get_run_status(run),
         "events": events,
     }
 
 
-def events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
+def read_events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
     """The next `limit` events after number `cursor`, from rows and chunks alike."""
-    found = {
+    events_by_seq = {
         event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]
     }
     for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by(
@@ -86,20 +86,20 @@ def events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
     ):
         # Chunks of superseded and of valid steps overlap, so one that begins later may not be
         # needed, but not the reverse.
-        if len(found) >= limit and chunk.first_seq > sorted(found)[limit - 1]:
+        if len(events_by_seq) >= limit and chunk.first_seq > sorted(events_by_seq)[limit - 1]:
             break
-        found |= {event.seq: event for event in events_of_chunk(chunk) if event.seq > cursor}
-    return [found[seq] for seq in sorted(found)][:limit]
+        events_by_seq |= {event.seq: event for event in read_chunk_events(chunk) if event.seq > cursor}
+    return [events_by_seq[seq] for seq in sorted(events_by_seq)][:limit]
 
 
-def read_run(run_id: int) -> Run:
+def load_run(run_id: int) -> Run:
     run: Run = Run.objects.select_related("base_model", "data__dataset").get(pk=run_id)
     return run
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
     """The event as the journal has it, and whether a later attempt trained the step anew."""
-    fields = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.payload}
+    fields = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.fields}
     if event.step is not None:
         fields["step"] = event.step
     if event.superseded:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from training.engine.metrics import get_metric_names
 from training.runs.models import CurveChunk, CurveColumn, Event
 
-CHUNK = 512
-PLACES = ("seq", "step", "time")
+CHUNK_SIZE = 512
+COORDINATES = ("seq", "step", "time")
 Column = NDArray[np.float64]
 
 
-def compact(run_id: int) -> None:
+def compact_steps(run_id: int) -> None:
     """Move whole chunks of step events out of the event table; the newest fewer than CHUNK stay
     rows.
 
@@ -34,23 +34,23 @@ def compact(run_id: int) -> None:
         .order_by()
     )
     for group in counts:
-        for _ in range(group["count"] // CHUNK):
+        for _ in range(group["count"] // CHUNK_SIZE):
             rows = list(
                 Event.objects.filter(run_id=run_id, kind="step", superseded=group["superseded"])[
-                    :CHUNK
+                    :CHUNK_SIZE
                 ]
             )
-            write_chunk(run_id, columns_of(rows), superseded=group["superseded"])
+            write_chunk(run_id, build_columns(rows), superseded=group["superseded"])
             Event.objects.filter(pk__in=[row.pk for row in rows]).delete()
 
 
-def columns_of(rows: Sequence[Event]) -> dict[str, Column]:
+def build_columns(rows: Sequence[Event]) -> dict[str, Column]:
     """Step events as float64 columns of length len(rows). Events with per-device memory keep only
     their sums.
     """
-    columns = {name: [float(getattr(row, name)) for row in rows] for name in PLACES}
+    columns = {name: [float(getattr(row, name)) for row in rows] for name in COORDINATES}
     columns |= {
-        name: [float(row.payload.get(name, "nan")) for row in rows] for name in get_metric_names("step")
+        name: [float(row.fields.get(name, "nan")) for row in rows] for name in get_metric_names("step")
     }
     return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
@@ -67,11 +67,11 @@ def write_chunk(run_id: int, columns: dict[str, Column], *, superseded: bool = F
         superseded=superseded,
     )
     CurveColumn.objects.bulk_create(
-        [column_row(chunk, name, values) for name, values in columns.items()]
+        [build_column_row(chunk, name, values) for name, values in columns.items()]
     )
 
 
-def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
+def build_column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
     finite = values[np.isfinite(values)]
     low, high, mean = (
         (finite.min(), finite.max(), finite.mean()) if len(finite) else (None, None, None)
@@ -83,32 +83,32 @@ def column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColumn:
 
 def read_columns(chunk: CurveChunk) -> dict[str, Column]:
     """By name; a chunk that was written before a metric was added has no column of it."""
-    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*PLACES, *get_metric_names("step")])
+    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*COORDINATES, *get_metric_names("step")])
     return {row.name: np.frombuffer(bytes(row.values), dtype=np.float64) for row in rows}
 
 
-def events_of_chunk(chunk: CurveChunk) -> list[Event]:
+def read_chunk_events(chunk: CurveChunk) -> list[Event]:
     """The step events that a chunk holds, in order."""
     columns = read_columns(chunk)
-    metrics = [name for name in columns if name not in PLACES]
+    metrics = [name for name in columns if name not in COORDINATES]
     events = []
-    for place in range(chunk.count):
-        payload = {name: number(columns[name][place]) for name in metrics}
+    for index in range(chunk.count):
+        fields = {name: to_journal_number(columns[name][index]) for name in metrics}
         events.append(
             Event(
                 run_id=chunk.run_id,
-                seq=int(columns["seq"][place]),
+                seq=int(columns["seq"][index]),
                 kind="step",
-                step=int(columns["step"][place]),
-                time=float(columns["time"][place]),
-                payload=payload,
+                step=int(columns["step"][index]),
+                time=float(columns["time"][index]),
+                fields=fields,
                 superseded=chunk.superseded,
             )
         )
     return events
 
 
-def number(value: float) -> float | int | str:
+def to_journal_number(value: float) -> float | int | str:
     """As the journal wrote it: whole numbers as int, what is not finite as text."""
     if not np.isfinite(value):
         return repr(float(value))

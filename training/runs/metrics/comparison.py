@@ -10,7 +10,7 @@ from typing import Any
 
 from training.engine.metrics import METRICS, Figure
 
-MOST = 10
+MAX_COMPARED_RUNS = 10
 FIGURES: tuple[Figure, ...] = (
     replace(METRICS["eval_loss"], name="best_eval_loss", title="Best held-out loss"),
     replace(METRICS["perplexity"], title="Perplexity of that"),
@@ -25,27 +25,27 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings with dotted names."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
+            flattened |= flatten_settings(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            flattened[prefix + name] = value
+    return flattened
 
 
-def differences(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
+def compare_settings(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
     """(name, value of each run, differs?) in the order in which the names first occur."""
-    flats = [flat(one) for one in settings]
-    names = list(dict.fromkeys(name for one in flats for name in one))
-    rows = [(name, [one.get(name) for one in flats]) for name in names]
+    flattened = [flatten_settings(one) for one in settings]
+    names = list(dict.fromkeys(name for one in flattened for name in one))
+    rows = [(name, [one.get(name) for one in flattened]) for name in names]
     return [(name, values, any(value != values[0] for value in values)) for name, values in rows]
 
 
-def figures(
-    runs: Sequence[dict[str, Any]], shown: Sequence[Figure] = FIGURES
+def compare_figures(
+    runs: Sequence[dict[str, Any]], figures: Sequence[Figure] = FIGURES
 ) -> list[tuple[Figure, list[tuple[Any, bool]]]]:
     """(figure, [(value, best?)]) for every figure that at least one run has. Equal values share the
     mark.
@@ -53,9 +53,9 @@ def figures(
     Of what counts by token none is the best where the bases differ (`base` of each run).
     """
     table = []
-    alike = len({run.get("base") for run in runs}) == 1
-    for figure in shown:
-        better = figure.better if alike or not figure.is_per_token else ""
+    is_same_base = len({run.get("base") for run in runs}) == 1
+    for figure in figures:
+        better = figure.better if is_same_base or not figure.is_per_token else ""
         values = [run.get(figure.name) for run in runs]
         known = [value for value in values if value is not None]
         if not known:

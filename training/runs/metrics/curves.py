@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 from numpy.typing import NDArray
 
 from training.engine.metrics import get_charted_names
-from training.runs.metrics.chunks import columns_of
+from training.runs.metrics.chunks import build_columns
 from training.runs.models import CurveChunk, CurveColumn, Event
 
 AXES = ("step", "total_tokens", "time")
@@ -35,32 +35,32 @@ class Curves:
     points: int
     raw: bool
 
-    def as_lists(self) -> dict[str, Any]:
+    def to_lists(self) -> dict[str, Any]:
         """Plain JSON for the API. What is not finite becomes null."""
         return {
             "points": self.points,
             "raw": self.raw,
-            "axes": {name: plain(values) for name, values in self.axes.items()},
+            "axes": {name: to_json_floats(values) for name, values in self.axes.items()},
             "series": {
-                name: {"mean": plain(mean)}
+                name: {"mean": to_json_floats(mean)}
                 if self.raw
-                else {"low": plain(low), "high": plain(high), "mean": plain(mean)}
+                else {"low": to_json_floats(low), "high": to_json_floats(high), "mean": to_json_floats(mean)}
                 for name, (low, high, mean) in self.series.items()
             },
         }
 
-    def packed(self) -> dict[str, Any]:
+    def to_packed(self) -> dict[str, Any]:
         """For the socket: base64 of little-endian float64 axes and float32 series (a third of the
         JSON's bytes).
         """
         return {
             "points": self.points,
             "raw": self.raw,
-            "axes": {name: pack(values, "<f8") for name, values in self.axes.items()},
+            "axes": {name: encode_array(values, "<f8") for name, values in self.axes.items()},
             "series": {
-                name: [pack(mean, "<f4")]
+                name: [encode_array(mean, "<f4")]
                 if self.raw
-                else [pack(part, "<f4") for part in (mean, low, high)]
+                else [encode_array(part, "<f4") for part in (mean, low, high)]
                 for name, (low, high, mean) in self.series.items()
             },
         }
@@ -83,40 +83,40 @@ def read_curves(
         rows, chunks = rows.filter(step__gte=first_step), chunks.filter(last_step__gte=first_step)
     if last_step is not None:
         rows, chunks = rows.filter(step__lte=last_step), chunks.filter(first_step__lte=last_step)
-    tail = columns_of(list(rows))
-    wanted = (*AXES, *(get_charted_names() if names is None else names))
+    tail = build_columns(list(rows))
+    column_names = (*AXES, *(get_charted_names() if names is None else names))
     if chunks.count() > points // 2:
-        return from_headers(chunks, tail, wanted, points)
-    body = read_points(chunks, wanted)
-    whole = {name: np.concatenate([*body[name], tail[name]]) for name in wanted}
-    inside = np.ones(len(whole["step"]), dtype=bool)
+        return build_curves_from_headers(chunks, tail, column_names, points)
+    body = read_point_columns(chunks, column_names)
+    values_by_name = {name: np.concatenate([*body[name], tail[name]]) for name in column_names}
+    in_range = np.ones(len(values_by_name["step"]), dtype=bool)
     if first_step is not None:
-        inside &= whole["step"] >= first_step
+        in_range &= values_by_name["step"] >= first_step
     if last_step is not None:
-        inside &= whole["step"] <= last_step
-    whole = {name: values[inside] for name, values in whole.items()}
-    count = len(whole["step"])
+        in_range &= values_by_name["step"] <= last_step
+    values_by_name = {name: column[in_range] for name, column in values_by_name.items()}
+    count = len(values_by_name["step"])
     if count <= 2 * points:
-        return made({name: (v, v, v) for name, v in whole.items()}, count, raw=True)
+        return build_curves({name: (v, v, v) for name, v in values_by_name.items()}, count, raw=True)
     weights = np.ones(count)
-    return made(
-        bucketed({name: (v, v, v) for name, v in whole.items()}, weights, points), count, raw=False
+    return build_curves(
+        downsample_buckets({name: (v, v, v) for name, v in values_by_name.items()}, weights, points), count, raw=False
     )
 
 
-def read_points(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str, list[Numbers]]:
+def read_point_columns(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str, list[Numbers]]:
     """The columns of all chunks, in order of their events; not a number where a chunk was written
     before its metric was added.
     """
     counts = dict(chunks.order_by("first_seq").values_list("pk", "count"))
-    found = {name: {pk: np.full(count, np.nan) for pk, count in counts.items()} for name in names}
+    columns_by_name = {name: {pk: np.full(count, np.nan) for pk, count in counts.items()} for name in names}
     rows = CurveColumn.objects.filter(chunk__in=chunks, name__in=names)
     for name, pk, values in rows.values_list("name", "chunk_id", "values"):
-        found[name][pk] = np.frombuffer(bytes(values), dtype=np.float64)
-    return {name: list(columns.values()) for name, columns in found.items()}
+        columns_by_name[name][pk] = np.frombuffer(bytes(values), dtype=np.float64)
+    return {name: list(columns.values()) for name, columns in columns_by_name.items()}
 
 
-def from_headers(
+def build_curves_from_headers(
     chunks: QuerySet[CurveChunk], tail: dict[str, Numbers], names: Sequence[str], points: int
 ) -> Curves:
     """Curves from the chunks' headers alone; the points after the last chunk are one bucket
@@ -125,14 +125,14 @@ def from_headers(
     order = list(chunks.order_by("first_seq").values_list("pk", "count"))
     # Put in order here: sorting 20,000 rows in the database would take longer than reading them (20
     # of 50 ms).
-    place = {pk: i for i, (pk, _) in enumerate(order)}
+    index = {pk: i for i, (pk, _) in enumerate(order)}
     table = {name: np.full((len(order), 3), np.nan) for name in names}
-    heads = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list(
+    headers = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list(
         "name", "chunk_id", "low", "high", "mean"
     )
-    for name, pk, low, high, mean in heads:
+    for name, pk, low, high, mean in headers:
         if mean is not None:
-            table[name][place[pk]] = low, high, mean
+            table[name][index[pk]] = low, high, mean
     parts: dict[str, tuple[Numbers, Numbers, Numbers]] = {}
     weights = np.asarray(
         [count for _, count in order] + [len(tail["step"])] * bool(len(tail["step"])),
@@ -143,10 +143,10 @@ def from_headers(
         if len(tail[name]):
             rows = np.vstack([rows, [tail[name].min(), tail[name].max(), tail[name].mean()]])
         parts[name] = (rows[:, 0], rows[:, 1], rows[:, 2])
-    return made(bucketed(parts, weights, points), int(weights.sum()), raw=False)
+    return build_curves(downsample_buckets(parts, weights, points), int(weights.sum()), raw=False)
 
 
-def bucketed(
+def downsample_buckets(
     parts: dict[str, tuple[Numbers, Numbers, Numbers]], weights: Numbers, points: int
 ) -> dict[str, tuple[Numbers, Numbers, Numbers]]:
     """Merge neighbours into at most `points` buckets: least low, greatest high, mean by weight of
@@ -160,13 +160,13 @@ def bucketed(
         name: (
             np.fmin.reduceat(low, starts),
             np.fmax.reduceat(high, starts),
-            mean_of_buckets(mean, weights, starts),
+            average_buckets(mean, weights, starts),
         )
         for name, (low, high, mean) in parts.items()
     }
 
 
-def mean_of_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -> Numbers:
+def average_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -> Numbers:
     """Not a number where a bucket has nothing finite."""
     finite = np.isfinite(mean)
     total = np.add.reduceat(weights * finite, starts)
@@ -175,14 +175,14 @@ def mean_of_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -
     return means
 
 
-def made(parts: dict[str, tuple[Numbers, Numbers, Numbers]], points: int, *, raw: bool) -> Curves:
+def build_curves(parts: dict[str, tuple[Numbers, Numbers, Numbers]], points: int, *, raw: bool) -> Curves:
     axes = {name: parts.pop(name)[2] for name in AXES}
     return Curves(axes=axes, series=parts, points=points, raw=raw)
 
 
-def plain(values: Numbers) -> list[float | None]:
+def to_json_floats(values: Numbers) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
-def pack(values: Numbers, kind: str) -> str:
+def encode_array(values: Numbers, kind: str) -> str:
     return base64.b64encode(values.astype(kind).tobytes()).decode()

@@ -13,7 +13,7 @@ import numpy as np
 
 from training.engine.metrics import get_charted_names, get_metric_names
 from training.runs.models import CurveChunk, Event, Run
-from training.runs.reads import one_moment
+from training.runs.reads import consistent_read
 
 CHUNKS_AT_ONCE = 64  # of 512 steps: about 3 MB in memory
 
@@ -26,14 +26,14 @@ def eval_columns() -> list[str]:
     return get_metric_names("eval")
 
 
-def steps_of(run: Run) -> Iterator[dict[str, Any]]:
+def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
     """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps
     are left out.
     """
     names = step_columns()
-    with one_moment():
+    with consistent_read():
         evals = {
-            event.step: event.payload
+            event.step: event.fields
             for event in Event.objects.filter(run=run, kind="eval", superseded=False)
             if event.step is not None
         }
@@ -45,40 +45,40 @@ def steps_of(run: Run) -> Iterator[dict[str, Any]]:
         # Fewer than a chunk's 512
         tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))
     if 0 in evals:
-        yield {"step": 0, "time": None, **eval_at_step(0, evals)}
+        yield {"step": 0, "time": None, **get_eval_at(0, evals)}
     # Short reads: a slow download holds no transaction open
-    for at in range(0, len(chunk_ids), CHUNKS_AT_ONCE):
-        found = CurveChunk.objects.filter(pk__in=chunk_ids[at : at + CHUNKS_AT_ONCE]).order_by(
+    for start in range(0, len(chunk_ids), CHUNKS_AT_ONCE):
+        chunks = CurveChunk.objects.filter(pk__in=chunk_ids[start : start + CHUNKS_AT_ONCE]).order_by(
             "first_step"
         )
-        for chunk in found.prefetch_related("columns"):
+        for chunk in chunks.prefetch_related("columns"):
             columns = {
                 column.name: np.frombuffer(column.values, dtype=np.float64)
                 for column in chunk.columns.all()
             }
-            for place in range(chunk.count):
+            for index in range(chunk.count):
                 row: dict[str, Any] = {
-                    name: float(columns[name][place]) for name in names if name in columns
+                    name: float(columns[name][index]) for name in names if name in columns
                 }
                 row["step"] = int(row["step"])
-                yield row | eval_at_step(int(row["step"]), evals)
+                yield row | get_eval_at(int(row["step"]), evals)
     for event in tail:
-        row = {name: event.payload.get(name) for name in names}
+        row = {name: event.fields.get(name) for name in names}
         row |= {"step": event.step, "time": event.time}
-        yield row | eval_at_step(event.step or 0, evals)
+        yield row | get_eval_at(event.step or 0, evals)
 
 
-def eval_at_step(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def get_eval_at(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return {name: evals[step].get(name) for name in eval_columns()} if step in evals else {}
 
 
-def as_csv(run: Run) -> Iterator[bytes]:
+def write_csv(run: Run) -> Iterator[bytes]:
     """Lines in pieces of about 1,000 steps."""
     names = [*step_columns(), *eval_columns()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    for count, row in enumerate(steps_of(run), start=1):
+    for count, row in enumerate(iterate_steps(run), start=1):
         writer.writerow(row)
         if count % 1000 == 0:
             yield buffer.getvalue().encode()
@@ -87,21 +87,21 @@ def as_csv(run: Run) -> Iterator[bytes]:
     yield buffer.getvalue().encode()
 
 
-def as_parquet(run: Run) -> bytes:
+def write_parquet(run: Run) -> bytes:
     """One table, float64 but for the step; 88 bytes a step before compression."""
     import pyarrow
     import pyarrow.parquet
 
-    kinds = [
+    column_types = [
         ("step", pyarrow.int64()),
         *((name, pyarrow.float64()) for name in (*step_columns()[1:], *eval_columns())),
     ]
-    schema = pyarrow.schema(kinds)
+    schema = pyarrow.schema(column_types)
     out = pyarrow.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(out, schema) as writer:
         rows: list[dict[str, Any]] = []
-        for row in steps_of(run):
-            rows.append({name: number(row.get(name)) for name, _ in kinds})
+        for row in iterate_steps(run):
+            rows.append({name: parse_number(row.get(name)) for name, _ in column_types})
             if len(rows) >= 10_000:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
                 rows = []
@@ -109,6 +109,6 @@ def as_parquet(run: Run) -> bytes:
     return bytes(out.getvalue())
 
 
-def number(value: Any) -> Any:
+def parse_number(value: Any) -> Any:
     """Journals write nan and inf as text."""
     return float(value) if isinstance(value, str) else value

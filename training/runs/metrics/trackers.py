@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from training.errors import UserError
-from training.runs.metrics.comparison import flat
-from training.runs.metrics.table import steps_of
+from training.runs.metrics.comparison import flatten_settings
+from training.runs.metrics.table import iterate_steps
 from training.runs.models import Run
 
 BATCH = 1000
@@ -21,10 +21,10 @@ class MissingExtra(UserError):
     """The other program's library is not installed."""
 
 
-def numbers(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
+def iterate_metrics(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
     """(step, seconds since the epoch, finite metrics) of every step."""
-    began = run.started_at.timestamp() if run.started_at else 0.0
-    for row in steps_of(run):
+    started_at = run.started_at.timestamp() if run.started_at else 0.0
+    for row in iterate_steps(run):
         known = {
             name: float(value)
             for name, value in row.items()
@@ -32,12 +32,12 @@ def numbers(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
         }
         yield (
             int(row["step"]),
-            float(row["time"] or began),
+            float(row["time"] or started_at),
             {name: value for name, value in known.items() if math.isfinite(value)},
         )
 
 
-def missing(extra: str, error: ImportError) -> MissingExtra:
+def build_missing_extra(extra: str, error: ImportError) -> MissingExtra:
     return MissingExtra(
         f"{extra} is not installed here ({error.name}); install it with: pip install "
         f"'snapml[{extra}]'",
@@ -52,9 +52,9 @@ def to_tensorboard(run: Run, target: str) -> str:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
-        raise missing("tensorboard", error) from error
+        raise build_missing_extra("tensorboard", error) from error
     writer = EventFileWriter(target)
-    for step, time, metrics in numbers(run):
+    for step, time, metrics in iterate_metrics(run):
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         writer.add_event(Event(step=step, wall_time=time, summary=Summary(value=values)))
     writer.close()
@@ -67,28 +67,28 @@ def to_mlflow(run: Run, target: str) -> str:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
     except ImportError as error:
-        raise missing("mlflow", error) from error
+        raise build_missing_extra("mlflow", error) from error
     client = MlflowClient(tracking_uri=target)
-    found = client.get_experiment_by_name("SnapML")
-    experiment = found.experiment_id if found else client.create_experiment("SnapML")
+    existing = client.get_experiment_by_name("SnapML")
+    experiment = existing.experiment_id if existing else client.create_experiment("SnapML")
     started = int(run.started_at.timestamp() * 1000) if run.started_at else None
-    made = client.create_run(experiment, start_time=started, run_name=run.name)
-    described = {"model": run.base_model.name, "data": str(run.data), **run.config}
+    tracked_run = client.create_run(experiment, start_time=started, run_name=run.name)
+    params = {"model": run.base_model.name, "data": str(run.data), **run.config}
     client.log_batch(
-        made.info.run_id,
-        params=[Param(name, str(value)[:500]) for name, value in flat(described).items()],
+        tracked_run.info.run_id,
+        params=[Param(name, str(value)[:500]) for name, value in flatten_settings(params).items()],
     )
     batch: list[Any] = []
-    for step, time, metrics in numbers(run):
+    for step, time, metrics in iterate_metrics(run):
         batch += [Metric(name, value, int(time * 1000), step) for name, value in metrics.items()]
         if len(batch) > BATCH - 20:
-            client.log_batch(made.info.run_id, metrics=batch)
+            client.log_batch(tracked_run.info.run_id, metrics=batch)
             batch = []
-    client.log_batch(made.info.run_id, metrics=batch)
+    client.log_batch(tracked_run.info.run_id, metrics=batch)
     client.set_terminated(
-        made.info.run_id, status="FINISHED" if run.state == "finished" else "FAILED"
+        tracked_run.info.run_id, status="FINISHED" if run.state == "finished" else "FAILED"
     )
-    return str(made.info.run_id)
+    return str(tracked_run.info.run_id)
 
 
 def to_wandb(run: Run, target: str) -> str:
@@ -98,20 +98,20 @@ def to_wandb(run: Run, target: str) -> str:
     try:
         import wandb
     except ImportError as error:
-        raise missing("wandb", error) from error
-    described = {"model": run.base_model.name, "data": str(run.data), **run.config}
-    made = wandb.init(
+        raise build_missing_extra("wandb", error) from error
+    params = {"model": run.base_model.name, "data": str(run.data), **run.config}
+    tracked_run = wandb.init(
         project=target,
         name=run.name,
-        config=described,
+        config=params,
         tags=run.tag_list,
         notes=run.notes or None,
         reinit="finish_previous",
     )
-    for step, _time, metrics in numbers(run):
-        made.log(metrics, step=step)
-    made.finish()
-    return str(made.dir)
+    for step, _time, metrics in iterate_metrics(run):
+        tracked_run.log(metrics, step=step)
+    tracked_run.finish()
+    return str(tracked_run.dir)
 
 
 EXPORTS: dict[str, Callable[[Run, str], str]] = {

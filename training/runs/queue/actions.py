@@ -90,7 +90,7 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
     # If there is none, a worker makes it
     forecast = get_cached_forecast(config, run.base_model, found, get_target_device(pool)) or {}
     refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
-    changed = {"pool": pool, "forecast": forecast, "waits": {}, "revision": F("revision") + 1}
+    changed = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
     run_changed.send(Run, run_id=run.pk)

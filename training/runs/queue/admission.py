@@ -26,13 +26,13 @@ from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.signals import run_queued
-from training.runs.states import ACTIVE, OPEN, State, Wish
+from training.runs.states import ACTIVE, UNFINISHED, State, RequestedAction
 
 
 def is_anything_to_do() -> bool:
     """Is there a run that has not ended, or a device that one holds or has kept for it?"""
     return (
-        Run.objects.filter(state__in=OPEN).exists()
+        Run.objects.filter(state__in=UNFINISHED).exists()
         or Allocation.objects.filter(released_at=None).exists()
         or Device.objects.exclude(kept_for=None).exists()
     )
@@ -73,7 +73,7 @@ def apply(made: Decision, runs: dict[int, Run]) -> None:
         )
         allocations.reserve(devices[held.card], holder)
         given = {"given": str(devices[held.card]), "at": timezone.now().timestamp()}
-        Run.objects.filter(pk=run.pk).update(waits=given, revision=F("revision") + 1)
+        Run.objects.filter(pk=run.pk).update(queue_info=given, revision=F("revision") + 1)
     Device.objects.filter(kept_for__in=made.given_up).update(kept_for=None)
     for victim, preemptor in made.evictions.items():
         allocations.evict(victim, keep_for=preemptor, reason=f"makes room for run {preemptor}")
@@ -95,7 +95,7 @@ def waiting_runs(pool: Pool) -> list[Run]:
     given = Allocation.objects.filter(released_at=None).values("run_id")
     rows = Run.objects.filter(pool=pool, state=State.QUEUED, lease_token="").exclude(pk__in=given)
     return list(
-        rows.select_related("owner", "team").defer("config", "plan", "advice", "sparkline", "notes")
+        rows.select_related("owner", "team").defer("config", "start_info", "auto_plan", "sparkline", "notes")
     )
 
 
@@ -103,7 +103,7 @@ def picture(
     pool: Pool, waiting: Iterable[Run], now: datetime, kinds: dict[durations.Kind, durations.Usual]
 ) -> Scene:
     running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer(
-        "config", "plan", "advice", "sparkline"
+        "config", "start_info", "auto_plan", "sparkline"
     )
     requests = [request_of(run, now, kinds) for run in waiting]
     return scene_of(pool, now, requests, durations.expected_ends(running, kinds, now))
@@ -141,14 +141,14 @@ def give_up_lost() -> None:
             lease_owner="",
             lease_expires_at=None,
             phase="",
-            waits={},
+            queue_info={},
             message=f"Its host {host} is gone; goes on from its last checkpoint elsewhere.",
             revision=F("revision") + 1,
         )
         if changed:
             allocations.release(run_id)
     over = Allocation.objects.filter(released_at=None).exclude(
-        run_id__in=Run.objects.filter(state__in=OPEN).values("pk")
+        run_id__in=Run.objects.filter(state__in=UNFINISHED).values("pk")
     )
     for run_id in over.values_list("run_id", flat=True):
         allocations.release(run_id)  # whoever ended it died before it gave the device back
@@ -165,7 +165,7 @@ def end_overdue(now: datetime) -> None:
             overdue = Run.objects.filter(
                 pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=too_long
             )
-            if overdue.update(state=State.STOPPING, wish=Wish.TIME, revision=F("revision") + 1):
+            if overdue.update(state=State.STOPPING, requested_action=RequestedAction.TIME_LIMIT, revision=F("revision") + 1):
                 most = {"longest_seconds": quota.longest_seconds}
                 audit.note(
                     None, "time used up", f"run {run_id}", team=quota.team, change=({}, most)

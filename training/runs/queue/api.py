@@ -19,7 +19,7 @@ from training.runs.models import Run
 from training.runs.queue import actions, what_if
 from training.runs.schemas import RunOut
 from training.runs.states import Priority, State
-from training.runs.status import waiting_words
+from training.runs.status import format_queue_status
 
 router = Router(tags=["gpus"])
 RELATED = (*filters.RELATED, "team")
@@ -52,23 +52,23 @@ class WaitingOut(Schema):
 
     @staticmethod
     def resolve_place(row: Run) -> int | None:
-        return row.waits.get("place")
+        return row.queue_info.get("place")
 
     @staticmethod
     def resolve_reason(row: Run) -> str:
-        return waiting_words(row) if "given" in row.waits else str(row.waits.get("reason", ""))
+        return format_queue_status(row) if "given" in row.queue_info else str(row.queue_info.get("reason", ""))
 
     @staticmethod
     def resolve_sooner(row: Run) -> str:
-        return str(row.waits.get("sooner", ""))
+        return str(row.queue_info.get("sooner", ""))
 
     @staticmethod
     def resolve_earliest(row: Run) -> float | None:
-        return row.waits.get("earliest")
+        return row.queue_info.get("earliest")
 
     @staticmethod
     def resolve_latest(row: Run) -> float | None:
-        return row.waits.get("latest")
+        return row.queue_info.get("latest")
 
 
 class ClassIn(Schema):
@@ -98,7 +98,7 @@ def read_queue(request: AuthenticatedRequest) -> Any:
     it should start.
     """
     waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
-    return waiting.select_related("owner", "team", "pool").defer("config", "plan", "advice")
+    return waiting.select_related("owner", "team", "pool").defer("config", "start_info", "auto_plan")
 
 
 @router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])

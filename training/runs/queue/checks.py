@@ -102,10 +102,10 @@ def refuse_overdue(user: User, run: Run) -> None:
         NotAllowed: the run has held devices for as long as it may, and only an admin lets it go on.
     """
     longest, used = admission.longest_of(run), used_by_run(run.pk)
-    if longest is not None and used - run.forgiven_seconds >= longest.total_seconds():
+    if longest is not None and used - run.waived_seconds >= longest.total_seconds():
         if user.is_superuser:
-            Run.objects.filter(pk=run.pk).update(forgiven_seconds=used)
-            change = {"forgiven_seconds": run.forgiven_seconds}, {"forgiven_seconds": used}
+            Run.objects.filter(pk=run.pk).update(waived_seconds=used)
+            change = {"waived_seconds": run.waived_seconds}, {"waived_seconds": used}
             audit.note(user, "time forgiven", f"run {run.pk}", team=run.team, change=change)
             return
         hours = longest.total_seconds() / 3600

@@ -92,15 +92,15 @@ def write(run: Run, said: dict[str, Any], now: datetime) -> None:
     """The row moves (and browsers with it) only if something is new; times that slip by a second
     are not.
     """
-    old = {name: value for name, value in run.waits.items() if name != "at"}
+    old = {name: value for name, value in run.queue_info.items() if name != "at"}
     rounded = [
         {**one, **{k: one.get(k) and round(one[k] / 60) for k in ("earliest", "latest")}}
         for one in (old, said)
     ]
-    age = now.timestamp() - run.waits.get("at", 0)
+    age = now.timestamp() - run.queue_info.get("at", 0)
     if rounded[0] == rounded[1] and age < FRESH_SECONDS:
         return
     moved = {"revision": F("revision") + 1} if rounded[0] != rounded[1] else {}
     Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
-        waits={**said, "at": now.timestamp()}, **moved
+        queue_info={**said, "at": now.timestamp()}, **moved
     )

@@ -41,7 +41,7 @@ def pools_for(request: AuthenticatedRequest) -> list[dict[str, Any]]:
     allocations = list(Allocation.objects.filter(released_at=None).select_related("user", "team"))
     seen = (
         Run.objects.visible_to(request.user)
-        .defer("config", "plan", "advice")
+        .defer("config", "start_info", "auto_plan")
         .in_bulk([one.run_id for one in allocations])
     )
     for one in allocations:
@@ -74,7 +74,7 @@ def queue_for(request: AuthenticatedRequest) -> dict[str, Any]:
         "owner", "team", "pool"
     )
     mine, count = (
-        list(ordered.defer("config", "plan", "advice", "sparkline")[:MOST_WAITING]),
+        list(ordered.defer("config", "start_info", "auto_plan", "sparkline")[:MOST_WAITING]),
         seen.count(),
     )
     may_change = set(

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from django.conf import settings
 
-from training.child_process import STEADY_MEMORY, child_environment
+from training.child_process import ALLOCATOR_VARIABLES, child_environment
 from training.engine.stop_signals import HEARTBEAT_FILE, STOP_FILE
 
 
@@ -28,20 +28,20 @@ class Engine(Protocol):
     def exit_code(self) -> int | None: ...
 
     @property
-    def killed_for_memory(self) -> bool: ...
+    def was_oom_killed(self) -> bool: ...
 
     @property
     def pid(self) -> int | None: ...
 
-    def start(self, device: dict[str, str]) -> None: ...
+    def start_process(self, device_environment: dict[str, str]) -> None: ...
 
-    def alive(self) -> bool: ...
+    def is_alive(self) -> bool: ...
 
-    def touch_leash(self) -> None: ...
+    def touch_heartbeat(self) -> None: ...
 
-    def ask_to_stop(self, how: str) -> None: ...
+    def request_stop(self, mode: str) -> None: ...
 
-    def signal(self, number: signal.Signals) -> None: ...
+    def send_signal(self, number: signal.Signals) -> None: ...
 
 
 class EngineProcess:
@@ -52,9 +52,9 @@ class EngineProcess:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._child: subprocess.Popen[bytes] | None = None
-        self._kills_before = 0
+        self._oom_kills_before = 0
 
-    def start(self, device: dict[str, str]) -> None:
+    def start_process(self, device_environment: dict[str, str]) -> None:
         """Start it in a session of its own, so that no signal to the worker's group reaches it.
         `device` names its device.
         """
@@ -65,11 +65,11 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 cwd=settings.BASE_DIR,
-                env=child_environment() | STEADY_MEMORY | {"HF_HUB_OFFLINE": "1"} | device,
+                env=child_environment() | ALLOCATOR_VARIABLES | {"HF_HUB_OFFLINE": "1"} | device_environment,
                 start_new_session=True,
             )
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         if self._child is not None and self._child.poll() is None:
             return True
         return is_locked(self.folder / "engine.lock")
@@ -78,28 +78,28 @@ class EngineProcess:
     def exit_code(self) -> int | None:
         return self._child.poll() if self._child is not None else None
 
-    def touch_leash(self) -> None:
-        self._kills_before = kills_for_memory()
+    def touch_heartbeat(self) -> None:
+        self._oom_kills_before = count_oom_kills()
         (self.folder / HEARTBEAT_FILE).touch()
 
-    def ask_to_stop(self, how: str) -> None:
+    def request_stop(self, mode: str) -> None:
         """`save` or `discard`; the engine looks after every step."""
-        (self.folder / STOP_FILE).write_text(how)
+        (self.folder / STOP_FILE).write_text(mode)
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         pid = self.pid
-        if pid and self.alive():
+        if pid and self.is_alive():
             try:
                 os.killpg(pid, number)  # it leads its group: started with start_new_session
             except ProcessLookupError:
                 pass  # gone between the look and the signal
 
     @property
-    def killed_for_memory(self) -> bool:
+    def was_oom_killed(self) -> bool:
         """It died of SIGKILL, and Linux has killed for want of memory since its leash was touched
         last, seconds ago.
         """
-        return self.exit_code == -signal.SIGKILL and kills_for_memory() > self._kills_before
+        return self.exit_code == -signal.SIGKILL and count_oom_kills() > self._oom_kills_before
 
     @property
     def pid(self) -> int | None:
@@ -111,7 +111,7 @@ class EngineProcess:
             return None
 
 
-def kills_for_memory() -> int:
+def count_oom_kills() -> int:
     """How often Linux has killed a process of this host, in a container or not, as memory ran out;
     0 where it does not tell.
     """

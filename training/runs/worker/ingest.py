@@ -15,14 +15,14 @@ from typing import Any
 from django.db import transaction
 from django.db.models import F, Q
 
-from training.runs.metrics.chunks import compact, events_of_chunk
+from training.runs.metrics.chunks import compact_steps, read_chunk_events
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.states import State
 from training.runs.worker.lease import Lease
 
 SPARKLINE_POINTS = 60
-RATE_MEMORY = 0.9  # share of the old value in the moving mean of seconds per step
-OWN_COLUMNS = ("seq", "time", "kind", "step")
+EMA_DECAY = 0.9  # share of the old value in the moving mean of seconds per step
+EVENT_COLUMNS = ("seq", "time", "kind", "step")
 
 JournalEvent = dict[str, Any]  # number, time and kind, and the payload beside them
 
@@ -31,7 +31,7 @@ class BrokenJournal(Exception):
     """The journal's numbers do not follow on what is stored; the disk lost a part of it."""
 
 
-def store(lease: Lease, run: Run, events: Sequence[JournalEvent], offset: int) -> None:
+def store_events(lease: Lease, run: Run, events: Sequence[JournalEvent], offset: int) -> None:
     """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in
     place.
 
@@ -47,30 +47,30 @@ def store(lease: Lease, run: Run, events: Sequence[JournalEvent], offset: int) -
     draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": events[-1]["seq"], "journal_offset": offset}
     with transaction.atomic():
-        Event.objects.bulk_create([make_row(run.pk, event) for event in events])
+        Event.objects.bulk_create([build_event_row(run.pk, event) for event in events])
         for event in events:
-            if event["kind"] in RULES:
-                change = RULES[event["kind"]](draft, event)
+            if event["kind"] in EVENT_HANDLERS:
+                change = EVENT_HANDLERS[event["kind"]](draft, event)
                 draft.__dict__.update(change)
                 changes |= change
-        lease.update(**changes, revision=F("revision") + 1)
+        lease.update_run(**changes, revision=F("revision") + 1)
         if any(event["kind"] == "step" for event in events):
-            compact(run.pk)
+            compact_steps(run.pk)
     run.__dict__.update(changes)
 
 
-def make_row(run_id: int, event: JournalEvent) -> Event:
+def build_event_row(run_id: int, event: JournalEvent) -> Event:
     return Event(
         run_id=run_id,
         seq=event["seq"],
         kind=event["kind"],
         step=event.get("step"),
         time=event["time"],
-        payload={name: clean(value) for name, value in event.items() if name not in OWN_COLUMNS},
+        fields={name: strip_nul(value) for name, value in event.items() if name not in EVENT_COLUMNS},
     )
 
 
-def clean(value: Any) -> Any:
+def strip_nul(value: Any) -> Any:
     """A model may write a NUL, which PostgreSQL's JSON cannot hold."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
@@ -86,8 +86,8 @@ def on_phase(run: Run, event: JournalEvent) -> dict[str, Any]:
 def on_start(run: Run, event: JournalEvent) -> dict[str, Any]:
     # Conditional, since a person may have asked to stop in this very moment.
     Run.objects.filter(pk=run.pk, state=State.STARTING).update(state=State.RUNNING)
-    plan = {name: value for name, value in event.items() if name not in OWN_COLUMNS}
-    return {"plan": plan, "total_steps": event["total_steps"]}
+    start_info = {name: value for name, value in event.items() if name not in EVENT_COLUMNS}
+    return {"start_info": start_info, "total_steps": event["total_steps"]}
 
 
 def on_step(run: Run, event: JournalEvent) -> dict[str, Any]:
@@ -95,17 +95,17 @@ def on_step(run: Run, event: JournalEvent) -> dict[str, Any]:
     return {
         "step": event["step"],
         "loss": loss if math.isfinite(loss) else None,
-        "seconds_per_step": moving(run.seconds_per_step, seconds),
-        "tokens_per_second": moving(run.tokens_per_second, float(event["tokens_per_second"])),
-        "sparkline": thinned([*run.sparkline, round(loss, 4)])
+        "seconds_per_step": update_ema(run.seconds_per_step, seconds),
+        "tokens_per_second": update_ema(run.tokens_per_second, float(event["tokens_per_second"])),
+        "sparkline": downsample_sparkline([*run.sparkline, round(loss, 4)])
         if math.isfinite(loss)
         else run.sparkline,
         **on_memory(run, event),
     }
 
 
-def moving(old: float | None, new: float) -> float:
-    return new if old is None else RATE_MEMORY * old + (1 - RATE_MEMORY) * new
+def update_ema(old: float | None, new: float) -> float:
+    return new if old is None else EMA_DECAY * old + (1 - EMA_DECAY) * new
 
 
 def on_memory(run: Run, event: JournalEvent) -> dict[str, Any]:
@@ -116,9 +116,9 @@ def on_eval(run: Run, event: JournalEvent) -> dict[str, Any]:
     loss = float(event["eval_loss"])
     if not math.isfinite(loss):
         return {"eval_loss": None}
-    better = run.best_eval_loss is None or loss < run.best_eval_loss
+    is_best = run.best_eval_loss is None or loss < run.best_eval_loss
     return {"eval_loss": loss} | (
-        {"best_eval_loss": loss, "best_step": event["step"]} if better else {}
+        {"best_eval_loss": loss, "best_step": event["step"]} if is_best else {}
     )
 
 
@@ -127,19 +127,19 @@ def on_answers(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_trial(run: Run, event: JournalEvent) -> dict[str, Any]:
-    return {"deaths": 0} if event["outcome"] in ("done", "stopped") else {}
+    return {"crash_count": 0} if event["outcome"] in ("done", "stopped") else {}
 
 
 def on_tuned(run: Run, event: JournalEvent) -> dict[str, Any]:
     """Trials chose settings: the run goes on with those."""
     return {
         "config": {**run.config, **event["settings"]},
-        "plan": {**run.plan, "trainable_parameters": event["trainable_parameters"]},
+        "start_info": {**run.start_info, "trainable_parameters": event["trainable_parameters"]},
     }
 
 
 def on_checkpoint(run: Run, event: JournalEvent) -> dict[str, Any]:
-    return {"deaths": 0}  # it got further, so it is no crash loop
+    return {"crash_count": 0}  # it got further, so it is no crash loop
 
 
 def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
@@ -147,39 +147,39 @@ def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
     aside.
     """
     step, seq = event["step"], event["seq"]
-    later = {"run_id": run.pk, "superseded": False}
-    for chunk in CurveChunk.objects.filter(**later, last_step__gt=step):
-        unpack(chunk)
+    current_events = {"run_id": run.pk, "superseded": False}
+    for chunk in CurveChunk.objects.filter(**current_events, last_step__gt=step):
+        reopen_chunk(chunk)
     # From the very beginning, step 0's evaluation comes again too
-    again = Q(step__gt=step) if step else Q(step__gte=0)
-    past = Event.objects.filter(again, **later, seq__lt=seq).exclude(kind__in=("resume", "end"))
-    past.update(superseded=True)
-    kept = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
-    losses = [(float(row.payload["eval_loss"]), row.step) for row in kept]
+    repeated = Q(step__gt=step) if step else Q(step__gte=0)
+    outdated_events = Event.objects.filter(repeated, **current_events, seq__lt=seq).exclude(kind__in=("resume", "end"))
+    outdated_events.update(superseded=True)
+    evals = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
+    losses = [(float(row.fields["eval_loss"]), row.step) for row in evals]
     finite = [(loss, at) for loss, at in losses if math.isfinite(loss)]
-    best, at = min(finite, default=(None, None))
+    best, best_step = min(finite, default=(None, None))
     return {
         "step": step,
         "eval_loss": finite[-1][0] if finite else None,
         "best_eval_loss": best,
-        "best_step": at,
+        "best_step": best_step,
     }
 
 
-def unpack(chunk: CurveChunk) -> None:
+def reopen_chunk(chunk: CurveChunk) -> None:
     """Turn a chunk that a rewind cuts through back into events. A chunk is 512 steps, so this is
     rare and small.
     """
-    Event.objects.bulk_create(events_of_chunk(chunk))
+    Event.objects.bulk_create(read_chunk_events(chunk))
     chunk.delete()
 
 
-def thinned(points: list[float]) -> list[float]:
+def downsample_sparkline(points: list[float]) -> list[float]:
     """At most SPARKLINE_POINTS: every second one goes when there are too many."""
     return points if len(points) <= SPARKLINE_POINTS else points[::2]
 
 
-RULES = {
+EVENT_HANDLERS = {
     "phase": on_phase,
     "start": on_start,
     "step": on_step,

@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 
 from training.gpus.devices import report_if_old
 from training.gpus.models import Allocation
-from training.process_identity import host_name, is_alive, process_name
+from training.process_identity import get_host_name, is_alive, get_process_name
 from training.runs.models import Run
 from training.runs.queue import admission
 from training.runs.states import ACTIVE, State
@@ -37,9 +37,9 @@ class Lease:
 
     def renew(self) -> None:
         """Raises LeaseLost."""
-        self.update(lease_expires_at=Now() + timedelta(seconds=LEASE_SECONDS))
+        self.update_run(lease_expires_at=Now() + timedelta(seconds=LEASE_SECONDS))
 
-    def update(self, **changes: object) -> None:
+    def update_run(self, **changes: object) -> None:
         """Write to the run's row under the fence.
 
         Raises:
@@ -49,66 +49,66 @@ class Lease:
             raise LeaseLost(f"run {self.run_id}")
 
 
-def claim(run_id: int) -> Lease | None:
+def claim_run(run_id: int) -> Lease | None:
     """Take a run that was given a device of this host and waits, or whose worker is dead. None: it
     is neither.
     """
     token = secrets.token_hex(16)
-    taken = {
+    lease_fields = {
         "lease_token": token,
-        "lease_owner": process_name(),
+        "lease_owner": get_process_name(),
         "lease_expires_at": Now() + timedelta(seconds=LEASE_SECONDS),
         "revision": F("revision") + 1,
     }
-    here = Run.objects.filter(pk=run_id, pk__in=given_here())
-    if here.filter(orphaned()).update(**taken):
+    assigned = Run.objects.filter(pk=run_id, pk__in=list_assigned_run_ids())
+    if assigned.filter(build_orphaned_filter()).update(**lease_fields):
         return Lease(run_id, token)
-    if not here.exists():
+    if not assigned.exists():
         report_if_old()
         admission.look_once(but=run_id)
-    changed = here.filter(state=State.QUEUED, lease_token="").update(
-        state=State.STARTING, phase="starting the engine", waits={}, **taken
+    claimed = assigned.filter(state=State.QUEUED, lease_token="").update(
+        state=State.STARTING, phase="starting the engine", queue_info={}, **lease_fields
     )
-    return Lease(run_id, token) if changed else None
+    return Lease(run_id, token) if claimed else None
 
 
-def given_here() -> Any:
+def list_assigned_run_ids() -> Any:
     """Runs that hold a device of this host."""
-    return Allocation.objects.filter(device__host__name=host_name(), released_at=None).values(
+    return Allocation.objects.filter(device__host__name=get_host_name(), released_at=None).values(
         "run_id"
     )
 
 
-def orphaned() -> Q:
+def build_orphaned_filter() -> Q:
     """Active runs without a living watcher: the lease ran out, or its owner is a process of this
     host that is gone.
     """
     expired = Q(lease_expires_at__lt=Now())
     owners = Run.objects.filter(
-        state__in=ACTIVE, lease_owner__startswith=host_name() + ":"
+        state__in=ACTIVE, lease_owner__startswith=get_host_name() + ":"
     ).values_list("lease_owner", flat=True)
-    dead = [owner for owner in owners.distinct() if not is_alive(owner)]
-    return Q(state__in=ACTIVE) & (expired | Q(lease_owner__in=dead))
+    dead_owners = [owner for owner in owners.distinct() if not is_alive(owner)]
+    return Q(state__in=ACTIVE) & (expired | Q(lease_owner__in=dead_owners))
 
 
-def claimable_runs() -> list[int]:
+def list_claimable_runs() -> list[int]:
     """Runs that hold a device of this host and that nobody watches, oldest first."""
-    mine = Run.objects.filter(pk__in=given_here()).order_by("queued_at")
+    assigned = Run.objects.filter(pk__in=list_assigned_run_ids()).order_by("queued_at")
     return list(
-        mine.filter(orphaned() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True)
+        assigned.filter(build_orphaned_filter() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True)
     )
 
 
-class Every:
+class RateLimiter:
     """True at most once in so many seconds."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.next = 0.0
+        self.next_time = 0.0
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         now = time.monotonic()
-        if now < self.next:
+        if now < self.next_time:
             return False
-        self.next = now + self.seconds
+        self.next_time = now + self.seconds
         return True

@@ -24,7 +24,7 @@ from training.jobs.sweeper import RECOVERY_SECONDS, release_own_jobs, recover_an
 from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
 from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks
-from training.runs.worker.lease import claimable_runs
+from training.runs.worker.lease import list_claimable_runs
 
 log = logging.getLogger("snapml.worker")
 
@@ -36,9 +36,9 @@ class Worker(QueueConsumer):
 
     def _set_signal_handlers(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+            signal.signal(number, self._shut_down)
 
-    def _end(self, number: int, _frame: FrameType | None) -> None:
+    def _shut_down(self, signal_number: int, _frame: FrameType | None) -> None:
         supervisor.shutting_down.set()
         jobs.stopping.set()
         self._handle_signal(self._graceful_sig, None)
@@ -52,8 +52,8 @@ def run_worker(huey: Any) -> None:
         catalog.add_builtin_model()
     job_consumer = JobConsumer(settings.JOBS_HUEY)
     job_consumer.start()
-    for act, seconds in [*BESIDE, (job_consumer.check_worker_health, HEALTH_SECONDS)]:
-        threading.Thread(target=repeat, args=(act, seconds), name=act.__name__, daemon=True).start()
+    for task, seconds in [*PERIODIC_TASKS, (job_consumer.check_worker_health, HEALTH_CHECK_SECONDS)]:
+        threading.Thread(target=run_periodically, args=(task, seconds), name=task.__name__, daemon=True).start()
     devices.report()
     # Each watches one run.
     worker = Worker(huey, threads=MOST_A_DEVICE * len(devices.read_devices()))
@@ -62,32 +62,32 @@ def run_worker(huey: Any) -> None:
     release_own_jobs()
 
 
-def repeat(act: Callable[[], object], seconds: float) -> None:
+def run_periodically(task: Callable[[], object], seconds: float) -> None:
     """Do something over and over until the worker ends; what fails once is tried again."""
     while not supervisor.shutting_down.wait(seconds):
         try:
-            act()
+            task()
         except Exception:
             connections.close_all()  # of this thread; perhaps it was the connection
-            log.exception("%s failed and is tried again in %s s.", act.__name__, seconds)
+            log.exception("%s failed and is tried again in %s s.", task.__name__, seconds)
 
 
-def sweep() -> None:
+def enqueue_claimable_runs() -> None:
     if not admission.is_anything_to_do():
         return  # a pass takes 15 ms
     reasons.look()
     if settings.HUEY.pending_count():
         return  # bells that were rung are not answered yet; more of them would only pile up
-    for run_id in claimable_runs():
-        tasks.supervise(run_id)
+    for run_id in list_claimable_runs():
+        tasks.supervise_task(run_id)
 
 
-HEALTH_SECONDS = 10.0
+HEALTH_CHECK_SECONDS = 10.0
 # What a worker does beside supervising runs and running jobs: act, seconds between two times.
 # `adapters` adds its own (adapters/apps.py).
-BESIDE: list[tuple[Callable[[], object], float]] = [
+PERIODIC_TASKS: list[tuple[Callable[[], object], float]] = [
     (devices.report, 5.0),
-    (sweep, 2.0),
+    (enqueue_claimable_runs, 2.0),
     (recover_and_wake_jobs, RECOVERY_SECONDS),
     (precompute_estimator, 5.0),
     (forecast_open_runs, 3.0),

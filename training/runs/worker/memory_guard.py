@@ -23,109 +23,109 @@ from training.runs.queue.checks import most_memory
 
 TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
 # Bytes; more is not a context, but a process that has something else there
-MOST_CONTEXT = 4 * 10**9
-LOOKS = 3  # in a row: a peak that is over before the next look has done its harm
+MAX_CONTEXT_BYTES = 4 * 10**9
+MIN_SAMPLES = 3  # in a row: a peak that is over before the next look has done its harm
 
 
-class Share:
+class MemoryGuard:
     """What one run may take of the device that it holds."""
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id
-        self.held = allocations.held_by(run_id)
-        self.seen: list[int] = []
-        self.told_at: datetime | None = None
+        self.allocation = allocations.held_by(run_id)
+        self.samples: list[int] = []
+        self.sampled_at: datetime | None = None
 
-    def variables(self) -> dict[str, str]:
+    def device_environment(self) -> dict[str, str]:
         """For the engine: the one card that it may see, and what its allocator may take of it
         beside CUDA's own context.
         """
-        if self.held is None or is_cpu(self.held.device.pool.kind):
+        if self.allocation is None or is_cpu(self.allocation.device.pool.kind):
             return {}
-        made = {"CUDA_VISIBLE_DEVICES": self.held.device.uuid}
-        if self.held.reserved_bytes and self.held.device.pool.runs_per_device > 1:
+        environment = {"CUDA_VISIBLE_DEVICES": self.allocation.device.uuid}
+        if self.allocation.reserved_bytes and self.allocation.device.pool.runs_per_device > 1:
             forecast = Run.objects.values_list("forecast", flat=True).get(pk=self.run_id)
             context = forecast.get("context", CONTEXT_BYTES["cuda"])
-            made["SNAPML_DEVICE_BYTES"] = str(max(1, self.held.reserved_bytes - context))
-        return made
+            environment["SNAPML_DEVICE_BYTES"] = str(max(1, self.allocation.reserved_bytes - context))
+        return environment
 
-    def exceeded(self, pid: int | None) -> int:
+    def get_over_limit_bytes(self, pid: int | None) -> int:
         """Bytes that the engine has taken at least over some looks, if that is too much and others
         run beside it; else 0.
         """
-        held = self.held
-        if held is None or not held.reserved_bytes or pid is None:
+        allocation = self.allocation
+        if allocation is None or not allocation.reserved_bytes or pid is None:
             return 0
         if (
-            not Allocation.objects.filter(device=held.device_id, released_at=None)
+            not Allocation.objects.filter(device=allocation.device_id, released_at=None)
             .exclude(run_id=self.run_id)
             .exists()
         ):
-            self.seen = []
+            self.samples = []
             return 0
-        taken, told_at = memory_of(pid, held.device)
-        if told_at != self.told_at:  # a driver's reading counts once, however often it is looked at
-            self.told_at = told_at
-            self.seen = (
-                [*self.seen, taken][-LOOKS:] if taken > TOLERANCE * held.reserved_bytes else []
+        used_bytes, sampled_at = read_process_memory(pid, allocation.device)
+        if sampled_at != self.sampled_at:  # a driver's reading counts once, however often it is looked at
+            self.sampled_at = sampled_at
+            self.samples = (
+                [*self.samples, used_bytes][-MIN_SAMPLES:] if used_bytes > TOLERANCE * allocation.reserved_bytes else []
             )
-        return min(self.seen) if len(self.seen) == LOOKS else 0
+        return min(self.samples) if len(self.samples) == MIN_SAMPLES else 0
 
 
-def measure_context(held: Allocation | None, pid: int | None) -> None:
+def measure_context(allocation: Allocation | None, pid: int | None) -> None:
     """What the card's driver says of the engine, less what the engine's allocator had of it at the
     steps before and after.
     """
     if (
-        held is None
+        allocation is None
         or pid is None
-        or is_cpu(held.device.pool.kind)
-        or held.device.context_bytes is not None
+        or is_cpu(allocation.device.pool.kind)
+        or allocation.device.context_bytes is not None
     ):
         return
-    taken, told_at = memory_of(pid, held.device)
-    if not taken:
+    used_bytes, sampled_at = read_process_memory(pid, allocation.device)
+    if not used_bytes:
         return  # the driver does not know it, as in a container with pids of its own
-    events = Event.objects.filter(run_id=held.run_id)
-    started = (
+    events = Event.objects.filter(run_id=allocation.run_id)
+    start_seq = (
         events.filter(kind="start").order_by("-seq").values_list("seq", flat=True).first() or 0
     )
-    steps = events.filter(kind="step", seq__gt=started)
-    before = steps.filter(time__lte=told_at.timestamp()).order_by("-seq").first()
-    after = steps.filter(time__gt=told_at.timestamp()).order_by("seq").first()
-    had = [
-        sum(one["reserved_bytes"] for one in step.payload.get("devices", ()))
+    steps = events.filter(kind="step", seq__gt=start_seq)
+    before = steps.filter(time__lte=sampled_at.timestamp()).order_by("-seq").first()
+    after = steps.filter(time__gt=sampled_at.timestamp()).order_by("seq").first()
+    reserved_bytes = [
+        sum(device["reserved_bytes"] for device in step.fields.get("devices", ()))
         for step in (before, after)
         if step
     ]
-    if len(had) == 2 and 0 < had[0] == had[1] < taken < had[0] + MOST_CONTEXT:
-        held.device.context_bytes = taken - had[0]
-        held.device.save(update_fields=["context_bytes"])
+    if len(reserved_bytes) == 2 and 0 < reserved_bytes[0] == reserved_bytes[1] < used_bytes < reserved_bytes[0] + MAX_CONTEXT_BYTES:
+        allocation.device.context_bytes = used_bytes - reserved_bytes[0]
+        allocation.device.save(update_fields=["context_bytes"])
 
 
-def memory_of(pid: int, device: Device) -> tuple[int, datetime]:
+def read_process_memory(pid: int, device: Device) -> tuple[int, datetime]:
     """Bytes that a process and its children take of a device, and since when that is known.
 
     On a CPU it is resident memory, now; of a card what its host last reported.
     """
     try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
         if is_cpu(device.pool.kind):
-            return sum(int(one.memory_info().rss) for one in family), timezone.now()
+            return sum(int(one.memory_info().rss) for one in processes), timezone.now()
     except psutil.NoSuchProcess:
         return 0, timezone.now()
-    known = {one.pid for one in family}
-    told: tuple[list[dict[str, Any]], datetime] = Device.objects.values_list(
+    pids = {one.pid for one in processes}
+    reading: tuple[list[dict[str, Any]], datetime] = Device.objects.values_list(
         "processes", "host__reported_at"
     ).get(pk=device.pk)
-    return sum(int(one["bytes"]) for one in told[0] if one["pid"] in known), told[1]
+    return sum(int(one["bytes"]) for one in reading[0] if one["pid"] in pids), reading[1]
 
 
-def raised(run: Run, taken: int) -> dict[str, Any] | None:
+def raise_forecast(run: Run, used_bytes: int) -> dict[str, Any] | None:
     """The forecast of a run that took more than it had reserved; None: nowhere in its pool may it
     have as much.
     """
     target = get_target_device(run.pool)
-    most = most_memory(target.pool, run.team)
-    peak = min(round(1.05 * taken), target.total if most is None else min(target.total, most))
-    return run.forecast | {"peak": peak} if peak >= taken else None
+    max_bytes = most_memory(target.pool, run.team)
+    peak = min(round(1.05 * used_bytes), target.total if max_bytes is None else min(target.total, max_bytes))
+    return run.forecast | {"peak": peak} if peak >= used_bytes else None

@@ -24,36 +24,36 @@ from training.runs.launch import services
 from training.runs.models import Run
 from training.runs.states import State
 
-BY_ITSELF = ("halve", "checkpointing")  # what changes no result
+AUTOMATIC_OPTIONS = ("halve", "checkpointing")  # what changes no result
 
 
-def ways_of(run: Run) -> list[MemoryOption]:
+def list_recovery_options(run: Run) -> list[MemoryOption]:
     """The ways on for a run, with the forecasts that are known."""
     config = RunConfig.from_dict(run.config)
-    found = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    return list_memory_options(config, run.base_model, found, get_target_device(run.pool))
+    lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    return list_memory_options(config, run.base_model, lengths, get_target_device(run.pool))
 
 
-def simulate_one(run: Run) -> None:
+def forecast_next_option(run: Run) -> None:
     """Make the law of the first way whose forecast is not known yet (seconds).
 
     Raises:
         UserError: the simulation broke off.
     """
-    way = next((way for way in ways_of(run) if way.memory is None), None)
-    if way is None:
+    option = next((way for way in list_recovery_options(run) if way.memory is None), None)
+    if option is None:
         return
     try:
         get_estimator(
             run.base_model.folder,
-            build_changed_config(RunConfig.from_dict(run.config), way.changes),
+            build_changed_config(RunConfig.from_dict(run.config), option.changes),
             get_target_device(run.pool).kind,
         )
     except CannotEstimate:
         pass  # kept as this law's answer: the run has no such way
 
 
-def go_on_with(user: User, run: Run, name: str) -> Run:
+def apply_memory_option(user: User, run: Run, name: str) -> Run:
     """Change the run's settings by one way of the ladder, and queue it again from its last
     checkpoint.
 
@@ -63,58 +63,58 @@ def go_on_with(user: User, run: Run, name: str) -> Run:
     """
     # The row is held until both are done; the file is written when nothing can refuse any more
     with transaction.atomic():
-        held = (
+        locked_run = (
             Run.objects.select_for_update(of=("self",))
             .select_related("base_model", "data__dataset", "owner", "team")
             .get(pk=run.pk)
         )
-        way = chosen_way(held, name)
-        queued = actions.continue_run(user, held)
-        put(queued, build_changed_config(RunConfig.from_dict(queued.config), way.changes), way.memory)
+        option = get_memory_option(locked_run, name)
+        queued = actions.continue_run(user, locked_run)
+        apply_settings(queued, build_changed_config(RunConfig.from_dict(queued.config), option.changes), option.memory)
         return queued
 
 
-def chosen_way(run: Run, name: str) -> MemoryOption:
+def get_memory_option(run: Run, name: str) -> MemoryOption:
     """Raises UserError: it has no such way; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
         raise Conflict(
             f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is "
             "changed."
         )
-    way = next((way for way in ways_of(run) if way.name == name), None)
-    if way is None:
+    option = next((way for way in list_recovery_options(run) if way.name == name), None)
+    if option is None:
         raise UserError(
             f"{run.name} cannot go on that way; the run's page shows those that it has.",
-            field="way",
+            field="option",
         )
-    return way
+    return option
 
 
-def put(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
+def apply_settings(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
     settings = services.get_public_settings(config)
     Run.objects.filter(pk=run.pk).update(
         config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1
     )
     path = run.folder / "config.json"
-    places = {
+    internal_settings = {
         name: value
         for name, value in json.loads(path.read_text()).items()
         if name in services.INTERNAL_SETTINGS
     }
-    write_atomically(path, json.dumps(config.to_dict() | places, indent=1))
+    write_atomically(path, json.dumps(config.to_dict() | internal_settings, indent=1))
     run.refresh_from_db()
 
 
-def recover(run: Run) -> str:
+def recover_run(run: Run) -> str:
     """What the supervisor does with a run whose memory ran out: change it, and say how it goes on;
     nothing if it has no way.
     """
     if not run.config.get("auto_reduce_memory"):
         return ""
-    way = next((way for way in ways_of(run) if way.name in BY_ITSELF), None)
-    if way is None:
+    option = next((way for way in list_recovery_options(run) if way.name in AUTOMATIC_OPTIONS), None)
+    if option is None:
         return ""
-    put(run, build_changed_config(RunConfig.from_dict(run.config), way.changes), way.memory)
+    apply_settings(run, build_changed_config(RunConfig.from_dict(run.config), option.changes), option.memory)
     (run.folder / RESULT_FILE).unlink(missing_ok=True)
-    told = ", ".join(f"{name} {str(value).lower()}" for name, value in way.changes.items())
-    return f"Goes on by itself from its last checkpoint with {told}."
+    changes = ", ".join(f"{name} {str(value).lower()}" for name, value in option.changes.items())
+    return f"Goes on by itself from its last checkpoint with {changes}."

@@ -12,7 +12,7 @@ from training.gpus.models import Allocation
 from training.runs.models import Event, Run
 from training.runs.states import State
 
-STATES: dict[Outcome, State] = {
+OUTCOME_STATES: dict[Outcome, State] = {
     Outcome.FINISHED: State.FINISHED,
     Outcome.STOPPED: State.STOPPED,
     Outcome.DISCARDED: State.CANCELLED,
@@ -26,10 +26,10 @@ STATES: dict[Outcome, State] = {
 
 # `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be
 # imported (ARCHITECTURE.md).
-keepers: list[Callable[[Run, Result], None]] = []
+artifact_hooks: list[Callable[[Run, Result], None]] = []
 
 
-def finish(run: Run, result: Result) -> None:
+def finalize_run(run: Run, result: Result) -> None:
     """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the
     same as once.
     """
@@ -37,18 +37,18 @@ def finish(run: Run, result: Result) -> None:
         for name in ("checkpoints", "adapter", "trials"):
             shutil.rmtree(run.folder / name, ignore_errors=True)
     elif result.adapter_step is not None:
-        for keep in keepers:
-            keep(run, result)
+        for save_artifact in artifact_hooks:
+            save_artifact(run, result)
 
 
-def words_of_death(code: int | None, *, killed_for_memory: bool) -> str:
+def format_crash_message(code: int | None, *, was_oom_killed: bool) -> str:
     """A sentence's beginning for an engine that left no result."""
     if code is None:
         return "The engine died while no worker watched"
     if code == -signal.SIGKILL:
         return (
             "The engine was killed "
-            f"(SIGKILL{'; memory ran out on its host at that moment' if killed_for_memory else ''})"
+            f"(SIGKILL{'; memory ran out on its host at that moment' if was_oom_killed else ''})"
         )
     if code < 0:
         return f"The engine died of {signal.Signals(-code).name}"
@@ -57,75 +57,75 @@ def words_of_death(code: int | None, *, killed_for_memory: bool) -> str:
     return f"The engine ended with code {code}"
 
 
-def words_of_eviction(run: Run, held: Allocation) -> str:
+def format_eviction_message(run: Run, allocation: Allocation) -> str:
     """Why it had to leave its device, and what that cost."""
-    why = (
-        f"for run {held.evicted_for}" if held.evicted_for else "by an admin, who drains its devices"
+    reason = (
+        f"for run {allocation.evicted_for}" if allocation.evicted_for else "by an admin, who drains its devices"
     )
     return (
-        f"Stopped {why} at step {run.step:,}; {cost_of_leaving(run)}. Goes on by itself when "
+        f"Stopped {reason} at step {run.step:,}; {format_lost_steps(run)}. Goes on by itself when "
         "there is a device."
     )
 
 
-def words_of_pause(run: Run) -> str:
+def format_pause_message(run: Run) -> str:
     if not (run.folder / "checkpoints").exists() and (run.folder / "trials").exists():
         return "Paused among its trials; goes on by itself with the one that was under way."
     return f"Paused at step {run.step} with a checkpoint; goes on by itself."
 
 
-def words_of_greed(run: Run, taken: int) -> str:
+def format_over_memory_message(run: Run, used_bytes: int) -> str:
     """It took more of a device that others use than it had reserved there."""
     reserved = run.forecast.get("peak", 0)
     return (
-        f"Stopped at step {run.step:,}: it took {format_bytes(taken)} of a device that others use, "
-        f"and had reserved {format_bytes(reserved)}; {cost_of_leaving(run)}."
+        f"Stopped at step {run.step:,}: it took {format_bytes(used_bytes)} of a device that others use, "
+        f"and had reserved {format_bytes(reserved)}; {format_lost_steps(run)}."
     )
 
 
-def cost_of_leaving(run: Run) -> str:
+def format_lost_steps(run: Run) -> str:
     """The steps since its checkpoint, in words."""
-    saved = (
+    saved_step = (
         Event.objects.filter(run=run, kind="checkpoint", superseded=False)
         .order_by("-seq")
         .values_list("step", flat=True)
         .first()
     )
-    lost = run.step - (saved or 0)
+    lost_steps = run.step - (saved_step or 0)
     return (
         "no step is lost"
-        if not lost
-        else f"{lost:,} {'step' if lost == 1 else 'steps'} since its checkpoint are trained again"
+        if not lost_steps
+        else f"{lost_steps:,} {'step' if lost_steps == 1 else 'steps'} since its checkpoint are trained again"
     )
 
 
-def stopped_with_checkpoint(run: Run) -> Result:
+def build_stopped_result(run: Run) -> Result:
     """For an engine that saved and left for another reason while somebody wished it to stop."""
     return Result(
         outcome=Outcome.STOPPED, message=f"Stopped after step {run.step:,}; its checkpoint is kept."
     )
 
 
-def words_of_time(run: Run) -> str:
+def format_time_limit_message(run: Run) -> str:
     return (
         f"Stopped at step {run.step:,}: it held devices for as long as its team's runs may. "
         "What it learned is kept; an admin may let it go on."
     )
 
 
-def left_by_its_own_word(run: Run) -> bool:
+def has_exited_cleanly(run: Run) -> bool:
     """The last event says that the engine saved and left. For an engine that another worker started
     there is no exit code.
     """
     last = Event.objects.filter(run=run, seq=run.last_seq, kind="end").first()
-    return last is not None and last.payload.get("outcome") == Outcome.PREEMPTED
+    return last is not None and last.fields.get("outcome") == Outcome.PREEMPTED
 
 
-def last_words(run: Run) -> str:
+def get_last_error(run: Run) -> str:
     """The last line of the last error that the engine wrote to its journal."""
     errors = (
         Event.objects.filter(run=run, kind="end")
         .order_by("-seq")
-        .values_list("payload", flat=True)[:1]
+        .values_list("fields", flat=True)[:1]
     )
     return next((str(payload.get("message", "")) for payload in errors), "")

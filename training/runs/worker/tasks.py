@@ -13,7 +13,7 @@ log = logging.getLogger("snapml.runs")
 
 
 @db_task()
-def supervise(run_id: int) -> None:
+def supervise_task(run_id: int) -> None:
     from training.runs.worker.supervisor import supervise_run
 
     supervise_run(run_id)
@@ -22,6 +22,6 @@ def supervise(run_id: int) -> None:
 def enqueue_supervision(run_id: int, **_signal: Any) -> None:
     """Ask a worker to look at this run. The sweeper would find it too, within 2 s."""
     try:
-        supervise(run_id)
+        supervise_task(run_id)
     except QUEUE_ERRORS as error:  # that must not undo a launch; the sweeper comes by
         log.warning("The queue did not take run %s (%s); the sweeper will find it.", run_id, error)
