@@ -53,7 +53,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
         metadata=read_model_metadata(folder),
     )
     data = add_example(user, "smart_home")
-    devices.report()
+    devices.update_devices()
     get_lengths(data, model)
     client = Client(HTTP_HOST="127.0.0.1", HTTP_HX_REQUEST="true")
     client.force_login(user)

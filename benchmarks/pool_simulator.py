@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Decision, Holding, Request, Scene
+from training.gpus.scheduling.state import MAX_EVICTIONS_PER_DAY, DeviceState, Decision, RunningJob, PendingJob, PoolState
 
 EVICTION_GRACE_SECONDS = 30.0  # seconds from being told to leave to being gone
 DAY_SECONDS = 86_400.0
@@ -29,18 +29,18 @@ class Interval:
 class Job:
     """A run: `left` seconds of work, of which the scheduler knows only what the request says."""
 
-    request: Request
+    request: PendingJob
     remaining_seconds: float
     evicted_at: list[float] = field(default_factory=list)
 
 
 class SimulatedPool:
-    def __init__(self, state: Scene, now: float = 0.0) -> None:
-        self.state = replace(state, holdings=(), waiting=())
-        self.devices = {card.id: card for card in state.cards}
+    def __init__(self, state: PoolState, now: float = 0.0) -> None:
+        self.state = replace(state, running_jobs=(), waiting=())
+        self.devices = {card.id: card for card in state.devices}
         self.now = now
         self.waiting: dict[int, Job] = {}
-        self.running: dict[int, tuple[Job, Holding]] = {}
+        self.running: dict[int, tuple[Job, RunningJob]] = {}
         self.evicting: dict[int, float] = {}  # run -> when it is gone
         self.ledger: list[Interval] = []
         self.finished: dict[int, float] = {}
@@ -48,41 +48,41 @@ class SimulatedPool:
     @classmethod
     def create_pool(cls, count: int, memory: int, **choices: object) -> SimulatedPool:
         """`SimulatedPool.of(4, 24_000_000_000)`."""
-        devices = [Card(number, memory) for number in range(count)]
-        return cls(Scene("simulated", devices, **choices))  # type: ignore[arg-type]
+        devices = [DeviceState(number, memory) for number in range(count)]
+        return cls(PoolState("simulated", devices, **choices))  # type: ignore[arg-type]
 
-    def submit_run(self, request: Request, seconds: float) -> None:
+    def submit_run(self, request: PendingJob, seconds: float) -> None:
         self.waiting[request.run] = Job(replace(request, submitted=self.now), seconds)
         self.run_admission()
 
     def run_admission(self) -> Decision:
         """One admission pass, and what follows from it."""
-        decision = Scheduler(self.current_state()).admit(self.now)
+        decision = Scheduler(self.current_state()).admit_jobs(self.now)
         for running_job in decision.starts:
             job = self.waiting.pop(running_job.run)
             self.running[running_job.run] = (job, running_job)
-            self.ledger.append(Interval(running_job.run, running_job.card, running_job.team, self.now))
-            if self.devices[running_job.card].kept_for == running_job.run:
-                self.devices[running_job.card] = replace(self.devices[running_job.card], kept_for=None)
-        for run in decision.given_up:
+            self.ledger.append(Interval(running_job.run, running_job.device_id, running_job.team, self.now))
+            if self.devices[running_job.device_id].reserved_for == running_job.run:
+                self.devices[running_job.device_id] = replace(self.devices[running_job.device_id], reserved_for=None)
+        for run in decision.released_reservations:
             self.clear_reservations(run)
         for victim, preemptor in decision.evictions.items():
             job, running_job = self.running[victim]
             job.evicted_at.append(self.now)
             self.evicting[victim] = self.now + EVICTION_GRACE_SECONDS
-            self.devices[running_job.card] = replace(self.devices[running_job.card], kept_for=preemptor)
+            self.devices[running_job.device_id] = replace(self.devices[running_job.device_id], reserved_for=preemptor)
         return decision
 
-    def current_state(self) -> Scene:
+    def current_state(self) -> PoolState:
         return replace(
             self.state,
-            cards=list(self.devices.values()),
-            holdings=[
+            devices=list(self.devices.values()),
+            running_jobs=[
                 replace(
                     running_job,
-                    leaving=run in self.evicting,
-                    ends=self.evicting.get(run, running_job.ends),
-                    spared=sum(at > self.now - DAY_SECONDS for at in job.evicted_at) >= MOST_EVICTIONS,
+                    is_evicting=run in self.evicting,
+                    expected_end=self.evicting.get(run, running_job.expected_end),
+                    is_protected=sum(at > self.now - DAY_SECONDS for at in job.evicted_at) >= MAX_EVICTIONS_PER_DAY,
                 )
                 for run, (job, running_job) in self.running.items()
             ],
@@ -127,6 +127,6 @@ class SimulatedPool:
     def clear_reservations(self, run: int) -> None:
         """Keep no device for a run any more."""
         self.devices = {
-            number: replace(card, kept_for=None) if card.kept_for == run else card
+            number: replace(card, reserved_for=None) if card.reserved_for == run else card
             for number, card in self.devices.items()
         }

@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
-from training.gpus.scheduling.eta import ranges
-from training.gpus.scheduling.explain import barriers
+from training.gpus.scheduling.eta import estimate_start_ranges
+from training.gpus.scheduling.explain import explain_queue
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import Card, Holding, Request, Scene, Share
+from training.gpus.scheduling.state import DeviceState, RunningJob, PendingJob, PoolState, TeamQuota
 
 DEVICES, TEAMS, USERS = 512, 50, 200
 GB = 10**9
@@ -29,24 +29,24 @@ NOW = 10_000.0
 REPEATS = 3
 
 
-def make_pool_state(waiting: int) -> Scene:
+def make_pool_state(waiting: int) -> PoolState:
     """All devices but eight in use, as after a pass in a busy week."""
     rng = random.Random(waiting)
-    devices = [Card(number, 80 * GB) for number in range(DEVICES)]
+    devices = [DeviceState(number, 80 * GB) for number in range(DEVICES)]
     running = [
-        Holding(
+        RunningJob(
             10**6 + n,
             n,
             rng.randrange(TEAMS) + 1,
             rng.randrange(USERS),
             rng.uniform(0, NOW),
             40 * GB,
-            ends=NOW + draw_seconds(rng),
+            expected_end=NOW + draw_seconds(rng),
         )
         for n in range(DEVICES - 8)
     ]
     pending = [
-        Request(
+        PendingJob(
             run,
             user % TEAMS + 1,
             user,
@@ -58,8 +58,8 @@ def make_pool_state(waiting: int) -> Scene:
         for run in range(1, waiting + 1)
         for user in [rng.randrange(USERS)]
     ]
-    teams = {team: Share(f"team {team}", guaranteed=8, limit=40) for team in range(1, TEAMS + 1)}
-    return Scene("pool", devices, running, pending, teams, most_a_card=2, now=NOW)
+    teams = {team: TeamQuota(f"team {team}", guaranteed=8, limit=40) for team in range(1, TEAMS + 1)}
+    return PoolState("pool", devices, running, pending, teams, runs_per_device=2, now=NOW)
 
 
 PRIORITIES = ("normal", "normal", "normal", "background")
@@ -79,9 +79,9 @@ def measure_fastest(action: Callable[[], object]) -> float:
     return 1000 * best
 
 
-def run_pass(state: Scene) -> None:
+def run_pass(state: PoolState) -> None:
     scheduler = Scheduler(state)
-    barriers(scheduler, scheduler.admit(NOW).barriers)
+    explain_queue(scheduler, scheduler.admit_jobs(NOW).block_reasons)
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def main() -> None:
     for waiting in (100, 1_000, 10_000):
         state = make_pool_state(waiting)
         figures[f"pass_ms_{waiting}"] = round(measure_fastest(lambda state=state: run_pass(state)), 1)  # type: ignore[misc]
-        figures[f"eta_ms_{waiting}"] = round(measure_fastest(lambda state=state: ranges(state, NOW)), 1)  # type: ignore[misc]
+        figures[f"eta_ms_{waiting}"] = round(measure_fastest(lambda state=state: estimate_start_ranges(state, NOW)), 1)  # type: ignore[misc]
     # The exponent of the growth over the last tenfold: 1 is linear.
     figures["growth"] = round(math.log10(figures["pass_ms_10000"] / figures["pass_ms_1000"]), 2)
     figures["eta_growth"] = round(math.log10(figures["eta_ms_10000"] / figures["eta_ms_1000"]), 2)

@@ -10,9 +10,9 @@ from django.http import HttpRequest
 
 from adapters.models import AdapterVersion
 from training.datasets.models import Dataset
-from training.gpus.devices import is_gone
+from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Device
-from training.gpus.usage import looks_into_quotas, own_hours
+from training.gpus.usage import can_view_quotas, get_own_hours
 from training.people.models import User
 from training.runs.models import Run
 from training.runs.notifications import get_recently_ended
@@ -77,7 +77,7 @@ def build_onboarding(user: User) -> dict[str, Any]:
 
 def build_sidebar(user: User) -> tuple[tuple[str, str, str], ...]:
     """The rooms that a person may enter; quotas and the audit log are for admins and leads."""
-    return (*SIDEBAR_PAGES, *QUOTA_PAGES) if looks_into_quotas(user) else SIDEBAR_PAGES
+    return (*SIDEBAR_PAGES, *QUOTA_PAGES) if can_view_quotas(user) else SIDEBAR_PAGES
 
 
 def build_status_bar(user: User) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def build_status_bar(user: User) -> dict[str, Any]:
         .in_bulk(list(run_ids.values()))
     )
     devices = [
-        device for device in Device.objects.select_related("host")[:MAX_BARS] if not is_gone(device.host)
+        device for device in Device.objects.select_related("host")[:MAX_BARS] if not is_offline(device.host)
     ]
     bars = [
         {
@@ -102,4 +102,4 @@ def build_status_bar(user: User) -> dict[str, Any]:
         }
         for device in devices
     ]
-    return {"bars": bars, "hours": own_hours(user), "ended": get_recently_ended(user)}
+    return {"bars": bars, "hours": get_own_hours(user), "ended": get_recently_ended(user)}

@@ -219,8 +219,8 @@ def device(db):
     from training.gpus import devices
     from training.gpus.models import Device
 
-    devices.report(
-        [devices.Reading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)]
+    devices.update_devices(
+        [devices.DeviceReading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)]
     )
     return Device.objects.get()
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from training.errors import NotAllowed
 from training.gpus import allocations, devices, quotas
-from training.gpus.devices import Reading, read_cpu, report
+from training.gpus.devices import DeviceReading, read_cpu, update_devices
 from training.gpus.models import Allocation, AuditEntry, Device, Host, Pool
 from training.runs.forecast.target_device import get_device_kind
 
@@ -21,20 +21,20 @@ pytestmark = pytest.mark.django_db
 GB = 10**9
 
 
-def card(used=1 * GB, index=0, **changes):
+def make_reading(used=1 * GB, index=0, **changes):
     values = {
-        "utilisation": 0.5,
+        "utilization": 0.5,
         "temperature": 60.0,
         "power_watts": 300.0,
         "processes": [{"pid": 7, "bytes": used}],
     }
-    return Reading(
+    return DeviceReading(
         index, f"GPU-{index}", "NVIDIA H200", "NVIDIA H200", 140 * GB, used, **(values | changes)
     )
 
 
 def test_a_host_without_a_card_reports_its_cpu_with_its_memory():
-    report()
+    update_devices()
     device = Device.objects.get()
     assert (device.pool.kind, device.index, device.condition) == (read_cpu().kind, 0, "good")
     assert device.total_bytes > device.used_bytes > 0
@@ -44,107 +44,107 @@ def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monke
     import torch
 
     assert devices.has_bf16() == torch.cpu._is_avx512_bf16_supported()
-    for has, kind, law in ((True, "CPU", "cpu"), (False, "CPU without bf16", "cpu_fp32")):
+    for has, kind, estimator_kind in ((True, "CPU", "cpu"), (False, "CPU without bf16", "cpu_fp32")):
         monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
         assert read_cpu().kind == kind
-        assert (get_device_kind(kind), devices.is_cpu(kind)) == (law, True)
+        assert (get_device_kind(kind), devices.is_cpu(kind)) == (estimator_kind, True)
 
 
 def test_a_host_that_comes_back_with_another_cpu_changes_its_pool(monkeypatch):
     for has, kind in ((True, "CPU"), (False, "CPU without bf16")):
         monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
-        report()
+        update_devices()
         assert Device.objects.get().pool.kind == kind
 
 
 def test_cards_of_one_kind_are_a_pool():
-    report([card(index=0), card(index=1)])
-    report([card(index=2)], host="second")
+    update_devices([make_reading(index=0), make_reading(index=1)])
+    update_devices([make_reading(index=2)], host="second")
     assert Pool.objects.get().name == "NVIDIA H200"
     assert [str(device) for device in Device.objects.filter(host__name="second")] == ["second 2"]
 
 
 def test_a_device_that_its_host_reports_no_more_is_missing_and_comes_back():
-    report([card(index=0), card(index=1)])
-    report([card(index=0)])
+    update_devices([make_reading(index=0), make_reading(index=1)])
+    update_devices([make_reading(index=0)])
     assert Device.objects.get(uuid="GPU-1").condition == "missing"
-    report([card(index=0), card(index=1)])
+    update_devices([make_reading(index=0), make_reading(index=1)])
     assert Device.objects.get(uuid="GPU-1").condition == "good"
 
 
 def test_a_host_that_does_not_report_is_gone():
-    report([card()])
-    assert devices.usable(Device.objects.get())
+    update_devices([make_reading()])
+    assert devices.is_schedulable(Device.objects.get())
     Host.objects.update(reported_at=timezone.now() - timedelta(seconds=31))
-    assert not devices.usable(Device.objects.get())
+    assert not devices.is_schedulable(Device.objects.get())
 
 
 def hold_and_release(alice):
     device = Device.objects.get()
-    allocations.reserve(device, allocations.Holder(1, "run", alice, None, "normal", None))
-    allocations.release(1)
+    allocations.reserve_device(device, allocations.AllocationRequest(1, "run", alice, None, "normal", None))
+    allocations.release_device(1)
 
 
 def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_given_back(
     alice, people
 ):
-    report([card(used=1 * GB)])
+    update_devices([make_reading(used=1 * GB)])
     hold_and_release(alice)
     assert Device.objects.get().condition == "checking"
-    report([card(used=60 * GB)])
+    update_devices([make_reading(used=60 * GB)])
     assert Device.objects.get().condition == "checking"
-    Device.objects.update(changed_at=timezone.now() - timedelta(seconds=31))
-    report([card(used=60 * GB)])
+    Device.objects.update(condition_changed_at=timezone.now() - timedelta(seconds=31))
+    update_devices([make_reading(used=60 * GB)])
     device = Device.objects.get()
-    assert (device.condition, devices.usable(device)) == ("dirty", False)
-    assert AuditEntry.objects.filter(act="device dirty").count() == 1
-    report([card(used=1 * GB)])
+    assert (device.condition, devices.is_schedulable(device)) == ("dirty", False)
+    assert AuditEntry.objects.filter(action="device dirty").count() == 1
+    update_devices([make_reading(used=1 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_a_screen_that_always_uses_memory_does_not_make_a_device_dirty(alice):
-    report([card(used=2 * GB)])
+    update_devices([make_reading(used=2 * GB)])
     hold_and_release(alice)
-    report([card(used=2 * GB + 100_000_000)])
+    update_devices([make_reading(used=2 * GB + 100_000_000)])
     assert Device.objects.get().condition == "good"
 
 
 def test_an_admin_may_give_a_dirty_device_out_again(alice, people):
-    report([card()])
+    update_devices([make_reading()])
     Device.objects.update(condition="dirty", used_bytes=60 * GB)
     with pytest.raises(NotAllowed):
-        quotas.offer_again(alice, Device.objects.get())
-    quotas.offer_again(
+        quotas.return_to_service(alice, Device.objects.get())
+    quotas.return_to_service(
         people["admin"], Device.objects.get(), reason="the notebook beside it may stay"
     )
-    report([card(used=60 * GB)])
+    update_devices([make_reading(used=60 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
-    report([card()])
+    update_devices([make_reading()])
     device = Device.objects.get()
     for run in (1, 2, 3):
-        allocations.reserve(device, allocations.Holder(run, "run", alice, None, "normal", GB))
-    allocations.release(2)
-    allocations.reserve(device, allocations.Holder(4, "run", alice, None, "normal", GB))
-    assert Allocation.objects.get(run_id=4).place == 1
+        allocations.reserve_device(device, allocations.AllocationRequest(run, "run", alice, None, "normal", GB))
+    allocations.release_device(2)
+    allocations.reserve_device(device, allocations.AllocationRequest(4, "run", alice, None, "normal", GB))
+    assert Allocation.objects.get(run_id=4).slot == 1
 
 
 def test_a_card_that_comes_back_under_another_host_name_is_the_same_device():
-    report([card()], host="old")
-    report([card()], host="new")
+    update_devices([make_reading()], host="old")
+    update_devices([make_reading()], host="new")
     assert str(Device.objects.get()) == "new 0"
 
 
 def test_a_pool_named_like_another_kind_is_no_trap(people):
-    report([card()])
+    update_devices([make_reading()])
     quotas.edit_pool(people["admin"], Pool.objects.get(), {"name": "CPU"})
-    report()
+    update_devices()
     assert sorted(Pool.objects.values_list("name", flat=True)) == ["CPU", "CPU (new)"]
 
 
-class Nvml:
+class FakeNvml:
     """The driver's library with cards of 80 GB, of which some have fallen off the bus."""
 
     class NVMLError(Exception):
@@ -187,84 +187,84 @@ class Nvml:
         return self.processes
 
 
-def read_with(monkeypatch, **choices):
-    monkeypatch.setitem(sys.modules, "pynvml", Nvml(**choices))
+def read_fake_devices(monkeypatch, **choices):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(**choices))
     return devices.read_devices()
 
 
 def test_a_card_that_cannot_be_read_is_missing_alone_and_no_cpu_stands_in(monkeypatch, caplog):
-    report(read_with(monkeypatch, cards=3))
-    report(read_with(monkeypatch, cards=3, lost={1}))
+    update_devices(read_fake_devices(monkeypatch, cards=3))
+    update_devices(read_fake_devices(monkeypatch, cards=3, lost={1}))
     assert dict(Device.objects.values_list("uuid", "condition")) == {
         "GPU-0": "good",
         "GPU-1": "missing",
         "GPU-2": "good",
     }
     assert "Card 1 cannot be read: GPU is lost" in caplog.text
-    report(read_with(monkeypatch, cards=1, lost={0}))
+    update_devices(read_fake_devices(monkeypatch, cards=1, lost={0}))
     assert set(Device.objects.values_list("condition", "name")) == {("missing", "NVIDIA A100")}
 
 
 def test_what_a_card_does_not_tell_is_unknown(monkeypatch):
-    found = read_with(monkeypatch, cards=1)[0]
-    assert (found.utilisation, found.temperature, found.power_watts) == (0.25, 50.0, None)
+    reading = read_fake_devices(monkeypatch, cards=1)[0]
+    assert (reading.utilization, reading.temperature, reading.power_watts) == (0.25, 50.0, None)
 
 
 @pytest.mark.parametrize("choices", [{"cards": 0}, {"driver": False}])
 def test_a_host_without_cards_or_driver_trains_on_its_cpu(monkeypatch, choices):
-    assert [one.kind for one in read_with(monkeypatch, **choices)] == [read_cpu().kind]
+    assert [one.kind for one in read_fake_devices(monkeypatch, **choices)] == [read_cpu().kind]
 
 
 def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, people):
-    report([card(used=1 * GB)])
+    update_devices([make_reading(used=1 * GB)])
     hold_and_release(alice)
-    report([])
-    report([card(used=30 * GB)])
+    update_devices([])
+    update_devices([make_reading(used=30 * GB)])
     assert Device.objects.get().condition == "checking"
-    report([card(used=1 * GB)])
+    update_devices([make_reading(used=1 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
-    report([card(used=1 * GB)])
-    allocations.reserve(
-        Device.objects.get(), allocations.Holder(1, "run", alice, None, "normal", None)
+    update_devices([make_reading(used=1 * GB)])
+    allocations.reserve_device(
+        Device.objects.get(), allocations.AllocationRequest(1, "run", alice, None, "normal", None)
     )
-    report([])
-    report([card(used=30 * GB)])
+    update_devices([])
+    update_devices([make_reading(used=30 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, alice):
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)", "adapters.inference"]
-    ) as answering:
+    ) as inference_process:
         try:
             others = SimpleNamespace(pid=os.getpid(), usedGpuMemory=6 * GB)
-            ours = SimpleNamespace(pid=answering.pid, usedGpuMemory=14 * GB)
-            found = read_with(monkeypatch, cards=1, processes=[others, ours])
+            ours = SimpleNamespace(pid=inference_process.pid, usedGpuMemory=14 * GB)
+            readings = read_fake_devices(monkeypatch, cards=1, processes=[others, ours])
         finally:
-            answering.kill()
-    assert found[0].answering == 14 * GB
-    report([card(used=1 * GB)])
+            inference_process.kill()
+    assert readings[0].inference_bytes == 14 * GB
+    update_devices([make_reading(used=1 * GB)])
     hold_and_release(alice)
-    report([card(used=15 * GB, answering=14 * GB)])
+    update_devices([make_reading(used=15 * GB, inference_bytes=14 * GB)])
     assert Device.objects.get().condition == "good"
 
 
 def test_what_a_run_leaves_beside_the_inference_program_makes_its_device_dirty(alice):
-    report([card(used=15 * GB, answering=14 * GB)])
+    update_devices([make_reading(used=15 * GB, inference_bytes=14 * GB)])
     hold_and_release(alice)
-    report([card(used=27 * GB, answering=14 * GB)])
+    update_devices([make_reading(used=27 * GB, inference_bytes=14 * GB)])
     assert Device.objects.get().condition == "checking"
 
 
 def test_until_a_cpu_reports_again_what_its_run_held_is_free(alice):
-    report()
+    update_devices()
     device = Device.objects.get()
     Device.objects.update(used_bytes=2 * GB)
     device.refresh_from_db()
-    allocations.reserve(device, allocations.Holder(1, "run", alice, None, "normal", GB))
+    allocations.reserve_device(device, allocations.AllocationRequest(1, "run", alice, None, "normal", GB))
     Device.objects.update(used_bytes=9 * GB)
-    allocations.release(1)
+    allocations.release_device(1)
     assert Device.objects.get().used_bytes == 2 * GB

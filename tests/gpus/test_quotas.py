@@ -4,7 +4,7 @@ import pytest
 
 from training.errors import NotAllowed, UserError
 from training.gpus import audit, quotas
-from training.gpus.devices import Reading, report
+from training.gpus.devices import DeviceReading, update_devices
 from training.gpus.models import AuditEntry, Pool, Quota
 from training.people.models import Team
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def pool(db):
-    report([Reading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0) for number in range(4)])
+    update_devices([DeviceReading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0) for number in range(4)])
     return Pool.objects.get()
 
 
@@ -27,60 +27,60 @@ def test_it_works(pool, voice, people):
         people["admin"],
         pool,
         voice,
-        {"guaranteed": 2, "limit": 3, "hours_a_month": 100.0},
+        {"guaranteed": 2, "limit": 3, "hours_per_month": 100.0},
         "their project",
     )
-    made = Quota.objects.get()
-    assert (made.guaranteed, made.limit, made.hours_a_month, made.hard) == (2, 3, 100.0, False)
+    quota = Quota.objects.get()
+    assert (quota.guaranteed, quota.limit, quota.hours_per_month, quota.is_hard_budget) == (2, 3, 100.0, False)
     entry = AuditEntry.objects.get()
-    assert (entry.actor_name, entry.act, entry.subject, entry.reason) == (
+    assert (entry.actor_name, entry.action, entry.subject, entry.reason) == (
         "root",
         "quota",
         "voice in A100",
         "their project",
     )
-    assert entry.before == {"guaranteed": 0, "limit": None, "hours_a_month": None}
-    assert entry.after == {"guaranteed": 2, "limit": 3, "hours_a_month": 100.0}
+    assert entry.before == {"guaranteed": 0, "limit": None, "hours_per_month": None}
+    assert entry.after == {"guaranteed": 2, "limit": 3, "hours_per_month": 100.0}
 
 
-@pytest.mark.parametrize("who", ["alice", "lea", "mallory"])
-def test_only_admins_hand_out(pool, voice, people, who):
-    for act in (
-        lambda: quotas.edit_quota(people[who], pool, voice, {"limit": 1}),
-        lambda: quotas.edit_pool(people[who], pool, {"runs_per_device": 2}),
-        lambda: quotas.edit_person(people[who], people[who], {"running": 99}),
-        lambda: quotas.hold(people[who], pool, held=True),
+@pytest.mark.parametrize("username", ["alice", "lea", "mallory"])
+def test_only_admins_hand_out(pool, voice, people, username):
+    for action in (
+        lambda: quotas.edit_quota(people[username], pool, voice, {"limit": 1}),
+        lambda: quotas.edit_pool(people[username], pool, {"runs_per_device": 2}),
+        lambda: quotas.edit_personal_quota(people[username], people[username], {"max_running": 99}),
+        lambda: quotas.set_hold(people[username], pool, is_on_hold=True),
     ):
         with pytest.raises(NotAllowed):
-            act()
+            action()
     assert not AuditEntry.objects.exists()
 
 
 def test_a_lead_holds_their_own_team_and_lifts_that_but_not_an_admins_hold(pool, voice, people):
     from training.people.models import Team
 
-    def quota():
-        return quotas.quota_of(pool, voice)
+    def load_quota():
+        return quotas.get_quota(pool, voice)
 
-    quotas.hold(people["lea"], quota(), held=True, reason="a demo")
-    assert (quota().on_hold, quota().held) == (True, False)
+    quotas.set_hold(people["lea"], load_quota(), is_on_hold=True, reason="a demo")
+    assert (load_quota().is_on_hold, load_quota().has_admin_hold) == (True, False)
     assert AuditEntry.objects.get().actor_name == "lea"
-    quotas.hold(people["lea"], quota(), held=False)
-    assert not quota().on_hold
-    quotas.hold(people["admin"], quota(), held=True)
+    quotas.set_hold(people["lea"], load_quota(), is_on_hold=False)
+    assert not load_quota().is_on_hold
+    quotas.set_hold(people["admin"], load_quota(), is_on_hold=True)
     with pytest.raises(NotAllowed, match="only admins lift"):
-        quotas.hold(people["lea"], quota(), held=False)
-    quotas.hold(people["lea"], quota(), held=True)
-    quotas.hold(people["admin"], quota(), held=False)
-    assert not quota().on_hold
+        quotas.set_hold(people["lea"], load_quota(), is_on_hold=False)
+    quotas.set_hold(people["lea"], load_quota(), is_on_hold=True)
+    quotas.set_hold(people["admin"], load_quota(), is_on_hold=False)
+    assert not load_quota().is_on_hold
     others = Team.objects.create(name="not hers")
-    for target in (quotas.quota_of(pool, others), quotas.quota_of(pool, None)):
+    for target in (quotas.get_quota(pool, others), quotas.get_quota(pool, None)):
         with pytest.raises(NotAllowed):
-            quotas.hold(people["lea"], target, held=True)
+            quotas.set_hold(people["lea"], target, is_on_hold=True)
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "field"),
+    ("changes", "message", "field"),
     [
         (
             {"guaranteed": 5},
@@ -93,17 +93,17 @@ def test_a_lead_holds_their_own_team_and_lifts_that_but_not_an_admins_hold(pool,
         ({"weight": 0.0}, "weight must be a number above 0", "weight"),
         ({"weight": float("nan")}, "weight must be a number above 0", "weight"),
         (
-            {"hours_a_month": float("inf")},
-            "hours_a_month must be a number above 0",
-            "hours_a_month",
+            {"hours_per_month": float("inf")},
+            "hours_per_month must be a number above 0",
+            "hours_per_month",
         ),
-        ({"longest_seconds": True}, "longest_seconds must be a whole number", "longest_seconds"),
+        ({"max_run_seconds": True}, "max_run_seconds must be a whole number", "max_run_seconds"),
     ],
 )
-def test_a_wrong_number_is_refused_with_its_field(pool, voice, people, changes, words, field):
-    with pytest.raises(UserError, match=words) as told:
+def test_a_wrong_number_is_refused_with_its_field(pool, voice, people, changes, message, field):
+    with pytest.raises(UserError, match=message) as raised:
         quotas.edit_quota(people["admin"], pool, voice, changes)
-    assert told.value.field == field
+    assert raised.value.field == field
     assert not Quota.objects.exists()
 
 
@@ -130,10 +130,10 @@ def test_the_audit_log_is_only_added_to_and_a_change_behind_its_back_is_found(po
         entry.save()
     with pytest.raises(TypeError):
         entry.delete()
-    assert audit.first_break() is None
+    assert audit.find_tampered_entry() is None
     AuditEntry.objects.filter(pk=entry.pk).update(reason="nothing happened")
-    assert audit.first_break() == entry
+    assert audit.find_tampered_entry() == entry
     AuditEntry.objects.filter(pk=entry.pk).update(reason="")
-    assert audit.first_break() is None
+    assert audit.find_tampered_entry() is None
     AuditEntry.objects.filter(pk=entry.pk)._raw_delete("default")
-    assert audit.first_break() == AuditEntry.objects.order_by("pk")[1]
+    assert audit.find_tampered_entry() == AuditEntry.objects.order_by("pk")[1]

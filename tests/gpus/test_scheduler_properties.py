@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.pool_simulator import DAY_SECONDS, SimulatedPool
-from training.gpus.scheduling.state import MOST_EVICTIONS, Card, Request, Scene, Share
+from training.gpus.scheduling.state import MAX_EVICTIONS_PER_DAY, DeviceState, PendingJob, PoolState, TeamQuota
 
 GB = 10**9
 TEAMS = (1, 2, 3)
@@ -36,53 +36,53 @@ edits = st.tuples(
     st.booleans(),
 )
 stories = st.lists(st.one_of(submits, submits, waits, crashes, cancels, edits), max_size=60)
-SHARES = {team: Share(f"team {team}", guaranteed=1) for team in TEAMS}
+TEAM_QUOTAS = {team: TeamQuota(f"team {team}", guaranteed=1) for team in TEAMS}
 
 
-class Watched(SimulatedPool):
+class CheckedPool(SimulatedPool):
     """Looks at every admission while it happens."""
 
-    def __init__(self, scene):
+    def __init__(self, pool_state):
         self.numbers = count(1)
-        super().__init__(scene)
+        super().__init__(pool_state)
 
     def run_admission(self):
-        held = defaultdict(int)
-        for _, holding in self.running.values():
-            held[holding.team] += 1
-        made = super().run_admission()
-        for start in made.starts:
-            share = self.state.share(start.team)
-            held[start.team] += 1
-            assert share.limit is None or held[start.team] <= share.limit, (
+        team_counts = defaultdict(int)
+        for _, running_job in self.running.values():
+            team_counts[running_job.team] += 1
+        decision = super().run_admission()
+        for start in decision.starts:
+            quota = self.state.quota_for(start.team)
+            team_counts[start.team] += 1
+            assert quota.limit is None or team_counts[start.team] <= quota.limit, (
                 "a limit was exceeded by an admission"
             )
-            assert not share.held
-        for victim in made.evictions:
-            job, holding = self.running[victim]
-            assert self.now - holding.started >= self.state.shortest
-            assert sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MOST_EVICTIONS
+            assert not quota.is_on_hold
+        for victim in decision.evictions:
+            job, running_job = self.running[victim]
+            assert self.now - running_job.started >= self.state.min_run_seconds
+            assert sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MAX_EVICTIONS_PER_DAY
         self.check_devices()
-        return made
+        return decision
 
     def check_devices(self):
-        on = defaultdict(list)
-        for _, holding in self.running.values():
-            on[holding.card].append(holding)
-        for card, there in on.items():
-            assert len(there) <= self.state.most_a_card
-            assert len(there) == 1 or all(holding.memory is not None for holding in there)
-            assert sum(holding.memory or 0 for holding in there) <= self.devices[card].memory
+        jobs_on = defaultdict(list)
+        for _, running_job in self.running.values():
+            jobs_on[running_job.device_id].append(running_job)
+        for device_id, current_jobs in jobs_on.items():
+            assert len(current_jobs) <= self.state.runs_per_device
+            assert len(current_jobs) == 1 or all(running_job.memory is not None for running_job in current_jobs)
+            assert sum(running_job.memory or 0 for running_job in current_jobs) <= self.devices[device_id].total_bytes
 
 
-def act(pool, work, step):
+def run_step(pool, work, step):
     kind, *values = step
     if kind == "submit":
         team, user, memory, priority, seconds, guess = values
         run = next(pool.numbers)
         work[run] = seconds
         pool.submit_run(
-            Request(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
+            PendingJob(run, team, 10 * team + user, 0.0, memory, priority, seconds * guess), seconds
         )
     elif kind == "wait":
         pool.run_until(pool.now + values[0])
@@ -93,22 +93,22 @@ def act(pool, work, step):
         pool.cancel_run(run)
         work.pop(run)
     elif kind == "edit":
-        team, guaranteed, limit, held = values
-        share = replace(pool.state.share(team), guaranteed=guaranteed, limit=limit, held=held)
+        team, guaranteed, limit, is_on_hold = values
+        quota = replace(pool.state.share(team), guaranteed=guaranteed, limit=limit, is_on_hold=is_on_hold)
         before = set(pool.running)
-        pool.state = replace(pool.state, teams={**pool.state.teams, team: share})
+        pool.state = replace(pool.state, teams={**pool.state.teams, team: quota})
         pool.run_admission()
         assert before <= set(pool.running)  # an edit kills nothing
 
 
 @settings(max_examples=120, deadline=None)
 @given(stories, st.integers(1, 4), st.integers(1, 3))
-def test_every_story_ends_well(story, devices, most_a_card):
-    cards = [Card(number, 24 * GB) for number in range(devices)]
-    pool = Watched(Scene("p", cards, teams=dict(SHARES), most_a_card=most_a_card))
+def test_every_story_ends_well(story, devices, runs_per_device):
+    device_states = [DeviceState(number, 24 * GB) for number in range(devices)]
+    pool = CheckedPool(PoolState("p", device_states, teams=dict(TEAM_QUOTAS), runs_per_device=runs_per_device))
     work = {}
     for step in story:
-        act(pool, work, step)
+        run_step(pool, work, step)
     # Nothing new comes and every limit is lifted: everybody gets their turn, and the ledger adds up
     # to the second.
     pool.state = replace(pool.state, teams={})
@@ -119,11 +119,11 @@ def test_every_story_ends_well(story, devices, most_a_card):
     for line in pool.ledger:
         seconds[line.run] += line.ended - line.started
     assert {run: round(total, 6) for run, total in seconds.items() if run in work} == work
-    for card in pool.devices:
+    for device_id in pool.devices:
         lines = sorted(
-            (line for line in pool.ledger if line.device == card), key=lambda line: line.started
+            (line for line in pool.ledger if line.device == device_id), key=lambda line: line.started
         )
-        if most_a_card == 1:
+        if runs_per_device == 1:
             assert all(one.ended <= following.started for one, following in pairwise(lines))
 
 
@@ -136,11 +136,11 @@ def test_the_head_starts_as_soon_as_its_device_could_be_free(small, first):
     """Small runs that share keep coming; the large one that came first starts when what ran before
     it has ended.
     """
-    pool = SimulatedPool.create_pool(1, 24 * GB, most_a_card=3)
-    pool.submit_run(Request(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
-    pool.submit_run(Request(2, 2, 2, 0.0, None, "normal", 10.0), 10)
+    pool = SimulatedPool.create_pool(1, 24 * GB, runs_per_device=3)
+    pool.submit_run(PendingJob(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)
+    pool.submit_run(PendingJob(2, 2, 2, 0.0, None, "normal", 10.0), 10)
     for run, (memory, seconds) in enumerate(small, start=3):
-        pool.submit_run(Request(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
+        pool.submit_run(PendingJob(run, 3, 3, 0.0, memory * GB, "normal", float(seconds)), seconds)
         pool.run_until(pool.now + 20)
     pool.run_until(pool.now + DAY_SECONDS)
     assert next(line.started for line in pool.ledger if line.run == 2) == first

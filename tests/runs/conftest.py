@@ -24,8 +24,8 @@ def counted(data, base_model, device, monkeypatch):
     for name in ("get_lengths", "get_cached_lengths"):
         monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: row_lengths)
     monkeypatch.setattr("training.runs.launch.request.get_cached_lengths", lambda *_a, **_m: row_lengths)
-    small = devices.Reading(0, "small", "Small", "Small", 16 * GB, 13 * GB)
-    devices.report([small], host="attic")
+    small = devices.DeviceReading(0, "small", "Small", "Small", 16 * GB, 13 * GB)
+    devices.update_devices([small], host="attic")
     return data
 
 

@@ -8,7 +8,7 @@ from django.db import connections
 
 from tests import tiny
 from tests.launching import launch_run
-from training.gpus.devices import Reading, report
+from training.gpus.devices import DeviceReading, update_devices
 from training.gpus.models import Allocation, Pool, Quota
 from training.people.models import User
 from training.runs.models import Run
@@ -21,23 +21,23 @@ THREADS, DEVICES, LIMIT = 50, 4, 3
 def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
     alice, base_model, data, no_queue
 ):
-    report(
+    update_devices(
         [
-            Reading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0)
+            DeviceReading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0)
             for number in range(DEVICES)
         ]
     )
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, limit=LIMIT)
-    begin, admitted, faults = threading.Barrier(THREADS), [], []
+    start_barrier, admitted, errors = threading.Barrier(THREADS), [], []
 
     def submit():
         try:
             user = User.objects.get(pk=alice.pk)
-            begin.wait()
+            start_barrier.wait()
             launch_run(user, base_model=base_model, data=data, settings=tiny.SETTINGS)
-            admitted.extend(admission.admit())
+            admitted.extend(admission.admit_runs())
         except Exception as error:  # noqa: BLE001 told below, by the test's own thread
-            faults.append(error)
+            errors.append(error)
         finally:
             connections.close_all()
 
@@ -47,11 +47,11 @@ def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
     for thread in threads:
         thread.join()
     try:
-        assert not faults
+        assert not errors
         assert Run.objects.count() == THREADS
-        held = list(Allocation.objects.filter(released_at=None).values_list("device", "run_id"))
-        assert len(held) == len(admitted) == LIMIT
-        assert len({device for device, _ in held}) == LIMIT
+        allocations = list(Allocation.objects.filter(released_at=None).values_list("device", "run_id"))
+        assert len(allocations) == len(admitted) == LIMIT
+        assert len({device for device, _ in allocations}) == LIMIT
     finally:
         for run in Run.objects.all():
             shutil.rmtree(run.folder, ignore_errors=True)

@@ -246,7 +246,7 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 
 
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
-    Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, most_bytes=3 * 10**9)
+    Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, max_bytes=3 * 10**9)
     situation = auto.build_plan_inputs(
         auto.PlanContext(ready.model, ready.data, token_lengths.get_cached_lengths(), get_target_device()),
         memory_estimators.get_estimator,

@@ -177,7 +177,7 @@ def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
 def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folder(
     alice, base_model, data, device, no_queue, settings
 ):
-    PersonalQuota.objects.create(user=alice, queued=2)
+    PersonalQuota.objects.create(user=alice, max_queued=2)
     runs = Path(settings.HOME) / "runs"
     before = set(runs.glob("*/config.json"))
     with pytest.raises(Conflict):

@@ -35,8 +35,8 @@ def shared(run):
 
 def reserve_other_run(run, pk=10**6):
     """Another run holds a place on the same device."""
-    allocations.reserve(
-        Device.objects.get(), allocations.Holder(pk, "other", run.owner, run.team, "normal", GB)
+    allocations.reserve_device(
+        Device.objects.get(), allocations.AllocationRequest(pk, "other", run.owner, run.team, "normal", GB)
     )
 
 
@@ -141,10 +141,10 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
 ):
     assert raise_forecast(shared, 4 * GB)["peak"] == 42 * GB // 10
     quota = Quota.objects.create(
-        pool=Pool.objects.get(), team=shared.team, most_bytes=41 * GB // 10
+        pool=Pool.objects.get(), team=shared.team, max_bytes=41 * GB // 10
     )
     assert raise_forecast(shared, 4 * GB)["peak"] == 41 * GB // 10
-    quota.most_bytes = 3 * GB
+    quota.max_bytes = 3 * GB
     quota.save()
     assert raise_forecast(shared, 4 * GB) is None
     run_supervisor = RunSupervisor(Lease(shared.pk, Run.objects.get().lease_token))

@@ -138,7 +138,7 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
 
 def test_a_way_that_is_refused_changes_nothing(run, alice):
     run_out_of_memory(run)
-    PersonalQuota.objects.create(user=alice, queued=0)
+    PersonalQuota.objects.create(user=alice, max_queued=0)
     before = (run.folder / "config.json").read_text()
     with pytest.raises(Conflict):
         oom_recovery.apply_memory_option(alice, run, "halve")

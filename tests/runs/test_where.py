@@ -23,11 +23,11 @@ pytestmark = pytest.mark.django_db
 def cards(device):
     """Two pools beside this host's CPU, on a host of their own."""
     readings = [
-        devices.Reading(0, "a", "H100", "H100", 80 * GB, 30 * GB),
-        devices.Reading(1, "b", "H100", "H100", 80 * GB, GB),
-        devices.Reading(2, "c", "T4", "T4", 16 * GB, GB),
+        devices.DeviceReading(0, "a", "H100", "H100", 80 * GB, 30 * GB),
+        devices.DeviceReading(1, "b", "H100", "H100", 80 * GB, GB),
+        devices.DeviceReading(2, "c", "T4", "T4", 16 * GB, GB),
     ]
-    devices.report(readings, host="cards")
+    devices.update_devices(readings, host="cards")
     return {pool.kind: pool for pool in Pool.objects.all()}
 
 

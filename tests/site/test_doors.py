@@ -238,19 +238,19 @@ def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, pe
     from training.people.models import Team
 
     voice, others = Team.objects.get(name="voice"), Team.objects.get(name="others")
-    audit.note(people["admin"], "quota", "voice in CPU", team=voice)
-    audit.note(people["admin"], "quota", "others in CPU", team=others)
+    audit.record_entry(people["admin"], "quota", "voice in CPU", team=voice)
+    audit.record_entry(people["admin"], "quota", "others in CPU", team=others)
     client.force_login(people["lea"])
     assert b"others in CPU" not in client.get("/audit").content
     assert b"voice in CPU" in client.get("/audit").content
     assert b"others" not in client.get("/quotas").content
     assert client.get(f"/quotas/{things['pool_id']}/{others.pk}").status_code == 404
-    for act, code in (("hold", 302), ("lift", 302), ("save", 403), ("try", 403)):
+    for action, code in (("hold", 302), ("lift", 302), ("save", 403), ("try", 403)):
         assert (
-            client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"act": act}).status_code == code
-        ), act
+            client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"action": action}).status_code == code
+        ), action
     assert (
-        client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"act": "hold"}).status_code == 404
+        client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"action": "hold"}).status_code == 404
     )
 
 
@@ -303,7 +303,7 @@ def test_lists_show_only_what_one_may_see(client, people, things, name):
 
 
 def test_the_strip_names_a_run_only_to_those_who_may_see_it(client, people, run):
-    admission.admit()
+    admission.admit_runs()
     for who, can_see in (("bob", True), ("mallory", False)):
         client.force_login(people[who])
         assert ("Lights, tiny" in client.get("/strip").content.decode()) is can_see

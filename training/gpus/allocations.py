@@ -11,13 +11,13 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from training.gpus import audit
-from training.gpus.devices import is_cpu, is_gone
-from training.gpus.models import MOST_A_DEVICE, Allocation, Condition, Device
+from training.gpus.devices import is_cpu, is_offline
+from training.gpus.models import MAX_RUNS_PER_DEVICE, Allocation, Condition, Device
 from training.people.models import Team, User
 
 
 @dataclass(frozen=True)
-class Holder:
+class AllocationRequest:
     """The run that gets a device, as the ledger keeps it."""
 
     run_id: int
@@ -28,89 +28,89 @@ class Holder:
     reserved_bytes: int | None
 
 
-def reserve(device: Device, holder: Holder) -> Allocation:
+def reserve_device(device: Device, allocation_request: AllocationRequest) -> Allocation:
     """Book a place on a device. The database refuses a place that is taken (IntegrityError)."""
-    taken = set(
-        Allocation.objects.filter(device=device, released_at=None).values_list("place", flat=True)
+    used_slots = set(
+        Allocation.objects.filter(device=device, released_at=None).values_list("slot", flat=True)
     )
-    place = next(place for place in range(MOST_A_DEVICE + 1) if place not in taken)
-    if not taken:
-        idle = max(0, device.used_bytes - device.answering_bytes)
-        Device.objects.filter(pk=device.pk).update(idle_bytes=idle, busy_at=Now())
-    Device.objects.filter(pk=device.pk, kept_for=holder.run_id).update(kept_for=None)
-    made = Allocation.objects.create(
+    slot = next(slot for slot in range(MAX_RUNS_PER_DEVICE + 1) if slot not in used_slots)
+    if not used_slots:
+        baseline_bytes = max(0, device.used_bytes - device.inference_bytes)
+        Device.objects.filter(pk=device.pk).update(baseline_bytes=baseline_bytes, last_busy_at=Now())
+    Device.objects.filter(pk=device.pk, reserved_for=allocation_request.run_id).update(reserved_for=None)
+    allocation = Allocation.objects.create(
         device=device,
-        place=place,
-        run_id=holder.run_id,
-        run_name=holder.name,
-        user=holder.user,
-        team=holder.team,
-        priority=holder.priority,
-        reserved_bytes=holder.reserved_bytes,
+        slot=slot,
+        run_id=allocation_request.run_id,
+        run_name=allocation_request.name,
+        user=allocation_request.user,
+        team=allocation_request.team,
+        priority=allocation_request.priority,
+        reserved_bytes=allocation_request.reserved_bytes,
         started_at=timezone.now(),
     )
-    audit.note(
+    audit.record_entry(
         None,
         "admitted",
-        f"run {holder.run_id}",
-        team=holder.team,
+        f"run {allocation_request.run_id}",
+        team=allocation_request.team,
         change=({}, {"device": str(device)}),
     )
-    return made
+    return allocation
 
 
-def release(run_id: int) -> None:
+def release_device(run_id: int) -> None:
     """The run's process is surely gone: close its interval. Its device is looked at before it is
     given out again.
     """
-    open_ones = Allocation.objects.filter(run_id=run_id, released_at=None)
-    for device_id, kind in list(open_ones.values_list("device", "device__pool__kind")):
-        open_ones.filter(device=device_id).update(released_at=Now())
+    open_allocations = Allocation.objects.filter(run_id=run_id, released_at=None)
+    for device_id, kind in list(open_allocations.values_list("device", "device__pool__kind")):
+        open_allocations.filter(device=device_id).update(released_at=Now())
         if Allocation.objects.filter(device=device_id, released_at=None).exists():
             continue
         # Nobody checks a CPU: until its next report, what the run held is taken for free
         if is_cpu(kind):
             Device.objects.filter(pk=device_id).update(
-                used_bytes=F("idle_bytes") + F("answering_bytes")
+                used_bytes=F("baseline_bytes") + F("inference_bytes")
             )
         else:
-            checked = Device.objects.filter(pk=device_id, condition=Condition.GOOD)
-            checked.update(condition=Condition.CHECKING, changed_at=Now())
+            good_devices = Device.objects.filter(pk=device_id, condition=Condition.GOOD)
+            good_devices.update(condition=Condition.CHECKING, condition_changed_at=Now())
 
 
-def evict(run_id: int, *, keep_for: int | None, reason: str) -> None:
+def evict_run(run_id: int, *, reserve_for: int | None, reason: str) -> None:
     """Tell a run to save and leave its device; who watches it sees that within 250 ms."""
-    held = (
+    allocation = (
         Allocation.objects.filter(run_id=run_id, released_at=None, evicted_at=None)
         .select_related("device", "team")
         .first()
     )
-    if held is None:
+    if allocation is None:
         return
-    Allocation.objects.filter(pk=held.pk).update(evicted_at=Now(), evicted_for=keep_for)
-    if keep_for is not None:
-        Device.objects.filter(pk=held.device_id).update(kept_for=keep_for)
-    audit.note(
+    Allocation.objects.filter(pk=allocation.pk).update(evicted_at=Now(), evicted_for=reserve_for)
+    if reserve_for is not None:
+        Device.objects.filter(pk=allocation.device_id).update(reserved_for=reserve_for)
+    audit.record_entry(
         None,
         "preempted",
         f"run {run_id}",
-        team=held.team,
-        change=({}, {"for": keep_for}),
+        team=allocation.team,
+        change=({}, {"for": reserve_for}),
         reason=reason,
     )
 
 
-def forget_kept(pools: dict[int, int | None]) -> None:
+def clear_reservations(waiting_pools: dict[int, int | None]) -> None:
     """Devices that are kept for runs that wait no more, or not there, or that cannot be given out.
     `pools`: of those who wait.
     """
-    for device in Device.objects.exclude(kept_for=None).select_related("host"):
-        broken = device.condition in (Condition.DIRTY, Condition.MISSING) or is_gone(device.host)
-        if broken or pools.get(device.kept_for or 0) != device.pool_id:
-            Device.objects.filter(pk=device.pk).update(kept_for=None)
+    for device in Device.objects.exclude(reserved_for=None).select_related("host"):
+        is_unavailable = device.condition in (Condition.DIRTY, Condition.MISSING) or is_offline(device.host)
+        if is_unavailable or waiting_pools.get(device.reserved_for or 0) != device.pool_id:
+            Device.objects.filter(pk=device.pk).update(reserved_for=None)
 
 
-def held_by(run_id: int) -> Allocation | None:
+def get_allocation(run_id: int) -> Allocation | None:
     """The device that a run holds now."""
     return (
         Allocation.objects.filter(run_id=run_id, released_at=None)
@@ -119,7 +119,7 @@ def held_by(run_id: int) -> Allocation | None:
     )
 
 
-def evicted(run_id: int) -> Allocation | None:
+def get_pending_eviction(run_id: int) -> Allocation | None:
     """The device that the run has been told to leave."""
     return Allocation.objects.filter(
         run_id=run_id, released_at=None, evicted_at__isnull=False

@@ -19,9 +19,9 @@ from training.people.models import Team, User
 SCHEDULER = "scheduler"
 
 
-def note(
+def record_entry(
     actor: User | None,
-    act: str,
+    action: str,
     subject: str,
     *,
     team: Team | None = None,
@@ -31,53 +31,53 @@ def note(
     """Add an entry. `change`: what it was before, and what it is after."""
     before, after = change
     with transaction.atomic():
-        one_at_a_time("audit")
-        last = AuditEntry.objects.order_by("-pk").values_list("digest", flat=True).first() or ""
+        acquire_advisory_lock("audit")
+        last_digest = AuditEntry.objects.order_by("-pk").values_list("digest", flat=True).first() or ""
         entry = AuditEntry(
             at=timezone.now(),
             actor=actor,
             actor_name=actor.username if actor else SCHEDULER,
-            act=act,
+            action=action,
             subject=subject[:200],
             team=team,
             before=before,
             after=after,
             reason=to_one_line(reason)[:300],
-            previous=last,
+            previous=last_digest,
         )
-        entry.digest = digest_of(entry)
+        entry.digest = compute_digest(entry)
         entry.save()
     return entry
 
 
-def digest_of(entry: AuditEntry) -> str:
-    told = [
+def compute_digest(entry: AuditEntry) -> str:
+    fields = [
         entry.previous,
         entry.at.isoformat(),
         entry.actor_name,
-        entry.act,
+        entry.action,
         entry.subject,
         entry.before,
         entry.after,
         entry.reason,
     ]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def first_break() -> AuditEntry | None:
+def find_tampered_entry() -> AuditEntry | None:
     """The first entry that is not what was written, or does not follow on the one before."""
     previous = ""
     for entry in AuditEntry.objects.order_by("pk").iterator():
-        if entry.previous != previous or entry.digest != digest_of(entry):
+        if entry.previous != previous or entry.digest != compute_digest(entry):
             return entry
         previous = entry.digest
     return None
 
 
-def one_at_a_time(what: str) -> None:
+def acquire_advisory_lock(lock_name: str) -> None:
     """Until the transaction ends, nobody else passes here. SQLite's IMMEDIATE sees to it;
     PostgreSQL needs a lock.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [zlib.crc32(what.encode())])
+            cursor.execute("SELECT pg_advisory_xact_lock(%s)", [zlib.crc32(lock_name.encode())])

@@ -20,31 +20,31 @@ from training.gpus import audit
 from training.gpus.models import Condition, Device, Host, Pool
 from training.process_identity import get_host_name
 
-GONE_AFTER = timedelta(seconds=30)  # six reports
-FRESH_FOR = timedelta(seconds=15)
-BUSY_SHARE = 0.05
-LEFT_OVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
-PATIENCE = timedelta(seconds=30)  # for the driver to take memory back
-INFERENCE = "adapters.inference"  # how `manage.py up` starts it
+HOST_TIMEOUT = timedelta(seconds=30)  # six reports
+REPORT_MAX_AGE = timedelta(seconds=15)
+MIN_BUSY_UTILIZATION = 0.05
+MAX_LEFTOVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
+CLEANUP_GRACE = timedelta(seconds=30)  # for the driver to take memory back
+INFERENCE_MODULE = "adapters.inference"  # how `manage.py up` starts it
 log = logging.getLogger("snapml.devices")
 CPU, CPU_FP32 = "CPU", "CPU without bf16"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one device says of itself. Bytes, degrees Celsius, watts; utilisation 0 to 1."""
+class DeviceReading:
+    """What one device says of itself. Bytes, degrees Celsius, watts; utilization 0 to 1."""
 
     index: int
     uuid: str
     name: str
     kind: str
-    total: int
-    used: int
-    utilisation: float | None = None
+    total_bytes: int
+    used_bytes: int
+    utilization: float | None = None
     temperature: float | None = None
     power_watts: float | None = None
     processes: list[dict[str, int]] = field(default_factory=list)
-    answering: int = 0  # of the used bytes, those of SnapML's own inference program
+    inference_bytes: int = 0  # of the used bytes, those of SnapML's own inference program
 
 
 def is_cpu(kind: str) -> bool:
@@ -52,7 +52,7 @@ def is_cpu(kind: str) -> bool:
     return kind in (CPU, CPU_FP32)
 
 
-def read_devices() -> list[Reading]:
+def read_devices() -> list[DeviceReading]:
     """The NVIDIA cards of this host; none or no driver: its CPU. A card that cannot be read is left
     out, and no CPU stands in.
     """
@@ -65,25 +65,25 @@ def read_devices() -> list[Reading]:
         count = 0
     if not count:
         return [read_cpu()]
-    found = []
+    readings = []
     for index in range(count):
         try:
-            found.append(read_card(pynvml, index))
+            readings.append(read_gpu(pynvml, index))
         except (
             pynvml.NVMLError
         ) as error:  # one that has fallen off the bus; the others are as good as before
             log.warning("Card %s cannot be read: %s", index, error)
-    return found
+    return readings
 
 
-def read_cpu() -> Reading:
+def read_cpu() -> DeviceReading:
     memory = psutil.virtual_memory()
-    busy = psutil.cpu_percent(None) / 100
+    utilization = psutil.cpu_percent(None) / 100
     name = f"CPU, {psutil.cpu_count()} cores"
     # A kind of its own: `auto` computes in fp32 there, with twice the memory
     kind = CPU if has_bf16() else CPU_FP32
-    return Reading(
-        0, f"cpu-{get_host_name()}", name, kind, memory.total, memory.total - memory.available, busy
+    return DeviceReading(
+        0, f"cpu-{get_host_name()}", name, kind, memory.total, memory.total - memory.available, utilization
     )
 
 
@@ -92,162 +92,162 @@ def has_bf16() -> bool:
     """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux
     tells.
     """
-    told = Path("/proc/cpuinfo")
-    return told.exists() and "avx512_bf16" in told.read_text()
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
-def read_card(nvml: Any, index: int) -> Reading:
-    card = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(card)
-    name = str(nvml.nvmlDeviceGetName(card))
+def read_gpu(nvml: Any, index: int) -> DeviceReading:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    name = str(nvml.nvmlDeviceGetName(handle))
 
-    def ask(what: Any, *more: Any) -> float | None:
+    def query(getter: Any, *args: Any) -> float | None:
         try:
-            return float(what(card, *more))
+            return float(getter(handle, *args))
         except nvml.NVMLError:  # not every card tells everything
             return None
 
     try:
-        running = nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         processes = [{"pid": int(p.pid), "bytes": int(p.usedGpuMemory or 0)} for p in running]
-        utilisation = float(nvml.nvmlDeviceGetUtilizationRates(card).gpu) / 100
+        utilization = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
     except nvml.NVMLError:
-        processes, utilisation = [], None
-    return Reading(
+        processes, utilization = [], None
+    return DeviceReading(
         index,
-        str(nvml.nvmlDeviceGetUUID(card)),
+        str(nvml.nvmlDeviceGetUUID(handle)),
         name,
         name,
         int(memory.total),
         int(memory.used),
-        utilisation,
-        ask(nvml.nvmlDeviceGetTemperature, 0),
-        (watts / 1000 if (watts := ask(nvml.nvmlDeviceGetPowerUsage)) is not None else None),
+        utilization,
+        query(nvml.nvmlDeviceGetTemperature, 0),
+        (watts / 1000 if (watts := query(nvml.nvmlDeviceGetPowerUsage)) is not None else None),
         processes,
-        sum(one["bytes"] for one in processes if is_answering(one["pid"])),
+        sum(process["bytes"] for process in processes if is_inference_process(process["pid"])),
     )
 
 
-def is_answering(pid: int) -> bool:
+def is_inference_process(pid: int) -> bool:
     """Is this SnapML's inference program? It holds models as long as people ask, and leaves no
     run's memory behind.
     """
     try:
-        return INFERENCE in psutil.Process(pid).cmdline()
+        return INFERENCE_MODULE in psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
 
 
-def report(readings: list[Reading] | None = None, host: str | None = None) -> None:
+def update_devices(readings: list[DeviceReading] | None = None, host: str | None = None) -> None:
     """Write down what this host's devices say now. A device that it had and has no more is
     missing.
     """
     readings = read_devices() if readings is None else readings
     with transaction.atomic():
-        audit.one_at_a_time("audit")  # before the devices, as an admission has it
-        place, _ = Host.objects.update_or_create(
+        audit.acquire_advisory_lock("audit")  # before the devices, as an admission has it
+        host_row, _ = Host.objects.update_or_create(
             name=host or get_host_name(), defaults={"reported_at": Now()}
         )
-        known = {
+        known_devices = {
             device.uuid: device
-            for device in place.devices.select_for_update().select_related("pool")
+            for device in host_row.devices.select_for_update().select_related("pool")
         }
         for reading in readings:
-            device = known.pop(reading.uuid, None) or moved_here(place, reading)
+            device = known_devices.pop(reading.uuid, None) or adopt_device(host_row, reading)
             # A virtual machine was moved to another CPU
-            other = device.pool.kind != reading.kind[:80]
-            if other and not device.allocations.filter(released_at=None).exists():
-                device.pool = pool_of(reading.kind)
-            take_reading(device, reading)
-        for device in known.values():
+            is_other_kind = device.pool.kind != reading.kind[:80]
+            if is_other_kind and not device.allocations.filter(released_at=None).exists():
+                device.pool = get_or_create_pool(reading.kind)
+            apply_reading(device, reading)
+        for device in known_devices.values():
             if device.condition != Condition.MISSING:
-                device.condition, device.changed_at = Condition.MISSING, timezone.now()
+                device.condition, device.condition_changed_at = Condition.MISSING, timezone.now()
                 device.save()
 
 
-def moved_here(host: Host, reading: Reading) -> Device:
+def adopt_device(host: Host, reading: DeviceReading) -> Device:
     """A new device, or one that another host had: a card was moved, or the host has another name
     now.
     """
-    found = (
+    device = (
         Device.objects.select_for_update().select_related("pool").filter(uuid=reading.uuid).first()
     )
-    if found is None:
-        return Device(host=host, uuid=reading.uuid, pool=pool_of(reading.kind))
-    if not found.allocations.filter(released_at=None).exists():
-        found.host = host  # else its run is given up first, since the old host is gone
-    return found
+    if device is None:
+        return Device(host=host, uuid=reading.uuid, pool=get_or_create_pool(reading.kind))
+    if not device.allocations.filter(released_at=None).exists():
+        device.host = host  # else its run is given up first, since the old host is gone
+    return device
 
 
-def report_if_old() -> None:
+def update_devices_if_stale() -> None:
     """Whoever is about to train here says first what is here, if nobody has lately."""
-    if not Host.objects.filter(name=get_host_name(), reported_at__gt=Now() - FRESH_FOR).exists():
-        report()
+    if not Host.objects.filter(name=get_host_name(), reported_at__gt=Now() - REPORT_MAX_AGE).exists():
+        update_devices()
 
 
-def pool_of(kind: str) -> Pool:
+def get_or_create_pool(kind: str) -> Pool:
     """The pool of this kind of device; the first one of a kind makes it."""
-    taken = Pool.objects.filter(name=kind[:80]).exclude(kind=kind[:80]).exists()
-    name = f"{kind[:70]} (new)" if taken else kind[:80]
+    is_name_used = Pool.objects.filter(name=kind[:80]).exclude(kind=kind[:80]).exists()
+    name = f"{kind[:70]} (new)" if is_name_used else kind[:80]
     return Pool.objects.get_or_create(kind=kind[:80], defaults={"name": name})[0]
 
 
-def take_reading(device: Device, reading: Reading) -> None:
+def apply_reading(device: Device, reading: DeviceReading) -> None:
     now = timezone.now()
-    device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total
-    device.used_bytes, device.utilisation, device.answering_bytes = (
-        reading.used,
-        reading.utilisation,
-        reading.answering,
+    device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total_bytes
+    device.used_bytes, device.utilization, device.inference_bytes = (
+        reading.used_bytes,
+        reading.utilization,
+        reading.inference_bytes,
     )
     device.temperature, device.power_watts, device.processes = (
         reading.temperature,
         reading.power_watts,
         reading.processes,
     )
-    if reading.utilisation is None or reading.utilisation >= BUSY_SHARE:
-        device.busy_at = now
-    found = condition_of(device, reading, now)
-    if found != device.condition:
-        if found == Condition.DIRTY:
-            audit.note(
+    if reading.utilization is None or reading.utilization >= MIN_BUSY_UTILIZATION:
+        device.last_busy_at = now
+    condition = compute_condition(device, reading, now)
+    if condition != device.condition:
+        if condition == Condition.DIRTY:
+            audit.record_entry(
                 None,
                 "device dirty",
                 str(device),
-                change=({}, {"used_bytes": reading.used, "idle_bytes": device.idle_bytes}),
+                change=({}, {"used_bytes": reading.used_bytes, "baseline_bytes": device.baseline_bytes}),
             )
-        device.condition, device.changed_at = found, now
+        device.condition, device.condition_changed_at = condition, now
     device.save()
 
 
-def condition_of(device: Device, reading: Reading, now: Any) -> str:
+def compute_condition(device: Device, reading: DeviceReading, now: Any) -> str:
     """A device that a run has left is good again when its memory is; after half a minute it is
     dirty instead.
     """
-    clean = reading.used - reading.answering <= device.idle_bytes + LEFT_OVER_BYTES
-    if device.condition == Condition.GOOD or clean:
+    is_clean = reading.used_bytes - reading.inference_bytes <= device.baseline_bytes + MAX_LEFTOVER_BYTES
+    if device.condition == Condition.GOOD or is_clean:
         return Condition.GOOD
     # Back, and not empty: what it held before it went is looked at first
     if device.condition == Condition.MISSING:
-        ours = (
+        is_expected = (
             is_cpu(reading.kind)
             or device.pk is None
             or device.allocations.filter(released_at=None).exists()
         )
-        return Condition.GOOD if ours or not device.idle_bytes else Condition.CHECKING
+        return Condition.GOOD if is_expected or not device.baseline_bytes else Condition.CHECKING
     if (
         device.condition == Condition.CHECKING
-        and device.changed_at
-        and now - device.changed_at < PATIENCE
+        and device.condition_changed_at
+        and now - device.condition_changed_at < CLEANUP_GRACE
     ):
         return Condition.CHECKING
     return Condition.DIRTY
 
 
-def is_gone(host: Host) -> bool:
+def is_offline(host: Host) -> bool:
     """It has not reported for half a minute."""
-    return bool(timezone.now() - host.reported_at > GONE_AFTER)
+    return bool(timezone.now() - host.reported_at > HOST_TIMEOUT)
 
 
-def usable(device: Device) -> bool:
-    return device.condition == Condition.GOOD and not is_gone(device.host)
+def is_schedulable(device: Device) -> bool:
+    return device.condition == Condition.GOOD and not is_offline(device.host)

@@ -19,11 +19,11 @@ from django.utils import timezone
 from training.gpus.models import Allocation
 
 HALF_LIFE_SECONDS = 7 * 86_400.0  # what somebody used a week ago counts half
-FORGOTTEN = timedelta(days=56)  # eight half-lives: less than half a percent
+DECAY_CUTOFF = timedelta(days=56)  # eight half-lives: less than half a percent
 
 
 @dataclass(frozen=True)
-class Line:
+class UsageRow:
     """A row of the monthly report."""
 
     team: str
@@ -33,49 +33,49 @@ class Line:
     seconds: float
 
 
-def month_of(moment: datetime) -> tuple[datetime, datetime]:
+def get_month_bounds(moment: datetime) -> tuple[datetime, datetime]:
     """The calendar month (UTC) around a moment: its beginning and that of the next."""
     first = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def within(allocation: Allocation, begin: datetime, end: datetime, now: datetime) -> float:
+def count_seconds_within(allocation: Allocation, begin: datetime, end: datetime, now: datetime) -> float:
     """Seconds of an interval inside [begin, end): split at the edges."""
     until = min(allocation.released_at or now, end)
     return max(0.0, (until - max(allocation.started_at, begin)).total_seconds())
 
 
-def touching(begin: datetime, end: datetime, **only: object) -> Iterable[Allocation]:
+def find_overlapping(begin: datetime, end: datetime, **filters: object) -> Iterable[Allocation]:
     open_or_later = Q(released_at=None) | Q(released_at__gt=begin)
-    return Allocation.objects.filter(open_or_later, started_at__lt=end, **only).select_related(
+    return Allocation.objects.filter(open_or_later, started_at__lt=end, **filters).select_related(
         "team", "user", "device__pool"
     )
 
 
-def month_report(moment: datetime, now: datetime | None = None) -> list[Line]:
+def build_month_report(moment: datetime, now: datetime | None = None) -> list[UsageRow]:
     """Who used how much in the month around `moment`, recomputed from the intervals; most first."""
-    begin, end = month_of(moment)
+    begin, end = get_month_bounds(moment)
     now = now or timezone.now()
     seconds: dict[tuple[str, str, str], float] = defaultdict(float)
     runs: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    for one in touching(begin, end):
+    for one in find_overlapping(begin, end):
         key = (one.team.name if one.team else "", one.user.username, one.device.pool.name)
-        seconds[key] += within(one, begin, end, now)
+        seconds[key] += count_seconds_within(one, begin, end, now)
         runs[key].add(one.run_id)
-    lines = [Line(*key, runs=len(runs[key]), seconds=total) for key, total in seconds.items()]
+    lines = [UsageRow(*key, runs=len(runs[key]), seconds=total) for key, total in seconds.items()]
     return sorted(lines, key=lambda line: (-line.seconds, line.team, line.user))
 
 
 def used_this_month(
-    field: str, now: datetime | None = None, **only: object
+    field: str, now: datetime | None = None, **filters: object
 ) -> dict[int | None, float]:
     """Seconds of this month by `team_id` or `user_id`, None for no team."""
     now = now or timezone.now()
-    begin, end = month_of(now)
-    found: dict[int | None, float] = defaultdict(float)
-    for one in touching(begin, end, **only):
-        found[getattr(one, field)] += within(one, begin, end, now)
-    return found
+    begin, end = get_month_bounds(now)
+    seconds: dict[int | None, float] = defaultdict(float)
+    for one in find_overlapping(begin, end, **filters):
+        seconds[getattr(one, field)] += count_seconds_within(one, begin, end, now)
+    return seconds
 
 
 def used_by_run(run_id: int, now: datetime | None = None) -> float:
@@ -86,22 +86,22 @@ def used_by_run(run_id: int, now: datetime | None = None) -> float:
 def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int, float]:
     """The same of each of these runs that has held a device."""
     now = now or timezone.now()
-    found: dict[int, float] = defaultdict(float)
+    seconds: dict[int, float] = defaultdict(float)
     rows = Allocation.objects.filter(run_id__in=list(runs))
     for run, started, released in rows.values_list("run_id", "started_at", "released_at"):
-        found[run] += ((released or now) - started).total_seconds()
-    return found
+        seconds[run] += ((released or now) - started).total_seconds()
+    return seconds
 
 
-def used_of_late(now: datetime | None = None) -> dict[int, float]:
+def compute_decayed_usage(now: datetime | None = None) -> dict[int, float]:
     """Seconds of every person, each halved for every week that has passed since its interval
     ended.
     """
     now = now or timezone.now()
-    found: dict[int, float] = defaultdict(float)
-    rows = Allocation.objects.filter(Q(released_at=None) | Q(released_at__gt=now - FORGOTTEN))
+    seconds: dict[int, float] = defaultdict(float)
+    rows = Allocation.objects.filter(Q(released_at=None) | Q(released_at__gt=now - DECAY_CUTOFF))
     for user, started, released in rows.values_list("user", "started_at", "released_at"):
         ended = released or now
         age = (now - ended).total_seconds()
-        found[user] += (ended - started).total_seconds() * math.pow(0.5, age / HALF_LIFE_SECONDS)
-    return found
+        seconds[user] += (ended - started).total_seconds() * math.pow(0.5, age / HALF_LIFE_SECONDS)
+    return seconds

@@ -15,7 +15,7 @@ from django.db.models import Q
 
 from training.people.models import Team, User
 
-MOST_A_DEVICE = 4
+MAX_RUNS_PER_DEVICE = 4
 
 
 class Pool(models.Model):
@@ -24,11 +24,11 @@ class Pool(models.Model):
     name = models.CharField(max_length=80, unique=True)
     kind = models.CharField(max_length=80, unique=True)  # what the driver calls the devices
     runs_per_device = models.PositiveIntegerField(
-        default=1, validators=[MinValueValidator(1), MaxValueValidator(MOST_A_DEVICE)]
+        default=1, validators=[MinValueValidator(1), MaxValueValidator(MAX_RUNS_PER_DEVICE)]
     )
     # A run is not stopped for others before that
-    shortest_seconds = models.PositiveIntegerField(default=600)
-    held = models.BooleanField(default=False)
+    min_run_seconds = models.PositiveIntegerField(default=600)
+    is_on_hold = models.BooleanField(default=False)
 
     class Meta:
         ordering = ["name"]
@@ -61,10 +61,10 @@ class Device(models.Model):
     total_bytes = models.PositiveBigIntegerField()
     used_bytes = models.PositiveBigIntegerField(default=0)
     # Of them, those of SnapML's own inference program
-    answering_bytes = models.PositiveBigIntegerField(default=0)
+    inference_bytes = models.PositiveBigIntegerField(default=0)
     # What others had in use when it was last given out
-    idle_bytes = models.PositiveBigIntegerField(default=0)
-    utilisation = models.FloatField(null=True)  # share, 0 to 1
+    baseline_bytes = models.PositiveBigIntegerField(default=0)
+    utilization = models.FloatField(null=True)  # share, 0 to 1
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)
     # Pid, bytes
@@ -74,9 +74,9 @@ class Device(models.Model):
     # What CUDA takes for a process beside its allocator, measured once
     context_bytes = models.PositiveBigIntegerField(null=True)
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
-    kept_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
-    changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
-    busy_at = models.DateTimeField(null=True)  # last seen at 5 % utilisation or more
+    reserved_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
+    condition_changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
+    last_busy_at = models.DateTimeField(null=True)  # last seen at 5 % utilization or more
 
     class Meta:
         ordering = ["host__name", "index"]
@@ -95,12 +95,12 @@ class Quota(models.Model):
     guaranteed = models.PositiveIntegerField(default=0)
     limit = models.PositiveIntegerField(null=True)
     weight = models.FloatField(default=1.0)
-    hours_a_month = models.FloatField(null=True)
-    hard = models.BooleanField(default=False)  # what the hours are: a warning, or an end
-    most_bytes = models.PositiveBigIntegerField(null=True)
-    longest_seconds = models.PositiveIntegerField(null=True)
-    held = models.BooleanField(default=False)  # by an admin
-    held_by_lead = models.BooleanField(default=False)
+    hours_per_month = models.FloatField(null=True)
+    is_hard_budget = models.BooleanField(default=False)  # what the hours are: a warning, or an end
+    max_bytes = models.PositiveBigIntegerField(null=True)
+    max_run_seconds = models.PositiveIntegerField(null=True)
+    has_admin_hold = models.BooleanField(default=False)  # by an admin
+    has_lead_hold = models.BooleanField(default=False)
 
     class Meta:
         constraints = [
@@ -116,18 +116,18 @@ class Quota(models.Model):
         ]
 
     @property
-    def on_hold(self) -> bool:
-        return self.held or self.held_by_lead
+    def is_on_hold(self) -> bool:
+        return self.has_admin_hold or self.has_lead_hold
 
 
 class PersonalQuota(models.Model):
     """What one person may have, over all pools."""
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="quota")
-    running = models.PositiveIntegerField(null=True)
-    queued = models.PositiveIntegerField(null=True)
-    hours_a_month = models.FloatField(null=True)
-    hard = models.BooleanField(default=False)
+    max_running = models.PositiveIntegerField(null=True)
+    max_queued = models.PositiveIntegerField(null=True)
+    hours_per_month = models.FloatField(null=True)
+    is_hard_budget = models.BooleanField(default=False)
 
 
 class Allocation(models.Model):
@@ -139,7 +139,7 @@ class Allocation(models.Model):
     """
 
     device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="allocations")
-    place = models.PositiveSmallIntegerField(default=0)
+    slot = models.PositiveSmallIntegerField(default=0)
     run_id = models.PositiveBigIntegerField(db_index=True)
     run_name = models.CharField(max_length=120)
     user = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
@@ -154,12 +154,12 @@ class Allocation(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["device", "place"], condition=Q(released_at=None), name="no_device_twice"
+                fields=["device", "slot"], condition=Q(released_at=None), name="no_device_twice"
             ),
             models.UniqueConstraint(
                 fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"
             ),
-            models.CheckConstraint(condition=Q(place__lt=MOST_A_DEVICE), name="places_are_few"),
+            models.CheckConstraint(condition=Q(slot__lt=MAX_RUNS_PER_DEVICE), name="places_are_few"),
         ]
         indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
 
@@ -172,7 +172,7 @@ class AuditEntry(models.Model):
     at = models.DateTimeField()
     actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     actor_name = models.CharField(max_length=150)  # "scheduler" where no person acted
-    act = models.CharField(max_length=30)
+    action = models.CharField(max_length=30)
     subject = models.CharField(max_length=200)
     team = models.ForeignKey(Team, null=True, on_delete=models.SET_NULL, related_name="+")
     before: models.JSONField[dict[str, Any], dict[str, Any]] = models.JSONField(default=dict)
@@ -183,7 +183,7 @@ class AuditEntry(models.Model):
 
     class Meta:
         ordering = ["-pk"]
-        indexes = [models.Index(fields=["act", "-at"]), models.Index(fields=["team", "-at"])]
+        indexes = [models.Index(fields=["action", "-at"]), models.Index(fields=["team", "-at"])]
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if self.pk is not None:

@@ -12,7 +12,7 @@ from django.db import transaction
 from training.errors import NotAllowed, NotFound, UserError, to_one_line
 from training.gpus import allocations, audit, usage
 from training.gpus.models import (
-    MOST_A_DEVICE,
+    MAX_RUNS_PER_DEVICE,
     Allocation,
     Condition,
     Device,
@@ -27,24 +27,24 @@ TEAM_FIELDS = (
     "guaranteed",
     "limit",
     "weight",
-    "hours_a_month",
-    "hard",
-    "most_bytes",
-    "longest_seconds",
+    "hours_per_month",
+    "is_hard_budget",
+    "max_bytes",
+    "max_run_seconds",
 )
-PERSON_FIELDS = ("running", "queued", "hours_a_month", "hard")
-POOL_FIELDS = ("name", "runs_per_device", "shortest_seconds")
-MOST = 2**53
+PERSON_FIELDS = ("max_running", "max_queued", "hours_per_month", "is_hard_budget")
+POOL_FIELDS = ("name", "runs_per_device", "min_run_seconds")
+MAX_NUMBER = 2**53
 
 
-def admins_only(actor: User) -> None:
+def check_admin(actor: User) -> None:
     if not actor.is_superuser:
         raise NotAllowed("Only admins hand out devices.")
 
 
-def refuse_strangers(user: User) -> None:
+def check_lead_or_admin(user: User) -> None:
     """Raises NotAllowed: neither an admin nor a lead of any team."""
-    if not usage.looks_into_quotas(user):
+    if not usage.can_view_quotas(user):
         raise NotAllowed(
             "Quotas, report and audit log are for admins, and for leads as far as they concern "
             "their teams."
@@ -53,21 +53,21 @@ def refuse_strangers(user: User) -> None:
 
 def get_pool(pool_id: int) -> Pool:
     """Raises NotFound: there is none."""
-    found = Pool.objects.filter(pk=pool_id).first()
-    if found is None:
+    pool = Pool.objects.filter(pk=pool_id).first()
+    if pool is None:
         raise NotFound(f"There is no pool {pool_id}.", field="pool")
-    return found
+    return pool
 
 
 def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = "") -> Pool:
     """Raises NotAllowed; UserError: a value is out of its range, `field` names it."""
-    admins_only(actor)
-    checked_pool(pool, changes)
+    check_admin(actor)
+    apply_pool_changes(pool, changes)
     changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
-    return written(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)  # type: ignore[no-any-return]
+    return save_with_audit(actor, get_pool(pool.pk), changes, ("pool", str(pool)), reason)  # type: ignore[no-any-return]
 
 
-def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
+def apply_pool_changes(pool: Pool, changes: dict[str, Any]) -> Pool:
     """The pool with these changes, not saved.
 
     Raises:
@@ -80,37 +80,37 @@ def checked_pool(pool: Pool, changes: dict[str, Any]) -> Pool:
             or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists()
         ):
             raise UserError("The pool needs a name of its own.", field="name")
-    if not 1 <= int(changes.get("runs_per_device", 1)) <= MOST_A_DEVICE:
-        raise UserError(f"runs_per_device is 1 to {MOST_A_DEVICE}.", field="runs_per_device")
-    whole(changes, "shortest_seconds")
-    found = get_pool(pool.pk)
+    if not 1 <= int(changes.get("runs_per_device", 1)) <= MAX_RUNS_PER_DEVICE:
+        raise UserError(f"runs_per_device is 1 to {MAX_RUNS_PER_DEVICE}.", field="runs_per_device")
+    check_integer(changes, "min_run_seconds")
+    edited = get_pool(pool.pk)
     for name in POOL_FIELDS:
         if name in changes:
-            setattr(found, name, changes[name])
-    return found
+            setattr(edited, name, changes[name])
+    return edited
 
 
-def quota_of(pool: Pool, team: Team | None) -> Quota:
+def get_quota(pool: Pool, team: Team | None) -> Quota:
     """What the team has of this pool; without a row, the defaults."""
     return Quota.objects.filter(pool=pool, team=team).first() or Quota(pool=pool, team=team)
 
 
-def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quota:
+def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quota:
     """The quota with these changes, not yet saved.
 
     Raises:
         UserError: a value is out of its range, or more is guaranteed than the pool has.
     """
-    quota = quota_of(pool, team)
-    for name in ("guaranteed", "limit", "longest_seconds"):
-        whole(changes, name)
-    whole(changes, "most_bytes", MOST)
-    if changes.get("longest_seconds") == 0:
+    quota = get_quota(pool, team)
+    for name in ("guaranteed", "limit", "max_run_seconds"):
+        check_integer(changes, name)
+    check_integer(changes, "max_bytes", MAX_NUMBER)
+    if changes.get("max_run_seconds") == 0:
         raise UserError(
-            "longest_seconds must be above 0; leave it empty for no end.", field="longest_seconds"
+            "max_run_seconds must be above 0; leave it empty for no end.", field="max_run_seconds"
         )
-    positive(changes, "weight")
-    positive(changes, "hours_a_month")
+    check_positive(changes, "weight")
+    check_positive(changes, "hours_per_month")
     for name in TEAM_FIELDS:
         if name in changes:
             setattr(quota, name, changes[name])
@@ -122,14 +122,14 @@ def checked_quota(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quo
             "lower that.",
             field="limit",
         )
-    devices = pool.devices.exclude(condition=Condition.MISSING).count()
-    others = sum(
+    num_devices = pool.devices.exclude(condition=Condition.MISSING).count()
+    others_guaranteed = sum(
         Quota.objects.filter(pool=pool).exclude(team=team).values_list("guaranteed", flat=True)
     )
-    if changes.get("guaranteed") and others + quota.guaranteed > devices:
+    if changes.get("guaranteed") and others_guaranteed + quota.guaranteed > num_devices:
         raise UserError(
-            f"{pool} has {devices} devices and {others} are guaranteed to others: at most "
-            f"{max(0, devices - others)} are left.",
+            f"{pool} has {num_devices} devices and {others_guaranteed} are guaranteed to others: at most "
+            f"{max(0, num_devices - others_guaranteed)} are left.",
             field="guaranteed",
         )
     return quota
@@ -139,34 +139,34 @@ def edit_quota(
     actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = ""
 ) -> Quota:
     """Raises NotAllowed, UserError: see `checked_quota`."""
-    admins_only(actor)
+    check_admin(actor)
     with transaction.atomic():
-        audit.one_at_a_time("admission")
-        quota = checked_quota(pool, team, changes)
-        before = quota_of(pool, team)
+        audit.acquire_advisory_lock("admission")
+        quota = apply_quota_changes(pool, team, changes)
+        before = get_quota(pool, team)
         quota.save(update_fields=list(TEAM_FIELDS) if quota.pk else None)
         old, new = ({name: getattr(one, name) for name in TEAM_FIELDS} for one in (before, quota))
-        note_change(
+        record_change(
             actor, "quota", f"{team or 'no team'} in {pool}", (old, new), team=team, reason=reason
         )
     return quota
 
 
-def edit_person(
+def edit_personal_quota(
     actor: User, user: User, changes: dict[str, Any], reason: str = ""
 ) -> PersonalQuota:
     """Raises NotAllowed, UserError."""
-    admins_only(actor)
-    whole(changes, "running")
-    whole(changes, "queued")
-    positive(changes, "hours_a_month")
+    check_admin(actor)
+    check_integer(changes, "max_running")
+    check_integer(changes, "max_queued")
+    check_positive(changes, "hours_per_month")
     quota, _ = PersonalQuota.objects.get_or_create(user=user)
     changes = {name: value for name, value in changes.items() if name in PERSON_FIELDS}
-    return written(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
+    return save_with_audit(actor, quota, changes, ("person", user.username), reason)  # type: ignore[no-any-return]
 
 
-def hold(
-    actor: User, target: Pool | Quota, *, held: bool, drain: bool = False, reason: str = ""
+def set_hold(
+    actor: User, target: Pool | Quota, *, is_on_hold: bool, drain: bool = False, reason: str = ""
 ) -> None:
     """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves
     and waits, too.
@@ -176,86 +176,86 @@ def hold(
     Raises:
         NotAllowed: neither an admin nor a lead of that team, or a lead would lift an admin's hold.
     """
-    marks = marks_of(actor, target, held)
+    field_names = get_hold_fields(actor, target, is_on_hold)
     pool, team = (target, None) if isinstance(target, Pool) else (target.pool, target.team)
     with transaction.atomic():
-        audit.one_at_a_time("admission")
-        before = any(getattr(target, name) for name in marks)
-        for name in marks:
-            setattr(target, name, held)
-        target.save(update_fields=marks if target.pk else None)
-        act = "hold and drain" if drain else "hold"
-        if not held:
-            act = "lift hold"
+        audit.acquire_advisory_lock("admission")
+        before = any(getattr(target, name) for name in field_names)
+        for name in field_names:
+            setattr(target, name, is_on_hold)
+        target.save(update_fields=field_names if target.pk else None)
+        action = "hold and drain" if drain else "hold"
+        if not is_on_hold:
+            action = "lift hold"
         subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
-        audit.note(
-            actor, act, subject, team=team, change=({"held": before}, {"held": held}), reason=reason
+        audit.record_entry(
+            actor, action, subject, team=team, change=({"is_on_hold": before}, {"is_on_hold": is_on_hold}), reason=reason
         )
-        if held and drain:
-            running = Allocation.objects.filter(device__pool=pool, released_at=None)
-            concerned = running if isinstance(target, Pool) else running.filter(team=team)
-            for run_id in concerned.values_list("run_id", flat=True):
-                allocations.evict(run_id, keep_for=None, reason=f"{act} by {actor.username}")
+        if is_on_hold and drain:
+            open_allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
+            affected = open_allocations if isinstance(target, Pool) else open_allocations.filter(team=team)
+            for run_id in affected.values_list("run_id", flat=True):
+                allocations.evict_run(run_id, reserve_for=None, reason=f"{action} by {actor.username}")
 
 
-def marks_of(actor: User, target: Pool | Quota, held: bool) -> list[str]:
+def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list[str]:
     """The fields that this actor's hold sets, or lifting it clears."""
     if actor.is_superuser:
-        return ["held"] if held or isinstance(target, Pool) else ["held", "held_by_lead"]
+        return ["held"] if is_on_hold or isinstance(target, Pool) else ["held", "has_lead_hold"]
     if isinstance(target, Pool) or target.team is None or not is_lead(actor, target.team):
         raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
-    if target.held and not held:
+    if target.has_admin_hold and not is_on_hold:
         raise NotAllowed(f"An admin has put {target.team} on hold; only admins lift that.")
-    return ["held_by_lead"]
+    return ["has_lead_hold"]
 
 
-def offer_again(actor: User, device: Device, reason: str = "") -> None:
+def return_to_service(actor: User, device: Device, reason: str = "") -> None:
     """An admin has looked at a dirty device and gives it out although memory is held there."""
-    admins_only(actor)
+    check_admin(actor)
     Device.objects.filter(pk=device.pk).update(
-        condition=Condition.GOOD, idle_bytes=max(0, device.used_bytes - device.answering_bytes)
+        condition=Condition.GOOD, baseline_bytes=max(0, device.used_bytes - device.inference_bytes)
     )
     change = ({"condition": device.condition}, {"condition": Condition.GOOD.value})
-    audit.note(actor, "offer again", str(device), change=change, reason=reason)
+    audit.record_entry(actor, "offer again", str(device), change=change, reason=reason)
 
 
-def whole(changes: dict[str, Any], name: str, most: int = 2**31 - 1) -> None:
+def check_integer(changes: dict[str, Any], name: str, maximum: int = 2**31 - 1) -> None:
     value = changes.get(name)
     if value is not None and (
-        not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most
+        not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum
     ):
-        raise UserError(f"{name} must be a whole number from 0 to {most:,}.", field=name)
+        raise UserError(f"{name} must be a whole number from 0 to {maximum:,}.", field=name)
 
 
-def positive(changes: dict[str, Any], name: str) -> None:
+def check_positive(changes: dict[str, Any], name: str) -> None:
     value = changes.get(name)
-    if value is not None and not (math.isfinite(value) and 0 < value <= MOST):
+    if value is not None and not (math.isfinite(value) and 0 < value <= MAX_NUMBER):
         raise UserError(f"{name} must be a number above 0.", field=name)
 
 
-def written(
-    actor: User, row: Any, changes: dict[str, Any], about: tuple[str, str], reason: str
+def save_with_audit(
+    actor: User, row: Any, changes: dict[str, Any], audit_key: tuple[str, str], reason: str
 ) -> Any:
     old = {name: getattr(row, name) for name in changes}
     with transaction.atomic():
         for name, value in changes.items():
             setattr(row, name, value)
         row.save(update_fields=list(changes))
-        note_change(actor, *about, (old, changes), reason=reason)
+        record_change(actor, *audit_key, (old, changes), reason=reason)
     return row
 
 
-def note_change(
-    actor: User, act: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **more: Any
+def record_change(
+    actor: User, action: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **extra: Any
 ) -> None:
     """An entry with what is different; none if nothing is."""
     old, new = change
     names = [name for name in new if new[name] != old.get(name)]
     if names:
-        audit.note(
+        audit.record_entry(
             actor,
-            act,
+            action,
             subject,
             change=({n: old.get(n) for n in names}, {n: new[n] for n in names}),
-            **more,
+            **extra,
         )

@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 from training.gpus import devices, quotas, usage
 from training.gpus.models import AuditEntry, Device
 
-Whole = Annotated[int, Field(ge=0, le=2**53)]
-Few = Annotated[int, Field(ge=0, le=1_000_000)]
+WholeNumber = Annotated[int, Field(ge=0, le=2**53)]
+SmallCount = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
 class DeviceOut(Schema):
@@ -24,19 +24,19 @@ class DeviceOut(Schema):
     pool_id: int
     total_bytes: int
     used_bytes: int
-    utilisation: float | None
+    utilization: float | None
     temperature: float | None
     power_watts: float | None
     condition: str
-    gone: bool = Field(description="its host has not reported for 30 s")
+    is_offline: bool = Field(description="its host has not reported for 30 s")
 
     @staticmethod
     def resolve_host(row: Device) -> str:
         return row.host.name
 
     @staticmethod
-    def resolve_gone(row: Device) -> bool:
-        return devices.is_gone(row.host)
+    def resolve_is_offline(row: Device) -> bool:
+        return devices.is_offline(row.host)
 
 
 class PoolOut(Schema):
@@ -44,17 +44,17 @@ class PoolOut(Schema):
     name: str
     kind: str
     runs_per_device: int
-    shortest_seconds: int
-    held: bool
+    min_run_seconds: int
+    is_on_hold: bool
 
 
-class PoolChange(Schema):
+class PoolChangeIn(Schema):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"runs_per_device": 2}]}
     )
     name: str | None = Field(None, max_length=80)
     runs_per_device: int | None = Field(None, ge=1, le=4)
-    shortest_seconds: Few | None = None
+    min_run_seconds: SmallCount | None = None
     reason: str = Field("", max_length=300)
 
 
@@ -66,14 +66,14 @@ class QuotaIn(Schema):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"team": 1, "guaranteed": 2, "limit": 4}]}
     )
-    team: Whole | None
-    guaranteed: Few = 0
-    limit: Few | None = None
+    team: WholeNumber | None
+    guaranteed: SmallCount = 0
+    limit: SmallCount | None = None
     weight: float = Field(1.0, gt=0, le=1000)
-    hours_a_month: float | None = Field(None, gt=0, le=1e9)
-    hard: bool = False
-    most_bytes: Whole | None = None
-    longest_seconds: Few | None = None
+    hours_per_month: float | None = Field(None, gt=0, le=1e9)
+    is_hard_budget: bool = False
+    max_bytes: WholeNumber | None = None
+    max_run_seconds: SmallCount | None = None
     reason: str = Field("", max_length=300)
 
 
@@ -83,44 +83,44 @@ class QuotaOut(Schema):
     guaranteed: int
     limit: int | None
     weight: float
-    hours_a_month: float | None
-    hard: bool
-    most_bytes: int | None
-    longest_seconds: int | None
-    held: bool
-    held_by_lead: bool
-    holds: int
+    hours_per_month: float | None
+    is_hard_budget: bool
+    max_bytes: int | None
+    max_run_seconds: int | None
+    has_admin_hold: bool
+    has_lead_hold: bool
+    device_count: int
     borrowed: int
     hours_used: float
 
 
 class HoldIn(Schema):
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"held": True, "whole_pool": True}]}
+        extra="forbid", json_schema_extra={"examples": [{"is_on_hold": True, "is_pool_wide": True}]}
     )
-    held: bool
+    is_on_hold: bool
     drain: bool = False
-    whole_pool: bool = False
-    team: Whole | None = None
+    is_pool_wide: bool = False
+    team: WholeNumber | None = None
     reason: str = Field("", max_length=300)
 
 
-class PersonIn(Schema):
+class PersonalQuotaIn(Schema):
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"running": 2, "queued": 20}]}
+        extra="forbid", json_schema_extra={"examples": [{"max_running": 2, "max_queued": 20}]}
     )
-    running: Few | None = None
-    queued: Few | None = None
-    hours_a_month: float | None = Field(None, gt=0, le=1e9)
-    hard: bool = False
+    max_running: SmallCount | None = None
+    max_queued: SmallCount | None = None
+    hours_per_month: float | None = Field(None, gt=0, le=1e9)
+    is_hard_budget: bool = False
     reason: str = Field("", max_length=300)
 
 
-class PersonOut(Schema):
-    running: int | None
-    queued: int | None
-    hours_a_month: float | None
-    hard: bool
+class PersonalQuotaOut(Schema):
+    max_running: int | None
+    max_queued: int | None
+    hours_per_month: float | None
+    is_hard_budget: bool
 
 
 class UsageOut(Schema):
@@ -135,7 +135,7 @@ class AuditOut(Schema):
     id: int
     at: datetime
     actor: str
-    act: str
+    action: str
     subject: str
     before: dict[str, Any]
     after: dict[str, Any]
@@ -147,20 +147,20 @@ class AuditOut(Schema):
         return row.actor_name
 
 
-class WhyIn(Schema):
+class ReasonIn(Schema):
     model_config = ConfigDict(extra="forbid")
     reason: str = Field("", max_length=300)
 
 
-def as_row(line: usage.TeamLine) -> dict[str, Any]:
-    quota = line.quota
-    kept = {
+def to_quota_row(team_usage: usage.TeamUsage) -> dict[str, Any]:
+    quota = team_usage.quota
+    values = {
         name: getattr(quota, name)
-        for name in (*quotas.TEAM_FIELDS, "held", "held_by_lead", "team_id")
+        for name in (*quotas.TEAM_FIELDS, "has_admin_hold", "has_lead_hold", "team_id")
     }
-    return kept | {
-        "team": line.team.name if line.team else None,
-        "holds": line.holds,
-        "borrowed": line.borrowed,
-        "hours_used": line.hours.used,
+    return values | {
+        "team": team_usage.team.name if team_usage.team else None,
+        "device_count": team_usage.device_count,
+        "borrowed": team_usage.borrowed,
+        "hours_used": team_usage.hours.used,
     }

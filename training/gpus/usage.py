@@ -16,49 +16,49 @@ from training.gpus import ledger
 from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
 from training.people.models import Role, Team, User
 
-WARN_SHARE = 0.8
+BUDGET_WARNING_FRACTION = 0.8
 IDLE_AFTER = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
-class Hours:
+class MonthlyHours:
     """Device-hours of a month against the budget, if there is one."""
 
     used: float
     budget: float | None
-    at_this_pace: float  # by the month's end
-    hard: bool = False
+    projected: float  # by the month's end
+    is_hard_budget: bool = False
 
     @property
-    def share(self) -> float | None:
+    def budget_fraction(self) -> float | None:
         return self.used / self.budget if self.budget else None
 
     @property
-    def warning(self) -> bool:
-        return self.share is not None and self.share >= WARN_SHARE
+    def is_near_budget(self) -> bool:
+        return self.budget_fraction is not None and self.budget_fraction >= BUDGET_WARNING_FRACTION
 
 
 @dataclass(frozen=True)
-class TeamLine:
+class TeamUsage:
     team: Team | None
     quota: Quota
-    holds: int
-    hours: Hours
+    device_count: int
+    hours: MonthlyHours
 
     @property
     def borrowed(self) -> int:
-        return max(0, self.holds - self.quota.guaranteed)
+        return max(0, self.device_count - self.quota.guaranteed)
 
 
 @dataclass(frozen=True)
-class PersonLine:
+class PersonUsage:
     user: User
     quota: PersonalQuota
-    holds: int
-    hours: Hours
+    device_count: int
+    hours: MonthlyHours
 
 
-def teams_seen(user: User) -> set[int] | None:
+def get_visible_teams(user: User) -> set[int] | None:
     """The teams whose use of devices a person may look into: those that they lead. None: all
     (admins).
     """
@@ -67,106 +67,106 @@ def teams_seen(user: User) -> set[int] | None:
     return set(user.memberships.filter(role=Role.LEAD).values_list("team_id", flat=True))
 
 
-def looks_into_quotas(user: User) -> bool:
+def can_view_quotas(user: User) -> bool:
     """Admins, and leads of any team."""
-    seen = teams_seen(user)
-    return seen is None or bool(seen)
+    visible_ids = get_visible_teams(user)
+    return visible_ids is None or bool(visible_ids)
 
 
-def team_lines(user: User, pool: Pool) -> list[TeamLine]:
+def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
     """A line for each team (and one for nobody's team) that the person may look into."""
     now = timezone.now()
-    seen = teams_seen(user)
+    visible_ids = get_visible_teams(user)
     quotas = {
         quota.team_id: quota
         for quota in Quota.objects.filter(pool=pool).select_related("team", "pool")
     }
     allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
-    held: Counter[int | None] = Counter(allocations.values_list("team_id", flat=True))
+    device_counts: Counter[int | None] = Counter(allocations.values_list("team_id", flat=True))
     used = ledger.used_this_month("team_id", now, device__pool=pool)
     teams: list[Team | None] = list(
         Team.objects.order_by("name")
-        if seen is None
-        else Team.objects.filter(pk__in=seen).order_by("name")
+        if visible_ids is None
+        else Team.objects.filter(pk__in=visible_ids).order_by("name")
     )
-    if seen is None:
+    if visible_ids is None:
         teams.append(None)
-    lines = []
+    rows = []
     for team in teams:
         key = team.pk if team else None
         quota = quotas.get(key) or Quota(pool=pool, team=team)
-        lines.append(
-            TeamLine(
+        rows.append(
+            TeamUsage(
                 team,
                 quota,
-                held[key],
-                hours(used.get(key, 0.0), quota.hours_a_month, quota.hard, now),
+                device_counts[key],
+                build_monthly_hours(used.get(key, 0.0), quota.hours_per_month, quota.is_hard_budget, now),
             )
         )
-    return lines
+    return rows
 
 
-def person_lines() -> list[PersonLine]:
+def list_person_usage() -> list[PersonUsage]:
     """Everybody who may sign in, with what they hold over all pools."""
     now = timezone.now()
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
-    held = Counter(Allocation.objects.filter(released_at=None).values_list("user", flat=True))
+    device_counts = Counter(Allocation.objects.filter(released_at=None).values_list("user", flat=True))
     used = ledger.used_this_month("user_id", now)
-    lines = []
+    rows = []
     for user in User.objects.filter(is_active=True).order_by("username"):
         quota = quotas.get(user.pk) or PersonalQuota(user=user)
-        lines.append(
-            PersonLine(
+        rows.append(
+            PersonUsage(
                 user,
                 quota,
-                held[user.pk],
-                hours(used.get(user.pk, 0.0), quota.hours_a_month, quota.hard, now),
+                device_counts[user.pk],
+                build_monthly_hours(used.get(user.pk, 0.0), quota.hours_per_month, quota.is_hard_budget, now),
             )
         )
-    return lines
+    return rows
 
 
-def hours(seconds: float, budget: float | None, hard: bool, now: datetime) -> Hours:
-    begin, end = ledger.month_of(now)
-    passed = max(3600.0, (now - begin).total_seconds())
+def build_monthly_hours(seconds: float, budget: float | None, is_hard_budget: bool, now: datetime) -> MonthlyHours:
+    begin, end = ledger.get_month_bounds(now)
+    elapsed = max(3600.0, (now - begin).total_seconds())
     used = seconds / 3600
-    return Hours(used, budget, used * (end - begin).total_seconds() / passed, hard)
+    return MonthlyHours(used, budget, used * (end - begin).total_seconds() / elapsed, is_hard_budget)
 
 
-def own_hours(user: User) -> Hours | None:
+def get_own_hours(user: User) -> MonthlyHours | None:
     """A person's month against their budget, for the strip at the top of every page; None without a
     budget.
     """
     now = timezone.now()
-    quota = PersonalQuota.objects.filter(user=user).exclude(hours_a_month=None).first()
+    quota = PersonalQuota.objects.filter(user=user).exclude(hours_per_month=None).first()
     if quota is None:
         return None
     used = ledger.used_this_month("user_id", now, user=user).get(user.pk, 0.0)
-    return hours(used, quota.hours_a_month, quota.hard, now)
+    return build_monthly_hours(used, quota.hours_per_month, quota.is_hard_budget, now)
 
 
-def burn_down(pool: Pool, team: Team | None) -> list[tuple[str, float]]:
+def compute_burn_down(pool: Pool, team: Team | None) -> list[tuple[str, float]]:
     """Device-hours that a team has used by the end of each day of this month, up to now."""
     now = timezone.now()
-    begin, end = ledger.month_of(now)
-    intervals = list(ledger.touching(begin, end, device__pool=pool, team=team))
+    begin, end = ledger.get_month_bounds(now)
+    intervals = list(ledger.find_overlapping(begin, end, device__pool=pool, team=team))
     days = calendar.monthrange(begin.year, begin.month)[1]
-    found = []
+    points = []
     for day in range(days):
         until = begin + timedelta(days=day + 1)
-        seconds = sum(ledger.within(one, begin, min(until, now), now) for one in intervals)
-        found.append((f"{begin + timedelta(days=day):%Y-%m-%d}", round(seconds / 3600, 3)))
+        seconds = sum(ledger.count_seconds_within(one, begin, min(until, now), now) for one in intervals)
+        points.append((f"{begin + timedelta(days=day):%Y-%m-%d}", round(seconds / 3600, 3)))
         if until >= now:
             break
-    return found
+    return points
 
 
-def idle_but_held(device: Device) -> bool:
+def is_idle_in_use(device: Device) -> bool:
     """A run has it, and it has done next to nothing for a quarter of an hour."""
-    return bool(device.busy_at and timezone.now() - device.busy_at > IDLE_AFTER)
+    return bool(device.last_busy_at and timezone.now() - device.last_busy_at > IDLE_AFTER)
 
 
-def month_named(text: str) -> datetime:
+def parse_month(text: str) -> datetime:
     """`2026-11` as a moment in that month; this month for nothing.
 
     Raises:
@@ -182,22 +182,22 @@ def month_named(text: str) -> datetime:
         raise UserError("A month is written as 2026-11.", field="month") from error
 
 
-def report_lines(user: User, moment: datetime) -> list[ledger.Line]:
+def list_report_rows(user: User, moment: datetime) -> list[ledger.UsageRow]:
     """The month's report: all of it for admins, their teams' part for leads."""
-    seen = teams_seen(user)
-    if seen is None:
-        return ledger.month_report(moment)
-    names = set(Team.objects.filter(pk__in=seen).values_list("name", flat=True))
-    return [line for line in ledger.month_report(moment) if line.team in names]
+    visible_ids = get_visible_teams(user)
+    if visible_ids is None:
+        return ledger.build_month_report(moment)
+    names = set(Team.objects.filter(pk__in=visible_ids).values_list("name", flat=True))
+    return [line for line in ledger.build_month_report(moment) if line.team in names]
 
 
-def intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
+def list_intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
     """Who held what since `begin`, by device: all for admins, their teams' and their own for
     others.
     """
-    seen = teams_seen(user)
-    found: dict[int, list[Allocation]] = defaultdict(list)
-    for one in ledger.touching(begin, timezone.now() + timedelta(seconds=1)):
-        if seen is None or one.team_id in seen or one.user_id == user.pk:
-            found[one.device_id].append(one)
-    return found
+    visible_ids = get_visible_teams(user)
+    by_device: dict[int, list[Allocation]] = defaultdict(list)
+    for one in ledger.find_overlapping(begin, timezone.now() + timedelta(seconds=1)):
+        if visible_ids is None or one.team_id in visible_ids or one.user_id == user.pk:
+            by_device[one.device_id].append(one)
+    return by_device

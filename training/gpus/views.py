@@ -17,28 +17,28 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from training.gpus import audit as log
+from training.gpus import audit as audit_log
 from training.gpus import quotas, usage
 from training.gpus.models import AuditEntry, Device
 from training.people.models import User
 from training.people.requests import AuthenticatedRequest, async_chunks
 
-ENTRIES_A_PAGE = 100
+ENTRIES_PER_PAGE = 100
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def audit_entries(user: User, act: str = "", text: str = "") -> Any:
+def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
     """All for admins, what concerns their teams for leads; newest first.
 
     Raises:
         NotAllowed: the person leads no team.
     """
-    quotas.refuse_strangers(user)
-    seen = usage.teams_seen(user)
-    rows = AuditEntry.objects.all() if seen is None else AuditEntry.objects.filter(team__in=seen)
-    act, text = act.replace("\0", ""), text.replace("\0", "")
-    if act:
-        rows = rows.filter(act=act)
+    quotas.check_lead_or_admin(user)
+    visible_ids = usage.get_visible_teams(user)
+    rows = AuditEntry.objects.all() if visible_ids is None else AuditEntry.objects.filter(team__in=visible_ids)
+    action, text = action.replace("\0", ""), text.replace("\0", "")
+    if action:
+        rows = rows.filter(action=action)
     if text:
         rows = rows.filter(
             Q(subject__icontains=text) | Q(actor_name__icontains=text) | Q(reason__icontains=text)
@@ -46,15 +46,15 @@ def audit_entries(user: User, act: str = "", text: str = "") -> Any:
     return rows
 
 
-def audit(request: AuthenticatedRequest) -> HttpResponse:
-    act, text = request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
-    rows = audit_entries(request.user, act, text)
+def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
+    action, text = request.GET.get("action", "")[:30], request.GET.get("q", "")[:100]
+    rows = filter_audit_entries(request.user, action, text)
     values = {
-        "page": Paginator(rows, ENTRIES_A_PAGE).get_page(request.GET.get("page")),
-        "acts": sorted(set(AuditEntry.objects.order_by().values_list("act", flat=True).distinct())),
-        "act": act,
+        "page": Paginator(rows, ENTRIES_PER_PAGE).get_page(request.GET.get("page")),
+        "acts": sorted(set(AuditEntry.objects.order_by().values_list("action", flat=True).distinct())),
+        "action": action,
         "q": text,
-        "broken": log.first_break()
+        "broken": audit_log.find_tampered_entry()
         if request.GET.get("check") and request.user.is_superuser
         else None,
         "checked": bool(request.GET.get("check")) and request.user.is_superuser,
@@ -62,20 +62,20 @@ def audit(request: AuthenticatedRequest) -> HttpResponse:
     return render(request, "gpus/audit.html", values)
 
 
-def audit_file(request: AuthenticatedRequest) -> HttpResponseBase:
-    rows = audit_entries(
-        request.user, request.GET.get("act", "")[:30], request.GET.get("q", "")[:100]
+def download_audit_log(request: AuthenticatedRequest) -> HttpResponseBase:
+    rows = filter_audit_entries(
+        request.user, request.GET.get("action", "")[:30], request.GET.get("q", "")[:100]
     )
-    head = ["id", "at", "actor", "act", "subject", "before", "after", "reason", "digest"]
+    header = ["id", "at", "actor", "action", "subject", "before", "after", "reason", "digest"]
 
-    def lines() -> Iterator[list[object]]:
+    def iter_lines() -> Iterator[list[object]]:
         for row in rows.iterator():
             before, after = json.dumps(row.before), json.dumps(row.after)
             yield [
                 row.pk,
                 row.at.isoformat(),
                 row.actor_name,
-                row.act,
+                row.action,
                 row.subject,
                 before,
                 after,
@@ -83,15 +83,15 @@ def audit_file(request: AuthenticatedRequest) -> HttpResponseBase:
                 row.digest,
             ]
 
-    return csv_file(head, lines(), "audit.csv")
+    return build_csv_response(header, iter_lines(), "audit.csv")
 
 
-def report(request: AuthenticatedRequest) -> HttpResponseBase:
+def download_report(request: AuthenticatedRequest) -> HttpResponseBase:
     """`?month=2026-11` as CSV: device-seconds by team, person and pool."""
-    quotas.refuse_strangers(request.user)
+    quotas.check_lead_or_admin(request.user)
     text = request.GET.get("month", "")
-    moment = usage.month_named(text)
-    head = ["team", "person", "pool", "runs", "device_seconds", "device_hours"]
+    moment = usage.parse_month(text)
+    header = ["team", "person", "pool", "runs", "device_seconds", "device_hours"]
     rows: Iterator[list[object]] = (
         [
             one.team,
@@ -101,41 +101,41 @@ def report(request: AuthenticatedRequest) -> HttpResponseBase:
             round(one.seconds, 3),
             round(one.seconds / 3600, 3),
         ]
-        for one in usage.report_lines(request.user, moment)
+        for one in usage.list_report_rows(request.user, moment)
     )
-    return csv_file(head, rows, f"devices-{moment:%Y-%m}.csv")
+    return build_csv_response(header, rows, f"devices-{moment:%Y-%m}.csv")
 
 
 @require_POST
-def offer(request: AuthenticatedRequest, device_id: int) -> HttpResponse:
-    quotas.admins_only(request.user)
+def return_device(request: AuthenticatedRequest, device_id: int) -> HttpResponse:
+    quotas.check_admin(request.user)
     device = get_object_or_404(Device, pk=device_id)
-    quotas.offer_again(request.user, device, request.POST.get("reason", ""))
+    quotas.return_to_service(request.user, device, request.POST.get("reason", ""))
     messages.success(request, f"{device} is given out again.")
     return redirect("gpus")
 
 
-def csv_file(head: list[str], rows: Iterator[list[object]], name: str) -> StreamingHttpResponse:
+def build_csv_response(header: list[str], rows: Iterator[list[object]], name: str) -> StreamingHttpResponse:
     """A download, a hundred rows a piece; cells that a spreadsheet would run as a formula are
     quoted.
     """
 
-    def pieces() -> Iterator[bytes]:
+    def iter_chunks() -> Iterator[bytes]:
         out = io.StringIO()
         writer = csv.writer(out)
-        writer.writerow(head)
-        for number, row in enumerate(rows, start=1):
-            writer.writerow([harmless(cell) for cell in row])
-            if number % 100 == 0:
+        writer.writerow(header)
+        for count, row in enumerate(rows, start=1):
+            writer.writerow([escape_formula(cell) for cell in row])
+            if count % 100 == 0:
                 yield out.getvalue().encode()
                 out.seek(0)
                 out.truncate()
         yield out.getvalue().encode()
 
-    answer = StreamingHttpResponse(async_chunks(pieces()), content_type="text/csv")
-    answer["Content-Disposition"] = f'attachment; filename="{name}"'
-    return answer
+    response = StreamingHttpResponse(async_chunks(iter_chunks()), content_type="text/csv")
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
-def harmless(cell: object) -> object:
+def escape_formula(cell: object) -> object:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell

@@ -145,7 +145,7 @@ def cancel_queued_run(run: Run, *, discard: bool) -> bool:
         )
         if cancelled:
             # It may have been given a device that no worker has taken up yet
-            allocations.release(run.pk)
+            allocations.release_device(run.pk)
             notify_run_ended(run.pk)
     if cancelled and state == State.CANCELLED:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -161,9 +161,9 @@ def continue_run(user: User, run: Run) -> Run:
         Conflict: its owner has as many waiting runs as they may.
         Conflict: it is not in a state from which it can go on.
     """
-    checks.refuse_overdue(user, run)
+    checks.check_time_limit(user, run)
     with transaction.atomic():  # no worker claims it before the old result is gone
-        checks.refuse_full_queue(run.owner)
+        checks.check_queue_limit(run.owner)
         updated = Run.objects.filter(
             pk=run.pk, state__in=set(get_source_states(State.QUEUED)) - set(ACTIVE)
         ).update(

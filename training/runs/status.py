@@ -68,7 +68,7 @@ def format_phase(run: Run) -> str:
 def format_queue_status(run: Run) -> str:
     """Place and reason in the queue; of old words nobody knows whether they still hold."""
     queue_info = run.queue_info
-    if "given" in queue_info:
+    if "device" in queue_info:
         return f"has been given {queue_info['given']}; its worker takes it up"
     if timezone.now().timestamp() - queue_info.get("at", 0) > STALE_SECONDS:
         return "waiting for a worker"

@@ -105,7 +105,7 @@ def get_header_context(request: AuthenticatedRequest, run: Run) -> dict[str, Any
         "state": get_run_status(run),
         "adapter": adapter,
         "can_change": can_change,
-        "allocation": allocations.held_by(run.pk),
+        "allocation": allocations.get_allocation(run.pk),
     }
 
 

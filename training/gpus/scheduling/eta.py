@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import LEAVING_SECONDS, Holding, Scene
+from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, RunningJob, PoolState
 
 # runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten
 # thousand passes
-DEPTH = 20
-SLACK = 1.5  # the later end of the range: everything takes half as long again as expected
+BACKFILL_DEPTH = 20
+SLACK_FACTOR = 1.5  # the later end of the range: everything takes half as long again as expected
 
 
 @dataclass(frozen=True)
-class Range:
+class StartRange:
     """Seconds on the scene's clock. `latest` is infinite where something ahead has no expected
     end.
     """
@@ -31,62 +31,62 @@ class Range:
     latest: float
 
 
-def start_times(
-    scene: Scene, now: float, *, slack: float = 1.0, evict: bool = False
+def estimate_start_times(
+    pool_state: PoolState, now: float, *, slack: float = 1.0, evict: bool = False
 ) -> dict[int, float]:
     """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that
     never would are left out.
 
     With `evict`, runs that must make room leave; when those start again is not told.
     """
-    scheduler = Scheduler(slowed(scene, now, slack))
-    ends = [(held.ends, held.run) for held in scheduler.where.values() if held.ends < math.inf]
+    scheduler = Scheduler(apply_slack(pool_state, now, slack))
+    ends = [(job.expected_end, job.run) for job in scheduler.running_jobs.values() if job.expected_end < math.inf]
     heapq.heapify(ends)
-    found: dict[int, float] = {}
-    at = now
+    starts_at: dict[int, float] = {}
+    clock = now
     while True:
-        made = scheduler.admit(at, evict=evict, depth=DEPTH)
-        for run in made.evictions:
-            heapq.heappush(ends, (at + LEAVING_SECONDS, run))
-        for held in made.starts:
-            found[held.run] = at
-            if held.ends < math.inf:
-                heapq.heappush(ends, (held.ends, held.run))
+        decision = scheduler.admit_jobs(clock, evict=evict, depth=BACKFILL_DEPTH)
+        for run in decision.evictions:
+            heapq.heappush(ends, (clock + EVICTION_GRACE_SECONDS, run))
+        for job in decision.starts:
+            starts_at[job.run] = clock
+            if job.expected_end < math.inf:
+                heapq.heappush(ends, (job.expected_end, job.run))
         if not ends:
-            return found
-        at = max(at, ends[0][0])
-        while ends and ends[0][0] <= at:
+            return starts_at
+        clock = max(clock, ends[0][0])
+        while ends and ends[0][0] <= clock:
             run = heapq.heappop(ends)[1]
-            if run in scheduler.where:  # else it was told to leave, and has
-                scheduler.release(run)
+            if run in scheduler.running_jobs:  # else it was told to leave, and has
+                scheduler.release_job(run)
 
 
-def ranges(scene: Scene, now: float) -> dict[int, Range]:
+def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartRange]:
     """The range in which each waiting run should start; absent: nothing that runs now would let it
     start.
     """
-    early, late = start_times(scene, now), start_times(scene, now, slack=SLACK)
-    return {run: Range(at, max(at, late.get(run, math.inf))) for run, at in early.items()}
+    earliest, latest = estimate_start_times(pool_state, now), estimate_start_times(pool_state, now, slack=SLACK_FACTOR)
+    return {run: StartRange(at, max(at, latest.get(run, math.inf))) for run, at in earliest.items()}
 
 
-def slowed(scene: Scene, now: float, slack: float) -> Scene:
-    def later(held: Holding) -> Holding:
-        return replace(held, ends=now + max(0.0, held.ends - now) * slack)
+def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
+    def delay_end(job: RunningJob) -> RunningJob:
+        return replace(job, expected_end=now + max(0.0, job.expected_end - now) * slack)
 
     waiting = [
-        replace(request, due=True, seconds=request.seconds * slack) for request in scene.waiting
+        replace(pending, is_due=True, seconds=pending.seconds * slack) for pending in pool_state.waiting
     ]
-    return replace(scene, holdings=[later(held) for held in scene.holdings], waiting=waiting)
+    return replace(pool_state, running_jobs=[delay_end(job) for job in pool_state.running_jobs], waiting=waiting)
 
 
-def dry_run(before: Scene, after: Scene, now: float) -> Mapping[int, tuple[float, float]]:
+def dry_run(before: PoolState, after: PoolState, now: float) -> Mapping[int, tuple[float, float]]:
     """Waiting runs whose start an edit would move: the times before and after, infinity for never.
     Runs make room in both.
     """
-    old, new = (start_times(scene, now, evict=True) for scene in (before, after))
-    moved = {}
-    for request in before.waiting:
-        was, will = old.get(request.run, math.inf), new.get(request.run, math.inf)
-        if was != will:
-            moved[request.run] = (was, will)
-    return moved
+    starts_before, starts_after = (estimate_start_times(pool_state, now, evict=True) for pool_state in (before, after))
+    shifts = {}
+    for pending in before.waiting:
+        start_before, start_after = starts_before.get(pending.run, math.inf), starts_after.get(pending.run, math.inf)
+        if start_before != start_after:
+            shifts[pending.run] = (start_before, start_after)
+    return shifts

@@ -8,59 +8,59 @@ from typing import Any
 
 from training.formatting import format_bytes
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import Barrier, Request, Scene
+from training.gpus.scheduling.state import BlockReason, PendingJob, PoolState
 
-Facts = Mapping[str, Any]
+Details = Mapping[str, Any]
 
 
-def team_words(facts: Facts) -> str:
-    if facts["team"] == "no team":
+def format_team_suffix(details: Details) -> str:
+    if details["team"] == "no team":
         return ""
     return (
-        f"; team {facts['team']} holds {facts['holds']}, and {facts['guaranteed']} are its "
+        f"; team {details['team']} holds {details['holds']}, and {details['guaranteed']} are its "
         "guarantee"
     )
 
 
-def full(facts: Facts, scene: Scene) -> str:
-    need = format_bytes(facts["needs"]) if facts["needs"] else "a whole device"
-    held = (
-        f": programs that are no runs hold {format_bytes(facts['taken'])}"
-        if facts["idle"] and facts["taken"]
+def format_full_message(details: Details, pool_state: PoolState) -> str:
+    required = format_bytes(details["needs"]) if details["needs"] else "a whole device"
+    others_message = (
+        f": programs that are no runs hold {format_bytes(details['taken'])}"
+        if details["idle"] and details["taken"]
         else ""
     )
-    more = f"{unusable_words(facts)}{team_words(facts)}."
-    if facts["devices"] == 1:
-        state = f"has too little room{held}" if facts["idle"] else "is in use"
-        return f"needs {need}, and the one device of {scene.pool} {state}{more}"
+    suffix = f"{format_unavailable_suffix(details)}{format_team_suffix(details)}."
+    if details["devices"] == 1:
+        state = f"has too little room{others_message}" if details["idle"] else "is in use"
+        return f"needs {required}, and the one device of {pool_state.pool} {state}{suffix}"
     idle = (
-        f"{facts['idle']} idle ones have too little room{held}"
-        if facts["idle"]
+        f"{details['idle']} idle ones have too little room{others_message}"
+        if details["idle"]
         else "all of them are in use"
     )
-    return f"needs {need} on one of the {facts['devices']} devices of {scene.pool}; {idle}{more}"
+    return f"needs {required} on one of the {details['devices']} devices of {pool_state.pool}; {idle}{suffix}"
 
 
-def unusable_words(facts: Facts) -> str:
+def format_unavailable_suffix(details: Details) -> str:
     """Devices that are not given out: dirty, missing, or their host is gone."""
-    number = facts["unusable"]
-    return f"; {number} more {'is' if number == 1 else 'are'} not given out now" if number else ""
+    count = details["unusable"]
+    return f"; {count} more {'is' if count == 1 else 'are'} not given out now" if count else ""
 
 
-def kept(facts: Facts, scene: Scene) -> str:
-    need = format_bytes(facts["needs"]) if facts["needs"] else "a whole device"
+def format_reservation_message(details: Details, pool_state: PoolState) -> str:
+    required = format_bytes(details["needs"]) if details["needs"] else "a whole device"
     idle = (
-        f"{facts['idle']} of its {facts['devices']} devices idle"
-        if facts["idle"]
+        f"{details['idle']} of its {details['devices']} devices idle"
+        if details["idle"]
         else "no device idle"
     )
-    head = f"what is free there, {idle}, is kept for run {facts['head']}, which comes first"
-    return f"needs {need} in {scene.pool}; {head}{unusable_words(facts)}{team_words(facts)}."
+    reservation = f"what is free there, {idle}, is kept for run {details['head']}, which comes first"
+    return f"needs {required} in {pool_state.pool}; {reservation}{format_unavailable_suffix(details)}{format_team_suffix(details)}."
 
 
-SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
-    "full": full,
-    "kept": kept,
+REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
+    "full": format_full_message,
+    "kept": format_reservation_message,
     "leaving": lambda f, s: (
         f"starts when run {f['for']} has saved its checkpoint and left its device."
     ),
@@ -91,7 +91,7 @@ SENTENCES: dict[str, Callable[[Facts, Scene], str]] = {
     ),
     "behind": lambda f, s: f"{f['ahead']} runs are ahead of it.",
 }
-SOONER: dict[str, str] = {
+HINTS: dict[str, str] = {
     "team_limit": "A run of the team that ends, or an admin who raises the limit.",
     "team_hours": "The next month, or an admin who raises the budget.",
     "user_limit": "A run of its owner that ends, or an admin who raises that limit.",
@@ -103,30 +103,30 @@ SOONER: dict[str, str] = {
 }
 
 
-def words(barrier: Barrier, scene: Scene) -> str:
-    return SENTENCES[barrier.why](barrier.facts, scene)
+def format_block_reason(block: BlockReason, pool_state: PoolState) -> str:
+    return REASON_MESSAGES[block.code](block.details, pool_state)
 
 
-def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
+def get_hint(scheduler: Scheduler, pending: PendingJob, block: BlockReason) -> str:
     """What would let it start sooner, as far as this scene shows."""
-    if barrier.why in SOONER:
-        return SOONER[barrier.why]
-    room = scheduler.most_room
-    if barrier.why == "full" and barrier.facts["idle"] and barrier.facts["taken"]:
+    if block.code in HINTS:
+        return HINTS[block.code]
+    free_bytes = scheduler.max_free_bytes
+    if block.code == "full" and block.details["idle"] and block.details["taken"]:
         return (
             "What those programs hold, once it is free again; a smaller batch, a shorter "
             "length or QLoRA."
         )
     if (
-        barrier.why in ("full", "kept")
-        and request.memory
-        and 0 < room < request.memory
-        and scheduler.scene.most_a_card > 1
+        block.code in ("full", "kept")
+        and pending.memory
+        and 0 < free_bytes < pending.memory
+        and scheduler.pool_state.runs_per_device > 1
     ):
-        return f"With at most {format_bytes(room)} it would fit beside another run now."
-    if request.priority == "background":
+        return f"With at most {format_bytes(free_bytes)} it would fit beside another run now."
+    if pending.priority == "background":
         return "As a normal run it would come before all background runs."
-    if barrier.why in ("full", "kept", "behind") and request.priority == "normal":
+    if block.code in ("full", "kept", "behind") and pending.priority == "normal":
         return (
             "A run there that ends sooner, a pool with a free device, or an admin who makes it "
             "urgent."
@@ -134,37 +134,37 @@ def sooner(scheduler: Scheduler, request: Request, barrier: Barrier) -> str:
     return ""
 
 
-def in_order(scheduler: Scheduler) -> Iterator[Request]:
+def iter_queue_order(scheduler: Scheduler) -> Iterator[PendingJob]:
     """Whoever waits, in the order in which a pass would look at them now: everybody's runs in their
     own order.
     """
     heads = [
-        (scheduler.key_of(requests[0]), 0, line)
-        for line, requests in scheduler.lines.items()
-        if requests
+        (scheduler.get_sort_key(queue[0]), 0, queue_key)
+        for queue_key, queue in scheduler.queues.items()
+        if queue
     ]
     heapq.heapify(heads)
     while heads:
-        _, at, line = heapq.heappop(heads)
-        requests = scheduler.lines[line]
-        yield requests[at]
-        if at + 1 < len(requests):
-            heapq.heappush(heads, (scheduler.key_of(requests[at + 1]), at + 1, line))
+        _, position, queue_key = heapq.heappop(heads)
+        queue = scheduler.queues[queue_key]
+        yield queue[position]
+        if position + 1 < len(queue):
+            heapq.heappush(heads, (scheduler.get_sort_key(queue[position + 1]), position + 1, queue_key))
 
 
-def barriers(scheduler: Scheduler, found: Mapping[int, Barrier]) -> dict[int, tuple[int, Barrier]]:
+def explain_queue(scheduler: Scheduler, block_reasons: Mapping[int, BlockReason]) -> dict[int, tuple[int, BlockReason]]:
     """Place in the queue and barrier of everyone who waits, those included that the pass did not
     reach.
     """
-    told = {}
-    for place, request in enumerate(in_order(scheduler), start=1):
-        barrier = found.get(request.run)
-        if scheduler.scene.held:
-            barrier = Barrier("pool_held")
-        elif not any(card.usable for card in scheduler.cards.values()):
-            barrier = Barrier("no_devices")
-        told[request.run] = (
-            place,
-            barrier or scheduler.limits(request) or Barrier("behind", {"ahead": place - 1}),
+    explained = {}
+    for position, pending in enumerate(iter_queue_order(scheduler), start=1):
+        block = block_reasons.get(pending.run)
+        if scheduler.pool_state.is_on_hold:
+            block = BlockReason("pool_held")
+        elif not any(device.is_schedulable for device in scheduler.devices.values()):
+            block = BlockReason("no_devices")
+        explained[pending.run] = (
+            position,
+            block or scheduler.find_quota_block(pending) or BlockReason("behind", {"ahead": position - 1}),
         )
-    return told
+    return explained

@@ -12,130 +12,130 @@ from datetime import datetime, timedelta
 from django.db.models import Count
 
 from training.gpus import ledger
-from training.gpus.devices import usable
+from training.gpus.devices import is_schedulable
 from training.gpus.models import Allocation, Device, PersonalQuota, Pool, Quota
 from training.gpus.scheduling.state import (
-    LEAVING_SECONDS,
-    MOST_EVICTIONS,
-    NOBODY,
-    Card,
-    Holding,
-    Person,
-    Request,
-    Scene,
-    Share,
+    EVICTION_GRACE_SECONDS,
+    MAX_EVICTIONS_PER_DAY,
+    NO_TEAM,
+    DeviceState,
+    RunningJob,
+    UserUsage,
+    PendingJob,
+    PoolState,
+    TeamQuota,
 )
 
 
-def scene_of(
-    pool: Pool, now: datetime, waiting: Sequence[Request], ends: Mapping[int, float]
-) -> Scene:
+def load_pool_state(
+    pool: Pool, now: datetime, waiting: Sequence[PendingJob], ends: Mapping[int, float]
+) -> PoolState:
     """`ends`: expected end of the runs that hold a device here, in seconds since 1970."""
     devices = Device.objects.filter(pool=pool).select_related("host")
     allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
-    held = {one.device_id for one in allocations}
-    cards = [
-        Card(d.pk, d.total_bytes, usable(d), d.kept_for, taken_of(d, held=d.pk in held))
+    occupied_ids = {one.device_id for one in allocations}
+    device_states = [
+        DeviceState(d.pk, d.total_bytes, is_schedulable(d), d.reserved_for, get_used_by_others(d, is_occupied=d.pk in occupied_ids))
         for d in devices
     ]
-    return Scene(
+    return PoolState(
         pool=pool.name,
-        cards=cards,
-        holdings=holdings_of(allocations, now, ends),
+        devices=device_states,
+        running_jobs=load_running_jobs(allocations, now, ends),
         waiting=waiting,
-        teams={quota.team_id or NOBODY: share for quota, share in shares_of(pool, now)},
-        people=people_of(pool, now),
-        most_a_card=pool.runs_per_device,
-        shortest=pool.shortest_seconds,
-        held=pool.held,
+        teams={quota.team_id or NO_TEAM: team_quota for quota, team_quota in load_team_quotas(pool, now)},
+        people=load_user_usage(pool, now),
+        runs_per_device=pool.runs_per_device,
+        min_run_seconds=pool.min_run_seconds,
+        is_on_hold=pool.is_on_hold,
         now=now.timestamp(),
     )
 
 
-def taken_of(device: Device, *, held: bool) -> int:
+def get_used_by_others(device: Device, *, is_occupied: bool) -> int:
     """What others than runs hold of a device: all that is in use, or was when the first of its runs
     came.
     """
-    return device.idle_bytes + device.answering_bytes if held else device.used_bytes
+    return device.baseline_bytes + device.inference_bytes if is_occupied else device.used_bytes
 
 
-def bounds_of(pool: Pool, team: int) -> Scene:
+def load_static_limits(pool: Pool, team: int) -> PoolState:
     """Only what decides whether a run could ever start: the devices, and the team's quota."""
-    cards = [Card(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)]
+    device_states = [DeviceState(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)]
     quota = Quota.objects.filter(pool=pool, team=team or None).select_related("team").first()
-    return Scene(pool.name, cards, teams={team: share_of(quota, 0.0)} if quota else {})
+    return PoolState(pool.name, device_states, teams={team: build_team_quota(quota, 0.0)} if quota else {})
 
 
-def holdings_of(
+def load_running_jobs(
     allocations: Sequence[Allocation], now: datetime, ends: Mapping[int, float]
-) -> list[Holding]:
-    stopped = Allocation.objects.filter(
+) -> list[RunningJob]:
+    recent_evictions = Allocation.objects.filter(
         run_id__in=[a.run_id for a in allocations], evicted_at__gt=now - timedelta(days=1)
     )
-    times = {
-        row["run_id"]: row["times"] for row in stopped.values("run_id").annotate(times=Count("pk"))
+    eviction_counts = {
+        row["run_id"]: row["times"] for row in recent_evictions.values("run_id").annotate(times=Count("pk"))
     }
     return [
-        Holding(
+        RunningJob(
             run=one.run_id,
-            card=one.device_id,
-            team=one.team_id or NOBODY,
+            device_id=one.device_id,
+            team=one.team_id or NO_TEAM,
             user=one.user_id,
             started=one.started_at.timestamp(),
             memory=one.reserved_bytes,
             priority=one.priority,
-            ends=now.timestamp() + LEAVING_SECONDS
+            expected_end=now.timestamp() + EVICTION_GRACE_SECONDS
             if one.evicted_at
             else ends.get(one.run_id, math.inf),
-            leaving=one.evicted_at is not None,
-            spared=times.get(one.run_id, 0) >= MOST_EVICTIONS,
+            is_evicting=one.evicted_at is not None,
+            is_protected=eviction_counts.get(one.run_id, 0) >= MAX_EVICTIONS_PER_DAY,
         )
         for one in allocations
     ]
 
 
-def shares_of(pool: Pool, now: datetime) -> list[tuple[Quota, Share]]:
+def load_team_quotas(pool: Pool, now: datetime) -> list[tuple[Quota, TeamQuota]]:
     quotas = list(Quota.objects.filter(pool=pool).select_related("team"))
-    counted = any(seconds_left(quota, 0.0) is not None for quota in quotas)
-    used = ledger.used_this_month("team_id", now, device__pool=pool) if counted else {}
-    return [(quota, share_of(quota, used.get(quota.team_id, 0.0))) for quota in quotas]
+    has_hard_budget = any(get_seconds_left(quota, 0.0) is not None for quota in quotas)
+    used = ledger.used_this_month("team_id", now, device__pool=pool) if has_hard_budget else {}
+    return [(quota, build_team_quota(quota, used.get(quota.team_id, 0.0))) for quota in quotas]
 
 
-def share_of(quota: Quota, used: float) -> Share:
-    return Share(
+def build_team_quota(quota: Quota, used: float) -> TeamQuota:
+    return TeamQuota(
         name=quota.team.name if quota.team else "no team",
         guaranteed=quota.guaranteed,
         limit=quota.limit,
         weight=quota.weight,
-        seconds_left=seconds_left(quota, used),
-        most_memory=quota.most_bytes,
-        held=quota.on_hold,
+        seconds_left=get_seconds_left(quota, used),
+        max_bytes=quota.max_bytes,
+        is_on_hold=quota.is_on_hold,
     )
 
 
-def seconds_left(quota: Quota | PersonalQuota, used: float) -> float | None:
+def get_seconds_left(quota: Quota | PersonalQuota, used: float) -> float | None:
     """Of a hard budget; None where there is none, or only a warning."""
     return (
-        3600 * quota.hours_a_month - used
-        if quota.hard and quota.hours_a_month is not None
+        3600 * quota.hours_per_month - used
+        if quota.is_hard_budget and quota.hours_per_month is not None
         else None
     )
 
 
-def people_of(pool: Pool, now: datetime) -> dict[int, Person]:
+def load_user_usage(pool: Pool, now: datetime) -> dict[int, UserUsage]:
     """What each person used of late, and their own limits; these hold over all pools."""
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
-    of_late = ledger.used_of_late(now)
-    counted = any(seconds_left(quota, 0.0) is not None for quota in quotas.values())
-    used = ledger.used_this_month("user_id", now) if counted else {}
-    elsewhere = Counter(
+    recent_usage = ledger.compute_decayed_usage(now)
+    has_hard_budget = any(get_seconds_left(quota, 0.0) is not None for quota in quotas.values())
+    used = ledger.used_this_month("user_id", now) if has_hard_budget else {}
+    elsewhere_counts = Counter(
         Allocation.objects.filter(released_at=None)
         .exclude(device__pool=pool)
         .values_list("user", flat=True)
     )
-    found = {}
-    for user in {*quotas, *of_late}:
+    usage_by_user = {}
+    for user in {*quotas, *recent_usage}:
         quota = quotas.get(user) or PersonalQuota()
-        left = seconds_left(quota, used.get(user, 0.0))
-        found[user] = Person(quota.running, elsewhere[user], left, of_late.get(user, 0.0))
-    return found
+        remaining_seconds = get_seconds_left(quota, used.get(user, 0.0))
+        usage_by_user[user] = UserUsage(quota.max_running, elsewhere_counts[user], remaining_seconds, recent_usage.get(user, 0.0))
+    return usage_by_user

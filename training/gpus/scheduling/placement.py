@@ -10,163 +10,163 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training.gpus.scheduling.state import Card, Holding, Request, Scene
+from training.gpus.scheduling.state import DeviceState, RunningJob, PendingJob, PoolState
 
 
-class Board:
+class PlacementState:
     """A scene whose runs come and go."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.cards = {card.id: card for card in scene.cards}
-        self.on: dict[int, list[Holding]] = {card.id: [] for card in scene.cards}
-        self.where: dict[int, Holding] = {}
+    def __init__(self, pool_state: PoolState) -> None:
+        self.pool_state = pool_state
+        self.devices = {device.id: device for device in pool_state.devices}
+        self.jobs_on: dict[int, list[RunningJob]] = {device.id: [] for device in pool_state.devices}
+        self.running_jobs: dict[int, RunningJob] = {}
         # Of a team: what counts against its guarantee
-        self.running: dict[int, int] = defaultdict(int)
-        self.background: dict[int, int] = defaultdict(int)
-        self.of_user: dict[int, int] = defaultdict(int)
+        self.team_running: dict[int, int] = defaultdict(int)
+        self.team_background: dict[int, int] = defaultdict(int)
+        self.user_running: dict[int, int] = defaultdict(int)
         # Device-seconds that running runs will still take
-        self.committed: dict[tuple[str, int], float] = defaultdict(float)
-        self.open: list[
+        self.committed_seconds: dict[tuple[str, int], float] = defaultdict(float)
+        self.open_devices: list[
             tuple[int, int]
         ] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
-        self.entry: dict[int, tuple[int, int]] = {}
-        self.known_ends: dict[int, dict[int | None, float]] = {}
-        usable = [card.room for card in scene.cards if card.usable]
-        self.usable = len(usable)  # devices
-        self._idle: list[int] | None = None
-        self.smallest, self.largest = (
-            min(usable, default=0),
-            max((card.memory for card in scene.cards), default=0),
+        self.open_entries: dict[int, tuple[int, int]] = {}
+        self.available_at_cache: dict[int, dict[int | None, float]] = {}
+        schedulable_bytes = [device.free_bytes for device in pool_state.devices if device.is_schedulable]
+        self.num_schedulable = len(schedulable_bytes)  # devices
+        self._idle_used_bytes: list[int] | None = None
+        self.smallest_device_bytes, self.largest_device_bytes = (
+            min(schedulable_bytes, default=0),
+            max((device.total_bytes for device in pool_state.devices), default=0),
         )
-        self.kept_by = {card.kept_for: card.id for card in scene.cards if card.kept_for is not None}
-        for held in scene.holdings:
-            self.take(held, since=scene.now)
-        for card in scene.cards:
-            self.look_again(card.id)
+        self.reserved_devices = {device.reserved_for: device.id for device in pool_state.devices if device.reserved_for is not None}
+        for job in pool_state.running_jobs:
+            self.add_job(job, since=pool_state.now)
+        for device in pool_state.devices:
+            self.reindex_device(device.id)
 
-    def take(self, held: Holding, since: float) -> None:
+    def add_job(self, job: RunningJob, since: float) -> None:
         """`since`: from when on its time is not in the ledger yet."""
-        self.on[held.card].append(held)
-        self._idle = None
-        self.where[held.run] = held
-        counts = self.background if held.priority == "background" else self.running
-        counts[held.team] += 1
-        self.of_user[held.user] += 1
-        left = held.ends - since
-        if left < math.inf:
-            self.committed["team", held.team] += max(0.0, left)
-            self.committed["user", held.user] += max(0.0, left)
+        self.jobs_on[job.device_id].append(job)
+        self._idle_used_bytes = None
+        self.running_jobs[job.run] = job
+        counts = self.team_background if job.priority == "background" else self.team_running
+        counts[job.team] += 1
+        self.user_running[job.user] += 1
+        remaining = job.expected_end - since
+        if remaining < math.inf:
+            self.committed_seconds["team", job.team] += max(0.0, remaining)
+            self.committed_seconds["user", job.user] += max(0.0, remaining)
 
-    def gone(self, run: int) -> Holding:
+    def remove_job(self, run: int) -> RunningJob:
         """A run has left its device."""
-        held = self.where.pop(run)
-        self.on[held.card].remove(held)
-        self._idle = None
-        counts = self.background if held.priority == "background" else self.running
-        counts[held.team] -= 1
-        self.of_user[held.user] -= 1
-        self.look_again(held.card)
-        return held
+        job = self.running_jobs.pop(run)
+        self.jobs_on[job.device_id].remove(job)
+        self._idle_used_bytes = None
+        counts = self.team_background if job.priority == "background" else self.team_running
+        counts[job.team] -= 1
+        self.user_running[job.user] -= 1
+        self.reindex_device(job.device_id)
+        return job
 
-    def room(self, card: int) -> int:
-        return self.cards[card].room - sum(
-            held.memory or self.cards[card].memory for held in self.on[card]
+    def get_free_bytes(self, device_id: int) -> int:
+        return self.devices[device_id].free_bytes - sum(
+            job.memory or self.devices[device_id].total_bytes for job in self.jobs_on[device_id]
         )
 
-    def fits(
-        self, request: Request, card: int, *, without: Iterable[Holding] = (), beside: int = 0
+    def can_place(
+        self, pending: PendingJob, device_id: int, *, without: Iterable[RunningJob] = (), reserved_bytes: int = 0
     ) -> bool:
         """Whether a device takes this run, once `without` are gone and with `beside` bytes kept
         free.
         """
-        gone = set(without)
-        there = [held for held in self.on[card] if held not in gone]
-        if not there and not beside:
-            return request.memory is None or request.memory <= self.cards[card].room
-        if request.memory is None or any(held.memory is None for held in there):
+        excluded = set(without)
+        current_jobs = [job for job in self.jobs_on[device_id] if job not in excluded]
+        if not current_jobs and not reserved_bytes:
+            return pending.memory is None or pending.memory <= self.devices[device_id].free_bytes
+        if pending.memory is None or any(job.memory is None for job in current_jobs):
             return False
-        taken = sum(held.memory or 0 for held in there) + beside
+        used_bytes = sum(job.memory or 0 for job in current_jobs) + reserved_bytes
         return (
-            len(there) + bool(beside) < self.scene.most_a_card
-            and taken + request.memory <= self.cards[card].room
+            len(current_jobs) + bool(reserved_bytes) < self.pool_state.runs_per_device
+            and used_bytes + pending.memory <= self.devices[device_id].free_bytes
         )
 
-    def tell_to_leave(self, card: int, victims: Iterable[Holding], keep_for: int) -> None:
-        going = set(victims)
-        self.on[card] = [
-            replace(held, leaving=True) if held in going else held for held in self.on[card]
+    def mark_evicting(self, device_id: int, victims: Iterable[RunningJob], reserve_for: int) -> None:
+        victim_set = set(victims)
+        self.jobs_on[device_id] = [
+            replace(job, is_evicting=True) if job in victim_set else job for job in self.jobs_on[device_id]
         ]
-        self.where |= {held.run: held for held in self.on[card]}
-        self.cards[card] = replace(self.cards[card], kept_for=keep_for)
-        self.kept_by[keep_for] = card
-        self.look_again(card)
+        self.running_jobs |= {job.run: job for job in self.jobs_on[device_id]}
+        self.devices[device_id] = replace(self.devices[device_id], reserved_for=reserve_for)
+        self.reserved_devices[reserve_for] = device_id
+        self.reindex_device(device_id)
 
-    def free_at(self, request: Request, card: Card) -> float:
+    def estimate_available_at(self, pending: PendingJob, device: DeviceState) -> float:
         """When enough of the runs on a device should have ended for this one. Kept until the device
         changes.
         """
-        known = self.known_ends[card.id]
-        if request.memory not in known:
-            known[request.memory] = self._free_at(request, card)
-        return known[request.memory]
+        cached = self.available_at_cache[device.id]
+        if pending.memory not in cached:
+            cached[pending.memory] = self._compute_available_at(pending, device)
+        return cached[pending.memory]
 
-    def _free_at(self, request: Request, card: Card) -> float:
-        there = sorted(self.on[card.id], key=lambda held: held.ends)
-        if not there:
+    def _compute_available_at(self, pending: PendingJob, device: DeviceState) -> float:
+        current_jobs = sorted(self.jobs_on[device.id], key=lambda job: job.expected_end)
+        if not current_jobs:
             return -math.inf
-        if request.memory is None or self.scene.most_a_card == 1:
-            return there[-1].ends
-        room, left = self.room(card.id), len(there)
-        for held in there:
-            room, left = room + (held.memory or card.memory), left - 1
-            if room >= request.memory and left < self.scene.most_a_card:
-                return held.ends
+        if pending.memory is None or self.pool_state.runs_per_device == 1:
+            return current_jobs[-1].expected_end
+        free_bytes, num_remaining = self.get_free_bytes(device.id), len(current_jobs)
+        for job in current_jobs:
+            free_bytes, num_remaining = free_bytes + (job.memory or device.total_bytes), num_remaining - 1
+            if free_bytes >= pending.memory and num_remaining < self.pool_state.runs_per_device:
+                return job.expected_end
         return math.inf
 
-    def numbers(self, request: Request) -> dict[str, float | int | str]:
+    def get_capacity_details(self, pending: PendingJob) -> dict[str, float | int | str]:
         """What a sentence about a missing device tells."""
-        empty = self.taken_of_idle()
+        idle_used_bytes = self.get_idle_used_bytes()
         return {
-            "needs": request.memory or 0,
-            "devices": self.usable,
-            "idle": len(empty),
-            "taken": min(empty, default=0),
-            "unusable": len(self.cards) - self.usable,
-            "team": self.scene.share(request.team).name,
-            "holds": self.running[request.team] + self.background[request.team],
-            "guaranteed": self.scene.share(request.team).guaranteed,
+            "needs": pending.memory or 0,
+            "devices": self.num_schedulable,
+            "idle": len(idle_used_bytes),
+            "taken": min(idle_used_bytes, default=0),
+            "unusable": len(self.devices) - self.num_schedulable,
+            "team": self.pool_state.quota_for(pending.team).name,
+            "holds": self.team_running[pending.team] + self.team_background[pending.team],
+            "guaranteed": self.pool_state.quota_for(pending.team).guaranteed,
         }
 
-    def taken_of_idle(self) -> list[int]:
+    def get_idle_used_bytes(self) -> list[int]:
         """What other programs hold of each device that no run is on; kept until a run comes or
         goes, for every barrier asks.
         """
-        if self._idle is None:
-            self._idle = [
-                card.taken for card in self.cards.values() if card.usable and not self.on[card.id]
+        if self._idle_used_bytes is None:
+            self._idle_used_bytes = [
+                device.used_by_others for device in self.devices.values() if device.is_schedulable and not self.jobs_on[device.id]
             ]
-        return self._idle
+        return self._idle_used_bytes
 
-    def look_again(self, card: int) -> None:
+    def reindex_device(self, device_id: int) -> None:
         """Put a device where it belongs among the open ones, or take it out."""
-        self.known_ends[card] = {}
-        old = self.entry.pop(card, None)
-        if old is not None:
-            del self.open[bisect.bisect_left(self.open, old)]
-        if self.has_place(card):
-            self.entry[card] = (self.room(card), card)
-            bisect.insort(self.open, self.entry[card])
+        self.available_at_cache[device_id] = {}
+        old_entry = self.open_entries.pop(device_id, None)
+        if old_entry is not None:
+            del self.open_devices[bisect.bisect_left(self.open_devices, old_entry)]
+        if self.has_slot(device_id):
+            self.open_entries[device_id] = (self.get_free_bytes(device_id), device_id)
+            bisect.insort(self.open_devices, self.open_entries[device_id])
 
     @property
-    def most_room(self) -> int:
+    def max_free_bytes(self) -> int:
         """Bytes on the emptiest device."""
-        return self.open[-1][0] if self.open else -1
+        return self.open_devices[-1][0] if self.open_devices else -1
 
-    def has_place(self, card: int) -> bool:
-        there = self.on[card]
-        if not self.cards[card].usable:
+    def has_slot(self, device_id: int) -> bool:
+        current_jobs = self.jobs_on[device_id]
+        if not self.devices[device_id].is_schedulable:
             return False
-        return not there or (
-            len(there) < self.scene.most_a_card and all(held.memory is not None for held in there)
+        return not current_jobs or (
+            len(current_jobs) < self.pool_state.runs_per_device and all(job.memory is not None for job in current_jobs)
         )

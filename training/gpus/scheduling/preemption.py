@@ -8,61 +8,61 @@ nobody in turn: no two runs can chase each other (Kueue #3779).
 
 from __future__ import annotations
 
-from training.gpus.scheduling.placement import Board
-from training.gpus.scheduling.state import Holding, Request
+from training.gpus.scheduling.placement import PlacementState
+from training.gpus.scheduling.state import RunningJob, PendingJob
 
 
-def victims_for(board: Board, request: Request, now: float) -> tuple[int, list[Holding]] | None:
+def victims_for(placement: PlacementState, pending: PendingJob, now: float) -> tuple[int, list[RunningJob]] | None:
     """The device and the runs that leave it; None where nobody can be asked to."""
-    loose = removable(board, now)
-    best: tuple[tuple[float, ...], int, list[Holding]] | None = None
-    for card in board.cards.values():
-        if not card.usable or card.kept_for is not None:
+    preemptible = find_preemptible(placement, now)
+    best: tuple[tuple[float, ...], int, list[RunningJob]] | None = None
+    for device in placement.devices.values():
+        if not device.is_schedulable or device.reserved_for is not None:
             continue
-        going: list[Holding] = []
-        for held in sorted((h for h in board.on[card.id] if h.run in loose), key=_readiness):
-            if board.fits(request, card.id, without=going):
+        victims: list[RunningJob] = []
+        for job in sorted((h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order):
+            if placement.can_place(pending, device.id, without=victims):
                 break
-            going.append(held)
-        if not going or not board.fits(request, card.id, without=going):
+            victims.append(job)
+        if not victims or not placement.can_place(pending, device.id, without=victims):
             continue
-        for held in list(going):  # one that the others made needless stays
-            rest = [other for other in going if other is not held]
-            if board.fits(request, card.id, without=rest):
-                going = rest
+        for job in list(victims):  # one that the others made needless stays
+            rest = [other for other in victims if other is not job]
+            if placement.can_place(pending, device.id, without=rest):
+                victims = rest
         cost = (
-            len(going),
-            sum(h.priority != "background" for h in going),
-            -min(h.started for h in going),
+            len(victims),
+            sum(h.priority != "background" for h in victims),
+            -min(h.started for h in victims),
         )
         if best is None or cost < best[0]:
-            best = (cost, card.id, going)
+            best = (cost, device.id, victims)
     return (best[1], best[2]) if best else None
 
 
-def removable(board: Board, now: float) -> set[int]:
+def find_preemptible(placement: PlacementState, now: float) -> set[int]:
     """Runs that may be told to leave: background ones, and of each team the newest beyond its
     guarantee.
     """
-    by_team: dict[int, list[Holding]] = {}
-    found = set()
-    for held in board.where.values():
-        if held.leaving or held.priority == "urgent":
+    by_team: dict[int, list[RunningJob]] = {}
+    preemptible = set()
+    for job in placement.running_jobs.values():
+        if job.is_evicting or job.priority == "urgent":
             continue
-        if held.priority == "background":
-            found.add(held.run)
+        if job.priority == "background":
+            preemptible.add(job.run)
         else:
-            by_team.setdefault(held.team, []).append(held)
-    for team, holdings in by_team.items():
-        staying = sum(h.team == team and h.priority == "urgent" for h in board.where.values())
-        spare = len(holdings) + staying - board.scene.share(team).guaranteed
-        found |= {held.run for held in sorted(holdings, key=lambda h: -h.started)[: max(0, spare)]}
+            by_team.setdefault(job.team, []).append(job)
+    for team, jobs in by_team.items():
+        urgent_count = sum(h.team == team and h.priority == "urgent" for h in placement.running_jobs.values())
+        num_excess = len(jobs) + urgent_count - placement.pool_state.quota_for(team).guaranteed
+        preemptible |= {job.run for job in sorted(jobs, key=lambda h: -h.started)[: max(0, num_excess)]}
     return {
         run
-        for run in found
-        if not board.where[run].spared and now - board.where[run].started >= board.scene.shortest
+        for run in preemptible
+        if not placement.running_jobs[run].is_protected and now - placement.running_jobs[run].started >= placement.pool_state.min_run_seconds
     }
 
 
-def _readiness(held: Holding) -> tuple[bool, float]:
-    return (held.priority != "background", -held.started)
+def _eviction_order(job: RunningJob) -> tuple[bool, float]:
+    return (job.priority != "background", -job.started)

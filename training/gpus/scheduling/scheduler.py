@@ -15,279 +15,279 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from training.gpus.scheduling.placement import Board
+from training.gpus.scheduling.placement import PlacementState
 from training.gpus.scheduling.preemption import victims_for
-from training.gpus.scheduling.state import CLASSES, Barrier, Decision, Holding, Request, Scene
+from training.gpus.scheduling.state import PRIORITIES, BlockReason, Decision, RunningJob, PendingJob, PoolState
 
 # Runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
-MOST_EXAMINED = 200
-Line = tuple[int, int]  # team and user: their runs in the order in which they want them
+MAX_EXAMINED = 200
+QueueKey = tuple[int, int]  # team and user: their runs in the order in which they want them
 
 
 @dataclass(frozen=True)
-class Kept:
+class Reservation:
     """The device that waits for the head of the queue, and from when."""
 
-    request: Request
-    card: int
-    at: float
+    pending: PendingJob
+    device_id: int
+    available_at: float
 
 
-class Scheduler(Board):
+class Scheduler(PlacementState):
     """A scene that moves: `admit` starts runs, `release` ends them."""
 
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
-        self.charged: dict[int, float] = defaultdict(float)
-        self.kept: Kept | None = None
-        self.lines: dict[Line, list[Request]] = defaultdict(list)
-        self.at: dict[Line, int] = defaultdict(int)  # how far a pass has come in each
-        self.heap: list[tuple[tuple[float, ...], int, Line]] = []
-        self.version: dict[Line, int] = defaultdict(int)
-        self.lines_of: dict[int, set[Line]] = defaultdict(set)
-        self.requests = {request.run: request for request in scene.waiting}
-        for request in scene.waiting:
-            line = (request.team, request.user)
-            self.lines[line].append(request)
-            self.lines_of[request.team].add(line)
-        self.needs = sorted(self.need(request) for request in scene.waiting)
-        for line, requests in self.lines.items():
-            requests.sort(key=lambda r: r.rank)
-            self._push(line)
+    def __init__(self, pool_state: PoolState) -> None:
+        super().__init__(pool_state)
+        self.charged_seconds: dict[int, float] = defaultdict(float)
+        self.reservation: Reservation | None = None
+        self.queues: dict[QueueKey, list[PendingJob]] = defaultdict(list)
+        self.positions: dict[QueueKey, int] = defaultdict(int)  # how far a pass has come in each
+        self.heap: list[tuple[tuple[float, ...], int, QueueKey]] = []
+        self.versions: dict[QueueKey, int] = defaultdict(int)
+        self.team_queues: dict[int, set[QueueKey]] = defaultdict(set)
+        self.pending_jobs = {pending.run: pending for pending in pool_state.waiting}
+        for pending in pool_state.waiting:
+            queue_key = (pending.team, pending.user)
+            self.queues[queue_key].append(pending)
+            self.team_queues[pending.team].add(queue_key)
+        self.required_sizes = sorted(self.get_required_bytes(pending) for pending in pool_state.waiting)
+        for queue_key, queue in self.queues.items():
+            queue.sort(key=lambda r: r.sort_key)
+            self._push_queue(queue_key)
 
     # -- one pass
 
-    def admit(self, now: float, *, evict: bool = True, depth: int = MOST_EXAMINED) -> Decision:
+    def admit_jobs(self, now: float, *, evict: bool = True, depth: int = MAX_EXAMINED) -> Decision:
         """Start what may start at `now`; at most `depth` runs that find no device are looked at.
 
         With `evict`, say who must make room for runs inside their team's guarantee.
         """
-        made = Decision()
-        self.kept = None
-        aside: set[Line] = set()
-        looked = 0
+        decision = Decision()
+        self.reservation = None
+        visited: set[QueueKey] = set()
+        num_examined = 0
         while (
-            self.heap and looked < depth and (evict or self.somebody_fits()) and not self.scene.held
+            self.heap and num_examined < depth and (evict or self.can_any_fit()) and not self.pool_state.is_on_hold
         ):
-            line = self._pop()
-            if line is None:
+            queue_key = self._pop_queue()
+            if queue_key is None:
                 break
-            aside.add(line)
-            request = self.lines[line][self.at[line]]
-            barrier = self.limits(request)
-            if barrier is not None and barrier.why != "pause":
-                self._give_up_kept(request, made)
-            if barrier is None:
-                card = self.place(request, now)
-                if card is not None:
-                    made.starts.append(self.start(request, card, now))
+            visited.add(queue_key)
+            pending = self.queues[queue_key][self.positions[queue_key]]
+            block = self.find_quota_block(pending)
+            if block is not None and block.code != "pause":
+                self._release_reservation(pending, decision)
+            if block is None:
+                device_id = self.find_device(pending, now)
+                if device_id is not None:
+                    decision.starts.append(self.start_job(pending, device_id, now))
                     continue
-                barrier = self._no_room(request, now, made, evict)
-                looked += 1
-            made.barriers[request.run] = barrier
-            if not barrier.why.startswith(("team", "user")):  # else none of this line can start
-                self.at[line] += 1  # the next of them comes in when it is its turn
-                self._push(line)
-        for line in aside:
-            self.at[line] = 0
-            self._push(line)
-        return made
+                block = self._evict_or_reserve(pending, now, decision, evict)
+                num_examined += 1
+            decision.block_reasons[pending.run] = block
+            if not block.code.startswith(("team", "user")):  # else none of this line can start
+                self.positions[queue_key] += 1  # the next of them comes in when it is its turn
+                self._push_queue(queue_key)
+        for queue_key in visited:
+            self.positions[queue_key] = 0
+            self._push_queue(queue_key)
+        return decision
 
-    def somebody_fits(self) -> bool:
+    def can_any_fit(self) -> bool:
         """Whether the smallest of those who wait finds room on the emptiest device; without, a pass
         has nothing to do.
         """
-        return bool(self.needs) and self.needs[0] <= self.most_room
+        return bool(self.required_sizes) and self.required_sizes[0] <= self.max_free_bytes
 
-    def start(self, request: Request, card: int, now: float) -> Holding:
-        held = Holding(
-            request.run,
-            card,
-            request.team,
-            request.user,
+    def start_job(self, pending: PendingJob, device_id: int, now: float) -> RunningJob:
+        job = RunningJob(
+            pending.run,
+            device_id,
+            pending.team,
+            pending.user,
             now,
-            request.memory,
-            request.priority,
-            now + request.seconds,
+            pending.memory,
+            pending.priority,
+            now + pending.seconds,
         )
-        self.lines[request.team, request.user].remove(request)
-        del self.needs[bisect.bisect_left(self.needs, self.need(request))]
-        self.take(held, since=now)
+        self.queues[pending.team, pending.user].remove(pending)
+        del self.required_sizes[bisect.bisect_left(self.required_sizes, self.get_required_bytes(pending))]
+        self.add_job(job, since=now)
         # The entry is charged at once
-        self.charged[request.user] += request.seconds if request.seconds < math.inf else 3600.0
-        if self.cards[card].kept_for == request.run:
-            self.cards[card] = replace(self.cards[card], kept_for=None)
-            del self.kept_by[request.run]
-        self.look_again(card)
-        self._touch(request.team)
-        return held
+        self.charged_seconds[pending.user] += pending.seconds if pending.seconds < math.inf else 3600.0
+        if self.devices[device_id].reserved_for == pending.run:
+            self.devices[device_id] = replace(self.devices[device_id], reserved_for=None)
+            del self.reserved_devices[pending.run]
+        self.reindex_device(device_id)
+        self._reorder_team(pending.team)
+        return job
 
-    def release(self, run: int) -> None:
-        held = self.gone(run)
-        self._touch(held.team)
+    def release_job(self, run: int) -> None:
+        job = self.remove_job(run)
+        self._reorder_team(job.team)
 
     # -- what may be
 
-    def limits(self, request: Request) -> Barrier | None:
+    def find_quota_block(self, pending: PendingJob) -> BlockReason | None:
         """What forbids this run to start, however many devices are free."""
-        share, person = self.scene.share(request.team), self.scene.person(request.user)
-        holds = (
-            self.running[request.team]
-            + self.background[request.team]
-            + self.promised(request, "team")
+        quota, usage = self.pool_state.quota_for(pending.team), self.pool_state.usage_for(pending.user)
+        team_count = (
+            self.team_running[pending.team]
+            + self.team_background[pending.team]
+            + self.count_reserved(pending, "team")
         )
-        mine = person.elsewhere + self.of_user[request.user] + self.promised(request, "user")
-        limit, most = share.limit, person.running
-        will_take = self.committed["team", request.team], self.committed["user", request.user]
+        user_count = usage.running_elsewhere + self.user_running[pending.user] + self.count_reserved(pending, "user")
+        team_limit, user_limit = quota.limit, usage.max_running
+        committed = self.committed_seconds["team", pending.team], self.committed_seconds["user", pending.user]
         checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
-            (share.held, "team_held", {"team": share.name}),
+            (quota.is_on_hold, "team_held", {"team": quota.name}),
             (
-                limit is not None and holds >= limit,
+                team_limit is not None and team_count >= team_limit,
                 "team_limit",
-                {"team": share.name, "holds": holds, "limit": limit or 0},
+                {"team": quota.name, "holds": team_count, "limit": team_limit or 0},
             ),
             (
-                share.seconds_left is not None and share.seconds_left <= will_take[0],
+                quota.seconds_left is not None and quota.seconds_left <= committed[0],
                 "team_hours",
-                {"team": share.name},
+                {"team": quota.name},
             ),
-            (most is not None and mine >= most, "user_limit", {"holds": mine, "limit": most or 0}),
+            (user_limit is not None and user_count >= user_limit, "user_limit", {"holds": user_count, "limit": user_limit or 0}),
             (
-                person.seconds_left is not None and person.seconds_left <= will_take[1],
+                usage.seconds_left is not None and usage.seconds_left <= committed[1],
                 "user_hours",
                 {},
             ),
-            (not request.due, "pause", {}),
+            (not pending.is_due, "pause", {}),
         )
         return next(
-            (Barrier(why, facts) for broken, why, facts in checks if broken), None
-        ) or self.never(request)
+            (BlockReason(code, details) for is_blocked, code, details in checks if is_blocked), None
+        ) or self.find_permanent_block(pending)
 
-    def never(self, request: Request) -> Barrier | None:
+    def find_permanent_block(self, pending: PendingJob) -> BlockReason | None:
         """What would forbid it on an empty pool, too."""
-        most = self.scene.share(request.team).most_memory
-        need = self.need(request)
-        if most is not None and need > most:
-            return Barrier("most_memory", {"needs": need, "most": most})
-        if self.scene.cards and need > self.largest:
-            return Barrier("never_fits", {"needs": need, "largest": self.largest})
+        max_bytes = self.pool_state.quota_for(pending.team).max_bytes
+        required_bytes = self.get_required_bytes(pending)
+        if max_bytes is not None and required_bytes > max_bytes:
+            return BlockReason("most_memory", {"needs": required_bytes, "most": max_bytes})
+        if self.pool_state.devices and required_bytes > self.largest_device_bytes:
+            return BlockReason("never_fits", {"needs": required_bytes, "largest": self.largest_device_bytes})
         return None
 
-    def inside(self, request: Request) -> bool:
+    def is_within_guarantee(self, pending: PendingJob) -> bool:
         """Whether this run would be inside its team's guarantee; background never is."""
-        holds = self.running[request.team] + self.promised(request, "team")
+        team_count = self.team_running[pending.team] + self.count_reserved(pending, "team")
         return (
-            request.priority != "background" and holds < self.scene.share(request.team).guaranteed
+            pending.priority != "background" and team_count < self.pool_state.quota_for(pending.team).guaranteed
         )
 
-    def promised(self, request: Request, whose: str) -> int:
+    def count_reserved(self, pending: PendingJob, owner_field: str) -> int:
         """Devices that are kept for other waiting runs of the same team or user: as good as
         held.
         """
-        mine = getattr(request, whose)
+        owner_id = getattr(pending, owner_field)
         others = (
-            self.requests[run]
-            for run in self.kept_by
-            if run != request.run and run in self.requests
+            self.pending_jobs[run]
+            for run in self.reserved_devices
+            if run != pending.run and run in self.pending_jobs
         )
-        return sum(getattr(other, whose) == mine for other in others)
+        return sum(getattr(other, owner_field) == owner_id for other in others)
 
-    def place(self, request: Request, now: float) -> int | None:
+    def find_device(self, pending: PendingJob, now: float) -> int | None:
         """The device with the least room left that takes this run."""
-        mine = self.kept_by.get(request.run)
-        if mine is not None:
-            return mine if self.cards[mine].usable and self.fits(request, mine) else None
-        for _, card in self.open[bisect.bisect_left(self.open, (self.need(request), -1)) :]:
-            if self.cards[card].kept_for is not None or not self.fits(request, card):
+        reserved_device_id = self.reserved_devices.get(pending.run)
+        if reserved_device_id is not None:
+            return reserved_device_id if self.devices[reserved_device_id].is_schedulable and self.can_place(pending, reserved_device_id) else None
+        for _, device_id in self.open_devices[bisect.bisect_left(self.open_devices, (self.get_required_bytes(pending), -1)) :]:
+            if self.devices[device_id].reserved_for is not None or not self.can_place(pending, device_id):
                 continue
-            if self.kept is None or self.kept.card != card or self._spares(self.kept, request, now):
-                return card
+            if self.reservation is None or self.reservation.device_id != device_id or self._can_backfill(self.reservation, pending, now):
+                return device_id
         return None
 
-    def need(self, request: Request) -> int:
+    def get_required_bytes(self, pending: PendingJob) -> int:
         """Room that it needs at least; one without a forecast needs a device that nobody is on."""
-        return request.memory if request.memory is not None else self.smallest
+        return pending.memory if pending.memory is not None else self.smallest_device_bytes
 
     # -- inside
 
-    def _no_room(self, request: Request, now: float, made: Decision, evict: bool) -> Barrier:
-        coming = self.kept_by.get(request.run)
-        if coming is not None:
-            leaving = ", ".join(str(held.run) for held in self.on[coming])
-            return Barrier("leaving", {"for": leaving}) if leaving else Barrier("checked")
-        if evict and (self.inside(request) or request.priority == "urgent"):
-            found = victims_for(self, request, now)
-            if found is not None:
-                card, victims = found
-                made.evictions |= {held.run: request.run for held in victims}
-                self.tell_to_leave(card, victims, request.run)
-                return Barrier("leaving", {"for": ", ".join(str(held.run) for held in victims)})
-        if self.kept is None:
-            self.kept = self._keep_one(request, now)
+    def _evict_or_reserve(self, pending: PendingJob, now: float, decision: Decision, evict: bool) -> BlockReason:
+        reserved_device_id = self.reserved_devices.get(pending.run)
+        if reserved_device_id is not None:
+            evicting_runs = ", ".join(str(job.run) for job in self.jobs_on[reserved_device_id])
+            return BlockReason("leaving", {"for": evicting_runs}) if evicting_runs else BlockReason("checked")
+        if evict and (self.is_within_guarantee(pending) or pending.priority == "urgent"):
+            eviction_plan = victims_for(self, pending, now)
+            if eviction_plan is not None:
+                device_id, victims = eviction_plan
+                decision.evictions |= {job.run: pending.run for job in victims}
+                self.mark_evicting(device_id, victims, pending.run)
+                return BlockReason("leaving", {"for": ", ".join(str(job.run) for job in victims)})
+        if self.reservation is None:
+            self.reservation = self._reserve_for_head(pending, now)
         if (
-            self.kept is None
-            or self.kept.request.run == request.run
-            or self.most_room < self.need(request)
+            self.reservation is None
+            or self.reservation.pending.run == pending.run
+            or self.max_free_bytes < self.get_required_bytes(pending)
         ):
-            return Barrier("full", self.numbers(request))
-        return Barrier("kept", {**self.numbers(request), "head": self.kept.request.run})
+            return BlockReason("full", self.get_capacity_details(pending))
+        return BlockReason("kept", {**self.get_capacity_details(pending), "head": self.reservation.pending.run})
 
-    def _give_up_kept(self, request: Request, made: Decision) -> None:
+    def _release_reservation(self, pending: PendingJob, decision: Decision) -> None:
         """What was freed for a run that may not start now is for all again."""
-        card = self.kept_by.pop(request.run, None)
-        if card is not None:
-            self.cards[card] = replace(self.cards[card], kept_for=None)
-            made.given_up.append(request.run)
+        device_id = self.reserved_devices.pop(pending.run, None)
+        if device_id is not None:
+            self.devices[device_id] = replace(self.devices[device_id], reserved_for=None)
+            decision.released_reservations.append(pending.run)
 
-    def _keep_one(self, request: Request, now: float) -> Kept | None:
+    def _reserve_for_head(self, pending: PendingJob, now: float) -> Reservation | None:
         """Where and when the head can begin first, going by the expected ends."""
-        best: Kept | None = None
-        for card in self.cards.values():
-            if not card.usable or card.kept_for is not None or (request.memory or 0) > card.room:
+        best: Reservation | None = None
+        for device in self.devices.values():
+            if not device.is_schedulable or device.reserved_for is not None or (pending.memory or 0) > device.free_bytes:
                 continue
-            at = max(now, self.free_at(request, card))
-            if best is None or at < best.at:
-                best = Kept(request, card.id, at)
+            available_at = max(now, self.estimate_available_at(pending, device))
+            if best is None or available_at < best.available_at:
+                best = Reservation(pending, device.id, available_at)
         return best
 
-    def _spares(self, kept: Kept, request: Request, now: float) -> bool:
+    def _can_backfill(self, reservation: Reservation, pending: PendingJob, now: float) -> bool:
         """Whether the head of the queue begins no later if this run starts on its device."""
-        head = kept.request
-        if head.run == request.run or now + request.seconds <= kept.at < math.inf:
+        head = reservation.pending
+        if head.run == pending.run or now + pending.seconds <= reservation.available_at < math.inf:
             return True
-        leave = [held for held in self.on[kept.card] if held.ends <= kept.at]
-        return head.memory is not None and self.fits(
-            request, kept.card, without=leave, beside=head.memory
+        ending_jobs = [job for job in self.jobs_on[reservation.device_id] if job.expected_end <= reservation.available_at]
+        return head.memory is not None and self.can_place(
+            pending, reservation.device_id, without=ending_jobs, reserved_bytes=head.memory
         )
 
-    def key_of(self, request: Request) -> tuple[float, ...]:
+    def get_sort_key(self, pending: PendingJob) -> tuple[float, ...]:
         """Its place in the order: the smaller comes first."""
-        share = self.scene.share(request.team)
-        over = (self.running[request.team] - share.guaranteed) / share.weight
-        used = self.scene.person(request.user).used + self.charged[request.user]
+        quota = self.pool_state.quota_for(pending.team)
+        over_guarantee = (self.team_running[pending.team] - quota.guaranteed) / quota.weight
+        used_seconds = self.pool_state.usage_for(pending.user).decayed_seconds + self.charged_seconds[pending.user]
         return (
-            not self.inside(request),
-            CLASSES.index(request.priority),
-            over,
-            used,
-            request.submitted,
-            request.run,
+            not self.is_within_guarantee(pending),
+            PRIORITIES.index(pending.priority),
+            over_guarantee,
+            used_seconds,
+            pending.submitted,
+            pending.run,
         )
 
-    def _push(self, line: Line) -> None:
-        self.version[line] += 1
-        if self.at[line] < len(self.lines[line]):
-            key = self.key_of(self.lines[line][self.at[line]])
-            heapq.heappush(self.heap, (key, self.version[line], line))
+    def _push_queue(self, queue_key: QueueKey) -> None:
+        self.versions[queue_key] += 1
+        if self.positions[queue_key] < len(self.queues[queue_key]):
+            key = self.get_sort_key(self.queues[queue_key][self.positions[queue_key]])
+            heapq.heappush(self.heap, (key, self.versions[queue_key], queue_key))
 
-    def _pop(self) -> Line | None:
+    def _pop_queue(self) -> QueueKey | None:
         while self.heap:
-            _, version, line = heapq.heappop(self.heap)
-            if version == self.version[line]:
-                return line
+            _, version, queue_key = heapq.heappop(self.heap)
+            if version == self.versions[queue_key]:
+                return queue_key
         return None
 
-    def _touch(self, team: int) -> None:
+    def _reorder_team(self, team: int) -> None:
         """A team's place in the order has changed."""
-        for line in self.lines_of[team]:
-            self._push(line)
+        for queue_key in self.team_queues[team]:
+            self._push_queue(queue_key)

@@ -11,54 +11,54 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Urgent is granted by admins; background is always preemptible
-CLASSES = (
+PRIORITIES = (
     "urgent",
     "normal",
     "background",
 )
-MOST_EVICTIONS = 3  # of one run within a day; then it is left alone
-LEAVING_SECONDS = 60.0  # expected from being told to leave to being gone
-NOBODY = 0  # the team of runs that belong to no team
+MAX_EVICTIONS_PER_DAY = 3  # of one run within a day; then it is left alone
+EVICTION_GRACE_SECONDS = 60.0  # expected from being told to leave to being gone
+NO_TEAM = 0  # the team of runs that belong to no team
 
 
 @dataclass(frozen=True)
-class Card:
-    """A device. `kept_for`: a run for which another was stopped here; `taken`: bytes that programs
+class DeviceState:
+    """A device. `reserved_for`: a run for which another was stopped here; `taken`: bytes that programs
     hold which are no runs.
     """
 
     id: int
-    memory: int
-    usable: bool = True
-    kept_for: int | None = None
-    taken: int = 0
+    total_bytes: int
+    is_schedulable: bool = True
+    reserved_for: int | None = None
+    used_by_others: int = 0
 
     @property
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """What runs can have of it now."""
-        return max(0, self.memory - self.taken)
+        return max(0, self.total_bytes - self.used_by_others)
 
 
 @dataclass(frozen=True)
-class Holding:
+class RunningJob:
     """A run on a device. `memory` None: it has the device alone. `ends`: expected, infinity where
     nobody knows.
     """
 
     run: int
-    card: int
+    device_id: int
     team: int
     user: int
     started: float
     memory: int | None = None
     priority: str = "normal"
-    ends: float = math.inf
-    leaving: bool = False  # told to save and go
-    spared: bool = False  # stopped for others often enough today
+    expected_end: float = math.inf
+    is_evicting: bool = False  # told to save and go
+    is_protected: bool = False  # stopped for others often enough today
 
 
 @dataclass(frozen=True)
-class Request:
+class PendingJob:
     """A waiting run. `memory` None: nobody has forecast it, so it gets a device of its own."""
 
     run: int
@@ -68,17 +68,17 @@ class Request:
     memory: int | None = None
     priority: str = "normal"
     seconds: float = math.inf
-    moved_up: float = 0.0  # when its owner moved it to the front of their own runs
-    due: bool = True  # not before its pause after a crash is over
+    moved_up_at: float = 0.0  # when its owner moved it to the front of their own runs
+    is_due: bool = True  # not before its pause after a crash is over
 
     @property
-    def rank(self) -> tuple[int, float, float, int]:
+    def sort_key(self) -> tuple[int, float, float, int]:
         """Its place among its owner's runs."""
-        return (CLASSES.index(self.priority), -self.moved_up, self.submitted, self.run)
+        return (PRIORITIES.index(self.priority), -self.moved_up_at, self.submitted, self.run)
 
 
 @dataclass(frozen=True)
-class Share:
+class TeamQuota:
     """A team's part of the pool. `limit` None: the whole pool. `seconds_left` None: no budget, or a
     soft one.
     """
@@ -88,56 +88,56 @@ class Share:
     limit: int | None = None
     weight: float = 1.0
     seconds_left: float | None = None
-    most_memory: int | None = None
-    held: bool = False
+    max_bytes: int | None = None
+    is_on_hold: bool = False
 
 
 @dataclass(frozen=True)
-class Person:
+class UserUsage:
     """`used`: device-seconds of late, decayed with a half-life of a week; who used less comes
     first.
     """
 
-    running: int | None = None
-    elsewhere: int = 0  # devices that they hold in other pools
+    max_running: int | None = None
+    running_elsewhere: int = 0  # devices that they hold in other pools
     seconds_left: float | None = None
-    used: float = 0.0
+    decayed_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class Scene:
+class PoolState:
     pool: str
-    cards: Sequence[Card]
-    holdings: Sequence[Holding] = ()
-    waiting: Sequence[Request] = ()
-    teams: Mapping[int, Share] = field(default_factory=dict)
-    people: Mapping[int, Person] = field(default_factory=dict)
-    most_a_card: int = 1  # runs that may share a device
-    shortest: float = 600.0  # seconds that a run is left alone after each start
-    held: bool = False
+    devices: Sequence[DeviceState]
+    running_jobs: Sequence[RunningJob] = ()
+    waiting: Sequence[PendingJob] = ()
+    teams: Mapping[int, TeamQuota] = field(default_factory=dict)
+    people: Mapping[int, UserUsage] = field(default_factory=dict)
+    runs_per_device: int = 1  # runs that may share a device
+    min_run_seconds: float = 600.0  # seconds that a run is left alone after each start
+    is_on_hold: bool = False
     now: float = 0.0
 
-    def share(self, team: int) -> Share:
-        return self.teams.get(team, Share())
+    def quota_for(self, team: int) -> TeamQuota:
+        return self.teams.get(team, TeamQuota())
 
-    def person(self, user: int) -> Person:
-        return self.people.get(user, Person())
+    def usage_for(self, user: int) -> UserUsage:
+        return self.people.get(user, UserUsage())
 
 
 @dataclass(frozen=True)
-class Barrier:
+class BlockReason:
     """Why a run does not start now: a word for the program, and the numbers for a sentence
     (explain.py).
     """
 
-    why: str
-    facts: Mapping[str, float | int | str] = field(default_factory=dict)
+    code: str
+    details: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
 @dataclass
 class Decision:
-    starts: list[Holding] = field(default_factory=list)
+    starts: list[RunningJob] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
-    given_up: list[int] = field(default_factory=list)  # runs for which a device is kept no more
+    released_reservations: list[int] = field(default_factory=list)  # runs for which a device is kept no more
     # Of the runs that were looked at and did not start
-    barriers: dict[int, Barrier] = field(default_factory=dict)
+    block_reasons: dict[int, BlockReason] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.gpus.devices import CPU, is_cpu, read_devices, usable
+from training.gpus.devices import CPU, is_cpu, read_devices, is_schedulable
 from training.gpus.models import Device, Pool
 
 
@@ -36,8 +36,8 @@ def get_target_device(pool: Pool | None = None) -> TargetDevice:
     """
     best = find_best_device(pool)
     if best is None:
-        local_device = max(read_devices(), key=lambda one: one.total)
-        return TargetDevice(get_device_kind(local_device.kind), local_device.name, local_device.total, local_device.total - local_device.used)
+        local_device = max(read_devices(), key=lambda one: one.total_bytes)
+        return TargetDevice(get_device_kind(local_device.kind), local_device.name, local_device.total_bytes, local_device.total_bytes - local_device.used_bytes)
     free = max(0, best.total_bytes - best.used_bytes)
     return TargetDevice(
         get_device_kind(best.pool.kind),
@@ -45,7 +45,7 @@ def get_target_device(pool: Pool | None = None) -> TargetDevice:
         best.total_bytes,
         free,
         best.pool,
-        usable(best),
+        is_schedulable(best),
         best.context_bytes,
     )
 
@@ -58,7 +58,7 @@ def find_best_device(pool: Pool | None) -> Device | None:
     candidates = devices.filter(pool=pool) if pool else devices.all()
     return max(
         candidates,
-        key=lambda d: (usable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes),
+        key=lambda d: (is_schedulable(d), not is_cpu(d.pool.kind), d.total_bytes, -d.used_bytes),
         default=None,
     )
 

@@ -100,7 +100,7 @@ def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunCo
             "the settings.",
             field="model",
         )
-    quota_bytes = checks.most_memory(target.pool, data.dataset.team)  # what the quota leaves
+    quota_bytes = checks.get_max_bytes(target.pool, data.dataset.team)  # what the quota leaves
     total, free = (
         min(available, quota_bytes) if quota_bytes is not None else available for available in (target.total, target.free)
     )

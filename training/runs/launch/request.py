@@ -19,7 +19,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import Conflict, UserError, to_one_line
-from training.gpus.scheduling.state import NOBODY, Request
+from training.gpus.scheduling.state import NO_TEAM, PendingJob
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
@@ -129,7 +129,7 @@ def resolve_request(
         UserError: the data cannot be trained on with this model.
     """
     check_model_ready(request.base_model)
-    checks.refuse_class(request.user, request.placement.priority)
+    checks.check_priority(request.user, request.placement.priority)
     target = target or get_target_device(request.placement.pool)
     settings = request.settings
     if request.auto is None and request.plan_digest:
@@ -252,7 +252,7 @@ def launch_runs(
     team = get_run_team(request.user, request.data)
     drafts, refused = draft_runs(resolved, team)
     with transaction.atomic():
-        checks.refuse_full_queue(request.user, more=len(drafts))
+        checks.check_queue_limit(request.user, count=len(drafts))
         if resolved.grid or as_sweep:
             return create_sweep(resolved, team, drafts, refused)
         return create_run(resolved, drafts[0], team, name=request.name)
@@ -300,8 +300,8 @@ def check_schedulable(
     fit.
     """
     request, target = resolved.request, resolved.target
-    checks.refuse_hopeless(
-        Request(0, team.pk if team else NOBODY, request.user.pk, 0.0, peak),
+    checks.check_schedulable(
+        PendingJob(0, team.pk if team else NO_TEAM, request.user.pk, 0.0, peak),
         target.pool,
         lambda max_bytes: suggest_fitting_change(config, request.base_model, request.data, max_bytes, target),
     )
@@ -359,7 +359,7 @@ def create_run(
         priority=request.placement.priority,
         queued_at=timezone.now(),
     )
-    actions.note_class(request.user, run)
+    actions.audit_priority(request.user, run)
     prepare_run_dir(run, config, start.folder if start else None)
     transaction.on_commit(lambda: run_queued.send(Run, run_id=run.pk))
     return run

@@ -10,13 +10,13 @@ from training.engine.config import RunConfig
 from training.errors import Conflict, NotAllowed
 from training.gpus import allocations, audit
 from training.gpus.models import Allocation, Pool
-from training.gpus.scheduling.state import NOBODY, Request
+from training.gpus.scheduling.state import NO_TEAM, PendingJob
 from training.people.models import User
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.target_device import get_target_device
 from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.models import Run
-from training.runs.queue.checks import refuse_class, refuse_never
+from training.runs.queue.checks import check_priority, check_fits_pool
 from training.runs.signals import run_changed
 from training.runs.states import Priority, State
 
@@ -27,32 +27,32 @@ def move_up(run: Run) -> None:
     Raises:
         Conflict: it does not wait.
     """
-    changed = Run.objects.filter(pk=run.pk, state=State.QUEUED)
-    if not changed.update(moved_up_at=timezone.now(), revision=F("revision") + 1):
+    queued_runs = Run.objects.filter(pk=run.pk, state=State.QUEUED)
+    if not queued_runs.update(moved_up_at=timezone.now(), revision=F("revision") + 1):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
     run_changed.send(Run, run_id=run.pk)
 
 
-def note_class(user: User, run: Run) -> None:
+def audit_priority(user: User, run: Run) -> None:
     """A launch that an admin made urgent stands in the audit log; one that waits behind others is
     nobody's business.
     """
     if run.priority == Priority.URGENT:
-        audit.note(
+        audit.record_entry(
             user, "class", f"run {run.pk}", team=run.team, change=({}, {"priority": run.priority})
         )
 
 
-def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
+def change_priority(user: User, run: Run, priority: str, reason: str = "") -> None:
     """Raises NotAllowed: `urgent` is granted by admins, as any change of a run that holds a device;
     UserError: no such class.
     """
-    refuse_class(user, priority, run.priority)
+    check_priority(user, priority, run.priority)
     if priority == run.priority:
         return
     with transaction.atomic():
-        held = Allocation.objects.select_for_update().filter(run_id=run.pk, released_at=None)
-        if not user.is_superuser and list(held):
+        open_allocations = Allocation.objects.select_for_update().filter(run_id=run.pk, released_at=None)
+        if not user.is_superuser and list(open_allocations):
             # else a team could step out of its guarantee for a moment, have others stopped, and
             # step in again
             raise NotAllowed(
@@ -61,7 +61,7 @@ def change_class(user: User, run: Run, priority: str, reason: str = "") -> None:
             )
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
-        audit.note(
+        audit.record_entry(
             user,
             "class",
             f"run {run.pk}",
@@ -80,17 +80,17 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
         Conflict: it does not wait.
         UserError: it can never fit there.
     """
-    if allocations.held_by(run.pk) is not None:
+    if allocations.get_allocation(run.pk) is not None:
         raise Conflict(
             f"{run.name} has just been given a device of {run.pool}; stop it first.",
             code="device_given",
         )
     config = RunConfig.from_dict(run.config)
-    found = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+    lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
     # If there is none, a worker makes it
-    forecast = get_cached_forecast(config, run.base_model, found, get_target_device(pool)) or {}
-    refuse_never(pool, Request(run.pk, run.team_id or NOBODY, user.pk, 0.0, forecast.get("peak")))
-    changed = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
-    if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changed):
+    forecast = get_cached_forecast(config, run.base_model, lengths, get_target_device(pool)) or {}
+    check_fits_pool(pool, PendingJob(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak")))
+    changes = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
+    if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changes):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
     run_changed.send(Run, run_id=run.pk)

@@ -25,16 +25,16 @@ router = Router(tags=["gpus"])
 RELATED = (*filters.RELATED, "team")
 
 
-class WaitingOut(Schema):
+class QueuedRunOut(Schema):
     id: int
     name: str
     owner: str
     team: str | None
     pool: str | None
     priority: Priority
-    place: int | None
+    position: int | None
     reason: str
-    sooner: str
+    hint: str
     earliest: float | None = Field(description="seconds since 1970")
     latest: float | None = Field(description="null: something ahead has no expected end")
 
@@ -51,16 +51,16 @@ class WaitingOut(Schema):
         return row.pool.name if row.pool else None
 
     @staticmethod
-    def resolve_place(row: Run) -> int | None:
-        return row.queue_info.get("place")
+    def resolve_position(row: Run) -> int | None:
+        return row.queue_info.get("position")
 
     @staticmethod
     def resolve_reason(row: Run) -> str:
-        return format_queue_status(row) if "given" in row.queue_info else str(row.queue_info.get("reason", ""))
+        return format_queue_status(row) if "device" in row.queue_info else str(row.queue_info.get("reason", ""))
 
     @staticmethod
-    def resolve_sooner(row: Run) -> str:
-        return str(row.queue_info.get("sooner", ""))
+    def resolve_hint(row: Run) -> str:
+        return str(row.queue_info.get("hint", ""))
 
     @staticmethod
     def resolve_earliest(row: Run) -> float | None:
@@ -71,7 +71,7 @@ class WaitingOut(Schema):
         return row.queue_info.get("latest")
 
 
-class ClassIn(Schema):
+class PriorityIn(Schema):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"priority": "background"}]}
     )
@@ -84,14 +84,14 @@ class PoolIn(Schema):
     pool: Annotated[int, Field(ge=0, le=2**53)]
 
 
-class MovedOut(Schema):
+class StartShiftOut(Schema):
     run: int
     name: str
-    was_seconds: float | None
-    will_seconds: float | None
+    seconds_before: float | None
+    seconds_after: float | None
 
 
-@router.get("/queue", response=list[WaitingOut])
+@router.get("/queue", response=list[QueuedRunOut])
 @paginate(Pagination)
 def read_queue(request: AuthenticatedRequest) -> Any:
     """Runs that wait and that you may see, oldest first, each with its place, its reason and when
@@ -101,20 +101,20 @@ def read_queue(request: AuthenticatedRequest) -> Any:
     return waiting.select_related("owner", "team", "pool").defer("config", "start_info", "auto_plan")
 
 
-@router.post("/queue/dry-run/{int:pool_id}", response=list[MovedOut])
-def try_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
+@router.post("/queue/dry-run/{int:pool_id}", response=list[StartShiftOut])
+def dry_run_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
     """Which waiting runs would start at another time with this quota; nothing is saved. Admins
     only.
     """
-    quotas.admins_only(request.user)
+    quotas.check_admin(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
-    checked = quotas.checked_quota(
+    edited_quota = quotas.apply_quota_changes(
         pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True)
     )
     return [
-        {"run": row.run.pk, "name": row.run.name, "was_seconds": row.was, "will_seconds": row.will}
-        for row in what_if.quota_edit(checked)
+        {"run": row.run.pk, "name": row.run.name, "seconds_before": row.seconds_before, "seconds_after": row.seconds_after}
+        for row in what_if.simulate_quota_edit(edited_quota)
     ]
 
 
@@ -127,10 +127,10 @@ def move_up(request: AuthenticatedRequest, run_id: int) -> Run:
 
 
 @router.post("/{int:run_id}/class", response=RunOut)
-def change_class(request: AuthenticatedRequest, run_id: int, body: ClassIn) -> Run:
+def change_priority(request: AuthenticatedRequest, run_id: int, body: PriorityIn) -> Run:
     """`background` runs give way to all others; `urgent` is granted by admins."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
-    actions.change_class(request.user, run, body.priority, body.reason)
+    actions.change_priority(request.user, run, body.priority, body.reason)
     run.refresh_from_db()
     return run
 

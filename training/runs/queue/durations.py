@@ -15,53 +15,53 @@ from training.gpus.ledger import used_by_runs
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
-LEARNED_FROM = 200  # runs that finished last
-Kind = tuple[int, str, int]  # base model, method, data version
+MAX_SAMPLE_RUNS = 200  # runs that finished last
+RunKind = tuple[int, str, int]  # base model, method, data version
 
 
-class Usual(NamedTuple):
+class TypicalDuration(NamedTuple):
     """What finished runs of a kind took of devices, in seconds: for each step, and in all."""
 
-    a_step: float
-    whole: float
+    seconds_per_step: float
+    total_seconds: float
 
 
-def usual_times() -> dict[Kind, Usual]:
+def get_typical_durations() -> dict[RunKind, TypicalDuration]:
     """The medians of finished runs, by model, method and data. What they waited, or were paused, is
     not in them.
     """
     rows = Run.objects.filter(state=State.FINISHED, total_steps__gt=0).order_by("-finished_at")
-    done = {
+    finished = {
         pk: (kind, steps)
         for pk, *kind, steps in rows.values_list(
             "pk", "base_model", "method", "data", "total_steps"
-        )[:LEARNED_FROM]
+        )[:MAX_SAMPLE_RUNS]
     }
-    found: dict[Kind, list[tuple[float, float]]] = defaultdict(list)
-    for run, used in used_by_runs(done).items():
-        (model, method, data), steps = done[run]
-        found[model, method, data].append((used / steps, used))
+    samples: dict[RunKind, list[tuple[float, float]]] = defaultdict(list)
+    for run, used in used_by_runs(finished).items():
+        (model, method, data), steps = finished[run]
+        samples[model, method, data].append((used / steps, used))
     return {
-        kind: Usual(*(statistics.median(column) for column in zip(*taken, strict=True)))
-        for kind, taken in found.items()
+        kind: TypicalDuration(*(statistics.median(column) for column in zip(*pairs, strict=True)))
+        for kind, pairs in samples.items()
     }
 
 
-def expected_seconds(run: Run, kinds: dict[Kind, Usual]) -> float:
+def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]) -> float:
     """Seconds that a run still needs; infinity where nobody knows."""
-    left = max(0, run.total_steps - run.step)
+    steps_left = max(0, run.total_steps - run.step)
     if run.seconds_per_step and run.total_steps:
-        return run.seconds_per_step * left
-    usual = kinds.get((run.base_model_id, run.method, run.data_id))
-    if usual is None:
+        return run.seconds_per_step * steps_left
+    typical = typical_durations.get((run.base_model_id, run.method, run.data_id))
+    if typical is None:
         return math.inf
-    return usual.a_step * left if run.total_steps else usual.whole
+    return typical.seconds_per_step * steps_left if run.total_steps else typical.total_seconds
 
 
-def expected_ends(runs: Iterable[Run], kinds: dict[Kind, Usual], now: datetime) -> dict[int, float]:
+def expected_ends(runs: Iterable[Run], typical_durations: dict[RunKind, TypicalDuration], now: datetime) -> dict[int, float]:
     """In seconds since 1970, of runs that hold a device."""
     return {
-        run.pk: now.timestamp() + expected_seconds(run, kinds)
+        run.pk: now.timestamp() + expected_seconds(run, typical_durations)
         for run in runs
         if run.state in ACTIVE
     }

@@ -25,92 +25,92 @@ TEAM_FORM = {
     "guaranteed": ("guaranteed", int, 1),
     "limit": ("limit", int, 1),
     "weight": ("weight", float, 1),
-    "hours": ("hours_a_month", float, 1),
-    "memory": ("most_bytes", float, GB),
-    "longest": ("longest_seconds", float, 3600),
+    "hours": ("hours_per_month", float, 1),
+    "memory": ("max_bytes", float, GB),
+    "longest": ("max_run_seconds", float, 3600),
 }
 PERSON_FORM = {
-    "running": ("running", int, 1),
-    "queued": ("queued", int, 1),
-    "hours": ("hours_a_month", float, 1),
+    "max_running": ("max_running", int, 1),
+    "max_queued": ("max_queued", int, 1),
+    "hours": ("hours_per_month", float, 1),
 }
 POOL_FORM = {
     "runs_per_device": ("runs_per_device", int, 1),
-    "shortest": ("shortest_seconds", float, 60),
+    "shortest": ("min_run_seconds", float, 60),
 }
-HOLDS = {"hold": (True, False), "drain": (True, True), "lift": (False, False)}
+HOLD_ACTIONS = {"hold": (True, False), "drain": (True, True), "lift": (False, False)}
 
 
-def read_form(form: dict[str, tuple[str, Any, int]], posted: Any) -> dict[str, Any]:
+def read_form(form: dict[str, tuple[str, Any, int]], post_data: Any) -> dict[str, Any]:
     """What a form says, empty fields as None.
 
     Raises:
         UserError: a field is no number; `field` names it.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field, (name, kind, unit) in form.items():
-        text = posted.get(field, "").strip().replace(",", "")
+        text = post_data.get(field, "").strip().replace(",", "")
         try:
             value = kind(text) * unit if text else None
             if value is not None and not math.isfinite(value):
                 raise ValueError(text)
         except ValueError as error:
             raise UserError(f"{field}: {text[:40]!r} is not a number.", field=field) from error
-        found[name] = (
-            value if value is None or name in ("weight", "hours_a_month") else round(value)
+        values[name] = (
+            value if value is None or name in ("weight", "hours_per_month") else round(value)
         )
-    return found
+    return values
 
 
-def hold_if_asked(request: AuthenticatedRequest, target: Pool | Quota) -> bool:
+def apply_hold_action(request: AuthenticatedRequest, target: Pool | Quota) -> bool:
     """Whether one of the buttons for a hold was pressed; what it says is done."""
-    held, drain = HOLDS.get(request.POST.get("act", ""), (None, False))
-    if held is None:
+    is_on_hold, drain = HOLD_ACTIONS.get(request.POST.get("action", ""), (None, False))
+    if is_on_hold is None:
         return False
-    quotas.hold(request.user, target, held=held, drain=drain, reason=request.POST.get("reason", ""))
+    quotas.set_hold(request.user, target, is_on_hold=is_on_hold, drain=drain, reason=request.POST.get("reason", ""))
     return True
 
 
-def quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
-    """A team's part of a pool (team 0: whoever is in no team). POST `act`: try, save, hold, drain
+def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
+    """A team's part of a pool (team 0: whoever is in no team). POST `action`: try, save, hold, drain
     or lift.
     """
-    quotas.refuse_strangers(request.user)
+    quotas.check_lead_or_admin(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, team_id) if team_id else None
     if not request.user.is_superuser and (
-        team is None or team.pk not in (usage.teams_seen(request.user) or ())
+        team is None or team.pk not in (usage.get_visible_teams(request.user) or ())
     ):
         raise NotFound("There is no such quota that you may see.")
-    line = next(
+    team_usage = next(
         one
-        for one in usage.team_lines(request.user, pool)
+        for one in usage.list_team_usage(request.user, pool)
         if one.quota.team_id == (team.pk if team else None)
     )
     values: dict[str, Any] = {
         "pool": pool,
         "team": team,
-        "line": line,
-        "burn": usage.burn_down(pool, team),
+        "line": team_usage,
+        "burn": usage.compute_burn_down(pool, team),
     }
     if request.method != "POST":
         return render(
             request,
             "gpus/quota.html",
-            values | {"form": shown(line.quota, TEAM_FORM), "hard": line.quota.hard},
+            values | {"form": format_form(team_usage.quota, TEAM_FORM), "is_hard_budget": team_usage.quota.is_hard_budget},
         )
-    if hold_if_asked(request, quotas.quota_of(pool, team)):
+    if apply_hold_action(request, quotas.get_quota(pool, team)):
         return redirect("quota", pool_id, team_id)
-    quotas.admins_only(request.user)
-    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
-    typed = {
+    quotas.check_admin(request.user)
+    action, reason = request.POST.get("action", ""), request.POST.get("reason", "")
+    form_values = {
         "form": {name: request.POST.get(name, "") for name in TEAM_FORM},
-        "hard": bool(request.POST.get("hard")),
+        "is_hard_budget": bool(request.POST.get("is_hard_budget")),
     }
     try:
-        changes = read_form(TEAM_FORM, request.POST) | {"hard": bool(request.POST.get("hard"))}
-        checked = quotas.checked_quota(pool, team, changes)
-        if act == "save":
+        changes = read_form(TEAM_FORM, request.POST) | {"is_hard_budget": bool(request.POST.get("is_hard_budget"))}
+        edited_quota = quotas.apply_quota_changes(pool, team, changes)
+        if action == "save":
             quotas.edit_quota(request.user, pool, team, changes, reason)
             messages.success(
                 request,
@@ -122,26 +122,26 @@ def quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResp
         return render(
             request,
             "gpus/quota.html",
-            values | typed | {"error": error, "reason": reason},
+            values | form_values | {"error": error, "reason": reason},
             status=error.status,
         )
     return render(
         request,
         "gpus/quota.html",
-        values | typed | {"moved": what_if.quota_edit(checked), "tried": True, "reason": reason},
+        values | form_values | {"moved": what_if.simulate_quota_edit(edited_quota), "tried": True, "reason": reason},
     )
 
 
-def pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
-    """A pool's own settings; POST `act`: try, save, hold, drain or lift."""
-    quotas.admins_only(request.user)
-    found = quotas.get_pool(pool_id)
-    values: dict[str, Any] = {"pool": found, "name": found.name, "form": shown(found, POOL_FORM)}
+def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
+    """A pool's own settings; POST `action`: try, save, hold, drain or lift."""
+    quotas.check_admin(request.user)
+    current_pool = quotas.get_pool(pool_id)
+    values: dict[str, Any] = {"pool": current_pool, "name": current_pool.name, "form": format_form(current_pool, POOL_FORM)}
     if request.method != "POST":
         return render(request, "gpus/pool.html", values)
-    if hold_if_asked(request, found):
+    if apply_hold_action(request, current_pool):
         return redirect("quota-pool", pool_id)
-    act, reason = request.POST.get("act", ""), request.POST.get("reason", "")
+    action, reason = request.POST.get("action", ""), request.POST.get("reason", "")
     values |= {
         "name": request.POST.get("name", ""),
         "form": {name: request.POST.get(name, "") for name in POOL_FORM},
@@ -150,11 +150,11 @@ def pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
         changes = {k: v for k, v in read_form(POOL_FORM, request.POST).items() if v is not None} | {
             "name": values["name"]
         }
-        if act == "save":
-            quotas.edit_pool(request.user, found, changes, reason)
-            messages.success(request, f"Saved {found}. Nothing that runs was stopped.")
+        if action == "save":
+            quotas.edit_pool(request.user, current_pool, changes, reason)
+            messages.success(request, f"Saved {current_pool}. Nothing that runs was stopped.")
             return redirect("quotas")
-        tried = quotas.checked_pool(found, changes)
+        edited_pool = quotas.apply_pool_changes(current_pool, changes)
     except UserError as error:
         return render(
             request,
@@ -165,39 +165,39 @@ def pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     return render(
         request,
         "gpus/pool.html",
-        values | {"moved": what_if.pool_edit(tried), "tried": True, "reason": reason},
+        values | {"moved": what_if.simulate_pool_edit(edited_pool), "tried": True, "reason": reason},
     )
 
 
-def person(request: AuthenticatedRequest, username: str) -> HttpResponse:
+def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     """What one person may have over all pools."""
-    quotas.admins_only(request.user)
+    quotas.check_admin(request.user)
     user = get_user_by_name(username)
-    kept = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
-    values: dict[str, Any] = {"person": user, "form": shown(kept, PERSON_FORM), "hard": kept.hard}
+    personal_quota = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
+    values: dict[str, Any] = {"person": user, "form": format_form(personal_quota, PERSON_FORM), "is_hard_budget": personal_quota.is_hard_budget}
     if request.method != "POST":
         return render(request, "gpus/person.html", values)
     try:
-        changes = read_form(PERSON_FORM, request.POST) | {"hard": bool(request.POST.get("hard"))}
-        quotas.edit_person(request.user, user, changes, request.POST.get("reason", ""))
+        changes = read_form(PERSON_FORM, request.POST) | {"is_hard_budget": bool(request.POST.get("is_hard_budget"))}
+        quotas.edit_personal_quota(request.user, user, changes, request.POST.get("reason", ""))
     except UserError as error:
-        typed = {
+        form_values = {
             "form": {name: request.POST.get(name, "") for name in PERSON_FORM},
-            "hard": bool(request.POST.get("hard")),
+            "is_hard_budget": bool(request.POST.get("is_hard_budget")),
         }
         return render(
-            request, "gpus/person.html", values | typed | {"error": error}, status=error.status
+            request, "gpus/person.html", values | form_values | {"error": error}, status=error.status
         )
     messages.success(request, f"Saved what {username} may have. Nothing that runs was stopped.")
     return redirect("quotas")
 
 
-def shown(
+def format_form(
     row: Quota | PersonalQuota | Pool, form: dict[str, tuple[str, Any, int]]
 ) -> dict[str, str]:
     """A row's numbers in the form's units."""
-    found = {}
+    form_values = {}
     for field, (name, _, unit) in form.items():
         value = getattr(row, name)
-        found[field] = "" if value is None else f"{value / unit:g}"
-    return found
+        form_values[field] = "" if value is None else f"{value / unit:g}"
+    return form_values

@@ -14,23 +14,23 @@ from django.db.models import F
 from django.utils import timezone
 
 from training.gpus.models import Pool
-from training.gpus.scheduling.eta import Range, ranges
-from training.gpus.scheduling.explain import barriers, sooner, words
+from training.gpus.scheduling.eta import StartRange, estimate_start_ranges
+from training.gpus.scheduling.explain import explain_queue, get_hint, format_block_reason
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import Scene
+from training.gpus.scheduling.state import PoolState
 from training.runs.models import Run
 from training.runs.queue import durations
-from training.runs.queue.admission import look_once, picture, waiting_runs
+from training.runs.queue.admission import run_admission_pass, build_pool_state, get_waiting_runs
 from training.runs.states import State
 
-CLOCK_SHARE = 20
+ETA_INTERVAL_FACTOR = 20
 
 
 # a waiting run's words are written again at least that often, so that their age shows a dead worker
-FRESH_SECONDS = 10
+REFRESH_SECONDS = 10
 
 
-class Clock:
+class EtaThrottle:
     """When waiting runs should start, told again when that is due: it takes at most a twentieth of
     this thread's time.
 
@@ -39,68 +39,68 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[float, dict[int, Range]]] = {}
+        self.cached_ranges: dict[str, tuple[float, dict[int, StartRange]]] = {}
 
-    def ranges(self, scene: Scene) -> dict[int, Range]:
-        began = time.monotonic()
-        due, told = self.known.get(scene.pool, (0.0, {}))
-        if began >= due:
-            told = ranges(scene, scene.now)
-            self.known[scene.pool] = (began + CLOCK_SHARE * (time.monotonic() - began), told)
-        return told
-
-
-clock = Clock()
+    def get_ranges(self, pool_state: PoolState) -> dict[int, StartRange]:
+        started_at = time.monotonic()
+        due_at, start_ranges = self.cached_ranges.get(pool_state.pool, (0.0, {}))
+        if started_at >= due_at:
+            start_ranges = estimate_start_ranges(pool_state, pool_state.now)
+            self.cached_ranges[pool_state.pool] = (started_at + ETA_INTERVAL_FACTOR * (time.monotonic() - started_at), start_ranges)
+        return start_ranges
 
 
-def look() -> None:
+eta_throttle = EtaThrottle()
+
+
+def refresh_queue() -> None:
     """A pass, and every waiting run's words brought up to date."""
-    look_once()
-    now, kinds = timezone.now(), durations.usual_times()
+    run_admission_pass()
+    now, typical_durations = timezone.now(), durations.get_typical_durations()
     for pool in Pool.objects.all():
-        waiting = waiting_runs(pool)
+        waiting = get_waiting_runs(pool)
         if waiting:
-            tell(waiting, picture(pool, waiting, now, kinds), now)
+            update_wait_reasons(waiting, build_pool_state(pool, waiting, now, typical_durations), now)
 
 
-def tell(waiting: Iterable[Run], scene: Scene, now: datetime) -> None:
+def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: datetime) -> None:
     """Write place, reason, what would help, and the range in which it should start. Nothing is
     admitted here.
     """
-    scheduler = Scheduler(scene)
-    told = barriers(scheduler, scheduler.admit(now.timestamp()).barriers)
-    times = clock.ranges(scene)
-    requests = {request.run: request for request in scene.waiting}
+    scheduler = Scheduler(pool_state)
+    explained = explain_queue(scheduler, scheduler.admit_jobs(now.timestamp()).block_reasons)
+    start_ranges = eta_throttle.get_ranges(pool_state)
+    pending_jobs = {request.run: request for request in pool_state.waiting}
     for run in waiting:
-        if run.pk not in told:
+        if run.pk not in explained:
             continue  # it gets a device with the next pass
-        place, barrier = told[run.pk]
-        when = times.get(run.pk)
-        said: dict[str, Any] = {
-            "place": place,
-            "of": len(told),
-            "why": barrier.why,
-            "reason": words(barrier, scene),
-            "sooner": sooner(scheduler, requests[run.pk], barrier),
-            "earliest": when and when.earliest,
-            "latest": when.latest if when and when.latest < math.inf else None,
+        position, block = explained[run.pk]
+        start_range = start_ranges.get(run.pk)
+        queue_info: dict[str, Any] = {
+            "position": position,
+            "of": len(explained),
+            "code": block.code,
+            "reason": format_block_reason(block, pool_state),
+            "hint": get_hint(scheduler, pending_jobs[run.pk], block),
+            "earliest": start_range and start_range.earliest,
+            "latest": start_range.latest if start_range and start_range.latest < math.inf else None,
         }
-        write(run, said, now)
+        save_wait_reason(run, queue_info, now)
 
 
-def write(run: Run, said: dict[str, Any], now: datetime) -> None:
+def save_wait_reason(run: Run, queue_info: dict[str, Any], now: datetime) -> None:
     """The row moves (and browsers with it) only if something is new; times that slip by a second
     are not.
     """
-    old = {name: value for name, value in run.queue_info.items() if name != "at"}
+    old_info = {name: value for name, value in run.queue_info.items() if name != "at"}
     rounded = [
         {**one, **{k: one.get(k) and round(one[k] / 60) for k in ("earliest", "latest")}}
-        for one in (old, said)
+        for one in (old_info, queue_info)
     ]
     age = now.timestamp() - run.queue_info.get("at", 0)
-    if rounded[0] == rounded[1] and age < FRESH_SECONDS:
+    if rounded[0] == rounded[1] and age < REFRESH_SECONDS:
         return
-    moved = {"revision": F("revision") + 1} if rounded[0] != rounded[1] else {}
+    revision_update = {"revision": F("revision") + 1} if rounded[0] != rounded[1] else {}
     Run.objects.filter(pk=run.pk, state=State.QUEUED).update(
-        queue_info={**said, "at": now.timestamp()}, **moved
+        queue_info={**queue_info, "at": now.timestamp()}, **revision_update
     )

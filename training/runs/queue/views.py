@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 
 from training.errors import NotFound
 from training.gpus import quotas, usage
-from training.gpus.devices import is_gone
+from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Device, Pool
 from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.visible import get_changeable
@@ -23,81 +23,81 @@ from training.runs.models import Run
 from training.runs.queue import actions
 from training.runs.states import Priority, State
 
-SPANS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
-MOST_INTERVALS = 5_000
-MOST_WAITING = 200
+TIME_SPANS = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30)}
+MAX_INTERVALS = 5_000
+MAX_WAITING_ROWS = 200
 
 
-def gpus(request: AuthenticatedRequest) -> HttpResponse:
-    values = {"pools": pools_for(request), **queue_for(request)}
+def show_gpus(request: AuthenticatedRequest) -> HttpResponse:
+    values = {"pools": load_pools(request), **load_queue(request)}
     if request.headers.get("HX-Request"):
         return render(request, "gpus/_gpus.html", values)
-    return render(request, "gpus/gpus.html", values | {"spans": SPANS})
+    return render(request, "gpus/gpus.html", values | {"spans": TIME_SPANS})
 
 
-def pools_for(request: AuthenticatedRequest) -> list[dict[str, Any]]:
+def load_pools(request: AuthenticatedRequest) -> list[dict[str, Any]]:
     """Every pool with its devices, and on each the runs that this person may see."""
-    held: dict[int, list[tuple[Allocation, Run | None]]] = {}
+    device_allocations: dict[int, list[tuple[Allocation, Run | None]]] = {}
     allocations = list(Allocation.objects.filter(released_at=None).select_related("user", "team"))
-    seen = (
+    visible_runs = (
         Run.objects.visible_to(request.user)
         .defer("config", "start_info", "auto_plan")
         .in_bulk([one.run_id for one in allocations])
     )
     for one in allocations:
-        held.setdefault(one.device_id, []).append((one, seen.get(one.run_id)))
-    found = []
+        device_allocations.setdefault(one.device_id, []).append((one, visible_runs.get(one.run_id)))
+    pool_rows = []
     for pool in Pool.objects.prefetch_related("devices__host"):
         devices = [
             {
                 "device": device,
-                "gone": is_gone(device.host),
-                "held": held.get(device.pk, []),
-                "idle": device.pk in held and usage.idle_but_held(device),
+                "is_offline": is_offline(device.host),
+                "held": device_allocations.get(device.pk, []),
+                "idle": device.pk in device_allocations and usage.is_idle_in_use(device),
                 "share": round(100 * device.used_bytes / device.total_bytes)
                 if device.total_bytes
                 else 0,
             }
             for device in pool.devices.all()
         ]
-        found.append(
+        pool_rows.append(
             {"pool": pool, "devices": devices, "busy": sum(bool(one["held"]) for one in devices)}
         )
-    return found
+    return pool_rows
 
 
-def queue_for(request: AuthenticatedRequest) -> dict[str, Any]:
+def load_queue(request: AuthenticatedRequest) -> dict[str, Any]:
     """Who waits, in their order; of those whom the person may not see, only how many."""
     waiting = Run.objects.filter(state=State.QUEUED)
-    seen = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
-    ordered = seen.order_by(F("waits__place").asc(nulls_last=True), "queued_at").select_related(
+    visible_runs = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
+    ordered = visible_runs.order_by(F("waits__position").asc(nulls_last=True), "queued_at").select_related(
         "owner", "team", "pool"
     )
-    mine, count = (
-        list(ordered.defer("config", "start_info", "auto_plan", "sparkline")[:MOST_WAITING]),
-        seen.count(),
+    page_runs, count = (
+        list(ordered.defer("config", "start_info", "auto_plan", "sparkline")[:MAX_WAITING_ROWS]),
+        visible_runs.count(),
     )
-    may_change = set(
+    changeable_ids = set(
         Run.objects.changeable_by(request.user)
-        .filter(pk__in=[run.pk for run in mine])
+        .filter(pk__in=[run.pk for run in page_runs])
         .values_list("pk", flat=True)
     )
-    rows = [(run, run.pk in may_change) for run in mine]
+    rows = [(run, run.pk in changeable_ids) for run in page_runs]
     return {
         "waiting": rows,
         "hidden": waiting.count() - count,
-        "cut": count - len(mine),
+        "cut": count - len(page_runs),
         "classes": Priority.choices,
     }
 
 
-def timeline(request: AuthenticatedRequest) -> JsonResponse:
+def get_timeline(request: AuthenticatedRequest) -> JsonResponse:
     """Intervals for the chart: all for admins, their teams' and their own for others."""
-    begin = timezone.now() - SPANS.get(request.GET.get("span", "day"), SPANS["day"])
-    found = usage.intervals(request.user, begin)
-    devices = Device.objects.select_related("host", "pool").in_bulk(list(found))
-    held = sorted(
-        (one for several in found.values() for one in several), key=lambda one: one.started_at
+    begin = timezone.now() - TIME_SPANS.get(request.GET.get("span", "day"), TIME_SPANS["day"])
+    by_device = usage.list_intervals(request.user, begin)
+    devices = Device.objects.select_related("host", "pool").in_bulk(list(by_device))
+    intervals = sorted(
+        (one for several in by_device.values() for one in several), key=lambda one: one.started_at
     )
     rows = [
         {
@@ -110,15 +110,15 @@ def timeline(request: AuthenticatedRequest) -> JsonResponse:
             "to": (one.released_at or timezone.now()).timestamp(),
             "preempted": one.evicted_at is not None,
         }
-        for one in held[-MOST_INTERVALS:]  # the latest
+        for one in intervals[-MAX_INTERVALS:]  # the latest
     ]
-    told = {
+    payload = {
         "begin": begin.timestamp(),
         "end": timezone.now().timestamp(),
         "rows": rows,
-        "left_out": len(held) - len(rows),
+        "left_out": len(intervals) - len(rows),
     }
-    return JsonResponse(told)
+    return JsonResponse(payload)
 
 
 @require_POST
@@ -128,9 +128,9 @@ def move_up(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 
 
 @require_POST
-def change_class(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
+def change_priority(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
-    actions.change_class(
+    actions.change_priority(
         request.user, run, request.POST.get("priority", ""), request.POST.get("reason", "")
     )
     return redirect("gpus")
@@ -146,13 +146,13 @@ def change_pool(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     return redirect("run", run_id)
 
 
-def quotas_page(request: AuthenticatedRequest) -> HttpResponse:
+def show_quotas(request: AuthenticatedRequest) -> HttpResponse:
     """Pools, teams and people with what they may have, hold and have used; leads see their own
     teams.
     """
-    quotas.refuse_strangers(request.user)
-    pools = [(pool, usage.team_lines(request.user, pool)) for pool in Pool.objects.all()]
-    people = usage.person_lines() if request.user.is_superuser else []
+    quotas.check_lead_or_admin(request.user)
+    pools = [(pool, usage.list_team_usage(request.user, pool)) for pool in Pool.objects.all()]
+    people = usage.list_person_usage() if request.user.is_superuser else []
     return render(
         request, "gpus/quotas.html", {"pools": pools, "people": people, "month": timezone.now()}
     )

@@ -12,69 +12,69 @@ from django.utils import timezone
 from training.gpus import ledger
 from training.gpus.models import Pool, Quota
 from training.gpus.scheduling import eta
-from training.gpus.scheduling.load_state import share_of
-from training.gpus.scheduling.state import NOBODY, Scene
+from training.gpus.scheduling.load_state import build_team_quota
+from training.gpus.scheduling.state import NO_TEAM, PoolState
 from training.runs.models import Run
 from training.runs.queue import admission, durations
 
 
 @dataclass(frozen=True)
-class Moved:
+class StartShift:
     """A waiting run whose start an edit would move. Seconds from now; None: not before something
     else changes.
     """
 
     run: Run
-    was: float | None
-    will: float | None
+    seconds_before: float | None
+    seconds_after: float | None
 
     @property
-    def later(self) -> bool:
-        return (self.will if self.will is not None else math.inf) > (
-            self.was if self.was is not None else math.inf
+    def is_later(self) -> bool:
+        return (self.seconds_after if self.seconds_after is not None else math.inf) > (
+            self.seconds_before if self.seconds_before is not None else math.inf
         )
 
 
-def quota_edit(quota: Quota) -> list[Moved]:
+def simulate_quota_edit(quota: Quota) -> list[StartShift]:
     """Runs that would start sooner or later with this quota (which is not saved), those that wait
     longest first.
     """
     now = timezone.now()
     used = ledger.used_this_month("team_id", now, device__pool=quota.pool).get(quota.team_id, 0.0)
-    before = scene_now(quota.pool)
-    after = replace(before, teams={**before.teams, quota.team_id or NOBODY: share_of(quota, used)})
-    return moved(before, after)
+    before = load_current_state(quota.pool)
+    after = replace(before, teams={**before.teams, quota.team_id or NO_TEAM: build_team_quota(quota, used)})
+    return find_start_shifts(before, after)
 
 
-def pool_edit(pool: Pool) -> list[Moved]:
+def simulate_pool_edit(pool: Pool) -> list[StartShift]:
     """The same for a pool's own settings."""
-    before = scene_now(Pool.objects.get(pk=pool.pk))
+    before = load_current_state(Pool.objects.get(pk=pool.pk))
     after = replace(
         before,
-        most_a_card=pool.runs_per_device,
-        shortest=float(pool.shortest_seconds),
-        held=pool.held,
+        runs_per_device=pool.runs_per_device,
+        min_run_seconds=float(pool.min_run_seconds),
+        is_on_hold=pool.is_on_hold,
     )
-    return moved(before, after)
+    return find_start_shifts(before, after)
 
 
-def scene_now(pool: Pool) -> Scene:
-    return admission.picture(
-        pool, admission.waiting_runs(pool), timezone.now(), durations.usual_times()
+def load_current_state(pool: Pool) -> PoolState:
+    return admission.build_pool_state(
+        pool, admission.get_waiting_runs(pool), timezone.now(), durations.get_typical_durations()
     )
 
 
-def moved(before: Scene, after: Scene) -> list[Moved]:
+def find_start_shifts(before: PoolState, after: PoolState) -> list[StartShift]:
     now = before.now
-    found = eta.dry_run(before, after, now)
-    runs = Run.objects.select_related("owner", "team").in_bulk(list(found))
+    shifts = eta.dry_run(before, after, now)
+    runs = Run.objects.select_related("owner", "team").in_bulk(list(shifts))
 
-    def seconds(at: float) -> float | None:
+    def to_relative(at: float) -> float | None:
         return at - now if at < math.inf else None
 
     rows = [
-        Moved(runs[run], seconds(was), seconds(will))
-        for run, (was, will) in found.items()
+        StartShift(runs[run], to_relative(start_before), to_relative(start_after))
+        for run, (start_before, start_after) in shifts.items()
         if run in runs
     ]
-    return sorted(rows, key=lambda row: (not row.later, row.run.queued_at))
+    return sorted(rows, key=lambda row: (not row.is_later, row.run.queued_at))

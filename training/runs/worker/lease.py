@@ -15,7 +15,7 @@ from typing import Any
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from training.gpus.devices import report_if_old
+from training.gpus.devices import update_devices_if_stale
 from training.gpus.models import Allocation
 from training.process_identity import get_host_name, is_alive, get_process_name
 from training.runs.models import Run
@@ -64,8 +64,8 @@ def claim_run(run_id: int) -> Lease | None:
     if assigned.filter(build_orphaned_filter()).update(**lease_fields):
         return Lease(run_id, token)
     if not assigned.exists():
-        report_if_old()
-        admission.look_once(but=run_id)
+        update_devices_if_stale()
+        admission.run_admission_pass(skip_run=run_id)
     claimed = assigned.filter(state=State.QUEUED, lease_token="").update(
         state=State.STARTING, phase="starting the engine", queue_info={}, **lease_fields
     )

@@ -17,7 +17,7 @@ from django.db import connections
 from training.catalog import acts as catalog
 from training.datasets.uploads import remove_stale_uploads
 from training.gpus import devices
-from training.gpus.models import MOST_A_DEVICE
+from training.gpus.models import MAX_RUNS_PER_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
 from training.jobs.sweeper import RECOVERY_SECONDS, release_own_jobs, recover_and_wake_jobs
@@ -54,9 +54,9 @@ def run_worker(huey: Any) -> None:
     job_consumer.start()
     for task, seconds in [*PERIODIC_TASKS, (job_consumer.check_worker_health, HEALTH_CHECK_SECONDS)]:
         threading.Thread(target=run_periodically, args=(task, seconds), name=task.__name__, daemon=True).start()
-    devices.report()
+    devices.update_devices()
     # Each watches one run.
-    worker = Worker(huey, threads=MOST_A_DEVICE * len(devices.read_devices()))
+    worker = Worker(huey, threads=MAX_RUNS_PER_DEVICE * len(devices.read_devices()))
     worker.run()
     job_consumer.stop()
     release_own_jobs()
@@ -73,9 +73,9 @@ def run_periodically(task: Callable[[], object], seconds: float) -> None:
 
 
 def enqueue_claimable_runs() -> None:
-    if not admission.is_anything_to_do():
+    if not admission.has_open_work():
         return  # a pass takes 15 ms
-    reasons.look()
+    reasons.refresh_queue()
     if settings.HUEY.pending_count():
         return  # bells that were rung are not answered yet; more of them would only pile up
     for run_id in list_claimable_runs():
@@ -86,7 +86,7 @@ HEALTH_CHECK_SECONDS = 10.0
 # What a worker does beside supervising runs and running jobs: act, seconds between two times.
 # `adapters` adds its own (adapters/apps.py).
 PERIODIC_TASKS: list[tuple[Callable[[], object], float]] = [
-    (devices.report, 5.0),
+    (devices.update_devices, 5.0),
     (enqueue_claimable_runs, 2.0),
     (recover_and_wake_jobs, RECOVERY_SECONDS),
     (precompute_estimator, 5.0),

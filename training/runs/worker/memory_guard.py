@@ -19,7 +19,7 @@ from training.gpus.models import Allocation, Device
 from training.runs.forecast.memory import CONTEXT_BYTES
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
-from training.runs.queue.checks import most_memory
+from training.runs.queue.checks import get_max_bytes
 
 TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
 # Bytes; more is not a context, but a process that has something else there
@@ -32,7 +32,7 @@ class MemoryGuard:
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id
-        self.allocation = allocations.held_by(run_id)
+        self.allocation = allocations.get_allocation(run_id)
         self.samples: list[int] = []
         self.sampled_at: datetime | None = None
 
@@ -126,6 +126,6 @@ def raise_forecast(run: Run, used_bytes: int) -> dict[str, Any] | None:
     have as much.
     """
     target = get_target_device(run.pool)
-    max_bytes = most_memory(target.pool, run.team)
+    max_bytes = get_max_bytes(target.pool, run.team)
     peak = min(round(1.05 * used_bytes), target.total if max_bytes is None else min(target.total, max_bytes))
     return run.forecast | {"peak": peak} if peak >= used_bytes else None

@@ -69,7 +69,7 @@ def supervise_run(run_id: int) -> None:
         )
         return
     if not shutting_down.is_set():
-        admission.look_once()
+        admission.run_admission_pass()
 
 
 class RunSupervisor:
@@ -149,7 +149,7 @@ class RunSupervisor:
         to end.
         """
         requested_action = RequestedAction(Run.objects.values_list("requested_action", flat=True).get(pk=self.record.pk))
-        self.eviction = self.eviction or allocations.evicted(self.record.pk)
+        self.eviction = self.eviction or allocations.get_pending_eviction(self.record.pk)
         if shutting_down.is_set() or self.eviction or self.over_limit_bytes:
             self.request_checkpoint_and_exit()
         if requested_action == RequestedAction.RUN and not self.eviction and not self.over_limit_bytes:
@@ -299,7 +299,7 @@ class RunSupervisor:
         # The message to the owner's webhooks is left exactly once, with the fenced change
         with transaction.atomic():
             self.lease.update_run(**changes)
-            allocations.release(self.lease.run_id)
+            allocations.release_device(self.lease.run_id)
             if changes.get("state") in ENDED:
                 notify_run_ended(self.lease.run_id)
         run_changed.send(Run, run_id=self.lease.run_id)
