@@ -15,11 +15,11 @@ from adapters.export import gguf, hub, merge
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs.models import Run
 
 router = Router(tags=["adapters"])

@@ -17,7 +17,7 @@ class AdaptersConfig(AppConfig):
         from adapters.registry import continue_training, services
         from adapters.serving import usage
         from training.jobs.kinds import register_kind
-        from training.runs.launch.start_weights import register_resolver
+        from training.runs.launch.init_from import register_resolver
         from training.runs.worker import main, outcomes
 
         outcomes.artifact_hooks.append(services.register_run_result)

@@ -18,10 +18,10 @@ from adapters.registry import actions
 from adapters.registry.services import stream_zip
 from adapters.serving import playground
 from training.datasets.preview import get_random_prompt
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError, to_one_line
 from training.people.requests import AuthenticatedRequest, async_chunks
-from training.people.visible import get_visible
+from training.people.permissions import get_visible
 from training.runs.metrics.comparison import flatten_settings
 
 MAX_BODY_BYTES = 200_000

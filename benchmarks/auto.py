@@ -118,8 +118,8 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
     import psutil
 
     from training.auto.plan import make_plan
-    from training.auto.situation import PlanInputs
-    from training.catalog.card import linear_layers, read_model_metadata
+    from training.auto.plan_types import PlanInputs
+    from training.catalog.metadata import linear_layers, read_model_metadata
     from training.engine.batches import plan_steps
     from training.engine.data.conversations import encode_row, load_tokenizer, read_rows
     from training.engine.memory_estimator import BatchShape, find_peak_memory

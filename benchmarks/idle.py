@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
 from tests import tiny
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 PROGRAMS = ("web", "worker", "inference")
 QUIET_PERCENT = 10.0  # of one core, all three together

@@ -36,7 +36,7 @@ def make_instance() -> tuple[Any, dict[str, Any]]:
     from django.core.management import call_command
     from django.test import Client
 
-    from training.catalog.card import read_model_metadata
+    from training.catalog.metadata import read_model_metadata
     from training.catalog.models import BaseModel
     from training.datasets.examples import add_example
     from training.gpus import devices

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
 from tests.browser.chromium import launch_browser
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 POINTS, RATE, WARMUP_POINTS = 300, 10.0, 20
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import quantile, report
 from tests.browser.chromium import launch_browser
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 STEPS, SPIKES, HEIGHT, REPEATS = 1_000_000, 100, 50.0, 7
 
@@ -27,7 +27,7 @@ from training.runs.launch.request import LaunchRequest, launch
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
-from tests.runs.million import write_long_run
+from tests.runs.large_runs import write_long_run
 tasks.supervise_task = lambda _id: None
 from django.db import transaction
 with transaction.atomic():

@@ -16,7 +16,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import report
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 RUNS, REPEATS = 2_000, 15
 FILL = """

@@ -109,10 +109,10 @@ TEMPLATES = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "csp.context_processors.nonce",
-                "snapml_site.frame.frame",
+                "snapml_site.context_processors.layout",
             ],
             "builtins": [
-                "snapml_site.templatetags.words",
+                "snapml_site.templatetags.formatting",
                 "django.contrib.humanize.templatetags.humanize",
             ],
         },
@@ -237,7 +237,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20
 # On the disk where uploads stay, so that taking one over is a rename
 FILE_UPLOAD_TEMP_DIR = str(HOME / "incoming")
 Path(FILE_UPLOAD_TEMP_DIR).mkdir(exist_ok=True)
-FILE_UPLOAD_HANDLERS = ["training.datasets.uploads.LimitedUploadHandler"]
+FILE_UPLOAD_HANDLERS = ["training.datasets.upload_handler.LimitedUploadHandler"]
 MODEL_FOLDERS = [
     Path(p).resolve() for p in os.environ.get("SNAPML_MODEL_FOLDERS", "").split(":") if p
 ]

@@ -4,7 +4,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import URLPattern, URLResolver, include, path
 
-from snapml_site import frame
+from snapml_site import context_processors
 from snapml_site.api import api
 from training.errors import NotAllowed
 from training.people.requests import AuthenticatedRequest
@@ -16,7 +16,7 @@ def health(_request: HttpRequest) -> HttpResponse:
 
 
 def show_status_bar(request: AuthenticatedRequest) -> HttpResponse:
-    return render(request, "_strip.html", frame.build_status_bar(request.user))
+    return render(request, "_status_bar.html", context_processors.build_status_bar(request.user))
 
 
 def enter_admin(request: AuthenticatedRequest) -> HttpResponse:

@@ -172,7 +172,7 @@ def alice(people):
 
 @pytest.fixture
 def base_model(db, tiny_model):
-    from training.catalog.card import read_model_metadata
+    from training.catalog.metadata import read_model_metadata
     from training.catalog.models import BaseModel
 
     return BaseModel.objects.create(
@@ -186,7 +186,7 @@ def base_model(db, tiny_model):
 
 @pytest.fixture
 def data(alice):
-    from training.datasets.work import create_dataset
+    from training.datasets.upload_job import create_dataset
 
     return create_dataset(alice, "Lights", tiny.encode_jsonl(tiny.ROWS), source="upload: lights.jsonl")
 

@@ -55,7 +55,7 @@ ENGINE = ROOT / "training/engine"
 TORCH_FREE = {path.stem for path in ENGINE.glob("*.py")} - {"__main__"} | {"methods"}
 PURE = (
     "training/datasets/rows.py",
-    "training/catalog/card.py",
+    "training/catalog/metadata.py",
     "training/catalog/safetensors_header.py",
     "training/runs/worker/engine_process.py",
     *(

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
-from training.datasets.forms import ROW_FORMATS
+from training.datasets.column_mapping import ROW_FORMATS
 from training.engine.config import RunConfig
 from training.runs.launch.services import INTERNAL_SETTINGS
 

@@ -16,11 +16,11 @@ from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_s
 from adapters.evaluation.significance import build_verdicts
 from adapters.evaluation.views import ComparisonParams, get_replies, parse_params
 from adapters.models import AdapterVersion, PromptSet, Reply
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs.metrics import comparison
 
 router = Router(tags=["comparisons"])

@@ -14,12 +14,12 @@ from adapters.evaluation import benchmark
 from adapters.evaluation.replies import KIND
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset, DatasetVersion
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs.models import Sweep
 from training.runs.states import UNFINISHED
 from training.runs.status import get_run_status

@@ -13,7 +13,7 @@ from training.datasets.preview import sample_eval_prompts
 from training.datasets.rows import ROLES
 from training.errors import UserError, to_one_line
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 
 MAX_ROWS = 500
 MAX_CHARACTERS = 400_000

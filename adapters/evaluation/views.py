@@ -21,12 +21,12 @@ from adapters.evaluation.replies import Responder
 from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import build_verdicts
 from adapters.models import AdapterVersion, PromptSet, Reply
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs.metrics import comparison
 from training.runs.models import Run
 

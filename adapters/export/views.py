@@ -16,7 +16,7 @@ from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, file_stem
 from training.jobs.services import find_jobs_about
 from training.people.requests import AuthenticatedRequest, async_chunks
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 
 
 def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:

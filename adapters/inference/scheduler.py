@@ -21,7 +21,7 @@ from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.model_cache import CapacityExceeded, ModelCache
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.sampling import compute_logprobs, pick_token
-from adapters.inference.text import InvalidRequest, encode_prompt, resolve_max_tokens, send_text
+from adapters.inference.text import InvalidRequest, encode_request, resolve_max_tokens, send_text
 from adapters.inference.types import BaseRef, GenerationRequest, StreamEvent, AdapterRef
 from training.errors import UserError
 
@@ -138,7 +138,7 @@ class BatchScheduler:
         elif request.adapter is not None and request.adapter not in loaded_model.adapter_names:
             self._send_status(request, "loading the adapter")
         loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
-        request.prompt_ids = request.prompt_ids or encode_prompt(loaded_model, request)
+        request.prompt_ids = request.prompt_ids or encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         if (
             self.batches

@@ -17,7 +17,7 @@ class InvalidRequest(Exception):
     """The question itself is at fault; the message is for whoever asked."""
 
 
-def encode_prompt(loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
+def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
     """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a
     conversation.
     """
@@ -63,7 +63,7 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
             return False
         text = text[: len(text) - longest_stop_prefix(text, sequence.request.stop)]
     if len(text) > sequence.sent_chars:
-        sequence.request.events.put({"text": text[sequence.sent :]})
+        sequence.request.events.put({"text": text[sequence.sent_chars :]})
         sequence.sent_chars = len(text)
     return is_stopped
 

@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 MIN_FREE_BYTES = 10**9  # that stay free on the disk
 
 
-def merge_adapter(params: dict[str, Any]) -> dict[str, Any]:
+def run_merge(params: dict[str, Any]) -> dict[str, Any]:
     """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages.
     Result: parity and files.
     """
@@ -137,4 +137,4 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(lambda: emit_message(result=merge_adapter(read_params()))))
+    sys.exit(main(lambda: emit_message(result=run_merge(read_params()))))

@@ -17,7 +17,7 @@ from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed
 from training.jobs.services import list_job_folders, find_jobs_about, find_job_subjects
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 from training.runs.actions import normalize_tags
 from training.runs.models import MAX_NOTES_LENGTH, Run
 from training.runs.states import UNFINISHED

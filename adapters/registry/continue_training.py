@@ -9,12 +9,12 @@ from typing import Any
 
 from adapters.models import AdapterVersion
 from training.datasets.models import DatasetVersion
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
 from training.runs.launch.request import LaunchRequest, launch_runs
-from training.runs.launch.start_weights import StartWeights, get_start_weights
+from training.runs.launch.init_from import StartWeights, get_start_weights
 from training.runs.models import Run
 
 # What the weights were made in the shape of; another would be another adapter.

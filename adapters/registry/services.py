@@ -25,7 +25,7 @@ from training.engine.files import sha256_file, fsync_path
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 from training.runs.models import Event, Run
 
 

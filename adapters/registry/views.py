@@ -14,11 +14,11 @@ from django.views.decorators.http import require_POST
 from adapters.models import AdapterVersion
 from adapters.registry import actions, continue_training, imports, services
 from training.catalog.models import BaseModel, ModelState
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs.models import Run
 
 CHANGEABLE_SETTINGS = ("learning_rate", "epochs", "max_steps")  # on the page; the API takes any setting

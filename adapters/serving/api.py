@@ -12,9 +12,9 @@ from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from adapters.serving.views import get_deployment
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
-from training.people.visible import get_visible
+from training.people.permissions import get_visible
 
 router = Router(tags=["deployments"])
 

@@ -14,7 +14,7 @@ from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from training.errors import Conflict, NotAllowed, UserError, check_name_typed, to_one_line
 from training.people.models import Role, Team, User
-from training.people.visible import get_visible, check_changeable
+from training.people.permissions import get_visible, check_changeable
 
 MAX_CHANGES = 200
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")

@@ -16,7 +16,7 @@ from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_visible, check_changeable
+from training.people.permissions import get_visible, check_changeable
 
 MAX_HISTORY = 50
 MAX_CHOICES = 200

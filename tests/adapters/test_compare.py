@@ -12,7 +12,7 @@ from adapters.evaluation.answer_table import build_table_rows, diff_text
 from adapters.lanes import ANSWERS, PROGRAMS
 from adapters.models import AdapterVersion, PromptSet, Reply, Vote
 from adapters.serving import inference_client
-from tests.shelf import register_version
+from tests.registry import register_version
 from training.errors import UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane

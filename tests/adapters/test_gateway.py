@@ -25,7 +25,7 @@ from adapters.models import RequestLog, UsageCounter
 from adapters.serving import inference_client, services
 from adapters.serving.services import Routing
 from snapml_site.asgi import application
-from tests.shelf import train_version
+from tests.registry import train_version
 from training.people.models import Scope
 from training.people.tokens import create_token
 

@@ -12,7 +12,7 @@ from adapters.programs.gguf_file import write_gguf
 from adapters.programs.llama_cpp import BrokenGGUF, generate_answers
 from tests import tiny
 from tests.engine import families
-from tests.shelf import register_version, train_version
+from tests.registry import register_version, train_version
 from training.errors import Conflict, NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_lane

@@ -18,7 +18,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from adapters.models import AdapterVersion
 from adapters.registry import imports
 from tests.engine.wrapped_models import CPU
-from tests.shelf import train_version
+from tests.registry import train_version
 from training.engine.modeling.model import load_base
 from training.engine.modeling.weights import load_adapter
 from training.errors import UserError

@@ -15,7 +15,7 @@ from adapters.lanes import PROGRAMS
 from adapters.programs import merge as program
 from adapters.programs import parity
 from tests.engine.wrapped_models import CPU
-from tests.shelf import register_version, train_version
+from tests.registry import register_version, train_version
 from training.engine.modeling.model import load_base
 from training.errors import Conflict, UserError
 from training.jobs.models import Job, JobState

@@ -5,8 +5,8 @@ import yaml
 
 from adapters.export import hub as export_hub
 from adapters.lanes import PROGRAMS
-from tests.adapters import hub
-from tests.shelf import register_version
+from tests.adapters import fake_hub
+from tests.registry import register_version
 from training.catalog.models import BaseModel, Source
 from training.errors import Conflict, UserError
 from training.jobs.models import Job, JobState
@@ -21,7 +21,7 @@ CARD = (
 
 @pytest.fixture
 def hub_server(monkeypatch):
-    with hub.run_hub() as server:
+    with fake_hub.run_hub() as server:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")

@@ -18,8 +18,8 @@ from adapters.registry.provenance import build_provenance
 from adapters.serving import services as serving_services
 from adapters.serving.services import Routing
 from tests import tiny
-from tests.refusals import raises_user_error
-from tests.shelf import register_version, train_version
+from tests.user_errors import raises_user_error
+from tests.registry import register_version, train_version
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
 from training.gpus.models import Allocation, Device

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.refusals import assert_mentions, raises_user_error
+from tests.user_errors import assert_mentions, raises_user_error
 from training.auto.plan import NOTHING_FITS, make_plan
-from training.auto.situation import GOALS, PlanInputs
+from training.auto.plan_types import GOALS, PlanInputs
 from training.engine.config import RunConfig
 from training.errors import ConfigError, UserError
 

@@ -62,7 +62,7 @@ def make_sweeps(alice):
 def make_upload(alice):
     from django.conf import settings
 
-    from training.datasets.intake import receive_files
+    from training.datasets.uploads import receive_files
 
     path = Path(settings.HOME) / "fragen.csv"
     rows = "".join(f"{i},{'Long words ' * 30},yes\n" for i in range(30))
@@ -74,7 +74,7 @@ def make_upload(alice):
 def make_versions(alice):
     from adapters.models import PromptSet, Reply
     from adapters.serving import services
-    from tests.shelf import register_version
+    from tests.registry import register_version
     from training.runs.models import Run
 
     run = Run.objects.get(pk=1)

@@ -1,7 +1,7 @@
 """Running instances for the browser, and people in them."""
 
 from tests import simulations
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 
 def start_instance(tmp_path_factory, model):

@@ -22,7 +22,7 @@ from training.people.models import User
 from tests.launching import launch_run
 from training.runs.models import Run
 from training.runs.worker import tasks
-from tests.shelf import put_on_shelf
+from tests.registry import put_on_shelf
 tasks.supervise_task = lambda _id: None
 alice, data = User.objects.get(), DatasetVersion.objects.get()
 model = BaseModel.objects.order_by("pk").first()

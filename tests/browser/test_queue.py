@@ -18,7 +18,7 @@ import json, sys, django
 django.setup()
 from tests import tiny
 from training.catalog.models import BaseModel
-from training.datasets.work import create_dataset
+from training.datasets.upload_job import create_dataset
 from training.people.models import Team, User
 from training.people.teams import join
 from tests.launching import launch_run

@@ -10,15 +10,15 @@ from django.utils import timezone
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from tests.refusals import raises_user_error
-from training.catalog import acts
-from training.catalog.card import UnsupportedModel, read_model_metadata
+from tests.user_errors import raises_user_error
+from training.catalog import services
+from training.catalog.metadata import UnsupportedModel, read_model_metadata
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import DTYPE_BITS, has_elements
 from training.errors import NotAllowed, UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
-from training.jobs.sweeper import recover_lost_jobs
+from training.jobs.recovery import recover_lost_jobs
 from training.process_identity import get_host_name
 
 
@@ -189,10 +189,10 @@ def test_a_shape_of_endless_sizes_is_refused_at_once():
 
 def test_an_admin_registers_a_folder_and_others_may_not(people, folder, settings):
     settings.MODEL_FOLDERS = [folder.parent]
-    model = acts.add_folder(people["admin"], str(folder))
+    model = services.add_folder(people["admin"], str(folder))
     assert model.state == ModelState.READY
     with pytest.raises(NotAllowed):
-        acts.add_folder(people["alice"], str(folder))
+        services.add_folder(people["alice"], str(folder))
 
 
 @pytest.mark.parametrize("path", ["/etc", "{root}/../../etc", "{root}/link", "{root}\0x"])
@@ -202,38 +202,38 @@ def test_a_folder_outside_the_allowed_ones_is_refused(people, tmp_path, settings
     (root / "link").symlink_to("/etc")
     settings.MODEL_FOLDERS = [root]
     with pytest.raises(UserError):
-        acts.add_folder(people["admin"], path.replace("{root}", str(root)))
+        services.add_folder(people["admin"], path.replace("{root}", str(root)))
 
 
 @pytest.mark.parametrize("hub_id", ["nope", "a/b/c", "-x/y", "/a", "a/"])
 def test_what_is_no_hub_id_is_refused(people, hub_id):
     with raises_user_error(field="location", naming=(hub_id,)):
-        acts.add_from_hub(people["admin"], hub_id, "")
+        services.add_from_hub(people["admin"], hub_id, "")
 
 
 def test_an_import_that_fails_tells_its_reason(people, monkeypatch):
-    model = acts.add_from_hub(people["admin"], "someone/model", "")
+    model = services.add_from_hub(people["admin"], "someone/model", "")
     output = '{"done": 0.1, "message": "asking"}\\n{"error": "The hub cannot be reached."}\\n'
     program = f"print('{output}', end=''); raise SystemExit(65)"
-    monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", program])
-    run_lane(acts.IMPORT_JOB.lane)
+    monkeypatch.setattr(services, "import_command", lambda _model: [sys.executable, "-c", program])
+    run_lane(services.IMPORT_JOB.lane)
     model.refresh_from_db()
     assert (model.state, model.error) == (ModelState.FAILED, "The hub cannot be reached.")
-    acts.retry_import(people["admin"], model)
+    services.retry_import(people["admin"], model)
     model.refresh_from_db()
     assert model.state == ModelState.WAITING
 
 
 def test_an_import_cut_off_by_a_dead_worker_begins_anew(people, monkeypatch):
-    model = acts.add_from_hub(people["admin"], "a/b", "")
+    model = services.add_from_hub(people["admin"], "a/b", "")
     BaseModel.objects.update(state=ModelState.IMPORTING)
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         name = f"{get_host_name()}:{dead.pid}:1"
     Job.objects.update(state="working", worker=name, heartbeat_at=timezone.now())
     recover_lost_jobs()
-    monkeypatch.setattr(acts, "import_command", lambda _model: [sys.executable, "-c", ""])
-    monkeypatch.setattr(acts, "read_model_metadata", lambda _folder: {"parameters": 1})
-    run_lane(acts.IMPORT_JOB.lane)
+    monkeypatch.setattr(services, "import_command", lambda _model: [sys.executable, "-c", ""])
+    monkeypatch.setattr(services, "read_model_metadata", lambda _folder: {"parameters": 1})
+    run_lane(services.IMPORT_JOB.lane)
     model.refresh_from_db()
     assert (model.state, model.progress, model.metadata) == (ModelState.READY, 1, {"parameters": 1})
 

@@ -37,5 +37,5 @@ def run_in_process(request, monkeypatch):
                 raise UserError(message["error"], field=message["field"])
             yield message
 
-    monkeypatch.setattr("training.datasets.intake.run_child", run_child)
+    monkeypatch.setattr("training.datasets.uploads.run_child", run_child)
     monkeypatch.setattr("training.jobs.runner.stream_child", stream_child)

@@ -13,10 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from training.datasets import intake
+from training.datasets import uploads
 from training.datasets.build import BuildOptions
 from training.datasets.models import Upload
-from training.datasets.work import UPLOAD_JOB
+from training.datasets.upload_job import UPLOAD_JOB
 from training.jobs.runner import run_lane
 
 pytestmark = [pytest.mark.django_db, pytest.mark.own_process]
@@ -100,7 +100,7 @@ def hub(monkeypatch):
 
 
 def fetch_upload(user, hub_id):
-    upload = intake.enqueue_hub_fetch(user, hub_id, name="")
+    upload = uploads.enqueue_hub_fetch(user, hub_id, name="")
     run_lane(UPLOAD_JOB.lane)
     return Upload.objects.get(pk=upload.pk)
 
@@ -110,10 +110,10 @@ def test_it_is_fetched_split_by_split_and_becomes_a_version(hub, alice):
     assert (upload.state, upload.error) == ("draft", "")
     assert [file["split"] for file in upload.files] == ["train", "train", "eval"]
     assert upload.mapping["columns"] == {"prompt": "question", "completion": "answer"}
-    intake.request_check(upload)
+    uploads.request_check(upload)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
-    intake.request_save(upload, BuildOptions(), skip_faulty=False)
+    uploads.request_save(upload, BuildOptions(), skip_faulty=False)
     run_lane(UPLOAD_JOB.lane)
     version = upload.versions.get()
     assert (version.dataset.name, version.train_rows, version.eval_rows) == ("lamps", 12, 1)

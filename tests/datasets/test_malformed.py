@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training.datasets.formats import BadFile, detect_format
-from training.datasets.forms import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping, guess_mapping, to_row
+from training.datasets.column_mapping import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping, guess_mapping, to_row
 from training.datasets.records import iter_records
 from training.datasets.rows import BadRow, Row
 

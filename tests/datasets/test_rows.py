@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.datasets.forms import ColumnMapping, guess_mapping, to_row
+from training.datasets.column_mapping import ColumnMapping, guess_mapping, to_row
 from training.datasets.rows import BadRow
 
 ANSWER = {"role": "assistant", "content": "b"}

@@ -9,7 +9,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 
 from tests import tiny
 from training.datasets.models import Dataset, Upload
-from training.datasets.work import UPLOAD_JOB
+from training.datasets.upload_job import UPLOAD_JOB
 from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.django_db

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.refusals import raises_user_error
+from tests.user_errors import raises_user_error
 from training.errors import Conflict, NotAllowed, NotFound
 from training.people import teams
 from training.people.models import Membership, Team

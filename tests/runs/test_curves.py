@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from tests.runs.million import write_long_run
+from tests.runs.large_runs import write_long_run
 from training.runs.metrics.curves import read_curves
 from training.runs.models import CurveChunk
 

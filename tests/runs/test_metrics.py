@@ -10,7 +10,7 @@ import pytest
 
 from tests.runs.journals import Journal as Lines
 from tests.runs.journals import step_event
-from tests.runs.million import write_long_run
+from tests.runs.large_runs import write_long_run
 from training.engine.events import Journal
 from training.engine.metrics import METRICS, Metric
 from training.runs.live.messages import read_events_after, build_snapshot

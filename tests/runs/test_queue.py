@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from tests import tiny
 from tests.launching import launch_run
-from tests.refusals import assert_mentions, raises_user_error
+from tests.user_errors import assert_mentions, raises_user_error
 from tests.runs.fake_engine import FakeEngine
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import allocations, quotas
@@ -112,7 +112,7 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
     second, third = make_run(), make_run()
     reasons.refresh_queue()
     now = timezone.now().timestamp()
-    assert (get_queue_info(second)["position"], get_queue_info(third)["position"], get_queue_info(third)["of"]) == (1, 2, 2)
+    assert (get_queue_info(second)["position"], get_queue_info(third)["position"], get_queue_info(third)["total"]) == (1, 2, 2)
     assert "and the one device of CPU is in use" in get_queue_info(second)["reason"]
     assert 590 < get_queue_info(second)["earliest"] - now < 610
     assert 890 < get_queue_info(second)["latest"] - now < 910

@@ -15,7 +15,7 @@ from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.start_weights import find_start_weights
+from training.runs.launch.init_from import find_start_weights
 from training.runs.launch.yaml_file import (
     find_data,
     find_placement,

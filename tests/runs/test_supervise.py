@@ -11,7 +11,7 @@ import pytest
 
 from adapters.models import AdapterVersion
 from tests.runs.fake_engine import FakeEngine
-from tests.runs.supervising import start_supervisor, wait_until
+from tests.runs.supervision import start_supervisor, wait_until
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.runs.actions import stop_run
 from training.runs.models import Event, Run

@@ -9,7 +9,7 @@ from adapters.evaluation.benchmark import BENCHMARK_METHODS
 from adapters.export import gguf
 from adapters.models import Deployment, PromptSet
 from tests import tiny
-from tests.shelf import register_version
+from tests.registry import register_version
 from training.datasets.models import Upload
 from training.errors import UserError
 from training.jobs.models import Job

@@ -220,7 +220,7 @@ def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_mode
 
 
 def test_27_a_row_of_thousands_of_turns_is_shown_in_part(as_alice, alice):
-    from training.datasets.work import create_dataset
+    from training.datasets.upload_job import create_dataset
 
     long = {
         "messages": [

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from snapml_site.management.commands import up
-from tests.stage import ROOT
+from tests.running_site import ROOT
 from training.people.models import User
 
 
@@ -79,7 +79,7 @@ def test_an_empty_home_is_the_usual_one(tmp_path, monkeypatch):
 
 
 def test_another_inference_server_is_taken_and_none_of_ours_started(monkeypatch):
-    from snapml_site.children import build_processes
+    from snapml_site.processes import build_processes
 
     monkeypatch.setenv("INFERENCE_URL", "http://127.0.0.1:9999")
     assert [child.name for child in build_processes("127.0.0.1", 8000)] == [

@@ -50,7 +50,7 @@ def no_other_services(monkeypatch, no_queue, no_program, tiny_model):
     def raise_user_error(*_args, **_kwargs):
         raise UserError("not here")
 
-    monkeypatch.setattr("training.datasets.intake.run_detection", raise_user_error)
+    monkeypatch.setattr("training.datasets.uploads.run_detection", raise_user_error)
     monkeypatch.setattr("training.webhooks.services.resolve_host", raise_user_error)
 
 

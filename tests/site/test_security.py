@@ -124,7 +124,7 @@ def test_no_page_asks_the_database_once_a_row(
     as_alice, run, monkeypatch, django_assert_max_num_queries
 ):
     from adapters.serving.services import Routing, create_deployment
-    from tests.shelf import register_version
+    from tests.registry import register_version
     from training.runs.forecast import token_lengths
     from training.runs.models import Run
 

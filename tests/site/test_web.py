@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.stage import ROOT, find_free_port
+from tests.running_site import ROOT, find_free_port
 
 MIB = 2**20
 
@@ -28,7 +28,7 @@ def port(tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "snapml_site.web",
+        "snapml_site.web_server",
         "-v",
         "0",
         "-p",

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests import tiny
-from tests.stage import ROOT, RunningSite
+from tests.running_site import ROOT, RunningSite
 from training.engine.files import sha256_file
 from training.engine.outcome import read_result
 

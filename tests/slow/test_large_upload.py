@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.stage import RunningSite
+from tests.running_site import RunningSite
 
 pytestmark = pytest.mark.slow
 MIB = 2**20

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chromium import launch_browser, find_chromium
-from tests.stage import ROOT, find_free_port
+from tests.running_site import ROOT, find_free_port
 
 # A folder for the README's pictures
 SCREENSHOT_FOLDER = Path(os.environ["SNAPML_SHOTS"]) if "SNAPML_SHOTS" in os.environ else None

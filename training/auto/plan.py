@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from training.auto import rules
-from training.auto.setups import Candidate, iter_candidates
-from training.auto.situation import GOALS, Choice, PlanDraft, Plan, PlanInputs
+from training.auto.candidates import Candidate, iter_candidates
+from training.auto.plan_types import GOALS, Choice, PlanDraft, Plan, PlanInputs
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training.auto.situation import GOALS, PlanDraft
+from training.auto.plan_types import GOALS, PlanDraft
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.engine.settings import TUNABLE_SETTINGS

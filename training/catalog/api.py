@@ -6,10 +6,10 @@ from ninja import Router, Schema, Status
 from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
-from training.catalog import acts
+from training.catalog import services
 from training.catalog.models import BaseModel
 from training.errors import NotFound
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["models"])
@@ -41,15 +41,15 @@ def add_model(request: AuthenticatedRequest, body: ModelIn) -> Status[BaseModel]
     """Admins only. A hub model is downloaded in the background; follow its `state`."""
     if body.source == "hub":
         return Status(
-            201, acts.add_from_hub(request.user, body.location.strip(), body.revision.strip())
+            201, services.add_from_hub(request.user, body.location.strip(), body.revision.strip())
         )
-    return Status(201, acts.add_folder(request.user, body.location.strip()))
+    return Status(201, services.add_folder(request.user, body.location.strip()))
 
 
 @router.post("/{int:model_id}/retry", response=ModelOut)
 def retry_model(request: AuthenticatedRequest, model_id: int) -> BaseModel:
     """Admins only: import a model again whose import failed."""
-    acts.retry_import(request.user, read_model(request, model_id))
+    services.retry_import(request.user, read_model(request, model_id))
     return read_model(request, model_id)
 
 

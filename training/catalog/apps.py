@@ -6,7 +6,7 @@ class CatalogConfig(AppConfig):
     label = "catalog"
 
     def ready(self) -> None:
-        from training.catalog.acts import IMPORT_JOB
+        from training.catalog.services import IMPORT_JOB
         from training.jobs.kinds import register_kind
 
         register_kind(IMPORT_JOB)

@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST
 
-from training.catalog import acts
+from training.catalog import services
 from training.catalog.models import BaseModel, ModelState
 from training.errors import UserError
 from training.people.requests import AuthenticatedRequest
@@ -31,10 +31,10 @@ def add_model(request: AuthenticatedRequest) -> HttpResponse:
     location = request.POST.get("location", "").strip()
     try:
         if request.POST.get("source") == "hub":
-            acts.add_from_hub(request.user, location, request.POST.get("revision", "").strip())
+            services.add_from_hub(request.user, location, request.POST.get("revision", "").strip())
             messages.success(request, f"{location} is being downloaded.")
         else:
-            model = acts.add_folder(request.user, location)
+            model = services.add_folder(request.user, location)
             messages.success(request, f"{model.name} is in the catalog.")
     except UserError as error:
         base_models = BaseModel.objects.all()
@@ -50,5 +50,5 @@ def add_model(request: AuthenticatedRequest) -> HttpResponse:
 
 @require_POST
 def retry_import(request: AuthenticatedRequest, model_id: int) -> HttpResponse:
-    acts.retry_import(request.user, get_object_or_404(BaseModel, pk=model_id))
+    services.retry_import(request.user, get_object_or_404(BaseModel, pk=model_id))
     return redirect("models")

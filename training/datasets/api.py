@@ -11,18 +11,18 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from training.datasets import intake, shelf
+from training.datasets import uploads, services
 from training.datasets.build import BuildOptions
 from training.datasets.examples import add_example
-from training.datasets.forms import ROW_FORMATS, ColumnMapping
+from training.datasets.column_mapping import ROW_FORMATS, ColumnMapping
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import preview_rows, load_rows
-from training.datasets.uploads import format_upload_limit, save_pasted_rows, was_too_large
-from training.datasets.visible import get_visible_version
+from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, TooLarge, UserError
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 
 router = Router(tags=["datasets"])
 MAX_ROWS_PER_REQUEST = 100
@@ -146,13 +146,13 @@ def create_upload(
         files, source = [save_pasted_rows(rows)], "pasted"
     else:
         raise UserError("Send a `file`, or `rows` as text.", field="file")
-    return Status(201, intake.receive_files(request.user, files, name=name, source=source, dataset=target_dataset))
+    return Status(201, uploads.receive_files(request.user, files, name=name, source=source, dataset=target_dataset))
 
 
 @router.post("/uploads/hub", response={201: UploadOut})
 def fetch_from_hub(request: AuthenticatedRequest, body: HubIn) -> Status[Upload]:
     """Fetch a public data set of the hub in the background; follow the upload's `state`."""
-    return Status(201, intake.enqueue_hub_fetch(request.user, body.hub_id, name=body.name))
+    return Status(201, uploads.enqueue_hub_fetch(request.user, body.hub_id, name=body.name))
 
 
 @router.get("/uploads/{int:upload_id}", response=UploadOut)
@@ -162,7 +162,7 @@ def read_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
 
 @router.delete("/uploads/{int:upload_id}", response={204: None})
 def delete_upload(request: AuthenticatedRequest, upload_id: int) -> Status[None]:
-    shelf.discard_upload(request.user, get_visible(Upload, request.user, upload_id))
+    services.discard_upload(request.user, get_visible(Upload, request.user, upload_id))
     return Status(204, None)
 
 
@@ -174,15 +174,15 @@ def update_mapping(request: AuthenticatedRequest, upload_id: int, body: MappingI
     read_options = {name: values.pop(name) for name in ("delimiter", "header", "unit")}
     read_options = {name: value for name, value in read_options.items() if value is not None}
     if read_options:
-        intake.set_read_options(upload, read_options)
-    return intake.set_mapping(upload, values)
+        uploads.set_read_options(upload, read_options)
+    return uploads.set_mapping(upload, values)
 
 
 @router.get("/uploads/{int:upload_id}/preview", response=list[dict[str, Any]])
 def preview_upload(request: AuthenticatedRequest, upload_id: int) -> Any:
     """The first records as rows under the present mapping, or why they are none."""
     upload = get_visible(Upload, request.user, upload_id)
-    intake.get_file_format(upload)
+    uploads.get_file_format(upload)
     mapping = ColumnMapping(**upload.mapping)
     return preview_rows(upload, mapping) if mapping.is_complete else []
 
@@ -193,7 +193,7 @@ def check_upload(request: AuthenticatedRequest, upload_id: int) -> Upload:
     found.
     """
     upload = get_changeable(Upload, request.user, upload_id)
-    intake.request_check(upload)
+    uploads.request_check(upload)
     return upload
 
 
@@ -203,7 +203,7 @@ def save_upload(request: AuthenticatedRequest, upload_id: int, body: SaveIn) -> 
     upload = get_changeable(Upload, request.user, upload_id, "dataset", "owner")
     values = body.dict()
     skip_faulty = values.pop("skip_faulty")
-    intake.request_save(upload, BuildOptions(**values), skip_faulty=skip_faulty)
+    uploads.request_save(upload, BuildOptions(**values), skip_faulty=skip_faulty)
     return upload
 
 
@@ -230,12 +230,12 @@ def read_dataset(request: AuthenticatedRequest, dataset_id: int) -> Dataset:
 @router.patch("/{int:dataset_id}", response=DatasetOut)
 def rename_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Dataset:
     dataset = get_visible(Dataset, request.user, dataset_id, "owner")
-    shelf.rename_dataset(request.user, dataset, body.name)
+    services.rename_dataset(request.user, dataset, body.name)
     return dataset
 
 
 @router.delete("/{int:dataset_id}", response={204: None})
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int, body: NameIn) -> Status[None]:
     """Delete a data set with its versions and free the disk; `name` must be its name."""
-    shelf.delete_dataset(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
+    services.delete_dataset(request.user, get_visible(Dataset, request.user, dataset_id), body.name)
     return Status(204, None)

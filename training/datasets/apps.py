@@ -6,7 +6,7 @@ class DatasetsConfig(AppConfig):
     label = "datasets"
 
     def ready(self) -> None:
-        from training.datasets.work import UPLOAD_JOB
+        from training.datasets.upload_job import UPLOAD_JOB
         from training.jobs.kinds import register_kind
 
         register_kind(UPLOAD_JOB)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from training.datasets.formats import Format
-from training.datasets.forms import ColumnMapping, to_row
+from training.datasets.column_mapping import ColumnMapping, to_row
 from training.datasets.insights import Insights
 from training.datasets.records import iter_records
 from training.datasets.rows import MAX_ROW_BYTES, BadRow, Row

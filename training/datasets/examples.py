@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.datasets.models import Dataset, DatasetVersion
-from training.datasets.work import create_dataset
+from training.datasets.upload_job import create_dataset
 from training.errors import NotFound
 from training.people.models import User
 

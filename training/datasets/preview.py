@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Any
 
 from training.datasets.check import parse_record
-from training.datasets.forms import ColumnMapping
-from training.datasets.intake import get_file_format, load_sample
+from training.datasets.column_mapping import ColumnMapping
+from training.datasets.uploads import get_file_format, load_sample
 from training.datasets.models import DatasetVersion, Upload
 from training.datasets.rows import BadRow
 

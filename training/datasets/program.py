@@ -20,7 +20,7 @@ from training.child_process import emit_message, main, read_params
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
 from training.datasets.formats import BadFile, Format, detect_format
-from training.datasets.forms import ColumnMapping, guess_mapping
+from training.datasets.column_mapping import ColumnMapping, guess_mapping
 from training.datasets.records import iter_records
 from training.datasets.rows import BadRow
 from training.errors import UserError

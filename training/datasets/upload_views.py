@@ -13,18 +13,18 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_POST
 
-from training.datasets import intake
+from training.datasets import uploads
 from training.datasets.build import BuildOptions
 from training.datasets.formats import DELIMITERS, UNITS
-from training.datasets.forms import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping
-from training.datasets.intake import NamedFile
+from training.datasets.column_mapping import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping
+from training.datasets.uploads import NamedFile
 from training.datasets.models import Dataset, Upload, UploadState
 from training.datasets.preview import preview_rows
-from training.datasets.shelf import discard_upload
-from training.datasets.uploads import format_upload_limit, save_pasted_rows, was_too_large
+from training.datasets.services import discard_upload
+from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
 from training.errors import TooLarge, UserError
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 
 MAX_LISTED_COLUMNS = 200
 
@@ -64,18 +64,18 @@ def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upl
         )
     name = request.POST.get("name", "").strip()
     if hub_id := request.POST.get("hub_id", "").strip():
-        return intake.enqueue_hub_fetch(request.user, hub_id, name=name, dataset=dataset)
+        return uploads.enqueue_hub_fetch(request.user, hub_id, name=name, dataset=dataset)
     rows = request.POST.get("rows", "")
     files = [to_named_file(request.FILES.get("file"), ""), to_named_file(request.FILES.get("eval"), "eval")]
     received_files = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
         received_files = [save_pasted_rows(rows), *received_files]
-        return intake.receive_files(
+        return uploads.receive_files(
             request.user, received_files, name=name or "Pasted rows", source="pasted", dataset=dataset
         )
     if files[0] is None:
         raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
-    return intake.receive_files(
+    return uploads.receive_files(
         request.user, received_files, name=name, source=f"upload: {received_files[0][1]}", dataset=dataset
     )
 
@@ -98,7 +98,7 @@ def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
 def page_context(upload: Upload) -> dict[str, Any]:
     values: dict[str, Any] = {
         "upload": upload,
-        "moving": upload.state in intake.BUSY_STATES,
+        "moving": upload.state in uploads.BUSY_STATES,
         "versions": upload.versions.all(),
     }
     if upload.state in (UploadState.DRAFT, UploadState.FAILED) and upload.mapping:
@@ -107,7 +107,7 @@ def page_context(upload: Upload) -> dict[str, Any]:
 
 
 def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
-    file_format = intake.get_file_format(upload)
+    file_format = uploads.get_file_format(upload)
     rows = preview_rows(upload, mapping) if mapping.is_complete else []
     return {
         "read": file_format,
@@ -115,7 +115,7 @@ def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
         "units": UNITS.items(),
         "forms": ROW_FORMATS.items(),
         "mapping": mapping,
-        "columns": intake.list_column_names(upload)[:MAX_LISTED_COLUMNS],
+        "columns": uploads.list_column_names(upload)[:MAX_LISTED_COLUMNS],
         "parts": [
             (part, needed, mapping.columns.get(part, "")) for part, needed in ROW_FORMAT_PARTS[mapping.row_format]
         ],
@@ -128,7 +128,7 @@ def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[st
     has_new_format = row_format != upload.mapping.get("row_format")
     columns = {part: request.POST.get(f"column-{part}", "") for part, _ in ROW_FORMAT_PARTS.get(row_format, ())}
     if has_new_format:  # another form has other parts: columns of the same name are taken
-        names = intake.list_column_names(upload)
+        names = uploads.list_column_names(upload)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}
     return {"row_format": row_format, "columns": columns, "split": request.POST.get("split", "")}
 
@@ -142,7 +142,7 @@ def parse_read_options(request: AuthenticatedRequest) -> dict[str, Any]:
 
 def has_new_read_options(request: AuthenticatedRequest, upload: Upload) -> bool:
     """Was the way to read the file changed, and not only what its columns mean?"""
-    current = intake.get_file_format(upload).to_dict()
+    current = uploads.get_file_format(upload).to_dict()
     return any(current[name] != value for name, value in parse_read_options(request).items())
 
 
@@ -155,11 +155,11 @@ def map_columns(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     values = parse_mapping_form(request, upload)
     try:
         if has_new_read_options(request, upload):
-            intake.set_read_options(upload, parse_read_options(request))
+            uploads.set_read_options(upload, parse_read_options(request))
         else:
-            intake.set_mapping(upload, values)
+            uploads.set_mapping(upload, values)
             if request.POST.get("check"):
-                intake.request_check(upload)
+                uploads.request_check(upload)
     except UserError as error:
         if error.status != 400 or values["row_format"] not in ROW_FORMATS:
             raise
@@ -181,7 +181,7 @@ def save_upload(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
             eval_share=parse_percent(request.POST.get("eval_share", "")),
             seed=parse_int(request.POST.get("seed") or "0"),
         )
-        intake.request_save(upload, choices, skip_faulty=request.POST.get("skip_faulty") == "on")
+        uploads.request_save(upload, choices, skip_faulty=request.POST.get("skip_faulty") == "on")
     except UserError as error:
         if error.status != 400:
             raise
@@ -210,8 +210,8 @@ def parse_percent(text: str) -> float | None:
 def reset_mapping(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     """Back to the mapping: another reading of the same files becomes a new version."""
     upload = get_changeable(Upload, request.user, upload_id)
-    intake.get_file_format(upload)
-    intake.reset_to_mapping(upload)
+    uploads.get_file_format(upload)
+    uploads.reset_to_mapping(upload)
     return redirect("upload", upload_id)
 
 

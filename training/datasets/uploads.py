@@ -1,58 +1,294 @@
-"""Uploads go to disk piece by piece and break off at the limit, not after it."""
+"""Uploads on their way to a data set: received, looked at, mapped, and handed to the worker to be
+checked and saved.
+
+No file is read in this process: `program.py` does it, and leaves the first records in
+`sample.json`.
+"""
 
 from __future__ import annotations
 
-import tempfile
-import time
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.files.uploadhandler import StopUpload, TemporaryFileUploadHandler
+from django.db import transaction
 
-from training.formatting import format_binary_bytes
+from training.child_process import read_messages, run_child, write_params
+from training.datasets.build import BuildOptions
+from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
+from training.datasets.column_mapping import ColumnMapping
+from training.datasets.hub import check_hub_id
+from training.datasets.models import Dataset, Upload, UploadState
+from training.errors import Conflict, UserError, to_one_line
+from training.jobs.models import JobState
+from training.jobs.services import enqueue_job
+from training.people.models import User
+from training.people.permissions import check_changeable
 
-STALE_SECONDS = 86_400
+UPLOAD_KIND = "upload"
+DETECTION_TIMEOUT = 40  # the program's own limit is 20 s of CPU
+# A gzip file may unpack to this many times the limit, and no more may be written of it
+MAX_UNPACK_RATIO = 4
+BUSY_STATES = (UploadState.WAITING, UploadState.WORKING)
+NamedFile = tuple[Path, str, str]  # a file, the name it came with, and the split it stands for
 
 
-class LimitedUploadHandler(TemporaryFileUploadHandler):
-    """Django's temporary file, removed at once when all files of a request together grow past
-    DATASET_MAX_BYTES.
+class BadData(UserError):
+    """The file holds faulty rows; `report` counts, groups and names them."""
+
+    def __init__(self, message: str, report: dict[str, Any]) -> None:
+        super().__init__(message, field="file")
+        self.report = report
+
+
+def max_unpacked_bytes() -> int:
+    return int(settings.DATASET_MAX_BYTES) * MAX_UNPACK_RATIO
+
+
+def receive_files(
+    user: User, files: Sequence[NamedFile], *, name: str, source: str, dataset: Dataset | None = None
+) -> Upload:
+    """Take over files that lie on disk (they are moved), tell their formats, and guess what their
+    columns mean.
+
+    Raises:
+        BadFile: empty, binary or in another encoding; nothing is kept then.
+        UserError: the disk has no room for it.
     """
+    size = sum(path.stat().st_size for path, _, _ in files)
+    if shutil.disk_usage(settings.HOME).free < 3 * size:
+        raise UserError(
+            "The server's disk has no room for this data; ask an admin to free some.", field="file"
+        )
+    upload = Upload.objects.create(
+        owner=user,
+        team=dataset.team if dataset else user.get_sharing_team(),
+        dataset=dataset,
+        name=to_one_line(name)[:120] or to_one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
+        source=to_one_line(source)[:200],
+        bytes=size,
+        files=[
+            {"file": str(number), "name": to_one_line(file_name)[-100:], "split": split}
+            for number, (_, file_name, split) in enumerate(files)
+        ],
+    )
+    shutil.rmtree(upload.folder, ignore_errors=True)
+    upload.folder.mkdir(parents=True)
+    for number, (path, _, _) in enumerate(files):
+        shutil.move(path, upload.folder / str(number))
+    try:
+        run_detection(upload)
+    except UserError:
+        shutil.rmtree(upload.folder, ignore_errors=True)
+        upload.delete()
+        raise
+    upload.save()
+    return upload
 
-    received_bytes = 0
 
-    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
-        self.received_bytes += len(raw_data)
-        if self.received_bytes > settings.DATASET_MAX_BYTES:
-            self.file.close()  # a NamedTemporaryFile: closing removes it
-            if self.request is not None:
-                self.request.META["snapml.too_large"] = True
-            raise StopUpload(connection_reset=False)
-        super().receive_data_chunk(raw_data, start)
-
-    def upload_interrupted(self) -> None:
-        if hasattr(self, "file") and not self.file.closed:
-            self.file.close()
+def build_params(upload: Upload) -> dict[str, Any]:
+    """What the program is told."""
+    return {
+        "files": upload.files,
+        "mapping": upload.mapping,
+        "build_options": upload.build_options,
+        "hub_id": upload.source.removeprefix("hub: "),
+        "root": str(Path(settings.HOME) / "data"),
+        "max_bytes": settings.DATASET_MAX_BYTES if upload.job == "fetch" else max_unpacked_bytes(),
+        "most_written": max_unpacked_bytes() + 2**28,
+    }
 
 
-def was_too_large(request: Any) -> bool:
-    return bool(request.META.get("snapml.too_large"))
+def run_detection(upload: Upload) -> None:
+    """Let the program look at the files, and note what it saw. The row is not saved.
+
+    Raises:
+        BadFile: what is wrong with the file.
+    """
+    write_params(upload.folder, build_params(upload))
+    try:
+        result = run_child(
+            "training.datasets.program",
+            "look",
+            str(upload.folder),
+            cwd=settings.BASE_DIR,
+            seconds=DETECTION_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BadFile("The first rows of this file take too long to read.", field="file") from error
+    messages = read_messages(result.stdout)
+    outcome = next((message for message in reversed(messages) if "looked" in message or "error" in message), None)
+    if outcome is None:
+        raise BadFile(
+            "The first rows of this file take too long or too much memory to read.", field="file"
+        )
+    if "error" in outcome:
+        raise BadFile(outcome["error"], field=outcome["field"])
+    apply_detection(upload, outcome["looked"])
 
 
-def format_upload_limit() -> str:
-    return format_binary_bytes(settings.DATASET_MAX_BYTES)
+def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
+    upload.files = [
+        {**file, "format": file_format} for file, file_format in zip(upload.files, detection["formats"], strict=True)
+    ]
+    upload.mapping = detection["mapping"]
 
 
-def save_pasted_rows(text: str) -> tuple[Path, str, str]:
-    """Rows that were typed or pasted, as a file."""
-    with tempfile.NamedTemporaryFile("wb", dir=settings.FILE_UPLOAD_TEMP_DIR, delete=False) as file:
-        file.write(text.encode("utf-8", errors="replace"))
-    return Path(file.name), "pasted", ""
+def enqueue_hub_fetch(user: User, hub_id: str, *, name: str, dataset: Dataset | None = None) -> Upload:
+    """Enter a data set of the hub; the worker fetches it.
+
+    Raises:
+        UserError: not a hub id.
+    """
+    source = f"hub: {check_hub_id(hub_id)}"
+    with transaction.atomic():
+        upload = Upload.objects.create(
+            owner=user,
+            team=dataset.team if dataset else user.get_sharing_team(),
+            dataset=dataset,
+            name=to_one_line(name)[:120] or hub_id.rpartition("/")[2],
+            source=source,
+            state=UploadState.WAITING,
+            job="fetch",
+        )
+        enqueue_upload(upload)
+    return upload
 
 
-def remove_stale_uploads() -> None:
-    """Remove what a killed web server left of uploads that never arrived."""
-    for path in Path(settings.FILE_UPLOAD_TEMP_DIR).iterdir():
-        if path.is_file() and path.stat().st_mtime < time.time() - STALE_SECONDS:
-            path.unlink(missing_ok=True)
+def enqueue_upload(upload: Upload) -> None:
+    restart = (JobState.DONE, JobState.FAILED)
+    enqueue_job(upload.owner, UPLOAD_KIND, str(upload.pk), subjects=[upload], restart=restart)
+
+
+def get_file_format(upload: Upload) -> Format:
+    """Raises Conflict: nobody has looked at the files yet."""
+    if not upload.files or "format" not in upload.files[0]:
+        raise Conflict("The files of this upload have not arrived.")
+    return Format(**upload.files[0]["format"])
+
+
+def load_sample(upload: Upload) -> list[tuple[int, dict[str, Any] | None, str]]:
+    """The first records: (line, record, or what is wrong with it)."""
+    path = upload.folder / "sample.json"
+    return [tuple(item) for item in json.loads(path.read_text())] if path.is_file() else []
+
+
+def list_column_names(upload: Upload) -> list[str]:
+    """The names that occur in the sample, in order."""
+    return list(
+        dict.fromkeys(
+            str(name) for _, record, _ in load_sample(upload) if record is not None for name in record
+        )
+    )
+
+
+def set_mapping(upload: Upload, values: Mapping[str, Any]) -> Upload:
+    """Another meaning of the columns; what was checked before counts no more.
+
+    Raises:
+        UserError: a needed column is not chosen.
+        Conflict: the worker is at it.
+    """
+    get_file_format(upload)
+    reset_to_mapping(upload, mapping=ColumnMapping.from_dict(values).to_dict())
+    return upload
+
+
+def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
+    """Another way to read the file (delimiter, header, unit of text); the columns are guessed anew.
+
+    Raises:
+        UserError: no such way.
+        Conflict: the worker is at it.
+    """
+    current_format = get_file_format(upload)
+    delimiter, unit = options.get("delimiter", current_format.delimiter), options.get("unit", current_format.unit)
+    if delimiter not in DELIMITERS or unit not in UNITS:
+        raise UserError(
+            f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter"
+        )
+    if upload.state in BUSY_STATES:
+        raise Conflict("The file is being read; wait until that is done.")
+    new_format = {
+        **current_format.to_dict(),
+        "delimiter": delimiter,
+        "unit": unit,
+        "header": bool(options.get("header", current_format.header)),
+    }
+    upload.files = [
+        {**file, "format": new_format} if file["format"]["kind"] == current_format.kind else file
+        for file in upload.files
+    ]
+    run_detection(upload)
+    reset_to_mapping(upload, files=upload.files, mapping=upload.mapping)
+    return upload
+
+
+def reset_to_mapping(upload: Upload, **changes: Any) -> None:
+    """To the mapping, with changes; by condition, since a worker may take the upload in this very
+    moment.
+    """
+    changes |= {"state": UploadState.DRAFT, "report": {}, "error": ""}
+    if not Upload.objects.filter(pk=upload.pk).exclude(state__in=BUSY_STATES).update(**changes):
+        raise Conflict("The file is being read; wait until that is done.")
+    upload.refresh_from_db()
+
+
+def request_job(upload: Upload, job: str, **changes: Any) -> None:
+    """Leave a job for the worker.
+
+    Raises:
+        Conflict: there is one already, or a save without a check.
+    """
+    allowed_states = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    updates = {
+        "state": UploadState.WAITING,
+        "job": job,
+        "error": "",
+        "progress_message": "",
+        **changes,
+    }
+    with transaction.atomic():
+        if not Upload.objects.filter(pk=upload.pk, state__in=allowed_states).update(**updates):
+            raise Conflict(
+                "Check the file first."
+                if job == "save"
+                else "The file is being read already, or has been."
+            )
+        enqueue_upload(upload)
+    upload.refresh_from_db()
+
+
+def request_check(upload: Upload) -> None:
+    """Raises Conflict: there is nothing to check yet; UserError: a needed column is not chosen."""
+    get_file_format(upload)
+    ColumnMapping.from_dict(upload.mapping)
+    request_job(upload, "check")
+
+
+def request_save(upload: Upload, options: BuildOptions, *, skip_faulty: bool) -> None:
+    """Save a checked upload as a version.
+
+    Raises:
+        BadData: faulty rows that nobody said may be left out.
+        NotAllowed: its data set is no longer its owner's to change.
+    """
+    if upload.dataset is not None:
+        check_changeable(upload.owner, upload.dataset)
+    if not skip_faulty:
+        check_no_faulty_rows(upload.report)
+    request_job(upload, "save", build_options=options.to_dict())
+
+
+def check_no_faulty_rows(report: dict[str, Any]) -> None:
+    problems = report["problems"] if report else {"count": 0}
+    if problems["count"]:
+        rows = f"{problems['count']:,} of {problems['count'] + report['rows']:,} rows"
+        unread = " The file could not be read to its end." if problems.get("unread") else ""
+        raise BadData(
+            f"{rows} cannot be used.{unread} Correct the file, or leave them out.", report
+        )

@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
-from training.datasets import shelf
+from training.datasets import services
 from training.datasets.examples import EXAMPLES, add_example
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
 from training.datasets.preview import ROWS_PER_PAGE, load_turns
@@ -15,7 +15,7 @@ from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_visible
+from training.people.permissions import get_visible
 
 
 def list_datasets(request: AuthenticatedRequest) -> HttpResponse:
@@ -78,7 +78,7 @@ def find_version(versions: list[DatasetVersion], requested: str) -> DatasetVersi
 
 @require_POST
 def rename_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
-    shelf.rename_dataset(
+    services.rename_dataset(
         request.user, get_visible(Dataset, request.user, dataset_id), request.POST.get("name", "")
     )
     return redirect("dataset", dataset_id)
@@ -87,6 +87,6 @@ def rename_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpRespon
 @require_POST
 def delete_dataset(request: AuthenticatedRequest, dataset_id: int) -> HttpResponse:
     dataset = get_visible(Dataset, request.user, dataset_id)
-    freed = shelf.delete_dataset(request.user, dataset, request.POST.get("name", ""))
+    freed = services.delete_dataset(request.user, dataset, request.POST.get("name", ""))
     messages.success(request, f"{dataset.name} is deleted; {format_bytes(freed)} are free again.")
     return redirect("datasets")

@@ -25,7 +25,7 @@ from training.gpus.schemas import (
     to_quota_row,
 )
 from training.gpus.views import filter_audit_entries
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.users import get_user_by_name

@@ -201,7 +201,9 @@ def set_hold(
 def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list[str]:
     """The fields that this actor's hold sets, or lifting it clears."""
     if actor.is_superuser:
-        return ["held"] if is_on_hold or isinstance(target, Pool) else ["held", "has_lead_hold"]
+        if isinstance(target, Pool):
+            return ["is_on_hold"]
+        return ["has_admin_hold"] if is_on_hold else ["has_admin_hold", "has_lead_hold"]
     if isinstance(target, Pool) or target.team is None or not is_lead(actor, target.team):
         raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
     if target.has_admin_hold and not is_on_hold:

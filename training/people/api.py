@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from training.errors import NotAllowed
 from training.people import teams, tokens
 from training.people.models import ApiToken, Role, Scope, Team, User
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["people"])

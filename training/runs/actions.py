@@ -16,7 +16,7 @@ from training.engine.stop_signals import STOP_FILE
 from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.gpus import allocations
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Run, Sweep
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks

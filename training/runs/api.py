@@ -11,9 +11,9 @@ from pydantic import Field
 
 from training.engine.metrics import get_charted_names
 from training.errors import UserError
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs import actions
 from training.runs import filters as runs_filters
 from training.runs.launch import api as launch_api

@@ -69,10 +69,10 @@ def format_queue_status(run: Run) -> str:
     """Place and reason in the queue; of old words nobody knows whether they still hold."""
     queue_info = run.queue_info
     if "device" in queue_info:
-        return f"has been given {queue_info['given']}; its worker takes it up"
+        return f"has been given {queue_info['device']}; its worker takes it up"
     if timezone.now().timestamp() - queue_info.get("at", 0) > STALE_SECONDS:
         return "waiting for a worker"
-    return f"place {queue_info['place']} of {queue_info['of']}: {queue_info['reason']}"
+    return f"place {queue_info['position']} of {queue_info['total']}: {queue_info['reason']}"
 
 
 def get_progress(run: Run) -> float:

@@ -18,7 +18,7 @@ from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
 from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
-from training.people.visible import get_changeable, get_visible
+from training.people.permissions import get_changeable, get_visible
 from training.runs import actions, filters
 from training.runs import run_files as runs_run_files
 from training.runs.forecast.target_device import get_target_device
@@ -264,7 +264,7 @@ def show_memory_options(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     has_unknown = any(option.memory is None for option, _ in rows)
     return render(
         request,
-        "runs/_ways.html",
+        "runs/_memory_options.html",
         {"run": run, "memory_options": rows, "total": total, "can_change": can_change, "has_unknown": has_unknown},
     )
 

@@ -7,7 +7,7 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 
 from training.people.api import check_session_auth
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 from training.webhooks import services
 from training.webhooks.models import Webhook

@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from training.catalog.acts import IMPORT_JOB, add_builtin_model
+from training.catalog.services import IMPORT_JOB, add_builtin_model
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.examples import add_example
 from training.jobs.runner import run_lane

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from training.auto.situation import Plan
+from training.auto.plan_types import Plan
 from training.errors import UserError
 from training.formatting import format_setting
 from training.people.models import User

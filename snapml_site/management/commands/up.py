@@ -21,7 +21,7 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from snapml_site.children import ManagedProcess, build_processes
+from snapml_site.processes import ManagedProcess, build_processes
 from snapml_site.first_admin import first_admin_message
 
 CHECK_INTERVAL = 0.2

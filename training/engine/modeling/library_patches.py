@@ -1,7 +1,7 @@
 """Where PEFT, bitsandbytes and transformers go wrong without an error, and what cures it: each in
 one place, applied on import.
 
-tests/engine/test_cures.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2,
+tests/engine/test_library_patches.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2,
 transformers 5.24.
 """
 

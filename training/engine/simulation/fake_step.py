@@ -72,7 +72,7 @@ class SimulatedStep:
         self.tracker = StorageTracker(device)
         self.contexts.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         self.contexts.enter_context(self.tracker)
-        self.contexts.enter_context(patch_packing_detection(packed=config.packing))
+        self.contexts.enter_context(patch_packing_detection(is_packed=config.packing))
         self.contexts.enter_context(
             mock.patch.dict(AttentionInterface._global_mapping, {"sdpa": self.compute_attention})
         )

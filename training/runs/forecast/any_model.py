@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from training.catalog.card import check_no_code
+from training.catalog.metadata import check_no_code
 from training.engine.config import RunConfig
 from training.errors import TooLarge, UserError
 from training.runs.forecast.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, FixedOverhead, forecast_memory

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.conf import settings
 
-from training.catalog.card import read_json
+from training.catalog.metadata import read_json
 from training.child_process import RequestProcess
 from training.engine.config import RunConfig
 from training.engine.files import write_atomically

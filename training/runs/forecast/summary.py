@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from training.catalog.card import linear_layers
+from training.catalog.metadata import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig

@@ -11,7 +11,7 @@ from django.shortcuts import render
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.preview import load_rows
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
 from training.people.requests import AuthenticatedRequest, parse_id

@@ -9,7 +9,7 @@ from ninja import Query, Router, Status
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.datasets.preview import load_rows
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.gpus.quotas import get_pool
 from training.people.requests import AuthenticatedRequest
@@ -30,7 +30,7 @@ from training.runs.launch.schemas import (
     TokensOut,
     describe_settings,
 )
-from training.runs.launch.start_weights import get_start_weights
+from training.runs.launch.init_from import get_start_weights
 from training.runs.launch.sweep import split_grid
 from training.runs.queue.placement import Placement
 from training.runs.schemas import SweepOut

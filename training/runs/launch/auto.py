@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.auto.plan import make_plan
-from training.auto.situation import GOALS, Plan, PlanInputs
-from training.catalog.card import linear_layers
+from training.auto.plan_types import GOALS, Plan, PlanInputs
+from training.catalog.metadata import linear_layers
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig

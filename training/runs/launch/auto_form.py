@@ -9,7 +9,7 @@ from typing import Any
 
 from django.http import QueryDict
 
-from training.auto.situation import Choice, Plan
+from training.auto.plan_types import Choice, Plan
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import transaction
 from django.utils import timezone
 
-from training.auto.situation import Plan
+from training.auto.plan_types import Plan
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
@@ -23,7 +23,7 @@ from training.gpus.scheduling.state import NO_TEAM, PendingJob
 from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
-from training.runs.forecast.memory_ladder import suggest_fitting_change
+from training.runs.forecast.memory_options import suggest_fitting_change
 from training.runs.forecast.summary import collect_warnings, forecast_run, check_data_fits_model
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
@@ -35,7 +35,7 @@ from training.runs.launch.services import (
     get_public_settings,
     get_run_team,
 )
-from training.runs.launch.start_weights import StartWeights, check_start_weights
+from training.runs.launch.init_from import StartWeights, check_start_weights
 from training.runs.launch.sweep import (
     Member,
     expand_grid,

@@ -9,7 +9,7 @@ from ninja import Query, Schema
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from training.auto.situation import GOALS
+from training.auto.plan_types import GOALS
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.runs import models

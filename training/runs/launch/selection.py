@@ -7,13 +7,13 @@ from functools import cached_property
 
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import DatasetVersion
-from training.datasets.visible import get_visible_version
+from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.gpus.models import Pool
 from training.people.models import User
 from training.people.requests import parse_id
 from training.runs.forecast.target_device import TargetDevice, get_target_device
-from training.runs.launch.start_weights import StartWeights, get_start_weights
+from training.runs.launch.init_from import StartWeights, get_start_weights
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 

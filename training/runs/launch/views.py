@@ -10,14 +10,14 @@ from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
-from training.auto.situation import GOALS
+from training.auto.plan_types import GOALS
 from training.catalog.models import BaseModel, ModelState
 from training.datasets.models import Dataset
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
 from training.gpus.models import Pool
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_visible
+from training.people.permissions import get_visible
 from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, form, yaml_file
 from training.runs.launch.auto import PlanPending

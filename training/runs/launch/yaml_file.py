@@ -18,7 +18,7 @@ from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
 from training.runs.launch.request import LaunchRequest
-from training.runs.launch.start_weights import find_start_weights
+from training.runs.launch.init_from import find_start_weights
 from training.runs.models import Run
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority

@@ -163,7 +163,7 @@ def stop_overdue_runs(now: datetime) -> None:
         for run_id in list(team_allocations.values_list("run_id", flat=True)):
             excess_seconds = used_by_run(run_id, now) - float(quota.max_run_seconds or 0)
             overdue_runs = Run.objects.filter(
-                pk=run_id, state__in=(State.STARTING, State.RUNNING), forgiven_seconds__lte=excess_seconds
+                pk=run_id, state__in=(State.STARTING, State.RUNNING), waived_seconds__lte=excess_seconds
             )
             if overdue_runs.update(state=State.STOPPING, requested_action=RequestedAction.TIME_LIMIT, revision=F("revision") + 1):
                 limit = {"max_run_seconds": quota.max_run_seconds}

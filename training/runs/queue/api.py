@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field
 
 from training.gpus import quotas
 from training.gpus.schemas import QuotaIn
-from training.people.paging import Pagination
+from training.people.pagination import Pagination
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
-from training.people.visible import get_changeable
+from training.people.permissions import get_changeable
 from training.runs import filters
 from training.runs.models import Run
 from training.runs.queue import actions, what_if

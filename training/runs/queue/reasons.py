@@ -78,7 +78,7 @@ def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: date
         start_range = start_ranges.get(run.pk)
         queue_info: dict[str, Any] = {
             "position": position,
-            "of": len(explained),
+            "total": len(explained),
             "code": block.code,
             "reason": format_block_reason(block, pool_state),
             "hint": get_hint(scheduler, pending_jobs[run.pk], block),

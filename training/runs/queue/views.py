@@ -18,7 +18,7 @@ from training.gpus import quotas, usage
 from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Device, Pool
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.visible import get_changeable
+from training.people.permissions import get_changeable
 from training.runs.models import Run
 from training.runs.queue import actions
 from training.runs.states import Priority, State

@@ -14,13 +14,13 @@ from typing import Any
 from django.conf import settings
 from django.db import connections
 
-from training.catalog import acts as catalog
-from training.datasets.uploads import remove_stale_uploads
+from training.catalog import services as catalog
+from training.datasets.upload_handler import remove_stale_uploads
 from training.gpus import devices
 from training.gpus.models import MAX_RUNS_PER_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
-from training.jobs.sweeper import RECOVERY_SECONDS, release_own_jobs, recover_and_wake_jobs
+from training.jobs.recovery import RECOVERY_SECONDS, release_own_jobs, recover_and_wake_jobs
 from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
 from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks

@@ -1,4 +1,4 @@
-"""A run that ran out of memory goes on by a way of the ladder (forecast/memory_ladder.py): on a
+"""A run that ran out of memory goes on by a way of the ladder (forecast/memory_options.py): on a
 click, or by itself where `auto_reduce_memory` says so.
 """
 
@@ -17,7 +17,7 @@ from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import actions
 from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
-from training.runs.forecast.memory_ladder import MemoryOption, build_changed_config, list_memory_options
+from training.runs.forecast.memory_options import MemoryOption, build_changed_config, list_memory_options
 from training.runs.forecast.target_device import get_target_device
 from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.launch import services

@@ -96,7 +96,7 @@ def build_processes(host: str, port: int, *, has_own_inference: bool = True) -> 
         "--no-server-name",
         "snapml_site.asgi:application",
     ]
-    web = ManagedProcess("web", [sys.executable, "-m", "snapml_site.web", *server_arguments], stop_timeout=10)
+    web = ManagedProcess("web", [sys.executable, "-m", "snapml_site.web_server", *server_arguments], stop_timeout=10)
     worker = ManagedProcess("worker", [sys.executable, MANAGE_PY, "worker"], stop_timeout=180)
     if not has_own_inference:
         return [web, worker]

@@ -8,13 +8,13 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import ProtectedError
 
-from training.datasets.intake import BUSY_STATES
+from training.datasets.uploads import BUSY_STATES
 from training.datasets.models import Dataset, DatasetVersion, Upload
-from training.datasets.work import lock_data_folder
+from training.datasets.upload_job import lock_data_folder
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 
 
 def rename_dataset(user: User, dataset: Dataset, name: str) -> None:
@@ -42,7 +42,7 @@ def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
     digests = set(dataset.versions.values_list("digest", flat=True))
     folders = [upload.folder for upload in dataset.uploads.all()]
     try:
-        with lock_data_folder(alone=True):
+        with lock_data_folder(exclusive=True):
             with transaction.atomic():
                 Dataset.objects.filter(pk=dataset.pk).delete()
             shared_digests = set(

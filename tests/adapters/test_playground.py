@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync
 
 from adapters.models import file_stem
 from adapters.serving import inference_client, playground
-from tests.shelf import register_version
+from tests.registry import register_version
 
 pytestmark = pytest.mark.django_db
 

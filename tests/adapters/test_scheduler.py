@@ -203,7 +203,7 @@ def test_no_more_adapters_stay_loaded_than_there_is_room_for(
         scheduler.request_queue.submit_request(request)
         assert "done" in read_stream(request)[1]
     (loaded,) = scheduler.model_cache.models.values()
-    assert len(adapter_names.adapter_names) == 2
+    assert len(loaded.adapter_names) == 2
     assert len(loaded.model.peft_config) == 2
 
 

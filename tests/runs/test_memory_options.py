@@ -14,7 +14,7 @@ from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
 from training.gpus.models import PersonalQuota
-from training.runs.forecast.memory_ladder import suggest_fitting_change
+from training.runs.forecast.memory_options import suggest_fitting_change
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run
 from training.runs.states import State
@@ -32,10 +32,10 @@ def simulated(monkeypatch):
     test_memory.py.
     """
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.get_cached_estimator", lambda _folder, config, _device: config
+        "training.runs.forecast.memory_options.get_cached_estimator", lambda _folder, config, _device: config
     )
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.forecast_memory",
+        "training.runs.forecast.memory_options.forecast_memory",
         lambda law, config, _found, _framework: {
             "peak": (4 if config.gradient_checkpointing else 16) * GB // config.micro_batch_splits
         },
@@ -150,7 +150,7 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
 def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
     simulated_configs = []
     monkeypatch.setattr(
-        "training.runs.forecast.memory_ladder.get_cached_estimator",
+        "training.runs.forecast.memory_options.get_cached_estimator",
         lambda _folder, config, _device: config if config in simulated_configs else None,
     )
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from tests import tiny
-from training.datasets.work import create_dataset
+from training.datasets.upload_job import create_dataset
 from training.engine import batches
 from training.engine.config import RunConfig
 from training.runs.forecast.batch_shapes import BATCH_SETTINGS

@@ -27,8 +27,8 @@ from training.child_process import (
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
 from training.datasets.formats import Format
-from training.datasets.forms import ColumnMapping, guess_mapping
-from training.datasets.intake import (
+from training.datasets.column_mapping import ColumnMapping, guess_mapping
+from training.datasets.uploads import (
     BUSY_STATES,
     UPLOAD_KIND,
     max_unpacked_bytes,
@@ -43,7 +43,7 @@ from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
 from training.jobs.runner import follow_program, get_subject, save_job
 from training.people.models import User
-from training.people.visible import check_changeable
+from training.people.permissions import check_changeable
 
 MAX_CONCURRENT = 2  # uploads that a worker reads at the same time; of one person only one
 MAX_SECONDS = 2 * 3600  # looked at with every message; the program sends one every 5 s

@@ -23,9 +23,9 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from pathlib import Path
 from tests import tiny
-from training.catalog.card import read_card
+from training.catalog.metadata import read_card
 from training.catalog.models import BaseModel
-from training.datasets.work import create_dataset
+from training.datasets.upload_job import create_dataset
 from training.people.models import Team, User
 from training.people.tokens import create_token
 alice = User.objects.create_superuser("alice", password="tulip-river-42")
@@ -128,7 +128,7 @@ class RunningSite:
         if name.startswith("engine"):
             path = self.home / "runs" / name.split(":")[1] / "engine.json"
             return json.loads(path.read_text())["pid"] if path.exists() else None
-        command_part = {"web": "snapml_site.web", "worker": "worker", "inference": "adapters.inference"}[
+        command_part = {"web": "snapml_site.web_server", "worker": "worker", "inference": "adapters.inference"}[
             name
         ]
         for child in psutil.Process(self.up.pid).children():

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from training.errors import NotAllowed, NotFound
 from training.people.models import Owned, User
 
-OwnedModel = TypeVar("Thing", bound=Owned)
+OwnedModel = TypeVar("OwnedModel", bound=Owned)
 
 
 def get_visible(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:

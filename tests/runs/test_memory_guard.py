@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from tests.runs.fake_engine import FakeEngine
-from tests.runs.supervising import start_supervisor, wait_until
+from tests.runs.supervision import start_supervisor, wait_until
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs.forecast.memory import CONTEXT_BYTES, get_fixed_overhead

@@ -8,8 +8,8 @@ from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment, UsageCounter
 from adapters.serving import inference_client, services, usage
 from adapters.serving.services import Routing
-from tests.refusals import raises_user_error
-from tests.shelf import register_version
+from tests.user_errors import raises_user_error
+from tests.registry import register_version
 from training.errors import Conflict, NotAllowed, NotFound
 from training.jobs.models import Job, JobState
 

@@ -1,4 +1,4 @@
-"""`python -m snapml_site.web`: daphne, with a limit on bodies that holds while they arrive, and
+"""`python -m snapml_site.web_server`: daphne, with a limit on bodies that holds while they arrive, and
 bodies that stay on disk.
 
 Daphne spools a whole request to disk before Django sees its first byte, and then puts all of it
@@ -25,7 +25,7 @@ from django.contrib.auth import SESSION_KEY  # noqa: E402
 from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from django.db import close_old_connections  # noqa: E402
 
-from snapml_site.bodies import SpooledFile  # noqa: E402
+from snapml_site.spooled_body import SpooledFile  # noqa: E402
 from training.people.tokens import find_token  # noqa: E402
 
 UPLOAD_PATHS = (

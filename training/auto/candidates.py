@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.auto import rules
-from training.auto.situation import PlanDraft
+from training.auto.plan_types import PlanDraft
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError

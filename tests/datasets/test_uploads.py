@@ -10,17 +10,17 @@ import pytest
 from django.utils import timezone
 
 from tests import tiny
-from training.datasets import intake, shelf
+from training.datasets import uploads, services
 from training.datasets.build import BuildOptions
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.intake import BadData, receive_files
+from training.datasets.uploads import BadData, receive_files
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.preview import load_turns, get_random_prompt
-from training.datasets.work import UPLOAD_JOB, create_dataset
+from training.datasets.upload_job import UPLOAD_JOB, create_dataset
 from training.errors import Conflict, NotAllowed, UserError
 from training.jobs.models import Job
 from training.jobs.runner import run_lane
-from training.jobs.sweeper import recover_lost_jobs
+from training.jobs.recovery import recover_lost_jobs
 
 pytestmark = pytest.mark.django_db
 
@@ -41,19 +41,19 @@ def make_upload(alice, tmp_path):
 
 
 def check_upload(upload):
-    intake.request_job(upload, "check")
+    uploads.request_job(upload, "check")
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     return upload
 
 
 def check_again(upload):
-    intake.reset_to_mapping(upload)
+    uploads.reset_to_mapping(upload)
     return check_upload(upload)
 
 
 def save_upload(upload, *, skip_faulty=False, **choices):
-    intake.request_save(upload, BuildOptions(**choices), skip_faulty=skip_faulty)
+    uploads.request_save(upload, BuildOptions(**choices), skip_faulty=skip_faulty)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "done", upload.error
@@ -107,7 +107,7 @@ def test_a_column_says_the_split(make_upload):
         for i, row in enumerate(tiny.ROWS)
     ]
     upload = make_upload(content=b"".join(tiny.encode_jsonl(rows)))
-    intake.set_mapping(upload, {**upload.mapping, "split": "part"})
+    uploads.set_mapping(upload, {**upload.mapping, "split": "part"})
     version = save_upload(check_upload(upload))
     assert (version.test_rows, version.eval_rows) == (2, 3)
 
@@ -153,7 +153,7 @@ def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(make_
     with pytest.raises(
         BadData, match=r"151 of 155 rows cannot be used. Correct the file, or leave them out."
     ):
-        intake.request_save(upload, BuildOptions(), skip_faulty=False)
+        uploads.request_save(upload, BuildOptions(), skip_faulty=False)
     assert Dataset.objects.count() == 0
     version = save_upload(upload, skip_faulty=True)
     assert (version.rows, version.skipped_rows) == (4, 151)
@@ -166,8 +166,8 @@ def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(mak
     upload = make_upload("fragen.csv", content)
     assert upload.mapping["columns"] == {"prompt": "id", "completion": "Frage"}
     first = save_upload(check_upload(upload))
-    intake.reset_to_mapping(upload)
-    intake.set_mapping(
+    uploads.reset_to_mapping(upload)
+    uploads.set_mapping(
         upload, {"row_format": "pairs", "columns": {"prompt": "Frage", "completion": "Antwort"}}
     )
     second = save_upload(check_upload(upload))
@@ -178,7 +178,7 @@ def test_a_wrong_guess_is_corrected_as_a_new_version_and_the_first_one_stays(mak
 
 def test_too_few_rows_are_refused_when_they_are_saved(make_upload):
     upload = check_upload(make_upload(content=tiny.encode_jsonl(tiny.ROWS)[0]))
-    intake.request_save(upload, BuildOptions(), skip_faulty=False)
+    uploads.request_save(upload, BuildOptions(), skip_faulty=False)
     run_lane(UPLOAD_JOB.lane)
     upload.refresh_from_db()
     assert upload.state == "failed"
@@ -195,13 +195,13 @@ def test_a_file_that_breaks_off_fails_with_its_sentence(make_upload):
 
 def test_a_job_is_done_once(make_upload):
     upload = make_upload()
-    intake.request_job(upload, "check")
+    uploads.request_job(upload, "check")
     with pytest.raises(Conflict):
-        intake.request_job(upload, "check")
+        uploads.request_job(upload, "check")
     run_lane(UPLOAD_JOB.lane)
     run_lane(UPLOAD_JOB.lane)
     with pytest.raises(Conflict, match="Check the file first"):
-        intake.request_save(make_upload(), BuildOptions(), skip_faulty=False)
+        uploads.request_save(make_upload(), BuildOptions(), skip_faulty=False)
 
 
 @pytest.mark.parametrize(
@@ -238,23 +238,23 @@ def test_deleting_asks_for_the_name_and_frees_the_disk(make_upload, alice, peopl
     version = save_upload(check_upload(make_upload()))
     folders = [version.split_path("train").parent, version.upload.folder]
     with pytest.raises(UserError, match="Type the name, lights"):
-        shelf.delete_dataset(alice, version.dataset, "light")
+        services.delete_dataset(alice, version.dataset, "light")
     with pytest.raises(NotAllowed):
-        shelf.delete_dataset(people["bob"], version.dataset, "lights")
-    assert shelf.delete_dataset(alice, version.dataset, "lights") > 0
+        services.delete_dataset(people["bob"], version.dataset, "lights")
+    assert services.delete_dataset(alice, version.dataset, "lights") > 0
     assert not any(folder.exists() for folder in folders)
     assert not Upload.objects.exists()
 
 
 def test_files_that_another_set_shares_stay(make_upload, alice):
     first, second = save_upload(check_upload(make_upload())), save_upload(check_upload(make_upload()))
-    shelf.delete_dataset(alice, first.dataset, "lights")
+    services.delete_dataset(alice, first.dataset, "lights")
     assert second.split_path("train").exists()
 
 
 def test_data_that_a_run_was_trained_on_cannot_be_deleted(run, alice):
     with pytest.raises(Conflict, match="trained on by 1 run"):
-        shelf.delete_dataset(alice, run.data.dataset, "Lights")
+        services.delete_dataset(alice, run.data.dataset, "Lights")
 
 
 @pytest.mark.parametrize(
@@ -385,15 +385,15 @@ def test_a_file_that_could_not_be_read_to_its_end_says_so(make_upload):
     upload = check_upload(make_upload("x.csv", content))
     assert upload.report["problems"]["unread"] == "line 11"
     with pytest.raises(BadData, match="could not be read to its end"):
-        intake.request_save(upload, BuildOptions(), skip_faulty=False)
+        uploads.request_save(upload, BuildOptions(), skip_faulty=False)
 
 
 def test_an_upload_that_is_thrown_away_while_it_is_read_is_gone(make_upload, alice, monkeypatch):
     upload = make_upload()
-    intake.request_job(upload, "check")
+    uploads.request_job(upload, "check")
 
     def discard_midway(*_args, **_kwargs):
-        shelf.discard_upload(alice, upload)
+        services.discard_upload(alice, upload)
         yield {"alive": True}
         raise AssertionError("the program was followed on")
 
@@ -418,20 +418,20 @@ def test_a_data_set_is_not_deleted_under_a_worker_and_no_longer_ones_own_takes_n
 ):
     version = save_upload(check_upload(make_upload()))
     other = make_upload(dataset=version.dataset)
-    intake.request_job(other, "check")
+    uploads.request_job(other, "check")
     with pytest.raises(Conflict, match="is being read"):
-        shelf.delete_dataset(alice, version.dataset, "lights")
+        services.delete_dataset(alice, version.dataset, "lights")
     run_lane(UPLOAD_JOB.lane)
     version.dataset.owner, version.dataset.team = people["mallory"], None
     version.dataset.save()
     other = Upload.objects.get(pk=other.pk)
     with pytest.raises(NotAllowed):
-        intake.request_save(other, BuildOptions(), skip_faulty=False)
+        uploads.request_save(other, BuildOptions(), skip_faulty=False)
 
 
 def test_an_upload_whose_worker_died_is_read_again(make_upload):
     upload = make_upload()
-    intake.request_job(upload, "check")
+    uploads.request_job(upload, "check")
     Upload.objects.update(state="working")
     Job.objects.update(state="working", heartbeat_at=timezone.now() - timedelta(seconds=90))
     recover_lost_jobs()

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
-from training.catalog.card import read_model_metadata
+from training.catalog.metadata import read_model_metadata
 from training.catalog.models import BaseModel, ModelState, Source
 from training.child_process import (
     NETWORK_VARIABLES,
