@@ -18,8 +18,8 @@ from training.catalog.models import BaseModel
 from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.people.pagination import Pagination
-from training.people.requests import AuthenticatedRequest
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest
 from training.runs.models import Run
 
 router = Router(tags=["adapters"])
@@ -178,7 +178,9 @@ def read_disk_usage(request: AuthenticatedRequest) -> Any:
 
 
 @router.patch("/{int:adapter_id}", response=AdapterOut)
-def update_adapter(request: AuthenticatedRequest, adapter_id: int, body: AdapterUpdateIn) -> AdapterVersion:
+def update_adapter(
+    request: AuthenticatedRequest, adapter_id: int, body: AdapterUpdateIn
+) -> AdapterVersion:
     version = get_changeable(AdapterVersion, request.user, adapter_id, "owner", "base_model")
     return actions.update_version(request.user, version, tags=body.tags, notes=body.notes)
 
@@ -248,7 +250,9 @@ def read_held_out_prompt(request: AuthenticatedRequest, adapter_id: int) -> Any:
 
 
 @router.post("/{int:adapter_id}/try", openapi_extra=STREAM_RESPONSE)
-def try_adapter(request: AuthenticatedRequest, adapter_id: int, body: PlaygroundIn) -> HttpResponseBase:
+def try_adapter(
+    request: AuthenticatedRequest, adapter_id: int, body: PlaygroundIn
+) -> HttpResponseBase:
     """The answer of base or adapter to a conversation, as server-sent events in OpenAI's chunks."""
     return views.stream_playground(request, adapter_id, body.dict())
 

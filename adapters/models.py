@@ -54,7 +54,9 @@ class AdapterVersion(Owned):
                 fields=["owner", "name", "number"], name="one_number_an_adapter"
             ),
             models.UniqueConstraint(
-                fields=["run", "step", "sha256"], condition=Q(run__isnull=False), name="one_version_a_step"
+                fields=["run", "step", "sha256"],
+                condition=Q(run__isnull=False),
+                name="one_version_a_step",
             ),
         ]
 
@@ -82,7 +84,9 @@ class AdapterVersion(Owned):
             owner=self.owner_id, team=self.team_id, base_model=self.base_model_id, pk__lt=self.pk
         )
         same_data = (
-            candidates.filter(data=self.data_id) if self.data_id else candidates.filter(name=self.name)
+            candidates.filter(data=self.data_id)
+            if self.data_id
+            else candidates.filter(name=self.name)
         )
         return candidates.filter(pk=self.parent_id).first() or same_data.order_by("-pk").first()
 
@@ -160,7 +164,9 @@ class RequestLog(models.Model):
     `UsageCounter`.
     """
 
-    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="request_logs")
+    deployment = models.ForeignKey(
+        Deployment, on_delete=models.CASCADE, related_name="request_logs"
+    )
     version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
     at = models.DateTimeField()
     seconds = models.FloatField()
@@ -176,7 +182,9 @@ class RequestLog(models.Model):
 class UsageCounter(models.Model):
     """How many answers a version has given under a name, since it first did."""
 
-    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="usage_counters")
+    deployment = models.ForeignKey(
+        Deployment, on_delete=models.CASCADE, related_name="usage_counters"
+    )
     version = models.ForeignKey(AdapterVersion, on_delete=models.CASCADE, related_name="+")
     answers = models.PositiveBigIntegerField(default=0)
     failures = models.PositiveBigIntegerField(default=0)

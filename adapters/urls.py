@@ -47,13 +47,23 @@ urlpatterns = [
     path("benchmarks/new", benchmark_views.new_benchmark, name="benchmark-new"),
     path("benchmarks/<int:sweep_id>", benchmark_views.show_benchmark, name="benchmark"),
     path("benchmarks/<int:sweep_id>/ask", benchmark_views.request_replies, name="benchmark-ask"),
-    path("benchmarks/<int:sweep_id>/export", benchmark_views.export_report, name="benchmark-export"),
+    path(
+        "benchmarks/<int:sweep_id>/export", benchmark_views.export_report, name="benchmark-export"
+    ),
     path("deployments", serving_views.list_deployments, name="deployments"),
     path("deployments/new", serving_views.create_deployment, name="deployment-new"),
     path("deployments/<slug:name>", serving_views.show_deployment, name="deployment"),
     path("deployments/<slug:name>/live", serving_views.show_live_status, name="deployment-live"),
-    path("deployments/<slug:name>/minutes", serving_views.show_usage_by_minute, name="deployment-minutes"),
-    path("deployments/<slug:name>/switch", serving_views.switch_deployment, name="deployment-switch"),
-    path("deployments/<slug:name>/back", serving_views.roll_back_deployment, name="deployment-back"),
+    path(
+        "deployments/<slug:name>/minutes",
+        serving_views.show_usage_by_minute,
+        name="deployment-minutes",
+    ),
+    path(
+        "deployments/<slug:name>/switch", serving_views.switch_deployment, name="deployment-switch"
+    ),
+    path(
+        "deployments/<slug:name>/back", serving_views.roll_back_deployment, name="deployment-back"
+    ),
     path("deployments/<slug:name>/down", serving_views.delete_deployment, name="deployment-down"),
 ]

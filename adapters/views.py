@@ -17,11 +17,11 @@ from adapters.models import AdapterVersion, Deployment, file_stem
 from adapters.registry import actions
 from adapters.registry.services import stream_zip
 from adapters.serving import playground
-from training.datasets.preview import get_random_prompt
 from training.datasets.permissions import get_visible_version
+from training.datasets.preview import get_random_prompt
 from training.errors import NotFound, UserError, to_one_line
-from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.permissions import get_visible
+from training.people.requests import AuthenticatedRequest, async_chunks
 from training.runs.metrics.comparison import flatten_settings
 
 MAX_BODY_BYTES = 200_000
@@ -40,7 +40,9 @@ def list_adapters(request: AuthenticatedRequest) -> HttpResponse:
     page = Paginator(rows, VERSIONS_PER_PAGE).get_page(request.GET.get("page"))
     page_ids = {row.pk for row in page}
     page_deployments = Deployment.objects.filter(Q(version__in=page_ids) | Q(canary__in=page_ids))
-    deployed = {row.version_id for row in page_deployments} | {row.canary_id for row in page_deployments}
+    deployed = {row.version_id for row in page_deployments} | {
+        row.canary_id for row in page_deployments
+    }
     return render(
         request, "adapters/adapters.html", {"page": page, "q": query, "deployed": deployed}
     )
@@ -59,9 +61,9 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
         "parent",
     )
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
-    changeable_deployments = Deployment.objects.changeable_by(request.user).select_related("version", "canary")[
-        :MAX_SWITCHES
-    ]
+    changeable_deployments = Deployment.objects.changeable_by(request.user).select_related(
+        "version", "canary"
+    )[:MAX_SWITCHES]
     siblings = AdapterVersion.objects.visible_to(request.user).filter(
         owner=version.owner, name=version.name
     )
@@ -82,7 +84,9 @@ def show_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
 
 def download_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
-    response = StreamingHttpResponse(async_chunks(stream_zip(version)), content_type="application/zip")
+    response = StreamingHttpResponse(
+        async_chunks(stream_zip(version)), content_type="application/zip"
+    )
     response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}.zip"'
     return response
 
@@ -117,10 +121,13 @@ def try_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponseB
     return stream_playground(request, adapter_id, body)
 
 
-def stream_playground(request: AuthenticatedRequest, adapter_id: int, body: dict[str, Any]) -> HttpResponseBase:
+def stream_playground(
+    request: AuthenticatedRequest, adapter_id: int, body: dict[str, Any]
+) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     response = StreamingHttpResponse(
-        playground.stream_answer(playground.build_request(version, body)), content_type="text/event-stream"
+        playground.stream_answer(playground.build_request(version, body)),
+        content_type="text/event-stream",
     )
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"

@@ -36,7 +36,12 @@ RECIPES: dict[str, dict[str, Any]] = {
             "target_modules": "q_proj,v_proj",
             "learning_rate": 2e-5,
         },
-        **{"per_device_train_batch_size": 8, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "max_length": 1024},
+        **{
+            "per_device_train_batch_size": 8,
+            "lr_scheduler_type": "linear",
+            "warmup_ratio": 0.0,
+            "max_length": 1024,
+        },
     },
     "llama_factory": {
         **ROW_BATCHES,
@@ -60,7 +65,12 @@ RECIPES: dict[str, dict[str, Any]] = {
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 4,
         },
-        **{"lr_scheduler_type": "linear", "warmup_ratio": 0.08, "weight_decay": 0.01, "max_length": 2048},
+        **{
+            "lr_scheduler_type": "linear",
+            "warmup_ratio": 0.08,
+            "weight_decay": 0.01,
+            "max_length": 2048,
+        },
     },
 }
 
@@ -80,7 +90,9 @@ def write_data(name: str, folder: Path) -> None:
         )
 
 
-def train_recipe(model: Path, data: Path, settings: dict[str, Any], steps: int) -> tuple[float, float]:
+def train_recipe(
+    model: Path, data: Path, settings: dict[str, Any], steps: int
+) -> tuple[float, float]:
     """Held-out loss after so many steps, and seconds a step."""
     run_dir = Path(tempfile.mkdtemp(prefix="snapml-auto-"))
     fixed_settings = {
@@ -95,7 +107,14 @@ def train_recipe(model: Path, data: Path, settings: dict[str, Any], steps: int) 
         "train_data": str(data / "train.jsonl"),
         "eval_data": str(data / "heldout.jsonl"),
     }
-    run_settings = {**settings, **fixed_settings, **paths, "max_steps": steps, "epochs": 1000, "eval_rows": EVAL_ROWS}
+    run_settings = {
+        **settings,
+        **fixed_settings,
+        **paths,
+        "max_steps": steps,
+        "epochs": 1000,
+        "eval_rows": EVAL_ROWS,
+    }
     (run_dir / "config.json").write_text(json.dumps(run_settings))
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "training.engine", str(run_dir)],
@@ -138,7 +157,9 @@ def plan_settings(model: Path, data: Path, locked: dict[str, Any]) -> dict[str, 
         row_count = max(1, config.max_tokens_per_batch // config.max_length)
         peak = (
             find_peak_memory(
-                estimator, [BatchShape(row_count, config.max_length, row_count * config.max_length)], config
+                estimator,
+                [BatchShape(row_count, config.max_length, row_count * config.max_length)],
+                config,
             ).total
             + 0.9e9
         )

@@ -28,7 +28,12 @@ from training.engine.batches import Batch, build_epoch_batches
 from training.engine.config import RunConfig
 from training.engine.data.conversations import IGNORE_INDEX, encode_row, load_tokenizer, read_rows
 from training.engine.methods import METHODS
-from training.engine.modeling.model import LabeledPositionsHead, get_fastest_dtype, load_base, resolve_device
+from training.engine.modeling.model import (
+    LabeledPositionsHead,
+    get_fastest_dtype,
+    load_base,
+    resolve_device,
+)
 from training.engine.train.evaluate import collate
 
 BUDGET, REPEATS = 1024, 6
@@ -45,7 +50,11 @@ def main() -> None:
         if row["split"] == "train"
     ]
     config = RunConfig(model=str(folder))
-    model = METHODS["lora"].wrap_model(load_base(folder, get_fastest_dtype(device), device), config).train()
+    model = (
+        METHODS["lora"]
+        .wrap_model(load_base(folder, get_fastest_dtype(device), device), config)
+        .train()
+    )
     head = LabeledPositionsHead(model)
     sorted_batches = build_epoch_batches(
         [len(row) for row in rows], RunConfig(max_tokens_per_batch=BUDGET, max_length=BUDGET), 0
@@ -75,7 +84,10 @@ def main() -> None:
 
     rates: dict[str, list[float]] = {"full": [], "ours": []}
     for turn in range(REPEATS + 1):
-        for name, step, batches in (("full", full_step, random_batches), ("ours", short_step, sorted_batches)):
+        for name, step, batches in (
+            ("full", full_step, random_batches),
+            ("ours", short_step, sorted_batches),
+        ):
             batch = batches[turn]
             began = time.monotonic()
             step(batch)

@@ -32,14 +32,14 @@ from training.engine.methods import METHODS
 from training.engine.modeling.model import (
     LabeledPositionsHead,
     compute_in_bf16,
+    get_weights_dtype,
     load_base,
-    set_deterministic,
     resolve_device,
     resolve_precision,
-    get_weights_dtype,
+    set_deterministic,
     wrap_base_model,
 )
-from training.engine.modeling.optimizers import make_optimizer, get_parameters
+from training.engine.modeling.optimizers import get_parameters, make_optimizer
 from training.engine.simulation.forecast import build_estimator
 
 MODEL_SIZES: dict[str, Any] = {
@@ -88,9 +88,13 @@ def list_cells(is_quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
         for method in METHOD_NAMES:
             precisions = ("fp32", "mixed" if METHODS[method].is_full_finetuning else "bf16")
             checkpointing = (
-                (False,) if "gradient_checkpointing" in METHODS[method].incompatible_settings else (False, True)
+                (False,)
+                if "gradient_checkpointing" in METHODS[method].incompatible_settings
+                else (False, True)
             )
-            product = list(itertools.product(precisions, ("adamw_torch", "adamw_8bit"), checkpointing))
+            product = list(
+                itertools.product(precisions, ("adamw_torch", "adamw_8bit"), checkpointing)
+            )
             for precision, optimizer, is_checkpointing in (
                 [(precisions[1], *rng.choice(product)[1:])] if is_quick else product
             ):
@@ -102,7 +106,10 @@ def list_cells(is_quick: bool) -> list[tuple[str, RunConfig, BatchShape]]:
                 drawn.append(draw_cell(family, method, rng, **settings))
     if not is_quick:
         for family in ("llama", "gpt2"):
-            drawn += [draw_cell(family, "lora", rng, dropout=0.1), draw_cell(family, "lora", rng, use_dora=True)]
+            drawn += [
+                draw_cell(family, "lora", rng, dropout=0.1),
+                draw_cell(family, "lora", rng, use_dora=True),
+            ]
             drawn.append(draw_cell(family, "prefix", rng, prefix_projection=True))
     return drawn
 
@@ -112,14 +119,23 @@ def draw_cell(
 ) -> tuple[str, RunConfig, BatchShape]:
     init_settings = {"prompt_tuning_init": "random"} if method == "prompt" else {}
     config = RunConfig.from_dict(
-        {"method": method, "gradient_accumulation_steps": rng.choice((1, 2)), **init_settings, **settings}
+        {
+            "method": method,
+            "gradient_accumulation_steps": rng.choice((1, 2)),
+            **init_settings,
+            **settings,
+        }
     )
     return family, config, rng.choice(BATCHES)
 
 
-def forecast_bytes(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
+def forecast_bytes(
+    folder: Path, config: RunConfig, shape: BatchShape, device: torch.device
+) -> float:
     estimator = build_estimator(folder, config, law_device(device))
-    return find_peak_memory(estimator, [shape], config).total + (CUBLAS_WORKSPACES if device.type == "cuda" else 0)
+    return find_peak_memory(estimator, [shape], config).total + (
+        CUBLAS_WORKSPACES if device.type == "cuda" else 0
+    )
 
 
 def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: torch.device) -> float:
@@ -127,7 +143,10 @@ def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: tor
     set_deterministic(config, device)
     precision = resolve_precision(config, device)
     base = load_base(
-        folder, get_weights_dtype(precision), device, quantized=METHODS[config.method].has_quantized_base
+        folder,
+        get_weights_dtype(precision),
+        device,
+        quantized=METHODS[config.method].has_quantized_base,
     )
     model = wrap_base_model(base, replace(config, model=str(folder)))
     if precision == "mixed":
@@ -136,7 +155,11 @@ def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: tor
     ids = torch.randint(
         0, base.config.get_text_config().vocab_size, (shape.rows, shape.length), device=device
     )
-    positions = torch.randperm(shape.rows * shape.length, device=device)[: shape.trained_tokens].sort().values
+    positions = (
+        torch.randperm(shape.rows * shape.length, device=device)[: shape.trained_tokens]
+        .sort()
+        .values
+    )
     targets = ids.flatten()[positions]
 
     def run_step() -> None:
@@ -153,8 +176,17 @@ def measure_peak(folder: Path, config: RunConfig, shape: BatchShape, device: tor
         torch.cuda.reset_peak_memory_stats()
         run_step()
         return float(torch.cuda.max_memory_allocated())
-    tensors = [*model.parameters(), *model.buffers(), *get_state_tensors(optimizer), ids, positions, targets]
-    before = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+    tensors = [
+        *model.parameters(),
+        *model.buffers(),
+        *get_state_tensors(optimizer),
+        ids,
+        positions,
+        targets,
+    ]
+    before = sum(
+        {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values()
+    )
     return float(before + measure_allocator_peak(run_step))
 
 
@@ -195,7 +227,9 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     for method in METHOD_NAMES:
         line = [method]
         for family in families:
-            method_rows = [row for row in rows if (row["family"], row["method"]) == (family, method)]
+            method_rows = [
+                row for row in rows if (row["family"], row["method"]) == (family, method)
+            ]
             errors = [100 * (row["forecast"] / row["measured"] - 1) for row in method_rows]
             worst = max(errors, key=abs, default=0.0)
             line.append(
@@ -237,7 +271,9 @@ def main() -> None:
                 )
                 for m in METHOD_NAMES
             ]
-            selected_cells += [("smollm2-135m", config, BatchShape(4, 256, 300)) for config in default_configs]
+            selected_cells += [
+                ("smollm2-135m", config, BatchShape(4, 256, 300)) for config in default_configs
+            ]
         for family, config, shape in selected_cells:
             if arguments.only and arguments.only not in f"{family} {config.method}":
                 continue

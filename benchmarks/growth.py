@@ -125,10 +125,16 @@ def main() -> None:
             point = {**DEFAULTS, name: value}
             config = RunConfig.from_dict({"rank": point["rank"], "alpha": 2 * point["rank"]})
             peak_bytes = find_peak_memory(
-                estimator, [BatchShape(point["rows"], point["length"], point["rows"] * point["length"] // 2)], config
+                estimator,
+                [BatchShape(point["rows"], point["length"], point["rows"] * point["length"] // 2)],
+                config,
             ).total
             results[name].append(
-                {name: value, "seconds": round(measure_step_seconds(base, **point), 3), "bytes": int(peak_bytes)}
+                {
+                    name: value,
+                    "seconds": round(measure_step_seconds(base, **point), 3),
+                    "bytes": int(peak_bytes),
+                }
             )
     if arguments.picture:
         draw_figure(results, arguments.picture)

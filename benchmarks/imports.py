@@ -31,7 +31,9 @@ PRINT_USAGE = (
 
 def main() -> None:
     samples: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TORCH")
+    }
     for _ in range(ROUNDS):
         for variant, code in VARIANTS.items():
             command = [sys.executable, "-W", "ignore", "-c", code + PRINT_USAGE]

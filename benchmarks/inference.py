@@ -25,11 +25,11 @@ import torch
 
 from adapters.inference.batch import ActiveSequence, Batch
 from adapters.inference.loaded_model import LoadedModel
-from adapters.inference.types import BaseRef, GenerationRequest, AdapterRef
+from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest
 from benchmarks import report
 from benchmarks.engine_step import EXAMPLE, import_builtin_model
 from training.engine.config import RunConfig
-from training.engine.data.conversations import load_tokenizer, encode_prompt, read_rows
+from training.engine.data.conversations import encode_prompt, load_tokenizer, read_rows
 from training.engine.methods import METHODS
 from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import load_base
@@ -43,7 +43,9 @@ def main() -> None:
     folder = import_builtin_model()
     adapters = make_adapters(folder, ADAPTERS)
     merged_folder = folder.with_name(f"{folder.name}-merged")
-    merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(merged_folder, max_shard_size="1000GB")
+    merge_adapter(folder, adapters[0].folder, "lora").save_pretrained(
+        merged_folder, max_shard_size="1000GB"
+    )
     load_tokenizer(folder).save_pretrained(merged_folder)
     base, fused = LoadedModel(BaseRef(folder)), LoadedModel(BaseRef(merged_folder, sha256="merged"))
     attached = LoadedModel(BaseRef(folder))
@@ -55,7 +57,9 @@ def main() -> None:
         one = [(prompts[0], None)]
         speeds.setdefault("base", []).append(measure_speed(base, one))
         speeds.setdefault("merged", []).append(measure_speed(fused, one))
-        speeds.setdefault("attached", []).append(measure_speed(attached, [(prompts[0], adapters[0])]))
+        speeds.setdefault("attached", []).append(
+            measure_speed(attached, [(prompts[0], adapters[0])])
+        )
         for count in (1, 2, 4, 8):
             rows = [(prompt, adapters[index % count]) for index, prompt in enumerate(prompts)]
             speeds.setdefault(f"mixed of {count}", []).append(measure_speed(attached, rows))
@@ -88,7 +92,9 @@ def speed_ratio(speeds: dict[str, list[float]], above: str, below: str) -> float
     )
 
 
-def measure_speed(loaded_model: LoadedModel, rows: Sequence[tuple[list[int], AdapterRef | None]]) -> float:
+def measure_speed(
+    loaded_model: LoadedModel, rows: Sequence[tuple[list[int], AdapterRef | None]]
+) -> float:
     """Tokens a second of all rows together, after their first forwards."""
     batch = Batch()
     with torch.inference_mode():
@@ -98,7 +104,8 @@ def measure_speed(loaded_model: LoadedModel, rows: Sequence[tuple[list[int], Ada
             request = GenerationRequest(base=loaded_model.base, adapter=adapter)
             token = int(prefill.logits[0, -1].argmax())
             batch.add_sequence(
-                ActiveSequence(request, len(ids), TOKENS, torch.Generator(), token=token), prefill.cache
+                ActiveSequence(request, len(ids), TOKENS, torch.Generator(), token=token),
+                prefill.cache,
             )
         began = time.perf_counter()
         for _ in range(TOKENS):
@@ -124,7 +131,9 @@ def measure_loads(folder: Path, adapters: list[AdapterRef]) -> list[float]:
     """Milliseconds to load one more adapter from disk beside others."""
     loaded_model = LoadedModel(BaseRef(folder))
     loaded_model.ensure_adapter(adapters[0], set())
-    return [measure_ms(partial(loaded_model.ensure_adapter, adapter, set())) for adapter in adapters[1:]]
+    return [
+        measure_ms(partial(loaded_model.ensure_adapter, adapter, set())) for adapter in adapters[1:]
+    ]
 
 
 def measure_ms(action: Callable[[], object]) -> float:
@@ -135,7 +144,9 @@ def measure_ms(action: Callable[[], object]) -> float:
 
 def load_prompts(loaded_model: LoadedModel, count: int) -> list[list[int]]:
     rows = [row for row in read_rows(EXAMPLE) if row["split"] == "train"][:count]
-    return [encode_prompt(loaded_model.tokenizer, {"messages": row["messages"][:-1]}) for row in rows]
+    return [
+        encode_prompt(loaded_model.tokenizer, {"messages": row["messages"][:-1]}) for row in rows
+    ]
 
 
 def make_adapters(folder: Path, count: int) -> list[AdapterRef]:

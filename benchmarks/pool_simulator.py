@@ -10,7 +10,14 @@ import math
 from dataclasses import dataclass, field, replace
 
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import MAX_EVICTIONS_PER_DAY, DeviceState, Decision, RunningJob, PendingJob, PoolState
+from training.gpus.scheduling.state import (
+    MAX_EVICTIONS_PER_DAY,
+    Decision,
+    DeviceState,
+    PendingJob,
+    PoolState,
+    RunningJob,
+)
 
 EVICTION_GRACE_SECONDS = 30.0  # seconds from being told to leave to being gone
 DAY_SECONDS = 86_400.0
@@ -61,16 +68,22 @@ class SimulatedPool:
         for running_job in decision.starts:
             job = self.waiting.pop(running_job.run)
             self.running[running_job.run] = (job, running_job)
-            self.ledger.append(Interval(running_job.run, running_job.device_id, running_job.team, self.now))
+            self.ledger.append(
+                Interval(running_job.run, running_job.device_id, running_job.team, self.now)
+            )
             if self.devices[running_job.device_id].reserved_for == running_job.run:
-                self.devices[running_job.device_id] = replace(self.devices[running_job.device_id], reserved_for=None)
+                self.devices[running_job.device_id] = replace(
+                    self.devices[running_job.device_id], reserved_for=None
+                )
         for run in decision.released_reservations:
             self.clear_reservations(run)
         for victim, preemptor in decision.evictions.items():
             job, running_job = self.running[victim]
             job.evicted_at.append(self.now)
             self.evicting[victim] = self.now + EVICTION_GRACE_SECONDS
-            self.devices[running_job.device_id] = replace(self.devices[running_job.device_id], reserved_for=preemptor)
+            self.devices[running_job.device_id] = replace(
+                self.devices[running_job.device_id], reserved_for=preemptor
+            )
         return decision
 
     def current_state(self) -> PoolState:
@@ -82,7 +95,8 @@ class SimulatedPool:
                     running_job,
                     is_evicting=run in self.evicting,
                     expected_end=self.evicting.get(run, running_job.expected_end),
-                    is_protected=sum(at > self.now - DAY_SECONDS for at in job.evicted_at) >= MAX_EVICTIONS_PER_DAY,
+                    is_protected=sum(at > self.now - DAY_SECONDS for at in job.evicted_at)
+                    >= MAX_EVICTIONS_PER_DAY,
                 )
                 for run, (job, running_job) in self.running.items()
             ],
@@ -93,7 +107,9 @@ class SimulatedPool:
         """Move the clock from one end to the next; a pass after each."""
         while True:
             ends = {
-                run: min(running_job.started + job.remaining_seconds, self.evicting.get(run, math.inf))
+                run: min(
+                    running_job.started + job.remaining_seconds, self.evicting.get(run, math.inf)
+                )
                 for run, (job, running_job) in self.running.items()
             }
             next_run = min(ends, key=lambda run: (ends[run], run), default=None)

@@ -52,7 +52,9 @@ def eval_loss(model: Any, folder: Path, rows: list[Any]) -> float:
     device = next(model.parameters()).device
     with torch.no_grad():
         for index in range(len(rows)):
-            total += head.compute_loss_sum(model.eval(), *collate([(index,)], rows, 0, device)).item()
+            total += head.compute_loss_sum(
+                model.eval(), *collate([(index,)], rows, 0, device)
+            ).item()
     return float(total / sum(row.trained_tokens for row in rows))
 
 
@@ -131,10 +133,13 @@ def measure_snapml(folder: Path, steps: int) -> dict[str, Any]:
     from training.engine.modeling.weights import load_adapter
 
     device = resolve_device()
-    model = load_adapter(load_base(folder, get_fastest_dtype(device), device), run_dir / "adapter", "default")
+    model = load_adapter(
+        load_base(folder, get_fastest_dtype(device), device), run_dir / "adapter", "default"
+    )
     torch.use_deterministic_algorithms(False)
     return {
-        "tokens_per_second": sum(event["tokens"] for event in step_events[WARMUP_STEPS:]) / (ended - started),
+        "tokens_per_second": sum(event["tokens"] for event in step_events[WARMUP_STEPS:])
+        / (ended - started),
         "peak_bytes": peak,
         "eval_loss": eval_loss(model, folder, load_encoded_rows(folder, "test")[:EVAL_ROWS]),
         "events_share": 1 - step_seconds / (ended - started),
@@ -146,11 +151,20 @@ def copy_initial_weights(model: Any, folder: Path, steps: int) -> None:
     import torch
 
     from training.engine.config import RunConfig
-    from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device, wrap_base_model
+    from training.engine.modeling.model import (
+        get_fastest_dtype,
+        load_base,
+        resolve_device,
+        wrap_base_model,
+    )
 
     config, device = RunConfig.from_dict(base_settings(steps)), resolve_device()
     torch.manual_seed(config.seed)
-    engine_parameters = dict(wrap_base_model(load_base(folder, get_fastest_dtype(device), device), config).named_parameters())
+    engine_parameters = dict(
+        wrap_base_model(
+            load_base(folder, get_fastest_dtype(device), device), config
+        ).named_parameters()
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -213,14 +227,21 @@ def measure_trl(folder: Path, steps: int, *, is_best: bool) -> dict[str, Any]:
     trainer.train()
     end = synchronized_time()
     return {
-        "tokens_per_second": sum(tokens for _, tokens in token_times[WARMUP_STEPS:]) / (end - token_times[WARMUP_STEPS][0]),
+        "tokens_per_second": sum(tokens for _, tokens in token_times[WARMUP_STEPS:])
+        / (end - token_times[WARMUP_STEPS][0]),
         "peak_bytes": peak_bytes(),
-        "eval_loss": eval_loss(trainer.model, folder, load_encoded_rows(folder, "test")[:EVAL_ROWS]),
+        "eval_loss": eval_loss(
+            trainer.model, folder, load_encoded_rows(folder, "test")[:EVAL_ROWS]
+        ),
     }
 
 
 def measure_arm(name: str, folder: Path, steps: int) -> dict[str, Any]:
-    return measure_snapml(folder, steps) if name == "ours" else measure_trl(folder, steps, is_best=name == "trl_best")
+    return (
+        measure_snapml(folder, steps)
+        if name == "ours"
+        else measure_trl(folder, steps, is_best=name == "trl_best")
+    )
 
 
 def run_arm(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

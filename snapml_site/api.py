@@ -65,7 +65,9 @@ class Api(NinjaAPI):
         for operations in schema["paths"].values():
             for operation in operations.values():
                 for status, description in PROBLEMS.items():
-                    operation["responses"].setdefault(status, {"description": description, **response})
+                    operation["responses"].setdefault(
+                        status, {"description": description, **response}
+                    )
         return schema
 
 
@@ -111,7 +113,9 @@ api.add_router("/comparisons", comparisons)
 api.add_router("/deployments", deployments)
 
 
-def problem_response(request: HttpRequest, message: str, status: int, field: str = "") -> HttpResponse:
+def problem_response(
+    request: HttpRequest, message: str, status: int, field: str = ""
+) -> HttpResponse:
     return api.create_response(
         request, {"error": {"message": message, "field": field}}, status=status
     )
@@ -131,7 +135,9 @@ def on_validation_error(request: HttpRequest, error: ValidationError) -> HttpRes
 
 @api.exception_handler(AuthenticationError)
 def on_unauthenticated(request: HttpRequest, _error: AuthenticationError) -> HttpResponse:
-    return problem_response(request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401)
+    return problem_response(
+        request, "Sign in, or send a valid token as `Authorization: Bearer TOKEN`.", 401
+    )
 
 
 @api.exception_handler(Http404)
@@ -142,7 +148,9 @@ def on_not_found(request: HttpRequest, _error: Http404) -> HttpResponse:
 @api.exception_handler(Exception)
 def on_exception(request: HttpRequest, error: Exception) -> HttpResponse:
     if isinstance(error, RequestDataTooBig):
-        return problem_response(request, "The request is larger than a request of the API may be.", 413)
+        return problem_response(
+            request, "The request is larger than a request of the API may be.", 413
+        )
     log.error("The API failed at %s.", request.path, exc_info=error)
     return problem_response(request, "Something broke on the server; its log has the details.", 500)
 

@@ -14,8 +14,8 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 
 from adapters.serving.gateway import application as gateway  # noqa: E402
-from snapml_site.spooled_body import SpooledBodyMiddleware  # noqa: E402
 from snapml_site.routing import SameOriginOnly, websocket_urlpatterns  # noqa: E402
+from snapml_site.spooled_body import SpooledBodyMiddleware  # noqa: E402
 
 router = ProtocolTypeRouter(
     {

@@ -84,7 +84,10 @@ def build_status_bar(user: User) -> dict[str, Any]:
     """A bar for each device that reports, and who is there, if the person may see that run; and the
     person's month.
     """
-    run_ids = {allocation.device_id: allocation.run_id for allocation in Allocation.objects.filter(released_at=None)}
+    run_ids = {
+        allocation.device_id: allocation.run_id
+        for allocation in Allocation.objects.filter(released_at=None)
+    }
     runs = (
         Run.objects.visible_to(user)
         .select_related("owner")
@@ -92,7 +95,9 @@ def build_status_bar(user: User) -> dict[str, Any]:
         .in_bulk(list(run_ids.values()))
     )
     devices = [
-        device for device in Device.objects.select_related("host")[:MAX_BARS] if not is_offline(device.host)
+        device
+        for device in Device.objects.select_related("host")[:MAX_BARS]
+        if not is_offline(device.host)
     ]
     bars = [
         {

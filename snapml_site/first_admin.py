@@ -20,7 +20,9 @@ def first_admin_message() -> str:
         return "(sign in as before)"
     password = secrets.token_urlsafe(9)
     if admin is None:
-        admin = User(username=ADMIN_NAME, is_superuser=True, is_staff=True, must_change_password=True)
+        admin = User(
+            username=ADMIN_NAME, is_superuser=True, is_staff=True, must_change_password=True
+        )
     admin.set_password(password)
     admin.save()
     return f"(sign in as {ADMIN_NAME}, one-time password {password})"

@@ -82,7 +82,9 @@ class ManagedProcess:
             self.process.wait()
 
 
-def build_processes(host: str, port: int, *, has_own_inference: bool = True) -> list[ManagedProcess]:
+def build_processes(
+    host: str, port: int, *, has_own_inference: bool = True
+) -> list[ManagedProcess]:
     """Web, worker and, unless another server answers, inference. The worker's patience covers a
     step and a checkpoint.
     """
@@ -96,11 +98,17 @@ def build_processes(host: str, port: int, *, has_own_inference: bool = True) -> 
         "--no-server-name",
         "snapml_site.asgi:application",
     ]
-    web = ManagedProcess("web", [sys.executable, "-m", "snapml_site.web_server", *server_arguments], stop_timeout=10)
+    web = ManagedProcess(
+        "web", [sys.executable, "-m", "snapml_site.web_server", *server_arguments], stop_timeout=10
+    )
     worker = ManagedProcess("worker", [sys.executable, MANAGE_PY, "worker"], stop_timeout=180)
     if not has_own_inference:
         return [web, worker]
     inference_port = os.environ["INFERENCE_URL"].rsplit(":", 1)[1]
     command = [sys.executable, "-m", "adapters.inference", inference_port]
     environment = child_environment("INFERENCE_TOKEN")
-    return [web, worker, ManagedProcess("inference", command, stop_timeout=10, environment=environment)]
+    return [
+        web,
+        worker,
+        ManagedProcess("inference", command, stop_timeout=10, environment=environment),
+    ]

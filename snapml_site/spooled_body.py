@@ -68,6 +68,10 @@ class SpooledBodyMiddleware:
         async def receive_chunk() -> Any:
             message = await receive()
             body = message.get("body")
-            return {**message, "body": body.read_bytes()} if isinstance(body, FileChunk) else message
+            return (
+                {**message, "body": body.read_bytes()} if isinstance(body, FileChunk) else message
+            )
 
-        return await self.application(scope, receive_chunk if scope["type"] == "http" else receive, send)
+        return await self.application(
+            scope, receive_chunk if scope["type"] == "http" else receive, send
+        )

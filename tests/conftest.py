@@ -33,7 +33,9 @@ def pytest_collection_modifyitems(config, items):
             for item in items
             if database_fixtures & set(item.fixturenames) or item.get_closest_marker("django_db")
         ]
-        deselected = [item for item in items if item not in selected or item.get_closest_marker("once")]
+        deselected = [
+            item for item in items if item not in selected or item.get_closest_marker("once")
+        ]
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
 
@@ -135,7 +137,8 @@ def engine_once(engine_here, engine_results):
             if config.get(name)
         }
         cached = (
-            engine_results / hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+            engine_results
+            / hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
         )
         if cached.is_dir():
             shutil.copytree(
@@ -188,7 +191,9 @@ def base_model(db, tiny_model):
 def data(alice):
     from training.datasets.upload_job import create_dataset
 
-    return create_dataset(alice, "Lights", tiny.encode_jsonl(tiny.ROWS), source="upload: lights.jsonl")
+    return create_dataset(
+        alice, "Lights", tiny.encode_jsonl(tiny.ROWS), source="upload: lights.jsonl"
+    )
 
 
 @pytest.fixture
@@ -220,7 +225,11 @@ def device(db):
     from training.gpus.models import Device
 
     devices.update_devices(
-        [devices.DeviceReading(0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1)]
+        [
+            devices.DeviceReading(
+                0, "cpu-here", "CPU, 2 cores", devices.CPU, 24 * 10**9, 4 * 10**9, 0.1
+            )
+        ]
     )
     return Device.objects.get()
 

@@ -45,7 +45,11 @@ def train_version(user, base_model, data, engine, *, name="Lights", **settings):
         if settings.get("method", "lora") in LORA_METHODS or n not in ("rank", "alpha")
     }
     run = launch_run(
-        user, base_model=base_model, data=data, settings={**defaults, **FAST_SETTINGS, **settings}, name=name
+        user,
+        base_model=base_model,
+        data=data,
+        settings={**defaults, **FAST_SETTINGS, **settings},
+        name=name,
     )
     assert engine([str(run.folder)]) == 0
     services.register_run_result(run, read_result(run.folder))

@@ -44,9 +44,9 @@ from adapters.models import AdapterVersion
 from training.gpus.models import Allocation
 from training.runs.metrics.curves import read_curves
 from training.runs.models import Run
-from training.runs.live.messages import event_to_json, events_after
+from training.runs.live.messages import event_to_json, read_events_after
 run = Run.objects.get(pk=sys.argv[1])
-events = [event_to_json(e) for e in events_after(run.pk, 0, 10_000_000)]
+events = [event_to_json(e) for e in read_events_after(run.pk, 0, 10_000_000)]
 adapter = AdapterVersion.objects.get(run=run)
 print(json.dumps({
     "seqs": [e["seq"] for e in events], "last_seq": run.last_seq, "attempts": run.attempt,
@@ -128,9 +128,11 @@ class RunningSite:
         if name.startswith("engine"):
             path = self.home / "runs" / name.split(":")[1] / "engine.json"
             return json.loads(path.read_text())["pid"] if path.exists() else None
-        command_part = {"web": "snapml_site.web_server", "worker": "worker", "inference": "adapters.inference"}[
-            name
-        ]
+        command_part = {
+            "web": "snapml_site.web_server",
+            "worker": "worker",
+            "inference": "adapters.inference",
+        }[name]
         for child in psutil.Process(self.up.pid).children():
             try:
                 if command_part in child.cmdline():
@@ -166,5 +168,7 @@ class RunningSite:
         deadline = time.monotonic() + seconds
         while not ready():
             assert self.up.poll() is None, self.read_log()
-            assert time.monotonic() < deadline, "it did not happen in time\n" + self.read_log()[-3000:]
+            assert time.monotonic() < deadline, (
+                "it did not happen in time\n" + self.read_log()[-3000:]
+            )
             time.sleep(0.1)

@@ -196,13 +196,17 @@ def test_inside_an_app_models_import_no_services_and_services_no_views():
                 if (ROOT / f"{target.replace('.', '/')}.py").exists()
                 else target.rpartition(".")[0]
             )
-            if imported.startswith(app + ".") and get_layer(imported.rpartition(".")[2]) > get_layer(path.stem):
+            if imported.startswith(app + ".") and get_layer(
+                imported.rpartition(".")[2]
+            ) > get_layer(path.stem):
                 broken.append(f"{path.relative_to(ROOT)}:{line} imports {target}")
     assert not broken
 
 
 def test_no_file_is_called_utils():
-    assert not [path for path in iter_sources() if path.stem in {"utils", "helpers", "common", "misc"}]
+    assert not [
+        path for path in iter_sources() if path.stem in {"utils", "helpers", "common", "misc"}
+    ]
 
 
 def test_broad_excepts_are_few_and_lose_nothing():

@@ -120,5 +120,11 @@ def make_token_lengths(rows):
 
     arrays = {tokens: np.full(rows, tokens, np.int32) for tokens in (60, 40, 20)}
     return TokenLengths(
-        arrays[60], arrays[20], arrays[40], dict.fromkeys(LENGTH_CHOICES, arrays[20]), rows, "model", ""
+        arrays[60],
+        arrays[20],
+        arrays[40],
+        dict.fromkeys(LENGTH_CHOICES, arrays[20]),
+        rows,
+        "model",
+        "",
     )

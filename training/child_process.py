@@ -130,7 +130,9 @@ def stream_child(
                     message = json.loads(line)
                 except ValueError as error:
                     line_start = line.strip()[:80]
-                    raise UserError(f"The program said {line_start!r}, not a message; {log_hint}") from error
+                    raise UserError(
+                        f"The program said {line_start!r}, not a message; {log_hint}"
+                    ) from error
                 if "error" in message:
                     raise UserError(message["error"], field=message.get("field", ""))
                 yield message

@@ -52,7 +52,9 @@ def build_table_rows(
     row_indices = list(range(len(rows)))
     if order == "disagreement":
         disagreements = {
-            index: compute_disagreement([column[index].text for column in replies if index in column])
+            index: compute_disagreement(
+                [column[index].text for column in replies if index in column]
+            )
             for index in row_indices
         }
         row_indices.sort(key=lambda index: -disagreements[index])
@@ -68,7 +70,10 @@ def build_table_rows(
             reverse=True,
         )
     start = (page - 1) * ROWS_PER_PAGE
-    return [build_table_row(index, rows[index], replies) for index in row_indices[start : start + ROWS_PER_PAGE]]
+    return [
+        build_table_row(index, rows[index], replies)
+        for index in row_indices[start : start + ROWS_PER_PAGE]
+    ]
 
 
 def get_error_score(scores: Mapping[str, float]) -> float:
@@ -84,22 +89,32 @@ def get_error_score(scores: Mapping[str, float]) -> float:
     return sum(errors) + 1e-3 * perplexity_error
 
 
-def build_table_row(index: int, row: dict[str, Any], replies: Sequence[Mapping[int, Any]]) -> TableRow:
+def build_table_row(
+    index: int, row: dict[str, Any], replies: Sequence[Mapping[int, Any]]
+) -> TableRow:
     row_replies = [column.get(index) for column in replies]
     first = next((reply.text for reply in row_replies if reply is not None), "")
     reference = row["expected"] or first
     cells = [
-        None if reply is None else Cell(diff_text(reply.text, reference), reply.scores, not reply.text)
+        None
+        if reply is None
+        else Cell(diff_text(reply.text, reference), reply.scores, not reply.text)
         for reply in row_replies
     ]
-    row_disagreement = compute_disagreement([reply.text for reply in row_replies if reply is not None])
+    row_disagreement = compute_disagreement(
+        [reply.text for reply in row_replies if reply is not None]
+    )
     return TableRow(index, row["messages"], row["expected"], cells, row_disagreement)
 
 
 def diff_text(text: str, reference: str) -> DiffPieces:
     """The text in pieces; those that do not stand in `against` at this place are marked."""
     text_words, reference_words = split_words(text), split_words(reference)
-    if len(text_words) > MAX_DIFF_WORDS or len(reference_words) > MAX_DIFF_WORDS or text == reference:
+    if (
+        len(text_words) > MAX_DIFF_WORDS
+        or len(reference_words) > MAX_DIFF_WORDS
+        or text == reference
+    ):
         return [(text, False)] if text else []
     spans = SequenceMatcher(None, reference_words, text_words, autojunk=False).get_opcodes()
     pieces = [("".join(text_words[start:end]), kind != "equal") for kind, _, _, start, end in spans]

@@ -12,15 +12,20 @@ from pydantic import ConfigDict, Field
 
 from adapters.evaluation import prompt_sets, votes, weight_analysis
 from adapters.evaluation import replies as evaluation_replies
-from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_settings, build_contender
+from adapters.evaluation.figures import (
+    FIGURES,
+    build_contender,
+    build_figures,
+    get_comparison_settings,
+)
 from adapters.evaluation.significance import build_verdicts
 from adapters.evaluation.views import ComparisonParams, get_replies, parse_params
 from adapters.models import AdapterVersion, PromptSet, Reply
 from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.people.pagination import Pagination
-from training.people.requests import AuthenticatedRequest
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest
 from training.runs.metrics import comparison
 
 router = Router(tags=["comparisons"])
@@ -82,7 +87,9 @@ class VoteIn(Schema):
     choice: Literal["left", "right", "tie"]
 
 
-def build_params(request: AuthenticatedRequest, versions: list[int], prompts_id: int | None) -> ComparisonParams:
+def build_params(
+    request: AuthenticatedRequest, versions: list[int], prompts_id: int | None
+) -> ComparisonParams:
     form = QueryDict(mutable=True)
     form.setlist("v", [str(pk) for pk in versions])
     form["prompts"] = str(prompts_id or "")
@@ -131,19 +138,31 @@ def request_replies(request: AuthenticatedRequest, body: RequestRepliesIn) -> An
     params = build_params(request, body.versions, body.prompts)
     if params.prompts is None:
         raise UserError("Give the number of a set of prompts.", field="prompts")
-    jobs = [evaluation_replies.request_replies(request.user, params.prompts, responder) for responder in params.columns]
+    jobs = [
+        evaluation_replies.request_replies(request.user, params.prompts, responder)
+        for responder in params.columns
+    ]
     return 202, {"columns": [{"name": job.key, "state": job.state} for job in jobs]}
 
 
 @router.get("", response=dict[str, Any])
-def read_comparison(request: AuthenticatedRequest, v: Query[list[int]], prompts: int | None = None) -> Any:
+def read_comparison(
+    request: AuthenticatedRequest, v: Query[list[int]], prompts: int | None = None
+) -> Any:
     """Figures, differing settings and the verdict of two to six versions: `?v=1&v=2&prompts=3`."""
     params = build_params(request, v, prompts)
     replies = get_replies(params)
     version_replies = [list(replies[f"v{version.pk}"].values()) for version in params.versions]
-    contenders = [build_contender(version, answers) for version, answers in zip(params.versions, version_replies, strict=True)]
+    contenders = [
+        build_contender(version, answers)
+        for version, answers in zip(params.versions, version_replies, strict=True)
+    ]
     figures = comparison.compare_figures(
-        [build_figures(one, answers) for one, answers in zip(params.versions, version_replies, strict=True)], FIGURES
+        [
+            build_figures(one, answers)
+            for one, answers in zip(params.versions, version_replies, strict=True)
+        ],
+        FIGURES,
     )
     return {
         "versions": [{"id": one.pk, "name": str(one)} for one in params.versions],
@@ -156,7 +175,8 @@ def read_comparison(request: AuthenticatedRequest, v: Query[list[int]], prompts:
             if differs
         },
         "verdicts": [
-            {"message": one.message, "is_significant": one.is_significant, "winner": one.winner} for one in build_verdicts(contenders)
+            {"message": one.message, "is_significant": one.is_significant, "winner": one.winner}
+            for one in build_verdicts(contenders)
         ],
     }
 
@@ -186,5 +206,7 @@ def cast_vote(request: AuthenticatedRequest, body: VoteIn) -> Any:
     )
     if first.pk == second.pk:
         raise UserError("Choose two versions to vote on.", field="second")
-    vote = votes.cast_vote(request.user, prompts, votes.order_pair(first, second), body.row, body.choice)
+    vote = votes.cast_vote(
+        request.user, prompts, votes.order_pair(first, second), body.row, body.choice
+    )
     return 201, {"row": vote.row}

@@ -73,7 +73,8 @@ def launch_benchmark(
         base_model=base_model,
         data=data,
         settings={**budget.to_settings(), GRID_SETTING: list(BENCHMARK_METHODS)},
-        name=to_one_line(name)[:MAX_NAME_LENGTH] or f"All methods on {data.dataset.name}"[:MAX_NAME_LENGTH],
+        name=to_one_line(name)[:MAX_NAME_LENGTH]
+        or f"All methods on {data.dataset.name}"[:MAX_NAME_LENGTH],
         placement=placement,
         skip_impossible=True,
     )
@@ -83,7 +84,9 @@ def launch_benchmark(
 
 
 def is_benchmark(sweep: Sweep) -> bool:
-    return list(sweep.grid) == [GRID_SETTING] and set(sweep.grid[GRID_SETTING]) == set(BENCHMARK_METHODS)
+    return list(sweep.grid) == [GRID_SETTING] and set(sweep.grid[GRID_SETTING]) == set(
+        BENCHMARK_METHODS
+    )
 
 
 @dataclass(frozen=True)
@@ -131,10 +134,15 @@ def build_row(
     base_rate: float | None,
 ) -> BenchmarkRow:
     replies = replies_by_version.get(version.pk, []) if version else []
-    trained, parameters = run.start_info.get("trainable_parameters"), run.start_info.get("parameters")
+    trained, parameters = (
+        run.start_info.get("trainable_parameters"),
+        run.start_info.get("parameters"),
+    )
     peak, full_peak = run.peak_memory_bytes or None, full.peak_memory_bytes if full else 0
     loss, full_loss = run.best_eval_loss, full.best_eval_loss if full else None
-    exact_match = mean_or_none([reply.scores["exact"] for reply in replies if "exact" in reply.scores])
+    exact_match = mean_or_none(
+        [reply.scores["exact"] for reply in replies if "exact" in reply.scores]
+    )
     rate, seconds = get_answer_rate(replies), used_by_run(run.pk)
     return BenchmarkRow(
         run=run,
@@ -145,7 +153,9 @@ def build_row(
         eval_loss=loss,
         loss_over_full=loss / full_loss if loss is not None and full_loss else None,
         exact_match=exact_match if exact_match is not None else run.exact_match,
-        fields=mean_or_none([reply.scores["fields"] for reply in replies if "fields" in reply.scores]),
+        fields=mean_or_none(
+            [reply.scores["fields"] for reply in replies if "fields" in reply.scores]
+        ),
         speed_over_base=rate / base_rate if rate and base_rate else None,
         size_bytes=version.size_bytes if version else None,
         minutes=seconds / 60 if seconds else None,
@@ -224,13 +234,23 @@ def format_csv(sweep: Sweep, rows: list[BenchmarkRow]) -> str:
     writer.writerows(
         [row.title, *(getattr(row, column.name) for column in COLUMNS)] for row in rows
     )
-    writer.writerows([title, f"not started: {reason}"] for title, reason in get_skipped_methods(sweep))
+    writer.writerows(
+        [title, f"not started: {reason}"] for title, reason in get_skipped_methods(sweep)
+    )
     return buffer.getvalue()
 
 
 def format_markdown(sweep: Sweep, rows: list[BenchmarkRow]) -> str:
     titles = ["Method", *(column.title for column in COLUMNS)]
-    lines = [f"# {escape_markdown(sweep.name)}", "", f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    lines = [
+        f"# {escape_markdown(sweep.name)}",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|{'---|' * len(titles)}",
+    ]
     lines += [f"| {' | '.join([row.title, *format_row(row)])} |" for row in rows]
-    lines += [f"\n{title} was not started: {escape_markdown(reason)}" for title, reason in get_skipped_methods(sweep)]
+    lines += [
+        f"\n{title} was not started: {escape_markdown(reason)}"
+        for title, reason in get_skipped_methods(sweep)
+    ]
     return "\n".join(lines) + "\n"

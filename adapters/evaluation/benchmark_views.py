@@ -18,8 +18,8 @@ from training.datasets.permissions import get_visible_version
 from training.engine.methods import METHODS
 from training.errors import NotFound, UserError
 from training.jobs.models import OPEN_STATES, Job
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.models import Sweep
 from training.runs.states import UNFINISHED
 from training.runs.status import get_run_status
@@ -104,7 +104,9 @@ def show_benchmark(request: AuthenticatedRequest, sweep_id: int) -> HttpResponse
     }
     return render(
         request,
-        "adapters/_benchmark.html" if request.headers.get("HX-Request") else "adapters/benchmark.html",
+        "adapters/_benchmark.html"
+        if request.headers.get("HX-Request")
+        else "adapters/benchmark.html",
         values,
     )
 

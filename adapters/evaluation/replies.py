@@ -32,7 +32,10 @@ MAX_TOKENS, FALLBACK_MAX_TOKENS = (
     256,
     64,
 )
-MAX_TRIES, RETRY_SECONDS = 40, 3.0  # while the inference program is busy or starts again: two minutes
+MAX_TRIES, RETRY_SECONDS = (
+    40,
+    3.0,
+)  # while the inference program is busy or starts again: two minutes
 
 
 class RowNotAnswerable(UserError):
@@ -73,13 +76,19 @@ def run_answers(job: Job) -> dict[str, Any]:
         if responder.version
         else inference_client.build_base_target_fields(responder.base)
     )
-    replies = Reply.objects.filter(prompts=prompts, version=responder.version, base_model=responder.base)
+    replies = Reply.objects.filter(
+        prompts=prompts, version=responder.version, base_model=responder.base
+    )
     answered_rows = set(replies.values_list("row", flat=True))
-    missing_rows = [row_index for row_index in range(len(prompts.rows)) if row_index not in answered_rows]
+    missing_rows = [
+        row_index for row_index in range(len(prompts.rows)) if row_index not in answered_rows
+    ]
     errors: list[str] = []
     progress = {"message": "asking", "done": len(answered_rows), "total": len(prompts.rows)}
     save_progress(job, progress)
-    for row_index, reply in generate_concurrently({place: prompts.rows[place] for place in missing_rows}, target_fields):
+    for row_index, reply in generate_concurrently(
+        {place: prompts.rows[place] for place in missing_rows}, target_fields
+    ):
         if isinstance(reply, Reply):
             reply.prompts, reply.row, reply.version, reply.base_model = (
                 prompts,
@@ -112,7 +121,9 @@ def generate_concurrently(
     with asyncio.Runner() as runner:
         while True:
             for row_index, row in islice(remaining_rows, MAX_CONCURRENT - len(pending)):
-                pending[runner.get_loop().create_task(try_generate_reply(row, target_fields))] = row_index
+                pending[runner.get_loop().create_task(try_generate_reply(row, target_fields))] = (
+                    row_index
+                )
             if not pending:
                 return
             finished, _ = runner.run(asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED))
@@ -136,7 +147,10 @@ async def generate_reply(row: dict[str, Any], target_fields: dict[str, Any]) -> 
         completion = await request_with_retry({**request, "max_tokens": MAX_TOKENS})
     except RowNotAnswerable:
         completion = await request_with_retry({**request, "max_tokens": FALLBACK_MAX_TOKENS})
-    text, usage = str(completion["choices"][0]["message"]["content"]).replace("\0", ""), completion["usage"]
+    text, usage = (
+        str(completion["choices"][0]["message"]["content"]).replace("\0", ""),
+        completion["usage"],
+    )
     scores = compute_scores(text, row["expected"])
     if row["expected"].strip():
         perplexity = await compute_perplexity(row, target_fields, usage["prompt_tokens"])
@@ -161,7 +175,9 @@ async def compute_perplexity(
         "add_generation_prompt": False,
     }
     completion = await request_with_retry(request)
-    entries = [entry for entry in (completion.get("prompt_logprobs") or [])[prompt_tokens:] if entry]
+    entries = [
+        entry for entry in (completion.get("prompt_logprobs") or [])[prompt_tokens:] if entry
+    ]
     logprobs = [next(iter(entry.values()))["logprob"] for entry in entries]
     return math.exp(min(700.0, -sum(logprobs) / len(logprobs))) if logprobs else None
 

@@ -99,10 +99,16 @@ def compute_json_scores(reply: str, expected: str) -> dict[str, float]:
     reply_value = parse_json(reply)
     if not isinstance(reply_value, dict | list):
         return {"json_valid": 0.0, "fields": 0.0}
-    expected_fields, reply_fields = flatten_settings({"": expected_value}), flatten_settings({"": reply_value})
+    expected_fields, reply_fields = (
+        flatten_settings({"": expected_value}),
+        flatten_settings({"": reply_value}),
+    )
     return {
         "json_valid": 1.0,
-        "fields": sum(name in reply_fields and reply_fields[name] == value for name, value in expected_fields.items())
+        "fields": sum(
+            name in reply_fields and reply_fields[name] == value
+            for name, value in expected_fields.items()
+        )
         / max(1, len(expected_fields)),
     }
 

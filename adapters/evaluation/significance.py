@@ -58,7 +58,9 @@ class PairResult:
     @property
     def means_text(self) -> str:
         is_share = METRICS[self.metric].unit == "share"
-        best, worst = (format_score(self.means[side is self.second], is_share=is_share) for side in self.ranked)
+        best, worst = (
+            format_score(self.means[side is self.second], is_share=is_share) for side in self.ranked
+        )
         return f"{best} against {worst}"
 
     @property
@@ -84,7 +86,9 @@ def build_verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
     """
     pairs = list(combinations(contenders, 2))
     results = [run_pair_tests(pair) for pair in pairs]
-    p_values = {(index, one.metric): one.p for index, of_pair in enumerate(results) for one in of_pair}
+    p_values = {
+        (index, one.metric): one.p for index, of_pair in enumerate(results) for one in of_pair
+    }
     adjusted = dict(zip(p_values, adjust_holm(list(p_values.values())), strict=True))
     return [
         build_verdict(pair, [(one, adjusted[index, one.metric]) for one in of_pair])
@@ -98,7 +102,9 @@ def run_pair_tests(pair: tuple[Contender, Contender]) -> list[PairResult]:
     return [result for group in groups if (result := run_group_test(pair, group)) is not None]
 
 
-def build_verdict(pair: tuple[Contender, Contender], tests: Sequence[tuple[PairResult, float]]) -> Verdict:
+def build_verdict(
+    pair: tuple[Contender, Contender], tests: Sequence[tuple[PairResult, float]]
+) -> Verdict:
     """What is sure of the replies leads; where replies are the same, the surprise may."""
     if not tests:
         return Verdict(
@@ -109,9 +115,13 @@ def build_verdict(pair: tuple[Contender, Contender], tests: Sequence[tuple[PairR
     reply_tests = [(one, p) for one, p in different if one.metric != PERPLEXITY]
     significant = [(one, p) for one, p in reply_tests if p < ALPHA]
     main, p = (significant or reply_tests or different or list(tests))[0]
-    headline = format_verdict(main, p, also_tested=[one.metric_label for one, _ in reply_tests if one is not main])
+    headline = format_verdict(
+        main, p, also_tested=[one.metric_label for one, _ in reply_tests if one is not main]
+    )
     secondary = [format_secondary(one, p) for one, p in different if one is not main and p < ALPHA]
-    return Verdict(" ".join([headline.message, *secondary]), headline.is_significant, headline.winner)
+    return Verdict(
+        " ".join([headline.message, *secondary]), headline.is_significant, headline.winner
+    )
 
 
 def run_group_test(pair: tuple[Contender, Contender], metrics: Sequence[str]) -> PairResult | None:
@@ -169,7 +179,9 @@ def format_verdict(result: PairResult, p: float, also_tested: Sequence[str] = ()
     """`beside`: other metrics that were tested and show nothing either, if this one does not."""
     better, worse = result.ranked
     figures = f"{result.means_text} on {result.rows:,} rows"
-    costs = "; ".join(filter(None, (format_size_ratio(better, worse), format_speed_change(better, worse))))
+    costs = "; ".join(
+        filter(None, (format_size_ratio(better, worse), format_speed_change(better, worse)))
+    )
     tail = f"; {costs}" if costs else ""
     if p >= ALPHA:
         nor = f", nor on {', '.join(also_tested)}" if also_tested else ""

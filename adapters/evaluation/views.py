@@ -16,7 +16,12 @@ from django.views.decorators.http import require_POST
 
 from adapters.evaluation import answer_table, prompt_sets, votes, weight_analysis
 from adapters.evaluation import replies as evaluation_replies
-from adapters.evaluation.figures import FIGURES, build_figures, get_comparison_settings, build_contender
+from adapters.evaluation.figures import (
+    FIGURES,
+    build_contender,
+    build_figures,
+    get_comparison_settings,
+)
 from adapters.evaluation.replies import Responder
 from adapters.evaluation.scores import METRICS
 from adapters.evaluation.significance import build_verdicts
@@ -25,8 +30,8 @@ from training.datasets.permissions import get_visible_version
 from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.metrics import comparison
 from training.runs.models import Run
 
@@ -79,7 +84,8 @@ def parse_params(request: AuthenticatedRequest, form: QueryDict) -> ComparisonPa
     version_ids = list(dict.fromkeys(parse_id(text) for text in form.getlist("v")))
     if not MIN_VERSIONS <= len(version_ids) <= MAX_VERSIONS:
         raise UserError(
-            f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; {len(version_ids)} are chosen.", field="v"
+            f"Choose {MIN_VERSIONS} to {MAX_VERSIONS} versions to compare; {len(version_ids)} are chosen.",
+            field="v",
         )
     rows = (
         AdapterVersion.objects.visible_to(request.user)
@@ -114,7 +120,9 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
     values = {
         "params": params,
         "chosen": [curves[pk] for pk in curves if pk in mine],
-        "settings": comparison.compare_settings([get_comparison_settings(version) for version in params.versions]),
+        "settings": comparison.compare_settings(
+            [get_comparison_settings(version) for version in params.versions]
+        ),
         "figures": comparison.compare_figures(
             [build_figures(one, list(replies[f"v{one.pk}"].values())) for one in params.versions],
             FIGURES,
@@ -137,7 +145,9 @@ def compare_versions(request: AuthenticatedRequest) -> HttpResponse:
 def show_answers(request: AuthenticatedRequest) -> HttpResponse:
     """The grid and the verdict anew, while replies come in."""
     params = parse_params(request, request.GET)
-    return render(request, "adapters/_answers.html", get_answers_context(params, get_replies(params)))
+    return render(
+        request, "adapters/_answers.html", get_answers_context(params, get_replies(params))
+    )
 
 
 def get_replies(params: ComparisonParams) -> dict[str, dict[int, Reply]]:
@@ -153,7 +163,9 @@ def get_replies(params: ComparisonParams) -> dict[str, dict[int, Reply]]:
     return replies_by_key
 
 
-def get_answers_context(params: ComparisonParams, replies: dict[str, dict[int, Reply]]) -> dict[str, Any]:
+def get_answers_context(
+    params: ComparisonParams, replies: dict[str, dict[int, Reply]]
+) -> dict[str, Any]:
     if params.prompts is None:
         return {"params": params}
     columns = params.columns
@@ -164,7 +176,9 @@ def get_answers_context(params: ComparisonParams, replies: dict[str, dict[int, R
         )
     }
     reply_columns = [replies[column.key] for column in columns]
-    lines = answer_table.build_table_rows(params.prompts.rows, reply_columns, params.order, page=params.page)
+    lines = answer_table.build_table_rows(
+        params.prompts.rows, reply_columns, params.order, page=params.page
+    )
     column_jobs = [jobs.get(f"{params.prompts.pk}:{column.key}") for column in columns]
     heads = [
         {
@@ -213,7 +227,9 @@ def request_replies(request: AuthenticatedRequest) -> HttpResponse:
         data = get_visible_version(request.user, parse_id(request.POST["data"]))
         if data is None:
             raise NotFound("There is no such data that you may see.")
-        prompts = prompt_sets.draw_prompts(request.user, data, parse_id(request.POST.get("count", "")))
+        prompts = prompt_sets.draw_prompts(
+            request.user, data, parse_id(request.POST.get("count", ""))
+        )
     if prompts is None:
         raise UserError(
             "Choose a set of prompts, draw one from data, or paste some.", field="prompts"

@@ -49,7 +49,9 @@ class WinRate:
     high: float
 
 
-def order_pair(first: AdapterVersion, second: AdapterVersion) -> tuple[AdapterVersion, AdapterVersion]:
+def order_pair(
+    first: AdapterVersion, second: AdapterVersion
+) -> tuple[AdapterVersion, AdapterVersion]:
     """A pair is stored one way round, so that both ways are the same vote."""
     return (first, second) if first.pk < second.pk else (second, first)
 
@@ -66,7 +68,9 @@ def get_next_pair(
     differing_rows = [row for row in rows if texts[first.pk][row] != texts[second.pk][row]]
     if not differing_rows:
         return None
-    row = min(differing_rows, key=lambda row_index: stable_random(user, prompts, first, second, row_index))
+    row = min(
+        differing_rows, key=lambda row_index: stable_random(user, prompts, first, second, row_index)
+    )
     is_swapped = stable_random(user, prompts, first, second, row) % 2 == 1
     replies = texts[first.pk][row], texts[second.pk][row]
     left, right = reversed(replies) if is_swapped else replies
@@ -79,7 +83,9 @@ def get_own_votes(
     return Vote.objects.filter(prompts=prompts, first=first, second=second, voter=user)
 
 
-def count_own_votes(user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion) -> int:
+def count_own_votes(
+    user: User, prompts: PromptSet, first: AdapterVersion, second: AdapterVersion
+) -> int:
     """How many rows this person has voted on."""
     return get_own_votes(user, prompts, first, second).count()
 
@@ -114,7 +120,9 @@ def cast_vote(
     first, second = pair
     if side not in ("left", "right", "tie"):
         raise UserError("Choose left, right or tie.", field="choice")
-    reply_count = Reply.objects.filter(prompts=prompts, row=row, version__in=(first, second)).count()
+    reply_count = Reply.objects.filter(
+        prompts=prompts, row=row, version__in=(first, second)
+    ).count()
     if reply_count < 2:
         raise UserError("This row does not have two replies yet.", field="row")
     is_swapped = stable_random(user, prompts, first, second, row) % 2 == 1
@@ -132,7 +140,9 @@ def cast_vote(
     return vote
 
 
-def get_win_rate(first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None) -> WinRate:
+def get_win_rate(
+    first: AdapterVersion, second: AdapterVersion, prompts: PromptSet | None = None
+) -> WinRate:
     """The first version's wins over the second in all votes, or in those on one set of prompts."""
     return get_win_rates([(first, second)], prompts)[0][2]
 
@@ -153,14 +163,26 @@ def get_win_rates(
     win_rates = []
     for first, second in pairs:
         ordered_pair = order_pair(first, second)
-        first_choice, second_choice = ("first", "second") if ordered_pair[0] == first else ("second", "first")
+        first_choice, second_choice = (
+            ("first", "second") if ordered_pair[0] == first else ("second", "first")
+        )
         win_rates.append(
-            (first, second, compute_win_rate(votes_by_pair.get((ordered_pair[0].pk, ordered_pair[1].pk), []), first_choice, second_choice))
+            (
+                first,
+                second,
+                compute_win_rate(
+                    votes_by_pair.get((ordered_pair[0].pk, ordered_pair[1].pk), []),
+                    first_choice,
+                    second_choice,
+                ),
+            )
         )
     return win_rates
 
 
-def compute_win_rate(cast: Sequence[tuple[str, int]], first_choice: str, second_choice: str) -> WinRate:
+def compute_win_rate(
+    cast: Sequence[tuple[str, int]], first_choice: str, second_choice: str
+) -> WinRate:
     choices = [choice for choice, _ in cast]
     wins, losses, ties = (choices.count(name) for name in (first_choice, second_choice, "tie"))
     points = wins + ties / 2
@@ -192,6 +214,7 @@ def get_overall_win_rate(version: AdapterVersion) -> WinRate | None:
         "first_id", "choice", "voter_id"
     )
     choices = [
-        (choice if first == version.pk else SWAPPED_CHOICES[choice], voter) for first, choice, voter in rows
+        (choice if first == version.pk else SWAPPED_CHOICES[choice], voter)
+        for first, choice, voter in rows
     ]
     return compute_win_rate(choices, "first", "second") if choices else None

@@ -26,13 +26,17 @@ def format_job_key(versions: Sequence[AdapterVersion]) -> str:
     return ",".join(str(pk) for pk in sorted(version.pk for version in versions))
 
 
-def enqueue_analysis(user: User, versions: Sequence[AdapterVersion], *, retry_failed: bool = False) -> Job:
+def enqueue_analysis(
+    user: User, versions: Sequence[AdapterVersion], *, retry_failed: bool = False
+) -> Job:
     """The comparison of these versions, whatever their order: begun now, under way, or done before;
     if it failed, `again`.
     """
     params = {"versions": sorted(version.pk for version in versions)}
     restart = (JobState.FAILED,) if retry_failed else ()
-    return enqueue_job(user, KIND, format_job_key(versions), subjects=versions, params=params, restart=restart)
+    return enqueue_job(
+        user, KIND, format_job_key(versions), subjects=versions, params=params, restart=restart
+    )
 
 
 def run_analysis(job: Job) -> dict[str, Any]:
@@ -65,7 +69,9 @@ def compute_data_overlaps(versions: Sequence[AdapterVersion]) -> list[dict[str, 
     for word.
     """
     data_by_id = {version.data.pk: version.data for version in versions if version.data}
-    digests = {pk: row_digests(data) for pk, data in data_by_id.items()} if len(data_by_id) > 1 else {}
+    digests = (
+        {pk: row_digests(data) for pk, data in data_by_id.items()} if len(data_by_id) > 1 else {}
+    )
     return [
         {
             "first": str(data_by_id[one]),

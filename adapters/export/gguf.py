@@ -45,7 +45,9 @@ def export_gguf(user: User, version: AdapterVersion, quantization: str) -> Job:
         )
     get_model_folder(version)
     params = {"quantization": quantization}
-    return enqueue_job(user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params)
+    return enqueue_job(
+        user, KIND, f"{version.pk}:{quantization}", subjects=[version], params=params
+    )
 
 
 def get_model_folder(version: AdapterVersion) -> Path:
@@ -113,4 +115,6 @@ def iter_file_chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-GGUF_JOB = JobKind(KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=gguf_outputs)
+GGUF_JOB = JobKind(
+    KIND, run_gguf, lane=PROGRAMS, subjects=(AdapterVersion,), output_folders=gguf_outputs
+)

@@ -75,7 +75,9 @@ def run_push(job: Job) -> dict[str, Any]:
     card = version.folder / CARD_FILE
     base = version.base_model.location if version.base_model.source == Source.HUB else ""
     params = job.params | {
-        "files": {path.name: str(path) for path in sorted(folder.iterdir()) if path.name != CARD_FILE},
+        "files": {
+            path.name: str(path) for path in sorted(folder.iterdir()) if path.name != CARD_FILE
+        },
         "card": format_card_for_hub(card.read_text(), base, merged=job.params["what"] == "merged")
         if card.is_file()
         else "",

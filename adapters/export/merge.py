@@ -63,7 +63,9 @@ def merge_outputs(job: Job) -> list[Path]:
     version = get_subject(job, AdapterVersion)
     assert version is not None
     folder = version.merged_folder
-    temporary_folders = [folder.with_name(f".{folder.name}.{suffix}") for suffix in ("merging", "unchecked")]
+    temporary_folders = [
+        folder.with_name(f".{folder.name}.{suffix}") for suffix in ("merging", "unchecked")
+    ]
     return [folder, *temporary_folders]
 
 
@@ -72,7 +74,9 @@ def get_parity_prompts(version: AdapterVersion) -> list[list[dict[str, str]]]:
     few.
     """
     held_out_rows = sample_eval_prompts(version.data, NUM_PROMPTS) if version.data else []
-    return [row["messages"] for row in held_out_rows] + COMMON_PROMPTS[: max(0, MIN_PROMPTS - len(held_out_rows))]
+    return [row["messages"] for row in held_out_rows] + COMMON_PROMPTS[
+        : max(0, MIN_PROMPTS - len(held_out_rows))
+    ]
 
 
 def is_merged(version: AdapterVersion) -> bool:

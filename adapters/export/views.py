@@ -15,8 +15,8 @@ from adapters.export import hub
 from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, file_stem
 from training.jobs.services import find_jobs_about
-from training.people.requests import AuthenticatedRequest, async_chunks
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, async_chunks
 
 
 def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
@@ -24,7 +24,9 @@ def show_exports(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse
     version = get_visible(AdapterVersion, request.user, adapter_id, "base_model")
     mine = AdapterVersion.objects.changeable_by(request.user).filter(pk=version.pk).exists()
     return render(
-        request, "adapters/_exports.html", {"adapter": version, "mine": mine, **get_export_context(version)}
+        request,
+        "adapters/_exports.html",
+        {"adapter": version, "mine": mine, **get_export_context(version)},
     )
 
 
@@ -77,12 +79,16 @@ def download_merged(request: AuthenticatedRequest, adapter_id: int) -> HttpRespo
     return response
 
 
-def download_gguf(request: AuthenticatedRequest, adapter_id: int, quantization: str) -> HttpResponseBase:
+def download_gguf(
+    request: AuthenticatedRequest, adapter_id: int, quantization: str
+) -> HttpResponseBase:
     version = get_visible(AdapterVersion, request.user, adapter_id)
     path = export_gguf.get_gguf(version, quantization)
     response = StreamingHttpResponse(
         async_chunks(export_gguf.iter_file_chunks(path)), content_type="application/octet-stream"
     )
     response["Content-Length"] = str(path.stat().st_size)
-    response["Content-Disposition"] = f'attachment; filename="{file_stem(version)}-{quantization}.gguf"'
+    response["Content-Disposition"] = (
+        f'attachment; filename="{file_stem(version)}-{quantization}.gguf"'
+    )
     return response

@@ -18,7 +18,9 @@ def start_scheduler(request_queue: RequestQueue) -> None:
     """Let the questions be answered, by a thread that wakes with the first one and imports torch
     only then.
     """
-    threading.Thread(target=_run_scheduler, args=(request_queue,), name="speaker", daemon=True).start()
+    threading.Thread(
+        target=_run_scheduler, args=(request_queue,), name="speaker", daemon=True
+    ).start()
 
 
 def _run_scheduler(request_queue: RequestQueue) -> None:

@@ -64,14 +64,18 @@ class Batch:
             )
             for mine, other in zip(self.cache.layers, cache.layers, strict=True):
                 mine.keys = torch.cat([pad_cache(mine.keys, width), pad_cache(other.keys, width)])
-                mine.values = torch.cat([pad_cache(mine.values, width), pad_cache(other.values, width)])
+                mine.values = torch.cat(
+                    [pad_cache(mine.values, width), pad_cache(other.values, width)]
+                )
             self.mask = build_attention_mask(lengths, width)
         else:
             self.cache = cache
         self.sequences.append(sequence)
 
     def remove_sequences(self, finished: list[ActiveSequence]) -> None:
-        remaining = [index for index, sequence in enumerate(self.sequences) if sequence not in finished]
+        remaining = [
+            index for index, sequence in enumerate(self.sequences) if sequence not in finished
+        ]
         self.sequences = [self.sequences[index] for index in remaining]
         if not remaining:
             self.cache = self.mask = None
@@ -84,7 +88,10 @@ class Batch:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., -width:, :], layer.values[..., -width:, :]
         self.mask = build_attention_mask(
-            torch.tensor([sequence.cache_length for sequence in self.sequences], device=indices.device), width
+            torch.tensor(
+                [sequence.cache_length for sequence in self.sequences], device=indices.device
+            ),
+            width,
         )
 
     def decode_step(self, loaded_model: LoadedModel) -> Tensor:
@@ -100,7 +107,9 @@ class Batch:
             inputs["position_ids"] = torch.tensor(
                 [[sequence.cache_length] for sequence in self.sequences], device=device
             )
-        logits = loaded_model.run_decode(inputs, [sequence.request.adapter for sequence in self.sequences]).logits
+        logits = loaded_model.run_decode(
+            inputs, [sequence.request.adapter for sequence in self.sequences]
+        ).logits
         for sequence in self.sequences:
             sequence.cache_length += 1
         return logits[:, -1]  # type: ignore[no-any-return]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
-from adapters.inference.types import BaseRef, AdapterRef
-from training.engine.data.conversations import load_tokenizer, ensure_chat_template
+from adapters.inference.types import AdapterRef, BaseRef
+from training.engine.data.conversations import ensure_chat_template, load_tokenizer
 from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter
@@ -43,14 +43,18 @@ class LoadedModel:
         self.context_length: int = (
             getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         )
-        self.accepts_position_ids = "position_ids" in inspect.signature(self.model.forward).parameters
+        self.accepts_position_ids = (
+            "position_ids" in inspect.signature(self.model.forward).parameters
+        )
         self.adapter_kind = ""
         self.adapter_names: OrderedDict[AdapterRef, str] = OrderedDict()
         self._active_adapter: AdapterRef | str | None = UNKNOWN
         self._row_adapters = RowAdapters()
         self._is_patched = False  # do the layers ask `_rows`, and PEFT nothing?
         self.cache_bytes_per_token = 0  # of a token in a cache, once one was seen
-        self.is_broken = False  # a load broke off half-way, and what is in the layers now is nobody's
+        self.is_broken = (
+            False  # a load broke off half-way, and what is in the layers now is nobody's
+        )
 
     def is_compatible(self, adapter: AdapterRef | None) -> bool:
         """Can this be asked beside what is held, without anything leaving?"""
@@ -70,7 +74,11 @@ class LoadedModel:
         """May rows of several adapters share a batch? Most tuners would ignore whose row it is
         (training/engine/modeling/library_patches.py).
         """
-        return not self.adapter_names or self.is_prompt_learning or self.adapter_kind in MIXED_BATCH_TUNERS
+        return (
+            not self.adapter_names
+            or self.is_prompt_learning
+            or self.adapter_kind in MIXED_BATCH_TUNERS
+        )
 
     def ensure_adapter(self, adapter: AdapterRef | None, in_use: set[AdapterRef]) -> None:
         """Have this adapter beside the base. Those `in_use` stay."""
@@ -81,7 +89,9 @@ class LoadedModel:
             self._evict_oldest(in_use)
         self.adapter_names.move_to_end(adapter)
 
-    def run_prefill(self, ids: torch.Tensor, adapter: AdapterRef | None, *, all_logits: bool = False) -> Any:
+    def run_prefill(
+        self, ids: torch.Tensor, adapter: AdapterRef | None, *, all_logits: bool = False
+    ) -> Any:
         """A question's first forward: logits of its last place (or `every` one) for ids of shape
         (1, n), and the cache.
         """
@@ -89,7 +99,9 @@ class LoadedModel:
         if self._is_patched:
             self._set_row_adapters([adapter])
         if self._is_patched or (self.is_prompt_learning and adapter is None):
-            return self.model.get_base_model()(input_ids=ids, use_cache=True, logits_to_keep=num_logits)
+            return self.model.get_base_model()(
+                input_ids=ids, use_cache=True, logits_to_keep=num_logits
+            )
         self._activate_adapter(adapter)
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=num_logits)
 
@@ -108,7 +120,9 @@ class LoadedModel:
             return self.model(**inputs)
         if self._active_adapter in (None, UNKNOWN):
             self._activate_adapter(next(adapter for adapter in adapters if adapter is not None))
-        names = ["__base__" if adapter is None else self.adapter_names[adapter] for adapter in adapters]
+        names = [
+            "__base__" if adapter is None else self.adapter_names[adapter] for adapter in adapters
+        ]
         return self.model(**inputs, adapter_names=names)
 
     def _set_row_adapters(self, adapters: Sequence[AdapterRef | None]) -> None:
@@ -142,7 +156,9 @@ class LoadedModel:
             self.adapter_kind = adapter.kind
         self.adapter_names[adapter] = name
         self._active_adapter = UNKNOWN
-        self._is_patched = self.adapter_kind == "LORA" and patch_lora_layers(self.model, self._row_adapters)
+        self._is_patched = self.adapter_kind == "LORA" and patch_lora_layers(
+            self.model, self._row_adapters
+        )
         self.is_broken = False
 
     def _unwrap_base(self) -> Any:

@@ -35,7 +35,7 @@ class ModelCache:
         is tried alone.
 
         Raises:
-            NoRoom: it fits only when one that is busy has left; or it is busy, and has to be loaded
+            CapacityExceeded: it fits only when one that is busy has left; or it is busy, and has to be loaded
                 anew.
             ConfigError: its folder holds no model.
         """

@@ -102,16 +102,23 @@ class LayerForward:
         self.stacked_names, self.lora_a, self.lora_b = names, None, None
         if not present_names:
             return
-        self.lora_a = concat_weights([layer.lora_A[name].weight.to(dtype) for name in present_names], 0)
-        self.lora_b = concat_weights([layer.lora_B[name].weight.to(dtype) for name in present_names], 1)
+        self.lora_a = concat_weights(
+            [layer.lora_A[name].weight.to(dtype) for name in present_names], 0
+        )
+        self.lora_b = concat_weights(
+            [layer.lora_B[name].weight.to(dtype) for name in present_names], 1
+        )
         if len(set(names)) == 1:
             self.scales = float(layer.scaling[present_names[0]])
             return
         ranks = torch.tensor([len(layer.lora_A[name].weight) for name in present_names])
         table = [
-            [layer.scaling[name] if name == row_name else 0.0 for name in present_names] for row_name in names
+            [layer.scaling[name] if name == row_name else 0.0 for name in present_names]
+            for row_name in names
         ]
-        self.scales = torch.tensor(table, dtype=dtype).repeat_interleave(ranks, 1).to(self.lora_a.device)
+        self.scales = (
+            torch.tensor(table, dtype=dtype).repeat_interleave(ranks, 1).to(self.lora_a.device)
+        )
 
 
 def concat_weights(weights: list[Tensor], dim: int) -> Tensor:

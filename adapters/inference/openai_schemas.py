@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from adapters.inference.openai_http import InvalidField
-from adapters.inference.types import BaseRef, GenerationRequest, StreamEvent, AdapterRef
+from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_STOP_SEQUENCES = 4
@@ -44,12 +44,16 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
     max_tokens = body.get("max_tokens") if max_tokens is None else max_tokens
     common: dict[str, Any] = {
         "base": BaseRef(
-            Path(location["base"]), bool(location.get("quantized")), str(location.get("base_sha256", ""))
+            Path(location["base"]),
+            bool(location.get("quantized")),
+            str(location.get("base_sha256", "")),
         ),
         "adapter": AdapterRef(Path(location["adapter"]), str(location["sha256"]))
         if location.get("adapter")
         else None,
-        "max_tokens": None if max_tokens is None else int(parse_number(max_tokens, "max_tokens", 1, 1_000_000)),
+        "max_tokens": None
+        if max_tokens is None
+        else int(parse_number(max_tokens, "max_tokens", 1, 1_000_000)),
         "temperature": parse_number(body.get("temperature"), "temperature", 0.0, 2.0, default=1.0),
         "top_p": parse_number(body.get("top_p"), "top_p", 0.0, 1.0, default=1.0),
         "seed": None
@@ -98,7 +102,9 @@ def parse_stop_sequences(value: Any) -> tuple[str, ...]:
         or len(sequences) > MAX_STOP_SEQUENCES
         or not all(isinstance(sequence, str) and sequence for sequence in sequences)
     ):
-        raise InvalidField(f"stop must be a text or a list of at most {MAX_STOP_SEQUENCES} texts.", "stop")
+        raise InvalidField(
+            f"stop must be a text or a list of at most {MAX_STOP_SEQUENCES} texts.", "stop"
+        )
     return tuple(sequences)
 
 
@@ -149,7 +155,9 @@ class ResponseBuilder:
         """The whole answer from all that was said to each question; none of it is an error."""
         choices = [self._build_choice(index, events) for index, events in enumerate(event_lists)]
         final_events = [events[-1] for events in event_lists]
-        logprobs = next((format_prompt_logprobs(event) for event in event_lists[0] if "logprobs" in event), None)
+        logprobs = next(
+            (format_prompt_logprobs(event) for event in event_lists[0] if "logprobs" in event), None
+        )
         extra = {} if logprobs is None else {"prompt_logprobs": logprobs}
         object_type = "chat.completion" if self.chat else "text_completion"
         return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from adapters.inference.types import QueueFull, GenerationRequest, StreamEvent
+from adapters.inference.types import GenerationRequest, QueueFull, StreamEvent
 
 MAX_REQUESTS = 64  # under way and waiting; the next one is told to come back
 
@@ -36,7 +36,7 @@ class RequestQueue:
         said, whatever it is.
 
         Raises:
-            Busy: MAX_QUESTIONS are under way.
+            Busy: MAX_REQUESTS are under way.
         """
         with self._lock:
             if self._count >= MAX_REQUESTS:

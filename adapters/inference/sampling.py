@@ -35,5 +35,7 @@ def compute_logprobs(logits: torch.Tensor, ids: list[int]) -> list[float | None]
     logprobs = torch.log_softmax(logits[:-1].float(), -1)
     return [
         None,
-        *logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:], device=logprobs.device)].tolist(),
+        *logprobs[
+            torch.arange(len(ids) - 1), torch.tensor(ids[1:], device=logprobs.device)
+        ].tolist(),
     ]

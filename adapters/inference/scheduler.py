@@ -22,7 +22,7 @@ from adapters.inference.model_cache import CapacityExceeded, ModelCache
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.sampling import compute_logprobs, pick_token
 from adapters.inference.text import InvalidRequest, encode_request, resolve_max_tokens, send_text
-from adapters.inference.types import BaseRef, GenerationRequest, StreamEvent, AdapterRef
+from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 from training.errors import UserError
 
 MAX_ACTIVE_SEQUENCES = 16  # under way at once
@@ -51,14 +51,20 @@ class BatchScheduler:
         """
         for loaded_model, batch in list(self.batches):
             self._decode_batch(loaded_model, batch)
-        self.batches = [(loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences]
+        self.batches = [
+            (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
+        ]
 
     def _decode_batch(self, loaded_model: LoadedModel, batch: Batch) -> None:
         """A token for every row of a batch; who has ended, or hung up, leaves."""
         try:
             self._finish_sequences(
                 batch,
-                [(sequence, CANCELLED) for sequence in batch.sequences if sequence.request.cancelled.is_set()],
+                [
+                    (sequence, CANCELLED)
+                    for sequence in batch.sequences
+                    if sequence.request.cancelled.is_set()
+                ],
             )
             if batch.sequences:
                 with torch.inference_mode():
@@ -67,21 +73,27 @@ class BatchScheduler:
                     (sequence, self._try_process_logits(loaded_model, sequence, row))
                     for sequence, row in zip(batch.sequences, logits, strict=True)
                 ]
-                self._finish_sequences(batch, [(sequence, event) for sequence, event in finished if event is not None])
+                self._finish_sequences(
+                    batch, [(sequence, event) for sequence, event in finished if event is not None]
+                )
         except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
             exit_if_device_lost(error)
             failed_sequences, batch.sequences = batch.sequences, []
             for sequence in failed_sequences:
                 self.request_queue.finish_request(sequence.request, build_error_event(error))
 
-    def _try_process_logits(self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor) -> StreamEvent | None:
+    def _try_process_logits(
+        self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor
+    ) -> StreamEvent | None:
         """One row's fault is that row's alone."""
         try:
             return self._process_logits(loaded_model, sequence, logits)
         except InvalidRequest as error:
             return build_error_event(error)
 
-    def _finish_sequences(self, batch: Batch, finished: list[tuple[ActiveSequence, StreamEvent]]) -> None:
+    def _finish_sequences(
+        self, batch: Batch, finished: list[tuple[ActiveSequence, StreamEvent]]
+    ) -> None:
         if finished:
             batch.remove_sequences([sequence for sequence, _ in finished])
         for sequence, event in finished:
@@ -96,7 +108,9 @@ class BatchScheduler:
             if not self.waiting:
                 try:
                     self.waiting.append(
-                        self.request_queue.incoming.get(block=not self.batches, timeout=IDLE_SECONDS)
+                        self.request_queue.incoming.get(
+                            block=not self.batches, timeout=IDLE_SECONDS
+                        )
                     )
                 except queue.Empty:
                     if not self.batches:
@@ -110,7 +124,9 @@ class BatchScheduler:
                 exit_if_device_lost(error)
                 self.request_queue.finish_request(request, build_error_event(error))
             self.waiting.popleft()
-            self.batches = [(loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences]
+            self.batches = [
+                (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
+            ]
 
     def _drop_cancelled(self) -> None:
         """Whoever hung up gives their place back at once, wherever they stand in the line."""
@@ -142,7 +158,8 @@ class BatchScheduler:
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         if (
             self.batches
-            and self._cache_bytes() + loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
+            and self._cache_bytes()
+            + loaded_model.cache_bytes_per_token * (len(request.prompt_ids) + max_tokens)
             > self.model_cache.kv_cache_bytes
         ):
             return False
@@ -171,33 +188,48 @@ class BatchScheduler:
 
     def _adapters_in_use(self, loaded_model: LoadedModel) -> set[AdapterRef]:
         sequences = [
-            sequence for other, batch in self.batches if other is loaded_model for sequence in batch.sequences
+            sequence
+            for other, batch in self.batches
+            if other is loaded_model
+            for sequence in batch.sequences
         ]
         return {
-            sequence.request.adapter for sequence in sequences if sequence.request.adapter is not None
+            sequence.request.adapter
+            for sequence in sequences
+            if sequence.request.adapter is not None
         }
 
-    def _prefill_request(self, loaded_model: LoadedModel, request: GenerationRequest, max_tokens: int) -> None:
+    def _prefill_request(
+        self, loaded_model: LoadedModel, request: GenerationRequest, max_tokens: int
+    ) -> None:
         """The first forward of a question, and its place in a batch."""
         ids = request.prompt_ids
         generator = torch.Generator(loaded_model.device)
         generator.seed() if request.seed is None else generator.manual_seed(request.seed)
         sequence = ActiveSequence(request, len(ids), max_tokens, generator)
         output = loaded_model.run_prefill(
-            torch.tensor([ids], device=loaded_model.device), request.adapter, all_logits=request.needs_logprobs
+            torch.tensor([ids], device=loaded_model.device),
+            request.adapter,
+            all_logits=request.needs_logprobs,
         )
         if request.needs_logprobs:
             request.events.put(
                 {"logprobs": compute_logprobs(output.logits[0, -len(ids) :], ids), "ids": ids}
             )
-        loaded_model.cache_bytes_per_token = count_cache_bytes(output.cache) // max(1, output.cache.get_seq_length())
+        loaded_model.cache_bytes_per_token = count_cache_bytes(output.cache) // max(
+            1, output.cache.get_seq_length()
+        )
         event = self._process_logits(loaded_model, sequence, output.logits[0, -1])
         if event is not None:
             self.request_queue.finish_request(request, event)
             return
-        self._batch_for(loaded_model, request.adapter, output.cache).add_sequence(sequence, output.cache)
+        self._batch_for(loaded_model, request.adapter, output.cache).add_sequence(
+            sequence, output.cache
+        )
 
-    def _batch_for(self, loaded_model: LoadedModel, adapter: AdapterRef | None, cache: object) -> Batch:
+    def _batch_for(
+        self, loaded_model: LoadedModel, adapter: AdapterRef | None, cache: object
+    ) -> Batch:
         for other, batch in self.batches:
             can_share = loaded_model.supports_mixed_batch or all(
                 sequence.request.adapter == adapter for sequence in batch.sequences
@@ -208,7 +240,9 @@ class BatchScheduler:
         self.batches.append((loaded_model, new_batch))
         return new_batch
 
-    def _process_logits(self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor) -> StreamEvent | None:
+    def _process_logits(
+        self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor
+    ) -> StreamEvent | None:
         """Pick the next token, send what became readable; the last word when the answer is at its
         end.
         """
@@ -218,7 +252,10 @@ class BatchScheduler:
                 "The model's numbers are not finite here: this version has diverged."
             )
         token = pick_token(
-            logits, temperature=request.temperature, top_p=request.top_p, generator=sequence.generator
+            logits,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            generator=sequence.generator,
         )
         sequence.token = token
         is_eos = token in loaded_model.stop_ids

@@ -31,12 +31,14 @@ from adapters.inference.openai_http import (
 )
 from adapters.inference.openai_schemas import ResponseBuilder, parse_requests, sum_speed, sum_usage
 from adapters.inference.request_queue import MAX_REQUESTS, RequestQueue
-from adapters.inference.types import QueueFull, GenerationRequest, StreamEvent
+from adapters.inference.types import GenerationRequest, QueueFull, StreamEvent
 
 MAX_MODEL_NAMES = 1000
 RETRY_SECONDS = 5
 MAX_PROMPTS = 16
-STREAM_LIMITER = anyio.CapacityLimiter(2 * MAX_REQUESTS)  # a thread waits for each question's next word
+STREAM_LIMITER = anyio.CapacityLimiter(
+    2 * MAX_REQUESTS
+)  # a thread waits for each question's next word
 
 
 class Server:
@@ -70,7 +72,9 @@ class Server:
         body = await read_body(request)
         location = self.find_location(body)
         generation_requests = parse_requests(body, location, chat=chat)
-        if len(generation_requests) > MAX_PROMPTS or (len(generation_requests) > 1 and body.get("stream")):
+        if len(generation_requests) > MAX_PROMPTS or (
+            len(generation_requests) > 1 and body.get("stream")
+        ):
             raise InvalidField(
                 f"A request has at most {MAX_PROMPTS} prompts, and one if it is streamed.",
                 "prompt",
@@ -80,13 +84,18 @@ class Server:
         if body.get("stream"):
             include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return StreamingResponse(
-                stream_sse(generation_requests[0], builder, include_usage=include_usage), media_type="text/event-stream"
+                stream_sse(generation_requests[0], builder, include_usage=include_usage),
+                media_type="text/event-stream",
             )
         event_lists = await collect_events(request, generation_requests)
         for final_event in (events[-1] for events in event_lists):
             if "error" in final_event:
                 is_client_error = final_event.get("fault") == "theirs"
-                raise HttpError(400 if is_client_error else 500, final_event["error"], kind=error_kind(final_event))
+                raise HttpError(
+                    400 if is_client_error else 500,
+                    final_event["error"],
+                    kind=error_kind(final_event),
+                )
         return JSONResponse(builder.build_response(event_lists))
 
     def submit_requests(self, generation_requests: list[GenerationRequest]) -> None:
@@ -157,7 +166,9 @@ async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[
         generation_request.cancelled.set()
 
 
-async def collect_events(request: Request, generation_requests: list[GenerationRequest]) -> list[list[StreamEvent]]:
+async def collect_events(
+    request: Request, generation_requests: list[GenerationRequest]
+) -> list[list[StreamEvent]]:
     """All that is said to each question. A caller who goes away meanwhile hangs up on all."""
 
     async def collect_stream(generation_request: GenerationRequest) -> list[StreamEvent]:
@@ -171,12 +182,18 @@ async def collect_events(request: Request, generation_requests: list[GenerationR
 
     watcher = asyncio.create_task(watch_disconnect())
     try:
-        return list(await asyncio.gather(*(collect_stream(generation_request) for generation_request in generation_requests)))
+        return list(
+            await asyncio.gather(
+                *(collect_stream(generation_request) for generation_request in generation_requests)
+            )
+        )
     finally:
         watcher.cancel()
 
 
-async def stream_sse(generation_request: GenerationRequest, builder: ResponseBuilder, *, include_usage: bool) -> AsyncIterator[str]:
+async def stream_sse(
+    generation_request: GenerationRequest, builder: ResponseBuilder, *, include_usage: bool
+) -> AsyncIterator[str]:
     """Server-sent events in OpenAI's shape."""
     if builder.chat:
         yield format_sse(builder.build_role_chunk(0))
@@ -190,7 +207,9 @@ async def stream_sse(generation_request: GenerationRequest, builder: ResponseBui
         elif "done" in event:
             yield format_sse(builder.build_chunk(0, "", event["done"]))
             if include_usage:
-                yield format_sse(builder.build_extra_chunk(usage=sum_usage([event]), snapml=sum_speed([event])))
+                yield format_sse(
+                    builder.build_extra_chunk(usage=sum_usage([event]), snapml=sum_speed([event]))
+                )
     yield "data: [DONE]\n\n"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from adapters.inference.batch import ActiveSequence
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import GenerationRequest
-from training.engine.data.conversations import encode_prompt, render_messages, get_bos_ids
+from training.engine.data.conversations import encode_prompt, get_bos_ids, render_messages
 
 # Of an answer; a caller who says nothing gets this or what the model's context leaves
 DEFAULT_MAX_TOKENS = 4096
@@ -27,7 +27,8 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
     elif request.needs_logprobs:  # the conversation as it stands, its last answer, too
         ids = list(
             loaded_model.tokenizer(
-                render_messages(loaded_model.tokenizer, {"messages": request.messages}), add_special_tokens=False
+                render_messages(loaded_model.tokenizer, {"messages": request.messages}),
+                add_special_tokens=False,
             )["input_ids"]
         )
     else:
@@ -37,10 +38,16 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
     return ids
 
 
-def resolve_max_tokens(loaded_model: LoadedModel, request: GenerationRequest, prompt_tokens: int) -> int:
+def resolve_max_tokens(
+    loaded_model: LoadedModel, request: GenerationRequest, prompt_tokens: int
+) -> int:
     """Raises Unanswerable: the model's context does not hold prompt and answer."""
     available_tokens = loaded_model.context_length - prompt_tokens
-    wanted_tokens = min(DEFAULT_MAX_TOKENS, max(1, available_tokens)) if request.max_tokens is None else request.max_tokens
+    wanted_tokens = (
+        min(DEFAULT_MAX_TOKENS, max(1, available_tokens))
+        if request.max_tokens is None
+        else request.max_tokens
+    )
     if wanted_tokens > available_tokens:
         raise InvalidRequest(
             f"This model's context holds {loaded_model.context_length:,} tokens; the prompt has {prompt_tokens:,} "
@@ -54,7 +61,11 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
     back.
     """
     text = loaded_model.tokenizer.decode(sequence.ids, skip_special_tokens=True)
-    stop_positions = [position for position in (text.find(word) for word in sequence.request.stop) if position >= 0]
+    stop_positions = [
+        position
+        for position in (text.find(word) for word in sequence.request.stop)
+        if position >= 0
+    ]
     is_stopped = bool(stop_positions)
     if is_stopped:
         text = text[: min(stop_positions)]
@@ -70,5 +81,10 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
 
 def longest_stop_prefix(text: str, stop_sequences: tuple[str, ...]) -> int:
     """Characters at the end of `text` with which one of the words may begin."""
-    prefix_lengths = (size for word in stop_sequences for size in range(1, len(word)) if text.endswith(word[:size]))
+    prefix_lengths = (
+        size
+        for word in stop_sequences
+        for size in range(1, len(word))
+        if text.endswith(word[:size])
+    )
     return max(prefix_lengths, default=0)

@@ -93,4 +93,4 @@ class GenerationRequest:
 
 
 class QueueFull(Exception):
-    """MAX_QUESTIONS are under way."""
+    """MAX_REQUESTS are under way."""

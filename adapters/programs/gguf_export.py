@@ -18,8 +18,12 @@ with fast_imports():
     from adapters.programs.llama_cpp import generate_answers, get_top_logprobs
     from adapters.programs.parity import Generation, generate_greedily
     from training.child_process import emit_message, main, read_params
-    from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
-    from training.engine.files import sha256_file, fsync_path
+    from training.engine.data.conversations import (
+        encode_prompt,
+        ensure_chat_template,
+        load_tokenizer,
+    )
+    from training.engine.files import fsync_path, sha256_file
     from training.engine.modeling.model import load_base
 
 CPU = torch.device("cpu")
@@ -50,7 +54,9 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
         ensure_chat_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
         references = [
-            generate_greedily(model, encode_prompt(tokenizer, {"messages": messages}), tokenizer.eos_token_id)
+            generate_greedily(
+                model, encode_prompt(tokenizer, {"messages": messages}), tokenizer.eos_token_id
+            )
             for messages in params["prompts"]
         ]
         del model
@@ -74,11 +80,18 @@ def compare_answers(file: Path, references: list[Generation]) -> dict[str, Any]:
     """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each
     place of some answers.
     """
-    gguf_answers = generate_answers(file, [one.prompt for one in references], max(len(one.answer) for one in references))
-    same_answers = sum(is_same_answer(one.answer, other.ids) for one, other in zip(references, gguf_answers, strict=True))
+    gguf_answers = generate_answers(
+        file, [one.prompt for one in references], max(len(one.answer) for one in references)
+    )
+    same_answers = sum(
+        is_same_answer(one.answer, other.ids)
+        for one, other in zip(references, gguf_answers, strict=True)
+    )
     differences, matches = [], []
     for one in references[:SCORED_PROMPTS]:
-        top_tokens = get_top_logprobs(file, one.token_ids[:-1], MAX_TOP_TOKENS, start=len(one.prompt))
+        top_tokens = get_top_logprobs(
+            file, one.token_ids[:-1], MAX_TOP_TOKENS, start=len(one.prompt)
+        )
         logprobs = one.logits.log_softmax(-1)
         for position, top in enumerate(top_tokens):
             best = int(logprobs[position].argmax())

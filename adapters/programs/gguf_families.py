@@ -57,10 +57,14 @@ def check_config(config: Any) -> None:
         "final_logit_softcapping",
         "add_cross_attention",
     ]
-    for name in unsupported_switches + ["attention_bias"] * (not FAMILIES[model_type].has_interleaved_rope):
+    for name in unsupported_switches + ["attention_bias"] * (
+        not FAMILIES[model_type].has_interleaved_rope
+    ):
         if getattr(config, name, None):
             raise UserError(f"llama.cpp has no {model_type} model with {name}.")
-    if model_type == "gpt2" and (config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights):
+    if model_type == "gpt2" and (
+        config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights
+    ):
         raise UserError("llama.cpp has no gpt2 model whose attention is scaled in an unusual way.")
     if model_type == "gemma3_text":
         for layer, attention in enumerate(config.layer_types, start=1):
@@ -108,7 +112,11 @@ def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
         else ("default", "linear")
     )
     is_sliding_default = sliding_rope is rope or sliding_rope["rope_type"] == "default"
-    if rope_type not in supported_types or not is_sliding_default or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if (
+        rope_type not in supported_types
+        or not is_sliding_default
+        or rope.get("partial_rotary_factor", 1.0) != 1.0
+    ):
         raise UserError(
             f"Rotary positions of the kind {rope_type!r} are not exported for the family "
             f"{config.model_type}."
@@ -138,6 +146,8 @@ def rope_factors(config: Any) -> torch.Tensor | None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled_frequencies = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()
-    plain_frequencies = rope["rope_theta"] ** -(torch.arange(len(scaled_frequencies), dtype=torch.float64) / len(scaled_frequencies))
+    plain_frequencies = rope["rope_theta"] ** -(
+        torch.arange(len(scaled_frequencies), dtype=torch.float64) / len(scaled_frequencies)
+    )
     factors: torch.Tensor = (plain_frequencies / scaled_frequencies).float()
     return factors

@@ -131,7 +131,9 @@ def plan_tensors(folder: Path, config: Any, requested_type: Kind) -> Iterator[Te
                         f"{config.model_type} GGUF."
                     )
                 shape = tuple(tensor_slice.get_shape())[:: -1 if is_transposed(name, config) else 1]
-                yield TensorPlan(file, source, name, shape, choose_quant_type(name, shape, requested_type))
+                yield TensorPlan(
+                    file, source, name, shape, choose_quant_type(name, shape, requested_type)
+                )
 
 
 def check_complete(names: Collection[str], config: Any) -> None:
@@ -155,7 +157,9 @@ def check_complete(names: Collection[str], config: Any) -> None:
 def is_redundant(source: str, config: Any) -> bool:
     """A head that is the embedding over again, and buffers that old files carry."""
     is_tied_head = source == "lm_head.weight" and config.tie_word_embeddings
-    return is_tied_head or source.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+    return is_tied_head or source.endswith(
+        (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    )
 
 
 def is_transposed(name: str, config: Any) -> bool:
@@ -185,7 +189,10 @@ def convert_layout(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor
     """The same function in the form that llama.cpp computes."""
     if is_transposed(name, config):
         return tensor.T
-    if FAMILIES[config.model_type].has_interleaved_rope and name.split(".")[-2] in ("attn_q", "attn_k"):
+    if FAMILIES[config.model_type].has_interleaved_rope and name.split(".")[-2] in (
+        "attn_q",
+        "attn_k",
+    ):
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if config.model_type == "gemma3_text" and "norm" in name:
@@ -206,11 +213,15 @@ def quantize_tensor(tensor: torch.Tensor, plan: TensorPlan) -> np.ndarray[Any, A
         )
     if plan.quant_type is Kind.BF16:
         return as_float.contiguous().view(torch.int16).numpy()
-    packed: np.ndarray[Any, Any] = gguf.quants.quantize(as_float.contiguous().numpy(), plan.quant_type)
+    packed: np.ndarray[Any, Any] = gguf.quants.quantize(
+        as_float.contiguous().numpy(), plan.quant_type
+    )
     return packed
 
 
-def write_tensors(writer: gguf.GGUFWriter, path: Path, plans: list[TensorPlan], config: Any) -> None:
+def write_tensors(
+    writer: gguf.GGUFWriter, path: Path, plans: list[TensorPlan], config: Any
+) -> None:
     """First the plan of all tensors, then their numbers, one tensor after another."""
     factors = rope_factors(config)
     if factors is not None:

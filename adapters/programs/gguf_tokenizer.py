@@ -24,12 +24,16 @@ CASED_WORDS = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
 )
-LLAMA3 = rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
+LLAMA3 = (
+    rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
+)
 PRETOKENIZERS = {  # llama.cpp's name: the patterns by which it cuts, one after another
     "gpt-2": [GPT2],
     "smollm": [r"\p{N}", GPT2],
     "llama-bpe": [LLAMA3],
-    "qwen2": [rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"],
+    "qwen2": [
+        rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
+    ],
     "qwen35": [
         rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| "
         rf"?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
@@ -38,7 +42,9 @@ PRETOKENIZERS = {  # llama.cpp's name: the patterns by which it cuts, one after 
         CASED_WORDS % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")
         + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
     ],
-    "tekken": [CASED_WORDS % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"],
+    "tekken": [
+        CASED_WORDS % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
+    ],
 }
 PROBE_TEXT = (
     "Don't DON'T we'LL  it's'tis 1 22 333 4444 55555 x1y 3.14 ½²\n\n  \n\tHTTPServer camelCase "
@@ -69,12 +75,19 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     writer.add_token_list([token_texts.get(id_, f"[PAD{id_}]") for id_ in range(rows)])
     writer.add_token_types(
-        token_types(token_texts, inner, rows=rows, unknown_token=model.get("unk_token") if is_sentencepiece else None)
+        token_types(
+            token_texts,
+            inner,
+            rows=rows,
+            unknown_token=model.get("unk_token") if is_sentencepiece else None,
+        )
     )
     if is_sentencepiece:
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(token_scores(token_texts, merges, rows=rows))
-        writer.add_add_space_prefix(has_space_prefix(tokenizer_json, has_chat_template=bool(tokenizer.chat_template)))
+        writer.add_add_space_prefix(
+            has_space_prefix(tokenizer_json, has_chat_template=bool(tokenizer.chat_template))
+        )
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(find_pretokenizer(inner, tokenizer_json))
@@ -115,9 +128,9 @@ def find_pretokenizer(inner: Any, tokenizer_json: dict[str, Any]) -> str:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    if (tokenizer_json["normalizer"] or {"type": "NFC"})["type"] != "NFC" or "ByteLevel" not in json.dumps(
-        tokenizer_json["pre_tokenizer"]
-    ):
+    if (tokenizer_json["normalizer"] or {"type": "NFC"})[
+        "type"
+    ] != "NFC" or "ByteLevel" not in json.dumps(tokenizer_json["pre_tokenizer"]):
         raise UserError(
             "Only byte-level BPE tokenizers and those with byte fallback are exported to GGUF."
         )

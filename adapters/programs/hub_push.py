@@ -44,7 +44,9 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
     try:
         emit_message(message="asking the hub")
         repository_url = api.create_repo(repository, private=params["private"], exist_ok=True)
-        emit_message(message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}")
+        emit_message(
+            message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}"
+        )
         commit = api.create_commit(repository, operations, commit_message=params["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code

@@ -36,7 +36,9 @@ def generate_answers(
 ) -> list[Answer]:
     """Greedy answers to prompts that are token ids already."""
     request = {"prompts": prompts, "max_tokens": max_tokens}
-    return [Answer(**answer) for answer in run_llama(gguf_file, request, timeout=timeout)["answers"]]
+    return [
+        Answer(**answer) for answer in run_llama(gguf_file, request, timeout=timeout)["answers"]
+    ]
 
 
 def get_top_logprobs(
@@ -45,7 +47,9 @@ def get_top_logprobs(
     """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their
     log-probabilities.
     """
-    entries = run_llama(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)["tops"]
+    entries = run_llama(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)[
+        "tops"
+    ]
     return [{int(id_): value for id_, value in pairs} for pairs in entries]
 
 
@@ -119,14 +123,23 @@ class LlamaServer:
         )
         return {"ids": response["tokens"], "text": response["content"]}
 
-    def get_next_logprobs(self, prefix: list[int], top: int, *, plain_token: int) -> list[tuple[int, float]]:
+    def get_next_logprobs(
+        self, prefix: list[int], top: int, *, plain_token: int
+    ) -> list[tuple[int, float]]:
         """`plain` is forced to be the token drawn: for one that is half a character no
         probabilities are reported.
 
         The probabilities are those before any bias.
         """
-        options = {"n_predict": 1, "temperature": 0.0, "n_probs": top, "logit_bias": [[plain_token, 1e9]]}
-        step = self.post_json("/completion", prompt=prefix, **options)["completion_probabilities"][0]
+        options = {
+            "n_predict": 1,
+            "temperature": 0.0,
+            "n_probs": top,
+            "logit_bias": [[plain_token, 1e9]],
+        }
+        step = self.post_json("/completion", prompt=prefix, **options)["completion_probabilities"][
+            0
+        ]
         return [(entry["id"], entry["logprob"]) for entry in step["top_logprobs"]]
 
 
@@ -138,9 +151,13 @@ def main(gguf_file: str) -> None:
         server = LlamaServer(gguf_file, folder, context_tokens=context_tokens + 8)
         plain_token = server.tokenize_text("a")[0]
         response = {
-            "answers": [server.generate_answer(prompt, request["max_tokens"]) for prompt in prompts],
+            "answers": [
+                server.generate_answer(prompt, request["max_tokens"]) for prompt in prompts
+            ],
             "tops": [
-                server.get_next_logprobs(prefixes[: end + 1], request["top"], plain_token=plain_token)
+                server.get_next_logprobs(
+                    prefixes[: end + 1], request["top"], plain_token=plain_token
+                )
                 for end in range(request.get("start", 1) - 1, len(prefixes))
             ],
         }

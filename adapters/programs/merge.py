@@ -20,10 +20,20 @@ from training.formatting import format_bytes
 with fast_imports():
     import torch
 
-    from adapters.programs.parity import Generation, measure_parity, compute_logits, check_parity, generate_greedily
+    from adapters.programs.parity import (
+        Generation,
+        check_parity,
+        compute_logits,
+        generate_greedily,
+        measure_parity,
+    )
     from training.child_process import emit_message, main, read_params
-    from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
-    from training.engine.files import remove_tree, sha256_file, fsync_path
+    from training.engine.data.conversations import (
+        encode_prompt,
+        ensure_chat_template,
+        load_tokenizer,
+    )
+    from training.engine.files import fsync_path, remove_tree, sha256_file
     from training.engine.methods import METHODS
     from training.engine.modeling.merge import merge_adapter
     from training.engine.modeling.model import count_parameters, load_base
@@ -94,7 +104,9 @@ def generate_references(
     """What base and adapter say together, in fp32, and the base's own logits along it."""
     emit_message(message="loading base and adapter", done=0, total=3 * len(prompts))
     model = load_adapter(
-        load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), adapter, "default"
+        load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base),
+        adapter,
+        "default",
     )
     references, base_logits = [], []
     for done, prompt in enumerate(prompts):
@@ -106,7 +118,10 @@ def generate_references(
 
 
 def check_merged(
-    folder: Path, references: list[Generation], base_logits: list[torch.Tensor], eos_token_id: int | None
+    folder: Path,
+    references: list[Generation],
+    base_logits: list[torch.Tensor],
+    eos_token_id: int | None,
 ) -> dict[str, Any]:
     """The parity of the model in a folder, read back as it will be used.
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.engine.data.conversations import load_tokenizer, encode_prompt, ensure_chat_template
+from training.engine.data.conversations import encode_prompt, ensure_chat_template, load_tokenizer
 from training.engine.methods import METHODS
 from training.engine.modeling.model import get_fastest_dtype, load_base
 from training.engine.modeling.weights import load_adapter
@@ -53,8 +53,12 @@ def last_hidden_states(member: Member, prompts: list[list[dict[str, str]]]) -> T
     model = load_base(folder, get_fastest_dtype(CPU), CPU, quantized=method.has_quantized_base)
     captured: list[Tensor] = []
     head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda _module, inputs: captured.append(inputs[0][0].float()))
-    adapted_model = model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
+    hook = head.register_forward_pre_hook(
+        lambda _module, inputs: captured.append(inputs[0][0].float())
+    )
+    adapted_model = (
+        model.eval() if method.is_full_finetuning else load_adapter(model, member.folder, "default")
+    )
     prompt_states = []
     for messages in prompts:
         ids = encode_prompt(tokenizer, {"messages": messages})

@@ -73,17 +73,25 @@ def kl_divergence(expected: Tensor, actual: Tensor) -> float:
 
 
 def measure_parity(
-    references: list[Generation], base_logits: list[Tensor], model_logits: list[Tensor], model_answers: list[list[int]]
+    references: list[Generation],
+    base_logits: list[Tensor],
+    model_logits: list[Tensor],
+    model_answers: list[list[int]],
 ) -> dict[str, Any]:
     """The figures of a parity check. `made`: the new model's logits along the adapter's answers;
     `answers`: its own.
     """
-    expected, unadapted, actual = torch.cat([reference.logits for reference in references]), torch.cat(base_logits), torch.cat(model_logits)
+    expected, unadapted, actual = (
+        torch.cat([reference.logits for reference in references]),
+        torch.cat(base_logits),
+        torch.cat(model_logits),
+    )
     return {
         "prompts": len(references),
         "tokens": len(expected),
         "same_answers": sum(
-            reference.answer == answer for reference, answer in zip(references, model_answers, strict=True)
+            reference.answer == answer
+            for reference, answer in zip(references, model_answers, strict=True)
         ),
         "largest_difference": float((expected - actual).abs().max()),
         "mean_difference": float((expected - actual).abs().mean()),

@@ -60,7 +60,9 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
             relative_change.setdefault(member.key, {})[module] = (
                 delta.norm() / weight_norm if weight_norm else 0.0
             )
-            directions.setdefault(member.key, {})[module] = delta.left_singular_vectors(MAX_DIRECTIONS)
+            directions.setdefault(member.key, {})[module] = delta.left_singular_vectors(
+                MAX_DIRECTIONS
+            )
     similarities = {
         f"{one.key},{other.key}": subspace_similarity(directions[one.key], directions[other.key])
         for one, other in combinations(members, 2)
@@ -70,7 +72,12 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
     if len(directions) < len(members):
         emit_message(message="comparing what comes out", done=len(members))
         outputs = compare_outputs(members, params["prompts"])
-    return {"relative_change": relative_change, "similarities": similarities, "outputs": outputs, "layers": heatmap_axes(relative_change)}
+    return {
+        "relative_change": relative_change,
+        "similarities": similarities,
+        "outputs": outputs,
+        "layers": heatmap_axes(relative_change),
+    }
 
 
 def compute_deltas(member: Member) -> Iterator[tuple[str, WeightDelta, float]]:
@@ -101,7 +108,9 @@ def subspace_similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> d
         one, other = ours[module], theirs[module]
         count = min(one.shape[1], other.shape[1])
         if count and one.shape[0] == other.shape[0]:
-            similarities[module] = float((one[:, :count].T @ other[:, :count]).square().sum() / count)
+            similarities[module] = float(
+                (one[:, :count].T @ other[:, :count]).square().sum() / count
+            )
     return similarities
 
 
@@ -110,7 +119,9 @@ def heatmap_axes(relative_change: dict[str, dict[str, float]]) -> dict[str, tupl
     stands outside the layers.
     """
     axes = {}
-    for module in sorted({module for by_module in relative_change.values() for module in by_module}):
+    for module in sorted(
+        {module for by_module in relative_change.values() for module in by_module}
+    ):
         layer = LAYER.search(f".{module}.")
         inner = module.split(f".{layer.group(1)}.", 1)[1] if layer else module
         axes[module] = (int(layer.group(1)) if layer else -1, inner.split(".")[-1])

@@ -79,7 +79,9 @@ def subtract_base(file: Any, name: str, weight: Tensor) -> WeightDelta:
     return WeightDelta(file.get_tensor(name).float() - weight)
 
 
-def lora_deltas(tensors: dict[str, Tensor], config: dict[str, Any]) -> Iterator[tuple[str, DeltaMaker]]:
+def lora_deltas(
+    tensors: dict[str, Tensor], config: dict[str, Any]
+) -> Iterator[tuple[str, DeltaMaker]]:
     """alpha / rank (rsLoRA: alpha / sqrt(rank)) times B A; DoRA rescales the rows of the sum to its
     magnitudes besides.
     """
@@ -114,7 +116,9 @@ def make_dora_delta(addend: Tensor, magnitude: Tensor, weight: Tensor) -> Weight
     return WeightDelta(magnitude[:, None] * combined / combined.norm(dim=1, keepdim=True) - weight)
 
 
-def ia3_deltas(tensors: dict[str, Tensor], _config: dict[str, Any]) -> Iterator[tuple[str, DeltaMaker]]:
+def ia3_deltas(
+    tensors: dict[str, Tensor], _config: dict[str, Any]
+) -> Iterator[tuple[str, DeltaMaker]]:
     """A scale for each output (keys, values), or for each input (feed-forward): its shape tells
     which (Liu et al. 2022).
     """

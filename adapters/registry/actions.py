@@ -15,7 +15,7 @@ from django.db.models import ProtectedError, Q
 from adapters.models import AdapterVersion, Deployment
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed
-from training.jobs.services import list_job_folders, find_jobs_about, find_job_subjects
+from training.jobs.services import find_job_subjects, find_jobs_about, list_job_folders
 from training.people.models import User
 from training.people.permissions import check_changeable
 from training.runs.actions import normalize_tags

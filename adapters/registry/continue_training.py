@@ -13,8 +13,8 @@ from training.datasets.permissions import get_visible_version
 from training.engine.file_names import ADAPTER_FILES
 from training.errors import ConfigError, Conflict, NotFound
 from training.people.models import User
-from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.launch.init_from import StartWeights, get_start_weights
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import Run
 
 # What the weights were made in the shape of; another would be another adapter.
@@ -33,7 +33,12 @@ SHAPE_SETTINGS = (
     "activation",
     "adapter_placement",
 )
-PEFT_CONFIG_KEYS = (("rank", "r"), ("alpha", "lora_alpha"), ("use_rslora", "use_rslora"), ("use_dora", "use_dora"))
+PEFT_CONFIG_KEYS = (
+    ("rank", "r"),
+    ("alpha", "lora_alpha"),
+    ("use_rslora", "use_rslora"),
+    ("use_dora", "use_dora"),
+)
 # What was meant for a beginning: weights that are there need no start, and trials would not begin
 # with them.
 INIT_SETTINGS = (
@@ -103,7 +108,11 @@ def resolve_start_weights(
         source = visible.filter(pk=version).first()
         requested = f"version {version}"
     else:
-        same_name = visible.filter(name=name) if number is None else visible.filter(name=name, number=number)
+        same_name = (
+            visible.filter(name=name)
+            if number is None
+            else visible.filter(name=name, number=number)
+        )
         if sha256:
             same_weights = visible.filter(sha256=sha256)
             source = same_weights.filter(pk__in=same_name).first() or same_weights.first()

@@ -59,7 +59,10 @@ IGNORED_KEYS = {
     "target_modules",
     "exclude_modules",
 }
-DEFAULT_VALUES = {"megatron_core": ("megatron.core",), "bias": ("none",)}  # what PEFT writes, used or not
+DEFAULT_VALUES = {
+    "megatron_core": ("megatron.core",),
+    "bias": ("none",),
+}  # what PEFT writes, used or not
 TENSOR_PATTERNS = {
     "lora": re.compile(
         r"(?P<module>[\w.]+)\.lora_(?P<part>A|B)\.weight|(?P<other>[\w.]+)\.lora_magnitude_vector(\.weight)?"
@@ -82,7 +85,8 @@ def find_weight_name(module: str, names: Collection[str]) -> str | None:
         else []
     )
     return next(
-        (name for name in (f"{module}.weight", f"{without_prefix}.weight", *tied) if name in names), None
+        (name for name in (f"{module}.weight", f"{without_prefix}.weight", *tied) if name in names),
+        None,
     )
 
 
@@ -115,9 +119,16 @@ def validated_config(
         UserError: a setting that is not known, a parameter that is no part of such an adapter, or a
             size that does not fit.
     """
-    accepted = {name: config[name] for name in (*COMMON_KEYS, *ALLOWED_KEYS[method]) if name in config}
+    accepted = {
+        name: config[name] for name in (*COMMON_KEYS, *ALLOWED_KEYS[method]) if name in config
+    }
     for key, value in config.items():
-        if key not in accepted and key not in IGNORED_KEYS and value and value not in DEFAULT_VALUES.get(key, ()):
+        if (
+            key not in accepted
+            and key not in IGNORED_KEYS
+            and value
+            and value not in DEFAULT_VALUES.get(key, ())
+        ):
             raise UserError(
                 f"adapter_config.json sets {key[:60]}, which is not taken; save the adapter "
                 "without it.",

@@ -24,7 +24,13 @@ from django.db import transaction
 
 from adapters.models import AdapterVersion
 from adapters.registry.import_checks import BaseShapes, validated_config
-from adapters.registry.services import count_bytes, build_file_manifest, move_into_place, take_next_number, get_weights_digest
+from adapters.registry.services import (
+    build_file_manifest,
+    count_bytes,
+    get_weights_digest,
+    move_into_place,
+    take_next_number,
+)
 from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import InvalidHeader, read_header
 from training.engine.file_names import ADAPTER_FILES
@@ -93,7 +99,10 @@ def import_version(
                 trainable_parameters=info.parameters,
                 size_bytes=count_bytes(files),
                 files=files,
-                provenance={"base": {"name": base.name, "revision": base.revision}, "imported": True},
+                provenance={
+                    "base": {"name": base.name, "revision": base.revision},
+                    "imported": True,
+                },
             )
             move_into_place(version, staging_folder)
     finally:
@@ -106,13 +115,16 @@ def extract_files(uploads: Sequence[UploadedFile[Any]], target: Path) -> None:
     uploads_by_name = {str(upload.name): upload for upload in uploads}
     if not any(name in uploads_by_name for name in ADAPTER_FILES):
         if len(uploads) != 1:
-            raise UserError(f"Choose one zip, or {' and '.join(ADAPTER_FILES)} together.", field="file")
+            raise UserError(
+                f"Choose one zip, or {' and '.join(ADAPTER_FILES)} together.", field="file"
+            )
         unpack_zip(get_upload_file(uploads[0]), target)
         return
     for file_name in ADAPTER_FILES:
         if file_name not in uploads_by_name:
             raise UserError(
-                f"{file_name} is missing; choose {' and '.join(ADAPTER_FILES)} together.", field="file"
+                f"{file_name} is missing; choose {' and '.join(ADAPTER_FILES)} together.",
+                field="file",
             )
         limit = MAX_CONFIG_BYTES if file_name.endswith(".json") else MAX_BYTES
         if (uploads_by_name[file_name].size or 0) > limit:
@@ -177,7 +189,9 @@ def find_entry(entries: list[zipfile.ZipInfo], name: str) -> zipfile.ZipInfo:
         if PurePosixPath(entry.filename).name == name and entry.filename.count("/") <= 1
     ]
     if len(matches) != 1:
-        has_pickle = any(PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries)
+        has_pickle = any(
+            PurePosixPath(entry.filename).name == "adapter_model.bin" for entry in entries
+        )
         hint = (
             " Pickled weights (.bin) are never read; save them as safetensors."
             if has_pickle and not matches
@@ -209,7 +223,9 @@ def inspect_adapter(folder: Path, base: BaseModel) -> AdapterInfo:
     try:
         config = json.loads((folder / ADAPTER_FILES[1]).read_text())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{ADAPTER_FILES[1]} is not JSON: {str(error)[:100]}.", field="file") from error
+        raise UserError(
+            f"{ADAPTER_FILES[1]} is not JSON: {str(error)[:100]}.", field="file"
+        ) from error
     if not isinstance(config, dict):
         raise UserError(f"{ADAPTER_FILES[1]} must be a JSON object.", field="file")
     method = METHOD_BY_PEFT_TYPE.get(str(config.get("peft_type")))

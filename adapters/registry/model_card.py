@@ -93,12 +93,14 @@ def format_figures(run: Run, eval_result: EvalResult) -> str:
         )
         or None,
     }
-    return "\n".join(f"- {name}: {escape_markdown(str(value))}" for name, value in values.items() if value)
+    return "\n".join(
+        f"- {name}: {escape_markdown(str(value))}" for name, value in values.items() if value
+    )
 
 
 def format_plan(auto_plan: dict[str, Any]) -> str:
     lines = (
-        f"- **{one['setting']} = {escape_markdown(str(one['value']))}**: {one['why']} {one['instead']}"
+        f"- **{one['setting']} = {escape_markdown(str(one['value']))}**: {one['why']} {one['alternative']}"
         for one in auto_plan["choices"]
     )
     return "\n".join(line.rstrip() for line in lines)

@@ -21,7 +21,7 @@ from adapters.models import (
 from adapters.registry.model_card import CARD_FILE, EvalResult, build_card
 from adapters.registry.provenance import build_provenance
 from training.engine.file_names import STATE_FILES
-from training.engine.files import sha256_file, fsync_path
+from training.engine.files import fsync_path, sha256_file
 from training.engine.outcome import Result
 from training.errors import Conflict, NotFound
 from training.people.models import User
@@ -79,7 +79,9 @@ def register_weights(run: Run, source: Path, eval_result: EvalResult) -> Adapter
     staging_folder = Path(tempfile.mkdtemp(prefix=".shelf-", dir=run.folder))
     try:
         # Nobody waits in a transaction
-        shutil.copytree(source, staging_folder, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True)
+        shutil.copytree(
+            source, staging_folder, ignore=shutil.ignore_patterns(*STATE_FILES), dirs_exist_ok=True
+        )
         (staging_folder / CARD_FILE).write_text(build_card(run, eval_result))
         return create_version(run, staging_folder, eval_result)
     finally:

@@ -17,18 +17,25 @@ from training.catalog.models import BaseModel, ModelState
 from training.datasets.permissions import get_visible_version
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.models import Run
 
-CHANGEABLE_SETTINGS = ("learning_rate", "epochs", "max_steps")  # on the page; the API takes any setting
+CHANGEABLE_SETTINGS = (
+    "learning_rate",
+    "epochs",
+    "max_steps",
+)  # on the page; the API takes any setting
 
 
 @require_POST
 def edit_adapter(request: AuthenticatedRequest, adapter_id: int) -> HttpResponse:
     version = get_changeable(AdapterVersion, request.user, adapter_id)
     actions.update_version(
-        request.user, version, tags=request.POST.get("tags", ""), notes=request.POST.get("notes", "")
+        request.user,
+        version,
+        tags=request.POST.get("tags", ""),
+        notes=request.POST.get("notes", ""),
     )
     return redirect("adapter", adapter_id)
 
@@ -77,10 +84,10 @@ def check_number(text: str) -> bool:
 
 @require_POST
 def register_checkpoint(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
-    run = get_changeable(
-        Run, request.user, run_id, "owner", "team", "base_model", "data__dataset"
+    run = get_changeable(Run, request.user, run_id, "owner", "team", "base_model", "data__dataset")
+    version = services.register_checkpoint(
+        request.user, run, parse_id(request.POST.get("step", ""))
     )
-    version = services.register_checkpoint(request.user, run, parse_id(request.POST.get("step", "")))
     messages.success(request, f"The checkpoint of step {version.step:,} is {version} now.")
     return redirect("adapter", version.pk)
 
@@ -95,7 +102,10 @@ def import_page(request: AuthenticatedRequest) -> HttpResponse:
     try:
         version = import_from_form(request)
     except UserError as error:
-        form_values = {"name": request.POST.get("name", ""), "base": parse_id(request.POST.get("base", ""))}
+        form_values = {
+            "name": request.POST.get("name", ""),
+            "base": parse_id(request.POST.get("base", "")),
+        }
         return render(
             request,
             "adapters/import.html",

@@ -13,8 +13,8 @@ from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from adapters.serving.views import get_deployment
 from training.people.pagination import Pagination
-from training.people.requests import AuthenticatedRequest
 from training.people.permissions import get_visible
+from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["deployments"])
 
@@ -23,8 +23,12 @@ class RoutingIn(Schema):
     model_config = ConfigDict(extra="forbid")
     version: int
     canary: int | None = None
-    canary_percent: int = Field(0, ge=0, le=99, description="Per cent of the traffic that `canary` answers.")
-    use_merged: bool = Field(True, description="Answer merged into the base where the method allows it.")
+    canary_percent: int = Field(
+        0, ge=0, le=99, description="Per cent of the traffic that `canary` answers."
+    )
+    use_merged: bool = Field(
+        True, description="Answer merged into the base where the method allows it."
+    )
 
 
 class DeploymentIn(RoutingIn):
@@ -133,7 +137,9 @@ def switch_deployment(request: AuthenticatedRequest, name: str, body: RoutingIn)
     """Other versions answer from the next request on; what is being answered is answered to its
     end.
     """
-    return services.switch_deployment(request.user, get_deployment(request, name), build_routing(request, body))
+    return services.switch_deployment(
+        request.user, get_deployment(request, name), build_routing(request, body)
+    )
 
 
 @router.post("/{slug:name}/roll-back", response=DeploymentOut)

@@ -36,7 +36,9 @@ log = logging.getLogger("snapml.gateway")
 
 async def list_models(request: Request) -> Response:
     user = await authenticate_caller(request)
-    return JSONResponse({"object": "list", "data": await run_in_database(list_deployment_models, user)})
+    return JSONResponse(
+        {"object": "list", "data": await run_in_database(list_deployment_models, user)}
+    )
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -58,7 +60,9 @@ async def create_completion(request: Request) -> Response:
 async def proxy_request(request: Request, path: str) -> Response:
     user = await authenticate_caller(request)
     body = await read_body(request)
-    proxied = ProxiedRequest(*await run_in_database(route_request, user, str(body.get("model", ""))), body=body)
+    proxied = ProxiedRequest(
+        *await run_in_database(route_request, user, str(body.get("model", ""))), body=body
+    )
     try:
         return await proxied.forward(path)
     except inference_client.InferenceUnavailable as unavailable:
@@ -72,7 +76,12 @@ class ProxiedRequest:
     """
 
     def __init__(
-        self, deployment: Deployment, target_fields: dict[str, Any], version_id: int, *, body: dict[str, Any]
+        self,
+        deployment: Deployment,
+        target_fields: dict[str, Any],
+        version_id: int,
+        *,
+        body: dict[str, Any],
     ) -> None:
         self.deployment, self.version_id = deployment, version_id
         self.started_at = time.monotonic()
@@ -90,7 +99,9 @@ class ProxiedRequest:
             inference_client.Down: nobody answers, or the answer broke off.
         """
         async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(inference_client.stream_request(path, self.body))
+            response = await stack.enter_async_context(
+                inference_client.stream_request(path, self.body)
+            )
             if response.status_code != httpx.codes.OK:
                 await response.aread()
                 if (
@@ -119,7 +130,9 @@ class ProxiedRequest:
         await self.log_usage()
         return payload
 
-    async def stream_events(self, response: httpx.Response, stack: AsyncExitStack) -> AsyncIterator[str]:
+    async def stream_events(
+        self, response: httpx.Response, stack: AsyncExitStack
+    ) -> AsyncIterator[str]:
         """The events as they come, under the deployment's name. A caller who hangs up ends the line
         to the inference program.
         """
@@ -204,7 +217,11 @@ def route_request(user: User, name: str) -> tuple[Deployment, dict[str, Any], in
             404, f"There is no deployment {name[:80]!r} that you may ask.", code="model_not_found"
         )
     version = pick_version(deployment)
-    return deployment, inference_client.build_target_fields(version, use_merged=deployment.use_merged), version.pk
+    return (
+        deployment,
+        inference_client.build_target_fields(version, use_merged=deployment.use_merged),
+        version.pk,
+    )
 
 
 async def authenticate_caller(request: Request) -> User:

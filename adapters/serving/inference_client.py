@@ -37,7 +37,10 @@ class InferenceUnavailable(UserError):
 
 def build_target_fields(version: AdapterVersion, *, use_merged: bool = False) -> dict[str, Any]:
     """The fields of a request that say who is asked."""
-    return {"model": f"{file_stem(version)}-{version.pk}", "snapml": get_model_location(version, use_merged=use_merged)}
+    return {
+        "model": f"{file_stem(version)}-{version.pk}",
+        "snapml": get_model_location(version, use_merged=use_merged),
+    }
 
 
 def build_base_target_fields(base: BaseModel, *, quantized: bool = False) -> dict[str, Any]:
@@ -62,7 +65,9 @@ async def stream_request(path: str, body: dict[str, Any]) -> AsyncIterator[httpx
             if response.status_code == httpx.codes.NOT_FOUND and adapter:
                 await response.aclose()
                 load_request = {"lora_name": body["model"], "lora_path": adapter}
-                await client.post(f"{settings.INFERENCE_URL}/v1/load_lora_adapter", json=load_request)
+                await client.post(
+                    f"{settings.INFERENCE_URL}/v1/load_lora_adapter", json=load_request
+                )
                 response = await send_request(client, path, body)
             try:
                 yield response
@@ -71,10 +76,14 @@ async def stream_request(path: str, body: dict[str, Any]) -> AsyncIterator[httpx
     except httpx.ConnectError as error:
         raise InferenceUnavailable(UNAVAILABLE_MESSAGE) from error
     except httpx.HTTPError as error:
-        raise InferenceUnavailable(f"The answer broke off ({type(error).__name__}); ask again.") from error
+        raise InferenceUnavailable(
+            f"The answer broke off ({type(error).__name__}); ask again."
+        ) from error
 
 
-async def send_request(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> httpx.Response:
+async def send_request(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> httpx.Response:
     request = client.build_request("POST", f"{settings.INFERENCE_URL}{path}", json=body)
     return await client.send(request, stream=True)
 

@@ -47,7 +47,11 @@ def build_request(version: AdapterVersion, body: dict[str, Any]) -> dict[str, An
     if who not in ("base", "adapter"):
         raise UserError("`who` must be base or adapter.", field="who")
     return {
-        **(inference_client.build_target_fields(version) if who == "adapter" else get_base_fields(version)),
+        **(
+            inference_client.build_target_fields(version)
+            if who == "adapter"
+            else get_base_fields(version)
+        ),
         "messages": [
             {"role": message["role"], "content": message["content"]} for message in messages
         ],
@@ -66,7 +70,9 @@ def get_base_fields(version: AdapterVersion) -> dict[str, Any]:
     )
 
 
-def parse_number(body: dict[str, Any], name: str, low: float, high: float, *, default: float) -> float:
+def parse_number(
+    body: dict[str, Any], name: str, low: float, high: float, *, default: float
+) -> float:
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise UserError(f"{name} must be a number from {low:g} to {high:g}.", field=name)

@@ -14,7 +14,7 @@ from adapters.export import merge as export_merge
 from adapters.models import AdapterVersion, Deployment, DeploymentChange
 from training.errors import Conflict, NotAllowed, UserError, check_name_typed, to_one_line
 from training.people.models import Role, Team, User
-from training.people.permissions import get_visible, check_changeable
+from training.people.permissions import check_changeable, get_visible
 
 MAX_CHANGES = 200
 NAME_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -119,17 +119,22 @@ def roll_back(user: User, deployment: Deployment) -> Deployment:
         )
     assert previous_change.version is not None
     routing = Routing(
-        previous_change.version, previous_change.canary, previous_change.canary_percent if previous_change.canary else 0, previous_change.use_merged
+        previous_change.version,
+        previous_change.canary,
+        previous_change.canary_percent if previous_change.canary else 0,
+        previous_change.use_merged,
     )
-    return switch_deployment(user, deployment, routing, description=f"Rolled back to {describe_routing(routing)}.")
+    return switch_deployment(
+        user, deployment, routing, description=f"Rolled back to {describe_routing(routing)}."
+    )
 
 
 def find_previous_change(deployment: Deployment) -> DeploymentChange | None:
     """The newest change that let something else answer than what does now."""
     current = current_routing(deployment)
-    changes = deployment.changes.select_related("version__base_model", "canary__base_model").exclude(
-        version=None
-    )[:MAX_CHANGES]
+    changes = deployment.changes.select_related(
+        "version__base_model", "canary__base_model"
+    ).exclude(version=None)[:MAX_CHANGES]
     return next((one for one in changes if current_routing(one) != current), None)
 
 
@@ -169,7 +174,9 @@ def check_routing(user: User, routing: Routing) -> None:
             "Choose the second version that gets this share.", field="canary", code="no_second"
         )
     if routing.canary is not None and not 1 <= routing.canary_percent <= 99:
-        raise UserError("The second version's share must be from 1 to 99 per cent.", field="canary_percent")
+        raise UserError(
+            "The second version's share must be from 1 to 99 per cent.", field="canary_percent"
+        )
     if routing.canary is not None and routing.canary.pk == routing.version.pk:
         raise UserError(
             "The two versions that share the traffic are the same; choose another.",

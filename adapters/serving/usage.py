@@ -38,7 +38,10 @@ def log_request(record: RequestRecord) -> None:
     """
     with transaction.atomic():
         deployment_exists = Deployment.objects.filter(pk=record.deployment_id).exists()
-        if not deployment_exists or not AdapterVersion.objects.filter(pk=record.version_id).exists():
+        if (
+            not deployment_exists
+            or not AdapterVersion.objects.filter(pk=record.version_id).exists()
+        ):
             return
         RequestLog.objects.create(at=timezone.now(), **vars(record))
         counter, _ = UsageCounter.objects.get_or_create(
@@ -73,7 +76,9 @@ def get_rates_by_deployment(deployments: Sequence[Deployment]) -> dict[int, dict
 def aggregate_rates(rows: Sequence[RequestLog]) -> dict[str, Any]:
     succeeded = [row for row in rows if not row.failed]
     seconds = [row.seconds for row in succeeded]
-    first_token_seconds = [row.first_token_seconds for row in succeeded if row.first_token_seconds is not None]
+    first_token_seconds = [
+        row.first_token_seconds for row in succeeded if row.first_token_seconds is not None
+    ]
     total_seconds = sum(seconds)
     return {
         "requests": len(rows),
@@ -81,7 +86,9 @@ def aggregate_rates(rows: Sequence[RequestLog]) -> dict[str, Any]:
         "requests_per_second": len(rows) / RATE_WINDOW.total_seconds(),
         "median_seconds": float(np.percentile(seconds, 50)) if seconds else None,
         "p95_seconds": float(np.percentile(seconds, 95)) if seconds else None,
-        "first_token_seconds": float(np.percentile(first_token_seconds, 50)) if first_token_seconds else None,
+        "first_token_seconds": float(np.percentile(first_token_seconds, 50))
+        if first_token_seconds
+        else None,
         "tokens_per_second": sum(row.completion_tokens for row in succeeded) / total_seconds
         if total_seconds
         else None,
@@ -98,9 +105,9 @@ def get_usage_by_minute(deployment: Deployment) -> list[dict[str, Any]]:
     ).order_by("-pk")[:MAX_ROWS]
     logs_by_minute: dict[tuple[int, int], list[RequestLog]] = {}
     for row in rows:
-        logs_by_minute.setdefault((int((now - row.at).total_seconds() // 60), row.version_id), []).append(
-            row
-        )
+        logs_by_minute.setdefault(
+            (int((now - row.at).total_seconds() // 60), row.version_id), []
+        ).append(row)
     return [
         {
             "minutes_ago": ago,

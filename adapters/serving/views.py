@@ -15,8 +15,8 @@ from adapters.serving import services, usage
 from adapters.serving.services import Routing
 from training.errors import NotFound, UserError
 from training.jobs.models import Job, JobState
+from training.people.permissions import check_changeable, get_visible
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.permissions import get_visible, check_changeable
 
 MAX_HISTORY = 50
 MAX_CHOICES = 200
@@ -29,7 +29,10 @@ def list_deployments(request: AuthenticatedRequest) -> HttpResponse:
         )[:MAX_CHOICES]
     )
     rates = usage.get_rates_by_deployment(rows)
-    values = {"deployments": [(row, rates[row.pk]) for row in rows], "versions": get_version_choices(request)}
+    values = {
+        "deployments": [(row, rates[row.pk]) for row in rows],
+        "versions": get_version_choices(request),
+    }
     return render(request, "adapters/deployments.html", values)
 
 
@@ -48,7 +51,9 @@ def show_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
 
 def show_live_status(request: AuthenticatedRequest, name: str) -> HttpResponse:
     """What changes while people ask: figures, counts and merges."""
-    return render(request, "adapters/_deployment.html", get_live_context(get_deployment(request, name)))
+    return render(
+        request, "adapters/_deployment.html", get_live_context(get_deployment(request, name))
+    )
 
 
 def show_usage_by_minute(request: AuthenticatedRequest, name: str) -> JsonResponse:
@@ -63,7 +68,9 @@ def show_usage_by_minute(request: AuthenticatedRequest, name: str) -> JsonRespon
 
 def get_live_context(deployment: Deployment) -> dict[str, Any]:
     serving_versions = [deployment.version, *([deployment.canary] if deployment.canary else [])]
-    jobs = Job.objects.filter(kind=merge.KIND, key__in=[str(version.pk) for version in serving_versions])
+    jobs = Job.objects.filter(
+        kind=merge.KIND, key__in=[str(version.pk) for version in serving_versions]
+    )
     return {
         "deployment": deployment,
         "rates": usage.get_rates(deployment),
@@ -83,10 +90,16 @@ def get_traffic_percent(deployment: Deployment, version: AdapterVersion) -> int:
     """Per cent of the traffic."""
     if deployment.canary is None:
         return 100
-    return deployment.canary_percent if version.pk == deployment.canary_id else 100 - deployment.canary_percent
+    return (
+        deployment.canary_percent
+        if version.pk == deployment.canary_id
+        else 100 - deployment.canary_percent
+    )
 
 
-def describe_serving(deployment: Deployment, version: AdapterVersion, jobs: dict[str, Job]) -> dict[str, Any]:
+def describe_serving(
+    deployment: Deployment, version: AdapterVersion, jobs: dict[str, Job]
+) -> dict[str, Any]:
     """How a version answers now, in words; `working` while a merge is under way."""
     merge_job = jobs.get(str(version.pk))
     if version.is_full_model:
@@ -123,7 +136,9 @@ def create_deployment(request: AuthenticatedRequest) -> HttpResponse:
 def switch_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
     deployment = get_deployment(request, name)
     check_changeable(request.user, deployment)
-    switched = services.switch_deployment(request.user, deployment, parse_routing(request, request.POST))
+    switched = services.switch_deployment(
+        request.user, deployment, parse_routing(request, request.POST)
+    )
     messages.success(
         request,
         f"{name} answers with {services.describe_routing(Routing(switched.version, switched.canary, switched.canary_percent))} "
@@ -144,7 +159,9 @@ def roll_back_deployment(request: AuthenticatedRequest, name: str) -> HttpRespon
 
 @require_POST
 def delete_deployment(request: AuthenticatedRequest, name: str) -> HttpResponse:
-    services.delete_deployment(request.user, get_deployment(request, name), request.POST.get("name", ""))
+    services.delete_deployment(
+        request.user, get_deployment(request, name), request.POST.get("name", "")
+    )
     messages.success(request, f"{name} is taken down; its versions stay on the shelf.")
     return redirect("deployments")
 
@@ -172,14 +189,20 @@ def parse_routing(request: AuthenticatedRequest, form: QueryDict) -> Routing:
         AdapterVersion, request.user, parse_id(str(form["version"])), "base_model", "team"
     )
     canary = (
-        get_visible(AdapterVersion, request.user, parse_id(str(form["canary"])), "base_model", "team")
+        get_visible(
+            AdapterVersion, request.user, parse_id(str(form["canary"])), "base_model", "team"
+        )
         if form.get("canary")
         else None
     )
     canary_percent = form.get("canary_percent", "") if canary else "0"
     if not canary_percent.isdecimal():
-        raise UserError("The second version's share must be from 1 to 99 per cent.", field="canary_percent")
-    return Routing(version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no")
+        raise UserError(
+            "The second version's share must be from 1 to 99 per cent.", field="canary_percent"
+        )
+    return Routing(
+        version, canary, int(canary_percent[:4]), use_merged=form.get("use_merged") != "no"
+    )
 
 
 def get_version_choices(request: AuthenticatedRequest) -> Any:

@@ -40,7 +40,9 @@ def when(queue_info: dict[str, Any]) -> str:
     """The range in which a waiting run should start, from now."""
     if not queue_info:
         return ""
-    return formatting.format_start(queue_info.get("earliest"), queue_info.get("latest"), time.time())
+    return formatting.format_start(
+        queue_info.get("earliest"), queue_info.get("latest"), time.time()
+    )
 
 
 @register.filter

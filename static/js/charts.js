@@ -92,7 +92,9 @@ function buildEvalTrace(metric, row, { metrics, events, toX }) {
   const measured = events.filter((event) => event.kind === metric.event);
   const unchartedMetrics = metrics.filter((other) => other.event === metric.event && !other.chart);
   const formatHoverText = (event) =>
-    unchartedMetrics.map((one) => `${formatMetricTitle(one)} ${Number(event[one.name]).toPrecision(3)}`).join(", ");
+    unchartedMetrics
+      .map((one) => `${formatMetricTitle(one)} ${Number(event[one.name]).toPrecision(3)}`)
+      .join(", ");
   return {
     x: measured.map(toX),
     y: measured.map((event) => Number(event[metric.name])),
@@ -103,7 +105,9 @@ function buildEvalTrace(metric, row, { metrics, events, toX }) {
     line: { width: 1.6, color: color(metric.color) },
     marker: { size: 6 },
     text: measured.map(formatHoverText),
-    hovertemplate: unchartedMetrics.length ? `${formatHover(metric)} (%{text})` : formatHover(metric),
+    hovertemplate: unchartedMetrics.length
+      ? `${formatHover(metric)} (%{text})`
+      : formatHover(metric),
     showlegend: false,
   };
 }

@@ -73,7 +73,11 @@ function buildRunTraces(run, { metric, axis, smoothing }) {
 function draw() {
   if (!runs.every((run) => run.curves)) return;
   const metric = metrics.find(({ name }) => name === getElement("metric").value);
-  const options = { metric, axis: getElement("axis").value, smoothing: Number(getElement("smoothing").value) };
+  const options = {
+    metric,
+    axis: getElement("axis").value,
+    smoothing: Number(getElement("smoothing").value),
+  };
   const axis = baseAxis();
   const layout = {
     ...baseLayout(),

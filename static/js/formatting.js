@@ -12,15 +12,19 @@ function fixed(value, decimals) {
 
 export function formatBytes(bytes) {
   if (bytes == null) return "";
-  for (const [unit, decimals] of [["B", 0], ["kB", 0], ["MB", 1], ["GB", 1]]) {
+  for (const [unit, decimals] of [
+    ["B", 0],
+    ["kB", 0],
+    ["MB", 1],
+    ["GB", 1],
+  ]) {
     if (Math.abs(Number(fixed(bytes, decimals))) < 1000) return `${fixed(bytes, decimals)} ${unit}`;
     bytes /= 1000;
   }
   return `${fixed(bytes, 1)} TB`;
 }
 
-export const formatInteger = (count) =>
-  count.toLocaleString("en-US", { maximumFractionDigits: 0 });
+export const formatInteger = (count) => count.toLocaleString("en-US", { maximumFractionDigits: 0 });
 export const formatLoss = (loss) => (loss == null ? "" : fixed(loss, 3));
 
 export function formatDuration(seconds) {

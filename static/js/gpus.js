@@ -15,12 +15,18 @@ const toDate = (seconds) => new Date(seconds * 1000);
 // apart.
 function assignColorGroups(rows) {
   const deviceSeconds = new Map();
-  for (const row of rows) deviceSeconds.set(row.team, (deviceSeconds.get(row.team) ?? 0) + row.to - row.from);
-  const names = [...deviceSeconds.keys()].sort((a, b) => deviceSeconds.get(b) - deviceSeconds.get(a));
+  for (const row of rows)
+    deviceSeconds.set(row.team, (deviceSeconds.get(row.team) ?? 0) + row.to - row.from);
+  const names = [...deviceSeconds.keys()].sort(
+    (a, b) => deviceSeconds.get(b) - deviceSeconds.get(a),
+  );
   const coloredTeams = new Set(names.slice(0, COLORS.length));
   const others = `${names.length - coloredTeams.size} other teams`;
   const getColorGroup = (team) => (coloredTeams.has(team) ? team : others);
-  return { names: [...new Set([...[...coloredTeams].sort(), ...names.map(getColorGroup)])], getColorGroup };
+  return {
+    names: [...new Set([...[...coloredTeams].sort(), ...names.map(getColorGroup)])],
+    getColorGroup,
+  };
 }
 
 function formatHoverText(row) {
@@ -90,7 +96,10 @@ async function drawChart() {
     : "";
   chart.hidden = drawnRows.length === 0;
   if (!drawnRows.length) return;
-  await window.Plotly.react(chart, ...buildFigure(timeline), { displayModeBar: false, responsive: true });
+  await window.Plotly.react(chart, ...buildFigure(timeline), {
+    displayModeBar: false,
+    responsive: true,
+  });
   chart.removeAllListeners?.("plotly_click");
   chart.on("plotly_click", ({ points }) =>
     location.assign(box.dataset.run.replace(/0$/, points[0].customdata)),

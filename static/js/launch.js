@@ -20,7 +20,11 @@ form.addEventListener("input", ({ target }) => {
   const field = slides ? form.elements[slides] : target;
   if (slides) field.value = target.dataset.values.split(",")[target.value];
   else moveSlider(field.name, field.value);
-  editedFields.set(field.name, { value: field.value, checked: field.checked, at: (editCount += 1) });
+  editedFields.set(field.name, {
+    value: field.value,
+    checked: field.checked,
+    at: (editCount += 1),
+  });
 });
 form.addEventListener("htmx:beforeSend", ({ detail }) => (detail.xhr.editCount = editCount));
 document.body.addEventListener(

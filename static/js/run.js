@@ -38,7 +38,12 @@ let isDrawing = false;
 
 // The page brings the picture as it was when it was made; the socket goes on from there.
 const initialSnapshot = JSON.parse(document.getElementById("snapshot").textContent);
-const live = new LiveRun(page.dataset.socket, initialSnapshot.run, initialSnapshot.points, initialSnapshot.upto);
+const live = new LiveRun(
+  page.dataset.socket,
+  initialSnapshot.run,
+  initialSnapshot.points,
+  initialSnapshot.upto,
+);
 live.addEventListener("open", () => connection("live", false));
 live.addEventListener("closed", () => connection("connection lost; trying again…", true));
 live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
@@ -218,7 +223,9 @@ for (const name of ["axis", "smoothing"]) {
     scheduleDraw();
   });
 }
-getElement("reset-zoom").addEventListener("click", () => Plotly.relayout(chart, { "xaxis.autorange": true }));
+getElement("reset-zoom").addEventListener("click", () =>
+  Plotly.relayout(chart, { "xaxis.autorange": true }),
+);
 document.addEventListener("theme", scheduleDraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", scheduleDraw);
 showSnapshot(initialSnapshot);

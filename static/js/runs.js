@@ -10,7 +10,8 @@ function updateSelection() {
   form.querySelector("[data-count]").textContent = `${chosen.size} chosen`;
   const compare = form.querySelector("[data-compare-button]");
   compare.disabled = chosen.size < 2 || chosen.size > MAX_COMPARED_RUNS;
-  compare.textContent = chosen.size > MAX_COMPARED_RUNS ? `Compare (at most ${MAX_COMPARED_RUNS})` : "Compare";
+  compare.textContent =
+    chosen.size > MAX_COMPARED_RUNS ? `Compare (at most ${MAX_COMPARED_RUNS})` : "Compare";
   for (const box of form.querySelectorAll("input[name=run]")) box.checked = chosen.has(box.value);
 }
 

@@ -103,7 +103,9 @@ composer.addEventListener("submit", async (event) => {
     column.messages.push({ role: "user", content: message });
     addMessage(column, "user", message);
   }
-  await Promise.all(columns.map((column) => streamAnswer(column, settings, abortController.signal)));
+  await Promise.all(
+    columns.map((column) => streamAnswer(column, settings, abortController.signal)),
+  );
   abortController = null;
   getElement("send").disabled = false;
   getElement("stop").hidden = true;

@@ -31,7 +31,10 @@ function buildHeatmap(relative_change, layers) {
 
 function drawHeatmaps({ relative_change, layers }, versions) {
   const movedVersions = versions.filter(({ id }) => relative_change[id]);
-  const maxValue = Math.max(...movedVersions.flatMap(({ id }) => Object.values(relative_change[id])), 1e-12);
+  const maxValue = Math.max(
+    ...movedVersions.flatMap(({ id }) => Object.values(relative_change[id])),
+    1e-12,
+  );
   const charts = movedVersions.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
@@ -124,7 +127,9 @@ function showOverlaps({ overlaps }) {
 function drawAnalysis() {
   if (!analysis) return;
   const { result, versions } = analysis;
-  const unmovedNames = versions.filter(({ id }) => !result.relative_change[id]).map(({ name }) => name);
+  const unmovedNames = versions
+    .filter(({ id }) => !result.relative_change[id])
+    .map(({ name }) => name);
   const unmoved = `${unmovedNames.join(", ")} move${unmovedNames.length > 1 ? "" : "s"} no weight.`;
   getElement("weights-summary").textContent =
     `The size of each update against the weight that it moves. ${unmovedNames.length ? unmoved : ""}`;
@@ -134,7 +139,10 @@ function drawAnalysis() {
 }
 
 async function requestAnalysis(again) {
-  const body = new URLSearchParams([...urlParams.getAll("v").map((id) => ["v", id]), ["again", again]]);
+  const body = new URLSearchParams([
+    ...urlParams.getAll("v").map((id) => ["v", id]),
+    ["again", again],
+  ]);
   const response = await fetch(box.dataset.address, {
     method: "POST",
     body,
@@ -146,7 +154,9 @@ async function requestAnalysis(again) {
     return;
   }
   if (job.state !== "done") {
-    getElement("weights-status").textContent = job.message ? `${job.message}…` : "waiting for a worker…";
+    getElement("weights-status").textContent = job.message
+      ? `${job.message}…`
+      : "waiting for a worker…";
     setTimeout(requestAnalysis, 1500, "0");
     return;
   }

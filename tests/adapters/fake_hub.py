@@ -76,7 +76,13 @@ class Hub(BaseHTTPRequestHandler):
 @contextmanager
 def run_hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.large, server.created, server.tokens, server.status = {}, {}, [], set(), 200
+    server.files, server.large, server.created, server.tokens, server.status = (
+        {},
+        {},
+        [],
+        set(),
+        200,
+    )
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server

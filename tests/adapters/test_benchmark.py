@@ -92,7 +92,9 @@ def test_a_run_of_it_comes_back_alone_or_with_all_methods_from_its_file(benchmar
     again = Sweep.objects.exclude(pk=benchmark_sweep.pk).get()
     assert benchmark.is_benchmark(again)
     assert again.name == benchmark_sweep.name
-    configs = {method: benchmark_sweep.runs.get(method=method).config for method in BENCHMARK_METHODS}
+    configs = {
+        method: benchmark_sweep.runs.get(method=method).config for method in BENCHMARK_METHODS
+    }
     assert {run.method: run.config for run in again.runs.all()} == configs
 
 
@@ -134,9 +136,17 @@ def test_the_report_tells_what_was_measured(alice, benchmark_sweep, engine_here)
         )
     lora = next(row for row in benchmark.build_report(benchmark_sweep) if row.run.method == "lora")
     assert (lora.speed_over_base, lora.exact_match) == (pytest.approx(0.8), 1.0)
-    table = list(csv.reader(io.StringIO(benchmark.format_csv(benchmark_sweep, benchmark.build_report(benchmark_sweep)))))
+    table = list(
+        csv.reader(
+            io.StringIO(
+                benchmark.format_csv(benchmark_sweep, benchmark.build_report(benchmark_sweep))
+            )
+        )
+    )
     assert [row[0] for row in table[1:]] == [row.title for row in rows.values()]
-    assert "| LoRA |" in benchmark.format_markdown(benchmark_sweep, benchmark.build_report(benchmark_sweep))
+    assert "| LoRA |" in benchmark.format_markdown(
+        benchmark_sweep, benchmark.build_report(benchmark_sweep)
+    )
 
 
 def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, benchmark_sweep):
@@ -145,7 +155,9 @@ def test_before_the_end_there_are_dashes_and_no_questions(as_alice, alice, bench
     with pytest.raises(Conflict, match="not over yet"):
         benchmark.request_all_replies(alice, benchmark_sweep)
     assert not PromptSet.objects.exists()
-    assert "Memory saved" in as_alice.get(f"/benchmarks/{benchmark_sweep.pk}/export").content.decode()
+    assert (
+        "Memory saved" in as_alice.get(f"/benchmarks/{benchmark_sweep.pk}/export").content.decode()
+    )
 
 
 def test_another_sweep_is_no_bakeoff(as_alice, alice, run):

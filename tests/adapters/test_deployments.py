@@ -8,8 +8,8 @@ from adapters.export import merge
 from adapters.models import AdapterVersion, Deployment, UsageCounter
 from adapters.serving import inference_client, services, usage
 from adapters.serving.services import Routing
-from tests.user_errors import raises_user_error
 from tests.registry import register_version
+from tests.user_errors import raises_user_error
 from training.errors import Conflict, NotAllowed, NotFound
 from training.jobs.models import Job, JobState
 
@@ -90,7 +90,9 @@ def test_two_versions_share_the_traffic_by_percentage(alice, versions, deployed)
 def test_a_share_that_makes_no_sense_is_refused(alice, versions, deployed, change, field, code):
     canary = None if change["canary"] is None else versions[change["canary"]]
     with raises_user_error(field=field, code=code):
-        services.switch_deployment(alice, deployed, Routing(versions[0], canary, change["canary_percent"]))
+        services.switch_deployment(
+            alice, deployed, Routing(versions[0], canary, change["canary_percent"])
+        )
 
 
 @pytest.mark.parametrize("name", ["", "Lights", "-a", "a-", "a b", "../x", "a" * 64, "é", "a/b"])
@@ -165,7 +167,12 @@ def test_answers_are_counted_a_version_and_told_as_rates(versions, deployed):
         )
     )
     rates = usage.get_rates(deployed)
-    assert (rates["requests"], rates["failures"], rates["median_seconds"], rates["first_token_seconds"]) == (
+    assert (
+        rates["requests"],
+        rates["failures"],
+        rates["median_seconds"],
+        rates["first_token_seconds"],
+    ) == (
         4,
         1,
         1.0,
@@ -184,5 +191,7 @@ def test_an_answer_that_ends_after_its_deployment_was_taken_down_is_nobodys(
 ):
     deployment_id = deployed.pk
     services.delete_deployment(alice, deployed, "lights")
-    usage.log_request(usage.RequestRecord(deployment_id=deployment_id, version_id=versions[0].pk, seconds=1.0))
+    usage.log_request(
+        usage.RequestRecord(deployment_id=deployment_id, version_id=versions[0].pk, seconds=1.0)
+    )
     assert not UsageCounter.objects.exists()

@@ -113,7 +113,9 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
     client = await sync_to_async(create_client)(alice)
     expected = []
     for version in versions:
-        await sync_to_async(services.switch_deployment)(alice, deployed, Routing(version, use_merged=False))
+        await sync_to_async(services.switch_deployment)(
+            alice, deployed, Routing(version, use_merged=False)
+        )
         expected.append(get_text(await client.chat.completions.create(**REQUEST)))
     assert expected[0] != expected[1]
 
@@ -128,9 +130,13 @@ async def test_a_switch_under_load_drops_nothing_and_mixes_nothing(
                 alice, deployed, Routing(versions[number % 2], use_merged=False)
             )
 
-    *answers, _ = await asyncio.gather(*(send_request(number) for number in range(40)), switch_versions())
+    *answers, _ = await asyncio.gather(
+        *(send_request(number) for number in range(40)), switch_versions()
+    )
     assert set(answers) == set(expected)
-    await sync_to_async(services.switch_deployment)(alice, deployed, Routing(versions[0], use_merged=False))
+    await sync_to_async(services.switch_deployment)(
+        alice, deployed, Routing(versions[0], use_merged=False)
+    )
     # The next request, not some time later
     assert get_text(await client.chat.completions.create(**REQUEST)) == expected[0]
 
@@ -180,7 +186,10 @@ async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
     client = await sync_to_async(create_client)(alice)
     with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
         await client.chat.completions.create(**{**REQUEST, "max_tokens": 5000})
-    assert not await UsageCounter.objects.aexists() or (await UsageCounter.objects.aget()).failures == 0
+    assert (
+        not await UsageCounter.objects.aexists()
+        or (await UsageCounter.objects.aget()).failures == 0
+    )
 
 
 # What Python's JSON takes and other readers do not.

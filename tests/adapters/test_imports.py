@@ -49,9 +49,13 @@ def replace_config(files, **changes):
 
 
 @pytest.mark.parametrize("prefix", ["", "my-adapter/"])
-def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(alice, base_model, adapter_files, prefix):
+def test_a_folder_that_peft_saved_is_taken_and_answers_as_before(
+    alice, base_model, adapter_files, prefix
+):
     files = replace_config(adapter_files, base_model_name_or_path="/home/somebody/secret")
-    version = imports.import_version(alice, make_upload(files, prefix), base_model, "From elsewhere")
+    version = imports.import_version(
+        alice, make_upload(files, prefix), base_model, "From elsewhere"
+    )
     assert (str(version), version.method, version.provenance["imported"]) == (
         "From elsewhere v1",
         "lora",
@@ -94,7 +98,8 @@ ONE_TENSOR = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
         ),
         (
             make_header(
-                {**ONE_TENSOR, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}, b"x" * 12
+                {**ONE_TENSOR, "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
+                b"x" * 12,
             ),
             "overlap or leave holes",
         ),
@@ -157,12 +162,18 @@ def test_a_parameter_that_would_overwrite_the_base_is_refused(alice, base_model,
     tensors = load(adapter_files[WEIGHTS])
     tensors["base_model.model.lm_head.weight"] = torch.zeros(4, 4)
     check_refused(
-        alice, base_model, make_upload({**adapter_files, WEIGHTS: save(tensors)}), "it would change the base itself"
+        alice,
+        base_model,
+        make_upload({**adapter_files, WEIGHTS: save(tensors)}),
+        "it would change the base itself",
     )
     del tensors["base_model.model.lm_head.weight"]
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     check_refused(
-        alice, base_model, make_upload({**adapter_files, WEIGHTS: save(tensors)}), "only one of its two matrices"
+        alice,
+        base_model,
+        make_upload({**adapter_files, WEIGHTS: save(tensors)}),
+        "only one of its two matrices",
     )
 
 
@@ -211,13 +222,18 @@ def test_a_zip_with_tricks_is_refused(alice, base_model, adapter_files, change, 
 
 def test_what_climbs_out_of_the_zip_is_never_written(alice, base_model, adapter_files, tmp_path):
     version = imports.import_version(
-        alice, make_upload({**adapter_files, "../../evil.txt": b"x", "/etc/evil": b"x"}), base_model, "Climber"
+        alice,
+        make_upload({**adapter_files, "../../evil.txt": b"x", "/etc/evil": b"x"}),
+        base_model,
+        "Climber",
     )
     assert sorted(path.name for path in version.folder.iterdir()) == [CONFIG, WEIGHTS]
     assert not list(Path(settings.HOME).rglob("evil*"))
 
 
-def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_model, adapter_files, tmp_path):
+def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(
+    alice, base_model, adapter_files, tmp_path
+):
     from tests import tiny
     from training.catalog.models import BaseModel
 
@@ -237,7 +253,9 @@ def test_what_is_no_zip_and_a_base_that_does_not_fit_are_refused(alice, base_mod
         state="ready",
         metadata={},
     )
-    check_refused(alice, shallow_base, make_upload(adapter_files), "shallow has no weight 'model.layers.1")
+    check_refused(
+        alice, shallow_base, make_upload(adapter_files), "shallow has no weight 'model.layers.1"
+    )
 
 
 def check_refused(user, base, uploads, message):

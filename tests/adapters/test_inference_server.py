@@ -102,7 +102,10 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
     }
     completion = client.chat.completions.create(**body)
     assert completion.choices[0].finish_reason in ("stop", "length")
-    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    assert (
+        completion.usage.total_tokens
+        == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    )
     chunks = list(
         client.chat.completions.create(**body, stream=True, stream_options={"include_usage": True})
     )
@@ -132,9 +135,13 @@ def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
     threading.Thread(target=scheduler.run_forever, daemon=True).start()
     client = serve(scheduler.request_queue)
     location = {"extra_body": {"snapml": {"base": str(tiny_model)}}}
-    client.chat.completions.create(model="tiny", messages=BODY["messages"], max_tokens=1, **location)
+    client.chat.completions.create(
+        model="tiny", messages=BODY["messages"], max_tokens=1, **location
+    )
     decode_step = Batch.decode_step
-    monkeypatch.setattr(Batch, "decode_step", lambda *args: (time.sleep(0.2), decode_step(*args))[1])
+    monkeypatch.setattr(
+        Batch, "decode_step", lambda *args: (time.sleep(0.2), decode_step(*args))[1]
+    )
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.5).chat.completions.create(
             model="tiny", messages=BODY["messages"], max_tokens=200, temperature=0, **location

@@ -46,7 +46,7 @@ def merge_params(version):
 @pytest.mark.parametrize("method", ["lora", "qlora", "ia3"])
 def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(train_adapter, method, capsys):
     version = train_adapter(method)
-    result = program.merge_adapter(merge_params(version))["parity"]
+    result = program.run_merge(merge_params(version))["parity"]
     assert result["same_answers"] == result["prompts"] > 1
     assert result["divergence"] < 1e-5 < result["effect"]
     assert result["largest_difference"] < 0.05
@@ -68,9 +68,11 @@ def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(train_adapter
 
 def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(train_adapter, monkeypatch):
     version = train_adapter()
-    monkeypatch.setattr(program, "merge_adapter", lambda base, *_: load_base(base, torch.float16, CPU))
+    monkeypatch.setattr(
+        program, "merge_adapter", lambda base, *_: load_base(base, torch.float16, CPU)
+    )
     with pytest.raises(UserError, match="merged model equals its base"):
-        program.merge_adapter(merge_params(version))
+        program.run_merge(merge_params(version))
     assert not version.merged_folder.exists()
     assert not list(version.merged_folder.parent.glob(f".{version.pk}.*"))
 
@@ -86,16 +88,18 @@ def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(train_adapter
 
     monkeypatch.setattr(program, "merge_adapter", merge_wrongly)
     with pytest.raises(UserError, match="unlike its adapter"):
-        program.merge_adapter(merge_params(version))
+        program.run_merge(merge_params(version))
 
 
 def test_an_adapter_that_changes_nothing_is_not_worth_merging(train_adapter):
     version = train_adapter(max_steps=1, learning_rate=1e-8)
     with pytest.raises(UserError, match="prompts like its base"):
-        program.merge_adapter(merge_params(version))
+        program.run_merge(merge_params(version))
 
 
-def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(train_adapter, monkeypatch):
+def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(
+    train_adapter, monkeypatch
+):
     version, original = train_adapter(), program.check_merged
 
     def killed(*_):
@@ -103,11 +107,11 @@ def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(train_
 
     monkeypatch.setattr(program, "check_merged", killed)
     with pytest.raises(KeyboardInterrupt):
-        program.merge_adapter(merge_params(version))
+        program.run_merge(merge_params(version))
     assert not version.merged_folder.exists()
     monkeypatch.setattr(program, "check_merged", original)
-    monkeypatch.delattr(program, "merged")
-    result = program.merge_adapter(merge_params(version))
+    monkeypatch.delattr(program, "merge_adapter")
+    result = program.run_merge(merge_params(version))
     assert result["parity"]["same_answers"] == result["parity"]["prompts"]
     assert [path.name for path in version.merged_folder.parent.glob("*")] == [str(version.pk)]
 
@@ -117,17 +121,19 @@ def test_a_merge_that_was_killed_while_writing_begins_anew(train_adapter, monkey
     partial_folder = version.merged_folder.with_name(f".{version.pk}.merging")
     partial_folder.mkdir(parents=True)
     (partial_folder / "model.safetensors").write_bytes(b"half")
-    assert program.merge_adapter(merge_params(version))["bytes"] > 1000
+    assert program.run_merge(merge_params(version))["bytes"] > 1000
     assert not partial_folder.exists()
 
 
-def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(train_adapter, monkeypatch):
+def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(
+    train_adapter, monkeypatch
+):
     version = train_adapter()
     monkeypatch.setattr(
         program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8)
     )
     with pytest.raises(UserError, match=r"the disk has 100\.0 MB"):
-        program.merge_adapter(merge_params(version))
+        program.run_merge(merge_params(version))
 
 
 def test_what_cannot_be_merged_is_refused_at_once(run, alice):

@@ -11,7 +11,7 @@ import torch
 from adapters.inference import loaded_model
 from adapters.inference.batch import ActiveSequence, Batch
 from adapters.inference.multi_lora import RowAdapters, patch_lora_layers
-from adapters.inference.types import BaseRef, GenerationRequest, AdapterRef
+from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest
 from tests import tiny
 from tests.engine.families import save_family_model
 from training.errors import UserError
@@ -59,7 +59,11 @@ def decode_rows(loaded, rows, prompts=PROMPTS):
             prefill = loaded.run_prefill(torch.tensor([ids]), row)
             batch.add_sequence(
                 ActiveSequence(
-                    GenerationRequest(base=loaded.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+                    GenerationRequest(base=loaded.base, adapter=row),
+                    len(ids),
+                    9,
+                    torch.Generator(),
+                    token=42,
                 ),
                 prefill.cache,
             )
@@ -97,7 +101,10 @@ def save_model(family, folder):
 )  # a sliding window (gemma3) shares no batch
 def test_ranks_scales_and_targets_may_differ_within_a_batch(fp32, tmp_path, family):
     model = save_model(family, tmp_path / "model")
-    adapters = [make_adapter(model, tmp_path / f"form-{n}", **config) for n, config in enumerate(LORA_CONFIGS)]
+    adapters = [
+        make_adapter(model, tmp_path / f"form-{n}", **config)
+        for n, config in enumerate(LORA_CONFIGS)
+    ]
     rows = [adapters[0], None, adapters[1], adapters[2]]
     logits_by_row = decode_rows(loaded_model.LoadedModel(BaseRef(model)), rows)
     for row, ids, logits in zip(rows, PROMPTS, logits_by_row, strict=True):

@@ -24,7 +24,9 @@ BODY = {"who": "adapter", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_the_adapters_own_folder_is_asked_and_nothing_that_the_page_names(adapter, base_model):
-    request = playground.build_request(adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"})
+    request = playground.build_request(
+        adapter, {**BODY, "snapml": {"base": "/etc"}, "adapter": "/etc"}
+    )
     location = {
         "base": str(base_model.folder),
         "quantized": False,

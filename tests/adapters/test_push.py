@@ -45,7 +45,11 @@ def push_version(client, version, **more):
 def test_its_files_and_card_lie_on_the_hub_and_the_page_tells_where(as_alice, version, hub_server):
     job = push_version(as_alice, version)
     assert (job.state, job.error) == (JobState.DONE, "")
-    assert hub_server.files.keys() == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert hub_server.files.keys() == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
     assert hub_server.files["adapter_model.safetensors"] == b"weights" * 1000
     assert hub_server.created[0]["visibility"] == "private"
     assert hub_server.tokens == {f"Bearer {TOKEN}"}
@@ -119,9 +123,13 @@ def test_a_push_that_broke_off_asks_for_the_token_again(alice, version):
 )
 def test_what_cannot_be_pushed_is_refused_at_once(alice, version, more, message):
     with pytest.raises(UserError, match=message):
-        export_hub.push_to_hub(alice, version, **({"repository": "alice/lights", "token": TOKEN} | more))
+        export_hub.push_to_hub(
+            alice, version, **({"repository": "alice/lights", "token": TOKEN} | more)
+        )
 
 
 def test_the_merged_model_has_to_be_there(alice, version):
     with pytest.raises(Conflict, match="Merge this version"):
-        export_hub.push_to_hub(alice, version, repository="alice/lights", token=TOKEN, what="merged")
+        export_hub.push_to_hub(
+            alice, version, repository="alice/lights", token=TOKEN, what="merged"
+        )

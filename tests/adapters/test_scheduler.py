@@ -19,7 +19,7 @@ from adapters.inference.model_cache import CapacityExceeded
 from adapters.inference.request_queue import RequestQueue
 from adapters.inference.sampling import compute_logprobs, pick_token
 from adapters.inference.scheduler import BatchScheduler
-from adapters.inference.types import BaseRef, QueueFull, GenerationRequest, AdapterRef
+from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, QueueFull
 from tests import tiny
 from tests.engine.in_process import engine_in_process
 
@@ -82,7 +82,11 @@ def peft_answer(tiny_model, adapter):
 
 
 def test_base_and_adapter_side_by_side_answer_as_each_does_alone(scheduler, tiny_model, adapter):
-    requests = [make_request(tiny_model), make_request(tiny_model, adapter), make_request(tiny_model)]
+    requests = [
+        make_request(tiny_model),
+        make_request(tiny_model, adapter),
+        make_request(tiny_model),
+    ]
     for request in requests:
         scheduler.request_queue.submit_request(request)
     base, adapted, again = (read_stream(request)[0] for request in requests)
@@ -137,7 +141,9 @@ def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeyp
         raise CapacityExceeded
 
     scheduler = BatchScheduler(RequestQueue())
-    monkeypatch.setattr(scheduler.model_cache, "get_model", raise_capacity)  # so the first one waits
+    monkeypatch.setattr(
+        scheduler.model_cache, "get_model", raise_capacity
+    )  # so the first one waits
     waiting = [make_request(tiny_model) for _ in range(3)]
     for request in waiting:
         scheduler.request_queue.submit_request(request)
@@ -239,7 +245,9 @@ def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(
     weight, alive_weights = weakref.ref(next(loaded.model.parameters())), []
     del loaded, first
     load = model_cache.LoadedModel
-    monkeypatch.setattr(model_cache, "LoadedModel", lambda base: alive_weights.append(weight()) or load(base))
+    monkeypatch.setattr(
+        model_cache, "LoadedModel", lambda base: alive_weights.append(weight()) or load(base)
+    )
     second = make_request(tiny.make_model(tmp_path / "other", hidden=16))
     gc.disable()
     try:
@@ -260,7 +268,9 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(scheduler, t
         == 2 * 2 * loaded.model.config.num_key_value_heads * loaded.model.config.head_dim * 4
     )
     # For one answer, not for two
-    scheduler.model_cache.kv_cache_bytes = loaded.cache_bytes_per_token * int(1.5 * (len(first.prompt_ids) + 12))
+    scheduler.model_cache.kv_cache_bytes = loaded.cache_bytes_per_token * int(
+        1.5 * (len(first.prompt_ids) + 12)
+    )
     max_rows = 0
     step = Batch.decode_step
 
@@ -322,7 +332,8 @@ def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(
         scheduler.request_queue.submit_request(request)
         alone.append(read_stream(request)[0])
     together = [
-        make_request(tiny_model, row, messages=conversation) for row, conversation in zip(rows, conversations, strict=True)
+        make_request(tiny_model, row, messages=conversation)
+        for row, conversation in zip(rows, conversations, strict=True)
     ]
     for request in together:
         scheduler.request_queue.submit_request(request)
@@ -347,7 +358,11 @@ def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
             loaded.ensure_adapter(row, set())
             prefill = loaded.run_prefill(torch.tensor([ids]), row)
             sequence = ActiveSequence(
-                GenerationRequest(base=loaded.base, adapter=row), len(ids), 9, torch.Generator(), token=42
+                GenerationRequest(base=loaded.base, adapter=row),
+                len(ids),
+                9,
+                torch.Generator(),
+                token=42,
             )
             batch.add_sequence(sequence, prefill.cache)
             again = loaded.run_prefill(torch.tensor([[*ids, 42]]), row)
@@ -398,7 +413,9 @@ def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(sched
         AutoTokenizer.from_pretrained(tiny_model),
         AutoModelForCausalLM.from_pretrained(tiny_model),
     )
-    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)["input_ids"]
+    ids = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)[
+        "input_ids"
+    ]
     assert event["ids"] == ids[0].tolist()
     assert event["logprobs"] == pytest.approx(
         compute_logprobs(model.eval()(ids).logits[0], ids[0].tolist()), abs=1e-4
@@ -409,9 +426,13 @@ def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(sched
 def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     generator = torch.Generator().manual_seed(0)
-    tokens = {pick_token(logits, temperature=1.0, top_p=0.7, generator=generator) for _ in range(200)}
+    tokens = {
+        pick_token(logits, temperature=1.0, top_p=0.7, generator=generator) for _ in range(200)
+    }
     assert tokens == {0, 1}
-    assert {pick_token(logits, temperature=1.0, top_p=0.01, generator=generator) for _ in range(20)} == {0}
+    assert {
+        pick_token(logits, temperature=1.0, top_p=0.01, generator=generator) for _ in range(20)
+    } == {0}
     assert pick_token(logits, temperature=0.0, top_p=1.0, generator=generator) == 0
 
 
@@ -433,7 +454,10 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
     assert engine_here([str(run)]) == 0
     if method == "full":
         adapter_request = GenerationRequest(
-            base=BaseRef(run / "adapter", sha256="x"), adapter=None, messages=MESSAGES, max_tokens=12
+            base=BaseRef(run / "adapter", sha256="x"),
+            adapter=None,
+            messages=MESSAGES,
+            max_tokens=12,
         )
         expected = peft_answer(run / "adapter", None)
     else:
@@ -468,7 +492,9 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
     broken = shutil.copytree(adapter.folder, tmp_path / "broken")
     tensors = load_file(broken / "adapter_model.safetensors")
     last = max(name for name in tensors if "lora_B" in name)
-    tensors[last] = torch.ones(3, tensors[last].shape[1])  # all others are read before this one fails
+    tensors[last] = torch.ones(
+        3, tensors[last].shape[1]
+    )  # all others are read before this one fails
     save_file(
         {name: value * 50 if name != last else value for name, value in tensors.items()},
         broken / "adapter_model.safetensors",

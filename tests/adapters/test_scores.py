@@ -3,13 +3,17 @@
 import pytest
 
 from adapters.evaluation import votes
-from adapters.evaluation.scores import compute_disagreement, normalize_text, compute_scores
-from adapters.evaluation.significance import Contender, adjust_holm, p_value, build_verdicts
+from adapters.evaluation.scores import compute_disagreement, compute_scores, normalize_text
+from adapters.evaluation.significance import Contender, adjust_holm, build_verdicts, p_value
 
 
 def test_each_metric_says_what_its_name_says():
     scores = compute_scores("The Kitchen.", "kitchen")
-    assert (scores["exact"], scores["normalized"], scores["rouge_l"]) == (0.0, 1.0, pytest.approx(2 / 3))
+    assert (scores["exact"], scores["normalized"], scores["rouge_l"]) == (
+        0.0,
+        1.0,
+        pytest.approx(2 / 3),
+    )
     assert compute_scores("kitchen", "kitchen")["chrf"] == pytest.approx(1.0)
     assert compute_scores("anything", " ") == {}
     assert normalize_text("  A  cat, the HAT ") == "cat hat"
@@ -32,12 +36,18 @@ def test_replies_disagree_from_not_at_all_to_altogether():
 
 
 def make_contender(name, metric, values, **more):
-    return Contender(name=name, rows={row: {metric: value} for row, value in enumerate(values)}, **more)
+    return Contender(
+        name=name, rows={row: {metric: value} for row, value in enumerate(values)}, **more
+    )
 
 
 def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
-    better = make_contender("v3", "exact", [1.0] * 78 + [0.0] * 22, size_bytes=100, tokens_per_second=88.0)
-    worse = make_contender("v2", "exact", [1.0] * 60 + [0.0] * 40, size_bytes=100, tokens_per_second=100.0)
+    better = make_contender(
+        "v3", "exact", [1.0] * 78 + [0.0] * 22, size_bytes=100, tokens_per_second=88.0
+    )
+    worse = make_contender(
+        "v2", "exact", [1.0] * 60 + [0.0] * 40, size_bytes=100, tokens_per_second=100.0
+    )
     (verdict,) = build_verdicts([worse, better])
     assert verdict.is_significant
     assert verdict.winner == "v3"
@@ -50,7 +60,10 @@ def test_a_difference_that_the_rows_support_is_a_sentence_with_its_figures():
 
 def test_a_difference_that_chance_explains_is_none():
     (verdict,) = build_verdicts(
-        [make_contender("v1", "exact", [1.0] * 6 + [0.0] * 6), make_contender("v2", "exact", [1.0] * 5 + [0.0] * 7)]
+        [
+            make_contender("v1", "exact", [1.0] * 6 + [0.0] * 6),
+            make_contender("v2", "exact", [1.0] * 5 + [0.0] * 7),
+        ]
     )
     assert not verdict.is_significant
     assert verdict.message.startswith(
@@ -69,7 +82,9 @@ def test_lower_perplexity_is_better():
 
 
 def test_too_few_rows_are_too_few():
-    (verdict,) = build_verdicts([make_contender("v1", "exact", [1.0] * 5), make_contender("v2", "exact", [0.0] * 5)])
+    (verdict,) = build_verdicts(
+        [make_contender("v1", "exact", [1.0] * 5), make_contender("v2", "exact", [0.0] * 5)]
+    )
     assert "too few scored rows" in verdict.message
 
 
@@ -98,8 +113,12 @@ def test_a_half_point_of_a_tie_widens_the_interval_to_both_sides():
 
 def test_where_exact_answers_say_nothing_the_surprise_may():
     rows = range(20)
-    one = Contender(name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows})
-    two = Contender(name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows})
+    one = Contender(
+        name="v1", rows={row: {"exact": 0.0, "perplexity": 1.5 + row / 100} for row in rows}
+    )
+    two = Contender(
+        name="v2", rows={row: {"exact": 0.0, "perplexity": 1.9 + row / 100} for row in rows}
+    )
     (verdict,) = build_verdicts([one, two])
     assert verdict.message.startswith(
         "v1 beats v2 on perplexity of the answer, 1.6 against 1.99 on 20 rows, p < 0.001"
@@ -127,7 +146,9 @@ def test_what_the_fields_show_is_told_where_exact_answers_show_nothing():
     )
     (verdict,) = build_verdicts([first, second])
     assert verdict.is_significant and verdict.winner == "v1"
-    assert verdict.message == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
+    assert (
+        verdict.message == "v1 beats v2 on fields right, 80 % against 60 % on 40 rows, p < 0.001."
+    )
 
 
 def test_two_findings_of_which_each_is_sure_are_both_told():

@@ -18,8 +18,8 @@ from adapters.registry.provenance import build_provenance
 from adapters.serving import services as serving_services
 from adapters.serving.services import Routing
 from tests import tiny
-from tests.user_errors import raises_user_error
 from tests.registry import register_version, train_version
+from tests.user_errors import raises_user_error
 from training.engine.outcome import read_result
 from training.errors import ConfigError, Conflict, NotAllowed, NotFound, UserError
 from training.gpus.models import Allocation, Device
@@ -137,7 +137,8 @@ def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, ali
     form = {name: str(value) for name, value in run.config.items() if not isinstance(value, bool)}
     form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
     form["accepted_warnings"] = [
-        warning_id for _, warning_id in client.post("/runs/new/card", form).context["forecast"]["warnings"]
+        warning_id
+        for _, warning_id in client.post("/runs/new/card", form).context["forecast"]["warnings"]
     ]
     answer = client.post("/runs/new", form)
     assert answer.status_code == 302, answer.context["error"]
@@ -254,7 +255,9 @@ def test_a_checkpoint_that_is_replaced_while_it_is_copied_says_so(alice, trained
 
     monkeypatch.setattr(shutil, "copytree", fail_copy)
     with pytest.raises(Conflict, match="replaced by a newer one"):
-        registry_services.register_checkpoint(alice, trained.run, list_checkpoint_steps(trained.run)[0])
+        registry_services.register_checkpoint(
+            alice, trained.run, list_checkpoint_steps(trained.run)[0]
+        )
     assert not list(trained.run.folder.glob(".shelf-*"))
 
 

@@ -65,7 +65,9 @@ def test_the_first_directions_are_those_of_the_singular_value_decomposition():
     true = torch.linalg.svd(up @ down)[0][:, :3]
     for update in (WeightDelta(up, down), WeightDelta(up @ down)):
         directions = update.left_singular_vectors(3)
-        assert torch.linalg.matrix_norm(true.T @ directions) ** 2 / 3 == pytest.approx(1.0, abs=1e-4)
+        assert torch.linalg.matrix_norm(true.T @ directions) ** 2 / 3 == pytest.approx(
+            1.0, abs=1e-4
+        )
     assert WeightDelta(torch.zeros(40, 4), down).left_singular_vectors(3).shape[1] == 0
 
 
@@ -78,7 +80,9 @@ def test_a_version_is_alike_to_itself_and_less_to_another(tmp_path):
         for key, f in (("1", one), ("2", one), ("3", other))
     ]
     result = weight_analysis.compare_versions({"members": members, "prompts": []})
-    assert all(value == pytest.approx(1.0, abs=1e-4) for value in result["similarities"]["1,2"].values())
+    assert all(
+        value == pytest.approx(1.0, abs=1e-4) for value in result["similarities"]["1,2"].values()
+    )
     assert all(0 <= value < 0.999 for value in result["similarities"]["1,3"].values())
     assert result["relative_change"]["1"] == result["relative_change"]["2"]
     assert result["outputs"] == {}
@@ -133,9 +137,16 @@ def test_a_hubs_gpt2_without_the_models_prefix_is_moved_as_much_as_with_it(tmp_p
     base = families.save_family_model("gpt2", tmp_path / "base")
     folder = save_adapter(base, "lora", tmp_path / "adapter")
     members = [{"key": "1", "method": "lora", "base": str(base), "folder": str(folder)}]
-    before = weight_analysis.compare_versions({"members": members, "prompts": []})["relative_change"]["1"]
+    before = weight_analysis.compare_versions({"members": members, "prompts": []})[
+        "relative_change"
+    ]["1"]
     rename_tensors(base, lambda name: name.removeprefix("transformer."))
-    assert weight_analysis.compare_versions({"members": members, "prompts": []})["relative_change"]["1"] == before
+    assert (
+        weight_analysis.compare_versions({"members": members, "prompts": []})["relative_change"][
+            "1"
+        ]
+        == before
+    )
     assert before and all(before.values())
 
 

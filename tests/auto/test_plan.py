@@ -141,7 +141,10 @@ def test_a_lock_holds_and_the_rest_is_planned_around_it():
         is True
     )
     assert (
-        make_plan(make_inputs(24 * GB), locked={"max_tokens_per_batch": 256}).settings["max_tokens_per_batch"] == 256
+        make_plan(make_inputs(24 * GB), locked={"max_tokens_per_batch": 256}).settings[
+            "max_tokens_per_batch"
+        ]
+        == 256
     )
 
 
@@ -154,11 +157,13 @@ def test_other_techniques_only_when_asked_for():
 
 
 def test_narrow_models_and_short_runs_learn_faster():
-    assert make_plan(make_inputs(24 * GB, hidden_size=576)).settings["learning_rate"] == pytest.approx(
-        9.1e-4
-    )
+    assert make_plan(make_inputs(24 * GB, hidden_size=576)).settings[
+        "learning_rate"
+    ] == pytest.approx(9.1e-4)
     assert (
-        make_plan(make_inputs(24 * GB, hidden_size=576, count_steps=lambda config: 50)).settings["learning_rate"]
+        make_plan(make_inputs(24 * GB, hidden_size=576, count_steps=lambda config: 50)).settings[
+            "learning_rate"
+        ]
         > 1e-3
     )
 
@@ -206,16 +211,19 @@ def test_a_model_that_no_technique_can_be_simulated_for_says_why():
 def test_accumulation_that_is_locked_divides_the_step():
     plan = make_plan(make_inputs(24 * GB), locked={"gradient_accumulation_steps": 4})
     free = make_plan(make_inputs(24 * GB)).settings
-    assert plan.settings["max_tokens_per_batch"] * 4 == pytest.approx(free["max_tokens_per_batch"], rel=0.1)
+    assert plan.settings["max_tokens_per_batch"] * 4 == pytest.approx(
+        free["max_tokens_per_batch"], rel=0.1
+    )
 
 
 def test_trials_vary_what_is_not_locked():
     plan = make_plan(make_inputs(24 * GB), locked={"rank": 8, "tuning_budget_fraction": 0.3})
     assert plan.settings["tuning_search_space"] == "learning_rate,alpha,target_modules"
     assert (
-        make_plan(make_inputs(24 * GB), locked={"tuning_budget_fraction": 0.3, "tuning_search_space": "learning_rate"}).settings[
-            "tuning_search_space"
-        ]
+        make_plan(
+            make_inputs(24 * GB),
+            locked={"tuning_budget_fraction": 0.3, "tuning_search_space": "learning_rate"},
+        ).settings["tuning_search_space"]
         == "learning_rate"
     )
     locked = {
@@ -231,7 +239,8 @@ def test_trials_vary_what_is_not_locked():
 
 def test_a_lock_on_measuring_leaves_no_contradiction():
     plan = make_plan(
-        make_inputs(24 * GB, count_steps=lambda config: 60), locked={"max_steps": 60, "eval_steps": 20}
+        make_inputs(24 * GB, count_steps=lambda config: 60),
+        locked={"max_steps": 60, "eval_steps": 20},
     )
     assert plan.settings["early_stopping_patience"] == 0
 
@@ -244,9 +253,7 @@ def test_the_shortest_rows_end_the_search_for_a_smaller_batch(length):
 
 def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused():
     def by_bits(config):
-        weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(
-            config.optim, 0
-        )
+        weights = {"bf16": 40}.get(config.precision, 80) - {"adamw_8bit": 10}.get(config.optim, 0)
         return forecast_memory(config) | {
             "peak": weights * GB,
             "optimizer": "adamw_8bit" if "8" in config.optim else "adamw_torch",
@@ -259,7 +266,10 @@ def test_full_fine_tuning_that_was_asked_for_gives_up_bits_before_it_is_refused(
     assert tighter.settings["precision"] == "bf16"
     assert_mentions(find_choice(tighter, "precision").why, "70.0 GB", "40.0 GB")
     with raises_user_error(code=NOTHING_FITS):
-        make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "precision": "auto"})
+        make_plan(
+            make_inputs(40 * GB, forecast_memory=by_bits),
+            locked={"method": "full", "precision": "auto"},
+        )
 
 
 def test_a_model_without_layers_to_adapt_gets_prompt_tuning_and_is_told_why():
@@ -300,7 +310,9 @@ def test_prompt_tuning_is_no_way_out_where_rows_fill_the_context():
         return forecast_memory(config)
 
     with pytest.raises(UserError, match="does not fit this model"):
-        make_plan(make_inputs(24 * GB, forecast_memory=no_layers, context_length=128, lengths=[128] * 500))
+        make_plan(
+            make_inputs(24 * GB, forecast_memory=no_layers, context_length=128, lengths=[128] * 500)
+        )
 
 
 def test_a_simulation_that_broke_off_is_told_and_no_reason_for_another_technique():
@@ -319,16 +331,21 @@ def test_a_locked_optimizer_leaves_the_weights_to_give_up_bits():
         }
 
     plan = make_plan(
-        make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_8bit"}
+        make_inputs(40 * GB, forecast_memory=by_bits),
+        locked={"method": "full", "optim": "adamw_8bit"},
     )
     assert plan.settings["precision"] == "bf16"
     with raises_user_error(code=NOTHING_FITS):
-        make_plan(make_inputs(40 * GB, forecast_memory=by_bits), locked={"method": "full", "optim": "adamw_torch"})
+        make_plan(
+            make_inputs(40 * GB, forecast_memory=by_bits),
+            locked={"method": "full", "optim": "adamw_torch"},
+        )
 
 
 def test_what_is_rejected_is_never_what_was_chosen():
     for steps in (3, 19, 60, 1000):
         eval_choice = find_choice(
-            make_plan(make_inputs(24 * GB, steps=lambda config, steps=steps: steps)), "eval_steps"
+            make_plan(make_inputs(24 * GB, count_steps=lambda config, steps=steps: steps)),
+            "eval_steps",
         )
         assert not eval_choice.alternative.startswith(f"{eval_choice.value:,} ")

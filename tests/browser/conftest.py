@@ -7,8 +7,8 @@ import warnings
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.chromium import launch_browser, find_chromium
-from tests.browser.instances import start_instance, sign_in, stop_runs
+from tests.browser.chromium import find_chromium, launch_browser
+from tests.browser.instances import sign_in, start_instance, stop_runs
 
 # The server shares two cores with the engine, the browser and simulated steps
 expect.set_options(timeout=40_000)

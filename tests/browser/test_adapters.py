@@ -29,7 +29,8 @@ def versions(instance):
         run_ids.append(instance.call_api("POST", "/runs", body)["id"])
     instance.wait_for(
         lambda: all(
-            instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished" for run in run_ids
+            instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished"
+            for run in run_ids
         ),
         240,
     )
@@ -68,7 +69,9 @@ def test_compare_two_versions_and_vote_blind(page, instance, versions):
         page.keyboard.press("102"[vote_count % 3])
         vote_count += 1
         expect(
-            page.get_by_text(f"You have voted on {vote_count} row").or_(page.get_by_text("win rate"))
+            page.get_by_text(f"You have voted on {vote_count} row").or_(
+                page.get_by_text("win rate")
+            )
         ).to_be_visible()
     if vote_count:
         page.get_by_role("link", name="Compare with names").click()

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.launch_page import open_manual_form, choose_model_and_data, wait_for_summary
+from tests.browser.launch_page import choose_model_and_data, open_manual_form, wait_for_summary
 from training.engine.methods import METHODS
 
 pytestmark = pytest.mark.browser

@@ -35,7 +35,9 @@ def finished(instance):
         "settings": SETTINGS,
         "accept_warnings": True,
     }
-    runs = [instance.call_api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")]
+    runs = [
+        instance.call_api("POST", "/runs", body | {"name": name})["id"] for name in ("One", "Two")
+    ]
     for run in runs:
         instance.wait_for(lambda run=run: has_finished(instance, run), 300)
     return runs

@@ -200,7 +200,9 @@ def test_a_notification_tells_of_a_runs_end_once(page, instance):
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
     run = instance.call_api("POST", "/runs", body)["id"]
-    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished")
+    instance.wait_for(
+        lambda: instance.call_api("GET", f"/runs/{run}")["state"]["state"] == "finished"
+    )
     page.wait_for_function("() => window.told.includes('Finished: Told of')", timeout=90_000)
     page.reload()
     page.wait_for_timeout(1500)

@@ -22,7 +22,7 @@ from training.people.models import User
 from tests.launching import launch_run
 from training.runs.models import Run
 from training.runs.worker import tasks
-from tests.registry import put_on_shelf
+from tests.registry import register_version
 tasks.supervise_task = lambda _id: None
 alice, data = User.objects.get(), DatasetVersion.objects.get()
 model = BaseModel.objects.order_by("pk").first()
@@ -31,7 +31,7 @@ for name in ("Intents, rank 16", "Support answers with a long name"):
     figures = {"loss": 1.2345, "best_eval_loss": 1.3456, "peak_memory_bytes": 14_900_000_000}
     figures |= {"step": 12_000, "total_steps": 120_000, "sparkline": [3, 2, 1]}
     Run.objects.filter(pk=run.pk).update(state="finished", **figures)
-    put_on_shelf(run, name=name)
+    register_version(run, name=name)
 """
 LONG_NAMES = """
 import django
@@ -89,7 +89,9 @@ def long_names(instance, filled):
 
 def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, instance, long_names):
     page.goto(instance.address + "/")
-    card, table = (page.locator(selector).bounding_box() for selector in ("#table .card", "#table table"))
+    card, table = (
+        page.locator(selector).bounding_box() for selector in ("#table .card", "#table table")
+    )
     left = table["x"] - card["x"]
     right = card["x"] + card["width"] - table["x"] - table["width"]
     assert right == pytest.approx(left, abs=1)
@@ -98,7 +100,13 @@ def test_the_runs_table_keeps_its_distance_from_the_edge_of_its_card(page, insta
 def test_heat_maps_of_two_versions_stand_side_by_side(page, instance, filled):
     layers = {f"layers.{layer}.{name}": [layer, name] for layer in range(4) for name in "qv"}
     relative_change = {pk: dict.fromkeys(layers, 0.01 * pk) for pk in (1, 2)}
-    result = {"relative_change": relative_change, "layers": layers, "similarities": {}, "outputs": {}, "overlaps": []}
+    result = {
+        "relative_change": relative_change,
+        "layers": layers,
+        "similarities": {},
+        "outputs": {},
+        "overlaps": [],
+    }
     versions = [{"id": pk, "name": f"Version {pk}"} for pk in (1, 2)]
     answer = json.dumps({"state": "done", "result": result, "versions": versions})
     page.route("**/adapters/compare/weights", lambda route: route.fulfill(body=answer))
@@ -124,7 +132,10 @@ def test_a_model_can_be_chosen_as_soon_as_its_import_ends(page, instance):
     instance.run_python(IMPORTING)
     page.goto(instance.address + "/runs/new")
     model, model_requests = page.locator("#model"), []
-    page.on("request", lambda request: "/runs/new/models" in request.url and model_requests.append(request))
+    page.on(
+        "request",
+        lambda request: "/runs/new/models" in request.url and model_requests.append(request),
+    )
     expect(model.get_by_text("slow-llama (importing)")).to_be_disabled()
     page.get_by_label("Name", exact=True).fill("Kept")
     page.locator("#data").select_option(index=1)

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import tiny
-from tests.browser.launch_page import open_manual_form, choose_model_and_data, launch_run_from_page
+from tests.browser.launch_page import choose_model_and_data, launch_run_from_page, open_manual_form
 
 pytestmark = pytest.mark.browser
 POINTS = "() => document.getElementById('chart').data?.[1]?.x.length ?? 0"
@@ -21,7 +21,8 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
     page.get_by_role("link", name="Upload data").first.click()
     bad = tmp_path / "lamps.jsonl"
     bad.write_bytes(
-        b"".join(tiny.encode_jsonl(tiny.ROWS)) + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
+        b"".join(tiny.encode_jsonl(tiny.ROWS))
+        + b'{"messages": [{"role": "bot", "content": "x"}]}\n'
     )
     page.get_by_label("File", exact=True).set_input_files(bad)
     page.get_by_role("button", name="Upload").click()
@@ -61,7 +62,9 @@ def test_upload_train_watch_try_download(page, instance, tmp_path):
 
 
 def test_a_page_opened_late_or_loaded_again_shows_the_whole_curve(page, instance):
-    launch_run_from_page(page, instance, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100)
+    launch_run_from_page(
+        page, instance, "Long", max_steps=100_000, eval_steps=100_000, save_steps=100
+    )
     expect(page.locator("[data-live=label]")).to_have_text("Running", timeout=150_000)
     page.goto(instance.address + "/data")
     page.wait_for_timeout(1500)

@@ -73,7 +73,9 @@ def test_it_fits_both_widths_and_axe_finds_no_serious_fault_light_or_dark(
     page.evaluate(AXE.read_text())
     assert find_serious_violations(page) == []
     page.emulate_media(color_scheme="dark")
-    assert find_serious_violations(page, only=["color-contrast"]) == []  # all that another scheme changes
+    assert (
+        find_serious_violations(page, only=["color-contrast"]) == []
+    )  # all that another scheme changes
     page.set_viewport_size({"width": 390, "height": 900})
     page.reload()
     expect(page.locator("h1")).to_be_visible()

@@ -61,7 +61,9 @@ def test_somebody_who_waits_sees_their_place_and_why(two_runs, chromium, instanc
     page.context.close()
 
 
-def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two_runs, page, instance):
+def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(
+    two_runs, page, instance
+):
     first, _ = two_runs
     page.goto(instance.address)
     page.get_by_role("link", name="Quotas").click()
@@ -77,7 +79,9 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     page.get_by_role("button", name="Hold and drain…").click()
     page.get_by_role("dialog").get_by_role("button", name="Hold and drain").click()
     expect(page.get_by_text("On hold")).to_be_visible()
-    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "queued")
+    instance.wait_for(
+        lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "queued"
+    )
     state = instance.call_api("GET", f"/runs/{first}")["state"]
     assert (
         "by an admin, who drains its devices" in state["message"]
@@ -93,4 +97,6 @@ def test_an_admin_tries_a_limit_out_then_holds_and_drains_and_lifts_the_hold(two
     page.goto(instance.address + "/quotas")
     page.get_by_role("row", name=re.compile("voice")).get_by_role("link", name="Edit").click()
     page.get_by_role("button", name="Lift the hold").click()
-    instance.wait_for(lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "running")
+    instance.wait_for(
+        lambda: instance.call_api("GET", f"/runs/{first}")["state"]["state"] == "running"
+    )

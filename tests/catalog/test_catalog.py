@@ -17,8 +17,8 @@ from training.catalog.models import BaseModel, ModelState
 from training.catalog.safetensors_header import DTYPE_BITS, has_elements
 from training.errors import NotAllowed, UserError
 from training.jobs.models import Job
-from training.jobs.runner import run_lane
 from training.jobs.recovery import recover_lost_jobs
+from training.jobs.runner import run_lane
 from training.process_identity import get_host_name
 
 

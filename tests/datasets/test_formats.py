@@ -150,7 +150,9 @@ def test_rows_of_a_big_array_are_read_one_at_a_time(tmp_path):
         "[" + ",\n".join(json.dumps({"a": "x" * 1000, "n": i}) for i in range(3000)) + "]"
     )
     records_read = list(iter_records(path, Format("json"), max_bytes=10**9))
-    assert [(number, value["n"]) for number, value in records_read] == [(i + 1, i) for i in range(3000)]
+    assert [(number, value["n"]) for number, value in records_read] == [
+        (i + 1, i) for i in range(3000)
+    ]
 
 
 def test_a_quote_that_is_never_closed_says_which_lines_it_swallowed(read):

@@ -36,7 +36,9 @@ FILES = {
     "default/train/0001.parquet": to_parquet(
         [{"question": f"what is {i}", "answer": str(i)} for i in range(8, 12)]
     ),
-    "default/validation/0000.parquet": to_parquet([{"question": "what is left", "answer": "nothing"}]),
+    "default/validation/0000.parquet": to_parquet(
+        [{"question": "what is left", "answer": "nothing"}]
+    ),
     "default/unsupervised/0000.parquet": to_parquet([{"question": "?", "answer": ""}]),
     "other/train/0000.parquet": to_parquet([{"question": "never", "answer": "seen"}]),
 }

@@ -9,8 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from training.datasets.column_mapping import (
+    ROW_FORMAT_PARTS,
+    ROW_FORMATS,
+    ColumnMapping,
+    guess_mapping,
+    to_row,
+)
 from training.datasets.formats import BadFile, detect_format
-from training.datasets.column_mapping import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping, guess_mapping, to_row
 from training.datasets.records import iter_records
 from training.datasets.rows import BadRow, Row
 
@@ -107,13 +113,19 @@ def test_rows_that_were_damaged(path, content, hit, name, zipped, array):
     raw = bytearray(text.encode())
     offset = int(hit[0] * len(raw))
     raw[offset : offset + len(hit[1])] = hit[1]
-    check_reading(path, gzip.compress(bytes(raw))[: -1 if offset % 2 else None] if zipped else bytes(raw), name)
+    check_reading(
+        path,
+        gzip.compress(bytes(raw))[: -1 if offset % 2 else None] if zipped else bytes(raw),
+        name,
+    )
 
 
 @slow_ok
 @given(record=rows, form=st.sampled_from(sorted(ROW_FORMATS)), split=st.sampled_from(["", "split"]))
 def test_any_record_under_any_mapping(record, form, split):
-    check_row(record, ColumnMapping(form, {part: part for part, _ in ROW_FORMAT_PARTS[form]}, split))
+    check_row(
+        record, ColumnMapping(form, {part: part for part, _ in ROW_FORMAT_PARTS[form]}, split)
+    )
 
 
 @slow_ok

@@ -110,7 +110,9 @@ def test_a_named_split_is_kept():
 
 
 def test_the_shell_prompt_of_a_system_column_comes_first():
-    mapping = ColumnMapping("pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"})
+    mapping = ColumnMapping(
+        "pairs", {"prompt": "prompt", "completion": "completion", "system": "sys"}
+    )
     assert get_roles({"prompt": "a", "completion": "b", "sys": "s"}, mapping) == [
         "system",
         "user",

@@ -10,17 +10,17 @@ import pytest
 from django.utils import timezone
 
 from tests import tiny
-from training.datasets import uploads, services
+from training.datasets import services, uploads
 from training.datasets.build import BuildOptions
 from training.datasets.examples import EXAMPLES, add_example
-from training.datasets.uploads import BadData, receive_files
 from training.datasets.models import Dataset, DatasetVersion, Upload
-from training.datasets.preview import load_turns, get_random_prompt
+from training.datasets.preview import get_random_prompt, load_turns
 from training.datasets.upload_job import UPLOAD_JOB, create_dataset
+from training.datasets.uploads import BadData, receive_files
 from training.errors import Conflict, NotAllowed, UserError
 from training.jobs.models import Job
-from training.jobs.runner import run_lane
 from training.jobs.recovery import recover_lost_jobs
+from training.jobs.runner import run_lane
 
 pytestmark = pytest.mark.django_db
 
@@ -31,7 +31,9 @@ def make_upload(alice, tmp_path):
 
     def receive(name="lights.jsonl", content=None, heldout=None, **more):
         files = [(tmp_path / "in", name, "")]
-        files[0][0].write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)) if content is None else content)
+        files[0][0].write_bytes(
+            b"".join(tiny.encode_jsonl(tiny.ROWS)) if content is None else content
+        )
         if heldout is not None:
             files.append((tmp_path / "held", "held.jsonl", "eval"))
             files[1][0].write_bytes(heldout)
@@ -82,7 +84,10 @@ def test_it_works(make_upload):
 
 
 def test_the_same_content_is_the_same_version_and_the_split_is_drawn_by_its_seed(make_upload):
-    first, again = save_upload(check_upload(make_upload())), save_upload(check_upload(make_upload()))
+    first, again = (
+        save_upload(check_upload(make_upload())),
+        save_upload(check_upload(make_upload())),
+    )
     other = save_upload(check_upload(make_upload()), seed=7)
     assert first.digest == again.digest != other.digest
 
@@ -127,21 +132,30 @@ def test_rows_that_look_alike_are_counted_and_can_be_dropped_and_leaks_are_told(
         "kitchen stairs on for me now and then"
     )
     rows = [
-        tiny.make_row(f"{text} number {'x' * i} today", "done and all is well in this house tonight")
+        tiny.make_row(
+            f"{text} number {'x' * i} today", "done and all is well in this house tonight"
+        )
         for i in range(2)
     ] + tiny.ROWS
     upload = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))
     assert upload.report["alike"] == 1
     assert upload.report["alike_shown"] == [["line 1", "line 2"]]
     assert save_upload(upload, drop_near_duplicates=True).rows == len(rows) - 1
-    rows[1] = {**tiny.make_row(rows[0]["messages"][0]["content"], "another answer"), "split": "valid"}
+    rows[1] = {
+        **tiny.make_row(rows[0]["messages"][0]["content"], "another answer"),
+        "split": "valid",
+    }
     leaking = save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))))
     assert leaking.report["leaks"]["prompts"] == 1
 
 
 def test_every_faulty_row_is_named_grouped_and_counted_and_can_be_left_out(make_upload, alice):
     bad = [b'{"messages": [{"role": "bot%d", "content": "a"}]}\n' % i for i in range(150)]
-    upload = check_upload(make_upload(content=b"".join([*tiny.encode_jsonl(tiny.ROWS[:4]), b"\n", *bad, b"nonsense\n"])))
+    upload = check_upload(
+        make_upload(
+            content=b"".join([*tiny.encode_jsonl(tiny.ROWS[:4]), b"\n", *bad, b"nonsense\n"])
+        )
+    )
     problems = upload.report["problems"]
     assert problems["count"] == 151
     assert len(problems["shown"]) == 100
@@ -189,7 +203,9 @@ def test_too_few_rows_are_refused_when_they_are_saved(make_upload):
 def test_a_file_that_breaks_off_fails_with_its_sentence(make_upload):
     import gzip
 
-    upload = check_upload(make_upload("x.jsonl.gz", gzip.compress(b"".join(tiny.encode_jsonl(tiny.ROWS)))[:-9]))
+    upload = check_upload(
+        make_upload("x.jsonl.gz", gzip.compress(b"".join(tiny.encode_jsonl(tiny.ROWS)))[:-9])
+    )
     assert (upload.state, "cut off or damaged" in upload.error) == ("failed", True)
 
 
@@ -223,7 +239,9 @@ def test_insights_tell_languages_labels_secrets_and_private_addresses(make_uploa
     ]
     rows[5] = tiny.make_row("my key is AKIAIOSFODNN7EXAMPLQ, keep it safe", "yes")
     rows[6] = tiny.make_row("write to jane.roe@thefirm.io or to support@thefirm.io about it", "no")
-    insights = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))).report["insights"]
+    insights = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))).report[
+        "insights"
+    ]
     assert insights["languages"][0]["name"] == "en"
     assert [label["words"] for label in insights["labels"]] == ["yes", "no"]
     assert insights["secrets"] == {
@@ -247,7 +265,10 @@ def test_deleting_asks_for_the_name_and_frees_the_disk(make_upload, alice, peopl
 
 
 def test_files_that_another_set_shares_stay(make_upload, alice):
-    first, second = save_upload(check_upload(make_upload())), save_upload(check_upload(make_upload()))
+    first, second = (
+        save_upload(check_upload(make_upload())),
+        save_upload(check_upload(make_upload())),
+    )
     services.delete_dataset(alice, first.dataset, "lights")
     assert second.split_path("train").exists()
 
@@ -300,7 +321,9 @@ def test_the_child_reads_with_no_secret_in_its_environment(make_upload, monkeypa
     child_environment = {}
     monkeypatch.setattr(
         "training.jobs.runner.stream_child",
-        lambda *a, environment, **k: child_environment.update(environment) or iter([{"error": "x"}]),
+        lambda *a, environment, **k: (
+            child_environment.update(environment) or iter([{"error": "x"}])
+        ),
     )
     check_upload(make_upload())
     assert not {"DATABASE_URL", "HF_TOKEN", "SECRET_KEY"} & set(child_environment)
@@ -322,12 +345,19 @@ def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(make_up
         "kitchen stairs on for me now and then"
     )
     similar_rows = [
-        tiny.make_row(f"{text} number {'x' * i} today", "done and all is well in this house tonight")
+        tiny.make_row(
+            f"{text} number {'x' * i} today", "done and all is well in this house tonight"
+        )
         for i in range(4)
     ]
     eval_content = b"".join(tiny.encode_jsonl([*tiny.ROWS[:3], similar_rows[3]]))
     version = save_upload(
-        check_upload(make_upload(content=b"".join(tiny.encode_jsonl(tiny.ROWS + similar_rows[:3])), heldout=eval_content)),
+        check_upload(
+            make_upload(
+                content=b"".join(tiny.encode_jsonl(tiny.ROWS + similar_rows[:3])),
+                heldout=eval_content,
+            )
+        ),
         drop_duplicates=True,
         drop_near_duplicates=True,
     )
@@ -338,14 +368,22 @@ def test_dropping_repeats_and_look_alikes_never_touches_what_is_held_out(make_up
 
 def test_one_row_without_a_split_does_not_stop_the_draw(make_upload):
     rows = [{**row, "split": "train"} for row in tiny.ROWS[:-1]] + [tiny.ROWS[-1]]
-    assert save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))).eval_rows == 1
+    assert (
+        save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))).eval_rows
+        == 1
+    )
 
 
 def test_prompts_that_differ_in_a_sign_are_no_leak(make_upload):
     rows = [tiny.make_row(f"{i} + 4 =", str(i + 4)) for i in range(20)] + [
         {**tiny.make_row("3 - 4 =", "-1"), "split": "valid"}
     ]
-    assert save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))).report["leaks"]["prompts"] == 0
+    assert (
+        save_upload(check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows))))).report[
+            "leaks"
+        ]["prompts"]
+        == 0
+    )
 
 
 def test_secrets_are_found_in_system_prompts_and_tool_calls_too(make_upload):
@@ -363,7 +401,9 @@ def test_secrets_are_found_in_system_prompts_and_tool_calls_too(make_upload):
         {"messages": [secret, user, {"role": "assistant", "content": "b"}]},
         {"messages": [user, call]},
     ]
-    secrets = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))).report["insights"]["secrets"]
+    secrets = check_upload(make_upload(content=b"".join(tiny.encode_jsonl(rows)))).report[
+        "insights"
+    ]["secrets"]
     assert [one["place"] for one in secrets["shown"]] == [
         f"line {len(rows) - 1}",
         f"line {len(rows)}",

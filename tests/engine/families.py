@@ -37,7 +37,9 @@ def make_family_model(family):
         )
         return t.GPT2LMHeadModel(config)
     if family == "gemma3":
-        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**COMMON_CONFIG, head_dim=8, sliding_window=64))
+        return t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**COMMON_CONFIG, head_dim=8, sliding_window=64)
+        )
     kinds = {
         "llama": (t.LlamaConfig, t.LlamaForCausalLM),
         "mistral": (t.MistralConfig, t.MistralForCausalLM),

@@ -1,6 +1,6 @@
 import random
 
-from training.engine.batches import build_epoch_batches, batch_sequences, plan_steps
+from training.engine.batches import batch_sequences, build_epoch_batches, plan_steps
 from training.engine.config import RunConfig
 
 
@@ -29,9 +29,15 @@ def test_neighbours_in_length_leave_little_padding():
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_epoch_another_one():
-    assert build_epoch_batches(LENGTHS, make_config(256), 0) == build_epoch_batches(LENGTHS, make_config(256), 0)
-    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(LENGTHS, make_config(256), 1)
-    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(LENGTHS, make_config(256, seed=1), 0)
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) == build_epoch_batches(
+        LENGTHS, make_config(256), 0
+    )
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(
+        LENGTHS, make_config(256), 1
+    )
+    assert build_epoch_batches(LENGTHS, make_config(256), 0) != build_epoch_batches(
+        LENGTHS, make_config(256, seed=1), 0
+    )
 
 
 def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
@@ -42,7 +48,9 @@ def test_most_steps_ends_the_plan_and_goes_through_the_data_again_if_need_be():
 
 
 def test_accumulation_does_not_reach_over_an_epochs_edge():
-    config = RunConfig(epochs=2, gradient_accumulation_steps=2, max_tokens_per_batch=64, max_length=64)
+    config = RunConfig(
+        epochs=2, gradient_accumulation_steps=2, max_tokens_per_batch=64, max_length=64
+    )
     plan = plan_steps([64] * 3, config)
     assert [len(step) for step in plan.steps] == [2, 1, 2, 1]
 
@@ -52,7 +60,9 @@ def test_a_row_longer_than_the_budget_stands_alone():
 
 
 def test_batches_may_be_counted_in_rows():
-    batches = build_epoch_batches(LENGTHS, make_config(60, batch_unit="rows", per_device_train_batch_size=4), 0)
+    batches = build_epoch_batches(
+        LENGTHS, make_config(60, batch_unit="rows", per_device_train_batch_size=4), 0
+    )
     assert {len(batch) for batch in batches} == {4}
 
 
@@ -66,7 +76,9 @@ def test_packed_sequences_hold_every_row_once_and_are_nearly_full():
 
 def test_parts_of_a_batch_leave_every_row_in_its_step():
     unsplit = plan_steps(LENGTHS, make_config(512, gradient_accumulation_steps=2))
-    split = plan_steps(LENGTHS, make_config(512, gradient_accumulation_steps=2, micro_batch_splits=3))
+    split = plan_steps(
+        LENGTHS, make_config(512, gradient_accumulation_steps=2, micro_batch_splits=3)
+    )
     assert len(split.steps) == len(unsplit.steps)
     for one, other in zip(unsplit.steps, split.steps, strict=True):
         assert [row for batch in one for row in batch] == [row for batch in other for row in batch]

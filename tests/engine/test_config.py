@@ -48,7 +48,9 @@ def test_the_learning_rate_warms_up_then_falls_to_almost_zero():
 
 
 def test_a_constant_rate_stays():
-    config = RunConfig(learning_rate=0.5, warmup_ratio=0.0, lr_scheduler_type="constant_with_warmup")
+    config = RunConfig(
+        learning_rate=0.5, warmup_ratio=0.0, lr_scheduler_type="constant_with_warmup"
+    )
     assert {config.learning_rate_at(step, 10) for step in range(1, 11)} == {0.5}
 
 

@@ -8,8 +8,8 @@ from training.engine.data.conversations import (
     DEFAULT_TEMPLATE,
     IGNORE_INDEX,
     DataError,
-    encode_row,
     encode_prompt,
+    encode_row,
     ensure_chat_template,
 )
 
@@ -144,7 +144,9 @@ def test_a_template_that_leaves_the_call_out_is_refused():
 def test_the_default_template_knows_tools():
     tokenizer = tiny.make_tokenizer(None)
     ensure_chat_template(tokenizer)
-    assert '{"name": "lamp"' in decode_trained(tokenizer, encode_row(tokenizer, CALLING, max_length=500))
+    assert '{"name": "lamp"' in decode_trained(
+        tokenizer, encode_row(tokenizer, CALLING, max_length=500)
+    )
 
 
 def test_plain_text_is_trained_whole_and_ends():

@@ -26,7 +26,10 @@ def test_it_works(tiny_run, engine_here, method):
         and 0 <= answers_event["exact_match"] <= 1
         and answers_event["matches"] == answers_event["exact_match"] * 4
     )
-    assert json.loads((folder / "result.json").read_text())["exact_match"] == answers_event["exact_match"]
+    assert (
+        json.loads((folder / "result.json").read_text())["exact_match"]
+        == answers_event["exact_match"]
+    )
 
 
 def test_an_answer_counts_when_it_is_the_expected_one(tiny_run, engine_here, monkeypatch):

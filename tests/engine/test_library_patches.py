@@ -10,7 +10,7 @@ from tests.engine import families
 from tests.engine.wrapped_models import CPU, IDS, compute_logits, make_wrapped_model
 from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import LabeledPositionsHead, load_base
-from training.engine.modeling.weights import load_adapter, copy_initial_state, write_weights
+from training.engine.modeling.weights import copy_initial_state, load_adapter, write_weights
 from training.errors import UserError
 
 
@@ -50,7 +50,9 @@ def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
         if measure_first:
             compute_logits(model)
         LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     layers = [
         m
@@ -122,9 +124,16 @@ def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, meth
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("ia3", {}), ("prefix", {}), ("prompt", {"prompt_tuning_init": "random"}), ("lora", {"use_dora": True})],
+    [
+        ("ia3", {}),
+        ("prefix", {}),
+        ("prompt", {"prompt_tuning_init": "random"}),
+        ("lora", {"use_dora": True}),
+    ],
 )
-def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_path, method, options):
+def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(
+    llama, tmp_path, method, options
+):
     model = load_two_adapters(llama, tmp_path, method, **options)
     before = compute_logits(model)
     with pytest.raises(UserError, match="cannot share a batch"):
@@ -136,7 +145,9 @@ def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(llama, tmp_p
     ("names", "message"),
     [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")],
 )
-def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_path, names, message):
+def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(
+    llama, tmp_path, names, message
+):
     model = load_two_adapters(llama, tmp_path, "lora")
     before = compute_logits(model)
     with pytest.raises(UserError, match=message):
@@ -145,7 +156,9 @@ def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(llama, tmp_p
 
 
 def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(llama, tmp_path):
-    config, model, initial_state, _ = make_wrapped_model(llama, "lora", steps=4, init_lora_weights="pissa_niter_4")
+    config, model, initial_state, _ = make_wrapped_model(
+        llama, "lora", steps=4, init_lora_weights="pissa_niter_4"
+    )
     assert initial_state is not None and copy_initial_state(model, config) is not None
     saved = save_adapter(model, tmp_path / "adapter", initial_state)
     torch.manual_seed(99)

@@ -51,8 +51,12 @@ def test_packed_rows_do_not_see_each_other(tiny_model):
     rows = [encode_row(tokenizer, row, max_length=80) for row in tiny.ROWS[:6]]
     cpu, pad = torch.device("cpu"), tokenizer.pad_token_id
     with torch.no_grad():
-        alone = sum(head.compute_loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6))
-        packed = head.compute_loss_sum(model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)).item()
+        alone = sum(
+            head.compute_loss_sum(model, *collate([(i,)], rows, pad, cpu)).item() for i in range(6)
+        )
+        packed = head.compute_loss_sum(
+            model, *collate([(0, 1, 2), (3, 4), (5,)], rows, pad, cpu)
+        ).item()
     assert abs(packed - alone) < 1e-3 * alone
 
 
@@ -64,9 +68,9 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(family):
     restarted_positions = torch.cat([torch.arange(len(first)), torch.arange(len(second))])[None]
     with torch.no_grad():
         alone = model(input_ids=second[None], use_cache=False).logits[0]
-        packed = model(input_ids=together, position_ids=restarted_positions, use_cache=False).logits[
-            0, len(first) :
-        ]
+        packed = model(
+            input_ids=together, position_ids=restarted_positions, use_cache=False
+        ).logits[0, len(first) :]
         leaking = model(input_ids=together, use_cache=False).logits[0, len(first) :]
     assert torch.allclose(packed, alone, atol=1e-5)
     assert (leaking - alone).abs().max() > 1e-3

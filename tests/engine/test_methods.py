@@ -55,11 +55,18 @@ def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, o
     assert all(path.suffix in (".safetensors", ".json") for path in (tmp_path / "saved").iterdir())
     reloaded = load_saved_model(config, family, tmp_path / "saved")
     assert (compute_logits(model) - compute_logits(reloaded)).abs().max() < 2e-5
-    assert (compute_logits(model) - compute_logits(load_base(family, torch.float32, CPU))).abs().max() > 1e-3
+    assert (
+        compute_logits(model) - compute_logits(load_base(family, torch.float32, CPU))
+    ).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, row in METHODS.items() if "gradient_checkpointing" not in row.incompatible_settings]
+    "method",
+    [
+        name
+        for name, row in METHODS.items()
+        if "gradient_checkpointing" not in row.incompatible_settings
+    ],
 )
 def test_gradient_checkpointing_gives_the_same_gradients(family, method):
     gradients = []
@@ -68,7 +75,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, method):
         LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
-    assert all(torch.allclose(plain, again, atol=1e-6) for plain, again in zip(*gradients, strict=True))
+    assert all(
+        torch.allclose(plain, again, atol=1e-6) for plain, again in zip(*gradients, strict=True)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,6 +110,10 @@ def test_every_row_of_the_table_says_what_people_need():
         )
         assert all(
             reason.endswith(".")
-            for reason in (*method.incompatible_settings.values(), method.merge_unsupported_reason or ".", method.mixed_batch_unsupported_reason or ".")
+            for reason in (
+                *method.incompatible_settings.values(),
+                method.merge_unsupported_reason or ".",
+                method.mixed_batch_unsupported_reason or ".",
+            )
         )
         assert {f"{name}" for name in method.settings} <= set(RunConfig.__dataclass_fields__)

@@ -57,11 +57,17 @@ def test_it_works(shape, spread):
     torch_output = functional.scaled_dot_product_attention(
         *tensors, is_causal=True, enable_gqa=repeats > 1, scale=0.1
     ).transpose(1, 2)
-    assert output.dtype == torch.bfloat16 and relative_error(output, expected) < 0.0005 + 1.2 * relative_error(torch_output, expected)
+    assert output.dtype == torch.bfloat16 and relative_error(
+        output, expected
+    ) < 0.0005 + 1.2 * relative_error(torch_output, expected)
     actual_gradients = compute_gradients(output, tensors, grad.bfloat16())
     torch_gradients = compute_gradients(torch_output, tensors, grad.bfloat16())
-    for actual, other, expected_gradient in zip(actual_gradients, torch_gradients, expected_gradients, strict=True):
-        assert relative_error(actual, expected_gradient) < 0.0005 + 1.2 * relative_error(other, expected_gradient)
+    for actual, other, expected_gradient in zip(
+        actual_gradients, torch_gradients, expected_gradients, strict=True
+    ):
+        assert relative_error(actual, expected_gradient) < 0.0005 + 1.2 * relative_error(
+            other, expected_gradient
+        )
 
 
 def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
@@ -73,14 +79,20 @@ def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
     assert torch.equal(chunked_output, full_output)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(compute_gradients(chunked_output, tensors, torch.ones_like(chunked_output)), grads, strict=True)
+        for a, b in zip(
+            compute_gradients(chunked_output, tensors, torch.ones_like(chunked_output)),
+            grads,
+            strict=True,
+        )
     )
 
 
 def test_mixed_precision_rounds_no_scores():
     tensors = make_random_tensors(2, 4, 2, 30, 16, spread=4.0)
     with torch.autocast("cpu", torch.bfloat16):
-        output, _ = short_attention_forward(Layer(), *(tensor.float() for tensor in tensors), None, scaling=0.25)
+        output, _ = short_attention_forward(
+            Layer(), *(tensor.float() for tensor in tensors), None, scaling=0.25
+        )
     assert torch.equal(output, ShortAttention.apply(*tensors, 0.25))
 
 

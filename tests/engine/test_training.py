@@ -22,7 +22,7 @@ from training.engine.config import RunConfig
 from training.engine.data.conversations import EncodedRow
 from training.engine.modeling.model import LabeledPositionsHead
 from training.engine.outcome import EXIT_CODES, Outcome, read_result
-from training.engine.train.checkpoint import list_checkpoints, is_valid, find_latest_valid
+from training.engine.train.checkpoint import find_latest_valid, is_valid, list_checkpoints
 from training.engine.train.loop import take_step
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,9 @@ def test_two_checkpoints_and_the_best_are_kept_and_verify(finished_run):
     assert not list((finished_run / "checkpoints").glob(".tmp-*"))
 
 
-def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(finished_run, tiny_model):
+def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(
+    finished_run, tiny_model
+):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -102,7 +104,8 @@ def test_plain_peft_loads_the_adapter_and_it_answers_like_the_trained_model(fini
     adapted = model(torch.tensor([[2, 3, 4]])).logits
     assert not torch.allclose(plain, adapted)
     reloaded = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), finished_run / "adapter"
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
+        finished_run / "adapter",
     ).eval()
     assert torch.equal(adapted, reloaded(torch.tensor([[2, 3, 4]])).logits)
 
@@ -112,7 +115,9 @@ def test_the_same_run_again_gives_the_same_losses_and_adapter_to_the_bit(
 ):
     again = tiny.make_run(tmp_path / "again", tiny_model, max_steps=12)
     assert engine_here([str(again)]) == 0
-    assert tiny.get_step_losses(tiny.read_events(again)) == tiny.get_step_losses(tiny.read_events(finished_run))
+    assert tiny.get_step_losses(tiny.read_events(again)) == tiny.get_step_losses(
+        tiny.read_events(finished_run)
+    )
     weights = "adapter/adapter_model.safetensors"
     assert (again / weights).read_bytes() == (finished_run / weights).read_bytes()
 
@@ -144,7 +149,9 @@ def test_dropout_draws_go_on_where_they_were_after_a_kill(tmp_path, tiny_model, 
     process.kill()
     process.communicate()
     assert engine_here([str(disturbed)]) == 0
-    assert tiny.get_step_losses(tiny.read_events(disturbed)) == tiny.get_step_losses(tiny.read_events(undisturbed))
+    assert tiny.get_step_losses(tiny.read_events(disturbed)) == tiny.get_step_losses(
+        tiny.read_events(undisturbed)
+    )
 
 
 def test_a_term_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, tiny_model):
@@ -247,7 +254,9 @@ def test_target_modules_that_are_not_there_are_a_config_error(tmp_path, tiny_mod
     assert "qkv_proj" in read_result(folder).message
 
 
-def test_gradient_checkpointing_gives_the_same_losses(finished_run, tmp_path, tiny_model, engine_here):
+def test_gradient_checkpointing_gives_the_same_losses(
+    finished_run, tmp_path, tiny_model, engine_here
+):
     folder = tiny.make_run(tmp_path / "run", tiny_model, max_steps=12, gradient_checkpointing=True)
     assert engine_here([str(folder)]) == 0
     ours, theirs = (tiny.get_step_losses(tiny.read_events(f)) for f in (folder, finished_run))
@@ -433,7 +442,9 @@ METHOD_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("method_settings", METHOD_SETTINGS, ids=lambda t: "-".join(map(str, t.values())))
+@pytest.mark.parametrize(
+    "method_settings", METHOD_SETTINGS, ids=lambda t: "-".join(map(str, t.values()))
+)
 def test_every_technique_trains_and_goes_on_from_a_checkpoint_to_the_bit(
     tiny_run, engine_here, method_settings
 ):
@@ -482,7 +493,12 @@ def test_an_attempt_that_resumes_where_training_stopped_early_trains_no_further(
     tiny_run, engine_here
 ):
     folder = tiny_run(
-        "again", learning_rate=1.0, max_steps=60, eval_steps=2, save_steps=2, early_stopping_patience=2
+        "again",
+        learning_rate=1.0,
+        max_steps=60,
+        eval_steps=2,
+        save_steps=2,
+        early_stopping_patience=2,
     )
     assert engine_here([str(folder)]) == 0
     steps = [e["step"] for e in tiny.read_events(folder) if e["kind"] == "step"]

@@ -11,7 +11,14 @@ from tests import tiny
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome
 from training.engine.stop_signals import StopSignals
-from training.engine.tuning.search import Search, Trial, compare_trials, load_trials, compute_rungs, params_to_settings
+from training.engine.tuning.search import (
+    Search,
+    Trial,
+    compare_trials,
+    compute_rungs,
+    load_trials,
+    params_to_settings,
+)
 from training.engine.tuning.tune import TuningRun
 from training.errors import ConfigError
 
@@ -116,21 +123,26 @@ def test_too_few_heldout_rows_are_refused_before_anything_is_trained(tiny_run, e
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    ("values", "field"),
     [
         ({"tuning_budget_fraction": 0.5, "init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate,luck"}, "tuning_search_space"),
+        (
+            {"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate,luck"},
+            "tuning_search_space",
+        ),
         ({"tuning_budget_fraction": 0.5, "method": "prompt"}, "tuning_budget_fraction"),
     ],
 )
-def test_contradictions_are_refused(settings, field):
+def test_contradictions_are_refused(values, field):
     with pytest.raises(ConfigError) as caught:
-        RunConfig.from_dict(settings)
+        RunConfig.from_dict(values)
     assert caught.value.field == field
 
 
 def test_locked_settings_are_not_varied():
-    config = RunConfig.from_dict({"tuning_budget_fraction": 1.0, "tuning_search_space": "learning_rate"})
+    config = RunConfig.from_dict(
+        {"tuning_budget_fraction": 1.0, "tuning_search_space": "learning_rate"}
+    )
     search = Search(config, ["all-linear", "q_proj"], [2, 4, 8], seed=0)
     trials = [search.ask() for _ in range(4)]
     assert {trial.settings["rank"] for trial in trials} == {16} and {
@@ -141,7 +153,13 @@ def test_locked_settings_are_not_varied():
 
 def test_what_is_not_varied_stays_as_it_is():
     config = RunConfig.from_dict(
-        {"rank": 8, "alpha": 8, "learning_rate": 0.0012345, "tuning_budget_fraction": 1.0, "tuning_search_space": "rank"}
+        {
+            "rank": 8,
+            "alpha": 8,
+            "learning_rate": 0.0012345,
+            "tuning_budget_fraction": 1.0,
+            "tuning_search_space": "rank",
+        }
     )
     settings = params_to_settings(config, {"rank": 16})
     assert settings["alpha"] == 8 and settings["learning_rate"] == 0.0012345
@@ -197,8 +215,8 @@ def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned_r
     save_selection(tuned_run, selection, is_emitted=False)
     (tuned_run / "result.json").unlink()
     assert engine_here([str(tuned_run)]) == 0
-    assert [event["words"] for event in read_journal(tuned_run) if event["kind"] == "tuned"] == [
-        selection["words"]
+    assert [event["message"] for event in read_journal(tuned_run) if event["kind"] == "tuned"] == [
+        selection["message"]
     ] * 2
     assert load_selection(tuned_run)["is_emitted"]
 
@@ -206,7 +224,10 @@ def test_a_choice_that_was_made_and_not_told_is_told_by_the_next_attempt(tuned_r
 def test_memory_is_forecast_for_the_largest_rank_that_a_trial_may_take():
     assert RunConfig.from_dict({"tuning_budget_fraction": 0.5}).memory_upper_bound().rank == 32
     assert (
-        RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"}).memory_upper_bound().rank == 16
+        RunConfig.from_dict({"tuning_budget_fraction": 0.5, "tuning_search_space": "learning_rate"})
+        .memory_upper_bound()
+        .rank
+        == 16
     )
     assert RunConfig().memory_upper_bound().rank == 16
 

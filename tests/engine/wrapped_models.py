@@ -17,7 +17,9 @@ def make_wrapped_model(folder, method, *, steps=0, **settings):
     settings = {"prompt_tuning_init": "random"} | settings if method == "prompt" else settings
     config = RunConfig(model=str(folder), method=method, **settings)
     torch.manual_seed(0)
-    model = wrap_base_model(load_base(folder, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), config)
+    model = wrap_base_model(
+        load_base(folder, torch.float32, CPU, quantized=METHODS[method].has_quantized_base), config
+    )
     initial_state = copy_initial_state(model, config)
     head, optimizer = LabeledPositionsHead(model), make_optimizer(model, config, CPU)
     losses = []

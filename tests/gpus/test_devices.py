@@ -44,7 +44,10 @@ def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monke
     import torch
 
     assert devices.has_bf16() == torch.cpu._is_avx512_bf16_supported()
-    for has, kind, estimator_kind in ((True, "CPU", "cpu"), (False, "CPU without bf16", "cpu_fp32")):
+    for has, kind, estimator_kind in (
+        (True, "CPU", "cpu"),
+        (False, "CPU without bf16", "cpu_fp32"),
+    ):
         monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
         assert read_cpu().kind == kind
         assert (get_device_kind(kind), devices.is_cpu(kind)) == (estimator_kind, True)
@@ -81,7 +84,9 @@ def test_a_host_that_does_not_report_is_gone():
 
 def hold_and_release(alice):
     device = Device.objects.get()
-    allocations.reserve_device(device, allocations.AllocationRequest(1, "run", alice, None, "normal", None))
+    allocations.reserve_device(
+        device, allocations.AllocationRequest(1, "run", alice, None, "normal", None)
+    )
     allocations.release_device(1)
 
 
@@ -125,9 +130,13 @@ def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
     update_devices([make_reading()])
     device = Device.objects.get()
     for run in (1, 2, 3):
-        allocations.reserve_device(device, allocations.AllocationRequest(run, "run", alice, None, "normal", GB))
+        allocations.reserve_device(
+            device, allocations.AllocationRequest(run, "run", alice, None, "normal", GB)
+        )
     allocations.release_device(2)
-    allocations.reserve_device(device, allocations.AllocationRequest(4, "run", alice, None, "normal", GB))
+    allocations.reserve_device(
+        device, allocations.AllocationRequest(4, "run", alice, None, "normal", GB)
+    )
     assert Allocation.objects.get(run_id=4).slot == 1
 
 
@@ -264,7 +273,9 @@ def test_until_a_cpu_reports_again_what_its_run_held_is_free(alice):
     device = Device.objects.get()
     Device.objects.update(used_bytes=2 * GB)
     device.refresh_from_db()
-    allocations.reserve_device(device, allocations.AllocationRequest(1, "run", alice, None, "normal", GB))
+    allocations.reserve_device(
+        device, allocations.AllocationRequest(1, "run", alice, None, "normal", GB)
+    )
     Device.objects.update(used_bytes=9 * GB)
     allocations.release_device(1)
     assert Device.objects.get().used_bytes == 2 * GB

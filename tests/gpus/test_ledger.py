@@ -91,7 +91,9 @@ def test_use_of_last_week_counts_half(make_allocation, alice):
 
 def test_a_monthly_budget_does_not_decay_and_ends_only_where_it_is_hard(make_allocation, people):
     voice = Team.objects.get(name="voice")
-    make_allocation(1, datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, 9, tzinfo=UTC), team=voice)
+    make_allocation(
+        1, datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, 9, tzinfo=UTC), team=voice
+    )
     pool = Device.objects.get().pool
     quota = Quota.objects.create(pool=pool, team=voice, hours_per_month=10, is_hard_budget=False)
     assert load_pool_state(pool, NOW, [], {}).quota_for(voice.pk).seconds_left is None

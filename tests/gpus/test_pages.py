@@ -54,10 +54,16 @@ def test_a_pool_and_a_person_are_edited_and_their_faults_told(as_admin, people):
     pool.refresh_from_db()
     assert (pool.name, pool.runs_per_device, pool.min_run_seconds) == ("Small", 2, 300)
     as_admin.post(
-        "/quotas/people/alice", {"max_running": "1", "max_queued": "5", "hours": "10", "is_hard_budget": "on"}
+        "/quotas/people/alice",
+        {"max_running": "1", "max_queued": "5", "hours": "10", "is_hard_budget": "on"},
     )
     personal_quota = people["alice"].quota
-    assert (personal_quota.max_running, personal_quota.max_queued, personal_quota.hours_per_month, personal_quota.is_hard_budget) == (1, 5, 10.0, True)
+    assert (
+        personal_quota.max_running,
+        personal_quota.max_queued,
+        personal_quota.hours_per_month,
+        personal_quota.is_hard_budget,
+    ) == (1, 5, 10.0, True)
 
 
 def test_an_edit_of_the_numbers_does_not_lift_a_hold(as_admin, people):

@@ -13,7 +13,12 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def pool(db):
-    update_devices([DeviceReading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0) for number in range(4)])
+    update_devices(
+        [
+            DeviceReading(number, f"GPU-{number}", "A100", "A100", 80 * 10**9, 0)
+            for number in range(4)
+        ]
+    )
     return Pool.objects.get()
 
 
@@ -31,7 +36,12 @@ def test_it_works(pool, voice, people):
         "their project",
     )
     quota = Quota.objects.get()
-    assert (quota.guaranteed, quota.limit, quota.hours_per_month, quota.is_hard_budget) == (2, 3, 100.0, False)
+    assert (quota.guaranteed, quota.limit, quota.hours_per_month, quota.is_hard_budget) == (
+        2,
+        3,
+        100.0,
+        False,
+    )
     entry = AuditEntry.objects.get()
     assert (entry.actor_name, entry.action, entry.subject, entry.reason) == (
         "root",

@@ -6,9 +6,16 @@ from dataclasses import replace
 from benchmarks.pool_simulator import SimulatedPool
 from training.gpus.scheduling import eta
 from training.gpus.scheduling.eta import dry_run, estimate_start_ranges
-from training.gpus.scheduling.explain import explain_queue, get_hint, format_block_reason
+from training.gpus.scheduling.explain import explain_queue, format_block_reason, get_hint
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import DeviceState, RunningJob, UserUsage, PendingJob, PoolState, TeamQuota
+from training.gpus.scheduling.state import (
+    DeviceState,
+    PendingJob,
+    PoolState,
+    RunningJob,
+    TeamQuota,
+    UserUsage,
+)
 
 GB = 10**9
 NLP, VISION = 1, 2
@@ -178,7 +185,9 @@ def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
 
 
 def test_limits_hold_and_are_told_with_their_numbers():
-    simulated = make_pool(4, teams={NLP: TeamQuota("nlp", 1, limit=2)}, people={3: UserUsage(max_running=1)})
+    simulated = make_pool(
+        4, teams={NLP: TeamQuota("nlp", 1, limit=2)}, people={3: UserUsage(max_running=1)}
+    )
     for run in (1, 2, 3):
         simulated.submit_run(make_pending(run), 100)
     simulated.submit_run(make_pending(4, VISION, user=3), 100)
@@ -212,11 +221,16 @@ def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
 def test_what_can_never_fit_is_told():
     simulated = make_pool(1)
     simulated.submit_run(make_pending(1, memory=30 * GB), 100)
-    assert explain_run(simulated, 1)[1] == "needs 30.0 GB, and the largest device of simulated has 24.0 GB."
+    assert (
+        explain_run(simulated, 1)[1]
+        == "needs 30.0 GB, and the largest device of simulated has 24.0 GB."
+    )
 
 
 def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold():
-    offline = PoolState("p", [DeviceState(0, 24 * GB, is_schedulable=False)], waiting=[make_pending(1)])
+    offline = PoolState(
+        "p", [DeviceState(0, 24 * GB, is_schedulable=False)], waiting=[make_pending(1)]
+    )
     on_hold = PoolState("p", [DeviceState(0, 24 * GB)], waiting=[make_pending(1)], is_on_hold=True)
     for pool_state in (offline, on_hold):
         assert not Scheduler(pool_state).admit_jobs(0.0).starts
@@ -224,7 +238,12 @@ def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold()
 
 def test_the_start_is_told_as_a_range():
     devices = [DeviceState(0, 24 * GB)]
-    pool_state = PoolState("p", devices, [RunningJob(1, 0, NLP, 1, 0.0, 20 * GB, expected_end=1000.0)], [make_pending(2), make_pending(3)])
+    pool_state = PoolState(
+        "p",
+        devices,
+        [RunningJob(1, 0, NLP, 1, 0.0, 20 * GB, expected_end=1000.0)],
+        [make_pending(2), make_pending(3)],
+    )
     start_ranges = estimate_start_ranges(pool_state, 400.0)
     assert (start_ranges[2].earliest, start_ranges[2].latest) == (1000, 1300)
     assert (start_ranges[3].earliest, start_ranges[3].latest) == (2000, 2800)
@@ -235,9 +254,18 @@ def test_the_start_is_told_as_a_range():
 def test_a_dry_run_tells_who_would_wait_longer():
     devices = [DeviceState(n, 24 * GB) for n in range(2)]
     before = PoolState("p", devices, waiting=[make_pending(1), make_pending(2)])
-    after = PoolState("p", devices, waiting=[make_pending(1), make_pending(2)], teams={NLP: TeamQuota("nlp", limit=1)})
+    after = PoolState(
+        "p",
+        devices,
+        waiting=[make_pending(1), make_pending(2)],
+        teams={NLP: TeamQuota("nlp", limit=1)},
+    )
     assert dry_run(before, after, 0.0) == {2: (0.0, 1000.0)}
-    assert dry_run(before, PoolState("p", devices, waiting=[make_pending(1), make_pending(2)], is_on_hold=True), 0.0) == {
+    assert dry_run(
+        before,
+        PoolState("p", devices, waiting=[make_pending(1), make_pending(2)], is_on_hold=True),
+        0.0,
+    ) == {
         1: (0, math.inf),
         2: (0, math.inf),
     }
@@ -260,7 +288,11 @@ def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
 
 
 def test_nobody_starts_on_a_kept_device_that_is_not_good():
-    pool_state = PoolState("p", [DeviceState(0, 24 * GB, is_schedulable=False, reserved_for=1)], waiting=[make_pending(1)])
+    pool_state = PoolState(
+        "p",
+        [DeviceState(0, 24 * GB, is_schedulable=False, reserved_for=1)],
+        waiting=[make_pending(1)],
+    )
     decision = Scheduler(pool_state).admit_jobs(0.0)
     assert not decision.starts
     assert (
@@ -288,12 +320,16 @@ def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
         make_pending(2, NLP, user=1, memory=10 * GB, priority="background"),
         make_pending(3, NLP, user=2, memory=10 * GB, submitted=9.0),
     ]
-    pool_state = PoolState("p", devices, [RunningJob(9, 0, VISION, 9, 0.0, 70 * GB, expected_end=50.0)], waiting)
+    pool_state = PoolState(
+        "p", devices, [RunningJob(9, 0, VISION, 9, 0.0, 70 * GB, expected_end=50.0)], waiting
+    )
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [3]
 
 
 def test_no_more_leave_a_shared_device_than_must():
-    simulated = SimulatedPool.create_pool(1, 100 * GB, runs_per_device=3, teams=make_teams(nlp=0, vision=1))
+    simulated = SimulatedPool.create_pool(
+        1, 100 * GB, runs_per_device=3, teams=make_teams(nlp=0, vision=1)
+    )
     simulated.submit_run(make_pending(1, memory=80 * GB), 10_000)
     simulated.run_until(10)
     simulated.submit_run(make_pending(2, memory=10 * GB), 10_000)
@@ -305,12 +341,16 @@ def test_no_more_leave_a_shared_device_than_must():
 def explain_in_state(pool_state, run):
     scheduler = Scheduler(pool_state)
     block = explain_queue(scheduler, scheduler.admit_jobs(pool_state.now).block_reasons)[run][1]
-    return format_block_reason(block, pool_state), get_hint(scheduler, scheduler.pending_jobs[run], block)
+    return format_block_reason(block, pool_state), get_hint(
+        scheduler, scheduler.pending_jobs[run], block
+    )
 
 
 def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
     pool_state = PoolState(
-        "A100", [DeviceState(1, 24 * GB, used_by_others=6 * GB)], waiting=[PendingJob(1, NLP, 1, 0.0, memory=20 * GB)]
+        "A100",
+        [DeviceState(1, 24 * GB, used_by_others=6 * GB)],
+        waiting=[PendingJob(1, NLP, 1, 0.0, memory=20 * GB)],
     )
     assert not Scheduler(pool_state).admit_jobs(0.0).starts
     reason, hint = explain_in_state(pool_state, 1)
@@ -320,17 +360,30 @@ def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
         "runs hold 6.0 GB."
     )
     assert hint.startswith("What those programs hold, once it is free again")
-    assert Scheduler(replace(pool_state, devices=[DeviceState(1, 24 * GB, used_by_others=4 * GB)])).admit_jobs(0.0).starts
+    assert (
+        Scheduler(replace(pool_state, devices=[DeviceState(1, 24 * GB, used_by_others=4 * GB)]))
+        .admit_jobs(0.0)
+        .starts
+    )
 
 
 def test_a_run_that_waits_for_other_programs_memory_keeps_nobody_else_from_starting():
-    waiting = [PendingJob(1, NLP, 1, 0.0, memory=20 * GB), PendingJob(2, NLP, 2, 1.0, memory=8 * GB)]
-    pool_state = PoolState("A100", [DeviceState(1, 24 * GB, used_by_others=10 * GB)], waiting=waiting)
+    waiting = [
+        PendingJob(1, NLP, 1, 0.0, memory=20 * GB),
+        PendingJob(2, NLP, 2, 1.0, memory=8 * GB),
+    ]
+    pool_state = PoolState(
+        "A100", [DeviceState(1, 24 * GB, used_by_others=10 * GB)], waiting=waiting
+    )
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [2]
 
 
 def test_a_run_without_a_forecast_gets_a_device_of_its_own_whatever_else_is_there():
-    pool_state = PoolState("A100", [DeviceState(1, 24 * GB, used_by_others=10 * GB)], waiting=[PendingJob(1, NLP, 1, 0.0)])
+    pool_state = PoolState(
+        "A100",
+        [DeviceState(1, 24 * GB, used_by_others=10 * GB)],
+        waiting=[PendingJob(1, NLP, 1, 0.0)],
+    )
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [1]
 
 
@@ -346,7 +399,11 @@ def test_what_is_kept_for_the_head_is_the_reason_only_where_the_run_would_fit():
     ]
     pool_state = PoolState(
         "A100",
-        [DeviceState(1, 24 * GB), DeviceState(2, 24 * GB), DeviceState(3, 24 * GB, is_schedulable=False)],
+        [
+            DeviceState(1, 24 * GB),
+            DeviceState(2, 24 * GB),
+            DeviceState(3, 24 * GB, is_schedulable=False),
+        ],
         running_jobs,
         waiting,
         runs_per_device=2,
@@ -372,4 +429,6 @@ def test_a_dry_run_counts_runs_that_make_room():
     )
     after = replace(before, teams=make_teams(nlp=1, vision=0))
     assert eta.dry_run(before, after, 0.0) == {1: (50_000.0, 60.0)}
-    assert eta.dry_run(after, replace(after, min_run_seconds=20_000.0), 0.0) == {1: (60.0, 50_000.0)}
+    assert eta.dry_run(after, replace(after, min_run_seconds=20_000.0), 0.0) == {
+        1: (60.0, 50_000.0)
+    }

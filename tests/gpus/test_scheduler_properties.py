@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.pool_simulator import DAY_SECONDS, SimulatedPool
-from training.gpus.scheduling.state import MAX_EVICTIONS_PER_DAY, DeviceState, PendingJob, PoolState, TeamQuota
+from training.gpus.scheduling.state import (
+    MAX_EVICTIONS_PER_DAY,
+    DeviceState,
+    PendingJob,
+    PoolState,
+    TeamQuota,
+)
 
 GB = 10**9
 TEAMS = (1, 2, 3)
@@ -61,7 +67,9 @@ class CheckedPool(SimulatedPool):
         for victim in decision.evictions:
             job, running_job = self.running[victim]
             assert self.now - running_job.started >= self.state.min_run_seconds
-            assert sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MAX_EVICTIONS_PER_DAY
+            assert (
+                sum(at > self.now - DAY_SECONDS for at in job.evicted_at) <= MAX_EVICTIONS_PER_DAY
+            )
         self.check_devices()
         return decision
 
@@ -71,8 +79,13 @@ class CheckedPool(SimulatedPool):
             jobs_on[running_job.device_id].append(running_job)
         for device_id, current_jobs in jobs_on.items():
             assert len(current_jobs) <= self.state.runs_per_device
-            assert len(current_jobs) == 1 or all(running_job.memory is not None for running_job in current_jobs)
-            assert sum(running_job.memory or 0 for running_job in current_jobs) <= self.devices[device_id].total_bytes
+            assert len(current_jobs) == 1 or all(
+                running_job.memory is not None for running_job in current_jobs
+            )
+            assert (
+                sum(running_job.memory or 0 for running_job in current_jobs)
+                <= self.devices[device_id].total_bytes
+            )
 
 
 def run_step(pool, work, step):
@@ -94,7 +107,9 @@ def run_step(pool, work, step):
         work.pop(run)
     elif kind == "edit":
         team, guaranteed, limit, is_on_hold = values
-        quota = replace(pool.state.share(team), guaranteed=guaranteed, limit=limit, is_on_hold=is_on_hold)
+        quota = replace(
+            pool.state.quota_for(team), guaranteed=guaranteed, limit=limit, is_on_hold=is_on_hold
+        )
         before = set(pool.running)
         pool.state = replace(pool.state, teams={**pool.state.teams, team: quota})
         pool.run_admission()
@@ -105,7 +120,9 @@ def run_step(pool, work, step):
 @given(stories, st.integers(1, 4), st.integers(1, 3))
 def test_every_story_ends_well(story, devices, runs_per_device):
     device_states = [DeviceState(number, 24 * GB) for number in range(devices)]
-    pool = CheckedPool(PoolState("p", device_states, teams=dict(TEAM_QUOTAS), runs_per_device=runs_per_device))
+    pool = CheckedPool(
+        PoolState("p", device_states, teams=dict(TEAM_QUOTAS), runs_per_device=runs_per_device)
+    )
     work = {}
     for step in story:
         run_step(pool, work, step)
@@ -121,7 +138,8 @@ def test_every_story_ends_well(story, devices, runs_per_device):
     assert {run: round(total, 6) for run, total in seconds.items() if run in work} == work
     for device_id in pool.devices:
         lines = sorted(
-            (line for line in pool.ledger if line.device == device_id), key=lambda line: line.started
+            (line for line in pool.ledger if line.device == device_id),
+            key=lambda line: line.started,
         )
         if runs_per_device == 1:
             assert all(one.ended <= following.started for one, following in pairwise(lines))

@@ -16,7 +16,9 @@ class FakeKind:
         self.handled_keys = []
         self.handler = lambda _job: {}
         self.lane = Lane(name, size=size)
-        register_kind(JobKind(name, self._handle_job, lane=self.lane, subjects=(Webhook,), **options))
+        register_kind(
+            JobKind(name, self._handle_job, lane=self.lane, subjects=(Webhook,), **options)
+        )
 
     def _handle_job(self, job):
         self.handled_keys.append(job.key)

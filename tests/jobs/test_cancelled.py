@@ -5,7 +5,7 @@ from django.conf import settings
 
 from training.jobs.models import Job
 from training.jobs.runner import claim_job, get_subject, save_progress
-from training.jobs.services import enqueue_job, list_job_folders, find_jobs_about
+from training.jobs.services import enqueue_job, find_jobs_about, list_job_folders
 from training.webhooks.models import Webhook
 
 pytestmark = pytest.mark.django_db

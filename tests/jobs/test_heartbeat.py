@@ -8,8 +8,8 @@ from django.utils import timezone
 
 from training.jobs import runner
 from training.jobs.models import Job
-from training.jobs.services import enqueue_job
 from training.jobs.recovery import recover_lost_jobs
+from training.jobs.services import enqueue_job
 
 
 @pytest.mark.django_db(transaction=True)

@@ -9,9 +9,9 @@ import pytest
 from django.utils import timezone
 
 from training.jobs.models import Job
+from training.jobs.recovery import recover_lost_jobs, release_own_jobs
 from training.jobs.runner import claim_job
 from training.jobs.services import enqueue_job
-from training.jobs.recovery import recover_lost_jobs, release_own_jobs
 from training.process_identity import get_host_name, get_process_start_time
 
 pytestmark = pytest.mark.django_db

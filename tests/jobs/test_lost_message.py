@@ -5,9 +5,9 @@ from django.conf import settings
 
 from training.jobs import queue
 from training.jobs.models import Job
+from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs
 from training.jobs.runner import claim_job
 from training.jobs.services import enqueue_job
-from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ const step = (number, more) => ({ step: number, total_tokens: number, time: numb
 test("a metric that only the snapshot names is drawn, and goes on with live steps", () => {
   const curves = Curves.fromSnapshot(snapshot([1, 2], { entropy: [0.5, 0.25] }));
   curves.addStep(step(3, { entropy: 0.125, loss: 9 }));
-  assert.deepEqual(curves.buildRangeLine("step", "entropy"), [[1, 2, 3], [0.5, 0.25, 0.125]]);
+  assert.deepEqual(curves.buildRangeLine("step", "entropy"), [
+    [1, 2, 3],
+    [0.5, 0.25, 0.125],
+  ]);
   assert.deepEqual(Object.keys(curves.series), ["entropy"]);
   assert.equal(curves.points, 3);
 });
@@ -39,7 +42,10 @@ test("a bucket is drawn from its low to its high", () => {
   const part = { mean: [2], low: [1], high: [50] };
   const axes = { step: [7], total_tokens: [7], time: [7] };
   const curves = Curves.fromLists({ raw: false, points: 512, axes, series: { loss: part } });
-  assert.deepEqual(curves.buildRangeLine("step", "loss"), [[7, 7], [1, 50]]);
+  assert.deepEqual(curves.buildRangeLine("step", "loss"), [
+    [7, 7],
+    [1, 50],
+  ]);
 });
 
 test("smoothing begins at the first value and leaves out what is not finite", () => {

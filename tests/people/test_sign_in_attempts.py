@@ -17,8 +17,8 @@ from training.people.models import SignInAttempts
 from training.people.sign_in_attempts import (
     REDIS_PREFIX,
     WINDOW_SECONDS,
-    count_attempt,
     clear_attempts,
+    count_attempt,
     get_redis_client,
 )
 

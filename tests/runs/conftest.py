@@ -20,10 +20,16 @@ def counted(data, base_model, device, monkeypatch):
     row_lengths = tiny.make_token_lengths(data.train_rows)
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
     estimator_request = {"model": str(base_model.folder), "settings": lora, "device": "cpu"}
-    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: simulations.simulate_request(estimator_request))
+    monkeypatch.setattr(
+        memory_estimators.ESTIMATOR_PROCESS,
+        "request_estimator",
+        lambda _request: simulations.simulate_request(estimator_request),
+    )
     for name in ("get_lengths", "get_cached_lengths"):
         monkeypatch.setattr(token_lengths, name, lambda *_args, **_more: row_lengths)
-    monkeypatch.setattr("training.runs.launch.request.get_cached_lengths", lambda *_a, **_m: row_lengths)
+    monkeypatch.setattr(
+        "training.runs.launch.request.get_cached_lengths", lambda *_a, **_m: row_lengths
+    )
     small = devices.DeviceReading(0, "small", "Small", "Small", 16 * GB, 13 * GB)
     devices.update_devices([small], host="attic")
     return data

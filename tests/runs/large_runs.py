@@ -34,7 +34,10 @@ def write_long_run(run, *, steps, spikes, height):
         rows = []
         for i in range(first_chunk, min(first_chunk + 100, chunk_count)):
             rows_slice = slice(i * CHUNK_SIZE, (i + 1) * CHUNK_SIZE)
-            rows += [build_column_row(chunks[i], name, values[rows_slice]) for name, values in columns.items()]
+            rows += [
+                build_column_row(chunks[i], name, values[rows_slice])
+                for name, values in columns.items()
+            ]
         CurveColumn.objects.bulk_create(rows)
     Event.objects.bulk_create(
         [

@@ -49,7 +49,9 @@ def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
     try:
         assert not errors
         assert Run.objects.count() == THREADS
-        allocations = list(Allocation.objects.filter(released_at=None).values_list("device", "run_id"))
+        allocations = list(
+            Allocation.objects.filter(released_at=None).values_list("device", "run_id")
+        )
         assert len(allocations) == len(admitted) == LIMIT
         assert len({device for device, _ in allocations}) == LIMIT
     finally:

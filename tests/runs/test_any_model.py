@@ -20,12 +20,18 @@ SMALL = EXAMPLE_MODEL["config"]
 @pytest.fixture(autouse=True)
 def simulate_in_process(monkeypatch):
     """The forecasting program in this process; the same question is simulated once."""
-    monkeypatch.setattr(memory_estimators.ANY_MODEL_PROCESS, "request_estimator", simulations.simulate_request)
+    monkeypatch.setattr(
+        memory_estimators.ANY_MODEL_PROCESS, "request_estimator", simulations.simulate_request
+    )
 
 
 def test_it_works():
-    small = forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu")
-    large = forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=4, length=64, device="cpu")
+    small = forecast_any_model(
+        SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu"
+    )
+    large = forecast_any_model(
+        SMALL, {"method": "lora", "rank": 4}, rows=4, length=64, device="cpu"
+    )
     assert small["kinds"]["weights"] > 0 and small["batch"] == [2, 64]
     assert large["step"] > small["step"] >= small["kinds"]["weights"]
 
@@ -64,7 +70,9 @@ def test_the_api_tells_the_same(client, alice):
         "length": 64,
         "device": "cpu",
     }
-    response = client.post("/api/v1/runs/forecast/model", body, content_type="application/json").json()
+    response = client.post(
+        "/api/v1/runs/forecast/model", body, content_type="application/json"
+    ).json()
     assert (
         response["step"]
         == forecast_any_model(SMALL, body["settings"], rows=2, length=64, device="cpu")["step"]
@@ -72,7 +80,7 @@ def test_the_api_tells_the_same(client, alice):
 
 
 @pytest.mark.parametrize(
-    ("config", "settings", "message"),
+    ("config", "values", "message"),
     [
         ({"model_type": "llama"}, {}, "names no architectures"),
         ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, "auto_map"),
@@ -84,6 +92,6 @@ def test_the_api_tells_the_same(client, alice):
         (SMALL, {"max_tokens_per_batch": 512}, "given by rows and length"),
     ],
 )
-def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, settings, message):
+def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, values, message):
     with pytest.raises(UserError, match=message):
-        forecast_any_model(config, settings, length=64)
+        forecast_any_model(config, values, length=64)

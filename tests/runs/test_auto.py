@@ -26,7 +26,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.once]
 def ready(data, base_model, device, settings, monkeypatch):
     """Data and model with their tokens counted, and a device with 8 GB free."""
     row_lengths = tiny.make_token_lengths(data.train_rows)
-    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", simulations.simulate_request)
+    monkeypatch.setattr(
+        memory_estimators.ESTIMATOR_PROCESS, "request_estimator", simulations.simulate_request
+    )
     shutil.rmtree(Path(settings.HOME) / "memory_estimators", ignore_errors=True)
     monkeypatch.setattr(token_lengths, "get_cached_lengths", lambda *_args, **_more: row_lengths)
     monkeypatch.setattr(token_lengths, "get_lengths", lambda *_args, **_more: row_lengths)
@@ -77,7 +79,9 @@ def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, re
         "alpha is planned around it"
     )
     unchanged = {"set-rank": "4", "was-rank": "4"}
-    assert 'name="set-rank" value="4"' in render_planned_card(client, ready.form | unchanged | {"lock": "rank"})
+    assert 'name="set-rank" value="4"' in render_planned_card(
+        client, ready.form | unchanged | {"lock": "rank"}
+    )
     assert 'name="set-rank" value="4"' not in render_planned_card(client, ready.form | unchanged)
 
 
@@ -114,7 +118,9 @@ def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
     render_planned_card(client, ready.form)
     page = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode": "choose"}))
     assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
-    back = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"}))
+    back = normalize_markup(
+        client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"})
+    )
     assert 'class="plan"' in back
 
 
@@ -248,7 +254,9 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
 def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, max_bytes=3 * 10**9)
     situation = auto.build_plan_inputs(
-        auto.PlanContext(ready.model, ready.data, token_lengths.get_cached_lengths(), get_target_device()),
+        auto.PlanContext(
+            ready.model, ready.data, token_lengths.get_cached_lengths(), get_target_device()
+        ),
         memory_estimators.get_estimator,
     )
     assert (situation.total_bytes, situation.free_bytes) == (3 * 10**9, 3 * 10**9)

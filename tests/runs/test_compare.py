@@ -10,8 +10,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests.runs.journals import Journal, step_event
-from training.runs.metrics.comparison import compare_settings, compare_figures
-from training.runs.metrics.table import write_csv, iterate_steps
+from training.runs.metrics.comparison import compare_figures, compare_settings
+from training.runs.metrics.table import iterate_steps, write_csv
 from training.runs.models import Run
 from training.runs.worker.ingest import store_events
 from training.runs.worker.lease import claim_run
@@ -48,7 +48,9 @@ def trained(run):
 
 
 def test_settings_that_differ_are_told_nested():
-    rows = compare_settings([{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}])
+    rows = compare_settings(
+        [{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}]
+    )
     assert [(name, values) for name, values, differs in rows if differs] == [
         ("b.c", [2, 9]),
         ("e", [None, 4]),
@@ -168,7 +170,9 @@ def test_losses_of_two_bases_have_no_best():
         {"base": 1, "eval_loss": 1.0, "peak_memory_bytes": 5},
         {"base": 2, "eval_loss": 2.0, "peak_memory_bytes": 9},
     ]
-    best_by_figure = {figure.name: [best for _, best in cells] for figure, cells in compare_figures(runs)}
+    best_by_figure = {
+        figure.name: [best for _, best in cells] for figure, cells in compare_figures(runs)
+    }
     assert best_by_figure == {"eval_loss": [False, False], "peak_memory_bytes": [True, False]}
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.runs.journals import Journal, step_event
-from training.runs.live.messages import event_to_json, read_events_after, build_snapshot
+from training.runs.live.messages import build_snapshot, event_to_json, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.models import CurveChunk, Event, Run
 from training.runs.worker.ingest import BrokenJournal, store_events
@@ -30,7 +30,9 @@ def test_it_works(watched, journal):
     store_events(
         lease,
         run,
-        journal.lines({"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step_event(1, 2.5)),
+        journal.lines(
+            {"kind": "phase", "name": "tokenizing", "done": 5, "total": 9}, step_event(1, 2.5)
+        ),
         77,
     )
     stored = Run.objects.get(pk=run.pk)
@@ -86,7 +88,8 @@ def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
         lease,
         run,
         journal.lines(
-            step_event(1, "nan"), {"kind": "eval", "step": 1, "eval_loss": "inf", "perplexity": "inf"}
+            step_event(1, "nan"),
+            {"kind": "eval", "step": 1, "eval_loss": "inf", "perplexity": "inf"},
         ),
         1,
     )
@@ -136,13 +139,18 @@ def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
 
 def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
     lease, run = watched
-    store_events(lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step_event(1)), 1)
+    store_events(
+        lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step_event(1)), 1
+    )
     again = (
         {"kind": "resume", "attempt": 2, "step": 0},
         {"kind": "eval", "step": 0, "eval_loss": 1.0},
     )
     store_events(lease, run, journal.lines(*again), 2)
-    assert len([event for event in build_snapshot(run.pk, 100)["events"] if event["kind"] == "eval"]) == 1
+    assert (
+        len([event for event in build_snapshot(run.pk, 100)["events"] if event["kind"] == "eval"])
+        == 1
+    )
 
 
 @pytest.mark.parametrize("limit", [100, 700, 2000])
@@ -150,7 +158,9 @@ def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journ
     lease, run = watched
     at = 0
     for attempt in range(2, 12):
-        store_events(lease, run, journal.lines(*[step_event(n) for n in range(at + 1, at + 151)]), attempt)
+        store_events(
+            lease, run, journal.lines(*[step_event(n) for n in range(at + 1, at + 151)]), attempt
+        )
         store_events(
             lease,
             run,
@@ -191,7 +201,12 @@ def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
         lease,
         run,
         journal.lines(
-            measured(0, 3.0), step_event(1), step_event(2), measured(2, 2.0), step_event(3), measured(3, 1.0)
+            measured(0, 3.0),
+            step_event(1),
+            step_event(2),
+            measured(2, 2.0),
+            step_event(3),
+            measured(3, 1.0),
         ),
         1,
     )

@@ -10,7 +10,7 @@ from training.errors import ConfigError, Conflict, UserError
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
 from training.runs.models import Run
-from training.runs.states import TRANSITIONS, State, RequestedAction
+from training.runs.states import TRANSITIONS, RequestedAction, State
 from training.runs.worker.lease import claim_run
 
 pytestmark = pytest.mark.django_db

@@ -99,10 +99,16 @@ def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
 def test_a_plan_is_made_for_the_pool_that_the_run_waits_for(alice, base_model, counted, named_pool):
     request = LaunchRequest(user=alice, base_model=base_model, data=counted, auto=AutoRequest())
     in_default_pool = preview_launch(request)
-    in_named_pool = preview_launch(LaunchRequest(**{**vars(request), "placement": make_placement(named_pool)}))
+    in_named_pool = preview_launch(
+        LaunchRequest(**{**vars(request), "placement": make_placement(named_pool)})
+    )
     assert in_default_pool.plan.facts["device"] != in_named_pool.plan.facts["device"]
     run = launch_run(
-        alice, base_model=base_model, data=counted, auto=AutoRequest(), placement=make_placement(named_pool)
+        alice,
+        base_model=base_model,
+        data=counted,
+        auto=AutoRequest(),
+        placement=make_placement(named_pool),
     )
     assert run.auto_plan["facts"]["device"] == in_named_pool.plan.facts["device"]
 

@@ -9,9 +9,9 @@ from django.utils import timezone
 from training.gpus.models import Pool
 from training.process_identity import (
     get_host_name,
-    is_alive,
     get_process_name,
     get_process_start_time,
+    is_alive,
 )
 from training.runs.models import Run
 from training.runs.states import State

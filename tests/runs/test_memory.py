@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import MemoryEstimator, BatchShape, find_peak_memory
+from training.engine.memory_estimator import BatchShape, MemoryEstimator, find_peak_memory
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.forecast import memory, memory_estimators
@@ -28,7 +28,9 @@ def simulated(tiny_model):
     for method in ("lora", "full", "prefix"):
         config = replace(RunConfig.from_dict({"method": method}), precision="fp32")
         estimator = build_estimator(tiny_model, config, "cpu")
-        run = SimulatedStep(load_model_config(tiny_model), config, layers=2, precision="fp32", device="cpu")
+        run = SimulatedStep(
+            load_model_config(tiny_model), config, layers=2, precision="fp32", device="cpu"
+        )
         batch = BatchShape(5, 70, 90)
         run.run_step(batch)
         snapshots = run.run_step(batch)
@@ -76,7 +78,9 @@ def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatc
     requests = []
     response = simulated["lora"][1].to_json()
     monkeypatch.setattr(
-        memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda request: requests.append(request) or response
+        memory_estimators.ESTIMATOR_PROCESS,
+        "request_estimator",
+        lambda request: requests.append(request) or response,
     )
     config = RunConfig()
     assert memory_estimators.get_cached_estimator(tiny_model, config, "cpu") is None
@@ -109,7 +113,9 @@ def test_a_technique_that_does_not_fit_says_so_each_time(
 def test_the_program_answers_on_its_pipe(tiny_model, settings, tmp_path):
     settings.HOME = tmp_path
     with pytest.raises(memory_estimators.CannotEstimate, match="no_such_layer"):
-        memory_estimators.get_estimator(tiny_model, RunConfig(target_modules="no_such_layer"), "cpu")
+        memory_estimators.get_estimator(
+            tiny_model, RunConfig(target_modules="no_such_layer"), "cpu"
+        )
 
 
 def test_what_fails_by_chance_is_not_remembered(
@@ -120,7 +126,9 @@ def test_what_fails_by_chance_is_not_remembered(
         {"error": "It broke off; try again.", "field": "model", "is_transient": True},
         simulated["lora"][1].to_json(),
     ]
-    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: answers.pop(0))
+    monkeypatch.setattr(
+        memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: answers.pop(0)
+    )
     with pytest.raises(UserError, match="try again"):
         memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
     assert memory_estimators.get_cached_estimator(tiny_model, RunConfig(), "cpu") is None

@@ -18,7 +18,12 @@ from training.runs.models import Event, Run
 from training.runs.states import State
 from training.runs.worker import supervisor
 from training.runs.worker.lease import Lease, claim_run
-from training.runs.worker.memory_guard import MIN_SAMPLES, MemoryGuard, measure_context, raise_forecast
+from training.runs.worker.memory_guard import (
+    MIN_SAMPLES,
+    MemoryGuard,
+    measure_context,
+    raise_forecast,
+)
 from training.runs.worker.supervisor import RunSupervisor
 
 GB = 10**9
@@ -36,7 +41,8 @@ def shared(run):
 def reserve_other_run(run, pk=10**6):
     """Another run holds a place on the same device."""
     allocations.reserve_device(
-        Device.objects.get(), allocations.AllocationRequest(pk, "other", run.owner, run.team, "normal", GB)
+        Device.objects.get(),
+        allocations.AllocationRequest(pk, "other", run.owner, run.team, "normal", GB),
     )
 
 
@@ -140,9 +146,7 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
     shared,
 ):
     assert raise_forecast(shared, 4 * GB)["peak"] == 42 * GB // 10
-    quota = Quota.objects.create(
-        pool=Pool.objects.get(), team=shared.team, max_bytes=41 * GB // 10
-    )
+    quota = Quota.objects.create(pool=Pool.objects.get(), team=shared.team, max_bytes=41 * GB // 10)
     assert raise_forecast(shared, 4 * GB)["peak"] == 41 * GB // 10
     quota.max_bytes = 3 * GB
     quota.save()

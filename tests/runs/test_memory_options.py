@@ -32,7 +32,8 @@ def simulated(monkeypatch):
     test_memory.py.
     """
     monkeypatch.setattr(
-        "training.runs.forecast.memory_options.get_cached_estimator", lambda _folder, config, _device: config
+        "training.runs.forecast.memory_options.get_cached_estimator",
+        lambda _folder, config, _device: config,
     )
     monkeypatch.setattr(
         "training.runs.forecast.memory_options.forecast_memory",
@@ -62,7 +63,10 @@ def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_for
         "out_of_memory",
         "Out of memory at step 41, while evaluating.",
     )
-    options = {way.name: (way.changes, way.memory["peak"]) for way in oom_recovery.list_recovery_options(run)}
+    options = {
+        way.name: (way.changes, way.memory["peak"])
+        for way in oom_recovery.list_recovery_options(run)
+    }
     assert options["halve"] == ({"micro_batch_splits": 2}, 8 * GB)
     assert options["checkpointing"] == ({"gradient_checkpointing": True}, 4 * GB)
     assert options["8-bit"][0] == {"optim": "adamw_8bit"}
@@ -96,13 +100,13 @@ def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_cha
 def test_recover_by_itself_is_a_setting(run):
     run_out_of_memory(run, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"], run.crash_count) == ("queued", 2, 0)
-    assert run.message.endswith("Goes on by itself from its last checkpoint with micro_batch_splits 2.")
+    assert run.message.endswith(
+        "Goes on by itself from its last checkpoint with micro_batch_splits 2."
+    )
     assert not (run.folder / "result.json").exists()
 
 
-def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(
-    run, few_crashes
-):
+def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(run, few_crashes):
     Run.objects.filter(pk=run.pk).update(crash_count=1)
     run_out_of_memory(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"]) == ("queued", 2)
@@ -131,7 +135,9 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
     assert "gradient_checkpointing True it would need 4.0 GB" in suggest_fitting_change(
         RunConfig(), base_model, data, 5 * GB, get_target_device()
     )
-    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr(
+        "training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB}
+    )
     with pytest.raises(UserError, match=r"micro_batch_splits 2 it would need 8\.0 GB"):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
@@ -154,7 +160,7 @@ def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, m
         lambda _folder, config, _device: config if config in simulated_configs else None,
     )
     monkeypatch.setattr(
-        "training.runs.worker.oom_recovery.law",
+        "training.runs.worker.oom_recovery.get_estimator",
         lambda _folder, config, _device: simulated_configs.append(config),
     )
     run_out_of_memory(run)

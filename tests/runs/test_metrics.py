@@ -13,7 +13,7 @@ from tests.runs.journals import step_event
 from tests.runs.large_runs import write_long_run
 from training.engine.events import Journal
 from training.engine.metrics import METRICS, Metric
-from training.runs.live.messages import read_events_after, build_snapshot
+from training.runs.live.messages import build_snapshot, read_events_after
 from training.runs.metrics.chunks import CHUNK_SIZE
 from training.runs.metrics.curves import read_curves
 from training.runs.metrics.table import write_csv, write_parquet
@@ -55,7 +55,9 @@ def test_the_journal_takes_a_metric_of_the_table_and_no_other(tmp_path, monkeypa
 def test_chunks_keep_it_and_give_it_back(trained):
     assert CurveChunk.objects.get(run=trained).columns.get(name="entropy").high == CHUNK_SIZE / 8
     events = read_events_after(trained.pk, 0, 1000)
-    assert [event.fields["entropy"] for event in events] == [n / 8 for n in range(1, CHUNK_SIZE + 4)]
+    assert [event.fields["entropy"] for event in events] == [
+        n / 8 for n in range(1, CHUNK_SIZE + 4)
+    ]
 
 
 @pytest.mark.django_db

@@ -171,5 +171,7 @@ def test_virtual_tokens_count_against_the_context(base_model):
     base_model.metadata = {"context_length": 256}
     batch = {"max_tokens_per_batch": 512, "max_length": 256}
     assert not get_context_warnings(RunConfig.from_dict({"method": "lora", **batch}), base_model)
-    (warning,) = get_context_warnings(RunConfig.from_dict({"method": "prompt", **batch}), base_model)
+    (warning,) = get_context_warnings(
+        RunConfig.from_dict({"method": "prompt", **batch}), base_model
+    )
     assert "max_length is 256 and 20 virtual tokens stand in front" in warning

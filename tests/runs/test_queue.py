@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from tests import tiny
 from tests.launching import launch_run
-from tests.user_errors import assert_mentions, raises_user_error
 from tests.runs.fake_engine import FakeEngine
+from tests.user_errors import assert_mentions, raises_user_error
 from training.errors import Conflict, NotAllowed, UserError
 from training.gpus import allocations, quotas
 from training.gpus.devices import DeviceReading, update_devices
@@ -23,7 +23,7 @@ from training.runs.actions import continue_run, stop_run
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue import actions, admission, checks, durations, reasons
-from training.runs.states import State, RequestedAction
+from training.runs.states import RequestedAction, State
 from training.runs.worker import outcomes
 from training.runs.worker.lease import claim_run
 from training.runs.worker.supervisor import RunSupervisor
@@ -56,7 +56,7 @@ def make_run(run):
 
 
 def get_queue_info(run):
-    return Run.objects.get(pk=run.pk).waits
+    return Run.objects.get(pk=run.pk).queue_info
 
 
 def make_ended_supervisor(run, code=75):
@@ -80,7 +80,9 @@ def test_an_admitted_run_holds_its_device_until_its_engine_is_gone(run, device):
 
 
 def test_the_database_itself_refuses_a_device_twice(run, make_run, device):
-    allocation_request = allocations.AllocationRequest(run.pk, run.name, run.owner, None, "normal", None)
+    allocation_request = allocations.AllocationRequest(
+        run.pk, run.name, run.owner, None, "normal", None
+    )
     allocations.reserve_device(device, allocation_request)
     with pytest.raises(IntegrityError), transaction.atomic():
         Allocation.objects.create(
@@ -112,7 +114,11 @@ def test_a_waiting_run_is_told_its_place_its_reason_and_when_it_should_start(run
     second, third = make_run(), make_run()
     reasons.refresh_queue()
     now = timezone.now().timestamp()
-    assert (get_queue_info(second)["position"], get_queue_info(third)["position"], get_queue_info(third)["total"]) == (1, 2, 2)
+    assert (
+        get_queue_info(second)["position"],
+        get_queue_info(third)["position"],
+        get_queue_info(third)["total"],
+    ) == (1, 2, 2)
     assert "and the one device of CPU is in use" in get_queue_info(second)["reason"]
     assert 590 < get_queue_info(second)["earliest"] - now < 610
     assert 890 < get_queue_info(second)["latest"] - now < 910
@@ -209,7 +215,9 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
     pool = Pool.objects.get()
     with pytest.raises(NotAllowed):
         quotas.set_hold(people["bob"], quotas.get_quota(pool, run.team), is_on_hold=True)
-    quotas.set_hold(people["admin"], quotas.get_quota(pool, run.team), is_on_hold=True, reason="maintenance")
+    quotas.set_hold(
+        people["admin"], quotas.get_quota(pool, run.team), is_on_hold=True, reason="maintenance"
+    )
     assert Allocation.objects.get().evicted_at is None
     waiting = make_run()
     reasons.refresh_queue()
@@ -224,12 +232,16 @@ def test_hold_and_drain_stops_what_runs_with_a_checkpoint_and_hold_alone_does_no
 def test_what_can_never_run_is_refused_at_launch(
     alice, base_model, data, device, no_queue, monkeypatch
 ):
-    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB})
+    monkeypatch.setattr(
+        "training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 30 * GB}
+    )
     with pytest.raises(
         UserError, match=r"needs 30.0 GB, and the largest device of CPU has 24.0 GB"
     ):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    monkeypatch.setattr("training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 20 * GB})
+    monkeypatch.setattr(
+        "training.runs.launch.request.get_cached_forecast", lambda *_: {"peak": 20 * GB}
+    )
     Quota.objects.create(pool=Pool.objects.get(), team=data.dataset.team, max_bytes=10 * GB)
     with raises_user_error(code="most_memory", naming=("10.0 GB",)):
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
@@ -294,7 +306,9 @@ def test_a_stop_while_it_makes_room_is_a_stop(run, make_run):
     supervisor = make_ended_supervisor(run)
     Allocation.objects.update(evicted_at=timezone.now())
     supervisor.check_requests()
-    Run.objects.filter(pk=run.pk).update(requested_action=RequestedAction.STOP, state=State.STOPPING, step=5, last_seq=1)
+    Run.objects.filter(pk=run.pk).update(
+        requested_action=RequestedAction.STOP, state=State.STOPPING, step=5, last_seq=1
+    )
     Event.objects.create(run=run, seq=1, kind="end", time=1.0, fields={"outcome": "preempted"})
     (run.folder / "checkpoints").mkdir()
     supervisor.handle_exit()
@@ -395,17 +409,22 @@ def test_a_waiting_run_should_take_as_long_as_its_steps_took_others_and_not_what
     for steps, seconds in ((10, 20), (10, 30), (100, 200)):
         make_finished_run(make_run, device, steps=steps, seconds=seconds)
     typical_durations = durations.get_typical_durations()
-    assert durations.expected_seconds(make_run(total_steps=1000), typical_durations) == pytest.approx(
-        2000, rel=0.01
-    )
-    assert durations.expected_seconds(make_run(total_steps=1000, step=900), typical_durations) == pytest.approx(
-        200, rel=0.01
-    )
+    assert durations.expected_seconds(
+        make_run(total_steps=1000), typical_durations
+    ) == pytest.approx(2000, rel=0.01)
+    assert durations.expected_seconds(
+        make_run(total_steps=1000, step=900), typical_durations
+    ) == pytest.approx(200, rel=0.01)
     assert durations.expected_seconds(make_run(), typical_durations) == pytest.approx(30, rel=0.01)
-    assert durations.expected_seconds(make_run(method="full", total_steps=10), typical_durations) == math.inf
+    assert (
+        durations.expected_seconds(make_run(method="full", total_steps=10), typical_durations)
+        == math.inf
+    )
 
 
-def test_the_steps_of_a_run_are_known_when_it_is_launched(alice, base_model, data, device, no_queue):
+def test_the_steps_of_a_run_are_known_when_it_is_launched(
+    alice, base_model, data, device, no_queue
+):
     from training.runs.forecast.token_lengths import get_lengths
 
     get_lengths(data, base_model)
@@ -430,6 +449,7 @@ def test_memory_in_use_by_others_is_not_promised_to_a_run(run, make_run, device)
     Device.objects.update(used_bytes=GB // 2)
     assert admission.admit_runs() == [run.pk]
     Device.objects.update(used_bytes=device.total_bytes)
-    assert admission.build_pool_state(device.pool, [], timezone.now(), {}).devices[0].used_by_others == GB // 2, (
-        "what its run uses is no stranger's"
-    )
+    assert (
+        admission.build_pool_state(device.pool, [], timezone.now(), {}).devices[0].used_by_others
+        == GB // 2
+    ), "what its run uses is no stranger's"

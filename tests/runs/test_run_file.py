@@ -249,7 +249,12 @@ def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, reque
 
 def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_queue):
     texts = [f"{number} " + "word " * 300 for number in range(12)]
-    settings = {"method": "prompt", "prompt_tuning_init": "text", "prompt_tuning_init_text": texts, "max_steps": 2}
+    settings = {
+        "method": "prompt",
+        "prompt_tuning_init": "text",
+        "prompt_tuning_init_text": texts,
+        "max_steps": 2,
+    }
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
     run = sweep.runs.first()
     assert read_yaml(to_yaml(run))["settings"] == run.config

@@ -15,7 +15,7 @@ from tests.runs.supervision import start_supervisor, wait_until
 from training.engine.outcome import EXIT_CODES, Outcome, Result
 from training.runs.actions import stop_run
 from training.runs.models import Event, Run
-from training.runs.states import State, RequestedAction
+from training.runs.states import RequestedAction, State
 from training.runs.worker import engine_process, supervisor
 from training.runs.worker.lease import Lease, LeaseLost, claim_run
 from training.runs.worker.supervisor import RunSupervisor, supervise_run
@@ -96,7 +96,9 @@ def test_a_death_queues_it_again_and_says_how_it_died(run, code, message):
 
 @pytest.mark.django_db
 def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
-    monkeypatch.setattr(supervisor.oom_recovery, "recover_run", lambda _run: "Half the rows at once.")
+    monkeypatch.setattr(
+        supervisor.oom_recovery, "recover_run", lambda _run: "Half the rows at once."
+    )
     exited_supervisor(run, code=-9, was_oom_killed=True).handle_exit()
     run.refresh_from_db()
     assert (

@@ -16,7 +16,13 @@ from training.engine.config import RunConfig
 from training.runs.forecast.batch_shapes import BATCH_SETTINGS
 from training.runs.forecast.summary import forecast_run
 from training.runs.forecast.target_device import get_target_device
-from training.runs.forecast.token_lengths import get_truncation_stats, build_histogram, get_lengths, compute_padding, preview_tokens
+from training.runs.forecast.token_lengths import (
+    build_histogram,
+    compute_padding,
+    get_lengths,
+    get_truncation_stats,
+    preview_tokens,
+)
 from training.runs.launch.sweep import compute_warning_id
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
@@ -102,7 +108,9 @@ def test_the_forecast_is_what_training_then_does(data, base_model, alice, engine
         "max_tokens_per_batch": 100,
     }
     lengths = get_lengths(data, base_model)
-    summary = forecast_run(RunConfig.from_dict(settings), base_model, data, lengths, get_target_device())
+    summary = forecast_run(
+        RunConfig.from_dict(settings), base_model, data, lengths, get_target_device()
+    )
     run = launch_run(alice, base_model=base_model, data=data, settings=settings)
     engine_here([str(run.folder)])
     events = tiny.read_events(run.folder)
@@ -128,7 +136,9 @@ def test_of_a_large_set_a_part_is_measured_and_the_page_says_so(
     monkeypatch.setattr("training.runs.forecast.token_lengths.MAX_MEASURED_ROWS", 10)
     lengths = get_lengths(data, base_model)
     assert lengths.measured_rows < lengths.rows == data.train_rows
-    assert not forecast_run(RunConfig(max_length=64), base_model, data, lengths, get_target_device())["exact"]
+    assert not forecast_run(
+        RunConfig(max_length=64), base_model, data, lengths, get_target_device()
+    )["exact"]
     page = as_alice.get(f"/data/versions/{data.pk}/trained").content.decode()
     assert f"Counted on {lengths.measured_rows} of {data.train_rows} rows" in page
 
@@ -197,7 +207,9 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
         ({"model": "M", "data": "D", "max_length": "64", "learning_rate": "0.1"}, "Start anyway"),
     ],
 )
-def test_the_button_names_the_next_thing_that_is_missing(as_alice, data, base_model, form_data, label):
+def test_the_button_names_the_next_thing_that_is_missing(
+    as_alice, data, base_model, form_data, label
+):
     ids = {"M": base_model.pk, "D": data.pk}
     card = as_alice.post(
         "/runs/new/card", {name: ids.get(value, value) for name, value in form_data.items()}
@@ -213,7 +225,12 @@ def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model,
         "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
     )
     assert warning in refused.content.decode()
-    assert as_alice.post("/runs/new", {**body, "accepted_warnings": compute_warning_id(warning)}).status_code == 302
+    assert (
+        as_alice.post(
+            "/runs/new", {**body, "accepted_warnings": compute_warning_id(warning)}
+        ).status_code
+        == 302
+    )
 
 
 def test_the_api_tells_the_same(as_alice, data, base_model):
@@ -240,7 +257,11 @@ def test_tokens_are_right_with_accumulation_and_with_most_steps(
     ):
         settings = {**tiny.SETTINGS, "max_tokens_per_batch": 80, **more}
         summary = forecast_run(
-            RunConfig.from_dict(settings), base_model, data, get_lengths(data, base_model), get_target_device()
+            RunConfig.from_dict(settings),
+            base_model,
+            data,
+            get_lengths(data, base_model),
+            get_target_device(),
         )
         run = launch_run(alice, base_model=base_model, data=data, settings=settings)
         engine_here([str(run.folder)])
@@ -261,7 +282,11 @@ def test_target_modules_count_as_peft_matches_them(data, base_model):
         get_target_device(),
     )
     plain = forecast_run(
-        RunConfig(target_modules="q_proj", max_length=64), base_model, data, None, get_target_device()
+        RunConfig(target_modules="q_proj", max_length=64),
+        base_model,
+        data,
+        None,
+        get_target_device(),
     )
     assert dotted["trainable"] == plain["trainable"] > 0
 

@@ -39,10 +39,23 @@ def no_program(monkeypatch, settings):
 def things(run, base_model, data, alice, device):
     """The numbers that stand in addresses, by the name of the parameter."""
     shared = {"owner": alice, "team": run.team}
-    file_format = {"kind": "jsonl", "zipped": False, "delimiter": ",", "header": True, "unit": "paragraph"}
-    mapping = {"row_format": "messages", "columns": {"messages": "messages"}, "split": "", "is_certain": True}
+    file_format = {
+        "kind": "jsonl",
+        "zipped": False,
+        "delimiter": ",",
+        "header": True,
+        "unit": "paragraph",
+    }
+    mapping = {
+        "row_format": "messages",
+        "columns": {"messages": "messages"},
+        "split": "",
+        "is_certain": True,
+    }
     files = [{"file": "0", "name": "a.jsonl", "split": "", "format": file_format}]
-    upload = Upload.objects.create(**shared, name="Lights", source="x", files=files, mapping=mapping)
+    upload = Upload.objects.create(
+        **shared, name="Lights", source="x", files=files, mapping=mapping
+    )
     upload.folder.mkdir(parents=True, exist_ok=True)
     (upload.folder / "0").write_bytes(b"".join(tiny.encode_jsonl(tiny.ROWS)))
     (upload.folder / "sample.json").write_text(json.dumps([[1, tiny.ROWS[0], ""]]))
@@ -64,7 +77,9 @@ def things(run, base_model, data, alice, device):
         "upload_id": upload.pk,
         "adapter_id": version.pk,
         "model_id": base_model.pk,
-        "sweep_id": Sweep.objects.create(**shared, name="Grid", grid={"method": list(BENCHMARK_METHODS)}).pk,
+        "sweep_id": Sweep.objects.create(
+            **shared, name="Grid", grid={"method": list(BENCHMARK_METHODS)}
+        ).pk,
         "team_id": Team.objects.get(name="voice").pk,
         "token_id": 1,
         "webhook_id": Webhook.objects.create(

@@ -205,7 +205,10 @@ def test_27_odd_pages_and_searches_are_answered(as_alice, run, query):
 
 
 def test_27_a_grid_of_millions_is_refused_before_it_is_built(as_alice, base_model, data):
-    settings = {name: list(range(1, 400)) for name in ("rank", "alpha", "epochs", "gradient_accumulation_steps")}
+    settings = {
+        name: list(range(1, 400))
+        for name in ("rank", "alpha", "epochs", "gradient_accumulation_steps")
+    }
     body = json.dumps({"model": base_model.pk, "data": data.pk, "settings": settings})
     assert (
         as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json").status_code

@@ -87,7 +87,9 @@ def test_another_inference_server_is_taken_and_none_of_ours_started(monkeypatch)
         "worker",
         "inference",
     ]
-    assert [child.name for child in build_processes("127.0.0.1", 8000, has_own_inference=False)] == [
+    assert [
+        child.name for child in build_processes("127.0.0.1", 8000, has_own_inference=False)
+    ] == [
         "web",
         "worker",
     ]

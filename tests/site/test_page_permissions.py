@@ -247,10 +247,12 @@ def test_leads_see_of_quotas_and_audit_only_what_concerns_their_teams(client, pe
     assert client.get(f"/quotas/{things['pool_id']}/{others.pk}").status_code == 404
     for action, code in (("hold", 302), ("lift", 302), ("save", 403), ("try", 403)):
         assert (
-            client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"action": action}).status_code == code
+            client.post(f"/quotas/{things['pool_id']}/{voice.pk}", {"action": action}).status_code
+            == code
         ), action
     assert (
-        client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"action": "hold"}).status_code == 404
+        client.post(f"/quotas/{things['pool_id']}/{others.pk}", {"action": "hold"}).status_code
+        == 404
     )
 
 

@@ -44,8 +44,12 @@ def no_other_services(monkeypatch, no_queue, no_program, tiny_model):
     Each simulation takes 6 s, so one answer serves every model that is made up.
     """
     lora = RunConfig.from_dict({"method": "lora"}).to_dict()
-    answer = simulations.simulate_request({"model": str(tiny_model), "settings": lora, "device": "cpu"})
-    monkeypatch.setattr(memory_estimators.ANY_MODEL_PROCESS, "request_estimator", lambda _request: answer)
+    answer = simulations.simulate_request(
+        {"model": str(tiny_model), "settings": lora, "device": "cpu"}
+    )
+    monkeypatch.setattr(
+        memory_estimators.ANY_MODEL_PROCESS, "request_estimator", lambda _request: answer
+    )
 
     def raise_user_error(*_args, **_kwargs):
         raise UserError("not here")

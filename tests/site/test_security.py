@@ -129,7 +129,9 @@ def test_no_page_asks_the_database_once_a_row(
     from training.runs.models import Run
 
     monkeypatch.setattr(
-        token_lengths, "get_cached_lengths", lambda *_args, **_more: tiny.make_token_lengths(run.data.train_rows)
+        token_lengths,
+        "get_cached_lengths",
+        lambda *_args, **_more: tiny.make_token_lengths(run.data.train_rows),
     )
     for _ in range(30):
         copy = Run.objects.get(pk=run.pk)
@@ -137,7 +139,9 @@ def test_no_page_asks_the_database_once_a_row(
         copy.save()
     for number in range(30):
         create_deployment(
-            run.owner, f"lamps-{number}", Routing(register_version(run, number=number), use_merged=False)
+            run.owner,
+            f"lamps-{number}",
+            Routing(register_version(run, number=number), use_merged=False),
         )
     for path in (
         "/",

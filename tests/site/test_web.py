@@ -68,11 +68,15 @@ def send_request(port, head, body=b""):
 
 
 def test_it_works(port):
-    assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(b"HTTP/1.1 200")
+    assert send_request(port, b"GET /health HTTP/1.1\nHost: localhost")[0].startswith(
+        b"HTTP/1.1 200"
+    )
 
 
 def test_a_body_that_says_it_is_too_long_is_refused_at_once(port):
-    answer, _ = send_request(port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999")
+    answer, _ = send_request(
+        port, b"POST /health HTTP/1.1\nHost: localhost\nContent-Length: 99999999999"
+    )
     assert answer.startswith(b"HTTP/1.1 413")
 
 
@@ -107,4 +111,6 @@ def test_no_header_moves_the_sites_addresses(port, header):
 
 
 def test_another_host_name_is_refused(port):
-    assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(b"HTTP/1.1 400")
+    assert send_request(port, b"GET /sign-in HTTP/1.1\nHost: evil.example")[0].startswith(
+        b"HTTP/1.1 400"
+    )

@@ -68,7 +68,11 @@ class Freezer:
 
     def __init__(self, stage):
         self.stage, self.thread, self.thawed = stage, None, threading.Event()
-        self.freeze_count, self.takeover_count, self.unclaimed_runs = 0, 0, []  # runs of a worker that stood still
+        self.freeze_count, self.takeover_count, self.unclaimed_runs = (
+            0,
+            0,
+            [],
+        )  # runs of a worker that stood still
 
     def freeze(self):
         self.thaw()
@@ -206,7 +210,9 @@ def check_survival(tmp_path, model, times):
             assert recorded["sha256"] == weights
             assert all(one[1] is not None for one in recorded["held"])  # every device is given back
             # And none was held twice
-            assert all(one[1] <= other[0] for one, other in pairwise(recorded["held"])), recorded["held"]
+            assert all(one[1] <= other[0] for one, other in pairwise(recorded["held"])), recorded[
+                "held"
+            ]
     assert freezer.freeze_count == counts["freeze"]
     assert not freezer.unclaimed_runs, "another worker takes over what a frozen one watched"
     print(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.chromium import launch_browser, find_chromium
+from tests.browser.chromium import find_chromium, launch_browser
 from tests.running_site import ROOT, find_free_port
 
 # A folder for the README's pictures

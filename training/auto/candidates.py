@@ -56,21 +56,25 @@ def iter_candidates(
     A technique that this model cannot have is passed over; why goes to `problems`.
     """
     if "method" in draft.locked:
-        yield from iter_method_candidates(draft, draft.locked["method"], common_settings, step_tokens)
+        yield from iter_method_candidates(
+            draft, draft.locked["method"], common_settings, step_tokens
+        )
         return
     last_resort = RunConfig.from_dict({"method": LAST_RESORT_METHOD})
     inapplicable = last_resort.inapplicable_settings()
     for method in (*PREFERRED_METHODS, LAST_RESORT_METHOD):
-        if method == LAST_RESORT_METHOD and (len(problems) < len(PREFERRED_METHODS) or inapplicable & set(draft.locked)):
+        if method == LAST_RESORT_METHOD and (
+            len(problems) < len(PREFERRED_METHODS) or inapplicable & set(draft.locked)
+        ):
             return
         own_settings = {
             setting: value
             for setting, value in common_settings.items()
             if method != LAST_RESORT_METHOD or setting not in inapplicable
         }
-        if method == LAST_RESORT_METHOD and own_settings["max_length"] + last_resort.prepended_tokens > (
-            draft.inputs.context_length or math.inf
-        ):
+        if method == LAST_RESORT_METHOD and own_settings[
+            "max_length"
+        ] + last_resort.prepended_tokens > (draft.inputs.context_length or math.inf):
             return  # rows as long as the context leave no room in front of them
         try:
             yield from iter_method_candidates(draft, method, own_settings, step_tokens)
@@ -80,14 +84,18 @@ def iter_candidates(
             problems.append(error)
 
 
-def iter_method_candidates(draft: PlanDraft, method: str, common_settings: dict[str, Any], step_tokens: int) -> Iterator[Candidate]:
+def iter_method_candidates(
+    draft: PlanDraft, method: str, common_settings: dict[str, Any], step_tokens: int
+) -> Iterator[Candidate]:
     is_unsupported = "gradient_checkpointing" in METHODS[method].incompatible_settings
     locked_checkpointing = draft.locked.get("gradient_checkpointing")
     checkpointing_options = (False,) if is_unsupported else (False, True)
     if locked_checkpointing is not None:
         checkpointing_options = (locked_checkpointing,)
     for bits in FEWER_BITS if METHODS[method].is_full_finetuning else FEWER_BITS[:1]:
-        overrides = {setting: value for setting, value in bits.items() if setting not in draft.locked}
+        overrides = {
+            setting: value for setting, value in bits.items() if setting not in draft.locked
+        }
         if bits and (
             not overrides
             or any(draft.locked.get(setting, value) != value for setting, value in bits.items())
@@ -96,23 +104,42 @@ def iter_method_candidates(draft: PlanDraft, method: str, common_settings: dict[
         for checkpointing in checkpointing_options:
             yield from iter_batch_halvings(
                 draft,
-                {**common_settings, **overrides, "method": method, "gradient_checkpointing": checkpointing},
+                {
+                    **common_settings,
+                    **overrides,
+                    "method": method,
+                    "gradient_checkpointing": checkpointing,
+                },
                 step_tokens,
             )
 
 
-def iter_batch_halvings(draft: PlanDraft, settings: dict[str, Any], step_tokens: int) -> Iterator[Candidate]:
+def iter_batch_halvings(
+    draft: PlanDraft, settings: dict[str, Any], step_tokens: int
+) -> Iterator[Candidate]:
     """The batch whole, then in halves down to one row, with as many accumulated."""
-    locked_tokens, locked_accumulation = draft.locked.get("max_tokens_per_batch"), draft.locked.get("gradient_accumulation_steps")
-    batch_tokens = locked_tokens or max(settings["max_length"], step_tokens // (locked_accumulation or 1))
+    locked_tokens, locked_accumulation = (
+        draft.locked.get("max_tokens_per_batch"),
+        draft.locked.get("gradient_accumulation_steps"),
+    )
+    batch_tokens = locked_tokens or max(
+        settings["max_length"], step_tokens // (locked_accumulation or 1)
+    )
     while True:
         candidate_settings = settings | {
             "max_tokens_per_batch": batch_tokens,
-            "gradient_accumulation_steps": locked_accumulation or max(1, round(step_tokens / batch_tokens)),
+            "gradient_accumulation_steps": locked_accumulation
+            or max(1, round(step_tokens / batch_tokens)),
         }
         config = RunConfig.from_dict(candidate_settings)
-        yield Candidate(config, draft.inputs.forecast_memory(config), draft.inputs.free_bytes * (1 - rules.MEMORY_MARGIN))
+        yield Candidate(
+            config,
+            draft.inputs.forecast_memory(config),
+            draft.inputs.free_bytes * (1 - rules.MEMORY_MARGIN),
+        )
         smaller = max(config.max_length, rules.round_up(batch_tokens / 2, 16))
-        if locked_tokens or smaller >= batch_tokens:  # rows shorter than 16 tokens leave no smaller batch
+        if (
+            locked_tokens or smaller >= batch_tokens
+        ):  # rows shorter than 16 tokens leave no smaller batch
             return
         batch_tokens = smaller

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from training.auto import rules
 from training.auto.candidates import Candidate, iter_candidates
-from training.auto.plan_types import GOALS, Choice, PlanDraft, Plan, PlanInputs
+from training.auto.plan_types import GOALS, Choice, Plan, PlanDraft, PlanInputs
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
@@ -58,14 +58,22 @@ def make_plan(
     config = RunConfig.from_dict({**selected.config.to_dict(), "learning_rate": learning_rate})
     rules.choose_eval_settings(draft, config)
     rules.choose_tuning(draft, config)
-    draft.choices = [choice for choice in draft.choices if choice.setting not in config.inapplicable_settings()]
+    draft.choices = [
+        choice for choice in draft.choices if choice.setting not in config.inapplicable_settings()
+    ]
     draft.check_unused_locks()
-    plan = Plan(goal, sort_choices(draft.choices), {**build_facts(inputs), **rules.summarize_forecast(selected.forecast)})
+    plan = Plan(
+        goal,
+        sort_choices(draft.choices),
+        {**build_facts(inputs), **rules.summarize_forecast(selected.forecast)},
+    )
     RunConfig.from_dict(plan.settings)
     return plan
 
 
-def try_candidates(draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int) -> list[Candidate]:
+def try_candidates(
+    draft: PlanDraft, common_settings: dict[str, Any], step_tokens: int
+) -> list[Candidate]:
     """Ways to run in the order of `setups`; the last one fits.
 
     Raises:
@@ -106,7 +114,9 @@ def compute_step_tokens(inputs: PlanInputs, length: int, rows_per_step: int) -> 
 def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candidate) -> None:
     inputs, method = draft.inputs, selected.config.method
     title, peak = METHODS[method].title, format_bytes(selected.forecast["peak"])
-    other_candidate = next((one for one in reversed(candidates) if one.config.method != method), None)
+    other_candidate = next(
+        (one for one in reversed(candidates) if one.config.method != method), None
+    )
     if other_candidate is not None:
         why = (
             f"{title}: {other_candidate.description}, would need {format_memory_use(inputs, other_candidate.forecast['peak'])}; {title} "
@@ -117,8 +127,12 @@ def choose_method(draft: PlanDraft, candidates: list[Candidate], selected: Candi
         )
     else:
         why = f"{title} fits: {peak} of {format_bytes(inputs.free_bytes)} free on {inputs.device}."
-        alternative = describe_other_method(draft, selected, "qlora" if method == "lora" else "lora")
-    draft.choose_setting("method", method, why, alternative=alternative, source=METHODS[method].paper)
+        alternative = describe_other_method(
+            draft, selected, "qlora" if method == "lora" else "lora"
+        )
+    draft.choose_setting(
+        "method", method, why, alternative=alternative, source=METHODS[method].paper
+    )
     without_checkpointing = next(
         (
             one
@@ -161,25 +175,33 @@ def format_memory_use(inputs: PlanInputs, needed_bytes: float) -> str:
     return f"{format_bytes(needed_bytes)} of {format_bytes(inputs.free_bytes)} free{margin_message}"
 
 
-def choose_precision_and_optimizer(draft: PlanDraft, candidates: list[Candidate], selected: Candidate) -> None:
+def choose_precision_and_optimizer(
+    draft: PlanDraft, candidates: list[Candidate], selected: Candidate
+) -> None:
     """Precision and optimizer: as suits the device, or with fewer bits where full fine-tuning would
     not fit.
     """
     inputs, config = draft.inputs, selected.config
-    wider_weights = next((one for one in reversed(candidates) if one.config.precision != config.precision), None)
+    wider_weights = next(
+        (one for one in reversed(candidates) if one.config.precision != config.precision), None
+    )
     if wider_weights is not None:
         why = (
             f"bf16 weights: with fp32 ones {wider_weights.description}, would need "
             f"{format_memory_use(inputs, wider_weights.forecast['peak'])}."
         )
-        alternative = "mixed would keep small steps, which bf16 weights round away; free memory for it."
+        alternative = (
+            "mixed would keep small steps, which bf16 weights round away; free memory for it."
+        )
     else:
         why = f"Computes in {selected.forecast['precision']}, which suits {inputs.device} best."
         alternative = "fp32 everywhere would be slower where bf16 is at hand."
     source = "Kalamkar et al. 2019, A Study of BFLOAT16 for Deep Learning Training"
     draft.choose_setting("precision", config.precision, why, alternative=alternative, source=source)
     why = f"{OPTIMIZER_DESCRIPTIONS[selected.forecast['optimizer']]}."
-    wider_states = next((one for one in reversed(candidates) if one.config.optim != config.optim), None)
+    wider_states = next(
+        (one for one in reversed(candidates) if one.config.optim != config.optim), None
+    )
     if wider_states is not None:
         why = (
             f"AdamW with states of 8 bits: with 32 bits {wider_states.description}, would need "
@@ -210,9 +232,14 @@ OPTIMIZER_DESCRIPTIONS = {
 
 def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) -> str:
     """What the nearest other technique would need."""
-    title, inapplicable = METHODS[method].title, RunConfig.from_dict({"method": method}).inapplicable_settings()
+    title, inapplicable = (
+        METHODS[method].title,
+        RunConfig.from_dict({"method": method}).inapplicable_settings(),
+    )
     settings = {
-        setting: value for setting, value in selected.config.to_dict().items() if setting not in inapplicable
+        setting: value
+        for setting, value in selected.config.to_dict().items()
+        if setting not in inapplicable
     }
     try:
         forecast = draft.inputs.forecast_memory(RunConfig.from_dict({**settings, "method": method}))
@@ -221,7 +248,9 @@ def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) ->
             raise
         return f"{title} is not possible here: {error.message}"
     if method == "lora":
-        return f"LoRA, which most adapters are made with, would need {format_bytes(forecast['peak'])}."
+        return (
+            f"LoRA, which most adapters are made with, would need {format_bytes(forecast['peak'])}."
+        )
     return (
         f"QLoRA would need {format_bytes(forecast['peak'])}; it is slower and rounds the base to 4 "
         "bits."
@@ -229,9 +258,14 @@ def describe_other_method(draft: PlanDraft, selected: Candidate, method: str) ->
 
 
 def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
-    batch_tokens, accumulation = selected.config.max_tokens_per_batch, selected.config.gradient_accumulation_steps
+    batch_tokens, accumulation = (
+        selected.config.max_tokens_per_batch,
+        selected.config.gradient_accumulation_steps,
+    )
     mean_length = float(draft.inputs.lengths.clip(max=selected.config.max_length).mean())
-    rows_description = f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows a step"
+    rows_description = (
+        f"about {max(1, round(batch_tokens * accumulation / mean_length))} rows a step"
+    )
     peak = format_bytes(selected.forecast["peak"])
     why = (
         f"The whole step at once, {rows_description}: {peak} at its fullest moment."
@@ -243,7 +277,9 @@ def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
         if accumulation == 1
         else "More would not fit."
     )
-    draft.choose_setting("max_tokens_per_batch", batch_tokens, why, alternative=alternative, source=rules.LORA_GUIDE)
+    draft.choose_setting(
+        "max_tokens_per_batch", batch_tokens, why, alternative=alternative, source=rules.LORA_GUIDE
+    )
     why = (
         f"{accumulation} x {batch_tokens:,} tokens make {rows_description}."
         if accumulation > 1
@@ -254,7 +290,13 @@ def choose_batch(draft: PlanDraft, selected: Candidate) -> None:
         if accumulation > 1
         else "2 would make half as many steps."
     )
-    draft.choose_setting("gradient_accumulation_steps", accumulation, why, alternative=alternative, source=rules.LORA_GUIDE)
+    draft.choose_setting(
+        "gradient_accumulation_steps",
+        accumulation,
+        why,
+        alternative=alternative,
+        source=rules.LORA_GUIDE,
+    )
 
 
 def raise_nothing_fits(draft: PlanDraft, candidates: list[Candidate]) -> NoReturn:
@@ -267,8 +309,15 @@ def raise_nothing_fits(draft: PlanDraft, candidates: list[Candidate]) -> NoRetur
     length = smallest.config.max_length
     while length > 64:
         length = rules.round_up(length / 2, 32)
-        shorter_settings = {**smallest.config.to_dict(), "max_length": length, "max_tokens_per_batch": length}
-        if draft.inputs.forecast_memory(RunConfig.from_dict(shorter_settings))["peak"] <= smallest.available_bytes:
+        shorter_settings = {
+            **smallest.config.to_dict(),
+            "max_length": length,
+            "max_tokens_per_batch": length,
+        }
+        if (
+            draft.inputs.forecast_memory(RunConfig.from_dict(shorter_settings))["peak"]
+            <= smallest.available_bytes
+        ):
             truncated_percent = 100 * draft.inputs.truncated_share(length)
             raise UserError(
                 f"{message} With rows cut at {length} tokens ({truncated_percent:.0f} % are longer) it would fit.",
@@ -299,7 +348,10 @@ CHOICE_ORDER = (
 def sort_choices(choices: list[Choice]) -> list[Choice]:
     """What people look for first, first."""
     return sorted(
-        choices, key=lambda one: CHOICE_ORDER.index(one.setting) if one.setting in CHOICE_ORDER else len(CHOICE_ORDER)
+        choices,
+        key=lambda one: (
+            CHOICE_ORDER.index(one.setting) if one.setting in CHOICE_ORDER else len(CHOICE_ORDER)
+        ),
     )
 
 

@@ -107,7 +107,14 @@ class PlanDraft:
                 else "The rest is planned around it."
             )
             self.choices.append(
-                Choice(setting, locked_value, "You set it.", alternative=plan_choice, source=source, locked=True)
+                Choice(
+                    setting,
+                    locked_value,
+                    "You set it.",
+                    alternative=plan_choice,
+                    source=source,
+                    locked=True,
+                )
             )
             return locked_value
         self.choices.append(Choice(setting, value, why, alternative, source))

@@ -21,7 +21,9 @@ MAX_TRUNCATED_SHARE = 0.01
 MAX_RANK = 128
 FEW_ROWS = 200
 SHORT_RUN_STEPS = 100  # steps
-MEMORY_MARGIN = 0.05  # of the free memory; the forecast's worst error is about as much (docs/benchmarks.md)
+MEMORY_MARGIN = (
+    0.05  # of the free memory; the forecast's worst error is about as much (docs/benchmarks.md)
+)
 EVALS_PER_RUN = 10
 MIN_STABLE_EVAL_ROWS = 20  # rows: with fewer, the held-out loss jumps too much to stop by it
 
@@ -36,7 +38,9 @@ def choose_max_length(draft: PlanDraft) -> int:
     """
     inputs = draft.inputs
     longest = int(inputs.lengths.max())
-    typical = int(np.sort(inputs.lengths)[math.ceil((1 - MAX_TRUNCATED_SHARE) * len(inputs.lengths)) - 1])
+    typical = int(
+        np.sort(inputs.lengths)[math.ceil((1 - MAX_TRUNCATED_SHARE) * len(inputs.lengths)) - 1]
+    )
     wanted = round_up(longest if longest <= 1.5 * typical else typical, 64)
     limit = min(
         (inputs.context_length or 131_072) - count_virtual_tokens(draft),
@@ -46,7 +50,11 @@ def choose_max_length(draft: PlanDraft) -> int:
     value = min(wanted, limit)
     truncated_share = inputs.truncated_share(value)
     why = f"Rows have {int(np.median(inputs.lengths)):,} tokens in the middle and {longest:,} at most; "
-    why += "none is cut off." if not truncated_share else f"{100 * truncated_share:.1f} % are cut off here."
+    why += (
+        "none is cut off."
+        if not truncated_share
+        else f"{100 * truncated_share:.1f} % are cut off here."
+    )
     if value < wanted:
         why += f" No more than {limit:,} go through {inputs.model} at once."
     alternative = (
@@ -62,13 +70,17 @@ def choose_max_length(draft: PlanDraft) -> int:
             else "More changes nothing."
         )
     source = "the data; rows that are cut off lose the end of their answers"
-    return int(draft.choose_setting("max_length", value, why, alternative=alternative, source=source))
+    return int(
+        draft.choose_setting("max_length", value, why, alternative=alternative, source=source)
+    )
 
 
 def count_virtual_tokens(draft: PlanDraft) -> int:
     """Of a locked technique."""
     locked = {
-        name: draft.locked[name] for name in ("method", "num_virtual_tokens") if name in draft.locked
+        name: draft.locked[name]
+        for name in ("method", "num_virtual_tokens")
+        if name in draft.locked
     }
     return RunConfig.from_dict(locked).prepended_tokens
 
@@ -96,7 +108,9 @@ def choose_rank(draft: PlanDraft) -> int:
             f"{MAX_RANK} is the most a plan takes, although {bits:,} trained tokens hold more: "
             "beyond it, full fine-tuning pays."
         )
-    alternative = f"{2 * value} would train {2 * value * inputs.parameters_per_rank:,} parameters instead of "
+    alternative = (
+        f"{2 * value} would train {2 * value * inputs.parameters_per_rank:,} parameters instead of "
+    )
     alternative += f"{value * inputs.parameters_per_rank:,}, in more memory."
     return int(draft.choose_setting("rank", value, why, alternative=alternative, source=LORA_GUIDE))
 
@@ -125,7 +139,11 @@ def choose_target_modules(draft: PlanDraft) -> str:
         "a higher loss."
     )
     source = f"QLoRA, Dettmers et al. 2023, figure 2; {LORA_GUIDE}"
-    return str(draft.choose_setting("target_modules", "all-linear", why, alternative=alternative, source=source))
+    return str(
+        draft.choose_setting(
+            "target_modules", "all-linear", why, alternative=alternative, source=source
+        )
+    )
 
 
 def choose_epochs(draft: PlanDraft) -> int:
@@ -179,7 +197,9 @@ def choose_learning_rate(draft: PlanDraft, config: RunConfig) -> float:
     """
     inputs, method = draft.inputs, METHODS[config.method]
     width_factor = (4096 / inputs.hidden_size) ** 0.775
-    source = f"{LORA_GUIDE}: rate by width, fitted on Llama models; ten times that of full fine-tuning"
+    source = (
+        f"{LORA_GUIDE}: rate by width, fitted on Llama models; ten times that of full fine-tuning"
+    )
     if method.is_full_finetuning:
         value = round_rate(min(5e-5, max(5e-6, 1e-5 * width_factor)))
         why = (
@@ -207,7 +227,9 @@ def choose_learning_rate(draft: PlanDraft, config: RunConfig) -> float:
         f"{format_setting(round_rate(value / 3))} would learn slower; "
         f"{format_setting(round_rate(value * 3))} may make the loss jump."
     )
-    return float(draft.choose_setting("learning_rate", value, why, alternative=alternative, source=source))
+    return float(
+        draft.choose_setting("learning_rate", value, why, alternative=alternative, source=source)
+    )
 
 
 def round_rate(value: float) -> float:
@@ -249,7 +271,11 @@ def choose_eval_settings(draft: PlanDraft, config: RunConfig) -> None:
     source = "a tenth of the run shows where the loss turns"
     interval = int(
         draft.choose_setting(
-            "eval_steps", max(1, steps // EVALS_PER_RUN), why, alternative=alternative, source=source
+            "eval_steps",
+            max(1, steps // EVALS_PER_RUN),
+            why,
+            alternative=alternative,
+            source=source,
         )
     )
     why, alternative = (
@@ -323,5 +349,7 @@ def choose_tuning(draft: PlanDraft, config: RunConfig) -> None:
 def summarize_forecast(forecast: Any) -> dict[str, Any]:
     """What of a forecast a plan keeps."""
     return {
-        name: forecast[name] for name in ("peak", "precision", "optimizer", "trainable") if name in forecast
+        name: forecast[name]
+        for name in ("peak", "precision", "optimizer", "trainable")
+        if name in forecast
     }

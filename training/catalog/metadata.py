@@ -53,7 +53,7 @@ def read_model_metadata(folder: Path) -> dict[str, Any]:
     """Architecture, size and template of the causal language model in `folder`.
 
     Raises:
-        UnfitModel: says which file is missing or wrong.
+        UnsupportedModel: says which file is missing or wrong.
     """
     try:
         return collect_metadata(folder)
@@ -76,7 +76,9 @@ def collect_metadata(folder: Path) -> dict[str, Any]:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = [path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES]
-        reason = f"only {pickled[0]}, which is pickled and could run code" if pickled else "no weights"
+        reason = (
+            f"only {pickled[0]}, which is pickled and could run code" if pickled else "no weights"
+        )
         raise UnsupportedModel(
             f"{folder.name} has {reason}. SnapML loads safetensors only.",
             code="pickled_weights" if pickled else "no_weights",
@@ -103,7 +105,8 @@ def collect_metadata(folder: Path) -> dict[str, Any]:
         or text_config.get("n_embd")
         or text_config.get("d_model")
         or text_config.get("n_embed"),
-        "context_length": text_config.get("max_position_embeddings") or text_config.get("n_positions"),
+        "context_length": text_config.get("max_position_embeddings")
+        or text_config.get("n_positions"),
         "vocabulary": text_config.get("vocab_size"),
         "dtype": " + ".join(sorted(dtypes)),
         "bytes": sum(path.stat().st_size for path in weights),
@@ -116,12 +119,14 @@ def check_no_outside_links(folder: Path) -> None:
     """A link out of the folder would show other files of the server on the card.
 
     Raises:
-        UnfitModel: names the link.
+        UnsupportedModel: names the link.
     """
     root = folder.resolve()
     for path in folder.rglob("*"):
         if not path.resolve().is_relative_to(root):
-            raise UnsupportedModel(f"{path.name} is a link out of {folder.name}; copy the file instead.")
+            raise UnsupportedModel(
+                f"{path.name} is a link out of {folder.name}; copy the file instead."
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def check_no_code(value: Any, file_name: str) -> None:
     """Refuse keys that name code, at any depth.
 
     Raises:
-        UnfitModel: with the key.
+        UnsupportedModel: with the key.
     """
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -162,7 +167,7 @@ def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
     """Parameters and dtypes from the headers alone.
 
     Raises:
-        UnfitModel: a header is broken (see `read_header`).
+        UnsupportedModel: a header is broken (see `read_header`).
     """
     tensors = [tensor for path in files for tensor in read_tensors(path).values()]
     return sum(math.prod(tensor.shape) for tensor in tensors), {tensor.dtype for tensor in tensors}

@@ -60,7 +60,7 @@ def add_folder(user: User, path: str) -> BaseModel:
 
     Raises:
         NotAllowed: not an admin, or a folder outside SNAPML_MODEL_FOLDERS.
-        UnfitModel: see `read_card`.
+        UnsupportedModel: see `read_card`.
     """
     check_admin(user)
     if "\0" in path:

@@ -15,7 +15,9 @@ from training.people.requests import AuthenticatedRequest
 
 def models_page(request: AuthenticatedRequest) -> HttpResponse:
     base_models = BaseModel.objects.all()
-    is_importing = any(model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models)
+    is_importing = any(
+        model.state in (ModelState.WAITING, ModelState.IMPORTING) for model in base_models
+    )
     template = "catalog/_cards.html" if request.headers.get("HX-Request") else "catalog/models.html"
     return render(request, template, {"models": base_models, "is_importing": is_importing})
 

@@ -11,22 +11,25 @@ from ninja.pagination import paginate
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from training.datasets import uploads, services
+from training.datasets import services, uploads
 from training.datasets.build import BuildOptions
-from training.datasets.examples import add_example
 from training.datasets.column_mapping import ROW_FORMATS, ColumnMapping
+from training.datasets.examples import add_example
 from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
-from training.datasets.preview import preview_rows, load_rows
-from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
 from training.datasets.permissions import get_visible_version
+from training.datasets.preview import load_rows, preview_rows
+from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
 from training.errors import NotFound, TooLarge, UserError
 from training.people.pagination import Pagination
-from training.people.requests import AuthenticatedRequest
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest
 
 router = Router(tags=["datasets"])
 MAX_ROWS_PER_REQUEST = 100
-MAPPING_EXAMPLE: JsonDict = {"row_format": "pairs", "columns": {"prompt": "question", "completion": "answer"}}
+MAPPING_EXAMPLE: JsonDict = {
+    "row_format": "pairs",
+    "columns": {"prompt": "question", "completion": "answer"},
+}
 
 
 class VersionOut(Schema):
@@ -136,7 +139,8 @@ def create_upload(
     """
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.", field="file"
+            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.",
+            field="file",
         )
     target_dataset = get_changeable(Dataset, request.user, dataset) if dataset is not None else None
     if file is not None:
@@ -146,7 +150,12 @@ def create_upload(
         files, source = [save_pasted_rows(rows)], "pasted"
     else:
         raise UserError("Send a `file`, or `rows` as text.", field="file")
-    return Status(201, uploads.receive_files(request.user, files, name=name, source=source, dataset=target_dataset))
+    return Status(
+        201,
+        uploads.receive_files(
+            request.user, files, name=name, source=source, dataset=target_dataset
+        ),
+    )
 
 
 @router.post("/uploads/hub", response={201: UploadOut})

@@ -89,7 +89,9 @@ def assign_splits(facts: dict[str, Any], options: BuildOptions) -> tuple[AnyArra
     dropped = {"same": 0, "alike": 0, "in_both": 0}
     for reference, affected in ((TEST, (EVAL, TRAIN, 0)), (EVAL, (TRAIN, 0))):
         reference_content = facts["content"][split == reference]
-        dropped["in_both"] += drop_rows(split, np.isin(facts["content"], reference_content) & np.isin(split, affected))
+        dropped["in_both"] += drop_rows(
+            split, np.isin(facts["content"], reference_content) & np.isin(split, affected)
+        )
     if options.drop_duplicates:
         for part in ((TRAIN, 0), (EVAL,), (TEST,)):
             members = np.flatnonzero(np.isin(split, part))
@@ -102,7 +104,9 @@ def assign_splits(facts: dict[str, Any], options: BuildOptions) -> tuple[AnyArra
         has_eval_row[root[np.isin(split, (EVAL, TEST))]] = True  # groups that have a row held out
         same_as_root = facts["content"] == facts["content"][root]
         dropped["alike"] = drop_rows(
-            split, np.isin(split, (TRAIN, 0)) & (has_eval_row[root] | ((facts["alike"] >= 0) & ~same_as_root))
+            split,
+            np.isin(split, (TRAIN, 0))
+            & (has_eval_row[root] | ((facts["alike"] >= 0) & ~same_as_root)),
         )
     if not (facts["split"] == EVAL).any():
         draw_eval_rows(split, facts["content"], options)
@@ -175,7 +179,9 @@ def write_split_files(staging_folder: Path, split: AnyArray, data_folder: Path) 
     data_folder.mkdir(parents=True, exist_ok=True)
     temporary_folder = Path(tempfile.mkdtemp(prefix=".build-", dir=data_folder))
     try:
-        files = {SPLIT_CODES[name]: (temporary_folder / f"{name}.jsonl").open("wb") for name in SPLITS}
+        files = {
+            SPLIT_CODES[name]: (temporary_folder / f"{name}.jsonl").open("wb") for name in SPLITS
+        }
         with (staging_folder / "rows.jsonl").open("rb") as rows:
             for code, line in zip(split.tolist(), rows, strict=True):
                 if code != DROPPED:

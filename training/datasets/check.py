@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from training.datasets.formats import Format
 from training.datasets.column_mapping import ColumnMapping, to_row
+from training.datasets.formats import Format
 from training.datasets.insights import Insights
 from training.datasets.records import iter_records
 from training.datasets.rows import MAX_ROW_BYTES, BadRow, Row
-from training.datasets.similar import Signatures, hash_text, normalize_text, find_repeats
+from training.datasets.similar import Signatures, find_repeats, hash_text, normalize_text
 from training.errors import TooLarge
 from training.formatting import format_binary_bytes
 
@@ -99,7 +99,9 @@ class Facts:
             "content": np.uint64,
             "prompt": np.uint64,
         }
-        return {name: np.asarray(getattr(self, name), dtype=dtype) for name, dtype in dtypes.items()}
+        return {
+            name: np.asarray(getattr(self, name), dtype=dtype) for name, dtype in dtypes.items()
+        }
 
 
 class Staging:
@@ -109,7 +111,9 @@ class Staging:
         self.current = Facts()
         self.packed: list[dict[str, Any]] = []
         self.count = 0
-        self.location_prefixes: list[str] = []  # "line", or "held.jsonl, line" where there are several files
+        self.location_prefixes: list[
+            str
+        ] = []  # "line", or "held.jsonl, line" where there are several files
 
     def add_row(self, location_prefix: str, line: int, row: Row, content: str) -> None:
         if not self.location_prefixes or self.location_prefixes[-1] != location_prefix:
@@ -130,7 +134,12 @@ class Staging:
 
 
 def check_sources(
-    sources: Iterable[Source], mapping: ColumnMapping, staging_folder: Path, *, max_bytes: int, report_progress: ProgressCallback
+    sources: Iterable[Source],
+    mapping: ColumnMapping,
+    staging_folder: Path,
+    *,
+    max_bytes: int,
+    report_progress: ProgressCallback,
 ) -> dict[str, Any]:
     """Read all sources and stage their good rows in `into`; returns the report.
 
@@ -144,7 +153,9 @@ def check_sources(
     with (staging_folder / "rows.jsonl").open("w", encoding="utf-8") as out:
         for source in sources:
             location_prefix = format_location_prefix(source, len(sources) > 1)
-            for number, record in iter_records(source.path, source.file_format, max_bytes=max_bytes):
+            for number, record in iter_records(
+                source.path, source.file_format, max_bytes=max_bytes
+            ):
                 location = f"{location_prefix} {number}"
                 row = parse_record(record, mapping, source.split)
                 if isinstance(row, BadRow):
@@ -184,7 +195,10 @@ def build_report(
         "problems": problems.to_dict(),
         "same": int(is_repeat.sum()),
         "alike": len(near_duplicates),
-        "alike_shown": [[format_location(facts["alike"][i]), format_location(i)] for i in near_duplicates[:MAX_LISTED_NEAR_DUPLICATES]],
+        "alike_shown": [
+            [format_location(facts["alike"][i]), format_location(i)]
+            for i in near_duplicates[:MAX_LISTED_NEAR_DUPLICATES]
+        ],
         "splits": {
             name: int((facts["split"] == code).sum()) for name, code in SPLIT_CODES.items() if name
         },
@@ -211,7 +225,11 @@ def format_location_prefix(source: Source, has_several_files: bool) -> str:
     """What stands before a record's number: `line`, or `held.jsonl, line` where there are several
     files.
     """
-    return f"{source.name}, {source.file_format.location_unit}" if has_several_files and source.name else source.file_format.location_unit
+    return (
+        f"{source.name}, {source.file_format.location_unit}"
+        if has_several_files and source.name
+        else source.file_format.location_unit
+    )
 
 
 def get_prompt(row: Row) -> str:

@@ -93,7 +93,9 @@ class ColumnMapping:
     @property
     def is_complete(self) -> bool:
         """Has every needed part a column?"""
-        return all(part in self.columns for part, needed in ROW_FORMAT_PARTS[self.row_format] if needed)
+        return all(
+            part in self.columns for part, needed in ROW_FORMAT_PARTS[self.row_format] if needed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,9 +105,16 @@ class ColumnMapping:
         """Raises UserError: an unknown form, or a needed part without a column."""
         row_format = str(values.get("row_format", ""))
         if row_format not in ROW_FORMATS:
-            raise UserError(f"The row_format is {row_format!r}; there are {', '.join(ROW_FORMATS)}.", field="row_format")
+            raise UserError(
+                f"The row_format is {row_format!r}; there are {', '.join(ROW_FORMATS)}.",
+                field="row_format",
+            )
         chosen_columns = values.get("columns", {})
-        columns = {part: str(chosen_columns[part]) for part, _ in ROW_FORMAT_PARTS[row_format] if chosen_columns.get(part)}
+        columns = {
+            part: str(chosen_columns[part])
+            for part, _ in ROW_FORMAT_PARTS[row_format]
+            if chosen_columns.get(part)
+        }
         for name in (*columns.values(), str(values.get("split", ""))):
             if clean_text(name) != name or len(name) > MAX_COLUMN_NAME:
                 raise UserError(
@@ -115,7 +124,9 @@ class ColumnMapping:
         for part, needed in ROW_FORMAT_PARTS[row_format]:
             if needed and part not in columns:
                 raise UserError(f"Choose the column that holds the {part}.", field=part)
-        return cls(row_format, columns, str(values.get("split", "")), bool(values.get("is_certain", True)))
+        return cls(
+            row_format, columns, str(values.get("split", "")), bool(values.get("is_certain", True))
+        )
 
 
 def is_valid_column_name(name: str) -> bool:
@@ -126,7 +137,9 @@ def is_valid_column_name(name: str) -> bool:
 def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
     """The most likely meaning of the columns, judged by names and by what stands in them."""
     names = [
-        name for name in dict.fromkeys(name for record in sample for name in record) if is_valid_column_name(name)
+        name
+        for name in dict.fromkeys(name for record in sample for name in record)
+        if is_valid_column_name(name)
     ]
     split = next(
         (n for n in names if n.lower() == "split" and any(is_split(r.get(n)) for r in sample)), ""
@@ -139,7 +152,9 @@ def guess_mapping(sample: Sequence[Record]) -> ColumnMapping:
             for name in ("system", "tools")
             if name in names and name in dict(ROW_FORMAT_PARTS[row_format])
         }
-        return ColumnMapping(row_format, {ROW_FORMAT_PARTS[row_format][0][0]: column, **extra}, split)
+        return ColumnMapping(
+            row_format, {ROW_FORMAT_PARTS[row_format][0][0]: column, **extra}, split
+        )
     lower = {name.lower(): name for name in names}
     if {"instruction", "output"} <= lower.keys():
         optional: dict[str, str] = {
@@ -200,7 +215,9 @@ def is_split(value: Any) -> bool:
 
 def parse_list(value: Any) -> Any:
     """A list that a CSV cell holds as JSON text, or the value as it is."""
-    return parse_json_or_none(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    return (
+        parse_json_or_none(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    )
 
 
 def to_row(record: Record, mapping: ColumnMapping) -> Row:

@@ -125,7 +125,9 @@ def decode_text_head(head: bytes) -> str:
 def detect_text_format(head: str, name: str, zipped: bool) -> Format:
     extension_format = EXTENSION_FORMATS.get(Path(name).suffix, "")
     first = head.lstrip()[:1]
-    if extension_format == "csv" or (not extension_format and first not in ("{", "[") and detect_delimiter(head, name)):
+    if extension_format == "csv" or (
+        not extension_format and first not in ("{", "[") and detect_delimiter(head, name)
+    ):
         return Format("csv", zipped, detect_delimiter(head, name) or ",")
     if extension_format == "text" or (not extension_format and first not in ("{", "[")):
         return Format("text", zipped)
@@ -148,6 +150,10 @@ def detect_delimiter(head: str, name: str) -> str:
         for sign, line_counts in counts.items()
         if line_counts and line_counts[0] and min(line_counts) >= line_counts[0]
     }
-    candidates = {sign: line_counts[0] for sign, line_counts in counts.items() if line_counts and line_counts[0]}
+    candidates = {
+        sign: line_counts[0]
+        for sign, line_counts in counts.items()
+        if line_counts and line_counts[0]
+    }
     best = consistent or (candidates if name.endswith(".csv") else {})
     return max(best, key=lambda sign: best[sign]) if best else ""

@@ -119,7 +119,11 @@ def split_from_path(path: str) -> str:
 def select_configuration(paths: list[str]) -> list[str]:
     """The files of the configuration that most people mean: `default`, else the first by name."""
     names = sorted({path.split("/")[0] for path in paths})
-    chosen = next((name for name in PREFERRED_CONFIGURATIONS if name in names), names[0] if names else "")
-    selected = sorted(path for path in paths if path.split("/")[0] == chosen and split_from_path(path))
+    chosen = next(
+        (name for name in PREFERRED_CONFIGURATIONS if name in names), names[0] if names else ""
+    )
+    selected = sorted(
+        path for path in paths if path.split("/")[0] == chosen and split_from_path(path)
+    )
     # The first file is the one that people see
     return sorted(selected, key=lambda path: split_from_path(path) != "train")

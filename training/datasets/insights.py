@@ -93,13 +93,17 @@ class Insights:
         push_extreme(self.shortest, (-len(text), -self.counts["rows"], location))
         self.add_language(text)
         self.add_label(row)
-        row_json = row.to_json()[:MAX_SCANNED_CHARACTERS]  # system prompts and tools may hold them, too
+        row_json = row.to_json()[
+            :MAX_SCANNED_CHARACTERS
+        ]  # system prompts and tools may hold them, too
         for kind in self.find_secrets(row_json):
             self.record_finding(self.secrets, "secrets", location, kind)
         if "@" in row_json:
             for address in EMAIL_PATTERN.findall(row_json):
                 if is_private(address):
-                    self.record_finding(self.addresses, "addresses", location, mask_address(address))
+                    self.record_finding(
+                        self.addresses, "addresses", location, mask_address(address)
+                    )
 
     def add_language(self, text: str) -> None:
         import py3langid
@@ -122,7 +126,9 @@ class Insights:
     def find_secrets(self, text: str) -> list[str]:
         return sorted({d.secret_type for d in self.detectors for _ in d.analyze_string(text)})
 
-    def record_finding(self, findings: list[dict[str, Any]], counter: str, location: str, description: str) -> None:
+    def record_finding(
+        self, findings: list[dict[str, Any]], counter: str, location: str, description: str
+    ) -> None:
         self.counts[counter] += 1
         if len(findings) < MAX_EXAMPLES:
             findings.append({"place": location, "words": description})

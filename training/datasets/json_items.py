@@ -68,7 +68,10 @@ class JsonReader:
             return False
         chunk = self.file.read(max(CHUNK_SIZE, len(self.text) - self.position))
         self.is_at_end = not chunk
-        self.text, self.position = self.text[self.position :] + self.decode(chunk, final=self.is_at_end), 0
+        self.text, self.position = (
+            self.text[self.position :] + self.decode(chunk, final=self.is_at_end),
+            0,
+        )
         return True
 
     def advance_to(self, position: int) -> None:
@@ -125,7 +128,9 @@ def iter_array(reader: JsonReader) -> Iterator[tuple[int, dict[str, Any] | BadRo
         if next_character not in (",", "]") and reader.text[reader.position :]:
             yield (
                 reader.line,
-                BadRow("not JSON: one comma belongs between two rows", group="not JSON", is_fatal=True),
+                BadRow(
+                    "not JSON: one comma belongs between two rows", group="not JSON", is_fatal=True
+                ),
             )
             return
     if not next_character:

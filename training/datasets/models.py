@@ -102,9 +102,7 @@ class DatasetVersion(models.Model):
 
     def count_rows(self, split: str) -> int:
         """Rows of `train`, `eval` or `test`."""
-        return {"train": self.train_rows, "eval": self.eval_rows, "test": self.test_rows}[
-            split
-        ]
+        return {"train": self.train_rows, "eval": self.eval_rows, "test": self.test_rows}[split]
 
     def split_path(self, split: str) -> Path:
         """The JSONL of `train`, `eval` or `test`."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from training.datasets.check import parse_record
 from training.datasets.column_mapping import ColumnMapping
-from training.datasets.uploads import get_file_format, load_sample
 from training.datasets.models import DatasetVersion, Upload
 from training.datasets.rows import BadRow
+from training.datasets.uploads import get_file_format, load_sample
 
 ROWS_PER_PAGE = 10
 MAX_PREVIEW_ROWS = 8
@@ -59,7 +59,9 @@ def format_turns(row: Mapping[str, Any]) -> list[Turn]:
             }
         )
     for message in row["messages"][:MAX_TURNS]:
-        turns.append({"role": message["role"], "content": format_message(message)[:MAX_MESSAGE_CHARACTERS]})
+        turns.append(
+            {"role": message["role"], "content": format_message(message)[:MAX_MESSAGE_CHARACTERS]}
+        )
     if (hidden_count := len(row["messages"]) - MAX_TURNS) > 0:
         turns.append({"role": "text", "content": f"… {hidden_count:,} more messages"})
     return turns
@@ -83,7 +85,12 @@ def preview_rows(upload: Upload, mapping: ColumnMapping) -> list[dict[str, Any]]
         turns = [] if isinstance(row, BadRow) else format_turns(json.loads(row.to_json()))
         split = "" if isinstance(row, BadRow) else row.split
         previews.append(
-            {"place": f"{location_unit} {number}", "problem": problem, "turns": turns, "split": split}
+            {
+                "place": f"{location_unit} {number}",
+                "problem": problem,
+                "turns": turns,
+                "split": split,
+            }
         )
     return previews
 
@@ -94,7 +101,9 @@ def get_random_prompt(version: DatasetVersion) -> dict[str, Any] | None:
     """
     split, count = get_eval_split(version)
     return (
-        split_prompt(load_rows(version, split, random.randrange(count), 1)[0], split) if count else None
+        split_prompt(load_rows(version, split, random.randrange(count), 1)[0], split)
+        if count
+        else None
     )
 
 
@@ -102,12 +111,16 @@ def sample_eval_prompts(version: DatasetVersion, max_count: int) -> list[dict[st
     """Up to `most` such prompts, spread evenly over the split, the same ones every time."""
     split, count = get_eval_split(version)
     sample_count = min(max_count, count)
-    indices = {round(index * (count - 1) / max(1, sample_count - 1)) for index in range(sample_count)}
+    indices = {
+        round(index * (count - 1) / max(1, sample_count - 1)) for index in range(sample_count)
+    }
     if not indices:
         return []
     with version.split_path(split).open(encoding="utf-8") as file:
         return [
-            split_prompt(json.loads(line), split) for index, line in enumerate(file) if index in indices
+            split_prompt(json.loads(line), split)
+            for index, line in enumerate(file)
+            if index in indices
         ]
 
 

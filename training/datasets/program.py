@@ -19,8 +19,8 @@ from typing import Any
 from training.child_process import emit_message, main, read_params
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
-from training.datasets.formats import BadFile, Format, detect_format
 from training.datasets.column_mapping import ColumnMapping, guess_mapping
+from training.datasets.formats import BadFile, Format, detect_format
 from training.datasets.records import iter_records
 from training.datasets.rows import BadRow
 from training.errors import UserError
@@ -63,7 +63,9 @@ def run_detect(folder: Path, params: dict[str, Any]) -> None:
     sample = read_sample(folder / params["files"][0]["file"], formats[0])
     mapping = guess_mapping([record for _, record, _ in sample if record is not None])
     (folder / "sample.json").write_text(json.dumps(sample))
-    emit_message(looked={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()})
+    emit_message(
+        looked={"formats": [form.to_dict() for form in formats], "mapping": mapping.to_dict()}
+    )
 
 
 def read_sample(path: Path, file_format: Format) -> list[tuple[int, dict[str, Any] | None, str]]:
@@ -103,18 +105,26 @@ def run_check(folder: Path, params: dict[str, Any]) -> None:
         for file in params["files"]
     ]
     mapping = ColumnMapping.from_dict(params["mapping"])
-    emit_message(report=check_sources(sources, mapping, folder, max_bytes=params["max_bytes"], report_progress=emit_progress))
+    emit_message(
+        report=check_sources(
+            sources, mapping, folder, max_bytes=params["max_bytes"], report_progress=emit_progress
+        )
+    )
 
 
 def run_save(folder: Path, params: dict[str, Any]) -> None:
     emit_progress(0.0, "writing")
-    emit_message(built=build_version(folder, BuildOptions(**params["build_options"]), Path(params["root"])))
+    emit_message(
+        built=build_version(folder, BuildOptions(**params["build_options"]), Path(params["root"]))
+    )
 
 
 def run_fetch(folder: Path, params: dict[str, Any]) -> None:
     from training.datasets.hub import download_dataset
 
-    files = download_dataset(params["hub_id"], folder, max_bytes=params["max_bytes"], report_progress=emit_progress)
+    files = download_dataset(
+        params["hub_id"], folder, max_bytes=params["max_bytes"], report_progress=emit_progress
+    )
     emit_message(files=files)
     run_detect(folder, {"files": files})
 

@@ -199,10 +199,16 @@ def iter_text(file: Any, file_format: Format) -> Iterator[NumberedRecord]:
             if size <= MAX_ROW_BYTES:
                 block.append(text)
         if ends and size:
-            yield start_line, row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
+            yield (
+                start_line,
+                row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+            )
             block, size = [], 0
     if size:
-        yield start_line, row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()}
+        yield (
+            start_line,
+            row_too_long_error() if size > MAX_ROW_BYTES else {"text": "".join(block).strip()},
+        )
 
 
 def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
@@ -227,7 +233,10 @@ def iter_parquet(path: Path, remaining_bytes: int) -> Iterator[NumberedRecord]:
             for index in range(batch.num_rows):
                 number += 1
                 row = batch.slice(index, 1)  # one at a time: a small file may hold huge rows
-                yield number, row_too_long_error() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0]
+                yield (
+                    number,
+                    row_too_long_error() if row.nbytes > MAX_ROW_BYTES else row.to_pylist()[0],
+                )
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(
             f"The Parquet file is damaged after row {number:,}: {str(error).splitlines()[0][:200]}",

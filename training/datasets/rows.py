@@ -70,7 +70,9 @@ def check_messages(messages: Any, field: str = "messages") -> tuple[dict[str, An
     """
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"`{field}` must be a list with at least one message")
-    rows = tuple(check_message(message, position) for position, message in enumerate(messages, start=1))
+    rows = tuple(
+        check_message(message, position) for position, message in enumerate(messages, start=1)
+    )
     if not any(message["role"] == "assistant" for message in rows):
         raise BadRow(f"`{field}` has no assistant message, so there is nothing to learn")
     if any(message["role"] == "system" for message in rows[1:]):
@@ -208,7 +210,9 @@ def check_text(value: Any, field: str, prefix: str = "") -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         if 0xDC80 <= ord(value[error.start]) <= 0xDCFF:  # a byte that the reader could not decode
-            message = f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
+            message = (
+                f"`{field}` is not UTF-8 at character {error.start + 1}; save the file as UTF-8"
+            )
             raise BadRow(prefix + message, group=f"`{field}` is not UTF-8") from error
         message = f"`{field}` holds half a character (a lone surrogate such as \\ud800)"
         raise BadRow(prefix + message, group=f"`{field}` holds half a character") from error

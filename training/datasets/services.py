@@ -8,9 +8,9 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import ProtectedError
 
-from training.datasets.uploads import BUSY_STATES
 from training.datasets.models import Dataset, DatasetVersion, Upload
 from training.datasets.upload_job import lock_data_folder
+from training.datasets.uploads import BUSY_STATES
 from training.engine.files import remove_tree
 from training.errors import Conflict, UserError, check_name_typed, to_one_line
 from training.people.models import User
@@ -48,7 +48,9 @@ def delete_dataset(user: User, dataset: Dataset, name: str) -> int:
             shared_digests = set(
                 DatasetVersion.objects.filter(digest__in=digests).values_list("digest", flat=True)
             )
-            folders += [Path(settings.HOME) / "data" / digest for digest in digests - shared_digests]
+            folders += [
+                Path(settings.HOME) / "data" / digest for digest in digests - shared_digests
+            ]
             freed = sum(remove_tree(folder) for folder in folders)
     except BlockingIOError as error:
         raise Conflict(

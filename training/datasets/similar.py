@@ -90,7 +90,9 @@ class Signatures:
             # In pieces, so that the comparison needs no second copy of all slots
             for start in range(0, len(order), 100_000):
                 rows, head = order[start : start + 100_000], group_heads[start : start + 100_000]
-                same = (rows != head) & ((slots[rows] == slots[head]).mean(axis=1) >= MIN_SIMILARITY)
+                same = (rows != head) & (
+                    (slots[rows] == slots[head]).mean(axis=1) >= MIN_SIMILARITY
+                )
                 better = same & ((first_similar[rows] < 0) | (head < first_similar[rows]))
                 first_similar[rows[better]] = head[better]
         return first_similar

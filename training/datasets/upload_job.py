@@ -26,18 +26,18 @@ from training.child_process import (
 )
 from training.datasets.build import BuildOptions, build_version
 from training.datasets.check import Source, check_sources
-from training.datasets.formats import Format
 from training.datasets.column_mapping import ColumnMapping, guess_mapping
+from training.datasets.formats import Format
+from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
+from training.datasets.program import read_sample
 from training.datasets.uploads import (
     BUSY_STATES,
     UPLOAD_KIND,
-    max_unpacked_bytes,
     apply_detection,
     build_params,
     check_no_faulty_rows,
+    max_unpacked_bytes,
 )
-from training.datasets.models import Dataset, DatasetVersion, Upload, UploadState
-from training.datasets.program import read_sample
 from training.errors import UserError, to_one_line
 from training.jobs.kinds import JobKind, Lane
 from training.jobs.models import Job
@@ -96,7 +96,9 @@ def finish_upload(job: Job, result: dict[str, Any]) -> None:
     if upload.job == "save":
         save_version(upload, result["built"])
     elif upload.job == "check":
-        update_upload(upload, report=result["report"], state=UploadState.CHECKED, progress_message="")
+        update_upload(
+            upload, report=result["report"], state=UploadState.CHECKED, progress_message=""
+        )
     else:
         upload.files = result["files"]
         apply_detection(upload, result["looked"])
@@ -130,11 +132,17 @@ def save_version(upload: Upload, build_result: dict[str, Any]) -> None:
         Upload.objects.filter(pk=upload.pk).update(dataset=upload.dataset)
     check_changeable(upload.owner, upload.dataset)
     version = prepare_version(upload.dataset, build_result, upload.report)
-    version.upload, version.mapping, version.build_options = upload, upload.mapping, upload.build_options
+    version.upload, version.mapping, version.build_options = (
+        upload,
+        upload.mapping,
+        upload.build_options,
+    )
     version.save()
 
 
-def prepare_version(dataset: Dataset, build_result: dict[str, Any], report: dict[str, Any]) -> DatasetVersion:
+def prepare_version(
+    dataset: Dataset, build_result: dict[str, Any], report: dict[str, Any]
+) -> DatasetVersion:
     """The next version of a data set, not stored yet. Inside a transaction the data set's row is
     held, so numbers are unique.
     """
@@ -179,7 +187,7 @@ def create_dataset(
     """Trusted JSON Lines (examples, demos) checked and stored at once, in this process.
 
     Raises:
-        BadData: faulty rows, unless `leave_out` says to go on without them.
+        BadData: faulty rows, unless `skip_faulty` says to go on without them.
         UserError: too few rows are left.
     """
     with tempfile.TemporaryDirectory(dir=settings.HOME) as folder, lock_data_folder():
@@ -187,8 +195,12 @@ def create_dataset(
         with path.open("wb") as out:
             out.writelines(lines)
         file_format = Format("jsonl")
-        mapping = guess_mapping([record for _, record, _ in read_sample(path, file_format) if record is not None])
-        mapping = mapping if mapping.is_complete else ColumnMapping("messages", {"messages": "messages"})
+        mapping = guess_mapping(
+            [record for _, record, _ in read_sample(path, file_format) if record is not None]
+        )
+        mapping = (
+            mapping if mapping.is_complete else ColumnMapping("messages", {"messages": "messages"})
+        )
         report = check_sources(
             [Source(path, file_format)],
             mapping,

@@ -15,16 +15,16 @@ from django.views.decorators.http import require_POST
 
 from training.datasets import uploads
 from training.datasets.build import BuildOptions
+from training.datasets.column_mapping import ROW_FORMAT_PARTS, ROW_FORMATS, ColumnMapping
 from training.datasets.formats import DELIMITERS, UNITS
-from training.datasets.column_mapping import ROW_FORMATS, ROW_FORMAT_PARTS, ColumnMapping
-from training.datasets.uploads import NamedFile
 from training.datasets.models import Dataset, Upload, UploadState
 from training.datasets.preview import preview_rows
 from training.datasets.services import discard_upload
 from training.datasets.upload_handler import format_upload_limit, save_pasted_rows, was_too_large
+from training.datasets.uploads import NamedFile
 from training.errors import TooLarge, UserError
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 
 MAX_LISTED_COLUMNS = 200
 
@@ -60,23 +60,35 @@ def new_dataset(request: AuthenticatedRequest) -> HttpResponseBase:
 def create_upload(request: AuthenticatedRequest, dataset: Dataset | None) -> Upload:
     if was_too_large(request):
         raise TooLarge(
-            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.", field="file"
+            f"The upload is larger than {format_upload_limit()}; nothing of it was kept.",
+            field="file",
         )
     name = request.POST.get("name", "").strip()
     if hub_id := request.POST.get("hub_id", "").strip():
         return uploads.enqueue_hub_fetch(request.user, hub_id, name=name, dataset=dataset)
     rows = request.POST.get("rows", "")
-    files = [to_named_file(request.FILES.get("file"), ""), to_named_file(request.FILES.get("eval"), "eval")]
+    files = [
+        to_named_file(request.FILES.get("file"), ""),
+        to_named_file(request.FILES.get("eval"), "eval"),
+    ]
     received_files = [file for file in files if file is not None]
     if files[0] is None and rows.strip():
         received_files = [save_pasted_rows(rows), *received_files]
         return uploads.receive_files(
-            request.user, received_files, name=name or "Pasted rows", source="pasted", dataset=dataset
+            request.user,
+            received_files,
+            name=name or "Pasted rows",
+            source="pasted",
+            dataset=dataset,
         )
     if files[0] is None:
         raise UserError("Choose a file, paste rows, or name a data set of the hub.", field="file")
     return uploads.receive_files(
-        request.user, received_files, name=name, source=f"upload: {received_files[0][1]}", dataset=dataset
+        request.user,
+        received_files,
+        name=name,
+        source=f"upload: {received_files[0][1]}",
+        dataset=dataset,
     )
 
 
@@ -91,7 +103,9 @@ def upload_page(request: AuthenticatedRequest, upload_id: int) -> HttpResponse:
     upload = get_visible(Upload, request.user, upload_id, "dataset", "owner")
     fragment = request.headers.get("HX-Request") and request.headers.get("HX-Target") == "upload"
     return render(
-        request, "datasets/_upload.html" if fragment else "datasets/upload.html", page_context(upload)
+        request,
+        "datasets/_upload.html" if fragment else "datasets/upload.html",
+        page_context(upload),
     )
 
 
@@ -117,7 +131,8 @@ def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
         "mapping": mapping,
         "columns": uploads.list_column_names(upload)[:MAX_LISTED_COLUMNS],
         "parts": [
-            (part, needed, mapping.columns.get(part, "")) for part, needed in ROW_FORMAT_PARTS[mapping.row_format]
+            (part, needed, mapping.columns.get(part, ""))
+            for part, needed in ROW_FORMAT_PARTS[mapping.row_format]
         ],
         "rows": rows,
     }
@@ -126,7 +141,10 @@ def mapping_context(upload: Upload, mapping: ColumnMapping) -> dict[str, Any]:
 def parse_mapping_form(request: AuthenticatedRequest, upload: Upload) -> dict[str, Any]:
     row_format = request.POST.get("row_format", "")
     has_new_format = row_format != upload.mapping.get("row_format")
-    columns = {part: request.POST.get(f"column-{part}", "") for part, _ in ROW_FORMAT_PARTS.get(row_format, ())}
+    columns = {
+        part: request.POST.get(f"column-{part}", "")
+        for part, _ in ROW_FORMAT_PARTS.get(row_format, ())
+    }
     if has_new_format:  # another form has other parts: columns of the same name are taken
         names = uploads.list_column_names(upload)
         columns = {part: columns.get(part) or (part if part in names else "") for part in columns}

@@ -19,8 +19,8 @@ from django.db import transaction
 
 from training.child_process import read_messages, run_child, write_params
 from training.datasets.build import BuildOptions
-from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
 from training.datasets.column_mapping import ColumnMapping
+from training.datasets.formats import DELIMITERS, UNITS, BadFile, Format
 from training.datasets.hub import check_hub_id
 from training.datasets.models import Dataset, Upload, UploadState
 from training.errors import Conflict, UserError, to_one_line
@@ -50,7 +50,12 @@ def max_unpacked_bytes() -> int:
 
 
 def receive_files(
-    user: User, files: Sequence[NamedFile], *, name: str, source: str, dataset: Dataset | None = None
+    user: User,
+    files: Sequence[NamedFile],
+    *,
+    name: str,
+    source: str,
+    dataset: Dataset | None = None,
 ) -> Upload:
     """Take over files that lie on disk (they are moved), tell their formats, and guess what their
     columns mean.
@@ -68,7 +73,9 @@ def receive_files(
         owner=user,
         team=dataset.team if dataset else user.get_sharing_team(),
         dataset=dataset,
-        name=to_one_line(name)[:120] or to_one_line(Path(files[0][1]).name.split(".")[0])[:120] or "Data",
+        name=to_one_line(name)[:120]
+        or to_one_line(Path(files[0][1]).name.split(".")[0])[:120]
+        or "Data",
         source=to_one_line(source)[:200],
         bytes=size,
         files=[
@@ -121,7 +128,10 @@ def run_detection(upload: Upload) -> None:
     except subprocess.TimeoutExpired as error:
         raise BadFile("The first rows of this file take too long to read.", field="file") from error
     messages = read_messages(result.stdout)
-    outcome = next((message for message in reversed(messages) if "looked" in message or "error" in message), None)
+    outcome = next(
+        (message for message in reversed(messages) if "looked" in message or "error" in message),
+        None,
+    )
     if outcome is None:
         raise BadFile(
             "The first rows of this file take too long or too much memory to read.", field="file"
@@ -133,12 +143,15 @@ def run_detection(upload: Upload) -> None:
 
 def apply_detection(upload: Upload, detection: dict[str, Any]) -> None:
     upload.files = [
-        {**file, "format": file_format} for file, file_format in zip(upload.files, detection["formats"], strict=True)
+        {**file, "format": file_format}
+        for file, file_format in zip(upload.files, detection["formats"], strict=True)
     ]
     upload.mapping = detection["mapping"]
 
 
-def enqueue_hub_fetch(user: User, hub_id: str, *, name: str, dataset: Dataset | None = None) -> Upload:
+def enqueue_hub_fetch(
+    user: User, hub_id: str, *, name: str, dataset: Dataset | None = None
+) -> Upload:
     """Enter a data set of the hub; the worker fetches it.
 
     Raises:
@@ -181,7 +194,10 @@ def list_column_names(upload: Upload) -> list[str]:
     """The names that occur in the sample, in order."""
     return list(
         dict.fromkeys(
-            str(name) for _, record, _ in load_sample(upload) if record is not None for name in record
+            str(name)
+            for _, record, _ in load_sample(upload)
+            if record is not None
+            for name in record
         )
     )
 
@@ -206,7 +222,10 @@ def set_read_options(upload: Upload, options: Mapping[str, Any]) -> Upload:
         Conflict: the worker is at it.
     """
     current_format = get_file_format(upload)
-    delimiter, unit = options.get("delimiter", current_format.delimiter), options.get("unit", current_format.unit)
+    delimiter, unit = (
+        options.get("delimiter", current_format.delimiter),
+        options.get("unit", current_format.unit),
+    )
     if delimiter not in DELIMITERS or unit not in UNITS:
         raise UserError(
             f"Columns are parted by one of {', '.join(DELIMITERS.values())}.", field="delimiter"
@@ -244,7 +263,9 @@ def request_job(upload: Upload, job: str, **changes: Any) -> None:
     Raises:
         Conflict: there is one already, or a save without a check.
     """
-    allowed_states = [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    allowed_states = (
+        [UploadState.CHECKED] if job == "save" else [UploadState.DRAFT, UploadState.FAILED]
+    )
     updates = {
         "state": UploadState.WAITING,
         "job": job,

@@ -14,8 +14,8 @@ from training.datasets.preview import ROWS_PER_PAGE, load_turns
 from training.datasets.rows import SPLITS
 from training.errors import NotFound
 from training.formatting import format_bytes
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 
 
 def list_datasets(request: AuthenticatedRequest) -> HttpResponse:

@@ -113,7 +113,9 @@ def batch_sequences(sequences: Iterable[tuple[int, PackedRows]], config: RunConf
     """
     is_counted_in_rows, limit = (
         config.batch_unit == "rows",
-        config.per_device_train_batch_size if config.batch_unit == "rows" else config.max_tokens_per_batch,
+        config.per_device_train_batch_size
+        if config.batch_unit == "rows"
+        else config.max_tokens_per_batch,
     )
     batches: list[Batch] = []
     for length, packed in sequences:

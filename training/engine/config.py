@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.engine.methods import METHODS
-from training.engine.settings import MethodSettings, check_method_settings, candidate_ranks, setting_field, coerce_value
+from training.engine.settings import (
+    MethodSettings,
+    candidate_ranks,
+    check_method_settings,
+    coerce_value,
+    setting_field,
+)
 from training.errors import ConfigError
 
 
@@ -54,7 +60,9 @@ class RunConfig(MethodSettings):
         advanced=True,
         bounds=(1e-3, 1e6),
     )
-    epochs: int = setting_field(1, "How often every row is seen.", recommended="1 to 5", bounds=(1, 1000))
+    epochs: int = setting_field(
+        1, "How often every row is seen.", recommended="1 to 5", bounds=(1, 1000)
+    )
     max_steps: int = setting_field(
         0,
         "Stop after this many steps; 0 means: after the epochs.",
@@ -110,7 +118,10 @@ class RunConfig(MethodSettings):
         advanced=True,
     )
     train_on_prompt: bool = setting_field(
-        False, "Learn the prompt too, not only the assistant's answers.", recommended="off", advanced=True
+        False,
+        "Learn the prompt too, not only the assistant's answers.",
+        recommended="off",
+        advanced=True,
     )
     precision: str = setting_field(
         "auto",
@@ -264,7 +275,11 @@ class RunConfig(MethodSettings):
         """
         if self.optim != "auto":
             return self.optim
-        return "paged_adamw_8bit" if METHODS[self.method].has_quantized_base and device == "cuda" else "adamw_torch"
+        return (
+            "paged_adamw_8bit"
+            if METHODS[self.method].has_quantized_base and device == "cuda"
+            else "adamw_torch"
+        )
 
     @property
     def accumulates_gradients(self) -> bool:
@@ -279,7 +294,9 @@ class RunConfig(MethodSettings):
     @property
     def prepended_tokens(self) -> int:
         """Virtual tokens that take up positions before every row."""
-        return self.num_virtual_tokens if "num_virtual_tokens" in METHODS[self.method].settings else 0
+        return (
+            self.num_virtual_tokens if "num_virtual_tokens" in METHODS[self.method].settings else 0
+        )
 
     def memory_upper_bound(self) -> RunConfig:
         """The settings with the most memory that this run may come to: trials may double the
@@ -306,7 +323,9 @@ class RunConfig(MethodSettings):
                 )
         for name, reason in method.incompatible_settings.items():
             if getattr(self, name):
-                raise ConfigError(f"{method.title} cannot be used with {name}: {reason}", field=name)
+                raise ConfigError(
+                    f"{method.title} cannot be used with {name}: {reason}", field=name
+                )
 
     def list_warnings(self) -> list[str]:
         """What is allowed but seldom meant, each with the nearest usual value."""

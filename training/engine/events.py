@@ -101,7 +101,10 @@ class Journal:
             ValueError: the kind or a field of its payload is declared in neither KINDS nor METRICS.
         """
         declared = EVENT_KINDS.get(kind)
-        if declared is None or not declared.field_names.union(get_metric_names(kind)) >= fields.keys():
+        if (
+            declared is None
+            or not declared.field_names.union(get_metric_names(kind)) >= fields.keys()
+        ):
             raise ValueError(f"event {kind} with {sorted(fields)} is not declared in KINDS")
         event = {
             "seq": self.seq + 1,

@@ -72,7 +72,12 @@ SAMPLE_SHAPES = (
 SAMPLE_DEPTHS = (2, 3)
 SAMPLE_SIZES = (8, 24)
 SCALING_SETTINGS = ("rank", "num_virtual_tokens", "bottleneck_size")
-SHAPES_PER_CORNER = {(0, 0): 9, (1, 0): 3, (0, 1): 4, (1, 1): 3}  # (depth, size) -> how many of SHAPES
+SHAPES_PER_CORNER = {
+    (0, 0): 9,
+    (1, 0): 3,
+    (0, 1): 4,
+    (1, 1): 3,
+}  # (depth, size) -> how many of SHAPES
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class MemoryEstimator:
         peaks = {}
         for name, coefficients in self.snapshots.items():
             bytes_by_kind = np.maximum(np.einsum("st,mtk->msk", features, coefficients), 0.0)
-            peaks[name] = bytes_by_kind[bytes_by_kind.sum(axis=2).argmax(axis=0), np.arange(len(shapes))]
+            peaks[name] = bytes_by_kind[
+                bytes_by_kind.sum(axis=2).argmax(axis=0), np.arange(len(shapes))
+            ]
         return peaks
 
     def to_json(self) -> dict[str, Any]:
@@ -110,14 +117,18 @@ Snapshots = dict[str, list[tuple[int, ...]]]  # stretch -> a row of bytes by kin
 Sample = tuple[int, int, BatchShape, Snapshots]  # layers, size, batch, what a fake step told
 
 
-def fit_least_squares(layers: int, samples: Sequence[Sample], metadata: dict[str, Any]) -> MemoryEstimator:
+def fit_least_squares(
+    layers: int, samples: Sequence[Sample], metadata: dict[str, Any]
+) -> MemoryEstimator:
     """The law through the samples, by least squares over the terms that they can tell apart (others
     come out as zero).
 
     A stretch that does not have the same moments in all samples (the optimizer goes over more
     tensors in a deeper model) is taken as one moment, its fullest.
     """
-    features = np.concatenate([build_features([shape], depth, size) for depth, size, shape, _ in samples])
+    features = np.concatenate(
+        [build_features([shape], depth, size) for depth, size, shape, _ in samples]
+    )
     scale = np.maximum(np.abs(features).max(axis=0), 1.0)
     coefficients = {}
     for name in set.intersection(*(set(sample) for *_, sample in samples)):
@@ -128,7 +139,11 @@ def fit_least_squares(layers: int, samples: Sequence[Sample], metadata: dict[str
         flat = targets.reshape(len(samples), -1)
         solution = np.linalg.lstsq(features / scale, flat, rcond=1e-9)[0] / scale[:, None]
         coefficients[name] = solution.reshape(-1, *targets.shape[1:]).transpose(1, 0, 2)
-    return MemoryEstimator(layers, {name: prune_dominated(array, layers) for name, array in coefficients.items()}, metadata)
+    return MemoryEstimator(
+        layers,
+        {name: prune_dominated(array, layers) for name, array in coefficients.items()},
+        metadata,
+    )
 
 
 def prune_dominated(coefficients: Floats, layers: int) -> Floats:
@@ -142,7 +157,9 @@ def prune_dominated(coefficients: Floats, layers: int) -> Floats:
     peak_snapshots: set[int] = set()
     for size in (0, 1, 16, 256, 4096):
         peak_snapshots |= set(
-            np.einsum("st,mtk->ms", build_features(shapes, layers, size), coefficients).argmax(axis=0).tolist()
+            np.einsum("st,mtk->ms", build_features(shapes, layers, size), coefficients)
+            .argmax(axis=0)
+            .tolist()
         )
     return coefficients[sorted(peak_snapshots)]
 
@@ -199,18 +216,28 @@ def count_attention_bytes(estimator: MemoryEstimator, shape: BatchShape) -> int:
 
 
 def find_peak_memory(
-    estimator: MemoryEstimator, shapes: Sequence[BatchShape], config: RunConfig, *, is_eval: bool = False
+    estimator: MemoryEstimator,
+    shapes: Sequence[BatchShape],
+    config: RunConfig,
+    *,
+    is_eval: bool = False,
 ) -> Peak:
     """The fullest moment over all batches, of training or of measuring."""
     best: Peak | None = None
     extra_bytes = [count_attention_bytes(estimator, shape) for shape in shapes]
-    for name, bytes_by_kind in estimator.compute_peaks(shapes, get_scaling_value(estimator, config)).items():
+    for name, bytes_by_kind in estimator.compute_peaks(
+        shapes, get_scaling_value(estimator, config)
+    ).items():
         if name.startswith("eval") != is_eval:
             continue
         if name.endswith(" attention"):
             bytes_by_kind[:, MEMORY_KINDS.index("temporary")] += extra_bytes
         index = int(bytes_by_kind.sum(axis=1).argmax())
         if best is None or bytes_by_kind[index].sum() > best.total:
-            best = Peak(dict(zip(MEMORY_KINDS, bytes_by_kind[index].tolist(), strict=True)), name, shapes[index])
+            best = Peak(
+                dict(zip(MEMORY_KINDS, bytes_by_kind[index].tolist(), strict=True)),
+                name,
+                shapes[index],
+            )
     assert best is not None, "a law has stretches of both kinds"
     return best

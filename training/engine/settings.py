@@ -36,7 +36,16 @@ PAPERS = {  # setting -> the papers that it comes from, on arXiv
     "optim": {"8-bit AdamW": "2110.02861"},
     "gradient_checkpointing": {"Checkpointing": "1604.06174"},
 }
-INIT_WEIGHTS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "loftq")
+INIT_WEIGHTS = (
+    "default",
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "pissa_niter_4",
+    "olora",
+    "eva",
+    "loftq",
+)
 
 
 def setting_field(
@@ -235,7 +244,9 @@ def check_method_settings(config: MethodSettings) -> None:
             "qlora are 4 bits. Use loftq.",
             field="init_lora_weights",
         )
-    if changes_base and (config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern):
+    if changes_base and (
+        config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern
+    ):
         raise ConfigError(
             f"init_lora_weights is {config.init_lora_weights}: its adapter is saved as plain LoRA, which "
             "use_rslora, use_dora, rank_pattern and alpha_pattern do not allow.",
@@ -244,7 +255,8 @@ def check_method_settings(config: MethodSettings) -> None:
     check_tuning_settings(config)
     if config.use_dora and config.init_lora_weights == "eva":
         raise ConfigError(
-            "use_dora and init_lora_weights = eva do not go together; switch one off.", field="use_dora"
+            "use_dora and init_lora_weights = eva do not go together; switch one off.",
+            field="use_dora",
         )
 
 
@@ -260,7 +272,9 @@ def check_tuning_settings(config: MethodSettings) -> None:
     if unknown_names or not config.tuning_search_space.isascii():
         message = f"tuning_search_space names {unknown_names[0][:40]!r}; trials vary {', '.join(TUNABLE_SETTINGS)}."
         raise ConfigError(message, field="tuning_search_space")
-    if (config.tuning_budget_fraction or config.tuning_budget_minutes) and config.init_lora_weights != "default":
+    if (
+        config.tuning_budget_fraction or config.tuning_budget_minutes
+    ) and config.init_lora_weights != "default":
         raise ConfigError(
             f"init_lora_weights is {config.init_lora_weights}, which changes or reads the base: trials "
             "share one base and need default.",

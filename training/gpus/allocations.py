@@ -36,8 +36,12 @@ def reserve_device(device: Device, allocation_request: AllocationRequest) -> All
     slot = next(slot for slot in range(MAX_RUNS_PER_DEVICE + 1) if slot not in used_slots)
     if not used_slots:
         baseline_bytes = max(0, device.used_bytes - device.inference_bytes)
-        Device.objects.filter(pk=device.pk).update(baseline_bytes=baseline_bytes, last_busy_at=Now())
-    Device.objects.filter(pk=device.pk, reserved_for=allocation_request.run_id).update(reserved_for=None)
+        Device.objects.filter(pk=device.pk).update(
+            baseline_bytes=baseline_bytes, last_busy_at=Now()
+        )
+    Device.objects.filter(pk=device.pk, reserved_for=allocation_request.run_id).update(
+        reserved_for=None
+    )
     allocation = Allocation.objects.create(
         device=device,
         slot=slot,
@@ -105,7 +109,9 @@ def clear_reservations(waiting_pools: dict[int, int | None]) -> None:
     `pools`: of those who wait.
     """
     for device in Device.objects.exclude(reserved_for=None).select_related("host"):
-        is_unavailable = device.condition in (Condition.DIRTY, Condition.MISSING) or is_offline(device.host)
+        is_unavailable = device.condition in (Condition.DIRTY, Condition.MISSING) or is_offline(
+            device.host
+        )
         if is_unavailable or waiting_pools.get(device.reserved_for or 0) != device.pool_id:
             Device.objects.filter(pk=device.pk).update(reserved_for=None)
 

@@ -20,8 +20,8 @@ from training.gpus.schemas import (
     PoolOut,
     QuotaIn,
     QuotaOut,
-    UsageOut,
     ReasonIn,
+    UsageOut,
     to_quota_row,
 )
 from training.gpus.views import filter_audit_entries
@@ -70,7 +70,10 @@ def change_pool(request: AuthenticatedRequest, pool_id: int, body: PoolChangeIn)
 def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, Any]]:
     """Every team's part for admins, their own teams' for leads."""
     quotas.check_lead_or_admin(request.user)
-    return [to_quota_row(team_usage) for team_usage in usage.list_team_usage(request.user, quotas.get_pool(pool_id))]
+    return [
+        to_quota_row(team_usage)
+        for team_usage in usage.list_team_usage(request.user, quotas.get_pool(pool_id))
+    ]
 
 
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
@@ -102,7 +105,9 @@ def set_hold(request: AuthenticatedRequest, pool_id: int, body: HoldIn) -> Pool:
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
     target: Pool | Quota = pool if body.is_pool_wide else quotas.get_quota(pool, team)
-    quotas.set_hold(request.user, target, is_on_hold=body.is_on_hold, drain=body.drain, reason=body.reason)
+    quotas.set_hold(
+        request.user, target, is_on_hold=body.is_on_hold, drain=body.drain, reason=body.reason
+    )
     return quotas.get_pool(pool_id)
 
 
@@ -114,7 +119,9 @@ def read_personal_quota(request: AuthenticatedRequest, username: str) -> Persona
 
 
 @router.put("/people/{username}/quota", response=PersonalQuotaOut)
-def set_personal_quota(request: AuthenticatedRequest, username: str, body: PersonalQuotaIn) -> PersonalQuota:
+def set_personal_quota(
+    request: AuthenticatedRequest, username: str, body: PersonalQuotaIn
+) -> PersonalQuota:
     """Admins only."""
     quotas.check_admin(request.user)
     return quotas.edit_personal_quota(
@@ -126,7 +133,9 @@ def set_personal_quota(request: AuthenticatedRequest, username: str, body: Perso
 
 
 @router.get("/usage", response=list[UsageOut])
-def read_usage(request: AuthenticatedRequest, month: Annotated[str, Query(max_length=7)] = "") -> Any:
+def read_usage(
+    request: AuthenticatedRequest, month: Annotated[str, Query(max_length=7)] = ""
+) -> Any:
     """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams'
     part.
     """

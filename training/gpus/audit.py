@@ -32,7 +32,9 @@ def record_entry(
     before, after = change
     with transaction.atomic():
         acquire_advisory_lock("audit")
-        last_digest = AuditEntry.objects.order_by("-pk").values_list("digest", flat=True).first() or ""
+        last_digest = (
+            AuditEntry.objects.order_by("-pk").values_list("digest", flat=True).first() or ""
+        )
         entry = AuditEntry(
             at=timezone.now(),
             actor=actor,

@@ -23,7 +23,9 @@ from training.process_identity import get_host_name
 HOST_TIMEOUT = timedelta(seconds=30)  # six reports
 REPORT_MAX_AGE = timedelta(seconds=15)
 MIN_BUSY_UTILIZATION = 0.05
-MAX_LEFTOVER_BYTES = 500_000_000  # what a device may hold more than before the run, once that is gone
+MAX_LEFTOVER_BYTES = (
+    500_000_000  # what a device may hold more than before the run, once that is gone
+)
 CLEANUP_GRACE = timedelta(seconds=30)  # for the driver to take memory back
 INFERENCE_MODULE = "adapters.inference"  # how `manage.py up` starts it
 log = logging.getLogger("snapml.devices")
@@ -83,7 +85,13 @@ def read_cpu() -> DeviceReading:
     # A kind of its own: `auto` computes in fp32 there, with twice the memory
     kind = CPU if has_bf16() else CPU_FP32
     return DeviceReading(
-        0, f"cpu-{get_host_name()}", name, kind, memory.total, memory.total - memory.available, utilization
+        0,
+        f"cpu-{get_host_name()}",
+        name,
+        kind,
+        memory.total,
+        memory.total - memory.available,
+        utilization,
     )
 
 
@@ -181,7 +189,9 @@ def adopt_device(host: Host, reading: DeviceReading) -> Device:
 
 def update_devices_if_stale() -> None:
     """Whoever is about to train here says first what is here, if nobody has lately."""
-    if not Host.objects.filter(name=get_host_name(), reported_at__gt=Now() - REPORT_MAX_AGE).exists():
+    if not Host.objects.filter(
+        name=get_host_name(), reported_at__gt=Now() - REPORT_MAX_AGE
+    ).exists():
         update_devices()
 
 
@@ -194,7 +204,11 @@ def get_or_create_pool(kind: str) -> Pool:
 
 def apply_reading(device: Device, reading: DeviceReading) -> None:
     now = timezone.now()
-    device.index, device.name, device.total_bytes = reading.index, reading.name[:80], reading.total_bytes
+    device.index, device.name, device.total_bytes = (
+        reading.index,
+        reading.name[:80],
+        reading.total_bytes,
+    )
     device.used_bytes, device.utilization, device.inference_bytes = (
         reading.used_bytes,
         reading.utilization,
@@ -214,7 +228,10 @@ def apply_reading(device: Device, reading: DeviceReading) -> None:
                 None,
                 "device dirty",
                 str(device),
-                change=({}, {"used_bytes": reading.used_bytes, "baseline_bytes": device.baseline_bytes}),
+                change=(
+                    {},
+                    {"used_bytes": reading.used_bytes, "baseline_bytes": device.baseline_bytes},
+                ),
             )
         device.condition, device.condition_changed_at = condition, now
     device.save()
@@ -224,7 +241,9 @@ def compute_condition(device: Device, reading: DeviceReading, now: Any) -> str:
     """A device that a run has left is good again when its memory is; after half a minute it is
     dirty instead.
     """
-    is_clean = reading.used_bytes - reading.inference_bytes <= device.baseline_bytes + MAX_LEFTOVER_BYTES
+    is_clean = (
+        reading.used_bytes - reading.inference_bytes <= device.baseline_bytes + MAX_LEFTOVER_BYTES
+    )
     if device.condition == Condition.GOOD or is_clean:
         return Condition.GOOD
     # Back, and not empty: what it held before it went is looked at first

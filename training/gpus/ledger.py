@@ -39,7 +39,9 @@ def get_month_bounds(moment: datetime) -> tuple[datetime, datetime]:
     return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def count_seconds_within(allocation: Allocation, begin: datetime, end: datetime, now: datetime) -> float:
+def count_seconds_within(
+    allocation: Allocation, begin: datetime, end: datetime, now: datetime
+) -> float:
     """Seconds of an interval inside [begin, end): split at the edges."""
     until = min(allocation.released_at or now, end)
     return max(0.0, (until - max(allocation.started_at, begin)).total_seconds())

@@ -74,7 +74,9 @@ class Device(models.Model):
     # What CUDA takes for a process beside its allocator, measured once
     context_bytes = models.PositiveBigIntegerField(null=True)
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
-    reserved_for = models.PositiveBigIntegerField(null=True)  # a run for which another was stopped here
+    reserved_for = models.PositiveBigIntegerField(
+        null=True
+    )  # a run for which another was stopped here
     condition_changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
     last_busy_at = models.DateTimeField(null=True)  # last seen at 5 % utilization or more
 
@@ -159,7 +161,9 @@ class Allocation(models.Model):
             models.UniqueConstraint(
                 fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"
             ),
-            models.CheckConstraint(condition=Q(slot__lt=MAX_RUNS_PER_DEVICE), name="places_are_few"),
+            models.CheckConstraint(
+                condition=Q(slot__lt=MAX_RUNS_PER_DEVICE), name="places_are_few"
+            ),
         ]
         indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
 

@@ -138,7 +138,7 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
 def edit_quota(
     actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = ""
 ) -> Quota:
-    """Raises NotAllowed, UserError: see `checked_quota`."""
+    """Raises NotAllowed, UserError: see `apply_quota_changes`."""
     check_admin(actor)
     with transaction.atomic():
         audit.acquire_advisory_lock("admission")
@@ -189,13 +189,22 @@ def set_hold(
             action = "lift hold"
         subject = str(pool) if isinstance(target, Pool) else f"{team or 'no team'} in {pool}"
         audit.record_entry(
-            actor, action, subject, team=team, change=({"is_on_hold": before}, {"is_on_hold": is_on_hold}), reason=reason
+            actor,
+            action,
+            subject,
+            team=team,
+            change=({"is_on_hold": before}, {"is_on_hold": is_on_hold}),
+            reason=reason,
         )
         if is_on_hold and drain:
             open_allocations = Allocation.objects.filter(device__pool=pool, released_at=None)
-            affected = open_allocations if isinstance(target, Pool) else open_allocations.filter(team=team)
+            affected = (
+                open_allocations if isinstance(target, Pool) else open_allocations.filter(team=team)
+            )
             for run_id in affected.values_list("run_id", flat=True):
-                allocations.evict_run(run_id, reserve_for=None, reason=f"{action} by {actor.username}")
+                allocations.evict_run(
+                    run_id, reserve_for=None, reason=f"{action} by {actor.username}"
+                )
 
 
 def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list[str]:
@@ -248,7 +257,11 @@ def save_with_audit(
 
 
 def record_change(
-    actor: User, action: str, subject: str, change: tuple[dict[str, Any], dict[str, Any]], **extra: Any
+    actor: User,
+    action: str,
+    subject: str,
+    change: tuple[dict[str, Any], dict[str, Any]],
+    **extra: Any,
 ) -> None:
     """An entry with what is different; none if nothing is."""
     old, new = change

@@ -100,7 +100,9 @@ def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
                 team,
                 quota,
                 device_counts[key],
-                build_monthly_hours(used.get(key, 0.0), quota.hours_per_month, quota.is_hard_budget, now),
+                build_monthly_hours(
+                    used.get(key, 0.0), quota.hours_per_month, quota.is_hard_budget, now
+                ),
             )
         )
     return rows
@@ -110,7 +112,9 @@ def list_person_usage() -> list[PersonUsage]:
     """Everybody who may sign in, with what they hold over all pools."""
     now = timezone.now()
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
-    device_counts = Counter(Allocation.objects.filter(released_at=None).values_list("user", flat=True))
+    device_counts = Counter(
+        Allocation.objects.filter(released_at=None).values_list("user", flat=True)
+    )
     used = ledger.used_this_month("user_id", now)
     rows = []
     for user in User.objects.filter(is_active=True).order_by("username"):
@@ -120,17 +124,23 @@ def list_person_usage() -> list[PersonUsage]:
                 user,
                 quota,
                 device_counts[user.pk],
-                build_monthly_hours(used.get(user.pk, 0.0), quota.hours_per_month, quota.is_hard_budget, now),
+                build_monthly_hours(
+                    used.get(user.pk, 0.0), quota.hours_per_month, quota.is_hard_budget, now
+                ),
             )
         )
     return rows
 
 
-def build_monthly_hours(seconds: float, budget: float | None, is_hard_budget: bool, now: datetime) -> MonthlyHours:
+def build_monthly_hours(
+    seconds: float, budget: float | None, is_hard_budget: bool, now: datetime
+) -> MonthlyHours:
     begin, end = ledger.get_month_bounds(now)
     elapsed = max(3600.0, (now - begin).total_seconds())
     used = seconds / 3600
-    return MonthlyHours(used, budget, used * (end - begin).total_seconds() / elapsed, is_hard_budget)
+    return MonthlyHours(
+        used, budget, used * (end - begin).total_seconds() / elapsed, is_hard_budget
+    )
 
 
 def get_own_hours(user: User) -> MonthlyHours | None:
@@ -154,7 +164,9 @@ def compute_burn_down(pool: Pool, team: Team | None) -> list[tuple[str, float]]:
     points = []
     for day in range(days):
         until = begin + timedelta(days=day + 1)
-        seconds = sum(ledger.count_seconds_within(one, begin, min(until, now), now) for one in intervals)
+        seconds = sum(
+            ledger.count_seconds_within(one, begin, min(until, now), now) for one in intervals
+        )
         points.append((f"{begin + timedelta(days=day):%Y-%m-%d}", round(seconds / 3600, 3)))
         if until >= now:
             break

@@ -35,7 +35,11 @@ def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
     """
     quotas.check_lead_or_admin(user)
     visible_ids = usage.get_visible_teams(user)
-    rows = AuditEntry.objects.all() if visible_ids is None else AuditEntry.objects.filter(team__in=visible_ids)
+    rows = (
+        AuditEntry.objects.all()
+        if visible_ids is None
+        else AuditEntry.objects.filter(team__in=visible_ids)
+    )
     action, text = action.replace("\0", ""), text.replace("\0", "")
     if action:
         rows = rows.filter(action=action)
@@ -51,7 +55,9 @@ def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
     rows = filter_audit_entries(request.user, action, text)
     values = {
         "page": Paginator(rows, ENTRIES_PER_PAGE).get_page(request.GET.get("page")),
-        "acts": sorted(set(AuditEntry.objects.order_by().values_list("action", flat=True).distinct())),
+        "acts": sorted(
+            set(AuditEntry.objects.order_by().values_list("action", flat=True).distinct())
+        ),
         "action": action,
         "q": text,
         "broken": audit_log.find_tampered_entry()
@@ -115,7 +121,9 @@ def return_device(request: AuthenticatedRequest, device_id: int) -> HttpResponse
     return redirect("gpus")
 
 
-def build_csv_response(header: list[str], rows: Iterator[list[object]], name: str) -> StreamingHttpResponse:
+def build_csv_response(
+    header: list[str], rows: Iterator[list[object]], name: str
+) -> StreamingHttpResponse:
     """A download, a hundred rows a piece; cells that a spreadsheet would run as a formula are
     quoted.
     """

@@ -14,7 +14,7 @@ from django.db.models.signals import post_delete
 
 from training.jobs.models import Job, JobSubject
 
-LOST_SECONDS = 29.0  # plus SWEEP_SECONDS: half a minute
+LOST_SECONDS = 29.0  # plus RECOVERY_SECONDS: half a minute
 MAX_TRIES = 3
 DEFAULT_CRASH_MESSAGE = "It broke off for a reason that nobody foresaw; the worker's log has it."
 

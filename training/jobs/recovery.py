@@ -11,7 +11,7 @@ from training.jobs.kinds import KINDS, LANES
 from training.jobs.models import OPEN_STATES, Job, JobState
 from training.jobs.queue import wake_worker
 from training.jobs.runner import fail_job, waiting_jobs
-from training.process_identity import get_host_name, is_alive, get_process_name
+from training.process_identity import get_host_name, get_process_name, is_alive
 
 RECOVERY_SECONDS = 1.0
 MAX_TRIES_MESSAGE = "It broke off {tries} times; the worker's log has more."

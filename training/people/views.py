@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST
 from training.people import teams
 from training.people.models import Role, Scope
 from training.people.requests import AuthenticatedRequest, parse_id
-from training.people.sign_in_attempts import WINDOW_SECONDS, count_attempt, clear_attempts
+from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
 from training.people.tokens import create_token, revoke_token
 
 MAX_TRIES = 10  # for one name from one address
@@ -35,8 +35,15 @@ class SignIn(auth.LoginView):
         is_over = [count_attempt(key) > limit for key, limit in self.throttle_keys()]
         if any(is_over):
             form = AuthenticationForm(request)
-            wait_message = f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
-            return render(request, self.template_name, {"form": form, "wait_message": wait_message}, status=429)
+            wait_message = (
+                f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
+            )
+            return render(
+                request,
+                self.template_name,
+                {"form": form, "wait_message": wait_message},
+                status=429,
+            )
         return super().post(request, *args, **kwargs)
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
@@ -81,7 +88,8 @@ def account_context(request: AuthenticatedRequest) -> dict[str, Any]:
     return {
         "tokens": request.user.tokens.order_by("-created_at"),
         "teams": [
-            (team, list(team.memberships.all()), teams.is_lead(request.user, team)) for team in visible_teams
+            (team, list(team.memberships.all()), teams.is_lead(request.user, team))
+            for team in visible_teams
         ],
         "roles": Role.choices,
         "scopes": Scope.choices,

@@ -21,7 +21,7 @@ from training.runs.models import MAX_NAME_LENGTH, MAX_NOTES_LENGTH, MAX_TAGS, Ru
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import checks
 from training.runs.signals import run_changed, run_queued
-from training.runs.states import ACTIVE, UNFINISHED, State, RequestedAction, get_source_states
+from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State, get_source_states
 
 TAG = re.compile(r"[\w .:/-]{1,30}")
 
@@ -91,7 +91,12 @@ def delete_run(user: User, run: Run, name: str) -> int:
     check_changeable(user, run)
     check_name_typed(name, run.name)
     with transaction.atomic():
-        if not Run.objects.select_for_update().filter(pk=run.pk).exclude(state__in=UNFINISHED).exists():
+        if (
+            not Run.objects.select_for_update()
+            .filter(pk=run.pk)
+            .exclude(state__in=UNFINISHED)
+            .exists()
+        ):
             raise Conflict(f"{run.name} is not over yet; stop it first.")
         folder = run.folder
         Run.objects.filter(pk=run.pk).delete()

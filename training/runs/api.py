@@ -12,8 +12,8 @@ from pydantic import Field
 from training.engine.metrics import get_charted_names
 from training.errors import UserError
 from training.people.pagination import Pagination
-from training.people.requests import AuthenticatedRequest
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest
 from training.runs import actions
 from training.runs import filters as runs_filters
 from training.runs.launch import api as launch_api
@@ -24,14 +24,14 @@ from training.runs.models import Event, Run, Sweep
 from training.runs.queue import api as queue_api
 from training.runs.reads import consistent_read
 from training.runs.schemas import (
+    ConfirmIn,
     EvalsOut,
     EventsOut,
-    RunFiltersIn,
     MetricsOut,
     RunChange,
+    RunFiltersIn,
     RunOut,
     StopIn,
-    ConfirmIn,
     SweepOut,
 )
 from training.runs.worker import oom_recovery
@@ -184,7 +184,8 @@ def list_memory_options(request: AuthenticatedRequest, run_id: int) -> list[dict
     run = get_visible(Run, request.user, run_id, *RELATED)
     options = oom_recovery.list_recovery_options(run)
     return [
-        {**vars(option), "peak_bytes": option.memory["peak"] if option.memory else None} for option in options
+        {**vars(option), "peak_bytes": option.memory["peak"] if option.memory else None}
+        for option in options
     ]
 
 

@@ -59,7 +59,9 @@ class RunFilters:
     def from_query(cls, query: Mapping[str, str]) -> RunFilters:
         """Raises UserError: an unknown state or column."""
         values = {
-            name: to_one_line(query.get(name, ""))[:MAX_TEXT_LENGTH] for name in EXACT_FILTERS if query.get(name)
+            name: to_one_line(query.get(name, ""))[:MAX_TEXT_LENGTH]
+            for name in EXACT_FILTERS
+            if query.get(name)
         }
         if values.get("state") not in (None, *State.values):
             raise UserError(f"state must be one of {', '.join(State.values)}.", field="state")
@@ -99,7 +101,9 @@ def filter_runs(user: User, run_filters: RunFilters) -> Any:
         rows = rows.filter(tags__contains=f",{run_filters.tag},")
     column = F(SORT_COLUMNS[run_filters.sort.removeprefix("-")])
     order = (
-        column.desc(nulls_last=True) if run_filters.sort.startswith("-") else column.asc(nulls_last=True)
+        column.desc(nulls_last=True)
+        if run_filters.sort.startswith("-")
+        else column.asc(nulls_last=True)
     )
     return rows.order_by(order, "-pk")
 

@@ -12,7 +12,7 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.gpus.models import Pool
 from training.people.models import Owned
-from training.runs.states import Priority, State, RequestedAction
+from training.runs.states import Priority, RequestedAction, State
 
 
 class Sweep(Owned):
@@ -54,7 +54,9 @@ class Run(Owned):
     state = models.CharField(
         max_length=20, choices=State.choices, default=State.QUEUED, db_index=True
     )
-    requested_action = models.CharField(max_length=20, choices=RequestedAction.choices, default=RequestedAction.RUN)
+    requested_action = models.CharField(
+        max_length=20, choices=RequestedAction.choices, default=RequestedAction.RUN
+    )
     message = models.TextField(blank=True)
     # On devices, that an admin let it go on after
     waived_seconds = models.FloatField(default=0.0)

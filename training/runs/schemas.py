@@ -70,7 +70,9 @@ class RunOut(Schema):
     )
     best_step: int | None
     config: dict[str, Any]
-    auto_plan: dict[str, Any] = Field(description="the plan that Auto LLM made for it; empty without")
+    auto_plan: dict[str, Any] = Field(
+        description="the plan that Auto LLM made for it; empty without"
+    )
     last_seq: int
 
     @staticmethod

@@ -44,5 +44,9 @@ urlpatterns = [
     path("runs/<int:run_id>/up", queue_views.move_up, name="run-up"),
     path("runs/<int:run_id>/class", queue_views.change_priority, name="run-class"),
     path("runs/<int:run_id>/pool", queue_views.change_pool, name="run-pool"),
-    path("data/versions/<int:version_id>/trained", forecast_views.show_training_tokens, name="data-trained"),
+    path(
+        "data/versions/<int:version_id>/trained",
+        forecast_views.show_training_tokens,
+        name="data-trained",
+    ),
 ]

@@ -17,8 +17,8 @@ from training.engine.metrics import metrics_as_dicts
 from training.errors import NotFound, UserError
 from training.formatting import format_bytes
 from training.gpus import allocations
-from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
 from training.people.permissions import get_changeable, get_visible
+from training.people.requests import AuthenticatedRequest, async_chunks, parse_id
 from training.runs import actions, filters
 from training.runs import run_files as runs_run_files
 from training.runs.forecast.target_device import get_target_device
@@ -27,7 +27,7 @@ from training.runs.live import messages as live_messages
 from training.runs.metrics import comparison, table
 from training.runs.models import Event, Run, Sweep
 from training.runs.states import ENDED, UNFINISHED, State
-from training.runs.status import get_run_status, get_comparison_figures
+from training.runs.status import get_comparison_figures, get_run_status
 from training.runs.worker import oom_recovery
 
 Response = TypeVar("Response", bound=HttpResponseBase)
@@ -44,7 +44,8 @@ def list_runs(request: AuthenticatedRequest) -> HttpResponse:
         "run_rows": [(run, get_run_status(run)) for run in page],
         "has_unfinished": any(run.state in UNFINISHED for run in page),
         "sort_links": [
-            (name, run_filters.build_query_string(sort=next_sort(run_filters.sort, name))) for name in filters.SORT_COLUMNS
+            (name, run_filters.build_query_string(sort=next_sort(run_filters.sort, name)))
+            for name in filters.SORT_COLUMNS
         ],
     }
     if request.headers.get("HX-Request") and not request.headers.get("HX-History-Restore-Request"):
@@ -126,7 +127,9 @@ def continue_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 @require_POST
 def edit_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_visible(Run, request.user, run_id)
-    changes = {name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST}
+    changes = {
+        name: request.POST[name] for name in ("name", "tags", "notes") if name in request.POST
+    }
     actions.update_run(request.user, run, **changes)
     return redirect("run", run_id)
 
@@ -134,7 +137,9 @@ def edit_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 @require_POST
 def archive_run(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     actions.archive_run(
-        request.user, get_visible(Run, request.user, run_id), restore=request.POST.get("restore") == "1"
+        request.user,
+        get_visible(Run, request.user, run_id),
+        restore=request.POST.get("restore") == "1",
     )
     return redirect("run", run_id)
 
@@ -171,7 +176,8 @@ def compare_runs(request: AuthenticatedRequest) -> HttpResponse:
     run_ids = list(dict.fromkeys(parse_id(text) for text in request.GET.getlist("run")))
     if not 2 <= len(run_ids) <= comparison.MAX_COMPARED_RUNS:
         raise UserError(
-            f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare; {len(run_ids)} are chosen.", field="run"
+            f"Choose 2 to {comparison.MAX_COMPARED_RUNS} runs to compare; {len(run_ids)} are chosen.",
+            field="run",
         )
     rows = Run.objects.visible_to(request.user).select_related(*filters.RELATED).in_bulk(run_ids)
     if len(rows) < len(run_ids):
@@ -227,7 +233,9 @@ def download_config(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
 def download_csv(request: AuthenticatedRequest, run_id: int) -> HttpResponseBase:
     run = get_visible(Run, request.user, run_id)
     return as_attachment(
-        StreamingHttpResponse(async_chunks(table.write_csv(run)), content_type="text/csv"), run, "csv"
+        StreamingHttpResponse(async_chunks(table.write_csv(run)), content_type="text/csv"),
+        run,
+        "csv",
     )
 
 
@@ -265,7 +273,13 @@ def show_memory_options(request: AuthenticatedRequest, run_id: int) -> HttpRespo
     return render(
         request,
         "runs/_memory_options.html",
-        {"run": run, "memory_options": rows, "total": total, "can_change": can_change, "has_unknown": has_unknown},
+        {
+            "run": run,
+            "memory_options": rows,
+            "total": total,
+            "can_change": can_change,
+            "has_unknown": has_unknown,
+        },
     )
 
 

@@ -219,7 +219,9 @@ def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
     key = base64.b64decode(delivery.webhook.secret.removeprefix(SECRET_PREFIX))
     # Keyed, because two installations with one receiver count their deliveries alike.
     message_id = f"msg_{sign_content(key, str(delivery.pk)).hex()[:32]}"
-    signature = base64.b64encode(sign_content(key, f"{message_id}.{timestamp}.{delivery.body}")).decode()
+    signature = base64.b64encode(
+        sign_content(key, f"{message_id}.{timestamp}.{delivery.body}")
+    ).decode()
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),

@@ -11,8 +11,8 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 
-from training.catalog.services import IMPORT_JOB, add_builtin_model
 from training.catalog.models import BaseModel, ModelState
+from training.catalog.services import IMPORT_JOB, add_builtin_model
 from training.datasets.examples import add_example
 from training.jobs.runner import run_lane
 from training.people.models import Team, User
@@ -54,7 +54,9 @@ class Command(BaseCommand):
         people = self.create_people()
         for name, example, title, settings in FINISHED_RUNS:
             self.stdout.write(f"Training: {title}…")
-            self.train_run(launch_example(people[name], model, example, title, {**SHORT_SETTINGS, **settings}))
+            self.train_run(
+                launch_example(people[name], model, example, title, {**SHORT_SETTINGS, **settings})
+            )
         live = launch_example(
             people["alice"],
             model,
@@ -95,7 +97,9 @@ class Command(BaseCommand):
             run.refresh_from_db()
 
 
-def launch_example(user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]) -> Run:
+def launch_example(
+    user: User, model: BaseModel, example: str, title: str, settings: dict[str, Any]
+) -> Run:
     data = add_example(user, example)
     request = LaunchRequest(user=user, base_model=model, data=data, settings=settings, name=title)
     run = launch_request(request, accept_warnings=True)

@@ -16,7 +16,17 @@ from training.runs.forecast.any_model import forecast_any_model
 from training.runs.forecast.memory import CONTEXT_BYTES
 
 MEMORY_KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
-TABLE_HEADER = ("technique", "trained", "precision", "states", *MEMORY_KINDS, "step", "load", "eval", "peak")
+TABLE_HEADER = (
+    "technique",
+    "trained",
+    "precision",
+    "states",
+    *MEMORY_KINDS,
+    "step",
+    "load",
+    "eval",
+    "peak",
+)
 
 
 class Command(BaseCommand):
@@ -51,12 +61,16 @@ class Command(BaseCommand):
                     "length": options["length"],
                     "device": options["device"],
                 }
-                forecasts[name] = forecast_any_model(model, {**run_settings, "method": name}, **shape)
+                forecasts[name] = forecast_any_model(
+                    model, {**run_settings, "method": name}, **shape
+                )
             except UserError as error:
                 if options["method"] != "all":
                     raise CommandError(error.message) from error
                 self.stderr.write(f"{METHODS[name].title}: {error.message}")
-        self.stdout.write(json.dumps(forecasts, indent=1) if options["json"] else format_table(forecasts))
+        self.stdout.write(
+            json.dumps(forecasts, indent=1) if options["json"] else format_table(forecasts)
+        )
 
 
 def format_table(forecasts: dict[str, dict[str, Any]]) -> str:
@@ -72,7 +86,5 @@ def format_table(forecasts: dict[str, dict[str, Any]]) -> str:
             forecast["precision"],
             forecast["optimizer"],
         ]
-        lines.append(
-            "| " + " | ".join([*cells, *(f"{size / 1e9:.1f}" for size in sizes)]) + " |"
-        )
+        lines.append("| " + " | ".join([*cells, *(f"{size / 1e9:.1f}" for size in sizes)]) + " |")
     return "\n".join(lines)

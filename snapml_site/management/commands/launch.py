@@ -55,7 +55,9 @@ class Command(BaseCommand):
             raise CommandError(f"{options['file']}: {error.message}") from error
 
     def start_request(self, user: User, text: str, options: dict[str, Any]) -> None:
-        request = yaml_file.to_launch_request(user, yaml_file.read_yaml(text), again=options["again"])
+        request = yaml_file.to_launch_request(
+            user, yaml_file.read_yaml(text), again=options["again"]
+        )
         if options["forecast"]:
             self.show_preview(preview_launch(request))
             return

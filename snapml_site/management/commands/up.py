@@ -21,8 +21,8 @@ from django.core.management import CommandError, call_command
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from snapml_site.processes import ManagedProcess, build_processes
 from snapml_site.first_admin import first_admin_message
+from snapml_site.processes import ManagedProcess, build_processes
 
 CHECK_INTERVAL = 0.2
 START_TIMEOUT = 60.0
@@ -66,7 +66,9 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         sign_in_message = first_admin_message()
         connections.close_all()
-        has_own_inference = not settings.INFERENCE_URL  # else another server answers there, vLLM for example
+        has_own_inference = (
+            not settings.INFERENCE_URL
+        )  # else another server answers there, vLLM for example
         if has_own_inference:
             os.environ |= {
                 "INFERENCE_URL": f"http://127.0.0.1:{find_free_port()}",

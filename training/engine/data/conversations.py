@@ -85,8 +85,14 @@ def ensure_chat_template(tokenizer: Any) -> str:
     return "default"
 
 
-def render_messages(tokenizer: Any, row: Row, *, message_count: int | None = None, add_generation_prompt: bool = False) -> str:
-    """The text of a row's first `upto` messages; `for_answer` opens an assistant's turn at its end.
+def render_messages(
+    tokenizer: Any,
+    row: Row,
+    *,
+    message_count: int | None = None,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The text of a row's first `upto` messages; `add_generation_prompt` opens an assistant's turn at its end.
 
     Raises:
         DataError: the template does not take such a row (Gemma's, for one, knows no system
@@ -133,7 +139,9 @@ def find_assistant_spans(tokenizer: Any, row: Row) -> tuple[str, list[tuple[int,
         prompt = render_messages(tokenizer, row, message_count=index, add_generation_prompt=True)
         answered = render_messages(tokenizer, row, message_count=index + 1)
         if not (
-            text.startswith(prompt) and text.startswith(answered.rstrip()) and len(answered) > len(prompt)
+            text.startswith(prompt)
+            and text.startswith(answered.rstrip())
+            and len(answered) > len(prompt)
         ):
             raise DataError(
                 f"This model's chat template rewrites earlier turns (seen at message {index + 1}), "
@@ -171,13 +179,18 @@ def encode_row(
     """
     if "text" in row:
         ids = np.asarray(
-            [*get_bos_ids(tokenizer), *tokenizer(row["text"], add_special_tokens=False)["input_ids"]],
+            [
+                *get_bos_ids(tokenizer),
+                *tokenizer(row["text"], add_special_tokens=False)["input_ids"],
+            ],
             dtype=np.int64,
         )
         if tokenizer.eos_token_id is not None:
             ids = np.append(ids, tokenizer.eos_token_id)
         return EncodedRow(
-            ids[:max_length], ids[:max_length].copy(), truncated_tokens=max(0, len(ids) - max_length)
+            ids[:max_length],
+            ids[:max_length].copy(),
+            truncated_tokens=max(0, len(ids) - max_length),
         )
     if train_on_prompt:
         text, spans = render_messages(tokenizer, row), [(0, 2**62)]
@@ -190,7 +203,9 @@ def encode_row(
     for start, end in spans:
         is_trained |= (starts >= start) & (starts < end)
     labels = np.where(is_trained, ids, IGNORE_INDEX)
-    return EncodedRow(ids[:max_length], labels[:max_length], truncated_tokens=max(0, len(ids) - max_length))
+    return EncodedRow(
+        ids[:max_length], labels[:max_length], truncated_tokens=max(0, len(ids) - max_length)
+    )
 
 
 def get_bos_ids(tokenizer: Any) -> list[int]:

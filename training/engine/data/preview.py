@@ -24,8 +24,8 @@ from training.engine.data.conversations import (
     DataError,
     EncodedRow,
     encode_row,
-    load_tokenizer,
     ensure_chat_template,
+    load_tokenizer,
 )
 from training.errors import UserError
 
@@ -114,9 +114,13 @@ def measure_lengths(tokenizer: Any, request: dict[str, Any]) -> dict[str, Any]:
             trained_positions = np.flatnonzero(row.labels[1:] != IGNORE_INDEX)
             lengths["total"].append(len(row))
             lengths["trained"].append(len(trained_positions))
-            lengths["first"].append(int(trained_positions[0]) + 1 if len(trained_positions) else NO_TRAINED_TOKEN)
+            lengths["first"].append(
+                int(trained_positions[0]) + 1 if len(trained_positions) else NO_TRAINED_TOKEN
+            )
             for length in request["lengths"]:
-                lengths[f"trained_{length}"].append(int(np.searchsorted(trained_positions, length - 1)))
+                lengths[f"trained_{length}"].append(
+                    int(np.searchsorted(trained_positions, length - 1))
+                )
     temp_path = Path(request["into"]).with_suffix(f".{os.getpid()}.npz")
     arrays: dict[str, Any] = {
         name: np.asarray(values, dtype=np.int32) for name, values in lengths.items()

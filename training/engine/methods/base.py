@@ -35,12 +35,16 @@ class Method:
     # A setting that cannot be switched on -> why
     incompatible_settings: Mapping[str, str] = field(default_factory=dict)
     has_quantized_base: bool = False  # the base model is loaded in 4 bits
-    is_full_finetuning: bool = False  # what is trained and saved is the model itself, not an adapter
+    is_full_finetuning: bool = (
+        False  # what is trained and saved is the model itself, not an adapter
+    )
     merge_unsupported_reason: str = ""
     mixed_batch_unsupported_reason: str = ""  # why one batch cannot hold rows of several adapters
 
 
-MIXED_BATCH_UNSUPPORTED = "PEFT would ignore the names without an error; one batch uses one adapter."
+MIXED_BATCH_UNSUPPORTED = (
+    "PEFT would ignore the names without an error; one batch uses one adapter."
+)
 
 
 def parse_target_modules(text: str) -> str | list[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def wrap_model(model: Any, _config: MethodSettings) -> Any:
     from peft import IA3Config, get_peft_model
 
-    from training.engine.methods.module_names import find_mlp_outputs, find_key_value_projections
+    from training.engine.methods.module_names import find_key_value_projections, find_mlp_outputs
 
     mlp_outputs = find_mlp_outputs(model)
     peft_config = IA3Config(

@@ -22,7 +22,10 @@ KEY_VALUE_NAMES = ("k_proj", "v_proj", "qkv_proj", "c_attn", "query_key_value")
 
 
 def find_sublayer_outputs(model: Any) -> list[str]:
-    return [*find_existing_suffixes(model, ATTENTION_OUTPUT_NAMES, "attention"), *find_mlp_outputs(model)]
+    return [
+        *find_existing_suffixes(model, ATTENTION_OUTPUT_NAMES, "attention"),
+        *find_mlp_outputs(model),
+    ]
 
 
 def find_mlp_outputs(model: Any) -> list[str]:

@@ -38,7 +38,9 @@ def init_eva(model: Any, rows: Sequence[EncodedRow]) -> None:
     device = next(model.parameters()).device
     batches = []
     # Fewer rows make one smaller batch
-    for start in range(0, max(1, min(len(rows), MAX_EVA_ROWS) - EVA_BATCH_SIZE + 1), EVA_BATCH_SIZE):
+    for start in range(
+        0, max(1, min(len(rows), MAX_EVA_ROWS) - EVA_BATCH_SIZE + 1), EVA_BATCH_SIZE
+    ):
         chunk = rows[start : start + EVA_BATCH_SIZE]
         longest = max(len(row) for row in chunk)
         ids, mask = (
@@ -75,7 +77,8 @@ def init_loftq(model: Any, folder: Path) -> None:
         weight = original.weight.T if isinstance(original, Conv1D) else original.weight
         quantized = layer.get_base_layer().weight
         residual = (
-            weight.detach().to(quantized.device) - dequantize_4bit(quantized.data, quantized.quant_state).float()
+            weight.detach().to(quantized.device)
+            - dequantize_4bit(quantized.data, quantized.quant_state).float()
         )
         rank = layer.r["default"]
         left, singular_values, right = torch.linalg.svd(residual, full_matrices=False)

@@ -43,7 +43,9 @@ def patch_cached_generation() -> None:
         finally:
             self.base_model_prepare_inputs_for_generation = base_prepare
         model_inputs["cache"] = model_inputs.pop("past_key_values", None)
-        model_inputs["position_ids"] = None  # told from the cache's length, which counts the virtual tokens
+        model_inputs["position_ids"] = (
+            None  # told from the cache's length, which counts the virtual tokens
+        )
         return model_inputs
 
     PeftModelForCausalLM.prepare_inputs_for_generation = prepare_inputs
@@ -100,7 +102,9 @@ def check_adapter_names(model: Any, names: list[str], batch_size: int | None) ->
         if config is None:
             raise UserError(f"There is no adapter {name!r} beside this base.")
         if config.peft_type not in MIXED_BATCH_TUNERS or getattr(config, "use_dora", False):
-            type_name = "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
+            type_name = (
+                "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
+            )
             raise UserError(
                 f"Adapters of type {type_name} cannot share a batch; ask them one at a time."
             )

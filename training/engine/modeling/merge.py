@@ -17,7 +17,9 @@ from training.engine.modeling.weights import load_adapter
 from training.errors import UserError
 
 
-def merge_adapter(base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.float16) -> Any:
+def merge_adapter(
+    base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.float16
+) -> Any:
     """The plain model, weights in `dtype`. The sum is made in fp32.
 
     Raises:
@@ -25,8 +27,12 @@ def merge_adapter(base: Path, adapter: Path, method: str, dtype: torch.dtype = t
     """
     method_spec = METHODS[method]
     if method_spec.merge_unsupported_reason:
-        raise UserError(f"{method_spec.title} cannot be merged. {method_spec.merge_unsupported_reason}")
-    model = load_base(base, torch.float32, torch.device("cpu"), quantized=method_spec.has_quantized_base)
+        raise UserError(
+            f"{method_spec.title} cannot be merged. {method_spec.merge_unsupported_reason}"
+        )
+    model = load_base(
+        base, torch.float32, torch.device("cpu"), quantized=method_spec.has_quantized_base
+    )
     if method_spec.has_quantized_base:
         model = model.dequantize().to(torch.float32)
     return load_adapter(model, adapter, "default").merge_and_unload(safe_merge=True).to(dtype)

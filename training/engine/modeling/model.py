@@ -90,7 +90,9 @@ def load_base(
     if device.type == "cpu":
         use_short_attention()
     quantization = (
-        {"quantization_config": build_nf4_config(dtype), "device_map": {"": device}} if quantized else {}
+        {"quantization_config": build_nf4_config(dtype), "device_map": {"": device}}
+        if quantized
+        else {}
     )
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -219,7 +221,9 @@ class LabeledPositionsHead:
         has_loss = torch.zeros_like(labels, dtype=torch.bool)
         has_loss[:, :-1] = labels[:, 1:] != IGNORE_INDEX
         indices = has_loss.flatten().nonzero().squeeze(1)
-        return self.compute_loss_at_positions(model, ids, indices, labels[:, 1:][has_loss[:, :-1]], positions)
+        return self.compute_loss_at_positions(
+            model, ids, indices, labels[:, 1:][has_loss[:, :-1]], positions
+        )
 
     def compute_loss_at_positions(
         self, model: Any, ids: Tensor, indices: Tensor, targets: Tensor, positions: Tensor | None

@@ -17,7 +17,9 @@ def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch
     `loraplus_lr_ratio` times as fast.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    fast_parameters = [p for name, p in trained if config.loraplus_lr_ratio != 1 and ".lora_B." in name]
+    fast_parameters = [
+        p for name, p in trained if config.loraplus_lr_ratio != 1 and ".lora_B." in name
+    ]
     fast_ids = {id(p) for p in fast_parameters}
     groups: list[dict[str, Any]] = [
         {"params": [p for _, p in trained if id(p) not in fast_ids], "rate": 1.0}
@@ -33,7 +35,9 @@ def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch
         "adamw_8bit": bitsandbytes.optim.AdamW8bit,
         "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
     }[kind]
-    optimizer: torch.optim.Optimizer = optimizer_class(groups, lr=0.0, weight_decay=config.weight_decay)
+    optimizer: torch.optim.Optimizer = optimizer_class(
+        groups, lr=0.0, weight_decay=config.weight_decay
+    )
     return optimizer
 
 
@@ -56,7 +60,7 @@ def get_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give every parameter the state that `state_of` told of it."""
+    """Give every parameter the state that `get_state` told of it."""
     state_by_index: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")

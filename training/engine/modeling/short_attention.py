@@ -77,7 +77,12 @@ class ShortAttention(torch.autograd.Function):
         groups = key.shape[1]
         results = [torch.empty_like(tensor) for tensor in (query, key, value)]
         for chunk in iterate_row_chunks(query):
-            chunk_tensors = (query[chunk], key[chunk], value[chunk], grads[0][chunk].transpose(1, 2))
+            chunk_tensors = (
+                query[chunk],
+                key[chunk],
+                value[chunk],
+                grads[0][chunk].transpose(1, 2),
+            )
             q, k, v, grad = (fold_heads(tensor, groups) for tensor in chunk_tensors)
             chunk_gradients = compute_gradients(q, k, v, grad, ctx.scale)
             for result, part in zip(results, chunk_gradients, strict=True):

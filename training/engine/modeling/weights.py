@@ -17,7 +17,11 @@ import training.engine.modeling.library_patches  # noqa: F401 before any adapter
 from training.engine.config import RunConfig
 from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
 
-BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")  # starts that take a part out of the base's weights
+BASE_MUTATING_INITS = (
+    "pissa",
+    "pissa_niter_4",
+    "olora",
+)  # starts that take a part out of the base's weights
 RAW_PREFIX = "raw."
 
 
@@ -84,7 +88,7 @@ def get_raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
 
 
 def read_weights(model: Any, folder: Path, raw_tensors: dict[str, Tensor]) -> None:
-    """Put back what `write_weights` and `raw_weights` told of a model that was wrapped in the same
+    """Put back what `write_weights` and `get_raw_weights` told of a model that was wrapped in the same
     way.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -105,9 +109,13 @@ def check_parameter_names(model: Any, folder: Path) -> None:
     PEFT would pass over both.
     """
     if isinstance(model, PeftModel):
-        unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(get_peft_model_state_dict(model))
+        unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(
+            get_peft_model_state_dict(model)
+        )
         if unmatched:
-            raise KeyError(f"{len(unmatched)} parameters stand on one side only, such as {min(unmatched)}")
+            raise KeyError(
+                f"{len(unmatched)} parameters stand on one side only, such as {min(unmatched)}"
+            )
 
 
 def load_adapter(base: Any, folder: Path, name: str) -> Any:

@@ -22,9 +22,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape
 from training.engine.methods import METHODS
-from training.engine.modeling.model import LabeledPositionsHead, compute_in_bf16, get_weights_dtype, wrap_base_model
+from training.engine.modeling.model import (
+    LabeledPositionsHead,
+    compute_in_bf16,
+    get_weights_dtype,
+    wrap_base_model,
+)
 from training.engine.modeling.optimizers import make_optimizer
-from training.engine.simulation.fake_bnb import adamw8bit_state_bytes, replace_with_4bit_layers, optimizer_8bit_workspace
+from training.engine.simulation.fake_bnb import (
+    adamw8bit_state_bytes,
+    optimizer_8bit_workspace,
+    replace_with_4bit_layers,
+)
 from training.engine.simulation.storage_tracker import StorageTracker
 
 
@@ -150,7 +159,10 @@ class SimulatedStep:
     def init_optimizer_state(self, trained_parameters: list[nn.Parameter]) -> None:
         """The optimizer's state as it is from the second step on."""
         if self.optimizer is None:
-            self.optimizer_state = [torch.empty(adamw8bit_state_bytes(p.numel()), dtype=torch.uint8) for p in trained_parameters]
+            self.optimizer_state = [
+                torch.empty(adamw8bit_state_bytes(p.numel()), dtype=torch.uint8)
+                for p in trained_parameters
+            ]
             self.tracker.relabel_tensors(self.optimizer_state, "optimizer")
             return
         for parameter in trained_parameters:
@@ -196,7 +208,9 @@ class SimulatedStep:
 
     def compute_loss(self, ids: Tensor, labels: FixedLabels) -> Tensor:
         positions = torch.zeros_like(ids) if self.config.packing else None
-        return self.head.compute_loss_at_positions(self.model, ids, labels.positions, labels.targets, positions)
+        return self.head.compute_loss_at_positions(
+            self.model, ids, labels.positions, labels.targets, positions
+        )
 
     def close(self) -> None:
         self.contexts.close()

@@ -26,13 +26,13 @@ with fast_imports():
 
     from training.engine.config import RunConfig
     from training.engine.memory_estimator import (
-        SHAPES_PER_CORNER,
         SAMPLE_DEPTHS,
         SAMPLE_SHAPES,
         SAMPLE_SIZES,
+        SHAPES_PER_CORNER,
+        BatchShape,
         MemoryEstimator,
         Sample,
-        BatchShape,
         fit_least_squares,
         get_scaling_setting,
     )
@@ -68,7 +68,9 @@ def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstim
         "scaling_setting": scaling_name,
     }
     metadata["short_attention"] = (
-        get_short_attention_heads(text_config, config) if device == "cpu" and precision != "fp32" else (0, 0)
+        get_short_attention_heads(text_config, config)
+        if device == "cpu" and precision != "fp32"
+        else (0, 0)
     )
     for depth_index in range(2):
         for size_index in range(2 if scaling_name else 1):
@@ -76,14 +78,23 @@ def build_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstim
             overrides: dict[str, Any] = {scaling_name: size} if scaling_name else {}
             sized_config = replace(config, **overrides)
             simulated = SimulatedStep(
-                model_config, sized_config, layers=SAMPLE_DEPTHS[depth_index], precision=precision, device=device
+                model_config,
+                sized_config,
+                layers=SAMPLE_DEPTHS[depth_index],
+                precision=precision,
+                device=device,
             )
             try:
                 # A first measuring has 9 moments after its layers, every later one 12
                 simulated.run_step(shapes[0])
                 for shape in shapes[: SHAPES_PER_CORNER[depth_index, size_index]]:
-                    samples.append((SAMPLE_DEPTHS[depth_index], size, shape, simulated.run_step(shape)))
-                metadata[f"trainable_{depth_index}{size_index}"], metadata["largest"] = simulated.num_trainable, simulated.largest_parameter
+                    samples.append(
+                        (SAMPLE_DEPTHS[depth_index], size, shape, simulated.run_step(shape))
+                    )
+                metadata[f"trainable_{depth_index}{size_index}"], metadata["largest"] = (
+                    simulated.num_trainable,
+                    simulated.largest_parameter,
+                )
             finally:
                 simulated.close()
     return fit_least_squares(layers, samples, metadata)
@@ -93,7 +104,9 @@ def get_short_attention_heads(text_config: Any, config: RunConfig) -> tuple[int,
     """Heads and their width, of a model and technique that attend by short_attention.py; zeros
     where torch's kernel does.
     """
-    dropout = getattr(text_config, "attention_dropout", 0.0) or getattr(text_config, "attn_pdrop", 0.0)
+    dropout = getattr(text_config, "attention_dropout", 0.0) or getattr(
+        text_config, "attn_pdrop", 0.0
+    )
     if config.packing or config.method == "prefix" or dropout:
         return 0, 0
     return text_config.num_attention_heads, getattr(
@@ -118,7 +131,10 @@ def sliding_window_shapes(window: int | None, max_length: int) -> tuple[BatchSha
         return SAMPLE_SHAPES
     if max_length > window:
         return tuple(BatchShape(s.rows, s.length + window, s.trained_tokens) for s in SAMPLE_SHAPES)
-    return tuple(BatchShape(s.rows, max(4, s.length * window // longest), s.trained_tokens) for s in SAMPLE_SHAPES)
+    return tuple(
+        BatchShape(s.rows, max(4, s.length * window // longest), s.trained_tokens)
+        for s in SAMPLE_SHAPES
+    )
 
 
 def handle_request(line: str) -> dict[str, Any]:

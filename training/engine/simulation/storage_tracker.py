@@ -72,7 +72,11 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         if self.device == "cuda":
             size = -(-size // CUDA_BLOCK) * CUDA_BLOCK
-        self._alive[key] = (weakref.ref(storage, lambda _: self._release_storage(key)), self.kind, size)
+        self._alive[key] = (
+            weakref.ref(storage, lambda _: self._release_storage(key)),
+            self.kind,
+            size,
+        )
         self._bytes[self.kind] += size
 
     def _release_storage(self, key: int) -> None:

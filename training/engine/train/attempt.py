@@ -20,7 +20,7 @@ from training.engine.train import checkpoint
 from training.engine.train.exact_match import measure_exact_match
 from training.engine.train.loop import DiskFull, Diverged, run_training_loop
 from training.engine.train.session import Event, Session, prepare_session
-from training.engine.tuning.selection import load_selection, apply_selection
+from training.engine.tuning.selection import apply_selection, load_selection
 from training.engine.tuning.tune import emit_tuned_event, run_tuning
 
 ReturnT = TypeVar("ReturnT")

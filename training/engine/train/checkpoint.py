@@ -22,7 +22,7 @@ from torch import Tensor
 
 from training.engine.config import RunConfig
 from training.engine.file_names import STATE_FILES
-from training.engine.files import sha256_file, fsync_path, write_atomically
+from training.engine.files import fsync_path, sha256_file, write_atomically
 from training.engine.modeling import optimizers, weights
 
 FOLDER = "checkpoints"
@@ -51,7 +51,9 @@ class CheckpointState:
     initial_adapter: dict[str, Tensor] | None = None
 
 
-def save_checkpoint(run_dir: Path, step: int, state: CheckpointState, trainer_state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run_dir: Path, step: int, state: CheckpointState, trainer_state: dict[str, Any]
+) -> Path:
     """Write the checkpoint of `step` and return its folder. A full disk raises OSError and leaves
     nothing behind.
     """
@@ -64,7 +66,9 @@ def save_checkpoint(run_dir: Path, step: int, state: CheckpointState, trainer_st
         weights.write_weights(state.model, temp_dir, state.initial_adapter)
         save_file(get_state_tensors(state), temp_dir / STATE_FILES[0])
         (temp_dir / STATE_FILES[1]).write_text(
-            json.dumps({"step": step, "optimizer": optimizer_kind(state.optimizer), **trainer_state})
+            json.dumps(
+                {"step": step, "optimizer": optimizer_kind(state.optimizer), **trainer_state}
+            )
         )
         files = sorted(path for path in temp_dir.iterdir())
         for path in files:
@@ -72,7 +76,9 @@ def save_checkpoint(run_dir: Path, step: int, state: CheckpointState, trainer_st
         manifest = {
             path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in files
         }
-        write_atomically(temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1))
+        write_atomically(
+            temp_dir / MANIFEST, json.dumps({"step": step, "files": manifest}, indent=1)
+        )
         final = root / folder_name(step)
         # One that did not verify, or resume would have begun there
         shutil.rmtree(final, ignore_errors=True)

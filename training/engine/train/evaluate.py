@@ -65,8 +65,14 @@ def evaluate_loss(session: Session) -> Iterator[Event]:
     yield "phase", {"name": "evaluating"}
     began = time.monotonic()
     order = sorted(range(len(session.eval_rows)), key=lambda i: len(session.eval_rows[i]))
-    unsplit_batches = batch_sequences([(len(session.eval_rows[row]), (row,)) for row in order], session.config)
-    batches = [part for batch in unsplit_batches for part in split_batch(batch, session.config.micro_batch_splits)]
+    unsplit_batches = batch_sequences(
+        [(len(session.eval_rows[row]), (row,)) for row in order], session.config
+    )
+    batches = [
+        part
+        for batch in unsplit_batches
+        for part in split_batch(batch, session.config.micro_batch_splits)
+    ]
     total = 0.0
     with eval_mode(session.model):
         for batch in batches:
@@ -128,7 +134,9 @@ def next_sample(session: Session) -> tuple[list[int], str, str] | None:
     max_tokens = max_prompt_tokens(session)
     first = session.step // session.config.eval_steps
     for index in range(first, first + min(len(answered_rows), MAX_PROMPTS_TRIED)):
-        ids, prompt, expected = build_sample_prompt(session.tokenizer, answered_rows[index % len(answered_rows)])
+        ids, prompt, expected = build_sample_prompt(
+            session.tokenizer, answered_rows[index % len(answered_rows)]
+        )
         if "text" in answered_rows[index % len(answered_rows)]:
             ids = ids[-max(1, max_tokens) :]
         if len(ids) <= max_tokens:

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.engine.data.conversations import IGNORE_INDEX, DataError, EncodedRow, encode_row, encode_prompt
+from training.engine.data.conversations import (
+    IGNORE_INDEX,
+    DataError,
+    EncodedRow,
+    encode_prompt,
+    encode_row,
+)
 from training.engine.stop_signals import StopSignals
 from training.engine.train.evaluate import eval_mode
 from training.engine.train.session import Event, Session
@@ -34,7 +40,9 @@ def measure_exact_match(session: Session, stop_signals: StopSignals) -> Iterator
         if stop_signals.requested_stop() is not None:
             return
         yield "phase", {"name": "comparing answers", "done": index, "total": len(prompts)}
-        matches += generate_answer(session, prompt, len(expected)) == decode_answer(session, expected)
+        matches += generate_answer(session, prompt, len(expected)) == decode_answer(
+            session, expected
+        )
     fields = {
         "step": session.step,
         "rows": len(prompts),

@@ -26,7 +26,9 @@ class DiskFull(Exception):
     """Two checkpoints in a row could not be written."""
 
 
-def run_training_loop(session: Session, stop_signals: StopSignals) -> Generator[Event, None, Outcome]:
+def run_training_loop(
+    session: Session, stop_signals: StopSignals
+) -> Generator[Event, None, Outcome]:
     """Train until the plan is done or the reins say stop; returns how it ended.
 
     Raises:
@@ -51,9 +53,7 @@ def run_training_loop(session: Session, stop_signals: StopSignals) -> Generator[
         # Looked at before a step, so that an attempt that resumes here ends here, too
         if should_stop_early(session):
             yield from save_checkpoint(session)
-            measurements = (
-                f"{config.early_stopping_patience} measurement{'s' if config.early_stopping_patience > 1 else ''}"
-            )
+            measurements = f"{config.early_stopping_patience} measurement{'s' if config.early_stopping_patience > 1 else ''}"
             message = (
                 f"Early stopping: the held-out loss has not improved in {measurements}; best "
                 f"at step {session.best_step}."
@@ -160,7 +160,12 @@ def save_checkpoint(session: Session) -> Iterator[Event]:
     yield "saving", {"step": session.step}
     began = time.monotonic()
     try:
-        folder = checkpoint.save_checkpoint(session.run_dir, session.step, session.get_checkpoint_state(), session.get_trainer_state())
+        folder = checkpoint.save_checkpoint(
+            session.run_dir,
+            session.step,
+            session.get_checkpoint_state(),
+            session.get_trainer_state(),
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

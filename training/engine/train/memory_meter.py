@@ -26,7 +26,9 @@ class MemoryMeter:
 
     def _read_process(self) -> dict[str, Any]:
         lines = dict(
-            line.split(":", 1) for line in PROC_STATUS.read_text().splitlines() if line.startswith("Vm")
+            line.split(":", 1)
+            for line in PROC_STATUS.read_text().splitlines()
+            if line.startswith("Vm")
         )
         now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         try:

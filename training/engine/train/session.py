@@ -20,9 +20,9 @@ from training.engine.data.conversations import (
     DataError,
     EncodedRow,
     encode_rows,
+    ensure_chat_template,
     load_tokenizer,
     read_rows,
-    ensure_chat_template,
 )
 from training.engine.methods import METHODS
 from training.engine.modeling import optimizers, weights
@@ -31,12 +31,12 @@ from training.engine.modeling.model import (
     LabeledPositionsHead,
     compute_in_bf16,
     count_parameters,
+    get_weights_dtype,
     limit_memory_fraction,
     load_base,
-    set_deterministic,
     resolve_device,
     resolve_precision,
-    get_weights_dtype,
+    set_deterministic,
     wrap_base_model,
 )
 from training.engine.train import checkpoint
@@ -87,7 +87,9 @@ class Session:
         }
 
     def get_checkpoint_state(self) -> checkpoint.CheckpointState:
-        return checkpoint.CheckpointState(self.model, self.optimizer, self.config, self.initial_adapter)
+        return checkpoint.CheckpointState(
+            self.model, self.optimizer, self.config, self.initial_adapter
+        )
 
     def count_trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -112,7 +114,10 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
     method = METHODS[config.method]
     precision = resolve_precision(config, device)
     base = load_base(
-        Path(config.model), get_weights_dtype(precision), device, quantized=method.has_quantized_base
+        Path(config.model),
+        get_weights_dtype(precision),
+        device,
+        quantized=method.has_quantized_base,
     )
     parameters = count_parameters(base)
     model = wrap_for_training(base, config, device)
@@ -140,7 +145,9 @@ def prepare_session(config: RunConfig, run_dir: Path, attempt: int) -> Iterator[
     if attempt == 1:  # later the layers may be those of a trial
         method.check_wrapped_model(session.model, config)
     if config.packing:
-        session.head.check_packing_isolation(session.model, session.rows[0].ids[: config.max_length // 2])
+        session.head.check_packing_isolation(
+            session.model, session.rows[0].ids[: config.max_length // 2]
+        )
     yield from resume_from_checkpoint(session, attempt)
     yield session
 

@@ -26,7 +26,11 @@ from training.engine.settings import candidate_ranks
 TRIALS_FOLDER = "trials"
 REDUCTION_FACTOR = 2  # the better half goes on
 LEARNING_RATE_FACTOR = 4.0  # a learning rate is tried up to so many times higher or lower
-TRIAL_STATES = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+TRIAL_STATES = {
+    "done": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 @dataclass
@@ -88,7 +92,11 @@ class Search:
         if self.trial_count == 0:
             self.study.enqueue_trial(get_initial_params(self.config, self.space))
         self.open_trial = self.study.ask(self.space)
-        trial = Trial(self.trial_count, params_to_settings(self.config, self.open_trial.params), self.open_trial.params)
+        trial = Trial(
+            self.trial_count,
+            params_to_settings(self.config, self.open_trial.params),
+            self.open_trial.params,
+        )
         self.trial_count += 1
         return trial
 
@@ -102,8 +110,14 @@ class Search:
 
     def tell(self, trial: Trial) -> None:
         assert self.open_trial is not None
-        final_loss = trial.losses[max(trial.losses)] if trial.losses and trial.state != "failed" else None
-        self.study.tell(self.open_trial, final_loss if trial.state == "done" else None, TRIAL_STATES[trial.state])
+        final_loss = (
+            trial.losses[max(trial.losses)] if trial.losses and trial.state != "failed" else None
+        )
+        self.study.tell(
+            self.open_trial,
+            final_loss if trial.state == "done" else None,
+            TRIAL_STATES[trial.state],
+        )
 
     def restore_trial(self, trial: Trial) -> None:
         """A trial of an earlier attempt."""
@@ -129,7 +143,9 @@ def build_search_space(config: RunConfig, module_sets: list[str]) -> dict[str, B
     learning_rate = config.learning_rate
     space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(
-            max(1e-8, learning_rate / LEARNING_RATE_FACTOR), min(1.0, learning_rate * LEARNING_RATE_FACTOR), log=True
+            max(1e-8, learning_rate / LEARNING_RATE_FACTOR),
+            min(1.0, learning_rate * LEARNING_RATE_FACTOR),
+            log=True,
         ),
         "rank": CategoricalDistribution(candidate_ranks(config.rank)),
         "alpha": CategoricalDistribution(
@@ -137,7 +153,9 @@ def build_search_space(config: RunConfig, module_sets: list[str]) -> dict[str, B
         ),  # times the rank
         "target_modules": CategoricalDistribution(module_sets),
     }
-    return {name: space[name] for name in varied if name != "target_modules" or len(module_sets) > 1}
+    return {
+        name: space[name] for name in varied if name != "target_modules" or len(module_sets) > 1
+    }
 
 
 def get_initial_params(config: RunConfig, space: dict[str, BaseDistribution]) -> dict[str, Any]:
@@ -166,9 +184,16 @@ def compute_rungs(budget: int, config: RunConfig, total_steps: int) -> list[int]
     """
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     full_steps = max(4, min(budget // 4, total_steps // 2))
-    first_rung = max(1, full_steps // REDUCTION_FACTOR**2, min(warmup_steps + max(2, warmup_steps // 2), total_steps // 2))
+    first_rung = max(
+        1,
+        full_steps // REDUCTION_FACTOR**2,
+        min(warmup_steps + max(2, warmup_steps // 2), total_steps // 2),
+    )
     rungs = [first_rung]
-    while rungs[-1] * REDUCTION_FACTOR <= max(full_steps, first_rung * REDUCTION_FACTOR) and rungs[-1] * REDUCTION_FACTOR <= total_steps:
+    while (
+        rungs[-1] * REDUCTION_FACTOR <= max(full_steps, first_rung * REDUCTION_FACTOR)
+        and rungs[-1] * REDUCTION_FACTOR <= total_steps
+    ):
         rungs.append(rungs[-1] * REDUCTION_FACTOR)
     return rungs
 
@@ -180,7 +205,9 @@ def compare_trials(baseline: Trial, winner: Trial, tokens: list[int]) -> tuple[f
     Nats per trained token; the error is that of a ratio whose rows were drawn at random (paired by
     row).
     """
-    differences = [a - b for a, b in zip(baseline.comparison_losses, winner.comparison_losses, strict=True)]
+    differences = [
+        a - b for a, b in zip(baseline.comparison_losses, winner.comparison_losses, strict=True)
+    ]
     count, total = len(differences), sum(tokens)
     mean = sum(differences) / count
     spread = sum(

@@ -54,7 +54,9 @@ def save_trial_state(session: Session, trial: Trial) -> None:
     state_dir = state_folder(session.run_dir, trial.number)
     shutil.rmtree(state_dir, ignore_errors=True)
     state_dir.mkdir(parents=True)
-    checkpoint.save_checkpoint(state_dir, trial.step, session.get_checkpoint_state(), session.get_trainer_state())
+    checkpoint.save_checkpoint(
+        state_dir, trial.step, session.get_checkpoint_state(), session.get_trainer_state()
+    )
 
 
 def delete_trial_states(run_dir: Path, *, keep: tuple[int, ...] = ()) -> None:
@@ -68,10 +70,16 @@ def select_better_trial(best_trial: Trial | None, trial: Trial) -> Trial | None:
     """The one with the lower loss, of those that went all the way."""
     if trial.state != "done":
         return best_trial
-    return trial if best_trial is None or trial.losses[trial.step] < best_trial.losses[best_trial.step] else best_trial
+    return (
+        trial
+        if best_trial is None or trial.losses[trial.step] < best_trial.losses[best_trial.step]
+        else best_trial
+    )
 
 
-def compare_with_baseline(baseline: Trial, best_trial: Trial, tokens: list[int]) -> tuple[dict[str, Any], Trial]:
+def compare_with_baseline(
+    baseline: Trial, best_trial: Trial, tokens: list[int]
+) -> tuple[dict[str, Any], Trial]:
     """What the rows that no trial saw say of the best trial against the plan's own guess, and which
     of the two goes on.
     """
@@ -92,7 +100,9 @@ def compare_with_baseline(baseline: Trial, best_trial: Trial, tokens: list[int])
         f"{abs(difference):.3f} (± {2 * standard_error:.3f}) after {best_trial.step} steps",
     )
     if best_trial.number == baseline.number:
-        return comparison | {"message": "No trial beat the plan's own guess, which goes on."}, baseline
+        return comparison | {
+            "message": "No trial beat the plan's own guess, which goes on."
+        }, baseline
     if difference > 2 * standard_error:
         return comparison | {
             "message": f"Trial {best_trial.number + 1} beats the plan's own guess by {difference_description} on {rows_description}, and "

@@ -28,15 +28,15 @@ from training.engine.stop_signals import StopSignals
 from training.engine.train import checkpoint, evaluate
 from training.engine.train.loop import Diverged, save_checkpoint, take_step
 from training.engine.train.session import Event, Session, wrap_for_training
-from training.engine.tuning.search import Search, Trial, load_trials, compute_rungs
+from training.engine.tuning.search import Search, Trial, compute_rungs, load_trials
 from training.engine.tuning.selection import (
-    select_better_trial,
-    load_selection,
     apply_selection,
-    delete_trial_states,
-    save_trial_state,
     compare_with_baseline,
+    delete_trial_states,
+    load_selection,
     save_selection,
+    save_trial_state,
+    select_better_trial,
 )
 
 MIN_EVAL_ROWS = 8  # held out: below, the halves say nothing
@@ -126,9 +126,16 @@ def start_tuning(session: Session, saved_trials: list[Trial]) -> TuningRun:
         if saved_trials and saved_trials[0].state == "done"
         else compute_rungs(budget, config, total_steps)
     )
-    search = Search(config, list_module_sets(session.model, config), rungs, seed=config.seed + len(saved_trials))
+    search = Search(
+        config, list_module_sets(session.model, config), rungs, seed=config.seed + len(saved_trials)
+    )
     return TuningRun(
-        session, search, session.eval_rows[0::2], session.eval_rows[1::2], budget, is_fresh=not saved_trials
+        session,
+        search,
+        session.eval_rows[0::2],
+        session.eval_rows[1::2],
+        budget,
+        is_fresh=not saved_trials,
     )
 
 
@@ -180,7 +187,9 @@ def run_trial(tuning: TuningRun, trial: Trial, stop_signals: StopSignals) -> Tun
                 trial.steps.append(take_step(session)[1])
                 tuning.spent += 1
                 yield "phase", {"name": f"trial {trial.number + 1}", **tuning.get_progress()}
-            loss = sum(compute_row_losses(session, tuning.selection_rows)) / sum(row.trained_tokens for row in tuning.selection_rows)
+            loss = sum(compute_row_losses(session, tuning.selection_rows)) / sum(
+                row.trained_tokens for row in tuning.selection_rows
+            )
             if not math.isfinite(loss):
                 raise Diverged(f"Its held-out loss became {loss:g} at step {rung}.")
             trial.losses[rung] = loss
@@ -262,7 +271,9 @@ def apply_best_trial(tuning: TuningRun, best_trial: Trial | None) -> Generator[E
         raise Diverged(
             "Not one trial got to its end; a lower learning rate or less memory is the usual cure."
         )
-    comparison, winner = compare_with_baseline(baseline, best_trial, [row.trained_tokens for row in tuning.comparison_rows])
+    comparison, winner = compare_with_baseline(
+        baseline, best_trial, [row.trained_tokens for row in tuning.comparison_rows]
+    )
     # First: an attempt that breaks off here rewinds to step 0, and these with it
     for step in winner.steps:
         yield "step", step

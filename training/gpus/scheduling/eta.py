@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from training.gpus.scheduling.scheduler import Scheduler
-from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, RunningJob, PoolState
+from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, PoolState, RunningJob
 
 # runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten
 # thousand passes
@@ -40,7 +40,11 @@ def estimate_start_times(
     With `evict`, runs that must make room leave; when those start again is not told.
     """
     scheduler = Scheduler(apply_slack(pool_state, now, slack))
-    ends = [(job.expected_end, job.run) for job in scheduler.running_jobs.values() if job.expected_end < math.inf]
+    ends = [
+        (job.expected_end, job.run)
+        for job in scheduler.running_jobs.values()
+        if job.expected_end < math.inf
+    ]
     heapq.heapify(ends)
     starts_at: dict[int, float] = {}
     clock = now
@@ -65,7 +69,10 @@ def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartR
     """The range in which each waiting run should start; absent: nothing that runs now would let it
     start.
     """
-    earliest, latest = estimate_start_times(pool_state, now), estimate_start_times(pool_state, now, slack=SLACK_FACTOR)
+    earliest, latest = (
+        estimate_start_times(pool_state, now),
+        estimate_start_times(pool_state, now, slack=SLACK_FACTOR),
+    )
     return {run: StartRange(at, max(at, latest.get(run, math.inf))) for run, at in earliest.items()}
 
 
@@ -74,19 +81,29 @@ def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
         return replace(job, expected_end=now + max(0.0, job.expected_end - now) * slack)
 
     waiting = [
-        replace(pending, is_due=True, seconds=pending.seconds * slack) for pending in pool_state.waiting
+        replace(pending, is_due=True, seconds=pending.seconds * slack)
+        for pending in pool_state.waiting
     ]
-    return replace(pool_state, running_jobs=[delay_end(job) for job in pool_state.running_jobs], waiting=waiting)
+    return replace(
+        pool_state,
+        running_jobs=[delay_end(job) for job in pool_state.running_jobs],
+        waiting=waiting,
+    )
 
 
 def dry_run(before: PoolState, after: PoolState, now: float) -> Mapping[int, tuple[float, float]]:
     """Waiting runs whose start an edit would move: the times before and after, infinity for never.
     Runs make room in both.
     """
-    starts_before, starts_after = (estimate_start_times(pool_state, now, evict=True) for pool_state in (before, after))
+    starts_before, starts_after = (
+        estimate_start_times(pool_state, now, evict=True) for pool_state in (before, after)
+    )
     shifts = {}
     for pending in before.waiting:
-        start_before, start_after = starts_before.get(pending.run, math.inf), starts_after.get(pending.run, math.inf)
+        start_before, start_after = (
+            starts_before.get(pending.run, math.inf),
+            starts_after.get(pending.run, math.inf),
+        )
         if start_before != start_after:
             shifts[pending.run] = (start_before, start_after)
     return shifts

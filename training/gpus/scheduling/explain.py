@@ -54,7 +54,9 @@ def format_reservation_message(details: Details, pool_state: PoolState) -> str:
         if details["idle"]
         else "no device idle"
     )
-    reservation = f"what is free there, {idle}, is kept for run {details['head']}, which comes first"
+    reservation = (
+        f"what is free there, {idle}, is kept for run {details['head']}, which comes first"
+    )
     return f"needs {required} in {pool_state.pool}; {reservation}{format_unavailable_suffix(details)}{format_team_suffix(details)}."
 
 
@@ -149,10 +151,14 @@ def iter_queue_order(scheduler: Scheduler) -> Iterator[PendingJob]:
         queue = scheduler.queues[queue_key]
         yield queue[position]
         if position + 1 < len(queue):
-            heapq.heappush(heads, (scheduler.get_sort_key(queue[position + 1]), position + 1, queue_key))
+            heapq.heappush(
+                heads, (scheduler.get_sort_key(queue[position + 1]), position + 1, queue_key)
+            )
 
 
-def explain_queue(scheduler: Scheduler, block_reasons: Mapping[int, BlockReason]) -> dict[int, tuple[int, BlockReason]]:
+def explain_queue(
+    scheduler: Scheduler, block_reasons: Mapping[int, BlockReason]
+) -> dict[int, tuple[int, BlockReason]]:
     """Place in the queue and barrier of everyone who waits, those included that the pass did not
     reach.
     """
@@ -165,6 +171,8 @@ def explain_queue(scheduler: Scheduler, block_reasons: Mapping[int, BlockReason]
             block = BlockReason("no_devices")
         explained[pending.run] = (
             position,
-            block or scheduler.find_quota_block(pending) or BlockReason("behind", {"ahead": position - 1}),
+            block
+            or scheduler.find_quota_block(pending)
+            or BlockReason("behind", {"ahead": position - 1}),
         )
     return explained

@@ -19,11 +19,11 @@ from training.gpus.scheduling.state import (
     MAX_EVICTIONS_PER_DAY,
     NO_TEAM,
     DeviceState,
-    RunningJob,
-    UserUsage,
     PendingJob,
     PoolState,
+    RunningJob,
     TeamQuota,
+    UserUsage,
 )
 
 
@@ -35,7 +35,13 @@ def load_pool_state(
     allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
     occupied_ids = {one.device_id for one in allocations}
     device_states = [
-        DeviceState(d.pk, d.total_bytes, is_schedulable(d), d.reserved_for, get_used_by_others(d, is_occupied=d.pk in occupied_ids))
+        DeviceState(
+            d.pk,
+            d.total_bytes,
+            is_schedulable(d),
+            d.reserved_for,
+            get_used_by_others(d, is_occupied=d.pk in occupied_ids),
+        )
         for d in devices
     ]
     return PoolState(
@@ -43,7 +49,10 @@ def load_pool_state(
         devices=device_states,
         running_jobs=load_running_jobs(allocations, now, ends),
         waiting=waiting,
-        teams={quota.team_id or NO_TEAM: team_quota for quota, team_quota in load_team_quotas(pool, now)},
+        teams={
+            quota.team_id or NO_TEAM: team_quota
+            for quota, team_quota in load_team_quotas(pool, now)
+        },
         people=load_user_usage(pool, now),
         runs_per_device=pool.runs_per_device,
         min_run_seconds=pool.min_run_seconds,
@@ -61,9 +70,13 @@ def get_used_by_others(device: Device, *, is_occupied: bool) -> int:
 
 def load_static_limits(pool: Pool, team: int) -> PoolState:
     """Only what decides whether a run could ever start: the devices, and the team's quota."""
-    device_states = [DeviceState(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)]
+    device_states = [
+        DeviceState(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)
+    ]
     quota = Quota.objects.filter(pool=pool, team=team or None).select_related("team").first()
-    return PoolState(pool.name, device_states, teams={team: build_team_quota(quota, 0.0)} if quota else {})
+    return PoolState(
+        pool.name, device_states, teams={team: build_team_quota(quota, 0.0)} if quota else {}
+    )
 
 
 def load_running_jobs(
@@ -73,7 +86,8 @@ def load_running_jobs(
         run_id__in=[a.run_id for a in allocations], evicted_at__gt=now - timedelta(days=1)
     )
     eviction_counts = {
-        row["run_id"]: row["times"] for row in recent_evictions.values("run_id").annotate(times=Count("pk"))
+        row["run_id"]: row["times"]
+        for row in recent_evictions.values("run_id").annotate(times=Count("pk"))
     }
     return [
         RunningJob(
@@ -137,5 +151,10 @@ def load_user_usage(pool: Pool, now: datetime) -> dict[int, UserUsage]:
     for user in {*quotas, *recent_usage}:
         quota = quotas.get(user) or PersonalQuota()
         remaining_seconds = get_seconds_left(quota, used.get(user, 0.0))
-        usage_by_user[user] = UserUsage(quota.max_running, elsewhere_counts[user], remaining_seconds, recent_usage.get(user, 0.0))
+        usage_by_user[user] = UserUsage(
+            quota.max_running,
+            elsewhere_counts[user],
+            remaining_seconds,
+            recent_usage.get(user, 0.0),
+        )
     return usage_by_user

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
-from training.gpus.scheduling.state import DeviceState, RunningJob, PendingJob, PoolState
+from training.gpus.scheduling.state import DeviceState, PendingJob, PoolState, RunningJob
 
 
 class PlacementState:
@@ -32,14 +32,20 @@ class PlacementState:
         ] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
         self.open_entries: dict[int, tuple[int, int]] = {}
         self.available_at_cache: dict[int, dict[int | None, float]] = {}
-        schedulable_bytes = [device.free_bytes for device in pool_state.devices if device.is_schedulable]
+        schedulable_bytes = [
+            device.free_bytes for device in pool_state.devices if device.is_schedulable
+        ]
         self.num_schedulable = len(schedulable_bytes)  # devices
         self._idle_used_bytes: list[int] | None = None
         self.smallest_device_bytes, self.largest_device_bytes = (
             min(schedulable_bytes, default=0),
             max((device.total_bytes for device in pool_state.devices), default=0),
         )
-        self.reserved_devices = {device.reserved_for: device.id for device in pool_state.devices if device.reserved_for is not None}
+        self.reserved_devices = {
+            device.reserved_for: device.id
+            for device in pool_state.devices
+            if device.reserved_for is not None
+        }
         for job in pool_state.running_jobs:
             self.add_job(job, since=pool_state.now)
         for device in pool_state.devices:
@@ -75,7 +81,12 @@ class PlacementState:
         )
 
     def can_place(
-        self, pending: PendingJob, device_id: int, *, without: Iterable[RunningJob] = (), reserved_bytes: int = 0
+        self,
+        pending: PendingJob,
+        device_id: int,
+        *,
+        without: Iterable[RunningJob] = (),
+        reserved_bytes: int = 0,
     ) -> bool:
         """Whether a device takes this run, once `without` are gone and with `beside` bytes kept
         free.
@@ -92,10 +103,13 @@ class PlacementState:
             and used_bytes + pending.memory <= self.devices[device_id].free_bytes
         )
 
-    def mark_evicting(self, device_id: int, victims: Iterable[RunningJob], reserve_for: int) -> None:
+    def mark_evicting(
+        self, device_id: int, victims: Iterable[RunningJob], reserve_for: int
+    ) -> None:
         victim_set = set(victims)
         self.jobs_on[device_id] = [
-            replace(job, is_evicting=True) if job in victim_set else job for job in self.jobs_on[device_id]
+            replace(job, is_evicting=True) if job in victim_set else job
+            for job in self.jobs_on[device_id]
         ]
         self.running_jobs |= {job.run: job for job in self.jobs_on[device_id]}
         self.devices[device_id] = replace(self.devices[device_id], reserved_for=reserve_for)
@@ -119,7 +133,10 @@ class PlacementState:
             return current_jobs[-1].expected_end
         free_bytes, num_remaining = self.get_free_bytes(device.id), len(current_jobs)
         for job in current_jobs:
-            free_bytes, num_remaining = free_bytes + (job.memory or device.total_bytes), num_remaining - 1
+            free_bytes, num_remaining = (
+                free_bytes + (job.memory or device.total_bytes),
+                num_remaining - 1,
+            )
             if free_bytes >= pending.memory and num_remaining < self.pool_state.runs_per_device:
                 return job.expected_end
         return math.inf
@@ -144,7 +161,9 @@ class PlacementState:
         """
         if self._idle_used_bytes is None:
             self._idle_used_bytes = [
-                device.used_by_others for device in self.devices.values() if device.is_schedulable and not self.jobs_on[device.id]
+                device.used_by_others
+                for device in self.devices.values()
+                if device.is_schedulable and not self.jobs_on[device.id]
             ]
         return self._idle_used_bytes
 
@@ -168,5 +187,6 @@ class PlacementState:
         if not self.devices[device_id].is_schedulable:
             return False
         return not current_jobs or (
-            len(current_jobs) < self.pool_state.runs_per_device and all(job.memory is not None for job in current_jobs)
+            len(current_jobs) < self.pool_state.runs_per_device
+            and all(job.memory is not None for job in current_jobs)
         )

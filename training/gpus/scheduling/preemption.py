@@ -9,10 +9,12 @@ nobody in turn: no two runs can chase each other (Kueue #3779).
 from __future__ import annotations
 
 from training.gpus.scheduling.placement import PlacementState
-from training.gpus.scheduling.state import RunningJob, PendingJob
+from training.gpus.scheduling.state import PendingJob, RunningJob
 
 
-def victims_for(placement: PlacementState, pending: PendingJob, now: float) -> tuple[int, list[RunningJob]] | None:
+def victims_for(
+    placement: PlacementState, pending: PendingJob, now: float
+) -> tuple[int, list[RunningJob]] | None:
     """The device and the runs that leave it; None where nobody can be asked to."""
     preemptible = find_preemptible(placement, now)
     best: tuple[tuple[float, ...], int, list[RunningJob]] | None = None
@@ -20,7 +22,9 @@ def victims_for(placement: PlacementState, pending: PendingJob, now: float) -> t
         if not device.is_schedulable or device.reserved_for is not None:
             continue
         victims: list[RunningJob] = []
-        for job in sorted((h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order):
+        for job in sorted(
+            (h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order
+        ):
             if placement.can_place(pending, device.id, without=victims):
                 break
             victims.append(job)
@@ -54,13 +58,18 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
         else:
             by_team.setdefault(job.team, []).append(job)
     for team, jobs in by_team.items():
-        urgent_count = sum(h.team == team and h.priority == "urgent" for h in placement.running_jobs.values())
+        urgent_count = sum(
+            h.team == team and h.priority == "urgent" for h in placement.running_jobs.values()
+        )
         num_excess = len(jobs) + urgent_count - placement.pool_state.quota_for(team).guaranteed
-        preemptible |= {job.run for job in sorted(jobs, key=lambda h: -h.started)[: max(0, num_excess)]}
+        preemptible |= {
+            job.run for job in sorted(jobs, key=lambda h: -h.started)[: max(0, num_excess)]
+        }
     return {
         run
         for run in preemptible
-        if not placement.running_jobs[run].is_protected and now - placement.running_jobs[run].started >= placement.pool_state.min_run_seconds
+        if not placement.running_jobs[run].is_protected
+        and now - placement.running_jobs[run].started >= placement.pool_state.min_run_seconds
     }
 
 

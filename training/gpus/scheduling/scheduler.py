@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 
 from training.gpus.scheduling.placement import PlacementState
 from training.gpus.scheduling.preemption import victims_for
-from training.gpus.scheduling.state import PRIORITIES, BlockReason, Decision, RunningJob, PendingJob, PoolState
+from training.gpus.scheduling.state import (
+    PRIORITIES,
+    BlockReason,
+    Decision,
+    PendingJob,
+    PoolState,
+    RunningJob,
+)
 
 # Runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
 MAX_EXAMINED = 200
@@ -50,7 +57,9 @@ class Scheduler(PlacementState):
             queue_key = (pending.team, pending.user)
             self.queues[queue_key].append(pending)
             self.team_queues[pending.team].add(queue_key)
-        self.required_sizes = sorted(self.get_required_bytes(pending) for pending in pool_state.waiting)
+        self.required_sizes = sorted(
+            self.get_required_bytes(pending) for pending in pool_state.waiting
+        )
         for queue_key, queue in self.queues.items():
             queue.sort(key=lambda r: r.sort_key)
             self._push_queue(queue_key)
@@ -67,7 +76,10 @@ class Scheduler(PlacementState):
         visited: set[QueueKey] = set()
         num_examined = 0
         while (
-            self.heap and num_examined < depth and (evict or self.can_any_fit()) and not self.pool_state.is_on_hold
+            self.heap
+            and num_examined < depth
+            and (evict or self.can_any_fit())
+            and not self.pool_state.is_on_hold
         ):
             queue_key = self._pop_queue()
             if queue_key is None:
@@ -111,10 +123,14 @@ class Scheduler(PlacementState):
             now + pending.seconds,
         )
         self.queues[pending.team, pending.user].remove(pending)
-        del self.required_sizes[bisect.bisect_left(self.required_sizes, self.get_required_bytes(pending))]
+        del self.required_sizes[
+            bisect.bisect_left(self.required_sizes, self.get_required_bytes(pending))
+        ]
         self.add_job(job, since=now)
         # The entry is charged at once
-        self.charged_seconds[pending.user] += pending.seconds if pending.seconds < math.inf else 3600.0
+        self.charged_seconds[pending.user] += (
+            pending.seconds if pending.seconds < math.inf else 3600.0
+        )
         if self.devices[device_id].reserved_for == pending.run:
             self.devices[device_id] = replace(self.devices[device_id], reserved_for=None)
             del self.reserved_devices[pending.run]
@@ -130,15 +146,25 @@ class Scheduler(PlacementState):
 
     def find_quota_block(self, pending: PendingJob) -> BlockReason | None:
         """What forbids this run to start, however many devices are free."""
-        quota, usage = self.pool_state.quota_for(pending.team), self.pool_state.usage_for(pending.user)
+        quota, usage = (
+            self.pool_state.quota_for(pending.team),
+            self.pool_state.usage_for(pending.user),
+        )
         team_count = (
             self.team_running[pending.team]
             + self.team_background[pending.team]
             + self.count_reserved(pending, "team")
         )
-        user_count = usage.running_elsewhere + self.user_running[pending.user] + self.count_reserved(pending, "user")
+        user_count = (
+            usage.running_elsewhere
+            + self.user_running[pending.user]
+            + self.count_reserved(pending, "user")
+        )
         team_limit, user_limit = quota.limit, usage.max_running
-        committed = self.committed_seconds["team", pending.team], self.committed_seconds["user", pending.user]
+        committed = (
+            self.committed_seconds["team", pending.team],
+            self.committed_seconds["user", pending.user],
+        )
         checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
             (quota.is_on_hold, "team_held", {"team": quota.name}),
             (
@@ -151,7 +177,11 @@ class Scheduler(PlacementState):
                 "team_hours",
                 {"team": quota.name},
             ),
-            (user_limit is not None and user_count >= user_limit, "user_limit", {"holds": user_count, "limit": user_limit or 0}),
+            (
+                user_limit is not None and user_count >= user_limit,
+                "user_limit",
+                {"holds": user_count, "limit": user_limit or 0},
+            ),
             (
                 usage.seconds_left is not None and usage.seconds_left <= committed[1],
                 "user_hours",
@@ -170,14 +200,17 @@ class Scheduler(PlacementState):
         if max_bytes is not None and required_bytes > max_bytes:
             return BlockReason("most_memory", {"needs": required_bytes, "most": max_bytes})
         if self.pool_state.devices and required_bytes > self.largest_device_bytes:
-            return BlockReason("never_fits", {"needs": required_bytes, "largest": self.largest_device_bytes})
+            return BlockReason(
+                "never_fits", {"needs": required_bytes, "largest": self.largest_device_bytes}
+            )
         return None
 
     def is_within_guarantee(self, pending: PendingJob) -> bool:
         """Whether this run would be inside its team's guarantee; background never is."""
         team_count = self.team_running[pending.team] + self.count_reserved(pending, "team")
         return (
-            pending.priority != "background" and team_count < self.pool_state.quota_for(pending.team).guaranteed
+            pending.priority != "background"
+            and team_count < self.pool_state.quota_for(pending.team).guaranteed
         )
 
     def count_reserved(self, pending: PendingJob, owner_field: str) -> int:
@@ -196,11 +229,24 @@ class Scheduler(PlacementState):
         """The device with the least room left that takes this run."""
         reserved_device_id = self.reserved_devices.get(pending.run)
         if reserved_device_id is not None:
-            return reserved_device_id if self.devices[reserved_device_id].is_schedulable and self.can_place(pending, reserved_device_id) else None
-        for _, device_id in self.open_devices[bisect.bisect_left(self.open_devices, (self.get_required_bytes(pending), -1)) :]:
-            if self.devices[device_id].reserved_for is not None or not self.can_place(pending, device_id):
+            return (
+                reserved_device_id
+                if self.devices[reserved_device_id].is_schedulable
+                and self.can_place(pending, reserved_device_id)
+                else None
+            )
+        for _, device_id in self.open_devices[
+            bisect.bisect_left(self.open_devices, (self.get_required_bytes(pending), -1)) :
+        ]:
+            if self.devices[device_id].reserved_for is not None or not self.can_place(
+                pending, device_id
+            ):
                 continue
-            if self.reservation is None or self.reservation.device_id != device_id or self._can_backfill(self.reservation, pending, now):
+            if (
+                self.reservation is None
+                or self.reservation.device_id != device_id
+                or self._can_backfill(self.reservation, pending, now)
+            ):
                 return device_id
         return None
 
@@ -210,11 +256,17 @@ class Scheduler(PlacementState):
 
     # -- inside
 
-    def _evict_or_reserve(self, pending: PendingJob, now: float, decision: Decision, evict: bool) -> BlockReason:
+    def _evict_or_reserve(
+        self, pending: PendingJob, now: float, decision: Decision, evict: bool
+    ) -> BlockReason:
         reserved_device_id = self.reserved_devices.get(pending.run)
         if reserved_device_id is not None:
             evicting_runs = ", ".join(str(job.run) for job in self.jobs_on[reserved_device_id])
-            return BlockReason("leaving", {"for": evicting_runs}) if evicting_runs else BlockReason("checked")
+            return (
+                BlockReason("leaving", {"for": evicting_runs})
+                if evicting_runs
+                else BlockReason("checked")
+            )
         if evict and (self.is_within_guarantee(pending) or pending.priority == "urgent"):
             eviction_plan = victims_for(self, pending, now)
             if eviction_plan is not None:
@@ -230,7 +282,9 @@ class Scheduler(PlacementState):
             or self.max_free_bytes < self.get_required_bytes(pending)
         ):
             return BlockReason("full", self.get_capacity_details(pending))
-        return BlockReason("kept", {**self.get_capacity_details(pending), "head": self.reservation.pending.run})
+        return BlockReason(
+            "kept", {**self.get_capacity_details(pending), "head": self.reservation.pending.run}
+        )
 
     def _release_reservation(self, pending: PendingJob, decision: Decision) -> None:
         """What was freed for a run that may not start now is for all again."""
@@ -243,7 +297,11 @@ class Scheduler(PlacementState):
         """Where and when the head can begin first, going by the expected ends."""
         best: Reservation | None = None
         for device in self.devices.values():
-            if not device.is_schedulable or device.reserved_for is not None or (pending.memory or 0) > device.free_bytes:
+            if (
+                not device.is_schedulable
+                or device.reserved_for is not None
+                or (pending.memory or 0) > device.free_bytes
+            ):
                 continue
             available_at = max(now, self.estimate_available_at(pending, device))
             if best is None or available_at < best.available_at:
@@ -255,7 +313,11 @@ class Scheduler(PlacementState):
         head = reservation.pending
         if head.run == pending.run or now + pending.seconds <= reservation.available_at < math.inf:
             return True
-        ending_jobs = [job for job in self.jobs_on[reservation.device_id] if job.expected_end <= reservation.available_at]
+        ending_jobs = [
+            job
+            for job in self.jobs_on[reservation.device_id]
+            if job.expected_end <= reservation.available_at
+        ]
         return head.memory is not None and self.can_place(
             pending, reservation.device_id, without=ending_jobs, reserved_bytes=head.memory
         )
@@ -264,7 +326,10 @@ class Scheduler(PlacementState):
         """Its place in the order: the smaller comes first."""
         quota = self.pool_state.quota_for(pending.team)
         over_guarantee = (self.team_running[pending.team] - quota.guaranteed) / quota.weight
-        used_seconds = self.pool_state.usage_for(pending.user).decayed_seconds + self.charged_seconds[pending.user]
+        used_seconds = (
+            self.pool_state.usage_for(pending.user).decayed_seconds
+            + self.charged_seconds[pending.user]
+        )
         return (
             not self.is_within_guarantee(pending),
             PRIORITIES.index(pending.priority),

@@ -138,6 +138,8 @@ class BlockReason:
 class Decision:
     starts: list[RunningJob] = field(default_factory=list)
     evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
-    released_reservations: list[int] = field(default_factory=list)  # runs for which a device is kept no more
+    released_reservations: list[int] = field(
+        default_factory=list
+    )  # runs for which a device is kept no more
     # Of the runs that were looked at and did not start
     block_reasons: dict[int, BlockReason] = field(default_factory=dict)

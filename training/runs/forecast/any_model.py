@@ -11,10 +11,17 @@ from typing import Any
 from training.catalog.metadata import check_no_code
 from training.engine.config import RunConfig
 from training.errors import TooLarge, UserError
-from training.runs.forecast.memory import CONTEXT_BYTES, FRAMEWORK_BYTES, FixedOverhead, forecast_memory
+from training.runs.forecast.memory import (
+    CONTEXT_BYTES,
+    FRAMEWORK_BYTES,
+    FixedOverhead,
+    forecast_memory,
+)
 from training.runs.forecast.memory_estimators import estimate_from_config
 
-MAX_CONFIG_CHARACTERS = 64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
+MAX_CONFIG_CHARACTERS = (
+    64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
+)
 COUNT_NAMES = re.compile("layer|head|expert|block|stage")
 MAX_COUNT, MAX_NUMBER = 4_096, 100_000_000
 REQUIRED_KEYS = ("architectures", "model_type")
@@ -47,7 +54,7 @@ def forecast_any_model(
     length: int = 2048,
     device: str = "cuda",
 ) -> dict[str, Any]:
-    """Bytes as `memory_forecast` has them, for a batch of rows x length tokens that are all
+    """Bytes as `forecast_memory` has them, for a batch of rows x length tokens that are all
     trained.
 
     Raises:
@@ -56,7 +63,9 @@ def forecast_any_model(
             cannot be simulated.
     """
     if len(json.dumps(config_json)) > MAX_CONFIG_CHARACTERS:
-        raise TooLarge(f"The config.json has more than {MAX_CONFIG_CHARACTERS:,} characters.", field="config")
+        raise TooLarge(
+            f"The config.json has more than {MAX_CONFIG_CHARACTERS:,} characters.", field="config"
+        )
     missing = [key for key in REQUIRED_KEYS if not config_json.get(key)]
     if missing:
         raise UserError(
@@ -72,4 +81,6 @@ def forecast_any_model(
     batch = {"batch_unit": "rows", "per_device_train_batch_size": rows, "max_length": length}
     config = RunConfig.from_dict({**settings, **batch})
     overhead = FixedOverhead(FRAMEWORK_BYTES[device], CONTEXT_BYTES[device])
-    return forecast_memory(estimate_from_config(config_json, config, device), config, None, overhead)
+    return forecast_memory(
+        estimate_from_config(config_json, config, device), config, None, overhead
+    )

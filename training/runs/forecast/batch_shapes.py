@@ -11,14 +11,25 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from training.engine.batches import build_epoch_batches, get_sequence_length, split_batch, plan_steps
+from training.engine.batches import (
+    build_epoch_batches,
+    get_sequence_length,
+    plan_steps,
+    split_batch,
+)
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape
 from training.runs.forecast.token_lengths import TokenLengths, count_trained_within
 
 # The settings that decide which rows go through the model together, and for how many steps.
 BATCH_SETTINGS = (
-    *("epochs", "max_steps", "gradient_accumulation_steps", "batch_unit", "per_device_train_batch_size"),
+    *(
+        "epochs",
+        "max_steps",
+        "gradient_accumulation_steps",
+        "batch_unit",
+        "per_device_train_batch_size",
+    ),
     *("max_tokens_per_batch", "micro_batch_splits", "packing", "max_length", "seed"),
 )
 # rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
@@ -53,7 +64,9 @@ def count_steps_cached(
     config = build_batch_config(batch_settings)
     if not row_lengths:
         return 0, 0, True
-    steps_per_epoch = plan_steps(row_lengths, replace(config, epochs=1, max_steps=0)).total_steps * sample_scale
+    steps_per_epoch = (
+        plan_steps(row_lengths, replace(config, epochs=1, max_steps=0)).total_steps * sample_scale
+    )
     epochs = config.max_steps / steps_per_epoch if config.max_steps else float(config.epochs)
     if sample_scale > 1 or len(row_lengths) * max(1.0, epochs) > MAX_EXACT_ROWS:
         return (
@@ -63,7 +76,10 @@ def count_steps_cached(
         )
     plan = plan_steps(row_lengths, config)
     tokens = sum(
-        get_sequence_length(packed, row_lengths) for step in plan.steps for batch in step for packed in batch
+        get_sequence_length(packed, row_lengths)
+        for step in plan.steps
+        for batch in step
+        for packed in batch
     )
     return plan.total_steps, tokens, True
 
@@ -81,9 +97,15 @@ def get_batch_shapes(lengths: TokenLengths | None, config: RunConfig) -> list[Ba
         rows = -(-rows // config.micro_batch_splits)
         return [BatchShape(rows, config.max_length, rows * config.max_length)]
     row_lengths = lengths.truncated_lengths(config.max_length)
-    trained_tokens = count_trained_within(lengths, config.max_length)[lengths.first_trained < config.max_length].tolist()
+    trained_tokens = count_trained_within(lengths, config.max_length)[
+        lengths.first_trained < config.max_length
+    ].tolist()
     one_epoch = replace(config, epochs=1, max_steps=0, gradient_accumulation_steps=1)
-    return list(compute_shapes_cached(tuple(row_lengths), tuple(trained_tokens), get_batch_settings(one_epoch)))
+    return list(
+        compute_shapes_cached(
+            tuple(row_lengths), tuple(trained_tokens), get_batch_settings(one_epoch)
+        )
+    )
 
 
 @lru_cache(CACHE_SIZE)

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 from training.catalog.models import BaseModel
 from training.engine.config import RunConfig
-from training.engine.memory_estimator import SAMPLE_DEPTHS, SAMPLE_SIZES, MemoryEstimator, find_peak_memory, get_scaling_value
+from training.engine.memory_estimator import (
+    SAMPLE_DEPTHS,
+    SAMPLE_SIZES,
+    MemoryEstimator,
+    find_peak_memory,
+    get_scaling_value,
+)
 from training.runs.forecast.batch_shapes import get_batch_shapes
 from training.runs.forecast.memory_estimators import get_cached_estimator
 from training.runs.forecast.target_device import TargetDevice
@@ -48,19 +54,28 @@ def get_fixed_overhead(target: TargetDevice) -> FixedOverhead:
         for measured, forecast in measurements
         if not forecast.get("optimizer", "").startswith("paged")
     ]
-    framework = max(0, int(statistics.median(overheads))) if overheads else FRAMEWORK_BYTES[target.kind]
+    framework = (
+        max(0, int(statistics.median(overheads))) if overheads else FRAMEWORK_BYTES[target.kind]
+    )
     return FixedOverhead(
-        framework, CONTEXT_BYTES[target.kind] if target.context_bytes is None else target.context_bytes
+        framework,
+        CONTEXT_BYTES[target.kind] if target.context_bytes is None else target.context_bytes,
     )
 
 
 def forecast_memory(
-    estimator: MemoryEstimator, config: RunConfig, lengths: TokenLengths | None, overhead: FixedOverhead
+    estimator: MemoryEstimator,
+    config: RunConfig,
+    lengths: TokenLengths | None,
+    overhead: FixedOverhead,
 ) -> dict[str, Any]:
     """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch
     that takes most.
     """
-    trainable, config = estimate_trainable_parameters(estimator, config), config.memory_upper_bound()
+    trainable, config = (
+        estimate_trainable_parameters(estimator, config),
+        config.memory_upper_bound(),
+    )
     shapes = get_batch_shapes(lengths, config)
     train_peak = find_peak_memory(estimator, shapes, config)
     eval_peak = find_peak_memory(estimator, shapes, config, is_eval=True)
@@ -90,7 +105,12 @@ def forecast_memory(
 def estimate_trainable_parameters(estimator: MemoryEstimator, config: RunConfig) -> int:
     """Trained parameters, affine in layers and size as the law's samples have them."""
     facts, name = estimator.metadata, estimator.metadata["scaling_setting"]
-    fraction = (get_scaling_value(estimator, config) - SAMPLE_SIZES[0]) / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0]) if name else 0.0
+    fraction = (
+        (get_scaling_value(estimator, config) - SAMPLE_SIZES[0])
+        / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0])
+        if name
+        else 0.0
+    )
     by_depth = []
     for depth in (0, 1):
         small, large = (
@@ -98,16 +118,26 @@ def estimate_trainable_parameters(estimator: MemoryEstimator, config: RunConfig)
             for sized in (0, 1)
         )
         by_depth.append(small + fraction * (large - small))
-    return round(by_depth[0] + (estimator.layers - SAMPLE_DEPTHS[0]) * (by_depth[1] - by_depth[0]) / (SAMPLE_DEPTHS[1] - SAMPLE_DEPTHS[0]))
+    return round(
+        by_depth[0]
+        + (estimator.layers - SAMPLE_DEPTHS[0])
+        * (by_depth[1] - by_depth[0])
+        / (SAMPLE_DEPTHS[1] - SAMPLE_DEPTHS[0])
+    )
 
 
 def forecast_for_device(
-    target: TargetDevice, estimator: MemoryEstimator, config: RunConfig, lengths: TokenLengths | None
+    target: TargetDevice,
+    estimator: MemoryEstimator,
+    config: RunConfig,
+    lengths: TokenLengths | None,
 ) -> dict[str, Any]:
-    """What `memory_forecast` says of a device, with what past runs there took; the device's name is
+    """What `forecast_memory` says of a device, with what past runs there took; the device's name is
     kept with it.
     """
-    return forecast_memory(estimator, config, lengths, get_fixed_overhead(target)) | {"device": target.name}
+    return forecast_memory(estimator, config, lengths, get_fixed_overhead(target)) | {
+        "device": target.name
+    }
 
 
 def get_cached_forecast(

@@ -49,11 +49,13 @@ class CannotEstimate(UserError):
 def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
     """What the law depends on, as one word."""
     config = config.memory_upper_bound()
-    names = set(COMMON_SETTINGS) | set(METHODS[config.method].settings) - MEMORY_NEUTRAL_SETTINGS - {
-        get_scaling_setting(config, device)
-    }
+    names = set(COMMON_SETTINGS) | set(
+        METHODS[config.method].settings
+    ) - MEMORY_NEUTRAL_SETTINGS - {get_scaling_setting(config, device)}
     model_config = read_json(folder / "config.json")
-    window = model_config.get("sliding_window") or (model_config.get("text_config") or {}).get("sliding_window")
+    window = model_config.get("sliding_window") or (model_config.get("text_config") or {}).get(
+        "sliding_window"
+    )
     key_fields = {name: getattr(config, name) for name in sorted(names)} | {
         "optim": config.resolve_optimizer(device)
     }
@@ -68,21 +70,31 @@ def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
 
 
 def get_estimator_path(folder: Path, config: RunConfig, device: str) -> Path:
-    return Path(settings.HOME) / "memory_estimators" / f"{compute_cache_key(folder, config, device)}.json"
+    return (
+        Path(settings.HOME)
+        / "memory_estimators"
+        / f"{compute_cache_key(folder, config, device)}.json"
+    )
 
 
-def estimate_from_config(config_json: dict[str, Any], config: RunConfig, device: str) -> MemoryEstimator:
+def estimate_from_config(
+    config_json: dict[str, Any], config: RunConfig, device: str
+) -> MemoryEstimator:
     """The law of any model from its config.json, made anew (5 to 20 s) and not kept.
 
     Raises:
-        Unlawful: see `kept_law`.
+        Unlawful: see `get_cached_estimator`.
         UserError: the program broke off.
     """
     with tempfile.TemporaryDirectory(prefix="snapml-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json))
         return parse_estimator(
             ANY_MODEL_PROCESS.request_estimator(
-                {"model": folder, "settings": config.memory_upper_bound().to_dict(), "device": device}
+                {
+                    "model": folder,
+                    "settings": config.memory_upper_bound().to_dict(),
+                    "device": device,
+                }
             )
         )
 
@@ -109,14 +121,18 @@ def get_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimat
     """The law, made now if need be: about 6 s, and 5 s more when the program has to be started.
 
     Raises:
-        Unlawful: see `kept_law`.
+        Unlawful: see `get_cached_estimator`.
         UserError: the program broke off, or could not read the model's file just now; the next call
             tries again.
     """
     estimator = get_cached_estimator(folder, config, device)
     if estimator is None:
         response = ESTIMATOR_PROCESS.request_estimator(
-            {"model": str(folder), "settings": config.memory_upper_bound().to_dict(), "device": device}
+            {
+                "model": str(folder),
+                "settings": config.memory_upper_bound().to_dict(),
+                "device": device,
+            }
         )
         if response.get("is_transient"):
             raise UserError(response["error"], field=response["field"])
@@ -151,11 +167,15 @@ class EstimatorProcess(RequestProcess):
         try:
             answer = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
-            raise SimulationBusy("Others are simulating steps just now; try again in a minute.") from error
+            raise SimulationBusy(
+                "Others are simulating steps just now; try again in a minute."
+            ) from error
         if answer is None:
             raise UserError("The memory forecast broke off; the log of the web server says why.")
         return answer
 
 
 ESTIMATOR_PROCESS = EstimatorProcess()  # for models that are here
-ANY_MODEL_PROCESS = EstimatorProcess()  # for any config.json, so that nobody's launch page waits for it
+ANY_MODEL_PROCESS = (
+    EstimatorProcess()
+)  # for any config.json, so that nobody's launch page waits for it

@@ -18,10 +18,14 @@ from training.engine.methods import METHODS
 from training.errors import ConfigError
 from training.formatting import format_bytes
 from training.runs.forecast.batch_shapes import get_batch_shapes
-from training.runs.forecast.memory import get_fixed_overhead, forecast_memory
+from training.runs.forecast.memory import forecast_memory, get_fixed_overhead
 from training.runs.forecast.memory_estimators import CannotEstimate, get_cached_estimator
 from training.runs.forecast.target_device import TargetDevice
-from training.runs.forecast.token_lengths import TokenLengths, get_truncation_stats, get_cached_lengths
+from training.runs.forecast.token_lengths import (
+    TokenLengths,
+    get_cached_lengths,
+    get_truncation_stats,
+)
 
 MIN_LENGTH = 64  # tokens; below, rows keep too little to learn from
 Settings = dict[str, Any]
@@ -29,7 +33,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class MemoryOption:
-    """A change of settings. `memory`: what `memory_forecast` says; None where the step has not been
+    """A change of settings. `memory`: what `forecast_memory` says; None where the step has not been
     simulated.
     """
 
@@ -50,7 +54,10 @@ def iter_reductions(
             "where it was."
         )
         yield "halve", description, {"micro_batch_splits": 2 * config.micro_batch_splits}
-    if not config.gradient_checkpointing and "gradient_checkpointing" not in method.incompatible_settings:
+    if (
+        not config.gradient_checkpointing
+        and "gradient_checkpointing" not in method.incompatible_settings
+    ):
         yield (
             "checkpointing",
             "Compute activations twice: the same step, about a third slower.",
@@ -75,7 +82,9 @@ def iter_reductions(
         )
 
 
-def list_memory_options(config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice) -> list[MemoryOption]:
+def list_memory_options(
+    config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice
+) -> list[MemoryOption]:
     """Every way down from these settings, with its forecast where its step has been simulated."""
     overhead, options = get_fixed_overhead(target), []
     for name, description, changes in iter_reductions(config, lengths, target.kind):
@@ -115,7 +124,12 @@ def suggest_fitting_change(
     while halvings < 12:
         options = list_memory_options(candidate, model, lengths, target)
         fitting = next(
-            (option for option in options if option.memory is not None and option.memory["peak"] <= max_bytes), None
+            (
+                option
+                for option in options
+                if option.memory is not None and option.memory["peak"] <= max_bytes
+            ),
+            None,
         )
         if fitting is not None:
             changes = ", ".join(f"{name} {value}" for name, value in fitting.changes.items())
@@ -123,5 +137,8 @@ def suggest_fitting_change(
         halve = next((option for option in options if option.name == "halve"), None)
         if halve is None:
             break
-        candidate, halvings = replace(candidate, micro_batch_splits=candidate.micro_batch_splits * 2), halvings + 1
+        candidate, halvings = (
+            replace(candidate, micro_batch_splits=candidate.micro_batch_splits * 2),
+            halvings + 1,
+        )
     return "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."

@@ -65,11 +65,17 @@ def check_data_fits_model(lengths: TokenLengths | None) -> None:
         )
 
 
-def collect_warnings(config: RunConfig, model: BaseModel, lengths: TokenLengths | None) -> list[str]:
+def collect_warnings(
+    config: RunConfig, model: BaseModel, lengths: TokenLengths | None
+) -> list[str]:
     """What is unwise about these settings with this model and, where its lengths are known, this
     data.
     """
-    length_based = get_length_warnings(get_truncation_stats(lengths, config.max_length), config) if lengths is not None else []
+    length_based = (
+        get_length_warnings(get_truncation_stats(lengths, config.max_length), config)
+        if lengths is not None
+        else []
+    )
     return config.list_warnings() + get_context_warnings(config, model) + length_based
 
 
@@ -111,7 +117,8 @@ def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
     shapes = [
         shape
         for name, shape in layers
-        if target_modules == ["all-linear"] or any(f".{name}".endswith(f".{suffix}") for suffix in target_modules)
+        if target_modules == ["all-linear"]
+        or any(f".{name}".endswith(f".{suffix}") for suffix in target_modules)
     ]
     return sum(config.rank * (rows + columns) for rows, columns in shapes)
 
@@ -120,7 +127,9 @@ def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
     context_length = model.metadata.get("context_length")
     virtual_tokens = config.prepended_tokens
     if context_length and config.max_length + virtual_tokens > context_length:
-        virtual_text = f" and {virtual_tokens:,} virtual tokens stand in front" if virtual_tokens else ""
+        virtual_text = (
+            f" and {virtual_tokens:,} virtual tokens stand in front" if virtual_tokens else ""
+        )
         return [
             f"max_length is {config.max_length:,}{virtual_text}, but {model.name} was made for at most "
             f"{context_length:,} tokens."

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.gpus.devices import CPU, is_cpu, read_devices, is_schedulable
+from training.gpus.devices import CPU, is_cpu, is_schedulable, read_devices
 from training.gpus.models import Device, Pool
 
 
@@ -37,7 +37,12 @@ def get_target_device(pool: Pool | None = None) -> TargetDevice:
     best = find_best_device(pool)
     if best is None:
         local_device = max(read_devices(), key=lambda one: one.total_bytes)
-        return TargetDevice(get_device_kind(local_device.kind), local_device.name, local_device.total_bytes, local_device.total_bytes - local_device.used_bytes)
+        return TargetDevice(
+            get_device_kind(local_device.kind),
+            local_device.name,
+            local_device.total_bytes,
+            local_device.total_bytes - local_device.used_bytes,
+        )
     free = max(0, best.total_bytes - best.used_bytes)
     return TargetDevice(
         get_device_kind(best.pool.kind),

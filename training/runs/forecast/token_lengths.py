@@ -59,7 +59,9 @@ class TokenLengths:
     total: NDArray[np.int32]
     trained: NDArray[np.int32]
     first_trained: NDArray[np.int32]
-    trained_by_length: dict[int, NDArray[np.int32]]  # of LENGTH_CHOICES: trained tokens before that place
+    trained_by_length: dict[
+        int, NDArray[np.int32]
+    ]  # of LENGTH_CHOICES: trained tokens before that place
     rows: int  # in the set; more than were measured if it is large
     template: str
     fault: str
@@ -70,7 +72,9 @@ class TokenLengths:
 
     def truncated_lengths(self, max_length: int) -> list[int]:
         """Lengths of the rows that keep something to train, cut off as the engine cuts them."""
-        lengths: list[int] = np.minimum(self.total, max_length)[self.first_trained < max_length].tolist()
+        lengths: list[int] = np.minimum(self.total, max_length)[
+            self.first_trained < max_length
+        ].tolist()
         return lengths
 
     @property
@@ -112,10 +116,14 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def get_lengths_path(version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool) -> Path:
+def get_lengths_path(
+    version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool
+) -> Path:
     files = [model.folder / name for name in TOKENIZER_FILES]
     # Another tokenizer, another count
-    tokenizer_state = "|".join(f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file())
+    tokenizer_state = "|".join(
+        f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file()
+    )
     key = hashlib.sha256(tokenizer_state.encode()).hexdigest()[:16]
     name = f"{key}-{split}{'-prompt' if train_on_prompt else ''}"
     return Path(settings.HOME) / "data" / version.digest / "lengths" / f"{name}.npz"
@@ -137,7 +145,9 @@ def get_cached_lengths(
     with np.load(path) as arrays:
         trained_by_length = {length: arrays[f"trained_{length}"] for length in LENGTH_CHOICES}
         metadata_fields = (metadata["rows"], metadata["template"], metadata["fault"])
-        return TokenLengths(arrays["total"], arrays["trained"], arrays["first"], trained_by_length, *metadata_fields)
+        return TokenLengths(
+            arrays["total"], arrays["trained"], arrays["first"], trained_by_length, *metadata_fields
+        )
 
 
 def get_lengths(
@@ -212,11 +222,15 @@ def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, An
         "measured_rows": lengths.measured_rows,
         "longest": int(lengths.total.max(initial=0)),
         "truncated": int((lengths.total > max_length).sum()),
-        "truncated_share": float((lengths.total > max_length).mean()) if lengths.measured_rows else 0.0,
+        "truncated_share": float((lengths.total > max_length).mean())
+        if lengths.measured_rows
+        else 0.0,
         "empty": int((~usable).sum()),
         "empty_share": float((~usable).mean()) if lengths.measured_rows else 0.0,
         "tokens": int(row_lengths[usable].sum() * lengths.sample_scale),
-        "answer_tokens": int(count_trained_within(lengths, max_length)[usable].sum() * lengths.sample_scale),
+        "answer_tokens": int(
+            count_trained_within(lengths, max_length)[usable].sum() * lengths.sample_scale
+        ),
         "template": lengths.template,
         "fault": lengths.fault,
     }
@@ -242,18 +256,29 @@ def compute_padding(lengths: TokenLengths, config: RunConfig) -> dict[str, float
     if not row_lengths:
         return {"ours": 0.0, "random": 0.0}
     batches = build_epoch_batches(row_lengths, config, 0)
-    padded_tokens = sum(len(batch) * max(get_sequence_length(packed, row_lengths) for packed in batch) for batch in batches)
+    padded_tokens = sum(
+        len(batch) * max(get_sequence_length(packed, row_lengths) for packed in batch)
+        for batch in batches
+    )
     batch_size = max(1, round(len(row_lengths) / len(batches)))
     shuffled = np.random.default_rng(0).permutation(np.asarray(row_lengths))
     shuffled_tokens = sum(
-        int(part.max()) * len(part) for part in np.array_split(shuffled, -(-len(row_lengths) // batch_size))
+        int(part.max()) * len(part)
+        for part in np.array_split(shuffled, -(-len(row_lengths) // batch_size))
     )
-    return {"ours": 1 - sum(row_lengths) / padded_tokens, "random": 1 - sum(row_lengths) / shuffled_tokens}
+    return {
+        "ours": 1 - sum(row_lengths) / padded_tokens,
+        "random": 1 - sum(row_lengths) / shuffled_tokens,
+    }
 
 
 def build_histogram(lengths: TokenLengths) -> dict[str, Any]:
     """Rows by their tokens: prompt, answer and total, over the same bins."""
-    series = {"prompt": lengths.total - lengths.trained, "answer": lengths.trained, "total": lengths.total}
+    series = {
+        "prompt": lengths.total - lengths.trained,
+        "answer": lengths.trained,
+        "total": lengths.total,
+    }
     max_total = max(1, int(lengths.total.max(initial=1)))
     edges = np.unique(np.linspace(0, max_total, HISTOGRAM_BINS + 1).astype(int))
     counts = {name: np.histogram(values, edges)[0].tolist() for name, values in series.items()}

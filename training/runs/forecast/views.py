@@ -10,8 +10,8 @@ from django.http import HttpResponse
 from django.shortcuts import render
 
 from training.catalog.models import BaseModel, ModelState
-from training.datasets.preview import load_rows
 from training.datasets.permissions import get_visible_version
+from training.datasets.preview import load_rows
 from training.engine.config import RunConfig
 from training.errors import NotFound, UserError
 from training.people.requests import AuthenticatedRequest, parse_id
@@ -29,7 +29,10 @@ def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> Http
         raise NotFound(f"There is no data version {version_id} that you may see.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
     model_id = parse_id(request.GET.get("model", ""))
-    model = next((candidate for candidate in models if candidate.pk == model_id), models[0] if models else None)
+    model = next(
+        (candidate for candidate in models if candidate.pk == model_id),
+        models[0] if models else None,
+    )
     split = request.GET.get("split", "train")
     counts = {
         "train": version.train_rows,

@@ -8,21 +8,22 @@ from ninja import Query, Router, Status
 
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
-from training.datasets.preview import load_rows
 from training.datasets.permissions import get_visible_version
+from training.datasets.preview import load_rows
 from training.errors import NotFound, UserError
 from training.gpus.quotas import get_pool
 from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import any_model, token_lengths
 from training.runs.forecast.target_device import get_target_device
 from training.runs.launch.auto import AutoRequest, make_run_plan
+from training.runs.launch.init_from import get_start_weights
 from training.runs.launch.request import LaunchRequest, launch_runs, preview_launch
 from training.runs.launch.schemas import (
     ForecastOut,
+    IdParam,
     LengthsOut,
     ModelForecastIn,
     ModelForecastOut,
-    IdParam,
     PlanIn,
     PlanOut,
     RunIn,
@@ -30,7 +31,6 @@ from training.runs.launch.schemas import (
     TokensOut,
     describe_settings,
 )
-from training.runs.launch.init_from import get_start_weights
 from training.runs.launch.sweep import split_grid
 from training.runs.queue.placement import Placement
 from training.runs.schemas import SweepOut
@@ -107,7 +107,9 @@ def create_sweep(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
             field="auto",
         )
     launch_request = to_launch_request(request, body)
-    return Status(201, launch_runs(launch_request, accept_warnings=body.accept_warnings, as_sweep=True))
+    return Status(
+        201, launch_runs(launch_request, accept_warnings=body.accept_warnings, as_sweep=True)
+    )
 
 
 @router.post("/forecast", response=ForecastOut)
@@ -117,7 +119,10 @@ def read_forecast(request: AuthenticatedRequest, body: RunIn) -> dict[str, Any]:
     would plan it, which takes some seconds the first time.
     """
     launch_preview = preview_launch(to_launch_request(request, body))
-    plan = launch_preview.plan and {**launch_preview.plan.to_json(), "settings": launch_preview.plan.settings}
+    plan = launch_preview.plan and {
+        **launch_preview.plan.to_json(),
+        "settings": launch_preview.plan.settings,
+    }
     return {
         "runs": launch_preview.runs,
         "forecast": launch_preview.forecast,
@@ -159,7 +164,10 @@ def read_lengths(
     """
     base, version = get_ready_model_and_data(request, model, data)
     lengths = token_lengths.get_lengths(version, base)
-    return {**token_lengths.get_truncation_stats(lengths, max_length), "histogram": token_lengths.build_histogram(lengths)}
+    return {
+        **token_lengths.get_truncation_stats(lengths, max_length),
+        "histogram": token_lengths.build_histogram(lengths),
+    }
 
 
 @router.get("/tokens", response=TokensOut)

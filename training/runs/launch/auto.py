@@ -18,7 +18,7 @@ from training.engine.memory_estimator import MemoryEstimator
 from training.errors import UserError
 from training.runs.forecast import token_lengths
 from training.runs.forecast.batch_shapes import count_steps
-from training.runs.forecast.memory import get_fixed_overhead, forecast_memory
+from training.runs.forecast.memory import forecast_memory, get_fixed_overhead
 from training.runs.forecast.memory_estimators import get_cached_estimator, get_estimator
 from training.runs.forecast.summary import check_data_fits_model
 from training.runs.forecast.target_device import TargetDevice
@@ -54,7 +54,12 @@ class PlanContext:
 
 
 def make_run_plan(
-    model: BaseModel, data: DatasetVersion, auto: AutoRequest, target: TargetDevice, *, wait: bool = True
+    model: BaseModel,
+    data: DatasetVersion,
+    auto: AutoRequest,
+    target: TargetDevice,
+    *,
+    wait: bool = True,
 ) -> Plan:
     """A plan for the device as it is now. With `wait`, tokens are counted and memory laws are made
     now where nobody has yet (5 s each).
@@ -75,7 +80,10 @@ def make_run_plan(
     check_data_fits_model(lengths)
     if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")
-    situation = build_plan_inputs(PlanContext(model, data, lengths, target), get_estimator if wait else require_cached_estimator)
+    situation = build_plan_inputs(
+        PlanContext(model, data, lengths, target),
+        get_estimator if wait else require_cached_estimator,
+    )
     return make_plan(situation, goal=auto.goal, locked=auto.locked)
 
 
@@ -92,7 +100,9 @@ def require_cached_estimator(*arguments: Any) -> MemoryEstimator:
     return estimator
 
 
-def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunConfig, str], MemoryEstimator]) -> PlanInputs:
+def build_plan_inputs(
+    context: PlanContext, find_estimator: Callable[[Any, RunConfig, str], MemoryEstimator]
+) -> PlanInputs:
     model, data, lengths, target = context.model, context.data, context.lengths, context.target
     if not model.metadata.get("hidden_size"):
         raise UserError(
@@ -102,18 +112,23 @@ def build_plan_inputs(context: PlanContext, find_estimator: Callable[[Any, RunCo
         )
     quota_bytes = checks.get_max_bytes(target.pool, data.dataset.team)  # what the quota leaves
     total, free = (
-        min(available, quota_bytes) if quota_bytes is not None else available for available in (target.total, target.free)
+        min(available, quota_bytes) if quota_bytes is not None else available
+        for available in (target.total, target.free)
     )
     overhead = get_fixed_overhead(target)
 
     def forecast_config(config: RunConfig) -> Mapping[str, Any]:
-        return forecast_memory(find_estimator(model.folder, config, target.kind), config, lengths, overhead)
+        return forecast_memory(
+            find_estimator(model.folder, config, target.kind), config, lengths, overhead
+        )
 
     return PlanInputs(
         model=model.name,
         hidden_size=int(model.metadata["hidden_size"]),
         context_length=model.metadata.get("context_length"),
-        parameters_per_rank=sum(rows + columns for _, (rows, columns) in linear_layers(model.folder)),
+        parameters_per_rank=sum(
+            rows + columns for _, (rows, columns) in linear_layers(model.folder)
+        ),
         rows=data.train_rows,
         eval_rows=data.eval_rows,
         lengths=lengths.total,

@@ -14,7 +14,7 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
 from training.runs.launch import form
-from training.runs.launch.auto import AutoRequest, PlanPending, make_run_plan, compute_plan_digest
+from training.runs.launch.auto import AutoRequest, PlanPending, compute_plan_digest, make_run_plan
 from training.runs.launch.selection import Selection
 
 # A row's field, what stood there when it was shown, the ticked rows
@@ -98,7 +98,9 @@ def parse_locks(form_data: Any) -> dict[str, Any]:
     locked: dict[str, Any] = {}
     for key, text in form_data.items():
         name = key.removeprefix(VALUE_PREFIX)
-        if name == key or (name not in ticked and text == form_data.get(PREVIOUS_PREFIX + name, text)):
+        if name == key or (
+            name not in ticked and text == form_data.get(PREVIOUS_PREFIX + name, text)
+        ):
             continue
         locked[name] = (
             text == "on"
@@ -111,7 +113,9 @@ def parse_locks(form_data: Any) -> dict[str, Any]:
 def get_all_fields() -> dict[str, form.Field]:
     """The settings of all techniques."""
     return {
-        name: field for method in METHODS for name, field in form.build_fields({"method": method}).items()
+        name: field
+        for method in METHODS
+        for name, field in form.build_fields({"method": method}).items()
     }
 
 
@@ -120,7 +124,9 @@ def build_plan_state(form_data: Any, selection: Selection, *, wait: bool = False
     if selection.model is None or selection.version is None:
         return AutoPlanState(request, pending_step="choice")
     try:
-        plan = make_run_plan(selection.model, selection.version, request, selection.target, wait=wait)
+        plan = make_run_plan(
+            selection.model, selection.version, request, selection.target, wait=wait
+        )
     except PlanPending as pending:
         return AutoPlanState(request, pending_step=pending.step)
     except UserError as problem:
@@ -134,9 +140,11 @@ def get_plan_settings(plan: Plan | None) -> dict[str, Any]:
 
 
 def build_form_data(request: AutoRequest) -> QueryDict:
-    """The form's fields for a goal and its locks, as `locked_in` reads them."""
+    """The form's fields for a goal and its locks, as `parse_locks` reads them."""
     fields = QueryDict(mutable=True)
     fields["goal"] = request.goal
     fields.setlist(LOCK_FIELD, list(request.locked))
-    fields.update({f"{VALUE_PREFIX}{name}": format_value(value) for name, value in request.locked.items()})
+    fields.update(
+        {f"{VALUE_PREFIX}{name}": format_value(value) for name, value in request.locked.items()}
+    )
     return fields

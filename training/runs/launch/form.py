@@ -47,7 +47,16 @@ TITLES = {
 }
 GROUPS = (
     ("Training", ("learning_rate", "epochs", "max_steps", "max_tokens_per_batch", "max_length")),
-    ("Batches", ("batch_unit", "per_device_train_batch_size", "gradient_accumulation_steps", "micro_batch_splits", "packing")),
+    (
+        "Batches",
+        (
+            "batch_unit",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "micro_batch_splits",
+            "packing",
+        ),
+    ),
     ("Schedule", ("optim", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm")),
     (
         "Measuring and saving",
@@ -62,7 +71,14 @@ GROUPS = (
     ),
     (
         "Machine",
-        ("train_on_prompt", "precision", "gradient_checkpointing", "auto_reduce_memory", "seed", "threads"),
+        (
+            "train_on_prompt",
+            "precision",
+            "gradient_checkpointing",
+            "auto_reduce_memory",
+            "seed",
+            "threads",
+        ),
     ),
 )
 # What moves memory most has a slider beside its field, with these values.
@@ -95,7 +111,10 @@ class Field:
         """Where the slider stands: at the value nearest to the field's."""
         value = self.value[0] if isinstance(self.value, list) else self.value
         number = value if isinstance(value, int) else 0
-        return min(range(len(self.slider_values)), key=lambda index: abs(self.slider_values[index] - number))
+        return min(
+            range(len(self.slider_values)),
+            key=lambda index: abs(self.slider_values[index] - number),
+        )
 
     @property
     def text(self) -> str:
@@ -121,7 +140,12 @@ def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
     """
     name = get_method_name(values)
     method, config = METHODS[name], RunConfig.from_dict({"method": name})
-    hidden = INTERNAL_SETTINGS | config.inapplicable_settings() | set(method.incompatible_settings) | {"method"}
+    hidden = (
+        INTERNAL_SETTINGS
+        | config.inapplicable_settings()
+        | set(method.incompatible_settings)
+        | {"method"}
+    )
     fields_by_name = {}
     for f in dataclasses.fields(RunConfig):
         if f.name in hidden:
@@ -133,7 +157,9 @@ def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
             kind=str(f.type),
             value=values.get(f.name, getattr(config, f.name)),
             description=f.metadata["description"],
-            recommended=method.learning_rate_range if f.name == "learning_rate" else f.metadata["recommended"],
+            recommended=method.learning_rate_range
+            if f.name == "learning_rate"
+            else f.metadata["recommended"],
             choices=f.metadata["choices"],
             advanced=f.metadata["advanced"],
             min_value=min_value,
@@ -165,7 +191,10 @@ def group_fields(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str
     available, method = build_fields(values), METHODS[get_method_name(values)]
     headings = ((method.title, method.settings), *GROUPS)
     sections = [
-        (title, [available[n] for n in names if n in available and available[n].advanced == advanced])
+        (
+            title,
+            [available[n] for n in names if n in available and available[n].advanced == advanced],
+        )
         for title, names in headings
     ]
     return [(title, members) for title, members in sections if members]
@@ -181,8 +210,12 @@ def parse_form_settings(form_data: Mapping[str, str]) -> dict[str, Any]:
         if field.kind == "bool":
             settings[name] = form_data.get(name) == "on"
         elif name in form_data:
-            parts = form_data[name].split(",") if field.kind in ("int", "float") else [form_data[name]]
-            values = [parse_value(part.strip(), field.kind) for part in parts if part.strip()] or [""]
+            parts = (
+                form_data[name].split(",") if field.kind in ("int", "float") else [form_data[name]]
+            )
+            values = [parse_value(part.strip(), field.kind) for part in parts if part.strip()] or [
+                ""
+            ]
             settings[name] = values if len(values) > 1 else values[0]
     return settings
 

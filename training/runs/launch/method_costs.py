@@ -17,8 +17,13 @@ from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.engine.methods.base import Method
 from training.errors import ConfigError, UserError
-from training.runs.forecast.memory import get_fixed_overhead, forecast_for_device, forecast_memory
-from training.runs.forecast.memory_estimators import CannotEstimate, get_cached_estimator, get_estimator, get_estimator_path
+from training.runs.forecast.memory import forecast_for_device, forecast_memory, get_fixed_overhead
+from training.runs.forecast.memory_estimators import (
+    CannotEstimate,
+    get_cached_estimator,
+    get_estimator,
+    get_estimator_path,
+)
 from training.runs.forecast.summary import describe_fit
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
@@ -38,7 +43,7 @@ completed_models: set[tuple[int, datetime, str]] = set()
 
 @dataclass(frozen=True)
 class MethodCost:
-    """A technique's forecast as `fit_words` tells it; `problem` says why there can be none."""
+    """A technique's forecast as `describe_fit` tells it; `problem` says why there can be none."""
 
     method: Method
     memory: dict[str, Any] | None = None
@@ -55,9 +60,13 @@ class MethodCost:
 
 def iter_method_configs(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | None]]:
     """The settings as each technique would have them; None where they contradict each other."""
-    first_values = {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    first_values = {
+        name: value[0] if isinstance(value, list) else value for name, value in values.items()
+    }
     for name, method in METHODS.items():
-        applicable = set(RunConfig.from_dict({"method": name}).to_dict()) - set(method.incompatible_settings)
+        applicable = set(RunConfig.from_dict({"method": name}).to_dict()) - set(
+            method.incompatible_settings
+        )
         try:
             yield (
                 name,
@@ -74,7 +83,10 @@ def iter_method_configs(values: Mapping[str, Any]) -> Iterator[tuple[str, RunCon
 
 
 def compute_method_costs(
-    model: BaseModel | None, lengths: TokenLengths | None, values: Mapping[str, Any], target: TargetDevice
+    model: BaseModel | None,
+    lengths: TokenLengths | None,
+    values: Mapping[str, Any],
+    target: TargetDevice,
 ) -> dict[str, MethodCost]:
     """Each technique's cost with these settings, as far as its law has been made."""
     if model is None:
@@ -111,7 +123,9 @@ def simulate_next_missing(model: BaseModel, values: Mapping[str, Any], kind: str
         return
 
 
-def iter_missing_configs(model: BaseModel, values: Mapping[str, Any], kind: str) -> Iterator[RunConfig]:
+def iter_missing_configs(
+    model: BaseModel, values: Mapping[str, Any], kind: str
+) -> Iterator[RunConfig]:
     """The settings of the techniques whose law for this kind of device has not been made."""
     for _, config in iter_method_configs(values):
         if config is not None and not get_estimator_path(model.folder, config, kind).is_file():
@@ -131,7 +145,9 @@ def forecast_open_runs() -> None:
             continue
         attempted_paths.add(path)
         try:
-            lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
+            lengths = get_cached_lengths(
+                run.data, run.base_model, train_on_prompt=config.train_on_prompt
+            )
             forecast = forecast_for_device(
                 target, get_estimator(run.base_model.folder, config, target.kind), config, lengths
             )
@@ -152,7 +168,9 @@ def precompute_estimator() -> None:
         key = (model.pk, model.updated_at, kind)
         if key in completed_models:
             continue
-        for config in chain.from_iterable(iter_missing_configs(model, {"rank": rank}, kind) for rank in PRECOMPUTED_RANKS):
+        for config in chain.from_iterable(
+            iter_missing_configs(model, {"rank": rank}, kind) for rank in PRECOMPUTED_RANKS
+        ):
             path = get_estimator_path(model.folder, config, kind)
             if path in attempted_paths:
                 continue

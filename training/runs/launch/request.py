@@ -24,24 +24,24 @@ from training.people.models import Team, User
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.memory_options import suggest_fitting_change
-from training.runs.forecast.summary import collect_warnings, forecast_run, check_data_fits_model
+from training.runs.forecast.summary import check_data_fits_model, collect_warnings, forecast_run
 from training.runs.forecast.target_device import TargetDevice, get_target_device
 from training.runs.forecast.token_lengths import TokenLengths, get_cached_lengths
-from training.runs.launch.auto import AutoRequest, make_run_plan, compute_plan_digest
+from training.runs.launch.auto import AutoRequest, compute_plan_digest, make_run_plan
+from training.runs.launch.init_from import StartWeights, check_start_weights
 from training.runs.launch.services import (
     WarningsNotAccepted,
     check_model_ready,
-    prepare_run_dir,
     get_public_settings,
     get_run_team,
+    prepare_run_dir,
 )
-from training.runs.launch.init_from import StartWeights, check_start_weights
 from training.runs.launch.sweep import (
     Member,
-    expand_grid,
     collect_possible,
-    split_grid,
     compute_warning_id,
+    expand_grid,
+    split_grid,
 )
 from training.runs.models import MAX_NAME_LENGTH, Run, Sweep
 from training.runs.queue import actions, checks
@@ -81,7 +81,9 @@ class LaunchRequest:
         elif any(isinstance(value, list) for value in self.settings.values()):
             fixed, grid = split_grid(self.settings)  # a value that is named twice is kept once
             fields["settings"] = fixed | grid
-            fields["name"] = to_one_line(self.name)  # of the sweep; its runs have names of their own
+            fields["name"] = to_one_line(
+                self.name
+            )  # of the sweep; its runs have names of their own
         if self.skip_impossible:
             fields["skip_impossible"] = True
         return fields
@@ -155,7 +157,9 @@ def resolve_request(
         members, refused = check_members_start(request, request.start_weights, members)
         impossible |= refused
     lengths = {
-        train_on_prompt: get_cached_lengths(request.data, request.base_model, train_on_prompt=train_on_prompt)
+        train_on_prompt: get_cached_lengths(
+            request.data, request.base_model, train_on_prompt=train_on_prompt
+        )
         for train_on_prompt in {member.config.train_on_prompt for member in members}
     }
     for data_lengths in lengths.values():
@@ -245,7 +249,9 @@ def launch_runs(
     resolved = resolve_request(request, plan=plan, target=target, wait=wait)
     if not accept_warnings:
         not_accepted = [
-            warning for warning in resolved.warnings if compute_warning_id(warning) not in accepted_warnings
+            warning
+            for warning in resolved.warnings
+            if compute_warning_id(warning) not in accepted_warnings
         ]
         if not_accepted:
             raise WarningsNotAccepted(not_accepted)
@@ -287,7 +293,9 @@ def draft_runs(
 def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> RunDraft:
     """Raises UserError: no device or quota would ever take it."""
     config, lengths = member.config, resolved.lengths_for(member.config)
-    memory = get_cached_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
+    memory = (
+        get_cached_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
+    )
     check_schedulable(resolved, config, team, memory.get("peak"))
     steps = count_steps(lengths, config)[0] if lengths else config.max_steps
     return RunDraft(member, min(steps, MAX_STEPS), memory)
@@ -303,7 +311,9 @@ def check_schedulable(
     checks.check_schedulable(
         PendingJob(0, team.pk if team else NO_TEAM, request.user.pk, 0.0, peak),
         target.pool,
-        lambda max_bytes: suggest_fitting_change(config, request.base_model, request.data, max_bytes, target),
+        lambda max_bytes: suggest_fitting_change(
+            config, request.base_model, request.data, max_bytes, target
+        ),
     )
 
 

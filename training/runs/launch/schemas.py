@@ -63,7 +63,9 @@ class PlanOut(Schema):
 
 class ForecastOut(Schema):
     runs: int
-    forecast: dict[str, Any] = Field(description="of the first run; `warnings` are those of all runs")
+    forecast: dict[str, Any] = Field(
+        description="of the first run; `warnings` are those of all runs"
+    )
     plan: PlanOut | None = Field(description="with `auto`")
     plan_digest: str = Field(description="launch with it, and no other plan is started")
 

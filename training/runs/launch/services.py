@@ -87,4 +87,6 @@ def get_run_team(user: User, data: DatasetVersion) -> Team | None:
 
 
 def get_public_settings(config: RunConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in INTERNAL_SETTINGS}
+    return {
+        name: value for name, value in config.to_dict().items() if name not in INTERNAL_SETTINGS
+    }

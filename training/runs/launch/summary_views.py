@@ -17,10 +17,10 @@ from training.people.requests import AuthenticatedRequest
 from training.runs.forecast import token_lengths
 from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
 from training.runs.launch import auto_form, form
-from training.runs.launch.form_input import LaunchInput, read_selection, read_launch_form
+from training.runs.launch.form_input import LaunchInput, read_launch_form, read_selection
 from training.runs.launch.request import preview_launch
 from training.runs.launch.selection import FORM_FIELDS, Selection
-from training.runs.launch.sweep import expand_grid, compute_warning_id
+from training.runs.launch.sweep import compute_warning_id, expand_grid
 
 
 @require_POST
@@ -40,14 +40,22 @@ def show_summary(request: AuthenticatedRequest) -> HttpResponse:
 
 def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
     """What will happen, or the next thing that is missing."""
-    values, model, version = launch_input.values, launch_input.selection.model, launch_input.selection.version
+    values, model, version = (
+        launch_input.values,
+        launch_input.selection.model,
+        launch_input.selection.version,
+    )
     context: dict[str, Any] = {"missing": "", "count": 1}
     context |= {"model": model, "version": version, "method": METHODS[form.get_method_name(values)]}
     plan_state = launch_input.plan_state if launch_input.is_auto else None
     if plan_state and plan_state.plan is None and model and version:
         problem = plan_state.problem
         missing = f"Correct {form.format_title(problem.field)}" if problem else "Planning…"
-        return context | {"problem": problem, "missing": missing, "pending_step": plan_state.pending_step}
+        return context | {
+            "problem": problem,
+            "missing": missing,
+            "pending_step": plan_state.pending_step,
+        }
     try:
         grid, members, _ = expand_grid(values)
         context |= {"config": members[0].config, "count": len(members), "grid": grid}
@@ -60,7 +68,9 @@ def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
     except UserError as problem:
         return context | {"problem": problem, "missing": format_correction(problem)}
     forecast = launch_preview.forecast
-    forecast["warnings"] = [(warning, compute_warning_id(warning)) for warning in forecast["warnings"]]
+    forecast["warnings"] = [
+        (warning, compute_warning_id(warning)) for warning in forecast["warnings"]
+    ]
     return context | {"forecast": forecast, "is_measured": launch_preview.is_measured}
 
 

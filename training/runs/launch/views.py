@@ -16,12 +16,12 @@ from training.datasets.models import Dataset
 from training.engine.config import RunConfig
 from training.errors import Conflict, NotFound, UserError
 from training.gpus.models import Pool
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_visible
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, form, yaml_file
 from training.runs.launch.auto import PlanPending
-from training.runs.launch.form_input import LaunchInput, read_launch_form, build_planned_input
+from training.runs.launch.form_input import LaunchInput, build_planned_input, read_launch_form
 from training.runs.launch.method_costs import compute_method_costs as compute_method_costs
 from training.runs.launch.method_costs import simulate_next_missing
 from training.runs.launch.request import LaunchRequest, launch_runs
@@ -44,7 +44,9 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
             return render_page(request, launch_input, problem)
     texts = dict.fromkeys(FORM_FIELDS, "") | {"data": request.GET.get("data", "")}
     if source_run is None:
-        return render_page(request, LaunchInput(Selection(request.user, texts), {}, is_auto=True), None)
+        return render_page(
+            request, LaunchInput(Selection(request.user, texts), {}, is_auto=True), None
+        )
     texts |= {
         "model": str(source_run.base_model_id),
         "data": str(source_run.data_id),
@@ -53,7 +55,9 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
         "priority": source_run.priority,
         "from_version": str(source_run.from_version or ""),
     }
-    return render_page(request, LaunchInput(Selection(request.user, texts), source_run.config, is_auto=False), None)
+    return render_page(
+        request, LaunchInput(Selection(request.user, texts), source_run.config, is_auto=False), None
+    )
 
 
 @require_POST
@@ -135,7 +139,9 @@ def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> Ht
     return redirect("sweep" if isinstance(launched, Sweep) else "run", launched.pk)
 
 
-def render_page(request: AuthenticatedRequest, launch_input: LaunchInput, error: UserError | None) -> HttpResponse:
+def render_page(
+    request: AuthenticatedRequest, launch_input: LaunchInput, error: UserError | None
+) -> HttpResponse:
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
     offered = get_offered_models()
@@ -147,7 +153,11 @@ def render_page(request: AuthenticatedRequest, launch_input: LaunchInput, error:
     selection = Selection(
         request.user,
         launch_input.selection.texts
-        | {name: pk for name, pk in single_choices.items() if not launch_input.selection.texts[name]},
+        | {
+            name: pk
+            for name, pk in single_choices.items()
+            if not launch_input.selection.texts[name]
+        },
     )
     if launch_input.is_auto and launch_input.plan_state is None:
         launch_input = build_planned_input(selection, request.POST)
@@ -202,9 +212,13 @@ def update_settings(request: AuthenticatedRequest) -> HttpResponse:
     """
     launch_input = read_launch_form(request)
     if not launch_input.is_auto and request.POST.get("mode-was") == "auto":
-        launch_input = LaunchInput(launch_input.selection, read_launch_form(request, mode="auto").values, is_auto=False)
+        launch_input = LaunchInput(
+            launch_input.selection, read_launch_form(request, mode="auto").values, is_auto=False
+        )
     elif not launch_input.is_auto:
-        launch_input = LaunchInput(launch_input.selection, form.switch_method(launch_input.values), is_auto=False)
+        launch_input = LaunchInput(
+            launch_input.selection, form.switch_method(launch_input.values), is_auto=False
+        )
     answer = render(request, "runs/_how.html", build_settings_context(request, launch_input))
     answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
     return answer
@@ -222,10 +236,11 @@ def refresh_method_costs(request: AuthenticatedRequest) -> HttpResponse:
             simulate_next_missing(model, launch_input.values, launch_input.selection.target.kind)
         except UserError as problem:
             error = problem
-    context = {**build_method_context(launch_input), "chosen_method": form.get_method_name(launch_input.values)}
-    return render(
-        request, "runs/_methods.html", context | ({"simulating": False} if error else {})
-    )
+    context = {
+        **build_method_context(launch_input),
+        "chosen_method": form.get_method_name(launch_input.values),
+    }
+    return render(request, "runs/_methods.html", context | ({"simulating": False} if error else {}))
 
 
 def build_method_context(launch_input: LaunchInput) -> dict[str, Any]:
@@ -236,7 +251,9 @@ def build_method_context(launch_input: LaunchInput) -> dict[str, Any]:
     return {"method_costs": costs, "simulating": any(cost.is_pending for cost in costs.values())}
 
 
-def build_settings_context(request: AuthenticatedRequest, launch_input: LaunchInput) -> dict[str, Any]:
+def build_settings_context(
+    request: AuthenticatedRequest, launch_input: LaunchInput
+) -> dict[str, Any]:
     return {
         "auto": launch_input.is_auto,
         "plan_state": launch_input.plan_state,

@@ -17,8 +17,8 @@ from training.gpus.models import Pool
 from training.people.models import User
 from training.runs.forecast.target_device import get_default_pool
 from training.runs.launch.auto import AutoRequest
-from training.runs.launch.request import LaunchRequest
 from training.runs.launch.init_from import find_start_weights
+from training.runs.launch.request import LaunchRequest
 from training.runs.models import Run
 from training.runs.queue.placement import Placement
 from training.runs.states import Priority
@@ -71,7 +71,9 @@ def to_yaml(run: Run) -> str:
     text = dump_yaml(document)
     if is_plannable(request):
         with_request = dump_yaml(document | {"request": request})
-        text = with_request if len(with_request) <= MAX_CHARACTERS else text  # a file must be read back
+        text = (
+            with_request if len(with_request) <= MAX_CHARACTERS else text
+        )  # a file must be read back
     return text
 
 
@@ -154,10 +156,16 @@ def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("`auto.locked` must be a mapping of names to values.", field="file")
     auto_fields = {"goal": str(auto.get("goal") or AutoRequest().goal)}
     locked = {name: parse_scientific(value) for name, value in locked.items()}
-    return {"settings": settings, "skip_impossible": skip, "auto": {**auto_fields, "locked": locked}}
+    return {
+        "settings": settings,
+        "skip_impossible": skip,
+        "auto": {**auto_fields, "locked": locked},
+    }
 
 
-def to_launch_request(user: User, document: dict[str, Any], *, again: bool = False) -> LaunchRequest:
+def to_launch_request(
+    user: User, document: dict[str, Any], *, again: bool = False
+) -> LaunchRequest:
     """The launch that a file describes; `again`: what its `request` says (plan again, or start the
     whole sweep) instead of its settings.
 
@@ -217,7 +225,9 @@ def find_model(document: dict[str, Any]) -> BaseModel:
     model = BaseModel.objects.filter(name=name).first()
     if model is None:
         known_names = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
-        raise NotFound(f"There is no base model {name[:80]!r}; there are {known_names}.", field="model")
+        raise NotFound(
+            f"There is no base model {name[:80]!r}; there are {known_names}.", field="model"
+        )
     return model
 
 

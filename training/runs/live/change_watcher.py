@@ -106,7 +106,9 @@ def notify_browsers(run_id: int, **_signal: Any) -> None:
     """
     if settings.CHANNEL_LAYERS:
         try:
-            async_to_sync(get_channel_layer().group_send)(GROUP, {"type": "run_changed", "run": run_id})
+            async_to_sync(get_channel_layer().group_send)(
+                GROUP, {"type": "run_changed", "run": run_id}
+            )
         except QUEUE_ERRORS as error:  # that must not undo what was done
             log.warning(
                 "Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error

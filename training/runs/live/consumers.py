@@ -130,7 +130,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(LIMIT_EXCEEDED)
         elif kind == "sub":
             await self.subscribe(
-                run_id, parse_whole_number(message["cursor"]), parse_whole_number(message.get("points", 1000))
+                run_id,
+                parse_whole_number(message["cursor"]),
+                parse_whole_number(message.get("points", 1000)),
             )
         elif kind == "unsub":
             self.unsubscribe(run_id)
@@ -220,7 +222,9 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     def is_rate_limited(self) -> bool:
         now = time.monotonic()
-        is_full = len(self.received_at) == MAX_MESSAGES_PER_SECOND and now - self.received_at[0] < 1.0
+        is_full = (
+            len(self.received_at) == MAX_MESSAGES_PER_SECOND and now - self.received_at[0] < 1.0
+        )
         self.received_at.append(now)
         return is_full
 

@@ -88,7 +88,9 @@ def read_events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
         # needed, but not the reverse.
         if len(events_by_seq) >= limit and chunk.first_seq > sorted(events_by_seq)[limit - 1]:
             break
-        events_by_seq |= {event.seq: event for event in read_chunk_events(chunk) if event.seq > cursor}
+        events_by_seq |= {
+            event.seq: event for event in read_chunk_events(chunk) if event.seq > cursor
+        }
     return [events_by_seq[seq] for seq in sorted(events_by_seq)][:limit]
 
 

@@ -50,7 +50,8 @@ def build_columns(rows: Sequence[Event]) -> dict[str, Column]:
     """
     columns = {name: [float(getattr(row, name)) for row in rows] for name in COORDINATES}
     columns |= {
-        name: [float(row.fields.get(name, "nan")) for row in rows] for name in get_metric_names("step")
+        name: [float(row.fields.get(name, "nan")) for row in rows]
+        for name in get_metric_names("step")
     }
     return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
@@ -83,7 +84,9 @@ def build_column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColum
 
 def read_columns(chunk: CurveChunk) -> dict[str, Column]:
     """By name; a chunk that was written before a metric was added has no column of it."""
-    rows = CurveColumn.objects.filter(chunk=chunk, name__in=[*COORDINATES, *get_metric_names("step")])
+    rows = CurveColumn.objects.filter(
+        chunk=chunk, name__in=[*COORDINATES, *get_metric_names("step")]
+    )
     return {row.name: np.frombuffer(bytes(row.values), dtype=np.float64) for row in rows}
 
 

@@ -44,7 +44,11 @@ class Curves:
             "series": {
                 name: {"mean": to_json_floats(mean)}
                 if self.raw
-                else {"low": to_json_floats(low), "high": to_json_floats(high), "mean": to_json_floats(mean)}
+                else {
+                    "low": to_json_floats(low),
+                    "high": to_json_floats(high),
+                    "mean": to_json_floats(mean),
+                }
                 for name, (low, high, mean) in self.series.items()
             },
         }
@@ -97,19 +101,29 @@ def read_curves(
     values_by_name = {name: column[in_range] for name, column in values_by_name.items()}
     count = len(values_by_name["step"])
     if count <= 2 * points:
-        return build_curves({name: (v, v, v) for name, v in values_by_name.items()}, count, raw=True)
+        return build_curves(
+            {name: (v, v, v) for name, v in values_by_name.items()}, count, raw=True
+        )
     weights = np.ones(count)
     return build_curves(
-        downsample_buckets({name: (v, v, v) for name, v in values_by_name.items()}, weights, points), count, raw=False
+        downsample_buckets(
+            {name: (v, v, v) for name, v in values_by_name.items()}, weights, points
+        ),
+        count,
+        raw=False,
     )
 
 
-def read_point_columns(chunks: QuerySet[CurveChunk], names: Sequence[str]) -> dict[str, list[Numbers]]:
+def read_point_columns(
+    chunks: QuerySet[CurveChunk], names: Sequence[str]
+) -> dict[str, list[Numbers]]:
     """The columns of all chunks, in order of their events; not a number where a chunk was written
     before its metric was added.
     """
     counts = dict(chunks.order_by("first_seq").values_list("pk", "count"))
-    columns_by_name = {name: {pk: np.full(count, np.nan) for pk, count in counts.items()} for name in names}
+    columns_by_name = {
+        name: {pk: np.full(count, np.nan) for pk, count in counts.items()} for name in names
+    }
     rows = CurveColumn.objects.filter(chunk__in=chunks, name__in=names)
     for name, pk, values in rows.values_list("name", "chunk_id", "values"):
         columns_by_name[name][pk] = np.frombuffer(bytes(values), dtype=np.float64)
@@ -175,7 +189,9 @@ def average_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -
     return means
 
 
-def build_curves(parts: dict[str, tuple[Numbers, Numbers, Numbers]], points: int, *, raw: bool) -> Curves:
+def build_curves(
+    parts: dict[str, tuple[Numbers, Numbers, Numbers]], points: int, *, raw: bool
+) -> Curves:
     axes = {name: parts.pop(name)[2] for name in AXES}
     return Curves(axes=axes, series=parts, points=points, raw=raw)
 

@@ -48,9 +48,9 @@ def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
         yield {"step": 0, "time": None, **get_eval_at(0, evals)}
     # Short reads: a slow download holds no transaction open
     for start in range(0, len(chunk_ids), CHUNKS_AT_ONCE):
-        chunks = CurveChunk.objects.filter(pk__in=chunk_ids[start : start + CHUNKS_AT_ONCE]).order_by(
-            "first_step"
-        )
+        chunks = CurveChunk.objects.filter(
+            pk__in=chunk_ids[start : start + CHUNKS_AT_ONCE]
+        ).order_by("first_step")
         for chunk in chunks.prefetch_related("columns"):
             columns = {
                 column.name: np.frombuffer(column.values, dtype=np.float64)

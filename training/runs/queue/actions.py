@@ -16,7 +16,7 @@ from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.target_device import get_target_device
 from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.models import Run
-from training.runs.queue.checks import check_priority, check_fits_pool
+from training.runs.queue.checks import check_fits_pool, check_priority
 from training.runs.signals import run_changed
 from training.runs.states import Priority, State
 
@@ -51,7 +51,9 @@ def change_priority(user: User, run: Run, priority: str, reason: str = "") -> No
     if priority == run.priority:
         return
     with transaction.atomic():
-        open_allocations = Allocation.objects.select_for_update().filter(run_id=run.pk, released_at=None)
+        open_allocations = Allocation.objects.select_for_update().filter(
+            run_id=run.pk, released_at=None
+        )
         if not user.is_superuser and list(open_allocations):
             # else a team could step out of its guarantee for a moment, have others stopped, and
             # step in again
@@ -89,7 +91,9 @@ def change_pool(user: User, run: Run, pool: Pool) -> None:
     lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
     # If there is none, a worker makes it
     forecast = get_cached_forecast(config, run.base_model, lengths, get_target_device(pool)) or {}
-    check_fits_pool(pool, PendingJob(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak")))
+    check_fits_pool(
+        pool, PendingJob(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak"))
+    )
     changes = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changes):
         raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")

@@ -26,7 +26,7 @@ from training.runs.forecast.target_device import get_default_pool
 from training.runs.models import Run
 from training.runs.queue import durations
 from training.runs.signals import run_queued
-from training.runs.states import ACTIVE, UNFINISHED, State, RequestedAction
+from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
 
 
 def has_open_work() -> bool:
@@ -52,20 +52,30 @@ def admit_runs() -> list[int]:
             dict(Run.objects.filter(state=State.QUEUED).values_list("pk", "pool"))
         )
         typical_durations = durations.get_typical_durations()
-        return [run_id for pool in Pool.objects.all() for run_id in admit_in_pool(pool, now, typical_durations)]
+        return [
+            run_id
+            for pool in Pool.objects.all()
+            for run_id in admit_in_pool(pool, now, typical_durations)
+        ]
 
 
-def admit_in_pool(pool: Pool, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]) -> list[int]:
+def admit_in_pool(
+    pool: Pool, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]
+) -> list[int]:
     waiting = get_waiting_runs(pool)
     if not waiting:
         return []
-    decision = Scheduler(build_pool_state(pool, waiting, now, typical_durations)).admit_jobs(now.timestamp())
+    decision = Scheduler(build_pool_state(pool, waiting, now, typical_durations)).admit_jobs(
+        now.timestamp()
+    )
     apply_decision(decision, {run.pk: run for run in waiting})
     return [job.run for job in decision.starts]
 
 
 def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
-    devices = Device.objects.select_related("host").in_bulk([job.device_id for job in decision.starts])
+    devices = Device.objects.select_related("host").in_bulk(
+        [job.device_id for job in decision.starts]
+    )
     for job in decision.starts:
         run = runs[job.run]
         allocation_request = allocations.AllocationRequest(
@@ -76,7 +86,9 @@ def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
         Run.objects.filter(pk=run.pk).update(queue_info=assignment, revision=F("revision") + 1)
     Device.objects.filter(reserved_for__in=decision.released_reservations).update(reserved_for=None)
     for victim, preemptor in decision.evictions.items():
-        allocations.evict_run(victim, reserve_for=preemptor, reason=f"makes room for run {preemptor}")
+        allocations.evict_run(
+            victim, reserve_for=preemptor, reason=f"makes room for run {preemptor}"
+        )
 
 
 def run_admission_pass(*, skip_run: int = 0) -> None:
@@ -93,23 +105,34 @@ def get_waiting_runs(pool: Pool) -> list[Run]:
     worker is not among them.
     """
     allocated_runs = Allocation.objects.filter(released_at=None).values("run_id")
-    rows = Run.objects.filter(pool=pool, state=State.QUEUED, lease_token="").exclude(pk__in=allocated_runs)
+    rows = Run.objects.filter(pool=pool, state=State.QUEUED, lease_token="").exclude(
+        pk__in=allocated_runs
+    )
     return list(
-        rows.select_related("owner", "team").defer("config", "start_info", "auto_plan", "sparkline", "notes")
+        rows.select_related("owner", "team").defer(
+            "config", "start_info", "auto_plan", "sparkline", "notes"
+        )
     )
 
 
 def build_pool_state(
-    pool: Pool, waiting: Iterable[Run], now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]
+    pool: Pool,
+    waiting: Iterable[Run],
+    now: datetime,
+    typical_durations: dict[durations.RunKind, durations.TypicalDuration],
 ) -> PoolState:
     running = Run.objects.filter(pool=pool, state__in=ACTIVE).defer(
         "config", "start_info", "auto_plan", "sparkline"
     )
     pending_jobs = [build_pending_job(run, now, typical_durations) for run in waiting]
-    return load_pool_state(pool, now, pending_jobs, durations.expected_ends(running, typical_durations, now))
+    return load_pool_state(
+        pool, now, pending_jobs, durations.expected_ends(running, typical_durations, now)
+    )
 
 
-def build_pending_job(run: Run, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]) -> PendingJob:
+def build_pending_job(
+    run: Run, now: datetime, typical_durations: dict[durations.RunKind, durations.TypicalDuration]
+) -> PendingJob:
     return PendingJob(
         run=run.pk,
         team=run.team_id or NO_TEAM,
@@ -163,9 +186,15 @@ def stop_overdue_runs(now: datetime) -> None:
         for run_id in list(team_allocations.values_list("run_id", flat=True)):
             excess_seconds = used_by_run(run_id, now) - float(quota.max_run_seconds or 0)
             overdue_runs = Run.objects.filter(
-                pk=run_id, state__in=(State.STARTING, State.RUNNING), waived_seconds__lte=excess_seconds
+                pk=run_id,
+                state__in=(State.STARTING, State.RUNNING),
+                waived_seconds__lte=excess_seconds,
             )
-            if overdue_runs.update(state=State.STOPPING, requested_action=RequestedAction.TIME_LIMIT, revision=F("revision") + 1):
+            if overdue_runs.update(
+                state=State.STOPPING,
+                requested_action=RequestedAction.TIME_LIMIT,
+                revision=F("revision") + 1,
+            ):
                 limit = {"max_run_seconds": quota.max_run_seconds}
                 audit.record_entry(
                     None, "time used up", f"run {run_id}", team=quota.team, change=({}, limit)

@@ -11,9 +11,9 @@ from pydantic import ConfigDict, Field
 from training.gpus import quotas
 from training.gpus.schemas import QuotaIn
 from training.people.pagination import Pagination
+from training.people.permissions import get_changeable
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
-from training.people.permissions import get_changeable
 from training.runs import filters
 from training.runs.models import Run
 from training.runs.queue import actions, what_if
@@ -56,7 +56,11 @@ class QueuedRunOut(Schema):
 
     @staticmethod
     def resolve_reason(row: Run) -> str:
-        return format_queue_status(row) if "device" in row.queue_info else str(row.queue_info.get("reason", ""))
+        return (
+            format_queue_status(row)
+            if "device" in row.queue_info
+            else str(row.queue_info.get("reason", ""))
+        )
 
     @staticmethod
     def resolve_hint(row: Run) -> str:
@@ -98,11 +102,15 @@ def read_queue(request: AuthenticatedRequest) -> Any:
     it should start.
     """
     waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
-    return waiting.select_related("owner", "team", "pool").defer("config", "start_info", "auto_plan")
+    return waiting.select_related("owner", "team", "pool").defer(
+        "config", "start_info", "auto_plan"
+    )
 
 
 @router.post("/queue/dry-run/{int:pool_id}", response=list[StartShiftOut])
-def dry_run_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> list[dict[str, Any]]:
+def dry_run_quota(
+    request: AuthenticatedRequest, pool_id: int, body: QuotaIn
+) -> list[dict[str, Any]]:
     """Which waiting runs would start at another time with this quota; nothing is saved. Admins
     only.
     """
@@ -113,7 +121,12 @@ def dry_run_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) ->
         pool, team, body.dict(exclude={"team", "reason"}, exclude_unset=True)
     )
     return [
-        {"run": row.run.pk, "name": row.run.name, "seconds_before": row.seconds_before, "seconds_after": row.seconds_after}
+        {
+            "run": row.run.pk,
+            "name": row.run.name,
+            "seconds_before": row.seconds_before,
+            "seconds_after": row.seconds_after,
+        }
         for row in what_if.simulate_quota_edit(edited_quota)
     ]
 

@@ -20,7 +20,9 @@ from training.runs.queue import admission
 from training.runs.states import Priority, State
 
 
-def check_schedulable(pending: PendingJob, pool: Pool | None, suggest_fit: Callable[[int], str]) -> None:
+def check_schedulable(
+    pending: PendingJob, pool: Pool | None, suggest_fit: Callable[[int], str]
+) -> None:
     """Refuse a run that could never start: too large for every device or for its team's quota.
 
     Raises:

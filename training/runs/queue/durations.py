@@ -58,7 +58,9 @@ def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]
     return typical.seconds_per_step * steps_left if run.total_steps else typical.total_seconds
 
 
-def expected_ends(runs: Iterable[Run], typical_durations: dict[RunKind, TypicalDuration], now: datetime) -> dict[int, float]:
+def expected_ends(
+    runs: Iterable[Run], typical_durations: dict[RunKind, TypicalDuration], now: datetime
+) -> dict[int, float]:
     """In seconds since 1970, of runs that hold a device."""
     return {
         run.pk: now.timestamp() + expected_seconds(run, typical_durations)

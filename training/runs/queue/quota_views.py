@@ -67,7 +67,13 @@ def apply_hold_action(request: AuthenticatedRequest, target: Pool | Quota) -> bo
     is_on_hold, drain = HOLD_ACTIONS.get(request.POST.get("action", ""), (None, False))
     if is_on_hold is None:
         return False
-    quotas.set_hold(request.user, target, is_on_hold=is_on_hold, drain=drain, reason=request.POST.get("reason", ""))
+    quotas.set_hold(
+        request.user,
+        target,
+        is_on_hold=is_on_hold,
+        drain=drain,
+        reason=request.POST.get("reason", ""),
+    )
     return True
 
 
@@ -97,7 +103,11 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
         return render(
             request,
             "gpus/quota.html",
-            values | {"form": format_form(team_usage.quota, TEAM_FORM), "is_hard_budget": team_usage.quota.is_hard_budget},
+            values
+            | {
+                "form": format_form(team_usage.quota, TEAM_FORM),
+                "is_hard_budget": team_usage.quota.is_hard_budget,
+            },
         )
     if apply_hold_action(request, quotas.get_quota(pool, team)):
         return redirect("quota", pool_id, team_id)
@@ -108,7 +118,9 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
         "is_hard_budget": bool(request.POST.get("is_hard_budget")),
     }
     try:
-        changes = read_form(TEAM_FORM, request.POST) | {"is_hard_budget": bool(request.POST.get("is_hard_budget"))}
+        changes = read_form(TEAM_FORM, request.POST) | {
+            "is_hard_budget": bool(request.POST.get("is_hard_budget"))
+        }
         edited_quota = quotas.apply_quota_changes(pool, team, changes)
         if action == "save":
             quotas.edit_quota(request.user, pool, team, changes, reason)
@@ -128,7 +140,9 @@ def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> Htt
     return render(
         request,
         "gpus/quota.html",
-        values | form_values | {"moved": what_if.simulate_quota_edit(edited_quota), "tried": True, "reason": reason},
+        values
+        | form_values
+        | {"moved": what_if.simulate_quota_edit(edited_quota), "tried": True, "reason": reason},
     )
 
 
@@ -136,7 +150,11 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     """A pool's own settings; POST `action`: try, save, hold, drain or lift."""
     quotas.check_admin(request.user)
     current_pool = quotas.get_pool(pool_id)
-    values: dict[str, Any] = {"pool": current_pool, "name": current_pool.name, "form": format_form(current_pool, POOL_FORM)}
+    values: dict[str, Any] = {
+        "pool": current_pool,
+        "name": current_pool.name,
+        "form": format_form(current_pool, POOL_FORM),
+    }
     if request.method != "POST":
         return render(request, "gpus/pool.html", values)
     if apply_hold_action(request, current_pool):
@@ -165,7 +183,8 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
     return render(
         request,
         "gpus/pool.html",
-        values | {"moved": what_if.simulate_pool_edit(edited_pool), "tried": True, "reason": reason},
+        values
+        | {"moved": what_if.simulate_pool_edit(edited_pool), "tried": True, "reason": reason},
     )
 
 
@@ -174,11 +193,17 @@ def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
     quotas.check_admin(request.user)
     user = get_user_by_name(username)
     personal_quota = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
-    values: dict[str, Any] = {"person": user, "form": format_form(personal_quota, PERSON_FORM), "is_hard_budget": personal_quota.is_hard_budget}
+    values: dict[str, Any] = {
+        "person": user,
+        "form": format_form(personal_quota, PERSON_FORM),
+        "is_hard_budget": personal_quota.is_hard_budget,
+    }
     if request.method != "POST":
         return render(request, "gpus/person.html", values)
     try:
-        changes = read_form(PERSON_FORM, request.POST) | {"is_hard_budget": bool(request.POST.get("is_hard_budget"))}
+        changes = read_form(PERSON_FORM, request.POST) | {
+            "is_hard_budget": bool(request.POST.get("is_hard_budget"))
+        }
         quotas.edit_personal_quota(request.user, user, changes, request.POST.get("reason", ""))
     except UserError as error:
         form_values = {
@@ -186,7 +211,10 @@ def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
             "is_hard_budget": bool(request.POST.get("is_hard_budget")),
         }
         return render(
-            request, "gpus/person.html", values | form_values | {"error": error}, status=error.status
+            request,
+            "gpus/person.html",
+            values | form_values | {"error": error},
+            status=error.status,
         )
     messages.success(request, f"Saved what {username} may have. Nothing that runs was stopped.")
     return redirect("quotas")

@@ -15,12 +15,12 @@ from django.utils import timezone
 
 from training.gpus.models import Pool
 from training.gpus.scheduling.eta import StartRange, estimate_start_ranges
-from training.gpus.scheduling.explain import explain_queue, get_hint, format_block_reason
+from training.gpus.scheduling.explain import explain_queue, format_block_reason, get_hint
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import PoolState
 from training.runs.models import Run
 from training.runs.queue import durations
-from training.runs.queue.admission import run_admission_pass, build_pool_state, get_waiting_runs
+from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
 from training.runs.states import State
 
 ETA_INTERVAL_FACTOR = 20
@@ -46,7 +46,10 @@ class EtaThrottle:
         due_at, start_ranges = self.cached_ranges.get(pool_state.pool, (0.0, {}))
         if started_at >= due_at:
             start_ranges = estimate_start_ranges(pool_state, pool_state.now)
-            self.cached_ranges[pool_state.pool] = (started_at + ETA_INTERVAL_FACTOR * (time.monotonic() - started_at), start_ranges)
+            self.cached_ranges[pool_state.pool] = (
+                started_at + ETA_INTERVAL_FACTOR * (time.monotonic() - started_at),
+                start_ranges,
+            )
         return start_ranges
 
 
@@ -60,7 +63,9 @@ def refresh_queue() -> None:
     for pool in Pool.objects.all():
         waiting = get_waiting_runs(pool)
         if waiting:
-            update_wait_reasons(waiting, build_pool_state(pool, waiting, now, typical_durations), now)
+            update_wait_reasons(
+                waiting, build_pool_state(pool, waiting, now, typical_durations), now
+            )
 
 
 def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: datetime) -> None:

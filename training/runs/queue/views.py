@@ -17,8 +17,8 @@ from training.errors import NotFound
 from training.gpus import quotas, usage
 from training.gpus.devices import is_offline
 from training.gpus.models import Allocation, Device, Pool
-from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.permissions import get_changeable
+from training.people.requests import AuthenticatedRequest, parse_id
 from training.runs.models import Run
 from training.runs.queue import actions
 from training.runs.states import Priority, State
@@ -70,9 +70,9 @@ def load_queue(request: AuthenticatedRequest) -> dict[str, Any]:
     """Who waits, in their order; of those whom the person may not see, only how many."""
     waiting = Run.objects.filter(state=State.QUEUED)
     visible_runs = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
-    ordered = visible_runs.order_by(F("waits__position").asc(nulls_last=True), "queued_at").select_related(
-        "owner", "team", "pool"
-    )
+    ordered = visible_runs.order_by(
+        F("queue_info__position").asc(nulls_last=True), "queued_at"
+    ).select_related("owner", "team", "pool")
     page_runs, count = (
         list(ordered.defer("config", "start_info", "auto_plan", "sparkline")[:MAX_WAITING_ROWS]),
         visible_runs.count(),

@@ -65,7 +65,10 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 cwd=settings.BASE_DIR,
-                env=child_environment() | ALLOCATOR_VARIABLES | {"HF_HUB_OFFLINE": "1"} | device_environment,
+                env=child_environment()
+                | ALLOCATOR_VARIABLES
+                | {"HF_HUB_OFFLINE": "1"}
+                | device_environment,
                 start_new_session=True,
             )
 

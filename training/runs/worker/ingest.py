@@ -66,7 +66,9 @@ def build_event_row(run_id: int, event: JournalEvent) -> Event:
         kind=event["kind"],
         step=event.get("step"),
         time=event["time"],
-        fields={name: strip_nul(value) for name, value in event.items() if name not in EVENT_COLUMNS},
+        fields={
+            name: strip_nul(value) for name, value in event.items() if name not in EVENT_COLUMNS
+        },
     )
 
 
@@ -152,7 +154,9 @@ def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
         reopen_chunk(chunk)
     # From the very beginning, step 0's evaluation comes again too
     repeated = Q(step__gt=step) if step else Q(step__gte=0)
-    outdated_events = Event.objects.filter(repeated, **current_events, seq__lt=seq).exclude(kind__in=("resume", "end"))
+    outdated_events = Event.objects.filter(repeated, **current_events, seq__lt=seq).exclude(
+        kind__in=("resume", "end")
+    )
     outdated_events.update(superseded=True)
     evals = Event.objects.filter(run_id=run.pk, kind="eval", superseded=False).order_by("seq")
     losses = [(float(row.fields["eval_loss"]), row.step) for row in evals]

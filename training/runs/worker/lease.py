@@ -17,7 +17,7 @@ from django.db.models.functions import Now
 
 from training.gpus.devices import update_devices_if_stale
 from training.gpus.models import Allocation
-from training.process_identity import get_host_name, is_alive, get_process_name
+from training.process_identity import get_host_name, get_process_name, is_alive
 from training.runs.models import Run
 from training.runs.queue import admission
 from training.runs.states import ACTIVE, State
@@ -95,7 +95,9 @@ def list_claimable_runs() -> list[int]:
     """Runs that hold a device of this host and that nobody watches, oldest first."""
     assigned = Run.objects.filter(pk__in=list_assigned_run_ids()).order_by("queued_at")
     return list(
-        assigned.filter(build_orphaned_filter() | Q(state=State.QUEUED, lease_token="")).values_list("pk", flat=True)
+        assigned.filter(
+            build_orphaned_filter() | Q(state=State.QUEUED, lease_token="")
+        ).values_list("pk", flat=True)
     )
 
 

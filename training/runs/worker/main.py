@@ -20,7 +20,7 @@ from training.gpus import devices
 from training.gpus.models import MAX_RUNS_PER_DEVICE
 from training.jobs import runner as jobs
 from training.jobs.consumer import JobConsumer, QueueConsumer
-from training.jobs.recovery import RECOVERY_SECONDS, release_own_jobs, recover_and_wake_jobs
+from training.jobs.recovery import RECOVERY_SECONDS, recover_and_wake_jobs, release_own_jobs
 from training.runs.launch.method_costs import forecast_open_runs, precompute_estimator
 from training.runs.queue import admission, reasons
 from training.runs.worker import supervisor, tasks
@@ -52,8 +52,13 @@ def run_worker(huey: Any) -> None:
         catalog.add_builtin_model()
     job_consumer = JobConsumer(settings.JOBS_HUEY)
     job_consumer.start()
-    for task, seconds in [*PERIODIC_TASKS, (job_consumer.check_worker_health, HEALTH_CHECK_SECONDS)]:
-        threading.Thread(target=run_periodically, args=(task, seconds), name=task.__name__, daemon=True).start()
+    for task, seconds in [
+        *PERIODIC_TASKS,
+        (job_consumer.check_worker_health, HEALTH_CHECK_SECONDS),
+    ]:
+        threading.Thread(
+            target=run_periodically, args=(task, seconds), name=task.__name__, daemon=True
+        ).start()
     devices.update_devices()
     # Each watches one run.
     worker = Worker(huey, threads=MAX_RUNS_PER_DEVICE * len(devices.read_devices()))

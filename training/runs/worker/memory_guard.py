@@ -46,7 +46,9 @@ class MemoryGuard:
         if self.allocation.reserved_bytes and self.allocation.device.pool.runs_per_device > 1:
             forecast = Run.objects.values_list("forecast", flat=True).get(pk=self.run_id)
             context = forecast.get("context", CONTEXT_BYTES["cuda"])
-            environment["SNAPML_DEVICE_BYTES"] = str(max(1, self.allocation.reserved_bytes - context))
+            environment["SNAPML_DEVICE_BYTES"] = str(
+                max(1, self.allocation.reserved_bytes - context)
+            )
         return environment
 
     def get_over_limit_bytes(self, pid: int | None) -> int:
@@ -64,10 +66,14 @@ class MemoryGuard:
             self.samples = []
             return 0
         used_bytes, sampled_at = read_process_memory(pid, allocation.device)
-        if sampled_at != self.sampled_at:  # a driver's reading counts once, however often it is looked at
+        if (
+            sampled_at != self.sampled_at
+        ):  # a driver's reading counts once, however often it is looked at
             self.sampled_at = sampled_at
             self.samples = (
-                [*self.samples, used_bytes][-MIN_SAMPLES:] if used_bytes > TOLERANCE * allocation.reserved_bytes else []
+                [*self.samples, used_bytes][-MIN_SAMPLES:]
+                if used_bytes > TOLERANCE * allocation.reserved_bytes
+                else []
             )
         return min(self.samples) if len(self.samples) == MIN_SAMPLES else 0
 
@@ -98,7 +104,14 @@ def measure_context(allocation: Allocation | None, pid: int | None) -> None:
         for step in (before, after)
         if step
     ]
-    if len(reserved_bytes) == 2 and 0 < reserved_bytes[0] == reserved_bytes[1] < used_bytes < reserved_bytes[0] + MAX_CONTEXT_BYTES:
+    if (
+        len(reserved_bytes) == 2
+        and 0
+        < reserved_bytes[0]
+        == reserved_bytes[1]
+        < used_bytes
+        < reserved_bytes[0] + MAX_CONTEXT_BYTES
+    ):
         allocation.device.context_bytes = used_bytes - reserved_bytes[0]
         allocation.device.save(update_fields=["context_bytes"])
 
@@ -127,5 +140,8 @@ def raise_forecast(run: Run, used_bytes: int) -> dict[str, Any] | None:
     """
     target = get_target_device(run.pool)
     max_bytes = get_max_bytes(target.pool, run.team)
-    peak = min(round(1.05 * used_bytes), target.total if max_bytes is None else min(target.total, max_bytes))
+    peak = min(
+        round(1.05 * used_bytes),
+        target.total if max_bytes is None else min(target.total, max_bytes),
+    )
     return run.forecast | {"peak": peak} if peak >= used_bytes else None

@@ -17,7 +17,11 @@ from training.errors import Conflict, UserError
 from training.people.models import User
 from training.runs import actions
 from training.runs.forecast.memory_estimators import CannotEstimate, get_estimator
-from training.runs.forecast.memory_options import MemoryOption, build_changed_config, list_memory_options
+from training.runs.forecast.memory_options import (
+    MemoryOption,
+    build_changed_config,
+    list_memory_options,
+)
 from training.runs.forecast.target_device import get_target_device
 from training.runs.forecast.token_lengths import get_cached_lengths
 from training.runs.launch import services
@@ -70,7 +74,11 @@ def apply_memory_option(user: User, run: Run, name: str) -> Run:
         )
         option = get_memory_option(locked_run, name)
         queued = actions.continue_run(user, locked_run)
-        apply_settings(queued, build_changed_config(RunConfig.from_dict(queued.config), option.changes), option.memory)
+        apply_settings(
+            queued,
+            build_changed_config(RunConfig.from_dict(queued.config), option.changes),
+            option.memory,
+        )
         return queued
 
 
@@ -111,10 +119,14 @@ def recover_run(run: Run) -> str:
     """
     if not run.config.get("auto_reduce_memory"):
         return ""
-    option = next((way for way in list_recovery_options(run) if way.name in AUTOMATIC_OPTIONS), None)
+    option = next(
+        (way for way in list_recovery_options(run) if way.name in AUTOMATIC_OPTIONS), None
+    )
     if option is None:
         return ""
-    apply_settings(run, build_changed_config(RunConfig.from_dict(run.config), option.changes), option.memory)
+    apply_settings(
+        run, build_changed_config(RunConfig.from_dict(run.config), option.changes), option.memory
+    )
     (run.folder / RESULT_FILE).unlink(missing_ok=True)
     changes = ", ".join(f"{name} {str(value).lower()}" for name, value in option.changes.items())
     return f"Goes on by itself from its last checkpoint with {changes}."

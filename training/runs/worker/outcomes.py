@@ -60,7 +60,9 @@ def format_crash_message(code: int | None, *, was_oom_killed: bool) -> str:
 def format_eviction_message(run: Run, allocation: Allocation) -> str:
     """Why it had to leave its device, and what that cost."""
     reason = (
-        f"for run {allocation.evicted_for}" if allocation.evicted_for else "by an admin, who drains its devices"
+        f"for run {allocation.evicted_for}"
+        if allocation.evicted_for
+        else "by an admin, who drains its devices"
     )
     return (
         f"Stopped {reason} at step {run.step:,}; {format_lost_steps(run)}. Goes on by itself when "

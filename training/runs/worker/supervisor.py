@@ -28,11 +28,18 @@ from training.runs.models import Run
 from training.runs.notifications import notify_run_ended
 from training.runs.queue import admission
 from training.runs.signals import run_changed
-from training.runs.states import ENDED, State, RequestedAction
+from training.runs.states import ENDED, RequestedAction, State
 from training.runs.worker import oom_recovery, outcomes
 from training.runs.worker.engine_process import Engine, EngineProcess
 from training.runs.worker.ingest import BrokenJournal, store_events
-from training.runs.worker.lease import LEASE_SECONDS, RENEW_SECONDS, RateLimiter, Lease, LeaseLost, claim_run
+from training.runs.worker.lease import (
+    LEASE_SECONDS,
+    RENEW_SECONDS,
+    Lease,
+    LeaseLost,
+    RateLimiter,
+    claim_run,
+)
 from training.runs.worker.memory_guard import MemoryGuard, measure_context, raise_forecast
 
 JOURNAL_POLL_SECONDS = 0.025
@@ -85,13 +92,19 @@ class RunSupervisor:
         self.has_sent_sigterm = False
         self.eviction: Allocation | None = None
         self.memory_guard = MemoryGuard(lease.run_id)
-        self.over_limit_bytes = 0  # bytes that it took of a device that others use, if that was too much
+        self.over_limit_bytes = (
+            0  # bytes that it took of a device that others use, if that was too much
+        )
 
     def run(self) -> None:
         self.engine.touch_heartbeat()
         if not self.engine.is_alive() and read_result(self.record.folder) is None:
             self.start_engine()
-        lease_timer, request_timer, memory_timer = RateLimiter(RENEW_SECONDS), RateLimiter(REQUEST_POLL_SECONDS), RateLimiter(MEMORY_CHECK_SECONDS)
+        lease_timer, request_timer, memory_timer = (
+            RateLimiter(RENEW_SECONDS),
+            RateLimiter(REQUEST_POLL_SECONDS),
+            RateLimiter(MEMORY_CHECK_SECONDS),
+        )
         while True:
             try:
                 # Asked before reading: what it wrote until its death is then surely read
@@ -100,7 +113,10 @@ class RunSupervisor:
                 if lease_timer.is_due():
                     self.renew_lease()
                 if memory_timer.is_due():
-                    self.over_limit_bytes = self.over_limit_bytes or self.memory_guard.get_over_limit_bytes(self.engine.pid)
+                    self.over_limit_bytes = (
+                        self.over_limit_bytes
+                        or self.memory_guard.get_over_limit_bytes(self.engine.pid)
+                    )
                     measure_context(self.memory_guard.allocation, self.engine.pid)
                 if request_timer.is_due():
                     self.check_requests()
@@ -148,17 +164,25 @@ class RunSupervisor:
         """What its people want of it, whether its device is wanted back, and whether this worker is
         to end.
         """
-        requested_action = RequestedAction(Run.objects.values_list("requested_action", flat=True).get(pk=self.record.pk))
+        requested_action = RequestedAction(
+            Run.objects.values_list("requested_action", flat=True).get(pk=self.record.pk)
+        )
         self.eviction = self.eviction or allocations.get_pending_eviction(self.record.pk)
         if shutting_down.is_set() or self.eviction or self.over_limit_bytes:
             self.request_checkpoint_and_exit()
-        if requested_action == RequestedAction.RUN and not self.eviction and not self.over_limit_bytes:
+        if (
+            requested_action == RequestedAction.RUN
+            and not self.eviction
+            and not self.over_limit_bytes
+        ):
             return
         self.stop_requested_at = self.stop_requested_at or time.monotonic()
         if requested_action != self.last_sent_request:
             self.lease.renew()  # only who holds the run may tell its engine
             self.last_sent_request = requested_action
-            self.engine.request_stop("discard" if requested_action == RequestedAction.DISCARD else "save")
+            self.engine.request_stop(
+                "discard" if requested_action == RequestedAction.DISCARD else "save"
+            )
         waited = time.monotonic() - self.stop_requested_at
         if waited > STOP_TIMEOUT_SECONDS + KILL_TIMEOUT_SECONDS:
             self.engine.send_signal(signal.SIGKILL)
@@ -190,7 +214,10 @@ class RunSupervisor:
             self.record_result(run, result)
         elif run.requested_action == RequestedAction.DISCARD:
             self.record_result(run, Result(outcome=Outcome.DISCARDED))
-        elif run.requested_action in (RequestedAction.STOP, RequestedAction.TIME_LIMIT) and not has_checkpoint:
+        elif (
+            run.requested_action in (RequestedAction.STOP, RequestedAction.TIME_LIMIT)
+            and not has_checkpoint
+        ):
             self.record_result(
                 run,
                 Result(
@@ -199,12 +226,18 @@ class RunSupervisor:
                 ),
             )
         # Told to leave and to stop at once
-        elif run.requested_action in (RequestedAction.STOP, RequestedAction.TIME_LIMIT) and outcomes.has_exited_cleanly(run):
+        elif run.requested_action in (
+            RequestedAction.STOP,
+            RequestedAction.TIME_LIMIT,
+        ) and outcomes.has_exited_cleanly(run):
             self.record_result(run, outcomes.build_stopped_result(run))
         elif self.eviction is not None:
             self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
         elif self.over_limit_bytes:
-            message, forecast = outcomes.format_over_memory_message(run, self.over_limit_bytes), raise_forecast(run, self.over_limit_bytes)
+            message, forecast = (
+                outcomes.format_over_memory_message(run, self.over_limit_bytes),
+                raise_forecast(run, self.over_limit_bytes),
+            )
             if forecast is None:
                 return self.record_result(
                     run,
@@ -213,7 +246,9 @@ class RunSupervisor:
                         message=f"{message} Nowhere may it have as much in its pool.",
                     ),
                 )
-            self.requeue_run(f"{message} Goes on by itself where there is as much.", forecast=forecast)
+            self.requeue_run(
+                f"{message} Goes on by itself where there is as much.", forecast=forecast
+            )
         elif code == EXIT_CODES[Outcome.PREEMPTED] or outcomes.has_exited_cleanly(run):
             self.requeue_run(outcomes.format_pause_message(run))
         elif self.has_sent_sigterm and code == -signal.SIGTERM:
@@ -273,8 +308,14 @@ class RunSupervisor:
             return self.release_run(
                 state=State.FAILED, failure=failure, message=message, finished_at=Now(), phase=""
             )
-        is_out_of_memory = self.engine.was_oom_killed or (crash_count > 1 and code == -signal.SIGKILL)
-        changes_message = oom_recovery.recover_run(run) if is_out_of_memory and run.requested_action == RequestedAction.RUN else ""
+        is_out_of_memory = self.engine.was_oom_killed or (
+            crash_count > 1 and code == -signal.SIGKILL
+        )
+        changes_message = (
+            oom_recovery.recover_run(run)
+            if is_out_of_memory and run.requested_action == RequestedAction.RUN
+            else ""
+        )
         delay = (
             timedelta(seconds=min(MAX_RETRY_DELAY_SECONDS, 2 ** (crash_count - 1)))
             if crash_count > 1
