@@ -27,7 +27,7 @@ LAUNCH = """
 import django, json
 django.setup()
 from django.db.models import F
-from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
@@ -35,7 +35,7 @@ from training.runs.worker import engine_process, tasks
 tasks.supervise_task = lambda _id: None
 model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
 request = LaunchRequest(user=User.objects.get(), base_model=model, data=data, name="Bench")
-run = launch(request, accept_warnings=True)
+run = launch_runs(request, accept_warnings=True)
 print(run.pk)
 """
 
@@ -50,14 +50,14 @@ lock = (folder / "engine.lock").open("w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 (folder / "engine.json").write_text(json.dumps({"pid": os.getpid()}))
 journal = Journal(folder)
-journal.write(
+journal.write_event(
     "start", attempt=1, step=0, total_steps=points, epochs=1, rows=1, eval_rows=1, tokens=1,
     trained_tokens=1, truncated_rows=0, empty_rows=0, trainable_parameters=1, parameters=1, device="CPU",
     precision="fp32", threads=1, chat_template="model", versions={})
 begin = time.time() + 6
 for n in range(1, points + 1):
     time.sleep(max(0, begin + n / rate - time.time()))
-    journal.write(
+    journal.write_event(
         "step", step=n, loss=3 / n + 0.5, learning_rate=1e-3, gradient_norm=1.0, tokens=512,
         trained_tokens=100, total_tokens=512 * n, tokens_per_second=5000.0, seconds=1 / rate,
         total_memory_bytes=10**9, memory_peak_bytes=2 * 10**9)

@@ -23,7 +23,7 @@ WRITE_RUN = """
 import django, json, sys
 django.setup()
 from training.runs.worker import tasks
-from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
@@ -33,7 +33,7 @@ from django.db import transaction
 with transaction.atomic():
     model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
     request = LaunchRequest(user=User.objects.get(), base_model=model, data=data, name="Long")
-    run = launch(request, accept_warnings=True)
+    run = launch_runs(request, accept_warnings=True)
     steps, spikes, height = map(json.loads, sys.argv[1:])
     write_long_run(run, steps=steps, spikes=spikes, height=float(height))
 print(run.pk)

@@ -26,13 +26,13 @@ from training.catalog.models import BaseModel
 from training.datasets.models import DatasetVersion
 from training.people.models import User
 from training.runs.worker import tasks
-from training.runs.launch.request import LaunchRequest, launch
+from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.models import Run
 tasks.supervise_task = lambda _id: None
 alice = User.objects.get(username="alice")
 model, data = BaseModel.objects.get(), DatasetVersion.objects.get()
 request = LaunchRequest(user=alice, base_model=model, data=data, settings={})
-first = Run.objects.get(pk=launch(request, accept_warnings=True).pk)
+first = Run.objects.get(pk=launch_runs(request, accept_warnings=True).pk)
 fields = {f.attname: getattr(first, f.attname) for f in Run._meta.concrete_fields}
 states = ["finished", "failed", "stopped", "cancelled"]
 runs = []

@@ -23,7 +23,7 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from pathlib import Path
 from tests import tiny
-from training.catalog.metadata import read_card
+from training.catalog.metadata import read_model_metadata
 from training.catalog.models import BaseModel
 from training.datasets.upload_job import create_dataset
 from training.people.models import Team, User
@@ -31,9 +31,9 @@ from training.people.tokens import create_token
 alice = User.objects.create_superuser("alice", password="tulip-river-42")
 model = sys.argv[1]
 if model:
-    facts = {"source": "folder", "location": model, "metadata": read_card(Path(model))}
+    facts = {"source": "folder", "location": model, "metadata": read_model_metadata(Path(model))}
     BaseModel.objects.create(name="tiny-llama", state="ready", **facts)
-    create_dataset(alice, "Lights", tiny.lines(tiny.ROWS), source="test")
+    create_dataset(alice, "Lights", tiny.encode_jsonl(tiny.ROWS), source="test")
 print(create_token(alice, "test")[1])
 """
 

@@ -20,12 +20,12 @@ from tests import tiny
 from training.catalog.models import BaseModel
 from training.datasets.upload_job import create_dataset
 from training.people.models import Team, User
-from training.people.teams import join
+from training.people.teams import add_member
 from tests.launching import launch_run
 bob = User.objects.create_user("bob", password="tulip-river-42")
-join(bob, Team.objects.create(name="voice"))
+add_member(bob, Team.objects.create(name="voice"))
 bob.refresh_from_db()
-data = create_dataset(bob, "Bob's lights", tiny.lines(tiny.ROWS), source="test")
+data = create_dataset(bob, "Bob's lights", tiny.encode_jsonl(tiny.ROWS), source="test")
 model, settings = BaseModel.objects.get(name="tiny-llama"), json.loads(sys.argv[1])
 made = [
     launch_run(bob, base_model=model, data=data, settings=settings, name=name)

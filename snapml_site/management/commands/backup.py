@@ -1,0 +1,26 @@
+"""`manage.py backup FOLDER`: the database and the files of SNAPML_HOME in a new folder."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from snapml_site.backups import write_backup
+from training.errors import UserError
+
+
+class Command(BaseCommand):
+    help = (
+        "Write the database and the files of SNAPML_HOME into a new folder. SnapML may be running."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("folder", type=Path)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            write_backup(options["folder"])
+        except UserError as error:
+            raise CommandError(error.message) from error
+        self.stdout.write(f"The backup is in {options['folder']}.")

@@ -1,0 +1,132 @@
+"""Backup, restore, and the move from SQLite to another database, by the commands that
+docs/operating.md names.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from tests.running_site import ROOT, SETUP_CODE, RunningSite
+
+POSTGRES_URL = os.environ.get("DATABASE_URL", "")
+
+
+def run_command(site, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "manage.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**site.env, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def dump_rows(site, **environment):
+    """Every row of every table, as JSON."""
+    dump = run_command(site, "dumpdata", "--all", **environment)
+    assert dump.returncode == 0, dump.stderr
+    rows = json.loads(dump.stdout)
+    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+def list_files(home):
+    return {
+        path.relative_to(home): path.read_bytes()
+        for path in home.rglob("*")
+        if path.is_file() and "sqlite3" not in path.name and path.name != "up.lock"
+    }
+
+
+@pytest.fixture
+def site(tmp_path, tiny_model):
+    """An instance with a user, a token, a base model and a data set; nothing runs."""
+    site = RunningSite(tmp_path / "home", tiny_model)
+    site.run_python(SETUP_CODE, tiny_model)
+    return site
+
+
+@contextmanager
+def empty_database(tmp_path):
+    """The URL of an empty database: of the PostgreSQL server that DATABASE_URL names, if any."""
+    if not POSTGRES_URL.startswith("postgres"):
+        yield f"sqlite:///{tmp_path / 'target.sqlite3'}"
+        return
+    import psycopg
+
+    name = f"snapml_copy_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(POSTGRES_URL, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        try:
+            yield urlunsplit(urlsplit(POSTGRES_URL)._replace(path=f"/{name}"))
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_backup_restores_every_row_and_every_file(site, tmp_path):
+    rows, files = dump_rows(site), list_files(site.home)
+    assert len(rows) > 50 and any(path.name == "train.jsonl" for path in files)
+    assert run_command(site, "backup", tmp_path / "backup").returncode == 0
+    shutil.rmtree(site.home)
+    restored = run_command(site, "restore", tmp_path / "backup")
+    assert restored.returncode == 0, restored.stderr
+    assert dump_rows(site) == rows
+    assert list_files(site.home) == files
+
+
+def test_a_restore_never_overwrites_data(site, tmp_path):
+    assert run_command(site, "backup", tmp_path / "backup").returncode == 0
+    rows = dump_rows(site)
+    refused = run_command(site, "restore", tmp_path / "backup")
+    assert refused.returncode == 1 and "has data already" in refused.stderr
+    assert dump_rows(site) == rows
+
+
+def test_a_backup_that_was_not_finished_is_not_restored(site, tmp_path):
+    run_command(site, "backup", tmp_path / "backup")
+    (tmp_path / "backup" / "backup.json").unlink()
+    shutil.rmtree(site.home)
+    refused = run_command(site, "restore", tmp_path / "backup")
+    assert refused.returncode == 1 and "backup.json is missing" in refused.stderr
+
+
+def test_a_backup_needs_a_new_folder_outside_the_home(site, tmp_path):
+    for folder in (site.home / "backup", tmp_path):
+        refused = run_command(site, "backup", folder)
+        assert refused.returncode == 1 and "name a" in refused.stderr
+
+
+@pytest.mark.usefixtures("django_db_setup")  # so that the pass with PostgreSQL runs it
+def test_the_database_moves_to_another_server_row_by_row(site, tmp_path):
+    rows = dump_rows(site)
+    with empty_database(tmp_path) as url:
+        copied = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
+        assert copied.returncode == 0, copied.stderr
+        assert dump_rows(site, DATABASE_URL=url) == rows
+        added = run_command(site, "person", "dora", DATABASE_URL=url)  # the next id is free
+        assert added.returncode == 0, added.stderr
+        again = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
+        assert again.returncode == 1 and "has data already" in again.stderr
+
+
+@pytest.mark.skipif(not POSTGRES_URL.startswith("postgres"), reason="needs PostgreSQL")
+@pytest.mark.usefixtures("django_db_setup")
+def test_a_backup_of_postgresql_restores_every_row(site, tmp_path):
+    with empty_database(tmp_path) as url:
+        moved = run_command(site, "copy_database", site.home / "snapml.sqlite3", DATABASE_URL=url)
+        assert moved.returncode == 0, moved.stderr
+        rows = dump_rows(site, DATABASE_URL=url)
+        written = run_command(site, "backup", tmp_path / "backup", DATABASE_URL=url)
+        assert written.returncode == 0, written.stderr
+    shutil.rmtree(site.home)
+    with empty_database(tmp_path) as url:
+        restored = run_command(site, "restore", tmp_path / "backup", DATABASE_URL=url)
+        assert restored.returncode == 0, restored.stderr
+        assert dump_rows(site, DATABASE_URL=url) == rows
