@@ -1,7 +1,10 @@
 """The documents keep up with the code."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
+
+from django.apps import apps
 
 from training.datasets.column_mapping import ROW_FORMATS
 from training.engine.config import RunConfig
@@ -22,3 +25,25 @@ def test_every_form_of_data_has_an_example():
     text = (DOCS / "data.md").read_text().lower()
     for title in ROW_FORMATS.values():
         assert title.split(" (")[0].replace(" conversations", "").lower() in text, title
+
+
+APPS = ("people", "jobs", "webhooks", "catalog", "datasets", "gpus", "runs", "adapters")
+OWNERSHIP = {"owner", "team"}
+
+
+def test_the_data_model_names_every_table_and_every_foreign_key():
+    from training.people.models import Owned
+
+    text = (DOCS / "data-model.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) [|o}{-]+ (\w+) : (\w+)$", text, re.MULTILINE))
+    models = [model for app in APPS for model in apps.get_app_config(app).get_models()]
+    assert drawn == {
+        (field.related_model.__name__, model.__name__, field.name)
+        for model in models
+        for field in model._meta.concrete_fields
+        if field.is_relation
+        and field.related_model in models
+        and not (issubclass(model, Owned) and field.name in OWNERSHIP)
+    }
+    for model in models:
+        assert f"`{model.__name__}`" in text, model
