@@ -30,7 +30,7 @@ from training.people.models import User
 MANIFEST = "backup.json"
 SQLITE_FILE, POSTGRES_FILE = "database.sqlite3", "database.pgdump"
 # At the top of SNAPML_HOME: databases and queues, caches, and the files of work under way.
-SKIPPED_FOLDERS = {"incoming", "jobs", "estimators"}
+SKIPPED_FOLDERS = {"incoming", "jobs", "memory_estimators"}
 ROWS_PER_INSERT = 500
 
 
