@@ -1,4 +1,4 @@
-"""Small real things: a Llama of 2 layers, a byte-level BPE tokenizer, and rows about lamps."""
+"""A small real model (Llama with 2 layers), a byte-level BPE tokenizer, and data about lamps."""
 
 import json
 from pathlib import Path
@@ -108,12 +108,12 @@ def read_events(folder: Path):
 
 
 def get_step_losses(events_):
-    """The loss of every step as raw bits; a step that was trained again counts as the last time."""
+    """Return the bits of every step's loss. If a step was trained twice, the last one counts."""
     return {e["step"]: float(e["loss"]).hex() for e in events_ if e["kind"] == "step"}
 
 
 def make_token_lengths(rows):
-    """Lengths as if they had been counted: 60 tokens a row, 20 of them trained."""
+    """Build token lengths without a tokenizer: 60 tokens per row, of which 20 are trained."""
     import numpy as np
 
     from training.runs.forecast.token_lengths import LENGTH_CHOICES, TokenLengths

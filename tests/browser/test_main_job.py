@@ -117,7 +117,7 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     page.locator("[name=max_length]").fill("512")
     page.locator("[name=max_tokens_per_batch]").fill("100")
     expect(page.locator("#card")).to_contain_text(
-        "max_tokens_per_batch is 100, but one row may be max_length = 512"
+        "max_tokens_per_batch is 100, but a single row can have max_length = 512"
     )
     expect(page.locator("#card button")).to_have_text("Correct Tokens per batch")
     expect(page.locator("#card button")).to_be_disabled()

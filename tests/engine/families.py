@@ -1,6 +1,4 @@
-"""Tiny random models of five families, 2 layers each, for tests of what must hold on all of
-them.
-"""
+"""Tiny random models of five families, with 2 layers each, for tests that must pass on all."""
 
 import torch
 

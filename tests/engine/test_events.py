@@ -14,7 +14,7 @@ def test_events_are_numbered_from_one_and_read_back(tmp_path):
     assert read[1]["text"] == "two\nlines"
 
 
-def test_an_undeclared_kind_or_field_is_refused(tmp_path):
+def test_an_undeclared_kind_or_field_is_rejected(tmp_path):
     journal = Journal(tmp_path)
     with pytest.raises(ValueError, match="not declared"):
         journal.write_event("gossip", text="x")
@@ -23,7 +23,7 @@ def test_an_undeclared_kind_or_field_is_refused(tmp_path):
     assert journal.seq == 0
 
 
-def test_a_torn_last_line_is_cut_off_and_its_number_used_again(tmp_path):
+def test_an_incomplete_last_line_is_removed_and_its_number_reused(tmp_path):
     journal = Journal(tmp_path)
     for name in ("a", "b"):
         journal.write_event("phase", name=name)
@@ -36,12 +36,12 @@ def test_a_torn_last_line_is_cut_off_and_its_number_used_again(tmp_path):
     assert reopened.write_event("phase", name="c") == 3
 
 
-def test_a_file_of_only_a_torn_line_begins_anew(tmp_path):
+def test_a_journal_with_only_an_incomplete_line_starts_from_one(tmp_path):
     (tmp_path / "events.jsonl").write_bytes(b'{"seq": 1')
     assert Journal(tmp_path).write_event("phase", name="a") == 1
 
 
-def test_a_last_line_longer_than_the_read_window_is_found(tmp_path):
+def test_a_last_line_longer_than_the_read_window_is_recovered(tmp_path):
     journal = Journal(tmp_path)
     journal.write_event("phase", name="a")
     journal.write_event("log", level="info", text="x" * 200_000)
@@ -49,7 +49,7 @@ def test_a_last_line_longer_than_the_read_window_is_found(tmp_path):
     assert Journal(tmp_path).seq == 2
 
 
-def test_a_reader_gets_whole_lines_only_and_goes_on_where_it_was(tmp_path):
+def test_a_reader_gets_only_complete_lines_and_continues_at_its_offset(tmp_path):
     journal = Journal(tmp_path)
     journal.write_event("phase", name="a")
     with journal.path.open("ab") as file:
@@ -61,12 +61,12 @@ def test_a_reader_gets_whole_lines_only_and_goes_on_where_it_was(tmp_path):
     assert [event["seq"] for event, _ in read_events(journal.path, read[-1][1])] == [2]
 
 
-def test_what_is_not_finite_travels_as_text(tmp_path):
+def test_non_finite_floats_are_written_as_text(tmp_path):
     journal = Journal(tmp_path)
     journal.write_event("eval", step=1, eval_loss=float("nan"), perplexity=float("inf"))
     event = json.loads(journal.path.read_text())
     assert (event["eval_loss"], event["perplexity"]) == ("nan", "inf")
 
 
-def test_every_kind_has_words():
+def test_every_kind_has_a_description_and_fields():
     assert all(kind.description and kind.field_names for kind in EVENT_KINDS.values())

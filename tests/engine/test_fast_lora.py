@@ -1,5 +1,5 @@
-"""LoRA's quick forward is PEFT's: the same logits and gradients in fp32, close ones in bf16, and
-PEFT's own where it must be.
+"""The fast LoRA forward gives PEFT's logits and gradients in fp32 and similar ones in bf16, and
+leaves other variants to PEFT.
 """
 
 import pytest
@@ -29,7 +29,7 @@ def compute_gradients(model):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_the_quick_forward_gives_pefts_logits_and_gradients(family, method):
+def test_the_fast_forward_gives_pefts_logits_and_gradients(family, method):
     _, model, _, _ = make_wrapped_model(family, method, steps=3)
     assert any("forward" in layer.__dict__ for layer in model.modules())
     fast_logits, fast_gradients = compute_logits(model), compute_gradients(model)
@@ -41,7 +41,7 @@ def test_the_quick_forward_gives_pefts_logits_and_gradients(family, method):
     )
 
 
-def test_on_a_bf16_base_it_stays_near_fp32_and_the_adapters_gradients_are_fp32(family):
+def test_on_a_bf16_base_gradients_are_close_to_fp32_and_stored_in_fp32(family):
     _, model, _, _ = make_wrapped_model(family, "lora", steps=3)
     exact = compute_gradients(model)
     for name, p in model.named_parameters():
@@ -53,14 +53,14 @@ def test_on_a_bf16_base_it_stays_near_fp32_and_the_adapters_gradients_are_fp32(f
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"dropout": 0.5}])
-def test_what_is_not_plain_lora_goes_pefts_own_way(family, options):
+def test_dora_and_dropout_use_pefts_forward(family, options):
     torch.manual_seed(5)
     _, model, _, _ = make_wrapped_model(family, "lora", steps=2, **options)
     before = compute_logits(model)
     assert torch.allclose(before, compute_logits(use_peft_forward(model)), atol=1e-6)
 
 
-def test_an_adapter_switched_off_leaves_the_base(family):
+def test_a_disabled_adapter_gives_the_base_models_logits(family):
     _, model, _, _ = make_wrapped_model(family, "lora", steps=3)
     use_fast_forward(model, dropout=0)
     with model.disable_adapter():

@@ -1,6 +1,4 @@
-"""Five silent failures of the libraries, each cured in one place: every test here fails without its
-cure.
-"""
+"""Silent errors of PEFT, bitsandbytes and transformers: every test here fails without its patch."""
 
 import pytest
 import torch
@@ -8,10 +6,11 @@ from peft import get_peft_model_state_dict
 
 from tests.engine import families
 from tests.engine.wrapped_models import CPU, IDS, compute_logits, make_wrapped_model
+from tests.user_errors import raises_user_error
+from training.engine.methods import METHODS
 from training.engine.modeling.merge import merge_adapter
 from training.engine.modeling.model import LabeledPositionsHead, load_base
 from training.engine.modeling.weights import copy_initial_state, load_adapter, write_weights
-from training.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def save_adapter(model, folder, initial_state=None):
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
-def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method):
+def test_generation_inserts_a_prompt_or_prefix_only_once(llama, method):
     _, model, _, _ = make_wrapped_model(llama, method, steps=3, num_virtual_tokens=4)
     forward_kwargs = []
     model.get_base_model().register_forward_pre_hook(
@@ -43,11 +42,11 @@ def test_a_prompt_or_prefix_is_put_in_once_when_an_answer_is_made(llama, method)
     assert cache.get_seq_length() == 4 + IDS.shape[1] + len(forward_kwargs) - 1
 
 
-def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
+def test_evaluation_does_not_change_the_gradients_of_four_bit_weights(llama):
     gradients = []
-    for measure_first in (False, True):
+    for evaluate_first in (False, True):
         _, model, _, _ = make_wrapped_model(llama, "qlora")
-        if measure_first:
+        if evaluate_first:
             compute_logits(model)
         LabeledPositionsHead(model).compute_loss_sum(model.train(), IDS, IDS).backward()
         gradients.append(
@@ -59,7 +58,7 @@ def test_measuring_does_not_spoil_the_gradients_of_four_bit_weights(llama):
         for m in model.modules()
         if type(m).__name__ == "Linear4bit" and hasattr(m, "support_avx512bf16_for_cpu")
     ]
-    # Also where the CPU has no such kernels
+    # Also checked on CPUs without such kernels
     assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
@@ -68,7 +67,7 @@ def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
-                p.mul_(0.1)  # an update so small that it would not leave a 4-bit weight's rounding
+                p.mul_(0.1)  # smaller than the rounding of a 4-bit weight
     expected = compute_logits(model)
     adapter = save_adapter(model, tmp_path / "adapter")
     base = load_base(llama, torch.float32, CPU, quantized=True)
@@ -79,7 +78,7 @@ def test_merging_a_small_update_into_a_four_bit_base_keeps_it(llama, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
-def test_a_merged_model_answers_as_base_and_adapter(llama, tmp_path, method):
+def test_a_merged_model_has_the_logits_of_base_and_adapter(llama, tmp_path, method):
     _, model, _, _ = make_wrapped_model(llama, method, steps=4)
     adapter = save_adapter(model, tmp_path / "adapter")
     assert (
@@ -88,8 +87,9 @@ def test_a_merged_model_answers_as_base_and_adapter(llama, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "full"])
-def test_what_cannot_be_merged_says_why(llama, tmp_path, method):
-    with pytest.raises(UserError, match="cannot be merged"):
+def test_merging_is_rejected_with_the_methods_reason(llama, tmp_path, method):
+    reason = METHODS[method].merge_unsupported_reason
+    with raises_user_error(code="merge_unsupported", naming=(reason,)):
         merge_adapter(llama, tmp_path, method)
 
 
@@ -106,7 +106,7 @@ def load_two_adapters(folder, tmp_path, method, **settings):
 
 
 @pytest.mark.parametrize("method", ["lora", "bottleneck"])
-def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, method):
+def test_every_row_of_a_batch_uses_its_own_adapter(llama, tmp_path, method):
     model = load_two_adapters(llama, tmp_path, method)
     names = ["one", "two", "__base__"]
     ids = torch.cat([IDS, IDS[:1]])
@@ -131,31 +131,32 @@ def test_rows_of_one_batch_go_each_through_its_own_adapter(llama, tmp_path, meth
         ("lora", {"use_dora": True}),
     ],
 )
-def test_adapters_that_cannot_share_a_batch_refuse_it_and_answer_on(
+def test_a_mixed_batch_is_rejected_for_other_methods_and_changes_nothing(
     llama, tmp_path, method, options
 ):
     model = load_two_adapters(llama, tmp_path, method, **options)
     before = compute_logits(model)
-    with pytest.raises(UserError, match="cannot share a batch"):
+    with raises_user_error(code="mixed_batch_unsupported"):
         model(input_ids=IDS, adapter_names=["one", "two"])
     assert torch.equal(compute_logits(model), before)
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
-    [(["one"], "1 adapter names for 2 rows"), (["one", "nobody"], "no adapter 'nobody'")],
+    ("names", "code", "facts"),
+    [
+        (["one"], "adapter_names_count", (1, 2)),
+        (["one", "nobody"], "adapter_not_loaded", ("'nobody'",)),
+    ],
 )
-def test_names_that_do_not_fit_are_refused_and_leave_nothing_behind(
-    llama, tmp_path, names, message
-):
+def test_invalid_adapter_names_are_rejected_and_change_nothing(llama, tmp_path, names, code, facts):
     model = load_two_adapters(llama, tmp_path, "lora")
     before = compute_logits(model)
-    with pytest.raises(UserError, match=message):
+    with raises_user_error(code=code, naming=facts):
         model(input_ids=IDS, adapter_names=names)
     assert torch.equal(compute_logits(model), before)
 
 
-def test_a_pissa_adapter_is_saved_as_plain_lora_that_draws_nothing_at_loading(llama, tmp_path):
+def test_a_pissa_adapter_is_saved_as_plain_lora_that_loads_without_an_svd(llama, tmp_path):
     config, model, initial_state, _ = make_wrapped_model(
         llama, "lora", steps=4, init_lora_weights="pissa_niter_4"
     )

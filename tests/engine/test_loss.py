@@ -1,5 +1,5 @@
-"""The loss at trained positions alone is the loss of the whole batch, and costs no logits
-elsewhere.
+"""The loss computed only at labeled positions equals the loss of all positions, without logits
+elsewhere. Packed rows are isolated from each other.
 """
 
 import pytest
@@ -8,13 +8,14 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.engine import families
+from tests.user_errors import raises_user_error
 from training.engine.data.conversations import IGNORE_INDEX, encode_row, load_tokenizer
 from training.engine.modeling.model import LabeledPositionsHead, load_base
 from training.engine.train.evaluate import collate
 from training.errors import ConfigError
 
 
-def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
+def test_the_loss_equals_that_of_all_positions_with_an_attention_mask(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
     rows = [encode_row(tokenizer, row, max_length=80) for row in (tiny.ROWS[0], tiny.ROWS[-1])]
@@ -35,7 +36,7 @@ def test_it_is_the_same_as_over_all_positions_with_a_mask(tiny_model):
     assert logit_shapes == [(sum(row.trained_tokens for row in rows), logits.shape[-1])]
 
 
-def test_generation_after_a_loss_sees_every_position_again(tiny_model):
+def test_a_forward_after_a_loss_returns_logits_of_all_positions(tiny_model):
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
     head = LabeledPositionsHead(model)
     ids = torch.tensor([[3, 4, 5, 6]])
@@ -44,7 +45,7 @@ def test_generation_after_a_loss_sees_every_position_again(tiny_model):
         assert model(input_ids=ids).logits.shape[:2] == (1, 4)
 
 
-def test_packed_rows_do_not_see_each_other(tiny_model):
+def test_packed_rows_have_the_same_loss_as_separate_rows(tiny_model):
     tokenizer = load_tokenizer(tiny_model)
     model = load_base(tiny_model, torch.float32, torch.device("cpu"))
     head = LabeledPositionsHead(model)
@@ -61,7 +62,7 @@ def test_packed_rows_do_not_see_each_other(tiny_model):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_a_packed_row_has_the_logits_that_it_has_alone(family):
+def test_a_packed_row_has_the_same_logits_as_alone(family):
     model = families.make_family_model(family).eval()
     first, second = torch.arange(3, 23), torch.arange(40, 70)
     together = torch.cat([first, second])[None]
@@ -76,7 +77,7 @@ def test_a_packed_row_has_the_logits_that_it_has_alone(family):
     assert (leaking - alone).abs().max() > 1e-3
 
 
-def test_positions_of_packed_rows_begin_anew(tiny_model):
+def test_positions_restart_at_every_packed_row(tiny_model):
     rows = [encode_row(load_tokenizer(tiny_model), row, max_length=80) for row in tiny.ROWS[:3]]
     _, _, positions = collate([(0, 1), (2,)], rows, 1, torch.device("cpu"))
     assert positions[0, : len(rows[0])].tolist() == list(range(len(rows[0])))
@@ -85,7 +86,7 @@ def test_positions_of_packed_rows_begin_anew(tiny_model):
     )
 
 
-def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
+def test_packing_is_rejected_for_a_model_that_ignores_positions(tiny_model):
     from transformers import OPTConfig, OPTForCausalLM
 
     ids = list(range(3, 15))
@@ -101,6 +102,6 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_refused(tiny_model):
         word_embed_proj_dim=32,
     )
     leaking = OPTForCausalLM(small)
-    for tokens in (ids, [5, 6]):  # of two tokens, too
-        with pytest.raises(ConfigError, match="switch packing off"):
+    for tokens in (ids, [5, 6]):  # two tokens are enough
+        with raises_user_error(ConfigError, field="packing"):
             LabeledPositionsHead(leaking).check_packing_isolation(leaking, tokens)

@@ -1,5 +1,5 @@
-"""Every technique on every family: it trains, comes back to the same logits, checkpoints its
-activations, answers with a cache.
+"""Every method on every model family: it trains, reloads to the same logits, and works with
+gradient checkpointing and with a KV cache.
 """
 
 import pytest
@@ -7,6 +7,7 @@ import torch
 
 from tests.engine import families
 from tests.engine.wrapped_models import CPU, IDS, compute_logits, make_wrapped_model
+from tests.user_errors import raises_user_error
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.engine.modeling.model import LabeledPositionsHead, load_base
@@ -41,11 +42,11 @@ def load_saved_model(config, folder, saved):
 
 
 @pytest.mark.parametrize(("method", "options"), CASES, ids=CASE_IDS)
-def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, options):
+def test_every_method_trains_and_reloads_to_the_same_logits(family, tmp_path, method, options):
     if family.name.startswith("gpt2") and "rank_pattern" in options:
         options = {**options, "rank_pattern": "c_attn=2"}
     if family.name.startswith("gpt2") and options.get("init_lora_weights") == "olora":
-        with pytest.raises(ConfigError, match="take pissa"):
+        with raises_user_error(ConfigError, code="transposed_weights"):
             make_wrapped_model(family, method, **options)
         return
     config, model, initial_state, losses = make_wrapped_model(family, method, steps=5, **options)
@@ -64,8 +65,8 @@ def test_it_learns_and_comes_back_to_the_same_logits(family, tmp_path, method, o
     "method",
     [
         name
-        for name, row in METHODS.items()
-        if "gradient_checkpointing" not in row.incompatible_settings
+        for name, spec in METHODS.items()
+        if "gradient_checkpointing" not in spec.incompatible_settings
     ],
 )
 def test_gradient_checkpointing_gives_the_same_gradients(family, method):
@@ -81,7 +82,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_answers_with_a_cache_are_those_without(family, method):
+def test_generation_with_a_cache_gives_the_same_logits_as_without(family, method):
     _, model, _, _ = make_wrapped_model(family, method, steps=3)
     generated = model.generate(
         input_ids=IDS,
@@ -94,14 +95,14 @@ def test_answers_with_a_cache_are_those_without(family, method):
         return_dict_in_generate=True,
     )
     full_logits = compute_logits(model, generated.sequences)[:, IDS.shape[1] - 1 : -1]
-    full_logits[..., 1] = -torch.inf  # the end is forbidden for the first five tokens
+    full_logits[..., 1] = -torch.inf  # min_new_tokens suppresses the end token
     cached = torch.stack(generated.logits, 1)
     cached[..., 1] = -torch.inf
     assert (full_logits - cached).nan_to_num(0).abs().max() < 1e-4
     assert generated.sequences.shape[1] == IDS.shape[1] + 5
 
 
-def test_every_row_of_the_table_says_what_people_need():
+def test_every_method_has_a_title_a_paper_complete_sentences_and_known_settings():
     for method in METHODS.values():
         assert (
             method.title
@@ -116,4 +117,4 @@ def test_every_row_of_the_table_says_what_people_need():
                 method.mixed_batch_unsupported_reason or ".",
             )
         )
-        assert {f"{name}" for name in method.settings} <= set(RunConfig.__dataclass_fields__)
+        assert set(method.settings) <= set(RunConfig.__dataclass_fields__)

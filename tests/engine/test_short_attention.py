@@ -1,5 +1,5 @@
-"""On a CPU, short rows in bf16 attend by plain products: as exact as torch's kernel, and where they
-do not hold, torch's is taken.
+"""Short attention in bf16 on a CPU is as accurate as torch's kernel, which computes all other
+cases.
 """
 
 import pytest
@@ -40,11 +40,10 @@ def compute_gradients(output, tensors, grad):
     return torch.autograd.grad(output, tensors, grad)
 
 
-@pytest.mark.parametrize(
-    "spread", [1.0, 4.0]
-)  # scores of 1, and of 16: of large ones bf16 keeps 8 bits, too few
+# Scores around 1 and around 16; bf16, with 8 bits, would round the latter too much
+@pytest.mark.parametrize("spread", [1.0, 4.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_works(shape, spread):
+def test_output_and_gradients_are_as_accurate_as_those_of_torch(shape, spread):
     tensors = make_random_tensors(*shape, spread=spread)
     repeats = shape[1] // shape[2]
     grad = torch.randn(shape[0], shape[3], shape[1], shape[4])
@@ -70,7 +69,7 @@ def test_it_works(shape, spread):
         )
 
 
-def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
+def test_chunks_of_rows_give_bit_identical_results(monkeypatch):
     tensors = make_random_tensors(5, 6, 2, 40, 16)
     full_output = ShortAttention.apply(*tensors, 0.25)
     grads = compute_gradients(full_output, tensors, torch.ones_like(full_output))
@@ -87,7 +86,7 @@ def test_rows_in_parts_are_the_rows_at_once_to_the_bit(monkeypatch):
     )
 
 
-def test_mixed_precision_rounds_no_scores():
+def test_autocast_does_not_round_the_scores():
     tensors = make_random_tensors(2, 4, 2, 30, 16, spread=4.0)
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = short_attention_forward(
@@ -96,7 +95,7 @@ def test_mixed_precision_rounds_no_scores():
     assert torch.equal(output, ShortAttention.apply(*tensors, 0.25))
 
 
-def test_later_tokens_change_nothing_before_them():
+def test_later_tokens_do_not_change_earlier_outputs():
     query, key, value = make_random_tensors(2, 4, 2, 30, 16)
     before = ShortAttention.apply(query, key, value, 0.25)
     with torch.no_grad():
@@ -116,8 +115,8 @@ def test_later_tokens_change_nothing_before_them():
         "dropout",
     ],
 )
-def test_all_else_is_torchs(other, monkeypatch):
-    monkeypatch.setattr(ShortAttention, "apply", lambda *_: pytest.fail("not here"))
+def test_unsupported_inputs_use_torchs_kernel(other, monkeypatch):
+    monkeypatch.setattr(ShortAttention, "apply", lambda *_: pytest.fail("must not be called"))
     length = MAX_SHORT_LENGTH + 1 if other == "too long" else 12
     query, key, value = make_random_tensors(
         2, 9, 3, length, 16, torch.float32 if other == "fp32" else torch.bfloat16
@@ -140,7 +139,7 @@ def test_all_else_is_torchs(other, monkeypatch):
     assert output.shape == (2, query.shape[2], 9, 16)
 
 
-def test_the_engine_takes_it(tiny_model):
+def test_models_loaded_on_a_cpu_use_short_attention(tiny_model):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     from training.engine.modeling.model import load_base

@@ -375,14 +375,14 @@ def test_a_start_from_the_data_needs_no_more_rows_than_there_are(tmp_path, tiny_
     [
         (
             {"rank_pattern": "donw_proj=32"},
-            "rank_pattern names donw_proj, which no adapted layer is called",
+            "rank_pattern has donw_proj",
         ),
         (
             {"alpha_pattern": "up_proj=8", "target_modules": "q_proj,v_proj"},
-            "there are q_proj, v_proj",
+            "the adapted layers are q_proj, v_proj",
         ),
-        ({"alpha_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
-        ({"rank_pattern": "down_proj=0"}, "whole numbers from 1 to 9999"),
+        ({"alpha_pattern": "down_proj=0"}, "integers from 1 to 9999"),
+        ({"rank_pattern": "down_proj=0"}, "integers from 1 to 9999"),
     ],
 )
 def test_a_pattern_that_would_do_nothing_is_refused(

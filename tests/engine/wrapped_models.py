@@ -1,4 +1,4 @@
-"""Models of tests/engine/families.py, wrapped for training, and what they answer."""
+"""Models of tests/engine/families.py, wrapped for training, and their logits."""
 
 import torch
 
@@ -13,7 +13,7 @@ IDS = torch.tensor([[5, 9, 33, 21, 60, 7, 44, 12], [8, 71, 3, 15, 90, 22, 6, 30]
 
 
 def make_wrapped_model(folder, method, *, steps=0, **settings):
-    """A wrapped model, after some steps at a rate at which every technique moves."""
+    """Wrap a model and train some steps, at a learning rate at which every method changes it."""
     settings = {"prompt_tuning_init": "random"} | settings if method == "prompt" else settings
     config = RunConfig(model=str(folder), method=method, **settings)
     torch.manual_seed(0)

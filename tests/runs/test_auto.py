@@ -88,7 +88,7 @@ def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, re
 def test_a_wrong_lock_is_told_and_the_plan_on_the_page_stays(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form | {"set-rank": "0", "was-rank": "8"})
-    assert "rank is 0; it must be from 1 to 1024" in page
+    assert "rank is 0, but must be between 1 and 1024" in page
     assert "Correct Rank" in page and 'id="plan"' not in page
 
 

@@ -89,7 +89,7 @@ def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
 def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
-    with pytest.raises(CommandError, match="the loss of LoRA usually jumps"):
+    with pytest.raises(CommandError, match="Above 0.005, the loss of LoRA"):
         call_command("launch", file, user="alice")
     out = io.StringIO()
     call_command("launch", file, user="alice", accept_warnings=True, stdout=out)

@@ -222,7 +222,8 @@ def test_a_warning_is_passed_only_by_who_has_seen_it(as_alice, data, base_model,
     refused = as_alice.post("/runs/new", body)
     assert refused.status_code == 409
     warning = (
-        "learning_rate is 0.1; above 0.005 the loss of LoRA usually jumps. 0.001 is a safe start."
+        "learning_rate is 0.1. Above 0.005, the loss of LoRA usually becomes unstable; 0.001 is a "
+        "safe value."
     )
     assert warning in refused.content.decode()
     assert (

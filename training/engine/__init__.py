@@ -1,5 +1,5 @@
-"""The training program: a run folder in, events and files out. It knows no Django, no database and
-no web.
+"""The training program: it reads a run folder and writes events and files. It uses no Django, no
+database and no web code.
 
-`config`, `events`, `outcome` and `files` import no torch, so the site may read them.
+`config`, `events`, `outcome` and `files` do not import torch, so the site can import them.
 """

@@ -1,8 +1,8 @@
-"""`python -m training.engine RUN_DIR`: trains what RUN_DIR/config.json says. The exit code says how
-it ended (outcome.py).
+"""`python -m training.engine RUN_DIR` trains with the settings in RUN_DIR/config.json. The exit
+code is the outcome (outcome.py).
 
-It may be killed at any moment and started again on the same folder; it goes on from the newest
-whole checkpoint.
+The process can be killed at any time. When it is started again on the same folder, it resumes from
+the latest valid checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTEMPT_FILE = "attempts"
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not (Path(arguments[0]) / "config.json").is_file():
-        sys.stderr.write("usage: python -m training.engine RUN_DIR   (RUN_DIR holds config.json)\n")
+        sys.stderr.write("usage: python -m training.engine RUN_DIR (must contain config.json)\n")
         return EXIT_CODES[Outcome.CONFIG]
     run_dir = Path(arguments[0]).resolve()
     lock = acquire_lock(run_dir)
@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> int:
 
 
 def acquire_lock(run_dir: Path) -> TextIO | None:
-    """Only one engine in a folder. The kernel lets go of the lock when this process dies, however
-    it dies.
+    """Lock the folder, so that only one engine works in it; None if another engine has the lock.
+    The kernel releases the lock when this process ends, even after SIGKILL.
 
-    Whoever asks whether an engine lives holds the lock for an instant: hence a second of trying.
+    A process that checks for a running engine takes the lock briefly, so this retries for a second.
     """
     lock = (run_dir / "engine.lock").open("w")
     for _ in range(20):
@@ -66,8 +66,8 @@ def acquire_lock(run_dir: Path) -> TextIO | None:
 
 
 def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> Result:
-    """Train, and turn every way of ending into a result. Only final ones are written to
-    result.json.
+    """Train, and turn every return and every exception into a result. result.json is written only
+    if the outcome is final: a preempted or crashed run is started again.
     """
     with fast_imports():
         from training.engine.train.attempt import Attempt
@@ -80,7 +80,7 @@ def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> 
         outcome, message = Outcome.CONFIG, str(error)
     except DataError as error:
         outcome, message = Outcome.DATA, str(error)
-    # the one place that must tell every other error to the person
+    # Every other error must reach the user, and this is the only place that can report it
     except Exception as error:  # noqa: BLE001
         journal.write_event("log", level="error", text=traceback.format_exc())
         outcome, message = attempt.classify_error(error)
@@ -91,7 +91,7 @@ def run_training(run_dir: Path, journal: Journal, stop_signals: StopSignals) -> 
 
 
 def count_attempt(run_dir: Path) -> int:
-    """1 for the first start in this folder, one more for each start after it."""
+    """Count this start: 1 for the first one in this folder, then 2, and so on."""
     path = run_dir / ATTEMPT_FILE
     number = int(path.read_text()) + 1 if path.exists() else 1
     write_atomically(path, str(number))

@@ -1,8 +1,7 @@
-"""Which rows go through the model together, and in what order: a pure function of lengths, settings
-and seed.
+"""Groups rows into batches and steps: a pure function of lengths, settings and seed.
 
-Because it is pure, a checkpoint need not store where the data stood: the step number says it; and
-the site can tell the steps of a run before it starts.
+Because it is pure, a checkpoint stores only the step number and no position in the data, and the
+site can count the steps of a run before it starts.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from operator import itemgetter
 
 from training.engine.config import RunConfig
 
-# Numbers of the rows that share one sequence; without packing there is one
+# Row indices that share one sequence; a single index without packing
 PackedRows = tuple[int, ...]
 Batch = list[PackedRows]
 
-# Rows are sorted by length only among this many shuffled neighbours (25 batches of 16): enough to
-# leave hardly any padding (1.3 % on smart_home at 1,024 tokens, 20.8 % unsorted), few enough that
-# an epoch is not a walk from short to long.
+# Rows are sorted by length within windows of this many shuffled rows (25 batches of 16). That is
+# enough to leave little padding (1.3% on smart_home at 1,024 tokens, 20.8% unsorted), and few
+# enough that an epoch does not run from short rows to long ones.
 WINDOW_ROWS = 400
 
 
@@ -37,11 +36,12 @@ class BatchPlan:
 
 
 def plan_steps(lengths: Sequence[int], config: RunConfig) -> BatchPlan:
-    """Group the rows of each epoch into batches, and batches into steps of `gradient_accumulation_steps` batches.
+    """Group the rows of each epoch into batches, and `gradient_accumulation_steps` batches into
+    each step.
 
-    An epoch's last step may hold fewer batches; no step reaches over an epoch's edge. `micro_batch_splits`
-    cuts each batch and moves no row to another step, so a run may go on with more parts from any
-    checkpoint.
+    The last step of an epoch may have fewer batches; no step spans two epochs.
+    `micro_batch_splits` splits each batch without moving rows between steps, so a run can resume
+    from any checkpoint with more splits.
     """
     steps: list[list[Batch]] = []
     epoch = 0
@@ -60,14 +60,16 @@ def plan_steps(lengths: Sequence[int], config: RunConfig) -> BatchPlan:
 
 
 def split_batch(batch: Batch, count: int) -> list[Batch]:
-    """A batch in at most `count` parts, as equal as can be; a part has one sequence at least."""
+    """Split a batch into at most `count` parts of nearly equal size, each with at least one
+    sequence.
+    """
     size = -(-len(batch) // count)
     return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
 def build_epoch_batches(lengths: Sequence[int], config: RunConfig, epoch: int) -> list[Batch]:
-    """All rows once, in batches within the budget with padding counted, in an order drawn from the
-    seed.
+    """Build the batches of one epoch: every row once, each batch within the limit with padding
+    counted, in an order drawn from the seed.
     """
     rng = random.Random(f"{config.seed}:{epoch}")
     rows = list(range(len(lengths)))
@@ -91,8 +93,8 @@ def get_sequence_length(packed: PackedRows, lengths: Sequence[int]) -> int:
 
 
 def pack_rows(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[PackedRows]:
-    """Rows into sequences of at most `most` tokens: longest first, each into the first sequence
-    that has room.
+    """Pack rows into sequences of at most `max_tokens` tokens, by first-fit decreasing: longest
+    row first, each into the first sequence with enough free tokens.
     """
     sequences: list[list[int]] = []
     free_tokens: list[int] = []
@@ -108,8 +110,8 @@ def pack_rows(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> l
 
 
 def batch_sequences(sequences: Iterable[tuple[int, PackedRows]], config: RunConfig) -> list[Batch]:
-    """Sequences with their lengths, shortest first, into as few batches as fit the budget. One that
-    is longer than the budget gets a batch of its own.
+    """Group (length, sequence) pairs, shortest first, into as few batches as the limit allows. A
+    sequence longer than the limit gets a batch of its own.
     """
     is_counted_in_rows, limit = (
         config.batch_unit == "rows",

@@ -1,9 +1,8 @@
-"""The journal of a run: every event on a line of its own, numbered from 1. It does not know who
-reads it.
+"""The journal of a run, events.jsonl: one event per line, numbered from 1.
 
-One `write()` of one line with O_APPEND: a line that was written outlives a kill -9 of every
-process, since it is in the kernel's page cache. Only the kinds marked `sync` pay for an fsync, so
-that a step costs 10 us and not 10 ms.
+Each event is one `write()` with O_APPEND. A written line is in the kernel's page cache, so it
+survives a SIGKILL of every process. Only kinds with `needs_fsync` are synced to disk, so that a
+step event costs 10 us instead of 10 ms.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ JOURNAL_FILE = "events.jsonl"
 
 @dataclass(frozen=True)
 class EventKind:
-    """A kind of event: its fields besides metrics (metrics.py), and whether it must be on the disk
-    before the engine goes on.
+    """A kind of event: its fields other than metrics (metrics.py), and whether it must be on disk
+    before the engine continues.
     """
 
     description: str
@@ -40,16 +39,16 @@ def _build_kind(description: str, field_names: str, *, needs_fsync: bool = False
 
 EVENT_KINDS: dict[str, EventKind] = {
     "phase": _build_kind(
-        "what the engine is doing, with progress where it can be counted", "name done total"
+        "what the engine is doing, with progress if it can be counted", "name done total"
     ),
     "start": _build_kind(
-        "the plan, once the data and the model are there",
+        "the data and the model are loaded and the steps are planned",
         "attempt step total_steps epochs rows eval_rows tokens trained_tokens truncated_rows "
         "empty_rows trainable_parameters parameters device precision optimizer threads "
         "chat_template versions",
     ),
     "resume": _build_kind(
-        "training goes on from a checkpoint; later steps of earlier attempts no longer count",
+        "training resumes from a checkpoint; later steps of earlier attempts are discarded",
         "attempt step",
     ),
     "step": _build_kind(
@@ -57,37 +56,40 @@ EVENT_KINDS: dict[str, EventKind] = {
         "step devices",
     ),
     "eval": _build_kind("held-out loss", "step rows total_tokens seconds best"),
-    "sample": _build_kind("one answer to a held-out prompt", "step prompt expected answer"),
+    "sample": _build_kind(
+        "one generated answer to a held-out prompt", "step prompt expected answer"
+    ),
     "answers": _build_kind(
-        "held-out prompts answered by what is exported, word for word",
+        "exact match of the exported weights on held-out prompts",
         "step rows matches exact_match seconds",
     ),
     "memory": _build_kind(
-        "memory at a moment that is not a step",
+        "a memory reading outside of the steps",
         "moment step memory_bytes memory_peak_bytes devices",
     ),
     "saving": _build_kind("a checkpoint is about to be written", "step", needs_fsync=True),
     "checkpoint": _build_kind(
-        "a checkpoint is complete on the disk", "step path bytes seconds best", needs_fsync=True
+        "a checkpoint is complete on disk", "step path bytes seconds best", needs_fsync=True
     ),
     "trial": _build_kind(
-        "a short trial before the run begins, stops early or is done; losses are [step, held-out "
-        "loss] pairs",
+        "a tuning trial starts, stops early or is done; losses are [step, held-out loss] pairs",
         "number step settings steps losses outcome spent budget full_steps seconds",
     ),
     "tuned": _build_kind(
-        "the trials are over: who goes on, and what rows that no trial saw say of it against the "
-        "plan's own guess",
+        "the trials are over: the winner, and its held-out loss against the plan's own settings on "
+        "rows that no trial used",
         "step winner settings trainable_parameters spent plan_loss winner_loss difference "
         "standard_error rows message",
     ),
-    "log": _build_kind("a line for the log tail", "level text"),
-    "end": _build_kind("the engine leaves", "outcome message step", needs_fsync=True),
+    "log": _build_kind("a log line", "level text"),
+    "end": _build_kind("the engine exits", "outcome message step", needs_fsync=True),
 }
 
 
 class Journal:
-    """Appends to `events.jsonl`; a half-written last line of a killed engine is cut off first."""
+    """Appends events to `events.jsonl`. Opening it removes an incomplete last line that a killed
+    engine left.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / JOURNAL_FILE
@@ -98,14 +100,14 @@ class Journal:
         """Append one event and return its number.
 
         Raises:
-            ValueError: the kind or a field of its payload is declared in neither KINDS nor METRICS.
+            ValueError: the kind or a field is declared in neither EVENT_KINDS nor METRICS.
         """
         declared = EVENT_KINDS.get(kind)
         if (
             declared is None
             or not declared.field_names.union(get_metric_names(kind)) >= fields.keys()
         ):
-            raise ValueError(f"event {kind} with {sorted(fields)} is not declared in KINDS")
+            raise ValueError(f"event {kind} with {sorted(fields)} is not declared in EVENT_KINDS")
         event = {
             "seq": self.seq + 1,
             "time": time.time(),
@@ -120,7 +122,7 @@ class Journal:
         return self.seq
 
     def _append_line(self, line: bytes) -> None:
-        """The whole line or nothing: on a full disk the system may take only a part."""
+        """Append the complete line or nothing: on a full disk, write() may store only a part."""
         size_before = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
@@ -137,6 +139,9 @@ class Journal:
         os.close(self._file)
 
     def _recover_last_event(self) -> tuple[int, str]:
+        """Return the number and kind of the last event, and truncate an incomplete line after it.
+        Reads the end of the file in growing windows.
+        """
         size = os.fstat(self._file).st_size
         last_line = b""
         end = 0
@@ -159,8 +164,8 @@ class Journal:
 
 
 def encode_non_finite(value: Any) -> Any:
-    """JSON has no NaN: a float that is not finite travels as "nan", "inf" or "-inf", which float()
-    reads back.
+    """JSON has no NaN, so a non-finite float becomes "nan", "inf" or "-inf", which float() can
+    parse.
     """
     return repr(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -168,8 +173,8 @@ def encode_non_finite(value: Any) -> Any:
 def read_events(
     path: Path, offset: int = 0, limit: int = 5_000
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole lines from a byte offset on, each with the offset after it. A torn last line is left
-    for later.
+    """Yield the complete lines from a byte offset, each with the offset after it. An incomplete
+    last line is left for a later call.
     """
     with path.open("rb") as file:
         file.seek(offset)

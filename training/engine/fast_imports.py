@@ -1,9 +1,9 @@
-"""How the programs that compute import torch, transformers and peft: quicker
-(benchmarks/imports.py), offline and repeatable.
+"""Imports torch, transformers and peft faster (benchmarks/imports.py), offline and with
+deterministic cuBLAS.
 
-A collection in the midst of imports finds nothing and looks at everything, and bitsandbytes asks
-torch.compile, which SnapML never uses, for compilers that it then leaves alone. Only programs of
-their own import this way: it sets the environment of the whole process.
+Garbage collection during imports frees nothing but visits every object, and importing bitsandbytes
+makes torch.compile, which SnapML never uses, search for compilers. Use it only in standalone
+programs: it sets environment variables for the entire process.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ IMPORT_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHDYNAMO_DISABLE": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # needed for repeatable cuBLAS
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS is deterministic only with this
 }
 
 
 @contextmanager
 def fast_imports() -> Iterator[None]:
-    """Import inside this. What the imports left in memory is for good, and later collections need
-    not look at it.
+    """Pause garbage collection around imports. Imported objects are never freed, so they are frozen
+    and later collections skip them.
     """
     is_first_import = "torch" not in sys.modules
     for name, value in IMPORT_ENVIRONMENT.items():

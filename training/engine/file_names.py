@@ -1,7 +1,7 @@
-"""Names of the files that a run leaves, for rooms that may not import torch."""
+"""Names of the files that a run writes, for modules that must not import torch."""
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-MODEL_FILE = "model.safetensors"  # of a run that trained the whole model
+MODEL_FILE = "model.safetensors"  # after full fine-tuning
 STATE_FILES = (
     "state.safetensors",
     "state.json",

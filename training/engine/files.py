@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all. No torch here."""
+"""Durable and atomic file operations. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def fsync_path(path: Path) -> None:
-    """Push a file's content, or a folder's entries, down to the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,7 +19,9 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of it."""
+    """Write a file by renaming a temporary one, so a reader sees the old or the new content and
+    never a part.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_text(text)
     fsync_path(temporary)
@@ -28,7 +30,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def remove_tree(folder: Path) -> int:
-    """Remove a folder; returns the bytes of its files."""
+    """Remove a folder and return the bytes that its files had."""
     freed_bytes = sum(
         path.stat().st_size
         for path in folder.rglob("*")

@@ -1,10 +1,12 @@
-"""How a step's memory grows: from a few simulated steps to any batch. No torch here: the site
-evaluates it while a slider moves.
+"""Extrapolates the memory of a training step from a few simulated steps to any batch. Does not
+import torch: the site evaluates it while a user moves a slider.
 
-What is alive after one operator is affine in each of: layers, the technique's size (rank, virtual
-tokens, width), rows x tokens, trained positions; and where there is a mask, in rows x tokens
-squared. That is true of one moment and not of the fullest one, which jumps between moments, so each
-moment has a law of its own and the largest value is taken at the end. Bytes throughout.
+A simulated step has phases (such as "forward head"), and each phase has snapshots: the bytes in use
+after each operator. The bytes of one snapshot are affine in each of: the number of layers, the
+method's size (rank, virtual tokens, bottleneck width), rows x tokens, trained tokens, and with an
+attention mask in rows x tokens squared. The peak is not affine, because it moves from one snapshot
+to another. So every snapshot is fitted separately, and the maximum is taken after evaluation. All
+values are bytes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from numpy.typing import NDArray
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 
-# tokens; up to there a CPU attends by plain products (training/engine/modeling/short_attention.py)
+# Tokens; up to this length a CPU uses training/engine/modeling/short_attention.py
 MAX_SHORT_LENGTH = 128
-# Of scores at once: what a core's cache holds. Without a bound, 32 rows of 128 tokens take four
-# times as long.
+# Attention scores computed at once, so that they fit into a core's cache. Without a limit, 32 rows
+# of 128 tokens take four times as long.
 MAX_SCORE_BYTES = 1_000_000
 
 MEMORY_KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary")
@@ -31,9 +33,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A batch: rows x length tokens, padding counted, and the positions among them that have a
-    loss.
-    """
+    """A batch of rows x length tokens, padding included, of which `trained_tokens` have a loss."""
 
     rows: int
     length: int
@@ -41,8 +41,8 @@ class BatchShape:
 
 
 def build_features(shapes: Sequence[BatchShape], layers: float, size: float) -> Floats:
-    """What a stretch's bytes are made of, shape (shapes, 17): tokens are rows x length, with
-    padding.
+    """Return the features of the linear model, shape (shapes, 17). `size` is the value of the
+    scaling setting.
     """
     r, t, m = (
         np.asarray([getattr(s, name) for s in shapes], dtype=float)
@@ -55,9 +55,10 @@ def build_features(shapes: Sequence[BatchShape], layers: float, size: float) -> 
     return np.stack([*plain, *deep, *sized, t * size], axis=1)
 
 
-# Batches for the first depth and size: enough to tell the terms of a batch apart. The others need
-# their corners only: the first four have three numbers of rows, or rows could not be told from
-# tokens where the size changes. None has one row, with which some reshapes need no copy.
+# Batches that are simulated at the first depth and size, enough to separate all features of a
+# batch. The other corners need only the first few of them, which have three different numbers of
+# rows so that rows and tokens can be separated where the size changes. None has a single row,
+# because some reshapes of one row need no copy.
 SAMPLE_SHAPES = (
     BatchShape(2, 256, 64),
     BatchShape(4, 768, 512),
@@ -72,18 +73,16 @@ SAMPLE_SHAPES = (
 SAMPLE_DEPTHS = (2, 3)
 SAMPLE_SIZES = (8, 24)
 SCALING_SETTINGS = ("rank", "num_virtual_tokens", "bottleneck_size")
-SHAPES_PER_CORNER = {
-    (0, 0): 9,
-    (1, 0): 3,
-    (0, 1): 4,
-    (1, 1): 3,
-}  # (depth, size) -> how many of SHAPES
+# (index of the depth, index of the size) -> number of SAMPLE_SHAPES to simulate
+SHAPES_PER_CORNER = {(0, 0): 9, (1, 0): 3, (0, 1): 4, (1, 1): 3}
 
 
 @dataclass(frozen=True)
 class MemoryEstimator:
-    """`moments[name]` is (moments, terms, kinds): bytes by kind at each moment of a stretch are
-    `terms(...) @ moments[name]`.
+    """The fitted memory use of one model, method and device.
+
+    `snapshots[phase]` has the shape (snapshots, features, kinds): the bytes by kind at each
+    snapshot of a phase are `build_features(...) @ snapshots[phase]`.
     """
 
     layers: int
@@ -91,7 +90,7 @@ class MemoryEstimator:
     metadata: dict[str, Any]
 
     def compute_peaks(self, shapes: Sequence[BatchShape], size: float) -> dict[str, Floats]:
-        """Bytes by kind at the fullest moment of each stretch, shape (shapes, kinds)."""
+        """Return the bytes by kind at the peak of each phase, shape (shapes, kinds)."""
         features = build_features(shapes, self.layers, size)
         peaks = {}
         for name, coefficients in self.snapshots.items():
@@ -113,18 +112,18 @@ class MemoryEstimator:
         return cls(data["layers"], snapshots, data["metadata"])
 
 
-Snapshots = dict[str, list[tuple[int, ...]]]  # stretch -> a row of bytes by kind for each moment
-Sample = tuple[int, int, BatchShape, Snapshots]  # layers, size, batch, what a fake step told
+Snapshots = dict[str, list[tuple[int, ...]]]  # phase -> the bytes by kind of each snapshot
+Sample = tuple[int, int, BatchShape, Snapshots]  # layers, size, batch, result of a simulated step
 
 
 def fit_least_squares(
     layers: int, samples: Sequence[Sample], metadata: dict[str, Any]
 ) -> MemoryEstimator:
-    """The law through the samples, by least squares over the terms that they can tell apart (others
-    come out as zero).
+    """Fit the samples by least squares. Features that the samples cannot separate get a coefficient
+    of zero.
 
-    A stretch that does not have the same moments in all samples (the optimizer goes over more
-    tensors in a deeper model) is taken as one moment, its fullest.
+    If a phase does not have the same number of snapshots in all samples (the optimizer updates more
+    tensors in a deeper model), only its peak is fitted.
     """
     features = np.concatenate(
         [build_features([shape], depth, size) for depth, size, shape, _ in samples]
@@ -147,7 +146,7 @@ def fit_least_squares(
 
 
 def prune_dominated(coefficients: Floats, layers: int) -> Floats:
-    """Those moments that are the fullest for some batch and size: a handful of hundreds."""
+    """Keep the snapshots that are the peak for some batch and size: a handful of hundreds."""
     shapes = [
         BatchShape(r, t, max(1, int(share * r * t)))
         for r in (1, 4, 32)
@@ -166,8 +165,8 @@ def prune_dominated(coefficients: Floats, layers: int) -> Floats:
 
 @dataclass(frozen=True)
 class Peak:
-    """The fullest moment of a step: bytes by kind, the stretch that it falls into and the batch
-    that causes it.
+    """The peak memory of a step: bytes by kind, the phase it occurs in and the batch that causes
+    it.
     """
 
     kinds: dict[str, float]
@@ -180,8 +179,8 @@ class Peak:
 
 
 def get_scaling_setting(config: RunConfig, device: str) -> str:
-    """The setting that memory is affine in. There is none with 8-bit states, where small tensors
-    are kept another way.
+    """Return the setting that memory is affine in, or "" if there is none: with 8-bit optimizers
+    memory is not affine, because small tensors have states in fp32.
     """
     if config.resolve_optimizer(device) != "adamw_torch":
         return ""
@@ -189,24 +188,22 @@ def get_scaling_setting(config: RunConfig, device: str) -> str:
 
 
 def get_scaling_value(estimator: MemoryEstimator, config: RunConfig) -> float:
-    """The setting that this law is affine in (rank, virtual tokens, width); 0 if the technique has
-    none.
-    """
+    """Return the value of the scaling setting (rank, virtual tokens, width); 0 if there is none."""
     name = estimator.metadata["scaling_setting"]
     return float(getattr(config, name)) if name else 0.0
 
 
 def count_chunk_rows(heads: int, length: int) -> int:
-    """How many rows short attention takes together."""
+    """Return how many rows short attention processes at once."""
     return max(1, MAX_SCORE_BYTES // (4 * heads * length * length))
 
 
 def count_attention_bytes(estimator: MemoryEstimator, shape: BatchShape) -> int:
-    """What short attention takes in every layer beyond torch's kernel, by which the simulated steps
-    attend.
+    """Return the temporary bytes that short attention needs in a layer on top of torch's kernel,
+    which the simulated steps use.
 
-    Measured (the allocator's log, six shapes): 12 bytes a score of the rows that it takes at once,
-    and 9 a number of theirs in a query, within a tenth.
+    Measured with the allocator's log for six shapes: 12 bytes for each score and 9 for each element
+    of a query, of the rows processed at once; accurate to 10%.
     """
     heads, width = estimator.metadata["short_attention"]
     if not heads or not 1 < shape.length <= MAX_SHORT_LENGTH:
@@ -222,7 +219,7 @@ def find_peak_memory(
     *,
     is_eval: bool = False,
 ) -> Peak:
-    """The fullest moment over all batches, of training or of measuring."""
+    """Return the highest peak over all batches, of training or of evaluation."""
     best: Peak | None = None
     extra_bytes = [count_attention_bytes(estimator, shape) for shape in shapes]
     for name, bytes_by_kind in estimator.compute_peaks(
@@ -239,5 +236,5 @@ def find_peak_memory(
                 name,
                 shapes[index],
             )
-    assert best is not None, "a law has stretches of both kinds"
+    assert best is not None, "an estimator has phases of training and of evaluation"
     return best

@@ -1,6 +1,5 @@
-"""Every number that a run reports at each step or measurement, one row each. Journal, curves,
-tables, exports and charts read this table, so that a new metric is one row here and its value where
-the step is taken.
+"""The metrics that a run reports at each step or evaluation. The journal, curves, tables, exports
+and charts read this table, so a new metric needs one row here and its value in the training loop.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """A number with a title that tables show; `better` is "low", "high", or "" for neither."""
+    """A number with a title for tables. `better` is "low", "high", or "" if neither is better."""
 
     name: str
     title: str
@@ -21,28 +20,29 @@ class Figure:
 
     @property
     def is_per_token(self) -> bool:
-        """A token of another base model is another piece of text: not to be compared across."""
+        """Base models tokenize text differently, so such a figure is not comparable across them."""
         return self.unit.endswith("/token")
 
 
 @dataclass(frozen=True)
 class Metric(Figure):
-    """A figure over the steps. `event` is the kind of event that brings it, `chart` the row of the
-    run page's chart that draws it in `color` (a variable of variables.css). What has no chart is
-    stored for the event stream alone; of a measurement it stands in tables and exports, too.
+    """A figure with a value for each step or evaluation. `event` is the kind of event that contains
+    it, `chart` the row of the run page's chart that shows it, in `color` (a variable of
+    variables.css). A step metric without a chart is only in the event stream; an evaluation metric
+    without one is in tables and exports, too.
     """
 
     chart: str = ""
     event: str = "step"
     color: str = "chart-1"
-    label: str = ""  # in the chart's legend, where a title is too long at 390 px
+    label: str = ""  # for the chart's legend, where the title is too long on narrow screens
 
 
-NATS_PER_TOKEN = "nats/token"
+LOSS_UNIT = "nats/token"
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("loss", "Training loss", NATS_PER_TOKEN, "low", 3, chart="Loss", label="train"),
+        Metric("loss", "Training loss", LOSS_UNIT, "low", 3, chart="Loss", label="train"),
         Metric("learning_rate", "Learning rate", decimals=6, chart="Learning rate"),
         Metric("gradient_norm", "Gradient norm", decimals=3, chart="Gradient norm"),
         Metric("tokens", "Tokens of the step", "tokens"),
@@ -73,7 +73,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "eval_loss",
             "Held-out loss",
-            NATS_PER_TOKEN,
+            LOSS_UNIT,
             "low",
             3,
             chart="Loss",
@@ -81,22 +81,22 @@ METRICS: dict[str, Metric] = {
             color="chart-2",
             label="held-out",
         ),
-        # exp(loss): among how many equally likely tokens the model chooses
+        # exp(eval_loss): the number of equally likely tokens with the same loss
         Metric("perplexity", "Perplexity", "choices/token", "low", 3, event="eval"),
     )
 }
 
 
 def get_metric_names(event: str) -> list[str]:
-    """The metrics that an event of this kind brings."""
+    """Return the names of the metrics in events of this kind."""
     return [metric.name for metric in METRICS.values() if metric.event == event]
 
 
 def get_charted_names() -> list[str]:
-    """The metrics of a step that have a curve."""
+    """Return the names of the step metrics that have a chart."""
     return [m.name for m in METRICS.values() if m.event == "step" and m.chart]
 
 
 def metrics_as_dicts() -> list[dict[str, Any]]:
-    """The table as the scripts of a page read it."""
+    """Return the metrics as JSON for the scripts of a page."""
     return [asdict(metric) for metric in METRICS.values()]

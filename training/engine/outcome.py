@@ -1,6 +1,4 @@
-"""How a run may end, and the exit code that says so to whoever started the engine. No torch
-here.
-"""
+"""The outcomes of a run and the engine's exit codes for them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -17,11 +15,11 @@ RESULT_FILE = "result.json"
 
 class Outcome(StrEnum):
     FINISHED = "finished"
-    STOPPED = "stopped"  # a person stopped it and kept what was learned
-    DISCARDED = "discarded"  # a person stopped it and threw it away
-    # Shutdown or a leash that went stale: a checkpoint is there, training is to go on
+    STOPPED = "stopped"  # by a user; the adapter is exported
+    DISCARDED = "discarded"  # by a user; nothing is exported
+    # By a signal or an expired heartbeat; a checkpoint is saved and training will resume
     PREEMPTED = "preempted"
-    BUSY = "busy"  # another engine holds this run folder
+    BUSY = "busy"  # another engine has the lock of this run folder
     CONFIG = "config_error"
     DATA = "data_error"
     DIVERGED = "diverged"
@@ -30,7 +28,7 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
 
 
-# sysexits.h where it has a word for it; the rest from 90 on.
+# Codes of sysexits.h where one fits, otherwise numbers from 90.
 EXIT_CODES: dict[Outcome, int] = {
     Outcome.FINISHED: 0,
     Outcome.STOPPED: 0,
@@ -48,7 +46,7 @@ EXIT_CODES: dict[Outcome, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What `result.json` says. Losses are natural-log cross entropy per trained token; None where
+    """The content of `result.json`. Losses are cross entropy in nats per trained token; None if
     never measured.
     """
 

@@ -1,6 +1,6 @@
-"""The settings that belong to techniques, and how a setting is declared. No torch here.
+"""The settings of the methods, and how a setting is declared. Does not import torch.
 
-Which technique has which of them stands in its row of training/engine/methods.
+The `SPEC` of each method in training/engine/methods lists the settings that it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from training.errors import ConfigError
 TARGET_PATTERN = re.compile(r"[\w.,\- ]{1,500}", re.ASCII)
 LAYER_PATTERN = re.compile(r"([\w.\-]{1,80} *= *[1-9]\d{0,3} *(, *|$)){0,50}", re.ASCII)
 TUNABLE_SETTINGS = ("learning_rate", "rank", "alpha", "target_modules")
-PAPERS = {  # setting -> the papers that it comes from, on arXiv
+PAPERS = {  # setting -> papers that introduced it, as arXiv ids
     "rank": {"LoRA": "2106.09685"},
     "alpha": {"LoRA": "2106.09685"},
     "dropout": {"Dropout": "1207.0580"},
@@ -57,8 +57,8 @@ def setting_field(
     bounds: tuple[float, float] | None = None,
     advanced: bool = False,
 ) -> Any:
-    """A field with the sentence that the launch page prints under it, the range that most stay in,
-    and what is allowed.
+    """A dataclass field with metadata for the launch page and for validation: help text,
+    recommended values, choices, and the inclusive bounds.
     """
     metadata = {
         "description": description,
@@ -72,138 +72,142 @@ def setting_field(
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """How the model is changed. Sizes are numbers of features or tokens."""
+    """The settings that define what is trained. Sizes are numbers of features or tokens."""
 
     method: str = "lora"
     model: str = ""  # the base model's folder; prompt tuning reads its tokenizer
     rank: int = setting_field(
         16,
-        "Size of the update: more learns more and takes more memory.",
+        "Rank of the update matrices. A higher rank can learn more and needs more memory.",
         recommended="8 to 64",
         bounds=(1, 1024),
     )
     alpha: int = setting_field(
         32,
-        "Strength of the update; the update is scaled by alpha / rank.",
+        "Scale of the update, which is multiplied by alpha / rank.",
         recommended="rank to 2 x rank",
         bounds=(1, 4096),
     )
     dropout: float = setting_field(
         0.0,
-        "Share of the update's inputs left out at random; raise it when data is little. Costs a "
-        "third more time on a CPU.",
+        "Fraction of the update's inputs that is dropped at random. Raise it for small data sets. "
+        "About a third slower on a CPU.",
         recommended="0 to 0.1",
         bounds=(0, 0.9),
     )
     target_modules: str = setting_field(
         "all-linear",
-        "Which layers are adapted: all-linear, or names with commas such as q_proj,v_proj.",
+        "Layers that are adapted: all-linear, or comma-separated names such as q_proj,v_proj.",
         recommended="all-linear",
         advanced=True,
     )
     init_lora_weights: str = setting_field(
         "default",
-        "Where the update starts: default is zero; PiSSA and OLoRA start from the weights, EVA "
-        "from the data, LoftQ from what 4 bits lose. They learn faster at first and cost a minute "
-        "before the first step.",
+        "Initialization of the adapter. default starts at zero change; PiSSA and OLoRA use the "
+        "base weights, EVA the data, and LoftQ the quantization error. The last four learn faster "
+        "at first, but take up to a minute before the first step.",
         recommended="default",
         choices=INIT_WEIGHTS,
         advanced=True,
     )
     use_rslora: bool = setting_field(
         False,
-        "Scales by alpha / sqrt(rank) instead, so that high ranks learn as fast (Kalajdzievski "
-        "2023).",
+        "Scales the update by alpha / sqrt(rank), so that high ranks do not learn more slowly "
+        "(Kalajdzievski 2023).",
         recommended="off; on above rank 64",
         advanced=True,
     )
     use_dora: bool = setting_field(
         False,
-        "Learns each weight's length apart from its direction (Liu et al. 2024); better at low "
-        "rank, slower. One batch of answers cannot hold rows of it and of others.",
+        "Learns magnitude and direction of each weight separately (Liu et al. 2024). Better at low "
+        "ranks, but slower. At inference, a batch cannot combine it with other adapters.",
         recommended="off",
         advanced=True,
     )
     loraplus_lr_ratio: float = setting_field(
         1.0,
-        "How much faster the second factor learns than the first (LoRA+, Hayou et al. 2024); 1 is "
-        "plain LoRA.",
+        "Ratio of the learning rates of matrices B and A (LoRA+, Hayou et al. 2024). 1 is plain "
+        "LoRA.",
         recommended="1, or 4 to 16",
         bounds=(1, 64),
         advanced=True,
     )
     rank_pattern: str = setting_field(
         "",
-        "Another rank for some layers, such as down_proj=32, v_proj=8.",
+        "A different rank for some layers, such as down_proj=32, v_proj=8.",
         recommended="empty",
         advanced=True,
     )
     alpha_pattern: str = setting_field(
         "",
-        "Another alpha for some layers, such as down_proj=64, v_proj=16.",
+        "A different alpha for some layers, such as down_proj=64, v_proj=16.",
         recommended="empty",
         advanced=True,
     )
     tuning_budget_fraction: float = setting_field(
         0.0,
-        "Share of the run's steps spent on short trials before it: they choose what tuning_search_space "
-        "names by held-out loss, and the best one goes on. 0: no trials.",
+        "Steps for short tuning trials before the run, as a fraction of the run's steps. The "
+        "trials vary the settings in tuning_search_space, and training continues from the one with "
+        "the best held-out loss. 0 disables tuning.",
         recommended="0, or 0.2 to 0.5",
         bounds=(0, 2),
     )
     tuning_budget_minutes: float = setting_field(
         0.0,
-        "The same as minutes; they count if both are given. The trial under way when they are "
-        "over goes to its end.",
+        "Time for the tuning trials in minutes. Takes precedence over tuning_budget_fraction. A "
+        "trial that is running when the time is over is completed.",
         recommended="0",
         bounds=(0, 10_000),
         advanced=True,
     )
     tuning_search_space: str = setting_field(
         "learning_rate,rank,alpha,target_modules",
-        "What the trials vary, with commas.",
+        "Settings that the tuning trials vary, comma-separated.",
         recommended="all four",
         advanced=True,
     )
     num_virtual_tokens: int = setting_field(
         20,
-        "Learned tokens in front of every prompt: more can say more and take room.",
+        "Number of learned tokens in front of every prompt. More tokens can express more, but use "
+        "up context length.",
         recommended="10 to 100",
         bounds=(1, 1000),
     )
     prefix_projection: bool = setting_field(
         False,
-        "Learns the prefix through a small network, thrown away at the end: steadier, slower.",
+        "Learns the prefix through a small network that is discarded after training. More stable, "
+        "but slower.",
         recommended="off",
         advanced=True,
     )
     prompt_tuning_init: str = setting_field(
         "text",
-        "The learned tokens start as those of a text, or at random. A text learns faster.",
+        "Initialization of the virtual tokens: from the tokens of a text, or random. A text learns "
+        "faster.",
         recommended="text",
         choices=("text", "random"),
     )
     prompt_tuning_init_text: str = setting_field(
         "Follow the instructions and answer as in the examples.",
-        "What the learned tokens say before training.",
+        "Text that initializes the virtual tokens.",
         recommended="the task",
     )
     bottleneck_size: int = setting_field(
         64,
-        "Width of the small layers put in: more learns more and takes more memory.",
+        "Width of the inserted layers. Wider layers can learn more and need more memory.",
         recommended="16 to 256",
         bounds=(1, 4096),
     )
     adapter_placement: str = setting_field(
         "both",
-        "Where they stand: after attention and feed-forward (Houlsby), or after feed-forward "
-        "alone (Pfeiffer), half the cost.",
+        "Where the layers are inserted: after attention and feed-forward (Houlsby), or only after "
+        "feed-forward (Pfeiffer) at half the cost.",
         recommended="both",
         choices=("both", "feed-forward"),
     )
     activation: str = setting_field(
         "relu",
-        "The curve between down- and up-projection.",
+        "Activation between the down- and up-projection.",
         recommended="relu",
         choices=("relu", "gelu", "silu"),
         advanced=True,
@@ -211,96 +215,105 @@ class MethodSettings:
 
 
 def check_method_settings(config: MethodSettings) -> None:
-    """Raises ConfigError: a technique's setting is of the wrong form, or two of them contradict
-    each other.
+    """Raises ConfigError: a setting of the method is malformed, or two of them contradict each
+    other.
     """
     if not TARGET_PATTERN.fullmatch(config.target_modules):
         raise ConfigError(
-            "target_modules must be all-linear, or names of letters, digits, dots and _ with "
-            "commas between them.",
+            "target_modules must be all-linear, or comma-separated names of letters, digits, dots, "
+            "hyphens and underscores.",
             field="target_modules",
         )
     for name in ("rank_pattern", "alpha_pattern"):
         if not LAYER_PATTERN.fullmatch(getattr(config, name)):
             raise ConfigError(
-                f"{name} must be like `down_proj=32, v_proj=8`, whole numbers from 1 to 9999.",
+                f"{name} must look like `down_proj=32, v_proj=8`, with integers from 1 to 9999.",
                 field=name,
             )
     is_empty = config.prompt_tuning_init == "text" and not config.prompt_tuning_init_text.strip()
     if len(config.prompt_tuning_init_text) > 2000 or is_empty:
         raise ConfigError(
-            "prompt_tuning_init_text must be a text of 1 to 2,000 characters, or prompt_tuning_init random.",
+            "prompt_tuning_init_text must have 1 to 2,000 characters. For no text, set "
+            "prompt_tuning_init = random.",
             field="prompt_tuning_init_text",
         )
     if config.init_lora_weights == "loftq" and config.method != "qlora":
         raise ConfigError(
-            "init_lora_weights is loftq, which starts from what 4 bits lose: it needs method = qlora.",
+            "init_lora_weights = loftq compensates quantization error, so it needs method = qlora.",
             field="init_lora_weights",
         )
     changes_base = config.init_lora_weights in ("pissa", "pissa_niter_4", "olora")
     if changes_base and config.method == "qlora":
         raise ConfigError(
-            f"init_lora_weights is {config.init_lora_weights}, which changes the base's weights; those of "
-            "qlora are 4 bits. Use loftq.",
+            f"init_lora_weights = {config.init_lora_weights} changes the base weights, which qlora "
+            "quantizes to 4 bits. Use loftq.",
             field="init_lora_weights",
         )
     if changes_base and (
         config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern
     ):
         raise ConfigError(
-            f"init_lora_weights is {config.init_lora_weights}: its adapter is saved as plain LoRA, which "
-            "use_rslora, use_dora, rank_pattern and alpha_pattern do not allow.",
+            f"init_lora_weights = {config.init_lora_weights} saves the adapter as plain LoRA, so "
+            "it cannot be combined with use_rslora, use_dora, rank_pattern or alpha_pattern.",
             field="init_lora_weights",
         )
     check_tuning_settings(config)
     if config.use_dora and config.init_lora_weights == "eva":
         raise ConfigError(
-            "use_dora and init_lora_weights = eva do not go together; switch one off.",
+            "use_dora cannot be combined with init_lora_weights = eva. Turn one of them off.",
             field="use_dora",
         )
 
 
 def candidate_ranks(rank: int) -> list[int]:
-    """What trials may take instead of a rank."""
+    """Return the ranks that tuning trials may use for a configured rank."""
     return sorted({max(1, rank // 2), rank, min(1024, 2 * rank)})
 
 
 def check_tuning_settings(config: MethodSettings) -> None:
-    """Raises ConfigError: trials are asked for over something that they cannot vary."""
+    """Raises ConfigError: tuning_search_space has a setting that trials cannot vary, or tuning is
+    on with an initialization that depends on the base weights.
+    """
     tuned_names = [name.strip() for name in config.tuning_search_space.split(",")]
     unknown_names = [name for name in tuned_names if name not in TUNABLE_SETTINGS]
     if unknown_names or not config.tuning_search_space.isascii():
-        message = f"tuning_search_space names {unknown_names[0][:40]!r}; trials vary {', '.join(TUNABLE_SETTINGS)}."
+        message = (
+            f"tuning_search_space has {unknown_names[0][:40]!r}, but trials can vary only "
+            f"{', '.join(TUNABLE_SETTINGS)}."
+        )
         raise ConfigError(message, field="tuning_search_space")
     if (
         config.tuning_budget_fraction or config.tuning_budget_minutes
     ) and config.init_lora_weights != "default":
         raise ConfigError(
-            f"init_lora_weights is {config.init_lora_weights}, which changes or reads the base: trials "
-            "share one base and need default.",
+            f"init_lora_weights is {config.init_lora_weights}, but tuning trials share one base "
+            "model and need init_lora_weights = default.",
             field="init_lora_weights",
         )
 
 
 def parse_layer_pattern(text: str) -> dict[str, int]:
-    """`down_proj=32, v_proj=8` as PEFT wants it."""
+    """Parse `down_proj=32, v_proj=8` into a dict for PEFT."""
     pairs = (part.split("=") for part in text.split(",") if part.strip())
     return {name.strip(): int(number) for name, number in pairs}
 
 
 def check_text(name: str, text: str) -> None:
-    """Raises ConfigError: half of a surrogate pair, or NUL, which no database stores."""
+    """Raises ConfigError: the text has an unpaired surrogate or NUL, which databases reject."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{name} has characters that are no text.", field=name) from error
+        raise ConfigError(f"{name} is not valid Unicode text.", field=name) from error
     if "\0" in text:
-        raise ConfigError(f"{name} has a NUL character; take it out.", field=name)
+        raise ConfigError(f"{name} has a NUL character. Remove it.", field=name)
 
 
 def coerce_value(name: str, kind: str, value: Any) -> Any:
-    """The value as the field's type; JSON's 1 is a float where a float is wanted, a bool is never a
+    """Return the value as the type named `kind`. An int is accepted as a float, a bool never as a
     number.
+
+    Raises:
+        ConfigError: the value has another type or is out of range for it.
     """
     accepted_types: tuple[type, ...] = {
         "str": (str,),
@@ -310,7 +323,7 @@ def coerce_value(name: str, kind: str, value: Any) -> Any:
     }[kind]
     is_accepted: bool = isinstance(value, accepted_types)
     if not is_accepted or (kind != "bool" and isinstance(value, bool)):
-        raise ConfigError(f"{name} is {value!r}; it must be of type {kind}.", field=name)
+        raise ConfigError(f"{name} is {value!r}, but must be of type {kind}.", field=name)
     if isinstance(value, int) and abs(value) > 2**63:
         raise ConfigError(f"{name} has too many digits.", field=name)
     if isinstance(value, str):

@@ -1,11 +1,11 @@
-"""How the engine is told to stop: a signal, a file, or a leash that nobody touches any more. It
-knows nothing of training.
+"""Requests to stop the engine: a signal, a file, or an expired heartbeat.
 
-- SIGTERM or SIGINT, or a stale leash: save a checkpoint and leave; training is to go on later.
-- `stop` in the run folder: a person's wish; its text is `save` or `discard`.
-- `leash`: a watching worker touches it every 5 s. Older than 20 s, the worker is dead or cut off;
-  the engine leaves before the run's lease (30 s) ends and another may start. A run from a shell has
-  no leash file and no leash.
+- SIGTERM or SIGINT: save a checkpoint and exit; training resumes later.
+- File `stop` in the run folder: a user stops the run. Its text is `save` or `discard`.
+- File `heartbeat`: the supervising worker touches it every 5 s. If it is older than 20 s, the
+  worker is dead or disconnected, and the engine saves a checkpoint and exits. That is before the
+  run's lease (30 s) expires, so another engine can start safely. A run started from a shell has no
+  such file and needs no heartbeat.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from types import FrameType
 from training.engine.outcome import Outcome
 
 HEARTBEAT_FILE = "heartbeat"
-HEARTBEAT_TIMEOUT = 20.0
+HEARTBEAT_TIMEOUT = 20.0  # seconds
 STOP_FILE = "stop"
 
 
 class StopSignals:
+    """Stop requests of one run. `main` creates it in the main thread, where signal handlers can be
+    installed, and the training loop polls it before every step.
+    """
+
     def __init__(self, run_dir: Path) -> None:
         self._heartbeat_path = run_dir / HEARTBEAT_FILE
         self._stop_path = run_dir / STOP_FILE
@@ -33,7 +37,7 @@ class StopSignals:
         signal.signal(signal.SIGINT, self._on_signal)
 
     def requested_stop(self) -> Outcome | None:
-        """How to end now, or None to go on. Costs two `stat` calls (4 us)."""
+        """Return the outcome to end with now, or None to continue. Takes two `stat` calls, 4 us."""
         if self._stop_path.exists():
             return (
                 Outcome.DISCARDED

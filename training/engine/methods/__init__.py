@@ -1,5 +1,5 @@
-"""The techniques, one file each, and the one table of them. No torch at import: the site reads this
-table, too.
+"""The table of fine-tuning methods, each defined in a file of its own. Importing it does not import
+torch, because the site uses the table, too.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a technique must say of itself. Torch and PEFT are imported inside `wrap`, so that the site
-may read the table.
+"""The interface of a fine-tuning method. torch and PEFT are imported inside `wrap_model`, so that
+the site can import the table of methods.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """`wrap(model, config)` gives a model whose trainable parameters are just the technique's; it
-    raises ConfigError. So does
-    `check(wrapped, config)`, once before the first step, of what only the whole model can tell.
+    """A fine-tuning method and its limits.
 
-    `settings` are the names in training/engine/settings.py that it has, `usual` what differs from
-    their defaults. What it cannot do is a sentence that people read; an empty one means that it
-    can.
+    `wrap_model(model, config)` returns a model with only the parameters of the method trainable. It
+    raises ConfigError, as does `check_wrapped_model(model, config)`, which runs once before the
+    first step for checks that need the wrapped model.
+
+    `settings` are the names of its settings (training/engine/settings.py), `defaults` the values
+    that differ from the defaults there. The `..._unsupported_reason` fields are sentences for
+    users; an empty one means that the method supports it.
     """
 
     title: str
@@ -30,25 +32,22 @@ class Method:
     check_wrapped_model: Callable[[Any, MethodSettings], None] = lambda _wrapped, _config: None
     settings: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    learning_rate_range: str = "1e-4 to 1e-3"  # learning rates that are usual
-    max_learning_rate: float = 5e-3  # learning rates above it usually make the loss jump
-    # A setting that cannot be switched on -> why
+    learning_rate_range: str = "1e-4 to 1e-3"  # typical values
+    max_learning_rate: float = 5e-3  # above it, the loss usually becomes unstable
+    # A setting that cannot be turned on -> the reason
     incompatible_settings: Mapping[str, str] = field(default_factory=dict)
     has_quantized_base: bool = False  # the base model is loaded in 4 bits
-    is_full_finetuning: bool = (
-        False  # what is trained and saved is the model itself, not an adapter
-    )
+    is_full_finetuning: bool = False  # the model itself is trained and saved, not an adapter
     merge_unsupported_reason: str = ""
-    mixed_batch_unsupported_reason: str = ""  # why one batch cannot hold rows of several adapters
+    # Why rows of one batch cannot use different adapters
+    mixed_batch_unsupported_reason: str = ""
 
 
-MIXED_BATCH_UNSUPPORTED = (
-    "PEFT would ignore the names without an error; one batch uses one adapter."
-)
+MIXED_BATCH_UNSUPPORTED = "PEFT supports only one adapter per batch for this method."
 
 
 def parse_target_modules(text: str) -> str | list[str]:
-    """target_modules as PEFT wants them: `all-linear`, or a list of names."""
+    """Parse the setting target_modules for PEFT: `all-linear`, or a list of names."""
     return (
         text if text == "all-linear" else [name.strip() for name in text.split(",") if name.strip()]
     )

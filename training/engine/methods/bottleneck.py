@@ -1,8 +1,8 @@
 """Bottleneck adapters (Houlsby et al. 2019; Pfeiffer et al. 2020): small down- and up-projections
 after the sublayers.
 
-PEFT has no such tuner; training/engine/methods/bottleneck_tuner.py is one, so that saving, loading,
-switching and naming are PEFT's.
+PEFT has no such tuner, so training/engine/methods/bottleneck_tuner.py adds one. PEFT then saves,
+loads and switches these adapters like its own.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
 
 SPEC = Method(
     title="Adapter layers",
-    description="Puts small layers after attention and feed-forward. Learns well; answers a little "
-    "slower, since it cannot be merged.",
+    description="Inserts small layers after attention and feed-forward. Learns well, but inference "
+    "is a little slower, because it cannot be merged.",
     paper="https://arxiv.org/abs/1902.00751",
     wrap_model=wrap_model,
     settings=("bottleneck_size", "adapter_placement", "activation"),
-    merge_unsupported_reason="Its layers have a curve in them, so they cannot be folded into a weight.",
+    merge_unsupported_reason="Its layers have an activation, so they are not a linear update of a "
+    "weight.",
 )

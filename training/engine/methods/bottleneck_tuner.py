@@ -1,7 +1,7 @@
-"""Bottleneck adapters as a tuner of PEFT's: config, layer and model, registered when this module is
+"""A PEFT tuner for bottleneck adapters: config, layer and model, registered when this module is
 imported.
 
-A process that loads such an adapter must import this module first
+A process must import this module before it loads such an adapter
 (`training.engine.modeling.library_patches` does).
 """
 
@@ -24,8 +24,8 @@ PEFT_TYPE_NAME = "BOTTLENECK"
 
 
 def register_peft_type(name: str) -> None:
-    """PeftType is a closed enum and knows no way to add a member; this does what its class
-    statement would have done.
+    """Add a member to PeftType. Enums do not support that, so this sets what the class statement
+    would have set.
     """
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
@@ -39,8 +39,8 @@ register_peft_type(PEFT_TYPE_NAME)
 
 @dataclass
 class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
-    """`target_modules` are endings of module names; an adapter stands behind each of them, before
-    the residual is added.
+    """`target_modules` are suffixes of module names. The adapter is applied to the output of each
+    matching module, before the residual is added.
     """
 
     bottleneck_size: int = field(
@@ -48,7 +48,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
     )
     activation: str = field(default="relu", metadata={"help": "relu, gelu or silu"})
     target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "endings of module names"}
+        default=None, metadata={"help": "suffixes of module names"}
     )
 
     def __post_init__(self) -> None:
@@ -57,13 +57,13 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc] # peft has no types
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """y + up(curve(down(y))), where y (..., features) is what the wrapped layer gives. `up` starts
-    at zero: no change.
+    """y + up(activation(down(y))), where y (..., features) is the output of the wrapped layer. `up`
+    is initialized with zeros, so at first the layer changes nothing.
     """
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("activation_fns",)
-    # What PEFT, which has no types, gives a tuner's layer.
+    # Attributes of BaseTunerLayer, declared here because PEFT has no type hints
     active_adapters: Any
     set_adapter: Any
     get_base_layer: Any
@@ -96,7 +96,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise ValueError(
-            "Bottleneck adapters have a curve between their projections and cannot be merged."
+            "Bottleneck adapters cannot be merged: they have an activation between the projections."
         )
 
     def unmerge(self) -> None:
@@ -123,7 +123,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return y
 
     def forward_mixed_batch(self, y: Tensor, adapter_names: list[str]) -> Tensor:
-        """Each row of the batch through the adapter of its name; `__base__` through none."""
+        """Apply to each row of the batch the adapter with its name, and none to `__base__` rows."""
         out = y.clone()
         for name in set(adapter_names) & set(self.bottleneck_down):
             rows = [i for i, wanted_name in enumerate(adapter_names) if wanted_name == name]
@@ -160,7 +160,9 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc] # peft has no types
     def _enable_peft_forward_hooks(
         self, *_args: Any, adapter_names: list[str] | None = None, **_kwargs: Any
     ) -> Iterator[None]:
-        """Tell every layer the names while a forward lasts (PEFT's own way for mixed batches)."""
+        """Pass the adapter names to every layer during a forward, as PEFT does for mixed
+        batches.
+        """
         hook = partial(_set_adapter_names, adapter_names or [])
         layers = (
             [layer for layer in self.modules() if isinstance(layer, BottleneckLayer)]

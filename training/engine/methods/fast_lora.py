@@ -1,10 +1,10 @@
-"""LoRA's product in one step of autograd, computed in the base model's dtype, with the adapter's
-own weights still fp32.
+"""A faster forward for LoRA layers: one autograd function that computes in the base model's dtype,
+with adapter weights in fp32.
 
-PEFT casts every input to fp32 for the thin products and the sum: on a bf16 base that keeps a
-second, twice as large copy of each activation (21 against 14 GB for an 8B model at 2,048 tokens)
-and runs the thin products at fp32's speed. Here A and B are cast instead, 1,000 times smaller. On
-an fp32 base the results are PEFT's, in fewer operations.
+PEFT casts every input to fp32 for the low-rank products and the sum. On a bf16 base that stores a
+second copy of each activation in twice the size (21 instead of 14 GB for an 8B model at 2,048
+tokens) and computes the low-rank products in fp32. Here A and B are cast instead, which are 1,000
+times smaller. On an fp32 base the results equal PEFT's, with fewer operations.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class LoraLinear(torch.autograd.Function):
 
 
 class LoraDelta(torch.autograd.Function):
-    """y + scale (x A') B' for layers whose own product is another's business (4-bit weights,
-    GPT-2's Conv1D).
+    """y + scale (x A') B', where y is the output of the base layer. For layers that are not a plain
+    nn.Linear (4-bit weights, GPT-2's Conv1D).
     """
 
     @staticmethod
@@ -79,7 +79,9 @@ class LoraDelta(torch.autograd.Function):
 
 
 def fast_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A PEFT LoRA layer's forward; what is not plain LoRA with one adapter goes PEFT's own way."""
+    """Forward of a PEFT LoRA layer. Everything except plain LoRA with one adapter uses PEFT's
+    forward.
+    """
     name = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
     is_plain_lora = (
         not (args or kwargs or self.disable_adapters or self.merged)
@@ -92,15 +94,16 @@ def fast_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     a, b, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     base = self.base_layer
     if type(base) is nn.Linear and base.weight.dtype == x.dtype:
-        output: Tensor = LoraLinear.apply(x, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+        arguments = (x, base.weight, base.bias, a, b, scale)
+        output: Tensor = LoraLinear.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         output = LoraDelta.apply(base(x), x, a, b, scale)  # type: ignore[no-untyped-call]
     return output
 
 
 def use_fast_forward(model: Any, *, dropout: float) -> None:
-    """Give every LoRA layer the quick forward. With dropout, which lies between x and A, PEFT's own
-    stays.
+    """Replace the forward of every LoRA layer by `fast_forward`. With dropout, which is applied
+    between x and A, PEFT's forward stays.
     """
     from peft.tuners.lora import LoraLayer
 

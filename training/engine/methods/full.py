@@ -1,6 +1,4 @@
-"""Full fine-tuning: every weight of the model is trained. No adapter; what is saved is the model
-itself.
-"""
+"""Full fine-tuning: trains all weights of the model and saves the model, without an adapter."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ def wrap_model(model: Any, _config: MethodSettings) -> Any:
 
 SPEC = Method(
     title="Full fine-tuning",
-    description="Trains every weight. Learns most and forgets most; takes four to five times the "
-    "model's memory.",
+    description="Trains all weights. Learns most, but also forgets most; needs four to five times "
+    "the model's memory.",
     paper="https://arxiv.org/abs/1801.06146",
     wrap_model=wrap_model,
     defaults={"learning_rate": 2e-5},
     learning_rate_range="5e-6 to 5e-5",
     max_learning_rate=2e-4,
     is_full_finetuning=True,
-    merge_unsupported_reason="There is nothing to merge: the trained model is whole.",
-    mixed_batch_unsupported_reason="It is a model of its own, not an adapter beside a base.",
+    merge_unsupported_reason="It has no adapter to merge: the result is a complete model.",
+    mixed_batch_unsupported_reason="The result is a complete model, not an adapter on a base.",
 )

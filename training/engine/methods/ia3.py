@@ -1,6 +1,6 @@
-"""IA3 (Liu et al. 2022): learned scales for keys, values and the feed-forward's inner features.
+"""IA3 (Liu et al. 2022): learned scales for keys, values and the inner features of feed-forward.
 
-The worked example of CONTRIBUTING.md: a technique is this file and its row in the table.
+This is the worked example of CONTRIBUTING.md: a method is one such file and its row in the table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def wrap_model(model: Any, _config: MethodSettings) -> Any:
 
 SPEC = Method(
     title="IA3",
-    description="Learns one scale for each feature of keys, values and feed-forward. Very few "
+    description="Learns one scale per feature of keys, values and feed-forward. Very few "
     "parameters; can be merged.",
     paper="https://arxiv.org/abs/2205.05638",
     wrap_model=wrap_model,

@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021): the update of a weight is a product of two thin matrices, scaled by alpha
-/ rank.
+"""LoRA (Hu et al. 2021): the update of a weight is a product of two low-rank matrices, scaled by
+alpha / rank.
 
-Its family comes as settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other starts
+Its variants are settings: rsLoRA, DoRA, LoRA+, ranks by layer, and other initializations
 (training/engine/modeling/adapter_init.py).
 """
 
@@ -30,7 +30,7 @@ LORA_SETTINGS = (
     "tuning_budget_minutes",
     "tuning_search_space",
 )
-# PEFT's names of its starts, where they differ from ours. LoftQ is ours: PEFT's wants CUDA.
+# PEFT's init_lora_weights where it differs from ours. LoftQ is our own code: PEFT's needs CUDA.
 PEFT_INIT_NAMES: dict[str, bool | str] = {"default": True, "loftq": True}
 
 
@@ -44,9 +44,10 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
         type(module).__name__ == "Conv1D" for module in model.modules()
     ):
         raise ConfigError(
-            f"{type(model).__name__} keeps its weights transposed, where PEFT's OLoRA goes wrong; "
-            "take pissa.",
+            f"init_lora_weights = olora is wrong for {type(model).__name__}, which stores its "
+            "weights transposed (an error in PEFT). Use pissa.",
             field="init_lora_weights",
+            code="transposed_weights",
         )
     peft_config = LoraConfig(
         r=config.rank,
@@ -54,9 +55,8 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
         lora_dropout=config.dropout,
         target_modules=parse_target_modules(config.target_modules),
         init_lora_weights=PEFT_INIT_NAMES.get(config.init_lora_weights, config.init_lora_weights),
-        eva_config=EvaConfig(rho=1.0)
-        if config.init_lora_weights == "eva"
-        else None,  # 1: every layer keeps its rank
+        # With rho = 1 every layer has the configured rank
+        eva_config=EvaConfig(rho=1.0) if config.init_lora_weights == "eva" else None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         rank_pattern=parse_layer_pattern(config.rank_pattern),
@@ -74,8 +74,8 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
 
 
 def check_rank_patterns(wrapped: Any, config: MethodSettings) -> None:
-    """Raises ConfigError: a pattern names a layer that has no adapter; PEFT would pass over it
-    without a word.
+    """Raises ConfigError: a pattern names a layer that has no adapter, which PEFT ignores without
+    an error.
     """
     from training.engine.settings import parse_layer_pattern
 
@@ -89,14 +89,14 @@ def check_rank_patterns(wrapped: Any, config: MethodSettings) -> None:
             if not any(f".{layer}".endswith(f".{name}") for layer in adapted):
                 known = ", ".join(sorted({layer.rsplit(".", 1)[-1] for layer in adapted}))
                 raise ConfigError(
-                    f"{setting_name} names {name}, which no adapted layer is called; there are {known}.",
+                    f"{setting_name} has {name}, but the adapted layers are {known}.",
                     field=setting_name,
                 )
 
 
 SPEC = Method(
     title="LoRA",
-    description="Learns a thin update beside every weight. Nearly as good as full fine-tuning at a "
+    description="Learns a low-rank update of every weight. Nearly as good as full fine-tuning at a "
     "fraction of the memory.",
     paper="https://arxiv.org/abs/2106.09685",
     wrap_model=wrap_model,

@@ -1,5 +1,5 @@
-"""Where in a model of any family the sublayers end and the keys and values are made: names of
-modules, told by their endings.
+"""Finds the modules that end the sublayers or project keys and values, by the suffixes of their
+names in all supported model families.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 from training.errors import ConfigError
 
-# Endings of Llama, Qwen, Gemma, Mistral, Phi-3; GPT-2; OPT; Phi-2; GPT-NeoX, Falcon, Bloom.
+# Suffixes for Llama, Qwen, Gemma, Mistral, Phi-3; GPT-2; OPT; Phi-2; GPT-NeoX, Falcon, Bloom
 ATTENTION_OUTPUT_NAMES = (
     "o_proj",
     "attn.c_proj",
@@ -37,10 +37,10 @@ def find_key_value_projections(model: Any) -> list[str]:
 
 
 def find_existing_suffixes(model: Any, suffixes: tuple[str, ...], description: str) -> list[str]:
-    """Those of the endings that the model has.
+    """Return the suffixes that at least one module of the model has.
 
     Raises:
-        ConfigError: it has none of them.
+        ConfigError: the model has none of them.
     """
     names = [name for name, _ in model.named_modules()]
     existing = [
@@ -48,8 +48,8 @@ def find_existing_suffixes(model: Any, suffixes: tuple[str, ...], description: s
     ]
     if not existing:
         raise ConfigError(
-            f"This technique does not know the {description} layers of {type(model).__name__}; LoRA fits "
-            "every model.",
+            f"This method does not support {type(model).__name__}: its {description} layers have "
+            "unknown names. LoRA supports every model.",
             field="method",
         )
     return existing

@@ -1,5 +1,5 @@
-"""Prefix tuning (Li and Liang 2021): learned keys and values stand in front of every layer's
-attention.
+"""Prefix tuning (Li and Liang 2021): learned keys and values that the attention of every layer
+sees in front of the sequence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
     peft_config = PrefixTuningConfig(
         num_virtual_tokens=config.num_virtual_tokens,
         prefix_projection=config.prefix_projection,
-        # of the projection's inner layer
+        # Size of the projection's hidden layer
         encoder_hidden_size=model.get_input_embeddings().embedding_dim,
         task_type="CAUSAL_LM",
     )
@@ -27,8 +27,8 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
 
 SPEC = Method(
     title="Prefix tuning",
-    description="Learns keys and values that every layer attends to. Tiny files; good at style, weak at "
-    "new knowledge.",
+    description="Learns keys and values that every layer attends to. Tiny files; good for style, "
+    "weak for new knowledge.",
     paper="https://arxiv.org/abs/2101.00190",
     wrap_model=wrap_model,
     settings=("num_virtual_tokens", "prefix_projection"),
@@ -36,9 +36,9 @@ SPEC = Method(
     learning_rate_range="3e-3 to 3e-2",
     max_learning_rate=0.1,
     incompatible_settings={
-        "gradient_checkpointing": "the prefix lives in the attention cache, which checkpointing "
-        "throws away.",
-        "packing": "the prefix stands in front of a sequence, and only its first row would see it.",
+        "gradient_checkpointing": "the prefix is stored in the KV cache, which checkpointing "
+        "discards.",
+        "packing": "the prefix is in front of the sequence, so only its first row would use it.",
     },
     merge_unsupported_reason="A prefix is not an update of weights.",
     mixed_batch_unsupported_reason=MIXED_BATCH_UNSUPPORTED,

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021): learned token embeddings stand in front of the prompt."""
+"""Prompt tuning (Lester et al. 2021): learned token embeddings in front of the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     wrapped = get_peft_model(model, peft_config)
-    # The saved adapter is whole without the text, and must not name a folder of this machine.
+    # The saved adapter does not need the text, and must not contain a path of this machine
     peft_config.prompt_tuning_init = PromptTuningInit.RANDOM
     peft_config.prompt_tuning_init_text = peft_config.tokenizer_name_or_path = (
         peft_config.tokenizer_kwargs
@@ -33,8 +33,8 @@ def wrap_model(model: Any, config: MethodSettings) -> Any:
 
 SPEC = Method(
     title="Prompt tuning",
-    description="Learns a few tokens in front of the prompt. The smallest file of all; needs a large "
-    "model to shine.",
+    description="Learns a few tokens in front of the prompt. The smallest files of all; works well "
+    "only with large models.",
     paper="https://arxiv.org/abs/2104.08691",
     wrap_model=wrap_model,
     settings=("num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"),
@@ -42,8 +42,8 @@ SPEC = Method(
     learning_rate_range="1e-2 to 1e-1",
     max_learning_rate=0.5,
     incompatible_settings={
-        "packing": "the prompt stands in front of a sequence, and only its first row would follow "
-        "on it."
+        "packing": "the learned tokens are in front of the sequence, so only its first row would "
+        "use them."
     },
     merge_unsupported_reason="A prompt is not an update of weights.",
     mixed_batch_unsupported_reason=MIXED_BATCH_UNSUPPORTED,

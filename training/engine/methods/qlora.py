@@ -1,7 +1,7 @@
-"""QLoRA (Dettmers et al. 2023): LoRA on a base of 4-bit NormalFloat weights with double
-quantisation.
+"""QLoRA (Dettmers et al. 2023): LoRA on a base with 4-bit NormalFloat weights and double
+quantization.
 
-The base is quantised while it is loaded (training/engine/modeling/model.py); on CUDA the optimizer
+The base is quantized while it is loaded (training/engine/modeling/model.py). On CUDA, the optimizer
 is paged 8-bit AdamW.
 """
 
@@ -12,8 +12,8 @@ from training.engine.methods.base import Method
 
 SPEC = Method(
     title="QLoRA",
-    description="LoRA on a base squeezed to 4 bits: a quarter of the weights' memory, somewhat slower, "
-    "a little less exact.",
+    description="LoRA on a base quantized to 4 bits. Needs a quarter of the memory for weights; "
+    "somewhat slower and slightly less accurate.",
     paper="https://arxiv.org/abs/2305.14314",
     wrap_model=lora.wrap_model,
     check_wrapped_model=lora.check_rank_patterns,

@@ -1,8 +1,7 @@
-"""Where an update starts, for starts that need more than the base: EVA looks at the data, LoftQ at
-the full weights.
+"""Adapter initializations that need more than the base model: EVA needs the data, LoftQ the
+unquantized weights.
 
-Called once, before the first step of a fresh run; a run that resumes has its weights in the
-checkpoint.
+They run once, before the first step of a new run. A resumed run has its weights in the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import torch
 from training.engine.config import RunConfig
 from training.engine.data.conversations import EncodedRow
 
-# at most; the directions of SmolLM2's inputs settle after about a hundred rows of smart_home
+# The directions of SmolLM2's inputs converge after about a hundred rows of smart_home
 MAX_EVA_ROWS = 256
 EVA_BATCH_SIZE = 4
 
 
 def initialize_adapter(model: Any, config: RunConfig, rows: Sequence[EncodedRow]) -> None:
-    """Move the adapter to where `init_lora_weights` says, if wrapping has not done so already."""
+    """Initialize the adapter as in `init_lora_weights`, if PEFT has not done so when wrapping."""
     if config.init_lora_weights == "eva":
         init_eva(model, rows)
     elif config.init_lora_weights == "loftq":
@@ -30,14 +29,14 @@ def initialize_adapter(model: Any, config: RunConfig, rows: Sequence[EncodedRow]
 
 
 def init_eva(model: Any, rows: Sequence[EncodedRow]) -> None:
-    """EVA (Paischer et al. 2024): A starts as the main directions of each layer's inputs, found by
-    PEFT's incremental SVD.
+    """EVA (Paischer et al. 2024): initialize A with the principal directions of each layer's
+    inputs, computed by PEFT's incremental SVD.
     """
     from peft import initialize_lora_eva_weights
 
     device = next(model.parameters()).device
     batches = []
-    # Fewer rows make one smaller batch
+    # If there are fewer rows than EVA_BATCH_SIZE, they form one smaller batch
     for start in range(
         0, max(1, min(len(rows), MAX_EVA_ROWS) - EVA_BATCH_SIZE + 1), EVA_BATCH_SIZE
     ):
@@ -52,7 +51,7 @@ def init_eva(model: Any, rows: Sequence[EncodedRow]) -> None:
             mask[index, : len(row)] = 1
         batches.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
     initialize_lora_eva_weights(model, batches, show_progress_bar=False)
-    # Loading must not look for data
+    # So that loading the adapter does not need the data
     model.active_peft_config.init_lora_weights, model.active_peft_config.eva_config = (
         True,
         None,
@@ -60,8 +59,8 @@ def init_eva(model: Any, rows: Sequence[EncodedRow]) -> None:
 
 
 def init_loftq(model: Any, folder: Path) -> None:
-    """LoftQ (Li et al. 2023, algorithm 1 with one step): B A starts as the best rank-r part of what
-    NF4 lost of each weight.
+    """LoftQ (Li et al. 2023, algorithm 1 with one step): initialize B A with the best rank-r
+    approximation of each weight's NF4 quantization error.
     """
     from bitsandbytes.functional import dequantize_4bit
     from peft.tuners.lora import Linear4bit

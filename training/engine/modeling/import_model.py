@@ -1,9 +1,9 @@
-"""`python -m training.engine.modeling.import_model KIND SOURCE TARGET [REVISION]`: bring a base
-model to a folder of safetensors.
+"""`python -m training.engine.modeling.import_model KIND SOURCE TARGET [REVISION]` imports a base
+model into a folder of safetensors.
 
-KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a hub id). Progress goes to standard
-output, a JSON object a line:
-`{"done": 0..1, "message": "..."}`; an error for the person is the last one: `{"error": "..."}`.
+KIND is `gguf` (SOURCE is a .gguf file) or `hub` (SOURCE is a Hugging Face Hub id). Progress goes to
+standard output, one JSON object per line: `{"done": 0..1, "message": "..."}`. If the import fails,
+the last line is `{"error": "..."}`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HUB_FILES = [
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Dequantise to bf16. `dequantize=True` leaves no quantisation entry behind, without which
-    saving is refused.
+    """Dequantize a GGUF file to bf16. `dequantize=True` leaves no quantization entry in the config;
+    with one, transformers would not save the model.
     """
     emit_message(done=0.02, message="loading libraries")
     with fast_imports():
@@ -54,13 +54,13 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    emit_message(done=0.02, message="asking the hub")
+    emit_message(done=0.02, message="connecting to the hub")
     try:
         file_names = HfApi().list_repo_files(source, revision=revision or None)
         if not any(name.endswith(".safetensors") for name in file_names):
             raise UserError(
-                f"{source} has no safetensors; pickled weights are not loaded, since they can run "
-                "code."
+                f"{source} has no safetensors files. Pickled weights are not loaded, because they "
+                "can run code."
             )
         emit_message(done=0.05, message=f"downloading {source}")
         snapshot_download(
@@ -70,13 +70,13 @@ def download_from_hub(source: str, target: Path, revision: str) -> None:
         raise UserError(f"{source!r} is not a hub id such as `owner/model`: {error}") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"The hub refused {source}: {error}. Check the id and the revision; gated models need "
+            f"The hub rejected {source}: {error}. Check the id and the revision. Gated models need "
             "HF_TOKEN."
         ) from error
     except (OSError, ConnectionError) as error:
         raise UserError(
-            f"The hub cannot be reached from this machine ({type(error).__name__}). Copy the "
-            "model to a folder instead."
+            f"The hub is unreachable from this machine ({type(error).__name__}). Copy the model "
+            "to a folder instead."
         ) from error
     shutil.rmtree(target / ".cache", ignore_errors=True)
 

@@ -1,5 +1,5 @@
-"""Where PEFT, bitsandbytes and transformers go wrong without an error, and what cures it: each in
-one place, applied on import.
+"""Patches for silent errors in PEFT, bitsandbytes and transformers, applied when this module is
+imported.
 
 tests/engine/test_library_patches.py fails without them. Versions: peft 0.21.2, bitsandbytes 0.50.2,
 transformers 5.24.
@@ -13,7 +13,7 @@ from typing import Any
 
 from peft import PeftModel, PeftModelForCausalLM
 
-# registers the tuner, or PEFT refuses to load its adapters
+# Registers the tuner, without which PEFT cannot load its adapters
 import training.engine.methods.bottleneck_tuner  # noqa: F401
 from training.errors import UserError
 
@@ -21,8 +21,8 @@ MIXED_BATCH_TUNERS = ("LORA", "BOTTLENECK")
 
 
 def patch_cached_generation() -> None:
-    """transformers calls the cache `cache` now; peft looks for `past_key_values`, finds none and
-    injects prompt or prefix again at every token (logits off by 0.2 to 1.0).
+    """transformers renamed `past_key_values` to `cache`. PEFT finds no `past_key_values` and
+    therefore inserts the prompt or prefix again at every token (logits are off by 0.2 to 1.0).
     """
     original = PeftModelForCausalLM.prepare_inputs_for_generation
 
@@ -43,18 +43,17 @@ def patch_cached_generation() -> None:
         finally:
             self.base_model_prepare_inputs_for_generation = base_prepare
         model_inputs["cache"] = model_inputs.pop("past_key_values", None)
-        model_inputs["position_ids"] = (
-            None  # told from the cache's length, which counts the virtual tokens
-        )
+        # The model derives them from the cache's length, which includes the virtual tokens
+        model_inputs["position_ids"] = None
         return model_inputs
 
     PeftModelForCausalLM.prepare_inputs_for_generation = prepare_inputs
 
 
 def patch_repacking(model: Any) -> Any:
-    """On CPUs with AVX512-BF16 an eval forward repacks NF4 weights in place: later gradients are
-    wrong (relative difference 1.09) at almost the same loss, and merging gives garbage. Call it
-    right after loading.
+    """On CPUs with AVX512-BF16, a forward in eval mode repacks NF4 weights in place. Later
+    gradients are wrong (relative error 1.09) at almost the same loss, and merging returns garbage.
+    Call this right after loading.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -65,8 +64,8 @@ def patch_repacking(model: Any) -> Any:
 
 
 def patch_ignored_names() -> None:
-    """Most tuners ignore `adapter_names` without an error, and a call that PEFT refuses half-way
-    leaves its hooks behind.
+    """Most tuners ignore `adapter_names` without an error, and a call that PEFT rejects midway
+    leaves its hooks installed.
     """
     original = PeftModel._enable_peft_forward_hooks
 
@@ -94,19 +93,25 @@ def get_batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
 
 def check_adapter_names(model: Any, names: list[str], batch_size: int | None) -> None:
-    """Raises UserError: this batch cannot be shared by adapters, and why."""
+    """Raises UserError: the rows of this batch cannot use these adapters."""
     if batch_size is not None and len(names) != batch_size:
-        raise UserError(f"{len(names)} adapter names for {batch_size} rows; give one a row.")
+        raise UserError(
+            f"There are {len(names)} adapter names for {batch_size} rows. Give one name per row.",
+            code="adapter_names_count",
+        )
     for name in set(names) - {"__base__"}:
         config = model.peft_config.get(name)
         if config is None:
-            raise UserError(f"There is no adapter {name!r} beside this base.")
+            raise UserError(
+                f"No adapter {name!r} is loaded for this base model.", code="adapter_not_loaded"
+            )
         if config.peft_type not in MIXED_BATCH_TUNERS or getattr(config, "use_dora", False):
             type_name = (
                 "DoRA" if getattr(config, "use_dora", False) else str(config.peft_type.value)
             )
             raise UserError(
-                f"Adapters of type {type_name} cannot share a batch; ask them one at a time."
+                f"Adapters of type {type_name} cannot share a batch. Use one adapter per batch.",
+                code="mixed_batch_unsupported",
             )
 
 

@@ -1,7 +1,7 @@
-"""An adapter folded into its base, as a model of its own.
+"""Merges an adapter into its base model.
 
-A 4-bit base is dequantised first and the result kept in 16 bits: PEFT would quantise the sum again,
-and an ordinary update (0.45 % of a weight's norm) would round away (0.6 % of it survives).
+A 4-bit base is dequantized first, and the result has 16 bits. PEFT would quantize the sum again,
+which loses a typical update (0.45% of a weight's norm) to rounding: 0.6% of it would remain.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from training.errors import UserError
 def merge_adapter(
     base: Path, adapter: Path, method: str, dtype: torch.dtype = torch.float16
 ) -> Any:
-    """The plain model, weights in `dtype`. The sum is made in fp32.
+    """Return the merged model with weights in `dtype`. The sum is computed in fp32.
 
     Raises:
-        UserError: the technique cannot be merged, and why.
+        UserError: adapters of this method cannot be merged.
     """
     method_spec = METHODS[method]
     if method_spec.merge_unsupported_reason:
         raise UserError(
-            f"{method_spec.title} cannot be merged. {method_spec.merge_unsupported_reason}"
+            f"{method_spec.title} cannot be merged. {method_spec.merge_unsupported_reason}",
+            code="merge_unsupported",
         )
     model = load_base(
         base, torch.float32, torch.device("cpu"), quantized=method_spec.has_quantized_base

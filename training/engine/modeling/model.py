@@ -1,6 +1,7 @@
-"""The base model from a local folder of safetensors, and the loss at trained positions.
+"""Loads the base model from a local folder of safetensors and computes the loss at labeled
+positions.
 
-Nothing is downloaded, no code from the folder runs, and pickled weights are refused.
+Nothing is downloaded, no code from the folder runs, and pickled weights are rejected.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def resolve_device() -> torch.device:
 
 
 def limit_memory_fraction(device: torch.device) -> None:
-    """Where other runs use this device, too, the allocator ends at what this one reserved:
-    SNAPML_DEVICE_BYTES.
+    """Limit the CUDA allocator to the memory reserved for this run, SNAPML_DEVICE_BYTES, if it
+    shares the device with other runs.
     """
     limit_bytes = os.environ.get("SNAPML_DEVICE_BYTES")
     if limit_bytes and device.type == "cuda":
@@ -37,18 +38,18 @@ def limit_memory_fraction(device: torch.device) -> None:
 
 
 def resolve_precision(config: RunConfig, device: torch.device) -> str:
-    """bf16 where `auto` finds it in hardware: 171 against 112 tokens/s for SmolLM2-135M on an
-    AVX512-BF16 core.
+    """Return the precision of a run. `auto` is bf16 if the hardware supports it: 171 instead of 112
+    tokens/s for SmolLM2-135M on an AVX512-BF16 core.
 
-    Without the instruction a CPU emulates bf16, slower than fp32. A whole model is trained in
-    `mixed`: bf16 has 8 bits of mantissa, so a weight of 1 does not move by steps under 0.004, and
-    full fine-tuning's are 100 times smaller.
+    Without the instruction, a CPU emulates bf16 and is slower than with fp32. Full fine-tuning uses
+    `mixed`: bf16 has an 8-bit mantissa, so a weight of 1 does not change by updates under 0.004,
+    and those of full fine-tuning are 100 times smaller.
     """
     return choose_precision(config, has_bf16=get_fastest_dtype(device) is torch.bfloat16)
 
 
 def choose_precision(config: RunConfig, *, has_bf16: bool) -> str:
-    """The same for hardware that is not at hand."""
+    """Like `resolve_precision`, for hardware that is not in this machine."""
     if config.precision != "auto":
         return config.precision
     if not has_bf16:
@@ -70,8 +71,8 @@ def get_weights_dtype(precision: str) -> torch.dtype:
 
 
 def compute_in_bf16(model: Any, device: torch.device) -> None:
-    """`mixed`: weights stay fp32, and every forward of this model (training, measuring, answering)
-    multiplies in bf16.
+    """Precision `mixed`: weights stay in fp32, and every forward of this model (training,
+    evaluation, generation) runs under bf16 autocast.
     """
     model.forward = torch.autocast(device.type, dtype=torch.bfloat16)(model.forward)
 
@@ -79,11 +80,11 @@ def compute_in_bf16(model: Any, device: torch.device) -> None:
 def load_base(
     folder: Path, dtype: torch.dtype, device: torch.device, *, quantized: bool = False
 ) -> Any:
-    """The causal language model in `dtype` on `device`, in eval mode; its linear layers in NF4 if
-    `quantised`.
+    """Load the causal language model in `dtype` on `device`, in eval mode, with its linear layers
+    in NF4 if `quantized`.
 
     Raises:
-        ConfigError: the folder holds no model that transformers can build from safetensors.
+        ConfigError: transformers cannot load a model from the folder's safetensors.
     """
     from transformers import AutoModelForCausalLM
 
@@ -112,8 +113,8 @@ def load_base(
 
 
 def build_nf4_config(dtype: torch.dtype) -> Any:
-    """NF4 with double quantisation (Dettmers et al. 2023): about 4.13 bits a weight. Products are
-    computed in `dtype`.
+    """NF4 with double quantization (Dettmers et al. 2023): about 4.13 bits per weight. Matrix
+    products are computed in `dtype`.
     """
     from transformers import BitsAndBytesConfig
 
@@ -126,19 +127,20 @@ def build_nf4_config(dtype: torch.dtype) -> Any:
 
 
 def wrap_base_model(base: Any, config: RunConfig) -> Any:
-    """The base as the technique trains it, with gradient checkpointing if that is asked for."""
+    """Wrap the base for the method of this config, and enable gradient checkpointing if it is
+    set.
+    """
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = METHODS[config.method].wrap_model(base, config)
-    for peft_config in getattr(
-        model, "peft_config", {}
-    ).values():  # a name, not a path of this server
+    # The saved adapter has the model's name, not a path of this server
+    for peft_config in getattr(model, "peft_config", {}).values():
         peft_config.base_model_name_or_path = config.model_name or Path(config.model).name
     return model
 
 
 def count_parameters(model: Any) -> int:
-    """Parameters as the model has them, also where two of them share a byte."""
+    """Count the parameters of the model, also of 4-bit weights, of which two share a byte."""
     return sum(
         math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
         for p in model.parameters()
@@ -146,33 +148,34 @@ def count_parameters(model: Any) -> int:
 
 
 def set_deterministic(config: RunConfig, device: torch.device) -> None:
-    """Same data, config, seed and machine give the same bits: fixed threads, fixed kernels, seeded
-    draws.
+    """Make training bit-identical for the same data, config, seed and machine: fixed number of
+    threads, deterministic kernels, seeded random numbers.
     """
     torch.set_num_threads(config.threads or torch.get_num_threads())
     torch.manual_seed(config.seed)
     torch.use_deterministic_algorithms(True)
-    # a debugging aid, 6 % of a step
+    # A debugging aid that takes 6% of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
 
 
 class LabeledPositionsHead:
-    """Lets any causal LM compute its logits only where a label is.
+    """Makes a causal LM compute logits only at positions with a label.
 
     The vocabulary projection is a quarter of SmolLM2-135M's multiplications, and its logits (4
-    bytes x 49,152 a token) most of a step's memory. A hook before the output layer keeps the hidden
-    states of trained positions and drops the rest, so this holds for every architecture and for
-    methods that put virtual tokens in front (positions count from the right).
+    bytes x 49,152 per token) are most of a step's memory. A hook before the output layer selects
+    the hidden states of labeled positions. So this works for every architecture, and for methods
+    with virtual tokens in front, since positions are counted from the right.
     """
 
     def __init__(self, model: Any) -> None:
-        self._selection: tuple[Tensor, int] | None = None  # places among rows x tokens, and tokens
+        # Indices into rows x tokens, and the number of tokens per row; None selects all positions
+        self._selection: tuple[Tensor, int] | None = None
         self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
 
     def remove_hook(self) -> None:
-        """Take the hook out of the model, which another head is to use."""
+        """Remove the hook, before another head is created for the same model."""
         self._hook.remove()
 
     def _select(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -182,17 +185,17 @@ class LabeledPositionsHead:
         return (inputs[0][:, -length:].flatten(0, 1).index_select(0, indices), *inputs[1:])
 
     def check_packing_isolation(self, model: Any, ids: Any) -> None:
-        """Make sure that packed rows do not see each other: what stands before a row must not
-        change what comes out of it.
+        """Check that packed rows do not attend to each other: the logits of a row must not depend
+        on the row in front of it.
 
         Raises:
-            ConfigError: it does. (Seen with OPT, BioGPT, Qwen3-Next and GraniteMoeHybrid, which do
-                not look at positions.)
+            ConfigError: they do. OPT, BioGPT, Qwen3-Next and GraniteMoeHybrid, for example, ignore
+                position_ids.
         """
         row = torch.as_tensor(ids, device=next(model.parameters()).device)
         offsets = torch.arange(len(row), device=row.device)
         positions = torch.cat([offsets, offsets])[None]
-        other_row = torch.where(row > 0, row - 1, row + 1)  # not one token the same
+        other_row = torch.where(row > 0, row - 1, row + 1)  # differs in every token
         model.eval()
         with torch.no_grad():
             first, second = (
@@ -206,17 +209,20 @@ class LabeledPositionsHead:
         model.train()
         if (first - second).abs().max() > 1e-3 * first.abs().max():
             raise ConfigError(
-                "This model lets packed rows see each other; switch packing off.", field="packing"
+                "Packing does not work with this model: packed rows attend to each other. Turn "
+                "packing off.",
+                field="packing",
             )
 
     def compute_loss_sum(
         self, model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None = None
     ) -> Tensor:
-        """Sum of the cross entropy (nats) over all trained tokens of a batch; ids, labels and
-        positions are (rows, tokens).
+        """Return the sum of the cross entropy (nats) over all labels of a batch. ids, labels and
+        positions have the shape (rows, tokens).
 
-        Padding stands on the right, where no trained position can see it: with no attention mask at
-        all, attention keeps its fast causal kernel and no (tokens x tokens) mask is built.
+        Padding is on the right, where causal attention hides it from all labeled positions. So
+        there is no attention mask: attention can use its fast causal kernel, and no
+        (tokens x tokens) mask is built.
         """
         has_loss = torch.zeros_like(labels, dtype=torch.bool)
         has_loss[:, :-1] = labels[:, 1:] != IGNORE_INDEX
@@ -228,8 +234,8 @@ class LabeledPositionsHead:
     def compute_loss_at_positions(
         self, model: Any, ids: Tensor, indices: Tensor, targets: Tensor, positions: Tensor | None
     ) -> Tensor:
-        """The same from the places (numbers among rows x tokens) whose next token is trained, and
-        those tokens.
+        """Return the same from the indices (into rows x tokens) whose next token is a label, and
+        from these labels, `targets`.
         """
         self._selection = (indices, ids.shape[1])
         try:

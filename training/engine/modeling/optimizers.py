@@ -1,5 +1,5 @@
-"""The optimizer of a run, and its state as plain tensors. 8-bit and paged AdamW are bitsandbytes'
-(Dettmers et al. 2021).
+"""Creates the optimizer of a run, and saves and loads its state as tensors. 8-bit and paged AdamW
+come from bitsandbytes (Dettmers et al. 2021).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from training.engine.config import RunConfig
 
 
 def make_optimizer(model: Any, config: RunConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters. With LoRA+ (Hayou et al. 2024) the B factors learn
-    `loraplus_lr_ratio` times as fast.
+    """Create AdamW for the trainable parameters. With LoRA+ (Hayou et al. 2024), the learning rate
+    of the B matrices is `loraplus_lr_ratio` times as high.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     fast_parameters = [
@@ -46,8 +46,8 @@ def get_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def get_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state by parameter position (`3.exp_avg`); bitsandbytes' step counts are numbers, kept as
-    tensors of one.
+    """Return the state as tensors named by the parameter's index (`3.exp_avg`). The step counts of
+    bitsandbytes are ints and become scalar tensors.
     """
     return {
         f"{index}.{key}": value.detach().contiguous()
@@ -60,7 +60,7 @@ def get_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give every parameter the state that `get_state` told of it."""
+    """Restore the state that `get_state` returned."""
     state_by_index: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
@@ -80,8 +80,9 @@ def load_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
                 key: value.to(parameter.device) for key, value in saved.items()
             }
         elif saved:
-            # Paged state is allocated by bitsandbytes itself, and filled.
-            optimizer.init_state(optimizer.param_groups[g], parameter, g, p)  # type: ignore[attr-defined]
+            # bitsandbytes allocates its (paged) state itself, so the values are copied into it
+            group = optimizer.param_groups[g]
+            optimizer.init_state(group, parameter, g, p)  # type: ignore[attr-defined]
             state = optimizer.state[parameter]
             for key, value in saved.items():
                 if isinstance(state[key], Tensor):

@@ -1,10 +1,10 @@
-"""Causal attention in bf16 over short rows on a CPU, as plain matrix products; scores are fp32, as
-torch's kernel has them.
+"""Causal attention for short bf16 sequences on a CPU, as plain matrix products with fp32 scores,
+like in torch's kernel.
 
-torch's kernel takes 0.9 ms forward and 6.0 ms backward for 8 rows of 66 tokens in SmolLM2-135M's
-shape, a quarter of a LoRA step; these products take 1.9 together (2 cores, AVX512-BF16), half of
-its time at 128 tokens, and more of it than torch from 256 on. Like it, this keeps no matrix of all
-pairs for the way back.
+For 8 rows of 66 tokens in SmolLM2-135M's shape, torch's kernel takes 0.9 ms forward and 6.0 ms
+backward, a quarter of a LoRA step. These products take 1.9 ms together (2 cores, AVX512-BF16). At
+128 tokens they take half as long as torch, and from 256 tokens they are slower. Like torch's
+kernel, this does not store the attention matrix for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from training.engine.memory_estimator import MAX_SHORT_LENGTH, count_chunk_rows
 
-# 0 where a token may look, minus infinity behind it. One for all lengths, made here, where nobody
-# simulates.
+# 0 at positions a token may attend to, minus infinity at later ones. Shorter rows use a part of it.
+# It is created at import, because memory simulations must not count it.
 CAUSAL_MASK = torch.zeros(MAX_SHORT_LENGTH, MAX_SHORT_LENGTH).masked_fill_(
     torch.ones(MAX_SHORT_LENGTH, MAX_SHORT_LENGTH, dtype=torch.bool).triu(1), -math.inf
 )
 
 
 def fold_heads(heads: Tensor, groups: int) -> Tensor:
-    """(rows, heads, tokens, width) as (rows x groups, heads of a group x tokens, width)."""
+    """Reshape (rows, heads, tokens, width) to (rows x groups, heads per group x tokens, width)."""
     return heads.reshape(heads.shape[0] * groups, -1, heads.shape[-1])
 
 
@@ -37,8 +37,8 @@ def iterate_row_chunks(query: Tensor) -> Iterator[slice]:
 
 
 def compute_probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """fp32 (rows x groups, heads of a group x tokens, tokens). Scores of 40 are usual, and bf16
-    would round them by 0.1.
+    """Return attention probabilities in fp32, (rows x groups, heads per group x tokens, tokens).
+    Scores around 40 are common, which bf16 would round by 0.1.
     """
     length = key.shape[1]
     scores = torch.bmm(query.float(), key.float().transpose(1, 2)).mul_(scale)
@@ -47,8 +47,8 @@ def compute_probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 class ShortAttention(torch.autograd.Function):
-    """softmax(scale q k' + causal) v for query (rows, heads, tokens, width) and keys, values (rows,
-    groups, tokens, width).
+    """softmax(scale q k' + causal mask) v for query (rows, heads, tokens, width) and keys, values
+    (rows, groups, tokens, width).
     """
 
     @staticmethod
@@ -93,12 +93,12 @@ class ShortAttention(torch.autograd.Function):
 def compute_gradients(
     query: Tensor, key: Tensor, value: Tensor, grad: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, key and value, all as `grouped` has them; what is between is gone before the next
-    rows come.
+    """Return the gradients of query, key and value, all in the shape of `fold_heads`. A separate
+    function, so that its intermediate tensors are freed before the next chunk.
     """
     probs = compute_probabilities(query, key, scale)
     weighted = torch.bmm(grad, value.transpose(1, 2)).float().mul_(probs)
-    # The softmax's derivative: P (dP - rowsum(P dP)).
+    # Derivative of softmax: P (dP - rowsum(P dP))
     grad_scores = (
         weighted.addcmul_(probs, weighted.sum(-1, keepdim=True), value=-1)
         .mul_(scale)
@@ -116,7 +116,9 @@ def short_attention_forward(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """transformers' attention function: short where that holds, else as transformers has it."""
+    """An attention function for transformers: short attention if the inputs allow it, otherwise
+    transformers' own `sdpa`.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     is_causal = kwargs.get("is_causal")
@@ -146,7 +148,7 @@ def short_attention_forward(
 
 
 def use_short_attention() -> None:
-    """Models with transformers' `sdpa` attention take this one, in this process."""
+    """Replace transformers' `sdpa` attention in this process."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register("sdpa", short_attention_forward)

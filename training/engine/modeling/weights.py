@@ -1,5 +1,5 @@
-"""What a run learned, written and read: an adapter as PEFT saves it, or the whole model.
-Safetensors and JSON, nothing else.
+"""Saves and loads trained weights: an adapter in PEFT's format, or the full model. The files are
+safetensors and JSON only.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded or asked
+import training.engine.modeling.library_patches  # noqa: F401 before any adapter is loaded
 from training.engine.config import RunConfig
 from training.engine.file_names import ADAPTER_FILES, MODEL_FILE
 
-BASE_MUTATING_INITS = (
-    "pissa",
-    "pissa_niter_4",
-    "olora",
-)  # starts that take a part out of the base's weights
+# Initializations that subtract the adapter's initial value from the base weights
+BASE_MUTATING_INITS = ("pissa", "pissa_niter_4", "olora")
 RAW_PREFIX = "raw."
 
 
 def copy_initial_state(model: Any, config: RunConfig) -> dict[str, Tensor] | None:
-    """A copy of the adapter before its first step, if its start changed the base: saving it as
-    plain LoRA needs that.
+    """Return a copy of the adapter before the first step if its initialization changed the base:
+    it is needed to save the adapter as plain LoRA.
     """
     if config.init_lora_weights not in BASE_MUTATING_INITS:
         return None
@@ -37,8 +34,8 @@ def copy_initial_state(model: Any, config: RunConfig) -> dict[str, Tensor] | Non
 
 
 def write_weights(model: Any, folder: Path, initial_state: dict[str, Tensor] | None = None) -> None:
-    """An adapter loadable with plain `PeftModel.from_pretrained`, or a model loadable with plain
-    `from_pretrained`.
+    """Save an adapter that plain `PeftModel.from_pretrained` can load, or a model that plain
+    `from_pretrained` can load.
     """
     if initial_state is not None:
         write_as_plain_lora(model, folder, initial_state)
@@ -46,15 +43,15 @@ def write_weights(model: Any, folder: Path, initial_state: dict[str, Tensor] | N
         model.save_pretrained(folder, safe_serialization=True)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     else:
-        # One file, so that one hash names the weights
+        # A single file, so that one digest identifies the weights
         model.save_pretrained(folder, max_shard_size="1000GB")
 
 
 def write_as_plain_lora(model: Any, folder: Path, initial_state: dict[str, Tensor]) -> None:
-    """PiSSA and OLoRA as plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, -B0]
-    [A; A0].
+    """Save PiSSA and OLoRA as plain LoRA of twice the rank on the original base: B A - B0 A0 =
+    [B, -B0] [A; A0].
 
-    Saved as it is, `pissa_niter` would draw another random SVD at loading (logits off by 0.59).
+    Otherwise, `pissa_niter` would compute another random SVD at loading (logits off by 0.59).
     """
     tensors = {}
     for name, value in get_peft_model_state_dict(model).items():
@@ -78,8 +75,8 @@ def write_as_plain_lora(model: Any, folder: Path, initial_state: dict[str, Tenso
 
 
 def get_raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
-    """The trained parameters by position, where the saved form is not the trained one: only these
-    bring a run back to the bit.
+    """Return the trained parameters by index if they differ from the saved form. Resuming needs
+    them to be bit-identical.
     """
     if config.init_lora_weights not in BASE_MUTATING_INITS and not config.prefix_projection:
         return {}
@@ -88,8 +85,8 @@ def get_raw_weights(model: Any, config: RunConfig) -> dict[str, Tensor]:
 
 
 def read_weights(model: Any, folder: Path, raw_tensors: dict[str, Tensor]) -> None:
-    """Put back what `write_weights` and `get_raw_weights` told of a model that was wrapped in the same
-    way.
+    """Load the output of `write_weights` and `get_raw_weights` into a model that is wrapped in the
+    same way.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if raw_tensors:
@@ -99,14 +96,14 @@ def read_weights(model: Any, folder: Path, raw_tensors: dict[str, Tensor]) -> No
     elif isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / ADAPTER_FILES[0]))
     else:
-        # Tied weights are in the file once
+        # The file has tied weights only once
         model.load_state_dict(load_file(folder / MODEL_FILE), strict=False)
         model.tie_weights()
 
 
 def check_parameter_names(model: Any, folder: Path) -> None:
-    """Raises KeyError: the folder's adapter has parameters that the model has not, or lacks some.
-    PEFT would pass over both.
+    """Raises KeyError: the parameters of the folder's adapter and of the model differ in their
+    names, which PEFT ignores.
     """
     if isinstance(model, PeftModel):
         unmatched = set(load_file(folder / ADAPTER_FILES[0])) ^ set(
@@ -114,10 +111,10 @@ def check_parameter_names(model: Any, folder: Path) -> None:
         )
         if unmatched:
             raise KeyError(
-                f"{len(unmatched)} parameters stand on one side only, such as {min(unmatched)}"
+                f"{len(unmatched)} parameters exist on one side only, such as {min(unmatched)}"
             )
 
 
 def load_adapter(base: Any, folder: Path, name: str) -> Any:
-    """A PEFT model of `base` with the adapter in `folder`, in eval mode."""
+    """Return a PEFT model of `base` with the adapter in `folder`, in eval mode."""
     return PeftModel.from_pretrained(base, folder, adapter_name=name).eval()
