@@ -146,7 +146,7 @@ def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, fo
     page = as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
     assert "Usual: 5e-6 to 5e-5." in page
     page = as_alice.post(reverse("run-settings"), form | {"method": "prefix"}).content.decode()
-    assert "<b>Gradient checkpointing:</b> The prefix lives in the attention cache" in page
+    assert "<b>Gradient checkpointing:</b> The prefix is stored in the KV cache" in page
     assert "<b>Merging into the base:</b> A prefix is not an update of weights." in page
 
 

@@ -172,13 +172,15 @@ class LabeledPositionsHead:
     def __init__(self, model: Any) -> None:
         # Indices into rows x tokens, and the number of tokens per row; None selects all positions
         self._selection: tuple[Tensor, int] | None = None
-        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select)
+        self._hook = model.get_output_embeddings().register_forward_pre_hook(self._select_labeled)
 
     def remove_hook(self) -> None:
         """Remove the hook, before another head is created for the same model."""
         self._hook.remove()
 
-    def _select(self, _module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _select_labeled(
+        self, _module: Any, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...] | None:
         if self._selection is None:
             return None
         indices, length = self._selection

@@ -129,7 +129,7 @@ def short_attention_forward(
         and not kwargs.get("softcap")
     )
     is_short = query.shape[2] == key.shape[2] and 1 < query.shape[2] <= MAX_SHORT_LENGTH
-    if torch.is_autocast_enabled("cpu"):  # what torch's kernel is given, too
+    if torch.is_autocast_enabled("cpu"):  # autocast casts the inputs of torch's kernel, too
         query, key, value = (
             tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value)
         )
