@@ -60,7 +60,7 @@ for n in range(1, points + 1):
     journal.write_event(
         "step", step=n, loss=3 / n + 0.5, learning_rate=1e-3, gradient_norm=1.0, tokens=512,
         trained_tokens=100, total_tokens=512 * n, tokens_per_second=5000.0, seconds=1 / rate,
-        total_memory_bytes=10**9, memory_peak_bytes=2 * 10**9)
+        memory_bytes=10**9, memory_peak_bytes=2 * 10**9)
 time.sleep(3)
 """
 

@@ -24,7 +24,7 @@ from training.engine.methods import METHODS
 from training.errors import UserError
 
 # Of the laws: one more when the engine's steps change, so that none of the old are read
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 TIMEOUT_SECONDS = 120
 COMMON_SETTINGS = ("method", "precision", "optim", "gradient_checkpointing", "packing")
 # Settings of techniques that change nothing in a step's memory.
