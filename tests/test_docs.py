@@ -47,3 +47,26 @@ def test_the_data_model_names_every_table_and_every_foreign_key():
     }
     for model in models:
         assert f"`{model.__name__}`" in text, model
+
+
+# TRL is no dependency: these fields of SFTConfig (1.16) are not in transformers' TrainingArguments.
+SFT_CONFIG_FIELDS = {"max_length", "packing", "completion_only_loss"}
+CALLBACK_ARGUMENTS = {"early_stopping_patience", "loraplus_lr_ratio"}
+
+
+def test_a_setting_that_trl_or_peft_has_too_has_their_name():
+    from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
+    from transformers import TrainingArguments
+
+    configs = (TrainingArguments, LoraConfig, PrefixTuningConfig, PromptTuningConfig)
+    known = {field.name for config in configs for field in fields(config)}
+    known |= SFT_CONFIG_FIELDS | CALLBACK_ARGUMENTS
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \|", (DOCS / "settings.md").read_text(), re.MULTILINE
+    )
+    table = {name: column for name, column in rows if name in RunConfig.__dataclass_fields__}
+    assert set(table) == {f.name for f in fields(RunConfig)} - set(INTERNAL_SETTINGS)
+    for name, column in table.items():
+        assert column.startswith("same") == (name in known), name
+        if name not in known:
+            assert set(re.findall(r"`(\w+)`", column)) <= known, name
