@@ -1,6 +1,4 @@
-"""Hosts report their devices; one that stops is gone, and one whose memory is still held after its
-run is not given out.
-"""
+"""Device reports: offline hosts, missing devices, and memory that is not freed after a run."""
 
 import os
 import subprocess
@@ -11,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from django.utils import timezone
 
+from tests.user_errors import assert_mentions
 from training.errors import NotAllowed
 from training.gpus import allocations, devices, quotas
 from training.gpus.devices import DeviceReading, read_cpu, update_devices
@@ -33,14 +32,14 @@ def make_reading(used=1 * GB, index=0, **changes):
     )
 
 
-def test_a_host_without_a_card_reports_its_cpu_with_its_memory():
+def test_a_host_without_a_gpu_reports_its_cpu_with_the_memory_of_the_host():
     update_devices()
     device = Device.objects.get()
     assert (device.pool.kind, device.index, device.condition) == (read_cpu().kind, 0, "good")
     assert device.total_bytes > device.used_bytes > 0
 
 
-def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monkeypatch):
+def test_bf16_is_detected_like_in_torch_and_a_cpu_without_it_is_a_separate_kind(monkeypatch):
     import torch
 
     assert devices.has_bf16() == torch.cpu._is_avx512_bf16_supported()
@@ -53,21 +52,21 @@ def test_a_cpu_has_bf16_where_torch_finds_it_and_is_another_kind_where_not(monke
         assert (get_device_kind(kind), devices.is_cpu(kind)) == (estimator_kind, True)
 
 
-def test_a_host_that_comes_back_with_another_cpu_changes_its_pool(monkeypatch):
+def test_a_host_that_returns_with_another_cpu_changes_pools(monkeypatch):
     for has, kind in ((True, "CPU"), (False, "CPU without bf16")):
         monkeypatch.setattr(devices, "has_bf16", lambda has=has: has)
         update_devices()
         assert Device.objects.get().pool.kind == kind
 
 
-def test_cards_of_one_kind_are_a_pool():
+def test_gpus_of_one_kind_form_a_pool():
     update_devices([make_reading(index=0), make_reading(index=1)])
     update_devices([make_reading(index=2)], host="second")
     assert Pool.objects.get().name == "NVIDIA H200"
     assert [str(device) for device in Device.objects.filter(host__name="second")] == ["second 2"]
 
 
-def test_a_device_that_its_host_reports_no_more_is_missing_and_comes_back():
+def test_a_device_that_is_no_longer_reported_is_missing_until_it_returns():
     update_devices([make_reading(index=0), make_reading(index=1)])
     update_devices([make_reading(index=0)])
     assert Device.objects.get(uuid="GPU-1").condition == "missing"
@@ -75,7 +74,7 @@ def test_a_device_that_its_host_reports_no_more_is_missing_and_comes_back():
     assert Device.objects.get(uuid="GPU-1").condition == "good"
 
 
-def test_a_host_that_does_not_report_is_gone():
+def test_a_host_that_does_not_report_is_offline():
     update_devices([make_reading()])
     assert devices.is_schedulable(Device.objects.get())
     Host.objects.update(reported_at=timezone.now() - timedelta(seconds=31))
@@ -90,9 +89,7 @@ def hold_and_release(alice):
     allocations.release_device(1)
 
 
-def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_given_back(
-    alice, people
-):
+def test_memory_that_stays_in_use_after_a_run_makes_a_device_dirty_until_it_is_freed(alice, people):
     update_devices([make_reading(used=1 * GB)])
     hold_and_release(alice)
     assert Device.objects.get().condition == "checking"
@@ -107,26 +104,26 @@ def test_memory_that_stays_held_after_a_run_makes_a_device_dirty_until_it_is_giv
     assert Device.objects.get().condition == "good"
 
 
-def test_a_screen_that_always_uses_memory_does_not_make_a_device_dirty(alice):
+def test_memory_that_was_in_use_before_the_run_does_not_make_a_device_dirty(alice):
     update_devices([make_reading(used=2 * GB)])
     hold_and_release(alice)
     update_devices([make_reading(used=2 * GB + 100_000_000)])
     assert Device.objects.get().condition == "good"
 
 
-def test_an_admin_may_give_a_dirty_device_out_again(alice, people):
+def test_an_admin_can_return_a_dirty_device_to_its_pool(alice, people):
     update_devices([make_reading()])
     Device.objects.update(condition="dirty", used_bytes=60 * GB)
     with pytest.raises(NotAllowed):
         quotas.return_to_service(alice, Device.objects.get())
     quotas.return_to_service(
-        people["admin"], Device.objects.get(), reason="the notebook beside it may stay"
+        people["admin"], Device.objects.get(), reason="the notebook on it may stay"
     )
     update_devices([make_reading(used=60 * GB)])
     assert Device.objects.get().condition == "good"
 
 
-def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
+def test_a_run_gets_the_first_free_slot_of_a_shared_device(alice):
     update_devices([make_reading()])
     device = Device.objects.get()
     for run in (1, 2, 3):
@@ -140,13 +137,13 @@ def test_a_place_on_a_shared_device_is_the_first_that_is_free(alice):
     assert Allocation.objects.get(run_id=4).slot == 1
 
 
-def test_a_card_that_comes_back_under_another_host_name_is_the_same_device():
+def test_a_gpu_that_returns_under_another_host_name_is_the_same_device():
     update_devices([make_reading()], host="old")
     update_devices([make_reading()], host="new")
     assert str(Device.objects.get()) == "new 0"
 
 
-def test_a_pool_named_like_another_kind_is_no_trap(people):
+def test_a_pool_may_have_the_name_of_another_kind(people):
     update_devices([make_reading()])
     quotas.edit_pool(people["admin"], Pool.objects.get(), {"name": "CPU"})
     update_devices()
@@ -154,7 +151,7 @@ def test_a_pool_named_like_another_kind_is_no_trap(people):
 
 
 class FakeNvml:
-    """The driver's library with cards of 80 GB, of which some have fallen off the bus."""
+    """A fake pynvml with GPUs of 80 GB, some of which have failed."""
 
     class NVMLError(Exception):
         pass
@@ -201,7 +198,7 @@ def read_fake_devices(monkeypatch, **choices):
     return devices.read_devices()
 
 
-def test_a_card_that_cannot_be_read_is_missing_alone_and_no_cpu_stands_in(monkeypatch, caplog):
+def test_a_gpu_that_cannot_be_read_is_missing_and_not_replaced_by_the_cpu(monkeypatch, caplog):
     update_devices(read_fake_devices(monkeypatch, cards=3))
     update_devices(read_fake_devices(monkeypatch, cards=3, lost={1}))
     assert dict(Device.objects.values_list("uuid", "condition")) == {
@@ -209,22 +206,22 @@ def test_a_card_that_cannot_be_read_is_missing_alone_and_no_cpu_stands_in(monkey
         "GPU-1": "missing",
         "GPU-2": "good",
     }
-    assert "Card 1 cannot be read: GPU is lost" in caplog.text
+    assert_mentions(caplog.text, "GPU 1", "GPU is lost")
     update_devices(read_fake_devices(monkeypatch, cards=1, lost={0}))
     assert set(Device.objects.values_list("condition", "name")) == {("missing", "NVIDIA A100")}
 
 
-def test_what_a_card_does_not_tell_is_unknown(monkeypatch):
+def test_a_value_that_a_gpu_does_not_report_is_unknown(monkeypatch):
     reading = read_fake_devices(monkeypatch, cards=1)[0]
     assert (reading.utilization, reading.temperature, reading.power_watts) == (0.25, 50.0, None)
 
 
 @pytest.mark.parametrize("choices", [{"cards": 0}, {"driver": False}])
-def test_a_host_without_cards_or_driver_trains_on_its_cpu(monkeypatch, choices):
+def test_a_host_without_gpus_or_driver_uses_its_cpu(monkeypatch, choices):
     assert [one.kind for one in read_fake_devices(monkeypatch, **choices)] == [read_cpu().kind]
 
 
-def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, people):
+def test_a_gpu_that_returns_with_memory_in_use_is_checked_first(alice, people):
     update_devices([make_reading(used=1 * GB)])
     hold_and_release(alice)
     update_devices([])
@@ -234,7 +231,7 @@ def test_a_card_that_comes_back_full_is_looked_at_before_it_is_given_out(alice, 
     assert Device.objects.get().condition == "good"
 
 
-def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
+def test_a_gpu_that_was_missing_for_a_moment_during_a_run_is_good(alice):
     update_devices([make_reading(used=1 * GB)])
     allocations.reserve_device(
         Device.objects.get(), allocations.AllocationRequest(1, "run", alice, None, "normal", None)
@@ -244,7 +241,7 @@ def test_a_card_that_was_away_for_a_moment_while_its_run_went_on_is_good(alice):
     assert Device.objects.get().condition == "good"
 
 
-def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, alice):
+def test_memory_of_the_inference_server_does_not_make_a_device_dirty(monkeypatch, alice):
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)", "adapters.inference"]
     ) as inference_process:
@@ -261,14 +258,14 @@ def test_what_the_inference_program_holds_makes_no_device_dirty(monkeypatch, ali
     assert Device.objects.get().condition == "good"
 
 
-def test_what_a_run_leaves_beside_the_inference_program_makes_its_device_dirty(alice):
+def test_leftover_memory_of_a_run_is_detected_despite_the_inference_server(alice):
     update_devices([make_reading(used=15 * GB, inference_bytes=14 * GB)])
     hold_and_release(alice)
     update_devices([make_reading(used=27 * GB, inference_bytes=14 * GB)])
     assert Device.objects.get().condition == "checking"
 
 
-def test_until_a_cpu_reports_again_what_its_run_held_is_free(alice):
+def test_memory_of_a_finished_run_is_free_before_the_next_report_of_a_cpu(alice):
     update_devices()
     device = Device.objects.get()
     Device.objects.update(used_bytes=2 * GB)

@@ -1,5 +1,5 @@
-"""Device-seconds come from the intervals alone, to the second, split at the month's edge; budgets
-count them.
+"""Device-seconds computed from allocations: exact to the second, split at the end of the month, and
+counted by budgets.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def make_allocation(alice):
     return create
 
 
-def test_the_month_is_split_at_its_edge(make_allocation):
+def test_an_allocation_is_split_at_the_end_of_the_month(make_allocation):
     edge = datetime(2026, 11, 1, tzinfo=UTC)
     make_allocation(1, edge - timedelta(hours=3), edge + timedelta(hours=2))
     [october] = ledger.build_month_report(edge - timedelta(days=1), NOW)
@@ -45,7 +45,9 @@ def test_the_month_is_split_at_its_edge(make_allocation):
     assert (october.seconds, november.seconds) == (3 * 3600, 2 * 3600)
 
 
-def test_an_open_interval_counts_until_now_and_a_closed_one_to_the_second(make_allocation, people):
+def test_an_open_allocation_counts_until_now_and_a_closed_one_to_the_second(
+    make_allocation, people
+):
     voice = Team.objects.get(name="voice")
     make_allocation(1, NOW - timedelta(seconds=90), NOW - timedelta(seconds=50), team=voice)
     make_allocation(2, NOW - timedelta(seconds=10), None, team=voice)
@@ -59,8 +61,8 @@ def test_an_open_interval_counts_until_now_and_a_closed_one_to_the_second(make_a
     )
 
 
-def test_the_report_can_be_recomputed_from_the_intervals_alone(make_allocation, people):
-    """Month by month, against a count of every single second."""
+def test_the_monthly_reports_add_up_to_the_allocations(make_allocation, people):
+    """Each month is compared with a count in steps of at most an hour."""
     begin = datetime(2026, 8, 30, 23, 59, tzinfo=UTC)
     at, expected = begin, {}
     for number in range(40):
@@ -83,13 +85,13 @@ def until_next_hour(moment):
     return 3600 - moment.minute * 60 - moment.second - moment.microsecond / 1e6
 
 
-def test_use_of_last_week_counts_half(make_allocation, alice):
+def test_usage_of_last_week_counts_half(make_allocation, alice):
     make_allocation(1, NOW - timedelta(days=7, seconds=100), NOW - timedelta(days=7))
     make_allocation(2, NOW - timedelta(seconds=100), NOW)
     assert ledger.compute_decayed_usage(NOW)[alice.pk] == pytest.approx(150)
 
 
-def test_a_monthly_budget_does_not_decay_and_ends_only_where_it_is_hard(make_allocation, people):
+def test_a_monthly_budget_does_not_decay_and_limits_only_if_it_is_hard(make_allocation, people):
     voice = Team.objects.get(name="voice")
     make_allocation(
         1, datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 1, 9, tzinfo=UTC), team=voice

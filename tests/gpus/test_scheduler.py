@@ -1,4 +1,4 @@
-"""Who starts, who waits and who goes: the policy, on a simulated pool with the true scheduler."""
+"""The scheduling policy (starts, waits, evictions) on a simulated pool with the real scheduler."""
 
 import math
 from dataclasses import replace
@@ -6,9 +6,16 @@ from dataclasses import replace
 from benchmarks.pool_simulator import SimulatedPool
 from training.gpus.scheduling import eta
 from training.gpus.scheduling.eta import dry_run, estimate_start_ranges
-from training.gpus.scheduling.explain import explain_queue, format_block_reason, get_hint
+from training.gpus.scheduling.explain import (
+    HINTS,
+    REASON_MESSAGES,
+    explain_queue,
+    format_block_reason,
+    get_hint,
+)
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import (
+    BlockReason,
     DeviceState,
     PendingJob,
     PoolState,
@@ -35,13 +42,13 @@ def make_teams(nlp=2, vision=2, **changes):
 
 
 def explain_run(simulated, run):
+    """The queue position and block reason of a waiting run."""
     scheduler = Scheduler(simulated.current_state())
     block_reasons = scheduler.admit_jobs(simulated.now).block_reasons
-    position, block = explain_queue(scheduler, block_reasons)[run]
-    return position, format_block_reason(block, simulated.current_state())
+    return explain_queue(scheduler, block_reasons)[run]
 
 
-def test_it_works():
+def test_a_waiting_run_starts_when_the_device_is_free():
     simulated = make_pool(1)
     simulated.submit_run(make_pending(1), 100)
     simulated.submit_run(make_pending(2), 100)
@@ -52,7 +59,7 @@ def test_it_works():
     assert simulated.finished == {1: 100, 2: 200}
 
 
-def test_a_team_borrows_what_is_idle_and_gives_it_back_newest_first():
+def test_borrowed_devices_are_returned_by_evicting_the_newest_run():
     simulated = make_pool(4, teams=make_teams())
     for run in range(1, 5):
         simulated.submit_run(make_pending(run), 10_000)
@@ -67,7 +74,7 @@ def test_a_team_borrows_what_is_idle_and_gives_it_back_newest_first():
     assert 4 in simulated.running
 
 
-def test_a_run_over_its_guarantee_evicts_nobody():
+def test_a_run_beyond_its_guarantee_evicts_no_other_run():
     simulated = make_pool(2, teams=make_teams(nlp=1, vision=0))
     simulated.submit_run(make_pending(1, VISION), 10_000)
     simulated.submit_run(make_pending(2, VISION), 10_000)
@@ -79,7 +86,7 @@ def test_a_run_over_its_guarantee_evicts_nobody():
     assert not simulated.evicting
 
 
-def test_a_run_is_left_alone_for_ten_minutes_and_after_three_stops_a_day():
+def test_runs_are_not_evicted_within_ten_minutes_or_more_than_three_times_a_day():
     simulated = make_pool(1, teams=make_teams(nlp=0, vision=1))
     simulated.submit_run(make_pending(1), 100_000)
     simulated.run_until(599)
@@ -96,7 +103,7 @@ def test_a_run_is_left_alone_for_ten_minutes_and_after_three_stops_a_day():
     assert 13 in simulated.waiting
 
 
-def test_background_goes_first_and_counts_against_no_guarantee():
+def test_background_runs_are_evicted_first_and_do_not_count_against_the_guarantee():
     simulated = make_pool(2, teams=make_teams(nlp=1, vision=1))
     simulated.submit_run(make_pending(1, NLP, priority="background"), 10_000)
     simulated.submit_run(make_pending(2, NLP), 10_000)
@@ -105,7 +112,7 @@ def test_background_goes_first_and_counts_against_no_guarantee():
     assert set(simulated.evicting) == {1}
 
 
-def test_urgent_runs_come_first_and_are_left_alone():
+def test_urgent_runs_start_first_and_are_never_evicted():
     simulated = make_pool(1, teams=make_teams(nlp=0, vision=0))
     simulated.submit_run(make_pending(1), 10_000)
     simulated.run_until(1000)
@@ -116,9 +123,9 @@ def test_urgent_runs_come_first_and_are_left_alone():
     assert 3 in simulated.running
 
 
-def test_what_was_freed_for_a_run_goes_to_that_run():
-    """Two victims that leave at different times; the device of the first is not stolen meanwhile
-    (Kueue #13797).
+def test_a_freed_device_goes_to_the_run_that_it_was_freed_for():
+    """Two victims leave at different times, and no other run takes the free part of the device
+    meanwhile (Kueue #13797).
     """
     simulated = make_pool(1, teams=make_teams(nlp=0, vision=1), runs_per_device=2)
     simulated.submit_run(make_pending(1, memory=10 * GB), 10_000)
@@ -133,7 +140,7 @@ def test_what_was_freed_for_a_run_goes_to_that_run():
     assert 3 in simulated.running
 
 
-def test_a_large_head_is_not_starved_by_small_runs():
+def test_small_runs_do_not_starve_a_large_run():
     simulated = make_pool(1, runs_per_device=4)
     simulated.submit_run(make_pending(1, memory=5 * GB, seconds=1000), 1000)
     simulated.submit_run(make_pending(2, VISION, memory=None), 100)
@@ -143,11 +150,11 @@ def test_a_large_head_is_not_starved_by_small_runs():
     started = next(line.started for line in simulated.ledger if line.run == 2)
     assert started == 1000
     early = [line for line in simulated.ledger if line.started < 1000 and line.run > 2]
-    # They filled the gap, and delayed nothing
+    # Small runs filled the gap and did not delay the large one
     assert early and all(line.ended <= 1000 for line in early)
 
 
-def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
+def test_two_runs_share_a_device_only_if_both_fit_and_the_pool_allows_it():
     simulated = make_pool(1, runs_per_device=2)
     simulated.submit_run(make_pending(1, memory=12 * GB), 100)
     simulated.submit_run(make_pending(2, memory=13 * GB), 100)
@@ -159,14 +166,14 @@ def test_two_runs_share_a_device_only_where_both_fit_and_the_pool_allows_it():
     assert set(unshared.running) == {1}
 
 
-def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once():
+def test_the_user_with_less_usage_comes_first_and_a_start_counts_at_once():
     people = {5: UserUsage(decayed_seconds=10_000.0), 6: UserUsage(decayed_seconds=0.0)}
     devices = [DeviceState(n, 24 * GB) for n in range(3)]
     waiting = [make_pending(run, user=5) for run in (1, 2)] + [
         make_pending(run, user=6, seconds=9000.0) for run in (3, 4, 5)
     ]
     decision = Scheduler(PoolState("p", devices, waiting=waiting, people=people)).admit_jobs(0.0)
-    # After two entries of 9,000 s ben has used more than anna
+    # After two starts of 9,000 s user 6 has used more than user 5
     assert [job.run for job in decision.starts] == [
         3,
         4,
@@ -174,7 +181,7 @@ def test_the_person_who_used_less_comes_first_and_the_entry_is_charged_at_once()
     ]
 
 
-def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
+def test_moving_a_run_up_does_not_pass_the_runs_of_others():
     simulated = make_pool(1)
     simulated.submit_run(make_pending(1), 100)
     simulated.submit_run(make_pending(2, VISION, user=7), 100)
@@ -184,7 +191,7 @@ def test_own_runs_can_be_moved_up_but_not_before_those_of_others():
     assert [line.run for line in simulated.ledger] == [1, 2, 4]
 
 
-def test_limits_hold_and_are_told_with_their_numbers():
+def test_limits_apply_and_the_block_reason_has_their_figures():
     simulated = make_pool(
         4, teams={NLP: TeamQuota("nlp", 1, limit=2)}, people={3: UserUsage(max_running=1)}
     )
@@ -193,41 +200,45 @@ def test_limits_hold_and_are_told_with_their_numbers():
     simulated.submit_run(make_pending(4, VISION, user=3), 100)
     simulated.submit_run(make_pending(5, VISION, user=3), 100)
     assert set(simulated.running) == {1, 2, 4}
-    assert explain_run(simulated, 3)[1] == "team nlp holds 2 of at most 2 devices in simulated."
-    assert explain_run(simulated, 5)[1] == "its owner holds 1 of at most 1 devices."
+    block = explain_run(simulated, 3)[1]
+    assert (block.code, block.details) == (
+        "team_limit",
+        {"team": "nlp", "running": 2, "limit": 2},
+    )
+    block = explain_run(simulated, 5)[1]
+    assert (block.code, block.details) == ("user_limit", {"running": 1, "limit": 1})
 
 
-def test_a_budget_counts_what_running_runs_will_still_take():
+def test_a_budget_includes_the_remaining_time_of_running_runs():
     simulated = make_pool(4, teams={NLP: TeamQuota("nlp", seconds_left=1500.0)})
     for run in (1, 2, 3):
         simulated.submit_run(make_pending(run), 1000)
     assert set(simulated.running) == {1, 2}
-    assert "device-hours" in explain_run(simulated, 3)[1]
+    assert explain_run(simulated, 3)[1].code == "team_hours"
 
 
-def test_the_reason_names_the_numbers_and_the_run_for_which_a_place_is_kept():
+def test_the_block_reason_names_the_run_that_has_the_reservation():
     simulated = make_pool(1, teams=make_teams(nlp=1), runs_per_device=2)
     simulated.submit_run(make_pending(1), 1000)
     simulated.submit_run(make_pending(81, VISION, memory=None), 100)
     simulated.submit_run(make_pending(82, user=9, memory=3 * GB, seconds=5000), 100)
-    position, head_reason = explain_run(simulated, 81)
-    assert (
-        position == 1
-        and "needs a whole device, and the one device of simulated is in use" in head_reason
-    )
-    assert "kept for run 81" in explain_run(simulated, 82)[1]
+    position, block = explain_run(simulated, 81)
+    assert (position, block.code) == (1, "full")
+    assert (block.details["required_bytes"], block.details["devices"]) == (0, 1)
+    assert block.details["idle_devices"] == 0
+    block = explain_run(simulated, 82)[1]
+    assert (block.code, block.details["head_run"]) == ("reserved", 81)
 
 
-def test_what_can_never_fit_is_told():
+def test_a_run_that_can_never_fit_gets_the_sizes_as_reason():
     simulated = make_pool(1)
     simulated.submit_run(make_pending(1, memory=30 * GB), 100)
-    assert (
-        explain_run(simulated, 1)[1]
-        == "needs 30.0 GB, and the largest device of simulated has 24.0 GB."
-    )
+    block = explain_run(simulated, 1)[1]
+    assert block.code == "never_fits"
+    assert block.details == {"required_bytes": 30 * GB, "largest_device_bytes": 24 * GB}
 
 
-def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold():
+def test_nothing_starts_on_an_unavailable_device_or_in_a_pool_on_hold():
     offline = PoolState(
         "p", [DeviceState(0, 24 * GB, is_schedulable=False)], waiting=[make_pending(1)]
     )
@@ -236,7 +247,7 @@ def test_nothing_starts_on_a_device_that_is_gone_or_dirty_or_in_a_pool_on_hold()
         assert not Scheduler(pool_state).admit_jobs(0.0).starts
 
 
-def test_the_start_is_told_as_a_range():
+def test_the_estimated_start_is_a_range():
     devices = [DeviceState(0, 24 * GB)]
     pool_state = PoolState(
         "p",
@@ -251,7 +262,7 @@ def test_the_start_is_told_as_a_range():
     assert estimate_start_ranges(unknown, 0.0) == {}
 
 
-def test_a_dry_run_tells_who_would_wait_longer():
+def test_a_dry_run_lists_the_runs_that_would_wait_longer():
     devices = [DeviceState(n, 24 * GB) for n in range(2)]
     before = PoolState("p", devices, waiting=[make_pending(1), make_pending(2)])
     after = PoolState(
@@ -271,9 +282,9 @@ def test_a_dry_run_tells_who_would_wait_longer():
     }
 
 
-def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
-    """48 devices asked for, 376 evicted (KAI #1565): what is kept for a team's runs counts as
-    held.
+def test_one_guaranteed_device_causes_one_eviction_for_any_number_of_waiting_runs():
+    """48 devices were requested and 376 runs evicted (KAI #1565). Reserved devices must count as
+    used.
     """
     simulated = make_pool(6, teams={NLP: TeamQuota("nlp", 1, limit=1), VISION: TeamQuota("vision")})
     for run in range(1, 7):
@@ -287,7 +298,7 @@ def test_one_guarantee_makes_room_once_however_many_of_the_team_wait():
     assert sum(device.reserved_for is not None for device in simulated.devices.values()) == 0
 
 
-def test_nobody_starts_on_a_kept_device_that_is_not_good():
+def test_no_run_starts_on_its_reserved_device_while_that_is_unavailable():
     pool_state = PoolState(
         "p",
         [DeviceState(0, 24 * GB, is_schedulable=False, reserved_for=1)],
@@ -295,13 +306,10 @@ def test_nobody_starts_on_a_kept_device_that_is_not_good():
     )
     decision = Scheduler(pool_state).admit_jobs(0.0)
     assert not decision.starts
-    assert (
-        format_block_reason(decision.block_reasons[1], pool_state)
-        == "starts when the device that was freed for it is seen to be empty."
-    )
+    assert decision.block_reasons[1].code == "checking_device"
 
 
-def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():
+def test_the_reservation_of_a_blocked_run_is_released():
     pool_state = PoolState(
         "p",
         [DeviceState(0, 24 * GB, reserved_for=1)],
@@ -313,7 +321,7 @@ def test_a_device_is_kept_no_longer_for_a_run_that_may_not_start():
     assert [job.run for job in decision.starts] == [2]
 
 
-def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
+def test_a_background_run_does_not_pass_the_normal_run_of_another_user():
     devices = [DeviceState(0, 80 * GB), DeviceState(1, 24 * GB)]
     waiting = [
         make_pending(1, NLP, user=1, memory=70 * GB),
@@ -326,7 +334,7 @@ def test_a_persons_background_run_does_not_pass_before_anothers_normal_one():
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [3]
 
 
-def test_no_more_leave_a_shared_device_than_must():
+def test_only_the_necessary_runs_are_evicted_from_a_shared_device():
     simulated = SimulatedPool.create_pool(
         1, 100 * GB, runs_per_device=3, teams=make_teams(nlp=0, vision=1)
     )
@@ -341,25 +349,23 @@ def test_no_more_leave_a_shared_device_than_must():
 def explain_in_state(pool_state, run):
     scheduler = Scheduler(pool_state)
     block = explain_queue(scheduler, scheduler.admit_jobs(pool_state.now).block_reasons)[run][1]
-    return format_block_reason(block, pool_state), get_hint(
-        scheduler, scheduler.pending_jobs[run], block
-    )
+    return block, get_hint(scheduler, scheduler.pending_jobs[run], block)
 
 
-def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
+def test_memory_used_by_other_processes_is_not_available_and_is_the_reason():
     pool_state = PoolState(
         "A100",
         [DeviceState(1, 24 * GB, used_by_others=6 * GB)],
         waiting=[PendingJob(1, NLP, 1, 0.0, memory=20 * GB)],
     )
     assert not Scheduler(pool_state).admit_jobs(0.0).starts
-    reason, hint = explain_in_state(pool_state, 1)
-    assert (
-        reason
-        == "needs 20.0 GB, and the one device of A100 has too little room: programs that are no "
-        "runs hold 6.0 GB."
+    block, hint = explain_in_state(pool_state, 1)
+    assert (block.code, block.details["used_by_others"]) == ("full", 6 * GB)
+    assert "other processes" in hint
+    assert format_block_reason(block, pool_state) == (
+        "needs 20.0 GB, but the only device of A100 has too little free memory (6.0 GB used by "
+        "other processes)."
     )
-    assert hint.startswith("What those programs hold, once it is free again")
     assert (
         Scheduler(replace(pool_state, devices=[DeviceState(1, 24 * GB, used_by_others=4 * GB)]))
         .admit_jobs(0.0)
@@ -367,7 +373,7 @@ def test_memory_that_other_programs_hold_is_not_given_out_and_is_named():
     )
 
 
-def test_a_run_that_waits_for_other_programs_memory_keeps_nobody_else_from_starting():
+def test_a_run_that_waits_for_memory_of_other_processes_does_not_block_others():
     waiting = [
         PendingJob(1, NLP, 1, 0.0, memory=20 * GB),
         PendingJob(2, NLP, 2, 1.0, memory=8 * GB),
@@ -378,7 +384,7 @@ def test_a_run_that_waits_for_other_programs_memory_keeps_nobody_else_from_start
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [2]
 
 
-def test_a_run_without_a_forecast_gets_a_device_of_its_own_whatever_else_is_there():
+def test_a_run_without_a_forecast_gets_a_whole_device_despite_other_processes():
     pool_state = PoolState(
         "A100",
         [DeviceState(1, 24 * GB, used_by_others=10 * GB)],
@@ -387,7 +393,7 @@ def test_a_run_without_a_forecast_gets_a_device_of_its_own_whatever_else_is_ther
     assert [job.run for job in Scheduler(pool_state).admit_jobs(0.0).starts] == [1]
 
 
-def test_what_is_kept_for_the_head_is_the_reason_only_where_the_run_would_fit():
+def test_a_reservation_is_the_reason_only_if_the_run_would_fit():
     running_jobs = [
         RunningJob(8, 1, VISION, 3, 0.0, memory=4 * GB, expected_end=100.0),
         RunningJob(9, 2, VISION, 3, 0.0, memory=18 * GB, expected_end=500.0),
@@ -408,17 +414,28 @@ def test_what_is_kept_for_the_head_is_the_reason_only_where_the_run_would_fit():
         waiting,
         runs_per_device=2,
     )
-    assert explain_in_state(pool_state, 1)[0].startswith(
-        "needs 24.0 GB on one of the 2 devices of A100; all of them are in use; 1 more is not"
-    )
-    assert "is kept for run 1, which comes first" in explain_in_state(pool_state, 2)[0]
-    assert explain_in_state(pool_state, 3)[0].startswith(
-        "needs 22.0 GB on one of the 2 devices of A100; all of them are in use"
-    )
-    assert "an admin who makes it urgent" in explain_in_state(pool_state, 2)[1]
+    for run, required in ((1, 24 * GB), (3, 22 * GB)):
+        block = explain_in_state(pool_state, run)[0]
+        assert (block.code, block.details["required_bytes"]) == ("full", required)
+        assert (block.details["devices"], block.details["idle_devices"]) == (2, 0)
+        assert block.details["unavailable_devices"] == 1
+    block, hint = explain_in_state(pool_state, 2)
+    assert (block.code, block.details["head_run"]) == ("reserved", 1)
+    assert "urgent" in hint
 
 
-def test_a_dry_run_counts_runs_that_make_room():
+def test_every_block_reason_has_a_message():
+    details = {"team": "nlp", "runs": "1", "team_running": 1, "running": 1, "limit": 2}
+    details |= {"guaranteed": 1, "head_run": 1, "ahead": 3, "devices": 2, "idle_devices": 1}
+    details |= {"required_bytes": GB, "max_bytes": GB, "largest_device_bytes": GB}
+    details |= {"used_by_others": GB, "unavailable_devices": 2}
+    for code in REASON_MESSAGES:
+        message = format_block_reason(BlockReason(code, details), PoolState("A100", []))
+        assert message.endswith("."), code
+    assert set(HINTS) <= set(REASON_MESSAGES)
+
+
+def test_a_dry_run_simulates_evictions():
     running_jobs = [RunningJob(9, 1, VISION, 3, -10_000.0, expected_end=50_000.0)]
     before = PoolState(
         "A100",

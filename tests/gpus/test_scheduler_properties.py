@@ -1,5 +1,5 @@
-"""Whatever comes, ends, crashes and is edited on a simulated pool: no device twice, no limit
-exceeded, nobody starved or chased.
+"""Properties of the scheduler under random submissions, ends, crashes and edits on a simulated
+pool: no double booking, no exceeded limit, no starvation and no eviction loops.
 """
 
 import math
@@ -29,7 +29,7 @@ submits = st.tuples(
     st.sampled_from((None, 4 * GB, 10 * GB, 20 * GB)),
     st.sampled_from(("normal", "normal", "background", "urgent")),
     st.integers(1, 4000),
-    st.sampled_from((0.5, 1.0, 2.0, math.inf)),  # expected against true duration
+    st.sampled_from((0.5, 1.0, 2.0, math.inf)),  # expected duration / real duration
 )
 waits = st.tuples(st.just("wait"), st.integers(1, 3000))
 crashes = st.tuples(st.just("crash"), st.integers(0, 9))
@@ -41,12 +41,12 @@ edits = st.tuples(
     st.one_of(st.none(), st.integers(0, 4)),
     st.booleans(),
 )
-stories = st.lists(st.one_of(submits, submits, waits, crashes, cancels, edits), max_size=60)
+event_lists = st.lists(st.one_of(submits, submits, waits, crashes, cancels, edits), max_size=60)
 TEAM_QUOTAS = {team: TeamQuota(f"team {team}", guaranteed=1) for team in TEAMS}
 
 
 class CheckedPool(SimulatedPool):
-    """Looks at every admission while it happens."""
+    """Checks the invariants after every admission pass."""
 
     def __init__(self, pool_state):
         self.numbers = count(1)
@@ -113,21 +113,20 @@ def run_step(pool, work, step):
         before = set(pool.running)
         pool.state = replace(pool.state, teams={**pool.state.teams, team: quota})
         pool.run_admission()
-        assert before <= set(pool.running)  # an edit kills nothing
+        assert before <= set(pool.running)  # an edit stops no running run
 
 
 @settings(max_examples=120, deadline=None)
-@given(stories, st.integers(1, 4), st.integers(1, 3))
-def test_every_story_ends_well(story, devices, runs_per_device):
+@given(event_lists, st.integers(1, 4), st.integers(1, 3))
+def test_random_events_break_no_invariant_and_every_run_finishes(events, devices, runs_per_device):
     device_states = [DeviceState(number, 24 * GB) for number in range(devices)]
     pool = CheckedPool(
         PoolState("p", device_states, teams=dict(TEAM_QUOTAS), runs_per_device=runs_per_device)
     )
     work = {}
-    for step in story:
+    for step in events:
         run_step(pool, work, step)
-    # Nothing new comes and every limit is lifted: everybody gets their turn, and the ledger adds up
-    # to the second.
+    # Without new runs and limits every run finishes, and the ledger adds up to the second
     pool.state = replace(pool.state, teams={})
     pool.run_admission()
     pool.run_until(pool.now + 10 * DAY_SECONDS)
@@ -150,9 +149,9 @@ def test_every_story_ends_well(story, devices, runs_per_device):
     st.lists(st.tuples(st.sampled_from((4, 10)), st.integers(10, 500)), max_size=40),
     st.integers(10, 1000),
 )
-def test_the_head_starts_as_soon_as_its_device_could_be_free(small, first):
-    """Small runs that share keep coming; the large one that came first starts when what ran before
-    it has ended.
+def test_the_first_run_starts_as_soon_as_its_device_can_be_free(small, first):
+    """Small runs that share the device keep arriving. The large run starts when those that started
+    before its submission have ended.
     """
     pool = SimulatedPool.create_pool(1, 24 * GB, runs_per_device=3)
     pool.submit_run(PendingJob(1, 1, 1, 0.0, 4 * GB, "normal", float(first)), first)

@@ -1,4 +1,4 @@
-"""Fifty people press Start at the same moment at the limit: exactly as many get a device as may."""
+"""Fifty concurrent launches at a team's limit: exactly as many runs get a device as it allows."""
 
 import shutil
 import threading
@@ -18,7 +18,7 @@ THREADS, DEVICES, LIMIT = 50, 4, 3
 
 
 @pytest.mark.django_db(transaction=True)
-def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
+def test_concurrent_launches_admit_exactly_as_many_runs_as_the_limit_allows(
     alice, base_model, data, no_queue
 ):
     update_devices(
@@ -36,7 +36,7 @@ def test_fifty_threads_at_the_limit_admit_exactly_as_many_as_it_allows(
             start_barrier.wait()
             launch_run(user, base_model=base_model, data=data, settings=tiny.SETTINGS)
             admitted.extend(admission.admit_runs())
-        except Exception as error:  # noqa: BLE001 told below, by the test's own thread
+        except Exception as error:  # noqa: BLE001 asserted below in the main thread
             errors.append(error)
         finally:
             connections.close_all()

@@ -47,7 +47,7 @@ CHANGING = {
     "run-edit",
     "run-archive",
     "run-delete",
-    "run-class",
+    "run-priority",
     "run-way",
     "run-up",
     "run-pool",
@@ -118,7 +118,7 @@ SHARED = {
 }
 # Admins, and leads as far as it concerns their teams.
 LEADING = {"quotas", "quota", "quota-report", "audit", "audit-file"}
-ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-offer"}
+ADMINS = {"admin-login", "quota-pool", "quota-person", "gpu-return"}
 
 
 def list_pages():
@@ -226,7 +226,7 @@ def test_quotas_and_the_audit_log_are_for_admins_and_leads(client, people, thing
         ("admin", True),
     ):
         client.force_login(people[who])
-        code = (client.post if name == "gpu-offer" else client.get)(
+        code = (client.post if name == "gpu-return" else client.get)(
             page_url(name, things)
         ).status_code
         is_allowed = who == "admin" or (is_lead and name in LEADING)

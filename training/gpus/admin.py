@@ -1,6 +1,4 @@
-"""Devices, quotas, ledger and audit log in the admin site: to look at. The pages change them,
-through their acts.
-"""
+"""Read-only admin pages of devices, quotas, the ledger and the audit log."""
 
 from django.contrib import admin
 

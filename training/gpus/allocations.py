@@ -1,5 +1,5 @@
-"""Give devices out and take them back: the only two writes to the ledger. Both are called inside
-one writer's transaction.
+"""Assign devices to runs and release them. Only this module writes to the ledger, always inside the
+caller's transaction.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.people.models import Team, User
 
 @dataclass(frozen=True)
 class AllocationRequest:
-    """The run that gets a device, as the ledger keeps it."""
+    """The data of a run that the ledger stores when the run gets a device."""
 
     run_id: int
     name: str
@@ -29,7 +29,11 @@ class AllocationRequest:
 
 
 def reserve_device(device: Device, allocation_request: AllocationRequest) -> Allocation:
-    """Book a place on a device. The database refuses a place that is taken (IntegrityError)."""
+    """Assign a slot of a device to a run.
+
+    Raises:
+        IntegrityError: the slot is occupied, or the run has a device already.
+    """
     used_slots = set(
         Allocation.objects.filter(device=device, released_at=None).values_list("slot", flat=True)
     )
@@ -64,15 +68,16 @@ def reserve_device(device: Device, allocation_request: AllocationRequest) -> All
 
 
 def release_device(run_id: int) -> None:
-    """The run's process is surely gone: close its interval. Its device is looked at before it is
-    given out again.
+    """Close the run's allocation once its process has ended.
+
+    A GPU without another run is then checked before it is used again.
     """
     open_allocations = Allocation.objects.filter(run_id=run_id, released_at=None)
     for device_id, kind in list(open_allocations.values_list("device", "device__pool__kind")):
         open_allocations.filter(device=device_id).update(released_at=Now())
         if Allocation.objects.filter(device=device_id, released_at=None).exists():
             continue
-        # Nobody checks a CPU: until its next report, what the run held is taken for free
+        # A CPU is not checked. Until its next report, count the run's memory as free.
         if is_cpu(kind):
             Device.objects.filter(pk=device_id).update(
                 used_bytes=F("baseline_bytes") + F("inference_bytes")
@@ -83,7 +88,7 @@ def release_device(run_id: int) -> None:
 
 
 def evict_run(run_id: int, *, reserve_for: int | None, reason: str) -> None:
-    """Tell a run to save and leave its device; who watches it sees that within 250 ms."""
+    """Ask a run to save a checkpoint and free its device. Its supervisor reacts within 250 ms."""
     allocation = (
         Allocation.objects.filter(run_id=run_id, released_at=None, evicted_at=None)
         .select_related("device", "team")
@@ -105,8 +110,10 @@ def evict_run(run_id: int, *, reserve_for: int | None, reason: str) -> None:
 
 
 def clear_reservations(waiting_pools: dict[int, int | None]) -> None:
-    """Devices that are kept for runs that wait no more, or not there, or that cannot be given out.
-    `pools`: of those who wait.
+    """Cancel reservations for runs that no longer wait in the device's pool, and reservations of
+    unavailable devices.
+
+    `waiting_pools` has the pool of every waiting run.
     """
     for device in Device.objects.exclude(reserved_for=None).select_related("host"):
         is_unavailable = device.condition in (Condition.DIRTY, Condition.MISSING) or is_offline(
@@ -117,7 +124,7 @@ def clear_reservations(waiting_pools: dict[int, int | None]) -> None:
 
 
 def get_allocation(run_id: int) -> Allocation | None:
-    """The device that a run holds now."""
+    """The run's open allocation, or None."""
     return (
         Allocation.objects.filter(run_id=run_id, released_at=None)
         .select_related("device__host", "device__pool")
@@ -126,7 +133,7 @@ def get_allocation(run_id: int) -> Allocation | None:
 
 
 def get_pending_eviction(run_id: int) -> Allocation | None:
-    """The device that the run has been told to leave."""
+    """The run's open allocation if the run is being evicted, else None."""
     return Allocation.objects.filter(
         run_id=run_id, released_at=None, evicted_at__isnull=False
     ).first()

@@ -1,5 +1,5 @@
-"""Devices, pools, quotas, usage and audit in the API, with the permissions of the pages. The queue
-is with the runs.
+"""API endpoints of devices, pools, quotas, usage and the audit log. Permissions are those of the
+pages. The endpoints of the queue are in training/runs/queue.
 """
 
 from typing import Annotated, Any
@@ -39,13 +39,13 @@ def list_devices(request: AuthenticatedRequest) -> Any:
     return Device.objects.select_related("host")
 
 
-@router.post("/devices/{int:device_id}/offer", response=DeviceOut)
+@router.post("/devices/{int:device_id}/return", response=DeviceOut)
 def return_to_service(request: AuthenticatedRequest, device_id: int, body: ReasonIn) -> Device:
-    """Give a dirty device out again although memory is held there; admins only."""
+    """Use a dirty device again although part of its memory is in use. Admins only."""
     quotas.check_admin(request.user)
     device = Device.objects.select_related("host").filter(pk=device_id).first()
     if device is None:
-        raise NotFound(f"There is no device {device_id}.")
+        raise NotFound(f"Device {device_id} does not exist.")
     quotas.return_to_service(request.user, device, body.reason)
     device.refresh_from_db()
     return device
@@ -59,7 +59,7 @@ def list_pools(request: AuthenticatedRequest) -> Any:
 
 @router.patch("/pools/{int:pool_id}", response=PoolOut)
 def change_pool(request: AuthenticatedRequest, pool_id: int, body: PoolChangeIn) -> Pool:
-    """Admins only. An edit stops nothing that runs."""
+    """Edit a pool. Running runs are not stopped. Admins only."""
     changes = {
         name: value for name, value in body.dict(exclude={"reason"}).items() if value is not None
     }
@@ -68,7 +68,7 @@ def change_pool(request: AuthenticatedRequest, pool_id: int, body: PoolChangeIn)
 
 @router.get("/pools/{int:pool_id}/quotas", response=list[QuotaOut])
 def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, Any]]:
-    """Every team's part for admins, their own teams' for leads."""
+    """The quotas of all teams for admins, and of their own teams for leads."""
     quotas.check_lead_or_admin(request.user)
     return [
         to_quota_row(team_usage)
@@ -78,7 +78,7 @@ def list_quotas(request: AuthenticatedRequest, pool_id: int) -> list[dict[str, A
 
 @router.put("/pools/{int:pool_id}/quotas", response=QuotaOut)
 def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dict[str, Any]:
-    """Admins only. An edit stops nothing that runs."""
+    """Edit a team's quota. Running runs are not stopped. Admins only."""
     quotas.check_admin(request.user)
     pool = quotas.get_pool(pool_id)
     team = get_team(request.user, body.team) if body.team is not None else None
@@ -98,8 +98,9 @@ def set_quota(request: AuthenticatedRequest, pool_id: int, body: QuotaIn) -> dic
 
 @router.post("/pools/{int:pool_id}/hold", response=PoolOut)
 def set_hold(request: AuthenticatedRequest, pool_id: int, body: HoldIn) -> Pool:
-    """Let nothing new start, of a team or in the whole pool; `drain`: what runs saves and waits.
-    Leads: their own team only.
+    """Stop new runs of a team, or of the whole pool, from starting, or lift that hold.
+
+    With `drain`, running runs also save a checkpoint and wait. Leads can hold their own team only.
     """
     quotas.check_lead_or_admin(request.user)
     pool = quotas.get_pool(pool_id)
@@ -113,7 +114,7 @@ def set_hold(request: AuthenticatedRequest, pool_id: int, body: HoldIn) -> Pool:
 
 @router.get("/people/{username}/quota", response=PersonalQuotaOut)
 def read_personal_quota(request: AuthenticatedRequest, username: str) -> PersonalQuota:
-    """A person's own limits; nothing is limited by default. Admins only."""
+    """A user's limits. By default there are none. Admins only."""
     quotas.check_admin(request.user)
     return PersonalQuota.objects.filter(user=get_user_by_name(username)).first() or PersonalQuota()
 
@@ -122,7 +123,7 @@ def read_personal_quota(request: AuthenticatedRequest, username: str) -> Persona
 def set_personal_quota(
     request: AuthenticatedRequest, username: str, body: PersonalQuotaIn
 ) -> PersonalQuota:
-    """Admins only."""
+    """Edit a user's limits. Admins only."""
     quotas.check_admin(request.user)
     return quotas.edit_personal_quota(
         request.user,
@@ -136,8 +137,9 @@ def set_personal_quota(
 def read_usage(
     request: AuthenticatedRequest, month: Annotated[str, Query(max_length=7)] = ""
 ) -> Any:
-    """Device-seconds of a month (2026-11), recomputed from the ledger; leads see their teams'
-    part.
+    """Device-seconds of a month such as 2026-11, by team, user and pool.
+
+    Leads see their own teams.
     """
     quotas.check_lead_or_admin(request.user)
     return usage.list_report_rows(request.user, usage.parse_month(month))
@@ -150,15 +152,13 @@ def list_audit(
     action: Annotated[str, Query(max_length=30)] = "",
     q: Annotated[str, Query(max_length=100)] = "",
 ) -> Any:
-    """Who did what, newest first; leads see what concerns their teams."""
+    """The audit log, newest first. Leads see the entries of their own teams."""
     return filter_audit_entries(request.user, action, q)
 
 
 @router.get("/audit/intact", response=dict[str, int | None])
 def verify_audit(request: AuthenticatedRequest) -> dict[str, int | None]:
-    """The id of the first entry that is not what was written, null if the whole chain holds; admins
-    only.
-    """
+    """The id of the first altered entry, or null if the log is intact. Admins only."""
     quotas.check_admin(request.user)
     tampered_entry = audit.find_tampered_entry()
-    return {"broken_at": tampered_entry.pk if tampered_entry else None}
+    return {"first_altered_id": tampered_entry.pk if tampered_entry else None}

@@ -1,5 +1,5 @@
-"""The audit log: append-only, each entry chained to the one before by SHA-256, so that a change
-behind its back is seen.
+"""The audit log: append-only, and each entry has the SHA-256 digest of the previous one, so that
+tampering can be detected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def record_entry(
     change: tuple[dict[str, Any], dict[str, Any]] = ({}, {}),
     reason: str = "",
 ) -> AuditEntry:
-    """Add an entry. `change`: what it was before, and what it is after."""
+    """Add an entry. `change` has the values before and after."""
     before, after = change
     with transaction.atomic():
         acquire_advisory_lock("audit")
@@ -67,7 +67,7 @@ def compute_digest(entry: AuditEntry) -> str:
 
 
 def find_tampered_entry() -> AuditEntry | None:
-    """The first entry that is not what was written, or does not follow on the one before."""
+    """The first entry that was altered or whose predecessor is missing, or None."""
     previous = ""
     for entry in AuditEntry.objects.order_by("pk").iterator():
         if entry.previous != previous or entry.digest != compute_digest(entry):
@@ -77,8 +77,9 @@ def find_tampered_entry() -> AuditEntry | None:
 
 
 def acquire_advisory_lock(lock_name: str) -> None:
-    """Until the transaction ends, nobody else passes here. SQLite's IMMEDIATE sees to it;
-    PostgreSQL needs a lock.
+    """Serialize transactions that use the same name, until this one ends.
+
+    PostgreSQL needs the lock. On SQLite, IMMEDIATE transactions are serial anyway.
     """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:

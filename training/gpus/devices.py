@@ -1,5 +1,5 @@
-"""Every worker host tells what devices it has and how they are: NVIDIA cards by NVML, or else its
-CPU as one device.
+"""Read the devices of a worker host and store their state: NVIDIA GPUs through NVML, or the CPU as
+one device if there is no GPU.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from training.process_identity import get_host_name
 HOST_TIMEOUT = timedelta(seconds=30)  # six reports
 REPORT_MAX_AGE = timedelta(seconds=15)
 MIN_BUSY_UTILIZATION = 0.05
-MAX_LEFTOVER_BYTES = (
-    500_000_000  # what a device may hold more than before the run, once that is gone
-)
-CLEANUP_GRACE = timedelta(seconds=30)  # for the driver to take memory back
-INFERENCE_MODULE = "adapters.inference"  # how `manage.py up` starts it
+MAX_LEFTOVER_BYTES = 500_000_000  # memory use after a run may exceed that before it by this much
+CLEANUP_GRACE = timedelta(seconds=30)  # time for the driver to free memory after a run
+INFERENCE_MODULE = "adapters.inference"  # how `manage.py up` starts the inference server
 log = logging.getLogger("snapml.devices")
 CPU, CPU_FP32 = "CPU", "CPU without bf16"
 
 
 @dataclass(frozen=True)
 class DeviceReading:
-    """What one device says of itself. Bytes, degrees Celsius, watts; utilization 0 to 1."""
+    """The state of one device. Bytes, degrees Celsius, watts; utilization is 0 to 1."""
 
     index: int
     uuid: str
@@ -46,24 +44,25 @@ class DeviceReading:
     temperature: float | None = None
     power_watts: float | None = None
     processes: list[dict[str, int]] = field(default_factory=list)
-    inference_bytes: int = 0  # of the used bytes, those of SnapML's own inference program
+    inference_bytes: int = 0  # the part of used_bytes that SnapML's inference server uses
 
 
 def is_cpu(kind: str) -> bool:
-    """Of a pool: is it no card?"""
+    """Whether devices of this kind are CPUs."""
     return kind in (CPU, CPU_FP32)
 
 
 def read_devices() -> list[DeviceReading]:
-    """The NVIDIA cards of this host; none or no driver: its CPU. A card that cannot be read is left
-    out, and no CPU stands in.
+    """The NVIDIA GPUs of this host, or its CPU if it has no GPU or no driver.
+
+    A GPU that cannot be read is left out; the CPU does not replace it.
     """
     import pynvml
 
     try:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError:  # no driver, no permission: all mean that the CPU trains
+    except pynvml.NVMLError:  # no driver or no permission: runs use the CPU
         count = 0
     if not count:
         return [read_cpu()]
@@ -71,10 +70,8 @@ def read_devices() -> list[DeviceReading]:
     for index in range(count):
         try:
             readings.append(read_gpu(pynvml, index))
-        except (
-            pynvml.NVMLError
-        ) as error:  # one that has fallen off the bus; the others are as good as before
-            log.warning("Card %s cannot be read: %s", index, error)
+        except pynvml.NVMLError as error:  # this GPU has failed; the others still work
+            log.warning("GPU %s cannot be read: %s", index, error)
     return readings
 
 
@@ -82,7 +79,7 @@ def read_cpu() -> DeviceReading:
     memory = psutil.virtual_memory()
     utilization = psutil.cpu_percent(None) / 100
     name = f"CPU, {psutil.cpu_count()} cores"
-    # A kind of its own: `auto` computes in fp32 there, with twice the memory
+    # A separate kind, because `precision = auto` uses fp32 there, with twice the memory
     kind = CPU if has_bf16() else CPU_FP32
     return DeviceReading(
         0,
@@ -97,14 +94,13 @@ def read_cpu() -> DeviceReading:
 
 @cache
 def has_bf16() -> bool:
-    """Has this CPU the instruction that torch asks for before it computes in bf16? Only Linux
-    tells.
-    """
+    """Whether the CPU has the instruction that torch requires for bf16. Detected on Linux only."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
 
 
 def read_gpu(nvml: Any, index: int) -> DeviceReading:
+    """Raises NVMLError: the GPU cannot be read."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     name = str(nvml.nvmlDeviceGetName(handle))
@@ -112,7 +108,7 @@ def read_gpu(nvml: Any, index: int) -> DeviceReading:
     def query(getter: Any, *args: Any) -> float | None:
         try:
             return float(getter(handle, *args))
-        except nvml.NVMLError:  # not every card tells everything
+        except nvml.NVMLError:  # not every GPU supports every query
             return None
 
     try:
@@ -137,9 +133,7 @@ def read_gpu(nvml: Any, index: int) -> DeviceReading:
 
 
 def is_inference_process(pid: int) -> bool:
-    """Is this SnapML's inference program? It holds models as long as people ask, and leaves no
-    run's memory behind.
-    """
+    """Whether the process is SnapML's inference server. Its memory does not make a device dirty."""
     try:
         return INFERENCE_MODULE in psutil.Process(pid).cmdline()
     except psutil.Error:
@@ -147,12 +141,12 @@ def is_inference_process(pid: int) -> bool:
 
 
 def update_devices(readings: list[DeviceReading] | None = None, host: str | None = None) -> None:
-    """Write down what this host's devices say now. A device that it had and has no more is
-    missing.
-    """
+    """Store the state of a host's devices. A known device without a reading becomes missing."""
     readings = read_devices() if readings is None else readings
     with transaction.atomic():
-        audit.acquire_advisory_lock("audit")  # before the devices, as an admission has it
+        audit.acquire_advisory_lock(
+            "audit"
+        )  # before the devices, in the lock order of an admission
         host_row, _ = Host.objects.update_or_create(
             name=host or get_host_name(), defaults={"reported_at": Now()}
         )
@@ -162,7 +156,7 @@ def update_devices(readings: list[DeviceReading] | None = None, host: str | None
         }
         for reading in readings:
             device = known_devices.pop(reading.uuid, None) or adopt_device(host_row, reading)
-            # A virtual machine was moved to another CPU
+            # The kind changes when a virtual machine moves to another CPU
             is_other_kind = device.pool.kind != reading.kind[:80]
             if is_other_kind and not device.allocations.filter(released_at=None).exists():
                 device.pool = get_or_create_pool(reading.kind)
@@ -174,21 +168,20 @@ def update_devices(readings: list[DeviceReading] | None = None, host: str | None
 
 
 def adopt_device(host: Host, reading: DeviceReading) -> Device:
-    """A new device, or one that another host had: a card was moved, or the host has another name
-    now.
-    """
+    """A new device, or a known one of another host: the GPU was moved or the host was renamed."""
     device = (
         Device.objects.select_for_update().select_related("pool").filter(uuid=reading.uuid).first()
     )
     if device is None:
         return Device(host=host, uuid=reading.uuid, pool=get_or_create_pool(reading.kind))
     if not device.allocations.filter(released_at=None).exists():
-        device.host = host  # else its run is given up first, since the old host is gone
+        # Otherwise its run is requeued first, because the old host is offline
+        device.host = host
     return device
 
 
 def update_devices_if_stale() -> None:
-    """Whoever is about to train here says first what is here, if nobody has lately."""
+    """Update this host's devices unless a recent report exists."""
     if not Host.objects.filter(
         name=get_host_name(), reported_at__gt=Now() - REPORT_MAX_AGE
     ).exists():
@@ -196,13 +189,14 @@ def update_devices_if_stale() -> None:
 
 
 def get_or_create_pool(kind: str) -> Pool:
-    """The pool of this kind of device; the first one of a kind makes it."""
+    """The pool of this kind of device. The first device of a kind creates it."""
     is_name_used = Pool.objects.filter(name=kind[:80]).exclude(kind=kind[:80]).exists()
     name = f"{kind[:70]} (new)" if is_name_used else kind[:80]
     return Pool.objects.get_or_create(kind=kind[:80], defaults={"name": name})[0]
 
 
 def apply_reading(device: Device, reading: DeviceReading) -> None:
+    """Store a reading, and the condition that follows from it."""
     now = timezone.now()
     device.index, device.name, device.total_bytes = (
         reading.index,
@@ -238,15 +232,17 @@ def apply_reading(device: Device, reading: DeviceReading) -> None:
 
 
 def compute_condition(device: Device, reading: DeviceReading, now: Any) -> str:
-    """A device that a run has left is good again when its memory is; after half a minute it is
-    dirty instead.
+    """The device's condition after a reading.
+
+    A device that a run has left is good again once its memory is free. If that takes longer than
+    CLEANUP_GRACE, it is dirty.
     """
     is_clean = (
         reading.used_bytes - reading.inference_bytes <= device.baseline_bytes + MAX_LEFTOVER_BYTES
     )
     if device.condition == Condition.GOOD or is_clean:
         return Condition.GOOD
-    # Back, and not empty: what it held before it went is looked at first
+    # A device that returns with memory in use is checked first, unless its run is still on it
     if device.condition == Condition.MISSING:
         is_expected = (
             is_cpu(reading.kind)
@@ -264,9 +260,10 @@ def compute_condition(device: Device, reading: DeviceReading, now: Any) -> str:
 
 
 def is_offline(host: Host) -> bool:
-    """It has not reported for half a minute."""
+    """Whether the host has not reported for HOST_TIMEOUT."""
     return bool(timezone.now() - host.reported_at > HOST_TIMEOUT)
 
 
 def is_schedulable(device: Device) -> bool:
+    """Whether runs may start on the device."""
     return device.condition == Condition.GOOD and not is_offline(device.host)

@@ -1,8 +1,7 @@
-"""Device-seconds, from the intervals alone: of a month, a team, a person or a run. An open interval
+"""Device-seconds by month, team, user or run, computed from the allocations. An open allocation
 counts until now.
 
-A run is charged the whole time, also where it shares a device: what it keeps others from is the
-place, not the memory.
+A run that shares a device is charged its full time, because it occupies a slot.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from django.utils import timezone
 
 from training.gpus.models import Allocation
 
-HALF_LIFE_SECONDS = 7 * 86_400.0  # what somebody used a week ago counts half
+HALF_LIFE_SECONDS = 7 * 86_400.0  # usage of a week ago counts half
 DECAY_CUTOFF = timedelta(days=56)  # eight half-lives: less than half a percent
 
 
@@ -34,7 +33,7 @@ class UsageRow:
 
 
 def get_month_bounds(moment: datetime) -> tuple[datetime, datetime]:
-    """The calendar month (UTC) around a moment: its beginning and that of the next."""
+    """The beginning of the calendar month (UTC) of a moment, and of the next month."""
     first = moment.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 
@@ -42,12 +41,13 @@ def get_month_bounds(moment: datetime) -> tuple[datetime, datetime]:
 def count_seconds_within(
     allocation: Allocation, begin: datetime, end: datetime, now: datetime
 ) -> float:
-    """Seconds of an interval inside [begin, end): split at the edges."""
+    """Seconds of an allocation inside [begin, end)."""
     until = min(allocation.released_at or now, end)
     return max(0.0, (until - max(allocation.started_at, begin)).total_seconds())
 
 
 def find_overlapping(begin: datetime, end: datetime, **filters: object) -> Iterable[Allocation]:
+    """Allocations that overlap [begin, end)."""
     open_or_later = Q(released_at=None) | Q(released_at__gt=begin)
     return Allocation.objects.filter(open_or_later, started_at__lt=end, **filters).select_related(
         "team", "user", "device__pool"
@@ -55,7 +55,7 @@ def find_overlapping(begin: datetime, end: datetime, **filters: object) -> Itera
 
 
 def build_month_report(moment: datetime, now: datetime | None = None) -> list[UsageRow]:
-    """Who used how much in the month around `moment`, recomputed from the intervals; most first."""
+    """Usage in the month of `moment` by team, user and pool, the largest first."""
     begin, end = get_month_bounds(moment)
     now = now or timezone.now()
     seconds: dict[tuple[str, str, str], float] = defaultdict(float)
@@ -64,14 +64,14 @@ def build_month_report(moment: datetime, now: datetime | None = None) -> list[Us
         key = (one.team.name if one.team else "", one.user.username, one.device.pool.name)
         seconds[key] += count_seconds_within(one, begin, end, now)
         runs[key].add(one.run_id)
-    lines = [UsageRow(*key, runs=len(runs[key]), seconds=total) for key, total in seconds.items()]
-    return sorted(lines, key=lambda line: (-line.seconds, line.team, line.user))
+    rows = [UsageRow(*key, runs=len(runs[key]), seconds=total) for key, total in seconds.items()]
+    return sorted(rows, key=lambda row: (-row.seconds, row.team, row.user))
 
 
 def used_this_month(
     field: str, now: datetime | None = None, **filters: object
 ) -> dict[int | None, float]:
-    """Seconds of this month by `team_id` or `user_id`, None for no team."""
+    """Seconds of this month by `field`, which is `team_id` (None for no team) or `user_id`."""
     now = now or timezone.now()
     begin, end = get_month_bounds(now)
     seconds: dict[int | None, float] = defaultdict(float)
@@ -86,7 +86,7 @@ def used_by_run(run_id: int, now: datetime | None = None) -> float:
 
 
 def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int, float]:
-    """The same of each of these runs that has held a device."""
+    """Seconds of each of these runs that has used a device."""
     now = now or timezone.now()
     seconds: dict[int, float] = defaultdict(float)
     rows = Allocation.objects.filter(run_id__in=list(runs))
@@ -96,9 +96,7 @@ def used_by_runs(runs: Collection[int], now: datetime | None = None) -> dict[int
 
 
 def compute_decayed_usage(now: datetime | None = None) -> dict[int, float]:
-    """Seconds of every person, each halved for every week that has passed since its interval
-    ended.
-    """
+    """Recent seconds of every user: each allocation counts half for every week since its end."""
     now = now or timezone.now()
     seconds: dict[int, float] = defaultdict(float)
     rows = Allocation.objects.filter(Q(released_at=None) | Q(released_at__gt=now - DECAY_CUTOFF))

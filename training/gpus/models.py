@@ -1,7 +1,7 @@
-"""Devices and their pools, what each team and person may have of them, who held what when, and who
-changed what.
+"""Devices and their pools, the quotas of teams and users, the ledger of allocations, and the audit
+log.
 
-It knows no run but by its number: the ledger outlives the runs. Units: bytes, seconds,
+Runs are referred to by id only, because the ledger outlives them. Units: bytes, seconds,
 device-hours.
 """
 
@@ -19,14 +19,14 @@ MAX_RUNS_PER_DEVICE = 4
 
 
 class Pool(models.Model):
-    """Devices of one kind. Made when the first device of the kind reports."""
+    """Devices of one kind. Created when the first device of the kind reports."""
 
     name = models.CharField(max_length=80, unique=True)
-    kind = models.CharField(max_length=80, unique=True)  # what the driver calls the devices
+    kind = models.CharField(max_length=80, unique=True)  # the device name that the driver reports
     runs_per_device = models.PositiveIntegerField(
         default=1, validators=[MinValueValidator(1), MaxValueValidator(MAX_RUNS_PER_DEVICE)]
     )
-    # A run is not stopped for others before that
+    # A run is not preempted earlier after its start
     min_run_seconds = models.PositiveIntegerField(default=600)
     is_on_hold = models.BooleanField(default=False)
 
@@ -38,6 +38,8 @@ class Pool(models.Model):
 
 
 class Host(models.Model):
+    """A machine with a worker that reports its devices."""
+
     name = models.CharField(max_length=200, unique=True)
     reported_at = models.DateTimeField()
 
@@ -47,9 +49,9 @@ class Host(models.Model):
 
 class Condition(models.TextChoices):
     GOOD = "good", "Good"
-    CHECKING = "checking", "Checking"  # a run has just left it
-    DIRTY = "dirty", "Dirty"  # its memory is still held although no run of ours is there
-    MISSING = "missing", "Missing"  # its host reports, but not this device
+    CHECKING = "checking", "Checking"  # a run has just left it, and its memory may not be free yet
+    DIRTY = "dirty", "Dirty"  # its memory stays in use although no run is on it
+    MISSING = "missing", "Missing"  # its host reports without this device
 
 
 class Device(models.Model):
@@ -60,25 +62,24 @@ class Device(models.Model):
     name = models.CharField(max_length=80)
     total_bytes = models.PositiveBigIntegerField()
     used_bytes = models.PositiveBigIntegerField(default=0)
-    # Of them, those of SnapML's own inference program
+    # The part of them that SnapML's inference server uses
     inference_bytes = models.PositiveBigIntegerField(default=0)
-    # What others had in use when it was last given out
+    # What other processes used when the first of its current or last runs started
     baseline_bytes = models.PositiveBigIntegerField(default=0)
-    utilization = models.FloatField(null=True)  # share, 0 to 1
+    utilization = models.FloatField(null=True)  # 0 to 1
     temperature = models.FloatField(null=True)  # degrees Celsius
     power_watts = models.FloatField(null=True)
-    # Pid, bytes
+    # Each with `pid` and `bytes`
     processes: models.JSONField[list[dict[str, int]], list[dict[str, int]]] = models.JSONField(
         default=list
     )
-    # What CUDA takes for a process beside its allocator, measured once
+    # What CUDA's context uses per process outside its allocator, measured once
     context_bytes = models.PositiveBigIntegerField(null=True)
     condition = models.CharField(max_length=10, choices=Condition.choices, default=Condition.GOOD)
-    reserved_for = models.PositiveBigIntegerField(
-        null=True
-    )  # a run for which another was stopped here
-    condition_changed_at = models.DateTimeField(null=True)  # since when it is checking or dirty
-    last_busy_at = models.DateTimeField(null=True)  # last seen at 5 % utilization or more
+    # The run for which another run was evicted here
+    reserved_for = models.PositiveBigIntegerField(null=True)
+    condition_changed_at = models.DateTimeField(null=True)
+    last_busy_at = models.DateTimeField(null=True)  # last report with at least 5% utilization
 
     class Meta:
         ordering = ["host__name", "index"]
@@ -88,8 +89,9 @@ class Device(models.Model):
 
 
 class Quota(models.Model):
-    """What a team may have of a pool; `team` null: all who are in no team. Absent: no guarantee and
-    no limit.
+    """A team's quota in a pool. `team` is null for the users without a team.
+
+    Without a row there is no guarantee and no limit.
     """
 
     pool = models.ForeignKey(Pool, on_delete=models.CASCADE, related_name="quotas")
@@ -98,21 +100,21 @@ class Quota(models.Model):
     limit = models.PositiveIntegerField(null=True)
     weight = models.FloatField(default=1.0)
     hours_per_month = models.FloatField(null=True)
-    is_hard_budget = models.BooleanField(default=False)  # what the hours are: a warning, or an end
+    is_hard_budget = models.BooleanField(default=False)  # else only a warning
     max_bytes = models.PositiveBigIntegerField(null=True)
     max_run_seconds = models.PositiveIntegerField(null=True)
-    has_admin_hold = models.BooleanField(default=False)  # by an admin
+    has_admin_hold = models.BooleanField(default=False)
     has_lead_hold = models.BooleanField(default=False)
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["pool", "team"], name="one_quota_a_team_and_pool"),
+            models.UniqueConstraint(fields=["pool", "team"], name="one_quota_per_team_and_pool"),
             models.UniqueConstraint(
-                fields=["pool"], condition=Q(team=None), name="one_quota_for_those_in_no_team"
+                fields=["pool"], condition=Q(team=None), name="one_quota_without_team"
             ),
             models.CheckConstraint(
                 condition=Q(limit=None) | Q(limit__gte=models.F("guaranteed")),
-                name="limit_holds_guarantee",
+                name="limit_at_least_guarantee",
             ),
             models.CheckConstraint(condition=Q(weight__gt=0), name="weight_is_positive"),
         ]
@@ -123,7 +125,7 @@ class Quota(models.Model):
 
 
 class PersonalQuota(models.Model):
-    """What one person may have, over all pools."""
+    """A user's limits over all pools together."""
 
     user = models.OneToOneField(User, on_delete=models.CASCADE, related_name="quota")
     max_running = models.PositiveIntegerField(null=True)
@@ -133,11 +135,11 @@ class PersonalQuota(models.Model):
 
 
 class Allocation(models.Model):
-    """A device held by a run, from the admission to the moment when its process is surely gone.
-    Written once, closed once.
+    """A run's use of a device, from its admission until its process has ended. Created once and
+    closed once.
 
-    `place`: a device has as many as its pool lets runs share it; the unique index makes a double
-    booking impossible.
+    A device has as many slots as its pool lets runs share it. The unique constraint on the slot
+    makes double booking impossible.
     """
 
     device = models.ForeignKey(Device, on_delete=models.PROTECT, related_name="allocations")
@@ -156,26 +158,28 @@ class Allocation(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["device", "slot"], condition=Q(released_at=None), name="no_device_twice"
+                fields=["device", "slot"],
+                condition=Q(released_at=None),
+                name="one_run_per_device_slot",
             ),
             models.UniqueConstraint(
-                fields=["run_id"], condition=Q(released_at=None), name="no_run_twice"
+                fields=["run_id"], condition=Q(released_at=None), name="one_open_allocation_per_run"
             ),
             models.CheckConstraint(
-                condition=Q(slot__lt=MAX_RUNS_PER_DEVICE), name="places_are_few"
+                condition=Q(slot__lt=MAX_RUNS_PER_DEVICE), name="allocation_slot_in_range"
             ),
         ]
         indexes = [models.Index(fields=["started_at"]), models.Index(fields=["released_at"])]
 
 
 class AuditEntry(models.Model):
-    """Who did what, when and why. Entries are only added; each holds the digest of the one before
-    (audit.py).
+    """Who did what, when and why. Entries are only added, and each has the digest of the previous
+    one (audit.py).
     """
 
     at = models.DateTimeField()
     actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
-    actor_name = models.CharField(max_length=150)  # "scheduler" where no person acted
+    actor_name = models.CharField(max_length=150)  # "scheduler" if no user acted
     action = models.CharField(max_length=30)
     subject = models.CharField(max_length=200)
     team = models.ForeignKey(Team, null=True, on_delete=models.SET_NULL, related_name="+")
@@ -191,8 +195,8 @@ class AuditEntry(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         if self.pk is not None:
-            raise TypeError("An audit entry is never changed.")
+            raise TypeError("Audit entries cannot be changed.")
         super().save(*args, **kwargs)
 
     def delete(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError("An audit entry is never deleted.")
+        raise TypeError("Audit entries cannot be deleted.")

@@ -1,5 +1,6 @@
-"""What admins hand out. An edit stops nothing that runs; *hold* and *hold and drain* are acts of
-their own.
+"""Edit pools, team quotas and personal quotas, and put pools and teams on hold.
+
+An edit never stops a running run. Only *hold and drain* does.
 """
 
 from __future__ import annotations
@@ -39,28 +40,33 @@ MAX_NUMBER = 2**53
 
 def check_admin(actor: User) -> None:
     if not actor.is_superuser:
-        raise NotAllowed("Only admins hand out devices.")
+        raise NotAllowed("Only admins can edit pools, devices and quotas.", code="admin_only")
 
 
 def check_lead_or_admin(user: User) -> None:
     """Raises NotAllowed: neither an admin nor a lead of any team."""
     if not usage.can_view_quotas(user):
         raise NotAllowed(
-            "Quotas, report and audit log are for admins, and for leads as far as they concern "
-            "their teams."
+            "Only admins and team leads can see quotas, reports and the audit log.",
+            code="lead_or_admin_only",
         )
 
 
 def get_pool(pool_id: int) -> Pool:
-    """Raises NotFound: there is none."""
+    """Raises NotFound: the pool does not exist."""
     pool = Pool.objects.filter(pk=pool_id).first()
     if pool is None:
-        raise NotFound(f"There is no pool {pool_id}.", field="pool")
+        raise NotFound(f"Pool {pool_id} does not exist.", field="pool")
     return pool
 
 
 def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = "") -> Pool:
-    """Raises NotAllowed; UserError: a value is out of its range, `field` names it."""
+    """Save changes to a pool.
+
+    Raises:
+        NotAllowed: the actor is not an admin.
+        UserError: a value is out of range; `field` names it.
+    """
     check_admin(actor)
     apply_pool_changes(pool, changes)
     changes = {name: value for name, value in changes.items() if name in POOL_FIELDS}
@@ -68,10 +74,10 @@ def edit_pool(actor: User, pool: Pool, changes: dict[str, Any], reason: str = ""
 
 
 def apply_pool_changes(pool: Pool, changes: dict[str, Any]) -> Pool:
-    """The pool with these changes, not saved.
+    """Check the changes and return a changed pool that is not saved.
 
     Raises:
-        UserError: a value is out of its range, `field` names it.
+        UserError: a value is out of range; `field` names it.
     """
     if "name" in changes:
         changes["name"] = to_one_line(str(changes["name"]))[:80]
@@ -79,9 +85,11 @@ def apply_pool_changes(pool: Pool, changes: dict[str, Any]) -> Pool:
             not changes["name"]
             or Pool.objects.filter(name=changes["name"]).exclude(pk=pool.pk).exists()
         ):
-            raise UserError("The pool needs a name of its own.", field="name")
+            raise UserError("The pool needs a unique name.", field="name")
     if not 1 <= int(changes.get("runs_per_device", 1)) <= MAX_RUNS_PER_DEVICE:
-        raise UserError(f"runs_per_device is 1 to {MAX_RUNS_PER_DEVICE}.", field="runs_per_device")
+        raise UserError(
+            f"runs_per_device must be 1 to {MAX_RUNS_PER_DEVICE}.", field="runs_per_device"
+        )
     check_integer(changes, "min_run_seconds")
     edited = get_pool(pool.pk)
     for name in POOL_FIELDS:
@@ -91,15 +99,15 @@ def apply_pool_changes(pool: Pool, changes: dict[str, Any]) -> Pool:
 
 
 def get_quota(pool: Pool, team: Team | None) -> Quota:
-    """What the team has of this pool; without a row, the defaults."""
+    """The team's quota in the pool, or an unsaved one with the defaults."""
     return Quota.objects.filter(pool=pool, team=team).first() or Quota(pool=pool, team=team)
 
 
 def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) -> Quota:
-    """The quota with these changes, not yet saved.
+    """Check the changes and return a changed quota that is not saved.
 
     Raises:
-        UserError: a value is out of its range, or more is guaranteed than the pool has.
+        UserError: a value is out of range, or the pool has fewer devices than are guaranteed.
     """
     quota = get_quota(pool, team)
     for name in ("guaranteed", "limit", "max_run_seconds"):
@@ -107,7 +115,7 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
     check_integer(changes, "max_bytes", MAX_NUMBER)
     if changes.get("max_run_seconds") == 0:
         raise UserError(
-            "max_run_seconds must be above 0; leave it empty for no end.", field="max_run_seconds"
+            "max_run_seconds must be above 0. Leave it empty for no limit.", field="max_run_seconds"
         )
     check_positive(changes, "weight")
     check_positive(changes, "hours_per_month")
@@ -115,12 +123,13 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
         if name in changes:
             setattr(quota, name, changes[name])
     if quota.guaranteed is None or quota.weight is None:
-        raise UserError("guaranteed and weight need a number.", field="guaranteed")
+        raise UserError("guaranteed and weight must be numbers.", field="guaranteed")
     if quota.limit is not None and quota.limit < quota.guaranteed:
         raise UserError(
-            f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}); raise it or "
-            "lower that.",
+            f"The limit ({quota.limit}) is below the guarantee ({quota.guaranteed}). Raise the "
+            "limit or lower the guarantee.",
             field="limit",
+            code="limit_below_guarantee",
         )
     num_devices = pool.devices.exclude(condition=Condition.MISSING).count()
     others_guaranteed = sum(
@@ -128,9 +137,10 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
     )
     if changes.get("guaranteed") and others_guaranteed + quota.guaranteed > num_devices:
         raise UserError(
-            f"{pool} has {num_devices} devices and {others_guaranteed} are guaranteed to others: at most "
-            f"{max(0, num_devices - others_guaranteed)} are left.",
+            f"{pool} has {num_devices} devices, and {others_guaranteed} are guaranteed to others. "
+            f"Guarantee at most {max(0, num_devices - others_guaranteed)}.",
             field="guaranteed",
+            code="guaranteed_too_many",
         )
     return quota
 
@@ -138,7 +148,12 @@ def apply_quota_changes(pool: Pool, team: Team | None, changes: dict[str, Any]) 
 def edit_quota(
     actor: User, pool: Pool, team: Team | None, changes: dict[str, Any], reason: str = ""
 ) -> Quota:
-    """Raises NotAllowed, UserError: see `apply_quota_changes`."""
+    """Save changes to a team's quota.
+
+    Raises:
+        NotAllowed: the actor is not an admin.
+        UserError: see `apply_quota_changes`.
+    """
     check_admin(actor)
     with transaction.atomic():
         audit.acquire_advisory_lock("admission")
@@ -155,7 +170,12 @@ def edit_quota(
 def edit_personal_quota(
     actor: User, user: User, changes: dict[str, Any], reason: str = ""
 ) -> PersonalQuota:
-    """Raises NotAllowed, UserError."""
+    """Save changes to a user's limits.
+
+    Raises:
+        NotAllowed: the actor is not an admin.
+        UserError: a value is out of range; `field` names it.
+    """
     check_admin(actor)
     check_integer(changes, "max_running")
     check_integer(changes, "max_queued")
@@ -168,13 +188,14 @@ def edit_personal_quota(
 def set_hold(
     actor: User, target: Pool | Quota, *, is_on_hold: bool, drain: bool = False, reason: str = ""
 ) -> None:
-    """Let nothing new start (of a team, or in a whole pool), or lift that. `drain`: what runs saves
-    and waits, too.
+    """Stop new runs of a pool or of a team from starting, or lift the hold.
 
-    A lead's hold is a mark of its own beside the admins', who lift both.
+    With `drain`, running runs also save a checkpoint and wait. Admins and leads have separate
+    holds; an admin lifts both.
 
     Raises:
-        NotAllowed: neither an admin nor a lead of that team, or a lead would lift an admin's hold.
+        NotAllowed: the actor is neither an admin nor a lead of the team, or a lead tries to lift an
+            admin's hold.
     """
     field_names = get_hold_fields(actor, target, is_on_hold)
     pool, team = (target, None) if isinstance(target, Pool) else (target.pool, target.team)
@@ -208,45 +229,56 @@ def set_hold(
 
 
 def get_hold_fields(actor: User, target: Pool | Quota, is_on_hold: bool) -> list[str]:
-    """The fields that this actor's hold sets, or lifting it clears."""
+    """The fields that this actor sets with a hold, or clears by lifting it."""
     if actor.is_superuser:
         if isinstance(target, Pool):
             return ["is_on_hold"]
         return ["has_admin_hold"] if is_on_hold else ["has_admin_hold", "has_lead_hold"]
     if isinstance(target, Pool) or target.team is None or not is_lead(actor, target.team):
-        raise NotAllowed("Admins put pools and teams on hold, and leads their own team.")
+        raise NotAllowed(
+            "Only admins can put pools and other teams on hold. Leads can hold their own team.",
+            code="hold_not_allowed",
+        )
     if target.has_admin_hold and not is_on_hold:
-        raise NotAllowed(f"An admin has put {target.team} on hold; only admins lift that.")
+        raise NotAllowed(
+            f"An admin has put {target.team} on hold. Only an admin can lift this hold.",
+            code="admin_hold",
+        )
     return ["has_lead_hold"]
 
 
 def return_to_service(actor: User, device: Device, reason: str = "") -> None:
-    """An admin has looked at a dirty device and gives it out although memory is held there."""
+    """Use a dirty device again although part of its memory is in use."""
     check_admin(actor)
     Device.objects.filter(pk=device.pk).update(
         condition=Condition.GOOD, baseline_bytes=max(0, device.used_bytes - device.inference_bytes)
     )
     change = ({"condition": device.condition}, {"condition": Condition.GOOD.value})
-    audit.record_entry(actor, "offer again", str(device), change=change, reason=reason)
+    audit.record_entry(actor, "return device", str(device), change=change, reason=reason)
 
 
 def check_integer(changes: dict[str, Any], name: str, maximum: int = 2**31 - 1) -> None:
+    """Raises UserError: the value is not an integer in the range."""
     value = changes.get(name)
     if value is not None and (
         not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum
     ):
-        raise UserError(f"{name} must be a whole number from 0 to {maximum:,}.", field=name)
+        raise UserError(
+            f"{name} must be an integer from 0 to {maximum:,}.", field=name, code="not_an_integer"
+        )
 
 
 def check_positive(changes: dict[str, Any], name: str) -> None:
+    """Raises UserError: the value is not a positive number."""
     value = changes.get(name)
     if value is not None and not (math.isfinite(value) and 0 < value <= MAX_NUMBER):
-        raise UserError(f"{name} must be a number above 0.", field=name)
+        raise UserError(f"{name} must be a number above 0.", field=name, code="not_positive")
 
 
 def save_with_audit(
     actor: User, row: Any, changes: dict[str, Any], audit_key: tuple[str, str], reason: str
 ) -> Any:
+    """Save changes to a row with an audit entry. `audit_key` is the entry's action and subject."""
     old = {name: getattr(row, name) for name in changes}
     with transaction.atomic():
         for name, value in changes.items():
@@ -263,7 +295,7 @@ def record_change(
     change: tuple[dict[str, Any], dict[str, Any]],
     **extra: Any,
 ) -> None:
-    """An entry with what is different; none if nothing is."""
+    """Add an audit entry with the fields that changed, if there are any."""
     old, new = change
     names = [name for name in new if new[name] != old.get(name)]
     if names:

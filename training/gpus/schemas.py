@@ -1,6 +1,4 @@
-"""The shapes of devices, quotas, usage and audit in the API: what comes in is checked here, what
-goes out is described.
-"""
+"""API schemas of devices, pools, quotas, usage and the audit log."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -28,7 +26,7 @@ class DeviceOut(Schema):
     temperature: float | None
     power_watts: float | None
     condition: str
-    is_offline: bool = Field(description="its host has not reported for 30 s")
+    is_offline: bool = Field(description="The host has not reported for 30 s.")
 
     @staticmethod
     def resolve_host(row: Device) -> str:
@@ -59,8 +57,9 @@ class PoolChangeIn(Schema):
 
 
 class QuotaIn(Schema):
-    """A team's part of a pool; absent fields stay, null lifts a limit. `team` null: whoever is in
-    no team.
+    """A team's quota in a pool. Absent fields stay unchanged and null removes a limit.
+
+    `team` is null for the users without a team.
     """
 
     model_config = ConfigDict(

@@ -6,5 +6,5 @@ urlpatterns = [
     path("audit", views.show_audit_log, name="audit"),
     path("audit.csv", views.download_audit_log, name="audit-file"),
     path("quotas/report.csv", views.download_report, name="quota-report"),
-    path("gpus/devices/<int:device_id>/offer", views.return_device, name="gpu-offer"),
+    path("gpus/devices/<int:device_id>/return", views.return_device, name="gpu-return"),
 ]

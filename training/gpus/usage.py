@@ -1,5 +1,5 @@
-"""What teams and people have, hold and have used: the numbers of the quota pages and of the API.
-Reads only.
+"""Quotas, devices in use and device-hours of teams and users, for the quota pages and the API.
+Read-only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MonthlyHours:
 
     used: float
     budget: float | None
-    projected: float  # by the month's end
+    projected: float  # at the end of the month, at the current rate
     is_hard_budget: bool = False
 
     @property
@@ -40,6 +40,8 @@ class MonthlyHours:
 
 @dataclass(frozen=True)
 class TeamUsage:
+    """A team's row on the quota page of a pool. `team` is None for the users without a team."""
+
     team: Team | None
     quota: Quota
     device_count: int
@@ -47,11 +49,14 @@ class TeamUsage:
 
     @property
     def borrowed(self) -> int:
+        """Devices in use beyond the guarantee."""
         return max(0, self.device_count - self.quota.guaranteed)
 
 
 @dataclass(frozen=True)
 class PersonUsage:
+    """A user's row on the quota page."""
+
     user: User
     quota: PersonalQuota
     device_count: int
@@ -59,7 +64,7 @@ class PersonUsage:
 
 
 def get_visible_teams(user: User) -> set[int] | None:
-    """The teams whose use of devices a person may look into: those that they lead. None: all
+    """The ids of the teams whose usage a user may see: those that they lead, or None for all teams
     (admins).
     """
     if user.is_superuser:
@@ -68,13 +73,13 @@ def get_visible_teams(user: User) -> set[int] | None:
 
 
 def can_view_quotas(user: User) -> bool:
-    """Admins, and leads of any team."""
+    """Admins and team leads can."""
     visible_ids = get_visible_teams(user)
     return visible_ids is None or bool(visible_ids)
 
 
 def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
-    """A line for each team (and one for nobody's team) that the person may look into."""
+    """A row for each team that the user may see. Admins also get one for users without a team."""
     now = timezone.now()
     visible_ids = get_visible_teams(user)
     quotas = {
@@ -109,7 +114,7 @@ def list_team_usage(user: User, pool: Pool) -> list[TeamUsage]:
 
 
 def list_person_usage() -> list[PersonUsage]:
-    """Everybody who may sign in, with what they hold over all pools."""
+    """A row for each active user, with their devices over all pools."""
     now = timezone.now()
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
     device_counts = Counter(
@@ -144,9 +149,7 @@ def build_monthly_hours(
 
 
 def get_own_hours(user: User) -> MonthlyHours | None:
-    """A person's month against their budget, for the strip at the top of every page; None without a
-    budget.
-    """
+    """A user's hours of this month for the status bar, or None if they have no budget."""
     now = timezone.now()
     quota = PersonalQuota.objects.filter(user=user).exclude(hours_per_month=None).first()
     if quota is None:
@@ -174,15 +177,15 @@ def compute_burn_down(pool: Pool, team: Team | None) -> list[tuple[str, float]]:
 
 
 def is_idle_in_use(device: Device) -> bool:
-    """A run has it, and it has done next to nothing for a quarter of an hour."""
+    """Whether a device that a run occupies has been idle for a quarter of an hour."""
     return bool(device.last_busy_at and timezone.now() - device.last_busy_at > IDLE_AFTER)
 
 
 def parse_month(text: str) -> datetime:
-    """`2026-11` as a moment in that month; this month for nothing.
+    """A moment in the month such as `2026-11`, or now if the text is empty.
 
     Raises:
-        UserError: it is no month.
+        UserError: the text is not a month.
     """
     if not text:
         return timezone.now()
@@ -191,21 +194,23 @@ def parse_month(text: str) -> datetime:
             raise ValueError(text)
         return datetime.strptime(text + "-02 +0000", "%Y-%m-%d %z")
     except ValueError as error:
-        raise UserError("A month is written as 2026-11.", field="month") from error
+        raise UserError(
+            "The month must look like 2026-11.", field="month", code="invalid_month"
+        ) from error
 
 
 def list_report_rows(user: User, moment: datetime) -> list[ledger.UsageRow]:
-    """The month's report: all of it for admins, their teams' part for leads."""
+    """The monthly report: everything for admins, their own teams for leads."""
     visible_ids = get_visible_teams(user)
     if visible_ids is None:
         return ledger.build_month_report(moment)
     names = set(Team.objects.filter(pk__in=visible_ids).values_list("name", flat=True))
-    return [line for line in ledger.build_month_report(moment) if line.team in names]
+    return [row for row in ledger.build_month_report(moment) if row.team in names]
 
 
 def list_intervals(user: User, begin: datetime) -> dict[int, list[Allocation]]:
-    """Who held what since `begin`, by device: all for admins, their teams' and their own for
-    others.
+    """Allocations since `begin` by device: all for admins, else those of the user and of the teams
+    that they lead.
     """
     visible_ids = get_visible_teams(user)
     by_device: dict[int, list[Allocation]] = defaultdict(list)

@@ -1,5 +1,5 @@
-"""The audit log and the monthly report, as pages and as files; and a dirty device that is offered
-again.
+"""The audit log, the monthly usage report and their downloads, and the button that returns a dirty
+device to its pool.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
-    """All for admins, what concerns their teams for leads; newest first.
+    """All entries for admins and those of their own teams for leads, newest first.
 
     Raises:
-        NotAllowed: the person leads no team.
+        NotAllowed: the user is neither an admin nor a team lead.
     """
     quotas.check_lead_or_admin(user)
     visible_ids = usage.get_visible_teams(user)
@@ -53,17 +53,16 @@ def filter_audit_entries(user: User, action: str = "", text: str = "") -> Any:
 def show_audit_log(request: AuthenticatedRequest) -> HttpResponse:
     action, text = request.GET.get("action", "")[:30], request.GET.get("q", "")[:100]
     rows = filter_audit_entries(request.user, action, text)
+    is_verified = bool(request.GET.get("check")) and request.user.is_superuser
     values = {
         "page": Paginator(rows, ENTRIES_PER_PAGE).get_page(request.GET.get("page")),
-        "acts": sorted(
+        "actions": sorted(
             set(AuditEntry.objects.order_by().values_list("action", flat=True).distinct())
         ),
         "action": action,
         "q": text,
-        "broken": audit_log.find_tampered_entry()
-        if request.GET.get("check") and request.user.is_superuser
-        else None,
-        "checked": bool(request.GET.get("check")) and request.user.is_superuser,
+        "is_verified": is_verified,
+        "altered_entry": audit_log.find_tampered_entry() if is_verified else None,
     }
     return render(request, "gpus/audit.html", values)
 
@@ -93,21 +92,21 @@ def download_audit_log(request: AuthenticatedRequest) -> HttpResponseBase:
 
 
 def download_report(request: AuthenticatedRequest) -> HttpResponseBase:
-    """`?month=2026-11` as CSV: device-seconds by team, person and pool."""
+    """Device-seconds by team, user and pool as CSV, for a month such as `?month=2026-11`."""
     quotas.check_lead_or_admin(request.user)
     text = request.GET.get("month", "")
     moment = usage.parse_month(text)
     header = ["team", "person", "pool", "runs", "device_seconds", "device_hours"]
     rows: Iterator[list[object]] = (
         [
-            one.team,
-            one.user,
-            one.pool,
-            one.runs,
-            round(one.seconds, 3),
-            round(one.seconds / 3600, 3),
+            row.team,
+            row.user,
+            row.pool,
+            row.runs,
+            round(row.seconds, 3),
+            round(row.seconds / 3600, 3),
         ]
-        for one in usage.list_report_rows(request.user, moment)
+        for row in usage.list_report_rows(request.user, moment)
     )
     return build_csv_response(header, rows, f"devices-{moment:%Y-%m}.csv")
 
@@ -117,16 +116,14 @@ def return_device(request: AuthenticatedRequest, device_id: int) -> HttpResponse
     quotas.check_admin(request.user)
     device = get_object_or_404(Device, pk=device_id)
     quotas.return_to_service(request.user, device, request.POST.get("reason", ""))
-    messages.success(request, f"{device} is given out again.")
+    messages.success(request, f"{device} has been returned to its pool.")
     return redirect("gpus")
 
 
 def build_csv_response(
     header: list[str], rows: Iterator[list[object]], name: str
 ) -> StreamingHttpResponse:
-    """A download, a hundred rows a piece; cells that a spreadsheet would run as a formula are
-    quoted.
-    """
+    """A CSV download in chunks of 100 rows, safe to open in a spreadsheet."""
 
     def iter_chunks() -> Iterator[bytes]:
         out = io.StringIO()
@@ -146,4 +143,5 @@ def build_csv_response(
 
 
 def escape_formula(cell: object) -> object:
+    """Quote a cell that a spreadsheet would evaluate as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell

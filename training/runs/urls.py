@@ -42,7 +42,7 @@ urlpatterns = [
     path("quotas/pools/<int:pool_id>", quota_views.edit_pool, name="quota-pool"),
     path("quotas/people/<str:username>", quota_views.edit_person, name="quota-person"),
     path("runs/<int:run_id>/up", queue_views.move_up, name="run-up"),
-    path("runs/<int:run_id>/class", queue_views.change_priority, name="run-class"),
+    path("runs/<int:run_id>/priority", queue_views.change_priority, name="run-priority"),
     path("runs/<int:run_id>/pool", queue_views.change_pool, name="run-pool"),
     path(
         "data/versions/<int:version_id>/trained",

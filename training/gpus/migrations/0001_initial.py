@@ -116,7 +116,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'indexes': [models.Index(fields=['started_at'], name='gpus_alloca_started_54bc52_idx'), models.Index(fields=['released_at'], name='gpus_alloca_release_70c97a_idx')],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('released_at', None)), fields=('device', 'slot'), name='no_device_twice'), models.UniqueConstraint(condition=models.Q(('released_at', None)), fields=('run_id',), name='no_run_twice'), models.CheckConstraint(condition=models.Q(('slot__lt', 4)), name='places_are_few')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('released_at', None)), fields=('device', 'slot'), name='one_run_per_device_slot'), models.UniqueConstraint(condition=models.Q(('released_at', None)), fields=('run_id',), name='one_open_allocation_per_run'), models.CheckConstraint(condition=models.Q(('slot__lt', 4)), name='allocation_slot_in_range')],
             },
         ),
         migrations.CreateModel(
@@ -136,7 +136,7 @@ class Migration(migrations.Migration):
                 ('team', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='quotas', to='people.team')),
             ],
             options={
-                'constraints': [models.UniqueConstraint(fields=('pool', 'team'), name='one_quota_a_team_and_pool'), models.UniqueConstraint(condition=models.Q(('team', None)), fields=('pool',), name='one_quota_for_those_in_no_team'), models.CheckConstraint(condition=models.Q(('limit', None), ('limit__gte', models.F('guaranteed')), _connector='OR'), name='limit_holds_guarantee'), models.CheckConstraint(condition=models.Q(('weight__gt', 0)), name='weight_is_positive')],
+                'constraints': [models.UniqueConstraint(fields=('pool', 'team'), name='one_quota_per_team_and_pool'), models.UniqueConstraint(condition=models.Q(('team', None)), fields=('pool',), name='one_quota_without_team'), models.CheckConstraint(condition=models.Q(('limit', None), ('limit__gte', models.F('guaranteed')), _connector='OR'), name='limit_at_least_guarantee'), models.CheckConstraint(condition=models.Q(('weight__gt', 0)), name='weight_is_positive')],
             },
         ),
     ]

@@ -1,8 +1,8 @@
-"""When waiting runs should start: the scheduler itself on a copy of the scene, from one expected
-end to the next.
+"""Estimate when waiting runs start: run the scheduler on a copy of the pool's state and advance the
+clock from one expected end to the next.
 
-It supposes that nobody new comes and nobody is stopped for others: a run inside its team's
-guarantee may start sooner.
+The estimate assumes that no new runs arrive and that no run is evicted. A run within its team's
+guarantee may therefore start earlier.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from dataclasses import dataclass, replace
 from training.gpus.scheduling.scheduler import Scheduler
 from training.gpus.scheduling.state import EVICTION_GRACE_SECONDS, PoolState, RunningJob
 
-# runs behind the head that are tried at each end: ten times fewer than in a true pass, for ten
-# thousand passes
+# Runs behind the head that are examined at each end: ten times fewer than in a real pass, because
+# one estimate can take ten thousand passes
 BACKFILL_DEPTH = 20
-SLACK_FACTOR = 1.5  # the later end of the range: everything takes half as long again as expected
+SLACK_FACTOR = 1.5  # the late estimate assumes that everything takes 50% longer than expected
 
 
 @dataclass(frozen=True)
 class StartRange:
-    """Seconds on the scene's clock. `latest` is infinite where something ahead has no expected
-    end.
-    """
+    """Seconds on the pool's clock. `latest` is infinite if a run ahead has no expected end."""
 
     earliest: float
     latest: float
@@ -34,10 +32,10 @@ class StartRange:
 def estimate_start_times(
     pool_state: PoolState, now: float, *, slack: float = 1.0, evict: bool = False
 ) -> dict[int, float]:
-    """When each waiting run starts if all that runs takes `slack` times what is expected. Runs that
-    never would are left out.
+    """When each waiting run starts if every duration is `slack` times the expected one. Runs that
+    would never start are left out.
 
-    With `evict`, runs that must make room leave; when those start again is not told.
+    With `evict`, runs may be evicted. The result does not say when those start again.
     """
     scheduler = Scheduler(apply_slack(pool_state, now, slack))
     ends = [
@@ -49,6 +47,7 @@ def estimate_start_times(
     starts_at: dict[int, float] = {}
     clock = now
     while True:
+        # Admit at this moment, then queue the ends of the runs that started or leave
         decision = scheduler.admit_jobs(clock, evict=evict, depth=BACKFILL_DEPTH)
         for run in decision.evictions:
             heapq.heappush(ends, (clock + EVICTION_GRACE_SECONDS, run))
@@ -58,16 +57,17 @@ def estimate_start_times(
                 heapq.heappush(ends, (job.expected_end, job.run))
         if not ends:
             return starts_at
+        # Advance to the next end and release every run that ends by then
         clock = max(clock, ends[0][0])
         while ends and ends[0][0] <= clock:
             run = heapq.heappop(ends)[1]
-            if run in scheduler.running_jobs:  # else it was told to leave, and has
+            if run in scheduler.running_jobs:  # an evicted run has a second, later end
                 scheduler.release_job(run)
 
 
 def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartRange]:
-    """The range in which each waiting run should start; absent: nothing that runs now would let it
-    start.
+    """The range in which each waiting run should start. A run that nothing would let start is left
+    out.
     """
     earliest, latest = (
         estimate_start_times(pool_state, now),
@@ -77,6 +77,8 @@ def estimate_start_ranges(pool_state: PoolState, now: float) -> dict[int, StartR
 
 
 def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
+    """A copy in which every remaining duration is `slack` times as long."""
+
     def delay_end(job: RunningJob) -> RunningJob:
         return replace(job, expected_end=now + max(0.0, job.expected_end - now) * slack)
 
@@ -92,8 +94,8 @@ def apply_slack(pool_state: PoolState, now: float, slack: float) -> PoolState:
 
 
 def dry_run(before: PoolState, after: PoolState, now: float) -> Mapping[int, tuple[float, float]]:
-    """Waiting runs whose start an edit would move: the times before and after, infinity for never.
-    Runs make room in both.
+    """Waiting runs whose start an edit would change: the times before and after it, infinity for
+    never. Evictions are simulated in both.
     """
     starts_before, starts_after = (
         estimate_start_times(pool_state, now, evict=True) for pool_state in (before, after)

@@ -1,4 +1,4 @@
-"""A waiting run's reason as a sentence with its numbers, and what would make it start sooner."""
+"""Messages for waiting runs: the reason with its figures, and what would start the run sooner."""
 
 from __future__ import annotations
 
@@ -13,95 +13,115 @@ from training.gpus.scheduling.state import BlockReason, PendingJob, PoolState
 Details = Mapping[str, Any]
 
 
+def format_required(details: Details) -> str:
+    required = details["required_bytes"]
+    return f"needs {format_bytes(required)}" if required else "needs a whole device"
+
+
+def format_full_message(details: Details, pool_state: PoolState) -> str:
+    """No device has enough free memory, or all are in use."""
+    num_devices, num_idle = details["devices"], details["idle_devices"]
+    used = details["used_by_others"]
+    reason = f" ({format_bytes(used)} used by other processes)" if num_idle and used else ""
+    suffix = f"{format_unavailable_suffix(details)}{format_team_suffix(details)}."
+    if num_devices == 1:
+        state = f"has too little free memory{reason}" if num_idle else "is in use"
+        return (
+            f"{format_required(details)}, but the only device of {pool_state.pool} {state}{suffix}"
+        )
+    state = (
+        f"the {num_idle} idle ones have too little free memory{reason}"
+        if num_idle
+        else "all of them are in use"
+    )
+    return (
+        f"{format_required(details)} on one of the {num_devices} devices of {pool_state.pool}; "
+        f"{state}{suffix}"
+    )
+
+
+def format_reservation_message(details: Details, pool_state: PoolState) -> str:
+    """The run would fit, but only on capacity that is reserved for the first run of the queue."""
+    idle = f"{details['idle_devices']} of {details['devices']} devices idle"
+    return (
+        f"{format_required(details)} in {pool_state.pool}; the free capacity there ({idle}) is "
+        f"reserved for run {details['head_run']}, which comes first"
+        f"{format_unavailable_suffix(details)}{format_team_suffix(details)}."
+    )
+
+
+def format_unavailable_suffix(details: Details) -> str:
+    """Devices that are dirty or missing, or whose host is offline."""
+    count = details["unavailable_devices"]
+    return f"; {count} more {'is' if count == 1 else 'are'} unavailable" if count else ""
+
+
 def format_team_suffix(details: Details) -> str:
     if details["team"] == "no team":
         return ""
     return (
-        f"; team {details['team']} holds {details['holds']}, and {details['guaranteed']} are its "
-        "guarantee"
+        f"; team {details['team']} uses {details['team_running']} devices and is guaranteed "
+        f"{details['guaranteed']}"
     )
 
 
-def format_full_message(details: Details, pool_state: PoolState) -> str:
-    required = format_bytes(details["needs"]) if details["needs"] else "a whole device"
-    others_message = (
-        f": programs that are no runs hold {format_bytes(details['taken'])}"
-        if details["idle"] and details["taken"]
-        else ""
-    )
-    suffix = f"{format_unavailable_suffix(details)}{format_team_suffix(details)}."
-    if details["devices"] == 1:
-        state = f"has too little room{others_message}" if details["idle"] else "is in use"
-        return f"needs {required}, and the one device of {pool_state.pool} {state}{suffix}"
-    idle = (
-        f"{details['idle']} idle ones have too little room{others_message}"
-        if details["idle"]
-        else "all of them are in use"
-    )
-    return f"needs {required} on one of the {details['devices']} devices of {pool_state.pool}; {idle}{suffix}"
+def format_behind_message(details: Details, _pool_state: PoolState) -> str:
+    ahead = details["ahead"]
+    return "1 run is ahead of it." if ahead == 1 else f"{ahead} runs are ahead of it."
 
 
-def format_unavailable_suffix(details: Details) -> str:
-    """Devices that are not given out: dirty, missing, or their host is gone."""
-    count = details["unusable"]
-    return f"; {count} more {'is' if count == 1 else 'are'} not given out now" if count else ""
-
-
-def format_reservation_message(details: Details, pool_state: PoolState) -> str:
-    required = format_bytes(details["needs"]) if details["needs"] else "a whole device"
-    idle = (
-        f"{details['idle']} of its {details['devices']} devices idle"
-        if details["idle"]
-        else "no device idle"
-    )
-    reservation = (
-        f"what is free there, {idle}, is kept for run {details['head']}, which comes first"
-    )
-    return f"needs {required} in {pool_state.pool}; {reservation}{format_unavailable_suffix(details)}{format_team_suffix(details)}."
-
-
+# Each completes "place 1 of 2: ..."
 REASON_MESSAGES: dict[str, Callable[[Details, PoolState], str]] = {
     "full": format_full_message,
-    "kept": format_reservation_message,
-    "leaving": lambda f, s: (
-        f"starts when run {f['for']} has saved its checkpoint and left its device."
+    "reserved": format_reservation_message,
+    "behind": format_behind_message,
+    "evicting": lambda d, s: (
+        f"starts after run {d['runs']} has saved its checkpoint and freed the device."
     ),
-    "checked": lambda f, s: "starts when the device that was freed for it is seen to be empty.",
-    "pool_held": lambda f, s: f"{s.pool} is on hold: an admin lets nothing start there now.",
-    "team_held": lambda f, s: f"team {f['team']} is on hold: none of its runs starts now.",
-    "team_limit": lambda f, s: (
-        f"team {f['team']} holds {f['holds']} of at most {f['limit']} devices in {s.pool}."
+    "checking_device": lambda d, s: "starts when the device freed for it reports empty memory.",
+    "pool_on_hold": lambda d, s: (
+        f"pool {s.pool} is on hold; no run starts until an admin lifts the hold."
     ),
-    "team_hours": lambda f, s: (
-        f"team {f['team']} has used its device-hours of this month, or its running runs will."
+    "team_on_hold": lambda d, s: f"team {d['team']} is on hold; none of its queued runs start.",
+    "team_limit": lambda d, s: (
+        f"team {d['team']} has reached its limit: {d['running']} of {d['limit']} devices of "
+        f"{s.pool} in use."
     ),
-    "user_limit": lambda f, s: f"its owner holds {f['holds']} of at most {f['limit']} devices.",
-    "user_hours": lambda f, s: (
+    "team_hours": lambda d, s: (
+        f"team {d['team']} has used its device-hours of this month, or its running runs will."
+    ),
+    "user_limit": lambda d, s: (
+        f"its owner has reached their limit: {d['running']} of {d['limit']} devices in use."
+    ),
+    "user_hours": lambda d, s: (
         "its owner has used their device-hours of this month, or their running runs will."
     ),
-    "pause": lambda f, s: "waits a few seconds after a crash before it tries again.",
-    "most_memory": lambda f, s: (
-        f"needs {format_bytes(f['needs'])}, and a run may reserve at most "
-        f"{format_bytes(f['most'])}."
+    "crash_pause": lambda d, s: "waits a few seconds after a crash before it is tried again.",
+    "max_memory": lambda d, s: (
+        f"needs {format_bytes(d['required_bytes'])}, but a run may reserve at most "
+        f"{format_bytes(d['max_bytes'])}."
     ),
-    "never_fits": lambda f, s: (
-        f"needs {format_bytes(f['needs'])}, and the largest device of {s.pool} has "
-        f"{format_bytes(f['largest'])}."
+    "never_fits": lambda d, s: (
+        f"needs {format_bytes(d['required_bytes'])}, but the largest device of {s.pool} has "
+        f"{format_bytes(d['largest_device_bytes'])}."
     ),
-    "no_devices": lambda f, s: (
-        f"no device of {s.pool} reports; a worker must run on a host that has one."
+    "no_devices": lambda d, s: (
+        f"no device of {s.pool} is online; start a worker on a host that has one."
     ),
-    "behind": lambda f, s: f"{f['ahead']} runs are ahead of it.",
 }
 HINTS: dict[str, str] = {
-    "team_limit": "A run of the team that ends, or an admin who raises the limit.",
-    "team_hours": "The next month, or an admin who raises the budget.",
-    "user_limit": "A run of its owner that ends, or an admin who raises that limit.",
-    "user_hours": "The next month, or an admin who raises the budget.",
-    "most_memory": "A smaller batch, a shorter length or QLoRA; or an admin who raises the limit.",
-    "never_fits": "A smaller batch, a shorter length or QLoRA; or a pool with larger devices.",
-    "pool_held": "An admin who lifts the hold.",
-    "team_held": "An admin who lifts the hold; a lead of the team, if a lead holds it.",
+    "team_limit": "Wait until a run of the team ends, or ask an admin to raise the limit.",
+    "team_hours": "Wait for the next month, or ask an admin to raise the budget.",
+    "user_limit": "Wait until a run of its owner ends, or ask an admin to raise the limit.",
+    "user_hours": "Wait for the next month, or ask an admin to raise the budget.",
+    "max_memory": (
+        "Use a smaller batch, a shorter max length or QLoRA, or ask an admin to raise the limit."
+    ),
+    "never_fits": (
+        "Use a smaller batch, a shorter max length or QLoRA, or choose a pool with larger devices."
+    ),
+    "pool_on_hold": "Ask an admin to lift the hold.",
+    "team_on_hold": "Ask an admin to lift the hold, or the team's lead if a lead set it.",
 }
 
 
@@ -110,36 +130,34 @@ def format_block_reason(block: BlockReason, pool_state: PoolState) -> str:
 
 
 def get_hint(scheduler: Scheduler, pending: PendingJob, block: BlockReason) -> str:
-    """What would let it start sooner, as far as this scene shows."""
+    """What would make the run start sooner, as far as the pool's state shows; else empty."""
     if block.code in HINTS:
         return HINTS[block.code]
     free_bytes = scheduler.max_free_bytes
-    if block.code == "full" and block.details["idle"] and block.details["taken"]:
+    if block.code == "full" and block.details["idle_devices"] and block.details["used_by_others"]:
         return (
-            "What those programs hold, once it is free again; a smaller batch, a shorter "
+            "Free the memory that other processes use, or use a smaller batch, a shorter max "
             "length or QLoRA."
         )
     if (
-        block.code in ("full", "kept")
+        block.code in ("full", "reserved")
         and pending.memory
         and 0 < free_bytes < pending.memory
         and scheduler.pool_state.runs_per_device > 1
     ):
-        return f"With at most {format_bytes(free_bytes)} it would fit beside another run now."
+        return f"With at most {format_bytes(free_bytes)} it would fit next to another run now."
     if pending.priority == "background":
-        return "As a normal run it would come before all background runs."
-    if block.code in ("full", "kept", "behind") and pending.priority == "normal":
+        return "With normal priority it would come before all background runs."
+    if block.code in ("full", "reserved", "behind") and pending.priority == "normal":
         return (
-            "A run there that ends sooner, a pool with a free device, or an admin who makes it "
-            "urgent."
+            "Wait until a run ends, choose a pool with a free device, or ask an admin for urgent "
+            "priority."
         )
     return ""
 
 
 def iter_queue_order(scheduler: Scheduler) -> Iterator[PendingJob]:
-    """Whoever waits, in the order in which a pass would look at them now: everybody's runs in their
-    own order.
-    """
+    """Every waiting run, in the order in which a pass would examine them now."""
     heads = [
         (scheduler.get_sort_key(queue[0]), 0, queue_key)
         for queue_key, queue in scheduler.queues.items()
@@ -159,14 +177,15 @@ def iter_queue_order(scheduler: Scheduler) -> Iterator[PendingJob]:
 def explain_queue(
     scheduler: Scheduler, block_reasons: Mapping[int, BlockReason]
 ) -> dict[int, tuple[int, BlockReason]]:
-    """Place in the queue and barrier of everyone who waits, those included that the pass did not
-    reach.
+    """The queue position and block reason of every waiting run, by run.
+
+    `block_reasons` are those of the last pass. Runs that the pass did not reach get a reason here.
     """
     explained = {}
     for position, pending in enumerate(iter_queue_order(scheduler), start=1):
         block = block_reasons.get(pending.run)
         if scheduler.pool_state.is_on_hold:
-            block = BlockReason("pool_held")
+            block = BlockReason("pool_on_hold")
         elif not any(device.is_schedulable for device in scheduler.devices.values()):
             block = BlockReason("no_devices")
         explained[pending.run] = (

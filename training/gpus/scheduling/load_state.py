@@ -1,5 +1,5 @@
-"""A pool as the scheduler sees it, read from the rows in one go: devices, quotas, people, and who
-holds what.
+"""Read a pool from the database into the scheduler's PoolState: devices, running runs, quotas and
+usage.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ from training.gpus.scheduling.state import (
 def load_pool_state(
     pool: Pool, now: datetime, waiting: Sequence[PendingJob], ends: Mapping[int, float]
 ) -> PoolState:
-    """`ends`: expected end of the runs that hold a device here, in seconds since 1970."""
+    """Build the state from the database.
+
+    `ends` has the expected ends of the running runs in seconds since 1970. A run that is not in it
+    has no expected end.
+    """
     devices = Device.objects.filter(pool=pool).select_related("host")
     allocations = list(Allocation.objects.filter(device__pool=pool, released_at=None))
-    occupied_ids = {one.device_id for one in allocations}
+    occupied_ids = {allocation.device_id for allocation in allocations}
     device_states = [
         DeviceState(
             d.pk,
@@ -62,16 +66,18 @@ def load_pool_state(
 
 
 def get_used_by_others(device: Device, *, is_occupied: bool) -> int:
-    """What others than runs hold of a device: all that is in use, or was when the first of its runs
-    came.
+    """Bytes used by processes other than runs.
+
+    On an idle device this is all memory in use. On an occupied device it is what was in use before
+    its first run started, plus what the inference server uses now.
     """
     return device.baseline_bytes + device.inference_bytes if is_occupied else device.used_bytes
 
 
 def load_static_limits(pool: Pool, team: int) -> PoolState:
-    """Only what decides whether a run could ever start: the devices, and the team's quota."""
+    """Only what decides whether a run could ever start: the devices and the team's quota."""
     device_states = [
-        DeviceState(one.pk, one.total_bytes) for one in Device.objects.filter(pool=pool)
+        DeviceState(device.pk, device.total_bytes) for device in Device.objects.filter(pool=pool)
     ]
     quota = Quota.objects.filter(pool=pool, team=team or None).select_related("team").first()
     return PoolState(
@@ -91,20 +97,20 @@ def load_running_jobs(
     }
     return [
         RunningJob(
-            run=one.run_id,
-            device_id=one.device_id,
-            team=one.team_id or NO_TEAM,
-            user=one.user_id,
-            started=one.started_at.timestamp(),
-            memory=one.reserved_bytes,
-            priority=one.priority,
+            run=allocation.run_id,
+            device_id=allocation.device_id,
+            team=allocation.team_id or NO_TEAM,
+            user=allocation.user_id,
+            started=allocation.started_at.timestamp(),
+            memory=allocation.reserved_bytes,
+            priority=allocation.priority,
             expected_end=now.timestamp() + EVICTION_GRACE_SECONDS
-            if one.evicted_at
-            else ends.get(one.run_id, math.inf),
-            is_evicting=one.evicted_at is not None,
-            is_protected=eviction_counts.get(one.run_id, 0) >= MAX_EVICTIONS_PER_DAY,
+            if allocation.evicted_at
+            else ends.get(allocation.run_id, math.inf),
+            is_evicting=allocation.evicted_at is not None,
+            is_protected=eviction_counts.get(allocation.run_id, 0) >= MAX_EVICTIONS_PER_DAY,
         )
-        for one in allocations
+        for allocation in allocations
     ]
 
 
@@ -128,7 +134,7 @@ def build_team_quota(quota: Quota, used: float) -> TeamQuota:
 
 
 def get_seconds_left(quota: Quota | PersonalQuota, used: float) -> float | None:
-    """Of a hard budget; None where there is none, or only a warning."""
+    """Seconds left of a hard budget; None if there is no budget or only a soft one."""
     return (
         3600 * quota.hours_per_month - used
         if quota.is_hard_budget and quota.hours_per_month is not None
@@ -137,7 +143,7 @@ def get_seconds_left(quota: Quota | PersonalQuota, used: float) -> float | None:
 
 
 def load_user_usage(pool: Pool, now: datetime) -> dict[int, UserUsage]:
-    """What each person used of late, and their own limits; these hold over all pools."""
+    """Each user's recent usage and limits. The limits apply to all pools together."""
     quotas = {quota.user_id: quota for quota in PersonalQuota.objects.all()}
     recent_usage = ledger.compute_decayed_usage(now)
     has_hard_budget = any(get_seconds_left(quota, 0.0) is not None for quota in quotas.values())

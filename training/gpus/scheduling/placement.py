@@ -1,5 +1,5 @@
-"""Who is on which device, and what still fits there: the bookkeeping under the scheduler. It
-decides nothing.
+"""Which runs occupy which device and what still fits: the bookkeeping of the scheduler, without
+any policy.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from training.gpus.scheduling.state import DeviceState, PendingJob, PoolState, R
 
 
 class PlacementState:
-    """A scene whose runs come and go."""
+    """The pool's state while the scheduler tries placements: runs can be added and removed.
+
+    The constructor copies a PoolState, which is not changed.
+    """
 
     def __init__(self, pool_state: PoolState) -> None:
         self.pool_state = pool_state
         self.devices = {device.id: device for device in pool_state.devices}
         self.jobs_on: dict[int, list[RunningJob]] = {device.id: [] for device in pool_state.devices}
         self.running_jobs: dict[int, RunningJob] = {}
-        # Of a team: what counts against its guarantee
+        # Runs by team. Only `team_running` counts against the guarantee.
         self.team_running: dict[int, int] = defaultdict(int)
         self.team_background: dict[int, int] = defaultdict(int)
         self.user_running: dict[int, int] = defaultdict(int)
-        # Device-seconds that running runs will still take
+        # Device-seconds that running runs will still use, by ("team" or "user", id)
         self.committed_seconds: dict[tuple[str, int], float] = defaultdict(float)
-        self.open_devices: list[
-            tuple[int, int]
-        ] = []  # devices that take one more run, by the room that is left on them: (bytes, device)
+        # Devices that can take one more run, as sorted pairs (free bytes, device)
+        self.open_devices: list[tuple[int, int]] = []
         self.open_entries: dict[int, tuple[int, int]] = {}
         self.available_at_cache: dict[int, dict[int | None, float]] = {}
         schedulable_bytes = [
             device.free_bytes for device in pool_state.devices if device.is_schedulable
         ]
-        self.num_schedulable = len(schedulable_bytes)  # devices
+        self.num_schedulable = len(schedulable_bytes)
         self._idle_used_bytes: list[int] | None = None
         self.smallest_device_bytes, self.largest_device_bytes = (
             min(schedulable_bytes, default=0),
@@ -52,7 +54,7 @@ class PlacementState:
             self.reindex_device(device.id)
 
     def add_job(self, job: RunningJob, since: float) -> None:
-        """`since`: from when on its time is not in the ledger yet."""
+        """Add a run. Its time before `since` is already in the ledger."""
         self.jobs_on[job.device_id].append(job)
         self._idle_used_bytes = None
         self.running_jobs[job.run] = job
@@ -65,7 +67,7 @@ class PlacementState:
             self.committed_seconds["user", job.user] += max(0.0, remaining)
 
     def remove_job(self, run: int) -> RunningJob:
-        """A run has left its device."""
+        """Remove a run that has left its device."""
         job = self.running_jobs.pop(run)
         self.jobs_on[job.device_id].remove(job)
         self._idle_used_bytes = None
@@ -76,6 +78,7 @@ class PlacementState:
         return job
 
     def get_free_bytes(self, device_id: int) -> int:
+        """Bytes that no run has reserved. A run without a forecast reserves the whole device."""
         return self.devices[device_id].free_bytes - sum(
             job.memory or self.devices[device_id].total_bytes for job in self.jobs_on[device_id]
         )
@@ -88,8 +91,8 @@ class PlacementState:
         without: Iterable[RunningJob] = (),
         reserved_bytes: int = 0,
     ) -> bool:
-        """Whether a device takes this run, once `without` are gone and with `beside` bytes kept
-        free.
+        """Return whether the run fits on the device if the runs in `without` leave it and
+        `reserved_bytes` stay free.
         """
         excluded = set(without)
         current_jobs = [job for job in self.jobs_on[device_id] if job not in excluded]
@@ -106,6 +109,7 @@ class PlacementState:
     def mark_evicting(
         self, device_id: int, victims: Iterable[RunningJob], reserve_for: int
     ) -> None:
+        """Mark runs as evicting and reserve their device for another run."""
         victim_set = set(victims)
         self.jobs_on[device_id] = [
             replace(job, is_evicting=True) if job in victim_set else job
@@ -117,8 +121,8 @@ class PlacementState:
         self.reindex_device(device_id)
 
     def estimate_available_at(self, pending: PendingJob, device: DeviceState) -> float:
-        """When enough of the runs on a device should have ended for this one. Kept until the device
-        changes.
+        """When enough runs on the device should have ended for this one to fit. Cached until the
+        device changes.
         """
         cached = self.available_at_cache[device.id]
         if pending.memory not in cached:
@@ -142,22 +146,23 @@ class PlacementState:
         return math.inf
 
     def get_capacity_details(self, pending: PendingJob) -> dict[str, float | int | str]:
-        """What a sentence about a missing device tells."""
+        """The figures for the message that no device is free (explain.py)."""
         idle_used_bytes = self.get_idle_used_bytes()
         return {
-            "needs": pending.memory or 0,
+            "required_bytes": pending.memory or 0,
             "devices": self.num_schedulable,
-            "idle": len(idle_used_bytes),
-            "taken": min(idle_used_bytes, default=0),
-            "unusable": len(self.devices) - self.num_schedulable,
+            "idle_devices": len(idle_used_bytes),
+            "used_by_others": min(idle_used_bytes, default=0),
+            "unavailable_devices": len(self.devices) - self.num_schedulable,
             "team": self.pool_state.quota_for(pending.team).name,
-            "holds": self.team_running[pending.team] + self.team_background[pending.team],
+            "team_running": self.team_running[pending.team] + self.team_background[pending.team],
             "guaranteed": self.pool_state.quota_for(pending.team).guaranteed,
         }
 
     def get_idle_used_bytes(self) -> list[int]:
-        """What other programs hold of each device that no run is on; kept until a run comes or
-        goes, for every barrier asks.
+        """Bytes used by other processes on each device without a run.
+
+        Cached until a run starts or ends, because every block reason needs it.
         """
         if self._idle_used_bytes is None:
             self._idle_used_bytes = [
@@ -168,7 +173,7 @@ class PlacementState:
         return self._idle_used_bytes
 
     def reindex_device(self, device_id: int) -> None:
-        """Put a device where it belongs among the open ones, or take it out."""
+        """Update the device's entry in `open_devices` after a change."""
         self.available_at_cache[device_id] = {}
         old_entry = self.open_entries.pop(device_id, None)
         if old_entry is not None:
@@ -179,10 +184,11 @@ class PlacementState:
 
     @property
     def max_free_bytes(self) -> int:
-        """Bytes on the emptiest device."""
+        """Free bytes on the device that has the most, -1 if no device can take a run."""
         return self.open_devices[-1][0] if self.open_devices else -1
 
     def has_slot(self, device_id: int) -> bool:
+        """Whether the device could take one more run that is small enough."""
         current_jobs = self.jobs_on[device_id]
         if not self.devices[device_id].is_schedulable:
             return False

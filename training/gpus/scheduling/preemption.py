@@ -1,9 +1,10 @@
-"""Who must go, so that a run inside its team's guarantee (or an urgent one) can start: as few as
-possible, the newest first.
+"""Choose which runs to evict so that a run within its team's guarantee, or an urgent one, can
+start: as few as possible, the newest first.
 
-Only background and borrowed runs go; a run is left alone for a while after each start, and after
-three times in a day. A run that goes is by then outside its team's guarantee, so it may evict
-nobody in turn: no two runs can chase each other (Kueue #3779).
+Only background runs and runs beyond their team's guarantee can be evicted, not within
+`min_run_seconds` of their start and at most three times a day. An evicted run is outside its team's
+guarantee and therefore cannot evict others, so two runs never evict each other in turn
+(Kueue #3779).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from training.gpus.scheduling.state import PendingJob, RunningJob
 def victims_for(
     placement: PlacementState, pending: PendingJob, now: float
 ) -> tuple[int, list[RunningJob]] | None:
-    """The device and the runs that leave it; None where nobody can be asked to."""
+    """Return the device and the runs to evict from it, or None if no eviction would help."""
     preemptible = find_preemptible(placement, now)
     best: tuple[tuple[float, ...], int, list[RunningJob]] | None = None
     for device in placement.devices.values():
         if not device.is_schedulable or device.reserved_for is not None:
             continue
+        # Add victims until the run fits
         victims: list[RunningJob] = []
         for job in sorted(
             (h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order
@@ -30,7 +32,8 @@ def victims_for(
             victims.append(job)
         if not victims or not placement.can_place(pending, device.id, without=victims):
             continue
-        for job in list(victims):  # one that the others made needless stays
+        # A later, larger victim can make an earlier one unnecessary
+        for job in list(victims):
             rest = [other for other in victims if other is not job]
             if placement.can_place(pending, device.id, without=rest):
                 victims = rest
@@ -45,7 +48,7 @@ def victims_for(
 
 
 def find_preemptible(placement: PlacementState, now: float) -> set[int]:
-    """Runs that may be told to leave: background ones, and of each team the newest beyond its
+    """Runs that may be evicted: background runs, and each team's newest runs beyond its
     guarantee.
     """
     by_team: dict[int, list[RunningJob]] = {}
@@ -74,4 +77,5 @@ def find_preemptible(placement: PlacementState, now: float) -> set[int]:
 
 
 def _eviction_order(job: RunningJob) -> tuple[bool, float]:
+    """Background runs first, then the newest."""
     return (job.priority != "background", -job.started)

@@ -1,10 +1,12 @@
-"""Who starts now, who waits, and who must go: one admission pass over a scene. The same code tells
-times by running on a copy.
+"""The admission pass: decide which waiting runs start, which wait, and which running runs are
+evicted. eta.py runs the same code on a copy to estimate start times.
 
-Order: inside the guarantee before borrowing, then class, then the team that has least over its
-    guarantee for its weight, then the person who used least of late, then who asked first. The
-    first run that finds no device keeps one (EASY backfill, Lifka 1995):
-others start there only if they end before it can begin, or fit beside it.
+Order of the queue: runs within their team's guarantee first, then by priority, then the team with
+the fewest devices over its guarantee (divided by its weight), then the user with the least recent
+usage, then the time of submission.
+
+The first run that finds no device gets a reservation (EASY backfill, Lifka 1995): later runs start
+on that device only if they end before the first run can start, or fit next to it.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from training.gpus.scheduling.state import (
     RunningJob,
 )
 
-# Runs behind the head that a pass tries to fit in (Slurm's bf_max_job_test: 500)
+# Runs without a free device that one pass examines (Slurm's bf_max_job_test: 500)
 MAX_EXAMINED = 200
-QueueKey = tuple[int, int]  # team and user: their runs in the order in which they want them
+# Team and user. Each pair has a queue of its own, sorted as the user wants it.
+QueueKey = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """The device that waits for the head of the queue, and from when."""
+    """The device that the first blocked run will get, and when it is expected to be free."""
 
     pending: PendingJob
     device_id: int
@@ -41,14 +44,21 @@ class Reservation:
 
 
 class Scheduler(PlacementState):
-    """A scene that moves: `admit` starts runs, `release` ends them."""
+    """Runs admission passes over a copy of the pool's state.
+
+    `admit_jobs` starts runs and `release_job` ends them. Every (team, user) pair has a queue, and
+    the heap has the first run of each queue that the pass has not examined yet. Entries of the heap
+    are never updated: a change pushes a new entry with a higher version, and stale ones are
+    skipped.
+    """
 
     def __init__(self, pool_state: PoolState) -> None:
         super().__init__(pool_state)
         self.charged_seconds: dict[int, float] = defaultdict(float)
         self.reservation: Reservation | None = None
         self.queues: dict[QueueKey, list[PendingJob]] = defaultdict(list)
-        self.positions: dict[QueueKey, int] = defaultdict(int)  # how far a pass has come in each
+        # Index of the next run that the pass examines in each queue
+        self.positions: dict[QueueKey, int] = defaultdict(int)
         self.heap: list[tuple[tuple[float, ...], int, QueueKey]] = []
         self.versions: dict[QueueKey, int] = defaultdict(int)
         self.team_queues: dict[int, set[QueueKey]] = defaultdict(set)
@@ -64,12 +74,14 @@ class Scheduler(PlacementState):
             queue.sort(key=lambda r: r.sort_key)
             self._push_queue(queue_key)
 
-    # -- one pass
+    # -- the admission pass
 
     def admit_jobs(self, now: float, *, evict: bool = True, depth: int = MAX_EXAMINED) -> Decision:
-        """Start what may start at `now`; at most `depth` runs that find no device are looked at.
+        """Run one admission pass at `now` and return the decision.
 
-        With `evict`, say who must make room for runs inside their team's guarantee.
+        The pass ends after `depth` runs that found no device. With `evict`, it also chooses runs to
+        evict for those within their team's guarantee. A pass that may not evict ends early if the
+        smallest waiting run fits nowhere.
         """
         decision = Decision()
         self.reservation = None
@@ -81,14 +93,19 @@ class Scheduler(PlacementState):
             and (evict or self.can_any_fit())
             and not self.pool_state.is_on_hold
         ):
+            # Take the queue whose next run comes first in the order of the pool
             queue_key = self._pop_queue()
             if queue_key is None:
                 break
             visited.add(queue_key)
             pending = self.queues[queue_key][self.positions[queue_key]]
+
+            # A run that its quota blocks gives up a device that was reserved for it
             block = self.find_quota_block(pending)
-            if block is not None and block.code != "pause":
+            if block is not None and block.code != "crash_pause":
                 self._release_reservation(pending, decision)
+
+            # Start the run on a device. If there is none, evict others or reserve a device for it.
             if block is None:
                 device_id = self.find_device(pending, now)
                 if device_id is not None:
@@ -97,21 +114,25 @@ class Scheduler(PlacementState):
                 block = self._evict_or_reserve(pending, now, decision, evict)
                 num_examined += 1
             decision.block_reasons[pending.run] = block
-            if not block.code.startswith(("team", "user")):  # else none of this line can start
-                self.positions[queue_key] += 1  # the next of them comes in when it is its turn
+
+            # A quota that blocks this run blocks the rest of its queue too. Otherwise the next run
+            # of the queue takes part, at its own place in the order.
+            if not block.code.startswith(("team", "user")):
+                self.positions[queue_key] += 1
                 self._push_queue(queue_key)
+
+        # Rewind the queues for the next pass
         for queue_key in visited:
             self.positions[queue_key] = 0
             self._push_queue(queue_key)
         return decision
 
     def can_any_fit(self) -> bool:
-        """Whether the smallest of those who wait finds room on the emptiest device; without, a pass
-        has nothing to do.
-        """
+        """Whether the smallest waiting run fits on the device with the most free memory."""
         return bool(self.required_sizes) and self.required_sizes[0] <= self.max_free_bytes
 
     def start_job(self, pending: PendingJob, device_id: int, now: float) -> RunningJob:
+        """Move a waiting run to a device."""
         job = RunningJob(
             pending.run,
             device_id,
@@ -127,7 +148,7 @@ class Scheduler(PlacementState):
             bisect.bisect_left(self.required_sizes, self.get_required_bytes(pending))
         ]
         self.add_job(job, since=now)
-        # The entry is charged at once
+        # The start counts as usage at once, so that one user cannot start many runs in a pass
         self.charged_seconds[pending.user] += (
             pending.seconds if pending.seconds < math.inf else 3600.0
         )
@@ -139,13 +160,14 @@ class Scheduler(PlacementState):
         return job
 
     def release_job(self, run: int) -> None:
+        """Remove a run that has ended."""
         job = self.remove_job(run)
         self._reorder_team(job.team)
 
-    # -- what may be
+    # -- quotas and devices
 
     def find_quota_block(self, pending: PendingJob) -> BlockReason | None:
-        """What forbids this run to start, however many devices are free."""
+        """The reason why this run may not start even if devices are free, or None."""
         quota, usage = (
             self.pool_state.quota_for(pending.team),
             self.pool_state.usage_for(pending.user),
@@ -166,11 +188,11 @@ class Scheduler(PlacementState):
             self.committed_seconds["user", pending.user],
         )
         checks: tuple[tuple[bool, str, dict[str, int | str]], ...] = (
-            (quota.is_on_hold, "team_held", {"team": quota.name}),
+            (quota.is_on_hold, "team_on_hold", {"team": quota.name}),
             (
                 team_limit is not None and team_count >= team_limit,
                 "team_limit",
-                {"team": quota.name, "holds": team_count, "limit": team_limit or 0},
+                {"team": quota.name, "running": team_count, "limit": team_limit or 0},
             ),
             (
                 quota.seconds_left is not None and quota.seconds_left <= committed[0],
@@ -180,33 +202,39 @@ class Scheduler(PlacementState):
             (
                 user_limit is not None and user_count >= user_limit,
                 "user_limit",
-                {"holds": user_count, "limit": user_limit or 0},
+                {"running": user_count, "limit": user_limit or 0},
             ),
             (
                 usage.seconds_left is not None and usage.seconds_left <= committed[1],
                 "user_hours",
                 {},
             ),
-            (not pending.is_due, "pause", {}),
+            (not pending.is_due, "crash_pause", {}),
         )
         return next(
             (BlockReason(code, details) for is_blocked, code, details in checks if is_blocked), None
         ) or self.find_permanent_block(pending)
 
     def find_permanent_block(self, pending: PendingJob) -> BlockReason | None:
-        """What would forbid it on an empty pool, too."""
+        """The reason why this run could not start even in an empty pool, or None."""
         max_bytes = self.pool_state.quota_for(pending.team).max_bytes
         required_bytes = self.get_required_bytes(pending)
         if max_bytes is not None and required_bytes > max_bytes:
-            return BlockReason("most_memory", {"needs": required_bytes, "most": max_bytes})
+            return BlockReason(
+                "max_memory", {"required_bytes": required_bytes, "max_bytes": max_bytes}
+            )
         if self.pool_state.devices and required_bytes > self.largest_device_bytes:
             return BlockReason(
-                "never_fits", {"needs": required_bytes, "largest": self.largest_device_bytes}
+                "never_fits",
+                {
+                    "required_bytes": required_bytes,
+                    "largest_device_bytes": self.largest_device_bytes,
+                },
             )
         return None
 
     def is_within_guarantee(self, pending: PendingJob) -> bool:
-        """Whether this run would be inside its team's guarantee; background never is."""
+        """Whether the run would be within its team's guarantee. Background runs never are."""
         team_count = self.team_running[pending.team] + self.count_reserved(pending, "team")
         return (
             pending.priority != "background"
@@ -214,8 +242,9 @@ class Scheduler(PlacementState):
         )
 
     def count_reserved(self, pending: PendingJob, owner_field: str) -> int:
-        """Devices that are kept for other waiting runs of the same team or user: as good as
-        held.
+        """Devices reserved for other waiting runs of the same team or user. They count as used.
+
+        `owner_field` is `team` or `user`.
         """
         owner_id = getattr(pending, owner_field)
         others = (
@@ -226,7 +255,8 @@ class Scheduler(PlacementState):
         return sum(getattr(other, owner_field) == owner_id for other in others)
 
     def find_device(self, pending: PendingJob, now: float) -> int | None:
-        """The device with the least room left that takes this run."""
+        """The device with the least free memory on which the run fits (best fit), or None."""
+        # A run for which others were evicted waits for that device
         reserved_device_id = self.reserved_devices.get(pending.run)
         if reserved_device_id is not None:
             return (
@@ -251,29 +281,38 @@ class Scheduler(PlacementState):
         return None
 
     def get_required_bytes(self, pending: PendingJob) -> int:
-        """Room that it needs at least; one without a forecast needs a device that nobody is on."""
+        """Bytes that the run needs at least. Without a forecast it needs an empty device."""
         return pending.memory if pending.memory is not None else self.smallest_device_bytes
 
-    # -- inside
+    # -- helpers of the pass
 
     def _evict_or_reserve(
         self, pending: PendingJob, now: float, decision: Decision, evict: bool
     ) -> BlockReason:
+        """Evict runs for a run that found no device, or reserve a device if it is the first one.
+
+        Returns why the run does not start now.
+        """
+        # Its device is being freed: the evicted runs are still there, or its memory is checked
         reserved_device_id = self.reserved_devices.get(pending.run)
         if reserved_device_id is not None:
             evicting_runs = ", ".join(str(job.run) for job in self.jobs_on[reserved_device_id])
             return (
-                BlockReason("leaving", {"for": evicting_runs})
+                BlockReason("evicting", {"runs": evicting_runs})
                 if evicting_runs
-                else BlockReason("checked")
+                else BlockReason("checking_device")
             )
+
+        # Runs within their guarantee and urgent runs may evict others
         if evict and (self.is_within_guarantee(pending) or pending.priority == "urgent"):
             eviction_plan = victims_for(self, pending, now)
             if eviction_plan is not None:
                 device_id, victims = eviction_plan
                 decision.evictions |= {job.run: pending.run for job in victims}
                 self.mark_evicting(device_id, victims, pending.run)
-                return BlockReason("leaving", {"for": ", ".join(str(job.run) for job in victims)})
+                return BlockReason("evicting", {"runs": ", ".join(str(job.run) for job in victims)})
+
+        # The first run of the pass that finds no device gets the reservation
         if self.reservation is None:
             self.reservation = self._reserve_for_head(pending, now)
         if (
@@ -283,18 +322,19 @@ class Scheduler(PlacementState):
         ):
             return BlockReason("full", self.get_capacity_details(pending))
         return BlockReason(
-            "kept", {**self.get_capacity_details(pending), "head": self.reservation.pending.run}
+            "reserved",
+            {**self.get_capacity_details(pending), "head_run": self.reservation.pending.run},
         )
 
     def _release_reservation(self, pending: PendingJob, decision: Decision) -> None:
-        """What was freed for a run that may not start now is for all again."""
+        """Let other runs use the device that was reserved for this one."""
         device_id = self.reserved_devices.pop(pending.run, None)
         if device_id is not None:
             self.devices[device_id] = replace(self.devices[device_id], reserved_for=None)
             decision.released_reservations.append(pending.run)
 
     def _reserve_for_head(self, pending: PendingJob, now: float) -> Reservation | None:
-        """Where and when the head can begin first, going by the expected ends."""
+        """The device on which the run can start first, by the expected ends of the others."""
         best: Reservation | None = None
         for device in self.devices.values():
             if (
@@ -309,7 +349,7 @@ class Scheduler(PlacementState):
         return best
 
     def _can_backfill(self, reservation: Reservation, pending: PendingJob, now: float) -> bool:
-        """Whether the head of the queue begins no later if this run starts on its device."""
+        """Whether starting this run on the reserved device would not delay the reservation."""
         head = reservation.pending
         if head.run == pending.run or now + pending.seconds <= reservation.available_at < math.inf:
             return True
@@ -323,7 +363,7 @@ class Scheduler(PlacementState):
         )
 
     def get_sort_key(self, pending: PendingJob) -> tuple[float, ...]:
-        """Its place in the order: the smaller comes first."""
+        """The sort key of the queue of the pool; the smallest comes first."""
         quota = self.pool_state.quota_for(pending.team)
         over_guarantee = (self.team_running[pending.team] - quota.guaranteed) / quota.weight
         used_seconds = (
@@ -340,12 +380,14 @@ class Scheduler(PlacementState):
         )
 
     def _push_queue(self, queue_key: QueueKey) -> None:
+        """Put the queue's next run on the heap; older entries of this queue become stale."""
         self.versions[queue_key] += 1
         if self.positions[queue_key] < len(self.queues[queue_key]):
             key = self.get_sort_key(self.queues[queue_key][self.positions[queue_key]])
             heapq.heappush(self.heap, (key, self.versions[queue_key], queue_key))
 
     def _pop_queue(self) -> QueueKey | None:
+        """The queue whose next run comes first, skipping stale entries."""
         while self.heap:
             _, version, queue_key = heapq.heappop(self.heap)
             if version == self.versions[queue_key]:
@@ -353,6 +395,6 @@ class Scheduler(PlacementState):
         return None
 
     def _reorder_team(self, team: int) -> None:
-        """A team's place in the order has changed."""
+        """Sort a team's queues again after its number of running runs has changed."""
         for queue_key in self.team_queues[team]:
             self._push_queue(queue_key)

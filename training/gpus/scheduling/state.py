@@ -1,7 +1,7 @@
-"""What the scheduler sees of a pool: devices, who holds them, who waits, and the quotas. Plain
-numbers; it knows no database.
+"""The scheduler's view of one pool: devices, running and waiting runs, and quotas. Plain numbers
+without database access.
 
-Times are seconds on one clock, memory is bytes. A run takes one device, or a share of one.
+Times are seconds on one clock and memory is in bytes. A run uses one device or a part of one.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Urgent is granted by admins; background is always preemptible
+# From first to last. Only admins grant `urgent`; `background` runs can always be preempted.
 PRIORITIES = (
     "urgent",
     "normal",
     "background",
 )
-MAX_EVICTIONS_PER_DAY = 3  # of one run within a day; then it is left alone
-EVICTION_GRACE_SECONDS = 60.0  # expected from being told to leave to being gone
-NO_TEAM = 0  # the team of runs that belong to no team
+MAX_EVICTIONS_PER_DAY = 3  # per run; a run that reached it is protected
+EVICTION_GRACE_SECONDS = 60.0  # expected time from the request to the freed device
+NO_TEAM = 0  # stands for the users without a team
 
 
 @dataclass(frozen=True)
 class DeviceState:
-    """A device. `reserved_for`: a run for which another was stopped here; `taken`: bytes that programs
-    hold which are no runs.
+    """A device.
+
+    `reserved_for` is the run for which other runs were evicted here. `used_by_others` are the bytes
+    used by processes that are not runs of SnapML.
     """
 
     id: int
@@ -35,14 +37,15 @@ class DeviceState:
 
     @property
     def free_bytes(self) -> int:
-        """What runs can have of it now."""
+        """Bytes that runs can use."""
         return max(0, self.total_bytes - self.used_by_others)
 
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A run on a device. `memory` None: it has the device alone. `ends`: expected, infinity where
-    nobody knows.
+    """A run on a device.
+
+    `memory` is None if the run has the whole device. `expected_end` is infinite if it is unknown.
     """
 
     run: int
@@ -53,13 +56,13 @@ class RunningJob:
     memory: int | None = None
     priority: str = "normal"
     expected_end: float = math.inf
-    is_evicting: bool = False  # told to save and go
-    is_protected: bool = False  # stopped for others often enough today
+    is_evicting: bool = False  # it was asked to save a checkpoint and exit
+    is_protected: bool = False  # it reached MAX_EVICTIONS_PER_DAY
 
 
 @dataclass(frozen=True)
 class PendingJob:
-    """A waiting run. `memory` None: nobody has forecast it, so it gets a device of its own."""
+    """A waiting run. `memory` is None if there is no forecast; such a run needs a whole device."""
 
     run: int
     team: int
@@ -67,20 +70,22 @@ class PendingJob:
     submitted: float
     memory: int | None = None
     priority: str = "normal"
-    seconds: float = math.inf
-    moved_up_at: float = 0.0  # when its owner moved it to the front of their own runs
-    is_due: bool = True  # not before its pause after a crash is over
+    seconds: float = math.inf  # expected duration
+    moved_up_at: float = 0.0  # when the owner moved it to the front of their own runs
+    is_due: bool = True  # False during the pause after a crash
 
     @property
     def sort_key(self) -> tuple[int, float, float, int]:
-        """Its place among its owner's runs."""
+        """The order among the runs of one owner."""
         return (PRIORITIES.index(self.priority), -self.moved_up_at, self.submitted, self.run)
 
 
 @dataclass(frozen=True)
 class TeamQuota:
-    """A team's part of the pool. `limit` None: the whole pool. `seconds_left` None: no budget, or a
-    soft one.
+    """A team's quota in the pool.
+
+    `limit` is None if the team may use the whole pool. `seconds_left` is None if the team has no
+    budget or only a soft one.
     """
 
     name: str = "no team"
@@ -94,26 +99,30 @@ class TeamQuota:
 
 @dataclass(frozen=True)
 class UserUsage:
-    """`used`: device-seconds of late, decayed with a half-life of a week; who used less comes
-    first.
+    """What a user uses and may use.
+
+    `decayed_seconds` are the device-seconds used recently, with a half-life of a week. The user
+    with fewer comes first.
     """
 
     max_running: int | None = None
-    running_elsewhere: int = 0  # devices that they hold in other pools
+    running_elsewhere: int = 0  # devices that the user occupies in other pools
     seconds_left: float | None = None
     decayed_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class PoolState:
+    """Everything that one admission pass depends on."""
+
     pool: str
     devices: Sequence[DeviceState]
     running_jobs: Sequence[RunningJob] = ()
     waiting: Sequence[PendingJob] = ()
     teams: Mapping[int, TeamQuota] = field(default_factory=dict)
     people: Mapping[int, UserUsage] = field(default_factory=dict)
-    runs_per_device: int = 1  # runs that may share a device
-    min_run_seconds: float = 600.0  # seconds that a run is left alone after each start
+    runs_per_device: int = 1  # maximum number of runs that share a device
+    min_run_seconds: float = 600.0  # a run is not preempted earlier after its start
     is_on_hold: bool = False
     now: float = 0.0
 
@@ -126,9 +135,7 @@ class PoolState:
 
 @dataclass(frozen=True)
 class BlockReason:
-    """Why a run does not start now: a word for the program, and the numbers for a sentence
-    (explain.py).
-    """
+    """Why a run does not start now: a code, and the figures for its message (explain.py)."""
 
     code: str
     details: Mapping[str, float | int | str] = field(default_factory=dict)
@@ -136,10 +143,11 @@ class BlockReason:
 
 @dataclass
 class Decision:
+    """The result of one admission pass."""
+
     starts: list[RunningJob] = field(default_factory=list)
-    evictions: dict[int, int] = field(default_factory=dict)  # victim -> the run for which it goes
-    released_reservations: list[int] = field(
-        default_factory=list
-    )  # runs for which a device is kept no more
-    # Of the runs that were looked at and did not start
+    evictions: dict[int, int] = field(default_factory=dict)  # evicted run -> run that replaces it
+    # Runs whose reserved device is free for others again
+    released_reservations: list[int] = field(default_factory=list)
+    # For the runs that the pass examined and did not start
     block_reasons: dict[int, BlockReason] = field(default_factory=dict)

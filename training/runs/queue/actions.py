@@ -1,4 +1,4 @@
-"""What people do to waiting runs: move their own up, change a run's class or pool."""
+"""Actions on waiting runs: move a run up, change its priority or its pool."""
 
 from __future__ import annotations
 
@@ -22,30 +22,37 @@ from training.runs.states import Priority, State
 
 
 def move_up(run: Run) -> None:
-    """To the front of its owner's own waiting runs; it passes nobody else's.
+    """Move a run to the front of its owner's waiting runs. Runs of others keep their order.
 
     Raises:
-        Conflict: it does not wait.
+        Conflict: the run is not queued.
     """
     queued_runs = Run.objects.filter(pk=run.pk, state=State.QUEUED)
     if not queued_runs.update(moved_up_at=timezone.now(), revision=F("revision") + 1):
-        raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
+        raise Conflict(
+            f"{run.name} is not queued ({run.get_state_display().lower()}).", code="not_queued"
+        )
     run_changed.send(Run, run_id=run.pk)
 
 
 def audit_priority(user: User, run: Run) -> None:
-    """A launch that an admin made urgent stands in the audit log; one that waits behind others is
-    nobody's business.
-    """
+    """Record the launch of an urgent run in the audit log. Other priorities need no record."""
     if run.priority == Priority.URGENT:
         audit.record_entry(
-            user, "class", f"run {run.pk}", team=run.team, change=({}, {"priority": run.priority})
+            user,
+            "priority",
+            f"run {run.pk}",
+            team=run.team,
+            change=({}, {"priority": run.priority}),
         )
 
 
 def change_priority(user: User, run: Run, priority: str, reason: str = "") -> None:
-    """Raises NotAllowed: `urgent` is granted by admins, as any change of a run that holds a device;
-    UserError: no such class.
+    """Change the priority of a run.
+
+    Raises:
+        NotAllowed: only admins can grant `urgent` or change the priority of a run with a device.
+        UserError: the priority does not exist.
     """
     check_priority(user, priority, run.priority)
     if priority == run.priority:
@@ -55,17 +62,16 @@ def change_priority(user: User, run: Run, priority: str, reason: str = "") -> No
             run_id=run.pk, released_at=None
         )
         if not user.is_superuser and list(open_allocations):
-            # else a team could step out of its guarantee for a moment, have others stopped, and
-            # step in again
+            # Otherwise a team could leave its guarantee for a moment, evict other runs, and return
             raise NotAllowed(
-                f"{run.name} holds a device; only an admin changes its class now.",
-                code="device_held",
+                f"{run.name} has a device. Only an admin can change its priority now.",
+                code="device_in_use",
             )
         Run.objects.filter(pk=run.pk).update(priority=priority, revision=F("revision") + 1)
         Allocation.objects.filter(run_id=run.pk, released_at=None).update(priority=priority)
         audit.record_entry(
             user,
-            "class",
+            "priority",
             f"run {run.pk}",
             team=run.team,
             change=({"priority": run.priority}, {"priority": priority}),
@@ -76,25 +82,27 @@ def change_priority(user: User, run: Run, priority: str, reason: str = "") -> No
 
 
 def change_pool(user: User, run: Run, pool: Pool) -> None:
-    """Let a waiting run wait for other devices; what it needs is told anew, for them.
+    """Move a waiting run to another pool, with a new memory forecast for the devices there.
 
     Raises:
-        Conflict: it does not wait.
-        UserError: it can never fit there.
+        Conflict: the run is not queued, or it has just got a device.
+        UserError: the run can never fit in the pool.
     """
     if allocations.get_allocation(run.pk) is not None:
         raise Conflict(
-            f"{run.name} has just been given a device of {run.pool}; stop it first.",
-            code="device_given",
+            f"{run.name} has just been assigned a device of {run.pool}. Stop it first.",
+            code="device_assigned",
         )
     config = RunConfig.from_dict(run.config)
     lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
-    # If there is none, a worker makes it
+    # Without a cached forecast, a worker makes one
     forecast = get_cached_forecast(config, run.base_model, lengths, get_target_device(pool)) or {}
     check_fits_pool(
         pool, PendingJob(run.pk, run.team_id or NO_TEAM, user.pk, 0.0, forecast.get("peak"))
     )
     changes = {"pool": pool, "forecast": forecast, "queue_info": {}, "revision": F("revision") + 1}
     if not Run.objects.filter(pk=run.pk, state=State.QUEUED).update(**changes):
-        raise Conflict(f"{run.name} does not wait ({run.get_state_display().lower()}).")
+        raise Conflict(
+            f"{run.name} is not queued ({run.get_state_display().lower()}).", code="not_queued"
+        )
     run_changed.send(Run, run_id=run.pk)

@@ -1,8 +1,5 @@
-"""The queue: one admission pass in one writer's transaction, and what each waiting run is told of
-its place, reason and time.
-
-It reads runs into the scheduler's scene (training/gpus) and writes its decisions down; the policy
-itself is not here.
+"""Admission: load the waiting runs into the scheduler (training/gpus/scheduling), run one pass, and
+store its decisions. The policy itself is in the scheduler.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from training.runs.states import ACTIVE, UNFINISHED, RequestedAction, State
 
 
 def has_open_work() -> bool:
-    """Is there a run that has not ended, or a device that one holds or has kept for it?"""
+    """Whether a run has not ended, or a device is still allocated or reserved."""
     return (
         Run.objects.filter(state__in=UNFINISHED).exists()
         or Allocation.objects.filter(released_at=None).exists()
@@ -39,10 +36,12 @@ def has_open_work() -> bool:
 
 
 def admit_runs() -> list[int]:
-    """One pass over every pool; the runs that got a device. Whoever calls rings their workers after
-    the commit.
+    """Run one pass over every pool and return the runs that got a device.
+
+    The caller notifies their workers after the commit.
     """
     with transaction.atomic():
+        # One pass at a time, over the devices and runs as they are now
         audit.acquire_advisory_lock("admission")
         requeue_lost_runs()
         now = timezone.now()
@@ -73,6 +72,7 @@ def admit_in_pool(
 
 
 def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
+    """Store the starts, released reservations and evictions of a pass."""
     devices = Device.objects.select_related("host").in_bulk(
         [job.device_id for job in decision.starts]
     )
@@ -87,13 +87,14 @@ def apply_decision(decision: Decision, runs: dict[int, Run]) -> None:
     Device.objects.filter(reserved_for__in=decision.released_reservations).update(reserved_for=None)
     for victim, preemptor in decision.evictions.items():
         allocations.evict_run(
-            victim, reserve_for=preemptor, reason=f"makes room for run {preemptor}"
+            victim, reserve_for=preemptor, reason=f"frees a device for run {preemptor}"
         )
 
 
 def run_admission_pass(*, skip_run: int = 0) -> None:
-    """A pass, now: whoever gets a device is rung, except the one that the caller takes up
-    itself.
+    """Run a pass now and notify the workers of the admitted runs.
+
+    `skip_run` is a run that the caller supervises itself.
     """
     for run_id in admit_runs():
         if run_id != skip_run:
@@ -101,9 +102,7 @@ def run_admission_pass(*, skip_run: int = 0) -> None:
 
 
 def get_waiting_runs(pool: Pool) -> list[Run]:
-    """Runs that wait for a device of this pool. One that was given a device and waits for its
-    worker is not among them.
-    """
+    """Runs that wait for a device of this pool. Runs that have one and wait for a worker do not."""
     allocated_runs = Allocation.objects.filter(released_at=None).values("run_id")
     rows = Run.objects.filter(pool=pool, state=State.QUEUED, lease_token="").exclude(
         pk__in=allocated_runs
@@ -147,8 +146,9 @@ def build_pending_job(
 
 
 def requeue_lost_runs() -> None:
-    """Runs on a host that is gone wait again: their engines have left by themselves, the leash is
-    shorter than the lease.
+    """Requeue the runs of offline hosts, and release the devices of runs that have ended.
+
+    The engines of such runs have exited by then, because the heartbeat times out before the lease.
     """
     is_lost = Q(device__host__reported_at__lt=Now() - HOST_TIMEOUT)
     lost_allocations = Allocation.objects.filter(is_lost, released_at=None).values_list(
@@ -165,20 +165,21 @@ def requeue_lost_runs() -> None:
             lease_expires_at=None,
             phase="",
             queue_info={},
-            message=f"Its host {host} is gone; goes on from its last checkpoint elsewhere.",
+            message=f"Host {host} is offline. The run resumes from its last checkpoint elsewhere.",
             revision=F("revision") + 1,
         )
         if num_changed:
             allocations.release_device(run_id)
+    # A worker can die after it ended a run and before it released the device
     ended_allocations = Allocation.objects.filter(released_at=None).exclude(
         run_id__in=Run.objects.filter(state__in=UNFINISHED).values("pk")
     )
     for run_id in ended_allocations.values_list("run_id", flat=True):
-        allocations.release_device(run_id)  # whoever ended it died before it gave the device back
+        allocations.release_device(run_id)
 
 
 def stop_overdue_runs(now: datetime) -> None:
-    """Runs that have held devices longer than their team may are told to save and end."""
+    """Stop runs that have used devices for longer than their team's quota allows."""
     for quota in Quota.objects.exclude(max_run_seconds=None):
         team_allocations = Allocation.objects.filter(
             device__pool=quota.pool_id, team=quota.team_id, released_at=None
@@ -197,12 +198,12 @@ def stop_overdue_runs(now: datetime) -> None:
             ):
                 limit = {"max_run_seconds": quota.max_run_seconds}
                 audit.record_entry(
-                    None, "time used up", f"run {run_id}", team=quota.team, change=({}, limit)
+                    None, "time limit reached", f"run {run_id}", team=quota.team, change=({}, limit)
                 )
 
 
 def get_max_runtime(run: Run) -> timedelta | None:
-    """How long a run may hold devices, over all attempts."""
+    """How long a run may use devices over all attempts, or None without a limit."""
     quota = (
         Quota.objects.filter(pool=run.pool_id, team=run.team_id)
         .exclude(max_run_seconds=None)

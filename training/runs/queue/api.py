@@ -1,5 +1,5 @@
-"""The queue in the API: who waits and why, moving up, class and pool of a run, and the dry run of a
-quota's edit.
+"""API endpoints of the queue: list waiting runs, move a run up, change its priority or pool, and
+dry-run a quota edit.
 """
 
 from typing import Annotated, Any
@@ -36,7 +36,7 @@ class QueuedRunOut(Schema):
     reason: str
     hint: str
     earliest: float | None = Field(description="seconds since 1970")
-    latest: float | None = Field(description="null: something ahead has no expected end")
+    latest: float | None = Field(description="null if a run ahead has no expected end")
 
     @staticmethod
     def resolve_owner(row: Run) -> str:
@@ -98,8 +98,8 @@ class StartShiftOut(Schema):
 @router.get("/queue", response=list[QueuedRunOut])
 @paginate(Pagination)
 def read_queue(request: AuthenticatedRequest) -> Any:
-    """Runs that wait and that you may see, oldest first, each with its place, its reason and when
-    it should start.
+    """Queued runs that you may see, oldest first, each with its position, the reason why it waits
+    and its estimated start.
     """
     waiting = Run.objects.visible_to(request.user).filter(state=State.QUEUED).order_by("queued_at")
     return waiting.select_related("owner", "team", "pool").defer(
@@ -111,7 +111,7 @@ def read_queue(request: AuthenticatedRequest) -> Any:
 def dry_run_quota(
     request: AuthenticatedRequest, pool_id: int, body: QuotaIn
 ) -> list[dict[str, Any]]:
-    """Which waiting runs would start at another time with this quota; nothing is saved. Admins
+    """Which waiting runs would start earlier or later with this quota. Nothing is saved. Admins
     only.
     """
     quotas.check_admin(request.user)
@@ -133,15 +133,17 @@ def dry_run_quota(
 
 @router.post("/{int:run_id}/up", response=RunOut)
 def move_up(request: AuthenticatedRequest, run_id: int) -> Run:
-    """To the front of its owner's own waiting runs."""
+    """Move a run to the front of its owner's waiting runs."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.move_up(run)
     return run
 
 
-@router.post("/{int:run_id}/class", response=RunOut)
+@router.post("/{int:run_id}/priority", response=RunOut)
 def change_priority(request: AuthenticatedRequest, run_id: int, body: PriorityIn) -> Run:
-    """`background` runs give way to all others; `urgent` is granted by admins."""
+    """Change the priority. `background` runs are preempted by all others, and only admins grant
+    `urgent`.
+    """
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.change_priority(request.user, run, body.priority, body.reason)
     run.refresh_from_db()
@@ -150,7 +152,7 @@ def change_priority(request: AuthenticatedRequest, run_id: int, body: PriorityIn
 
 @router.post("/{int:run_id}/pool", response=RunOut)
 def change_pool(request: AuthenticatedRequest, run_id: int, body: PoolIn) -> Run:
-    """Wait for devices of another pool."""
+    """Move a waiting run to another pool."""
     run = get_changeable(Run, request.user, run_id, *RELATED)
     actions.change_pool(request.user, run, quotas.get_pool(body.pool))
     run.refresh_from_db()

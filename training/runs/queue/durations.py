@@ -1,5 +1,5 @@
-"""How long runs should take: by their own pace once they train, before that by what runs of the
-same kind took.
+"""Expected durations of runs: from their own speed once they train, before that from finished runs
+with the same model, method and data.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from training.gpus.ledger import used_by_runs
 from training.runs.models import Run
 from training.runs.states import ACTIVE, State
 
-MAX_SAMPLE_RUNS = 200  # runs that finished last
+MAX_SAMPLE_RUNS = 200  # the runs that finished last
 RunKind = tuple[int, str, int]  # base model, method, data version
 
 
 class TypicalDuration(NamedTuple):
-    """What finished runs of a kind took of devices, in seconds: for each step, and in all."""
+    """Median device-seconds of finished runs of a kind."""
 
     seconds_per_step: float
     total_seconds: float
 
 
 def get_typical_durations() -> dict[RunKind, TypicalDuration]:
-    """The medians of finished runs, by model, method and data. What they waited, or were paused, is
-    not in them.
-    """
+    """The typical duration of each kind of run. Time in the queue or paused does not count."""
     rows = Run.objects.filter(state=State.FINISHED, total_steps__gt=0).order_by("-finished_at")
     finished = {
         pk: (kind, steps)
@@ -48,7 +46,7 @@ def get_typical_durations() -> dict[RunKind, TypicalDuration]:
 
 
 def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]) -> float:
-    """Seconds that a run still needs; infinity where nobody knows."""
+    """Seconds that a run still needs, or infinity if there is nothing to estimate from."""
     steps_left = max(0, run.total_steps - run.step)
     if run.seconds_per_step and run.total_steps:
         return run.seconds_per_step * steps_left
@@ -61,7 +59,7 @@ def expected_seconds(run: Run, typical_durations: dict[RunKind, TypicalDuration]
 def expected_ends(
     runs: Iterable[Run], typical_durations: dict[RunKind, TypicalDuration], now: datetime
 ) -> dict[int, float]:
-    """In seconds since 1970, of runs that hold a device."""
+    """Expected ends of the running runs, in seconds since 1970."""
     return {
         run.pk: now.timestamp() + expected_seconds(run, typical_durations)
         for run in runs

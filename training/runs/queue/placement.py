@@ -1,4 +1,4 @@
-"""Where a run is to wait: the pool and its priority."""
+"""Where a run is queued: the pool and the priority."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from training.runs.states import Priority
 
 @dataclass(frozen=True)
 class Placement:
-    """The pool whose devices a run waits for, and its priority."""
+    """The pool and the priority that a run is launched with."""
 
-    pool: Pool | None = None  # the default pool
+    pool: Pool | None = None  # None is the default pool
     priority: str = Priority.NORMAL
 
 

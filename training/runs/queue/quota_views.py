@@ -1,5 +1,5 @@
-"""Where admins edit what teams, people and pools may have: a dry run first, then the edit; hold,
-and hold and drain, which leads may do to their own team.
+"""Pages on which admins edit pools, team quotas and personal quotas, with a dry run before the edit
+is saved. Team leads can put their own team on hold.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from django.shortcuts import redirect, render
 from training.errors import NotFound, UserError
 from training.gpus import quotas, usage
 from training.gpus.models import PersonalQuota, Pool, Quota
+from training.people.models import Team, User
 from training.people.requests import AuthenticatedRequest
 from training.people.teams import get_team
 from training.people.users import get_user_by_name
 from training.runs.queue import what_if
 
 GB = 10**9
-# Field of the form -> field of the quota, type, and what one unit of the form is in the quota's.
+# Field of the form -> field of the quota, type, factor from the form's unit to the quota's unit
 TEAM_FORM = {
     "guaranteed": ("guaranteed", int, 1),
     "limit": ("limit", int, 1),
     "weight": ("weight", float, 1),
     "hours": ("hours_per_month", float, 1),
-    "memory": ("max_bytes", float, GB),
-    "longest": ("max_run_seconds", float, 3600),
+    "max_memory_gb": ("max_bytes", float, GB),
+    "max_run_hours": ("max_run_seconds", float, 3600),
 }
 PERSON_FORM = {
     "max_running": ("max_running", int, 1),
@@ -36,16 +37,17 @@ PERSON_FORM = {
 }
 POOL_FORM = {
     "runs_per_device": ("runs_per_device", int, 1),
-    "shortest": ("min_run_seconds", float, 60),
+    "min_run_minutes": ("min_run_seconds", float, 60),
 }
+# Button -> whether the hold is set, and whether running runs are drained
 HOLD_ACTIONS = {"hold": (True, False), "drain": (True, True), "lift": (False, False)}
 
 
 def read_form(form: dict[str, tuple[str, Any, int]], post_data: Any) -> dict[str, Any]:
-    """What a form says, empty fields as None.
+    """The values of a form in the units of the model, None for empty fields.
 
     Raises:
-        UserError: a field is no number; `field` names it.
+        UserError: a field is not a number; `field` names it.
     """
     values: dict[str, Any] = {}
     for field, (name, kind, unit) in form.items():
@@ -55,7 +57,11 @@ def read_form(form: dict[str, tuple[str, Any, int]], post_data: Any) -> dict[str
             if value is not None and not math.isfinite(value):
                 raise ValueError(text)
         except ValueError as error:
-            raise UserError(f"{field}: {text[:40]!r} is not a number.", field=field) from error
+            raise UserError(
+                f"{field} must be a number, but is {text[:40]!r}.",
+                field=field,
+                code="not_a_number",
+            ) from error
         values[name] = (
             value if value is None or name in ("weight", "hours_per_month") else round(value)
         )
@@ -63,7 +69,7 @@ def read_form(form: dict[str, tuple[str, Any, int]], post_data: Any) -> dict[str
 
 
 def apply_hold_action(request: AuthenticatedRequest, target: Pool | Quota) -> bool:
-    """Whether one of the buttons for a hold was pressed; what it says is done."""
+    """Apply a pressed hold, drain or lift button. Returns False if it was another button."""
     is_on_hold, drain = HOLD_ACTIONS.get(request.POST.get("action", ""), (None, False))
     if is_on_hold is None:
         return False
@@ -77,77 +83,67 @@ def apply_hold_action(request: AuthenticatedRequest, target: Pool | Quota) -> bo
     return True
 
 
-def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
-    """A team's part of a pool (team 0: whoever is in no team). POST `action`: try, save, hold, drain
-    or lift.
+def get_visible_team(user: User, team_id: int) -> Team | None:
+    """The team whose quotas a user wants to see; 0 stands for the users without a team.
+
+    Raises:
+        NotFound: the team does not exist, or the user is neither an admin nor its lead.
     """
+    team = get_team(user, team_id) if team_id else None
+    visible_ids = usage.get_visible_teams(user)
+    if visible_ids is not None and (team is None or team.pk not in visible_ids):
+        raise NotFound("This quota does not exist, or you may not see it.")
+    return team
+
+
+def edit_quota(request: AuthenticatedRequest, pool_id: int, team_id: int) -> HttpResponse:
+    """A team's quota in a pool. The `action` of a POST is try, save, hold, drain or lift."""
     quotas.check_lead_or_admin(request.user)
     pool = quotas.get_pool(pool_id)
-    team = get_team(request.user, team_id) if team_id else None
-    if not request.user.is_superuser and (
-        team is None or team.pk not in (usage.get_visible_teams(request.user) or ())
-    ):
-        raise NotFound("There is no such quota that you may see.")
+    team = get_visible_team(request.user, team_id)
     team_usage = next(
-        one
-        for one in usage.list_team_usage(request.user, pool)
-        if one.quota.team_id == (team.pk if team else None)
+        row
+        for row in usage.list_team_usage(request.user, pool)
+        if row.quota.team_id == (team.pk if team else None)
     )
     values: dict[str, Any] = {
         "pool": pool,
         "team": team,
-        "line": team_usage,
-        "burn": usage.compute_burn_down(pool, team),
+        "team_usage": team_usage,
+        "burn_down": usage.compute_burn_down(pool, team),
+        "form": format_form(team_usage.quota, TEAM_FORM),
+        "is_hard_budget": team_usage.quota.is_hard_budget,
     }
     if request.method != "POST":
-        return render(
-            request,
-            "gpus/quota.html",
-            values
-            | {
-                "form": format_form(team_usage.quota, TEAM_FORM),
-                "is_hard_budget": team_usage.quota.is_hard_budget,
-            },
-        )
+        return render(request, "gpus/quota.html", values)
     if apply_hold_action(request, quotas.get_quota(pool, team)):
         return redirect("quota", pool_id, team_id)
     quotas.check_admin(request.user)
-    action, reason = request.POST.get("action", ""), request.POST.get("reason", "")
-    form_values = {
+    reason, is_hard_budget = request.POST.get("reason", ""), "is_hard_budget" in request.POST
+    values |= {
         "form": {name: request.POST.get(name, "") for name in TEAM_FORM},
-        "is_hard_budget": bool(request.POST.get("is_hard_budget")),
+        "is_hard_budget": is_hard_budget,
+        "reason": reason,
     }
     try:
-        changes = read_form(TEAM_FORM, request.POST) | {
-            "is_hard_budget": bool(request.POST.get("is_hard_budget"))
-        }
+        changes = read_form(TEAM_FORM, request.POST) | {"is_hard_budget": is_hard_budget}
         edited_quota = quotas.apply_quota_changes(pool, team, changes)
-        if action == "save":
+        if request.POST.get("action") == "save":
             quotas.edit_quota(request.user, pool, team, changes, reason)
             messages.success(
                 request,
-                f"Saved what {team or 'no team'} may have of {pool}. Nothing that runs was "
-                "stopped.",
+                f"Saved the quota of {team or 'users without a team'} in {pool}. Running runs "
+                "were not stopped.",
             )
             return redirect("quotas")
     except UserError as error:
-        return render(
-            request,
-            "gpus/quota.html",
-            values | form_values | {"error": error, "reason": reason},
-            status=error.status,
-        )
-    return render(
-        request,
-        "gpus/quota.html",
-        values
-        | form_values
-        | {"moved": what_if.simulate_quota_edit(edited_quota), "tried": True, "reason": reason},
-    )
+        return render(request, "gpus/quota.html", values | {"error": error}, status=error.status)
+    values |= {"start_shifts": what_if.simulate_quota_edit(edited_quota), "is_dry_run": True}
+    return render(request, "gpus/quota.html", values)
 
 
 def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
-    """A pool's own settings; POST `action`: try, save, hold, drain or lift."""
+    """A pool's settings. The `action` of a POST is try, save, hold, drain or lift."""
     quotas.check_admin(request.user)
     current_pool = quotas.get_pool(pool_id)
     values: dict[str, Any] = {
@@ -170,7 +166,7 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
         }
         if action == "save":
             quotas.edit_pool(request.user, current_pool, changes, reason)
-            messages.success(request, f"Saved {current_pool}. Nothing that runs was stopped.")
+            messages.success(request, f"Saved {current_pool}. Running runs were not stopped.")
             return redirect("quotas")
         edited_pool = quotas.apply_pool_changes(current_pool, changes)
     except UserError as error:
@@ -184,12 +180,16 @@ def edit_pool(request: AuthenticatedRequest, pool_id: int) -> HttpResponse:
         request,
         "gpus/pool.html",
         values
-        | {"moved": what_if.simulate_pool_edit(edited_pool), "tried": True, "reason": reason},
+        | {
+            "start_shifts": what_if.simulate_pool_edit(edited_pool),
+            "is_dry_run": True,
+            "reason": reason,
+        },
     )
 
 
 def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
-    """What one person may have over all pools."""
+    """A user's limits over all pools."""
     quotas.check_admin(request.user)
     user = get_user_by_name(username)
     personal_quota = PersonalQuota.objects.filter(user=user).first() or PersonalQuota(user=user)
@@ -202,13 +202,13 @@ def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
         return render(request, "gpus/person.html", values)
     try:
         changes = read_form(PERSON_FORM, request.POST) | {
-            "is_hard_budget": bool(request.POST.get("is_hard_budget"))
+            "is_hard_budget": "is_hard_budget" in request.POST
         }
         quotas.edit_personal_quota(request.user, user, changes, request.POST.get("reason", ""))
     except UserError as error:
         form_values = {
             "form": {name: request.POST.get(name, "") for name in PERSON_FORM},
-            "is_hard_budget": bool(request.POST.get("is_hard_budget")),
+            "is_hard_budget": "is_hard_budget" in request.POST,
         }
         return render(
             request,
@@ -216,14 +216,14 @@ def edit_person(request: AuthenticatedRequest, username: str) -> HttpResponse:
             values | form_values | {"error": error},
             status=error.status,
         )
-    messages.success(request, f"Saved what {username} may have. Nothing that runs was stopped.")
+    messages.success(request, f"Saved the limits of {username}. Running runs were not stopped.")
     return redirect("quotas")
 
 
 def format_form(
     row: Quota | PersonalQuota | Pool, form: dict[str, tuple[str, Any, int]]
 ) -> dict[str, str]:
-    """A row's numbers in the form's units."""
+    """The model's values in the units of the form."""
     form_values = {}
     for field, (name, _, unit) in form.items():
         value = getattr(row, name)

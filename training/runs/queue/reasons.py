@@ -1,6 +1,4 @@
-"""What each waiting run is told: its place, why it waits, what would help, and when it should
-start.
-"""
+"""What a waiting run shows: its position, why it waits, a hint, and when it should start."""
 
 from __future__ import annotations
 
@@ -23,19 +21,19 @@ from training.runs.queue import durations
 from training.runs.queue.admission import build_pool_state, get_waiting_runs, run_admission_pass
 from training.runs.states import State
 
+# The next estimate of start times is due after this many times the duration of the last one
 ETA_INTERVAL_FACTOR = 20
-
-
-# a waiting run's words are written again at least that often, so that their age shows a dead worker
+# The reason of a waiting run is rewritten at least this often. A dead worker shows by its age.
 REFRESH_SECONDS = 10
 
 
 class EtaThrottle:
-    """When waiting runs should start, told again when that is due: it takes at most a twentieth of
-    this thread's time.
+    """Caches the estimated start times so that they take at most a twentieth of a worker's time.
 
-    Ten thousand of them take 20 s (benchmarks/scheduler.py); a usual queue takes a millisecond and
-    is told every time.
+    An estimate for ten thousand waiting runs takes 20 s (benchmarks/scheduler.py). One for a
+    typical queue takes a millisecond and is made every time.
+
+    Each worker process has one instance, used by the thread that refreshes the queue.
     """
 
     def __init__(self) -> None:
@@ -57,7 +55,7 @@ eta_throttle = EtaThrottle()
 
 
 def refresh_queue() -> None:
-    """A pass, and every waiting run's words brought up to date."""
+    """Run an admission pass, then update what every waiting run shows."""
     run_admission_pass()
     now, typical_durations = timezone.now(), durations.get_typical_durations()
     for pool in Pool.objects.all():
@@ -69,16 +67,14 @@ def refresh_queue() -> None:
 
 
 def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: datetime) -> None:
-    """Write place, reason, what would help, and the range in which it should start. Nothing is
-    admitted here.
-    """
+    """Store position, reason, hint and estimated start of every waiting run. Admits nothing."""
     scheduler = Scheduler(pool_state)
     explained = explain_queue(scheduler, scheduler.admit_jobs(now.timestamp()).block_reasons)
     start_ranges = eta_throttle.get_ranges(pool_state)
-    pending_jobs = {request.run: request for request in pool_state.waiting}
+    pending_jobs = {pending.run: pending for pending in pool_state.waiting}
     for run in waiting:
         if run.pk not in explained:
-            continue  # it gets a device with the next pass
+            continue  # it gets a device in the next pass
         position, block = explained[run.pk]
         start_range = start_ranges.get(run.pk)
         queue_info: dict[str, Any] = {
@@ -94,8 +90,9 @@ def update_wait_reasons(waiting: Iterable[Run], pool_state: PoolState, now: date
 
 
 def save_wait_reason(run: Run, queue_info: dict[str, Any], now: datetime) -> None:
-    """The row moves (and browsers with it) only if something is new; times that slip by a second
-    are not.
+    """Store the reason. The revision changes, and with it the open pages, only if something is new.
+
+    Start times that differ by less than a minute are not new.
     """
     old_info = {name: value for name, value in run.queue_info.items() if name != "at"}
     rounded = [

@@ -1,5 +1,5 @@
-"""The GPUs page: devices as they are, who holds what, and the queue with every place, reason and
-time.
+"""The GPUs page (devices with their runs, the queue, the timeline of allocations), the actions of
+the queue, and the list of quotas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def show_gpus(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def load_pools(request: AuthenticatedRequest) -> list[dict[str, Any]]:
-    """Every pool with its devices, and on each the runs that this person may see."""
+    """Every pool with its devices, and on each device the runs that the user may see."""
     device_allocations: dict[int, list[tuple[Allocation, Run | None]]] = {}
     allocations = list(Allocation.objects.filter(released_at=None).select_related("user", "team"))
     visible_runs = (
@@ -52,22 +52,26 @@ def load_pools(request: AuthenticatedRequest) -> list[dict[str, Any]]:
             {
                 "device": device,
                 "is_offline": is_offline(device.host),
-                "held": device_allocations.get(device.pk, []),
-                "idle": device.pk in device_allocations and usage.is_idle_in_use(device),
-                "share": round(100 * device.used_bytes / device.total_bytes)
+                "allocations": device_allocations.get(device.pk, []),
+                "is_idle": device.pk in device_allocations and usage.is_idle_in_use(device),
+                "used_percent": round(100 * device.used_bytes / device.total_bytes)
                 if device.total_bytes
                 else 0,
             }
             for device in pool.devices.all()
         ]
         pool_rows.append(
-            {"pool": pool, "devices": devices, "busy": sum(bool(one["held"]) for one in devices)}
+            {
+                "pool": pool,
+                "devices": devices,
+                "num_busy": sum(bool(device["allocations"]) for device in devices),
+            }
         )
     return pool_rows
 
 
 def load_queue(request: AuthenticatedRequest) -> dict[str, Any]:
-    """Who waits, in their order; of those whom the person may not see, only how many."""
+    """The queued runs in their order. Runs that the user may not see are only counted."""
     waiting = Run.objects.filter(state=State.QUEUED)
     visible_runs = Run.objects.visible_to(request.user).filter(state=State.QUEUED)
     ordered = visible_runs.order_by(
@@ -85,14 +89,16 @@ def load_queue(request: AuthenticatedRequest) -> dict[str, Any]:
     rows = [(run, run.pk in changeable_ids) for run in page_runs]
     return {
         "waiting": rows,
-        "hidden": waiting.count() - count,
-        "cut": count - len(page_runs),
-        "classes": Priority.choices,
+        "num_hidden": waiting.count() - count,
+        "num_more": count - len(page_runs),
+        "priorities": Priority.choices,
     }
 
 
 def get_timeline(request: AuthenticatedRequest) -> JsonResponse:
-    """Intervals for the chart: all for admins, their teams' and their own for others."""
+    """Allocations for the chart: all for admins, else those of the user and of the teams that they
+    lead.
+    """
     begin = timezone.now() - TIME_SPANS.get(request.GET.get("span", "day"), TIME_SPANS["day"])
     by_device = usage.list_intervals(request.user, begin)
     devices = Device.objects.select_related("host", "pool").in_bulk(list(by_device))
@@ -141,15 +147,13 @@ def change_pool(request: AuthenticatedRequest, run_id: int) -> HttpResponse:
     run = get_changeable(Run, request.user, run_id, "team")
     pool = Pool.objects.filter(pk=parse_id(request.POST.get("pool", ""))).first()
     if pool is None:
-        raise NotFound("There is no such pool.", field="pool")
+        raise NotFound("This pool no longer exists. Choose another.", field="pool")
     actions.change_pool(request.user, run, pool)
     return redirect("run", run_id)
 
 
 def show_quotas(request: AuthenticatedRequest) -> HttpResponse:
-    """Pools, teams and people with what they may have, hold and have used; leads see their own
-    teams.
-    """
+    """Quotas and usage of all teams and users. Leads see their own teams."""
     quotas.check_lead_or_admin(request.user)
     pools = [(pool, usage.list_team_usage(request.user, pool)) for pool in Pool.objects.all()]
     people = usage.list_person_usage() if request.user.is_superuser else []

@@ -1,5 +1,5 @@
-"""What an edit of a quota would do to those who wait, before it is made: the scheduler on a copy,
-with the edit and without.
+"""Simulate an edit of a quota or a pool before it is saved: which waiting runs would start earlier
+or later.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from training.runs.queue import admission, durations
 
 @dataclass(frozen=True)
 class StartShift:
-    """A waiting run whose start an edit would move. Seconds from now; None: not before something
-    else changes.
+    """A waiting run whose start an edit would change. Seconds from now; None if nothing known would
+    let it start.
     """
 
     run: Run
@@ -36,8 +36,9 @@ class StartShift:
 
 
 def simulate_quota_edit(quota: Quota) -> list[StartShift]:
-    """Runs that would start sooner or later with this quota (which is not saved), those that wait
-    longest first.
+    """Runs whose start would change with this quota, which is not saved.
+
+    Runs that would start later come first, then the order is by the time they were queued.
     """
     now = timezone.now()
     used = ledger.used_this_month("team_id", now, device__pool=quota.pool).get(quota.team_id, 0.0)
@@ -49,7 +50,7 @@ def simulate_quota_edit(quota: Quota) -> list[StartShift]:
 
 
 def simulate_pool_edit(pool: Pool) -> list[StartShift]:
-    """The same for a pool's own settings."""
+    """The same for the settings of a pool."""
     before = load_current_state(Pool.objects.get(pk=pool.pk))
     after = replace(
         before,
