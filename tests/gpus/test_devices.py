@@ -156,40 +156,40 @@ class FakeNvml:
     class NVMLError(Exception):
         pass
 
-    def __init__(self, cards=2, lost=(), processes=(), driver=True):
-        self.cards, self.lost, self.processes, self.driver = cards, lost, processes, driver
+    def __init__(self, num_gpus=2, lost=(), processes=(), driver=True):
+        self.num_gpus, self.lost, self.processes, self.driver = num_gpus, lost, processes, driver
 
     def nvmlInit(self):
         if not self.driver:
             raise self.NVMLError("Driver Not Loaded")
 
     def nvmlDeviceGetCount(self):
-        return self.cards
+        return self.num_gpus
 
     def nvmlDeviceGetHandleByIndex(self, index):
         if index in self.lost:
             raise self.NVMLError("GPU is lost")
         return index
 
-    def nvmlDeviceGetMemoryInfo(self, card):
+    def nvmlDeviceGetMemoryInfo(self, handle):
         return SimpleNamespace(total=80 * GB, used=20 * GB)
 
-    def nvmlDeviceGetName(self, card):
+    def nvmlDeviceGetName(self, handle):
         return "NVIDIA A100"
 
-    def nvmlDeviceGetUUID(self, card):
-        return f"GPU-{card}"
+    def nvmlDeviceGetUUID(self, handle):
+        return f"GPU-{handle}"
 
-    def nvmlDeviceGetTemperature(self, card, sensor):
+    def nvmlDeviceGetTemperature(self, handle, sensor):
         return 50
 
-    def nvmlDeviceGetPowerUsage(self, card):
+    def nvmlDeviceGetPowerUsage(self, handle):
         raise self.NVMLError("Not Supported")
 
-    def nvmlDeviceGetUtilizationRates(self, card):
+    def nvmlDeviceGetUtilizationRates(self, handle):
         return SimpleNamespace(gpu=25)
 
-    def nvmlDeviceGetComputeRunningProcesses(self, card):
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
         return self.processes
 
 
@@ -199,24 +199,24 @@ def read_fake_devices(monkeypatch, **choices):
 
 
 def test_a_gpu_that_cannot_be_read_is_missing_and_not_replaced_by_the_cpu(monkeypatch, caplog):
-    update_devices(read_fake_devices(monkeypatch, cards=3))
-    update_devices(read_fake_devices(monkeypatch, cards=3, lost={1}))
+    update_devices(read_fake_devices(monkeypatch, num_gpus=3))
+    update_devices(read_fake_devices(monkeypatch, num_gpus=3, lost={1}))
     assert dict(Device.objects.values_list("uuid", "condition")) == {
         "GPU-0": "good",
         "GPU-1": "missing",
         "GPU-2": "good",
     }
     assert_mentions(caplog.text, "GPU 1", "GPU is lost")
-    update_devices(read_fake_devices(monkeypatch, cards=1, lost={0}))
+    update_devices(read_fake_devices(monkeypatch, num_gpus=1, lost={0}))
     assert set(Device.objects.values_list("condition", "name")) == {("missing", "NVIDIA A100")}
 
 
 def test_a_value_that_a_gpu_does_not_report_is_unknown(monkeypatch):
-    reading = read_fake_devices(monkeypatch, cards=1)[0]
+    reading = read_fake_devices(monkeypatch, num_gpus=1)[0]
     assert (reading.utilization, reading.temperature, reading.power_watts) == (0.25, 50.0, None)
 
 
-@pytest.mark.parametrize("choices", [{"cards": 0}, {"driver": False}])
+@pytest.mark.parametrize("choices", [{"num_gpus": 0}, {"driver": False}])
 def test_a_host_without_gpus_or_driver_uses_its_cpu(monkeypatch, choices):
     assert [one.kind for one in read_fake_devices(monkeypatch, **choices)] == [read_cpu().kind]
 
@@ -248,7 +248,7 @@ def test_memory_of_the_inference_server_does_not_make_a_device_dirty(monkeypatch
         try:
             others = SimpleNamespace(pid=os.getpid(), usedGpuMemory=6 * GB)
             ours = SimpleNamespace(pid=inference_process.pid, usedGpuMemory=14 * GB)
-            readings = read_fake_devices(monkeypatch, cards=1, processes=[others, ours])
+            readings = read_fake_devices(monkeypatch, num_gpus=1, processes=[others, ours])
         finally:
             inference_process.kill()
     assert readings[0].inference_bytes == 14 * GB

@@ -74,7 +74,7 @@ def test_an_admitted_run_keeps_its_device_until_its_engine_has_exited(run, devic
         None,
         run.owner,
     )
-    supervisor.requeue_run("gone")
+    supervisor.requeue_run("offline")
     allocation.refresh_from_db()
     assert allocation.released_at is not None
 

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from training.gpus import devices, quotas, usage
 from training.gpus.models import AuditEntry, Device
 
-WholeNumber = Annotated[int, Field(ge=0, le=2**53)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**53)]
 SmallCount = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -65,13 +65,13 @@ class QuotaIn(Schema):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"team": 1, "guaranteed": 2, "limit": 4}]}
     )
-    team: WholeNumber | None
+    team: NonNegativeInt | None
     guaranteed: SmallCount = 0
     limit: SmallCount | None = None
     weight: float = Field(1.0, gt=0, le=1000)
     hours_per_month: float | None = Field(None, gt=0, le=1e9)
     is_hard_budget: bool = False
-    max_bytes: WholeNumber | None = None
+    max_bytes: NonNegativeInt | None = None
     max_run_seconds: SmallCount | None = None
     reason: str = Field("", max_length=300)
 
@@ -100,7 +100,7 @@ class HoldIn(Schema):
     is_on_hold: bool
     drain: bool = False
     is_pool_wide: bool = False
-    team: WholeNumber | None = None
+    team: NonNegativeInt | None = None
     reason: str = Field("", max_length=300)
 
 

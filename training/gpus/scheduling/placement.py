@@ -83,7 +83,7 @@ class PlacementState:
             job.memory or self.devices[device_id].total_bytes for job in self.jobs_on[device_id]
         )
 
-    def can_place(
+    def can_fit(
         self,
         pending: PendingJob,
         device_id: int,
@@ -106,10 +106,10 @@ class PlacementState:
             and used_bytes + pending.memory <= self.devices[device_id].free_bytes
         )
 
-    def mark_evicting(
+    def begin_eviction(
         self, device_id: int, victims: Iterable[RunningJob], reserve_for: int
     ) -> None:
-        """Mark runs as evicting and reserve their device for another run."""
+        """Set runs to evicting and reserve their device for another run."""
         victim_set = set(victims)
         self.jobs_on[device_id] = [
             replace(job, is_evicting=True) if job in victim_set else job

@@ -27,15 +27,15 @@ def victims_for(
         for job in sorted(
             (h for h in placement.jobs_on[device.id] if h.run in preemptible), key=_eviction_order
         ):
-            if placement.can_place(pending, device.id, without=victims):
+            if placement.can_fit(pending, device.id, without=victims):
                 break
             victims.append(job)
-        if not victims or not placement.can_place(pending, device.id, without=victims):
+        if not victims or not placement.can_fit(pending, device.id, without=victims):
             continue
         # A later, larger victim can make an earlier one unnecessary
         for job in list(victims):
             rest = [other for other in victims if other is not job]
-            if placement.can_place(pending, device.id, without=rest):
+            if placement.can_fit(pending, device.id, without=rest):
                 victims = rest
         cost = (
             len(victims),

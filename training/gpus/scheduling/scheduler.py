@@ -116,7 +116,7 @@ class Scheduler(PlacementState):
             decision.block_reasons[pending.run] = block
 
             # A quota that blocks this run blocks the rest of its queue too. Otherwise the next run
-            # of the queue takes part, at its own place in the order.
+            # of the queue takes part, at its own position in the order.
             if not block.code.startswith(("team", "user")):
                 self.positions[queue_key] += 1
                 self._push_queue(queue_key)
@@ -262,13 +262,13 @@ class Scheduler(PlacementState):
             return (
                 reserved_device_id
                 if self.devices[reserved_device_id].is_schedulable
-                and self.can_place(pending, reserved_device_id)
+                and self.can_fit(pending, reserved_device_id)
                 else None
             )
         for _, device_id in self.open_devices[
             bisect.bisect_left(self.open_devices, (self.get_required_bytes(pending), -1)) :
         ]:
-            if self.devices[device_id].reserved_for is not None or not self.can_place(
+            if self.devices[device_id].reserved_for is not None or not self.can_fit(
                 pending, device_id
             ):
                 continue
@@ -309,7 +309,7 @@ class Scheduler(PlacementState):
             if eviction_plan is not None:
                 device_id, victims = eviction_plan
                 decision.evictions |= {job.run: pending.run for job in victims}
-                self.mark_evicting(device_id, victims, pending.run)
+                self.begin_eviction(device_id, victims, pending.run)
                 return BlockReason("evicting", {"runs": ", ".join(str(job.run) for job in victims)})
 
         # The first run of the pass that finds no device gets the reservation
@@ -358,7 +358,7 @@ class Scheduler(PlacementState):
             for job in self.jobs_on[reservation.device_id]
             if job.expected_end <= reservation.available_at
         ]
-        return head.memory is not None and self.can_place(
+        return head.memory is not None and self.can_fit(
             pending, reservation.device_id, without=ending_jobs, reserved_bytes=head.memory
         )
 
