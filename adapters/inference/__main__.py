@@ -1,5 +1,6 @@
-"""`python -m adapters.inference PORT`: answers on 127.0.0.1. INFERENCE_TOKEN is the word that
-callers must know.
+"""`python -m adapters.inference PORT`: the inference server, on 127.0.0.1.
+
+Callers must send the token in the environment variable INFERENCE_TOKEN.
 """
 
 import os
@@ -15,11 +16,9 @@ from training.engine.fast_imports import fast_imports
 
 
 def start_scheduler(request_queue: RequestQueue) -> None:
-    """Let the questions be answered, by a thread that wakes with the first one and imports torch
-    only then.
-    """
+    """Start the scheduler's thread. It imports torch only when the first request arrives."""
     threading.Thread(
-        target=_run_scheduler, args=(request_queue,), name="speaker", daemon=True
+        target=_run_scheduler, args=(request_queue,), name="scheduler", daemon=True
     ).start()
 
 
@@ -32,7 +31,7 @@ def _run_scheduler(request_queue: RequestQueue) -> None:
         BatchScheduler(request_queue).run_forever()
     finally:
         traceback.print_exc()
-        os._exit(70)  # nobody would answer any more; `up` starts the program again
+        os._exit(70)  # a server without its scheduler is useless; `manage.py up` restarts it
 
 
 if __name__ == "__main__":

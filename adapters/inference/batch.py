@@ -1,9 +1,8 @@
-"""Answers under way that share a forward: one token each, whatever their lengths. It knows no queue
-and no HTTP.
+"""A batch of sequences that decode together, one token each per forward pass. No queue and no HTTP.
 
-Rows join after a first forward of their own and leave when they have ended. A joined cache has its
-rows' entries on the right and padding on the left, which a mask hides; every row keeps counting its
-own positions.
+A sequence joins after its own prefill and leaves when it is finished. In the shared KV cache each
+row's entries are on the right and padding is on the left, hidden by the attention mask. Every row
+has its own position ids.
 """
 
 from __future__ import annotations
@@ -22,8 +21,11 @@ from adapters.inference.types import GenerationRequest
 
 @dataclass
 class ActiveSequence:
-    """A question under way. `seen` entries of the cache are its own; `token` is the one that the
-    model has not seen yet.
+    """A request that is being answered, one row of a batch.
+
+    `token` is the newest token, which the model has not processed yet. `cache_length` counts the
+    row's own entries in the KV cache. `ids` are the generated tokens; `sent_chars` characters of
+    their text have been sent.
     """
 
     request: GenerationRequest
@@ -33,24 +35,24 @@ class ActiveSequence:
     token: int = 0
     cache_length: int = 0
     ids: list[int] = field(default_factory=list)
-    sent_chars: int = 0  # characters
+    sent_chars: int = 0
     started_at: float = field(default_factory=time.monotonic)
 
 
 class Batch:
-    """Rows of one base. `adapters` of several names are among them only where `Held.mixes`."""
+    """Sequences of one base model. They use different adapters only where
+    `LoadedModel.supports_mixed_batch`.
+    """
 
     def __init__(self) -> None:
         self.sequences: list[ActiveSequence] = []
         self.cache: Any = None
-        self.mask: Tensor | None = (
-            # (rows, width), 1 where a row has an entry; None: all rows are as long as the cache
-            None
-        )
+        # (rows, width), 1 where a row has an entry. None: every row is as long as the cache.
+        self.mask: Tensor | None = None
 
     def can_join(self, cache: Any) -> bool:
-        """Can a row with this cache join? Layers that forget (sliding windows, states) are told
-        apart by no mask.
+        """Can a sequence with this cache join? Not if a layer drops entries (sliding windows) or
+        keeps a state: left padding cannot be masked there.
         """
         return not self.sequences or (is_full_cache(cache) and is_full_cache(self.cache))
 
@@ -95,14 +97,16 @@ class Batch:
         )
 
     def decode_step(self, loaded_model: LoadedModel) -> Tensor:
-        """Show every row its newest token; returns the logits of the next, (rows, vocabulary)."""
+        """One forward pass with each row's newest token. Returns the logits of the next tokens, of
+        shape (rows, vocabulary).
+        """
         device = loaded_model.device
         ids = torch.tensor([[sequence.token] for sequence in self.sequences], device=device)
         inputs: dict[str, Any] = {"input_ids": ids, "cache": self.cache, "use_cache": True}
         if self.mask is not None:
             self.mask = functional.pad(self.mask, (0, 1), value=1)
             inputs["attention_mask"] = self.mask
-        # Else a model makes one row of them for all
+        # Without them, a model computes one row of positions for the whole batch.
         if self.mask is not None or loaded_model.accepts_position_ids:
             inputs["position_ids"] = torch.tensor(
                 [[sequence.cache_length] for sequence in self.sequences], device=device
@@ -116,25 +120,25 @@ class Batch:
 
 
 def is_full_cache(cache: Any) -> bool:
-    """Does every layer keep all of its entries?"""
+    """Does every layer keep the keys and values of all tokens?"""
     from transformers.cache_utils import DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def count_cache_bytes(cache: Any) -> int:
-    """Of its keys and values; a layer that keeps other states counts for none."""
+    """Bytes of the keys and values. Layers with another kind of state count as 0."""
     tensors = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
 def pad_cache(entries: Tensor, width: int) -> Tensor:
-    """(rows, heads, entries, size) with zeros on the left up to `width` entries."""
+    """Pad (rows, heads, entries, head size) with zeros on the left to `width` entries."""
     return functional.pad(entries, (0, 0, width - entries.shape[-2], 0))
 
 
 def build_attention_mask(lengths: Tensor, width: int) -> Tensor | None:
-    """(rows, width) from the number of entries of each row; None where nothing has to be hidden."""
+    """The mask of shape (rows, width) for rows with this many entries. None if all are full."""
     if bool((lengths == width).all()):
         return None
     return (torch.arange(width, device=lengths.device) >= width - lengths[:, None]).long()

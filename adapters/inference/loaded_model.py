@@ -1,7 +1,7 @@
-"""A base model in memory with the adapters beside it. It knows no questions.
+"""A base model in memory with its adapters. It knows nothing of requests.
 
-PEFT puts only adapters of one type beside a base, so those of another type wait until this one's
-have answered (`fits`).
+PEFT attaches adapters of only one type at a time to a base model, so requests for another type wait
+until the current ones are finished (`LoadedModel.is_compatible`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,20 @@ from training.engine.modeling.library_patches import MIXED_BATCH_TUNERS
 from training.engine.modeling.model import get_fastest_dtype, load_base, resolve_device
 from training.engine.modeling.weights import load_adapter
 
-MAX_ADAPTERS = 16  # loaded beside a base; the least recently used one leaves
-UNKNOWN = "?"
+MAX_ADAPTERS = 16  # loaded per base model; beyond that the least recently used one is evicted
+UNKNOWN = "?"  # PEFT's active adapter may be any: set it before the next forward pass
 
 
 class LoadedModel:
-    """Raises ConfigError: the base's folder holds no model that can be loaded."""
+    """A base model in memory with its adapters.
+
+    Created by ModelCache and used in the scheduler's thread only. Plain LoRA adapters run through
+    multi_lora.py; all others run through PEFT's own layers, which switch to one adapter at a time
+    or take `adapter_names`.
+
+    Raises:
+        ConfigError: the folder has no model that can be loaded.
+    """
 
     def __init__(self, base: BaseRef) -> None:
         self.base = base
@@ -50,14 +58,12 @@ class LoadedModel:
         self.adapter_names: OrderedDict[AdapterRef, str] = OrderedDict()
         self._active_adapter: AdapterRef | str | None = UNKNOWN
         self._row_adapters = RowAdapters()
-        self._is_patched = False  # do the layers ask `_rows`, and PEFT nothing?
-        self.cache_bytes_per_token = 0  # of a token in a cache, once one was seen
-        self.is_broken = (
-            False  # a load broke off half-way, and what is in the layers now is nobody's
-        )
+        self._is_patched = False  # the LoRA layers follow `_row_adapters` and ignore PEFT's switch
+        self.cache_bytes_per_token = 0  # measured at each prefill; 0 before the first
+        self.is_broken = False  # loading an adapter failed half-way, so the layers are undefined
 
     def is_compatible(self, adapter: AdapterRef | None) -> bool:
-        """Can this be asked beside what is held, without anything leaving?"""
+        """Can this adapter be used without unloading those of another type?"""
         return adapter is None or not self.adapter_names or adapter.kind == self.adapter_kind
 
     @property
@@ -66,12 +72,12 @@ class LoadedModel:
 
     @property
     def is_prompt_learning(self) -> bool:
-        """Are the adapters prompts or prefixes, which stand before the text and change no layer?"""
+        """Are the adapters prompts or prefixes, which precede the text and change no layer?"""
         return bool(self.adapter_names) and self.model.active_peft_config.is_prompt_learning
 
     @property
     def supports_mixed_batch(self) -> bool:
-        """May rows of several adapters share a batch? Most tuners would ignore whose row it is
+        """May rows with different adapters share a batch? Most PEFT tuners ignore `adapter_names`
         (training/engine/modeling/library_patches.py).
         """
         return (
@@ -81,7 +87,7 @@ class LoadedModel:
         )
 
     def ensure_adapter(self, adapter: AdapterRef | None, in_use: set[AdapterRef]) -> None:
-        """Have this adapter beside the base. Those `in_use` stay."""
+        """Load this adapter if it is not loaded. Adapters `in_use` are not evicted."""
         if adapter is None:
             return
         if adapter not in self.adapter_names:
@@ -92,8 +98,8 @@ class LoadedModel:
     def run_prefill(
         self, ids: torch.Tensor, adapter: AdapterRef | None, *, all_logits: bool = False
     ) -> Any:
-        """A question's first forward: logits of its last place (or `every` one) for ids of shape
-        (1, n), and the cache.
+        """The forward pass over a prompt of shape (1, tokens). Returns PEFT's or the model's output
+        with the logits of the last token (or of all) and the cache.
         """
         num_logits = 0 if all_logits else 1
         if self._is_patched:
@@ -106,10 +112,11 @@ class LoadedModel:
         return self.model(input_ids=ids, use_cache=True, logits_to_keep=num_logits)
 
     def run_decode(self, inputs: dict[str, Any], adapters: Sequence[AdapterRef | None]) -> Any:
-        """A forward of one token a row, each through its own adapter; `given` are a causal model's
-        own arguments.
+        """A forward pass with one token per row, each through its own adapter. `inputs` are the
+        arguments of a causal model.
 
-        A prompt or prefix is in the cache since the first forward, so these go to the base itself.
+        A soft prompt or prefix is in the cache since the prefill, so these rows go directly to the
+        base model.
         """
         if self._is_patched:
             self._set_row_adapters(adapters)
@@ -131,7 +138,7 @@ class LoadedModel:
         )
 
     def _activate_adapter(self, adapter: AdapterRef | None) -> None:
-        """Switch the layers to an adapter, or off; nothing is done if they are so already."""
+        """Switch PEFT's layers to an adapter, or off, unless they already are."""
         if not self.adapter_names or self._active_adapter == adapter:
             return
         if adapter is None:
@@ -151,7 +158,7 @@ class LoadedModel:
             self.model.load_adapter(adapter.folder, adapter_name=name)
         else:
             self.model = self._unwrap_base()
-            self.adapter_names.clear()  # before what may fail: nothing is beside the base now
+            self.adapter_names.clear()  # first, because loading may fail: none are attached now
             self.model = load_adapter(self.model, adapter.folder, name)
             self.adapter_kind = adapter.kind
         self.adapter_names[adapter] = name
@@ -162,7 +169,7 @@ class LoadedModel:
         self.is_broken = False
 
     def _unwrap_base(self) -> Any:
-        """The base without what PEFT put into it."""
+        """The base model without PEFT's wrapper and layers."""
         if not self.adapter_names:
             return self.model
         return self.model.get_base_model() if self.is_prompt_learning else self.model.unload()

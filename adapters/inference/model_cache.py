@@ -1,6 +1,4 @@
-"""The base models in memory, within a bound: the least recently used one that nobody asks leaves
-for another.
-"""
+"""The base models in memory, up to a limit. The least recently used idle one is evicted first."""
 
 from __future__ import annotations
 
@@ -15,29 +13,34 @@ import torch
 from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import BaseRef
 
-MODEL_MEMORY_FRACTION = 0.4  # of the memory that is there, for bases
-# For the caches of answers under way; the rest is for adapters, and on a CPU for training
+# Of the GPU's memory, or of the machine's without a GPU. The rest is for adapters and activations,
+# and on a CPU for training.
+MODEL_MEMORY_FRACTION = 0.4
 KV_CACHE_FRACTION = 0.2
 
 
 class CapacityExceeded(Exception):
-    """Every base in memory is being asked."""
+    """There is no room for the model while others are busy. Try again when one is idle."""
 
 
 class ModelCache:
+    """Base models by their reference, least recently used first. Belongs to the scheduler, whose
+    thread alone uses it.
+    """
+
     def __init__(self, capacity_bytes: int | None = None) -> None:
         self.capacity_bytes = capacity_bytes or int(MODEL_MEMORY_FRACTION * total_memory_bytes())
         self.kv_cache_bytes = int(KV_CACHE_FRACTION * total_memory_bytes())
         self.models: OrderedDict[BaseRef, LoadedModel] = OrderedDict()
 
     def get_model(self, base: BaseRef, busy: Set[BaseRef]) -> LoadedModel:
-        """The base, loaded if need be. Those that are `busy` stay. One that is larger than the room
-        is tried alone.
+        """The model, loaded if needed. Models that are `busy` are not evicted. A model larger than
+        the capacity is loaded alone.
 
         Raises:
-            CapacityExceeded: it fits only when one that is busy has left; or it is busy, and has to be loaded
-                anew.
-            ConfigError: its folder holds no model.
+            CapacityExceeded: it does not fit beside the busy models, or it must be reloaded and is
+                busy itself.
+            ConfigError: the folder has no model that can be loaded.
         """
         if base in self.models and self.models[base].is_broken:
             if base in busy:
@@ -59,7 +62,7 @@ class ModelCache:
             raise CapacityExceeded
 
     def evict_all(self) -> None:
-        """Nobody asks any more."""
+        """Free all memory, GPU memory included."""
         self.models.clear()
         gc.collect()
         if torch.cuda.is_available():

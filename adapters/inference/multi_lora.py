@@ -1,11 +1,12 @@
-"""LoRA for a batch whose rows go through different adapters, as two thin products at each layer,
-whatever their number.
+"""LoRA for a batch whose rows use different adapters: two thin matrix products per layer, however
+many adapters there are.
 
-PEFT computes each adapter's rows apart: for SmolLM2-135M eight adapters in a batch of eight rows
-gave 29 tokens/s where the base alone gives 124 (benchmarks/inference.py). Here the adapters of the
-batch stand in one A (sum of ranks, in) and one B (out, sum of ranks), and a row's products with the
-others' ranks are multiplied by zero. On a CPU they are fp32: there a thin product in bf16 takes 28
-microseconds and in fp32 7, because oneDNN lays bf16 weights out anew each time.
+PEFT computes the rows of each adapter separately: for SmolLM2-135M, a batch of eight rows with
+eight adapters made 29 tokens/s where the base model alone makes 124 (benchmarks/inference.py). Here
+the adapters of a batch are concatenated into one A (sum of ranks, in) and one B (out, sum of
+ranks), and a row's products with the ranks of other adapters are multiplied by zero. On a CPU A and
+B are fp32: a thin product takes 28 microseconds in bf16 and 7 in fp32, because oneDNN repacks bf16
+weights on every call.
 """
 
 from __future__ import annotations
@@ -20,38 +21,33 @@ from torch.nn import functional
 
 from training.errors import UserError
 
-# PEFT's LoRA layers whose product is x A' B'; GPT-2's Conv1D is a Linear there
-SUPPORTED_LAYERS = (
-    "Linear",
-    "Embedding",
-    "Linear4bit",
-)
+# PEFT's LoRA layers that compute x A' B'. GPT-2's Conv1D is a Linear there.
+SUPPORTED_LAYERS = ("Linear", "Embedding", "Linear4bit")
 AdapterNames = tuple[str | None, ...]
 
 
 class RowAdapters:
-    """Whose each row of the next forwards is: an adapter's name, or None for the base; `names`
-    None: PEFT's own way.
+    """The adapter of each batch row for the next forward passes; None is the base model.
+
+    One object is shared by all layers of a model. Where `names` is None, the layers do what PEFT
+    does.
     """
 
     def __init__(self) -> None:
         self.names: AdapterNames | None = None
 
     def set_names(self, names: AdapterNames | None) -> None:
-        # An equal tuple stays the same object, which tells the layers that nothing has changed
+        # Keep the same object for equal names: layers compare by identity to see a change.
         if names != self.names:
             self.names = names
 
 
 class LayerForward:
-    """One LoRA layer's forward for the rows that `rows` names."""
+    """The forward method of one LoRA layer, which gives each row the adapter of `row_adapters`."""
 
     def __init__(self, layer: Any, row_adapters: RowAdapters) -> None:
-        # A circle would keep a base that has left in memory
-        self._layer, self.row_adapters = (
-            weakref.ref(layer),
-            row_adapters,
-        )
+        # A strong reference would be a cycle that keeps an evicted model in memory.
+        self._layer, self.row_adapters = weakref.ref(layer), row_adapters
         self.stacked_names: AdapterNames | None = None
         self.lora_a: Tensor | None = None
         self.lora_b: Tensor | None = None
@@ -80,23 +76,23 @@ class LayerForward:
         return y.add_(functional.linear(inner, self.lora_b))
 
     def scales_for(self, x: Tensor) -> Tensor | float:
-        """Of x's rows: (rows, places, in), or (rows, in) in models that flatten a token a row
-        (OPT).
+        """The scale of each row and rank, to multiply with A x. x is (rows, tokens, in), or
+        (rows, in) in models that flatten it (OPT), with one token per row.
 
         Raises:
-            UserError: the layer sees tokens without rows (experts of a mixture), so nobody can say
-                whose they are.
+            UserError: the layer gets tokens without their rows (mixture of experts), so their
+                adapter is unknown.
         """
         if isinstance(self.scales, float):
             return self.scales
         if len(x) != len(self.scales):
             raise UserError(
-                "This model's layers do not tell rows apart; ask its adapters one at a time."
+                "This model cannot mix adapters in a batch; send requests to one adapter at a time."
             )
         return self.scales.view(len(self.scales), *[1] * (x.dim() - 2), -1)
 
     def stack_adapters(self, names: AdapterNames, dtype: torch.dtype) -> None:
-        """Put the adapters of these rows side by side, as far as this layer has them."""
+        """Concatenate the A and B of these adapters, of those that have this layer."""
         layer = self.layer
         present_names = [name for name in dict.fromkeys(names) if name in layer.lora_A]
         self.stacked_names, self.lora_a, self.lora_b = names, None, None
@@ -126,8 +122,10 @@ def concat_weights(weights: list[Tensor], dim: int) -> Tensor:
 
 
 def patch_lora_layers(model: Any, row_adapters: RowAdapters) -> bool:
-    """Let every LoRA layer of a PEFT model ask `rows`; False, and nothing is changed, if some are
-    of another kind (convolutions, experts' parameters, which PEFT may choose by itself).
+    """Make every LoRA layer of a PEFT model follow `row_adapters`.
+
+    Returns False and changes nothing if a layer is of another kind (convolutions, parameters of
+    experts).
     """
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     if any(type(layer).__name__ not in SUPPORTED_LAYERS for layer in layers):

@@ -1,5 +1,5 @@
-"""OpenAI's HTTP, as the gateway and the inference program both speak it: errors in its shape, and
-requests read up to a limit. It knows no Django and no torch.
+"""OpenAI's HTTP format for the gateway and the inference server: errors, and requests up to a size
+limit. No Django and no torch here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RequestHandler = Callable[[Request], Awaitable[Response]]
 
 
 class HttpError(Exception):
-    """A response with a status other than 200, in OpenAI's shape."""
+    """An error response in OpenAI's format."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class HttpError(Exception):
 
 
 class InvalidField(HttpError):
-    """The request cannot be answered; `param` names the field."""
+    """Status 400: a field has a wrong value; `param` names it."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(400, message, param=param)
@@ -53,7 +53,7 @@ def error_body(
 
 
 def openai_errors(handler: RequestHandler) -> RequestHandler:
-    """Turn an HttpError of the handler into its response."""
+    """Decorate a handler so that an HttpError becomes its response."""
 
     async def handle_errors(request: Request) -> Response:
         try:
@@ -68,19 +68,19 @@ async def read_body(request: Request) -> dict[str, Any]:
     """The request's JSON object. Reading stops at MAX_BODY_BYTES.
 
     Raises:
-        HttpError: too large, or not a JSON object.
+        HttpError: it is too large, or not a JSON object.
     """
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY_BYTES:
-            raise HttpError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+            raise HttpError(413, f"The request is larger than {MAX_BODY_BYTES:,} bytes.")
     try:
         body = json.loads(raw, parse_constant=reject_constant)
-        # Half of a surrogate pair could not be passed on.
+        # Half of a surrogate pair cannot be encoded, so it could not be forwarded.
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"The request is not JSON: {error}") from error
+        raise HttpError(400, f"The request is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise HttpError(400, "The request must be a JSON object.")
     if not isinstance(body.get("stream_options") or {}, dict):
@@ -89,5 +89,5 @@ async def read_body(request: Request) -> dict[str, Any]:
 
 
 def reject_constant(name: str) -> None:
-    """Raises ValueError: NaN and Infinity are not JSON, though Python reads them."""
+    """Raises ValueError: NaN and Infinity are not JSON, although Python parses them."""
     raise ValueError(f"{name} is not a JSON number")

@@ -1,5 +1,5 @@
-"""OpenAI's requests and answers as this program has them. Pure; what is wrong with a request is one
-sentence and a field.
+"""Parse OpenAI's requests and build its responses. An invalid request raises InvalidField with one
+sentence and the name of the field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, Str
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_STOP_SEQUENCES = 4
-# Asked for and not to be had: better refused than silently left out.
+# Fields that are not implemented, and the values that mean nothing. Others are rejected.
 UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -32,14 +32,14 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
 
 
 def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[GenerationRequest]:
-    """One question for a chat, one a prompt for completions.
+    """One request for a chat, one per prompt for completions.
 
     Raises:
         InvalidField: a field is wrong or not supported.
     """
     for name, allowed_values in UNSUPPORTED_FIELDS.items():
         if body.get(name) not in allowed_values:
-            raise InvalidField(f"{name} is not supported here; leave it out.", name)
+            raise InvalidField(f"{name} is not supported. Leave it out.", name)
     max_tokens = body.get("max_completion_tokens")
     max_tokens = body.get("max_tokens") if max_tokens is None else max_tokens
     common: dict[str, Any] = {
@@ -71,7 +71,7 @@ def parse_requests(body: Any, location: dict[str, Any], *, chat: bool) -> list[G
         or not prompts
         or not all(isinstance(text, str) for text in prompts)
     ):
-        raise InvalidField("prompt must be a text or a list of texts.", "prompt")
+        raise InvalidField("prompt must be a string or a list of strings.", "prompt")
     return [GenerationRequest(prompt=text, **common) for text in prompts]
 
 
@@ -83,14 +83,16 @@ def parse_messages(value: Any) -> list[dict[str, str]]:
 
 def parse_message(message: Any, index: int) -> dict[str, str]:
     if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise InvalidField(f"messages[{index}] needs a role: {', '.join(ROLES)}.", "messages")
+        raise InvalidField(
+            f"messages[{index}] needs a role, one of {', '.join(ROLES)}.", "messages"
+        )
     content = message.get("content")
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
-        raise InvalidField(f"messages[{index}] must have text as its content.", "messages")
+        raise InvalidField(f"The content of messages[{index}] must be text.", "messages")
     role = "system" if message["role"] == "developer" else str(message["role"])
     return {"role": role, "content": content}
 
@@ -103,7 +105,7 @@ def parse_stop_sequences(value: Any) -> tuple[str, ...]:
         or not all(isinstance(sequence, str) and sequence for sequence in sequences)
     ):
         raise InvalidField(
-            f"stop must be a text or a list of at most {MAX_STOP_SEQUENCES} texts.", "stop"
+            f"stop must be a string or a list of at most {MAX_STOP_SEQUENCES} strings.", "stop"
         )
     return tuple(sequences)
 
@@ -119,7 +121,9 @@ def parse_number(
 
 
 class ResponseBuilder:
-    """The answers of one request: whole, or chunk by chunk, for chats and for plain completions."""
+    """Builds the response to one HTTP request, in one piece or in chunks, for chats and for text
+    completions.
+    """
 
     def __init__(self, model: str, *, chat: bool) -> None:
         self.model = model
@@ -142,17 +146,17 @@ class ResponseBuilder:
         }
 
     def build_role_chunk(self, index: int) -> dict[str, Any]:
-        """A chat's first chunk, which tells the role."""
+        """The first chunk of a chat, with the role."""
         chunk = self.build_chunk(index, "", None)
         chunk["choices"][0]["delta"] = {"role": "assistant", "content": ""}
         return chunk
 
     def build_extra_chunk(self, **fields: Any) -> dict[str, Any]:
-        """A chunk without a choice: what is being loaded, or the usage at the end."""
+        """A chunk without choices: the loading status, or the usage at the end."""
         return {**self.build_chunk(0, "", None), "choices": [], **fields}
 
     def build_response(self, event_lists: list[list[StreamEvent]]) -> dict[str, Any]:
-        """The whole answer from all that was said to each question; none of it is an error."""
+        """The complete response from all events of each request, none of which is an error."""
         choices = [self._build_choice(index, events) for index, events in enumerate(event_lists)]
         final_events = [events[-1] for events in event_lists]
         logprobs = next(
@@ -194,9 +198,7 @@ def sum_speed(final_events: list[StreamEvent]) -> dict[str, float]:
 
 
 def format_prompt_logprobs(event: StreamEvent) -> list[dict[str, dict[str, float]] | None]:
-    """One entry a token of the prompt, as vLLM has it: its id and the natural logarithm of its
-    probability.
-    """
+    """One entry per prompt token in vLLM's format: the token's id and its log-probability."""
     pairs = zip(event["ids"], event["logprobs"], strict=True)
     return [
         None if logprob is None else {str(token): {"logprob": logprob}} for token, logprob in pairs

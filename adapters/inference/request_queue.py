@@ -1,7 +1,7 @@
-"""Questions, and where they wait until the speaker takes them. No torch here: the program holds
-none until it is first asked.
+"""The queue between the HTTP handlers and the scheduler's thread. No torch here.
 
-Importing it takes 5 s and 410 MB, on a machine where perhaps nobody ever asks.
+The program imports torch only with the first request: that takes 5 s and 410 MB, on a machine
+where perhaps nobody ever uses inference.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ import threading
 
 from adapters.inference.types import GenerationRequest, QueueFull, StreamEvent
 
-MAX_REQUESTS = 64  # under way and waiting; the next one is told to come back
+MAX_REQUESTS = 64  # active and waiting; the next one gets status 429
 
 
 class RequestQueue:
-    """Takes questions in, and gives their places back with the last word."""
+    """Hands requests from the HTTP handlers to the scheduler and limits how many are open.
+
+    Created by `__main__`. The event loop submits requests; the scheduler's thread takes them from
+    `incoming` and finishes them.
+    """
 
     def __init__(self) -> None:
         self.incoming: queue.Queue[GenerationRequest] = queue.Queue()
@@ -25,33 +29,34 @@ class RequestQueue:
 
     @property
     def count(self) -> int:
-        """Questions under way and waiting."""
+        """Requests that are active or waiting."""
         return self._count
 
     def submit_request(self, request: GenerationRequest) -> None:
-        """Take a question. `question.said` gets `{"text"}` pieces, perhaps `{"status"}` before,
-        then `{"done"}` or `{"error"}`.
+        """Queue a request. Its `events` get perhaps a `{"status"}`, then `{"text"}`, and at the end
+        `{"done"}` or `{"error"}`.
 
-        A caller who goes away sets `question.hung_up`; the place is free when the last word is
-        said, whatever it is.
+        Set `request.cancelled` when the client disconnects. The request counts until its final
+        event.
 
         Raises:
-            Busy: MAX_REQUESTS are under way.
+            QueueFull: MAX_REQUESTS are open.
         """
         with self._lock:
             if self._count >= MAX_REQUESTS:
                 raise QueueFull(
-                    f"{self._count} questions are being answered; try again in a few seconds."
+                    f"{self._count} requests are in progress. Try again in a few seconds."
                 )
             self._count += 1
         self.incoming.put(request)
         self._has_request.set()
 
     def finish_request(self, request: GenerationRequest, event: StreamEvent) -> None:
+        """Send the final event and free the request's slot."""
         with self._lock:
             self._count -= 1
         request.events.put(event)
 
     def wait_for_request(self) -> None:
-        """Return when the first question has come."""
+        """Block until the first request has been submitted."""
         self._has_request.wait()

@@ -1,19 +1,20 @@
-"""From logits to the next token: greedy at temperature 0, else nucleus sampling (Holtzman et al.
-2019).
+"""Choose the next token from logits: greedy at temperature 0, else nucleus (top-p) sampling
+(Holtzman et al. 2019).
 """
 
 from __future__ import annotations
 
 import torch
 
-MIN_TEMPERATURE = 1e-4  # below it, dividing by it overflows before it would change the choice
+MIN_TEMPERATURE = 1e-4  # below it, sampling equals greedy decoding, and dividing would overflow
 
 
 def pick_token(
     logits: torch.Tensor, *, temperature: float, top_p: float, generator: torch.Generator
 ) -> int:
-    """Logits of shape (vocabulary,). The smallest set of tokens with at least `top_p` of the
-    probability is drawn from.
+    """Sample from the smallest set of tokens with a total probability of at least `top_p`.
+
+    `logits` have shape (vocabulary,).
     """
     if temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
@@ -21,14 +22,14 @@ def pick_token(
     sorted_probabilities, tokens = probabilities.sort(descending=True)
     mass_before = sorted_probabilities.cumsum(0) - sorted_probabilities
     is_excluded = mass_before >= top_p
-    is_excluded[0] = False  # also where top_p is 0
+    is_excluded[0] = False  # the likeliest token stays, even with top_p 0
     sorted_probabilities = sorted_probabilities.masked_fill(is_excluded, 0.0)
     return int(tokens[torch.multinomial(sorted_probabilities, 1, generator=generator)])
 
 
 def compute_logprobs(logits: torch.Tensor, ids: list[int]) -> list[float | None]:
-    """The natural logarithm of each token's probability, from logits of shape (tokens, vocabulary);
-    the first has none.
+    """The log-probability (natural) of each token, from logits of shape (tokens, vocabulary). The
+    first token has none.
     """
     if len(ids) < 2:
         return [None] * len(ids)

@@ -1,9 +1,8 @@
-"""Questions in, words out: a round gives every answer under way its next token, all rows of a base
-in one batch. No HTTP here.
+"""Continuous batching: each decode step gives every active sequence its next token. No HTTP here.
 
-A new question joins after a first forward of its own (continuous batching), a finished one leaves,
-and nobody waits for the longest answer. Rows of different adapters share a batch where their tuner
-can tell whose row is whose (`Held.mixes`).
+A new request joins its batch after its own prefill and leaves when it is finished, so no request
+waits for the longest one. All rows of a base model share a batch where PEFT's tuner supports
+different adapters in one forward pass (`LoadedModel.supports_mixed_batch`).
 """
 
 from __future__ import annotations
@@ -25,29 +24,39 @@ from adapters.inference.text import InvalidRequest, encode_request, resolve_max_
 from adapters.inference.types import AdapterRef, BaseRef, GenerationRequest, StreamEvent
 from training.errors import UserError
 
-MAX_ACTIVE_SEQUENCES = 16  # under way at once
-
-# without a question; then the memory is left to training, and the next question loads its base anew
+MAX_ACTIVE_SEQUENCES = 16
+# After this time without a request all models are unloaded, to leave the memory to training.
 IDLE_SECONDS = 900.0
-CANCELLED: StreamEvent = {"error": "The caller hung up."}
+CANCELLED: StreamEvent = {"error": "The client disconnected."}
 
 
 class BatchScheduler:
+    """Runs the models: takes requests from the queue and sends events back.
+
+    Created by `__main__._run_scheduler` with the first request. `run_forever` runs in a thread of
+    its own, the only one that uses torch and the models; it ends with the process.
+    """
+
     def __init__(self, request_queue: RequestQueue) -> None:
         self.request_queue = request_queue
         self.model_cache = ModelCache()
-        # In order; the first may wait for room, and all wait behind it
+        # First come, first served: while the first one has no room, the others wait behind it.
         self.waiting: deque[GenerationRequest] = deque()
         self.batches: list[tuple[LoadedModel, Batch]] = []
 
     def run_forever(self) -> None:
+        """Alternate between admitting requests and one decode step. `_admit_waiting` blocks while
+        there is nothing to decode.
+        """
         while True:
             self._admit_waiting()
             self._decode_batches()
 
     def _decode_batches(self) -> None:
-        """Of every batch. Not in the loop above, whose names would keep a base in memory while
-        another is loaded for it.
+        """Run one decode step for every batch.
+
+        This is a separate function so that its local variables do not keep a model in memory while
+        the next one is loaded.
         """
         for loaded_model, batch in list(self.batches):
             self._decode_batch(loaded_model, batch)
@@ -56,8 +65,12 @@ class BatchScheduler:
         ]
 
     def _decode_batch(self, loaded_model: LoadedModel, batch: Batch) -> None:
-        """A token for every row of a batch; who has ended, or hung up, leaves."""
+        """Generate one token for every row of a batch. Finished and cancelled sequences leave it.
+
+        An error ends this batch's requests; other batches continue.
+        """
         try:
+            # Rows of clients that have disconnected leave before they cost another step.
             self._finish_sequences(
                 batch,
                 [
@@ -67,6 +80,7 @@ class BatchScheduler:
                 ],
             )
             if batch.sequences:
+                # One forward pass for all rows, then each row samples and sends its own token.
                 with torch.inference_mode():
                     logits = batch.decode_step(loaded_model)
                 finished = [
@@ -76,7 +90,7 @@ class BatchScheduler:
                 self._finish_sequences(
                     batch, [(sequence, event) for sequence, event in finished if event is not None]
                 )
-        except Exception as error:  # noqa: BLE001 told to whoever asked; other batches go on
+        except Exception as error:  # noqa: BLE001 reported to the clients
             exit_if_device_lost(error)
             failed_sequences, batch.sequences = batch.sequences, []
             for sequence in failed_sequences:
@@ -85,7 +99,7 @@ class BatchScheduler:
     def _try_process_logits(
         self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor
     ) -> StreamEvent | None:
-        """One row's fault is that row's alone."""
+        """Like `_process_logits`, but an invalid row ends that row only; the others continue."""
         try:
             return self._process_logits(loaded_model, sequence, logits)
         except InvalidRequest as error:
@@ -100,12 +114,14 @@ class BatchScheduler:
             self.request_queue.finish_request(sequence.request, event)
 
     def _admit_waiting(self) -> None:
-        """Take what waits, in order, while there is room; block only when there is nothing to
-        say.
+        """Start waiting requests in order, while there is room. Blocks only if no sequence is
+        active.
         """
         self._drop_cancelled()
         while sum(len(batch.sequences) for _, batch in self.batches) < MAX_ACTIVE_SEQUENCES:
             if not self.waiting:
+                # Nothing waits: take a new request, or return at once to go on decoding. With
+                # nothing to decode, block; after IDLE_SECONDS unload the models.
                 try:
                     self.waiting.append(
                         self.request_queue.incoming.get(
@@ -119,17 +135,19 @@ class BatchScheduler:
             request = self.waiting[0]
             try:
                 if not self._admit_request(request):
-                    return  # everybody behind it waits, too, or it might wait for ever
-            except Exception as error:  # noqa: BLE001 told to whoever asked
+                    return  # smaller requests may not overtake it, or it could wait forever
+            except Exception as error:  # noqa: BLE001 reported to the client
                 exit_if_device_lost(error)
                 self.request_queue.finish_request(request, build_error_event(error))
+            # Started, finished at once, or failed. Loading a model needs the memory of the empty
+            # batches' models, so they are dropped before the next request.
             self.waiting.popleft()
             self.batches = [
                 (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
             ]
 
     def _drop_cancelled(self) -> None:
-        """Whoever hung up gives their place back at once, wherever they stand in the line."""
+        """Finish all waiting requests whose clients have disconnected."""
         with suppress(queue.Empty):
             while True:
                 self.waiting.append(self.request_queue.incoming.get_nowait())
@@ -141,19 +159,24 @@ class BatchScheduler:
             self.request_queue.finish_request(request, CANCELLED)
 
     def _admit_request(self, request: GenerationRequest) -> bool:
-        """Begin its answer; False if it has to wait until others have been answered."""
+        """Load the model and adapter and run the prefill. Returns False if the request has to wait
+        until others are finished.
+        """
+        # 1. The base model, if it fits beside those in use.
         if request.base not in self.model_cache.models:
             self._send_status(request, "loading the base model")
         try:
             loaded_model = self.model_cache.get_model(request.base, self._busy_bases())
         except CapacityExceeded:
             return False
+        # 2. The adapter. One of another PEFT type replaces the current ones once they are idle.
         if not loaded_model.is_compatible(request.adapter):
             if loaded_model.base in self._busy_bases():
                 return False
         elif request.adapter is not None and request.adapter not in loaded_model.adapter_names:
             self._send_status(request, "loading the adapter")
         loaded_model.ensure_adapter(request.adapter, self._adapters_in_use(loaded_model))
+        # 3. The KV cache, at its final length. The first sequence always fits.
         request.prompt_ids = request.prompt_ids or encode_request(loaded_model, request)
         max_tokens = resolve_max_tokens(loaded_model, request, len(request.prompt_ids))
         if (
@@ -168,7 +191,7 @@ class BatchScheduler:
         return True
 
     def _cache_bytes(self) -> int:
-        """What the caches under way can grow to: in a batch every row is as long as the longest."""
+        """What the KV caches can grow to. In a batch every row is as long as the longest one."""
         return sum(
             loaded_model.cache_bytes_per_token
             * len(batch.sequences)
@@ -178,7 +201,7 @@ class BatchScheduler:
         )
 
     def _send_status(self, request: GenerationRequest, status: str) -> None:
-        """Once each: a question that waits for room is looked at every round."""
+        """Send a status once, although a waiting request is tried again at every step."""
         if status not in request.sent_statuses:
             request.sent_statuses.add(status)
             request.events.put({"status": status})
@@ -202,7 +225,7 @@ class BatchScheduler:
     def _prefill_request(
         self, loaded_model: LoadedModel, request: GenerationRequest, max_tokens: int
     ) -> None:
-        """The first forward of a question, and its place in a batch."""
+        """Run the prefill, send the first token, and add the sequence to a batch."""
         ids = request.prompt_ids
         generator = torch.Generator(loaded_model.device)
         generator.seed() if request.seed is None else generator.manual_seed(request.seed)
@@ -230,6 +253,7 @@ class BatchScheduler:
     def _batch_for(
         self, loaded_model: LoadedModel, adapter: AdapterRef | None, cache: object
     ) -> Batch:
+        """A batch that a sequence with this adapter and cache can join, or a new one."""
         for other, batch in self.batches:
             can_share = loaded_model.supports_mixed_batch or all(
                 sequence.request.adapter == adapter for sequence in batch.sequences
@@ -243,13 +267,16 @@ class BatchScheduler:
     def _process_logits(
         self, loaded_model: LoadedModel, sequence: ActiveSequence, logits: torch.Tensor
     ) -> StreamEvent | None:
-        """Pick the next token, send what became readable; the last word when the answer is at its
-        end.
+        """Choose the next token and send the new text. Returns the final event if the answer is
+        complete.
+
+        Raises:
+            InvalidRequest: the logits are not finite.
         """
         request = sequence.request
         if not bool(torch.isfinite(logits).all()):
             raise InvalidRequest(
-                "The model's numbers are not finite here: this version has diverged."
+                "The model's logits are not finite: the training of this version has diverged."
             )
         token = pick_token(
             logits,
@@ -274,15 +301,15 @@ class BatchScheduler:
 
 
 def build_error_event(error: Exception) -> StreamEvent:
-    """The last word for who asked; `fault` says whose it is."""
+    """The final event of a request that failed. `fault` is "client" if the request is invalid."""
     if isinstance(error, InvalidRequest | UserError):
-        return {"error": str(error), "fault": "theirs"}
+        return {"error": str(error), "fault": "client"}
     return {"error": f"{type(error).__name__}: {error}"}
 
 
 def exit_if_device_lost(error: Exception) -> None:
-    """After an error inside a kernel a process gets nothing more from its GPU: it ends, and `up`
-    starts another.
+    """End the process after a CUDA error, since it cannot use the GPU any more. `manage.py up`
+    restarts it.
     """
     if "CUDA error" in str(error):
         os._exit(70)

@@ -1,9 +1,9 @@
-"""The inference program's HTTP: OpenAI's models, chat completions and completions, on loopback
-behind a token.
+"""The inference server's HTTP: OpenAI's models, chat completions and completions, on loopback,
+protected by a token.
 
-Only the site calls it. Where base and adapter lie comes in the field `snapml`, checked by the site
-against what its user may see; another server (vLLM, say) leaves that field unread and goes by the
-name of the model.
+Only the site calls it. The paths of base model and adapter are in the field `snapml`; the site has
+checked that its user may see them. Another server, such as vLLM, ignores that field and uses the
+model's name.
 """
 
 from __future__ import annotations
@@ -36,24 +36,27 @@ from adapters.inference.types import GenerationRequest, QueueFull, StreamEvent
 MAX_MODEL_NAMES = 1000
 RETRY_SECONDS = 5
 MAX_PROMPTS = 16
-STREAM_LIMITER = anyio.CapacityLimiter(
-    2 * MAX_REQUESTS
-)  # a thread waits for each question's next word
+# Threads that wait for the next event, one per request.
+STREAM_LIMITER = anyio.CapacityLimiter(2 * MAX_REQUESTS)
 
 
 class Server:
+    """The HTTP endpoints. Created by `make_app` and run in uvicorn's event loop. It shares only the
+    request queue with the scheduler's thread.
+    """
+
     def __init__(self, request_queue: RequestQueue, token: str) -> None:
         self.request_queue = request_queue
         self.token = token
-        # Of models asked for, and where they lie
+        # The field `snapml` of the last request for each model name
         self.locations: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.started_at = int(time.time())
 
     async def get_health(self, _request: Request) -> Response:
-        return JSONResponse({"answering": self.request_queue.count})
+        return JSONResponse({"active_requests": self.request_queue.count})
 
     async def list_models(self, request: Request) -> Response:
-        """Those that have been asked for by name, newest last."""
+        """The models requested so far, most recent last."""
         self.check_token(request)
         entries = [
             {"id": name, "object": "model", "created": self.started_at, "owned_by": "snapml"}
@@ -76,7 +79,7 @@ class Server:
             len(generation_requests) > 1 and body.get("stream")
         ):
             raise InvalidField(
-                f"A request has at most {MAX_PROMPTS} prompts, and one if it is streamed.",
+                f"A request may have at most {MAX_PROMPTS} prompts, or one if it is streamed.",
                 "prompt",
             )
         self.submit_requests(generation_requests)
@@ -90,7 +93,7 @@ class Server:
         event_lists = await collect_events(request, generation_requests)
         for final_event in (events[-1] for events in event_lists):
             if "error" in final_event:
-                is_client_error = final_event.get("fault") == "theirs"
+                is_client_error = final_event.get("fault") == "client"
                 raise HttpError(
                     400 if is_client_error else 500,
                     final_event["error"],
@@ -99,7 +102,7 @@ class Server:
         return JSONResponse(builder.build_response(event_lists))
 
     def submit_requests(self, generation_requests: list[GenerationRequest]) -> None:
-        """All of them or none."""
+        """Submit all requests or none. Raises HttpError: the queue is full."""
         for index, generation_request in enumerate(generation_requests):
             try:
                 self.request_queue.submit_request(generation_request)
@@ -119,7 +122,7 @@ class Server:
         if not secrets.compare_digest(provided_token.encode(), self.token.encode()):
             raise HttpError(
                 401,
-                "A valid token is needed.",
+                "The token is missing or wrong.",
                 kind="authentication_error",
                 code="invalid_api_key",
             )
@@ -130,7 +133,7 @@ class Server:
             return self.locations[name]
         if not isinstance(location, dict) or not location.get("base"):
             raise HttpError(
-                404, f"There is no model {name!r} here.", param="model", code="model_not_found"
+                404, f"The model {name!r} does not exist.", param="model", code="model_not_found"
             )
         self.locations[name] = location
         self.locations.move_to_end(name)
@@ -151,8 +154,8 @@ def make_app(request_queue: RequestQueue, token: str) -> Starlette:
 
 
 async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[StreamEvent]:
-    """What is said, to the last word. A caller who hangs up cancels this, and the speaker is
-    told.
+    """The events of a request up to the final one. If the client disconnects, the request is
+    cancelled.
     """
     try:
         while True:
@@ -169,7 +172,7 @@ async def stream_events(generation_request: GenerationRequest) -> AsyncIterator[
 async def collect_events(
     request: Request, generation_requests: list[GenerationRequest]
 ) -> list[list[StreamEvent]]:
-    """All that is said to each question. A caller who goes away meanwhile hangs up on all."""
+    """All events of each request. If the client disconnects, all requests are cancelled."""
 
     async def collect_stream(generation_request: GenerationRequest) -> list[StreamEvent]:
         return [event async for event in stream_events(generation_request)]
@@ -194,7 +197,7 @@ async def collect_events(
 async def stream_sse(
     generation_request: GenerationRequest, builder: ResponseBuilder, *, include_usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events in OpenAI's shape."""
+    """The response as server-sent events in OpenAI's format."""
     if builder.chat:
         yield format_sse(builder.build_role_chunk(0))
     async for event in stream_events(generation_request):
@@ -214,7 +217,7 @@ async def stream_sse(
 
 
 def error_kind(final_event: StreamEvent) -> str:
-    return "invalid_request_error" if final_event.get("fault") == "theirs" else "server_error"
+    return "invalid_request_error" if final_event.get("fault") == "client" else "server_error"
 
 
 def format_sse(payload: dict[str, Any]) -> str:

@@ -1,6 +1,4 @@
-"""From a question to token ids, and from an answer's ids to the text that may be sent. No queue
-here, and no model runs.
-"""
+"""Convert requests to token ids, and generated token ids to the text that may be sent."""
 
 from __future__ import annotations
 
@@ -9,22 +7,25 @@ from adapters.inference.loaded_model import LoadedModel
 from adapters.inference.types import GenerationRequest
 from training.engine.data.conversations import encode_prompt, get_bos_ids, render_messages
 
-# Of an answer; a caller who says nothing gets this or what the model's context leaves
+# The default of max_tokens, limited by what the prompt leaves of the model's context
 DEFAULT_MAX_TOKENS = 4096
 
 
 class InvalidRequest(Exception):
-    """The question itself is at fault; the message is for whoever asked."""
+    """The request cannot be answered. The message is for the client."""
 
 
 def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> list[int]:
-    """Raises Unanswerable: nothing to answer. DataError: the model's template does not take such a
-    conversation.
+    """The token ids of the prompt or conversation.
+
+    Raises:
+        InvalidRequest: the prompt is empty.
+        DataError: the chat template does not accept this conversation.
     """
     if request.prompt is not None:
         text_ids = loaded_model.tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
         ids = [*get_bos_ids(loaded_model.tokenizer), *text_ids]
-    elif request.needs_logprobs:  # the conversation as it stands, its last answer, too
+    elif request.needs_logprobs:  # the complete conversation, including its last answer
         ids = list(
             loaded_model.tokenizer(
                 render_messages(loaded_model.tokenizer, {"messages": request.messages}),
@@ -41,7 +42,7 @@ def encode_request(loaded_model: LoadedModel, request: GenerationRequest) -> lis
 def resolve_max_tokens(
     loaded_model: LoadedModel, request: GenerationRequest, prompt_tokens: int
 ) -> int:
-    """Raises Unanswerable: the model's context does not hold prompt and answer."""
+    """How many tokens to generate. Raises InvalidRequest: prompt and answer exceed the context."""
     available_tokens = loaded_model.context_length - prompt_tokens
     wanted_tokens = (
         min(DEFAULT_MAX_TOKENS, max(1, available_tokens))
@@ -50,15 +51,16 @@ def resolve_max_tokens(
     )
     if wanted_tokens > available_tokens:
         raise InvalidRequest(
-            f"This model's context holds {loaded_model.context_length:,} tokens; the prompt has {prompt_tokens:,} "
-            f"and max_tokens asks for {wanted_tokens:,} more. Shorten one of them."
+            f"The model's context length is {loaded_model.context_length:,} tokens, but the prompt "
+            f"has {prompt_tokens:,} and max_tokens is {wanted_tokens:,}. Reduce one of them."
         )
     return wanted_tokens
 
 
 def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: bool) -> bool:
-    """Send what is new and sure; True if a stop word ended the answer. What may become one is held
-    back.
+    """Send the new text. Returns True if a stop sequence ended the answer.
+
+    Text at the end that may become a stop sequence is sent later.
     """
     text = loaded_model.tokenizer.decode(sequence.ids, skip_special_tokens=True)
     stop_positions = [
@@ -70,7 +72,7 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
     if is_stopped:
         text = text[: min(stop_positions)]
     elif not is_final:
-        if text.endswith("\ufffd"):  # half a character: the next token completes it
+        if text.endswith("\ufffd"):  # an incomplete character: the next token completes it
             return False
         text = text[: len(text) - longest_stop_prefix(text, sequence.request.stop)]
     if len(text) > sequence.sent_chars:
@@ -80,7 +82,7 @@ def send_text(loaded_model: LoadedModel, sequence: ActiveSequence, *, is_final: 
 
 
 def longest_stop_prefix(text: str, stop_sequences: tuple[str, ...]) -> int:
-    """Characters at the end of `text` with which one of the words may begin."""
+    """Length of the longest end of `text` that is the start of a stop sequence."""
     prefix_lengths = (
         size
         for word in stop_sequences

@@ -1,4 +1,4 @@
-"""What is asked of the inference program, and what it answers. No torch here."""
+"""Requests to the inference scheduler and references to models. No torch here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Settings of PEFT's LoraConfig with which a layer computes otherwise.
+# Settings of PEFT's LoraConfig with which a layer computes more than x A' B'.
 NON_PLAIN_LORA_KEYS = (
     *(
         "modules_to_save",
@@ -34,8 +34,8 @@ StreamEvent = dict[str, Any]
 
 
 class BaseRef(NamedTuple):
-    """A model's folder, in 4 bits or not; `sha256` tells the weights of a run that trained the
-    whole model.
+    """A base model: its folder, and whether it is loaded in 4 bits. `sha256` identifies the weights
+    of a merged model or of full fine-tuning.
     """
 
     folder: Path
@@ -44,8 +44,8 @@ class BaseRef(NamedTuple):
 
 
 class AdapterRef(NamedTuple):
-    """An adapter's folder and the hash of its weights: other weights in the same folder are another
-    adapter.
+    """An adapter's folder and the hash of its weights. If the weights in the folder change, it is
+    another adapter.
     """
 
     folder: Path
@@ -53,8 +53,8 @@ class AdapterRef(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """PEFT's type of it; DoRA, and LoRA with modules of its own, count as another, whose rows
-        cannot share a batch.
+        """PEFT's type. DoRA and LoRA with fully trained modules count as another type: their rows
+        cannot share a batch with plain LoRA.
         """
         config: dict[str, Any] = json.loads((self.folder / "adapter_config.json").read_text())
         kind = str(config["peft_type"])
@@ -62,7 +62,7 @@ class AdapterRef(NamedTuple):
 
 
 def is_plain_lora(config: dict[str, Any]) -> bool:
-    """Are pairs A and B all that this LoRA adapter (its adapter_config.json) changes?"""
+    """Does the adapter with this adapter_config.json consist of A and B matrices only?"""
     return config.get("bias", "none") == "none" and not any(
         config.get(name) for name in NON_PLAIN_LORA_KEYS
     )
@@ -70,10 +70,10 @@ def is_plain_lora(config: dict[str, Any]) -> bool:
 
 @dataclass
 class GenerationRequest:
-    """What to answer, with which adapter (None: the base alone), and where the answer goes.
+    """One text to generate: from the `messages` of a chat, or from a `prompt`.
 
-    Either `messages` of a chat, or the text of a `prompt`. `score`: no answer is asked, only how
-    likely each token of it is.
+    `adapter` None means the base model. With `needs_logprobs`, the log-probabilities of the
+    prompt's tokens are sent first. The scheduler puts its events into `events`.
     """
 
     base: BaseRef
@@ -88,9 +88,9 @@ class GenerationRequest:
     needs_logprobs: bool = False
     events: queue.Queue[StreamEvent] = field(default_factory=queue.Queue)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    sent_statuses: set[str] = field(default_factory=set)  # what it is waiting for, told once
-    prompt_ids: list[int] = field(default_factory=list)  # of its prompt, once they are known
+    sent_statuses: set[str] = field(default_factory=set)  # each is sent once
+    prompt_ids: list[int] = field(default_factory=list)  # filled when it is admitted
 
 
 class QueueFull(Exception):
-    """MAX_REQUESTS are under way."""
+    """The queue has MAX_REQUESTS open requests."""

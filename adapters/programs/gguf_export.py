@@ -1,5 +1,5 @@
-"""`python -m adapters.programs.gguf_export FOLDER`: a model as one GGUF file, run back through
-llama.cpp before it is kept.
+"""`python -m adapters.programs.gguf_export FOLDER`: export a model as a GGUF file and check it by
+running it in llama.cpp.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ with fast_imports():
 
 CPU = torch.device("cpu")
 MAX_TOP_TOKENS = 20
-SCORED_PROMPTS = 2  # whose answers are compared token by token: llama.cpp is asked once a token
-# The share of places where the same token must come next. Measured on SmolLM2-135M: f16 1.000, q8_0
-# 0.944, q4_0 0.667.
+SCORED_PROMPTS = 2  # compared token by token, with one call of llama.cpp per token
+# The minimum share of positions with the same next token. Measured on SmolLM2-135M: f16 1.000,
+# q8_0 0.944, q4_0 0.667.
 MIN_SAME_CHOICE = {"f32": 0.98, "f16": 0.95, "bf16": 0.9, "q8_0": 0.75}
 MIN_SAME_CHOICE_OTHERS = 0.3
 
 
 def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
-    """Order: model (a folder), target (a file), quantization, and prompts as lists of messages.
-    Result: parity, bytes, sha256.
+    """Write the GGUF file and compare its answers with the model's.
+
+    Parameters: model (a folder), target (a file), quantization, and prompts as lists of messages.
+    Result: parity, bytes, sha256, quantization.
     """
     folder, target, quantization = (
         Path(params["model"]),
@@ -49,7 +51,7 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
     unchecked = target.with_name(f".{target.name}.checking")
     write_gguf(folder, unchecked, quantization)
     try:
-        emit_message(message="answering with torch", done=1)
+        emit_message(message="generating with PyTorch", done=1)
         tokenizer = load_tokenizer(folder)
         ensure_chat_template(tokenizer)
         model = load_base(folder, torch.float32, CPU).eval()
@@ -60,7 +62,7 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
             for messages in params["prompts"]
         ]
         del model
-        emit_message(message="answering with llama.cpp", done=2)
+        emit_message(message="generating with llama.cpp", done=2)
         parity = compare_answers(unchecked, references)
         check_parity(parity, quantization)
         fsync_path(unchecked)
@@ -77,8 +79,8 @@ def export_and_check(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare_answers(file: Path, references: list[Generation]) -> dict[str, Any]:
-    """llama.cpp's greedy answers beside torch's, and its log-probability of torch's choice at each
-    place of some answers.
+    """Compare llama.cpp's greedy answers with PyTorch's, and for some answers the log-probability
+    of PyTorch's choice at each position.
     """
     gguf_answers = generate_answers(
         file, [one.prompt for one in references], max(len(one.answer) for one in references)
@@ -108,19 +110,20 @@ def compare_answers(file: Path, references: list[Generation]) -> dict[str, Any]:
 
 
 def is_same_answer(ours: list[int], theirs: list[int]) -> bool:
-    """Equal but for the token that ends an answer, which llama.cpp may leave out."""
+    """Are the answers equal, except for the end-of-sequence token that llama.cpp may omit?"""
     shorter = min(len(ours), len(theirs))
     return ours[:shorter] == theirs[:shorter] and abs(len(ours) - len(theirs)) <= 1
 
 
 def check_parity(parity: dict[str, Any], quantization: str) -> None:
-    """Raises UserError: the file answers unlike the model that it was made from."""
+    """Raises UserError: the file's answers differ too much from the model's."""
     minimum = MIN_SAME_CHOICE.get(quantization, MIN_SAME_CHOICE_OTHERS)
     if parity["same_choice"] < minimum:
         raise UserError(
-            f"The {quantization} file answers unlike its model: llama.cpp chooses the same next "
-            f"token in {parity['same_choice']:.0%} of {parity['tokens']} places, and at least "
-            f"{minimum:.0%} are expected. Take more bits."
+            f"The {quantization} file does not match its model: llama.cpp chooses the same next "
+            f"token in {parity['same_choice']:.0%} of {parity['tokens']} positions, but at least "
+            f"{minimum:.0%} are expected. Choose a format with more bits.",
+            code="no_parity",
         )
 
 

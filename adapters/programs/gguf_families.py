@@ -1,6 +1,4 @@
-"""The families of models that llama.cpp computes as transformers does, and their settings in a
-GGUF.
-"""
+"""The model families that llama.cpp computes as transformers does, and their GGUF settings."""
 
 from __future__ import annotations
 
@@ -12,15 +10,15 @@ import torch
 
 from training.errors import UserError
 
-GEMMA_FULL_ATTENTION_INTERVAL = 6  # llama.cpp knows no other rhythm of sliding and full attention
+GEMMA_FULL_ATTENTION_INTERVAL = 6  # llama.cpp has no other pattern of sliding and full attention
 GEMMA_27B_LAYERS = 62
 
 
 @dataclass(frozen=True)
 class Family:
     architecture: gguf.MODEL_ARCH
-    activation: str = "silu"  # the only one that llama.cpp computes there
-    # llama.cpp rotates neighbours, where transformers rotates the two halves of a head
+    activation: str = "silu"  # the only one that llama.cpp has for this family
+    # For RoPE llama.cpp pairs neighboring dimensions; transformers pairs the halves of a head.
     has_interleaved_rope: bool = False
 
 
@@ -35,22 +33,24 @@ FAMILIES = {  # by transformers' model_type
 
 
 def check_config(config: Any) -> None:
-    """Refuse every setting that llama.cpp would read differently, or not at all."""
+    """Raises UserError: llama.cpp would ignore a setting of the config or read it differently."""
     model_type = config.model_type
     if model_type not in FAMILIES:
         raise UserError(
-            f"GGUF export knows the families {', '.join(FAMILIES)}; this model is of the family "
+            f"GGUF export supports the model types {', '.join(FAMILIES)}; this model is of type "
             f"{model_type}."
         )
     if getattr(config, "quantization_config", None):
         raise UserError(
-            "These weights are quantised already (by bitsandbytes, GPTQ or the like); export the "
+            "The weights are already quantized (by bitsandbytes, GPTQ or similar). Export the "
             "16-bit model."
         )
     activation_names = ("activation_function", "hidden_activation", "hidden_act")
     activation = next(getattr(config, name) for name in activation_names if hasattr(config, name))
     if activation != FAMILIES[model_type].activation:
-        raise UserError(f"llama.cpp has no {model_type} model with the activation {activation}.")
+        raise UserError(
+            f"llama.cpp does not support {model_type} models with activation {activation}."
+        )
     unsupported_switches = [
         "use_bidirectional_attention",
         "attn_logit_softcapping",
@@ -65,13 +65,15 @@ def check_config(config: Any) -> None:
     if model_type == "gpt2" and (
         config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights
     ):
-        raise UserError("llama.cpp has no gpt2 model whose attention is scaled in an unusual way.")
+        raise UserError(
+            "llama.cpp does not support gpt2 models with non-default attention scaling."
+        )
     if model_type == "gemma3_text":
         for layer, attention in enumerate(config.layer_types, start=1):
             if (attention == "full_attention") != (layer % GEMMA_FULL_ATTENTION_INTERVAL == 0):
                 raise UserError(
-                    "llama.cpp knows Gemma 3 only with full attention in every sixth layer and "
-                    "nowhere else."
+                    "llama.cpp supports Gemma 3 only with full attention in exactly every sixth "
+                    "layer."
                 )
 
 
@@ -88,7 +90,9 @@ def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
     window = getattr(config, "sliding_window", None)
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(window)
-    elif window:  # llama.cpp has no window here; texts no longer than the window are read the same
+    elif (
+        window
+    ):  # llama.cpp has no window here, so limit the context to texts for which it is the same
         context_length = min(context_length, window)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     writer.add_context_length(context_length)
@@ -102,7 +106,7 @@ def add_settings(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
-    """Rotary positions. The factors of `llama3` are a tensor, which `export.write` adds."""
+    """Add the RoPE settings. The factors of `llama3` are a tensor, written by `write_tensors`."""
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     sliding_rope = config.rope_parameters.get("sliding_attention", rope)
     rope_type = rope["rope_type"]
@@ -118,8 +122,8 @@ def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
         or rope.get("partial_rotary_factor", 1.0) != 1.0
     ):
         raise UserError(
-            f"Rotary positions of the kind {rope_type!r} are not exported for the family "
-            f"{config.model_type}."
+            f"GGUF export does not support RoPE of type {rope_type!r} for {config.model_type} "
+            "models."
         )
     writer.add_rope_freq_base(rope["rope_theta"])
     if sliding_rope is not rope:
@@ -130,8 +134,8 @@ def add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def gemma_attention_size(config: Any) -> int:
-    """The size that llama.cpp takes: by the number of layers it recognises the 27B model, which is
-    the exception.
+    """The size by which llama.cpp scales attention. It recognizes the 27B model, which is an
+    exception, by its number of layers.
     """
     is_27b = config.num_hidden_layers == GEMMA_27B_LAYERS
     size: int = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
@@ -139,7 +143,7 @@ def gemma_attention_size(config: Any) -> int:
 
 
 def rope_factors(config: Any) -> torch.Tensor | None:
-    """By what llama.cpp must divide each plain frequency; None where they are plain."""
+    """Divisors for llama.cpp's RoPE frequencies. None if they are the default frequencies."""
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "llama3":
         return None

@@ -1,9 +1,7 @@
-"""Write a folder with a causal language model (config, safetensors, tokenizer) as one GGUF file for
-llama.cpp.
+"""Write a causal language model (config, safetensors, tokenizer) as a GGUF file for llama.cpp.
 
-Tensor by tensor: no more than one weight is in memory at a time. What llama.cpp would compute
-differently is refused with a
-`UserError` whose words are for the person; a file that is written gives the answers of the folder.
+Tensors are converted one after another, so only one is in memory at a time. A model that llama.cpp
+would compute differently raises a UserError; a written file gives the same answers as the model.
 """
 
 from __future__ import annotations
@@ -32,24 +30,15 @@ from adapters.programs.gguf_families import (
 from adapters.programs.gguf_tokenizer import add_tokenizer
 from training.errors import UserError
 
-# All that `gguf` can pack, K-quants not
-QUANTIZATIONS = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q5_1",
-    "q5_0",
-    "q4_1",
-    "q4_0",
-)
+# All formats that the package `gguf` can write. It cannot write K-quants.
+QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 BLOCK_QUANTIZED = {Kind.Q8_0, Kind.Q5_1, Kind.Q5_0, Kind.Q4_1, Kind.Q4_0}
-BLOCK_SIZE = 32  # each of these packs 32 neighbours of a row
+BLOCK_SIZE = 32  # values of a row that are quantized together in these formats
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the GGUF: where its numbers lie, and its shape and number format there."""
+    """One tensor of the GGUF file: its source, and its name, shape and format there."""
 
     file: Path
     source_name: str
@@ -59,23 +48,20 @@ class TensorPlan:
 
 
 def write_gguf(folder: Path, target: Path, quantization: str) -> None:
-    """Write the model of `folder` to the file `target`; half a file is never left behind."""
+    """Write the model of `folder` to the file `target`, completely or not at all."""
     from transformers import AutoConfig, AutoTokenizer
 
     if quantization not in QUANTIZATIONS:
         raise UserError(
-            f"{quantization!r} is not a number format for GGUF here; choose one of "
-            f"{', '.join(QUANTIZATIONS)}."
+            f"quantization is {quantization!r}; it must be one of {', '.join(QUANTIZATIONS)}."
         )
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{folder.name} is not a whole model: it has no config.json. Merge an adapter with "
-            "its base first."
+            f"{folder.name} is not a complete model: it has no config.json. Merge an adapter into "
+            "its base model first."
         )
     if not (folder / "tokenizer.json").exists():
-        raise UserError(
-            f"{folder.name} has no tokenizer.json; other tokenizers are not exported to GGUF."
-        )
+        raise UserError(f"{folder.name} has no tokenizer.json, which GGUF export needs.")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     check_config(config)
     plans = list(plan_tensors(folder, config, Kind[quantization.upper()]))
@@ -106,12 +92,10 @@ def write_gguf(folder: Path, target: Path, quantization: str) -> None:
 
 
 def plan_tensors(folder: Path, config: Any, requested_type: Kind) -> Iterator[TensorPlan]:
-    """Every tensor under llama.cpp's name, in the order of the files; no numbers are read yet."""
+    """Every tensor with llama.cpp's name for it, in the order of the files. Reads no values."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise UserError(
-            f"{folder.name} has no model*.safetensors; other weight files are not exported."
-        )
+        raise UserError(f"{folder.name} has no model*.safetensors, which GGUF export needs.")
     names = gguf.get_tensor_name_map(
         FAMILIES[config.model_type].architecture, config.num_hidden_layers
     )
@@ -127,8 +111,8 @@ def plan_tensors(folder: Path, config: Any, requested_type: Kind) -> Iterator[Te
                 tensor_slice = tensors.get_slice(source)
                 if name is None or tensor_slice.get_dtype() not in ("F32", "F16", "BF16"):
                     raise UserError(
-                        f"The tensor {source} ({tensor_slice.get_dtype()}) has no place in a "
-                        f"{config.model_type} GGUF."
+                        f"The tensor {source} ({tensor_slice.get_dtype()}) cannot be stored in a "
+                        f"{config.model_type} GGUF file."
                     )
                 shape = tuple(tensor_slice.get_shape())[:: -1 if is_transposed(name, config) else 1]
                 yield TensorPlan(
@@ -137,7 +121,7 @@ def plan_tensors(folder: Path, config: Any, requested_type: Kind) -> Iterator[Te
 
 
 def check_complete(names: Collection[str], config: Any) -> None:
-    """llama.cpp would say the same, but later and in words for programmers."""
+    """Raises UserError: tensors are missing. llama.cpp would fail later and less clearly."""
     layers = Counter(name.split(".", 2)[2] for name in names if name.startswith("blk."))
     missing = [
         f"{name} of some layers"
@@ -150,12 +134,12 @@ def check_complete(names: Collection[str], config: Any) -> None:
     missing += [name for name in required_names if name not in names]
     if missing or not layers:
         raise UserError(
-            f"The weights are incomplete: {', '.join(missing) or 'all layers'} is missing."
+            f"The weights are incomplete. Missing: {', '.join(missing) or 'all layers'}."
         )
 
 
 def is_redundant(source: str, config: Any) -> bool:
-    """A head that is the embedding over again, and buffers that old files carry."""
+    """A head that is tied to the embedding, and buffers in files of old transformers versions."""
     is_tied_head = source == "lm_head.weight" and config.tie_word_embeddings
     return is_tied_head or source.endswith(
         (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -163,7 +147,7 @@ def is_redundant(source: str, config: Any) -> bool:
 
 
 def is_transposed(name: str, config: Any) -> bool:
-    """GPT-2 alone keeps the matrices of its blocks as input x output."""
+    """Only GPT-2 stores the matrices of its blocks as (in, out)."""
     return (
         config.model_type == "gpt2"
         and name.startswith("blk.")
@@ -173,7 +157,7 @@ def is_transposed(name: str, config: Any) -> bool:
 
 
 def choose_quant_type(name: str, shape: tuple[int, ...], requested_type: Kind) -> Kind:
-    """Vectors and learned positions stay f32, as llama.cpp demands; rows that do not divide into
+    """Vectors and learned positions stay f32, as llama.cpp requires. Rows that do not divide into
     blocks become f16.
     """
     if len(shape) < 2 or name == "position_embd.weight":
@@ -181,12 +165,12 @@ def choose_quant_type(name: str, shape: tuple[int, ...], requested_type: Kind) -
     if requested_type in BLOCK_QUANTIZED and shape[-1] % BLOCK_SIZE:
         return Kind.F16
     if requested_type in BLOCK_QUANTIZED and name in ("token_embd.weight", "output.weight"):
-        return Kind.Q8_0  # both ends of the model suffer most from fewer bits
+        return Kind.Q8_0  # the embedding and the head lose most with fewer bits
     return requested_type
 
 
 def convert_layout(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
-    """The same function in the form that llama.cpp computes."""
+    """The weights in llama.cpp's layout, which computes the same function."""
     if is_transposed(name, config):
         return tensor.T
     if FAMILIES[config.model_type].has_interleaved_rope and name.split(".")[-2] in (
@@ -196,8 +180,8 @@ def convert_layout(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor
         heads = config.num_attention_heads if ".attn_q." in name else config.num_key_value_heads
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     if config.model_type == "gemma3_text" and "norm" in name:
-        tensor = tensor.float() + 1.0  # Gemma keeps them around zero
-        # llama.cpp divides attention by the root of a size, Gemma by that of a setting
+        tensor = tensor.float() + 1.0  # Gemma stores them as an offset from 1
+        # llama.cpp scales attention by a fixed size; Gemma by query_pre_attn_scalar.
         if "attn_q_norm" in name:
             tensor = tensor * math.sqrt(gemma_attention_size(config) / config.query_pre_attn_scalar)
     return tensor
@@ -208,7 +192,7 @@ def quantize_tensor(tensor: torch.Tensor, plan: TensorPlan) -> np.ndarray[Any, A
     as_float = tensor.to(dtype)
     if not as_float.isfinite().all():
         raise UserError(
-            f"The tensor {plan.source_name} has numbers that are not finite or too large for "
+            f"The tensor {plan.source_name} has values that are not finite or too large for "
             f"{plan.quant_type.name}."
         )
     if plan.quant_type is Kind.BF16:
@@ -222,7 +206,7 @@ def quantize_tensor(tensor: torch.Tensor, plan: TensorPlan) -> np.ndarray[Any, A
 def write_tensors(
     writer: gguf.GGUFWriter, path: Path, plans: list[TensorPlan], config: Any
 ) -> None:
-    """First the plan of all tensors, then their numbers, one tensor after another."""
+    """Write the description of all tensors, then their values, one tensor after another."""
     factors = rope_factors(config)
     if factors is not None:
         writer.add_tensor_info(

@@ -1,9 +1,9 @@
-"""Write a tokenizer of transformers into a GGUF, so that llama.cpp cuts text into the same tokens.
+"""Write a transformers tokenizer into a GGUF file, so that llama.cpp makes the same tokens.
 
-Two kinds: byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece's BPE with `▁` for spaces
-(Llama 2, Mistral, Gemma). llama.cpp cannot read a rule for cutting words from the file; it has some
-built in, by name. The name is found by behaviour:
-the tokenizer and each rule cut a text in which all of them differ.
+Supported are byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and SentencePiece BPE with `▁` for
+spaces (Llama 2, Mistral, Gemma). llama.cpp has a fixed list of pretokenizers with names; it cannot
+read their rules from the file. The right name is found by comparing how the tokenizer and each
+pretokenizer split PROBE_TEXT, where all of them differ.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 TRAILING_SPACE = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 LETTER_RUNS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-CASED_WORDS = (
+CASED_LETTERS = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
 )
 LLAMA3 = (
     rf"{CONTRACTIONS}|{LETTER_RUNS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
 )
-PRETOKENIZERS = {  # llama.cpp's name: the patterns by which it cuts, one after another
+PRETOKENIZERS = {  # llama.cpp's name: its split patterns, applied one after another
     "gpt-2": [GPT2],
     "smollm": [r"\p{N}", GPT2],
     "llama-bpe": [LLAMA3],
@@ -39,11 +39,11 @@ PRETOKENIZERS = {  # llama.cpp's name: the patterns by which it cuts, one after 
         rf"?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*{TRAILING_SPACE}"
     ],
     "gpt-4o": [
-        CASED_WORDS % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")
+        CASED_LETTERS % (f"{CONTRACTIONS}?", f"{CONTRACTIONS}?")
         + rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
     ],
     "tekken": [
-        CASED_WORDS % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
+        CASED_LETTERS % ("", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TRAILING_SPACE}"
     ],
 }
 PROBE_TEXT = (
@@ -54,20 +54,19 @@ PROBE_TEXT = (
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) -> None:
-    """`rows` are those of the embedding: llama.cpp wants a token for each, so spare ones get a name
-    nobody writes.
+    """Add the vocabulary, merges, special tokens and chat template.
+
+    `rows` is the number of rows of the embedding. llama.cpp needs a token for each, so unused rows
+    get a placeholder name.
     """
     inner: Any = tokenizer.backend_tokenizer
     tokenizer_json = json.loads(inner.to_str())
     model = tokenizer_json["model"]
     if model["type"] != "BPE" or not model.get("merges"):
-        raise UserError(
-            f"A tokenizer of the kind {model['type']} is not exported to GGUF, only BPE with "
-            "merges."
-        )
+        raise UserError(f"GGUF export supports BPE tokenizers with merges, not {model['type']}.")
     if len(model["vocab"]) > rows:
         raise UserError(
-            f"The tokenizer has {len(model['vocab'])} tokens, but the model's embedding only "
+            f"The tokenizer has {len(model['vocab'])} tokens, but the model's embedding has only "
             f"{rows} rows."
         )
     token_texts = {id_: text for text, id_ in inner.get_vocab(with_added_tokens=True).items()}
@@ -117,7 +116,7 @@ def token_types(
 
 
 def token_scores(token_texts: dict[int, str], merges: list[str], *, rows: int) -> list[float]:
-    """SentencePiece joins the pair with the highest score; BPE the one whose merge comes first."""
+    """The score of each token. SentencePiece joins the pair with the highest score first."""
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
@@ -132,7 +131,7 @@ def find_pretokenizer(inner: Any, tokenizer_json: dict[str, Any]) -> str:
         "type"
     ] != "NFC" or "ByteLevel" not in json.dumps(tokenizer_json["pre_tokenizer"]):
         raise UserError(
-            "Only byte-level BPE tokenizers and those with byte fallback are exported to GGUF."
+            "GGUF export supports only byte-level BPE tokenizers and BPE with byte fallback."
         )
     expected = inner.pre_tokenizer.pre_tokenize_str(PROBE_TEXT)
     for name, patterns in PRETOKENIZERS.items():
@@ -143,19 +142,20 @@ def find_pretokenizer(inner: Any, tokenizer_json: dict[str, Any]) -> str:
             )
             == expected
         ):
-            # A word that is a token is then not built from merges
+            # With ignore_merges a word that is a token is not built from merges.
             ignores_merges = tokenizer_json["model"].get("ignore_merges", False)
             return "smaug-bpe" if name == "llama-bpe" and not ignores_merges else name
     raise UserError(
-        "This tokenizer cuts words by a rule that llama.cpp does not have under a name known here."
+        "This tokenizer's pretokenizer is none of those that llama.cpp has: "
+        f"{', '.join(PRETOKENIZERS)}."
     )
 
 
 def has_space_prefix(tokenizer_json: dict[str, Any], *, has_chat_template: bool) -> bool:
-    """llama.cpp puts a space before the text and again after every special token, or nowhere.
+    """Should llama.cpp add a space before the text and after every special token?
 
-    A tokenizer that puts one only at the very beginning is neither: chats begin with a special
-    token, so there it is nowhere.
+    A tokenizer that adds one only at the start of the text fits neither choice. Chats start with a
+    special token, so for a chat model the answer is no.
     """
     steps = json.dumps([tokenizer_json["normalizer"], tokenizer_json["pre_tokenizer"]])
     return (
@@ -173,7 +173,7 @@ def add_special_tokens(writer: gguf.GGUFWriter, tokenizer: Any, *, rows: int) ->
         ("pad", writer.add_pad_token_id),
     ):
         id_ = getattr(tokenizer, f"{kind}_token_id")
-        if id_ is not None and id_ < rows:  # transformers adds some that the model has no row for
+        if id_ is not None and id_ < rows:  # transformers may add tokens without a row
             add_token_id(id_)
     with_special = tokenizer("a")["input_ids"]
     writer.add_add_bos_token(

@@ -1,5 +1,5 @@
-"""`python -m adapters.programs.hub_push FOLDER`: files as one commit to a hub's repository.
-HF_TOKEN says who pushes.
+"""`python -m adapters.programs.hub_push FOLDER`: push files to a hub repository in one commit, with
+the token in HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from training.child_process import emit_message, main, read_params
 from training.errors import UserError
 from training.formatting import format_bytes
 
-# What the hub's words for it leave open.
+# Clearer than the hub's own messages.
 HINTS = {
-    401: "It does not know this token.",
-    403: "This token may not write there; it needs the right to write to that owner's "
-    "repositories.",
-    404: "There is no such owner, or this token may not see it.",
+    401: "The token is invalid.",
+    403: "The token has no write access to this owner's repositories.",
+    404: "The owner does not exist, or the token has no access.",
 }
 
 
 def push_files(params: dict[str, Any]) -> dict[str, Any]:
-    """Order: repository, private, message, card (text), files (name -> path). Result: the
-    repository's address and the commit.
+    """Create the repository if needed and push the files.
 
-    A repository that is there already stays as public as it is.
+    Parameters: repository, private, message, card (text), files (name -> path). Result: address and
+    commit. `private` does not change a repository that exists.
     """
     repository = params["repository"]
     api = HfApi(token=os.environ["HF_TOKEN"])
@@ -42,27 +41,24 @@ def push_files(params: dict[str, Any]) -> dict[str, Any]:
             CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=params["card"].encode())
         )
     try:
-        emit_message(message="asking the hub")
+        emit_message(message="connecting to the hub")
         repository_url = api.create_repo(repository, private=params["private"], exist_ok=True)
         emit_message(
-            message=f"sending {format_bytes(sum(one.upload_info.size for one in operations))}"
+            message=f"uploading {format_bytes(sum(one.upload_info.size for one in operations))}"
         )
         commit = api.create_commit(repository, operations, commit_message=params["message"])
     except HfHubHTTPError as error:
         code = error.response.status_code
         raise UserError(
-            f"The hub refused {repository} ({code}). "
+            f"The hub rejected the push to {repository} (status {code}). "
             f"{HINTS.get(code) or (error.server_message or '')[:200]}"
         ) from error
     except (httpx.HTTPError, ConnectionError) as error:
         raise UserError(
-            f"The hub cannot be reached ({type(error).__name__}); nothing was pushed."
+            f"The hub cannot be reached ({type(error).__name__}). Nothing was pushed."
         ) from error
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # a file that did not get through; a card that the hub's check refuses
-        raise UserError(f"The hub did not take it: {str(error)[:300]}") from error
+    except (RuntimeError, ValueError) as error:  # a failed upload; a card that the hub rejects
+        raise UserError(f"The push failed: {str(error)[:300]}") from error
     return {"address": str(repository_url), "commit": commit.oid}
 
 

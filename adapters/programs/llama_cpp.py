@@ -1,8 +1,8 @@
-"""Ask llama.cpp (the PyPI package `xllamacpp`) what a GGUF file answers, with token ids in and out.
+"""Run a GGUF file in llama.cpp (the PyPI package `xllamacpp`), with token ids in and out.
 
-llama.cpp ends the whole process on some broken files, so it always runs in a child: this module as
-a program reads the question from standard input and prints what it was told, both JSON. No port is
-opened: llama.cpp's server listens on a unix socket in a private folder.
+llama.cpp aborts the process on some broken files, so it always runs in a child process: this module
+as a program reads a JSON request from standard input and prints a JSON response. No port is opened:
+llama.cpp's server listens on a unix socket in a temporary folder.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from training.errors import UserError
 
 
 class BrokenGGUF(UserError):
-    """llama.cpp could not load or run the file; the message is the first complaint that it made."""
+    """llama.cpp could not load or run the file. The message has its first error."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    ids: list[int]  # with the token that ended it, if one did
+    ids: list[int]  # including the end-of-sequence token, if it was generated
     text: str
 
 
 def generate_answers(
     gguf_file: Path, prompts: list[list[int]], max_tokens: int, *, timeout: float = 900.0
 ) -> list[Answer]:
-    """Greedy answers to prompts that are token ids already."""
+    """Greedy answers to prompts of token ids."""
     request = {"prompts": prompts, "max_tokens": max_tokens}
     return [
         Answer(**answer) for answer in run_llama(gguf_file, request, timeout=timeout)["answers"]
@@ -44,8 +44,8 @@ def generate_answers(
 def get_top_logprobs(
     gguf_file: Path, ids: list[int], top: int, *, start: int, timeout: float = 900.0
 ) -> list[dict[int, float]]:
-    """After each prefix of `ids` of at least `start`: the `top` most probable next tokens and their
-    log-probabilities.
+    """The `top` most likely next tokens and their log-probabilities, after each prefix of `ids`
+    with at least `start` tokens.
     """
     entries = run_llama(gguf_file, {"prefixes": ids, "top": top, "start": start}, timeout=timeout)[
         "tops"
@@ -64,24 +64,24 @@ def run_llama(gguf_file: Path, request: dict[str, Any], *, timeout: float) -> di
         )
     except subprocess.TimeoutExpired as error:
         raise BrokenGGUF(
-            f"llama.cpp had not answered after {timeout / 60:.0f} minutes; the model is too large "
-            "to check here."
+            f"llama.cpp did not finish within {timeout / 60:.0f} minutes. The model is too large "
+            "to be checked on this machine."
         ) from error
     if done.returncode:
         lines = done.stderr.splitlines()
         errors = (
             [line for line in lines if " E " in line or "GGML_ASSERT" in line or "Error" in line]
             or lines
-            or ["nothing"]
+            or ["no output"]
         )
-        raise BrokenGGUF(f"llama.cpp ended with code {done.returncode} and said: {errors[0]}")
+        raise BrokenGGUF(f"llama.cpp exited with code {done.returncode}: {errors[0]}")
     response: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return response
 
 
 class LlamaServer:
-    """llama.cpp in this very process, as exact as it gets: one slot, caches in f32, no flash
-    attention.
+    """llama.cpp in this process with the highest precision: one slot, KV cache in f32, no flash
+    attention. It stops when it is garbage-collected.
     """
 
     def __init__(self, gguf_file: str, folder: str, *, context_tokens: int) -> None:
@@ -89,16 +89,16 @@ class LlamaServer:
 
         params = xllamacpp.CommonParams()
         params.model.path = gguf_file
-        # A name that ends in .sock is a unix socket instead of a port
+        # A host name that ends in .sock is a unix socket.
         params.hostnames = [f"{folder}/llama.sock"]
         params.ui = params.warmup = params.fit_params = False
         params.n_ctx, params.n_parallel, params.cache_ram_mib = context_tokens, 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-        # f16 costs three digits
+        # A KV cache in f16 would cost three digits of precision.
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.socket = params.hostnames[0]
-        self.server = xllamacpp.Server(params)  # stops when it is forgotten
+        self.server = xllamacpp.Server(params)
 
     def post_json(self, path: str, **body: Any) -> dict[str, Any]:
         connection = http.client.HTTPConnection("localhost")
@@ -108,7 +108,7 @@ class LlamaServer:
         response: dict[str, Any] = json.loads(connection.getresponse().read())
         connection.close()
         if "error" in response:
-            raise RuntimeError(f"llama.cpp refused: {response['error']['message']}")
+            raise RuntimeError(f"llama.cpp failed: {response['error']['message']}")
         return response
 
     def tokenize_text(self, text: str) -> list[int]:
@@ -126,10 +126,10 @@ class LlamaServer:
     def get_next_logprobs(
         self, prefix: list[int], top: int, *, plain_token: int
     ) -> list[tuple[int, float]]:
-        """`plain` is forced to be the token drawn: for one that is half a character no
-        probabilities are reported.
+        """The most likely next tokens with their log-probabilities, before any bias.
 
-        The probabilities are those before any bias.
+        A logit bias forces the generated token to be `plain_token`, because llama.cpp reports no
+        probabilities for a token that is an incomplete character.
         """
         options = {
             "n_predict": 1,

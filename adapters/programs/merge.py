@@ -1,8 +1,8 @@
-"""`python -m adapters.programs.merge FOLDER`: a version merged into its base, checked against its
-adapter, put in place whole.
+"""`python -m adapters.programs.merge FOLDER`: merge an adapter into its base model and check the
+answers of the result.
 
-A merge that is killed leaves nothing in place; begun again, it goes on with the merged model if
-that was written, and checks it.
+The target folder appears only when the merged model is complete and checked. If the program is
+killed and started again, it continues with a merged model that was already written.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ with fast_imports():
     from training.engine.modeling.weights import load_adapter
 
 CPU = torch.device("cpu")
-MIN_FREE_BYTES = 10**9  # that stay free on the disk
+MIN_FREE_BYTES = 10**9  # stays free on the disk
 
 
 def run_merge(params: dict[str, Any]) -> dict[str, Any]:
-    """Order: base, adapter, method, target (folders and a name), and prompts as lists of messages.
-    Result: parity and files.
+    """Merge, check and move the result to the target folder.
+
+    Parameters: base, adapter, target (folders), method, and prompts as lists of messages.
+    Result: parity, files, bytes.
     """
     base, adapter, target = Path(params["base"]), Path(params["adapter"]), Path(params["target"])
     tokenizer = load_tokenizer(base)
@@ -60,7 +62,7 @@ def run_merge(params: dict[str, Any]) -> dict[str, Any]:
         )
         parity = check_merged(unchecked, references, base_logits, tokenizer.eos_token_id)
     except UserError:
-        remove_tree(unchecked)  # refused: it may be gigabytes
+        remove_tree(unchecked)  # a failed check must not leave gigabytes behind
         raise
     files = {
         path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -77,8 +79,10 @@ def run_merge(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_merged(params: dict[str, Any], tokenizer: Any, folder: Path) -> None:
-    """The merged model in a folder that is there only when it is whole, on the disk. Raises
-    UserError: the disk is too full.
+    """Write the merged model to the folder, completely and synced to disk, or not at all.
+
+    Raises:
+        UserError: the disk is too full.
     """
     partial_folder = folder.with_suffix(".merging")
     remove_tree(partial_folder)
@@ -101,8 +105,8 @@ def write_merged(params: dict[str, Any], tokenizer: Any, folder: Path) -> None:
 def generate_references(
     base: Path, adapter: Path, method: str, prompts: list[list[int]], eos_token_id: int | None
 ) -> tuple[list[Generation], list[torch.Tensor]]:
-    """What base and adapter say together, in fp32, and the base's own logits along it."""
-    emit_message(message="loading base and adapter", done=0, total=3 * len(prompts))
+    """Answers of base and adapter in fp32, and the base model's logits along these answers."""
+    emit_message(message="loading base model and adapter", done=0, total=3 * len(prompts))
     model = load_adapter(
         load_base(base, torch.float32, CPU, quantized=METHODS[method].has_quantized_base),
         adapter,
@@ -110,7 +114,7 @@ def generate_references(
     )
     references, base_logits = [], []
     for done, prompt in enumerate(prompts):
-        emit_message(message="answering with the adapter", done=done)
+        emit_message(message="generating with the adapter", done=done)
         references.append(generate_greedily(model, prompt, eos_token_id))
         with model.disable_adapter():
             base_logits.append(compute_logits(model, prompt, references[-1].answer))
@@ -123,15 +127,15 @@ def check_merged(
     base_logits: list[torch.Tensor],
     eos_token_id: int | None,
 ) -> dict[str, Any]:
-    """The parity of the model in a folder, read back as it will be used.
+    """Load the merged model from its folder and measure its parity with the adapter.
 
     Raises:
-        UserError: it is not the adapter's; nothing is left of it.
+        UserError: its answers differ from the adapter's.
     """
     model = load_base(folder, torch.float32, CPU).eval()
     logits, answers = [], []
     for done, reference in enumerate(references):
-        emit_message(message="answering with the merged model", done=2 * len(references) + done)
+        emit_message(message="generating with the merged model", done=2 * len(references) + done)
         logits.append(compute_logits(model, reference.prompt, reference.answer))
         answers.append(generate_greedily(model, reference.prompt, eos_token_id).answer)
     parity = measure_parity(references, base_logits, logits, answers)
@@ -140,14 +144,16 @@ def check_merged(
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Raises UserError: the disk would not hold it."""
+    """Raises UserError: there is not enough free disk space."""
     folder.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes + MIN_FREE_BYTES:
         raise UserError(
-            f"The merged model needs {format_bytes(needed_bytes)} and {format_bytes(MIN_FREE_BYTES, 0)} "
-            f"must stay free, but the disk has {format_bytes(free_bytes)}. Delete what is not needed "
-            "(Adapters, Disk), or answer with the adapter attached."
+            f"The merged model needs {format_bytes(needed_bytes)} and "
+            f"{format_bytes(MIN_FREE_BYTES, 0)} must stay free, but the disk has only "
+            f"{format_bytes(free_bytes)} left. Free disk space (Adapters, Disk), or serve the "
+            "adapter unmerged.",
+            code="disk_full",
         )
 
 

@@ -1,8 +1,8 @@
-"""How alike versions answer, for methods that change no weight: linear CKA of their last hidden
-states on the same prompts.
+"""How similar the outputs of versions are: linear CKA of their last hidden states on the same
+prompts. This compares methods that change no weight.
 
-CKA (Kornblith et al. 2019, eq. 7 with linear kernels): ||Y'X||^2_F / (||X'X||_F ||Y'Y||_F), columns
-centred; 1 is alike up to rotation and scale.
+CKA (Kornblith et al. 2019, eq. 7 with linear kernels): ||Y'X||^2_F / (||X'X||_F ||Y'Y||_F), with
+centered columns. 1 means equal up to rotation and scale.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Member(Protocol):
 
 
 def compare_outputs(members: list[Any], prompts: list[list[dict[str, str]]]) -> dict[str, float]:
-    """By pair of versions of one base, `key,key`: linear CKA over all tokens of the prompts."""
+    """Linear CKA over all prompt tokens, for each pair `key,key` with the same base model."""
     states = {member.key: last_hidden_states(member, prompts) for member in members}
     return {
         f"{one.key},{other.key}": linear_cka(states[one.key], states[other.key])
@@ -45,7 +45,7 @@ def compare_outputs(members: list[Any], prompts: list[list[dict[str, str]]]) -> 
 
 
 def last_hidden_states(member: Member, prompts: list[list[dict[str, str]]]) -> Tensor:
-    """(tokens of all prompts, width): what goes into the output layer."""
+    """The input of the output layer, of shape (tokens of all prompts, hidden size)."""
     method = METHODS[member.method]
     folder = member.folder if method.is_full_finetuning else member.base
     tokenizer = load_tokenizer(folder)
@@ -64,7 +64,7 @@ def last_hidden_states(member: Member, prompts: list[list[dict[str, str]]]) -> T
         ids = encode_prompt(tokenizer, {"messages": messages})
         captured.clear()
         adapted_model(input_ids=torch.tensor([ids]), use_cache=member.method == "prefix")
-        prompt_states.append(captured[-1][-len(ids) :])  # without what a prompt puts in front
+        prompt_states.append(captured[-1][-len(ids) :])  # without virtual tokens
     hook.remove()
     del model, adapted_model
     gc.collect()

@@ -1,8 +1,7 @@
-"""Does a merged or exported model answer as its adapter does? The same prompts through each,
-greedily, and their logits compared.
+"""Check that a merged model answers like its adapter, by its greedy answers and logits.
 
-Logits are compared where an answer is made, along the adapter's own greedy answer: a text that
-differs in its first word could not be compared any further.
+The logits are compared along the adapter's own greedy answer, because two answers that differ in
+their first token could not be compared any further.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch.nn import functional
 from training.errors import UserError
 
 ANSWER_TOKENS = 48
-# Kullback-Leibler divergence in nats a token. Rounding to 16 bits costs 2e-5 (peft-facts, section
-# 5); merging into 4 bits cost 3.2, as much as having no adapter.
+# Kullback-Leibler divergence in nats per token. Rounding to 16 bits costs 2e-5. Merging into 4 bits
+# costs 3.2, as much as having no adapter.
 MIN_EFFECT = 1e-6
 ROUNDING_DIVERGENCE = 1e-3
 MAX_LOST_SHARE = 0.05  # of the adapter's own effect on its base
@@ -26,9 +25,7 @@ MAX_LOST_SHARE = 0.05  # of the adapter's own effect on its base
 
 @dataclass(frozen=True)
 class Generation:
-    """A model's greedy answer to a prompt, (answer,) ids, and its logits at each of them, (answer,
-    vocabulary).
-    """
+    """A greedy answer, as token ids, and the logits that chose them: (answer, vocabulary)."""
 
     prompt: list[int]
     answer: list[int]
@@ -40,7 +37,7 @@ class Generation:
 
 
 def generate_greedily(model: Any, prompt: list[int], eos_token_id: int | None) -> Generation:
-    """Answer greedily, at most ANSWER_TOKENS."""
+    """Generate at most ANSWER_TOKENS tokens."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(
@@ -55,7 +52,7 @@ def generate_greedily(model: Any, prompt: list[int], eos_token_id: int | None) -
 
 
 def compute_logits(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
-    """(answer, vocabulary): what the model says at each place of an answer that is given to it."""
+    """The logits at each position of a fixed answer: (answer, vocabulary)."""
     with torch.inference_mode():
         logits: Tensor = (
             model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0].float()
@@ -64,7 +61,7 @@ def compute_logits(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
 
 
 def kl_divergence(expected: Tensor, actual: Tensor) -> float:
-    """Mean Kullback-Leibler divergence over the rows, in nats."""
+    """Mean Kullback-Leibler divergence over the rows, in nats per row."""
     return float(
         functional.kl_div(
             actual.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean"
@@ -78,8 +75,8 @@ def measure_parity(
     model_logits: list[Tensor],
     model_answers: list[list[int]],
 ) -> dict[str, Any]:
-    """The figures of a parity check. `made`: the new model's logits along the adapter's answers;
-    `answers`: its own.
+    """The figures of a parity check. `model_logits` are those of the merged model along the
+    adapter's answers, and `model_answers` its own answers.
     """
     expected, unadapted, actual = (
         torch.cat([reference.logits for reference in references]),
@@ -104,7 +101,7 @@ def measure_parity(
 
 
 def check_parity(parity: dict[str, Any], model_name: str) -> None:
-    """Raises UserError: the model equals its base, or answers unlike its adapter."""
+    """Raises UserError: the model equals its base model, or differs from its adapter."""
     effect, base_divergence, divergence = (
         parity["effect"],
         parity["divergence_from_base"],
@@ -112,19 +109,23 @@ def check_parity(parity: dict[str, Any], model_name: str) -> None:
     )
     if effect < MIN_EFFECT:
         raise UserError(
-            f"The adapter answers {parity['prompts']} prompts like its base ({effect:.1e} nats a "
-            f"token apart), so the {model_name} would equal its base. Train it further, or take another "
-            "version."
+            f"The adapter has no effect: on {parity['prompts']} prompts it differs from its base "
+            f"model by {effect:.1e} nats per token, so the {model_name} would equal the base "
+            "model. Train longer, or choose another version.",
+            code="no_effect",
         )
     if base_divergence < 0.1 * effect:
         raise UserError(
-            f"The {model_name} equals its base: it is {base_divergence:.1e} nats a token from it, and the "
-            f"adapter is {effect:.1e}. The adapter was lost on the way; answer with it attached "
-            "instead."
+            f"The {model_name} equals its base model: they differ by {base_divergence:.1e} nats "
+            f"per token, but the adapter differs by {effect:.1e}. The merge has lost the adapter. "
+            "Serve the adapter unmerged.",
+            code="adapter_lost",
         )
     if divergence > max(ROUNDING_DIVERGENCE, MAX_LOST_SHARE * effect):
         raise UserError(
-            f"The {model_name} answers unlike its adapter: {divergence:.1e} nats a token apart, where "
-            f"rounding to 16 bits costs 2e-05; the same next token in {parity['same_choice']:.0%} "
-            f"of {parity['tokens']} places. Answer with it attached instead."
+            f"The {model_name} does not match its adapter: they differ by {divergence:.1e} nats "
+            "per token, where rounding to 16 bits costs 2e-05, and choose the same next token in "
+            f"{parity['same_choice']:.0%} of {parity['tokens']} positions. Serve the adapter "
+            "unmerged.",
+            code="no_parity",
         )

@@ -1,10 +1,11 @@
-"""`python -m adapters.programs.weight_analysis FOLDER`: how far versions moved their base, where,
-and how alike two of them are.
+"""`python -m adapters.programs.weight_analysis FOLDER`: how much versions changed each weight of
+their base model, and how similar two versions are.
 
-Tensor by tensor from the files, so that a model of any size needs the memory of one matrix. Of an
-update: its Frobenius norm over the weight's, and the subspace similarity of two (Hu et al. 2021,
-section 7.3, eq. 4): ||U_i' U_j||^2_F / k for their first k left singular vectors; 1 is the same
-subspace, k / d what chance gives. Methods that change no weight are compared by what comes out.
+Tensors are read from the files one by one, so a model of any size needs the memory of one matrix.
+The size of a change is its Frobenius norm relative to the weight's. Two changes are compared by
+their subspace similarity (Hu et al. 2021, section 7.3, eq. 4): ||U_i' U_j||^2_F / k for the first k
+left singular vectors. 1 is the same subspace, k / d is expected by chance. Methods that change no
+weight are compared by their outputs.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ with fast_imports():
     from training.child_process import emit_message, main, read_params
     from training.errors import UserError
 
-MAX_DIRECTIONS = 8  # singular vectors of each update that are compared
+MAX_DIRECTIONS = 8  # singular vectors of each change that are compared
 LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A version in the comparison: its name there, method, and where base and weights lie."""
+    """A version in the comparison: its key, method, and the folders of base model and weights."""
 
     key: str
     method: str
@@ -45,8 +46,10 @@ class Member:
 
 
 def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
-    """Order: `members`, and `prompts` (lists of messages). Result: `moved` and `alike` by module,
-    `outputs` where needed.
+    """Compare all versions.
+
+    Parameters: `members`, and `prompts` as lists of messages. Result: `relative_change` and
+    `similarities` by module, `outputs` where a method changes no weight, and `layers` for the map.
     """
     members = [
         Member(entry["key"], entry["method"], Path(entry["base"]), Path(entry["folder"]))
@@ -70,7 +73,7 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
     }
     outputs = {}
     if len(directions) < len(members):
-        emit_message(message="comparing what comes out", done=len(members))
+        emit_message(message="comparing outputs", done=len(members))
         outputs = compare_outputs(members, params["prompts"])
     return {
         "relative_change": relative_change,
@@ -81,8 +84,10 @@ def compare_versions(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def compute_deltas(member: Member) -> Iterator[tuple[str, WeightDelta, float]]:
-    """(module, its update, the norm of its weight in the base) for every weight that the version
-    moves.
+    """(module, its change, the norm of its base weight) for every weight that the version changes.
+
+    Raises:
+        UserError: the base model has no such weight.
     """
     files: list[Any] = [safe_open(path, "pt") for path in sorted(member.base.glob("*.safetensors"))]
     files_by_weight = {name: file for file in files for name in tensor_names(file)}
@@ -93,7 +98,7 @@ def compute_deltas(member: Member) -> Iterator[tuple[str, WeightDelta, float]]:
             yield module, make_delta(weight), float(weight.norm())
         elif member.method != "full":
             raise UserError(
-                f"The base of {member.key} has no weight {module!r}, which the adapter changes."
+                f"The base of {member.key} has no weight {module!r}, but the adapter changes it."
             )
 
 
@@ -102,7 +107,7 @@ def tensor_names(file: Any) -> list[str]:
 
 
 def subspace_similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
-    """By module that both moved: from 0 to 1."""
+    """The subspace similarity of each module that both changed, from 0 to 1."""
     similarities = {}
     for module in ours.keys() & theirs.keys():
         one, other = ours[module], theirs[module]
@@ -115,8 +120,8 @@ def subspace_similarity(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> d
 
 
 def heatmap_axes(relative_change: dict[str, dict[str, float]]) -> dict[str, tuple[int, str]]:
-    """Layer and name within it of each module, for the heat map's rows and columns; layer -1: it
-    stands outside the layers.
+    """Layer and name of each module, for the rows and columns of the heat map. Modules outside the
+    layers have layer -1.
     """
     axes = {}
     for module in sorted(

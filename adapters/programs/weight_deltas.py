@@ -1,5 +1,5 @@
-"""What a version adds to a weight, from its files alone: thin factors for LoRA, a whole matrix for
-the others.
+"""Read from a version's files what it adds to each weight: low-rank factors for LoRA, a full matrix
+for other methods.
 """
 
 from __future__ import annotations
@@ -22,24 +22,22 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class WeightDelta:
-    """Of a weight of shape (out, in): `up` (out, rank) times `down` (rank, in); a whole matrix has
-    no `down`.
+    """The change of a weight of shape (out, in): `up` (out, rank) times `down` (rank, in), or `up`
+    alone as a full matrix.
     """
 
     up: Tensor
     down: Tensor | None = None
 
     def norm(self) -> float:
-        """Frobenius: of factors sqrt(tr(B'B AA')), without making the product."""
+        """The Frobenius norm. For factors it is sqrt(tr(B'B AA')), without computing BA."""
         if self.down is None:
             return float(self.up.norm())
         inner = (self.up.T @ self.up) * (self.down @ self.down.T)
         return float(inner.sum().clamp_min(0).sqrt())
 
     def left_singular_vectors(self, count: int) -> Tensor:
-        """Its first left singular vectors, (out, at most `count`); those without weight are left
-        out.
-        """
+        """The first left singular vectors with positive singular values: (out, at most `count`)."""
         if self.down is None:
             torch.manual_seed(0)
             u, s, _ = torch.svd_lowrank(self.up, q=min(2 * count, *self.up.shape))
@@ -51,11 +49,13 @@ class WeightDelta:
         return u[:, : min(count, rank)].contiguous()
 
 
-DeltaMaker = Callable[[Tensor], WeightDelta]  # from the base's weight
+DeltaMaker = Callable[[Tensor], WeightDelta]  # takes the base model's weight
 
 
 def load_deltas(folder: Path, method: str) -> Iterator[tuple[str, DeltaMaker]]:
-    """(module, how its update comes from its weight). Nothing for methods that change no weight."""
+    """(module, function from its base weight to its change). Empty for methods that change no
+    weight.
+    """
     if method == "full":
         yield from full_deltas(folder)
     elif method in ("lora", "qlora", "ia3"):
@@ -82,8 +82,8 @@ def subtract_base(file: Any, name: str, weight: Tensor) -> WeightDelta:
 def lora_deltas(
     tensors: dict[str, Tensor], config: dict[str, Any]
 ) -> Iterator[tuple[str, DeltaMaker]]:
-    """alpha / rank (rsLoRA: alpha / sqrt(rank)) times B A; DoRA rescales the rows of the sum to its
-    magnitudes besides.
+    """alpha / rank (rsLoRA: alpha / sqrt(rank)) times BA. DoRA also scales the rows of the sum to
+    its magnitudes.
     """
     for name, lora_a in tensors.items():
         if not name.endswith(".lora_A.weight"):
@@ -95,7 +95,7 @@ def lora_deltas(
             config["lora_alpha"],
         )
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-        # GPT-2 keeps its weights transposed.
+        # GPT-2 stores its weights transposed.
         up, down = (lora_a.T, lora_b.T) if config.get("fan_in_fan_out") else (lora_b, lora_a)
         magnitude = tensors.get(f"{module}.lora_magnitude_vector")
         yield (
@@ -111,7 +111,7 @@ def make_thin_delta(up: Tensor, down: Tensor, _weight: Tensor) -> WeightDelta:
 
 
 def make_dora_delta(addend: Tensor, magnitude: Tensor, weight: Tensor) -> WeightDelta:
-    """m (W + BA) / ||W + BA|| by row, less W (Liu et al. 2024)."""
+    """m (W + BA) / ||W + BA|| - W, by row (Liu et al. 2024)."""
     combined = weight + addend
     return WeightDelta(magnitude[:, None] * combined / combined.norm(dim=1, keepdim=True) - weight)
 
@@ -119,8 +119,8 @@ def make_dora_delta(addend: Tensor, magnitude: Tensor, weight: Tensor) -> Weight
 def ia3_deltas(
     tensors: dict[str, Tensor], _config: dict[str, Any]
 ) -> Iterator[tuple[str, DeltaMaker]]:
-    """A scale for each output (keys, values), or for each input (feed-forward): its shape tells
-    which (Liu et al. 2022).
+    """A scale for each output (keys, values) or each input (feed-forward), depending on its shape
+    (Liu et al. 2022).
     """
     for name, scale in tensors.items():
         yield name.partition(".ia3_l")[0], partial(make_scaled_delta, scale)

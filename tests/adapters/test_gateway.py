@@ -184,7 +184,7 @@ async def test_what_the_inference_program_refuses_reaches_the_caller_as_it_is(
     alice, deployed, inference
 ):
     client = await sync_to_async(create_client)(alice)
-    with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
+    with pytest.raises(openai.BadRequestError, match="context length is 256 tokens"):
         await client.chat.completions.create(**{**REQUEST, "max_tokens": 5000})
     assert (
         not await UsageCounter.objects.aexists()

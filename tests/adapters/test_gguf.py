@@ -1,4 +1,4 @@
-"""A GGUF file answers in llama.cpp as its model does in torch, or it is not kept."""
+"""GGUF export: the file answers in llama.cpp as the model does in PyTorch, or it is deleted."""
 
 import shutil
 
@@ -13,6 +13,7 @@ from adapters.programs.llama_cpp import BrokenGGUF, generate_answers
 from tests import tiny
 from tests.engine import families
 from tests.registry import register_version, train_version
+from tests.user_errors import raises_user_error
 from training.errors import Conflict, NotFound, UserError
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_lane
@@ -26,13 +27,13 @@ PROMPTS = [
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
 def model(request, tmp_path_factory):
-    """A tiny model of each family, with the tests' tokenizer."""
+    """A tiny model of each family with the test tokenizer."""
     folder = tmp_path_factory.mktemp(request.param) / request.param
     tokenizer = tiny.make_tokenizer()
     torch.manual_seed(3)
     network = families.make_family_model(request.param)
     network.resize_token_embeddings(len(tokenizer))
-    # llama.cpp knows one rhythm of attention: every sixth layer is full
+    # llama.cpp supports full attention only in every sixth layer.
     if request.param == "gemma3":
         network.config.layer_types = ["sliding_attention"] * 2
     network.save_pretrained(folder)
@@ -50,7 +51,7 @@ def make_params(folder, target, quantization):
 
 
 @pytest.mark.parametrize("quantization", ["f32", "f16", "q8_0"])
-def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantization):
+def test_the_file_of_every_family_answers_as_its_model(model, tmp_path, quantization):
     result = gguf_export.export_and_check(make_params(model, tmp_path / "m.gguf", quantization))
     assert result["bytes"] == (tmp_path / "m.gguf").stat().st_size
     figures = result["parity"]
@@ -61,7 +62,7 @@ def test_every_family_is_run_back_and_answers_the_same(model, tmp_path, quantiza
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
-def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, monkeypatch):
+def test_a_file_without_parity_is_deleted(tiny_model, tmp_path, monkeypatch):
     def export_random_weights(folder, target, quantization):
         from transformers import AutoModelForCausalLM
 
@@ -74,18 +75,18 @@ def test_a_file_that_answers_unlike_its_model_is_not_kept(tiny_model, tmp_path, 
         write_gguf(other, target, quantization)
 
     monkeypatch.setattr(gguf_export, "write_gguf", export_random_weights)
-    with pytest.raises(UserError, match="answers unlike its model"):
+    with raises_user_error(code="no_parity", naming=("f16",)):
         gguf_export.export_and_check(make_params(tiny_model, tmp_path / "out" / "m.gguf", "f16"))
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_broken_file_is_a_sentence_and_kills_nobody(tmp_path):
+def test_a_broken_file_is_an_error_and_does_not_crash_the_caller(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(BrokenGGUF, match="ended with code"):
+    with pytest.raises(BrokenGGUF, match="exited with code"):
         generate_answers(tmp_path / "m.gguf", [[1, 2]], 3)
 
 
-def test_weights_that_are_not_numbers_are_refused(tiny_model, tmp_path):
+def test_weights_that_are_not_finite_are_rejected(tiny_model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(tiny_model, tmp_path / "nan")
@@ -98,7 +99,7 @@ def test_weights_that_are_not_numbers_are_refused(tiny_model, tmp_path):
 
 
 @pytest.mark.django_db
-def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
+def test_a_version_is_merged_exported_downloaded_and_deleted(
     as_alice, alice, base_model, data, device, no_queue, engine_once
 ):
     version = train_version(alice, base_model, data, engine_once)
@@ -129,7 +130,7 @@ def test_a_version_is_merged_first_then_exported_downloaded_and_deleted(
 
 
 @pytest.mark.django_db
-def test_what_has_no_whole_model_says_so(alice, run):
+def test_a_method_without_merge_has_no_gguf_export(alice, run):
     version = register_version(run)
     version.method = "prompt"
     with pytest.raises(Conflict, match="Prompt tuning has no whole model"):

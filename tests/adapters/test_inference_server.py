@@ -1,6 +1,4 @@
-"""The inference program over HTTP, asked with the `openai` client: its token, its limits, and
-OpenAI's shape.
-"""
+"""The inference server over HTTP with the `openai` client: token, limits and OpenAI's format."""
 
 import asyncio
 import json
@@ -31,7 +29,7 @@ HEADERS = {"Authorization": "Bearer secret"}
 
 
 class FakeQueue:
-    """Says a fixed answer at once, as the speaker would."""
+    """A request queue whose scheduler answers each request at once with a fixed text."""
 
     count = 0
     max_requests = 99
@@ -41,7 +39,7 @@ class FakeQueue:
 
     def submit_request(self, request):
         if len(self.requests) >= self.max_requests:
-            raise QueueFull("64 questions are being answered.")
+            raise QueueFull("64 requests are in progress.")
         self.requests.append(request)
         for event in (
             {"status": "loading the base model"},
@@ -64,7 +62,7 @@ def web(fake_queue):
 
 @pytest.fixture
 def serve():
-    """Serve a speaker on a port of its own; gives the `openai` client for it."""
+    """Starts a server for a request queue on a free port and returns the `openai` client for it."""
     servers = []
 
     def start_server(request_queue):
@@ -88,7 +86,7 @@ def serve():
         thread.join(10)
 
 
-def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, tiny_model):
+def test_the_openai_client_gets_a_complete_and_a_streamed_answer(serve, tiny_model):
     request_queue = RequestQueue()
     start_scheduler(request_queue)
     client = serve(request_queue)
@@ -112,17 +110,17 @@ def test_the_openai_client_gets_a_real_models_answer_whole_and_streamed(serve, t
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == completion.choices[0].message.content
     assert chunks[-1].usage == completion.usage
-    # By its name now
+    # The server knows the model's location now, so the name alone is enough.
     prompts_answer = client.completions.create(
         model="tiny", prompt=["turn on", "the lamp"], max_tokens=4, temperature=0
     )
     assert [choice.index for choice in prompts_answer.choices] == [0, 1]
     assert [model.id for model in client.models.list()] == ["tiny"]
-    with pytest.raises(openai.BadRequestError, match="context holds 256 tokens"):
+    with pytest.raises(openai.BadRequestError, match="context length is 256 tokens"):
         client.chat.completions.create(**{**body, "max_tokens": 4000})
 
 
-def test_the_program_holds_no_torch_until_it_is_asked():
+def test_the_server_imports_no_torch_before_the_first_request():
     code = (
         "import sys, adapters.inference.server, adapters.inference.request_queue; "
         "sys.exit('torch' in sys.modules)"
@@ -130,7 +128,7 @@ def test_the_program_holds_no_torch_until_it_is_asked():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
+def test_a_disconnect_frees_the_slot(serve, tiny_model, monkeypatch):
     scheduler = BatchScheduler(RequestQueue())
     threading.Thread(target=scheduler.run_forever, daemon=True).start()
     client = serve(scheduler.request_queue)
@@ -152,20 +150,20 @@ def test_a_caller_who_goes_away_frees_the_place(serve, tiny_model, monkeypatch):
     assert scheduler.request_queue.count == 0
 
 
-def test_a_model_that_nobody_named_is_openais_404(serve, fake_queue):
+def test_an_unknown_model_is_a_404_in_openais_format(serve, fake_queue):
     client = serve(fake_queue)
     with pytest.raises(openai.NotFoundError) as error_info:
-        client.chat.completions.create(model="stranger", messages=BODY["messages"])
+        client.chat.completions.create(model="unknown", messages=BODY["messages"])
     assert error_info.value.code == "model_not_found"
 
 
-def test_a_whole_answer(web):
+def test_a_complete_answer(web):
     response = web.post("/v1/chat/completions", json=BODY, headers=HEADERS).json()
     assert response["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
     assert response["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 
 
-def test_a_streamed_answer_ends_with_done_and_tells_the_speaker_to_let_go(web, fake_queue):
+def test_a_streamed_answer_ends_with_done_and_cancels_its_request(web, fake_queue):
     text = web.post("/v1/chat/completions", json={**BODY, "stream": True}, headers=HEADERS).text
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
@@ -180,12 +178,12 @@ def test_a_streamed_answer_ends_with_done_and_tells_the_speaker_to_let_go(web, f
     "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret2"}]
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_without_its_token_it_answers_nothing(web, headers, path):
+def test_every_endpoint_requires_the_token(web, headers, path):
     assert web.post(path, json=BODY, headers=headers).status_code == 401
     assert web.get("/v1/models", headers=headers).status_code == 401
 
 
-def test_when_it_is_busy_it_says_when_to_come_back_and_asks_none_of_several(web, fake_queue):
+def test_a_full_queue_is_a_429_with_retry_after_and_cancels_all_prompts(web, fake_queue):
     fake_queue.max_requests = 1
     response = web.post("/v1/completions", json={**BODY, "prompt": ["a", "b"]}, headers=HEADERS)
     assert (response.status_code, response.headers["Retry-After"]) == (429, "5")
@@ -208,7 +206,7 @@ def test_when_it_is_busy_it_says_when_to_come_back_and_asks_none_of_several(web,
         ({"tools": [{}]}, "tools"),
     ],
 )
-def test_what_it_cannot_do_it_refuses_by_the_fields_name(web, change, param):
+def test_an_unsupported_value_is_rejected_with_the_name_of_the_field(web, change, param):
     response = web.post("/v1/chat/completions", json={**BODY, **change}, headers=HEADERS)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
@@ -225,18 +223,18 @@ def test_what_it_cannot_do_it_refuses_by_the_fields_name(web, change, param):
         '{"stream_options": 3}',
     ],
 )
-def test_what_is_no_json_object_is_refused(web, body):
+def test_a_body_that_is_no_json_object_is_rejected(web, body):
     assert web.post("/v1/chat/completions", content=body, headers=HEADERS).status_code == 400
 
 
-def test_a_body_too_large_is_refused(web):
+def test_a_body_above_the_limit_is_rejected(web):
     assert (
         web.post("/v1/chat/completions", content=b"x" * 1_000_001, headers=HEADERS).status_code
         == 413
     )
 
 
-def test_a_body_too_large_is_not_read_to_its_end():
+def test_reading_a_body_stops_at_the_limit():
     reads = []
 
     async def receive():
@@ -248,7 +246,7 @@ def test_a_body_too_large_is_not_read_to_its_end():
     assert (error_info.value.status, len(reads)) == (413, 11)
 
 
-def test_openais_errors_need_neither_django_nor_torch():
+def test_openai_http_imports_neither_django_nor_torch():
     code = (
         "import sys, adapters.inference.openai_http; "
         "sys.exit('torch' in sys.modules or 'django' in sys.modules)"
@@ -256,5 +254,5 @@ def test_openais_errors_need_neither_django_nor_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_it_tells_how_many_it_is_answering(web):
-    assert web.get("/health").json() == {"answering": 0}
+def test_health_reports_the_number_of_open_requests(web):
+    assert web.get("/health").json() == {"active_requests": 0}

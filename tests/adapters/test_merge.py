@@ -1,6 +1,4 @@
-"""A merged model answers as its adapter does, or is refused with the reason; nothing half-made is
-left.
-"""
+"""Merge: the merged model answers as its adapter does, or the merge fails and leaves nothing."""
 
 import json
 import shutil
@@ -16,8 +14,9 @@ from adapters.programs import merge as program
 from adapters.programs import parity
 from tests.engine.wrapped_models import CPU
 from tests.registry import register_version, train_version
+from tests.user_errors import raises_user_error
 from training.engine.modeling.model import load_base
-from training.errors import Conflict, UserError
+from training.errors import Conflict
 from training.jobs.models import Job, JobState
 from training.jobs.runner import run_lane
 
@@ -44,7 +43,7 @@ def merge_params(version):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "ia3"])
-def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(train_adapter, method, capsys):
+def test_a_merged_model_answers_as_its_adapter_up_to_16_bit_rounding(train_adapter, method, capsys):
     version = train_adapter(method)
     result = program.run_merge(merge_params(version))["parity"]
     assert result["same_answers"] == result["prompts"] > 1
@@ -54,7 +53,7 @@ def test_what_can_be_merged_answers_the_same_within_16_bits_rounding(train_adapt
     assert {parameter.dtype for parameter in merged_model.parameters()} == {torch.float16}
 
 
-def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(train_adapter, alice):
+def test_a_worker_merges_in_the_background_and_reports_progress(train_adapter, alice):
     version = train_adapter()
     job = merge.merge_version(alice, version)
     assert not merge.is_merged(version)
@@ -66,18 +65,18 @@ def test_a_worker_merges_in_the_background_and_tells_how_far_it_is(train_adapter
     assert merge.merge_version(alice, version) == job  # done once
 
 
-def test_a_merge_that_lost_its_adapter_is_refused_and_leaves_nothing(train_adapter, monkeypatch):
+def test_a_merge_that_lost_its_adapter_fails_and_leaves_nothing(train_adapter, monkeypatch):
     version = train_adapter()
     monkeypatch.setattr(
         program, "merge_adapter", lambda base, *_: load_base(base, torch.float16, CPU)
     )
-    with pytest.raises(UserError, match="merged model equals its base"):
+    with raises_user_error(code="adapter_lost"):
         program.run_merge(merge_params(version))
     assert not version.merged_folder.exists()
     assert not list(version.merged_folder.parent.glob(f".{version.pk}.*"))
 
 
-def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(train_adapter, monkeypatch):
+def test_a_merged_model_without_parity_is_rejected(train_adapter, monkeypatch):
     version, original = train_adapter(), program.merge_adapter
 
     def merge_wrongly(*args):
@@ -87,19 +86,17 @@ def test_a_merged_model_that_answers_unlike_its_adapter_is_refused(train_adapter
         return model
 
     monkeypatch.setattr(program, "merge_adapter", merge_wrongly)
-    with pytest.raises(UserError, match="unlike its adapter"):
+    with raises_user_error(code="no_parity"):
         program.run_merge(merge_params(version))
 
 
-def test_an_adapter_that_changes_nothing_is_not_worth_merging(train_adapter):
+def test_an_adapter_without_effect_is_not_merged(train_adapter):
     version = train_adapter(max_steps=1, learning_rate=1e-8)
-    with pytest.raises(UserError, match="prompts like its base"):
+    with raises_user_error(code="no_effect"):
         program.run_merge(merge_params(version))
 
 
-def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(
-    train_adapter, monkeypatch
-):
+def test_a_merge_killed_after_writing_continues_with_the_written_model(train_adapter, monkeypatch):
     version, original = train_adapter(), program.check_merged
 
     def killed(*_):
@@ -116,7 +113,7 @@ def test_a_merge_that_was_killed_after_writing_goes_on_with_what_it_wrote(
     assert [path.name for path in version.merged_folder.parent.glob("*")] == [str(version.pk)]
 
 
-def test_a_merge_that_was_killed_while_writing_begins_anew(train_adapter, monkeypatch):
+def test_a_merge_killed_while_writing_starts_over(train_adapter, monkeypatch):
     version = train_adapter()
     partial_folder = version.merged_folder.with_name(f".{version.pk}.merging")
     partial_folder.mkdir(parents=True)
@@ -125,25 +122,23 @@ def test_a_merge_that_was_killed_while_writing_begins_anew(train_adapter, monkey
     assert not partial_folder.exists()
 
 
-def test_a_disk_that_would_not_hold_it_is_told_before_anything_is_written(
-    train_adapter, monkeypatch
-):
+def test_a_full_disk_is_reported_before_anything_is_written(train_adapter, monkeypatch):
     version = train_adapter()
     monkeypatch.setattr(
         program.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 10**8)
     )
-    with pytest.raises(UserError, match=r"the disk has 100\.0 MB"):
+    with raises_user_error(code="disk_full", naming=("100.0 MB",)):
         program.run_merge(merge_params(version))
 
 
-def test_what_cannot_be_merged_is_refused_at_once(run, alice):
+def test_a_method_without_merge_is_rejected_at_once(run, alice):
     version = register_version(run)
     version.method = "prefix"
     with pytest.raises(Conflict, match="Prefix tuning cannot be merged"):
         merge.merge_version(alice, version)
 
 
-def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice):
+def test_a_program_that_fails_leaves_its_error_and_its_params(run, alice):
     version = register_version(run)
     shutil.rmtree(version.folder)
     merge.merge_version(alice, version)
@@ -154,7 +149,7 @@ def test_a_program_that_breaks_off_is_told_with_the_place_of_its_log(run, alice)
     assert json.loads((job.folder / "params.json").read_text())["adapter"] == str(version.folder)
 
 
-def test_the_divergence_is_that_of_the_definition():
+def test_kl_divergence_matches_its_definition():
     true, other = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.5, 0.5, 1.0]])
     p, q = true.softmax(-1), other.softmax(-1)
     assert parity.kl_divergence(true, other) == pytest.approx(

@@ -85,7 +85,7 @@ def test_a_hub_gets_only_a_base_that_it_knows(as_alice, version, hub_server):
 
 @pytest.mark.parametrize(
     ("status", "message"),
-    [(401, "does not know this token"), (403, "may not write"), (500, "refused")],
+    [(401, "token is invalid"), (403, "no write access"), (500, "status 500")],
 )
 def test_what_the_hub_refuses_is_told_in_a_sentence(as_alice, version, hub_server, status, message):
     hub_server.status = status

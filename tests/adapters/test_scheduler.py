@@ -1,6 +1,4 @@
-"""The inference program's heart: base and adapter side by side from one set of weights, as plain
-PEFT answers.
-"""
+"""The batch scheduler: base model and adapters answer as plain PEFT does."""
 
 import gc
 import shutil
@@ -66,7 +64,7 @@ def read_stream(request, seconds=60):
 
 
 def peft_answer(tiny_model, adapter):
-    """What transformers and PEFT say by themselves, greedily."""
+    """The greedy answer of transformers and PEFT without SnapML."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -81,7 +79,7 @@ def peft_answer(tiny_model, adapter):
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_base_and_adapter_side_by_side_answer_as_each_does_alone(scheduler, tiny_model, adapter):
+def test_base_and_adapter_in_one_batch_answer_as_each_does_alone(scheduler, tiny_model, adapter):
     requests = [
         make_request(tiny_model),
         make_request(tiny_model, adapter),
@@ -95,7 +93,7 @@ def test_base_and_adapter_side_by_side_answer_as_each_does_alone(scheduler, tiny
     assert adapted != base
 
 
-def test_the_last_word_counts_tokens_and_their_rate(scheduler, tiny_model):
+def test_the_final_event_has_the_token_counts_and_the_rate(scheduler, tiny_model):
     request = make_request(tiny_model)
     scheduler.request_queue.submit_request(request)
     _, last = read_stream(request)
@@ -105,7 +103,7 @@ def test_the_last_word_counts_tokens_and_their_rate(scheduler, tiny_model):
     assert last["tokens_per_second"] > 0
 
 
-def test_the_same_seed_draws_the_same_answer(scheduler, tiny_model):
+def test_the_same_seed_samples_the_same_answer(scheduler, tiny_model):
     answers = []
     for seed in (1, 1, 2):
         request = make_request(tiny_model, temperature=1.5, seed=seed)
@@ -114,21 +112,19 @@ def test_the_same_seed_draws_the_same_answer(scheduler, tiny_model):
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_one_too_many_is_told_to_come_back_and_places_are_given_back(
-    scheduler, tiny_model, monkeypatch
-):
+def test_a_full_queue_rejects_requests_until_one_is_finished(scheduler, tiny_model, monkeypatch):
     monkeypatch.setattr(request_queue, "MAX_REQUESTS", 2)
     requests = [make_request(tiny_model), make_request(tiny_model)]
     for request in requests:
         scheduler.request_queue.submit_request(request)
-    with pytest.raises(QueueFull, match="2 questions"):
+    with pytest.raises(QueueFull, match=r"^2 requests"):
         scheduler.request_queue.submit_request(make_request(tiny_model))
     for request in requests:
         read_stream(request)
     scheduler.request_queue.submit_request(make_request(tiny_model))
 
 
-def test_a_caller_who_hangs_up_frees_the_place(scheduler, tiny_model):
+def test_a_cancelled_request_frees_its_slot(scheduler, tiny_model):
     request = make_request(tiny_model)
     request.cancelled.set()
     scheduler.request_queue.submit_request(request)
@@ -136,8 +132,8 @@ def test_a_caller_who_hangs_up_frees_the_place(scheduler, tiny_model):
     assert scheduler.request_queue.count == 0
 
 
-def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeypatch, tiny_model):
-    def raise_capacity(*_asked):
+def test_a_cancelled_waiting_request_frees_its_slot_at_once(monkeypatch, tiny_model):
+    def raise_capacity(*_args):
         raise CapacityExceeded
 
     scheduler = BatchScheduler(RequestQueue())
@@ -155,7 +151,7 @@ def test_whoever_hangs_up_far_behind_in_the_line_frees_the_place_at_once(monkeyp
     assert list(scheduler.waiting) == waiting[:2]
 
 
-def test_a_base_that_nobody_asks_for_a_while_leaves_and_comes_back(monkeypatch, tiny_model):
+def test_an_idle_model_is_unloaded_and_loaded_again_on_request(monkeypatch, tiny_model):
     monkeypatch.setattr(scheduler_module, "IDLE_SECONDS", 0.2)
     scheduler = BatchScheduler(RequestQueue())
     threading.Thread(target=scheduler.run_forever, daemon=True).start()
@@ -172,9 +168,7 @@ def test_a_base_that_nobody_asks_for_a_while_leaves_and_comes_back(monkeypatch, 
     assert read_stream(again)[0] == answer[0]
 
 
-def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answered(
-    scheduler, tiny_model, tmp_path
-):
+def test_a_model_that_cannot_be_loaded_fails_its_request_only(scheduler, tiny_model, tmp_path):
     broken = GenerationRequest(base=BaseRef(tmp_path), adapter=None, messages=MESSAGES)
     scheduler.request_queue.submit_request(broken)
     assert "error" in read_stream(broken)[1]
@@ -183,7 +177,9 @@ def test_a_base_that_cannot_be_loaded_is_an_error_and_the_next_question_is_answe
     assert "done" in read_stream(good)[1]
 
 
-def test_other_weights_in_the_same_folder_are_loaded_anew(scheduler, tiny_model, adapter, tmp_path):
+def test_changed_weights_in_the_same_folder_are_loaded_again(
+    scheduler, tiny_model, adapter, tmp_path
+):
     folder = shutil.copytree(adapter.folder, tmp_path / "adapter")
     first = make_request(tiny_model, AdapterRef(folder, "one"))
     scheduler.request_queue.submit_request(first)
@@ -200,7 +196,7 @@ def test_other_weights_in_the_same_folder_are_loaded_anew(scheduler, tiny_model,
     assert read_stream(second)[0] != before
 
 
-def test_no_more_adapters_stay_loaded_than_there_is_room_for(
+def test_adapters_above_the_limit_are_evicted(
     scheduler, tiny_model, adapter, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loaded_model, "MAX_ADAPTERS", 2)
@@ -213,7 +209,7 @@ def test_no_more_adapters_stay_loaded_than_there_is_room_for(
     assert len(loaded.model.peft_config) == 2
 
 
-def test_two_bases_are_kept_side_by_side_while_there_is_room(scheduler, tiny_model, tmp_path):
+def test_two_models_stay_loaded_while_both_fit(scheduler, tiny_model, tmp_path):
     other = tiny.make_model(tmp_path / "other", hidden=16)
     requests = [make_request(tiny_model), make_request(other), make_request(tiny_model)]
     for request in requests:
@@ -222,7 +218,7 @@ def test_two_bases_are_kept_side_by_side_while_there_is_room(scheduler, tiny_mod
     assert list(scheduler.model_cache.models) == [BaseRef(other), BaseRef(tiny_model)]
 
 
-def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_for(
+def test_without_capacity_an_idle_model_is_evicted_and_a_busy_one_is_waited_for(
     scheduler, tiny_model, tmp_path
 ):
     other = tiny.make_model(tmp_path / "other", hidden=16)
@@ -234,7 +230,7 @@ def test_without_room_the_base_that_nobody_asks_leaves_and_a_busy_one_is_waited_
     assert list(scheduler.model_cache.models) == [BaseRef(tiny_model)]
 
 
-def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(
+def test_an_evicted_model_is_freed_before_the_next_one_is_loaded(
     scheduler, tiny_model, tmp_path, monkeypatch
 ):
     scheduler.model_cache.capacity_bytes = 1
@@ -258,7 +254,7 @@ def test_a_base_that_leaves_is_out_of_memory_before_the_next_is_loaded(
     assert alive_weights == [None]
 
 
-def test_answers_whose_caches_have_no_room_wait_for_those_under_way(scheduler, tiny_model):
+def test_requests_whose_caches_do_not_fit_wait_for_active_ones(scheduler, tiny_model):
     first = make_request(tiny_model)
     scheduler.request_queue.submit_request(first)
     read_stream(first)
@@ -267,7 +263,7 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(scheduler, t
         loaded.cache_bytes_per_token
         == 2 * 2 * loaded.model.config.num_key_value_heads * loaded.model.config.head_dim * 4
     )
-    # For one answer, not for two
+    # Room for one answer, not for two
     scheduler.model_cache.kv_cache_bytes = loaded.cache_bytes_per_token * int(
         1.5 * (len(first.prompt_ids) + 12)
     )
@@ -288,7 +284,7 @@ def test_answers_whose_caches_have_no_room_wait_for_those_under_way(scheduler, t
     assert max_rows == 1
 
 
-def test_a_conversation_that_ends_with_an_answer_gets_another(scheduler, tiny_model):
+def test_a_conversation_that_ends_with_an_answer_gets_another_answer(scheduler, tiny_model):
     ending = make_request(tiny_model, messages=[*MESSAGES, {"role": "assistant", "content": "yes"}])
     scheduler.request_queue.submit_request(ending)
     assert "done" in read_stream(ending)[1]
@@ -297,7 +293,7 @@ def test_a_conversation_that_ends_with_an_answer_gets_another(scheduler, tiny_mo
 
 
 def make_adapters(adapter, folder, count):
-    """Adapters of their own: the first one's weights, each scaled in its way."""
+    """Copies of the adapter, each with its B matrices scaled by another factor."""
     from safetensors.torch import load_file, save_file
 
     adapters = []
@@ -316,7 +312,7 @@ def make_adapters(adapter, folder, count):
     return adapters
 
 
-def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(
+def test_a_mixed_batch_answers_each_row_as_it_is_answered_alone(
     scheduler, tiny_model, adapter, tmp_path
 ):
     rows = [None, *make_adapters(adapter, tmp_path, 4)]
@@ -341,7 +337,7 @@ def test_a_batch_of_several_adapters_answers_each_row_as_it_is_answered_alone(
     assert len(set(alone)) > 2
 
 
-def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
+def test_the_logits_of_a_mixed_batch_equal_those_of_each_row_alone(
     monkeypatch, tiny_model, adapter, tmp_path
 ):
     from adapters.inference.batch import ActiveSequence, Batch
@@ -382,7 +378,7 @@ def test_the_logits_of_a_mixed_batch_are_those_of_each_row_alone(
     assert (remaining_logits - expected).abs().max() < 1e-5
 
 
-def test_a_stop_word_ends_the_answer_before_it_and_never_shows(scheduler, tiny_model, adapter):
+def test_a_stop_sequence_ends_the_answer_and_is_not_sent(scheduler, tiny_model, adapter):
     full_request = make_request(tiny_model, adapter)
     scheduler.request_queue.submit_request(full_request)
     text = read_stream(full_request)[0]
@@ -392,15 +388,15 @@ def test_a_stop_word_ends_the_answer_before_it_and_never_shows(scheduler, tiny_m
     assert (text_before, last["done"]) == (text[: text.find(text[3:6])], "stop")
 
 
-def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(scheduler, tiny_model):
+def test_a_prompt_longer_than_the_context_is_rejected(scheduler, tiny_model):
     request = make_request(tiny_model, messages=[{"role": "user", "content": "lamp " * 300}])
     scheduler.request_queue.submit_request(request)
     last = read_stream(request)[1]
-    assert "context holds 256 tokens" in last["error"]
-    assert last["fault"] == "theirs"
+    assert "context length is 256 tokens" in last["error"]
+    assert last["fault"] == "client"
 
 
-def test_the_likelihood_of_an_expected_answer_is_what_the_model_says_of_it(scheduler, tiny_model):
+def test_prompt_logprobs_equal_those_of_transformers(scheduler, tiny_model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     conversation = [*MESSAGES, {"role": "assistant", "content": "yes"}]
@@ -437,7 +433,7 @@ def test_nucleus_sampling_keeps_the_smallest_set_that_reaches_p():
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt", "bottleneck", "qlora", "full"])
-def test_adapters_of_every_technique_answer_as_plain_peft_does(
+def test_adapters_of_every_method_answer_as_plain_peft_does(
     scheduler, tiny_model, adapter, tmp_path, method, engine_here
 ):
     from training.engine.methods import METHODS
@@ -471,7 +467,7 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
             else peft_answer(tiny_model, AdapterRef(run / "adapter", "x"))
         )
     alone = make_request(tiny_model)
-    # Another type waits until this one has answered
+    # An adapter of another type waits until this request is finished.
     for request in (
         adapter_request,
         alone,
@@ -484,7 +480,7 @@ def test_adapters_of_every_technique_answer_as_plain_peft_does(
     assert read_stream(alone)[0] == peft_answer(tiny_model, None)
 
 
-def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
+def test_an_adapter_that_cannot_be_loaded_leaves_the_base_unchanged(
     scheduler, tiny_model, adapter, tmp_path
 ):
     from safetensors.torch import load_file, save_file
@@ -494,7 +490,7 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
     last = max(name for name in tensors if "lora_B" in name)
     tensors[last] = torch.ones(
         3, tensors[last].shape[1]
-    )  # all others are read before this one fails
+    )  # the last one, so that loading fails after the others
     save_file(
         {name: value * 50 if name != last else value for name, value in tensors.items()},
         broken / "adapter_model.safetensors",
@@ -507,7 +503,9 @@ def test_an_adapter_that_cannot_be_loaded_leaves_the_base_as_it_was(
     assert read_stream(plain)[0] == peft_answer(tiny_model, None)
 
 
-def test_one_row_whose_numbers_are_not_finite_fails_alone(scheduler, tiny_model, adapter, tmp_path):
+def test_a_row_with_logits_that_are_not_finite_fails_alone(
+    scheduler, tiny_model, adapter, tmp_path
+):
     from safetensors.torch import load_file, save_file
 
     diverged = shutil.copytree(adapter.folder, tmp_path / "diverged")
@@ -533,7 +531,7 @@ def test_one_row_whose_numbers_are_not_finite_fails_alone(scheduler, tiny_model,
     assert scheduler.request_queue.count == 0
 
 
-def test_a_nucleus_of_nothing_is_the_likeliest_token():
+def test_top_p_zero_and_tiny_temperatures_choose_the_likeliest_token():
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([0.1, 3.0, 1.0])
     assert pick_token(logits, temperature=1.0, top_p=0.0, generator=generator) == 1
