@@ -29,8 +29,8 @@ function notifyEndedRuns() {
 function updateButton() {
   if (!button) return;
   button.textContent = isEnabled()
-    ? "Stop telling me in this browser"
-    : "Tell me in this browser when a run ends";
+    ? "Stop notifications in this browser"
+    : "Notify me in this browser when a run ends";
   const blocked = "Notification" in window && Notification.permission === "denied";
   document.querySelector("[data-notify-message]").textContent = blocked
     ? "This browser blocks notifications from here; allow them in its settings."

@@ -195,8 +195,8 @@ def test_a_notification_tells_of_a_runs_end_once(page, instance):
         "JSON.stringify(window.told)); } };"
     )
     page.goto(instance.address + "/account")
-    page.get_by_role("button", name="Tell me in this browser when a run ends").click()
-    expect(page.get_by_role("button", name="Stop telling me in this browser")).to_be_visible()
+    page.get_by_role("button", name="Notify me in this browser when a run ends").click()
+    expect(page.get_by_role("button", name="Stop notifications in this browser")).to_be_visible()
     settings = {"max_steps": 2, "max_length": 80, "max_tokens_per_batch": 160}
     body = {"model": 1, "data": 1, "name": "Told of", "settings": settings, "accept_warnings": True}
     run = instance.call_api("POST", "/runs", body)["id"]

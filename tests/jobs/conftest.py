@@ -1,4 +1,4 @@
-"""Kinds of jobs that tests steer, each in a lane of its own."""
+"""Job kinds that tests control, each in its own lane."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from training.webhooks.models import Webhook
 
 
 class FakeKind:
-    """`act` is what a job does: a function of the job that returns its result."""
+    """A job kind whose jobs call `handler`, a function from the job to its result."""
 
     def __init__(self, name, *, size=1, **options):
         self.name = name
@@ -30,7 +30,7 @@ class FakeKind:
 
 @pytest.fixture
 def make_kind():
-    """Makes kinds; the tables are as they were afterwards."""
+    """Creates kinds. Afterwards the registry is restored."""
     before = dict(kinds.KINDS), dict(kinds.LANES)
     yield FakeKind
     for table, old in zip((kinds.KINDS, kinds.LANES), before, strict=True):

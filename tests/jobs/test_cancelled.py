@@ -1,4 +1,4 @@
-"""A job ends with what it is about."""
+"""A job is cancelled when the row that it is about is deleted."""
 
 import pytest
 from django.conf import settings
@@ -16,20 +16,20 @@ def hook(alice):
     return Webhook.objects.create(user=alice, url="https://example.com/x", secret="s")
 
 
-def test_a_job_is_deleted_with_its_subject_however_that_is_deleted(kind, alice, hook):
+def test_a_job_is_deleted_with_its_subject(kind, alice, hook):
     enqueue_job(alice, kind.name, "1", subjects=[hook])
     enqueue_job(alice, kind.name, "2")
     Webhook.objects.filter(pk=hook.pk).delete()
     assert [job.key for job in Job.objects.all()] == ["2"]
 
 
-def test_a_job_under_way_stops_when_its_subject_is_deleted(kind, alice, hook):
+def test_a_running_job_stops_when_its_subject_is_deleted(kind, alice, hook):
     steps = []
 
     def delete_hook(job):
         steps.append("before")
         hook.delete()
-        save_progress(job, {"message": "going on"})
+        save_progress(job, {"message": "continuing"})
         steps.append("after")
         return {}
 
@@ -39,7 +39,7 @@ def test_a_job_under_way_stops_when_its_subject_is_deleted(kind, alice, hook):
     assert (steps, Job.objects.count()) == (["before"], 0)
 
 
-def test_a_job_knows_its_subject_and_the_subject_its_jobs(kind, alice, hook):
+def test_jobs_and_their_subjects_are_linked(kind, alice, hook):
     job = enqueue_job(alice, kind.name, "1", subjects=[hook])
     other = Webhook.objects.create(user=alice, url="https://example.com/y", secret="s")
     enqueue_job(alice, kind.name, "2", subjects=[other])
@@ -47,7 +47,7 @@ def test_a_job_knows_its_subject_and_the_subject_its_jobs(kind, alice, hook):
     assert get_subject(claim_job(job.pk, kind.lane), Webhook) == hook
 
 
-def test_the_folders_of_a_job_are_its_own_and_what_its_kind_leaves(make_kind, alice, tmp_path):
+def test_job_folders_include_the_output_folders_of_the_kind(make_kind, alice, tmp_path):
     kind = make_kind("leaving", output_folders=lambda _job: [tmp_path])
     job = enqueue_job(alice, kind.name, "1")
     assert list_job_folders(job) == [settings.HOME / "jobs" / str(job.pk), tmp_path]

@@ -1,4 +1,4 @@
-"""A job that takes long says that it is alive."""
+"""A job that takes long sends heartbeats."""
 
 import time
 from datetime import timedelta
@@ -13,7 +13,7 @@ from training.jobs.services import enqueue_job
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_job_that_says_nothing_of_its_progress_is_still_alive(kind, alice, monkeypatch):
+def test_a_job_without_progress_messages_is_still_alive(kind, alice, monkeypatch):
     monkeypatch.setattr(runner, "HEARTBEAT_SECONDS", 0.05)
     old = timezone.now() - timedelta(hours=1)
 

@@ -1,4 +1,4 @@
-"""Jobs of a lane wait for each other, and for no other lane."""
+"""Lanes limit their own jobs and do not wait for each other."""
 
 import threading
 
@@ -37,7 +37,7 @@ def test_a_job_in_one_lane_does_not_wait_for_one_in_another(make_kind, alice):
     finally:
         may_end.set()
         thread.join()
-    assert slow.handled_keys == ["1", "2"]  # whoever is at the first one goes on with the next
+    assert slow.handled_keys == ["1", "2"]  # the thread of the first job continues with the next
     assert set(Job.objects.values_list("state", flat=True)) == {"done"}
 
 
@@ -50,7 +50,7 @@ def test_the_oldest_goes_first(kind, alice):
 
 
 @pytest.mark.django_db
-def test_of_one_owner_one_at_a_time(make_kind, people):
+def test_one_job_per_owner_at_a_time(make_kind, people):
     kind = make_kind("fair", size=2, one_per_owner=True)
     first, second, other = (
         enqueue_job(people[name], kind.name, key)
@@ -67,5 +67,5 @@ def test_answers_do_not_wait_behind_a_merge():
     assert ANSWERS is not PROGRAMS
 
 
-def test_two_uploads_are_read_at_once_one_of_each_person():
+def test_two_uploads_are_read_at_a_time_one_per_user():
     assert (KINDS["upload"].lane.size, KINDS["upload"].one_per_owner) == (2, True)

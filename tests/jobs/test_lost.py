@@ -1,4 +1,4 @@
-"""A job whose worker is gone is begun again, and given up when that comes too often."""
+"""A job whose worker has died is started again, and fails after too many tries."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_a_job_is_lost_after_half_a_minute_without_a_heartbeat(claimed_job, kind
     assert (job_state(), Job.objects.get().tries) == ("done", 2)
 
 
-def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed_job):
+def test_a_job_of_a_dead_process_on_this_host_is_lost_at_once(claimed_job):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         name = f"{get_host_name()}:{other.pid}:{get_process_start_time(other.pid)}"
         Job.objects.update(worker=name)
@@ -47,24 +47,24 @@ def test_a_job_of_a_process_of_this_host_that_has_ended_is_lost_at_once(claimed_
     assert job_state() == "waiting"
 
 
-def test_a_later_process_with_the_same_number_is_another_worker(claimed_job):
+def test_a_later_process_with_the_same_pid_is_another_worker(claimed_job):
     Job.objects.update(worker=f"{get_host_name()}:{os.getpid()}:0")
     recover_lost_jobs()
     assert job_state() == "waiting"
 
 
-def test_a_job_is_given_up_after_three_tries(claimed_job, kind, alice):
+def test_a_job_fails_after_three_tries(claimed_job, kind, alice):
     old = timezone.now() - timedelta(hours=1)
     Job.objects.update(tries=3, heartbeat_at=old)
     recover_lost_jobs()
     job = Job.objects.get()
     assert (job.state, "3 times" in job.error) == ("failed", True)
-    enqueue_job(alice, kind.name, "1")  # a person may always ask again
+    enqueue_job(alice, kind.name, "1")  # a user may always try again
     kind.run_jobs()
     assert (job_state(), Job.objects.get().tries) == ("done", 1)
 
 
-def test_a_kind_without_a_limit_is_begun_again_each_time(make_kind, alice):
+def test_a_kind_without_max_tries_is_always_started_again(make_kind, alice):
     endless = make_kind("endless", max_tries=None)
     claim_job(enqueue_job(alice, endless.name, "1").pk, endless.lane)
     Job.objects.update(tries=30, heartbeat_at=timezone.now() - timedelta(hours=1))
@@ -72,6 +72,6 @@ def test_a_kind_without_a_limit_is_begun_again_each_time(make_kind, alice):
     assert job_state() == "waiting"
 
 
-def test_a_worker_that_ends_in_order_lets_its_jobs_go_and_counts_no_try(claimed_job):
+def test_a_worker_that_shuts_down_releases_its_jobs_without_counting_a_try(claimed_job):
     release_own_jobs()
     assert (job_state(), Job.objects.get().tries) == ("waiting", 0)

@@ -1,4 +1,4 @@
-"""The queue only wakes workers up: what it loses is found in the rows."""
+"""Lost queue messages: the periodic check finds waiting jobs by their rows."""
 
 import pytest
 from django.conf import settings
@@ -28,7 +28,7 @@ def test_a_worker_is_woken_once_the_job_is_committed(
 
 
 @pytest.mark.django_db
-def test_a_queue_that_is_down_undoes_nothing_and_the_sweeper_rings(
+def test_a_failing_queue_keeps_the_job_and_recovery_wakes_a_worker(
     kind, alice, monkeypatch, django_capture_on_commit_callbacks
 ):
     def is_down(_job_id):
@@ -41,11 +41,11 @@ def test_a_queue_that_is_down_undoes_nothing_and_the_sweeper_rings(
     monkeypatch.setattr(queue, "run_queued_job", ids.append)
     recover_and_wake_jobs()
     assert ids == [job.pk]
-    assert RECOVERY_SECONDS <= 1  # as often as webhooks were looked for
+    assert RECOVERY_SECONDS <= 1
 
 
 @pytest.mark.django_db
-def test_the_sweeper_rings_for_no_more_than_the_lane_has_places(kind, alice, woken_ids):
+def test_recovery_wakes_at_most_as_many_workers_as_there_are_free_slots(kind, alice, woken_ids):
     jobs = [enqueue_job(alice, kind.name, str(number)) for number in range(3)]
     recover_and_wake_jobs()
     assert woken_ids == [jobs[0].pk]
@@ -55,13 +55,13 @@ def test_the_sweeper_rings_for_no_more_than_the_lane_has_places(kind, alice, wok
 
 
 @pytest.mark.django_db
-def test_the_sweeper_asks_an_idle_database_once(kind, django_assert_num_queries):
+def test_recovery_without_open_jobs_is_one_query(kind, django_assert_num_queries):
     with django_assert_num_queries(1):
         recover_and_wake_jobs()
 
 
 @pytest.mark.django_db
-def test_a_message_for_a_job_that_is_done_or_gone_does_nothing(kind, alice):
+def test_a_message_for_a_done_or_deleted_job_does_nothing(kind, alice):
     job = enqueue_job(alice, kind.name, "1")
     kind.run_jobs()
     queue.run_job(job.pk)
@@ -71,12 +71,12 @@ def test_a_message_for_a_job_that_is_done_or_gone_does_nothing(kind, alice):
 
 
 @pytest.mark.django_db
-def test_a_message_that_comes_while_another_worker_is_at_it_does_nothing(kind, alice):
+def test_a_message_for_a_running_job_does_nothing(kind, alice):
     job = enqueue_job(alice, kind.name, "1")
     claim_job(job.pk, kind.lane)
     queue.run_job(job.pk)
     assert kind.handled_keys == []
 
 
-def test_jobs_have_a_queue_of_their_own():
+def test_jobs_and_runs_have_separate_queues():
     assert settings.JOBS_HUEY.name != settings.HUEY.name

@@ -1,4 +1,4 @@
-"""An idle queue costs nothing, and a message is there at once."""
+"""The queue delivers messages at once and costs no CPU time while idle."""
 
 import threading
 import time
@@ -26,9 +26,9 @@ def open_queue(tmp_path):
 
 @pytest.fixture
 def consumer(open_queue):
-    """A consumer with 5 threads, and the numbers that its tasks got."""
+    """A consumer with 5 threads, and the numbers that its tasks received."""
     huey, numbers = open_queue(), []
-    # a method has no module
+    # Huey needs a function: a bound method has no module.
     task = huey.task(name="note")(lambda number: numbers.append(number))  # noqa: PLW0108
     running = QueueConsumer(huey, threads=5)
     running._set_signal_handlers = lambda: None
@@ -44,7 +44,7 @@ def wait_for(condition, seconds=10):
         time.sleep(0.01)
 
 
-def test_messages_of_this_process_and_of_others_arrive_once(consumer, open_queue):
+def test_messages_of_all_processes_arrive_once(consumer, open_queue):
     task, numbers = consumer
     other = open_queue().task(name="note")(lambda _number: None)  # a connection of its own
     for number in range(20):
@@ -63,14 +63,14 @@ def test_a_message_to_a_queue_that_has_been_idle_arrives_quickly(consumer, open_
     assert time.monotonic() - started < 0.5
 
 
-def test_threads_that_wait_take_next_to_no_processor_time(consumer):
+def test_waiting_threads_use_almost_no_cpu_time(consumer):
     time.sleep(0.2)
     started = time.process_time()
     time.sleep(2)
     assert time.process_time() - started < 0.1
 
 
-def test_a_consumer_ends_at_once_although_its_threads_wait(open_queue):
+def test_a_consumer_stops_at_once_while_its_threads_wait(open_queue):
     running = QueueConsumer(open_queue(), threads=5)
     running._set_signal_handlers = lambda: None
     running.start()

@@ -1,6 +1,4 @@
-"""Webhooks: signed, retried, and never sent into a private network, whatever the address looks
-like.
-"""
+"""Webhooks are signed, retried, and never sent to private addresses."""
 
 import json
 import threading
@@ -28,7 +26,7 @@ pytestmark = pytest.mark.django_db
 
 
 def send_due_messages():
-    """How many messages were sent."""
+    """Run the waiting jobs; returns how many messages were sent."""
     before = sum(Delivery.objects.values_list("tries", flat=True))
     run_lane(WEBHOOK_JOB.lane)
     return sum(Delivery.objects.values_list("tries", flat=True)) - before
@@ -36,7 +34,7 @@ def send_due_messages():
 
 @pytest.fixture
 def listener(settings):
-    """A web server on this machine, allowed by its name; what it got, and what it answers."""
+    """A web server on localhost, allowed by WEBHOOK_HOSTS: its requests and the status to send."""
     received = {"requests": [], "status": 200}
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,13 +58,13 @@ def listener(settings):
 
 
 def send_again(listener):
-    """One try of the waiting message; what the listener got: headers and body."""
+    """Try the waiting message once. Returns the headers and body that the listener received."""
     Job.objects.update(run_after=timezone.now() - timedelta(seconds=1))
     assert send_due_messages() == 1
     return listener["requests"][-1][1:]
 
 
-def test_a_message_arrives_once_with_the_signature_of_standard_webhooks(listener, alice):
+def test_a_message_arrives_once_with_a_standard_webhooks_signature(listener, alice):
     hook = add_webhook(alice, listener["url"])
     assert hook.secret.startswith("whsec_")
     enqueue_deliveries(alice, '{"event": "x"}')
@@ -75,11 +73,11 @@ def test_a_message_arrives_once_with_the_signature_of_standard_webhooks(listener
     assert (path, body) == ("/hook?x=1", '{"event": "x"}')
     assert headers["Host"].startswith("localhost:")
     assert standardwebhooks.Webhook(hook.secret).verify(body, headers) == {"event": "x"}
-    assert Delivery.objects.get().last_result == "answered 200"
+    assert Delivery.objects.get().last_result == "status 200"
     assert send_due_messages() == 0
 
 
-def test_another_body_id_time_or_secret_breaks_the_signature(listener, alice):
+def test_the_signature_covers_body_id_time_and_secret(listener, alice):
     hook = add_webhook(alice, listener["url"])
     enqueue_deliveries(alice, "{}")
     headers, body = send_again(listener)
@@ -96,7 +94,7 @@ def test_another_body_id_time_or_secret_breaks_the_signature(listener, alice):
         standardwebhooks.Webhook(create_secret()).verify(body, headers)
 
 
-def test_a_message_that_is_sent_again_keeps_its_id_and_another_has_its_own(listener, alice):
+def test_retries_keep_the_id_and_other_messages_have_their_own(listener, alice):
     listener["status"] = 500
     hook = add_webhook(alice, listener["url"])
     enqueue_deliveries(alice, "{}")
@@ -114,7 +112,7 @@ def test_two_webhooks_of_one_receiver_never_share_an_id():
     assert signed_headers(one, 1)["webhook-id"] != signed_headers(other, 1)["webhook-id"]
 
 
-def test_a_secret_from_before_the_prefix_signs_as_the_receivers_library_reads_it(listener, alice):
+def test_an_old_secret_without_prefix_still_signs(listener, alice):
     hook = add_webhook(alice, listener["url"])
     hook.secret = "0123456789abcdef" * 3
     hook.save()
@@ -158,14 +156,12 @@ def test_a_secret_from_before_the_prefix_signs_as_the_receivers_library_reads_it
         "http://" + "a" * 600 + ".com/",
     ],
 )
-def test_an_address_that_is_not_open_to_the_world_is_refused(alice, url):
+def test_an_address_that_is_not_public_is_rejected(alice, url):
     with pytest.raises(UnreachableAddress):
         add_webhook(alice, url)
 
 
-def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(
-    listener, alice, monkeypatch
-):
+def test_the_connection_uses_the_address_that_was_checked(listener, alice, monkeypatch):
     add_webhook(alice, listener["url"])
     enqueue_deliveries(alice, "{}")
     resolved_hosts, real = [], webhooks.socket.getaddrinfo
@@ -175,12 +171,12 @@ def test_a_name_is_resolved_once_and_the_connection_goes_to_that_address(
         lambda host, *a, **k: resolved_hosts.append(host) or real(host, *a, **k),
     )
     send_due_messages()
-    # Whatever else is asked for is the address itself, as the connection is made
+    # The connection itself resolves only the IP address.
     assert resolved_hosts.count("localhost") == 1
     assert len(listener["requests"]) == 1
 
 
-def test_a_name_that_turns_private_later_gets_nothing(alice, monkeypatch):
+def test_a_host_that_becomes_private_gets_nothing(alice, monkeypatch):
     monkeypatch.setattr(
         webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("8.8.8.8", 0))]
     )
@@ -190,10 +186,10 @@ def test_a_name_that_turns_private_later_gets_nothing(alice, monkeypatch):
         webhooks.socket, "getaddrinfo", lambda *_a, **_k: [(0, 0, 0, "", ("192.168.0.9", 0))]
     )
     send_due_messages()
-    assert "no address on the open internet" in Delivery.objects.get().last_result
+    assert "no public IP address" in Delivery.objects.get().last_result
 
 
-def test_a_redirect_is_not_followed_and_failures_are_tried_again_until_enough(listener, alice):
+def test_redirects_are_not_followed_and_failures_are_retried_up_to_a_limit(listener, alice):
     listener["status"] = 302
     add_webhook(alice, listener["url"])
     enqueue_deliveries(alice, "{}")
@@ -202,11 +198,11 @@ def test_a_redirect_is_not_followed_and_failures_are_tried_again_until_enough(li
         assert send_due_messages() == 1
         assert Delivery.objects.get().tries == tries
     delivery = Delivery.objects.get()
-    assert (delivery.last_result, Job.objects.get().state) == ("answered 302", "failed")
+    assert (delivery.last_result, Job.objects.get().state) == ("status 302", "failed")
     assert len(listener["requests"]) == 5
 
 
-def test_the_end_of_a_run_is_told_once(listener, run, alice):
+def test_the_end_of_a_run_sends_one_message(listener, run, alice):
     from training.runs.actions import stop_run
 
     add_webhook(alice, listener["url"])
@@ -220,7 +216,7 @@ def test_the_end_of_a_run_is_told_once(listener, run, alice):
     )
 
 
-def test_nobody_sees_or_removes_anothers_webhook(listener, alice, client, people):
+def test_users_cannot_see_or_remove_each_others_webhooks(listener, alice, client, people):
     hook = add_webhook(alice, listener["url"])
     client.force_login(people["bob"])
     assert hook.secret not in client.get("/account").content.decode()
@@ -230,9 +226,7 @@ def test_nobody_sees_or_removes_anothers_webhook(listener, alice, client, people
     assert alice.webhooks.count() == 0
 
 
-def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(
-    settings, alice, monkeypatch
-):
+def test_a_slow_response_is_ended_by_the_timeout(settings, alice, monkeypatch):
     import socket
     import time
 
@@ -256,4 +250,4 @@ def test_an_address_that_drips_its_answer_gets_its_seconds_and_no_more(
     started = time.monotonic()
     send_due_messages()
     assert time.monotonic() - started < 5
-    assert Delivery.objects.get().last_result == "no answer within 1 s"
+    assert Delivery.objects.get().last_result == "no response within 1 s"

@@ -18,12 +18,12 @@ def test_signing_in_and_out(client, people):
     assert client.get("/")["Location"].startswith("/sign-in")
 
 
-def test_a_stranger_reads_the_same_words_whether_the_name_exists_or_not(client, people):
+def test_a_failed_sign_in_does_not_reveal_whether_the_name_exists(client, people):
     wrong = [sign_in(client, name, "nope").content.decode() for name in ("alice", "nobody")]
-    assert all("Name or password is wrong" in page for page in wrong)
+    assert all("Wrong user name or password" in page for page in wrong)
 
 
-def test_guessing_is_slowed_down(client, people):
+def test_too_many_failed_sign_ins_are_blocked(client, people):
     for _ in range(10):
         sign_in(client, password="nope")
     response = sign_in(client)
@@ -32,13 +32,13 @@ def test_guessing_is_slowed_down(client, people):
 
 
 @pytest.mark.parametrize("name", ["alice", " alice ", "ALICE", "\uff41lice"])
-def test_another_spelling_of_the_name_is_no_way_round(client, people, name):
+def test_other_spellings_of_the_name_count_as_the_same(client, people, name):
     for _ in range(10):
         sign_in(client, password="nope")
     assert sign_in(client, name).status_code == 429
 
 
-def test_an_address_that_tries_many_names_is_slowed_down_too(client, people):
+def test_an_address_that_tries_many_names_is_blocked(client, people):
     for index in range(100):
         sign_in(client, f"name{index}", "")
     assert sign_in(client).status_code == 429
@@ -55,14 +55,14 @@ def test_a_session_gets_a_new_key_at_sign_in(client, people):
 @pytest.mark.parametrize(
     "next_url", ["https://evil.example/", "//evil.example", "javascript:alert(1)"]
 )
-def test_sign_in_leads_nowhere_else(client, people, next_url):
+def test_sign_in_redirects_to_no_other_site(client, people, next_url):
     response = client.post(
         "/sign-in", {"username": "alice", "password": "a-long-word-1", "next": next_url}
     )
     assert response["Location"] == "/"
 
 
-def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(client, db):
+def test_the_first_admins_one_time_password_must_be_changed(client, db):
     message = first_admin_message()
     password = message.rsplit(" ", 1)[1].rstrip(")")
     sign_in(client, "admin", password)
@@ -78,12 +78,12 @@ def test_the_first_admin_gets_a_one_time_password_that_opens_only_its_change(cli
     assert first_admin_message() == "(sign in as before)"
 
 
-def test_an_unused_one_time_password_is_made_anew_at_the_next_start(db):
+def test_an_unused_one_time_password_is_replaced_at_the_next_start(db):
     assert first_admin_message() != first_admin_message()
     assert User.objects.count() == 1
 
 
-def test_a_weak_password_is_refused_with_its_reason(client, people):
+def test_a_weak_password_is_rejected_with_the_reason(client, people):
     sign_in(client)
     new = {
         "old_password": "a-long-word-1",
@@ -93,7 +93,7 @@ def test_a_weak_password_is_refused_with_its_reason(client, people):
     assert "entirely numeric" in client.post("/account/password", new).content.decode()
 
 
-def test_a_token_is_found_by_its_secret_stored_as_a_hash_and_can_be_revoked(alice):
+def test_a_token_is_stored_as_a_hash_and_can_be_revoked(alice):
     token, secret = create_token(alice, "laptop")
     assert find_token(secret).user == alice
     assert secret not in str(ApiToken.objects.values())
@@ -101,14 +101,14 @@ def test_a_token_is_found_by_its_secret_stored_as_a_hash_and_can_be_revoked(alic
     assert find_token(secret) is None
 
 
-def test_nobody_revokes_anothers_token(people):
+def test_users_cannot_revoke_each_others_tokens(people):
     token, secret = create_token(people["alice"], "laptop")
     with pytest.raises(NotFound):
         revoke_token(people["mallory"], token.pk)
     assert find_token(secret).user == people["alice"]
 
 
-def test_a_token_of_somebody_who_left_opens_nothing(alice):
+def test_the_token_of_an_inactive_user_is_invalid(alice):
     _, secret = create_token(alice, "laptop")
     alice.is_active = False
     alice.save()
@@ -124,7 +124,7 @@ def test_the_account_page_shows_a_new_token_once(as_alice):
     assert "laptop" in page
 
 
-def test_the_token_command_prints_one_and_names_who_there_is(alice, capsys):
+def test_the_token_command_prints_a_token_or_lists_the_users(alice, capsys):
     call_command("token", "alice")
     assert find_token(capsys.readouterr().out.strip()).user == alice
     with pytest.raises(CommandError, match="there are alice"):

@@ -1,4 +1,4 @@
-"""Teams: who is in one, as what, and what that lets them do."""
+"""Teams: membership, roles and their permissions."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def voice(people):
     return Team.objects.get(name="voice")
 
 
-def test_a_lead_adds_changes_and_takes_out(voice, people):
+def test_a_lead_adds_changes_and_removes_members(voice, people):
     lea = people["lea"]
     assert teams.set_role(lea, voice, "mallory", "member").role == "member"
     assert teams.set_role(lea, voice, "mallory", "viewer").role == "viewer"
@@ -24,12 +24,12 @@ def test_a_lead_adds_changes_and_takes_out(voice, people):
 
 
 @pytest.mark.parametrize("who", ["alice", "vera", "mallory"])
-def test_others_change_nobody(voice, people, who):
+def test_only_leads_and_admins_change_roles(voice, people, who):
     with pytest.raises(NotAllowed):
         teams.set_role(people[who], voice, who, "lead")
 
 
-def test_everybody_may_leave_but_the_last_lead(voice, people):
+def test_all_members_but_the_last_lead_may_leave(voice, people):
     teams.remove_member(people["bob"], voice, "bob")
     with raises_user_error(Conflict, naming=("lea", "voice")):
         teams.remove_member(people["lea"], voice, "lea")
@@ -37,14 +37,14 @@ def test_everybody_may_leave_but_the_last_lead(voice, people):
         teams.set_role(people["lea"], voice, "lea", "member")
 
 
-def test_what_is_not_there_is_named(voice, people):
+def test_unknown_users_and_roles_are_rejected(voice, people):
     with raises_user_error(NotFound, field="username", naming=("zoe",)):
         teams.set_role(people["lea"], voice, "zoe", "member")
     with raises_user_error(field="role", naming=("viewer", "member", "lead")):
         teams.set_role(people["lea"], voice, "bob", "king")
 
 
-def test_only_admins_make_teams(people):
+def test_only_admins_create_teams(people):
     with pytest.raises(NotAllowed):
         teams.create_team(people["lea"], "Mine")
     assert teams.create_team(people["admin"], "Mine").name == "Mine"
@@ -52,12 +52,12 @@ def test_only_admins_make_teams(people):
         teams.create_team(people["admin"], "Mine")
 
 
-def test_a_viewers_new_things_are_their_own(people):
+def test_a_viewers_new_items_are_private(people):
     assert people["vera"].get_sharing_team() is None
     assert people["bob"].get_sharing_team().name == "voice"
 
 
-def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
+def test_adding_a_user_to_a_team_does_not_share_their_new_items(people):
     others = Team.objects.get(name="others")
     teams.set_role(people["mallory"], others, "alice", "member")
     people["alice"].refresh_from_db()
@@ -68,14 +68,14 @@ def test_nobody_sees_new_things_of_a_person_by_adding_them_to_a_team(people):
         teams.set_sharing_team(people["vera"], Team.objects.get(name="voice").pk)
 
 
-def test_a_viewer_trains_on_nothing_of_the_teams(people, base_model, data, no_queue):
+def test_a_viewer_cannot_train_on_the_teams_data(people, base_model, data, no_queue):
     from tests.launching import launch_run
 
     with raises_user_error(NotAllowed, naming=("voice",)):
         launch_run(people["vera"], base_model=base_model, data=data, settings={})
 
 
-def test_the_page_of_a_lead_has_the_forms_and_that_of_a_member_has_not(client, people, voice):
+def test_only_a_lead_sees_the_forms_of_the_team(client, people, voice):
     for who, is_allowed in (("lea", True), ("bob", False)):
         client.force_login(people[who])
         assert ("Add to voice" in client.get("/account").content.decode()) is is_allowed
@@ -84,7 +84,7 @@ def test_the_page_of_a_lead_has_the_forms_and_that_of_a_member_has_not(client, p
     assert Membership.objects.get(user=people["vera"], team=voice).role == "member"
 
 
-def test_the_guide_leads_to_the_first_run_and_can_be_dismissed(as_alice):
+def test_the_guide_is_shown_until_it_is_dismissed(as_alice):
     assert "Your first run" in as_alice.get("/models").content.decode()
     as_alice.post("/account/guide")
     assert "Your first run" not in as_alice.get("/models").content.decode()

@@ -1,6 +1,4 @@
-"""Base models in the admin site, to look at; they are added on the Models page, where their files
-are checked.
-"""
+"""Base models in the admin site, read-only. Add them on the Models page, which checks the files."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""Base models in the API: everybody reads them, admins add them."""
+"""The API for base models. All users can read them; admins add them."""
 
 from typing import Any, Literal
 
@@ -32,13 +32,15 @@ class ModelIn(Schema):
         json_schema_extra={"examples": [{"source": "hub", "location": "owner/model"}]},
     )
     source: Literal["folder", "hub"]
-    location: str = Field(max_length=500, description="a folder on the server, or a hub id")
+    location: str = Field(
+        max_length=500, description="A folder on the server, or a hub id such as owner/model."
+    )
     revision: str = Field("", max_length=100)
 
 
 @router.post("", response={201: ModelOut})
 def add_model(request: AuthenticatedRequest, body: ModelIn) -> Status[BaseModel]:
-    """Admins only. A hub model is downloaded in the background; follow its `state`."""
+    """Admins only. A hub model is downloaded in the background; poll its `state`."""
     if body.source == "hub":
         return Status(
             201, services.add_from_hub(request.user, body.location.strip(), body.revision.strip())
@@ -48,7 +50,7 @@ def add_model(request: AuthenticatedRequest, body: ModelIn) -> Status[BaseModel]
 
 @router.post("/{int:model_id}/retry", response=ModelOut)
 def retry_model(request: AuthenticatedRequest, model_id: int) -> BaseModel:
-    """Admins only: import a model again whose import failed."""
+    """Admins only: retry a failed import."""
     services.retry_import(request.user, read_model(request, model_id))
     return read_model(request, model_id)
 
@@ -63,5 +65,5 @@ def list_models(request: AuthenticatedRequest) -> Any:
 def read_model(request: AuthenticatedRequest, model_id: int) -> BaseModel:
     model = BaseModel.objects.filter(pk=model_id).first()
     if model is None:
-        raise NotFound(f"There is no base model {model_id}.")
+        raise NotFound(f"Base model {model_id} not found.")
     return model

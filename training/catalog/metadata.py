@@ -1,7 +1,6 @@
-"""What the files of a model folder say of it, read without torch, and what makes a folder unfit. It
-knows no ORM.
+"""Read and check the metadata of a model folder, without torch and without the ORM.
 
-The folder is untrusted: JSON and safetensors headers are read with size limits, and nothing in it
+The folder is untrusted: JSON and safetensors headers are read with size limits, and no code from it
 is ever run.
 """
 
@@ -17,12 +16,12 @@ from training.catalog.safetensors_header import InvalidHeader, TensorInfo, read_
 from training.errors import UserError
 from training.formatting import format_binary_bytes
 
-# Gemma's tokenizer.json, the largest seen, has 33 million characters and is not read here
+# tokenizer.json is not read here; Gemma's, the largest known, has 33 million characters.
 MAX_JSON_BYTES = 32 * 2**20
 MAX_TEMPLATE_CHARS = 100_000  # characters
 CONFIG_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Keys with which a config could name code to run (CVE-2026-4372, CVE-2026-5241).
+# Config keys that can name code to run (CVE-2026-4372, CVE-2026-5241).
 CODE_KEYS = (
     "auto_map",
     "_attn_implementation_internal",
@@ -32,7 +31,7 @@ CODE_KEYS = (
 )
 
 
-# Two-dimensional weights that are embeddings or the output layer.
+# Modules with two-dimensional weights that are embeddings or the output layer.
 NON_LINEAR_MODULES = (
     "embed_tokens",
     "wte",
@@ -46,14 +45,14 @@ NON_LINEAR_MODULES = (
 
 
 class UnsupportedModel(UserError):
-    """The folder is not a base model that SnapML can train safely."""
+    """The folder has no base model that SnapML can train safely."""
 
 
 def read_model_metadata(folder: Path) -> dict[str, Any]:
-    """Architecture, size and template of the causal language model in `folder`.
+    """Architecture, size and chat template of the causal language model in `folder`.
 
     Raises:
-        UnsupportedModel: says which file is missing or wrong.
+        UnsupportedModel: a file is missing or invalid.
     """
     try:
         return collect_metadata(folder)
@@ -61,14 +60,17 @@ def read_model_metadata(folder: Path) -> dict[str, Any]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as error:
         raise UnsupportedModel(
-            f"{folder.name} cannot be read as a model ({type(error).__name__}: {error})."
+            f"{folder.name} cannot be read as a model ({type(error).__name__}: {error}).",
+            code="unreadable",
         ) from error
 
 
 def collect_metadata(folder: Path) -> dict[str, Any]:
     check_no_outside_links(folder)
     if (folder / "adapter_config.json").exists():
-        raise UnsupportedModel(f"{folder.name} is an adapter, not a base model.")
+        raise UnsupportedModel(
+            f"{folder.name} is an adapter, not a base model. Import it on the Adapters page."
+        )
     config = read_json(folder / "config.json")
     for name in CONFIG_FILES:
         if (folder / name).is_file():
@@ -80,17 +82,17 @@ def collect_metadata(folder: Path) -> dict[str, Any]:
             f"only {pickled[0]}, which is pickled and could run code" if pickled else "no weights"
         )
         raise UnsupportedModel(
-            f"{folder.name} has {reason}. SnapML loads safetensors only.",
+            f"{folder.name} has {reason}. SnapML loads only safetensors.",
             code="pickled_weights" if pickled else "no_weights",
         )
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise UnsupportedModel(
-            f"{folder.name} has no tokenizer.json. Save the tokenizer beside the weights."
+            f"{folder.name} has no tokenizer.json. Save the tokenizer in the model's folder."
         )
     architectures = config.get("architectures") or ["model without an architecture"]
     if not str(architectures[0]).endswith(("ForCausalLM", "LMHeadModel")):
         raise UnsupportedModel(
-            f"{folder.name} is a {architectures[0]}; SnapML trains causal language models "
+            f"{folder.name} is a {architectures[0]}. SnapML trains only causal language models "
             "(…ForCausalLM).",
             code="not_causal_lm",
         )
@@ -116,45 +118,45 @@ def collect_metadata(folder: Path) -> dict[str, Any]:
 
 
 def check_no_outside_links(folder: Path) -> None:
-    """A link out of the folder would show other files of the server on the card.
+    """Links out of the folder could expose other files of the server.
 
     Raises:
-        UnsupportedModel: names the link.
+        UnsupportedModel: the folder has such a link.
     """
     root = folder.resolve()
     for path in folder.rglob("*"):
         if not path.resolve().is_relative_to(root):
             raise UnsupportedModel(
-                f"{path.name} is a link out of {folder.name}; copy the file instead."
+                f"{path.name} is a link out of {folder.name}. Replace it by a copy of the file."
             )
 
 
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UnsupportedModel(f"There is no {path.name} in {path.parent.name}.")
+        raise UnsupportedModel(f"{path.parent.name} has no {path.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise UnsupportedModel(f"{path.name} is larger than {format_binary_bytes(MAX_JSON_BYTES)}.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path.name} is not JSON: {error}") from error
+        raise UnsupportedModel(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{path.name} must be a JSON object.")
     return value
 
 
 def check_no_code(value: Any, file_name: str) -> None:
-    """Refuse keys that name code, at any depth.
+    """Look for keys that name code, at any depth.
 
     Raises:
-        UnsupportedModel: with the key.
+        UnsupportedModel: there is such a key.
     """
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in CODE_KEYS and inner not in (None, False, "sdpa", "eager"):
                 raise UnsupportedModel(
-                    f"{file_name} has `{key}`, which can run code from the model's folder. SnapML "
-                    "never does that.",
+                    f"{file_name} has the key `{key}`, which can run code from the model's folder. "
+                    "SnapML does not load such models.",
                     code="runs_code",
                 )
             check_no_code(inner, file_name)
@@ -164,10 +166,10 @@ def check_no_code(value: Any, file_name: str) -> None:
 
 
 def count_parameters(files: list[Path]) -> tuple[int, set[str]]:
-    """Parameters and dtypes from the headers alone.
+    """The number of parameters and their dtypes, from the headers alone.
 
     Raises:
-        UnsupportedModel: a header is broken (see `read_header`).
+        UnsupportedModel: a header is invalid (see `read_header`).
     """
     tensors = [tensor for path in files for tensor in read_tensors(path).values()]
     return sum(math.prod(tensor.shape) for tensor in tensors), {tensor.dtype for tensor in tensors}
@@ -181,7 +183,7 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_chat_template(folder: Path) -> str:
-    """The model's own template, or an empty string: then the engine's default is used."""
+    """The model's chat template. If empty, the engine uses its default."""
     if (folder / "chat_template.jinja").is_file():
         with (folder / "chat_template.jinja").open(encoding="utf-8") as file:
             return file.read(MAX_TEMPLATE_CHARS)
@@ -192,9 +194,7 @@ def read_chat_template(folder: Path) -> str:
 
 
 def read_license(folder: Path) -> str:
-    """The licence that the model card's first lines (`license: apache-2.0`) name, or an empty
-    string.
-    """
+    """The license in the header of the model card (`license: apache-2.0`), or an empty string."""
     readme = folder / "README.md"
     if not readme.is_file():
         return ""
@@ -207,9 +207,7 @@ def read_license(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def linear_layers(folder: Path) -> tuple[tuple[str, tuple[int, int]], ...]:
-    """Name and shape of every linear layer but the output, from the safetensors headers: what
-    `all-linear` means to PEFT.
-    """
+    """Name and shape of every linear layer except the output layer: PEFT's `all-linear`."""
     layers = []
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in read_tensors(path).items():

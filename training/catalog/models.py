@@ -1,4 +1,4 @@
-"""Base models that a run may start from."""
+"""The base models that runs can train."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ModelState(models.TextChoices):
 
 
 class BaseModel(models.Model):
-    """A base model and what its files say of it. Everyone may read it, admins add to the
-    catalog.
+    """A base model in the catalog with the metadata of its files. All users can read it; admins add
+    models.
     """
 
     name = models.CharField(max_length=200, unique=True)
@@ -50,8 +50,8 @@ class BaseModel(models.Model):
 
     @property
     def folder(self) -> Path:
-        """Where the safetensors lie: a folder stays where it is, all else is imported under
-        SNAPML_HOME.
+        """The folder of the safetensors files: the registered folder itself, or a folder under
+        SNAPML_HOME for imported models.
         """
         if self.source == Source.FOLDER:
             return Path(self.location)

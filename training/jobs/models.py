@@ -1,4 +1,4 @@
-"""Background jobs. The row is the truth: whoever runs a job has claimed its row first."""
+"""Background jobs. The rows are authoritative: a worker claims a job's row before it runs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.people.models import User
 
 class JobState(models.TextChoices):
     WAITING = "waiting", "Waiting"
-    WORKING = "working", "At work"
+    WORKING = "working", "Running"
     DONE = "done", "Done"
     FAILED = "failed", "Failed"
 
@@ -23,8 +23,8 @@ OPEN_STATES = (JobState.WAITING, JobState.WORKING)
 
 
 class Job(models.Model):
-    """Something for a worker to do. `key` says what it is about: of a kind there is one job a key,
-    so the same is never done twice.
+    """A task for a worker. `key` identifies what it is about. There is one job per kind and key, so
+    the same work is never done twice.
     """
 
     kind = models.CharField(max_length=20)
@@ -61,7 +61,7 @@ class Job(models.Model):
 
 
 class JobSubject(models.Model):
-    """A row that a job is about. When it is deleted, so is the job (services.py)."""
+    """A row that a job is about. When it is deleted, the job is deleted too (kinds.py)."""
 
     job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="subjects")
     model = models.CharField(max_length=60)  # as in "adapters.adapterversion"

@@ -1,4 +1,4 @@
-"""The queue of jobs: a wake-up for workers. A message holds a job's id and nothing else."""
+"""The message queue that wakes workers up. A message contains only a job's id."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ def run_queued_job(job_id: int) -> None:
 def wake_worker(job_id: int) -> None:
     try:
         run_queued_job(job_id)
-    except QUEUE_ERRORS as error:  # the row is there, and the sweeper looks at rows
-        log.warning("The queue did not take job %s (%s); the sweeper will.", job_id, error)
+    except QUEUE_ERRORS as error:  # not fatal: recovery.py finds the row
+        log.warning(
+            "Job %s could not be queued (%s). It will be found by the periodic check.",
+            job_id,
+            error,
+        )
 
 
 def wake_worker_on_commit(job_id: int) -> None:

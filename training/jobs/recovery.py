@@ -1,4 +1,4 @@
-"""Find what was lost: jobs whose worker is gone, and jobs whose message never arrived."""
+"""Recover jobs whose worker has died, and jobs whose queue message was lost."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from training.jobs.runner import fail_job, waiting_jobs
 from training.process_identity import get_host_name, get_process_name, is_alive
 
 RECOVERY_SECONDS = 1.0
-MAX_TRIES_MESSAGE = "It broke off {tries} times; the worker's log has more."
+MAX_TRIES_MESSAGE = "The job failed {tries} times. See the worker's log."
 
 
 def recover_and_wake_jobs() -> None:
+    """Called by the worker every RECOVERY_SECONDS. With no open jobs it costs one query."""
     if not Job.objects.filter(state__in=OPEN_STATES).exists():
         return
     recover_lost_jobs()
@@ -27,7 +28,7 @@ def recover_and_wake_jobs() -> None:
 
 
 def recover_lost_jobs() -> None:
-    """A job whose worker is gone waits again, or has failed if that came too often."""
+    """Requeue the jobs whose worker has died, or fail them after the kind's `max_tries`."""
     for job in Job.objects.filter(state=JobState.WORKING, kind__in=KINDS):
         if not is_lost(job):
             continue
@@ -39,7 +40,7 @@ def recover_lost_jobs() -> None:
 
 
 def is_lost(job: Job) -> bool:
-    """Silent for too long, or claimed by a process of this host that has ended."""
+    """Has the job no heartbeat for too long, or a worker on this host that has ended?"""
     timeout = timedelta(seconds=KINDS[job.kind].lost_seconds)
     if job.heartbeat_at is None or job.heartbeat_at < timezone.now() - timeout:
         return True
@@ -48,7 +49,7 @@ def is_lost(job: Job) -> bool:
 
 
 def release_job(job: Job) -> None:
-    """Let another worker have it; by condition, since the job may go on in this very moment."""
+    """Requeue a job. The UPDATE is conditional, because the job may send a heartbeat just now."""
     Job.objects.filter(
         pk=job.pk,
         state=JobState.WORKING,
@@ -58,8 +59,8 @@ def release_job(job: Job) -> None:
 
 
 def release_own_jobs() -> None:
-    """Called when this worker ends in order: the next one takes them up at once, and no try is
-    counted.
+    """Called when this worker shuts down: another worker can take its jobs at once, and the try
+    does not count.
     """
     Job.objects.filter(state=JobState.WORKING, worker=get_process_name()).update(
         state=JobState.WAITING, claim_token="", progress_message="", tries=F("tries") - 1

@@ -1,7 +1,7 @@
 """Claim jobs and run them.
 
-A claim is one conditional UPDATE with a new random token, and every later write asks for that
-token: whoever's UPDATE changes no row has lost the job, and stops.
+A claim is one conditional UPDATE with a new random token, and every later write requires that
+token. A worker whose UPDATE changes no row has lost the job and stops.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ PROGRESS_COLUMNS = {
     "total": "progress_total",
 }
 log = logging.getLogger("snapml.jobs")
-stopping = threading.Event()  # set when the worker program is told to end
-cancelled: dict[int, threading.Event] = {}  # of the jobs that run here, by id
+stopping = threading.Event()  # set when the worker program shuts down
+cancelled: dict[int, threading.Event] = {}  # by id of the jobs that run in this process
 Row = TypeVar("Row", bound=models.Model)
 
 
 class JobCancelled(Exception):
-    """The job's row is gone, or another worker's."""
+    """The job was deleted, or another worker has claimed it."""
 
 
 class RetryLater(Exception):
-    """It did not work this time; the job waits for so many seconds and is begun again."""
+    """This try failed. The job is tried again after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class RetryLater(Exception):
 
 
 def run_job(job_id: int) -> None:
-    """Run this job and whatever else waits in its lane, if the lane has a place. A second call for
-    the same job does nothing.
+    """Run the waiting jobs of this job's lane, if the lane has a free slot. A second call for the
+    same job does nothing.
     """
     kind = Job.objects.filter(pk=job_id).values_list("kind", flat=True).first()
     if kind is not None:
@@ -73,20 +73,20 @@ def run_job(job_id: int) -> None:
 
 
 def run_lane(lane: Lane) -> None:
-    """Run what waits, oldest first."""
+    """Run the waiting jobs of a lane, oldest first."""
     while lane.acquire_slot():
         try:
             while not stopping.is_set() and (job := claim_next(lane)) is not None:
                 execute_job(job)
         finally:
             lane.release_slot()
-        # A job that was enqueued meanwhile may have found the lane full.
+        # A job that was enqueued before the slot was released found the lane full: check again.
         if stopping.is_set() or not waiting_jobs(lane).exists():
             return
 
 
 def waiting_jobs(lane: Lane) -> models.QuerySet[Job]:
-    """What may be begun now, oldest first."""
+    """The jobs of a lane that may start now, oldest first."""
     jobs = Job.objects.filter(
         kind__in=lane.kind_names, state=JobState.WAITING, run_after__lte=timezone.now()
     ).order_by("run_after", "pk")
@@ -106,7 +106,7 @@ def claim_next(lane: Lane) -> Job | None:
 
 
 def claim_job(job_id: int, lane: Lane) -> Job | None:
-    """None: another worker was faster."""
+    """Claim a job for this worker. Returns None if another worker was faster."""
     token = secrets.token_hex(16)
     is_claimed = (
         waiting_jobs(lane)
@@ -127,25 +127,25 @@ def claim_job(job_id: int, lane: Lane) -> Job | None:
 
 
 def execute_job(job: Job) -> None:
-    """Run a claimed job to its end, whatever that is."""
+    """Run a claimed job and store its outcome."""
     kind = KINDS[job.kind]
     try:
         with heartbeat(job), kind.guard():
             result = kind.run(job)
             complete_job(job, result)
     except JobCancelled:
-        log.info("Job %s (%s) is not wanted any more, or another worker's.", job.pk, job)
-        claimed_rows(job).delete()  # still ours: what it is about is gone
+        log.info("Job %s (%s) was cancelled, or another worker has claimed it.", job.pk, job)
+        claimed_rows(job).delete()  # if it is still ours, a row that it is about is gone
     except RetryLater as retry:
         postpone_job(job, retry.seconds)
     except UserError as error:
         fail_job(job, error.message)
     except IntegrityError:
-        if Job.objects.filter(pk=job.pk).exists():  # else a row that it is about was deleted
-            log.exception("Job %s (%s) broke off.", job.pk, job)
+        if Job.objects.filter(pk=job.pk).exists():  # otherwise a row that it is about was deleted
+            log.exception("Job %s (%s) failed.", job.pk, job)
             fail_job(job, kind.crash_message.format(error=IntegrityError.__name__))
     except Exception as error:
-        log.exception("Job %s (%s) broke off.", job.pk, job)
+        log.exception("Job %s (%s) failed.", job.pk, job)
         fail_job(job, kind.crash_message.format(error=type(error).__name__))
 
 
@@ -154,17 +154,17 @@ def claimed_rows(job: Job) -> models.QuerySet[Job]:
 
 
 def save_job(job: Job, **changes: Any) -> None:
-    """Write to the row of a job that this worker runs.
+    """Update the row of a job that this worker runs.
 
     Raises:
-        JobCancelled: it was thrown away, or is another worker's by now.
+        JobCancelled: the job was deleted, or another worker has claimed it.
     """
     if not claimed_rows(job).update(heartbeat_at=timezone.now(), **changes):
         raise JobCancelled
 
 
 def save_progress(job: Job, message: dict[str, Any]) -> None:
-    """Store what a program says of its progress. Raises JobCancelled."""
+    """Store a program's progress message. Raises JobCancelled."""
     changes = {
         column: message[name] for name, column in PROGRESS_COLUMNS.items() if name in message
     }
@@ -174,7 +174,7 @@ def save_progress(job: Job, message: dict[str, Any]) -> None:
 
 
 def complete_job(job: Job, result: dict[str, Any]) -> None:
-    """Raises JobCancelled; UserError: see the kind's `on_done`."""
+    """Store the result. Raises JobCancelled, and UserError from the kind's `on_done`."""
     kind = KINDS[job.kind]
     with transaction.atomic():
         save_job(job, state=JobState.DONE, progress_message="", claim_token="")
@@ -205,8 +205,11 @@ def postpone_job(job: Job, seconds: float) -> None:
 
 @contextmanager
 def heartbeat(job: Job) -> Iterator[None]:
-    """Say that the job is alive every few seconds, however long a step takes. A job that is not
-    ours any more is marked in `cancelled`, so that a program that says nothing ends, too.
+    """Update the job's heartbeat every HEARTBEAT_SECONDS from a thread of its own, which ends with
+    the context.
+
+    If the job is not ours any more, its event in `cancelled` is set, which also ends a program that
+    sends no messages.
     """
     ended = threading.Event()
     cancelled[job.pk] = threading.Event()
@@ -219,9 +222,9 @@ def heartbeat(job: Job) -> Iterator[None]:
                         cancelled[job.pk].set()
                         return
                 except (OperationalError, InterfaceError) as error:
-                    # The kind's lost_seconds leave room for more.
+                    # One missed heartbeat is harmless: lost_seconds is several intervals.
                     connection.close()
-                    log.warning("The heartbeat of job %s was not written (%s).", job.pk, error)
+                    log.warning("The heartbeat of job %s could not be written (%s).", job.pk, error)
         finally:
             connection.close()
 
@@ -236,10 +239,10 @@ def heartbeat(job: Job) -> Iterator[None]:
 
 
 def get_subject(job: Job, model: type[Row], *related: str) -> Row | None:
-    """The row of this model that the job is about; None if it is about none.
+    """The row of this model that the job is about, or None.
 
     Raises:
-        JobCancelled: the row is gone.
+        JobCancelled: the row was deleted.
     """
     rows = job.subjects.filter(model=model._meta.label_lower)
     object_id = rows.values_list("object_id", flat=True).first()
@@ -263,11 +266,11 @@ def run_program(
     folder: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run a program of ours in the job's folder, with its progress on the row; returns its result.
+    """Run one of SnapML's programs in the job's folder and store its progress. Returns its result.
 
     Raises:
-        UserError: what the program said is wrong.
-        JobCancelled: nobody wants it any more; the program was ended.
+        UserError: the program reported an error.
+        JobCancelled: the job was cancelled, and the program was terminated.
     """
     folder = folder or job.folder
     write_params(folder, params)
@@ -290,11 +293,11 @@ def follow_program(
     *,
     environment: dict[str, str] | None = None,
 ) -> None:
-    """Run a program to its end and hand on its messages. It is ended when the job is cancelled, or
-    when `on_message` raises.
+    """Run a program and call `on_message` with each of its messages. It is terminated when the job
+    is cancelled or `on_message` raises.
 
     Raises:
-        UserError: what the program said is wrong.
+        UserError: the program reported an error.
     """
     messages = stream_child(
         command,
@@ -309,7 +312,7 @@ def follow_program(
 
 
 def strip_nul(value: Any) -> Any:
-    """Without NUL characters, which PostgreSQL does not store in text or JSON."""
+    """Remove NUL characters, which PostgreSQL cannot store in text or JSON."""
     if isinstance(value, str):
         return value.replace("\0", "")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Enqueue jobs, and find those about a row."""
+"""Enqueue jobs and find the jobs about a row."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def enqueue_job(
     params: dict[str, Any] | None = None,
     restart: Collection[JobState] = (JobState.FAILED,),
 ) -> Job:
-    """The job of this key: new, under way, or ended. One that ended in a state of `restart` is
-    begun again.
+    """Get or create the job with this kind and key. One that has ended in a state of `restart` is
+    started again.
     """
     with transaction.atomic():
         job, is_new = Job.objects.get_or_create(
@@ -64,12 +64,12 @@ def find_jobs_about(row: models.Model) -> models.QuerySet[Job]:
 
 
 def find_job_subjects(rows: models.QuerySet[Any]) -> models.QuerySet[JobSubject]:
-    """Which of these rows have jobs, with the jobs."""
+    """The subjects among these rows, with their jobs."""
     return JobSubject.objects.filter(
         model=rows.model._meta.label_lower, object_id__in=rows.values("pk")
     ).select_related("job")
 
 
 def list_job_folders(job: Job) -> list[Path]:
-    """What a job leaves on the disk."""
+    """All folders that a job writes."""
     return [job.folder, *KINDS[job.kind].output_folders(job)]

@@ -1,8 +1,7 @@
-"""The admin site: everything can be looked at; what has an act of its own is changed through that
-act, not here.
+"""The admin site for people. Rows that are changed by actions or workers are read-only here.
 
-Secrets (token digests, webhook keys) are shown nowhere. Only superusers have `is_staff`, so only
-they come in.
+Secrets (token digests, webhook keys) are never shown. Only superusers have `is_staff`, so only they
+have access.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from training.people.models import ApiToken, Membership, Team, User
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """For rows that acts and workers write: the admin looks, and nothing is changed behind their
-    backs.
-    """
+    """For rows that actions and workers write."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

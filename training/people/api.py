@@ -1,4 +1,4 @@
-"""People in the API: oneself, one's tokens, and teams."""
+"""The API for your user, your tokens, and teams."""
 
 from typing import Any
 
@@ -91,9 +91,12 @@ class RoleIn(Schema):
 
 
 def check_session_auth(request: AuthenticatedRequest) -> None:
-    """What outlives a token's revocation is made by people who are signed in."""
+    """Raises NotAllowed: the request is authenticated by a token, not by a session.
+
+    A token must not create what outlives its revocation.
+    """
     if getattr(request, "is_token_auth", False):
-        raise NotAllowed("A token cannot do this; sign in and use the account page.")
+        raise NotAllowed("API tokens cannot do this. Sign in and use the account page.")
 
 
 @router.get("/me", response=MeOut)
@@ -103,7 +106,7 @@ def read_me(request: AuthenticatedRequest) -> User:
 
 @router.patch("/me", response=MeOut)
 def update_me(request: AuthenticatedRequest, body: MeIn) -> User:
-    """Choose the team that new things are shared with; null for nobody."""
+    """Choose the team that your new items are shared with. null keeps them private."""
     teams.set_sharing_team(request.user, body.default_team)
     return request.user
 
@@ -116,8 +119,8 @@ def list_tokens(request: AuthenticatedRequest) -> Any:
 
 @router.post("/me/tokens", response={201: SecretOut})
 def create_token(request: AuthenticatedRequest, body: TokenIn) -> Status[dict[str, Any]]:
-    """Make a token; its secret is in this answer and never again. A token makes no tokens: sign in
-    for that.
+    """Create a token. Only this response contains its secret. Needs a session: tokens cannot create
+    tokens.
     """
     check_session_auth(request)
     token, secret = tokens.create_token(request.user, body.name, body.scope)
@@ -150,7 +153,7 @@ def read_team(request: AuthenticatedRequest, team_id: int) -> Team:
 
 @router.put("/teams/{int:team_id}/members/{username}", response=MemberOut)
 def set_role(request: AuthenticatedRequest, team_id: int, username: str, body: RoleIn) -> Any:
-    """Put a person into the team, or change their role; leads and admins."""
+    """Add a user to the team, or change their role. For leads of the team and admins."""
     return teams.set_role(request.user, teams.get_team(request.user, team_id), username, body.role)
 
 

@@ -1,6 +1,4 @@
-"""Who there is, which team they are in, and what they may see. It knows none of the things they
-own.
-"""
+"""Users, teams, API tokens, and the base class of everything that a user owns."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from django.db.models import Q
 
 
 class User(AbstractUser):
-    """A person. `is_superuser` is an admin of SnapML."""
+    """A user. Users with `is_superuser` are the admins of SnapML."""
 
     must_change_password = models.BooleanField(default=False)
     default_team = models.ForeignKey(
@@ -21,10 +19,10 @@ class User(AbstractUser):
     guide_dismissed = models.BooleanField(default=False)
 
     def get_sharing_team(self) -> Team | None:
-        """The team that this person's new things are shared with: the one they chose, if they are
-        more than a viewer of it.
+        """The team that the user's new items are shared with: the one they chose, if they are a
+        member or lead of it.
 
-        It is their own choice, so that nobody gets to see things by adding people to a team.
+        Users choose it themselves, so that nobody can see a user's items by adding them to a team.
         """
         teams = Team.objects.filter(
             memberships__user=self, memberships__role__in=(Role.MEMBER, Role.LEAD)
@@ -33,9 +31,9 @@ class User(AbstractUser):
 
 
 class Role(models.TextChoices):
-    VIEWER = "viewer", "Viewer"  # sees what the team has
-    MEMBER = "member", "Member"  # shares with the team, and changes what is their own
-    LEAD = "lead", "Lead"  # changes what the team has, and who is in it
+    VIEWER = "viewer", "Viewer"  # sees the team's items
+    MEMBER = "member", "Member"  # shares items with the team and changes their own
+    LEAD = "lead", "Lead"  # changes the team's items and its members
 
 
 class Team(models.Model):
@@ -65,7 +63,7 @@ class Scope(models.TextChoices):
 
 
 class ApiToken(models.Model):
-    """A key for the API. Only its SHA-256 is stored; 256 random bits need no slow hash."""
+    """A token for the API. Only its SHA-256 is stored; 256 random bits need no slow hash."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="tokens")
     name = models.CharField(max_length=80)
@@ -78,7 +76,7 @@ class ApiToken(models.Model):
 
 
 class SignInAttempts(models.Model):
-    """Passwords that were tried from one address, for one name or for any, until `ends_at`."""
+    """Failed sign-ins from one address, for one user name or for all, until `ends_at`."""
 
     key = models.CharField(max_length=64, primary_key=True)  # a SHA-256
     count = models.PositiveIntegerField(default=0)
@@ -87,16 +85,14 @@ class SignInAttempts(models.Model):
 
 class OwnedQuerySet(models.QuerySet[Any]):
     def visible_to(self, user: User) -> Self:
-        """A person's own things and those of their teams; admins see all."""
+        """The user's own items and those of their teams. Admins see all."""
         if user.is_superuser:
             return self.all()
         is_own = Q(owner=user) | Q(team__in=user.teams.values("pk"))
         return self.filter(is_own)
 
     def changeable_by(self, user: User) -> Self:
-        """What a person may change: their own things, and those of the teams that they lead; admins
-        all.
-        """
+        """The user's own items and those of teams that they lead. Admins may change all."""
         if user.is_superuser:
             return self.all()
         led_teams = user.memberships.filter(role=Role.LEAD).values("team")
@@ -104,7 +100,7 @@ class OwnedQuerySet(models.QuerySet[Any]):
 
 
 class Owned(models.Model):
-    """Something that belongs to a person and, if they are in one, is shared with a team."""
+    """An item that belongs to a user and may be shared with one team."""
 
     owner = models.ForeignKey(User, on_delete=models.PROTECT, related_name="+")
     team = models.ForeignKey(Team, null=True, on_delete=models.SET_NULL, related_name="+")

@@ -1,6 +1,4 @@
-"""How lists of the API are paged: `limit` and `offset` in, `items` and `count` out, within
-bounds.
-"""
+"""Pagination of the API's lists: parameters `limit` and `offset`, response `items` and `count`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""One way to get a thing that somebody may see, and one to get a thing that they may change."""
+"""Get a row that a user may see or change, or raise."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
+
+from django.utils.text import capfirst
 
 from training.errors import NotAllowed, NotFound
 from training.people.models import Owned, User
@@ -11,10 +13,10 @@ OwnedModel = TypeVar("OwnedModel", bound=Owned)
 
 
 def get_visible(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:
-    """The thing, if it is the person's own, their team's, or they are an admin.
+    """The row, if the user or one of their teams owns it, or they are an admin.
 
     Raises:
-        NotFound: it is not there, or not for their eyes; the two read the same.
+        NotFound: it does not exist, or the user may not see it. The message is the same for both.
     """
     rows: Any = model.objects.visible_to(user)
     row = (
@@ -23,16 +25,16 @@ def get_visible(model: type[OwnedModel], user: User, pk: int, *related: str) -> 
         else rows.filter(pk=pk).first()
     )
     if row is None:
-        raise NotFound(f"There is no {model._meta.verbose_name} {pk} that you may see.")
+        raise NotFound(f"{capfirst(model._meta.verbose_name)} {pk} not found.")
     return row  # type: ignore[no-any-return]
 
 
 def get_changeable(model: type[OwnedModel], user: User, pk: int, *related: str) -> OwnedModel:
-    """The thing, if the person may change it.
+    """The row, if the user may change it.
 
     Raises:
-        NotFound: it is not there, or not for their eyes.
-        NotAllowed: they may only look at it.
+        NotFound: it does not exist, or the user may not see it.
+        NotAllowed: they may see it, but not change it.
     """
     row = get_visible(model, user, pk, *related)
     check_changeable(user, row)
@@ -40,11 +42,11 @@ def get_changeable(model: type[OwnedModel], user: User, pk: int, *related: str) 
 
 
 def check_changeable(user: User, owned: Owned) -> None:
-    """Raises NotAllowed: the thing is neither theirs nor of a team that they lead."""
+    """Raises NotAllowed: the user neither owns the row nor leads its team."""
     model: Any = type(owned)
     if not model.objects.changeable_by(user).filter(pk=owned.pk).exists():
         name = owned._meta.verbose_name
         raise NotAllowed(
-            f"Only its owner, {owned.owner.username}, a lead of its team or an admin may change "
+            f"Only the owner ({owned.owner.username}), a lead of the team or an admin may change "
             f"this {name}."
         )

@@ -1,6 +1,4 @@
-"""What all doors share: the type of a request that came through the login door, ids out of text,
-and files in pieces.
-"""
+"""Helpers for views: the type of an authenticated request, ids from text, and async streams."""
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -12,17 +10,19 @@ from training.people.models import User
 
 
 class AuthenticatedRequest(HttpRequest):
+    """A request whose user is signed in; the middleware guarantees it."""
+
     user: User
 
 
 def parse_id(text: str) -> int:
-    """An id from an address or a form; 0, which no row has, for what is none."""
+    """Parse an id from a URL or form. Returns 0, which no row has, if the text is no id."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
 
 async def async_chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time; a plain iterator would be read whole into memory before the first byte
-    is sent.
+    """Iterate asynchronously. Django would read a plain iterator completely into memory before it
+    sends the first byte.
     """
     while chunk := await sync_to_async(partial(next, chunks, b""))():
         yield chunk

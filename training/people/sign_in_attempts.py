@@ -1,5 +1,5 @@
-"""How often a password was tried, counted where all web processes see it: in Redis, where there is
-one, else in the database. Redis holds a number under a hashed name, and nothing that is unpickled.
+"""Count sign-in attempts for all web processes together, in Redis if it is configured, else in the
+database. Redis stores plain numbers under hashed keys, nothing pickled.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from redis.exceptions import RedisError
 from training.errors import UserError
 from training.people.models import SignInAttempts
 
-WINDOW_SECONDS = 300  # from the first attempt; then counting begins anew
+WINDOW_SECONDS = 300  # from the first attempt; then the count restarts
 REDIS_TIMEOUT_SECONDS = 5
 REDIS_PREFIX = "snapml:sign-in:"
 
 
 class CounterUnavailable(UserError):
-    """Redis does not answer. Nobody signs in then, since nobody would be counted."""
+    """Redis does not respond. Nobody can sign in, because attempts could not be counted."""
 
     status = 503
 
     def __init__(self) -> None:
         super().__init__(
-            "Sign-in is not possible right now: Redis, which counts the attempts, does not answer. "
-            "Try again in a minute."
+            "Sign-in is unavailable because Redis, which counts the attempts, does not respond. "
+            "Try again in a minute.",
+            code="redis_unavailable",
         )
 
 
 def count_attempt(key: str) -> int:
-    """Count one more attempt; returns how many there have been, this one with them.
+    """Count an attempt. Returns the number of attempts in the window, including this one.
 
     Raises:
-        CounterUnavailable: Redis does not answer.
+        CounterUnavailable: Redis does not respond.
     """
     return count_in_redis(key) if settings.REDIS_URL else count_in_database(key)
 
 
 def clear_attempts(keys: Iterable[str]) -> None:
-    """Raises CounterUnavailable: Redis does not answer."""
+    """Raises CounterUnavailable: Redis does not respond."""
     if not settings.REDIS_URL:
         SignInAttempts.objects.filter(key__in=list(keys)).delete()
         return
@@ -55,7 +56,7 @@ def clear_attempts(keys: Iterable[str]) -> None:
 
 
 def count_in_redis(key: str) -> int:
-    """One transaction, so that no counter is left without an end."""
+    """In one transaction, so that every counter has an expiry."""
     try:
         with get_redis_client(settings.REDIS_URL).pipeline(transaction=True) as commands:
             commands.set(REDIS_PREFIX + key, 0, ex=WINDOW_SECONDS, nx=True)
@@ -66,8 +67,8 @@ def count_in_redis(key: str) -> int:
 
 
 def count_in_database(key: str) -> int:
-    """The row is locked while it is counted up; what has ended goes first, so the table stays as
-    small as the attempts of one window.
+    """Lock and increment the row. Expired rows are deleted first, so the table holds the attempts
+    of one window only.
     """
     now = timezone.now()
     SignInAttempts.objects.filter(ends_at__lte=now).delete()

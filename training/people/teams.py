@@ -1,5 +1,5 @@
-"""Who is in a team, and as what. Leads of a team and admins decide; a team is never left without a
-lead by accident.
+"""Teams and their members. Leads of a team and admins change them; a team keeps at least one
+lead.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from training.people.users import get_user_by_name
 
 
 def create_team(actor: User, name: str) -> Team:
-    """Raises NotAllowed: not an admin; Conflict: the name is taken."""
+    """Raises NotAllowed: not an admin. Conflict: the name is in use."""
     if not actor.is_superuser:
-        raise NotAllowed("Only admins make teams.")
+        raise NotAllowed("Only admins can create teams.")
     title = to_one_line(name)[:80]
     if not title:
         raise UserError("The team needs a name.", field="name")
     team, is_new = Team.objects.get_or_create(name=title)
     if not is_new:
-        raise Conflict(f"There is a team {title} already.", field="name")
+        raise Conflict(f"A team named {title} already exists.", field="name")
     return team
 
 
 def visible_teams(user: User) -> list[Team]:
-    """A person's own teams with their members; admins see all."""
+    """The user's teams with their members. Admins see all teams."""
     teams = Team.objects.all() if user.is_superuser else user.teams.all()
     return list(teams.order_by("name").prefetch_related("memberships__user"))
 
@@ -35,20 +35,20 @@ def is_lead(user: User, team: Team) -> bool:
 
 
 def get_team(user: User, team_id: int) -> Team:
-    """Raises NotFound: not there, or not theirs to see."""
+    """Raises NotFound: it does not exist, or the user may not see it."""
     team = next((team for team in visible_teams(user) if team.pk == team_id), None)
     if team is None:
-        raise NotFound(f"There is no team {team_id} that you may see.")
+        raise NotFound(f"Team {team_id} not found.")
     return team
 
 
 def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
-    """Put a person into a team, or change what they are in it.
+    """Add a user to a team, or change their role.
 
     Raises:
-        NotAllowed: the actor leads it not.
-        NotFound: there is nobody of that name.
-        Conflict: the last lead would become less.
+        NotAllowed: the actor does not lead the team.
+        NotFound: there is no active user of that name.
+        Conflict: the team would have no lead.
     """
     check_lead(actor, team)
     if role not in Role.values:
@@ -61,8 +61,8 @@ def set_role(actor: User, team: Team, username: str, role: str) -> Membership:
 
 
 def add_member(user: User, team: Team, role: str = Role.MEMBER) -> None:
-    """What an admin does at the command line: the person is in the team, and shares what they make
-    with it from now on.
+    """Add a user to a team from the command line. Their new items are shared with it, unless they
+    have chosen another team.
     """
     Membership.objects.update_or_create(user=user, team=team, defaults={"role": role})
     if user.default_team is None:
@@ -71,15 +71,15 @@ def add_member(user: User, team: Team, role: str = Role.MEMBER) -> None:
 
 
 def set_sharing_team(user: User, team_id: int | None) -> None:
-    """Choose the team that new things are shared with; None for nobody.
+    """Choose the team that the user's new items are shared with. None keeps them private.
 
     Raises:
-        NotAllowed: the person is at most a viewer of it.
+        NotAllowed: the user is neither member nor lead of it.
     """
     memberships = user.memberships.exclude(role=Role.VIEWER)
     if team_id is not None and not memberships.filter(team=team_id).exists():
         raise NotAllowed(
-            "You can share new things only with a team of which you are a member or lead.",
+            "New items can be shared only with a team in which you are a member or lead.",
             field="team",
         )
     user.default_team_id = team_id
@@ -87,7 +87,7 @@ def set_sharing_team(user: User, team_id: int | None) -> None:
 
 
 def remove_member(actor: User, team: Team, username: str) -> None:
-    """Take a person out of a team; what they shared with it stays shared. Everybody may leave.
+    """Remove a user from a team. Items that they shared with it stay shared. All users may leave.
 
     Raises:
         NotAllowed, NotFound, Conflict: see `set_role`.
@@ -97,14 +97,16 @@ def remove_member(actor: User, team: Team, username: str) -> None:
     with transaction.atomic():
         membership = team.memberships.filter(user__username=username).select_related("user").first()
         if membership is None:
-            raise NotFound(f"{to_one_line(username)[:80]!r} is not in {team}.", field="username")
+            raise NotFound(
+                f"User {to_one_line(username)[:80]!r} is not in team {team}.", field="username"
+            )
         check_not_last_lead(team, membership.user)
         membership.delete()
 
 
 def check_lead(actor: User, team: Team) -> None:
     if not is_lead(actor, team):
-        raise NotAllowed(f"Only leads of {team} and admins change who is in it.")
+        raise NotAllowed(f"Only leads of {team} and admins can change its members.")
 
 
 def check_not_last_lead(team: Team, user: User) -> None:
@@ -115,5 +117,5 @@ def check_not_last_lead(team: Team, user: User) -> None:
         and not others.filter(role=Role.LEAD).exists()
     ):
         raise Conflict(
-            f"{user.username} is the only lead of {team}; make somebody else a lead first."
+            f"{user.username} is the only lead of {team}. Make another member a lead first."
         )

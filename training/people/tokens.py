@@ -1,4 +1,4 @@
-"""API tokens: made, found by their secret, revoked."""
+"""Create, look up and revoke API tokens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from django.utils import timezone
 from training.errors import NotFound, UserError, to_one_line
 from training.people.models import ApiToken, Scope, User
 
-TOKEN_PREFIX = "snapml_"
+TOKEN_PREFIX = "snapml_"  # noqa: S105  a prefix, not a secret
 
 
 def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiToken, str]:
-    """A new token and its secret, which is shown this once and never again.
+    """Create a token. Returns it with its secret, which is not stored.
 
     Raises:
-        UserError: an unknown scope.
+        UserError: the scope is unknown.
     """
     if scope not in Scope.values:
         raise UserError(f"scope must be one of {', '.join(Scope.values)}.", field="scope")
@@ -35,8 +35,8 @@ def create_token(user: User, name: str, scope: str = Scope.WRITE) -> tuple[ApiTo
 
 
 def find_token(secret: str) -> ApiToken | None:
-    """The token, if the person behind it is active; notes its use, at most once a minute to spare
-    writes.
+    """The valid token with this secret, or None. Its time of use is updated at most once a minute,
+    to save writes.
     """
     token = (
         ApiToken.objects.select_related("user")
@@ -55,7 +55,7 @@ def revoke_token(user: User, token_id: int) -> None:
     if not ApiToken.objects.filter(pk=token_id, user=user, revoked_at=None).update(
         revoked_at=timezone.now()
     ):
-        raise NotFound("There is no such token of yours.")
+        raise NotFound(f"Token {token_id} not found.")
 
 
 def hash_secret(secret: str) -> str:

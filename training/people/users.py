@@ -1,4 +1,4 @@
-"""People by their names."""
+"""Look up users by name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from training.people.models import User
 
 
 def get_user_by_name(username: str, *, only_active: bool = False) -> User:
-    """Raises NotFound: there is nobody of that name, or they have left and `only_active` is set."""
+    """Raises NotFound: no user has that name, or they are inactive and `only_active` is set."""
     name = to_one_line(username)
     user = User.objects.filter(username=name).first()
     if user is None or (only_active and not user.is_active):
-        raise NotFound(f"There is nobody called {name[:80]!r}.", field="username")
+        raise NotFound(f"User {name[:80]!r} not found.", field="username")
     return user

@@ -1,4 +1,4 @@
-"""Sign-in with a brake on guessing, password change, and the account page with its API tokens."""
+"""Sign-in with rate limiting, password change, and the account page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.people.requests import AuthenticatedRequest, parse_id
 from training.people.sign_in_attempts import WINDOW_SECONDS, clear_attempts, count_attempt
 from training.people.tokens import create_token, revoke_token
 
-MAX_TRIES = 10  # for one name from one address
+MAX_TRIES = 10  # for one user name from one address
 MAX_TRIES_FROM_ONE_ADDRESS = 100
 
 
@@ -30,13 +30,13 @@ class SignIn(auth.LoginView):
     redirect_authenticated_user = True
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        # Counted before the password is looked at, so that parallel guesses count too.
-        # All of them count, not only up to the first.
+        # Count before the password is checked, so that parallel guesses count too. The list counts
+        # under every key; any() on a generator would stop at the first.
         is_over = [count_attempt(key) > limit for key, limit in self.throttle_keys()]
         if any(is_over):
             form = AuthenticationForm(request)
             wait_message = (
-                f"Too many wrong passwords. Wait {WINDOW_SECONDS // 60} minutes, then try again."
+                f"Too many failed sign-ins. Wait {WINDOW_SECONDS // 60} minutes, then try again."
             )
             return render(
                 request,
@@ -51,8 +51,8 @@ class SignIn(auth.LoginView):
         return super().form_valid(form)
 
     def throttle_keys(self) -> tuple[tuple[str, int], ...]:
-        """Keys and limits of the tries for this name, and from this address for all names. The name
-        is normalized as Django's form does it.
+        """Counter keys and limits: for this name from this address, and for all names from it. The
+        name is normalized as in Django's form.
         """
         name = unicodedata.normalize("NFKC", self.request.POST.get("username", "").strip())[
             :150
@@ -75,7 +75,7 @@ class ChangePassword(auth.PasswordChangeView):
     def form_valid(self, form: Any) -> HttpResponse:
         form.user.must_change_password = False
         answer = super().form_valid(form)
-        messages.success(self.request, "Your password is changed.")
+        messages.success(self.request, "Your password has been changed.")
         return answer
 
 
@@ -99,9 +99,7 @@ def account_context(request: AuthenticatedRequest) -> dict[str, Any]:
 @require_POST
 @never_cache
 def token_new(request: AuthenticatedRequest) -> HttpResponse:
-    """The secret is in this one answer and nowhere else: not in an address, not in the session, not
-    in a cache.
-    """
+    """Only this response contains the secret: it is in no URL, session or cache."""
     _, secret = create_token(
         request.user, request.POST.get("name", ""), request.POST.get("scope", Scope.READ)
     )
@@ -111,27 +109,27 @@ def token_new(request: AuthenticatedRequest) -> HttpResponse:
 @require_POST
 def token_revoke(request: AuthenticatedRequest, token_id: int) -> HttpResponse:
     revoke_token(request.user, token_id)
-    messages.success(request, "The token is revoked.")
+    messages.success(request, "Token revoked.")
     return redirect("account")
 
 
 @require_POST
 def team_new(request: AuthenticatedRequest) -> HttpResponse:
     team = teams.create_team(request.user, request.POST.get("name", ""))
-    messages.success(request, f"Team {team} is there; add its people.")
+    messages.success(request, f"Team {team} created. Add its members.")
     return redirect("account")
 
 
 @require_POST
 def team_share(request: AuthenticatedRequest) -> HttpResponse:
-    """Which team new things are shared with."""
+    """Choose the team that new items are shared with."""
     teams.set_sharing_team(request.user, parse_id(request.POST.get("team", "")) or None)
     return redirect("account")
 
 
 @require_POST
 def team_role(request: AuthenticatedRequest, team_id: int) -> HttpResponse:
-    """Add a person to a team, change their role, or (role `remove`) take them out."""
+    """Add a user to a team, change their role, or (role `remove`) remove them."""
     team, name, role = (
         teams.get_team(request.user, team_id),
         request.POST.get("username", ""),

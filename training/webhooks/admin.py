@@ -1,4 +1,4 @@
-"""Webhooks and their messages in the admin site, to look at."""
+"""Webhooks and their deliveries in the admin site, read-only."""
 
 from django.contrib import admin
 

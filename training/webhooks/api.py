@@ -1,4 +1,4 @@
-"""A person's own webhooks in the API."""
+"""The API for your webhooks."""
 
 from typing import Any
 
@@ -40,8 +40,8 @@ def list_webhooks(request: AuthenticatedRequest) -> Any:
 
 @router.post("", response={201: WebhookCreatedOut})
 def create_webhook(request: AuthenticatedRequest, body: WebhookIn) -> Status[Webhook]:
-    """Send a signed message here when a run of yours ends. The secret is in this answer only; a
-    token makes no webhooks.
+    """Create a webhook that gets a signed message when one of your runs ends. Only this response
+    contains its secret. Needs a session: tokens cannot create webhooks.
     """
     check_session_auth(request)
     return Status(201, services.add_webhook(request.user, body.url))

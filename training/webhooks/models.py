@@ -1,4 +1,4 @@
-"""Addresses of people that hear of their runs' ends, and the messages to them."""
+"""Webhooks and the messages that are sent to them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from training.people.models import User
 
 
 class Webhook(models.Model):
-    """An address of a person's own that hears of their runs' ends. `secret` signs what is sent
-    there.
-    """
+    """A URL that gets a message when one of the user's runs ends, signed with `secret`."""
 
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="webhooks")
     url = models.CharField(max_length=500)
@@ -25,14 +23,14 @@ class Webhook(models.Model):
 
 
 class Delivery(models.Model):
-    """One message to a webhook; a job sends it until it arrives or has failed too often. `body` is
-    sent byte for byte each time.
+    """One message to a webhook. A job sends it until it is accepted or has failed too often. Each
+    try sends the same `body`.
     """
 
     webhook = models.ForeignKey(Webhook, on_delete=models.CASCADE, related_name="deliveries")
     body = models.TextField()
     tries = models.PositiveIntegerField(default=0)
-    last_result = models.CharField(max_length=300, blank=True)  # what the last try came to
+    last_result = models.CharField(max_length=300, blank=True)  # the outcome of the last try
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

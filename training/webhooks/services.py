@@ -1,9 +1,8 @@
-"""Messages to people's own addresses: signed as the Standard Webhooks specification
-(standardwebhooks.com) has it, and sent only to where the whole world could send them, too.
+"""Webhooks: messages to users' own URLs, signed as the Standard Webhooks specification
+(standardwebhooks.com) defines, and sent only to public addresses.
 
-The name is resolved once and the connection goes to that very address, so a name that changes its
-answer (DNS rebinding) gains nothing; redirects are not followed, no proxy is used, and of the
-answer only the status is read.
+The host is resolved once and the connection uses that address, which makes DNS rebinding useless.
+Redirects are not followed, no proxy is used, and only the status of the response is read.
 """
 
 from __future__ import annotations
@@ -34,21 +33,22 @@ KIND = "webhook"
 MAX_WEBHOOKS = 5
 RETRY_DELAYS_SECONDS = (10, 60, 600, 3600)
 TIMEOUT_SECONDS = 10.0
-MAX_WAITING_DELIVERIES = 100  # messages of one webhook
+MAX_WAITING_DELIVERIES = 100  # per webhook
 MAX_CONCURRENT = 20
 MAX_STORED_DELIVERIES = 20
-SECRET_PREFIX = "whsec_"  # noqa: S105  the prefix of each, not one
+SECRET_PREFIX = "whsec_"  # noqa: S105  a prefix, not a secret
 
 
 class UnreachableAddress(UserError):
-    """An address to which nothing is sent."""
+    """A URL to which nothing may be sent."""
 
 
 def add_webhook(user: User, url: str) -> Webhook:
-    """Raises Unreachable: not an address on the open internet; TooLarge: there are enough."""
+    """Raises UnreachableAddress: not a public address. TooLarge: the user has MAX_WEBHOOKS."""
     if user.webhooks.count() >= MAX_WEBHOOKS:
         raise TooLarge(
-            f"You have {MAX_WEBHOOKS} webhooks, which is the most; remove one first.", field="url"
+            f"You already have {MAX_WEBHOOKS} webhooks, the maximum. Remove one first.",
+            field="url",
         )
     resolve_host(parse_url(url.strip()))
     return Webhook.objects.create(user=user, url=url.strip()[:500], secret=create_secret())
@@ -56,19 +56,20 @@ def add_webhook(user: User, url: str) -> Webhook:
 
 def remove_webhook(user: User, webhook_id: int) -> None:
     if not user.webhooks.filter(pk=webhook_id).delete()[0]:
-        raise NotFound("There is no such webhook of yours.")
+        raise NotFound(f"Webhook {webhook_id} not found.")
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Raises Unreachable: not http(s), or with a user name, a fragment or odd characters in it."""
+    """Raises UnreachableAddress: not a plain http(s) URL without user name and fragment."""
     if len(url) > 500 or not url.isascii() or any(c in url for c in "\\ \t\r\n\0"):
         raise UnreachableAddress(
-            "The address must be a plain https:// address of at most 500 characters.", field="url"
+            "The URL must have at most 500 ASCII characters, without spaces or backslashes.",
+            field="url",
         )
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        raise UnreachableAddress(f"{url[:80]!r} is not an address.", field="url") from error
+        raise UnreachableAddress(f"{url[:80]!r} is not a valid URL.", field="url") from error
     if (
         parsed.scheme not in ("http", "https")
         or not parsed.host
@@ -76,17 +77,17 @@ def parse_url(url: str) -> httpx.URL:
         or parsed.fragment
     ):
         raise UnreachableAddress(
-            "The address must begin with https:// (or http://), with no user name and no #.",
+            "The URL must start with https:// or http:// and have no user name and no #.",
             field="url",
         )
     return parsed
 
 
 def resolve_host(url: httpx.URL) -> str:
-    """One address of the host, checked; hosts in WEBHOOK_HOSTS may be private.
+    """An IP address of the host. It must be public, unless the host is in WEBHOOK_HOSTS.
 
     Raises:
-        Unreachable: the name does not resolve, or to an address that is not open to the world.
+        UnreachableAddress: the name does not resolve, or not only to public addresses.
     """
     try:
         raw_addresses = {
@@ -102,17 +103,15 @@ def resolve_host(url: httpx.URL) -> str:
 
 
 def private_address_message(url: httpx.URL) -> str:
-    """One sentence for both, so that nobody learns which names this network knows."""
+    """One message for unknown and private hosts, so that it reveals no names of this network."""
     return (
-        f"{url.host} has no address on the open internet; an admin can allow a private one in "
+        f"{url.host} has no public IP address. An admin can allow a private host in "
         "SNAPML_WEBHOOK_HOSTS."
     )
 
 
 def is_public_address(text: str) -> bool:
-    """Is this an address of the open internet? Addresses that carry another one inside are judged
-    by both.
-    """
+    """Is this a public IP address? If it embeds an IPv4 address, that one must be public too."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = (
@@ -128,8 +127,8 @@ def is_public_address(text: str) -> bool:
 
 
 def enqueue_deliveries(user: User, body: str) -> None:
-    """Leave a message for every webhook of an active person; workers send it. Of those that wait
-    the oldest go first.
+    """Enqueue a message for every webhook of an active user. A webhook with too many waiting
+    messages gets none.
     """
     for webhook in user.webhooks.filter(user__is_active=True):
         if count_waiting_deliveries(webhook) < MAX_WAITING_DELIVERIES:
@@ -142,17 +141,17 @@ def count_waiting_deliveries(webhook: Webhook) -> int:
 
 
 def open_deliveries() -> QuerySet[JobSubject, int]:
-    """The ids of messages that have neither arrived nor failed too often."""
+    """The ids of messages that are neither delivered nor given up."""
     subjects = JobSubject.objects.filter(job__kind=KIND, job__state__in=OPEN_STATES)
     return subjects.values_list("object_id", flat=True)
 
 
 def deliver_message(job: Job) -> dict[str, Any]:
-    """Send a message once.
+    """Try to send a message.
 
     Raises:
-        RetryLater: it did not arrive, and is sent again.
-        UserError: it did not arrive, too often.
+        RetryLater: it failed and will be tried again.
+        UserError: it failed for the last time.
     """
     delivery = get_subject(job, Delivery, "webhook")
     assert delivery is not None
@@ -166,7 +165,7 @@ def deliver_message(job: Job) -> dict[str, Any]:
 
 
 def prune_deliveries(job: Job, _end: object) -> None:
-    """Of the messages that have come to an end the newest are kept."""
+    """Delete all finished messages of the webhook but the newest MAX_STORED_DELIVERIES."""
     delivery = get_subject(job, Delivery)
     assert delivery is not None
     ended = Delivery.objects.filter(webhook=delivery.webhook_id).exclude(pk__in=open_deliveries())
@@ -175,21 +174,21 @@ def prune_deliveries(job: Job, _end: object) -> None:
 
 
 async def send_delivery(delivery: Delivery) -> tuple[bool, str]:
-    """Did it arrive, and what was answered. However slowly an address answers, SECONDS are all it
-    gets.
+    """Was it accepted, and a description of the outcome. TIMEOUT_SECONDS limit the whole exchange,
+    however slowly the server responds.
     """
     try:
         status = await asyncio.wait_for(post_delivery(delivery), TIMEOUT_SECONDS)
     except TimeoutError:
-        return False, f"no answer within {TIMEOUT_SECONDS:g} s"
+        return False, f"no response within {TIMEOUT_SECONDS:g} s"
     except (UserError, httpx.HTTPError, OSError) as error:
         return False, str(error) or type(error).__name__
-    return 200 <= status < 300, f"answered {status}"
+    return 200 <= status < 300, f"status {status}"
 
 
 async def post_delivery(delivery: Delivery) -> int:
-    """POST the body to the webhook's address as it resolves now; returns the status. The answer's
-    body is not read.
+    """POST the body to the address that the webhook's host has now. Returns the status and does not
+    read the response's body.
     """
     url = parse_url(delivery.webhook.url)
     address = await asyncio.to_thread(resolve_host, url)
@@ -212,12 +211,13 @@ async def post_delivery(delivery: Delivery) -> int:
 
 
 def signed_headers(delivery: Delivery, timestamp: int) -> dict[str, str]:
-    """Id, time and signature as the Standard Webhooks specification has them. The id is the same at
-    every try of a delivery, so that a receiver can tell a repeat; the time is part of what is
-    signed, so that an old message cannot be sent again as a new one.
+    """Id, timestamp and signature as in the Standard Webhooks specification.
+
+    Every try of a delivery has the same id, so that the receiver can detect duplicates. The
+    timestamp is signed, so that an old message cannot be replayed.
     """
     key = base64.b64decode(delivery.webhook.secret.removeprefix(SECRET_PREFIX))
-    # Keyed, because two installations with one receiver count their deliveries alike.
+    # Derived from the secret: two installations with one receiver may use the same row ids.
     message_id = f"msg_{sign_content(key, str(delivery.pk)).hex()[:32]}"
     signature = base64.b64encode(
         sign_content(key, f"{message_id}.{timestamp}.{delivery.body}")

@@ -1,4 +1,4 @@
-"""The account page's forms of webhooks."""
+"""The webhook forms of the account page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.webhooks import services
 @require_POST
 def webhook_new(request: AuthenticatedRequest) -> HttpResponse:
     services.add_webhook(request.user, request.POST.get("url", ""))
-    messages.success(request, "A signed message goes there when a run of yours ends.")
+    messages.success(request, "Webhook added. It gets a signed message when one of your runs ends.")
     return redirect("account")
 
 

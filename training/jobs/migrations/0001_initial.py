@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
                 ('kind', models.CharField(max_length=20)),
                 ('key', models.CharField(max_length=200)),
                 ('params', models.JSONField(default=dict)),
-                ('state', models.CharField(choices=[('waiting', 'Waiting'), ('working', 'At work'), ('done', 'Done'), ('failed', 'Failed')], default='waiting', max_length=10)),
+                ('state', models.CharField(choices=[('waiting', 'Waiting'), ('working', 'Running'), ('done', 'Done'), ('failed', 'Failed')], default='waiting', max_length=10)),
                 ('progress_message', models.CharField(blank=True, max_length=200)),
                 ('progress_done', models.PositiveIntegerField(default=0)),
                 ('progress_total', models.PositiveIntegerField(default=0)),
