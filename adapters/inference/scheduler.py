@@ -139,9 +139,9 @@ class BatchScheduler:
             except Exception as error:  # noqa: BLE001 reported to the client
                 exit_if_device_lost(error)
                 self.request_queue.finish_request(request, build_error_event(error))
-            # Started, finished at once, or failed. Loading a model needs the memory of the empty
-            # batches' models, so they are dropped before the next request.
             self.waiting.popleft()
+            # A batch is empty if its first sequence could not join. It would keep its model in
+            # memory, and this loop from blocking.
             self.batches = [
                 (loaded_model, batch) for loaded_model, batch in self.batches if batch.sequences
             ]

@@ -12,7 +12,7 @@ MAX_PAGE_SIZE = 200
 
 
 class Pagination(PaginationBase):
-    """`@paginate(Paged)` for every list. A page of 50 unless asked otherwise, of MOST at most."""
+    """`@paginate(Pagination)` for every list, with 50 items per page by default."""
 
     class Input(Schema):
         limit: int = Field(50, ge=1, le=MAX_PAGE_SIZE)
