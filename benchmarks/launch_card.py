@@ -70,7 +70,7 @@ def main() -> None:
         }
         client, default_form = make_instance()
         figures: dict[str, float] = {}
-        for mode, prefix in (("choose", ""), ("auto", "set-")):
+        for mode, prefix in (("manual", ""), ("auto", "set-")):
             form = default_form | {"mode": mode}
             client.post("/runs/new/memory", form)  # simulates what is missing
             for name, first, increment in (("rank", 4, 1), ("max_tokens_per_batch", 1024, 32)):
@@ -78,7 +78,7 @@ def main() -> None:
                 for turn in range(REPEATS):
                     began = time.monotonic()
                     response = client.post(
-                        "/runs/new/card",
+                        "/runs/new/summary",
                         form | {prefix + name: first + increment * turn, f"was-{name}": 0},
                     )
                     milliseconds.append(1000 * (time.monotonic() - began))

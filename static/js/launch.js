@@ -1,10 +1,9 @@
-// The launch page: an answer that comes back late must not undo what a person did since it was
-// asked for.
+// The launch page. A late response must not undo edits that the user made after its request.
 const form = document.getElementById("launch");
-const editedFields = new Map(); // name -> what stands in the field, and after how many edits
+const editedFields = new Map(); // name -> value, checked, number of the edit
 let editCount = 0;
 let answeredEdits = 0;
-// A slider stands at the value that is nearest to its field's.
+// Move the slider of a field to the value that is nearest to the field's.
 const moveSlider = (name, text) => {
   const slider = form.querySelector(`[data-slides="${CSS.escape(name)}"]`);
   if (!slider) return;
@@ -32,8 +31,8 @@ document.body.addEventListener(
   ({ detail }) => (answeredEdits = detail.xhr.editCount ?? editCount),
 );
 
-// A card that is swapped while its button is pressed would swallow the click: it is asked for again
-// when the button is let go.
+// Swapping the summary while its button is pressed would lose the click. Skip the swap and request
+// the summary again after the button is released.
 let isPressed = false;
 let hasMissedSwap = false;
 form.addEventListener(
@@ -41,7 +40,7 @@ form.addEventListener(
   ({ target, button }) => (isPressed = button === 0 && Boolean(target.closest("button"))),
 );
 document.body.addEventListener("htmx:beforeSwap", ({ detail }) => {
-  if (!isPressed || detail.target.id !== "card") return;
+  if (!isPressed || detail.target.id !== "summary") return;
   detail.shouldSwap = false;
   hasMissedSwap = true;
 });
@@ -54,7 +53,7 @@ for (const kind of ["pointerup", "pointercancel"])
     }),
   );
 document.body.addEventListener("htmx:oobBeforeSwap", ({ detail }) => {
-  // the next answer is on its way
+  // a newer response will follow
   if (detail.target.id === "plan" && answeredEdits !== editCount) detail.shouldSwap = false;
 });
 document.body.addEventListener("htmx:afterSwap", () => {
@@ -62,7 +61,7 @@ document.body.addEventListener("htmx:afterSwap", () => {
   for (const [name, { value, checked }] of newerEdits) {
     const field =
       name === "method" ? document.getElementById(`method-${value}`) : form.elements[name];
-    if (!field || field instanceof RadioNodeList) continue; // gone, or several of one name
+    if (!field || field instanceof RadioNodeList) continue; // missing, or several of this name
     if (field.type === "checkbox" || field.type === "radio") field.checked = checked;
     else field.value = value;
     moveSlider(name, value);

@@ -138,7 +138,7 @@ def test_new_from_a_run_that_began_with_a_version_begins_with_it_too(client, ali
     form |= {"model": run.base_model_id, "data": run.data_id, "from_version": trained.pk}
     form["accepted_warnings"] = [
         warning_id
-        for _, warning_id in client.post("/runs/new/card", form).context["forecast"]["warnings"]
+        for _, warning_id in client.post("/runs/new/summary", form).context["forecast"]["warnings"]
     ]
     answer = client.post("/runs/new", form)
     assert answer.status_code == 302, answer.context["error"]

@@ -14,7 +14,7 @@ def choose_model_and_data(page, data="Lights"):
 
 def open_manual_form(page, instance, query=""):
     page.goto(f"{instance.address}/runs/new{query}")
-    page.get_by_role("radio", name="I choose").check()
+    page.get_by_role("radio", name="Manual").check()
     expect(page.get_by_text("Advanced")).to_be_visible(timeout=90_000)
 
 

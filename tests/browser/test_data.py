@@ -98,7 +98,7 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, instance):
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
     page.get_by_label("Longest row").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
-    expect(page.locator("#card")).to_contain_text("at most 80 tokens")
+    expect(page.locator("#summary")).to_contain_text("at most 80 tokens")
     wait_for_summary(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))

@@ -116,11 +116,11 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     page.locator("[name=name]").fill("My careful run")
     page.locator("[name=max_length]").fill("512")
     page.locator("[name=max_tokens_per_batch]").fill("100")
-    expect(page.locator("#card")).to_contain_text(
+    expect(page.locator("#summary")).to_contain_text(
         "max_tokens_per_batch is 100, but a single row can have max_length = 512"
     )
-    expect(page.locator("#card button")).to_have_text("Correct Tokens per batch")
-    expect(page.locator("#card button")).to_be_disabled()
+    expect(page.locator("#summary button")).to_have_text("Correct Tokens per batch")
+    expect(page.locator("#summary button")).to_be_disabled()
     expect(page.locator("[name=name]")).to_have_value("My careful run")
     expect(page.locator("[name=max_tokens_per_batch]")).to_have_value("100")
 
@@ -136,16 +136,16 @@ def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, instanc
     slider.focus()
     page.keyboard.press("End")
     expect(page.locator("[name=rank]")).to_have_value("256")
-    expect(page.locator("#card")).to_contain_text("LoRA, rank 256")
+    expect(page.locator("#summary")).to_contain_text("LoRA, rank 256")
     expect(cost).not_to_have_text(first)
     page.locator("[name=rank]").fill("8")
     expect(slider).to_have_value("3")
-    expect(page.locator("#card")).to_contain_text("LoRA, rank 8")
+    expect(page.locator("#summary")).to_contain_text("LoRA, rank 8")
 
 
 def test_the_button_names_what_is_missing(page, instance):
     page.goto(instance.address + "/runs/new")
-    button = page.locator("#card button")
+    button = page.locator("#summary button")
     choose_model_and_data(page)
     page.locator("#model").select_option("")
     expect(button).to_have_text("Choose a model")

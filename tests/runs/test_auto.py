@@ -49,7 +49,7 @@ def set_free_memory(free):
 
 def render_planned_card(client, form):
     client.post(reverse("run-memory"), form)
-    return normalize_markup(client.post(reverse("run-card"), form))
+    return normalize_markup(client.post(reverse("run-summary"), form))
 
 
 def get_plan_digest(page):
@@ -58,7 +58,7 @@ def get_plan_digest(page):
 
 def test_it_works(client, alice, ready):
     client.force_login(alice)
-    before = normalize_markup(client.post(reverse("run-card"), ready.form))
+    before = normalize_markup(client.post(reverse("run-summary"), ready.form))
     assert "simulating steps" in before and "Planning…" in before
     page = render_planned_card(client, ready.form)
     assert "LoRA fits" in page and "QLoRA would need" in page
@@ -116,10 +116,10 @@ def test_what_never_fits_says_so(client, alice, ready):
 def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
     client.force_login(alice)
     render_planned_card(client, ready.form)
-    page = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode": "choose"}))
+    page = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode": "manual"}))
     assert 'name="max_length" inputmode="decimal" autocomplete="off" value="64"' in page
     back = normalize_markup(
-        client.post(reverse("run-settings"), ready.form | {"mode-was": "choose"})
+        client.post(reverse("run-settings"), ready.form | {"mode-was": "manual"})
     )
     assert 'class="plan"' in back
 
@@ -170,7 +170,7 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
 
 def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):
     client.force_login(alice)
-    form = ready.form | {"mode": "choose", "mode-was": "choose", "method": "lora"}
+    form = ready.form | {"mode": "manual", "mode-was": "manual", "method": "lora"}
     page = normalize_markup(client.post(reverse("run-costs"), form))
     assert "simulating…" in page
     assert 'hx-target="#how" hx-swap="innerHTML"' in page, (
@@ -212,7 +212,7 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
 def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
     client.force_login(alice)
     locked = ready.form | {"set-target_modules": "q_proj", "was-target_modules": "all-linear"}
-    waiting = normalize_markup(client.post(reverse("run-card"), locked))
+    waiting = normalize_markup(client.post(reverse("run-summary"), locked))
     assert '<input type="hidden" name="set-target_modules" value="q_proj">' in waiting
     assert '<input type="hidden" name="lock" value="target_modules">' in waiting
 

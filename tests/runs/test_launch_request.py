@@ -46,7 +46,7 @@ def launch_by_command(tmp_path, text, *options):
 
 
 def render_card(client, form):
-    return client.post(reverse("run-card"), form).content.decode()
+    return client.post(reverse("run-summary"), form).content.decode()
 
 
 def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_for_the_same(
@@ -64,7 +64,7 @@ def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_fo
     text = yaml.safe_dump({"model": "tiny-llama", "data": "Lights", "settings": settings})
     output = launch_by_command(tmp_path, text, "--forecast")
     assert [line[9:] for line in output.splitlines() if line.startswith("warning: ")] == warnings
-    form = {"mode": "choose", "model": base_model.pk, "data": counted.pk, **tiny.SETTINGS}
+    form = {"mode": "manual", "model": base_model.pk, "data": counted.pk, **tiny.SETTINGS}
     page = render_card(as_alice, form | {"learning_rate": "0.001, 0.9"})
     assert page.count('name="accepted_warnings"') == len(warnings)
     assert not Run.objects.exists()

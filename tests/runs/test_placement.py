@@ -34,8 +34,8 @@ def cards(device):
 @pytest.fixture
 def form(base_model, data):
     return {
-        "mode": "choose",
-        "mode-was": "choose",
+        "mode": "manual",
+        "mode-was": "manual",
         "method": "lora",
         "model": base_model.pk,
         "data": data.pk,
@@ -43,7 +43,7 @@ def form(base_model, data):
 
 
 def render_card(client, form):
-    return client.post(reverse("run-card"), form).content.decode()
+    return client.post(reverse("run-summary"), form).content.decode()
 
 
 def test_it_works(as_alice, form, cards, no_queue):

@@ -64,7 +64,7 @@ def test_the_page_starts_one_and_shows_it(as_alice, base_model, data, no_queue):
 
 def test_the_card_counts_the_grid(as_alice, base_model, data):
     page = as_alice.post(
-        "/runs/new/card",
+        "/runs/new/summary",
         {"model": base_model.pk, "data": data.pk, "rank": "2, 4, 8", "alpha": "8, 16, 32, 64"},
     ).content.decode()
     assert "12 runs; start?" in page

@@ -189,10 +189,10 @@ def test_the_card_counts_once_it_is_asked_to(as_alice, data, base_model):
         "max_length": "64",
         "max_tokens_per_batch": "128",
     }
-    assert "counting tokens" in as_alice.post("/runs/new/card", chosen).content.decode()
+    assert "counting tokens" in as_alice.post("/runs/new/summary", chosen).content.decode()
     answer = as_alice.get(f"/runs/new/measured?model={base_model.pk}&data={data.pk}")
     assert (answer.status_code, answer["HX-Trigger"]) == (204, "measured")
-    card = as_alice.post("/runs/new/card", chosen).content.decode()
+    card = as_alice.post("/runs/new/summary", chosen).content.decode()
     assert "counting tokens" not in card
     assert "128 tokens a step" in card
 
@@ -212,7 +212,7 @@ def test_the_button_names_the_next_thing_that_is_missing(
 ):
     ids = {"M": base_model.pk, "D": data.pk}
     card = as_alice.post(
-        "/runs/new/card", {name: ids.get(value, value) for name, value in form_data.items()}
+        "/runs/new/summary", {name: ids.get(value, value) for name, value in form_data.items()}
     ).content.decode()
     assert label in card
 
@@ -300,7 +300,7 @@ def test_data_that_the_model_cannot_hold_is_not_launched(
     base_model.save()
     get_lengths(data, base_model)
     chosen = {"model": base_model.pk, "data": data.pk, "max_length": "64"}
-    card = as_alice.post("/runs/new/card", chosen).content.decode()
+    card = as_alice.post("/runs/new/summary", chosen).content.decode()
     assert "This model cannot be trained on this data; the first such row is row 1" in card
     assert "Choose another model or data" in card
     assert as_alice.post("/runs/new", chosen).status_code == 400

@@ -74,7 +74,7 @@ CHANGING = {
 SHARED = {
     "runs",
     "run-new",
-    "run-card",
+    "run-summary",
     "run-measured",
     "run-costs",
     "run-memory",

@@ -10,7 +10,7 @@ from training.runs.queue import views as queue_views
 urlpatterns = [
     path("", views.list_runs, name="runs"),
     path("runs/new", launch_views.new_run, name="run-new"),
-    path("runs/new/card", summary_views.show_summary, name="run-card"),
+    path("runs/new/summary", summary_views.show_summary, name="run-summary"),
     path("runs/new/models", launch_views.refresh_model_select, name="run-models"),
     path("runs/new/settings", launch_views.update_settings, name="run-settings"),
     path("runs/new/costs", launch_views.refresh_method_costs, name="run-costs"),

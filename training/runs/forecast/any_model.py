@@ -1,5 +1,5 @@
-"""The memory of a run on any model, from its config.json: for the API and `manage.py forecast`.
-Nothing is kept.
+"""Forecast the memory of a run on any model from its config.json, for the API and
+`manage.py forecast`. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from training.runs.forecast.memory import (
 )
 from training.runs.forecast.memory_estimators import estimate_from_config
 
-MAX_CONFIG_CHARACTERS = (
-    64_000  # characters; Llama's has 700, the largest seen (one with rope tables) 20,000
-)
+# Llama's config.json has 700 characters; the largest known one, with RoPE tables, has 20,000.
+MAX_CONFIG_CHARACTERS = 64_000
 COUNT_NAMES = re.compile("layer|head|expert|block|stage")
-MAX_COUNT, MAX_NUMBER = 4_096, 100_000_000
+MAX_COUNT = 4_096  # of a setting whose name matches COUNT_NAMES
+MAX_NUMBER = 100_000_000  # of any other setting
 REQUIRED_KEYS = ("architectures", "model_type")
 
 
 def check_config_size(value: Any, name: str = "") -> None:
-    """transformers makes lists by the number of layers, heads and experts before anything is
-    shallow.
+    """Check that no number in a config.json is implausibly large. transformers allocates lists by
+    the number of layers, heads and experts before the simulation can reduce the depth.
 
     Raises:
-        UserError: a number that no model has.
+        UserError: a number is larger than that of any real model.
     """
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -42,7 +42,8 @@ def check_config_size(value: Any, name: str = "") -> None:
             check_config_size(inner, name)
     elif isinstance(value, int) and value > (MAX_COUNT if COUNT_NAMES.search(name) else MAX_NUMBER):
         raise UserError(
-            f"{name} is {str(value)[:20]} in the config.json; no model has so many.", field="config"
+            f"{name} is {str(value)[:20]} in the config.json, which is too large for a real model.",
+            field="config",
         )
 
 
@@ -54,13 +55,13 @@ def forecast_any_model(
     length: int = 2048,
     device: str = "cuda",
 ) -> dict[str, Any]:
-    """Bytes as `forecast_memory` has them, for a batch of rows x length tokens that are all
-    trained.
+    """The forecast in bytes, with the keys of `forecast_memory`, for one batch of rows x length
+    tokens that are all trained.
 
     Raises:
         ConfigError: a setting is wrong.
-        UserError: not a config.json of a causal language model, one that names code, or one that
-            cannot be simulated.
+        UserError: the config.json is not of a causal language model, it refers to custom code, or
+            the model cannot be simulated.
     """
     if len(json.dumps(config_json)) > MAX_CONFIG_CHARACTERS:
         raise TooLarge(
@@ -69,13 +70,14 @@ def forecast_any_model(
     missing = [key for key in REQUIRED_KEYS if not config_json.get(key)]
     if missing:
         raise UserError(
-            f"The config.json names no {missing[0]}; take the whole file.", field="config"
+            f"The config.json has no {missing[0]}. Use the complete file.", field="config"
         )
     check_no_code(config_json, "config.json")
     check_config_size(config_json)
     if isinstance(settings.get("max_tokens_per_batch"), int) or "batch_unit" in settings:
         raise UserError(
-            "The batch is given by rows and length here; leave max_tokens_per_batch and batch_unit out.",
+            "The batch size is set by rows and length here. Remove max_tokens_per_batch and "
+            "batch_unit from the settings.",
             field="settings",
         )
     batch = {"batch_unit": "rows", "per_device_train_batch_size": rows, "max_length": length}

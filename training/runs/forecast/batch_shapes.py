@@ -1,8 +1,7 @@
-"""The batches that a run's data makes, by the engine's own rules: how many steps they are, and
-which shapes a step may have.
+"""Count the steps of a run and list the shapes of its batches, with the engine's own batching code.
 
-Drawing 2,322 rows takes 2 ms an epoch, and one answer to a moved slider asks for a dozen epochs.
-Most sliders move no row to another batch: what was drawn last is remembered.
+Batching 2,322 rows takes 2 ms per epoch, and one update of the launch page needs a dozen epochs.
+Most settings do not change the batches, so the last results are cached.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape
 from training.runs.forecast.token_lengths import TokenLengths, count_trained_within
 
-# The settings that decide which rows go through the model together, and for how many steps.
+# The settings that decide which rows are batched together, and for how many steps.
 BATCH_SETTINGS = (
     *(
         "epochs",
@@ -32,10 +31,10 @@ BATCH_SETTINGS = (
     ),
     *("max_tokens_per_batch", "micro_batch_splits", "packing", "max_length", "seed"),
 )
-# rows x epochs that are planned one by one (a fifth of a second); beyond, one epoch is scaled up
+# Up to this many rows x epochs, steps are planned exactly (0.2 s); above, one epoch is scaled up.
 MAX_EXACT_ROWS = 100_000
 MAX_SHAPES = 2_000
-CACHE_SIZE = 16  # of at most 20,000 rows: 1 to 2 MB each
+CACHE_SIZE = 16  # results; 1 to 2 MB each for 20,000 rows
 
 
 def get_batch_settings(config: RunConfig) -> tuple[Any, ...]:
@@ -47,8 +46,8 @@ def build_batch_config(batch_settings: tuple[Any, ...]) -> RunConfig:
 
 
 def count_steps(lengths: TokenLengths, config: RunConfig) -> tuple[int, int, bool]:
-    """Optimizer steps and their tokens, and whether they were planned one by one (of much data they
-    are scaled up).
+    """Optimizer steps, their tokens, and whether both are exact. For large data they are scaled up
+    from one epoch.
     """
     return count_steps_cached(
         tuple(lengths.truncated_lengths(config.max_length)),
@@ -85,7 +84,7 @@ def count_steps_cached(
 
 
 def get_batch_shapes(lengths: TokenLengths | None, config: RunConfig) -> list[BatchShape]:
-    """Every batch that one epoch makes; of data that nobody has measured, the largest that the
+    """The distinct batch shapes of one epoch. Without token lengths, the largest shape that the
     settings allow.
     """
     if lengths is None or not lengths.measured_rows:

@@ -1,5 +1,5 @@
-"""What a run will take of a device's memory, told before it starts: from a memory law and the
-batches that its data makes.
+"""Forecast the device memory of a run before it starts, from a memory estimator and the shapes of
+its batches.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from training.runs.forecast.token_lengths import TokenLengths
 from training.runs.models import Run
 from training.runs.states import State
 
-# Before any run has been measured on a kind of device: Python with torch, transformers and PEFT on
-# a CPU (a guess); on CUDA the workspaces of cuBLAS (measured on an H200).
+# Used until a run has been measured on a device: on a CPU, Python with torch, transformers and PEFT
+# (a guess); on CUDA, the workspaces of cuBLAS (measured on an H200).
 FRAMEWORK_BYTES = {"cpu": 900_000_000, "cpu_fp32": 900_000_000, "cuda": 68_157_440}
-# What CUDA takes of a card beside its allocator, which measures a run: an H200's, until a run has
-# shown it on the card itself.
+# Memory of the CUDA context, which PyTorch's allocator does not count. Measured on an H200; used
+# until a run has measured it on the device itself.
 CONTEXT_BYTES = {"cpu": 0, "cpu_fp32": 0, "cuda": 735_000_000}
-MAX_PAST_RUNS = 20  # runs
+MAX_PAST_RUNS = 20
 
 
 class FixedOverhead(NamedTuple):
-    """The bytes that no setting moves: of the framework, and of CUDA's context."""
+    """Bytes that no setting changes: those of the framework and those of the CUDA context."""
 
     framework: int
     context: int
 
 
 def get_fixed_overhead(target: TargetDevice) -> FixedOverhead:
-    """Framework: what past runs on this kind of device took beyond their forecast's other parts.
-    Context: see `worker/memory_guard.py`.
+    """The overhead on this device. `framework` is the median of what past runs measured beyond the
+    variable part of their forecast. For `context` see `worker/memory_guard.py`.
     """
     past_runs = Run.objects.filter(
         state=State.FINISHED, forecast__device=target.name, peak_memory_bytes__gt=0
     ).order_by("-pk")
     measurements = past_runs.values_list("peak_memory_bytes", "forecast")[:MAX_PAST_RUNS]
-    # Paged states are memory of the driver's, which the allocator does not count: such a run would
-    # teach too little.
+    # Paged optimizer states are driver memory that the allocator does not count. Runs that use them
+    # would lower the median.
     overheads = [
         measured - forecast["variable"]
         for measured, forecast in measurements
@@ -69,8 +69,8 @@ def forecast_memory(
     lengths: TokenLengths | None,
     overhead: FixedOverhead,
 ) -> dict[str, Any]:
-    """Bytes at the fullest moment of training by kind, and at load and measuring; for the batch
-    that takes most.
+    """Peak bytes while loading, training and evaluating, for the batch that needs the most; `kinds`
+    splits the training peak by kind.
     """
     trainable, config = (
         estimate_trainable_parameters(estimator, config),
@@ -82,7 +82,7 @@ def forecast_memory(
     kinds = {name: int(value) for name, value in train_peak.kinds.items()}
     framework, context = overhead
     variable = sum(kinds.values())
-    # While it is loaded, one tensor is there twice.
+    # While the model is loaded, its largest tensor exists twice.
     load = kinds["weights"] + 2 * int(estimator.metadata["largest"])
     allocated_peak = max(variable, int(eval_peak.total), load) + framework
     return {
@@ -92,7 +92,7 @@ def forecast_memory(
         "step": variable + framework + context,
         "eval": int(eval_peak.total) + framework + context,
         "load": load + framework + context,
-        "allocated_peak": allocated_peak,  # what the run will measure of it
+        "allocated_peak": allocated_peak,  # the part of `peak` that the run measures
         "peak": allocated_peak + context,
         "phase": train_peak.phase,
         "batch": [train_peak.shape.rows, train_peak.shape.length],
@@ -103,8 +103,9 @@ def forecast_memory(
 
 
 def estimate_trainable_parameters(estimator: MemoryEstimator, config: RunConfig) -> int:
-    """Trained parameters, affine in layers and size as the law's samples have them."""
-    facts, name = estimator.metadata, estimator.metadata["scaling_setting"]
+    """Trainable parameters, interpolated linearly in layers and size from the samples."""
+    metadata = estimator.metadata
+    name = metadata["scaling_setting"]
     fraction = (
         (get_scaling_value(estimator, config) - SAMPLE_SIZES[0])
         / (SAMPLE_SIZES[1] - SAMPLE_SIZES[0])
@@ -114,8 +115,8 @@ def estimate_trainable_parameters(estimator: MemoryEstimator, config: RunConfig)
     by_depth = []
     for depth in (0, 1):
         small, large = (
-            float(facts.get(f"trainable_{depth}{sized}", facts[f"trainable_{depth}0"]))
-            for sized in (0, 1)
+            float(metadata.get(f"trainable_{depth}{size}", metadata[f"trainable_{depth}0"]))
+            for size in (0, 1)
         )
         by_depth.append(small + fraction * (large - small))
     return round(
@@ -132,9 +133,7 @@ def forecast_for_device(
     config: RunConfig,
     lengths: TokenLengths | None,
 ) -> dict[str, Any]:
-    """What `forecast_memory` says of a device, with what past runs there took; the device's name is
-    kept with it.
-    """
+    """The memory forecast with the overhead of this device, and the device's name."""
     return forecast_memory(estimator, config, lengths, get_fixed_overhead(target)) | {
         "device": target.name
     }
@@ -143,10 +142,10 @@ def forecast_for_device(
 def get_cached_forecast(
     config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice
 ) -> dict[str, Any] | None:
-    """The forecast, if its law has been made.
+    """The forecast if its memory estimator is cached, else None.
 
     Raises:
-        UserError: it cannot be made.
+        CannotEstimate: this configuration cannot be simulated.
     """
     estimator = get_cached_estimator(model.folder, config, target.kind)
     return None if estimator is None else forecast_for_device(target, estimator, config, lengths)

@@ -1,8 +1,8 @@
-"""Memory laws, each made once and kept: asked of `training.engine.simulation.forecast`, a program
-that stays for the next question.
+"""Memory estimators, each fitted once by a child process (`training.engine.simulation.forecast`)
+and cached on disk.
 
-A law depends on the model's config, the technique and some settings, not on data, lengths or
-learning rates, so moving those is answered from the kept law at once.
+An estimator depends on the model's config, the method and some settings, but not on the data, its
+lengths or the learning rate. A change of those is answered from the cache.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from training.engine.memory_estimator import MemoryEstimator, get_scaling_settin
 from training.engine.methods import METHODS
 from training.errors import UserError
 
-# Of the laws: one more when the engine's steps change, so that none of the old are read
+# Increase it when the engine's steps or the estimator's JSON change, so that old files are ignored.
 CACHE_VERSION = 8
 TIMEOUT_SECONDS = 120
 COMMON_SETTINGS = ("method", "precision", "optim", "gradient_checkpointing", "packing")
-# Settings of techniques that change nothing in a step's memory.
+# Settings of methods that do not change the memory of a step.
 MEMORY_NEUTRAL_SETTINGS = {
     "alpha",
     "init_lora_weights",
@@ -43,11 +43,11 @@ MEMORY_NEUTRAL_SETTINGS = {
 
 
 class CannotEstimate(UserError):
-    """The model, or these settings with it, cannot be simulated; the message says why."""
+    """This model cannot be simulated, at least not with these settings. The message says why."""
 
 
 def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
-    """What the law depends on, as one word."""
+    """A digest of everything that the estimator depends on."""
     config = config.memory_upper_bound()
     names = set(COMMON_SETTINGS) | set(
         METHODS[config.method].settings
@@ -59,11 +59,11 @@ def compute_cache_key(folder: Path, config: RunConfig, device: str) -> str:
     key_fields = {name: getattr(config, name) for name in sorted(names)} | {
         "optim": config.resolve_optimizer(device)
     }
-    # How much is dropped moves no byte
+    # The dropout rate does not change memory, but dropout itself does.
     key_fields |= {"dropout": config.dropout > 0} if "dropout" in key_fields else {}
     key_fields |= {
         "accumulates": config.accumulates_gradients,
-        "beyond": isinstance(window, int) and config.max_length > window,
+        "exceeds_window": isinstance(window, int) and config.max_length > window,
     }
     key_json = json.dumps([CACHE_VERSION, device, key_fields, model_config], sort_keys=True)
     return hashlib.sha256(key_json.encode()).hexdigest()[:32]
@@ -80,11 +80,11 @@ def get_estimator_path(folder: Path, config: RunConfig, device: str) -> Path:
 def estimate_from_config(
     config_json: dict[str, Any], config: RunConfig, device: str
 ) -> MemoryEstimator:
-    """The law of any model from its config.json, made anew (5 to 20 s) and not kept.
+    """Fit the estimator of any model from its config.json (5 to 20 s). It is not cached.
 
     Raises:
-        Unlawful: see `get_cached_estimator`.
-        UserError: the program broke off.
+        CannotEstimate: this configuration cannot be simulated.
+        UserError: the child process failed.
     """
     with tempfile.TemporaryDirectory(prefix="snapml-config-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json))
@@ -106,10 +106,10 @@ def parse_estimator(response: dict[str, Any]) -> MemoryEstimator:
 
 
 def get_cached_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator | None:
-    """The law, if it has been made.
+    """The cached estimator, or None.
 
     Raises:
-        Unlawful: it was tried and there is none.
+        CannotEstimate: this configuration was tried before and cannot be simulated.
     """
     path = get_estimator_path(folder, config, device)
     if not path.is_file():
@@ -118,11 +118,12 @@ def get_cached_estimator(folder: Path, config: RunConfig, device: str) -> Memory
 
 
 def get_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimator:
-    """The law, made now if need be: about 6 s, and 5 s more when the program has to be started.
+    """The estimator, from the cache or fitted now. Fitting takes about 6 s, and 5 s more if the
+    child process has to start.
 
     Raises:
-        Unlawful: see `get_cached_estimator`.
-        UserError: the program broke off, or could not read the model's file just now; the next call
+        CannotEstimate: this configuration cannot be simulated.
+        UserError: the child process failed, or could not read the model's files. The next call
             tries again.
     """
     estimator = get_cached_estimator(folder, config, device)
@@ -145,13 +146,15 @@ def get_estimator(folder: Path, config: RunConfig, device: str) -> MemoryEstimat
 
 
 class SimulationBusy(UserError):
-    """Too many ask for simulations at this moment."""
+    """Too many simulations are requested at the same time."""
 
     status = 429
 
 
 class EstimatorProcess(RequestProcess):
-    """The forecasting program."""
+    """The child process that fits estimators. It stays alive for the next request; a lock in
+    `RequestProcess` serves one thread at a time.
+    """
 
     def __init__(self) -> None:
         super().__init__(
@@ -161,21 +164,23 @@ class EstimatorProcess(RequestProcess):
         )
 
     def request_estimator(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises UserError: it did not answer in TIMEOUT_SECONDS, or broke off; SimulationBusy: others ask
-        and do not come to an end.
+        """Send a request and wait for its response.
+
+        Raises:
+            UserError: the process failed or did not respond within TIMEOUT_SECONDS.
+            SimulationBusy: other requests kept the process busy for that long.
         """
         try:
             answer = self.send_request(request, cwd=settings.BASE_DIR)
         except TimeoutError as error:
             raise SimulationBusy(
-                "Others are simulating steps just now; try again in a minute."
+                "Other memory simulations are running. Try again in a minute."
             ) from error
         if answer is None:
-            raise UserError("The memory forecast broke off; the log of the web server says why.")
+            raise UserError("The memory forecast failed. See the web server's log.")
         return answer
 
 
-ESTIMATOR_PROCESS = EstimatorProcess()  # for models that are here
-ANY_MODEL_PROCESS = (
-    EstimatorProcess()
-)  # for any config.json, so that nobody's launch page waits for it
+ESTIMATOR_PROCESS = EstimatorProcess()  # for the models of the catalog
+# For uploaded config.json files, so that they do not delay the launch page.
+ANY_MODEL_PROCESS = EstimatorProcess()

@@ -1,8 +1,8 @@
-"""The ladder down in memory: changes of settings with their forecasts, from the one that costs
-least to the last.
+"""Memory options: changes of settings that lower the memory of a run, each with its forecast, in
+order of increasing cost.
 
-A run that ran out of memory goes on by one of them (worker/oom_recovery.py), and a launch that is
-refused is told the nearest that would fit.
+A run that ran out of memory can resume with one of them (worker/oom_recovery.py), and a launch that
+does not fit suggests the first one that does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import ConfigError
-from training.formatting import format_bytes
+from training.formatting import format_bytes, format_percent
 from training.runs.forecast.batch_shapes import get_batch_shapes
 from training.runs.forecast.memory import forecast_memory, get_fixed_overhead
 from training.runs.forecast.memory_estimators import CannotEstimate, get_cached_estimator
@@ -27,14 +27,14 @@ from training.runs.forecast.token_lengths import (
     get_truncation_stats,
 )
 
-MIN_LENGTH = 64  # tokens; below, rows keep too little to learn from
+MIN_LENGTH = 64  # tokens; shorter rows contain too little to learn from
 Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class MemoryOption:
-    """A change of settings. `memory`: what `forecast_memory` says; None where the step has not been
-    simulated.
+    """A change of settings. `memory` is its forecast (see `forecast_memory`), or None if it has not
+    been simulated yet.
     """
 
     name: str
@@ -46,12 +46,12 @@ class MemoryOption:
 def iter_reductions(
     config: RunConfig, lengths: TokenLengths | None, kind: str
 ) -> Iterator[tuple[str, str, Settings]]:
-    """The ladder: name, sentence and change of each rung that this run has."""
+    """Name, description and changed settings of each option that applies to this run."""
     method = METHODS[config.method]
     if max(shape.rows for shape in get_batch_shapes(lengths, config)) > 1:
         description = (
-            "Half as many rows at once, twice as many passes: the same step, with every row "
-            "where it was."
+            "Split each batch into twice as many micro-batches. The optimizer step stays the same, "
+            "on the same rows."
         )
         yield "halve", description, {"micro_batch_splits": 2 * config.micro_batch_splits}
     if (
@@ -60,24 +60,25 @@ def iter_reductions(
     ):
         yield (
             "checkpointing",
-            "Compute activations twice: the same step, about a third slower.",
+            "Turn on gradient checkpointing. The step stays the same, but is about a third slower.",
             {"gradient_checkpointing": True},
         )
     if config.max_length // 2 >= MIN_LENGTH:
         length = config.max_length // 2
-        truncated_rows = (
-            f" {100 * get_truncation_stats(lengths, length)['truncated_share']:.1f} % of the rows are cut off."
-            if lengths and lengths.measured_rows
-            else ""
-        )
-        yield "shorter", f"Cut rows at {length:,} tokens.{truncated_rows}", {"max_length": length}
+        description = f"Truncate rows at {length:,} tokens."
+        if lengths and lengths.measured_rows:
+            share = get_truncation_stats(lengths, length)["truncated_share"]
+            description += f" This truncates {format_percent(share)} of the rows."
+        yield "shorter", description, {"max_length": length}
     if config.resolve_optimizer(kind) == "adamw_torch":
-        description = "Keep the optimizer's state in 8 bits; it begins anew, the weights go on."
+        description = (
+            "Store the optimizer state in 8 bits. The state restarts; the weights are kept."
+        )
         yield "8-bit", description, {"optim": "adamw_8bit"}
     if config.method == "lora":
         yield (
             "qlora",
-            "Keep the base model in 4 bits (QLoRA); slower, and the adapter goes on.",
+            "Quantize the base model to 4 bits (QLoRA). Slower; the adapter is kept.",
             {"method": "qlora"},
         )
 
@@ -85,14 +86,14 @@ def iter_reductions(
 def list_memory_options(
     config: RunConfig, model: BaseModel, lengths: TokenLengths | None, target: TargetDevice
 ) -> list[MemoryOption]:
-    """Every way down from these settings, with its forecast where its step has been simulated."""
+    """Every memory option for these settings, with its forecast if it has been simulated."""
     overhead, options = get_fixed_overhead(target), []
     for name, description, changes in iter_reductions(config, lengths, target.kind):
         try:
             changed = build_changed_config(config, changes)
             estimator = get_cached_estimator(model.folder, changed, target.kind)
         except (ConfigError, CannotEstimate):
-            continue  # this run cannot go that way
+            continue  # this option does not apply to the run
         memory = (
             None
             if estimator is None
@@ -103,7 +104,11 @@ def list_memory_options(
 
 
 def build_changed_config(config: RunConfig, changes: Settings) -> RunConfig:
-    """Raises ConfigError: the change contradicts another setting."""
+    """The config with the changes applied. Settings that the new method does not have are dropped.
+
+    Raises:
+        ConfigError: a change contradicts another setting.
+    """
     settings = {**config.to_dict(), **changes}
     if "method" in changes:
         applicable = set(RunConfig.from_dict({"method": changes["method"]}).to_dict()) - set(
@@ -116,8 +121,8 @@ def build_changed_config(config: RunConfig, changes: Settings) -> RunConfig:
 def suggest_fitting_change(
     config: RunConfig, model: BaseModel, data: DatasetVersion, max_bytes: int, target: TargetDevice
 ) -> str:
-    """The first change that would fit into `most` bytes, as a sentence; what is not simulated yet
-    is not looked at.
+    """A sentence that names the first change with which the run would fit into `max_bytes`. Only
+    options that have been simulated are considered.
     """
     lengths = get_cached_lengths(data, model, train_on_prompt=config.train_on_prompt)
     candidate, halvings = config, 0
@@ -141,4 +146,4 @@ def suggest_fitting_change(
             replace(candidate, micro_batch_splits=candidate.micro_batch_splits * 2),
             halvings + 1,
         )
-    return "Choose a smaller batch, gradient checkpointing, a shorter max_length, or QLoRA."
+    return "Use a smaller batch, gradient checkpointing, a smaller max_length, or QLoRA."

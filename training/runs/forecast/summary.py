@@ -1,5 +1,5 @@
-"""What a launch will do, in numbers: rows, tokens, steps, batch, trainable parameters, device and
-files. Nothing is trained.
+"""The forecast of a run: rows, tokens, steps, batch size, trainable parameters, memory, device,
+file sizes and warnings.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from training.datasets.models import DatasetVersion
 from training.engine.config import RunConfig
 from training.engine.methods import METHODS
 from training.errors import UserError
+from training.formatting import format_percent
 from training.runs.forecast.batch_shapes import count_steps
 from training.runs.forecast.memory import get_cached_forecast
 from training.runs.forecast.target_device import TargetDevice
@@ -27,7 +28,9 @@ def forecast_run(
     lengths: TokenLengths | None,
     target: TargetDevice,
 ) -> dict[str, Any]:
-    """The card's numbers; those that need token lengths are absent until these are measured."""
+    """The numbers of the launch page's summary. Those that need token lengths are absent until the
+    lengths are measured.
+    """
     memory = get_cached_forecast(config, model, lengths, target)
     trainable = memory["trainable"] if memory else count_lora_parameters(model, config)
     summary: dict[str, Any] = {
@@ -38,8 +41,8 @@ def forecast_run(
         "trainable": trainable,
         "parameters": model.metadata.get("parameters"),
         "device": target.description,
-        "adapter_bytes": 4 * trainable if trainable else None,  # what is trained is kept in fp32
-        "checkpoint_bytes": 12 * trainable if trainable else None,  # and AdamW's two moments
+        "adapter_bytes": 4 * trainable if trainable else None,  # adapters are saved in fp32
+        "checkpoint_bytes": 12 * trainable if trainable else None,  # with AdamW's two moments
         "memory": memory and memory | describe_fit(memory, target),
         "warnings": collect_warnings(config, model, lengths),
     }
@@ -57,18 +60,19 @@ def forecast_run(
 
 
 def check_data_fits_model(lengths: TokenLengths | None) -> None:
-    """Raises UserError: the engine would refuse the data, so the launch does."""
+    """Raises UserError: the engine could not train this model on this data."""
     if lengths is not None and lengths.fault:
         raise UserError(
-            f"This model cannot be trained on this data; the first such row is {lengths.fault}",
+            f"This model cannot be trained on this data. The first invalid row is {lengths.fault}",
             field="data",
+            code="data_unfit",
         )
 
 
 def collect_warnings(
     config: RunConfig, model: BaseModel, lengths: TokenLengths | None
 ) -> list[str]:
-    """What is unwise about these settings with this model and, where its lengths are known, this
+    """Warnings about these settings with this model and, if its token lengths are known, this
     data.
     """
     length_based = (
@@ -80,24 +84,27 @@ def collect_warnings(
 
 
 def format_batch(config: RunConfig) -> str:
-    """`2 x 4 = 8 rows a step`, or tokens."""
+    """`2 x 4 = 8 rows per step`, or tokens."""
     count, unit = (
         (config.per_device_train_batch_size, "rows")
         if config.batch_unit == "rows"
         else (config.max_tokens_per_batch, "tokens")
     )
     if config.gradient_accumulation_steps == 1:
-        return f"{count:,} {unit} a step"
-    return f"{count:,} x {config.gradient_accumulation_steps:,} = {count * config.gradient_accumulation_steps:,} {unit} a step"
+        return f"{count:,} {unit} per step"
+    passes = config.gradient_accumulation_steps
+    return f"{count:,} x {passes:,} = {count * passes:,} {unit} per step"
 
 
 def describe_fit(memory: dict[str, Any], target: TargetDevice) -> dict[str, Any]:
-    """Does it fit what is free now? In words, and shares of the whole device for the bar."""
+    """Whether the run fits into free memory, and the percentage of the device for each kind of
+    memory, for the bar.
+    """
     required, total, free = memory["peak"], target.total, target.free
     if required <= free:
         verdict = "fits"
     else:
-        verdict = "does not fit now" if required <= total else "can never fit this device"
+        verdict = "does not fit now" if required <= total else "does not fit this device"
     bar = [
         (name, round(100 * value / max(total, required), 2), value)
         for name, value in memory["kinds"].items()
@@ -107,8 +114,8 @@ def describe_fit(memory: dict[str, Any], target: TargetDevice) -> dict[str, Any]
 
 
 def count_lora_parameters(model: BaseModel, config: RunConfig) -> int | None:
-    """Rank x (in + out) for every linear layer that LoRA touches (Hu et al. 2021, 4.1). Others tell
-    it with their law.
+    """Rank x (in + out), summed over the linear layers that LoRA adapts (Hu et al. 2021, 4.1). None
+    for other methods, whose memory estimator counts the parameters.
     """
     if "rank" not in METHODS[config.method].settings or config.use_dora or config.rank_pattern:
         return None
@@ -127,28 +134,26 @@ def get_context_warnings(config: RunConfig, model: BaseModel) -> list[str]:
     context_length = model.metadata.get("context_length")
     virtual_tokens = config.prepended_tokens
     if context_length and config.max_length + virtual_tokens > context_length:
-        virtual_text = (
-            f" and {virtual_tokens:,} virtual tokens stand in front" if virtual_tokens else ""
-        )
+        virtual_text = f" plus {virtual_tokens:,} virtual tokens" if virtual_tokens else ""
         return [
-            f"max_length is {config.max_length:,}{virtual_text}, but {model.name} was made for at most "
-            f"{context_length:,} tokens."
+            f"max_length is {config.max_length:,}{virtual_text}, but the context length of "
+            f"{model.name} is {context_length:,} tokens."
         ]
     return []
 
 
 def get_length_warnings(truncation: dict[str, Any], config: RunConfig) -> list[str]:
-    warnings = []
+    warnings, measured_rows = [], truncation["measured_rows"]
     if truncation["empty"]:
-        rows_text = f"{truncation['empty']:,} of {truncation['measured_rows']:,} rows"
         warnings.append(
-            f"{rows_text} keep nothing to train within {config.max_length:,} tokens; they are left "
-            "out. Raise max_length."
+            f"{truncation['empty']:,} of {measured_rows:,} rows have no trained token within "
+            f"{config.max_length:,} tokens and are skipped. Increase max_length."
         )
     if truncation["truncated_share"] > TRUNCATION_WARNING_SHARE:
         warnings.append(
-            f"{truncation['truncated']:,} of {truncation['measured_rows']:,} rows are truncated off at {config.max_length:,} "
-            f"tokens ({100 * truncation['truncated_share']:.1f} %); the longest has {truncation['longest']:,}. "
-            "Raise max_length."
+            f"{truncation['truncated']:,} of {measured_rows:,} rows "
+            f"({format_percent(truncation['truncated_share'])}) are truncated at "
+            f"{config.max_length:,} tokens. The longest has {truncation['longest']:,}. "
+            "Increase max_length."
         )
     return warnings

@@ -1,5 +1,5 @@
-"""Where a run would train: a device of the pool that it waits for, as its host last reported it.
-The web server needs none.
+"""The device that a run would train on, as its host last reported it. The web server needs no
+GPU.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from training.gpus.models import Device, Pool
 
 @dataclass(frozen=True)
 class TargetDevice:
-    """The device that a forecast is made for. Bytes."""
+    """The device that a forecast is made for. Sizes are in bytes."""
 
-    kind: str  # `cpu`, `cpu_fp32` (a CPU that has no bf16) or `cuda`: what memory laws are made for
+    kind: str  # `cpu`, `cpu_fp32` (a CPU without bf16) or `cuda`, as memory estimators name it
     name: str
     total: int
     free: int
-    pool: Pool | None = None  # None: no worker has reported a device yet
+    pool: Pool | None = None  # None until a worker has reported a device
     is_schedulable: bool = True
-    context_bytes: int | None = None  # CUDA's own of a process, once a run has shown it
+    context_bytes: int | None = None  # of the CUDA context, once a run has measured it
 
     @property
     def description(self) -> str:
         text = f"{self.name}, {self.free / 1e9:.1f} of {self.total / 1e9:.1f} GB free"
-        return text if self.is_schedulable else f"{text} when last heard of; not given out now"
+        return text if self.is_schedulable else f"{text} at its last report; not schedulable now"
 
 
 def get_target_device(pool: Pool | None = None) -> TargetDevice:
-    """The largest device of a pool, the one with most free memory first; without a pool, of the one
-    that runs get by default.
-
-    Until a worker has reported, it is what this host's own driver tells.
+    """The best device of the pool (see `find_best_device`), by default of all pools. Until a worker
+    has reported any device, the largest device of this host.
     """
     best = find_best_device(pool)
     if best is None:
@@ -56,8 +54,8 @@ def get_target_device(pool: Pool | None = None) -> TargetDevice:
 
 
 def find_best_device(pool: Pool | None) -> Device | None:
-    """Those that are given out before others, a card before a CPU, then the largest, then the
-    emptiest.
+    """Prefer schedulable devices, then GPUs over CPUs, then the largest, then the one with the most
+    free memory.
     """
     devices = Device.objects.select_related("host", "pool")
     candidates = devices.filter(pool=pool) if pool else devices.all()
@@ -69,15 +67,13 @@ def find_best_device(pool: Pool | None) -> Device | None:
 
 
 def get_default_pool() -> Pool | None:
-    """The pool of the largest device that reports, a card before a CPU; where none does, of the
-    largest ever seen.
-    """
+    """The pool of the best device, or None if no device has ever been reported."""
     best = find_best_device(None)
     return best.pool if best else None
 
 
 def get_device_kind(pool_kind: str) -> str:
-    """What laws are made for, of what the driver calls a device."""
+    """Map a pool's kind, the driver's name of its devices, to the kinds of memory estimators."""
     if not is_cpu(pool_kind):
         return "cuda"
     return "cpu" if pool_kind == CPU else "cpu_fp32"

@@ -1,8 +1,8 @@
-"""What a model will see of a data set: lengths measured once and kept beside the data, and single
-rows token by token.
+"""Token lengths of a data set under a model's tokenizer, measured once and cached next to the data,
+and previews of single rows token by token.
 
-Both are asked of `training.engine.data.preview`, a program of its own, because a model's chat
-template is code that somebody wrote.
+Both run in a child process (`training.engine.data.preview`), because a model's chat template is
+untrusted code.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from training.engine.config import RunConfig
 from training.engine.files import write_atomically
 from training.errors import UserError
 
-# about a millisecond each; of larger sets every n-th row is measured, and the page says so
+# About 1 ms each. Of a larger data set every n-th row is measured, and the page says so.
 MAX_MEASURED_ROWS = 20_000
-LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # what the data page offers
+LENGTH_CHOICES = (128, 256, 512, 1024, 2048, 4096, 8192)  # of the data page
 TIMEOUT_SECONDS = 150
 SLOT_TIMEOUT_SECONDS = 30
 RETRY_AFTER_SECONDS = 600
@@ -45,24 +45,23 @@ TOKENIZER_FILES = (
 
 
 class PreviewBusy(UserError):
-    """Too many people look at tokens at this moment."""
+    """Too many previews run at the same time."""
 
     status = 429
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """int32 arrays, one number a measured row: all tokens, trained tokens, and the place of the
-    first trained one.
+    """int32 arrays with one number per measured row: all tokens, trained tokens, and the position
+    of the first trained token.
     """
 
     total: NDArray[np.int32]
     trained: NDArray[np.int32]
     first_trained: NDArray[np.int32]
-    trained_by_length: dict[
-        int, NDArray[np.int32]
-    ]  # of LENGTH_CHOICES: trained tokens before that place
-    rows: int  # in the set; more than were measured if it is large
+    # Trained tokens before that position, for each of LENGTH_CHOICES.
+    trained_by_length: dict[int, NDArray[np.int32]]
+    rows: int  # of the whole data set; a large one is only measured in part
     template: str
     fault: str
 
@@ -71,7 +70,7 @@ class TokenLengths:
         return len(self.total)
 
     def truncated_lengths(self, max_length: int) -> list[int]:
-        """Lengths of the rows that keep something to train, cut off as the engine cuts them."""
+        """Lengths after truncation, without the rows that have no trained token left."""
         lengths: list[int] = np.minimum(self.total, max_length)[
             self.first_trained < max_length
         ].tolist()
@@ -79,19 +78,19 @@ class TokenLengths:
 
     @property
     def sample_scale(self) -> float:
-        """What a count of the measured rows stands for."""
+        """Rows of the data set per measured row."""
         return self.rows / max(1, self.measured_rows)
 
 
 def run_preview(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the program on a request.
+    """Run the preview process on a request and return its response.
 
     Raises:
-        PreviewBusy: its places are all taken.
-        UserError: what it said, or that it took too long.
+        PreviewBusy: no slot became free in SLOT_TIMEOUT_SECONDS.
+        UserError: the process reported an error, failed, or took longer than TIMEOUT_SECONDS.
     """
     if not PREVIEW_SLOTS.acquire(timeout=SLOT_TIMEOUT_SECONDS):
-        raise PreviewBusy("Others are looking at tokens just now; try again in a minute.")
+        raise PreviewBusy("Other token previews are running. Try again in a minute.")
     try:
         completed = run_child(
             "training.engine.data.preview",
@@ -101,13 +100,14 @@ def run_preview(request: dict[str, Any]) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            "This model's chat template took too long; it may never end.", field="model"
+            "This model's chat template took too long. It may contain an endless loop.",
+            field="model",
         ) from error
     finally:
         PREVIEW_SLOTS.release()
     if completed.returncode or not completed.stdout:
         raise UserError(
-            "This model's tokenizer or chat template broke off (out of time or memory).",
+            "This model's tokenizer or chat template failed (out of time or memory).",
             field="model",
         )
     answer: dict[str, Any] = json.loads(completed.stdout)
@@ -120,7 +120,7 @@ def get_lengths_path(
     version: DatasetVersion, model: BaseModel, split: str, train_on_prompt: bool
 ) -> Path:
     files = [model.folder / name for name in TOKENIZER_FILES]
-    # Another tokenizer, another count
+    # A changed tokenizer needs a new measurement.
     tokenizer_state = "|".join(
         f"{file}:{file.stat().st_mtime_ns}" for file in files if file.is_file()
     )
@@ -136,7 +136,7 @@ def get_cached_lengths(
     train_on_prompt: bool = False,
     split: str = "train",
 ) -> TokenLengths | None:
-    """The lengths, if they have been measured."""
+    """The lengths if they have been measured, else None."""
     path = get_lengths_path(version, model, split, train_on_prompt)
     metadata_path = path.with_suffix(".json")
     if not metadata_path.is_file():
@@ -157,7 +157,8 @@ def get_lengths(
     train_on_prompt: bool = False,
     split: str = "train",
 ) -> TokenLengths:
-    """The lengths, measured now if need be: about 2 s, and a millisecond a row up to MAX_MEASURED_ROWS.
+    """The lengths, from the cache or measured now: about 2 s plus 1 ms per row, for up to
+    MAX_MEASURED_ROWS rows.
 
     Raises:
         UserError: see `run_preview`.
@@ -184,9 +185,8 @@ def get_lengths(
         answer = run_preview(request)
     except PreviewBusy:
         raise
-    except (
-        UserError
-    ) as error:  # remembered, or each look at the page would take the whole patience again
+    except UserError as error:
+        # Cached for RETRY_AFTER_SECONDS, or each visit of the page would wait for the timeout.
         failed.write_text(error.message)
         raise
     metadata = {"rows": rows, "template": answer["template"], "fault": answer["fault"]}
@@ -199,7 +199,7 @@ def get_lengths(
 def preview_tokens(
     model: BaseModel, rows: list[dict[str, Any]], *, max_length: int, train_on_prompt: bool
 ) -> dict[str, Any]:
-    """Each row as pieces of trained, masked and cut-off tokens, and which template was used.
+    """Each row as spans of trained, masked and truncated tokens, and which chat template was used.
 
     Raises:
         UserError: see `run_preview`.
@@ -214,7 +214,7 @@ def preview_tokens(
 
 
 def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, Any]:
-    """Shares at a length: rows cut off, rows left with nothing to train, and tokens."""
+    """At this max_length: truncated rows, rows without a trained token, and tokens of the rest."""
     usable = lengths.first_trained < min(max_length, 2**30)
     row_lengths = np.minimum(lengths.total, max_length)
     return {
@@ -237,8 +237,8 @@ def get_truncation_stats(lengths: TokenLengths, max_length: int) -> dict[str, An
 
 
 def count_trained_within(lengths: TokenLengths, max_length: int) -> NDArray[np.int32]:
-    """Trained tokens of each row before a length: counted for those of LENGTH_CHOICES, else as if the
-    answer ran on from its start.
+    """Trained tokens of each row up to a length: exact for LENGTH_CHOICES, else an estimate as if
+    all tokens after the first trained one were trained.
     """
     if max_length in lengths.trained_by_length:
         return lengths.trained_by_length[max_length]
@@ -249,9 +249,7 @@ def count_trained_within(lengths: TokenLengths, max_length: int) -> NDArray[np.i
 
 
 def compute_padding(lengths: TokenLengths, config: RunConfig) -> dict[str, float]:
-    """Share of padding with our batches, and with rows in random order in batches of the same
-    size.
-    """
+    """The share of padding with SnapML's batches, and with random batches of the same size."""
     row_lengths = lengths.truncated_lengths(config.max_length)
     if not row_lengths:
         return {"ours": 0.0, "random": 0.0}
@@ -273,7 +271,7 @@ def compute_padding(lengths: TokenLengths, config: RunConfig) -> dict[str, float
 
 
 def build_histogram(lengths: TokenLengths) -> dict[str, Any]:
-    """Rows by their tokens: prompt, answer and total, over the same bins."""
+    """Number of rows by prompt, answer and total tokens, over the same bins."""
     series = {
         "prompt": lengths.total - lengths.trained,
         "answer": lengths.trained,

@@ -1,5 +1,5 @@
-"""What will be trained of a data set with a chosen model: token colours, shares, and a histogram of
-lengths.
+"""The view of what will be trained of a data set with a chosen model: colored tokens, shares and a
+histogram of lengths.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ROWS_PER_PAGE = 4
 
 
 def show_training_tokens(request: AuthenticatedRequest, version_id: int) -> HttpResponse:
-    """A fragment: `?model=&length=&split=&page=&prompt=on`. The first model that is ready is taken
-    if none is named.
+    """A fragment: `?model=&length=&split=&start=&prompt=on`. The default model is the first that is
+    ready.
     """
     version = get_visible_version(request.user, version_id)
     if version is None:
-        raise NotFound(f"There is no data version {version_id} that you may see.")
+        raise NotFound(f"Data version {version_id} not found.")
     models = list(BaseModel.objects.filter(state=ModelState.READY).order_by("name"))
     model_id = parse_id(request.GET.get("model", ""))
     model = next(

@@ -1,5 +1,5 @@
-"""Launching in the API, and what it tells before: settings, plan, forecast, the data as a model
-sees it.
+"""API endpoints to launch runs and sweeps, and to get settings, plans, forecasts, token lengths and
+token previews before a launch.
 """
 
 from typing import Annotated, Any
@@ -40,15 +40,15 @@ router = Router(tags=["runs"])
 
 
 def to_launch_request(request: AuthenticatedRequest, body: RunIn) -> LaunchRequest:
-    """Raises NotFound: model, data, pool or the version to begin with are not there, or not for the
-    person to see.
+    """Raises NotFound: the model, data, pool or adapter version does not exist or is not visible to
+    the user.
     """
     model = BaseModel.objects.filter(pk=body.model).first()
     version = get_visible_version(request.user, body.data)
     if model is None:
-        raise NotFound(f"There is no base model {body.model}.", field="model")
+        raise NotFound(f"Base model {body.model} not found.", field="model")
     if version is None:
-        raise NotFound(f"There is no data version {body.data} that you may see.", field="data")
+        raise NotFound(f"Data version {body.data} not found.", field="data")
     pool = None if body.pool is None else get_pool(body.pool)
     start_weights = None
     if body.from_version is not None:
@@ -73,25 +73,25 @@ def get_ready_model_and_data(
     version = get_visible_version(request.user, data)
     if base is None or version is None:
         raise NotFound(
-            "There is no such model that is ready, or no such data version that you may see."
+            f"Base model {model} is not ready or not found, or data version {data} is not found."
         )
     return base, version
 
 
 @router.get("/settings", response=list[SettingOut])
 def list_settings(request: AuthenticatedRequest) -> Any:
-    """Every setting of a run with its default, its range and a sentence."""
+    """All settings of a run, each with its default, range and description."""
     return describe_settings()
 
 
 def create_run(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
-    """Start one run. Warnings refuse with 409 unless `accept_warnings` is true; settings with lists
-    belong to /runs/sweeps.
+    """Start one run. Responds with 409 if there are warnings and `accept_warnings` is false.
+    Settings with lists of values belong to /runs/sweeps.
     """
     _, grid = split_grid(body.settings)
     if grid:
         raise UserError(
-            f"{next(iter(grid))} has several values; POST to /api/v1/runs/sweeps to start a sweep.",
+            f"{next(iter(grid))} has several values. POST to /api/v1/runs/sweeps to start a sweep.",
             field="settings",
         )
     launch_request = to_launch_request(request, body)
@@ -103,7 +103,7 @@ def create_sweep(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
     """Start a run for every combination of the settings that are lists."""
     if body.auto is not None:
         raise UserError(
-            "Auto plans one run; POST to /api/v1/runs with `auto`, or give the sweep's settings.",
+            "A sweep cannot use `auto`. POST to /api/v1/runs, or send the sweep's settings.",
             field="auto",
         )
     launch_request = to_launch_request(request, body)
@@ -114,9 +114,9 @@ def create_sweep(request: AuthenticatedRequest, body: RunIn) -> Status[Any]:
 
 @router.post("/forecast", response=ForecastOut)
 def read_forecast(request: AuthenticatedRequest, body: RunIn) -> dict[str, Any]:
-    """What a launch would do: the summary of the launch page, with the warnings of every run of a
-    sweep. Steps and tokens are there once the lengths are measured; `auto` is planned as a launch
-    would plan it, which takes some seconds the first time.
+    """What a launch would do: the launch page's summary, with the warnings of every run of a sweep.
+    Steps and tokens are included once the token lengths are measured. With `auto` this makes the
+    same plan as a launch, which takes some seconds the first time.
     """
     launch_preview = preview_launch(to_launch_request(request, body))
     plan = launch_preview.plan and {
@@ -133,7 +133,7 @@ def read_forecast(request: AuthenticatedRequest, body: RunIn) -> dict[str, Any]:
 
 @router.post("/forecast/model", response=ModelForecastOut)
 def read_model_forecast(request: AuthenticatedRequest, body: ModelForecastIn) -> Any:
-    """Memory that any model would take, from its config.json alone: no weights are needed. Takes 5
+    """The memory that training any model would need, from its config.json without weights. Takes 5
     to 20 s.
     """
     return any_model.forecast_any_model(
@@ -143,8 +143,8 @@ def read_model_forecast(request: AuthenticatedRequest, body: ModelForecastIn) ->
 
 @router.post("/plan", response=PlanOut)
 def read_plan(request: AuthenticatedRequest, body: PlanIn) -> Any:
-    """What Auto LLM would do, with the reason for each choice. The first time for a model and data
-    takes some seconds.
+    """The settings that Auto LLM would choose, with the reason for each. Takes some seconds for a
+    new model or new data.
     """
     base, version = get_ready_model_and_data(request, body.model, body.data)
     target = get_target_device(None if body.pool is None else get_pool(body.pool))
@@ -159,8 +159,8 @@ def read_lengths(
     data: IdParam,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
-    """Token lengths of a data version as a model sees it; measured now if nobody has yet
-    (seconds).
+    """Token lengths of a data version with a model's tokenizer. They are measured now if they are
+    not cached, which takes seconds.
     """
     base, version = get_ready_model_and_data(request, model, data)
     lengths = token_lengths.get_lengths(version, base)
@@ -179,7 +179,7 @@ def read_tokens(
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     max_length: Annotated[int, Query(ge=8, le=131_072)] = 512,
 ) -> Any:
-    """Four rows as a model sees them: pieces of trained (t), masked (m) and cut-off (c) tokens."""
+    """Four rows as token spans: trained (t), masked (m) and truncated (c)."""
     base, version = get_ready_model_and_data(request, model, data)
     rows = load_rows(version, split, offset, 4)
     return token_lengths.preview_tokens(base, rows, max_length=max_length, train_on_prompt=False)

@@ -1,4 +1,6 @@
-"""A plan by Auto LLM for a model and data that are here: gathers what `make_plan` needs."""
+"""Make an Auto LLM plan for a model and data of this installation: collect the inputs of
+`make_plan`.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,18 @@ from training.runs.queue import checks
 
 @dataclass(frozen=True)
 class AutoRequest:
-    """Let Auto choose the settings: what the adapter is for, and the settings that must stay."""
+    """A request to let Auto choose the settings: the goal, and the settings that the user
+    locked.
+    """
 
     goal: str = next(iter(GOALS))
     locked: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PlanPending(Exception):
-    """A plan cannot be made without waiting for `step`: the token lengths, or a memory law."""
+    """No plan yet, because `step` has to run first: `lengths` (token lengths) or `memory` (a memory
+    estimator).
+    """
 
     def __init__(self, step: str) -> None:
         super().__init__(step)
@@ -45,7 +51,7 @@ class PlanPending(Exception):
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What a plan is made for."""
+    """The model, data, token lengths and device that a plan is made for."""
 
     model: BaseModel
     data: DatasetVersion
@@ -61,13 +67,13 @@ def make_run_plan(
     *,
     wait: bool = True,
 ) -> Plan:
-    """A plan for the device as it is now. With `wait`, tokens are counted and memory laws are made
-    now where nobody has yet (5 s each).
+    """A plan for the current state of the device. With `wait`, missing token lengths are measured
+    and missing memory estimators are fitted now (5 s each).
 
     Raises:
-        PlanPending: without `wait`, something is missing.
+        PlanPending: without `wait`, token lengths or a memory estimator are missing.
         Conflict: the model is not ready.
-        UserError: see `make_plan`; or the data cannot be trained on with this model.
+        UserError: see `make_plan`; or the model cannot be trained on this data.
     """
     check_model_ready(model)
     if wait:
@@ -80,20 +86,23 @@ def make_run_plan(
     check_data_fits_model(lengths)
     if not lengths.measured_rows:
         raise UserError("The data has no rows to train on.", field="data")
-    situation = build_plan_inputs(
+    inputs = build_plan_inputs(
         PlanContext(model, data, lengths, target),
         get_estimator if wait else require_cached_estimator,
     )
-    return make_plan(situation, goal=auto.goal, locked=auto.locked)
+    return make_plan(inputs, goal=auto.goal, locked=auto.locked)
 
 
 def compute_plan_digest(plan: Plan) -> str:
-    """A plan's settings as one word: a launch names the plan that was on the screen."""
+    """A digest of the plan's settings. A launch sends the digest of the plan that the user
+    reviewed.
+    """
     text = json.dumps(plan.settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def require_cached_estimator(*arguments: Any) -> MemoryEstimator:
+    """Raises PlanPending: the estimator is not cached."""
     estimator = get_cached_estimator(*arguments)
     if estimator is None:
         raise PlanPending("memory")
@@ -103,14 +112,15 @@ def require_cached_estimator(*arguments: Any) -> MemoryEstimator:
 def build_plan_inputs(
     context: PlanContext, find_estimator: Callable[[Any, RunConfig, str], MemoryEstimator]
 ) -> PlanInputs:
+    """Raises UserError: the model's config.json has no hidden_size."""
     model, data, lengths, target = context.model, context.data, context.lengths, context.target
     if not model.metadata.get("hidden_size"):
         raise UserError(
-            f"The config.json of {model.name} names no hidden_size, which a plan needs; choose "
-            "the settings.",
+            f"The config.json of {model.name} has no hidden_size, which Auto needs. Choose Manual "
+            "settings.",
             field="model",
         )
-    quota_bytes = checks.get_max_bytes(target.pool, data.dataset.team)  # what the quota leaves
+    quota_bytes = checks.get_max_bytes(target.pool, data.dataset.team)  # of the team's quota
     total, free = (
         min(available, quota_bytes) if quota_bytes is not None else available
         for available in (target.total, target.free)

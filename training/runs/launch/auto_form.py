@@ -1,5 +1,5 @@
-"""The launch page's Auto: what is locked in the posted form, and the plan as rows with a field
-each.
+"""Auto on the launch page: read the locked settings of the form, and show the plan as one row per
+setting.
 """
 
 from __future__ import annotations
@@ -17,19 +17,16 @@ from training.runs.launch import form
 from training.runs.launch.auto import AutoRequest, PlanPending, compute_plan_digest, make_run_plan
 from training.runs.launch.selection import Selection
 
-# A row's field, what stood there when it was shown, the ticked rows
-VALUE_PREFIX, PREVIOUS_PREFIX, LOCK_FIELD = (
-    "set-",
-    "was-",
-    "lock",
-)
+VALUE_PREFIX = "set-"  # a row's field
+PREVIOUS_PREFIX = "was-"  # the value that the page was rendered with
+LOCK_FIELD = "lock"  # the checkboxes of locked rows
 
 
 @dataclass(frozen=True)
 class PlanRow:
     choice: Choice
     title: str
-    field: form.Field | None  # of the technique there is none
+    field: form.Field | None  # None for the method
 
     @property
     def text(self) -> str:
@@ -37,7 +34,7 @@ class PlanRow:
 
     @property
     def options(self) -> list[tuple[str, str]]:
-        """(value, words) of a select; none where a number or a text is typed."""
+        """(value, label) pairs of a select; empty for a text field."""
         if self.field is None:
             return [(name, method.title) for name, method in METHODS.items()]
         if self.field.kind == "bool":
@@ -47,8 +44,8 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class AutoPlanState:
-    """A plan, or why there is none yet: something is to be chosen, counted or simulated first, or
-    it is a problem.
+    """A plan, or the reason why there is none: a problem, or a pending step (`choice` of model or
+    data, or one of `PlanPending`).
     """
 
     request: AutoRequest
@@ -73,24 +70,24 @@ class AutoPlanState:
 
     @property
     def locked_texts(self) -> list[tuple[str, str]]:
-        """Locks as the form has them, for while there are no rows."""
+        """The locks as form texts. Hidden fields keep them while there are no rows."""
         return [(name, format_value(value)) for name, value in self.request.locked.items()]
 
     @property
     def digest(self) -> str:
-        """The plan as one word: a launch says which plan was on the screen."""
+        """The digest that the form sends to name the plan that the user reviewed."""
         return compute_plan_digest(self.plan) if self.plan else ""
 
 
 def format_value(value: Any) -> str:
-    """A value as its field has it."""
+    """A value as the text of its form field."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)
 
 
 def parse_locks(form_data: Any) -> dict[str, Any]:
-    """Rows that are ticked, and those in which something else stands than was shown."""
+    """The locked settings: rows with a ticked box, and rows whose value was changed."""
     ticked, kinds = (
         set(form_data.getlist(LOCK_FIELD)),
         {name: field.kind for name, field in get_all_fields().items()},
@@ -111,7 +108,7 @@ def parse_locks(form_data: Any) -> dict[str, Any]:
 
 
 def get_all_fields() -> dict[str, form.Field]:
-    """The settings of all techniques."""
+    """The fields of all methods' settings."""
     return {
         name: field
         for method in METHODS
@@ -135,12 +132,12 @@ def build_plan_state(form_data: Any, selection: Selection, *, wait: bool = False
 
 
 def get_plan_settings(plan: Plan | None) -> dict[str, Any]:
-    """The form's values for a plan: everything that it does not choose is as usual."""
+    """The form values of a plan. Settings that it does not choose keep their defaults."""
     return dict(plan.settings) if plan else {"method": RunConfig().method}
 
 
 def build_form_data(request: AutoRequest) -> QueryDict:
-    """The form's fields for a goal and its locks, as `parse_locks` reads them."""
+    """The form data of a goal and its locks; the inverse of `parse_locks`."""
     fields = QueryDict(mutable=True)
     fields["goal"] = request.goal
     fields.setlist(LOCK_FIELD, list(request.locked))

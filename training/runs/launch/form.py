@@ -1,6 +1,4 @@
-"""The launch form, made of the engine's own config class: its fields, sentences, ranges and
-errors.
-"""
+"""The launch form, generated from RunConfig: fields, descriptions and ranges."""
 
 from __future__ import annotations
 
@@ -20,30 +18,30 @@ TITLES = {
     "max_tokens_per_batch": "Tokens per batch",
     "eval_steps": "Evaluate every",
     "eval_rows": "Held-out rows",
-    "exact_match_rows": "Answers compared",
-    "micro_batch_splits": "Parts of a batch",
-    "auto_reduce_memory": "Recover by itself",
+    "exact_match_rows": "Exact match rows",
+    "micro_batch_splits": "Micro-batches per batch",
+    "auto_reduce_memory": "Recover from out of memory",
     "save_steps": "Save every",
-    "max_steps": "Most steps",
-    "warmup_ratio": "Warm-up share",
-    "max_length": "Longest row",
+    "max_steps": "Max steps",
+    "warmup_ratio": "Warmup ratio",
+    "max_length": "Max length",
     "threads": "CPU threads",
-    "batch_unit": "Batches are counted in",
+    "batch_unit": "Batch unit",
     "per_device_train_batch_size": "Rows per batch",
     "early_stopping_patience": "Early stopping",
-    "init_lora_weights": "Start",
+    "init_lora_weights": "Initialization",
     "use_rslora": "rsLoRA",
     "use_dora": "DoRA",
     "loraplus_lr_ratio": "LoRA+ ratio",
-    "rank_pattern": "Ranks by layer",
-    "alpha_pattern": "Alphas by layer",
-    "prompt_tuning_init": "Start from",
-    "prompt_tuning_init_text": "Text to start from",
+    "rank_pattern": "Rank by layer",
+    "alpha_pattern": "Alpha by layer",
+    "prompt_tuning_init": "Initialize prompt from",
+    "prompt_tuning_init_text": "Initial prompt text",
     "bottleneck_size": "Bottleneck size",
-    "prefix_projection": "Projection",
-    "tuning_budget_fraction": "Trials first",
-    "tuning_budget_minutes": "Minutes of trials",
-    "tuning_search_space": "Trials vary",
+    "prefix_projection": "Prefix projection",
+    "tuning_budget_fraction": "Tuning budget",
+    "tuning_budget_minutes": "Tuning budget, minutes",
+    "tuning_search_space": "Tuning search space",
 }
 GROUPS = (
     ("Training", ("learning_rate", "epochs", "max_steps", "max_tokens_per_batch", "max_length")),
@@ -59,7 +57,7 @@ GROUPS = (
     ),
     ("Schedule", ("optim", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm")),
     (
-        "Measuring and saving",
+        "Evaluation and checkpoints",
         (
             "eval_steps",
             "eval_rows",
@@ -81,7 +79,7 @@ GROUPS = (
         ),
     ),
 )
-# What moves memory most has a slider beside its field, with these values.
+# The settings with most effect on memory have a slider with these values.
 SLIDER_VALUES = {
     "rank": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "num_virtual_tokens": (5, 10, 20, 50, 100, 200),
@@ -108,7 +106,7 @@ class Field:
 
     @property
     def slider_index(self) -> int:
-        """Where the slider stands: at the value nearest to the field's."""
+        """The slider position that is nearest to the field's value."""
         value = self.value[0] if isinstance(self.value, list) else self.value
         number = value if isinstance(value, int) else 0
         return min(
@@ -118,25 +116,25 @@ class Field:
 
     @property
     def text(self) -> str:
-        """The value as one types it; several values of a sweep with commas."""
+        """The value as the field's text; several values of a sweep are separated by commas."""
         values = self.value if isinstance(self.value, list) else [self.value]
         return ", ".join(map(str, values))
 
 
 def format_title(name: str) -> str:
-    """A setting's name as the page writes it."""
+    """A setting's label on the page."""
     return TITLES.get(name, name.replace("_", " ").capitalize()) if name else "the settings"
 
 
 def get_method_name(values: Mapping[str, Any]) -> str:
-    """The technique that the values name, LoRA if they name none that there is."""
+    """The method of the values, or LoRA if it is missing or unknown."""
     name = values.get("method", "lora")
     return name if isinstance(name, str) and name in METHODS else "lora"
 
 
 def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
-    """Every setting that a person may turn for the technique, with the given value or what is usual
-    for it.
+    """The fields of every setting that a user can change for the method, with the given values or
+    the method's defaults.
     """
     name = get_method_name(values)
     method, config = METHODS[name], RunConfig.from_dict({"method": name})
@@ -174,19 +172,21 @@ def build_fields(values: Mapping[str, Any]) -> dict[str, Field]:
 
 
 def list_unsupported_features(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the technique cannot do, each with its reason."""
+    """Features that the method does not support, each with the reason."""
     method = METHODS[get_method_name(values)]
     features = [
-        ("Merging into the base", method.merge_unsupported_reason),
+        ("Merging into the base model", method.merge_unsupported_reason),
         ("Sharing a batch with other adapters", method.mixed_batch_unsupported_reason),
     ]
-    features += [(format_title(name), why) for name, why in method.incompatible_settings.items()]
-    return [(feature, why[0].upper() + why[1:]) for feature, why in features if why]
+    features += [
+        (format_title(name), reason) for name, reason in method.incompatible_settings.items()
+    ]
+    return [(feature, reason[0].upper() + reason[1:]) for feature, reason in features if reason]
 
 
 def group_fields(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str, list[Field]]]:
-    """Fields under their headings, the technique's own first; either those in view or those behind
-    the fold.
+    """Fields grouped under headings, the method's own settings first; either the basic or the
+    advanced ones.
     """
     available, method = build_fields(values), METHODS[get_method_name(values)]
     headings = ((method.title, method.settings), *GROUPS)
@@ -201,9 +201,8 @@ def group_fields(values: Mapping[str, Any], *, advanced: bool) -> list[tuple[str
 
 
 def parse_form_settings(form_data: Mapping[str, str]) -> dict[str, Any]:
-    """Form text -> typed settings; numbers with commas become a list, which makes a sweep.
-
-    What cannot be read as a number stays text, and the config class refuses it by name.
+    """Convert form texts to typed settings. Numbers separated by commas become a list, which spans
+    a sweep. Text that is not a number is kept, and RunConfig reports it with the setting's name.
     """
     settings: dict[str, Any] = {"method": form_data.get("method") or "lora"}
     for name, field in build_fields(settings).items():
@@ -221,8 +220,8 @@ def parse_form_settings(form_data: Mapping[str, str]) -> dict[str, Any]:
 
 
 def switch_method(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values for another technique: what a person turned stays, what was usual for some
-    technique is now usual for this.
+    """The values for another method. Changed values are kept; defaults of any method become the
+    defaults of the new one.
     """
     method = METHODS[get_method_name(values)]
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
@@ -239,6 +238,7 @@ def switch_method(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_value(text: str, kind: str) -> Any:
+    """The number in the text, or the text itself if it is not a number or `kind` is not numeric."""
     parsers = {"int": int, "float": float}
     try:
         return parsers[kind](text) if kind in parsers else text

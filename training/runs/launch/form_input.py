@@ -1,5 +1,5 @@
-"""What the launch form says: what was picked, and the settings that were typed or that a plan
-chose.
+"""Read the launch form: the selection (model, data, pool ...) and the settings, either typed or
+from a plan.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from training.runs.launch.selection import FORM_FIELDS, Selection
 
 @dataclass(frozen=True)
 class LaunchInput:
-    """What the form says: the settings of the plan with Auto, else those that were typed."""
+    """The content of the launch form. `values` are the plan's settings with Auto, else the typed
+    ones.
+    """
 
     selection: Selection
     values: dict[str, Any]
     is_auto: bool
     plan_state: auto_form.AutoPlanState | None = None
-    plan_digest: str | None = None  # of the plan that was on the screen
+    plan_digest: str | None = None  # of the plan that the user reviewed
 
     def to_launch_request(self) -> LaunchRequest:
-        """Raises NotFound: model, data, devices or the version to begin with are not there."""
+        """Raises NotFound: the model, data, pool or adapter version does not exist."""
         plan_state = self.plan_state if self.is_auto else None
         return LaunchRequest(
             user=self.selection.user,
@@ -44,7 +46,7 @@ def read_selection(request: AuthenticatedRequest) -> Selection:
 
 
 def read_launch_form(request: AuthenticatedRequest, *, mode: str = "") -> LaunchInput:
-    """The form as it was sent; `mode` reads it as if Auto, or not, was chosen."""
+    """Read the posted form. `mode` (`auto` or `manual`) overrides the mode of the form."""
     selection = read_selection(request)
     if (mode or request.POST.get("mode")) != "auto":
         return LaunchInput(selection, form.parse_form_settings(request.POST), is_auto=False)
@@ -52,7 +54,7 @@ def read_launch_form(request: AuthenticatedRequest, *, mode: str = "") -> Launch
 
 
 def build_planned_input(selection: Selection, form_data: Any) -> LaunchInput:
-    """What Auto makes of the chosen model and data, around the locks of the form."""
+    """Plan with Auto for the selected model and data, with the locks of the form."""
     plan_state = auto_form.build_plan_state(form_data, selection)
     values = auto_form.get_plan_settings(plan_state.plan)
     return LaunchInput(selection, values, True, plan_state, form_data.get("plan", ""))

@@ -1,5 +1,5 @@
-"""The adapter version whose weights a run begins with. Runs know no adapters: `adapters` registers
-how one is found, and checks who may see it.
+"""The adapter version whose weights a run starts from. The runs app does not import `adapters`,
+which registers a resolver that finds a version and checks its visibility.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from training.people.models import User
 
 @dataclass(frozen=True)
 class StartWeights:
-    """`fixed` are the settings that the weights were made with and that cannot change with them."""
+    """`fixed_settings` are settings of the weights that a run from them cannot change, e.g. the
+    rank.
+    """
 
     version: int
     name: str
@@ -31,14 +33,14 @@ class StartWeights:
         return f"{self.name} v{self.number}"
 
     def to_json(self) -> dict[str, Any]:
-        """What a run's row and its YAML file say of it."""
+        """The reference that is stored with a run and in its YAML file."""
         return {"name": self.name, "version": self.number, "sha256": self.sha256}
 
 
 class Resolver(Protocol):
-    """Finds a version by its id, or by `name`, `number` and `sha256` as a YAML file has them.
+    """Find a version by its id, or by the `name`, `number` and `sha256` of a YAML file.
 
-    Raises NotFound: there is none that the person may see, or its files are gone.
+    Raises NotFound: no such version is visible to the user, or its files are missing.
     """
 
     def __call__(
@@ -58,30 +60,31 @@ def get_start_weights(user: User, version: int) -> StartWeights:
     return _resolvers[0](user, version=version, name="", number=None, sha256="")
 
 
-def find_start_weights(user: User, described: Any) -> StartWeights:
-    """The version that a YAML file names.
+def find_start_weights(user: User, reference: Any) -> StartWeights:
+    """The version that a YAML file refers to.
 
     Raises:
-        UserError: not a mapping with a name. NotFound: see `Resolver`.
+        UserError: the reference is not a mapping with a name.
+        NotFound: see `Resolver`.
     """
-    if not isinstance(described, dict) or not described.get("name"):
+    if not isinstance(reference, dict) or not reference.get("name"):
         raise UserError(
             "`start_from` must be a mapping with name, version and sha256.", field="start_from"
         )
-    number = described.get("version")
+    number = reference.get("version")
     if number is not None and type(number) is not int:
-        raise UserError("`start_from.version` must be a whole number.", field="start_from")
+        raise UserError("`start_from.version` must be an integer.", field="start_from")
     return _resolvers[0](
         user,
         version=None,
-        name=to_one_line(str(described["name"])),
+        name=to_one_line(str(reference["name"])),
         number=number,
-        sha256=to_one_line(str(described.get("sha256") or "")),
+        sha256=to_one_line(str(reference.get("sha256") or "")),
     )
 
 
 def is_same_setting(name: str, value: Any, fixed: Any) -> bool:
-    """Names of modules may come in any order."""
+    """Whether both values mean the same. The order of target_modules does not matter."""
     if name == "target_modules":
         return {part.strip() for part in value.split(",")} == {
             part.strip() for part in fixed.split(",")
@@ -90,28 +93,28 @@ def is_same_setting(name: str, value: Any, fixed: Any) -> bool:
 
 
 def check_start_weights(start: StartWeights, base_model: BaseModel, config: RunConfig) -> None:
-    """Raises ConfigError: the settings or the base model are not those of the weights."""
+    """Raises ConfigError: the base model or a setting does not match the weights."""
     if start.base_model != base_model.pk:
         raise ConfigError(
-            f"{start} was trained on another base model than {base_model.name}.", field="model"
+            f"{start} was trained on a different base model than {base_model.name}.", field="model"
         )
     for name, value in start.fixed_settings.items():
         if not is_same_setting(name, getattr(config, name), value):
             raise ConfigError(
-                f"{name} is {getattr(config, name)!r}, and the weights of {start} have {value!r}; "
-                "leave it as it is.",
+                f"{name} is {getattr(config, name)!r}, but the weights of {start} have {value!r}. "
+                f"Use {value!r}.",
                 field=name,
             )
     for name in ("tuning_budget_fraction", "tuning_budget_minutes"):
         if getattr(config, name):
             raise ConfigError(
-                f"{name} is {getattr(config, name)!r}: trials could not go on with the weights of "
-                f"{start}; leave it out.",
+                f"{name} is {getattr(config, name)!r}, but a run from {start} cannot run trials. "
+                f"Remove {name}.",
                 field=name,
             )
     if config.init_lora_weights != "default":
         raise ConfigError(
-            f"init_lora_weights is {config.init_lora_weights}: a run from {start} begins with its weights; "
-            "leave it out.",
+            f"init_lora_weights is {config.init_lora_weights}, but the run starts from the weights "
+            f"of {start}. Remove init_lora_weights.",
             field="init_lora_weights",
         )

@@ -1,5 +1,5 @@
-"""What every technique would take of memory for one model and data, and the laws that are missing
-for that, made one by one.
+"""The memory forecast of each method for one model and data set, and the background jobs that fit
+missing memory estimators one by one.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from training.runs.models import Run
 from training.runs.states import UNFINISHED
 
 log = logging.getLogger("snapml.forecast")
-# With 8-bit states a law holds for one rank alone (memory_estimator.size_setting); with others, all
-# these have the same one.
+# With an 8-bit optimizer, an estimator is valid for one rank only (see get_scaling_setting); with
+# any other optimizer these ranks share one.
 PRECOMPUTED_RANKS = (16, 8, 32, 64)
-# Laws that this worker asked for: one that broke off is tried again only when a person asks
+# Estimators that this worker has requested. A failed one is only retried on a user's request.
 attempted_paths: set[Path] = set()
-# models (id, last change, kind of device) of which every law was asked for: looking takes 30 ms
+# Models (id, last change, device kind) with no estimator left to request. A check takes 30 ms.
 completed_models: set[tuple[int, datetime, str]] = set()
 
 
 @dataclass(frozen=True)
 class MethodCost:
-    """A technique's forecast as `describe_fit` tells it; `problem` says why there can be none."""
+    """The memory forecast of a method, or the `problem` why there is none."""
 
     method: Method
-    memory: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None  # of `forecast_memory` and `describe_fit`
     problem: str = ""
-    is_pending: bool = False  # to be simulated
+    is_pending: bool = False  # not simulated yet
 
     @property
     def is_impossible(self) -> bool:
-        """It cannot be started on this device, whatever else runs there."""
+        """The method does not fit this device even when it is free."""
         return bool(self.problem) or (
             self.memory is not None and self.memory["peak"] > self.memory["total"]
         )
 
 
 def iter_method_configs(values: Mapping[str, Any]) -> Iterator[tuple[str, RunConfig | None]]:
-    """The settings as each technique would have them; None where they contradict each other."""
+    """The config of each method with these settings, or None if they contradict each other."""
     first_values = {
         name: value[0] if isinstance(value, list) else value for name, value in values.items()
     }
@@ -88,7 +88,7 @@ def compute_method_costs(
     values: Mapping[str, Any],
     target: TargetDevice,
 ) -> dict[str, MethodCost]:
-    """Each technique's cost with these settings, as far as its law has been made."""
+    """The cost of each method with these settings, as far as its estimator is cached."""
     if model is None:
         return {name: MethodCost(method) for name, method in METHODS.items()}
     costs, overhead = {}, get_fixed_overhead(target)
@@ -110,31 +110,31 @@ def compute_method_costs(
 
 
 def simulate_next_missing(model: BaseModel, values: Mapping[str, Any], kind: str) -> None:
-    """Simulate the first technique whose law is missing.
+    """Fit the estimator of the first method that has none.
 
     Raises:
-        UserError: the simulation broke off.
+        UserError: the simulation failed.
     """
     for config in iter_missing_configs(model, values, kind):
         try:
             get_estimator(model.folder, config, kind)
         except CannotEstimate:
-            pass  # kept as this law's answer, and shown with the technique
+            pass  # cached as the estimator's result, and shown with the method
         return
 
 
 def iter_missing_configs(
     model: BaseModel, values: Mapping[str, Any], kind: str
 ) -> Iterator[RunConfig]:
-    """The settings of the techniques whose law for this kind of device has not been made."""
+    """The configs of the methods that have no estimator for this kind of device."""
     for _, config in iter_method_configs(values):
         if config is not None and not get_estimator_path(model.folder, config, kind).is_file():
             yield config
 
 
 def forecast_open_runs() -> None:
-    """Runs that were started before their step was simulated (by API or file, mostly) get their
-    forecast while they train.
+    """Add the memory forecast to unfinished runs that were launched without one, e.g. by the
+    API.
     """
     for run in Run.objects.filter(state__in=UNFINISHED, forecast={}).select_related(
         "base_model", "data", "pool"
@@ -160,8 +160,8 @@ def forecast_open_runs() -> None:
 
 
 def precompute_estimator() -> None:
-    """One law that is missing for a model that is ready, with usual settings: the launch page then
-    waits for none.
+    """Fit one missing estimator with default settings for a ready model, so that the launch page
+    does not have to wait for it.
     """
     kind = get_target_device().kind
     for model in BaseModel.objects.filter(state=ModelState.READY):

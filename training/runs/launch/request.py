@@ -1,6 +1,6 @@
-"""The one way to launch. Page, API, `manage.py launch`, YAML files, sweeps, the benchmark of all
-methods and continued versions each make a `LaunchRequest`. `preview` tells what `launch` would do,
-from the same members, plan and warnings.
+"""Launch runs and sweeps. The launch page, the API, `manage.py launch`, YAML files, the benchmark
+of all methods and continued training each create a `LaunchRequest`. `preview_launch` shows what
+`launch_runs` would do, with the same members, plan and warnings.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from training.runs.queue import actions, checks
 from training.runs.queue.placement import DEFAULT_PLACEMENT, Placement
 from training.runs.signals import run_queued
 
-MAX_STEPS = 2**31 - 1  # that the column holds
+MAX_STEPS = 2**31 - 1  # the column's limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchRequest:
-    """What somebody wants to launch.
+    """A request to launch a run or a sweep.
 
-    `settings` may hold lists of values, which span a sweep. With `auto` they are empty, and
-    `plan_digest`, unless it is None, names the plan that was shown: another one is not launched.
-    `skip_impossible` starts the members of a sweep that can run and keeps why the others cannot.
+    `settings` may contain lists of values, which span a sweep. With `auto` they are empty, and
+    `plan_digest`, if set, names the plan that the user reviewed; no other plan is launched.
+    `skip_impossible` starts the members of a sweep that can run and records why the others cannot.
     """
 
     user: User
@@ -72,18 +72,18 @@ class LaunchRequest:
     skip_impossible: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """What a run keeps of it beside its own settings, so that it can be asked for again."""
+        """The part of the request that is stored with a run, in addition to the run's own settings,
+        so that the request can be repeated.
+        """
         fields: dict[str, Any] = {}
         if self.start_weights:
             fields["start_from"] = self.start_weights.to_json()
         if self.auto:
             fields["auto"] = {"goal": self.auto.goal, "locked": dict(self.auto.locked)}
         elif any(isinstance(value, list) for value in self.settings.values()):
-            fixed, grid = split_grid(self.settings)  # a value that is named twice is kept once
+            fixed, grid = split_grid(self.settings)
             fields["settings"] = fixed | grid
-            fields["name"] = to_one_line(
-                self.name
-            )  # of the sweep; its runs have names of their own
+            fields["name"] = to_one_line(self.name)  # the sweep's name; its runs have other names
         if self.skip_impossible:
             fields["skip_impossible"] = True
         return fields
@@ -91,22 +91,22 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class ResolvedLaunch:
-    """A request that was checked: every member's settings, the plan behind them, and warnings."""
+    """A checked request: the settings of every member, the plan, and the warnings."""
 
     request: LaunchRequest
     members: list[Member]
     grid: dict[str, list[Any]]
     plan: Plan | None
     target: TargetDevice
-    lengths: dict[bool, TokenLengths | None]  # by train_on_prompt; None: not counted yet
+    lengths: dict[bool, TokenLengths | None]  # by train_on_prompt; None: not measured yet
     warnings: list[str]
-    impossible: dict[str, str]  # members that cannot be, and why
+    impossible: dict[str, str]  # label of a member with wrong settings -> reason
 
     def lengths_for(self, config: RunConfig) -> TokenLengths | None:
         return self.lengths[config.train_on_prompt]
 
     def forecast_first_run(self) -> dict[str, Any]:
-        """The summary's numbers, for the first member; the warnings are those of all."""
+        """The forecast of the first member, with the warnings of all members."""
         config = self.members[0].config
         request, lengths = self.request, self.lengths_for(config)
         numbers = forecast_run(config, request.base_model, request.data, lengths, self.target)
@@ -120,26 +120,27 @@ def resolve_request(
     target: TargetDevice | None = None,
     wait: bool = True,
 ) -> ResolvedLaunch:
-    """Check a request once, for preview and launch alike. `plan` and `target` are given by whoever
-    has just made the one and looked up the other for it.
+    """Check a request; preview and launch both use the result. Pass `plan` and `target` if they
+    were already made for this request.
 
     Raises:
-        ConfigError: a setting is wrong; `field` names it. TooLarge: the grid has too many runs.
-        Conflict: the model is not ready, or the plan is another than the one that was shown.
-        NotAllowed: a priority that only admins grant; a team that the person only views.
-        PlanPending: with Auto and without `wait`: something must be counted or simulated first.
-        UserError: the data cannot be trained on with this model.
+        ConfigError: a setting is wrong; `field` names it.
+        TooLarge: the grid has too many runs.
+        Conflict: the model is not ready, or the plan differs from the one that the user reviewed.
+        NotAllowed: only admins can set this priority.
+        PlanPending: with Auto and without `wait`, a measurement or a simulation has to run first.
+        UserError: the model cannot be trained on this data.
     """
     check_model_ready(request.base_model)
     checks.check_priority(request.user, request.placement.priority)
     target = target or get_target_device(request.placement.pool)
     settings = request.settings
     if request.auto is None and request.plan_digest:
-        raise UserError("A plan's digest goes with `auto` only; leave it out.", field="plan_digest")
+        raise UserError("plan_digest needs `auto`. Remove it.", field="plan_digest")
     if request.auto is not None:
         if settings:
             raise UserError(
-                "With `auto`, settings are chosen; put those that must stay into `auto.locked`.",
+                "With `auto`, `settings` must be empty. Put fixed settings into `auto.locked`.",
                 field="settings",
             )
         plan = plan or make_run_plan(
@@ -147,8 +148,8 @@ def resolve_request(
         )
         if request.plan_digest not in (None, compute_plan_digest(plan)):
             raise Conflict(
-                "The plan changed since it was shown, as memory or a lock did; look at it again, "
-                "then start.",
+                "The plan has changed because free memory or a locked value changed. Review it and "
+                "start again.",
                 field="plan",
             )
         settings = plan.settings
@@ -178,24 +179,24 @@ def resolve_request(
 def check_members_start(
     request: LaunchRequest, start: StartWeights, members: list[Member]
 ) -> tuple[list[Member], dict[str, str]]:
-    """The members that may begin with these weights, and the label and reason of each other one.
+    """The members that can start from these weights, and the label and reason of each that cannot.
 
     Raises:
-        ConfigError: one may not; with `skip_impossible`, none may.
+        ConfigError: a member cannot; with `skip_impossible`, no member can.
     """
 
-    def check(member: Member) -> Member:
+    def check_member(member: Member) -> Member:
         check_start_weights(start, request.base_model, member.config)
         return member
 
     return collect_possible(
-        members, check, attrgetter("label"), skip_impossible=request.skip_impossible
+        members, check_member, attrgetter("label"), skip_impossible=request.skip_impossible
     )
 
 
 @dataclass(frozen=True)
 class LaunchPreview:
-    """What a launch would do: how many runs, from which plan, and the forecast of the first."""
+    """What a launch would do: the number of runs, the plan, and the forecast of the first run."""
 
     runs: int
     grid: dict[str, list[Any]]
@@ -203,7 +204,7 @@ class LaunchPreview:
     plan: Plan | None
     plan_digest: str
     forecast: dict[str, Any]
-    is_measured: bool  # are the data's tokens counted for this model?
+    is_measured: bool  # the data's token lengths are known for this model
 
 
 def preview_launch(
@@ -213,7 +214,11 @@ def preview_launch(
     target: TargetDevice | None = None,
     wait: bool = True,
 ) -> LaunchPreview:
-    """Raises UserError: what `resolve` raises, or the technique does not fit the model."""
+    """Check and forecast a launch without starting anything.
+
+    Raises:
+        UserError: see `resolve_request`; or the method cannot be used with this model.
+    """
     resolved = resolve_request(request, plan=plan, target=target, wait=wait)
     config = resolved.members[0].config
     return LaunchPreview(
@@ -237,14 +242,17 @@ def launch_runs(
     wait: bool = True,
     as_sweep: bool = False,
 ) -> Run | Sweep:
-    """Start a run, or a sweep where settings have several values (or `as_sweep`): all or none.
+    """Start a run, or a sweep if a setting has several values (or with `as_sweep`). Either all runs
+    of a sweep are started or none.
 
-    `accepted_warnings` are ids (`sweep.warning_id`) of those that the person has read and accepted.
+    `accepted_warnings` are the ids (see `compute_warning_id`) of the warnings that the user
+    accepted.
 
     Raises:
-        WarningsNotAccepted: there are warnings, and they were not accepted.
-        Conflict: the queue has as many of the person's runs as it may.
-        UserError: no device or quota would ever take it; and what `resolve` raises.
+        WarningsNotAccepted: there are warnings that were not accepted.
+        Conflict: the user has too many runs in the queue.
+        NotAllowed: the user is only a viewer of the data's team.
+        UserError: no device or quota could ever run it; and see `resolve_request`.
     """
     resolved = resolve_request(request, plan=plan, target=target, wait=wait)
     if not accept_warnings:
@@ -266,7 +274,7 @@ def launch_runs(
 
 @dataclass(frozen=True)
 class RunDraft:
-    """A member with what is known of its steps and memory before it starts."""
+    """A member with its forecast steps and memory."""
 
     member: Member
     total_steps: int
@@ -276,10 +284,10 @@ class RunDraft:
 def draft_runs(
     resolved: ResolvedLaunch, team: Team | None
 ) -> tuple[list[RunDraft], dict[str, str]]:
-    """Drafts of the members that could start, and the label and reason of each that never could.
+    """Drafts of the members that can be scheduled, and the label and reason of each that cannot.
 
     Raises:
-        UserError: no device or quota would ever take a member; with `skip_impossible`, any of them.
+        UserError: no device or quota could ever run a member; with `skip_impossible`, any member.
     """
     drafts, refused = collect_possible(
         resolved.members,
@@ -291,7 +299,7 @@ def draft_runs(
 
 
 def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> RunDraft:
-    """Raises UserError: no device or quota would ever take it."""
+    """Raises UserError: no device or quota could ever run it."""
     config, lengths = member.config, resolved.lengths_for(member.config)
     memory = (
         get_cached_forecast(config, resolved.request.base_model, lengths, resolved.target) or {}
@@ -304,7 +312,7 @@ def draft_run(resolved: ResolvedLaunch, member: Member, team: Team | None) -> Ru
 def check_schedulable(
     resolved: ResolvedLaunch, config: RunConfig, team: Team | None, peak: int | None
 ) -> None:
-    """Raises UserError: no device or quota would ever take the run; the sentence says what would
+    """Raises UserError: no device or quota could ever run it. The message suggests what would
     fit.
     """
     request, target = resolved.request, resolved.target
@@ -347,7 +355,7 @@ def create_run(
     name: str,
     sweep: Sweep | None = None,
 ) -> Run:
-    """Write the run's row and its folder, and tell the workers once that is committed."""
+    """Create the run's row and folder, and notify the workers after the commit."""
     request, config = resolved.request, draft.member.config
     default_name = f"{request.data.dataset.name}, {METHODS[config.method].title}"
     start = request.start_weights

@@ -1,4 +1,4 @@
-"""The shapes of what the API tells before a launch: plans, forecasts, lengths and tokens."""
+"""API schemas of launches, plans, forecasts, token lengths and settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLE_MODEL: JsonDict = {
 
 
 class AutoIn(Schema):
-    """Let Auto LLM choose the settings; `locked` holds those that it must keep."""
+    """Let Auto LLM choose the settings, except those in `locked`."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"goal": "task", "locked": {"rank": 32}}]}
@@ -48,7 +48,7 @@ class PlanIn(AutoIn):
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
-        None, description="id of the devices that it is planned for"
+        None, description="id of the pool to plan for"
     )
 
 
@@ -63,34 +63,32 @@ class PlanOut(Schema):
 
 class ForecastOut(Schema):
     runs: int
-    forecast: dict[str, Any] = Field(
-        description="of the first run; `warnings` are those of all runs"
-    )
+    forecast: dict[str, Any] = Field(description="of the first run; `warnings` are of all runs")
     plan: PlanOut | None = Field(description="with `auto`")
-    plan_digest: str = Field(description="launch with it, and no other plan is started")
+    plan_digest: str = Field(description="send it with a launch to start exactly this plan")
 
 
 class ModelForecastIn(Schema):
-    """Any causal language model by its config.json; the batch is `rows` x `length`, all of it
+    """Any causal language model by its config.json. The batch has `rows` x `length` tokens, all
     trained.
     """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_MODEL]})
     config: dict[str, Any] = Field(description="the model's config.json")
-    settings: dict[str, Any] = Field({}, description="of a run; one value each")
+    settings: dict[str, Any] = Field({}, description="settings of a run, one value each")
     rows: int = Field(1, ge=1, le=4096)
     length: int = Field(2048, ge=8, le=131_072)
     device: Literal["cpu", "cpu_fp32", "cuda"] = "cuda"
 
 
 class ModelForecastOut(Schema):
-    """Bytes."""
+    """Memory in bytes."""
 
     load: int
     step: int
     eval: int
     peak: int
-    kinds: dict[str, int] = Field(description="of the fullest moment of a step")
+    kinds: dict[str, int] = Field(description="of the training peak, by kind")
     trainable: int
     precision: str
     optimizer: str
@@ -126,33 +124,33 @@ EXAMPLE_RUN: JsonDict = {
 
 
 class RunIn(Schema):
-    """Unknown fields are refused: nobody sets an owner, a state or a lease by this request."""
+    """Unknown fields are rejected, so that clients cannot set owner, state or lease."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_RUN]})
     model: int = Field(ge=0, le=2**53, description="id of a base model")
     data: int = Field(ge=0, le=2**53, description="id of a data set's version")
     name: str = Field("", max_length=models.MAX_NAME_LENGTH)
     settings: dict[str, Any] = Field(
-        {}, description="see /runs/settings; a list of values spans a sweep"
+        {}, description="see GET /runs/settings; a list of values spans a sweep"
     )
     auto: AutoIn | None = Field(
-        None, description="choose the settings; then `settings` stays empty"
+        None, description="let Auto LLM choose the settings; `settings` must be empty"
     )
     priority: Priority | None = Field(
-        None, description="normal if not given; urgent is granted by admins"
+        None, description="default: normal; only admins can set urgent"
     )
     pool: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
-        None, description="the id of one; if not given, of the largest devices"
+        None, description="id of a pool; default: the pool of the best device"
     )
     from_version: Annotated[int, Field(ge=0, le=2**53)] | None = Field(
-        None, description="id of an adapter version whose weights the run begins with"
+        None, description="id of the adapter version whose weights the run starts from"
     )
     plan_digest: str | None = Field(
         None,
         max_length=64,
-        description="with `auto`: of the plan that a forecast told; another plan is refused (409)",
+        description="with `auto`: from a forecast; 409 if the plan has changed since",
     )
-    accept_warnings: bool = Field(False, description="start although something is unwise")
+    accept_warnings: bool = Field(False, description="start in spite of warnings")
 
 
 class SettingOut(Schema):
@@ -164,7 +162,7 @@ class SettingOut(Schema):
     choices: list[str]
     minimum: float | None
     maximum: float | None
-    methods: list[str] = Field(description="techniques that have it; empty: all")
+    methods: list[str] = Field(description="methods that have this setting; empty: all")
 
 
 def describe_settings() -> list[dict[str, Any]]:

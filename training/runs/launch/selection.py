@@ -1,4 +1,6 @@
-"""What the launch form names: model, data, devices and class. Each is looked up once a request."""
+"""The selection of the launch form: model, data, pool, priority and start weights. Each is looked
+up once per request.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ FORM_FIELDS = ("model", "data", "name", "pool", "priority", "from_version")
 
 @dataclass(frozen=True)
 class Selection:
-    """`texts` are the form's fields. What is not there, not ready or not the person's to see is
-    None.
+    """`texts` are the form's fields. A property is None if the object does not exist, is not ready
+    or is not visible to the user.
     """
 
     user: User
@@ -41,7 +43,7 @@ class Selection:
 
     @cached_property
     def pool(self) -> Pool | None:
-        """None: those that runs get by default."""
+        """None selects the default pool."""
         return (
             Pool.objects.filter(pk=parse_id(self.texts["pool"])).first()
             if self.texts["pool"]
@@ -53,31 +55,35 @@ class Selection:
         return get_target_device(self.pool)
 
     def require_model(self) -> BaseModel:
-        """Raises NotFound: there is none; Conflict comes from the launch where it is not ready."""
+        """The model, even if it is not ready: the launch then raises Conflict.
+
+        Raises:
+            NotFound: no model is selected.
+        """
         model = self.model or BaseModel.objects.filter(pk=parse_id(self.texts["model"])).first()
         if model is None:
             raise NotFound("Choose a base model.", field="model")
         return model
 
     def require_data(self) -> DatasetVersion:
-        """Raises NotFound: there is none that the person may see."""
+        """Raises NotFound: no visible data is selected."""
         if self.version is None:
             raise NotFound("Choose a data set.", field="data")
         return self.version
 
     def get_placement(self) -> Placement:
-        """Raises NotFound: the devices are gone; UserError: there is no such class."""
+        """Raises NotFound: the pool no longer exists; UserError: the priority is unknown."""
         if self.texts["pool"] and self.pool is None:
-            raise NotFound("These devices are not there any more; choose others.", field="pool")
+            raise NotFound("This pool no longer exists. Choose another.", field="pool")
         priority = self.texts["priority"] or Priority.NORMAL
         if priority not in Priority.values:
-            raise UserError(f"The class is one of {', '.join(Priority.values)}.", field="priority")
+            raise UserError(
+                f"priority must be one of {', '.join(Priority.values)}.", field="priority"
+            )
         return Placement(self.pool, priority)
 
     @cached_property
     def start_weights(self) -> StartWeights | None:
-        """Raises NotFound: the version that the run was to begin with is gone, or not theirs to
-        see.
-        """
+        """Raises NotFound: the adapter version does not exist or is not visible to the user."""
         version = parse_id(self.texts["from_version"])
         return get_start_weights(self.user, version) if version else None

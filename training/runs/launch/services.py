@@ -1,4 +1,4 @@
-"""What every launch checks, and the folder that the engine is started on. No torch and no HTTP
+"""Checks of every launch, and the run directory that the engine reads. No torch and no HTTP
 here.
 """
 
@@ -16,45 +16,51 @@ from training.errors import Conflict, NotAllowed, UserError
 from training.people.models import Role, Team, User
 from training.runs.models import Run
 
-# What the launch form may not say: the run's place on the disk is SnapML's business.
+# Settings that a launch cannot set. They are paths and names that SnapML fills in.
 INTERNAL_SETTINGS = frozenset({"model", "model_name", "train_data", "eval_data", "start_weights"})
 
 
 class WarningsNotAccepted(UserError):
-    """Nothing is wrong, but something is seldom meant; the launch goes through once the warnings
-    are accepted.
+    """The settings are valid but probably not intended. The launch starts once the warnings are
+    accepted.
     """
 
     status = 409
 
     def __init__(self, warnings: list[str]) -> None:
         super().__init__(
-            " ".join(warnings) + " To start anyway, accept the warnings.", field="accept_warnings"
+            " ".join(warnings) + " Accept the warnings to start anyway.", field="accept_warnings"
         )
         self.warnings = warnings
 
 
 def read_settings(settings: dict[str, Any]) -> RunConfig:
-    """Raises ConfigError: a setting is wrong, `field` names it; UserError: one that is not the
-    launch's business.
+    """Raises ConfigError: a setting is wrong; `field` names it. UserError: it is an internal
+    setting.
     """
     forbidden = sorted(INTERNAL_SETTINGS & settings.keys())
     if forbidden:
-        raise UserError(f"{forbidden[0]} is set by SnapML, not by the launch.", field=forbidden[0])
+        raise UserError(
+            f"{forbidden[0]} is set by SnapML and cannot be changed.",
+            field=forbidden[0],
+            code="internal_setting",
+        )
     return RunConfig.from_dict(settings)
 
 
 def check_model_ready(model: BaseModel) -> None:
-    """Raises Conflict: the model's weights are not there yet."""
+    """Raises Conflict: the model is not ready."""
     if model.state != ModelState.READY:
         raise Conflict(
-            f"{model.name} is not ready yet ({model.get_state_display().lower()}).", field="model"
+            f"{model.name} is not ready yet ({model.get_state_display().lower()}).",
+            field="model",
+            code="model_not_ready",
         )
 
 
 def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> None:
-    """Write the folder that the engine is started on, with its config.json."""
-    # Left by a launch that was killed; SQLite gives its number out again.
+    """Create the run directory with the config.json that the engine reads."""
+    # A killed launch may have left a folder, because SQLite reuses the id of its row.
     shutil.rmtree(run.folder, ignore_errors=True)
     run.folder.mkdir(parents=True)
     paths = {
@@ -68,25 +74,25 @@ def prepare_run_dir(run: Run, config: RunConfig, start_weights: Path | None) -> 
 
 
 def get_run_team(user: User, data: DatasetVersion) -> Team | None:
-    """A run belongs to the team of its data: whoever sees the one sees the other, and may delete
-    both.
+    """The team of the data, which also owns the run. The same users can then see and delete both.
 
     Raises:
-        NotAllowed: the person only views that team.
+        NotAllowed: the user is only a viewer of that team.
     """
     team = data.dataset.team
     if team is None or user.is_superuser or data.dataset.owner_id == user.pk:
         return team
     if not user.memberships.filter(team=team).exclude(role=Role.VIEWER).exists():
         raise NotAllowed(
-            f"You only view what team {team} has; ask a lead to make you a member to train on its "
-            "data.",
+            f"You are only a viewer of team {team}. Ask a lead to make you a member to train on "
+            "its data.",
             field="data",
         )
     return team
 
 
 def get_public_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of the config that a launch can set."""
     return {
         name: value for name, value in config.to_dict().items() if name not in INTERNAL_SETTINGS
     }

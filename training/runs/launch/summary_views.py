@@ -1,6 +1,4 @@
-"""The card beside the launch form: what will happen, and what has to be counted or simulated before
-it can be told.
-"""
+"""The summary card of the launch page, and the requests that measure or simulate what it needs."""
 
 from __future__ import annotations
 
@@ -25,8 +23,8 @@ from training.runs.launch.sweep import compute_warning_id, expand_grid
 
 @require_POST
 def show_summary(request: AuthenticatedRequest) -> HttpResponse:
-    """The card beside the form, for what the form says at this moment; with Auto, the plan comes
-    along.
+    """The summary card for the current content of the form. With Auto it includes the plan as an
+    out-of-band swap.
     """
     launch_input = read_launch_form(request)
     values = {
@@ -35,11 +33,11 @@ def show_summary(request: AuthenticatedRequest) -> HttpResponse:
         "plan_state": launch_input.plan_state,
         "is_partial": True,
     }
-    return render(request, "runs/_card.html", values)
+    return render(request, "runs/_summary.html", values)
 
 
 def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
-    """What will happen, or the next thing that is missing."""
+    """The forecast of the launch, or the next input or step that is missing."""
     values, model, version = (
         launch_input.values,
         launch_input.selection.model,
@@ -50,7 +48,7 @@ def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
     plan_state = launch_input.plan_state if launch_input.is_auto else None
     if plan_state and plan_state.plan is None and model and version:
         problem = plan_state.problem
-        missing = f"Correct {form.format_title(problem.field)}" if problem else "Planning…"
+        missing = f"Fix {form.format_title(problem.field)}" if problem else "Planning…"
         return context | {
             "problem": problem,
             "missing": missing,
@@ -61,7 +59,7 @@ def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
         context |= {"config": members[0].config, "count": len(members), "grid": grid}
         if model is None or version is None:
             return context | {"missing": format_missing_choice(launch_input)}
-        # The digest is the launch's business: a plan that changed is shown here, anew.
+        # Only the launch checks the digest. The summary always shows the current plan.
         request = replace(launch_input.to_launch_request(), plan_digest=None)
         plan, target = plan_state.plan if plan_state else None, launch_input.selection.target
         launch_preview = preview_launch(request, plan=plan, target=target, wait=False)
@@ -75,22 +73,24 @@ def build_summary_context(launch_input: LaunchInput) -> dict[str, Any]:
 
 
 def format_correction(problem: UserError) -> str:
+    """The start button's label while there is a problem."""
     if isinstance(problem, CannotEstimate):
-        return "Choose another technique"
+        return "Choose another method"
     if problem.field == "data":
         return "Choose another model or data"
-    return f"Correct {form.format_title(problem.field)}"
+    return f"Fix {form.format_title(problem.field)}"
 
 
 def format_missing_choice(launch_input: LaunchInput) -> str:
+    """The start button's label while the model or the data is not chosen."""
     if launch_input.selection.model is None:
         return "Choose a model" if launch_input.selection.version else "Choose model and data"
     return "Choose data"
 
 
 def measure_lengths(request: AuthenticatedRequest) -> HttpResponse:
-    """Count the tokens of the chosen data with the chosen model; the card asks for this when nobody
-    has yet.
+    """Measure the token lengths of the selected data with the selected model. The summary card
+    requests this if they are not cached.
     """
     selection = Selection(request.user, {name: request.GET.get(name, "") for name in FORM_FIELDS})
     model, version = selection.require_model(), selection.require_data()
@@ -100,31 +100,29 @@ def measure_lengths(request: AuthenticatedRequest) -> HttpResponse:
         )
     except UserError as error:
         return render(request, "_error.html", {"error": error})
-    answer = HttpResponse(status=204)
-    answer["HX-Trigger"] = "measured"
-    return answer
+    response = HttpResponse(status=204)
+    response["HX-Trigger"] = "measured"
+    return response
 
 
 @require_POST
 def simulate_memory(request: AuthenticatedRequest) -> HttpResponse:
-    """Simulate steps of what the form says; the card asks for this when memory laws are missing for
-    it, or for the plan.
+    """Fit the memory estimators of the form's settings or of its plan. The summary card requests
+    this if they are not cached.
     """
     selection = read_selection(request)
     try:
         model, _ = selection.require_model(), selection.require_data()
         if request.POST.get("mode") == "auto":
             problem = auto_form.build_plan_state(request.POST, selection, wait=True).problem
-            # Any other problem is shown by the card.
+            # The summary card shows any other problem.
             if auto_form.build_plan_state(request.POST, selection).pending_step == "memory":
-                raise problem or UserError(
-                    "The memory forecast broke off; the log of the web server says why."
-                )
+                raise problem or UserError("The memory forecast failed. See the web server's log.")
         else:
             _, members, _ = expand_grid(form.parse_form_settings(request.POST))
             get_estimator(model.folder, members[0].config, selection.target.kind)
     except UserError as error:
         return render(request, "_error.html", {"error": error})
-    answer = HttpResponse(status=204)
-    answer["HX-Trigger"] = "measured"
-    return answer
+    response = HttpResponse(status=204)
+    response["HX-Trigger"] = "measured"
+    return response

@@ -1,4 +1,6 @@
-"""Several values for a setting span a grid of runs, counted and checked before any is started."""
+"""Expand settings with several values into a grid of runs, and check all of them before the
+launch.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,7 @@ SETTING_NAMES = {f.name for f in dataclasses.fields(RunConfig)}
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a launch: its settings, and its place in the grid (empty where it is the only
-    one).
-    """
+    """A run of a launch: its config, and its values in the grid (empty for a single run)."""
 
     config: RunConfig
     values: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Member:
 
 
 def format_label(values: Mapping[str, Any]) -> str:
-    """`rank 4, learning_rate 0.001`; a technique is called by its title."""
+    """`rank 4, learning_rate 0.001`. A method is named by its title."""
     return ", ".join(
         METHODS[value].title if name == "method" and value in METHODS else f"{name} {value}"
         for name, value in values.items()
@@ -44,7 +44,7 @@ def format_label(values: Mapping[str, Any]) -> str:
 
 
 def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Settings with one value, and those with several. A value that is named twice counts once."""
+    """The settings with one value, and those with several. Duplicate values count once."""
     grid = {
         name: unique_values(name, values)
         for name, values in settings.items()
@@ -52,25 +52,23 @@ def split_grid(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, l
     }
     empty = [name for name, values in grid.items() if not values]
     if empty:
-        raise ConfigError(
-            f"{empty[0]} is an empty list; give it a value, or leave it out.", field=empty[0]
-        )
+        raise ConfigError(f"{empty[0]} is an empty list. Add a value or remove it.", field=empty[0])
     single = {name: values[0] for name, values in grid.items() if len(values) == 1}
     fixed = {name: value for name, value in settings.items() if name not in grid}
     return fixed | single, {name: values for name, values in grid.items() if len(values) > 1}
 
 
 def unique_values(name: str, values: list[Any]) -> list[Any]:
-    """In order; 1 and True are two values, though Python calls them equal."""
+    """The distinct values in order. 1 and True are different values here."""
     unique = {(type(value), check_scalar(name, value)): value for value in values}
     return list(unique.values())
 
 
 def check_scalar(name: str, value: Any) -> Any:
-    """Raises ConfigError: a list or an object among the values of a setting."""
+    """Raises ConfigError: the value is not a number, a boolean or a text."""
     if not isinstance(value, str | int | float):
         raise ConfigError(
-            f"{name} is {str(value)[:40]} in one run; it must be a number or a word.", field=name
+            f"{name} is {str(value)[:40]} in one run. It must be a number or a text.", field=name
         )
     return value
 
@@ -78,21 +76,21 @@ def check_scalar(name: str, value: Any) -> Any:
 def expand_grid(
     settings: Mapping[str, Any], *, skip_impossible: bool = False
 ) -> tuple[dict[str, list[Any]], list[Member], dict[str, str]]:
-    """The grid, its runs in order, and the label and reason of each that cannot be.
+    """The grid, its members in order, and the label and reason of each invalid member.
 
     Raises:
         TooLarge: more than MAX_RUNS runs.
-        ConfigError: one of them cannot be right; with `skip_impossible`, none of them can.
+        ConfigError: a member is invalid; with `skip_impossible`, all members are.
     """
     unknown = sorted(set(settings) - SETTING_NAMES)
     if unknown:
-        raise ConfigError(f"There is no setting {unknown[0][:40]!r}.", field=unknown[0][:40])
+        raise ConfigError(f"Unknown setting {unknown[0][:40]!r}.", field=unknown[0][:40])
     fixed, grid = split_grid(settings)
     count = math.prod(len(values) for values in grid.values())
     if count > MAX_RUNS:
         sizes = " x ".join(str(len(values)) for values in grid.values())
         raise TooLarge(
-            f"{sizes} = {count:,} runs; a sweep has at most {MAX_RUNS}. Take values out.",
+            f"The sweep has {sizes} = {count:,} runs, more than {MAX_RUNS}. Remove some values.",
             field=next(iter(grid)),
         )
     combinations = [
@@ -115,10 +113,10 @@ def collect_possible(
     *,
     skip_impossible: bool,
 ) -> tuple[list[Checked], dict[str, str]]:
-    """What `check` makes of each, and the label and reason of each that it refuses.
+    """The result of `check` for each item that passes, and the label and reason of each that fails.
 
     Raises:
-        UserError: the first that is refused; with `skip_impossible`, only where all are.
+        UserError: the first failure; with `skip_impossible`, only if all items fail.
     """
     possible: list[Checked] = []
     refused: dict[str, str] = {}
@@ -137,5 +135,5 @@ def collect_possible(
 
 
 def compute_warning_id(warning: str) -> str:
-    """A warning's name in a form, so that a person accepts just what they have seen."""
+    """The id of a warning in the form, so that only warnings that were shown are accepted."""
     return hashlib.sha256(warning.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The launch page, its plan and its card, and runs from files."""
+"""The launch page and its parts, and filling it from a YAML file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from training.runs.forecast import token_lengths
 from training.runs.launch import auto_form, form, yaml_file
 from training.runs.launch.auto import PlanPending
 from training.runs.launch.form_input import LaunchInput, build_planned_input, read_launch_form
-from training.runs.launch.method_costs import compute_method_costs as compute_method_costs
-from training.runs.launch.method_costs import simulate_next_missing
+from training.runs.launch.method_costs import compute_method_costs, simulate_next_missing
 from training.runs.launch.request import LaunchRequest, launch_runs
 from training.runs.launch.selection import FORM_FIELDS, Selection
 from training.runs.launch.summary_views import build_summary_context
@@ -33,7 +32,7 @@ from training.runs.states import Priority
 
 
 def new_run(request: AuthenticatedRequest) -> HttpResponse:
-    """The launch page. `?from=ID` copies everything of a run."""
+    """The launch page. `?from=ID` copies all settings of a run."""
     source_id = parse_id(request.GET.get("from", ""))
     source_run = get_visible(Run, request.user, source_id) if source_id else None
     if request.method == "POST":
@@ -50,7 +49,7 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
     texts |= {
         "model": str(source_run.base_model_id),
         "data": str(source_run.data_id),
-        "name": f"{source_run.name} again"[:MAX_NAME_LENGTH],
+        "name": f"{source_run.name} (copy)"[:MAX_NAME_LENGTH],
         "pool": str(source_run.pool_id or ""),
         "priority": source_run.priority,
         "from_version": str(source_run.from_version or ""),
@@ -62,7 +61,7 @@ def new_run(request: AuthenticatedRequest) -> HttpResponse:
 
 @require_POST
 def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
-    """The launch page filled from a run's YAML file; nothing is started."""
+    """The launch page filled from a run's YAML file. Nothing is started."""
     uploaded = request.FILES.get("file")
     texts = dict.fromkeys(FORM_FIELDS, "")
     launch_input = LaunchInput(Selection(request.user, texts), {}, is_auto=False)
@@ -83,7 +82,7 @@ def fill_from_file(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def fill_from_request(launch_request: LaunchRequest) -> LaunchInput:
-    """The form as a launch request has it."""
+    """The form content for a launch request."""
     pool, start = launch_request.placement.pool, launch_request.start_weights
     texts = {
         "name": launch_request.name[:MAX_NAME_LENGTH],
@@ -101,15 +100,15 @@ def fill_from_request(launch_request: LaunchRequest) -> LaunchInput:
 
 
 def check_numeric_lists(values: dict[str, Any]) -> None:
-    """Raises UserError: several values of a setting that the page offers one of; it would start
-    less than the file says.
+    """Raises UserError: a setting that is not numeric has several values, which the form cannot
+    show.
     """
     numbers = {f.name for f in dataclasses.fields(RunConfig) if str(f.type) in ("int", "float")}
     for name, value in values.items():
         if isinstance(value, list) and name not in numbers:
             raise UserError(
-                f"{name} has several values; start this file with `manage.py launch`, or POST it "
-                "to the API.",
+                f"{name} has several values, which this page cannot show. Use `manage.py launch` "
+                "or the API.",
                 field=name,
             )
 
@@ -118,8 +117,8 @@ def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> Ht
     """Launch a run, or a sweep if a setting has several values.
 
     Raises:
-        WarningsNotAccepted: there are warnings that the person has not seen.
-        Conflict: there is no plan yet, or it is another one than that on the screen.
+        WarningsNotAccepted: there are warnings that the page has not shown.
+        Conflict: there is no plan yet, or it differs from the one that the page has shown.
     """
     launch_request = launch_input.to_launch_request()
     if launch_input.plan_state and launch_input.plan_state.problem:
@@ -134,7 +133,7 @@ def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> Ht
         )
     except PlanPending as pending:
         raise Conflict(
-            "The plan is still being made; look at it, then start.", field="plan"
+            "The plan is not ready yet. Review it, then start.", field="plan"
         ) from pending
     return redirect("sweep" if isinstance(launched, Sweep) else "run", launched.pk)
 
@@ -142,6 +141,7 @@ def start_launch(request: AuthenticatedRequest, launch_input: LaunchInput) -> Ht
 def render_page(
     request: AuthenticatedRequest, launch_input: LaunchInput, error: UserError | None
 ) -> HttpResponse:
+    """The launch page. The model and the data are preselected if there is only one."""
     datasets = Dataset.objects.visible_to(request.user).prefetch_related("versions")
     versions = [version for dataset in datasets for version in dataset.versions.all()]
     offered = get_offered_models()
@@ -168,7 +168,7 @@ def render_page(
         start_weights = selection.start_weights
     except NotFound as not_found:
         error = error or not_found
-    priorities = [one for one in Priority.choices if one[0] != Priority.URGENT]
+    priorities = [choice for choice in Priority.choices if choice[0] != Priority.URGENT]
     context = {
         **offered,
         "versions": versions,
@@ -186,29 +186,29 @@ def render_page(
 
 
 def get_offered_models() -> dict[str, Any]:
-    """What the select of base models shows. `unready` is empty once every model can be chosen."""
+    """The options of the base model select. `unready` is empty once every model is ready."""
     models = list(BaseModel.objects.exclude(state=ModelState.FAILED))
     unready = [f"{model.pk}-{model.state}" for model in models if model.state != ModelState.READY]
     return {"models": models, "unready": ".".join(unready)}
 
 
 def refresh_model_select(request: AuthenticatedRequest) -> HttpResponse:
-    """The select of base models, which asks for this while a model is imported. As long as nothing
-    changed it stays, so that an open list does not close.
+    """The select of base models, which polls while a model is imported. Responds with 204 if
+    nothing has changed, so that an open list does not close.
     """
     offered = get_offered_models()
     if offered["unready"] == request.GET.get("unready"):
         return HttpResponse(status=204)
     chosen = {"model": request.GET.get("model", "")}
-    answer = render(request, "runs/_model_select.html", {**offered, "chosen": chosen})
-    answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
-    return answer
+    response = render(request, "runs/_model_select.html", {**offered, "chosen": chosen})
+    response["HX-Trigger-After-Swap"] = "measured"  # refreshes the summary card
+    return response
 
 
 @require_POST
 def update_settings(request: AuthenticatedRequest) -> HttpResponse:
-    """The part of the form that Auto or the technique decides. What a person turned stays; a plan's
-    values are taken over.
+    """The settings part of the form after a change of mode or method. Changed values are kept; a
+    switch from Auto to Manual keeps the values of the plan.
     """
     launch_input = read_launch_form(request)
     if not launch_input.is_auto and request.POST.get("mode-was") == "auto":
@@ -219,15 +219,17 @@ def update_settings(request: AuthenticatedRequest) -> HttpResponse:
         launch_input = LaunchInput(
             launch_input.selection, form.switch_method(launch_input.values), is_auto=False
         )
-    answer = render(request, "runs/_how.html", build_settings_context(request, launch_input))
-    answer["HX-Trigger-After-Swap"] = "measured"  # the card reads the form anew
-    return answer
+    response = render(
+        request, "runs/_settings_form.html", build_settings_context(request, launch_input)
+    )
+    response["HX-Trigger-After-Swap"] = "measured"  # refreshes the summary card
+    return response
 
 
 @require_POST
 def refresh_method_costs(request: AuthenticatedRequest) -> HttpResponse:
-    """The techniques with their cost, after one that is missing was simulated (`look`: as they
-    are).
+    """The methods with their memory forecasts, after simulating one that is missing (without
+    `?cached_only`).
     """
     launch_input = read_launch_form(request)
     model, error = launch_input.selection.model, None
@@ -244,7 +246,7 @@ def refresh_method_costs(request: AuthenticatedRequest) -> HttpResponse:
 
 
 def build_method_context(launch_input: LaunchInput) -> dict[str, Any]:
-    """What the technique cards show; `simulating`: some costs are still missing."""
+    """The context of the method cards. `simulating` is true while forecasts are missing."""
     model, version = launch_input.selection.model, launch_input.selection.version
     lengths = token_lengths.get_cached_lengths(version, model) if model and version else None
     costs = compute_method_costs(model, lengths, launch_input.values, launch_input.selection.target)

@@ -1,5 +1,5 @@
-"""A run described as a file: YAML with the names of model and data, and every setting. No HTTP
-here.
+"""Write a run as a YAML file (names of model and data, all settings) and read it back as a launch
+request. No HTTP here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from training.runs.queue.placement import Placement
 from training.runs.states import Priority
 
 MAX_CHARACTERS = 16_000
-MAX_DEPTH = 20  # settings need three; every level costs PyYAML time that grows with the square
-SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # 1e-3 is text to YAML 1.1
+MAX_DEPTH = 20  # a run needs 3; PyYAML's time grows with the square of the depth
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 reads 1e-3 as text
 START_TOKENS = (
     yaml.FlowSequenceStartToken,
     yaml.FlowMappingStartToken,
@@ -49,8 +49,8 @@ REQUEST_KEYS = ("name", "settings", "auto", "skip_impossible")
 
 
 def to_yaml(run: Run) -> str:
-    """The whole run: its resolved settings, which launch it again, and the request behind them,
-    which can be planned or swept again. The digest holds the data to its version.
+    """The run as YAML: its resolved settings, which launch the same run, and its request, which can
+    be planned again or launch the whole sweep. The data is identified by its digest.
     """
     request = dict(run.request)
     start = request.pop("start_from", None)
@@ -62,7 +62,7 @@ def to_yaml(run: Run) -> str:
             "version": run.data.number,
             "sha256": run.data.digest,
         },
-        # Another installation has other pools.
+        # Left out for the default pool, since other installations have other pools.
         **({"pool": run.pool.name} if run.pool and run.pool != get_default_pool() else {}),
         **({"priority": run.priority} if run.priority != Priority.NORMAL else {}),
         **({"start_from": start} if start else {}),
@@ -71,9 +71,8 @@ def to_yaml(run: Run) -> str:
     text = dump_yaml(document)
     if is_plannable(request):
         with_request = dump_yaml(document | {"request": request})
-        text = (
-            with_request if len(with_request) <= MAX_CHARACTERS else text
-        )  # a file must be read back
+        if len(with_request) <= MAX_CHARACTERS:  # a longer file could not be read back
+            return with_request
     return text
 
 
@@ -82,8 +81,8 @@ def dump_yaml(document: dict[str, Any]) -> str:
 
 
 def is_plannable(request: Mapping[str, Any]) -> bool:
-    """Does it say more than the run's own settings: a plan's goal and locks, or a sweep's
-    values?
+    """Whether the request contains more than the run's settings: a plan's goal and locks, or a
+    sweep's values.
     """
     return "auto" in request or "settings" in request
 
@@ -92,7 +91,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     """The file as a mapping with `model`, `data` and `settings`.
 
     Raises:
-        UserError: not YAML of this form; names the line or the key.
+        UserError: it is not valid YAML or not of this form. The message names the line or key.
         TooLarge: longer than MAX_CHARACTERS.
     """
     if len(text) > MAX_CHARACTERS:
@@ -102,23 +101,24 @@ def read_yaml(text: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"line {line}: not YAML: {error.problem}", field="file") from error
+        raise UserError(f"Line {line} is not valid YAML: {error.problem}.", field="file") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(
-            f"The file is not YAML that can be read: {str(error)[:200]}", field="file"
-        ) from error
+        raise UserError(f"The file is not valid YAML: {str(error)[:200]}", field="file") from error
     if not isinstance(value, dict):
-        raise UserError(f"The file must be a mapping with {', '.join(KEYS)}.", field="file")
+        raise UserError(
+            f"The file must be a mapping with the keys {', '.join(KEYS)}.", field="file"
+        )
     unknown = sorted(str(key) for key in set(value) - set(KEYS))
     if unknown:
         raise UserError(
-            f"There is no key {unknown[0][:40]!r}; known are {', '.join(KEYS)}.", field="file"
+            f"Unknown key {unknown[0][:40]!r}. Valid keys are {', '.join(KEYS)}.", field="file"
         )
     request = value.get("request")
     if request is not None:
         if not isinstance(request, dict) or not set(request) <= set(REQUEST_KEYS):
             raise UserError(
-                f"`request` must be a mapping with {', '.join(REQUEST_KEYS)}.", field="file"
+                f"`request` must be a mapping with the keys {', '.join(REQUEST_KEYS)}.",
+                field="file",
             )
         check_auto_alone(request)
         value["request"] = parse_settings(request) | {
@@ -130,16 +130,18 @@ def read_yaml(text: str) -> dict[str, Any]:
 
 
 def check_auto_alone(document: Mapping[str, Any]) -> None:
-    """Raises UserError: `auto` and `settings` are both given."""
+    """Raises UserError: both `auto` and `settings` are set."""
     if document.get("auto") is not None and document.get("settings"):
-        raise UserError("`auto` stands instead of `settings`; leave one of them out.", field="file")
+        raise UserError(
+            "The file has both `auto` and `settings`. Remove one of them.", field="file"
+        )
 
 
 def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings`, `auto` and `skip_impossible` with their numbers read.
+    """`settings`, `auto` and `skip_impossible`, with numbers like 1e-3 parsed.
 
     Raises:
-        UserError: one of them is of another form.
+        UserError: one of them has the wrong type.
     """
     settings = document.get("settings") or {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
@@ -166,18 +168,18 @@ def parse_settings(document: Mapping[str, Any]) -> dict[str, Any]:
 def to_launch_request(
     user: User, document: dict[str, Any], *, again: bool = False
 ) -> LaunchRequest:
-    """The launch that a file describes; `again`: what its `request` says (plan again, or start the
-    whole sweep) instead of its settings.
+    """The launch request of a file. `again` uses its `request` (plan again, or launch the whole
+    sweep) instead of its settings.
 
     Raises:
-        NotFound: the model, the data, the pool or the version to begin with is not there.
-        UserError: `again`, and the file holds no request.
+        NotFound: the model, data, pool or adapter version does not exist.
+        UserError: with `again`, the file has no request.
     """
     request = document.get("request")
     launch_fields = document
     if again:
         if request is None or not (request["settings"] or "auto" in request):
-            raise UserError("The file holds no `request` to plan or sweep again.", field="file")
+            raise UserError("The file has no `request` to repeat.", field="file")
         launch_fields = {**request, "name": request["name"] or document["name"]}
     start = document.get("start_from")
     auto = launch_fields.get("auto")
@@ -195,48 +197,51 @@ def to_launch_request(
 
 
 def check_yaml_features(text: str) -> None:
-    """Raises UserError: aliases, tags, or nesting that no run has."""
+    """Raises UserError: the file uses aliases or tags, or is nested too deeply."""
     depth = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.TagToken):
-            raise UserError("The file uses YAML tags (`!name`); leave them out.", field="file")
+            raise UserError(
+                "The file uses YAML tags (`!name`). Remove them.", field="file", code="yaml_tag"
+            )
         if isinstance(token, yaml.AliasToken):
             raise UserError(
-                "The file uses YAML aliases (`*name`); write the values out.", field="file"
+                "The file uses YAML aliases (`*name`). Write the values out.",
+                field="file",
+                code="yaml_alias",
             )
         depth += isinstance(token, START_TOKENS) - isinstance(token, END_TOKENS)
         if depth > MAX_DEPTH:
-            raise UserError("The file is nested too deeply to describe a run.", field="file")
+            raise UserError("The file is nested too deeply.", field="file", code="yaml_depth")
 
 
 def parse_scientific(value: Any) -> Any:
+    """Convert texts such as `1e-3` to floats, also in a list."""
     if isinstance(value, list):
         return [parse_scientific(item) for item in value]
     return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
 
 
 def find_model(document: dict[str, Any]) -> BaseModel:
-    """Raises NotFound: no such model in the catalog."""
+    """Raises NotFound: there is no model of this name. UserError: the file has no model."""
     if not document.get("model"):
-        raise UserError(
-            "The file names no model; `model` is the name of a base model.", field="model"
-        )
+        raise UserError("The file has no `model`, the name of a base model.", field="model")
     name = to_one_line(str(document["model"]))
     model = BaseModel.objects.filter(name=name).first()
     if model is None:
         known_names = ", ".join(BaseModel.objects.values_list("name", flat=True)[:10]) or "none yet"
         raise NotFound(
-            f"There is no base model {name[:80]!r}; there are {known_names}.", field="model"
+            f"Base model {name[:80]!r} not found. Available: {known_names}.", field="model"
         )
     return model
 
 
 def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
-    """The version by its content if the file names that, else by name and number (the newest if no
-    number is given).
+    """The version by the digest of its content if the file has one, else by name and version number
+    (default: the newest).
 
     Raises:
-        NotFound: none that the person may see.
+        NotFound: no such version is visible to the user.
     """
     reference = document.get("data")
     reference = reference if isinstance(reference, dict) else {"name": reference}
@@ -246,7 +251,7 @@ def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
     if reference.get("sha256"):
         rows = visible_versions.filter(digest=to_one_line(str(reference["sha256"])))
         same_name = rows.filter(dataset__name=to_one_line(str(reference.get("name"))))
-        # The same content under another name is the same data
+        # Prefer the same name, but equal content under another name is the same data.
         rows = same_name if same_name.exists() else rows
     else:
         rows = visible_versions.filter(dataset__name=to_one_line(str(reference.get("name"))))
@@ -258,18 +263,18 @@ def find_data(user: User, document: dict[str, Any]) -> DatasetVersion:
     version = rows.order_by("-number").first()
     if version is None:
         raise NotFound(
-            f"There is no data {str(reference.get('name'))[:80]!r} that you may see in the version "
-            "that the file names.",
+            f"Data {str(reference.get('name'))[:80]!r} not found in the version that the file "
+            "names.",
             field="data",
         )
     return version
 
 
 def find_placement(document: dict[str, Any]) -> Placement:
-    """The devices and the class that the file names, or the usual ones.
+    """The pool and priority of the file, or the defaults.
 
     Raises:
-        NotFound: no such pool. UserError: no such class.
+        NotFound: the pool does not exist. UserError: the priority is unknown.
     """
     pool, priority = None, document.get("priority") or Priority.NORMAL
     if document.get("pool") is not None:
@@ -277,9 +282,7 @@ def find_placement(document: dict[str, Any]) -> Placement:
         pool = Pool.objects.filter(name=name).first()
         if pool is None:
             known_names = ", ".join(Pool.objects.values_list("name", flat=True)[:10]) or "none yet"
-            raise NotFound(
-                f"There is no pool of devices {name[:80]!r}; there are {known_names}.", field="pool"
-            )
+            raise NotFound(f"Pool {name[:80]!r} not found. Available: {known_names}.", field="pool")
     if priority not in Priority.values:
-        raise UserError(f"`priority` is one of {', '.join(Priority.values)}.", field="priority")
+        raise UserError(f"priority must be one of {', '.join(Priority.values)}.", field="priority")
     return Placement(pool, priority)
