@@ -96,9 +96,9 @@ def test_a_faulty_file_is_mapped_cleaned_and_launched(page, instance):
     page.get_by_label("Leave the 2 faulty rows out").check()
     page.get_by_role("button", name="Save as a data set").click()
     page.get_by_role("link", name="New run with this").click(timeout=30_000)
-    page.get_by_label("Longest row").fill("80", timeout=120_000)
+    page.get_by_label("Max length").fill("80", timeout=120_000)
     expect(page.locator("#lock-max_length")).to_be_checked()
-    expect(page.locator("#summary")).to_contain_text("at most 80 tokens")
+    expect(page.locator("#summary")).to_contain_text("80 tokens")
     wait_for_summary(page)
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url(re.compile(r"/runs/\d+$"))
@@ -128,7 +128,7 @@ def test_a_sweep_is_counted_started_and_compared(page, instance):
         "eval_steps": "3",
     }.items():
         page.locator(f"[name={name}]").fill(value)
-    page.get_by_role("button", name="2 runs; start?").click(timeout=60_000)
+    page.get_by_role("button", name="Start 2 runs").click(timeout=60_000)
     page.wait_for_url(re.compile(r"/sweeps/\d+$"))
     expect(page.locator(".state.finished")).to_have_count(2, timeout=120_000)
     expect(page.get_by_text("Best so far")).to_be_visible()

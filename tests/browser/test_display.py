@@ -157,7 +157,7 @@ def test_the_launch_page_is_filled_from_a_file_with_the_mouse(page, instance, fi
     file = tmp_path / "run.yaml"
     file.write_text("model: tiny-llama\ndata: Lights\nname: From a file\nsettings: {rank: 4}\n")
     page.goto(instance.address + "/runs/new")
-    page.get_by_text("From a file", exact=True).click()
+    page.get_by_text("Load from file", exact=True).click()
     page.locator("#yaml").set_input_files(file)
-    page.get_by_role("button", name="Fill this page from it").click()
+    page.get_by_role("button", name="Load settings from file").click()
     expect(page.locator("[name=name]")).to_have_value("From a file")

@@ -119,7 +119,7 @@ def test_settings_that_contradict_each_other_are_told_and_nothing_is_lost(page, 
     expect(page.locator("#summary")).to_contain_text(
         "max_tokens_per_batch is 100, but a single row can have max_length = 512"
     )
-    expect(page.locator("#summary button")).to_have_text("Correct Tokens per batch")
+    expect(page.locator("#summary button")).to_have_text("Fix Tokens per batch")
     expect(page.locator("#summary button")).to_be_disabled()
     expect(page.locator("[name=name]")).to_have_value("My careful run")
     expect(page.locator("[name=max_tokens_per_batch]")).to_have_value("100")
@@ -132,7 +132,7 @@ def test_a_slider_moves_its_field_the_forecast_and_every_technique(page, instanc
     expect(cost).to_contain_text("B: fits", timeout=150_000)
     expect(page.locator("#methods")).not_to_contain_text("simulating", timeout=150_000)
     first = cost.inner_text()
-    slider = page.get_by_label("Rank, by slider")
+    slider = page.get_by_label("Rank slider")
     slider.focus()
     page.keyboard.press("End")
     expect(page.locator("[name=rank]")).to_have_value("256")

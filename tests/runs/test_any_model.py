@@ -1,6 +1,4 @@
-"""The memory of any model from its config.json: by command and API, and a file that is none, or
-names code, is refused.
-"""
+"""The memory forecast of any model from its config.json, by command and API."""
 
 import json
 
@@ -8,7 +6,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from tests import simulations
-from training.errors import UserError
+from tests.user_errors import raises_user_error
 from training.runs.forecast import memory_estimators
 from training.runs.forecast.any_model import forecast_any_model
 from training.runs.launch.schemas import EXAMPLE_MODEL
@@ -19,13 +17,13 @@ SMALL = EXAMPLE_MODEL["config"]
 
 @pytest.fixture(autouse=True)
 def simulate_in_process(monkeypatch):
-    """The forecasting program in this process; the same question is simulated once."""
+    """Run the estimator process in this process and simulate each request once."""
     monkeypatch.setattr(
         memory_estimators.ANY_MODEL_PROCESS, "request_estimator", simulations.simulate_request
     )
 
 
-def test_it_works():
+def test_more_rows_take_more_memory():
     small = forecast_any_model(
         SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device="cpu"
     )
@@ -36,13 +34,13 @@ def test_it_works():
     assert large["step"] > small["step"] >= small["kinds"]["weights"]
 
 
-def test_a_cpu_without_bf16_is_forecast_in_fp32_wherever_the_simulation_runs():
+def test_a_cpu_without_bf16_is_forecast_in_fp32_on_any_host():
     with_it, without = (
         forecast_any_model(SMALL, {"method": "lora", "rank": 4}, rows=2, length=64, device=d)
         for d in ("cpu", "cpu_fp32")
     )
     assert (with_it["precision"], without["precision"]) == ("bf16", "fp32")
-    # LoRA itself is fp32 in both
+    # The LoRA weights are fp32 in both.
     assert without["kinds"]["weights"] > 1.8 * with_it["kinds"]["weights"]
 
 
@@ -61,7 +59,7 @@ def test_the_command_prints_a_table(tmp_path, capsys):
 
 
 @pytest.mark.django_db
-def test_the_api_tells_the_same(client, alice):
+def test_the_api_returns_the_same_forecast(client, alice):
     client.force_login(alice)
     body = {
         "config": SMALL,
@@ -80,18 +78,18 @@ def test_the_api_tells_the_same(client, alice):
 
 
 @pytest.mark.parametrize(
-    ("config", "values", "message"),
+    ("config", "values", "facts"),
     [
-        ({"model_type": "llama"}, {}, "names no architectures"),
-        ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, "auto_map"),
-        ({**SMALL, "padding": "x" * 70_000}, {}, "more than 64,000"),
-        ({**SMALL, "num_hidden_layers": 10**9}, {}, "no model has so many"),
-        ({**SMALL, "vocab_size": 10**12}, {}, "no model has so many"),
-        ({**SMALL, "hidden_size": "wide"}, {}, "cannot be forecast"),
-        ({**SMALL, "model_type": "none-of-these"}, {}, "cannot be|not|unknown"),
-        (SMALL, {"max_tokens_per_batch": 512}, "given by rows and length"),
+        ({"model_type": "llama"}, {}, ["architectures"]),
+        ({**SMALL, "auto_map": {"AutoModel": "evil.py"}}, {}, ["auto_map"]),
+        ({**SMALL, "padding": "x" * 70_000}, {}, ["64,000"]),
+        ({**SMALL, "num_hidden_layers": 10**9}, {}, ["num_hidden_layers", 10**9]),
+        ({**SMALL, "vocab_size": 10**12}, {}, ["vocab_size", 10**12]),
+        ({**SMALL, "hidden_size": "wide"}, {}, []),
+        ({**SMALL, "model_type": "none-of-these"}, {}, []),
+        (SMALL, {"max_tokens_per_batch": 512}, ["max_tokens_per_batch"]),
     ],
 )
-def test_what_cannot_be_forecast_is_refused_with_a_sentence(config, values, message):
-    with pytest.raises(UserError, match=message):
+def test_a_config_that_cannot_be_forecast_is_rejected(config, values, facts):
+    with raises_user_error(naming=facts):
         forecast_any_model(config, values, length=64)

@@ -1,5 +1,5 @@
-"""Auto LLM on the launch page, in the API and from a file: planned with reasons, locked in part,
-started, and kept with the run.
+"""Auto LLM on the launch page, in the API and from a file: plans with reasons, locks, launches, and
+the plan that is stored with the run.
 """
 
 import shutil
@@ -20,11 +20,12 @@ from training.runs.launch import auto
 from training.runs.models import Run
 
 pytestmark = [pytest.mark.django_db, pytest.mark.once]
+SIMULATING = "simulating…"
 
 
 @pytest.fixture
 def ready(data, base_model, device, settings, monkeypatch):
-    """Data and model with their tokens counted, and a device with 8 GB free."""
+    """Data and model with measured token lengths, and a device with 8 GB free memory."""
     row_lengths = tiny.make_token_lengths(data.train_rows)
     monkeypatch.setattr(
         memory_estimators.ESTIMATOR_PROCESS, "request_estimator", simulations.simulate_request
@@ -56,10 +57,10 @@ def get_plan_digest(page):
     return page.split('name="plan" value="')[1].split('"')[0]
 
 
-def test_it_works(client, alice, ready):
+def test_a_plan_is_shown_with_reasons_and_stored_with_the_run(client, alice, ready):
     client.force_login(alice)
     before = normalize_markup(client.post(reverse("run-summary"), ready.form))
-    assert "simulating steps" in before and "Planning…" in before
+    assert reverse("run-memory") in before and "Planning…" in before
     page = render_planned_card(client, ready.form)
     assert "LoRA fits" in page and "QLoRA would need" in page
     answer = client.post(reverse("run-new"), ready.form | {"plan": get_plan_digest(page)})
@@ -71,7 +72,7 @@ def test_it_works(client, alice, ready):
     assert "LoRA fits" in normalize_markup(client.get(answer.url))
 
 
-def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, ready):
+def test_a_changed_value_is_locked_and_unchecking_unlocks_it(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form | {"set-rank": "4", "was-rank": "8"})
     assert 'id="set-rank" name="set-rank" value="4"' in page
@@ -85,14 +86,14 @@ def test_a_changed_value_is_a_lock_and_unticking_gives_it_back(client, alice, re
     assert 'name="set-rank" value="4"' not in render_planned_card(client, ready.form | unchanged)
 
 
-def test_a_wrong_lock_is_told_and_the_plan_on_the_page_stays(client, alice, ready):
+def test_an_invalid_lock_is_an_error_and_keeps_the_plan_on_the_page(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form | {"set-rank": "0", "was-rank": "8"})
-    assert "rank is 0, but must be between 1 and 1024" in page
-    assert "Correct Rank" in page and 'id="plan"' not in page
+    assert "rank is 0" in page and "1024" in page
+    assert "Fix Rank" in page and 'id="plan"' not in page
 
 
-def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready):
+def test_a_changed_plan_is_shown_again_and_not_started(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form)
     set_free_memory(4 * 10**8)
@@ -101,7 +102,7 @@ def test_a_plan_that_changed_is_shown_again_and_not_started(client, alice, ready
     assert not Run.objects.exists()
 
 
-def test_what_never_fits_says_so(client, alice, ready):
+def test_a_model_that_never_fits_cannot_be_started(client, alice, ready):
     client.force_login(alice)
     set_free_memory(10**6)
     locks = {
@@ -113,7 +114,7 @@ def test_what_never_fits_says_so(client, alice, ready):
     assert "Nothing fits: the least," in page and "disabled" in page.split("<button")[-1]
 
 
-def test_by_hand_after_auto_begins_with_the_plan(client, alice, ready):
+def test_manual_settings_after_auto_start_from_the_plan(client, alice, ready):
     client.force_login(alice)
     render_planned_card(client, ready.form)
     page = normalize_markup(client.post(reverse("run-settings"), ready.form | {"mode": "manual"}))
@@ -143,7 +144,7 @@ def test_the_api_plans_and_starts(client, alice, ready):
     assert unknown.status_code == 400 and "must be one of" in unknown.content.decode()
 
 
-def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
+def test_a_file_can_use_auto(alice, ready, tmp_path, capsys):
     file = tmp_path / "auto.yaml"
     file.write_text(
         f"model: {ready.model.name}\ndata: {ready.data.dataset.name}\nauto: {{goal: hard, locked: "
@@ -154,7 +155,7 @@ def test_a_file_may_leave_the_choices_to_auto(alice, ready, tmp_path, capsys):
     assert "rank = " in capsys.readouterr().out
 
 
-def test_the_adapters_card_tells_the_plan(alice, ready):
+def test_the_model_card_contains_the_plan(alice, ready):
     from adapters.registry.model_card import EvalResult, build_card
 
     run = launch_run(
@@ -168,26 +169,26 @@ def test_the_adapters_card_tells_the_plan(alice, ready):
     )
 
 
-def test_technique_cards_tell_their_cost_and_grey_what_can_never_fit(client, alice, ready):
+def test_method_cards_show_their_memory_and_gray_out_what_does_not_fit(client, alice, ready):
     client.force_login(alice)
     form = ready.form | {"mode": "manual", "mode-was": "manual", "method": "lora"}
     page = normalize_markup(client.post(reverse("run-costs"), form))
-    assert "simulating…" in page
-    assert 'hx-target="#how" hx-swap="innerHTML"' in page, (
-        "the costs' outerHTML would hold for the technique's settings, too"
+    assert SIMULATING in page
+    assert 'hx-target="#settings-form" hx-swap="innerHTML"' in page, (
+        "otherwise htmx inherits the outerHTML swap of the method list"
     )
     for _ in range(12):
-        if "simulating…" not in page:
+        if SIMULATING not in page:
             break
         page = normalize_markup(client.post(reverse("run-costs"), form))
     assert page.count(": fits") == 7
-    assert "Cannot be merged into the base" in page
+    assert "Cannot be merged" in page
     set_free_memory(1)
     page = normalize_markup(client.post(reverse("run-costs") + "?cached_only=1", form))
-    assert page.count("does not fit now") == 7 and "grey" in page
+    assert page.count("does not fit now") == 7 and "gray" in page
 
 
-def test_a_run_that_was_started_unforecast_gets_its_forecast_from_the_worker(run, ready):
+def test_the_worker_adds_a_missing_forecast_to_a_launched_run(run, ready):
     from training.runs.launch import method_costs
 
     Run.objects.update(forecast={})
@@ -197,7 +198,7 @@ def test_a_run_that_was_started_unforecast_gets_its_forecast_from_the_worker(run
     assert run.forecast["peak"] > 0
 
 
-def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
+def test_the_worker_precomputes_estimators_of_default_settings(ready, settings):
     from training.engine.config import RunConfig
     from training.runs.launch import method_costs
 
@@ -209,7 +210,7 @@ def test_the_worker_makes_the_usual_laws_beforehand(ready, settings):
     )
 
 
-def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
+def test_locks_survive_a_pending_simulation(client, alice, ready):
     client.force_login(alice)
     locked = ready.form | {"set-target_modules": "q_proj", "was-target_modules": "all-linear"}
     waiting = normalize_markup(client.post(reverse("run-summary"), locked))
@@ -217,30 +218,30 @@ def test_locks_outlive_the_wait_for_a_simulation(client, alice, ready):
     assert '<input type="hidden" name="lock" value="target_modules">' in waiting
 
 
-def test_a_simulation_that_breaks_off_is_told_and_not_asked_for_again(
+def test_a_failed_simulation_shows_an_error_and_is_not_requested_again(
     client, alice, ready, monkeypatch
 ):
     from training.errors import UserError
 
-    def broken(_request):
-        raise UserError("The memory forecast broke off; the log of the web server says why.")
+    def fail(_request):
+        raise UserError("The simulation failed.")
 
     client.force_login(alice)
-    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", broken)
+    monkeypatch.setattr(memory_estimators.ESTIMATOR_PROCESS, "request_estimator", fail)
     answer = client.post(
         reverse("run-memory"),
         ready.form | {"set-target_modules": "k_proj", "was-target_modules": "all-linear"},
     )
-    assert "broke off" in answer.content.decode() and "HX-Trigger" not in answer
+    assert "The simulation failed." in answer.content.decode() and "HX-Trigger" not in answer
 
 
-def test_a_technique_without_checkpointing_has_no_row_for_it(client, alice, ready):
+def test_a_method_without_gradient_checkpointing_has_no_row_for_it(client, alice, ready):
     client.force_login(alice)
     page = render_planned_card(client, ready.form | {"set-method": "prefix", "was-method": "lora"})
     assert "set-gradient_checkpointing" not in page and "set-learning_rate" in page
 
 
-def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(client, alice, ready):
+def test_a_file_with_invalid_values_shows_the_page_with_an_error(client, alice, ready):
     import io
 
     client.force_login(alice)
@@ -251,12 +252,12 @@ def test_a_file_with_settings_that_are_none_shows_the_page_with_a_sentence(clien
         assert answer.status_code == 400 and "learning_rate" in answer.content.decode()
 
 
-def test_a_plan_keeps_to_what_the_teams_quota_leaves(ready, device):
+def test_a_plan_respects_the_memory_limit_of_the_teams_quota(ready, device):
     Quota.objects.create(pool=device.pool, team=ready.data.dataset.team, max_bytes=3 * 10**9)
-    situation = auto.build_plan_inputs(
+    inputs = auto.build_plan_inputs(
         auto.PlanContext(
             ready.model, ready.data, token_lengths.get_cached_lengths(), get_target_device()
         ),
         memory_estimators.get_estimator,
     )
-    assert (situation.total_bytes, situation.free_bytes) == (3 * 10**9, 3 * 10**9)
+    assert (inputs.total_bytes, inputs.free_bytes) == (3 * 10**9, 3 * 10**9)

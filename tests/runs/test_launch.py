@@ -1,3 +1,5 @@
+"""Launching a run: its folder, settings, team and name; stopping and resuming it."""
+
 import json
 import shutil
 
@@ -5,8 +7,9 @@ import pytest
 
 from tests import tiny
 from tests.launching import launch_run
+from tests.user_errors import raises_user_error
 from training.engine.config import RunConfig
-from training.errors import ConfigError, Conflict, UserError
+from training.errors import ConfigError, Conflict
 from training.people.models import Team
 from training.runs.actions import continue_run, stop_run
 from training.runs.models import Run
@@ -16,7 +19,7 @@ from training.runs.worker.lease import claim_run
 pytestmark = pytest.mark.django_db
 
 
-def test_it_works(run, no_queue, base_model, data):
+def test_a_launch_writes_the_config_and_queues_the_run(run, no_queue, base_model, data):
     config = RunConfig.from_dict(json.loads((run.folder / "config.json").read_text()))
     assert config.model == str(base_model.folder)
     assert config.model_name == "tiny-llama"
@@ -26,33 +29,33 @@ def test_it_works(run, no_queue, base_model, data):
     assert no_queue == [run.pk]
 
 
-def test_a_wrong_setting_is_refused_and_nothing_is_left(alice, base_model, data):
-    with pytest.raises(ConfigError, match="rank is 0"):
+def test_an_invalid_setting_is_rejected_and_nothing_is_left(alice, base_model, data):
+    with raises_user_error(ConfigError, field="rank", naming=[0]):
         launch_run(alice, base_model=base_model, data=data, settings={"rank": 0})
     assert Run.objects.count() == 0
 
 
 @pytest.mark.parametrize("name", ["model", "train_data", "eval_data", "model_name"])
-def test_paths_cannot_be_set_from_outside(alice, base_model, data, name):
-    with pytest.raises(UserError, match="set by SnapML"):
+def test_internal_settings_cannot_be_set(alice, base_model, data, name):
+    with raises_user_error(code="internal_setting", field=name):
         launch_run(alice, base_model=base_model, data=data, settings={name: "/etc/passwd"})
 
 
-def test_a_model_that_is_not_ready_is_refused(alice, base_model, data):
+def test_a_model_that_is_not_ready_is_rejected(alice, base_model, data):
     base_model.state = "importing"
-    with pytest.raises(Conflict, match="not ready yet"):
+    with raises_user_error(Conflict, code="model_not_ready", field="model"):
         launch_run(alice, base_model=base_model, data=data, settings={})
 
 
-def test_a_folder_that_a_killed_launch_left_is_no_obstacle(run, alice, base_model, data, no_queue):
-    # Its row was rolled back, and its number is given out again
-    left = run.folder.with_name(str(run.pk + 1))
-    shutil.rmtree(left, ignore_errors=True)
-    left.mkdir()
-    (left / "result.json").write_text("{}")
+def test_a_folder_of_a_killed_launch_is_replaced(run, alice, base_model, data, no_queue):
+    # The row was rolled back and its id is reused.
+    leftover = run.folder.with_name(str(run.pk + 1))
+    shutil.rmtree(leftover, ignore_errors=True)
+    leftover.mkdir()
+    (leftover / "result.json").write_text("{}")
     again = launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
-    assert again.folder == left
-    assert [path.name for path in left.iterdir()] == ["config.json"]
+    assert again.folder == leftover
+    assert [path.name for path in leftover.iterdir()] == ["config.json"]
 
 
 def test_a_run_is_shared_only_with_a_team_that_sees_its_data(
@@ -67,20 +70,20 @@ def test_a_run_is_shared_only_with_a_team_that_sees_its_data(
     assert launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS).team is None
 
 
-def test_a_name_holds_no_control_characters(alice, base_model, data, no_queue):
+def test_control_characters_are_removed_from_a_name(alice, base_model, data, no_queue):
     run = launch_run(
         alice, base_model=base_model, data=data, settings=tiny.SETTINGS, name="a\0b\nc\x1b[31m"
     )
     assert run.name == "a b c [31m"
 
 
-def test_a_waiting_run_stops_at_once(run):
+def test_a_queued_run_stops_immediately(run):
     assert stop_run(run, discard=False).state == State.CANCELLED
-    with pytest.raises(Conflict, match="has ended already"):
+    with pytest.raises(Conflict):
         stop_run(run, discard=False)
 
 
-def test_a_waiting_run_with_a_checkpoint_is_stopped_and_keeps_it_or_discards_it(run):
+def test_stopping_a_queued_run_keeps_or_discards_its_checkpoint(run):
     (run.folder / "checkpoints").mkdir()
     assert stop_run(run, discard=False).state == State.STOPPED
     assert (run.folder / "checkpoints").exists()
@@ -89,13 +92,13 @@ def test_a_waiting_run_with_a_checkpoint_is_stopped_and_keeps_it_or_discards_it(
     assert not (run.folder / "checkpoints").exists()
 
 
-def test_a_living_run_is_asked_to_stop(run):
+def test_a_running_run_gets_a_stop_request(run):
     claim_run(run.pk)
     stopped = stop_run(run, discard=True)
     assert (stopped.state, stopped.requested_action) == (State.STOPPING, RequestedAction.DISCARD)
 
 
-def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
+def test_a_stopped_run_can_be_resumed_and_a_finished_one_cannot(
     run, django_capture_on_commit_callbacks, no_queue
 ):
     Run.objects.filter(pk=run.pk).update(state=State.STOPPED, requested_action=RequestedAction.STOP)
@@ -111,6 +114,6 @@ def test_a_stopped_run_goes_on_and_a_finished_one_does_not(
         continue_run(run.owner, run)
 
 
-def test_the_table_of_moves_names_every_state():
+def test_the_transition_table_has_every_state():
     assert set(TRANSITIONS) == set(State)
     assert TRANSITIONS[State.FINISHED] == TRANSITIONS[State.CANCELLED] == frozenset()

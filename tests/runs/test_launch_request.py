@@ -1,5 +1,5 @@
-"""One way to launch: the same request tells the same plan, warnings and forecast by page, API and
-command, and starts what it told.
+"""The same launch request gives the same plan, warnings and forecast on the page, in the API and by
+command, and launches exactly that.
 """
 
 import io
@@ -23,12 +23,12 @@ from training.runs.launch.services import WarningsNotAccepted
 from training.runs.models import Run, Sweep
 
 pytestmark = pytest.mark.django_db
-JUMPY = {"learning_rate": 0.9}  # above LoRA's usual rates
+JUMPY = {"learning_rate": 0.9}  # above LoRA's recommended range
 
 
 @pytest.fixture
 def named_pool():
-    """Not the default one, which is that of the card."""
+    """A pool other than the default, which is the GPU's."""
     return Pool.objects.get(kind=devices.CPU)
 
 
@@ -45,11 +45,11 @@ def launch_by_command(tmp_path, text, *options):
     return out.getvalue()
 
 
-def render_card(client, form):
+def render_summary(client, form):
     return client.post(reverse("run-summary"), form).content.decode()
 
 
-def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_for_the_same(
+def test_page_api_command_and_launch_have_the_same_warnings_for_a_sweep(
     as_alice, base_model, counted, tmp_path
 ):
     settings = {**tiny.SETTINGS, "learning_rate": [0.001, 0.9]}
@@ -65,12 +65,12 @@ def test_page_api_and_command_warn_of_every_run_of_a_sweep_and_launch_refuses_fo
     output = launch_by_command(tmp_path, text, "--forecast")
     assert [line[9:] for line in output.splitlines() if line.startswith("warning: ")] == warnings
     form = {"mode": "manual", "model": base_model.pk, "data": counted.pk, **tiny.SETTINGS}
-    page = render_card(as_alice, form | {"learning_rate": "0.001, 0.9"})
+    page = render_summary(as_alice, form | {"learning_rate": "0.001, 0.9"})
     assert page.count('name="accepted_warnings"') == len(warnings)
     assert not Run.objects.exists()
 
 
-def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
+def test_page_api_and_command_make_the_same_auto_plan(
     as_alice, alice, base_model, counted, named_pool, tmp_path
 ):
     auto = {"goal": "style", "locked": {"rank": 2}}
@@ -80,7 +80,7 @@ def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
     form = {"mode": "auto", "model": base_model.pk, "data": counted.pk, "goal": "style"}
     form |= {"pool": named_pool.pk, "set-rank": "2", "lock": "rank"}
     as_alice.post(reverse("run-memory"), form)
-    assert f'name="plan" value="{forecast["plan_digest"]}"' in render_card(as_alice, form)
+    assert f'name="plan" value="{forecast["plan_digest"]}"' in render_summary(as_alice, form)
     text = yaml.safe_dump(
         {"model": "tiny-llama", "data": "Lights", "pool": named_pool.name, "auto": auto}
     )
@@ -96,7 +96,7 @@ def test_the_same_request_with_auto_makes_the_same_plan_by_page_api_and_command(
     assert by_command_.forecast == by_api_.forecast
 
 
-def test_a_plan_is_made_for_the_pool_that_the_run_waits_for(alice, base_model, counted, named_pool):
+def test_a_plan_is_made_for_the_pool_of_the_run(alice, base_model, counted, named_pool):
     request = LaunchRequest(user=alice, base_model=base_model, data=counted, auto=AutoRequest())
     in_default_pool = preview_launch(request)
     in_named_pool = preview_launch(
@@ -119,7 +119,7 @@ def make_placement(pool):
     return Placement(pool)
 
 
-def test_another_plan_than_the_one_that_was_shown_is_not_started(alice, base_model, counted):
+def test_a_plan_that_differs_from_the_reviewed_one_is_not_started(alice, base_model, counted):
     request = LaunchRequest(
         user=alice, base_model=base_model, data=counted, auto=AutoRequest(), plan_digest="other"
     )
@@ -129,7 +129,7 @@ def test_another_plan_than_the_one_that_was_shown_is_not_started(alice, base_mod
     assert not Run.objects.exists()
 
 
-def test_a_sweep_with_auto_is_refused_and_starts_nothing(as_alice, base_model, counted):
+def test_a_sweep_with_auto_is_rejected_and_starts_nothing(as_alice, base_model, counted):
     body = {"model": base_model.pk, "data": counted.pk, "auto": {"goal": "task"}}
     answer = as_alice.post("/api/v1/runs/sweeps", body, content_type="application/json")
     assert answer.status_code == 400
@@ -137,7 +137,7 @@ def test_a_sweep_with_auto_is_refused_and_starts_nothing(as_alice, base_model, c
     assert not Sweep.objects.exists()
 
 
-def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
+def test_only_the_accepted_warnings_are_accepted(alice, base_model, counted):
     from training.runs.launch.sweep import compute_warning_id
 
     request = LaunchRequest(
@@ -149,7 +149,7 @@ def test_only_warnings_that_were_seen_are_accepted(alice, base_model, counted):
     assert isinstance(launch_runs(request, accepted_warnings=accepted), Run)
 
 
-def test_a_run_and_its_config_are_written_once_and_whole(
+def test_a_run_and_its_config_file_are_stored_completely(
     alice, base_model, counted, no_queue, django_assert_max_num_queries
 ):
     run = launch_run(alice, base_model=base_model, data=counted, auto=AutoRequest())
@@ -159,7 +159,7 @@ def test_a_run_and_its_config_are_written_once_and_whole(
     assert {name: config[name] for name in run.config} == run.config
 
 
-def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
+def test_an_unsupported_method_rejects_a_sweep_unless_it_is_skipped(
     alice, base_model, counted, monkeypatch
 ):
     from training.runs.launch import request as module
@@ -180,7 +180,7 @@ def test_a_method_that_does_not_fit_the_model_ends_a_sweep_but_not_a_benchmark(
     assert list(sweep.refused) == ["QLoRA"]
 
 
-def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folder(
+def test_a_sweep_above_the_queue_limit_starts_nothing_and_leaves_no_folder(
     alice, base_model, data, device, no_queue, settings
 ):
     PersonalQuota.objects.create(user=alice, max_queued=2)
@@ -192,21 +192,21 @@ def test_a_sweep_that_the_queue_does_not_hold_starts_nothing_and_leaves_no_folde
     assert set(runs.glob("*/config.json")) == before
 
 
-def test_values_that_are_named_twice_are_kept_once(alice, base_model, data, device, no_queue):
+def test_duplicate_values_are_stored_once(alice, base_model, data, device, no_queue):
     settings = {**tiny.SETTINGS, "seed": [1, 2] + [1] * 1000}
     sweep = launch_run(alice, base_model=base_model, data=data, settings=settings)
     assert sweep.runs.first().request["settings"]["seed"] == [1, 2]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\0b"])
-def test_a_text_that_no_database_stores_is_refused_at_its_setting(alice, base_model, data, text):
+def test_a_text_that_no_database_stores_is_rejected_at_its_setting(alice, base_model, data, text):
     settings = {"method": "prompt", "prompt_tuning_init": "text", "prompt_tuning_init_text": text}
     with pytest.raises(ConfigError) as refused:
         launch_run(alice, base_model=base_model, data=data, settings=settings)
     assert refused.value.field == "prompt_tuning_init_text"
 
 
-def test_a_plan_digest_without_auto_is_refused(alice, base_model, data):
+def test_a_plan_digest_without_auto_is_rejected(alice, base_model, data):
     with pytest.raises(UserError) as refused:
         launch_run(alice, base_model=base_model, data=data, plan_digest="x")
     assert refused.value.field == "plan_digest"

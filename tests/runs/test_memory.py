@@ -1,5 +1,5 @@
-"""The memory forecast: one law answers every batch as a simulation of that very batch does, and the
-card says whether it fits.
+"""The memory forecast: an estimator gives the same peak for every batch as a simulation of that
+batch, and estimators are cached.
 """
 
 import json
@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from tests.user_errors import raises_user_error
 from training.engine.config import RunConfig
 from training.engine.memory_estimator import BatchShape, MemoryEstimator, find_peak_memory
 from training.engine.methods import METHODS
-from training.errors import UserError
 from training.runs.forecast import memory, memory_estimators
 from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Run
@@ -18,8 +18,8 @@ from training.runs.models import Run
 
 @pytest.fixture(scope="module")
 def simulated(tiny_model):
-    """Laws of three techniques, and what the fake run at full depth says of a batch that no law has
-    seen.
+    """Estimators of three methods, and a simulation at full depth of a batch that was not
+    sampled.
     """
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
     from training.engine.simulation.forecast import build_estimator
@@ -49,7 +49,7 @@ def simulated(tiny_model):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "prefix"])
-def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
+def test_an_estimator_agrees_with_a_simulation_of_the_batch(simulated, method):
     config, estimator, batch, step_bytes, eval_bytes, trainable = simulated[method]
     restored = MemoryEstimator.from_json(json.loads(json.dumps(estimator.to_json())))
     assert find_peak_memory(restored, [batch], config).total == pytest.approx(step_bytes, rel=0.005)
@@ -59,7 +59,7 @@ def test_a_law_tells_a_batch_as_its_own_simulation_does(simulated, method):
     assert memory.estimate_trainable_parameters(restored, config) == trainable
 
 
-def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
+def test_a_higher_rank_and_a_larger_batch_need_more_memory(simulated):
     config, estimator, batch, step_bytes, _, _ = simulated["lora"]
     assert find_peak_memory(estimator, [batch], replace(config, rank=64)).total > step_bytes
     assert find_peak_memory(estimator, [BatchShape(10, 70, 90)], config).total > step_bytes
@@ -73,7 +73,9 @@ def test_a_higher_rank_and_a_larger_batch_take_more(simulated):
     }
 
 
-def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatch, simulated):
+def test_an_estimator_is_fitted_once_and_cached(
+    tiny_model, settings, tmp_path, monkeypatch, simulated
+):
     settings.HOME = tmp_path
     requests = []
     response = simulated["lora"][1].to_json()
@@ -96,7 +98,7 @@ def test_a_law_is_asked_once_and_kept(tiny_model, settings, tmp_path, monkeypatc
     assert len(requests) == 2
 
 
-def test_a_technique_that_does_not_fit_says_so_each_time(
+def test_a_method_that_cannot_be_simulated_raises_each_time(
     tiny_model, settings, tmp_path, monkeypatch
 ):
     settings.HOME = tmp_path
@@ -106,36 +108,34 @@ def test_a_technique_that_does_not_fit_says_so_each_time(
         lambda _request: {"error": "It does not fit.", "field": "method"},
     )
     for _ in range(2):
-        with pytest.raises(UserError, match="does not fit"):
+        with raises_user_error(memory_estimators.CannotEstimate, field="method"):
             memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
 
 
-def test_the_program_answers_on_its_pipe(tiny_model, settings, tmp_path):
+def test_the_estimator_process_responds(tiny_model, settings, tmp_path):
     settings.HOME = tmp_path
-    with pytest.raises(memory_estimators.CannotEstimate, match="no_such_layer"):
+    with raises_user_error(memory_estimators.CannotEstimate, naming=["no_such_layer"]):
         memory_estimators.get_estimator(
             tiny_model, RunConfig(target_modules="no_such_layer"), "cpu"
         )
 
 
-def test_what_fails_by_chance_is_not_remembered(
-    tiny_model, settings, tmp_path, monkeypatch, simulated
-):
+def test_a_transient_failure_is_not_cached(tiny_model, settings, tmp_path, monkeypatch, simulated):
     settings.HOME = tmp_path
     answers = [
-        {"error": "It broke off; try again.", "field": "model", "is_transient": True},
+        {"error": "It failed.", "field": "model", "is_transient": True},
         simulated["lora"][1].to_json(),
     ]
     monkeypatch.setattr(
         memory_estimators.ESTIMATOR_PROCESS, "request_estimator", lambda _request: answers.pop(0)
     )
-    with pytest.raises(UserError, match="try again"):
+    with raises_user_error(field="model"):
         memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
     assert memory_estimators.get_cached_estimator(tiny_model, RunConfig(), "cpu") is None
     assert memory_estimators.get_estimator(tiny_model, RunConfig(), "cpu")
 
 
-def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
+def test_an_unreadable_file_is_a_transient_failure(tmp_path):
     from training.engine.simulation import forecast
 
     response = forecast.handle_request(
@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_such_a_chance(tmp_path):
     assert response["is_transient"]
 
 
-def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
+def test_the_cache_key_depends_on_dropout_but_not_on_its_rate(tiny_model):
     keys = [
         memory_estimators.compute_cache_key(tiny_model, RunConfig(dropout=share), "cpu")
         for share in (0.0, 0.05, 0.1)
@@ -154,25 +154,25 @@ def test_how_much_is_dropped_is_no_other_law_but_whether_is(tiny_model):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A Llama of 6 layers, large enough that what is beside its tensors does not count."""
+    """A Llama of 6 layers, large enough that memory outside its tensors is negligible."""
     from benchmarks import forecast
 
     return forecast.make_models(tmp_path_factory.mktemp("models"))["llama"]
 
 
-SHORT_OF_MEMORY = {"optim": "adamw_8bit", "gradient_checkpointing": True}
+LOW_MEMORY = {"optim": "adamw_8bit", "gradient_checkpointing": True}
 
 
 @pytest.mark.parametrize(
     ("method", "more"),
     [
         *((name, {}) for name in METHODS),
-        ("full", SHORT_OF_MEMORY),
-        ("full", {**SHORT_OF_MEMORY, "precision": "bf16"}),
+        ("full", LOW_MEMORY),
+        ("full", {**LOW_MEMORY, "precision": "bf16"}),
     ],
 )
-def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
-    """By the allocator's own log; `benchmarks/forecast.py` has the whole grid."""
+def test_a_real_step_uses_the_forecast_memory(llama, method, more):
+    """Measured with the allocator's log. `benchmarks/forecast.py` covers the whole grid."""
     import torch
 
     from benchmarks import forecast
@@ -190,7 +190,7 @@ def test_a_real_step_takes_what_the_forecast_says(llama, method, more):
     )
 
 
-def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
+def test_past_runs_correct_the_fixed_overhead_but_never_below_zero(run):
     target = get_target_device()
     assert memory.get_fixed_overhead(target).framework == memory.FRAMEWORK_BYTES[target.kind]
     past_forecast = {"device": target.name, "variable": 10**9, "optimizer": "adamw_torch"}
@@ -204,10 +204,8 @@ def test_past_runs_correct_the_constant_part_but_never_below_nothing(run):
     assert memory.get_fixed_overhead(target).framework == memory.FRAMEWORK_BYTES[target.kind]
 
 
-def test_patterns_are_no_business_of_a_shallow_simulation(tiny_model):
-    """Layer 10 is not there, and a trial may adapt other layers than the pattern names; the engine
-    checks names at its start.
-    """
+def test_a_simulation_ignores_rank_patterns(tiny_model):
+    """The shallow model has no layer 10. The engine checks the names of a pattern at its start."""
     from training.engine.memory_estimator import SAMPLE_DEPTHS
     from training.engine.simulation.fake_step import SimulatedStep, load_model_config
 

@@ -1,6 +1,4 @@
-"""A person chooses the devices and the class at launch; the forecast is for those devices, whatever
-the web server has.
-"""
+"""Pool and priority are chosen at launch, and the forecast is for a device of that pool."""
 
 import pytest
 from django.urls import reverse
@@ -8,6 +6,7 @@ from django.urls import reverse
 from tests import tiny
 from tests.launching import launch_run
 from tests.pages import normalize_markup
+from tests.user_errors import assert_mentions
 from training.errors import NotAllowed
 from training.gpus import devices
 from training.gpus.models import Device, Pool
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def cards(device):
-    """Two pools beside this host's CPU, on a host of their own."""
+    """Two GPU pools on another host, in addition to this host's CPU."""
     readings = [
         devices.DeviceReading(0, "a", "H100", "H100", 80 * GB, 30 * GB),
         devices.DeviceReading(1, "b", "H100", "H100", 80 * GB, GB),
@@ -42,16 +41,16 @@ def form(base_model, data):
     }
 
 
-def render_card(client, form):
+def render_summary(client, form):
     return client.post(reverse("run-summary"), form).content.decode()
 
 
-def test_it_works(as_alice, form, cards, no_queue):
+def test_a_run_is_launched_in_the_chosen_pool_with_its_priority(as_alice, form, cards, no_queue):
     page = normalize_markup(as_alice.get(reverse("run-new")))
-    assert "The largest" in page and ">T4</option>" in page and ">Urgent<" not in page
-    card = render_card(as_alice, form | {"pool": cards["T4"].pk})
-    assert "T4, 15.0 of 16.0 GB free" in card
-    accepted = card.split('name="accepted_warnings" value="')[1:]
+    assert ">T4</option>" in page and ">Urgent<" not in page
+    summary = render_summary(as_alice, form | {"pool": cards["T4"].pk})
+    assert "T4, 15.0 of 16.0 GB free" in summary
+    accepted = summary.split('name="accepted_warnings" value="')[1:]
     started = form | {
         "pool": cards["T4"].pk,
         "priority": "background",
@@ -62,35 +61,35 @@ def test_it_works(as_alice, form, cards, no_queue):
     assert (run.pool, run.priority) == (cards["T4"], "background")
 
 
-def test_the_techniques_are_weighed_anew_for_other_devices(as_alice, form):
+def test_method_costs_are_updated_when_the_pool_changes(as_alice, form):
     page = as_alice.post(reverse("run-settings"), form).content.decode()
     assert "change from:#pool" in page, (
-        "else they would stay greyed, or not, as the first devices had it"
+        "otherwise the methods stay grayed out as for the first pool"
     )
 
 
-def test_without_a_choice_it_is_the_largest_card_and_its_emptiest(as_alice, form, cards):
-    assert "H100, 79.0 of 80.0 GB free" in render_card(as_alice, form)
+def test_the_default_is_the_largest_gpu_with_the_most_free_memory(as_alice, form, cards):
+    assert "H100, 79.0 of 80.0 GB free" in render_summary(as_alice, form)
     assert (get_target_device().kind, get_target_device(cards["CPU"]).kind) == ("cuda", "cpu")
 
 
-def test_a_copy_waits_where_its_original_did(as_alice, run, cards):
+def test_a_copy_has_the_pool_and_priority_of_its_original(as_alice, run, cards):
     Run.objects.update(pool=cards["T4"], priority="background")
     page = normalize_markup(as_alice.get(f"{reverse('run-new')}?from={run.pk}"))
     assert f'value="{cards["T4"].pk}" selected' in page and 'value="background" selected' in page
 
 
-def test_devices_that_are_not_given_out_are_told(as_alice, form, cards):
+def test_an_unschedulable_device_is_shown_as_such(as_alice, form, cards):
     Device.objects.filter(name="T4").update(condition="dirty")
-    assert "not given out now" in render_card(as_alice, form | {"pool": cards["T4"].pk})
+    assert "not schedulable now" in render_summary(as_alice, form | {"pool": cards["T4"].pk})
 
 
-def test_before_any_worker_reports_this_hosts_own_device_is_shown(as_alice, form, db):
+def test_the_local_device_is_shown_until_a_worker_has_reported(as_alice, form, db):
     assert Device.objects.count() == 0
-    assert devices.read_devices()[0].name in render_card(as_alice, form)
+    assert devices.read_devices()[0].name in render_summary(as_alice, form)
 
 
-def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, device, no_queue):
+def test_only_admins_can_set_the_priority_urgent(alice, people, base_model, data, device, no_queue):
     launch_fields = {
         "base_model": base_model,
         "data": data,
@@ -99,23 +98,21 @@ def test_the_class_urgent_is_granted_by_admins(alice, people, base_model, data, 
     }
     with pytest.raises(NotAllowed):
         launch_run(alice, **launch_fields)
-    assert not Run.objects.exists(), "nothing is left of a refused launch"
+    assert not Run.objects.exists()
     assert launch_run(people["admin"], **launch_fields).priority == "urgent"
 
 
-def test_a_wrong_class_or_devices_that_are_gone_are_a_sentence_at_their_field(
-    as_alice, form, device
-):
-    for more, message in (
-        ({"priority": "royal"}, "The class is one of"),
-        ({"pool": "99"}, "not there any more"),
-    ):
-        answer = as_alice.post(reverse("run-new"), form | more)
-        assert answer.status_code in (400, 404) and message in answer.content.decode()
+def test_an_unknown_priority_or_pool_is_rejected_at_its_field(as_alice, form, device):
+    for field, value in (("priority", "royal"), ("pool", "99")):
+        response = as_alice.post(reverse("run-new"), form | {field: value})
+        assert response.status_code in (400, 404)
+        assert response.context["error"].field == field
     assert not Run.objects.exists()
 
 
-def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_queue):
+def test_every_run_of_a_sweep_has_the_pool_and_priority(
+    as_alice, base_model, data, cards, no_queue
+):
     body = {
         "model": base_model.pk,
         "data": data.pk,
@@ -130,7 +127,7 @@ def test_every_run_of_a_sweep_waits_there(as_alice, base_model, data, cards, no_
     }
 
 
-def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
+def test_settings_with_most_effect_on_memory_have_a_slider(as_alice, form):
     page = as_alice.post(reverse("run-settings"), form | {"rank": "24"}).content.decode()
     slider = page[page.index('data-slides="rank"') :].split(">")[0]
     assert 'data-values="1,2,4,8,16,32,64,128,256"' in slider
@@ -142,15 +139,15 @@ def test_what_moves_memory_has_a_slider_beside_its_field(as_alice, form):
     )
 
 
-def test_each_technique_tells_its_usual_rates_and_what_it_cannot_do(as_alice, form):
+def test_each_method_shows_its_recommended_rates_and_its_limitations(as_alice, form):
     page = as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
-    assert "Usual: 5e-6 to 5e-5." in page
+    assert "Recommended: 5e-6 to 5e-5." in page
     page = as_alice.post(reverse("run-settings"), form | {"method": "prefix"}).content.decode()
     assert "<b>Gradient checkpointing:</b> The prefix is stored in the KV cache" in page
     assert "<b>Merging into the base:</b> A prefix is not an update of weights." in page
 
 
-def test_every_setting_that_one_may_turn_has_its_usual_range():
+def test_every_field_has_a_recommended_range():
     from training.engine.methods import METHODS
     from training.runs.launch.form import build_fields
 
@@ -164,7 +161,7 @@ def test_every_setting_that_one_may_turn_has_its_usual_range():
             ), name
 
 
-def test_virtual_tokens_count_against_the_context(base_model):
+def test_virtual_tokens_count_toward_the_context_length(base_model):
     from training.engine.config import RunConfig
     from training.runs.forecast.summary import get_context_warnings
 
@@ -174,4 +171,4 @@ def test_virtual_tokens_count_against_the_context(base_model):
     (warning,) = get_context_warnings(
         RunConfig.from_dict({"method": "prompt", **batch}), base_model
     )
-    assert "max_length is 256 and 20 virtual tokens stand in front" in warning
+    assert_mentions(warning, 256, "20 virtual tokens")

@@ -1,5 +1,5 @@
-"""A run as a file: out and in again to the same, by page, API and command; a file that is none gets
-a sentence.
+"""A run as a YAML file: it is written, read back and launched again, and invalid files are
+rejected.
 """
 
 import io
@@ -11,6 +11,7 @@ from django.core.management import CommandError, call_command
 from tests import tiny
 from tests.launching import launch_run
 from tests.pages import normalize_markup
+from tests.user_errors import raises_user_error
 from training.errors import NotFound, UserError
 from training.gpus import devices
 from training.gpus.models import Pool
@@ -29,7 +30,7 @@ from training.runs.queue.placement import Placement
 pytestmark = pytest.mark.django_db
 
 
-def test_it_comes_back_as_it_went(run, alice):
+def test_a_written_file_reads_back_the_same(run, alice):
     document = read_yaml(to_yaml(run))
     assert document["settings"] == run.config
     assert document["model"] == run.base_model.name
@@ -37,25 +38,25 @@ def test_it_comes_back_as_it_went(run, alice):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "code", "facts"),
     [
-        ("a: [", "line 1: not YAML"),
-        ("- 1", "must be a mapping"),
-        ("modell: x", "There is no key 'modell'"),
-        ("settings: 3", "`settings` must be a mapping"),
-        ("a: &x [1]\nb: *x", "aliases"),
-        ("settings: {rank: !!bool x}", "tags"),
-        ("!!python/object/apply:os.system ['id']", "tags"),
-        ("x" * 70_000, "more than 16,000 characters"),
-        ("[" * 10_000, "nested too deeply"),
+        ("a: [", "", ["Line 1"]),
+        ("- 1", "", ["mapping"]),
+        ("modell: x", "", ["'modell'"]),
+        ("settings: 3", "", ["`settings`"]),
+        ("a: &x [1]\nb: *x", "yaml_alias", []),
+        ("settings: {rank: !!bool x}", "yaml_tag", []),
+        ("!!python/object/apply:os.system ['id']", "yaml_tag", []),
+        ("x" * 70_000, "", ["16,000"]),
+        ("[" * 10_000, "yaml_depth", []),
     ],
 )
-def test_a_file_that_is_none_gets_a_sentence(text, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+def test_an_invalid_file_is_rejected(text, code, facts):
+    with raises_user_error(code=code, field="file", naming=facts):
         read_yaml(text)
 
 
-def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, alice, people):
+def test_data_is_looked_up_by_digest_then_name_among_visible_data(run, alice, people):
     assert find_data(alice, {"data": {"name": "old name", "sha256": run.data.digest}}) == run.data
     assert find_data(alice, {"data": "Lights"}) == run.data
     for user, reference in (
@@ -67,7 +68,7 @@ def test_data_is_found_by_content_before_name_and_never_that_of_strangers(run, a
             find_data(user, {"data": reference})
 
 
-def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
+def test_the_file_is_downloaded_and_fills_the_launch_page(as_alice, run):
     answer = as_alice.get(f"/runs/{run.pk}/config.yaml")
     assert answer["Content-Disposition"] == f'attachment; filename="run-{run.pk}.yaml"'
     page = normalize_markup(
@@ -89,7 +90,7 @@ def test_the_page_hands_it_out_and_fills_itself_from_it(as_alice, run):
 def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run))
-    with pytest.raises(CommandError, match="Above 0.005, the loss of LoRA"):
+    with pytest.raises(CommandError, match=r"learning_rate is 0\.01"):
         call_command("launch", file, user="alice")
     out = io.StringIO()
     call_command("launch", file, user="alice", accept_warnings=True, stdout=out)
@@ -101,11 +102,11 @@ def test_the_command_starts_a_run_or_a_sweep(run, tmp_path, no_queue):
     )
     call_command("launch", file, user="alice", stdout=out)
     assert Sweep.objects.get().runs.count() == 2
-    with pytest.raises(CommandError, match="There is nobody called zoe"):
+    with pytest.raises(CommandError, match="zoe"):
         call_command("launch", file, user="zoe")
 
 
-def test_new_from_this_run_copies_everything(as_alice, run):
+def test_a_copied_run_has_all_settings(as_alice, run):
     page = normalize_markup(as_alice.get(f"/runs/new?from={run.pk}"))
     for name in (
         "rank",
@@ -120,10 +121,10 @@ def test_new_from_this_run_copies_everything(as_alice, run):
             f'name="{name}" inputmode="decimal" autocomplete="off" value="{run.config[name]}"'
             in page
         )
-    assert "Lights, tiny again" in page
+    assert "Lights, tiny (copy)" in page
 
 
-def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, alice, run, device):
+def test_a_pool_and_priority_that_are_not_the_default_are_written(as_alice, alice, run, device):
     assert "pool" not in to_yaml(run)
     assert "priority" not in to_yaml(run)
     run.pool = Pool.objects.create(name="Attic", kind="NVIDIA Attic")
@@ -136,15 +137,14 @@ def test_pool_and_class_come_back_where_they_are_not_the_usual_ones(as_alice, al
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
-    [({"pool": "Cellar"}, "no pool of devices 'Cellar'"), ({"priority": "at once"}, "is one of")],
+    ("document", "field"), [({"pool": "Cellar"}, "pool"), ({"priority": "at once"}, "priority")]
 )
-def test_a_pool_or_class_that_is_not_there_is_told(device, more, message):
-    with pytest.raises(UserError, match=message):
-        find_placement(more)
+def test_an_unknown_pool_or_priority_is_rejected(device, document, field):
+    with raises_user_error(field=field):
+        find_placement(document)
 
 
-def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path):
+def test_the_command_uses_the_priority_of_the_file(alice, run, device, tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(to_yaml(run) + "priority: background\n")
     call_command("launch", str(file), user="alice", stdout=io.StringIO(), accept_warnings=True)
@@ -152,7 +152,7 @@ def test_the_command_starts_it_where_the_file_says(alice, run, device, tmp_path)
 
 
 def relaunch_from_file(run, tmp_path, *options):
-    """What `manage.py launch` starts from a run's own file."""
+    """The runs that `manage.py launch` starts from the YAML file of a run."""
     file = tmp_path / f"{run.pk}.yaml"
     file.write_text(to_yaml(run))
     known = set(Run.objects.values_list("pk", flat=True))
@@ -172,12 +172,12 @@ def is_same_run(one, other):
     return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
-def test_a_plain_run_comes_back_from_its_file(run, tmp_path):
+def test_a_run_is_launched_again_from_its_file(run, tmp_path):
     (again,) = relaunch_from_file(run, tmp_path)
     assert is_same_run(again, run)
 
 
-def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
+def test_a_run_of_a_sweep_is_launched_again_alone_or_as_a_sweep(
     alice, base_model, data, device, no_queue, tmp_path
 ):
     settings = {**tiny.SETTINGS, "rank": [2, 4]}
@@ -192,10 +192,10 @@ def test_a_run_of_a_sweep_comes_back_alone_or_with_the_whole_sweep(
     assert relaunched_sweep[0].sweep.grid == sweep.grid
 
 
-def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was(
+def test_an_auto_run_is_launched_again_with_its_settings_or_a_new_plan(
     alice, base_model, data, counted, no_queue, tmp_path
 ):
-    pool = Pool.objects.get(kind=devices.CPU)  # the default one is the card's
+    pool = Pool.objects.get(kind=devices.CPU)  # the default is the GPU's
     auto = AutoRequest("style", {"rank": 2})
     run = launch_run(alice, base_model=base_model, data=data, auto=auto, placement=Placement(pool))
     assert (run.pool, run.config["rank"]) == (pool, 2)
@@ -208,9 +208,7 @@ def test_a_run_that_auto_planned_in_a_named_pool_comes_back_planned_or_as_it_was
     assert planned.request == run.request
 
 
-def test_the_page_opens_a_file_that_lets_auto_choose(
-    as_alice, alice, base_model, data, counted, no_queue
-):
+def test_the_page_loads_a_file_with_auto(as_alice, alice, base_model, data, counted, no_queue):
     text = b"model: tiny-llama\ndata: Lights\nauto: {goal: style, locked: {rank: 2}}\n"
     upload = {"file": SimpleUploadedFile("r.yaml", text)}
     as_alice.post(
@@ -232,14 +230,14 @@ def test_the_page_opens_a_file_that_lets_auto_choose(
 
 
 @pytest.mark.parametrize("text", ["request: 3", "request: {run: 1}", "auto: {rank: 3}"])
-def test_a_request_of_another_form_gets_a_sentence(text):
+def test_a_malformed_request_is_rejected(text):
     with pytest.raises(UserError) as refused:
         read_yaml(text)
     assert refused.value.field == "file"
 
 
 @pytest.mark.parametrize("request_", [{}, {"name": "x"}, {"skip_impossible": True}])
-def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, request_):
+def test_an_empty_request_is_not_launched_again(alice, run, request_):
     document = read_yaml(to_yaml(run)) | {"request": read_yaml("name: x")}
     document["request"] |= request_
     with pytest.raises(UserError) as refused:
@@ -247,7 +245,7 @@ def test_a_request_that_asks_for_nothing_is_not_launched_again(alice, run, reque
     assert refused.value.field == "file"
 
 
-def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, device, no_queue):
+def test_a_written_file_is_never_too_long_to_read(alice, base_model, data, device, no_queue):
     texts = [f"{number} " + "word " * 300 for number in range(12)]
     settings = {
         "method": "prompt",
@@ -261,13 +259,13 @@ def test_a_file_is_never_longer_than_what_is_read_back(alice, base_model, data, 
 
 
 @pytest.mark.parametrize("version", ["1", 1.0, True])
-def test_a_version_to_begin_with_has_a_whole_number(alice, version):
+def test_the_version_of_start_weights_must_be_an_integer(alice, version):
     with pytest.raises(UserError) as refused:
         find_start_weights(alice, {"name": "Lights", "version": version})
     assert refused.value.field == "start_from"
 
 
-def test_the_page_refuses_a_lock_of_the_wrong_type(as_alice, run):
+def test_the_page_rejects_a_lock_of_the_wrong_type(as_alice, run):
     text = b"model: tiny-llama\ndata: Lights\nauto: {locked: {gradient_checkpointing: 1}}\n"
     page = as_alice.post("/runs/new/file", {"file": SimpleUploadedFile("r.yaml", text)})
     assert page.context["error"].field == "gradient_checkpointing"
