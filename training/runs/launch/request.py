@@ -134,25 +134,8 @@ def resolve_request(
     check_model_ready(request.base_model)
     checks.check_priority(request.user, request.placement.priority)
     target = target or get_target_device(request.placement.pool)
-    settings = request.settings
-    if request.auto is None and request.plan_digest:
-        raise UserError("plan_digest needs `auto`. Remove it.", field="plan_digest")
-    if request.auto is not None:
-        if settings:
-            raise UserError(
-                "With `auto`, `settings` must be empty. Put fixed settings into `auto.locked`.",
-                field="settings",
-            )
-        plan = plan or make_run_plan(
-            request.base_model, request.data, request.auto, target, wait=wait
-        )
-        if request.plan_digest not in (None, compute_plan_digest(plan)):
-            raise Conflict(
-                "The plan has changed because free memory or a locked value changed. Review it and "
-                "start again.",
-                field="plan",
-            )
-        settings = plan.settings
+    plan = resolve_plan(request, target, plan, wait=wait)
+    settings = plan.settings if plan else request.settings
     grid, members, impossible = expand_grid(settings, skip_impossible=request.skip_impossible)
     if request.start_weights:
         members, refused = check_members_start(request, request.start_weights, members)
@@ -174,6 +157,35 @@ def resolve_request(
     ]
     unique = list(dict.fromkeys(warnings))
     return ResolvedLaunch(request, members, grid, plan, target, lengths, unique, impossible)
+
+
+def resolve_plan(
+    request: LaunchRequest, target: TargetDevice, plan: Plan | None, *, wait: bool
+) -> Plan | None:
+    """The Auto plan of a request, made now if `plan` is None; None without Auto.
+
+    Raises:
+        UserError: `auto` is combined with `settings`, or `plan_digest` is used without `auto`.
+        Conflict: the plan differs from the one that the user reviewed.
+        PlanPending: see `make_run_plan`.
+    """
+    if request.auto is None:
+        if request.plan_digest:
+            raise UserError("plan_digest needs `auto`. Remove it.", field="plan_digest")
+        return None
+    if request.settings:
+        raise UserError(
+            "With `auto`, `settings` must be empty. Put fixed settings into `auto.locked`.",
+            field="settings",
+        )
+    plan = plan or make_run_plan(request.base_model, request.data, request.auto, target, wait=wait)
+    if request.plan_digest not in (None, compute_plan_digest(plan)):
+        raise Conflict(
+            "The plan has changed because free memory or a locked value changed. Review it and "
+            "start again.",
+            field="plan",
+        )
+    return plan
 
 
 def check_members_start(
