@@ -1,10 +1,11 @@
-"""Programs that we start: what they get to see of our environment, and how they talk to us.
+"""Start child programs and exchange messages with them.
 
-A child prints one JSON object a line. `{"error": ...}` is a sentence for the person and ends its
-work; what else an object says is between the two. Its parameters come as arguments, on stdin, or in
-`params.json` in a folder of its own. It gets no SECRET_KEY, no database address and no token.
+A child prints one JSON object per line. `{"error": ...}` is a message for a person and ends the
+child's work; the meaning of every other object is up to the two programs. Parameters are passed as
+arguments, on stdin, or in `params.json` in a folder of the child's own. A child gets no SECRET_KEY,
+no database address and no token.
 
-Both ends are here, so this module imports neither Django nor the engine.
+Both sides of the protocol are here, so this module imports neither Django nor the engine.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from training.errors import UserError
 
 ALLOWED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 ALLOWED_PREFIXES = ("OMP_", "MKL_", "OPENBLAS_", "NVIDIA_", "CUDA_", "PYTORCH_")
-# Every step has another shape. oneDNN keeps 1,024 of its programs with their buffers, and glibc
-# raises its limit for blocks that go back to the system to 32 MB: SmolLM2-135M grew from 1.3 to 2.0
-# GB over 40 steps, and with these stays at 1.5, as quick.
+# Every training step has a different shape. By default oneDNN caches 1,024 compiled kernels with
+# their buffers, and glibc raises the size of blocks that it returns to the system to 32 MB. The
+# memory of SmolLM2-135M then grows from 1.3 to 2.0 GB in 40 steps; with these settings it stays at
+# 1.5 GB at the same speed.
 ALLOCATOR_VARIABLES = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "MALLOC_MMAP_THRESHOLD_": "4000000",
@@ -43,7 +45,7 @@ NETWORK_VARIABLES = (
     "HF_HUB_DISABLE_XET",
 )
 PARAMS_FILE = "params.json"
-KILL_AFTER_SECONDS = 10.0  # that a child has to clean up
+KILL_AFTER_SECONDS = 10.0  # time for a child to clean up after SIGTERM
 CANCEL_CHECK_SECONDS = 1.0
 EXIT_USER_ERROR = 65  # EX_DATAERR of sysexits.h
 EXIT_DISK = 74  # EX_IOERR
@@ -53,12 +55,12 @@ Message = dict[str, Any]
 write_lock = threading.Lock()
 
 
-# The parent's end.
+# The parent's side.
 
 
 def child_environment(*more: str) -> dict[str, str]:
-    """The harmless part of this process' environment, and the variables named in `more` where they
-    are set.
+    """The environment of a child: the variables that are safe to pass on, and those named in `more`
+    if they are set.
     """
     return {
         name: value
@@ -72,7 +74,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def write_params(folder: Path, params: Message) -> None:
-    """Leave a child's parameters where `read_params` finds them."""
+    """Write a child's parameters to the file that `read_params` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PARAMS_FILE).write_text(json.dumps(params))
 
@@ -84,10 +86,10 @@ def read_messages(output: str) -> list[Message]:
 def run_child(
     module: str, *arguments: str, cwd: Path, seconds: float, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a module to its end with `stdin` on its standard input.
+    """Run a module until it exits, with `stdin` as its standard input.
 
     Raises:
-        subprocess.TimeoutExpired: it took more than `seconds`, and was killed.
+        subprocess.TimeoutExpired: it ran longer than `seconds` and was killed.
     """
     return subprocess.run(
         module_command(module, *arguments),
@@ -109,13 +111,14 @@ def stream_child(
     environment: dict[str, str],
     cancelled: threading.Event | None = None,
 ) -> Generator[Message, None, None]:
-    """Run a program and yield its messages as they come. It is ended when nobody reads on, and when
-    `cancelled` is set.
+    """Run a program and yield its messages as they arrive. The program is terminated when the
+    caller stops iterating or sets `cancelled`.
 
     Raises:
-        UserError: it said what is wrong, said what is no message, or ended with a code and no word.
+        UserError: the program reported an error, printed something that is not a message, or
+            exited with a nonzero code.
     """
-    log_hint = f"its log is {log.parent.name}/{log.name} in SNAPML_HOME."
+    log_hint = f"See the log in SNAPML_HOME/{log.parent.name}/{log.name}."
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as stderr:
         child = subprocess.Popen(
@@ -131,7 +134,7 @@ def stream_child(
                 except ValueError as error:
                     line_start = line.strip()[:80]
                     raise UserError(
-                        f"The program said {line_start!r}, not a message; {log_hint}"
+                        f"The program printed {line_start!r} instead of a message. {log_hint}"
                     ) from error
                 if "error" in message:
                     raise UserError(message["error"], field=message.get("field", ""))
@@ -140,11 +143,13 @@ def stream_child(
             code = end_child(child)
             child.stdout.close()
     if code:
-        raise UserError(f"The program ended with code {code}; {log_hint}")
+        raise UserError(f"The program exited with code {code}. {log_hint}")
 
 
 def end_child(child: subprocess.Popen[str]) -> int:
-    """Ask a child that still runs to end, kill it if it does not; returns its exit code."""
+    """Terminate a child that is still running, kill it if it does not exit, and return its exit
+    code.
+    """
     if child.poll() is None:
         child.terminate()
     try:
@@ -164,8 +169,8 @@ def terminate_when_set(child: subprocess.Popen[str], cancelled: threading.Event)
 
 
 class RequestProcess:
-    """A program that answers one request a line. It is started when it is first asked, and again
-    when it is gone: it leaves by itself when it is idle.
+    """A program that answers one request per line. It is started for the first request and started
+    again after it has exited: it exits by itself when it is idle.
     """
 
     def __init__(
@@ -178,16 +183,16 @@ class RequestProcess:
         self._lock = threading.Lock()
 
     def send_request(self, message: Message, *, cwd: Path) -> Message | None:
-        """Its answer; None if it broke off or took more than `max_seconds`.
+        """The response; None if the program failed or took more than `max_seconds`.
 
         Raises:
-            TimeoutError: others asked before, and have not come to an end in `max_seconds`.
+            TimeoutError: earlier requests did not finish within `max_seconds`.
         """
         if not self._lock.acquire(timeout=self.max_seconds):
             raise TimeoutError
         try:
-            # A child that leaves because it is idle may still look alive; then a new one is
-            # started and asked.
+            # A child that is exiting because it is idle may still look alive. In that case, start
+            # a new one and send the request again.
             for _ in range(2):
                 child = self._ensure_child(cwd)
                 started = time.monotonic()
@@ -197,7 +202,7 @@ class RequestProcess:
                     line = self._exchange_line(child, json.dumps(message))
                 finally:
                     timer.cancel()
-                if line.endswith("\n"):  # else it was killed in the middle of its answer
+                if line.endswith("\n"):  # otherwise it was killed while it was writing
                     response: Message = json.loads(line)
                     return response
                 self._child = None
@@ -214,7 +219,7 @@ class RequestProcess:
             child.stdin.write(line + "\n")
             child.stdin.flush()
             return child.stdout.readline()
-        except OSError:  # it has ended
+        except OSError:  # it has exited
             return ""
 
     def _ensure_child(self, cwd: Path) -> subprocess.Popen[str]:
@@ -227,17 +232,17 @@ class RequestProcess:
                 cwd=cwd,
                 env=child_environment() | self.environment,
             )
-            # It ends when it likes. Somebody must wait for it then, or it stays as a zombie.
+            # It may exit at any time. Without a thread that waits for it, it would stay a zombie.
             threading.Thread(target=self._child.wait, name="reap-child", daemon=True).start()
         return self._child
 
 
-# The child's end.
+# The child's side.
 
 
 def set_parent_death_signal() -> None:
-    """Called in a child: even if its parent is killed, it gets SIGTERM and ends in order (Linux;
-    elsewhere nothing is done).
+    """Called in a child: send SIGTERM to this process when its parent dies, even if the parent is
+    killed. Linux only; a no-op elsewhere.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -254,15 +259,19 @@ def emit_error(message: str, *, field: str = "") -> None:
 
 
 def read_params() -> Message:
-    """What the parent left with `write_params` in the folder that is the last argument."""
+    """The parameters that the parent wrote with `write_params`, in the folder that is the last
+    argument.
+    """
     params: Message = json.loads((Path(sys.argv[-1]) / PARAMS_FILE).read_text())
     return params
 
 
 def main(run_program: Callable[[], None]) -> int:
-    """Run a child program; returns its exit code. What a person can put right is emitted."""
-    # Asked to end, it cleans up; and a worker that dies takes it along, or a second one would soon
-    # write to the same files.
+    """Run a child program and return its exit code. Errors that a person can fix are sent as
+    messages.
+    """
+    # On SIGTERM the program cleans up. It also gets SIGTERM when its worker dies; otherwise a
+    # second program would soon write to the same files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     set_parent_death_signal()
     try:
@@ -274,6 +283,6 @@ def main(run_program: Callable[[], None]) -> int:
         if error.errno is None or error.filename is None:
             raise
         name = Path(str(error.filename)).name
-        emit_error(f"The disk refused {name}: {os.strerror(error.errno)}.")
+        emit_error(f"{name} could not be read or written: {os.strerror(error.errno)}.")
         return EXIT_DISK
     return 0

@@ -1,13 +1,13 @@
-"""The errors that people read. It knows no Django: doors turn a `UserError` into a page, a JSON
-answer or a run's reason.
+"""Errors that people read. Without Django: pages, the API and workers turn a `UserError` into a
+page, a JSON response or the message of a run.
 
 Every message says what is wrong, where, and what to do.
 """
 
 
 class UserError(Exception):
-    """Something a person can put right. `status` is the HTTP code of the doors, `field` the form's
-    field if there is one, `code` names the reason where several share class and field.
+    """An error that a person can fix. `status` is the HTTP status code, `field` the form field if
+    there is one, and `code` identifies the reason when several errors share a class and a field.
     """
 
     status = 400
@@ -20,17 +20,17 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A setting that cannot be right, or two that contradict each other."""
+    """A setting is invalid, or two settings contradict each other."""
 
 
 class NotAllowed(UserError):
-    """The person is known, but this is not theirs to do."""
+    """The user is signed in but has no permission for this action."""
 
     status = 403
 
 
 class NotFound(UserError):
-    """There is no such thing, or none that this person may see: the two read the same on
+    """The object does not exist, or the user may not see it. Both cases give the same message on
     purpose.
     """
 
@@ -38,29 +38,29 @@ class NotFound(UserError):
 
 
 class Conflict(UserError):
-    """The thing exists, but its present state does not allow the act."""
+    """The object exists, but its current state does not allow the action."""
 
     status = 409
 
 
 class TooLarge(UserError):
-    """More bytes, rows or characters than the limit that the message names."""
+    """More bytes, rows or characters than the limit in the message."""
 
     status = 413
 
 
 def check_name_typed(typed: str, name: str, action: str = "delete it") -> None:
-    """Before something is lost for good, its name is typed once more.
+    """Check that the user typed the object's name before it is deleted for good.
 
     Raises:
-        UserError: another name was typed.
+        UserError: a different name was typed.
     """
     if to_one_line(typed) != name:
-        raise UserError(f"Type the name, {name}, to {action}.", field="name")
+        raise UserError(f"Type the name {name} to {action}.", field="name")
 
 
 def to_one_line(text: str) -> str:
-    """A name as it may be stored and shown: control characters (NUL, line breaks, escapes) become
-    blanks.
+    """A name that is safe to store and display: control characters (NUL, line breaks, escapes)
+    become spaces.
     """
     return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -1,6 +1,7 @@
-"""A name for a running process, and whether the process of a name still lives.
+"""Identify a running process by host, pid and start time, and check whether it still runs.
 
-host:pid:start; the start tells a process from a later one with the same pid.
+The name is host:pid:start. The start time distinguishes the process from a later one with the same
+pid.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ def get_host_name() -> str:
 
 
 def get_process_name() -> str:
-    """The name of this very process."""
+    """The name of this process."""
     return f"{get_host_name()}:{os.getpid()}:{get_process_start_time(os.getpid())}"
 
 
 def is_alive(name: str) -> bool:
-    """Does the process still run? Only for names of this host."""
+    """Whether the process still runs. Only for names of this host."""
     _, pid, start = name.rsplit(":", 2)
     return bool(start) and get_process_start_time(int(pid)) == start
 
 
 def get_process_start_time(pid: int) -> str:
-    """When a living process began: on Linux in clock ticks since boot, which no change of the wall
-    clock moves. Empty: there is none.
+    """The start time of a running process, empty if there is none. On Linux it is in clock ticks
+    since boot, so that changes of the wall clock do not affect it.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

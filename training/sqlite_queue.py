@@ -1,8 +1,8 @@
-"""Huey's queue in an SQLite file, without its polling: an idle worker sleeps.
+"""Huey's SQLite queue without polling, so that an idle worker sleeps.
 
-Huey's own threads ask the file for a message each, several times a second. Here only one thread
-waits at a time: whoever enqueues a message writes a byte into a FIFO beside the file. A byte that
-is lost costs a few seconds, since the file is asked from time to time anyway.
+Huey's own threads each query the file several times a second. Here only one thread waits at a time:
+a process that enqueues a message writes one byte to a FIFO next to the file. A lost byte costs a
+few seconds at most, because the file is also queried from time to time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from huey.storage import SqliteStorage
 from redis.exceptions import RedisError
 
 MAX_WAIT_SECONDS = 5.0
-# What a queue that does not work raises, in SQLite or Redis. The rows are the truth, so whoever
-# enqueues a message goes on without it.
+# Errors of a broken queue, in SQLite or Redis. The database rows are authoritative, so a caller
+# that cannot enqueue a message continues without it.
 QUEUE_ERRORS = (OSError, sqlite3.Error, RedisError)
 
 
 class BlockingSqliteStorage(SqliteStorage):  # type: ignore[misc]
-    """Storage whose `dequeue` sleeps until a message comes."""
+    """Storage whose `dequeue` blocks until a message arrives."""
 
-    blocking = True  # Huey: `dequeue` waits by itself
+    blocking = True  # tells Huey that `dequeue` waits
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -41,7 +41,7 @@ class BlockingSqliteStorage(SqliteStorage):  # type: ignore[misc]
         self._wake_reader()
 
     def dequeue(self) -> bytes | None:
-        """The next message; None after a while without one."""
+        """The next message; None if none arrives within MAX_WAIT_SECONDS."""
         with self._dequeue_lock:
             end = time.monotonic() + MAX_WAIT_SECONDS
             while not self.is_closing:
@@ -53,7 +53,7 @@ class BlockingSqliteStorage(SqliteStorage):  # type: ignore[misc]
         return None
 
     def stop_waiting(self) -> None:
-        """The consumer ends: nobody waits any more."""
+        """Wake the waiting thread when the consumer shuts down."""
         self.is_closing = True
         self._wake_reader()
 
@@ -63,23 +63,23 @@ class BlockingSqliteStorage(SqliteStorage):  # type: ignore[misc]
                 os.mkfifo(self.fifo, mode=0o600)
             except FileExistsError:
                 pass
-            # Opened for writing, too, so that it never ends when a writer leaves.
+            # Also open for writing, so that there is no end of file when a writer closes it.
             self._reader = os.open(self.fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            seconds = 0.0  # a message may have come before anybody could hear of it
+            seconds = 0.0  # a message may have been enqueued before the FIFO existed
         if select.select([self._reader], [], [], seconds)[0]:
             try:
                 os.read(self._reader, 1)
             except BlockingIOError:
-                pass  # another process was faster
+                pass  # another process has read it
 
     def _wake_reader(self) -> None:
         try:
             writer = os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return  # nobody waits; a worker that starts asks the file first
+            return  # nobody is waiting; a starting worker queries the file first
         try:
             os.write(writer, b"x")
         except (BlockingIOError, BrokenPipeError):
-            pass  # it holds enough of them, or its reader has just gone
+            pass  # the FIFO is full, or its reader has just exited
         finally:
             os.close(writer)

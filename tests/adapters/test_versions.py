@@ -195,7 +195,7 @@ def test_deleting_asks_for_the_name_refuses_what_is_deployed_and_frees_the_disk(
     alice, people, trained
 ):
     deployed = serving_services.create_deployment(alice, "lights", Routing(trained))
-    with pytest.raises(UserError, match="Type the name, Lights v1"):
+    with pytest.raises(UserError, match="Type the name Lights v1"):
         actions.delete_version(alice, trained, "Lights")
     with raises_user_error(Conflict, naming=("Lights v1", "lights")):
         actions.delete_version(alice, trained, "Lights v1")

@@ -255,7 +255,7 @@ def test_insights_tell_languages_labels_secrets_and_private_addresses(make_uploa
 def test_deleting_asks_for_the_name_and_frees_the_disk(make_upload, alice, people):
     version = save_upload(check_upload(make_upload()))
     folders = [version.split_path("train").parent, version.upload.folder]
-    with pytest.raises(UserError, match="Type the name, lights"):
+    with pytest.raises(UserError, match="Type the name lights"):
         services.delete_dataset(alice, version.dataset, "light")
     with pytest.raises(NotAllowed):
         services.delete_dataset(people["bob"], version.dataset, "lights")
