@@ -248,7 +248,7 @@ WEBHOOK_HOSTS = [h for h in os.environ.get("SNAPML_WEBHOOK_HOSTS", "").split(","
 
 # Deaths of an engine in a row without one more checkpoint, before its run is given up as a crash
 # loop.
-MAX_CRASHES = int(os.environ.get("SNAPML_MAX_DEATHS", "3"))
+MAX_CRASHES = int(os.environ.get("SNAPML_MAX_CRASHES", "3"))
 INFERENCE_URL = os.environ.get("INFERENCE_URL", "").rstrip("/")
 INFERENCE_TOKEN = os.environ.get("INFERENCE_TOKEN", "")
 

@@ -1,6 +1,4 @@
-"""An engine without a process, for tests of what a watcher makes of one. mypy holds it to the
-protocol.
-"""
+"""An engine without a process, for tests of the supervisor. mypy checks it against the protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class FakeEngine:
-    """It has ended with `exit_code`, or, without one, does nothing that it is asked to."""
+    """It has exited with `exit_code`; without one, it is alive and ignores all requests."""
 
     def __init__(self, exit_code: int | None = None, *, was_oom_killed: bool = False) -> None:
         self.exit_code = exit_code

@@ -1,4 +1,4 @@
-"""A worker that watches a run while the test goes on."""
+"""A worker thread that supervises a run during a test."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from training.runs.worker.supervisor import supervise_run
 
 
 def start_supervisor(run):
-    """A thread that ends with the run's attempt."""
+    """A thread that ends when the supervisor returns."""
 
     def run_supervisor():
         try:

@@ -1,4 +1,6 @@
-"""Journal lines become rows exactly once; what a rewind trains again is kept aside."""
+"""Journal events are stored exactly once, and steps that are repeated after a resume are
+superseded.
+"""
 
 import json
 
@@ -25,7 +27,7 @@ def watched(run):
     return lease, Run.objects.get(pk=run.pk)
 
 
-def test_it_works(watched, journal):
+def test_events_become_rows_and_update_the_run(watched, journal):
     lease, run = watched
     store_events(
         lease,
@@ -43,14 +45,14 @@ def test_it_works(watched, journal):
 
 
 @pytest.mark.parametrize("kind", ["sample", "saving", "log", "end"])
-def test_lines_of_kinds_that_change_nothing_are_stored_once_too(watched, journal, kind):
+def test_events_that_do_not_change_the_run_are_also_stored_once(watched, journal, kind):
     lease, run = watched
     for _ in range(3):
         store_events(lease, run, journal.lines({"kind": kind, "step": 1}), 10)
     assert Event.objects.filter(run=run, kind=kind).count() == run.last_seq == 3
 
 
-def test_a_number_missing_or_twice_stores_nothing(watched, journal):
+def test_a_missing_or_repeated_event_number_stores_nothing(watched, journal):
     lease, run = watched
     lines = journal.lines(step_event(1), step_event(2))
     store_events(lease, run, lines[:1], 10)
@@ -62,7 +64,7 @@ def test_a_number_missing_or_twice_stores_nothing(watched, journal):
     assert Run.objects.get(pk=run.pk).last_seq == 2
 
 
-def test_a_stale_worker_stores_nothing_and_its_picture_stays_behind(watched, journal):
+def test_a_worker_without_the_lease_stores_nothing(watched, journal):
     lease, run = watched
     Run.objects.filter(pk=run.pk).update(lease_token="another")
     with pytest.raises(LeaseLost):
@@ -71,7 +73,7 @@ def test_a_stale_worker_stores_nothing_and_its_picture_stays_behind(watched, jou
     assert run.last_seq == 0
 
 
-def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
+def test_steps_move_into_chunks_and_are_read_back_unchanged(watched, journal):
     lease, run = watched
     lines = journal.lines(*[step_event(n, 1 / n) for n in range(1, 2 * CHUNK_SIZE + 100)])
     for at in range(0, len(lines), 200):
@@ -82,7 +84,7 @@ def test_steps_move_into_chunks_and_come_back_as_they_were(watched, journal):
     assert back == lines
 
 
-def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
+def test_values_that_are_not_finite_are_stored_and_give_valid_json(watched, journal):
     lease, run = watched
     store_events(
         lease,
@@ -99,7 +101,7 @@ def test_what_is_not_finite_is_kept_and_breaks_no_json(watched, journal):
     json.dumps(build_snapshot(run.pk, 100), allow_nan=False)
 
 
-def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
+def test_a_nul_character_of_a_model_can_be_stored(watched, journal):
     lease, run = watched
     store_events(
         lease,
@@ -112,7 +114,7 @@ def test_a_nul_that_a_model_wrote_can_be_stored(watched, journal):
     assert Event.objects.get(run=run).fields["prompt"] == "a\ufffd"
 
 
-def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
+def test_a_resume_supersedes_the_steps_that_are_repeated(watched, journal):
     lease, run = watched
     lines = journal.lines(
         *[step_event(n) for n in range(1, 701)], {"kind": "eval", "step": 700, "eval_loss": 1.0}
@@ -137,7 +139,7 @@ def test_a_resume_keeps_aside_what_is_trained_again(watched, journal):
     ] == list(range(501, 701))
 
 
-def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watched, journal):
+def test_a_resume_from_the_beginning_supersedes_the_first_evaluation(watched, journal):
     lease, run = watched
     store_events(
         lease, run, journal.lines({"kind": "eval", "step": 0, "eval_loss": 1.0}, step_event(1)), 1
@@ -154,7 +156,7 @@ def test_a_resume_from_the_beginning_keeps_the_first_evaluation_aside_too(watche
 
 
 @pytest.mark.parametrize("limit", [100, 700, 2000])
-def test_after_many_resumes_a_reader_still_gets_every_number_once(watched, journal, limit):
+def test_after_many_resumes_a_reader_gets_every_event_once(watched, journal, limit):
     lease, run = watched
     at = 0
     for attempt in range(2, 12):
@@ -182,7 +184,7 @@ def test_the_sparkline_stays_short(watched, journal):
     assert 30 <= len(Run.objects.get(pk=run.pk).sparkline) <= 60
 
 
-def test_the_best_held_out_loss_goes_back_with_a_rewind(watched, journal):
+def test_a_resume_restores_the_best_eval_loss(watched, journal):
     lease, run = watched
 
     def measured(n, loss):

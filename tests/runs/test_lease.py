@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def make_dead_owner():
-    """The name of a worker of this host that is gone."""
+    """The name of a worker process of this host that has exited."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = f"{get_host_name()}:{child.pid}:{get_process_start_time(child.pid)}"
     assert is_alive(name)
@@ -30,13 +30,13 @@ def make_dead_owner():
     return name
 
 
-def test_only_the_first_claim_gets_it(run):
+def test_only_the_first_claim_gets_the_run(run):
     assert claim_run(run.pk) is not None
     assert claim_run(run.pk) is None
     assert Run.objects.get(pk=run.pk).state == State.STARTING
 
 
-def test_a_device_takes_no_more_runs_than_its_pool_lets_share_it(run):
+def test_a_device_has_at_most_as_many_runs_as_its_pool_allows(run):
     other = Run.objects.get(pk=run.pk)
     other.pk = None
     other.save()
@@ -48,13 +48,13 @@ def test_a_device_takes_no_more_runs_than_its_pool_lets_share_it(run):
     assert claim_run(other.pk)
 
 
-def test_a_run_is_not_claimed_before_its_time(run):
+def test_a_run_is_not_claimed_before_its_retry_time(run):
     Run.objects.filter(pk=run.pk).update(not_before=timezone.now() + timedelta(minutes=1))
     assert list_claimable_runs() == []
     assert claim_run(run.pk) is None
 
 
-def test_a_run_whose_worker_is_gone_is_taken_over_at_once_under_a_new_token(run):
+def test_a_run_of_a_dead_worker_is_claimed_at_once_with_a_new_token(run):
     first = claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, lease_owner=make_dead_owner())
     assert list_claimable_runs() == [run.pk]
@@ -65,7 +65,7 @@ def test_a_run_whose_worker_is_gone_is_taken_over_at_once_under_a_new_token(run)
     second.renew()
 
 
-def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
+def test_a_run_is_claimed_again_only_after_its_lease_expires(run):
     claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING)
     assert claim_run(run.pk) is None
@@ -75,7 +75,7 @@ def test_a_run_whose_lease_ran_out_is_taken_over_and_a_valid_one_is_not(run):
     assert claim_run(run.pk) is not None
 
 
-def test_this_very_process_is_alive_and_a_later_one_with_its_pid_is_another():
+def test_a_process_is_identified_by_its_start_time_too():
     assert is_alive(get_process_name())
     assert not is_alive(get_process_name() + "1")
 

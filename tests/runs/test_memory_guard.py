@@ -1,5 +1,5 @@
-"""Two runs on one device: each is held to what it reserved, and one that takes more leaves with a
-checkpoint and reserves more.
+"""Runs on a shared device stay within their reservations; one that exceeds it saves a checkpoint
+and reserves more.
 """
 
 import os
@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from tests.runs.fake_engine import FakeEngine
 from tests.runs.supervision import start_supervisor, wait_until
+from tests.user_errors import assert_mentions
 from training.gpus import allocations
 from training.gpus.models import Allocation, Device, Host, Pool, Quota
 from training.runs.forecast.memory import CONTEXT_BYTES, get_fixed_overhead
@@ -31,7 +32,7 @@ GB = 10**9
 
 @pytest.fixture
 def shared(run):
-    """The run holds the device with 1 MB reserved, and may share it."""
+    """A run that has reserved 1 MB of a device that others may share."""
     Pool.objects.update(runs_per_device=2)
     Run.objects.filter(pk=run.pk).update(forecast={"peak": 10**6})
     assert claim_run(run.pk)
@@ -39,7 +40,7 @@ def shared(run):
 
 
 def reserve_other_run(run, pk=10**6):
-    """Another run holds a place on the same device."""
+    """Another run reserves a slot of the same device."""
     allocations.reserve_device(
         Device.objects.get(),
         allocations.AllocationRequest(pk, "other", run.owner, run.team, "normal", GB),
@@ -50,24 +51,24 @@ def sample_memory(guard, times=MIN_SAMPLES):
     return [guard.get_over_limit_bytes(os.getpid()) for _ in range(times)]
 
 
-def test_it_works(shared):
+def test_memory_over_the_limit_is_reported_after_several_samples(shared):
     reserve_other_run(shared)
     samples = sample_memory(MemoryGuard(shared.pk))
     assert samples[:-1] == [0] * (MIN_SAMPLES - 1), "one look may meet a moment"
     assert samples[-1] > 10**7, "what this process takes"
 
 
-def test_alone_on_a_device_it_may_take_what_is_there(shared):
+def test_a_run_alone_on_its_device_has_no_limit(shared):
     assert sample_memory(MemoryGuard(shared.pk)) == [0] * MIN_SAMPLES
 
 
-def test_within_its_reservation_it_is_left_alone(shared):
+def test_memory_within_the_reservation_is_not_reported(shared):
     reserve_other_run(shared)
     Allocation.objects.filter(run_id=shared.pk).update(reserved_bytes=10**12)
     assert sample_memory(MemoryGuard(shared.pk)) == [0] * MIN_SAMPLES
 
 
-def test_a_device_that_is_shared_since_the_run_began_is_watched_too(shared):
+def test_a_device_that_is_shared_after_the_run_began_has_a_limit(shared):
     Pool.objects.update(runs_per_device=1)
     guard = MemoryGuard(shared.pk)
     assert sample_memory(guard) == [0] * MIN_SAMPLES
@@ -76,7 +77,7 @@ def test_a_device_that_is_shared_since_the_run_began_is_watched_too(shared):
     assert sample_memory(guard)[-1] > 0
 
 
-def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
+def test_each_reading_of_a_gpu_driver_counts_once(shared):
     reserve_other_run(shared)
     Pool.objects.update(kind="H100")
     Device.objects.update(
@@ -91,7 +92,7 @@ def test_of_a_card_each_reading_of_the_driver_counts_once(shared):
     assert samples[-1] == 3 * GB
 
 
-def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared):
+def test_the_allocator_limit_is_the_reservation_without_the_cuda_context(shared):
     Pool.objects.update(kind="H100")
     Allocation.objects.update(reserved_bytes=3 * GB)
     assert MemoryGuard(shared.pk).device_environment()["SNAPML_DEVICE_BYTES"] == str(
@@ -105,7 +106,7 @@ def test_the_allocator_may_take_what_was_reserved_less_cudas_own_context(shared)
     assert "SNAPML_DEVICE_BYTES" not in MemoryGuard(shared.pk).device_environment()
 
 
-def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
+def test_the_cuda_context_is_measured_once_per_device_and_then_forecast(shared):
     Pool.objects.update(kind="H100")
     Device.objects.update(processes=[{"pid": os.getpid(), "bytes": 3 * GB}])
     assert get_fixed_overhead(get_target_device()).context == CONTEXT_BYTES["cuda"]
@@ -142,7 +143,7 @@ def test_cudas_context_is_measured_once_a_card_and_then_forecast(shared):
     assert measure_bytes() == 1 * GB, "once is enough"
 
 
-def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_wait_for_ever(
+def test_a_run_that_needs_more_than_its_quota_fails_out_of_memory(
     shared,
 ):
     assert raise_forecast(shared, 4 * GB)["peak"] == 42 * GB // 10
@@ -158,10 +159,10 @@ def test_a_run_whose_team_may_never_have_as_much_is_out_of_memory_and_does_not_w
     run_supervisor.handle_exit()
     shared.refresh_from_db()
     assert (shared.state, shared.failure) == (State.FAILED, "out_of_memory")
-    assert "Nowhere may it have as much" in shared.message
+    assert "4.0 GB" in shared.message
 
 
-def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
+def test_a_run_over_its_reservation_saves_a_checkpoint_and_reserves_more(
     launched, alice, monkeypatch
 ):
     monkeypatch.setattr(supervisor, "MEMORY_CHECK_SECONDS", 0.05)
@@ -173,6 +174,6 @@ def test_a_run_that_takes_too_much_leaves_with_a_checkpoint_and_reserves_more(
     reserve_other_run(run)
     watcher.join(60)
     run.refresh_from_db()
-    assert "of a device that others use, and had reserved 1.0 MB; no step is lost" in run.message
+    assert_mentions(run.message, "reserved 1.0 MB", "no steps are lost")
     assert run.state == State.QUEUED and run.forecast["peak"] > 10**8
     assert any((run.folder / "checkpoints").iterdir())

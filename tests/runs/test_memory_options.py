@@ -1,6 +1,4 @@
-"""Out of memory is a state to recover from: what can be changed, what each change needs, and going
-on from the checkpoint.
-"""
+"""Recover from out of memory: the options, their forecasts, and resuming from the checkpoint."""
 
 import json
 import signal
@@ -10,6 +8,7 @@ import pytest
 from tests import tiny
 from tests.launching import launch_run
 from tests.runs.fake_engine import FakeEngine
+from tests.user_errors import raises_user_error
 from training.engine.config import RunConfig
 from training.engine.outcome import Outcome, Result
 from training.errors import Conflict, UserError
@@ -28,8 +27,8 @@ GB = 10**9
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch):
-    """A law that knows rows and checkpointing only; true ones take seconds and are tested in
-    test_memory.py.
+    """A simple estimator that uses only batch size and checkpointing. Real ones take seconds and
+    are tested in test_memory.py.
     """
     monkeypatch.setattr(
         "training.runs.forecast.memory_options.get_cached_estimator",
@@ -56,7 +55,7 @@ def run_out_of_memory(run, *, code=91, outcome=Outcome.MEMORY, **config):
     run.refresh_from_db()
 
 
-def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_forecasts(run):
+def test_a_run_out_of_memory_offers_options_with_their_forecasts(run):
     run_out_of_memory(run)
     assert (run.state, run.failure, run.message) == (
         "failed",
@@ -73,7 +72,7 @@ def test_a_run_that_runs_out_of_memory_says_where_and_offers_ways_with_their_for
     assert options["qlora"][0] == {"method": "qlora"}
 
 
-def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, alice):
+def test_applying_an_option_changes_the_run_and_queues_it_again(run, alice):
     run_out_of_memory(run)
     oom_recovery.apply_memory_option(alice, run, "halve")
     run.refresh_from_db()
@@ -89,36 +88,34 @@ def test_one_click_changes_the_run_and_lets_it_go_on_from_its_checkpoint(run, al
     assert not (run.folder / "result.json").exists()
 
 
-def test_a_way_that_the_run_does_not_have_is_refused_and_a_living_run_is_not_changed(run, alice):
+def test_an_unknown_option_is_rejected_and_an_active_run_is_not_changed(run, alice):
     with pytest.raises(Conflict):
         oom_recovery.apply_memory_option(alice, run, "halve")
     run_out_of_memory(run)
-    with pytest.raises(UserError, match="cannot go on that way"):
+    with raises_user_error(code="no_memory_option", field="option", naming=("magic",)):
         oom_recovery.apply_memory_option(alice, run, "magic")
 
 
-def test_recover_by_itself_is_a_setting(run):
+def test_auto_reduce_memory_recovers_automatically(run):
     run_out_of_memory(run, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"], run.crash_count) == ("queued", 2, 0)
-    assert run.message.endswith(
-        "Goes on by itself from its last checkpoint with micro_batch_splits 2."
-    )
+    assert run.message.endswith("from the last checkpoint with micro_batch_splits 2.")
     assert not (run.folder / "result.json").exists()
 
 
-def test_a_host_that_kills_the_engine_is_told_apart_and_served_by_the_same_ladder(run, few_crashes):
+def test_a_run_killed_by_its_host_recovers_with_the_same_options(run, few_crashes):
     Run.objects.filter(pk=run.pk).update(crash_count=1)
     run_out_of_memory(run, code=-signal.SIGKILL, outcome=None, auto_reduce_memory=True)
     assert (run.state, run.config["micro_batch_splits"]) == ("queued", 2)
     assert "killed (SIGKILL" in run.message and "micro_batch_splits 2" in run.message
 
 
-def test_a_run_that_the_host_killed_too_often_shows_the_ways(run, few_crashes, as_alice):
+def test_a_run_killed_too_often_offers_memory_options(run, few_crashes, as_alice):
     Run.objects.filter(pk=run.pk).update(crash_count=3)
     run_out_of_memory(run, code=-signal.SIGKILL, outcome=None)
     assert (run.state, run.failure) == ("failed", "killed")
-    assert b"Ways on" in as_alice.get(f"/runs/{run.pk}").content
-    assert b"Go on so" in as_alice.get(f"/runs/{run.pk}/ways").content
+    assert b"with lower memory use" in as_alice.get(f"/runs/{run.pk}").content
+    assert b"Resume with this" in as_alice.get(f"/runs/{run.pk}/memory-options").content
 
 
 @pytest.fixture
@@ -126,7 +123,7 @@ def few_crashes(settings):
     settings.MAX_CRASHES = 3
 
 
-def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
+def test_a_launch_that_cannot_fit_suggests_the_nearest_change_that_does(
     alice, base_model, data, device, no_queue, monkeypatch
 ):
     assert "micro_batch_splits 2 it would need 8.0 GB" in suggest_fitting_change(
@@ -142,7 +139,7 @@ def test_a_launch_that_can_never_fit_is_told_the_nearest_that_would(
         launch_run(alice, base_model=base_model, data=data, settings=tiny.SETTINGS)
 
 
-def test_a_way_that_is_refused_changes_nothing(run, alice):
+def test_a_rejected_option_changes_nothing(run, alice):
     run_out_of_memory(run)
     PersonalQuota.objects.create(user=alice, max_queued=0)
     before = (run.folder / "config.json").read_text()
@@ -153,7 +150,7 @@ def test_a_way_that_is_refused_changes_nothing(run, alice):
     assert "micro_batch_splits" not in run.config or run.config["micro_batch_splits"] == 1
 
 
-def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, monkeypatch):
+def test_missing_forecasts_are_simulated_one_per_request(run, as_alice, monkeypatch):
     simulated_configs = []
     monkeypatch.setattr(
         "training.runs.forecast.memory_options.get_cached_estimator",
@@ -164,10 +161,10 @@ def test_forecasts_that_are_missing_are_simulated_one_a_request(run, as_alice, m
         lambda _folder, config, _device: simulated_configs.append(config),
     )
     run_out_of_memory(run)
-    first = as_alice.get(f"/runs/{run.pk}/ways").content
-    assert (first.count(b"being simulated"), b"make=1" in first, simulated_configs) == (4, True, [])
-    as_alice.get(f"/runs/{run.pk}/ways?make=1")
+    first = as_alice.get(f"/runs/{run.pk}/memory-options").content
+    assert (first.count(b"simulating"), b"forecast=1" in first, simulated_configs) == (4, True, [])
+    as_alice.get(f"/runs/{run.pk}/memory-options?forecast=1")
     assert len(simulated_configs) == 1
     for _ in range(3):
-        last = as_alice.get(f"/runs/{run.pk}/ways?make=1").content
-    assert (last.count(b"being simulated"), b"make=1" in last) == (0, False)
+        last = as_alice.get(f"/runs/{run.pk}/memory-options?forecast=1").content
+    assert (last.count(b"simulating"), b"forecast=1" in last) == (0, False)

@@ -1,5 +1,5 @@
-"""A worker watches a real engine train a tiny model; and what it says when the engine ends in other
-ways.
+"""A worker supervises a real engine that trains a tiny model, and handles every way in which an
+engine exits.
 """
 
 import signal
@@ -21,7 +21,7 @@ from training.runs.worker.lease import Lease, LeaseLost, claim_run
 from training.runs.worker.supervisor import RunSupervisor, supervise_run
 
 
-def test_from_queued_to_an_adapter_on_the_shelf(launched):
+def test_a_queued_run_trains_and_its_adapter_is_registered(launched):
     run = launched()
     supervise_run(run.pk)
     run.refresh_from_db()
@@ -42,7 +42,7 @@ def test_from_queued_to_an_adapter_on_the_shelf(launched):
     assert AdapterVersion.objects.count() == 1
 
 
-def test_a_person_stops_it_and_the_adapter_is_kept(launched):
+def test_a_stopped_run_saves_its_adapter(launched):
     run = launched(max_steps=100_000)
     watcher = start_supervisor(run)
     wait_until(lambda: Run.objects.get(pk=run.pk).step > 0)
@@ -53,7 +53,7 @@ def test_a_person_stops_it_and_the_adapter_is_kept(launched):
     assert AdapterVersion.objects.get(run=run).step > 0
 
 
-def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
+def test_shutdown_saves_a_checkpoint_and_queues_the_run_again(launched, monkeypatch):
     monkeypatch.setattr(supervisor, "shutting_down", threading.Event())
     run = launched(max_steps=100_000, save_steps=100_000, eval_steps=100_000)
     watcher = start_supervisor(run)
@@ -68,7 +68,7 @@ def test_shutdown_saves_and_queues_it_again(launched, monkeypatch):
 
 
 def exited_supervisor(run, *, code, was_oom_killed=False, **changes):
-    """A watch whose engine is gone with this exit code."""
+    """A supervisor whose engine has exited with this code."""
     lease = claim_run(run.pk)
     Run.objects.filter(pk=run.pk).update(state=State.RUNNING, **changes)
     run_supervisor = RunSupervisor(lease)
@@ -80,13 +80,13 @@ def exited_supervisor(run, *, code, was_oom_killed=False, **changes):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (-9, "killed (SIGKILL)"),
-        (-11, "died of SIGSEGV"),
+        (-9, "SIGKILL"),
+        (-11, "SIGSEGV"),
         (70, "crashed"),
-        (None, "while no worker watched"),
+        (None, "no worker"),
     ],
 )
-def test_a_death_queues_it_again_and_says_how_it_died(run, code, message):
+def test_a_crash_queues_the_run_again_and_names_the_cause(run, code, message):
     exited_supervisor(run, code=code).handle_exit()
     run.refresh_from_db()
     assert run.state == State.QUEUED
@@ -95,27 +95,27 @@ def test_a_death_queues_it_again_and_says_how_it_died(run, code, message):
 
 
 @pytest.mark.django_db
-def test_a_death_for_want_of_memory_is_told_and_recovered_from_at_once(run, monkeypatch):
+def test_an_out_of_memory_kill_is_reported_and_recovered_from_at_once(run, monkeypatch):
     monkeypatch.setattr(
         supervisor.oom_recovery, "recover_run", lambda _run: "Half the rows at once."
     )
     exited_supervisor(run, code=-9, was_oom_killed=True).handle_exit()
     run.refresh_from_db()
     assert (
-        "memory ran out on its host at that moment" in run.message
+        "SIGKILL; its host ran out of memory" in run.message
         and "Half the rows at once." in run.message
     )
 
 
 @pytest.mark.django_db
-def test_a_run_that_leaves_among_its_trials_does_not_speak_of_a_checkpoint(run):
+def test_a_run_paused_during_trials_does_not_mention_a_checkpoint(run):
     (run.folder / "trials").mkdir()
     exited_supervisor(run, code=EXIT_CODES[Outcome.PREEMPTED]).handle_exit()
     run.refresh_from_db()
-    assert run.message.startswith("Paused among its trials")
+    assert run.message.startswith("Paused during its trials")
 
 
-def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
+def test_the_engine_gets_its_allocator_settings_and_its_device(tmp_path):
     process = engine_process.EngineProcess(tmp_path)
     process.start_process({"CUDA_VISIBLE_DEVICES": "GPU-7"})
     environ_path = Path(f"/proc/{process.pid}/environ")
@@ -127,7 +127,7 @@ def test_the_engine_keeps_no_memory_of_every_shape_that_it_saw(tmp_path):
     process.send_signal(signal.SIGKILL)
 
 
-def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch):
+def test_a_kill_is_out_of_memory_only_if_linux_counted_one(tmp_path, monkeypatch):
     kill_counts = iter([3, 3, 3, 4])
     monkeypatch.setattr(engine_process, "count_oom_kills", lambda: next(kill_counts))
     for was_killed in (False, True):
@@ -140,18 +140,18 @@ def test_a_kill_for_memory_is_one_that_the_system_counted(tmp_path, monkeypatch)
 
 
 @pytest.mark.django_db
-def test_too_many_deaths_without_a_checkpoint_are_a_crash_loop(run, settings):
+def test_too_many_crashes_without_a_checkpoint_are_a_crash_loop(run, settings):
     exited_supervisor(run, code=70, crash_count=settings.MAX_CRASHES).handle_exit()
     run.refresh_from_db()
     assert run.state == State.FAILED
-    assert "4 times in a row without a new checkpoint" in run.message
+    assert "4 times in a row" in run.message
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "outcome", [Outcome.DIVERGED, Outcome.MEMORY, Outcome.DISK, Outcome.DATA, Outcome.CONFIG]
 )
-def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
+def test_a_failed_run_has_a_message_and_is_not_retried(run, outcome):
     run_supervisor = exited_supervisor(run, code=1)
     Result(outcome=outcome, message="It was too much.").write_file(run.folder)
     run_supervisor.handle_exit()
@@ -160,7 +160,7 @@ def test_a_failure_tells_its_reason_and_is_not_tried_again(run, outcome):
 
 
 @pytest.mark.django_db
-def test_an_adopted_engine_that_left_by_its_own_word_did_not_die(run):
+def test_an_adopted_engine_that_exited_cleanly_is_no_crash(run):
     run_supervisor = exited_supervisor(run, code=None, last_seq=1)
     Event.objects.create(run=run, seq=1, kind="end", time=1.0, fields={"outcome": "preempted"})
     run_supervisor.handle_exit()
@@ -170,15 +170,15 @@ def test_an_adopted_engine_that_left_by_its_own_word_did_not_die(run):
 
 
 @pytest.mark.django_db
-def test_a_stop_before_anything_was_learned_says_that_nothing_was_kept(run):
+def test_a_stop_before_the_first_checkpoint_saves_nothing(run):
     exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
     assert run.state == State.STOPPED
-    assert "nothing was kept" in run.message
+    assert "nothing was saved" in run.message
 
 
 @pytest.mark.django_db
-def test_a_stop_whose_engine_died_is_done_by_the_next_one(run):
+def test_a_stop_whose_engine_crashed_is_completed_by_the_next_engine(run):
     (run.folder / "checkpoints").mkdir()
     exited_supervisor(run, code=-9, requested_action=RequestedAction.STOP).handle_exit()
     run.refresh_from_db()
@@ -186,7 +186,7 @@ def test_a_stop_whose_engine_died_is_done_by_the_next_one(run):
 
 
 @pytest.mark.django_db
-def test_a_worker_that_was_frozen_finds_out_before_it_touches_the_shelf(run):
+def test_a_worker_that_lost_its_lease_changes_no_files(run):
     run_supervisor = exited_supervisor(run, code=0)
     Result(outcome=Outcome.DISCARDED).write_file(run.folder)
     (run.folder / "checkpoints").mkdir()
@@ -197,7 +197,7 @@ def test_a_worker_that_was_frozen_finds_out_before_it_touches_the_shelf(run):
 
 
 @pytest.mark.django_db
-def test_the_leash_is_touched_only_with_a_valid_lease(run):
+def test_the_heartbeat_needs_a_valid_lease(run):
     run_supervisor = RunSupervisor(claim_run(run.pk))
     run_supervisor.lease = Lease(run.pk, "stale")
     with pytest.raises(LeaseLost):
@@ -206,7 +206,7 @@ def test_the_leash_is_touched_only_with_a_valid_lease(run):
 
 
 @pytest.mark.django_db
-def test_an_engine_that_does_not_listen_is_told_by_signal_in_the_end(run):
+def test_an_engine_that_ignores_a_stop_request_gets_signals(run):
     run_supervisor = exited_supervisor(run, code=None, requested_action=RequestedAction.STOP)
     run_supervisor.check_requests()
     run_supervisor.stop_requested_at = time.monotonic() - supervisor.STOP_TIMEOUT_SECONDS - 1

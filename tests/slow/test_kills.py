@@ -186,7 +186,7 @@ def check_survival(tmp_path, model, times):
     home.mkdir()
     pending, attempts, runs, started_at = draw_disturbances(draw, times), 0, 0, time.monotonic()
     counts = Counter()
-    with RunningSite(home, model, SNAPML_MAX_DEATHS="1000") as stage, Freezer(stage) as freezer:
+    with RunningSite(home, model, SNAPML_MAX_CRASHES="1000") as stage, Freezer(stage) as freezer:
         losses, weights = train_undisturbed(tmp_path / "undisturbed", model)
         while pending:
             run_id = launch_run(stage)

@@ -1,7 +1,8 @@
-"""The engine as a process of this host: started, found again, told to stop. It knows no database.
+"""The engine as a process of this host: start it, find it again, ask it to stop. Without database
+access.
 
-Whether one lives is asked of the kernel: the engine holds a lock on `engine.lock` until it is gone,
-however it goes.
+The kernel knows whether an engine is alive: it holds a lock on `engine.lock` until it exits, for
+whatever reason.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from training.engine.stop_signals import HEARTBEAT_FILE, STOP_FILE
 
 
 class Engine(Protocol):
-    """What a watcher uses of the engine that it watches."""
+    """The interface of the engine that the supervisor uses."""
 
     @property
     def exit_code(self) -> int | None: ...
@@ -45,8 +46,8 @@ class Engine(Protocol):
 
 
 class EngineProcess:
-    """One engine in one run folder. `exit_code` stays None for an engine that another worker
-    started.
+    """The engine process of one run folder. `exit_code` stays None for an engine that another
+    worker started.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,8 +56,8 @@ class EngineProcess:
         self._oom_kills_before = 0
 
     def start_process(self, device_environment: dict[str, str]) -> None:
-        """Start it in a session of its own, so that no signal to the worker's group reaches it.
-        `device` names its device.
+        """Start the engine in a session of its own, so that signals to the worker's process group
+        do not reach it. `device_environment` selects its device.
         """
         with (self.folder / "engine.log").open("ab") as log:
             self._child = subprocess.Popen(
@@ -86,21 +87,21 @@ class EngineProcess:
         (self.folder / HEARTBEAT_FILE).touch()
 
     def request_stop(self, mode: str) -> None:
-        """`save` or `discard`; the engine looks after every step."""
+        """`mode` is `save` or `discard`. The engine checks for requests after every step."""
         (self.folder / STOP_FILE).write_text(mode)
 
     def send_signal(self, number: signal.Signals) -> None:
         pid = self.pid
         if pid and self.is_alive():
             try:
-                os.killpg(pid, number)  # it leads its group: started with start_new_session
+                os.killpg(pid, number)  # start_new_session made it the leader of its group
             except ProcessLookupError:
-                pass  # gone between the look and the signal
+                pass  # it exited after the check
 
     @property
     def was_oom_killed(self) -> bool:
-        """It died of SIGKILL, and Linux has killed for want of memory since its leash was touched
-        last, seconds ago.
+        """Whether it died of SIGKILL and Linux has killed a process for lack of memory since the
+        last heartbeat, a few seconds ago.
         """
         return self.exit_code == -signal.SIGKILL and count_oom_kills() > self._oom_kills_before
 
@@ -115,8 +116,8 @@ class EngineProcess:
 
 
 def count_oom_kills() -> int:
-    """How often Linux has killed a process of this host, in a container or not, as memory ran out;
-    0 where it does not tell.
+    """How often Linux has killed a process of this host for lack of memory, inside or outside
+    containers; 0 if unknown.
     """
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
@@ -126,8 +127,8 @@ def count_oom_kills() -> int:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock. The look takes a shared lock for an instant; the
-    engine tries for a second.
+    """Whether a running process holds the lock. The check takes a shared lock for an instant; the
+    engine retries for a second.
     """
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -1,8 +1,8 @@
-"""Events of the journal -> rows, exactly once: they, the run's own row and the journal offset in
-one transaction under the fence.
+"""Store journal events as rows, exactly once. Events, the run's own row and the journal offset are
+written in one transaction under the lease.
 
-If the worker dies before the commit, the next one reads the same events again; if after, it reads
-on behind them.
+If the worker dies before the commit, the next one reads the same events again; if it dies after the
+commit, the next one continues behind them.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from training.runs.states import State
 from training.runs.worker.lease import Lease
 
 SPARKLINE_POINTS = 60
-EMA_DECAY = 0.9  # share of the old value in the moving mean of seconds per step
+EMA_DECAY = 0.9  # weight of the old value in moving averages of rates
 EVENT_COLUMNS = ("seq", "time", "kind", "step")
 
-JournalEvent = dict[str, Any]  # number, time and kind, and the payload beside them
+JournalEvent = dict[str, Any]  # seq, time, kind and step, and the fields of its kind
 
 
 class BrokenJournal(Exception):
-    """The journal's numbers do not follow on what is stored; the disk lost a part of it."""
+    """The event numbers of the journal do not continue the stored ones: part of the journal was
+    lost.
+    """
 
 
 def store_events(lease: Lease, run: Run, events: Sequence[JournalEvent], offset: int) -> None:
-    """Store events that follow `run.last_seq`, and what they say of the run. `run` is updated in
-    place.
+    """Store events that follow `run.last_seq`, and update the run's row from them. `run` is updated
+    in place.
 
     Raises:
         LeaseLost: nothing is stored.
-        BrokenJournal: a number is missing or twice; nothing is stored.
+        BrokenJournal: an event number is missing or repeated; nothing is stored.
     """
     for seq, event in enumerate(events, start=run.last_seq + 1):
         if event["seq"] != seq:
             raise BrokenJournal(
-                f"The journal of run {run.pk} goes from event {seq - 1} to {event['seq']}."
+                f"The journal of run {run.pk} is damaged: event {seq - 1} is followed by event "
+                f"{event['seq']}."
             )
     draft = copy(run)  # a failed transaction must not leave `run` ahead of the database
     changes: dict[str, Any] = {"last_seq": events[-1]["seq"], "journal_offset": offset}
@@ -73,7 +76,7 @@ def build_event_row(run_id: int, event: JournalEvent) -> Event:
 
 
 def strip_nul(value: Any) -> Any:
-    """A model may write a NUL, which PostgreSQL's JSON cannot hold."""
+    """Replace NUL characters, which a model may generate and PostgreSQL's JSON cannot store."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
@@ -86,7 +89,7 @@ def on_phase(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_start(run: Run, event: JournalEvent) -> dict[str, Any]:
-    # Conditional, since a person may have asked to stop in this very moment.
+    # Conditional, because a user may have just asked to stop.
     Run.objects.filter(pk=run.pk, state=State.STARTING).update(state=State.RUNNING)
     start_info = {name: value for name, value in event.items() if name not in EVENT_COLUMNS}
     return {"start_info": start_info, "total_steps": event["total_steps"]}
@@ -133,7 +136,7 @@ def on_trial(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_tuned(run: Run, event: JournalEvent) -> dict[str, Any]:
-    """Trials chose settings: the run goes on with those."""
+    """The trials have chosen settings, which the run now uses."""
     return {
         "config": {**run.config, **event["settings"]},
         "start_info": {**run.start_info, "trainable_parameters": event["trainable_parameters"]},
@@ -141,18 +144,18 @@ def on_tuned(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def on_checkpoint(run: Run, event: JournalEvent) -> dict[str, Any]:
-    return {"crash_count": 0}  # it got further, so it is no crash loop
+    return {"crash_count": 0}  # there is progress, so this is not a crash loop
 
 
 def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
-    """The steps after this one are trained again: what earlier attempts said of them is kept
-    aside.
+    """The steps after this one are trained again: mark what earlier attempts reported about them as
+    superseded.
     """
     step, seq = event["step"], event["seq"]
     current_events = {"run_id": run.pk, "superseded": False}
     for chunk in CurveChunk.objects.filter(**current_events, last_step__gt=step):
         reopen_chunk(chunk)
-    # From the very beginning, step 0's evaluation comes again too
+    # A restart from the beginning repeats the evaluation at step 0, too
     repeated = Q(step__gt=step) if step else Q(step__gte=0)
     outdated_events = Event.objects.filter(repeated, **current_events, seq__lt=seq).exclude(
         kind__in=("resume", "end")
@@ -171,15 +174,15 @@ def on_resume(run: Run, event: JournalEvent) -> dict[str, Any]:
 
 
 def reopen_chunk(chunk: CurveChunk) -> None:
-    """Turn a chunk that a rewind cuts through back into events. A chunk is 512 steps, so this is
-    rare and small.
+    """Turn a chunk that is partly superseded back into events. A chunk has 512 steps, so this is
+    rare and cheap.
     """
     Event.objects.bulk_create(read_chunk_events(chunk))
     chunk.delete()
 
 
 def downsample_sparkline(points: list[float]) -> list[float]:
-    """At most SPARKLINE_POINTS: every second one goes when there are too many."""
+    """At most SPARKLINE_POINTS: drop every second point when there are more."""
     return points if len(points) <= SPARKLINE_POINTS else points[::2]
 
 

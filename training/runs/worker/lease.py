@@ -1,7 +1,9 @@
-"""Who watches a run: claimed by one conditional UPDATE, held by a lease, fenced by its token.
+"""Leases of runs: claim a run with one conditional UPDATE, renew the lease, and fence all writes by
+its token.
 
-The database's clock is the only clock. A claim asks, in one statement, for a run that nobody holds;
-a renewal asks for its own token. Whoever's UPDATE changes no row has lost, and stops.
+The database's clock is the only clock. One statement claims a run only if it has no other holder,
+and renews a lease only if the token is still valid. A worker whose UPDATE changes no row has lost
+the run and stops.
 """
 
 from __future__ import annotations
@@ -27,31 +29,33 @@ RENEW_SECONDS = 5
 
 
 class LeaseLost(Exception):
-    """Another worker holds this run now; this one must not write about it any more."""
+    """Another worker now holds this run; this one must not write to it any more."""
 
 
 @dataclass(frozen=True)
 class Lease:
+    """The right of this worker to write to a run."""
+
     run_id: int
     token: str
 
     def renew(self) -> None:
-        """Raises LeaseLost."""
+        """Extend the lease by LEASE_SECONDS. Raises LeaseLost."""
         self.update_run(lease_expires_at=Now() + timedelta(seconds=LEASE_SECONDS))
 
     def update_run(self, **changes: object) -> None:
-        """Write to the run's row under the fence.
+        """Write to the run's row if the lease is still valid.
 
         Raises:
-            LeaseLost: the token is not the run's any more; nothing was written.
+            LeaseLost: the token is no longer that of the run; nothing was written.
         """
         if not Run.objects.filter(pk=self.run_id, lease_token=self.token).update(**changes):
             raise LeaseLost(f"run {self.run_id}")
 
 
 def claim_run(run_id: int) -> Lease | None:
-    """Take a run that was given a device of this host and waits, or whose worker is dead. None: it
-    is neither.
+    """Claim a queued run that has a device of this host, or an active one whose worker is dead.
+    None if it is neither.
     """
     token = secrets.token_hex(16)
     lease_fields = {
@@ -73,15 +77,15 @@ def claim_run(run_id: int) -> Lease | None:
 
 
 def list_assigned_run_ids() -> Any:
-    """Runs that hold a device of this host."""
+    """Runs that have a device of this host."""
     return Allocation.objects.filter(device__host__name=get_host_name(), released_at=None).values(
         "run_id"
     )
 
 
 def build_orphaned_filter() -> Q:
-    """Active runs without a living watcher: the lease ran out, or its owner is a process of this
-    host that is gone.
+    """Active runs without a running supervisor: the lease has expired, or its owner is a process of
+    this host that has exited.
     """
     expired = Q(lease_expires_at__lt=Now())
     owners = Run.objects.filter(
@@ -92,7 +96,7 @@ def build_orphaned_filter() -> Q:
 
 
 def list_claimable_runs() -> list[int]:
-    """Runs that hold a device of this host and that nobody watches, oldest first."""
+    """Runs that have a device of this host and no supervisor, oldest first."""
     assigned = Run.objects.filter(pk__in=list_assigned_run_ids()).order_by("queued_at")
     return list(
         assigned.filter(
@@ -102,7 +106,7 @@ def list_claimable_runs() -> list[int]:
 
 
 class RateLimiter:
-    """True at most once in so many seconds."""
+    """`is_due` returns True at most once in `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -1,5 +1,5 @@
-"""The worker program's own threads beside Huey's: the sweeper, and a shutdown that lets engines
-save first.
+"""The worker program: Huey's consumer, periodic tasks, and a shutdown that lets engines save a
+checkpoint first.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ log = logging.getLogger("snapml.worker")
 
 
 class Worker(QueueConsumer):
-    """Huey's consumer; SIGTERM and SIGINT both end it in order: engines save, watchers let go, then
-    threads stop.
+    """Huey's consumer. SIGTERM and SIGINT both shut it down gracefully: engines save, supervisors
+    return, then the threads stop.
     """
 
     def _set_signal_handlers(self) -> None:
@@ -45,8 +45,8 @@ class Worker(QueueConsumer):
 
 
 def run_worker(huey: Any) -> None:
-    """Serve until told to end. A thread for each run that may train here, one for each job that may
-    run, and some beside (BESIDE).
+    """Run until shutdown. There is one thread for each run that may train on this host, one for
+    each concurrent job, and one for each of PERIODIC_TASKS.
     """
     if settings.BUILTIN_MODEL:
         catalog.add_builtin_model()
@@ -60,7 +60,7 @@ def run_worker(huey: Any) -> None:
             target=run_periodically, args=(task, seconds), name=task.__name__, daemon=True
         ).start()
     devices.update_devices()
-    # Each watches one run.
+    # Each thread supervises one run.
     worker = Worker(huey, threads=MAX_RUNS_PER_DEVICE * len(devices.read_devices()))
     worker.run()
     job_consumer.stop()
@@ -68,28 +68,29 @@ def run_worker(huey: Any) -> None:
 
 
 def run_periodically(task: Callable[[], object], seconds: float) -> None:
-    """Do something over and over until the worker ends; what fails once is tried again."""
+    """Call a task at this interval until shutdown, even after it has raised an exception."""
     while not supervisor.shutting_down.wait(seconds):
         try:
             task()
         except Exception:
-            connections.close_all()  # of this thread; perhaps it was the connection
-            log.exception("%s failed and is tried again in %s s.", task.__name__, seconds)
+            connections.close_all()  # of this thread, in case a connection caused the error
+            log.exception("%s failed. Trying again in %s s.", task.__name__, seconds)
 
 
 def enqueue_claimable_runs() -> None:
+    """Update the queue, and enqueue a message for every run that this host can claim."""
     if not admission.has_open_work():
         return  # a pass takes 15 ms
     reasons.refresh_queue()
     if settings.HUEY.pending_count():
-        return  # bells that were rung are not answered yet; more of them would only pile up
+        return  # earlier messages are still in the queue; more would only pile up
     for run_id in list_claimable_runs():
         tasks.supervise_task(run_id)
 
 
 HEALTH_CHECK_SECONDS = 10.0
-# What a worker does beside supervising runs and running jobs: act, seconds between two times.
-# `adapters` adds its own (adapters/apps.py).
+# What a worker does besides supervising runs and running jobs: the task and its interval in
+# seconds. `adapters` adds tasks (adapters/apps.py).
 PERIODIC_TASKS: list[tuple[Callable[[], object], float]] = [
     (devices.update_devices, 5.0),
     (enqueue_claimable_runs, 2.0),

@@ -1,8 +1,8 @@
-"""A run on a device that others use is held to what it reserved: by its allocator's own limit, and
-by a look from outside.
+"""Keep a run on a shared device within its reservation: by a limit of its allocator, and by
+measuring the process.
 
-The limit (SNAPML_DEVICE_BYTES) binds CUDA's allocator only, not what libraries take beside it, and
-nothing on a CPU.
+The allocator's limit (SNAPML_DEVICE_BYTES) applies to CUDA only, not to memory that libraries
+allocate themselves, and not to CPUs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from training.runs.forecast.target_device import get_target_device
 from training.runs.models import Event, Run
 from training.runs.queue.checks import get_max_bytes
 
-TOLERANCE = 1.1  # forecasts are 6 % off at worst (docs/benchmarks.md), and a driver counts in pages
-# Bytes; more is not a context, but a process that has something else there
+# Forecasts are at most 6% off (docs/benchmarks.md), and drivers count whole pages
+TOLERANCE = 1.1
+# Bytes; a process that has more has other allocations on the device, too
 MAX_CONTEXT_BYTES = 4 * 10**9
-MIN_SAMPLES = 3  # in a row: a peak that is over before the next look has done its harm
+MIN_SAMPLES = 3  # in a row: ending a run does not help against a peak that is already over
 
 
 class MemoryGuard:
-    """What one run may take of the device that it holds."""
+    """Compares the memory of one run with what it has reserved on its device."""
 
     def __init__(self, run_id: int) -> None:
         self.run_id = run_id
@@ -37,8 +38,8 @@ class MemoryGuard:
         self.sampled_at: datetime | None = None
 
     def device_environment(self) -> dict[str, str]:
-        """For the engine: the one card that it may see, and what its allocator may take of it
-        beside CUDA's own context.
+        """Variables for the engine: its visible GPU, and the limit of its allocator, which excludes
+        CUDA's context.
         """
         if self.allocation is None or is_cpu(self.allocation.device.pool.kind):
             return {}
@@ -52,8 +53,8 @@ class MemoryGuard:
         return environment
 
     def get_over_limit_bytes(self, pid: int | None) -> int:
-        """Bytes that the engine has taken at least over some looks, if that is too much and others
-        run beside it; else 0.
+        """The least memory that the engine used in the last MIN_SAMPLES samples, if it was above
+        the limit in all of them and other runs share the device; else 0.
         """
         allocation = self.allocation
         if allocation is None or not allocation.reserved_bytes or pid is None:
@@ -66,9 +67,7 @@ class MemoryGuard:
             self.samples = []
             return 0
         used_bytes, sampled_at = read_process_memory(pid, allocation.device)
-        if (
-            sampled_at != self.sampled_at
-        ):  # a driver's reading counts once, however often it is looked at
+        if sampled_at != self.sampled_at:  # use each reading of the driver only once
             self.sampled_at = sampled_at
             self.samples = (
                 [*self.samples, used_bytes][-MIN_SAMPLES:]
@@ -79,8 +78,8 @@ class MemoryGuard:
 
 
 def measure_context(allocation: Allocation | None, pid: int | None) -> None:
-    """What the card's driver says of the engine, less what the engine's allocator had of it at the
-    steps before and after.
+    """Measure CUDA's context on this device: the driver's figure for the engine, minus what the
+    engine's allocator had at the steps before and after the reading.
     """
     if (
         allocation is None
@@ -91,7 +90,7 @@ def measure_context(allocation: Allocation | None, pid: int | None) -> None:
         return
     used_bytes, sampled_at = read_process_memory(pid, allocation.device)
     if not used_bytes:
-        return  # the driver does not know it, as in a container with pids of its own
+        return  # the driver does not know this pid, as in a container with its own pid namespace
     events = Event.objects.filter(run_id=allocation.run_id)
     start_seq = (
         events.filter(kind="start").order_by("-seq").values_list("seq", flat=True).first() or 0
@@ -117,9 +116,9 @@ def measure_context(allocation: Allocation | None, pid: int | None) -> None:
 
 
 def read_process_memory(pid: int, device: Device) -> tuple[int, datetime]:
-    """Bytes that a process and its children take of a device, and since when that is known.
+    """Bytes that a process and its children use on a device, and the time of the reading.
 
-    On a CPU it is resident memory, now; of a card what its host last reported.
+    On a CPU it is the resident memory at this moment; on a GPU the last report of its host.
     """
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -135,8 +134,8 @@ def read_process_memory(pid: int, device: Device) -> tuple[int, datetime]:
 
 
 def raise_forecast(run: Run, used_bytes: int) -> dict[str, Any] | None:
-    """The forecast of a run that took more than it had reserved; None: nowhere in its pool may it
-    have as much.
+    """A higher forecast for a run that used more than it had reserved; None if no device of its
+    pool allows as much.
     """
     target = get_target_device(run.pool)
     max_bytes = get_max_bytes(target.pool, run.team)

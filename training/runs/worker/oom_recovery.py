@@ -1,5 +1,5 @@
-"""A run that ran out of memory goes on by a way of the ladder (forecast/memory_options.py): on a
-click, or by itself where `auto_reduce_memory` says so.
+"""Resume a run that ran out of memory with an option that uses less (forecast/memory_options.py):
+when a user chooses one, or automatically with `auto_reduce_memory`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from training.runs.launch import services
 from training.runs.models import Run
 from training.runs.states import State
 
-AUTOMATIC_OPTIONS = ("halve", "checkpointing")  # what changes no result
+AUTOMATIC_OPTIONS = ("halve", "checkpointing")  # those that do not change the result
 
 
 def list_recovery_options(run: Run) -> list[MemoryOption]:
-    """The ways on for a run, with the forecasts that are known."""
+    """The memory options of a run, with the forecasts that are cached."""
     config = RunConfig.from_dict(run.config)
     lengths = get_cached_lengths(run.data, run.base_model, train_on_prompt=config.train_on_prompt)
     return list_memory_options(config, run.base_model, lengths, get_target_device(run.pool))
 
 
 def forecast_next_option(run: Run) -> None:
-    """Make the law of the first way whose forecast is not known yet (seconds).
+    """Create the memory estimator of the first option without a forecast (takes seconds).
 
     Raises:
-        UserError: the simulation broke off.
+        UserError: the simulation failed.
     """
     option = next((way for way in list_recovery_options(run) if way.memory is None), None)
     if option is None:
@@ -54,18 +54,18 @@ def forecast_next_option(run: Run) -> None:
             get_target_device(run.pool).kind,
         )
     except CannotEstimate:
-        pass  # kept as this law's answer: the run has no such way
+        pass  # the error is cached, and the run does not have this option
 
 
 def apply_memory_option(user: User, run: Run, name: str) -> Run:
-    """Change the run's settings by one way of the ladder, and queue it again from its last
-    checkpoint.
+    """Change the run's settings by one memory option and queue it again from its last checkpoint.
 
     Raises:
-        UserError: it has no such way.
+        UserError: the run has no such option.
         Conflict, NotAllowed: see `continue_run`.
     """
-    # The row is held until both are done; the file is written when nothing can refuse any more
+    # The row is locked until both changes are done; config.json is written last, when no check can
+    # fail any more.
     with transaction.atomic():
         locked_run = (
             Run.objects.select_for_update(of=("self",))
@@ -83,22 +83,24 @@ def apply_memory_option(user: User, run: Run, name: str) -> Run:
 
 
 def get_memory_option(run: Run, name: str) -> MemoryOption:
-    """Raises UserError: it has no such way; Conflict: it has not ended."""
+    """Raises UserError: the run has no such option; Conflict: it has not ended."""
     if run.state not in (State.FAILED, State.STOPPED):
         raise Conflict(
-            f"{run.name} is {run.get_state_display().lower()}; only a run that has ended is "
+            f"{run.name} is {run.get_state_display().lower()}. Only a stopped or failed run can be "
             "changed."
         )
-    option = next((way for way in list_recovery_options(run) if way.name == name), None)
+    option = next((one for one in list_recovery_options(run) if one.name == name), None)
     if option is None:
         raise UserError(
-            f"{run.name} cannot go on that way; the run's page shows those that it has.",
+            f"{run.name} has no memory option {name[:40]!r}. Choose one that its page lists.",
             field="option",
+            code="no_memory_option",
         )
     return option
 
 
 def apply_settings(run: Run, config: RunConfig, memory: dict[str, Any] | None) -> None:
+    """Write changed settings to the run's row and its config.json."""
     settings = services.get_public_settings(config)
     Run.objects.filter(pk=run.pk).update(
         config=settings, method=config.method, forecast=memory or {}, revision=F("revision") + 1
@@ -114,13 +116,13 @@ def apply_settings(run: Run, config: RunConfig, memory: dict[str, Any] | None) -
 
 
 def recover_run(run: Run) -> str:
-    """What the supervisor does with a run whose memory ran out: change it, and say how it goes on;
-    nothing if it has no way.
+    """Change a run that ran out of memory so that it needs less, and return a message that says
+    how; empty if that is not possible. Called by the supervisor.
     """
     if not run.config.get("auto_reduce_memory"):
         return ""
     option = next(
-        (way for way in list_recovery_options(run) if way.name in AUTOMATIC_OPTIONS), None
+        (one for one in list_recovery_options(run) if one.name in AUTOMATIC_OPTIONS), None
     )
     if option is None:
         return ""
@@ -129,4 +131,4 @@ def recover_run(run: Run) -> str:
     )
     (run.folder / RESULT_FILE).unlink(missing_ok=True)
     changes = ", ".join(f"{name} {str(value).lower()}" for name, value in option.changes.items())
-    return f"Goes on by itself from its last checkpoint with {changes}."
+    return f"Resuming from the last checkpoint with {changes}."

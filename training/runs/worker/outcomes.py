@@ -1,4 +1,4 @@
-"""What an ended engine means for its run: the state, the words, and what is done with its files."""
+"""States and messages of runs whose engine has exited, and the hooks that save their artifacts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ OUTCOME_STATES: dict[Outcome, State] = {
     Outcome.CRASHED: State.FAILED,
 }
 
-# `adapters` puts what came out on its shelf here; it stands right of this room, so it may not be
-# imported (ARCHITECTURE.md).
+# `adapters` registers a hook that saves the adapter of a run. This package must not import
+# `adapters` (ARCHITECTURE.md).
 artifact_hooks: list[Callable[[Run, Result], None]] = []
 
 
 def finalize_run(run: Run, result: Result) -> None:
-    """Hand the adapter to the shelf, or throw a discarded run's files away. Doing it twice is the
-    same as once.
+    """Save the artifacts of a run, or delete the files of a discarded run. Calling it twice has the
+    same effect as once.
     """
     if result.outcome is Outcome.DISCARDED:
         for name in ("checkpoints", "adapter", "trials"):
@@ -42,51 +42,49 @@ def finalize_run(run: Run, result: Result) -> None:
 
 
 def format_crash_message(code: int | None, *, was_oom_killed: bool) -> str:
-    """A sentence's beginning for an engine that left no result."""
+    """The start of a message about an engine that left no result."""
     if code is None:
-        return "The engine died while no worker watched"
+        return "The engine died while no worker was supervising it"
     if code == -signal.SIGKILL:
-        return (
-            "The engine was killed "
-            f"(SIGKILL{'; memory ran out on its host at that moment' if was_oom_killed else ''})"
-        )
+        reason = "; its host ran out of memory" if was_oom_killed else ""
+        return f"The engine was killed (SIGKILL{reason})"
     if code < 0:
-        return f"The engine died of {signal.Signals(-code).name}"
+        return f"The engine died with {signal.Signals(-code).name}"
     if code == EXIT_CODES[Outcome.CRASHED]:
         return "The engine crashed"
-    return f"The engine ended with code {code}"
+    return f"The engine exited with code {code}"
 
 
 def format_eviction_message(run: Run, allocation: Allocation) -> str:
-    """Why it had to leave its device, and what that cost."""
+    """Why the run was preempted, and what that costs."""
     reason = (
         f"for run {allocation.evicted_for}"
         if allocation.evicted_for
-        else "by an admin, who drains its devices"
+        else "by an admin who is draining its devices"
     )
     return (
-        f"Stopped {reason} at step {run.step:,}; {format_lost_steps(run)}. Goes on by itself when "
-        "there is a device."
+        f"Preempted {reason} at step {run.step:,}; {format_lost_steps(run)}. It resumes when a "
+        "device is free."
     )
 
 
 def format_pause_message(run: Run) -> str:
     if not (run.folder / "checkpoints").exists() and (run.folder / "trials").exists():
-        return "Paused among its trials; goes on by itself with the one that was under way."
-    return f"Paused at step {run.step} with a checkpoint; goes on by itself."
+        return "Paused during its trials. It resumes with the interrupted trial."
+    return f"Paused at step {run.step} with a checkpoint. It resumes automatically."
 
 
 def format_over_memory_message(run: Run, used_bytes: int) -> str:
-    """It took more of a device that others use than it had reserved there."""
+    """The run used more of a shared device than it had reserved."""
     reserved = run.forecast.get("peak", 0)
     return (
-        f"Stopped at step {run.step:,}: it took {format_bytes(used_bytes)} of a device that others use, "
-        f"and had reserved {format_bytes(reserved)}; {format_lost_steps(run)}."
+        f"Stopped at step {run.step:,}: it used {format_bytes(used_bytes)} of a shared device and "
+        f"had reserved {format_bytes(reserved)}; {format_lost_steps(run)}."
     )
 
 
 def format_lost_steps(run: Run) -> str:
-    """The steps since its checkpoint, in words."""
+    """How many steps since the last checkpoint have to be repeated."""
     saved_step = (
         Event.objects.filter(run=run, kind="checkpoint", superseded=False)
         .order_by("-seq")
@@ -94,40 +92,41 @@ def format_lost_steps(run: Run) -> str:
         .first()
     )
     lost_steps = run.step - (saved_step or 0)
-    return (
-        "no step is lost"
-        if not lost_steps
-        else f"{lost_steps:,} {'step' if lost_steps == 1 else 'steps'} since its checkpoint are trained again"
-    )
+    if not lost_steps:
+        return "no steps are lost"
+    if lost_steps == 1:
+        return "1 step since the last checkpoint is repeated"
+    return f"{lost_steps:,} steps since the last checkpoint are repeated"
 
 
 def build_stopped_result(run: Run) -> Result:
-    """For an engine that saved and left for another reason while somebody wished it to stop."""
-    return Result(
-        outcome=Outcome.STOPPED, message=f"Stopped after step {run.step:,}; its checkpoint is kept."
-    )
+    """The result of an engine that saved a checkpoint for another reason while a user was stopping
+    the run.
+    """
+    message = f"Stopped after step {run.step:,}. The checkpoint is kept."
+    return Result(outcome=Outcome.STOPPED, message=message)
 
 
 def format_time_limit_message(run: Run) -> str:
     return (
-        f"Stopped at step {run.step:,}: it held devices for as long as its team's runs may. "
-        "What it learned is kept; an admin may let it go on."
+        f"Stopped at step {run.step:,}: it reached the time limit of its team. The adapter was "
+        "saved. An admin can resume the run."
     )
 
 
 def has_exited_cleanly(run: Run) -> bool:
-    """The last event says that the engine saved and left. For an engine that another worker started
-    there is no exit code.
+    """Whether the last event says that the engine saved a checkpoint and exited. An engine that
+    another worker started has no exit code here.
     """
     last = Event.objects.filter(run=run, seq=run.last_seq, kind="end").first()
     return last is not None and last.fields.get("outcome") == Outcome.PREEMPTED
 
 
 def get_last_error(run: Run) -> str:
-    """The last line of the last error that the engine wrote to its journal."""
+    """The last error message in the journal."""
     errors = (
         Event.objects.filter(run=run, kind="end")
         .order_by("-seq")
         .values_list("fields", flat=True)[:1]
     )
-    return next((str(payload.get("message", "")) for payload in errors), "")
+    return next((str(fields.get("message", "")) for fields in errors), "")

@@ -1,8 +1,8 @@
-"""Watch one run: start its engine or take over a living one, turn its journal into rows, and say
-truly how it ended.
+"""Supervise one run: start its engine or take over a running one, store its journal, pass on
+requests, and record how the run ended.
 
-The engine does not need this watcher to go on. Everything here may die at any point and be done
-again by the next worker.
+The engine does not depend on its supervisor. Every step here may be interrupted at any point, and
+the next worker repeats it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from training.engine.events import JOURNAL_FILE, read_events
-from training.engine.outcome import EXIT_CODES, Outcome, Result, read_result
+from training.engine.outcome import Outcome, Result, read_result
 from training.errors import UserError
 from training.gpus import allocations
 from training.gpus.models import Allocation
@@ -31,6 +31,7 @@ from training.runs.signals import run_changed
 from training.runs.states import ENDED, RequestedAction, State
 from training.runs.worker import oom_recovery, outcomes
 from training.runs.worker.engine_process import Engine, EngineProcess
+from training.runs.worker.exits import Ending, EngineExit, StopReason, classify_exit
 from training.runs.worker.ingest import BrokenJournal, store_events
 from training.runs.worker.lease import (
     LEASE_SECONDS,
@@ -45,19 +46,19 @@ from training.runs.worker.memory_guard import MemoryGuard, measure_context, rais
 JOURNAL_POLL_SECONDS = 0.025
 REQUEST_POLL_SECONDS = 0.25
 MEMORY_CHECK_SECONDS = 2.0
-# A stop waits for the step under way and a checkpoint, then the engine is told by signal
+# A stop request waits for the current step and a checkpoint before the engine gets SIGTERM
 STOP_TIMEOUT_SECONDS = 120.0
-KILL_TIMEOUT_SECONDS = 30.0
+KILL_TIMEOUT_SECONDS = 30.0  # from SIGTERM to SIGKILL
 MAX_RETRY_DELAY_SECONDS = 16
 KILLED = "killed"
 
 log = logging.getLogger("snapml.runs")
-shutting_down = threading.Event()  # set by the worker program when it is told to end
+shutting_down = threading.Event()  # set by the worker program at shutdown
 
 
 def supervise_run(run_id: int) -> None:
-    """Watch `run_id` to its end, if this worker can claim it. A doorbell too many finds nothing to
-    claim.
+    """Supervise `run_id` until its engine exits, if this worker can claim it; otherwise return at
+    once.
     """
     lease = None if shutting_down.is_set() else claim_run(run_id)
     if lease is None:
@@ -65,12 +66,12 @@ def supervise_run(run_id: int) -> None:
     try:
         RunSupervisor(lease).run()
     except LeaseLost:
-        log.warning("Run %s is watched by another worker now; this one lets go.", run_id)
+        log.warning("Another worker now supervises run %s; this one stops.", run_id)
         return
     except Exception as error:
-        log.exception("Watching run %s broke off.", run_id)
+        log.exception("Supervision of run %s failed.", run_id)
         Run.objects.filter(pk=run_id, lease_token=lease.token).update(
-            message=f"Watching broke off and begins again within {LEASE_SECONDS} s: "
+            message=f"Supervision failed and restarts within {LEASE_SECONDS} s: "
             f"{type(error).__name__}: {error}",
             revision=F("revision") + 1,
         )
@@ -80,7 +81,12 @@ def supervise_run(run_id: int) -> None:
 
 
 class RunSupervisor:
-    """The watching of one run under one lease."""
+    """Supervises one run under one lease.
+
+    A Huey thread of the worker creates it in `supervise_run` and calls `run`, which returns when
+    the engine has exited and the run has ended or is queued again. `run` raises LeaseLost when
+    another worker has taken over the run; the engine then continues under the new worker.
+    """
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -92,45 +98,53 @@ class RunSupervisor:
         self.has_sent_sigterm = False
         self.eviction: Allocation | None = None
         self.memory_guard = MemoryGuard(lease.run_id)
-        self.over_limit_bytes = (
-            0  # bytes that it took of a device that others use, if that was too much
-        )
+        self.over_limit_bytes = 0  # memory use on a shared device, if it is above the limit
 
     def run(self) -> None:
         self.engine.touch_heartbeat()
         if not self.engine.is_alive() and read_result(self.record.folder) is None:
             self.start_engine()
-        lease_timer, request_timer, memory_timer = (
-            RateLimiter(RENEW_SECONDS),
-            RateLimiter(REQUEST_POLL_SECONDS),
-            RateLimiter(MEMORY_CHECK_SECONDS),
-        )
+        lease_timer = RateLimiter(RENEW_SECONDS)
+        request_timer = RateLimiter(REQUEST_POLL_SECONDS)
+        memory_timer = RateLimiter(MEMORY_CHECK_SECONDS)
         while True:
             try:
-                # Asked before reading: what it wrote until its death is then surely read
+                # Check the process before reading the journal: then everything that the engine
+                # wrote before its exit is read below.
                 is_alive = self.engine.is_alive()
                 has_events = self.ingest_journal()
+
+                # Renew the lease and, if that worked, the engine's heartbeat.
                 if lease_timer.is_due():
                     self.renew_lease()
+
+                # Compare the engine's memory with its reservation.
                 if memory_timer.is_due():
-                    self.over_limit_bytes = (
-                        self.over_limit_bytes
-                        or self.memory_guard.get_over_limit_bytes(self.engine.pid)
-                    )
+                    if not self.over_limit_bytes:
+                        self.over_limit_bytes = self.memory_guard.get_over_limit_bytes(
+                            self.engine.pid
+                        )
                     measure_context(self.memory_guard.allocation, self.engine.pid)
+
+                # Pass on stop requests, evictions and the shutdown of this worker.
                 if request_timer.is_due():
                     self.check_requests()
+
+                # The engine has exited and its whole journal is stored.
                 if not is_alive and not has_events:
                     return self.handle_exit()
             except OperationalError as error:
                 self.wait_for_database(error)
             except BrokenJournal as error:
+                # The journal is damaged, so no further event can be stored: end the run. Another
+                # run may get the device only when the engine is dead.
                 self.engine.send_signal(signal.SIGKILL)
-                if not self.engine.is_alive():  # only then may another have its device
+                if not self.engine.is_alive():
                     return self.release_run(
                         state=State.FAILED, message=str(error), finished_at=Now(), phase=""
                     )
                 has_events = False
+            # While there are events, read on without a pause.
             if not has_events:
                 time.sleep(JOURNAL_POLL_SECONDS)
 
@@ -141,7 +155,9 @@ class RunSupervisor:
         self.engine.start_process(self.memory_guard.device_environment())
 
     def ingest_journal(self) -> bool:
-        """Store what the journal has that the database has not; whether there was anything."""
+        """Store the events that the journal has and the database does not; returns whether there
+        were any.
+        """
         journal = self.record.folder / JOURNAL_FILE
         if not journal.exists():
             return False
@@ -153,17 +169,15 @@ class RunSupervisor:
         return True
 
     def renew_lease(self) -> None:
-        """The leash is touched only after the lease was renewed: a worker cut off from the database
-        lets the engine go.
+        """Renew the lease, then the engine's heartbeat. In this order, a worker that cannot reach
+        the database lets its engine time out.
         """
         self.lease.renew()
         self.renewed_at = time.monotonic()
         self.engine.touch_heartbeat()
 
     def check_requests(self) -> None:
-        """What its people want of it, whether its device is wanted back, and whether this worker is
-        to end.
-        """
+        """Check for stop requests, evictions and worker shutdown, and pass them to the engine."""
         requested_action = RequestedAction(
             Run.objects.values_list("requested_action", flat=True).get(pk=self.record.pk)
         )
@@ -178,7 +192,7 @@ class RunSupervisor:
             return
         self.stop_requested_at = self.stop_requested_at or time.monotonic()
         if requested_action != self.last_sent_request:
-            self.lease.renew()  # only who holds the run may tell its engine
+            self.lease.renew()  # only the holder of the lease may control the engine
             self.last_sent_request = requested_action
             self.engine.request_stop(
                 "discard" if requested_action == RequestedAction.DISCARD else "save"
@@ -190,77 +204,75 @@ class RunSupervisor:
             self.request_checkpoint_and_exit()
 
     def request_checkpoint_and_exit(self) -> None:
-        """It saves a checkpoint at its next step and leaves, to go on later."""
+        """Send SIGTERM once: the engine saves a checkpoint after its current step and exits, to be
+        resumed later.
+        """
         if not self.has_sent_sigterm:
             self.engine.send_signal(signal.SIGTERM)
             self.has_sent_sigterm = True
 
     def wait_for_database(self, error: OperationalError) -> None:
         if time.monotonic() - self.renewed_at > LEASE_SECONDS:
-            raise LeaseLost(f"the database did not answer for {LEASE_SECONDS} s") from error
+            raise LeaseLost(f"the database did not respond for {LEASE_SECONDS} s") from error
         log.warning(
-            "Run %s: the database does not answer (%s); trying again.", self.lease.run_id, error
+            "Run %s: the database does not respond (%s). Trying again.", self.lease.run_id, error
         )
         close_old_connections()
         time.sleep(0.5)
 
     def handle_exit(self) -> None:
-        """The engine is gone and its journal is read: say how it ended, or queue it again."""
+        """The engine has exited and its journal is stored: end the run or queue it again."""
         run = Run.objects.select_related("base_model", "data__dataset").get(pk=self.record.pk)
         result = read_result(run.folder)
-        code = self.engine.exit_code
-        has_checkpoint = (run.folder / "checkpoints").exists()
-        if result is not None:
-            self.record_result(run, result)
-        elif run.requested_action == RequestedAction.DISCARD:
-            self.record_result(run, Result(outcome=Outcome.DISCARDED))
-        elif (
-            run.requested_action in (RequestedAction.STOP, RequestedAction.TIME_LIMIT)
-            and not has_checkpoint
-        ):
-            self.record_result(
-                run,
-                Result(
-                    outcome=Outcome.STOPPED,
-                    message="Stopped before the first checkpoint; nothing was kept.",
-                ),
-            )
-        # Told to leave and to stop at once
-        elif run.requested_action in (
-            RequestedAction.STOP,
-            RequestedAction.TIME_LIMIT,
-        ) and outcomes.has_exited_cleanly(run):
-            self.record_result(run, outcomes.build_stopped_result(run))
-        elif self.eviction is not None:
-            self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
-        elif self.over_limit_bytes:
-            message, forecast = (
-                outcomes.format_over_memory_message(run, self.over_limit_bytes),
-                raise_forecast(run, self.over_limit_bytes),
-            )
-            if forecast is None:
-                return self.record_result(
-                    run,
-                    Result(
-                        outcome=Outcome.MEMORY,
-                        message=f"{message} Nowhere may it have as much in its pool.",
-                    ),
-                )
-            self.requeue_run(
-                f"{message} Goes on by itself where there is as much.", forecast=forecast
-            )
-        elif code == EXIT_CODES[Outcome.PREEMPTED] or outcomes.has_exited_cleanly(run):
-            self.requeue_run(outcomes.format_pause_message(run))
-        elif self.has_sent_sigterm and code == -signal.SIGTERM:
-            self.requeue_run("Paused before its first step; begins by itself.")
-        elif code == EXIT_CODES[Outcome.BUSY]:
-            self.requeue_run("Another engine held this run's folder.")
-        else:
-            self.requeue_after_crash(run, code)
+        engine_exit = EngineExit(
+            reasons=self.get_stop_reasons(run),
+            has_result=result is not None,
+            has_checkpoint=(run.folder / "checkpoints").exists(),
+            exited_cleanly=outcomes.has_exited_cleanly(run),
+            exit_code=self.engine.exit_code,
+        )
+        match classify_exit(engine_exit):
+            case Ending.RESULT:
+                assert result is not None
+                self.record_result(run, result)
+            case Ending.DISCARDED:
+                self.record_result(run, Result(outcome=Outcome.DISCARDED))
+            case Ending.STOPPED_EMPTY:
+                message = "Stopped before the first checkpoint; nothing was saved."
+                self.record_result(run, Result(outcome=Outcome.STOPPED, message=message))
+            case Ending.STOPPED:
+                self.record_result(run, outcomes.build_stopped_result(run))
+            case Ending.EVICTED:
+                assert self.eviction is not None
+                self.requeue_run(outcomes.format_eviction_message(run, self.eviction))
+            case Ending.OVER_MEMORY:
+                self.requeue_with_more_memory(run)
+            case Ending.PAUSED:
+                self.requeue_run(outcomes.format_pause_message(run))
+            case Ending.PAUSED_EARLY:
+                self.requeue_run("Paused before the first step. It restarts automatically.")
+            case Ending.FOLDER_BUSY:
+                self.requeue_run("Another engine is using the folder of this run. Trying again.")
+            case Ending.CRASHED:
+                self.requeue_after_crash(run, self.engine.exit_code)
+
+    def get_stop_reasons(self, run: Run) -> frozenset[StopReason]:
+        reasons = {
+            StopReason.DISCARD: run.requested_action == RequestedAction.DISCARD,
+            StopReason.STOP: run.requested_action
+            in (RequestedAction.STOP, RequestedAction.TIME_LIMIT),
+            StopReason.EVICTION: self.eviction is not None,
+            StopReason.OVER_MEMORY: self.over_limit_bytes > 0,
+            StopReason.SIGTERM: self.has_sent_sigterm,
+        }
+        return frozenset(reason for reason, applies in reasons.items() if applies)
 
     def record_result(self, run: Run, result: Result) -> None:
+        """Save the artifacts of a run and end it. A run that is out of memory is queued again if
+        its settings can be changed automatically.
+        """
         state = outcomes.OUTCOME_STATES[result.outcome]
-        # a worker that was frozen and thawed finds out here, before it touches a file
+        # A worker that was suspended for a while loses its lease here, before it changes a file.
         self.lease.renew()
         eval_loss = (
             result.eval_loss
@@ -270,9 +282,9 @@ class RunSupervisor:
         try:
             outcomes.finalize_run(run, result)
         except (UserError, OSError) as error:
-            state, result = (
-                State.FAILED,
-                Result(outcome=Outcome.CRASHED, message=f"The adapter was not kept: {error}"),
+            state = State.FAILED
+            result = Result(
+                outcome=Outcome.CRASHED, message=f"The adapter could not be saved: {error}"
             )
         if (
             result.outcome is Outcome.MEMORY
@@ -291,17 +303,28 @@ class RunSupervisor:
             phase="",
         )
 
-    def requeue_after_crash(self, run: Run, code: int | None) -> None:
-        """Once more from the last checkpoint, after 1, 2, 4... seconds; MAX_CRASHES without progress
-        are a crash loop.
+    def requeue_with_more_memory(self, run: Run) -> None:
+        """Queue a run again that used more memory than it had reserved, with a higher forecast; it
+        fails if its pool never allows as much.
         """
-        message, crash_count = (
-            outcomes.format_crash_message(code, was_oom_killed=self.engine.was_oom_killed),
-            run.crash_count + 1,
+        message = outcomes.format_over_memory_message(run, self.over_limit_bytes)
+        forecast = raise_forecast(run, self.over_limit_bytes)
+        if forecast is None:
+            message += " No device of its pool allows as much."
+            return self.record_result(run, Result(outcome=Outcome.MEMORY, message=message))
+        self.requeue_run(
+            f"{message} It resumes on a device with enough free memory.", forecast=forecast
         )
+
+    def requeue_after_crash(self, run: Run, code: int | None) -> None:
+        """Resume from the last checkpoint after 1, 2, 4... seconds. After MAX_CRASHES without a new
+        checkpoint the run fails as a crash loop.
+        """
+        message = outcomes.format_crash_message(code, was_oom_killed=self.engine.was_oom_killed)
+        crash_count = run.crash_count + 1
         if crash_count > settings.MAX_CRASHES:
             message += (
-                f" {crash_count} times in a row without a new checkpoint, last at step "
+                f" {crash_count} times in a row without a new checkpoint, most recently at step "
                 f"{run.step}. {outcomes.get_last_error(run)}"
             )
             failure = KILLED if code == -signal.SIGKILL else Outcome.CRASHED
@@ -311,20 +334,15 @@ class RunSupervisor:
         is_out_of_memory = self.engine.was_oom_killed or (
             crash_count > 1 and code == -signal.SIGKILL
         )
-        changes_message = (
-            oom_recovery.recover_run(run)
-            if is_out_of_memory and run.requested_action == RequestedAction.RUN
-            else ""
-        )
-        delay = (
-            timedelta(seconds=min(MAX_RETRY_DELAY_SECONDS, 2 ** (crash_count - 1)))
-            if crash_count > 1
-            else timedelta()
-        )
+        can_recover = is_out_of_memory and run.requested_action == RequestedAction.RUN
+        changes_message = oom_recovery.recover_run(run) if can_recover else ""
+        # No delay after the first crash
+        seconds = min(MAX_RETRY_DELAY_SECONDS, 2 ** (crash_count - 1)) if crash_count > 1 else 0
+        message += f" at step {run.step}. Resuming from the last checkpoint. {changes_message}"
         self.requeue_run(
-            f"{message} at step {run.step}; going on from its last checkpoint. {changes_message}".strip(),
+            message.strip(),
             crash_count=crash_count,
-            not_before=Now() + delay,
+            not_before=Now() + timedelta(seconds=seconds),
         )
 
     def requeue_run(self, message: str, **changes: object) -> None:
@@ -337,7 +355,7 @@ class RunSupervisor:
             "lease_expires_at": None,
             "revision": F("revision") + 1,
         }
-        # The message to the owner's webhooks is left exactly once, with the fenced change
+        # One transaction with the update under the lease: webhooks are notified exactly once
         with transaction.atomic():
             self.lease.update_run(**changes)
             allocations.release_device(self.lease.run_id)

@@ -1,4 +1,4 @@
-"""Huey's doors: thin, and handed nothing but an id."""
+"""Huey tasks of runs. They take only an id."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def supervise_task(run_id: int) -> None:
 
 
 def enqueue_supervision(run_id: int, **_signal: Any) -> None:
-    """Ask a worker to look at this run. The sweeper would find it too, within 2 s."""
+    """Ask a worker to check this run. Otherwise the periodic task finds the run within 2 s."""
     try:
         supervise_task(run_id)
-    except QUEUE_ERRORS as error:  # that must not undo a launch; the sweeper comes by
-        log.warning("The queue did not take run %s (%s); the sweeper will find it.", run_id, error)
+    except QUEUE_ERRORS as error:  # a broken queue must not undo a launch
+        log.warning("Run %s was not enqueued (%s). The periodic task will find it.", run_id, error)

@@ -1,0 +1,40 @@
+"""The table of engine exits: the first matching rule decides what happens to a run."""
+
+import signal
+
+import pytest
+
+from training.engine.outcome import EXIT_CODES, Outcome
+from training.runs.worker.exits import Ending, EngineExit, StopReason, classify_exit
+
+PREEMPTED, BUSY = EXIT_CODES[Outcome.PREEMPTED], EXIT_CODES[Outcome.BUSY]
+
+
+def classify(*reasons, has_result=False, has_checkpoint=True, exited_cleanly=False, code=None):
+    return classify_exit(
+        EngineExit(frozenset(reasons), has_result, has_checkpoint, exited_cleanly, code)
+    )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "facts", "ending"),
+    [
+        (list(StopReason), {"has_result": True}, Ending.RESULT),
+        (list(StopReason), {"exited_cleanly": True}, Ending.DISCARDED),
+        (["STOP", "EVICTION"], {"has_checkpoint": False}, Ending.STOPPED_EMPTY),
+        (["STOP", "EVICTION"], {"exited_cleanly": True}, Ending.STOPPED),
+        (["STOP", "EVICTION"], {"code": -signal.SIGKILL}, Ending.EVICTED),
+        (["STOP"], {"code": -signal.SIGKILL}, Ending.CRASHED),
+        (["EVICTION", "OVER_MEMORY"], {"exited_cleanly": True}, Ending.EVICTED),
+        (["OVER_MEMORY", "SIGTERM"], {"code": PREEMPTED}, Ending.OVER_MEMORY),
+        (["SIGTERM"], {"code": PREEMPTED}, Ending.PAUSED),
+        ([], {"exited_cleanly": True}, Ending.PAUSED),
+        (["SIGTERM"], {"code": -signal.SIGTERM}, Ending.PAUSED_EARLY),
+        ([], {"code": -signal.SIGTERM}, Ending.CRASHED),
+        ([], {"code": BUSY}, Ending.FOLDER_BUSY),
+        ([], {"code": None}, Ending.CRASHED),
+    ],
+)
+def test_the_first_matching_rule_decides(reasons, facts, ending):
+    reasons = [StopReason[reason] if isinstance(reason, str) else reason for reason in reasons]
+    assert classify(*reasons, **facts) is ending

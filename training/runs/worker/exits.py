@@ -1,0 +1,89 @@
+"""What the exit of an engine means for its run, as a table."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from training.engine.outcome import EXIT_CODES, Outcome
+
+
+class StopReason(Enum):
+    """Why the supervisor asked the engine to stop. There may be several reasons at once."""
+
+    DISCARD = auto()  # a user wants to stop the run and discard its files
+    STOP = auto()  # a user or the time limit wants to stop the run and save its adapter
+    EVICTION = auto()  # another run or an admin needs the device
+    OVER_MEMORY = auto()  # the engine used more of a shared device than it had reserved
+    SIGTERM = auto()  # the supervisor sent SIGTERM, for one of the reasons above or at shutdown
+
+
+class Ending(Enum):
+    """What happens to the run. The first four end it; the others queue it again."""
+
+    RESULT = auto()  # recorded as the engine's result.json says
+    DISCARDED = auto()
+    STOPPED_EMPTY = auto()  # stopped before there was a checkpoint
+    STOPPED = auto()
+    EVICTED = auto()
+    OVER_MEMORY = auto()  # fails instead if no device of the pool allows as much memory
+    PAUSED = auto()
+    PAUSED_EARLY = auto()  # before the engine could handle SIGTERM
+    FOLDER_BUSY = auto()
+    CRASHED = auto()  # fails instead after MAX_CRASHES
+
+
+@dataclass(frozen=True)
+class EngineExit:
+    """The facts about an engine that has exited. `exit_code` is None if another worker started the
+    engine; `exited_cleanly` says whether its last event is that of a saved checkpoint.
+    """
+
+    reasons: frozenset[StopReason]
+    has_result: bool
+    has_checkpoint: bool
+    exited_cleanly: bool
+    exit_code: int | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table. None matches every value."""
+
+    ending: Ending
+    reason: StopReason | None = None
+    has_result: bool | None = None
+    has_checkpoint: bool | None = None
+    exited_cleanly: bool | None = None
+    exit_code: int | None = None
+
+    def matches(self, engine_exit: EngineExit) -> bool:
+        return (
+            (self.reason is None or self.reason in engine_exit.reasons)
+            and self.has_result in (None, engine_exit.has_result)
+            and self.has_checkpoint in (None, engine_exit.has_checkpoint)
+            and self.exited_cleanly in (None, engine_exit.exited_cleanly)
+            and self.exit_code in (None, engine_exit.exit_code)
+        )
+
+
+# The first row that matches decides. A run that a user stopped and whose engine crashed after a
+# checkpoint has no row of its own: it is queued again, and its next engine saves the adapter.
+RULES = (
+    Rule(Ending.RESULT, has_result=True),
+    Rule(Ending.DISCARDED, StopReason.DISCARD),
+    Rule(Ending.STOPPED_EMPTY, StopReason.STOP, has_checkpoint=False),
+    Rule(Ending.STOPPED, StopReason.STOP, exited_cleanly=True),
+    Rule(Ending.EVICTED, StopReason.EVICTION),
+    Rule(Ending.OVER_MEMORY, StopReason.OVER_MEMORY),
+    Rule(Ending.PAUSED, exited_cleanly=True),
+    Rule(Ending.PAUSED, exit_code=EXIT_CODES[Outcome.PREEMPTED]),
+    Rule(Ending.PAUSED_EARLY, StopReason.SIGTERM, exit_code=-signal.SIGTERM),
+    Rule(Ending.FOLDER_BUSY, exit_code=EXIT_CODES[Outcome.BUSY]),
+    Rule(Ending.CRASHED),
+)
+
+
+def classify_exit(engine_exit: EngineExit) -> Ending:
+    return next(rule.ending for rule in RULES if rule.matches(engine_exit))
