@@ -1,4 +1,4 @@
-"""Lines as the engine writes them to its journal."""
+"""Events as the engine writes them to its journal."""
 
 
 def step_event(n, loss=1.0, **more):
@@ -20,7 +20,7 @@ def step_event(n, loss=1.0, **more):
 
 
 class Journal:
-    """Numbers lines as the engine does."""
+    """Numbers events as the engine does."""
 
     def __init__(self):
         self.seq = 0

@@ -1,4 +1,4 @@
-"""A long run written straight into the tables, as compaction would have left it."""
+"""A long run, written directly to the tables as if it had been compacted."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from training.runs.models import CurveChunk, CurveColumn, Event, Run
 
 
 def write_long_run(run, *, steps, spikes, height):
-    """Whole chunks, then rows for the rest; the loss is `height` at each spike and falls from 3
-    otherwise.
+    """Complete chunks, and rows for the remaining steps. The loss is `height` at each spike and
+    otherwise falls from 3.
     """
     step = np.arange(1, steps + 1, dtype=np.float64)
     metrics = get_metric_names("step")

@@ -1,6 +1,4 @@
-"""Runs side by side: what differs, who is best, and the whole numbers as files and in other
-trackers.
-"""
+"""Comparisons of runs, and their metrics as files and in other trackers."""
 
 import csv
 import io
@@ -21,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def trained(run):
-    """A run of 600 steps (one chunk of 512 and a tail), with two measurements."""
+    """A run of 600 steps (one chunk of 512 and the rest as rows) with two evaluations."""
     lease, journal = claim_run(run.pk), Journal()
     run.refresh_from_db()
     evals = [
@@ -47,7 +45,7 @@ def trained(run):
     return run
 
 
-def test_settings_that_differ_are_told_nested():
+def test_different_settings_are_listed_with_dotted_names():
     rows = compare_settings(
         [{"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 9, "d": 3}, "e": 4}]
     )
@@ -57,7 +55,7 @@ def test_settings_that_differ_are_told_nested():
     ]
 
 
-def test_the_best_of_each_figure_is_marked_and_equal_ones_are_not():
+def test_the_best_value_of_a_figure_is_marked_unless_all_are_equal():
     table = {
         figure.name: cells
         for figure, cells in compare_figures(
@@ -87,7 +85,7 @@ def test_the_page_compares_two_to_ten(as_alice, trained, run):
     assert as_alice.get(f"/runs/compare?run={run.pk}&run=999999").status_code == 404
 
 
-def test_a_comparison_shows_no_run_of_strangers(client, people, trained, run):
+def test_a_comparison_needs_access_to_every_run(client, people, trained, run):
     client.force_login(people["mallory"])
     assert client.get(f"/runs/compare?run={run.pk}&run={trained.pk + 1}").status_code == 404
 
@@ -110,7 +108,7 @@ def test_csv_and_parquet_hold_the_same_numbers(as_alice, trained):
     assert answer["Content-Disposition"] == f'attachment; filename="run-{trained.pk}.csv"'
 
 
-def test_evals_come_through_the_api(as_alice, trained):
+def test_the_api_returns_evaluations(as_alice, trained):
     evals = as_alice.get(f"/api/v1/runs/{trained.pk}/evals").json()["evals"]
     assert [(e["step"], e["eval_loss"], e["total_tokens"]) for e in evals] == [
         (0, 2.0, 0),
@@ -118,11 +116,11 @@ def test_evals_come_through_the_api(as_alice, trained):
     ]
 
 
-def test_the_best_held_out_loss_is_kept(trained):
+def test_the_best_eval_loss_and_its_step_are_recorded(trained):
     assert (trained.best_eval_loss, trained.best_step) == (1.0, 600)
 
 
-def test_tensorboard_reads_what_was_exported(trained, tmp_path):
+def test_tensorboard_reads_an_export(trained, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     call_command("export", trained.pk, str(tmp_path), to="tensorboard", stdout=io.StringIO())
@@ -132,7 +130,7 @@ def test_tensorboard_reads_what_was_exported(trained, tmp_path):
     assert accumulator.Scalars("eval_loss")[-1].value == 1.0
 
 
-def test_mlflow_reads_what_was_exported(trained, tmp_path, monkeypatch):
+def test_mlflow_reads_an_export(trained, tmp_path, monkeypatch):
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -157,7 +155,7 @@ def test_wandb_writes_a_run_offline(trained, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.wandb"))
 
 
-def test_a_tracker_that_is_not_installed_is_a_sentence(trained, tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_gives_an_error(trained, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
@@ -165,7 +163,7 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(trained, tmp_path, monkey
         call_command("export", trained.pk, str(tmp_path), to="tensorboard")
 
 
-def test_losses_of_two_bases_have_no_best():
+def test_losses_of_different_base_models_have_no_best_value():
     runs = [
         {"base": 1, "eval_loss": 1.0, "peak_memory_bytes": 5},
         {"base": 2, "eval_loss": 2.0, "peak_memory_bytes": 9},
@@ -176,7 +174,7 @@ def test_losses_of_two_bases_have_no_best():
     assert best_by_figure == {"eval_loss": [False, False], "peak_memory_bytes": [True, False]}
 
 
-def test_the_time_of_a_run_is_compared_when_it_is_over(trained, run):
+def test_device_time_is_compared_only_for_ended_runs(trained, run):
     from django.utils import timezone
 
     from training.runs.status import get_comparison_figures

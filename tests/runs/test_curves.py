@@ -1,4 +1,4 @@
-"""A million steps open as a few thousand places, and no spike is lost on the way."""
+"""Curves of long runs have few points and lose no spike."""
 
 import random
 
@@ -12,7 +12,7 @@ from training.runs.models import CurveChunk
 pytestmark = pytest.mark.django_db
 
 
-def test_every_one_of_a_hundred_spikes_is_seen_from_afar_and_exact_when_near(run):
+def test_a_hundred_spikes_are_visible_in_buckets_and_exact_when_zoomed_in(run):
     spikes = sorted(random.Random(1).sample(range(1, 100_001), 100))
     write_long_run(run, steps=100_000, spikes=spikes, height=50.0)
     afar = read_curves(run.pk, ["loss"], points=1000)
@@ -34,7 +34,7 @@ def test_every_one_of_a_hundred_spikes_is_seen_from_afar_and_exact_when_near(run
     assert near.axes["step"].tolist() == list(range(spikes[7] - 3, spikes[7] + 4))
 
 
-def test_a_middle_range_is_bucketed_from_its_points(run):
+def test_a_zoomed_range_is_bucketed_from_its_points(run):
     write_long_run(run, steps=20_000, spikes=[7_777], height=9.0)
     curves = read_curves(run.pk, ["loss"], points=500, first_step=5_001, last_step=15_000)
     assert not curves.raw
@@ -42,7 +42,7 @@ def test_a_middle_range_is_bucketed_from_its_points(run):
     assert curves.series["loss"][1].max() == 9.0
 
 
-def test_few_points_come_as_they_are(run):
+def test_few_points_are_returned_unchanged(run):
     write_long_run(run, steps=700, spikes=[], height=0)
     curves = read_curves(run.pk, points=1000)
     assert curves.raw

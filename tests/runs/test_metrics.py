@@ -1,4 +1,4 @@
-"""A metric is one row of a table: journal, chunks, curves, exports and pages take it from there."""
+"""A new metric is one row of the table; journal, chunks, curves, exports and pages include it."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def entropy(monkeypatch):
 
 @pytest.fixture
 def trained(run, entropy):
-    """A chunk and a tail, each step with its entropy."""
+    """A run with a chunk and some rows, each step with its entropy."""
     events = Lines().lines(*[step_event(n, entropy=n / 8) for n in range(1, CHUNK_SIZE + 4)])
     lease = claim_run(run.pk)
     run.refresh_from_db()
@@ -40,7 +40,7 @@ def trained(run, entropy):
     return Run.objects.get(pk=run.pk)
 
 
-def test_the_journal_takes_a_metric_of_the_table_and_no_other(tmp_path, monkeypatch):
+def test_the_journal_accepts_only_metrics_of_the_table(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     with pytest.raises(ValueError, match="not declared"):
         journal.write_event("step", step=1, entropy=0.5)
@@ -52,7 +52,7 @@ def test_the_journal_takes_a_metric_of_the_table_and_no_other(tmp_path, monkeypa
 
 
 @pytest.mark.django_db
-def test_chunks_keep_it_and_give_it_back(trained):
+def test_chunks_store_a_new_metric(trained):
     assert CurveChunk.objects.get(run=trained).columns.get(name="entropy").high == CHUNK_SIZE / 8
     events = read_events_after(trained.pk, 0, 1000)
     assert [event.fields["entropy"] for event in events] == [
@@ -61,7 +61,7 @@ def test_chunks_keep_it_and_give_it_back(trained):
 
 
 @pytest.mark.django_db
-def test_it_has_a_curve_in_snapshot_and_api(trained, as_alice):
+def test_a_new_metric_has_a_curve_in_snapshot_and_api(trained, as_alice):
     assert read_curves(trained.pk).series["entropy"][2][7] == 1.0
     assert "entropy" in build_snapshot(trained.pk, 100)["curves"]["series"]
     curves = as_alice.get(f"/api/v1/runs/{trained.pk}/metrics?names=entropy").json()
@@ -70,7 +70,7 @@ def test_it_has_a_curve_in_snapshot_and_api(trained, as_alice):
 
 
 @pytest.mark.django_db
-def test_tables_and_trackers_have_it(trained):
+def test_tables_and_trackers_have_a_new_metric(trained):
     rows = list(csv.DictReader(io.StringIO(b"".join(write_csv(trained)).decode())))
     assert [float(row["entropy"]) for row in rows] == [n / 8 for n in range(1, CHUNK_SIZE + 4)]
     import pyarrow.parquet
@@ -81,7 +81,7 @@ def test_tables_and_trackers_have_it(trained):
 
 
 @pytest.mark.django_db
-def test_the_pages_hand_the_table_to_their_scripts(trained, as_alice):
+def test_pages_contain_the_table_of_metrics_for_their_scripts(trained, as_alice):
     other = Run.objects.get(pk=trained.pk)
     other.pk = None
     other.save()
@@ -96,9 +96,7 @@ def test_the_pages_hand_the_table_to_their_scripts(trained, as_alice):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("steps", [700, 20_000])
-def test_a_run_from_before_the_metric_has_a_gap_there_and_all_its_other_curves(
-    run, monkeypatch, steps
-):
+def test_a_run_older_than_a_metric_has_a_gap_there_and_its_other_curves(run, monkeypatch, steps):
     write_long_run(run, steps=steps, spikes=[], height=0)
     monkeypatch.setitem(METRICS, "entropy", Metric("entropy", "Entropy", chart="Entropy"))
     for points in (100, 1000):
@@ -110,7 +108,7 @@ def test_a_run_from_before_the_metric_has_a_gap_there_and_all_its_other_curves(
 
 
 @pytest.mark.django_db
-def test_a_bucket_with_values_and_gaps_has_the_mean_of_its_values(run):
+def test_the_mean_of_a_bucket_ignores_gaps(run):
     write_long_run(run, steps=100 * CHUNK_SIZE, spikes=[], height=0)
     without = CurveChunk.objects.filter(run=run, first_step=1).get()
     without.columns.filter(name="gradient_norm").delete()

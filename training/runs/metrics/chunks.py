@@ -1,8 +1,7 @@
-"""512 step events become one chunk: a float64 column for each number, with its low, high and mean
-in front.
+"""Store 512 step events as one chunk: a float64 column per metric, with its low, high and mean.
 
-A chart of a million steps then reads 1,954 small headers and no point; a spike is in its chunk's
-low or high.
+A chart of a million steps then reads 1,954 small summaries instead of every point. A spike shows in
+the low or high of its chunk.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ Column = NDArray[np.float64]
 
 
 def compact_steps(run_id: int) -> None:
-    """Move whole chunks of step events out of the event table; the newest fewer than CHUNK stay
-    rows.
+    """Move complete chunks of step events out of the event table. The newest events, fewer than
+    CHUNK_SIZE, stay rows.
 
-    Called inside the transaction that stored them.
+    Called in the transaction that stored them.
     """
     counts = (
         Event.objects.filter(run_id=run_id, kind="step")
@@ -45,8 +44,8 @@ def compact_steps(run_id: int) -> None:
 
 
 def build_columns(rows: Sequence[Event]) -> dict[str, Column]:
-    """Step events as float64 columns of length len(rows). Events with per-device memory keep only
-    their sums.
+    """Step events as float64 columns of length len(rows). Per-device memory is not kept, only its
+    sum.
     """
     columns = {name: [float(getattr(row, name)) for row in rows] for name in COORDINATES}
     columns |= {
@@ -83,7 +82,7 @@ def build_column_row(chunk: CurveChunk, name: str, values: Column) -> CurveColum
 
 
 def read_columns(chunk: CurveChunk) -> dict[str, Column]:
-    """By name; a chunk that was written before a metric was added has no column of it."""
+    """Columns by name. A chunk from before a metric was added has no column for it."""
     rows = CurveColumn.objects.filter(
         chunk=chunk, name__in=[*COORDINATES, *get_metric_names("step")]
     )
@@ -91,7 +90,7 @@ def read_columns(chunk: CurveChunk) -> dict[str, Column]:
 
 
 def read_chunk_events(chunk: CurveChunk) -> list[Event]:
-    """The step events that a chunk holds, in order."""
+    """The step events of a chunk, in order."""
     columns = read_columns(chunk)
     metrics = [name for name in columns if name not in COORDINATES]
     events = []
@@ -112,7 +111,7 @@ def read_chunk_events(chunk: CurveChunk) -> list[Event]:
 
 
 def to_journal_number(value: float) -> float | int | str:
-    """As the journal wrote it: whole numbers as int, what is not finite as text."""
+    """As the journal writes it: whole numbers as int, values that are not finite as text."""
     if not np.isfinite(value):
         return repr(float(value))
     return int(value) if float(value).is_integer() and abs(value) > 1 else float(value)

@@ -1,5 +1,5 @@
-"""Runs side by side: which settings differ, and who is best at what. Pure: rows in, tables out; it
-knows no ORM.
+"""Compare runs: which settings differ, and which run has the best figures. Pure functions without
+the ORM.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from training.engine.metrics import METRICS, Figure
 MAX_COMPARED_RUNS = 10
 FIGURES: tuple[Figure, ...] = (
     replace(METRICS["eval_loss"], name="best_eval_loss", title="Best held-out loss"),
-    replace(METRICS["perplexity"], title="Perplexity of that"),
-    Figure("exact_match", "Answers word for word right", "share", "high"),
+    replace(METRICS["perplexity"], title="Best perplexity"),
+    Figure("exact_match", "Exact match", "share", "high"),
     replace(METRICS["eval_loss"], title="Last held-out loss"),
     replace(METRICS["loss"], title="Last training loss"),
     replace(METRICS["memory_peak_bytes"], name="peak_memory_bytes"),
@@ -37,7 +37,9 @@ def flatten_settings(values: dict[str, Any], prefix: str = "") -> dict[str, Any]
 
 
 def compare_settings(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any], bool]]:
-    """(name, value of each run, differs?) in the order in which the names first occur."""
+    """(name, value of each run, whether they differ), in the order of the names' first
+    occurrence.
+    """
     flattened = [flatten_settings(one) for one in settings]
     names = list(dict.fromkeys(name for one in flattened for name in one))
     rows = [(name, [one.get(name) for one in flattened]) for name in names]
@@ -47,10 +49,10 @@ def compare_settings(settings: Sequence[dict[str, Any]]) -> list[tuple[str, list
 def compare_figures(
     runs: Sequence[dict[str, Any]], figures: Sequence[Figure] = FIGURES
 ) -> list[tuple[Figure, list[tuple[Any, bool]]]]:
-    """(figure, [(value, best?)]) for every figure that at least one run has. Equal values share the
-    mark.
+    """(figure, [(value, is best)]) for every figure that at least one run has. Runs with equal best
+    values are all marked, unless all runs are equal.
 
-    Of what counts by token none is the best where the bases differ (`base` of each run).
+    Figures per token have no best value if the base models differ (`base` of each run).
     """
     table = []
     is_same_base = len({run.get("base") for run in runs}) == 1

@@ -1,8 +1,7 @@
-"""What a chart needs of a run's steps: every point where they are few, low, high and mean of
-buckets where they are many.
+"""Curves of a run for charts: every point of a short run, or low, high and mean of buckets of a
+long one.
 
-A bucket's low and high are those of its points, so no spike is ever lost. Points that an attempt
-trained again are left out.
+Low and high of a bucket are exact, so no spike is lost. Superseded points are left out.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ Numbers = NDArray[np.float64]
 
 @dataclass
 class Curves:
-    """Axes and series of equal length. `series[name]` is (low, high, mean); where `raw`, all three
-    are the point itself.
+    """Axes and series of equal length. `series[name]` is (low, high, mean); if `raw`, all three are
+    the point itself.
     """
 
     axes: dict[str, Numbers]
@@ -36,7 +35,7 @@ class Curves:
     raw: bool
 
     def to_lists(self) -> dict[str, Any]:
-        """Plain JSON for the API. What is not finite becomes null."""
+        """Plain JSON for the API. Values that are not finite become null."""
         return {
             "points": self.points,
             "raw": self.raw,
@@ -54,8 +53,8 @@ class Curves:
         }
 
     def to_packed(self) -> dict[str, Any]:
-        """For the socket: base64 of little-endian float64 axes and float32 series (a third of the
-        JSON's bytes).
+        """For the socket: base64 of little-endian float64 axes and float32 series, a third of the
+        size of JSON.
         """
         return {
             "points": self.points,
@@ -78,8 +77,8 @@ def read_curves(
     first_step: int | None = None,
     last_step: int | None = None,
 ) -> Curves:
-    """Curves of a run with at most about 2 x `points` places, in [first_step, last_step]; without
-    `names`, of every metric that has a chart.
+    """Curves of a run with at most about 2 x `points` points, in [first_step, last_step]. Without
+    `names`, they include every metric that has a chart.
     """
     rows = Event.objects.filter(run_id=run_id, kind="step", superseded=False).order_by("seq")
     chunks = CurveChunk.objects.filter(run_id=run_id, superseded=False)
@@ -117,8 +116,8 @@ def read_curves(
 def read_point_columns(
     chunks: QuerySet[CurveChunk], names: Sequence[str]
 ) -> dict[str, list[Numbers]]:
-    """The columns of all chunks, in order of their events; not a number where a chunk was written
-    before its metric was added.
+    """The columns of all chunks, in the order of their events; NaN where a chunk is older than the
+    metric.
     """
     counts = dict(chunks.order_by("first_seq").values_list("pk", "count"))
     columns_by_name = {
@@ -133,12 +132,11 @@ def read_point_columns(
 def build_curves_from_headers(
     chunks: QuerySet[CurveChunk], tail: dict[str, Numbers], names: Sequence[str], points: int
 ) -> Curves:
-    """Curves from the chunks' headers alone; the points after the last chunk are one bucket
-    more.
+    """Curves from the chunks' summaries alone. The points after the last chunk become one more
+    bucket.
     """
     order = list(chunks.order_by("first_seq").values_list("pk", "count"))
-    # Put in order here: sorting 20,000 rows in the database would take longer than reading them (20
-    # of 50 ms).
+    # Sorted here, because sorting 20,000 rows in the database takes 20 of 50 ms.
     index = {pk: i for i, (pk, _) in enumerate(order)}
     table = {name: np.full((len(order), 3), np.nan) for name in names}
     headers = CurveColumn.objects.filter(chunk__in=chunks, name__in=names).values_list(
@@ -163,8 +161,8 @@ def build_curves_from_headers(
 def downsample_buckets(
     parts: dict[str, tuple[Numbers, Numbers, Numbers]], weights: Numbers, points: int
 ) -> dict[str, tuple[Numbers, Numbers, Numbers]]:
-    """Merge neighbours into at most `points` buckets: least low, greatest high, mean by weight of
-    what is finite.
+    """Merge neighbors into at most `points` buckets: minimum of low, maximum of high, and the
+    weighted mean of finite values.
     """
     count = len(weights)
     if count <= points:
@@ -181,7 +179,7 @@ def downsample_buckets(
 
 
 def average_buckets(mean: Numbers, weights: Numbers, starts: NDArray[np.int_]) -> Numbers:
-    """Not a number where a bucket has nothing finite."""
+    """NaN where a bucket has no finite value."""
     finite = np.isfinite(mean)
     total = np.add.reduceat(weights * finite, starts)
     parts = np.add.reduceat(np.where(finite, mean, 0.0) * weights, starts)

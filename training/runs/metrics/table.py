@@ -1,5 +1,5 @@
-"""All numbers of a run as a table: CSV, Parquet, or the steps themselves for other programs. Cells
-are never formulas.
+"""The metrics of a run as a table: CSV, Parquet, or rows for other programs. Cells are never
+formulas.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def eval_columns() -> list[str]:
 
 
 def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
-    """Every step that counts, in order, with the held-out loss where it was measured. Rewound steps
-    are left out.
+    """Every step in order, with the evaluation of that step if there was one. Superseded steps are
+    left out.
     """
     names = step_columns()
     with consistent_read():
@@ -42,11 +42,11 @@ def iterate_steps(run: Run) -> Iterator[dict[str, Any]]:
             .order_by("first_step")
             .values_list("pk", flat=True)
         )
-        # Fewer than a chunk's 512
+        # Fewer than the 512 of a chunk
         tail = list(Event.objects.filter(run=run, kind="step", superseded=False).order_by("seq"))
     if 0 in evals:
         yield {"step": 0, "time": None, **get_eval_at(0, evals)}
-    # Short reads: a slow download holds no transaction open
+    # Read in short queries, so that a slow download keeps no transaction open
     for start in range(0, len(chunk_ids), CHUNKS_AT_ONCE):
         chunks = CurveChunk.objects.filter(
             pk__in=chunk_ids[start : start + CHUNKS_AT_ONCE]
@@ -73,7 +73,7 @@ def get_eval_at(step: int, evals: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_csv(run: Run) -> Iterator[bytes]:
-    """Lines in pieces of about 1,000 steps."""
+    """CSV in pieces of about 1,000 steps."""
     names = [*step_columns(), *eval_columns()]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
@@ -88,7 +88,7 @@ def write_csv(run: Run) -> Iterator[bytes]:
 
 
 def write_parquet(run: Run) -> bytes:
-    """One table, float64 but for the step; 88 bytes a step before compression."""
+    """One table, float64 except for the step; 88 bytes per step before compression."""
     import pyarrow
     import pyarrow.parquet
 
@@ -110,5 +110,5 @@ def write_parquet(run: Run) -> bytes:
 
 
 def parse_number(value: Any) -> Any:
-    """Journals write nan and inf as text."""
+    """Journals write NaN and infinity as text."""
     return float(value) if isinstance(value, str) else value

@@ -1,5 +1,5 @@
-"""A run's numbers in other trackers, through their own libraries, each of which is imported only
-when it is asked for.
+"""Export the metrics of a run to other trackers with their own libraries, which are imported only
+when needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TIMES = ("step", "time")
 
 
 class MissingExtra(UserError):
-    """The other program's library is not installed."""
+    """The library of the tracker is not installed."""
 
 
 def iterate_metrics(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
@@ -39,14 +39,15 @@ def iterate_metrics(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
 
 def build_missing_extra(extra: str, error: ImportError) -> MissingExtra:
     return MissingExtra(
-        f"{extra} is not installed here ({error.name}); install it with: pip install "
-        f"'snapml[{extra}]'",
+        f"{extra} is not installed ({error.name}). Install it with: pip install 'snapml[{extra}]'",
         field="to",
     )
 
 
 def to_tensorboard(run: Run, target: str) -> str:
-    """An event file in the folder `target`, one scalar a metric and step; returns the folder."""
+    """Write an event file to the folder `target`, with one scalar per metric and step; returns the
+    folder.
+    """
     try:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -62,7 +63,9 @@ def to_tensorboard(run: Run, target: str) -> str:
 
 
 def to_mlflow(run: Run, target: str) -> str:
-    """A run in the experiment `SnapML` at the tracking address `target`; returns its id there."""
+    """Create a run in the experiment `SnapML` of the tracking server `target`; returns its id
+    there.
+    """
     try:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
@@ -92,8 +95,8 @@ def to_mlflow(run: Run, target: str) -> str:
 
 
 def to_wandb(run: Run, target: str) -> str:
-    """A run in the project `target`; with WANDB_MODE=offline it is written to ./wandb and synced
-    later. Returns its folder.
+    """Create a run in the project `target`; returns its folder. With WANDB_MODE=offline it is
+    written to ./wandb and can be synced later.
     """
     try:
         import wandb
