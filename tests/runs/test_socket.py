@@ -1,4 +1,4 @@
-"""The live socket: who may listen, what comes, and that nothing comes twice or not at all."""
+"""The live socket: permissions, and event streams without gaps or duplicates."""
 
 import asyncio
 import json
@@ -72,7 +72,7 @@ def writer(run):
     return sync_to_async(write)
 
 
-async def test_a_snapshot_then_deltas_without_gap_or_repeat(run, alice, writer):
+async def test_a_snapshot_is_followed_by_deltas_without_gaps_or_duplicates(run, alice, writer):
     await writer(step_event(1), step_event(2))
     socket, connected = await connect_socket(alice)
     assert connected
@@ -92,7 +92,7 @@ async def test_a_snapshot_then_deltas_without_gap_or_repeat(run, alice, writer):
     await socket.disconnect()
 
 
-async def test_one_frame_waits_for_its_ack_and_then_all_since_come_as_one(run, alice, writer):
+async def test_events_before_an_ack_arrive_in_one_frame(run, alice, writer):
     socket, _ = await connect_socket(alice)
     await subscribe_run(socket, run)
     await receive_message(socket, run, ack=False)
@@ -105,7 +105,7 @@ async def test_one_frame_waits_for_its_ack_and_then_all_since_come_as_one(run, a
     await socket.disconnect()
 
 
-async def test_a_reader_who_comes_back_gets_what_it_missed(run, alice, writer):
+async def test_a_client_that_reconnects_gets_the_missed_events(run, alice, writer):
     await writer(*[step_event(n) for n in range(1, 11)])
     socket, _ = await connect_socket(alice)
     await subscribe_run(socket, run, cursor=4)
@@ -114,7 +114,9 @@ async def test_a_reader_who_comes_back_gets_what_it_missed(run, alice, writer):
     await socket.disconnect()
 
 
-async def test_one_who_is_far_behind_or_ahead_gets_a_snapshot(run, alice, writer, monkeypatch):
+async def test_a_client_that_is_far_behind_or_ahead_gets_a_snapshot(
+    run, alice, writer, monkeypatch
+):
     monkeypatch.setattr("training.runs.live.messages.RESYNC_THRESHOLD", 5)
     await writer(*[step_event(n) for n in range(1, 11)])
     for cursor in (1, 99):
@@ -124,10 +126,10 @@ async def test_one_who_is_far_behind_or_ahead_gets_a_snapshot(run, alice, writer
         await socket.disconnect()
 
 
-async def test_a_change_of_state_alone_is_told(run, alice):
+async def test_a_change_of_state_without_events_is_sent(run, alice):
     socket, _ = await connect_socket(alice)
     await subscribe_run(socket, run)
-    assert (await receive_message(socket, run))["state"]["label"] == "Waiting"
+    assert (await receive_message(socket, run))["state"]["label"] == "Queued"
     await sync_to_async(Run.objects.filter(pk=run.pk).update)(
         state="failed", message="No.", revision=9
     )
@@ -140,7 +142,7 @@ async def test_a_change_of_state_alone_is_told(run, alice):
     await socket.disconnect()
 
 
-async def test_fifty_dropped_sockets_leave_no_gap_and_no_double(run, alice, writer):
+async def test_fifty_dropped_sockets_cause_no_gap_and_no_duplicate(run, alice, writer):
     seqs = []
     total = 10_000
 
@@ -169,25 +171,25 @@ async def test_fifty_dropped_sockets_leave_no_gap_and_no_double(run, alice, writ
     assert seqs == list(range(2, total + 1))
 
 
-async def test_a_team_mate_may_listen(run, people):
+async def test_a_team_member_may_subscribe(run, people):
     socket, _ = await connect_socket(people["bob"])
     await subscribe_run(socket, run)
     assert (await receive_message(socket, run))["type"] == "snap"
     await socket.disconnect()
 
 
-async def test_strangers_may_not(run, people):
+async def test_users_outside_the_team_may_not_subscribe(run, people):
     socket, _ = await connect_socket(people["mallory"])
     await subscribe_run(socket, run)
     assert await read_close_code(socket) == consumers.FORBIDDEN
 
 
-async def test_without_signing_in_it_is_closed_at_once(db):
+async def test_without_a_session_the_socket_is_closed_at_once(db):
     socket, _ = await connect_socket()
     assert await read_close_code(socket) == consumers.SIGNED_OUT
 
 
-async def test_a_one_time_password_opens_no_socket(alice):
+async def test_a_user_with_a_one_time_password_gets_no_socket(alice):
     alice.must_change_password = True
     await alice.asave()
     socket, _ = await connect_socket(alice)
@@ -205,13 +207,13 @@ async def test_a_one_time_password_opens_no_socket(alice):
         ((b"origin", b"http://evil.example"), (b"host", b"evil.example")),
     ],
 )
-async def test_another_origin_is_refused(alice, headers):
+async def test_another_origin_is_rejected(alice, headers):
     _, connected = await connect_socket(alice, headers)
     assert not connected
 
 
 @pytest.mark.parametrize("change", ["session", "team", "inactive"])
-async def test_who_loses_the_right_loses_the_socket(run, people, monkeypatch, change):
+async def test_losing_access_closes_the_socket(run, people, monkeypatch, change):
     monkeypatch.setattr(consumers, "CHECK_SECONDS", 0.0)
     bob = people["bob"]
     socket, _ = await connect_socket(bob)
@@ -243,13 +245,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD)
-async def test_garbage_closes_it(alice, text):
+async def test_an_invalid_message_closes_the_socket(alice, text):
     socket, _ = await connect_socket(alice)
     await socket.send_to(text_data=text)
     assert await read_close_code(socket) == consumers.BAD_MESSAGE
 
 
-async def test_too_long_and_too_many_messages_close_it(alice):
+async def test_too_long_and_too_many_messages_close_the_socket(alice):
     socket, _ = await connect_socket(alice)
     await socket.send_to(text_data=json.dumps({"type": "x" * 5000}))
     assert await read_close_code(socket) == consumers.LIMIT_EXCEEDED
@@ -259,7 +261,7 @@ async def test_too_long_and_too_many_messages_close_it(alice):
     assert await read_close_code(socket) == consumers.LIMIT_EXCEEDED
 
 
-async def test_a_person_has_no_more_than_twenty_sockets_and_gets_places_back(alice):
+async def test_a_user_has_at_most_twenty_open_sockets(alice):
     sockets = [(await connect_socket(alice))[0] for _ in range(20)]
     extra, _ = await connect_socket(alice)
     assert await read_close_code(extra) == consumers.LIMIT_EXCEEDED
@@ -272,7 +274,7 @@ async def test_a_person_has_no_more_than_twenty_sockets_and_gets_places_back(ali
     await again.disconnect()
 
 
-async def test_a_frame_that_is_never_acknowledged_ends_it(run, alice, monkeypatch):
+async def test_a_frame_without_an_ack_closes_the_socket(run, alice, monkeypatch):
     monkeypatch.setattr(consumers, "ACK_SECONDS", 0.0)
     socket, _ = await connect_socket(alice)
     await subscribe_run(socket, run)
@@ -280,7 +282,7 @@ async def test_a_frame_that_is_never_acknowledged_ends_it(run, alice, monkeypatc
     assert await read_close_code(socket) == consumers.TOO_SLOW
 
 
-async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_back(
+async def test_an_internal_error_closes_the_socket_so_that_the_browser_reconnects(
     run, alice, monkeypatch
 ):
     async def broken(_run_id):
@@ -292,7 +294,7 @@ async def test_a_fault_behind_it_closes_the_socket_so_that_the_browser_comes_bac
     assert await read_close_code(socket) == consumers.INTERNAL_ERROR
 
 
-async def test_the_host_must_be_an_allowed_one_too(alice):
+async def test_the_host_must_be_allowed(alice):
     with override_settings(ALLOWED_HOSTS=["snapml.example"]):
         _, connected = await connect_socket(
             alice, ((b"origin", b"http://snapml.example"), (b"host", b"snapml.example"))

@@ -1,9 +1,9 @@
-"""Tells the sockets of this process which runs have moved. One task looks for all of them.
+"""Wake the sockets of this process when a run changes. One task polls for all sockets.
 
-SQLite: `PRAGMA data_version` changes with every commit of another connection; asking costs 5 us, so
-    it is asked every 20 ms.
-PostgreSQL: the runs' numbers are read every 250 ms, or at once when a worker's nudge comes through
-    Redis.
+SQLite: `PRAGMA data_version` changes with every commit of another connection. It takes 5 us, so it
+    is polled every 20 ms.
+PostgreSQL: the revisions of the watched runs are read every 250 ms, or at once after a notification
+through Redis.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.sqlite_queue import QUEUE_ERRORS
 GROUP = "runs"
 COMMIT_POLL_SECONDS = 0.02
 POLL_SECONDS = 0.25
-FULL_POLL_SECONDS = 1.0  # looked at even without a sign
+FULL_POLL_SECONDS = 1.0  # with SQLite, even if no commit was noticed
 
 log = logging.getLogger("snapml.runs")
 
@@ -35,6 +35,13 @@ Revision = tuple[int, int]  # last event number, revision of the row
 
 
 class ChangeWatcher:
+    """Polls the revisions of the runs that open sockets show, and wakes the sockets of those that
+    changed.
+
+    There is one instance per web process, in the event loop. Its task starts with the first
+    listener and ends with the last one.
+    """
+
     def __init__(self) -> None:
         self._listeners: dict[int, set[asyncio.Event]] = defaultdict(set)
         self._revisions: dict[int, Revision] = {}
@@ -43,7 +50,7 @@ class ChangeWatcher:
         self._version = -1
 
     def add_listener(self, run_id: int, wake: asyncio.Event) -> None:
-        """Set `wake` whenever the run moves."""
+        """Set `wake` whenever the run changes."""
         self._listeners[run_id].add(wake)
         if (
             self._task is None
@@ -59,7 +66,7 @@ class ChangeWatcher:
             self._revisions.pop(run_id, None)
 
     async def poll_revisions(self) -> None:
-        """Read where the watched runs stand, and wake whoever listens to one that moved."""
+        """Read the revisions of the watched runs, and wake the listeners of those that changed."""
         revisions = await read_revisions(list(self._listeners))
         for run_id, revision in revisions.items():
             if self._revisions.get(run_id) != revision:
@@ -101,15 +108,13 @@ watcher = ChangeWatcher()
 
 
 def notify_browsers(run_id: int, **_signal: Any) -> None:
-    """Nudge the web servers through Redis, if there is one. SQLite needs no nudge: they see its
-    commits.
+    """Notify the web servers through Redis, if configured. SQLite needs no notification: the web
+    server polls for commits.
     """
     if settings.CHANNEL_LAYERS:
         try:
             async_to_sync(get_channel_layer().group_send)(
                 GROUP, {"type": "run_changed", "run": run_id}
             )
-        except QUEUE_ERRORS as error:  # that must not undo what was done
-            log.warning(
-                "Redis did not take a nudge (%s); browsers see it up to 250 ms later.", error
-            )
+        except QUEUE_ERRORS as error:  # it must not undo the change
+            log.warning("Redis is not available (%s). Browsers update up to 250 ms later.", error)

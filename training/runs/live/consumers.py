@@ -1,10 +1,11 @@
-"""The live socket: checks who asks, then forwards a run's stream from the browser's cursor on.
+"""The live socket: check permissions, then send a run's events from the browser's cursor on.
 
 Client: `{"type": "sub", "run", "cursor", "points"}`, `{"type": "ack", "run", "seq"}`, `{"type":
-    "unsub", "run"}`.
-Server: `snap`, then `delta` after `delta` (messages.py). One frame per subscription may be
-    unacknowledged; while it is, the server keeps only a cursor. So a browser that reads slowly
-    costs no memory, and gets larger deltas instead of more.
+"unsub", "run"}`.
+
+Server: `snap`, then one `delta` after another (messages.py). Each subscription has at most one
+unacknowledged frame; meanwhile the server keeps only a cursor. A slow browser therefore costs no
+memory: it gets larger deltas, not more of them.
 """
 
 from __future__ import annotations
@@ -51,14 +52,17 @@ class Subscription:
     points: int
     unacked_since: float | None = None
     is_new: bool = True
-    # The row's revision, and whether the run was out of touch
-    sent_revision: tuple[int, bool] = (
-        -1,
-        False,
-    )
+    # The row's revision, and whether its worker was lost
+    sent_revision: tuple[int, bool] = (-1, False)
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """The socket of one browser page, with one subscription per run that the page shows.
+
+    Channels creates it for a connection and runs it in the event loop. Its pump task sends updates
+    until the socket is closed, by the browser or with one of the close codes above.
+    """
+
     async def connect(self) -> None:
         user = self.scope["user"]
         if not user.is_authenticated or user.must_change_password:
@@ -82,7 +86,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         self.pump_task = asyncio.create_task(self.run_pump())
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
-        """Whatever ends this socket, its place is given back."""
+        """Release the socket however the connection ends."""
         self.is_counted = False
         try:
             return await super().__call__(scope, receive, send)
@@ -105,7 +109,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.channel_layer.group_discard(GROUP, self.channel_name)
 
     async def run_changed(self, _event: dict[str, Any]) -> None:
-        """A worker's nudge through Redis."""
+        """Handler of notifications from workers through Redis."""
         await watcher.poll_revisions()
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
@@ -125,7 +129,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if kind == "ack" and subscription is not None and subscription.unacked_since is not None:
             subscription.unacked_since = None
             self.wake.set()
-        # An ack that answers a frame is not counted: the server itself sets their pace
+        # Acknowledgments of frames do not count against the rate limit: the server sets their pace
         elif self.is_rate_limited():
             await self.close(LIMIT_EXCEEDED)
         elif kind == "sub":
@@ -154,8 +158,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             watcher.remove_listener(run_id, self.wake)
 
     async def run_pump(self) -> None:
-        """A pump that broke must not leave a socket that looks alive: the browser comes back with
-        its cursor.
+        """Run the pump, and close the socket if it fails, so that the browser reconnects with its
+        cursor.
         """
         try:
             await self.pump_updates()
@@ -184,7 +188,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
                     return
 
     async def send_updates(self, run_id: int, subscription: Subscription) -> None:
-        """The next frame, if there is something to tell."""
+        """Send the next frame if the run has changed."""
         last_seq, revision = await read_revision(run_id)
         if not subscription.is_new and (last_seq, revision) == (
             subscription.cursor,
@@ -207,8 +211,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.send(text_data=json.dumps(message))
 
     async def is_still_allowed(self) -> bool:
-        """Signed in still, and every run still visible? A closed session or a left team ends the
-        socket.
+        """Whether the user is still signed in and may see every subscribed run. If not, the socket
+        is closed.
         """
         user = await get_session_user(self.scope["session"].session_key)
         if user is None or user.pk != self.user.pk:
@@ -230,7 +234,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
 
 def parse_whole_number(value: Any) -> int:
-    """A JSON integer from 0 to 2^53; a bool, a float or a string is none."""
+    """A JSON integer from 0 to 2^53. Booleans, floats and strings raise ValueError."""
     if type(value) is not int or not 0 <= value <= 2**53:
         raise ValueError(f"{value!r} is not a whole number")
     return value

@@ -1,8 +1,8 @@
-"""What a browser is sent of a run: a snapshot, then everything after its cursor. Pure reads; it
-knows no socket.
+"""The messages that a browser gets about a run: a snapshot, then everything after its cursor. Pure
+reads without socket.
 
-Event numbers have no gap, so a reader that holds n asks for what comes after n and can check that
-it got n + 1 first.
+Event numbers have no gaps, so a reader that has event n requests what comes after n and can check
+that the first one is n + 1.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SNAPSHOT_KINDS = (
     "trial",
     "tuned",
 )
-SNAPSHOT_EVENTS = 500  # of each kind the newest; a run has a few dozen
+SNAPSHOT_EVENTS = 500  # the newest of each kind; a run has a few dozen
 DELTA_EVENTS = 2_000
-RESYNC_THRESHOLD = 5_000  # a reader that lacks more gets a snapshot instead of the events
+RESYNC_THRESHOLD = 5_000  # a reader that lacks more events gets a snapshot
 
 Message = dict[str, Any]
 
 
 def build_snapshot(run_id: int, points: int) -> Message:
-    """The whole picture up to event `upto`: state, curves of at most 2 x points places, and the
-    newest other events.
+    """The run up to event `upto`: status, curves of at most 2 x `points` points, and the newest
+    other events.
     """
     events: list[Event] = []
     with consistent_read():
@@ -58,9 +58,7 @@ def build_snapshot(run_id: int, points: int) -> Message:
 
 
 def build_delta(run_id: int, cursor: int) -> Message:
-    """Everything after `cursor`, first to last without gap; at most DELTA_EVENTS, the rest comes
-    with the next one.
-    """
+    """The events after `cursor` without gaps; at most DELTA_EVENTS, the next delta has the rest."""
     with consistent_read():
         run = load_run(run_id)
         rows = read_events_after(run_id, cursor, DELTA_EVENTS)
@@ -77,15 +75,15 @@ def build_delta(run_id: int, cursor: int) -> Message:
 
 
 def read_events_after(run_id: int, cursor: int, limit: int) -> list[Event]:
-    """The next `limit` events after number `cursor`, from rows and chunks alike."""
+    """The next `limit` events after number `cursor`, from rows and chunks."""
     events_by_seq = {
         event.seq: event for event in Event.objects.filter(run_id=run_id, seq__gt=cursor)[:limit]
     }
     for chunk in CurveChunk.objects.filter(run_id=run_id, last_seq__gt=cursor).order_by(
         "first_seq"
     ):
-        # Chunks of superseded and of valid steps overlap, so one that begins later may not be
-        # needed, but not the reverse.
+        # Chunks of superseded and of current steps overlap. Stop at a chunk that starts after all
+        # events that are needed.
         if len(events_by_seq) >= limit and chunk.first_seq > sorted(events_by_seq)[limit - 1]:
             break
         events_by_seq |= {
@@ -100,7 +98,7 @@ def load_run(run_id: int) -> Run:
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
-    """The event as the journal has it, and whether a later attempt trained the step anew."""
+    """The event as in the journal, and whether a later attempt superseded it."""
     fields = {"seq": event.seq, "time": event.time, "kind": event.kind, **event.fields}
     if event.step is not None:
         fields["step"] = event.step
