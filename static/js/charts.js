@@ -1,13 +1,13 @@
-// From curves to one plotly figure: rows over one x axis, so that zoom and hover go through all of
-// them. Which metrics there are, and in which row each is drawn, the page's table of metrics says.
+// Build one plotly figure from curves: rows that share an x axis, so that zoom and hover apply to
+// all. The page's table of metrics defines the metrics and the row of each.
 import { smoothValues } from "./curves.js";
 import { formatBytes } from "./formatting.js";
 import { baseAxis, baseLayout, color } from "./plots.js";
 
-// Two rows show more than their metrics: a smoothed line; moments and a forecast.
+// Two rows have more than their metrics: Loss a smoothed line, Memory markers and a forecast.
 const LOSS = "Loss";
 const MEMORY = "Memory";
-const HEIGHTS = { [LOSS]: 5, [MEMORY]: 2 }; // of the other rows: 1
+const HEIGHTS = { [LOSS]: 5, [MEMORY]: 2 }; // 1 for all other rows
 const GAP = 0.045;
 const X_TITLES = { step: "step", total_tokens: "tokens", time: "minutes" };
 const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "square" };
@@ -15,7 +15,7 @@ const SYMBOLS = { load: "diamond", "first step": "star", eval: "circle", save: "
 const formatMetricTitle = (metric) => metric.title.toLowerCase();
 const formatHover = (metric) => (metric.unit === "bytes" ? "%{y:.3s}B" : "%{y:.4~g}");
 
-// A row for each chart of the table, the tallest on top: {title, axis, domain, metrics}.
+// One row per chart of the table, the tallest on top: {title, axis, domain, metrics}.
 export function buildChartRows(metrics) {
   const titles = [...new Set(metrics.map((metric) => metric.chart))].filter(Boolean);
   const height = (title) => HEIGHTS[title] ?? 1;
@@ -31,14 +31,14 @@ export function buildChartRows(metrics) {
   });
 }
 
-// Places on the chosen axis. Time is minutes since the run's first event.
+// Returns a function from an event to its x value. Time is in minutes since the first event.
 function createPositionMapper(curves, axis, startTime) {
   const { step } = curves.axes;
   const scale = (value) => (axis === "time" ? (value - startTime) / 60 : value);
   return (event) => {
     if (axis === "step") return event.step;
     if (axis === "time") return scale(event.time);
-    let i = step.length - 1; // tokens: those of the nearest step before
+    let i = step.length - 1; // tokens: those of the nearest earlier step
     while (i > 0 && step[i] > event.step) i -= 1;
     return event.step > 0 && i >= 0 ? curves.axes.total_tokens[i] : 0;
   };
@@ -57,10 +57,10 @@ export function buildFigure({ metrics, curves, events, axis, smoothing, startTim
   );
   traces.push(buildMemoryMarkers(events, memory, toX));
   const shapes = [...buildResumeLines(events, toX), ...buildForecastLines(forecast, memory)];
-  return { traces, layout: layout(rows, axis, shapes, forecast) };
+  return { traces, layout: buildLayout(rows, axis, shapes, forecast) };
 }
 
-// A metric of every step: its line, and over that of a loss the smoothed one.
+// A metric of every step: its line, and for a loss a smoothed line on top.
 function buildStepTraces(metric, row, { curves, axis, smoothing, startTime }) {
   const scaled = (values) => (axis === "time" ? values.map((t) => (t - startTime) / 60) : values);
   const [x, y] = curves.buildRangeLine(axis, metric.name);
@@ -69,7 +69,7 @@ function buildStepTraces(metric, row, { curves, axis, smoothing, startTime }) {
     x: scaled(x),
     y,
     yaxis: row.axis,
-    name: titleOf(metric),
+    name: formatMetricTitle(metric),
     type: "scatter",
     mode: curves.length === 1 ? "markers" : "lines",
     line: { width: isSmoothed ? 1 : 1.6, color: color(metric.color) },
@@ -87,7 +87,7 @@ function buildStepTraces(metric, row, { curves, axis, smoothing, startTime }) {
   return [{ ...line, opacity: 0.3 }, smooth];
 }
 
-// A metric that is measured now and then; its hover adds what came with it and has no chart.
+// A metric of evaluations. Its hover text adds the metrics of the same event that have no chart.
 function buildEvalTrace(metric, row, { metrics, events, toX }) {
   const measured = events.filter((event) => event.kind === metric.event);
   const unchartedMetrics = metrics.filter((other) => other.event === metric.event && !other.chart);
@@ -132,7 +132,7 @@ function buildMemoryMarkers(events, yaxis, toX) {
   };
 }
 
-// A dotted line through all rows where the run was resumed.
+// A dotted line through all rows at each step from which the run was resumed.
 function buildResumeLines(events, toX) {
   return events
     .filter((event) => event.kind === "resume")
@@ -148,7 +148,7 @@ function buildResumeLines(events, toX) {
     }));
 }
 
-// What was forecast, across the measured memory.
+// The memory forecast, as a line across the measured memory.
 function buildForecastLines(forecast, yref) {
   if (!forecast) return [];
   const line = { color: color("soft"), width: 1.2, dash: "dash" };
@@ -168,7 +168,7 @@ function buildYAxis({ title, domain, metrics }) {
   };
 }
 
-// Left over a row its title, right the lines that share it, each in its color.
+// Above each row: its title on the left, and on the right the names of its lines in their colors.
 function buildRowAnnotations(row, forecast) {
   const above = { xref: "paper", y: row.domain[1], yref: "paper", yanchor: "bottom" };
   const annotation = { ...above, showarrow: false, font: { size: 12 } };
@@ -180,14 +180,14 @@ function buildRowAnnotations(row, forecast) {
     wrapInColor(metric.color, metric.label || formatMetricTitle(metric)),
   );
   if (row.title === MEMORY) {
-    // On a phone the marks' names would run into the row's title; a touch on a mark tells its name.
+    // On a phone this legend would overlap the title; tapping a marker shows its name instead.
     if (innerWidth >= 600) parts.push(wrapInColor("chart-4", "◆ load ★ first step ● eval ■ save"));
     if (forecast) parts.push(`– – forecast ${formatBytes(forecast)}`);
   }
   return [title, { ...annotation, text: parts.join("  "), x: 1, xanchor: "right" }];
 }
 
-function layout(rows, axis, shapes, forecast) {
+function buildLayout(rows, axis, shapes, forecast) {
   return {
     ...Object.fromEntries(rows.map((row) => [row.axis.replace("y", "yaxis"), buildYAxis(row)])),
     xaxis: {
@@ -207,7 +207,7 @@ function layout(rows, axis, shapes, forecast) {
     showlegend: false,
     annotations: rows.flatMap((row) => buildRowAnnotations(row, forecast)),
     shapes,
-    uirevision: axis, // keeps a person's zoom while points come in
+    uirevision: axis, // keeps the user's zoom while points arrive
     dragmode: "zoom",
   };
 }

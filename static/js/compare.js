@@ -1,5 +1,5 @@
-// Several runs in one chart. What is shown, over what and how smooth lives in the address, so that
-// a view can be shared.
+// Compare runs in one chart. Metric, axis and smoothing are in the URL, so that a view can be
+// shared.
 import { Curves, smoothValues } from "./curves.js";
 import { formatInteger } from "./formatting.js";
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";

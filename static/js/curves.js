@@ -1,5 +1,5 @@
-// The numbers behind the charts: a snapshot's buckets, then every live step. It knows no plotly, no
-// page and no metric: its series are those that the snapshot brings.
+// The data of the charts: the buckets of a snapshot, then every live step. Independent of plotly,
+// of the page and of the set of metrics: the snapshot defines the series.
 const AXES = ["step", "total_tokens", "time"];
 
 function decodeArray(text, Kind) {
@@ -46,12 +46,12 @@ export class Curves {
     this.points += 1;
     for (const name of AXES) this.axes[name].push(name === "time" ? event.time : event[name]);
     for (const [name, parts] of Object.entries(this.series)) {
-      const value = Number(event[name]); // "nan" and "inf" travel as text
+      const value = Number(event[name]); // "nan" and "inf" are sent as text
       for (const part of Object.values(parts)) part.push(value);
     }
   }
 
-  // A resumed run trains the steps after `step` again: what was drawn of them goes.
+  // Remove the points after `step`, which a resumed run trains again.
   rewindTo(step) {
     let count = this.length;
     while (count > 0 && this.axes.step[count - 1] > step) count -= 1;
@@ -61,8 +61,8 @@ export class Curves {
     }
   }
 
-  // x and y of the faint line: each bucket from its low to its high, so that a spike is drawn
-  // however far one zooms out.
+  // x and y of the faint line, which goes from the low to the high of each bucket, so that every
+  // spike is drawn at any zoom level.
   buildRangeLine(axis, name) {
     const { low, high } = this.series[name];
     if (this.raw) return [this.axes[axis], low];
@@ -80,8 +80,7 @@ export class Curves {
   }
 }
 
-// Exponential moving average, corrected for its start (as TensorBoard does): weight 0 is the line
-// itself.
+// Exponential moving average with bias correction, as in TensorBoard. Weight 0 returns the values.
 export function smoothValues(values, weight) {
   let last = 0;
   let norm = 0;

@@ -1,4 +1,4 @@
-// A deployment's last hour: answers a minute, stacked by version. The figures above it are HTMX's.
+// Requests per minute of a deployment's last hour, stacked by version. HTMX updates the figures.
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("minutes");
@@ -26,7 +26,7 @@ async function drawChart() {
           (row.failures ? `, ${row.failures} failed` : ""),
       ),
       textposition: "none",
-      hovertemplate: "%{y} answers, %{text}",
+      hovertemplate: "%{y} requests, %{text}",
       width: 50000,
       marker: { color: color(COLORS[index % COLORS.length]) },
     };
@@ -36,7 +36,7 @@ async function drawChart() {
     barmode: "stack",
     margin: { l: 40, r: 8, t: 8, b: 32 },
     xaxis: { ...baseAxis(), type: "date", range: [new Date(now - 3600000), new Date(now)] },
-    yaxis: { ...baseAxis(), title: { text: "answers a minute" }, rangemode: "tozero" },
+    yaxis: { ...baseAxis(), title: { text: "requests per minute" }, rangemode: "tozero" },
     showlegend: traces.length > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
   };

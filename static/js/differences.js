@@ -1,5 +1,4 @@
-// The tables of a comparison: each column's colour, and rows that are the same in all, shown when
-// asked for.
+// The tables of a comparison: the color of each column, and a checkbox that shows equal rows.
 const page = document.getElementById("compare");
 const same = page.querySelectorAll("[data-same]");
 

@@ -1,4 +1,4 @@
-// What every page has: theme switch, dialogs, tabs and keys.
+// Common to all pages: theme switch, dialogs, tabs and keyboard shortcuts.
 const script = document.querySelector('script[src$="frame.js"]');
 const isDark = () => getComputedStyle(document.documentElement).colorScheme.includes("dark");
 

@@ -1,18 +1,18 @@
-// The timeline of the GPUs page: a bar for every run that held a device, coloured by team. Other
-// parts of the page are HTMX's.
+// The timeline of the GPUs page: a bar for every run on a device, colored by team. HTMX updates the
+// other parts of the page.
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
 const box = document.getElementById("timeline");
 const chart = box.querySelector("[data-chart]");
 const span = box.querySelector("[data-span]");
 const COLORS = Array.from({ length: 9 }, (_, number) => `chart-${number + 1}`);
-const ROW = 24; // pixels a device: 64 of them are one and a half screens, and stay readable
+const ROW = 24; // pixels per device: 64 devices take one and a half screens and stay readable
 let drawnRows = [];
 
 const toDate = (seconds) => new Date(seconds * 1000);
 
-// A colour each for the teams that held most; the rest are one, since nobody tells fifty colours
-// apart.
+// The teams with the most device time have a color each. All others share one, since fifty colors
+// would not be distinguishable.
 function assignColorGroups(rows) {
   const deviceSeconds = new Map();
   for (const row of rows)
@@ -31,7 +31,7 @@ function assignColorGroups(rows) {
 
 function formatHoverText(row) {
   const names = [row.run, row.user, row.team].map(escapeMarkup).join(", ");
-  return row.preempted ? `${names}, stopped for another` : names;
+  return row.preempted ? `${names}, preempted` : names;
 }
 
 function buildFigure({ begin, end, rows }) {
@@ -39,7 +39,7 @@ function buildFigure({ begin, end, rows }) {
     b.localeCompare(a, undefined, { numeric: true }),
   );
   const { names: teams, getColorGroup } = assignColorGroups(rows);
-  // what was before anything happened is not shown
+  // The chart starts shortly before the first run.
   const first = Math.min(...rows.map((row) => row.from));
   const traces = teams.map((team, number) => {
     const teamRows = rows.filter((row) => getColorGroup(row.team) === team);
@@ -116,6 +116,6 @@ span.addEventListener("change", () => {
 document.addEventListener("theme", drawChart);
 setInterval(() => document.hidden || drawChart(), 15000);
 
-// The tables renew themselves, but not under somebody's hands.
+// Refresh the tables, but not while the user is interacting with them.
 const isBusy = () => document.hidden || document.querySelector("#gpus :focus, #gpus details[open]");
 setInterval(() => isBusy() || window.htmx?.trigger("#gpus", "renew"), 5000);

@@ -1,5 +1,4 @@
-// The histogram of row lengths on a data set's page, drawn again whenever the fragment that holds
-// its numbers comes in.
+// The histogram of row lengths on the page of a dataset, redrawn when its fragment is replaced.
 import { baseAxis, baseLayout, color, plotlyReady } from "./plots.js";
 
 function drawChart() {

@@ -1,5 +1,5 @@
-// A browser notification when a run of one's own ends. The strip brings the news; each run is told
-// once in a browser.
+// Browser notifications when the user's own runs end. The status bar lists the ended runs; each is
+// shown once per browser.
 const NOTIFIED_KEY = "notified-runs";
 const ENABLED_KEY = "notify";
 const button = document.querySelector("[data-notify]");
@@ -29,11 +29,11 @@ function notifyEndedRuns() {
 function updateButton() {
   if (!button) return;
   button.textContent = isEnabled()
-    ? "Stop notifications in this browser"
+    ? "Turn off notifications in this browser"
     : "Notify me in this browser when a run ends";
   const blocked = "Notification" in window && Notification.permission === "denied";
   document.querySelector("[data-notify-message]").textContent = blocked
-    ? "This browser blocks notifications from here; allow them in its settings."
+    ? "This browser blocks notifications from this site. Allow them in its settings."
     : "";
 }
 

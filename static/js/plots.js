@@ -1,19 +1,18 @@
-// What every chart needs: plotly once it has arrived, text that plotly cannot read as tags, and the
-// page's look.
+// Common to all charts: loading plotly, escaping text, and the style of the page.
 
-// Pages do not wait for plotly's 4.8 MB: numbers come while it is still being read.
+// Pages do not wait for plotly's 4.8 MB. Their data may arrive first.
 export const plotlyReady = window.Plotly
   ? Promise.resolve()
   : new Promise((ready) => document.getElementById("plotly").addEventListener("load", ready));
 
-// plotly reads a few tags in names; a name is text.
+// plotly interprets some tags in names, so names are escaped.
 export const escapeMarkup = (text) =>
   text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
 export const color = (name) =>
   getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// What all charts share: no border, no background of their own, the page's type, one hover for all
+// The layout of all charts: no border, no background, the font of the page, one hover box for all
 // lines.
 export const baseLayout = () => ({
   font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("soft") },

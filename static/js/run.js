@@ -1,5 +1,5 @@
-// The live page of one run: socket -> curves -> chart, header, samples. What the view shows lives
-// in the address.
+// The live page of one run: socket -> curves -> chart, header, samples. Axis and smoothing are in
+// the URL.
 import { buildFigure } from "./charts.js";
 import { Curves } from "./curves.js";
 import {
@@ -13,9 +13,9 @@ import { plotlyReady } from "./plots.js";
 import { LiveRun } from "./socket.js";
 import { Trials } from "./trials.js";
 
-const MAX_LIVE_POINTS = 8000; // live points drawn one by one, before a new snapshot puts them into buckets
+const MAX_LIVE_POINTS = 8000; // with more, request a new snapshot with the points in buckets
 const metrics = JSON.parse(document.getElementById("metrics").textContent);
-// What the chart marks besides steps.
+// Kinds of events that the chart marks, besides steps.
 const MARKED_KINDS = new Set(["memory", "resume", ...metrics.map((metric) => metric.event)]);
 MARKED_KINDS.delete("step");
 const page = document.getElementById("run");
@@ -28,15 +28,15 @@ const trials = new Trials(getElement("trials"));
 
 let curves = new Curves();
 let zoomedCurves = null;
-let events = []; // those that the chart marks
+let events = []; // of MARKED_KINDS
 let startTime = null;
 let state = page.dataset.state;
-let latestState = null; // what the socket last said of the run; a header that comes late must not undo it
+let latestState = null; // the last status from the socket; a late header must not undo it
 let isDrawRequested = false;
 let seq = 0;
 let isDrawing = false;
 
-// The page brings the picture as it was when it was made; the socket goes on from there.
+// The page contains a snapshot; the socket continues from it.
 const initialSnapshot = JSON.parse(document.getElementById("snapshot").textContent);
 const live = new LiveRun(
   page.dataset.socket,
@@ -44,9 +44,9 @@ const live = new LiveRun(
   initialSnapshot.points,
   initialSnapshot.upto,
 );
-live.addEventListener("open", () => connection("live", false));
-live.addEventListener("closed", () => connection("connection lost; trying again…", true));
-live.addEventListener("refused", ({ detail }) => connection(detail.reason, true));
+live.addEventListener("open", () => showConnection("live", false));
+live.addEventListener("closed", () => showConnection("connection lost; trying again…", true));
+live.addEventListener("refused", ({ detail }) => showConnection(detail.reason, true));
 live.addEventListener("snap", ({ detail: snapshot }) => showSnapshot(snapshot));
 function showSnapshot(snapshot) {
   curves = Curves.fromSnapshot(snapshot.curves);
@@ -55,7 +55,7 @@ function showSnapshot(snapshot) {
   zoomedCurves = null;
   getElement("samples").dataset.filled = "";
   startTime = snapshot.events[0]?.time ?? snapshot.state.started_at;
-  snapshot.events.forEach(handleEvent); // its curves are rewound already
+  snapshot.events.forEach(handleEvent); // the curves of a snapshot have no superseded points
   showState(snapshot.state, snapshot.upto);
 }
 live.addEventListener("delta", ({ detail: delta }) => {
@@ -76,7 +76,7 @@ function applyEvent(event) {
   handleEvent(event);
   if (event.kind === "step") curves.addStep(event);
   if (event.kind === "resume") {
-    if (!curves.raw) return live.requestSnapshot(); // a bucket cannot be cut
+    if (!curves.raw) return live.requestSnapshot(); // a bucket cannot be split
     curves.rewindTo(event.step);
     events = events.filter((one) => one.step <= event.step || one.kind === "resume");
   }
@@ -119,7 +119,8 @@ function fillHeader(now) {
 function formatTimeLeft({ seconds_left: left, queue_info }) {
   if (left != null) return `about ${formatDuration(left)} left`;
   if (!queue_info?.at) return "";
-  return `Should start: ${formatStart(queue_info.earliest, queue_info.latest, Date.now() / 1000)}`;
+  const { earliest, latest } = queue_info;
+  return `Estimated start: ${formatStart(earliest, latest, Date.now() / 1000)}`;
 }
 
 function scheduleDraw() {
@@ -156,7 +157,7 @@ function scheduleDraw() {
   });
 }
 
-// Zoomed in, buckets give way to the points behind them.
+// Replace the buckets in the zoomed range with smaller ones, or with their points.
 async function zoomTo(change) {
   const left = change["xaxis.range[0]"];
   if (change["xaxis.autorange"]) return resetZoom();
@@ -170,7 +171,7 @@ async function zoomTo(change) {
     last_step: Math.max(1, Math.ceil(last)),
   });
   const response = await fetch(`${page.dataset.metrics}?${query}`);
-  if (!response.ok) return connection(`zoom failed (${response.status})`, true);
+  if (!response.ok) return showConnection(`zoom failed (${response.status})`, true);
   zoomedCurves = Curves.fromLists(await response.json());
   scheduleDraw();
 }
@@ -208,7 +209,7 @@ function addSample(event) {
   box.prepend(sample);
 }
 
-function connection(message, off) {
+function showConnection(message, off) {
   getElement("connection").textContent = message;
   getElement("connection").classList.toggle("off", off);
 }

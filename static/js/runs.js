@@ -1,5 +1,4 @@
-// The list of runs: what is ticked stays ticked while the table renews itself, and can be compared
-// or archived.
+// The list of runs: the selection survives refreshes of the table and can be compared or archived.
 const MAX_COMPARED_RUNS = 10;
 const form = document.getElementById("chosen");
 const chosen = new Set();
@@ -7,7 +6,7 @@ const chosen = new Set();
 function updateSelection() {
   const bulk = form.querySelector("[data-bulk]");
   bulk.hidden = chosen.size === 0;
-  form.querySelector("[data-count]").textContent = `${chosen.size} chosen`;
+  form.querySelector("[data-count]").textContent = `${chosen.size} selected`;
   const compare = form.querySelector("[data-compare-button]");
   compare.disabled = chosen.size < 2 || chosen.size > MAX_COMPARED_RUNS;
   compare.textContent =

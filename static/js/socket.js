@@ -1,10 +1,10 @@
-// One socket, one run, one cursor. Reload, sleep, lost Wi-Fi and a restarted server look the same:
-// connect again and say the
-// last number that arrived; what comes then has no gap and no repeat.
+// One socket for one run, with one cursor. Reload, sleep, lost Wi-Fi and a restarted server are
+// handled alike: reconnect and send the number of the last event. The events that follow have no
+// gap and no duplicates.
 const FINAL_CLOSE_REASONS = {
-  4401: "You are signed out; sign in again.",
-  4403: "This run is not yours to see any more.",
-  4429: "Too many open pages; close some.",
+  4401: "You are signed out. Sign in again.",
+  4403: "You no longer have access to this run.",
+  4429: "Too many open pages. Close some of them.",
 };
 
 export class LiveRun extends EventTarget {
@@ -38,7 +38,7 @@ export class LiveRun extends EventTarget {
 
   handleMessage(message) {
     if (message.type === "delta" && message.first !== this.cursor + 1) {
-      this.cursor = 0; // a gap: the whole picture again
+      this.cursor = 0; // events are missing: request a new snapshot
       this.subscribe();
       return;
     }

@@ -1,4 +1,3 @@
-// Before the first paint: the chosen theme, if one was chosen. Without it the page follows the
-// system.
+// Set the selected theme before the first paint. By default the page follows the system.
 const chosenTheme = localStorage.getItem("theme");
 if (chosenTheme) document.documentElement.dataset.theme = chosenTheme;

@@ -1,12 +1,11 @@
-// The trials before a run: a row each as they go, parallel coordinates of their settings, and the
-// loss against the steps spent.
+// The trials of a run: a table, parallel coordinates of their settings, and their loss curves.
 import { formatDuration, formatInteger, formatLoss } from "./formatting.js";
 import { baseAxis, baseLayout, color, plotlyReady } from "./plots.js";
 
 const OUTCOMES = {
   running: "running",
   stopped: "stopped early",
-  done: "went all the way",
+  done: "completed",
   failed: "failed",
 };
 const config = { displayModeBar: false, responsive: true };
@@ -43,7 +42,7 @@ export class Trials {
     const [spent, budget] = [newest.spent, newest.budget].map(formatInteger);
     const progress =
       `${spent} of ${budget} steps of trials are done. ` +
-      "The first is the plan's own guess; the better half goes on each time.";
+      "The first trial has the planned settings. The better half continues each time.";
     getElement("verdict").textContent = this.verdict?.message ?? progress;
     getElement("verdict").classList.toggle("good", Boolean(this.verdict));
     getElement("rows").replaceChildren(...trials.map((trial) => this.buildRow(trial)));
@@ -55,8 +54,8 @@ export class Trials {
     const line = document.createElement("tr");
     line.classList.toggle("best", best);
     const { learning_rate: rate, rank, alpha, target_modules: layers } = trial.settings;
-    const name = `${trial.number + 1}${trial.number ? "" : ", the plan's guess"}`;
-    const state = best ? "goes on" : OUTCOMES[trial.outcome];
+    const name = `${trial.number + 1}${trial.number ? "" : ", planned settings"}`;
+    const state = best ? "selected" : OUTCOMES[trial.outcome];
     const cells = [
       ["", name],
       ["number", rate.toPrecision(3)],
@@ -153,8 +152,7 @@ export class Trials {
   }
 }
 
-// What the parallel axes are: each has a place from 0 to 1 for a trial, its words there and at both
-// ends.
+// The parallel axes. Each maps a trial to a position from 0 to 1 and formats values and both ends.
 function buildDimensions(trials) {
   const numeric = (name, value, format, scale = (x) => x) => {
     const values = trials.map(value);

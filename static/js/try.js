@@ -1,4 +1,5 @@
-// "Try it": one message, two columns, both streaming. Each column keeps a conversation of its own.
+// "Try it": one message is sent to two columns, which stream their answers. Each column has its own
+// conversation.
 const box = document.getElementById("try");
 const composer = box.querySelector("[data-composer]");
 const columns = [...box.querySelectorAll("[data-who]")].map((element) => ({
@@ -81,7 +82,7 @@ async function streamAnswer(column, settings, signal) {
       text.parentElement.className = "note bad";
       text.textContent = error.message;
     }
-    column.messages.pop(); // the question is asked again, not answered twice
+    column.messages.pop(); // the failed question is not part of the conversation
   }
 }
 

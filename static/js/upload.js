@@ -1,4 +1,4 @@
-// Upload with progress: drag and drop, a limit that is told before a byte is sent, and a Cancel.
+// Upload with drag and drop, progress, Cancel, and a size check before anything is sent.
 import { formatBytes } from "./formatting.js";
 
 const form = document.getElementById("new-data");
@@ -21,7 +21,7 @@ function sendUpload() {
   );
   if (bytes > LIMIT) {
     const most = form.dataset.limitText;
-    return showProblem(`The upload has ${formatBytes(bytes)}; at most ${most} can be taken.`);
+    return showProblem(`The upload has ${formatBytes(bytes)}. The maximum is ${most}.`);
   }
   showProblem("");
   form.querySelector("button.main").disabled = true;
@@ -35,18 +35,18 @@ function sendUpload() {
     form.querySelector("progress").value = loaded / total;
     const rate = loaded / ((performance.now() - startedAt) / 1000);
     const sent = `${formatBytes(loaded)} of ${formatBytes(total)}, ${formatBytes(rate)}/s`;
-    getElement("sent").textContent = loaded < total ? sent : "Arrived; reading the first rows…";
+    getElement("sent").textContent = loaded < total ? sent : "Uploaded. Reading the first rows…";
   };
   request.onload = () => {
     if (request.status === 200 && request.response?.url) location.assign(request.response.url);
     else
       showProblem(
         request.response?.error?.message ??
-          `The server answered ${request.status}; nothing was kept.`,
+          `The server responded with ${request.status}. Nothing was saved.`,
       );
   };
-  request.onerror = () => showProblem("The upload broke off; nothing of it was kept. Try again.");
-  request.onabort = () => showProblem("Cancelled; nothing was kept.");
+  request.onerror = () => showProblem("The upload was interrupted. Nothing was saved. Try again.");
+  request.onabort = () => showProblem("Cancelled. Nothing was saved.");
   request.send(new FormData(form));
 }
 

@@ -1,5 +1,5 @@
-// How far versions moved their base, layer by layer, on one scale; and how alike two of them are.
-// Asked again until it is done.
+// The weight analysis of a comparison: how much each version changes its base model per layer, and
+// how similar two versions are. Polls until the analysis is done.
 import { formatInteger } from "./formatting.js";
 import { baseAxis, baseLayout, color, escapeMarkup, plotlyReady } from "./plots.js";
 
@@ -9,7 +9,7 @@ const urlParams = new URLSearchParams(location.search);
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 let analysis = null;
 
-// Rows are layers, columns the modules in them; a module that a version does not move is empty.
+// Rows are layers and columns are modules. A module that a version does not change is empty.
 function buildHeatmap(relative_change, layers) {
   const names = [
     ...new Set(
@@ -38,10 +38,10 @@ function drawHeatmaps({ relative_change, layers }, versions) {
   const charts = movedVersions.map(({ name }) => {
     const chart = document.createElement("div");
     chart.setAttribute("role", "img");
-    chart.setAttribute("aria-label", `How far ${name} moved each layer`);
+    chart.setAttribute("aria-label", `Size of the change of each layer by ${name}`);
     return chart;
   });
-  // all before the first is drawn: its width depends on how many there are
+  // Insert all charts before drawing the first: their number determines its width.
   getElement("maps").replaceChildren(...charts);
   for (const [at, { id, name }] of movedVersions.entries()) {
     const { names, rows, z } = buildHeatmap(relative_change[id], layers);
@@ -85,16 +85,16 @@ function showSimilarities({ similarities, outputs }, versions) {
   const rows = [
     ...Object.entries(similarities).map(([pair, values]) => [
       pair,
-      "subspace of their updates, mean of all modules",
+      "subspace of their updates, mean over modules",
       mean(Object.values(values)),
     ]),
-    ...Object.entries(outputs).map(([pair, value]) => [pair, "what comes out (linear CKA)", value]),
+    ...Object.entries(outputs).map(([pair, value]) => [pair, "outputs (linear CKA)", value]),
   ].filter(([, , value]) => Number.isFinite(value));
   getElement("similarities").replaceChildren();
   if (!rows.length) return;
   const table = document.createElement("table");
   const head = table.insertRow();
-  for (const title of ["How alike", "", "0 to 1"]) addCell(head, "th", title);
+  for (const title of ["Similarity", "", "0 to 1"]) addCell(head, "th", title);
   for (const [pair, what, value] of rows) {
     const row = table.insertRow();
     addCell(
@@ -117,8 +117,8 @@ function showOverlaps({ overlaps }) {
       formatInteger,
     );
     return (
-      `${first} (${one} rows to train on) and ${second} (${other}) share ${shared} rows ` +
-      "word for word."
+      `${first} (${one} training rows) and ${second} (${other} training rows) have ${shared} ` +
+      "identical rows."
     );
   };
   document.querySelector("[data-overlaps]").textContent = overlaps.map(sentence).join(" ");
@@ -130,9 +130,9 @@ function drawAnalysis() {
   const unmovedNames = versions
     .filter(({ id }) => !result.relative_change[id])
     .map(({ name }) => name);
-  const unmoved = `${unmovedNames.join(", ")} move${unmovedNames.length > 1 ? "" : "s"} no weight.`;
-  getElement("weights-summary").textContent =
-    `The size of each update against the weight that it moves. ${unmovedNames.length ? unmoved : ""}`;
+  const summary = ["Size of each update relative to its base weight."];
+  if (unmovedNames.length) summary.push(`Without a change: ${unmovedNames.join(", ")}.`);
+  getElement("weights-summary").textContent = summary.join(" ");
   drawHeatmaps(result, versions);
   showSimilarities(result, versions);
   showOverlaps(result);
@@ -166,6 +166,6 @@ async function requestAnalysis(again) {
   drawAnalysis();
 }
 
-requestAnalysis("1"); // what failed is tried again by whoever opens the page, and not by each look
+requestAnalysis("1"); // opening the page retries a failed analysis; polling does not
 document.addEventListener("theme", drawAnalysis);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAnalysis);
